@@ -1,0 +1,1 @@
+"""The corpus stage: raw text -> documents -> token shards. It writes `corpus/` and `tokens/`."""

@@ -1,0 +1,251 @@
+"""The corpus stage: read the documents, tokenize them, write token shards.
+
+Reads `corpus.source` and a tokenizer. Writes `corpus/` (what was read, counted) and `tokens/`
+(shards, token counts, the tokenizer). Contract: bounded memory for any input; the output follows
+from the text, the tokenizer and the recipe, not from the machine or the number of its cores.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillhouse.corpus.documents import describe_sources, read_documents
+from stillhouse.corpus.pieces import Piece, stretches
+from stillhouse.corpus.split import is_validation, validation_point
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.recipe import CorpusRecipe, Recipe, TrainedTokenizer, recipe_part
+from stillhouse.run_folder import Inputs, RunFolder, commit_folder, fingerprint
+from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
+from stillhouse.tokens.tokenizer import (
+    load_tokenizer,
+    special_tokens,
+    text_encoder,
+    tokenizer_fingerprint,
+)
+
+BATCH_BYTES = 2**20
+STRETCH_CHARACTERS = 2**15  # small enough that a batch keeps every core busy
+TRAINING_BYTES = 200 * 10**6  # text that a tokenizer is trained on, at most
+PROGRESS_SECONDS = 5.0
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class TextCounts:
+    """What one split of the text holds. A word is what white space separates."""
+
+    documents: int = 0
+    bytes: int = 0
+    words: int = 0
+    _inside_word: bool = False
+
+    def add(self, piece: Piece, num_bytes: int) -> None:
+        """Count a piece; a word that a hard cut has split counts once."""
+        if piece.starts_document:
+            self.documents += 1
+            self._inside_word = False
+        self.bytes += num_bytes
+        self.words += len(piece.text.split()) - (self._inside_word and not piece.text[0].isspace())
+        self._inside_word = not piece.text[-1].isspace()
+
+    def facts(self) -> dict[str, int]:
+        return {"documents": self.documents, "bytes": self.bytes, "words": self.words}
+
+
+def prepare_inputs(recipe: Recipe, *, teacher_tokenizer: Path | None) -> Inputs:
+    """What the tokens follow from; looks at the files' sizes and times, reads no text."""
+    sources = {"text": fingerprint(describe_sources(recipe.corpus))}
+    tokenizer = recipe.tokens.tokenizer
+    if not isinstance(tokenizer, TrainedTokenizer):
+        sources["tokenizer"] = tokenizer_fingerprint(_tokenizer_path(tokenizer, teacher_tokenizer))
+    tokens = {
+        "language_modeling": recipe.tokens.language_modeling,
+        "tokenizer": recipe_part(tokenizer),
+    }
+    return Inputs("prepare", {"corpus": recipe_part(recipe.corpus), "tokens": tokens}, sources)
+
+
+def prepare(
+    recipe: Recipe,
+    run: RunFolder,
+    *,
+    teacher_tokenizer: Path | None,
+    offline: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write `run.corpus` and `run.tokens`, each whole or not at all.
+
+    Raises:
+        DataError: text or a tokenizer that cannot be used, or a split without documents.
+        NetworkError: a hub dataset while offline or without a connection.
+    """
+    report = progress or (lambda message: None)
+    inputs = prepare_inputs(recipe, teacher_tokenizer=teacher_tokenizer)
+    files = describe_sources(recipe.corpus)
+    chosen = recipe.tokens.tokenizer
+    if isinstance(chosen, TrainedTokenizer):
+        tokenizer = _train(recipe, chosen, offline=offline, report=report)
+    else:
+        tokenizer = load_tokenizer(_tokenizer_path(chosen, teacher_tokenizer))
+    language_modeling = recipe.tokens.language_modeling
+    special = special_tokens(tokenizer, language_modeling)
+
+    token_facts: dict[str, Any] = {
+        "language_modeling": language_modeling,
+        "dtype": token_dtype(len(tokenizer)).name,
+        "vocabulary_size": len(tokenizer),
+        "special_tokens": asdict(special),
+    }
+    text_facts: dict[str, Any] = {}
+    with (
+        commit_folder(run.tokens, inputs, token_facts, overwrite=overwrite) as tokens_folder,
+        commit_folder(run.corpus, inputs, text_facts, overwrite=overwrite) as corpus_folder,
+    ):
+        pieces = read_documents(recipe.corpus, offline=offline)
+        lead = special.end_of_text if language_modeling == "causal" else None
+        writers = {
+            split: ShardWriter(tokens_folder, split, vocabulary_size=len(tokenizer), lead=lead)
+            for split in ("train", "validation")
+        }
+        with writers["train"], writers["validation"]:
+            counts = _write_tokens(
+                _with_ids(pieces, text_encoder(tokenizer)), writers, recipe.corpus, report
+            )
+        token_facts["splits"] = {
+            split: _split_facts(writer, counts[split]) for split, writer in writers.items()
+        }
+        text_facts["splits"] = {split: count.facts() for split, count in counts.items()}
+        (tokens_folder / COUNTS).write_bytes(writers["train"].counts.tobytes())
+        tokenizer.save_pretrained(tokens_folder / "tokenizer")
+        (corpus_folder / "sources.json").write_text(
+            json.dumps(files, indent=1) + "\n", encoding="utf-8"
+        )
+
+
+def _tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
+    if tokenizer != "teacher":
+        return Path(tokenizer).expanduser()
+    if teacher_tokenizer is None:
+        raise RecipeError(
+            "tokens.tokenizer is 'teacher', but there is no teacher folder to take it from. "
+            "Give a tokenizer's folder, or {train: byte_bpe, vocabulary_size: N}."
+        )
+    return teacher_tokenizer
+
+
+def _train(recipe: Recipe, chosen: TrainedTokenizer, *, offline: bool, report: Progress) -> Any:
+    from stillhouse.tokens.tokenizer_training import train_tokenizer
+
+    report(f"training a {chosen.train} tokenizer of {chosen.vocabulary_size:,} entries")
+    texts = _training_texts(recipe.corpus, offline=offline)
+    return train_tokenizer(
+        chosen.train, chosen.vocabulary_size, texts, recipe.tokens.language_modeling
+    )
+
+
+def _training_texts(corpus: CorpusRecipe, *, offline: bool) -> Iterator[str]:
+    """The first texts of the training split; the validation split stays unseen."""
+    left = TRAINING_BYTES
+    for piece in read_documents(corpus, offline=offline):
+        if is_validation(piece.document_id, corpus.validation_fraction):
+            continue
+        yield piece.text
+        left -= len(piece.text.encode())
+        if left <= 0:
+            return
+
+
+def _with_ids(
+    pieces: Iterator[Piece], encode: Callable[[list[str]], list[np.ndarray]]
+) -> Iterator[tuple[Piece, int, np.ndarray]]:
+    """Each piece with its size in UTF-8 bytes and its token ids, encoded in batches."""
+    batch: list[tuple[Piece, int]] = []
+    waiting = 0
+    for piece in pieces:
+        size = len(piece.text.encode())
+        batch.append((piece, size))
+        waiting += size
+        if waiting >= BATCH_BYTES:
+            yield from _encoded(batch, encode)
+            batch, waiting = [], 0
+    yield from _encoded(batch, encode)
+
+
+def _encoded(
+    batch: list[tuple[Piece, int]], encode: Callable[[list[str]], list[np.ndarray]]
+) -> Iterator[tuple[Piece, int, np.ndarray]]:
+    parts = [list(stretches(piece.text, STRETCH_CHARACTERS)) for piece, _ in batch]
+    ids = iter(encode([part for some in parts for part in some]))
+    for (piece, size), some in zip(batch, parts, strict=True):
+        yield piece, size, np.concatenate([next(ids) for _ in some])
+
+
+def _write_tokens(
+    encoded: Iterator[tuple[Piece, int, np.ndarray]],
+    writers: dict[str, ShardWriter],
+    corpus: CorpusRecipe,
+    report: Progress,
+) -> dict[str, TextCounts]:
+    counts = {split: TextCounts() for split in writers}
+    lowest = 1.0  # the smallest fraction that would hold a document out
+    last = time.monotonic()
+    for piece, size, ids in encoded:
+        point = validation_point(piece.document_id)
+        lowest = min(lowest, point)
+        split = "validation" if point < corpus.validation_fraction else "train"
+        counts[split].add(piece, size)
+        writers[split].add(ids, starts_document=piece.starts_document)
+        if time.monotonic() - last >= PROGRESS_SECONDS:
+            report(_progress(counts, writers))
+            last = time.monotonic()
+    report(_progress(counts, writers))
+    for split, writer in writers.items():
+        if not writer.num_documents:
+            raise DataError(_empty_split(split, counts, lowest, corpus))
+    return counts
+
+
+def _progress(counts: dict[str, TextCounts], writers: dict[str, ShardWriter]) -> str:
+    documents = sum(count.documents for count in counts.values())
+    megabytes = sum(count.bytes for count in counts.values()) / 1e6
+    tokens = sum(writer.num_tokens for writer in writers.values())
+    return f"{documents:,} documents, {megabytes:,.1f} MB of text, {tokens:,} tokens"
+
+
+def _empty_split(
+    split: str, counts: dict[str, TextCounts], lowest: float, corpus: CorpusRecipe
+) -> str:
+    documents = sum(count.documents for count in counts.values())
+    fraction = corpus.validation_fraction
+    message = (
+        f"The {split} split is empty: at corpus.validation_fraction {fraction:g} none of the "
+        f"{documents} documents with text falls into it (the hash of a document's id decides). "
+    )
+    if documents == 1:
+        return (
+            message
+            + "Give more files, or cut this one with corpus.documents per_line or per_block."
+        )
+    if split == "train":
+        return message + "Give more documents, or a smaller corpus.validation_fraction."
+    larger = np.ceil((lowest + 1e-9) * 1000) / 1000
+    return (
+        message + f"Set corpus.validation_fraction to {larger:g} or more, or give more documents."
+    )
+
+
+def _split_facts(writer: ShardWriter, count: TextCounts) -> dict[str, Any]:
+    return {
+        **count.facts(),
+        "documents": writer.num_documents,
+        "tokens": writer.num_tokens,
+        "empty_documents": writer.empty_documents,
+        "shards": writer.shards,
+    }

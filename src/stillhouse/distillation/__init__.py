@@ -1,0 +1,1 @@
+"""The distillation stage: teacher + initial student -> student, and its control."""

@@ -1,0 +1,168 @@
+"""Distils the initial student, and trains its controls: student-init/ -> student/, control/.
+
+A control is the same student from the same initial weights with no teacher's signal: for the same
+tokens in the same order, or for the same seconds of training.
+"""
+
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from stillhouse.errors import RecipeError, RunError
+from stillhouse.families import Family, load_model, save_model
+from stillhouse.objectives.language_model import (
+    LANGUAGE_MODELING_ALONE,
+    LanguageModelObjective,
+    Teacher,
+)
+from stillhouse.recipe import DistillationRecipe, Recipe, TrainingRecipe, recipe_part
+from stillhouse.run_folder import (
+    Inputs,
+    RunFolder,
+    commit_folder,
+    is_up_to_date,
+    read_manifest,
+    verify,
+)
+from stillhouse.tokens.source import open_source, open_tokenizer
+from stillhouse.training.device import pick_device, pick_precision
+from stillhouse.training.engine import TrainingJob, checkpoints_for, plan_batches, train
+from stillhouse.training.metrics import read_metrics
+from stillhouse.training.progress import Reporter
+
+ModelName = Literal["student", "control", "control_same_time"]
+
+
+def wanted_models(recipe: DistillationRecipe) -> list[ModelName]:
+    """The models that `distill` trains, in order."""
+    controls: dict[str, list[ModelName]] = {
+        "same_tokens": ["control"],
+        "same_time": ["control_same_time"],
+        "both": ["control", "control_same_time"],
+        "none": [],
+    }
+    return ["student", *controls[recipe.control]]
+
+
+def distill_inputs(recipe: Recipe, run: RunFolder, model: ModelName, teacher: str, seed: int) -> Inputs:
+    """What one trained model follows from: a control not from the teacher or the teacher's terms."""
+    tokens, initial = read_manifest(run.tokens), read_manifest(run.student_init)
+    sources = {
+        "tokens": tokens.fingerprint if tokens else "",
+        "student-init": initial.fingerprint if initial else "",
+    }
+    training = recipe_part(recipe.distillation)
+    del training["control"]
+    if model == "control":
+        training = {key: training[key] for key in TrainingRecipe.model_fields}
+    else:
+        sources["teacher"] = teacher
+    settings = {
+        "distillation": training,
+        "tokens": recipe_part(recipe.tokens),
+        "freeze": list(recipe.student.freeze),
+    }
+    return Inputs(f"distill {model}", settings, sources, seed)
+
+
+def output_folder(run: RunFolder, model: ModelName) -> Path:
+    return {
+        "student": run.student,
+        "control": run.control,
+        "control_same_time": run.control_same_time,
+    }[model]
+
+
+class Distillation:
+    """One recipe's distillation for one seed; each model is trained and committed in turn."""
+
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, teacher_folder: Path, teacher_fingerprint: str, seed: int
+    ) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.teacher_folder = teacher_folder
+        self.teacher_fingerprint = teacher_fingerprint
+        self.seed = seed
+        self.device = pick_device()
+
+    def inputs(self, model: ModelName) -> Inputs:
+        return distill_inputs(self.recipe, self.run, model, self.teacher_fingerprint, self.seed)
+
+    def is_done(self, model: ModelName) -> bool:
+        return is_up_to_date(output_folder(self.run, model), self.inputs(model))
+
+    def train(self, model: ModelName, reporter: Reporter, *, overwrite: bool = False) -> None:
+        """Train one model to the end and commit its folder; goes on from a checkpoint if there is one."""
+        verify(self.run.tokens)
+        verify(self.run.student_init)
+        recipe, inputs = self.recipe.distillation, self.inputs(model)
+        checkpoints = checkpoints_for(self.run.checkpoints(model), inputs, recipe, reporter)
+        if overwrite:
+            checkpoints.clear()
+        family, student = load_model(self.run.student_init)
+        freeze(student, family, self.recipe.student.freeze)
+        source = open_source(self.run.tokens, self.recipe.tokens, "train")
+        num_steps = self._steps_of_same_time() if model == "control_same_time" else None
+        job = TrainingJob(
+            model,
+            student,
+            self._objective(family, model),
+            plan_batches(source, recipe, seed=self.seed, num_steps=num_steps),
+            recipe,
+            checkpoints,
+            self.run.metrics,
+            self.device,
+        )
+        progress = train(job, reporter)
+        facts: dict[str, Any] = {"training": {**asdict(progress), "model": model}}
+        target = output_folder(self.run, model)
+        with commit_folder(target, inputs, facts, overwrite=overwrite) as folder:
+            save_model(student.cpu(), open_tokenizer(self.run.tokens), folder)
+        checkpoints.clear()
+
+    def _objective(self, family: Family, model: ModelName) -> LanguageModelObjective:
+        recipe = self.recipe.distillation
+        if model != "student":
+            return LanguageModelObjective(family, LANGUAGE_MODELING_ALONE)
+        teacher_family, teacher = load_model(self.teacher_folder)
+        precision = pick_precision(recipe.precision, self.device)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        teacher = teacher.to(self.device, dtype).requires_grad_(False)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return LanguageModelObjective(
+            family, recipe.losses, teacher=Teacher(teacher_family, teacher), temperature=recipe.temperature
+        )
+
+    def _steps_of_same_time(self) -> int:
+        """Steps the control takes in the student's seconds, by the median step times of this run."""
+        student = _step_seconds(self.run.metrics, "student")
+        control = _step_seconds(self.run.metrics, "control")
+        if not student or not control:
+            raise RunError(
+                "The control of the same time needs the step times of the student and of the control of the "
+                "same tokens. Set distillation.control to both."
+            )
+        return round(len(student) * statistics.median(student) / statistics.median(control))
+
+
+def _step_seconds(metrics: Path, model: ModelName) -> list[float]:
+    totals = [line["seconds"] for line in read_metrics(metrics, model)]
+    return [after - before for before, after in zip([0.0, *totals], totals, strict=False)]
+
+
+def freeze(model: PreTrainedModel, family: Family, names: list[str]) -> None:
+    """Keep the named embeddings as they are.
+
+    Raises:
+        RecipeError: the student's family has no such embeddings.
+    """
+    for name in names:
+        if name not in family.embeddings:
+            raise RecipeError(f"student.freeze names {name}, which a {family.model_type} student does not have.")
+        model.get_parameter(family.embeddings[name]).requires_grad_(False)
+
+

@@ -1,0 +1,26 @@
+"""The architectures Stillhouse knows, and reading and writing their model folders."""
+
+from stillhouse.families.base import Family, Head, StudentKind
+from stillhouse.families.folder import (
+    count_parameters,
+    empty_model,
+    load_config,
+    load_model,
+    resolve_folder,
+    save_model,
+)
+from stillhouse.families.registry import family_named, family_of
+
+__all__ = [
+    "Family",
+    "Head",
+    "StudentKind",
+    "count_parameters",
+    "empty_model",
+    "family_named",
+    "family_of",
+    "load_config",
+    "load_model",
+    "resolve_folder",
+    "save_model",
+]

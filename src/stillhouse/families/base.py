@@ -1,0 +1,113 @@
+"""What differs between architectures, as data: one `Family` for each kind of model.
+
+Models come from transformers; a family only knows where their parts are, how a student's
+configuration follows from its teacher's, and which teacher parameter each student parameter starts
+from. Adding an architecture is one file here.
+
+Axes: B sequences, T positions, D hidden size, V vocabulary.
+"""
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from stillhouse.recipe import LanguageModeling, TeacherRecipe
+from stillhouse.tokens.batches import Batch
+
+Parameters = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The language modelling head, taken apart: logits = transform(hidden) @ weight.T + bias."""
+
+    transform: Callable[[Tensor], Tensor]
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None
+
+
+@dataclass(frozen=True)
+class StudentKind:
+    """How a student of one family follows from a teacher of another, or of the same."""
+
+    config: Callable[[PretrainedConfig, int], PretrainedConfig]
+    weights: Callable[[Parameters, Sequence[int]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. Attribute paths are relative to the transformers model with its head."""
+
+    model_type: str
+    language_modeling: LanguageModeling
+    model_class: str
+    body: str
+    layers: str
+    final_norm: str | None
+    embeddings: Mapping[str, str]
+    head: Callable[[Any], Head]
+    students: Mapping[str, StudentKind]
+    scratch_config: Callable[[TeacherRecipe, int, int, Mapping[str, int]], PretrainedConfig] | None
+    position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
+    ignored_on_load: tuple[str, ...] = ()
+
+    def num_positions(self, config: PretrainedConfig) -> int:
+        """The longest sequence the model takes, in tokens."""
+        return config.max_position_embeddings - self.position_offset(config)
+
+    def run_body(self, model: PreTrainedModel, batch: Batch) -> Float[Tensor, "B T D"]:
+        """Last hidden states, after the final norm and before the head."""
+        body = model.get_submodule(self.body)
+        positions = batch.position_ids + self.position_offset(model.config)
+        arguments: dict[str, Any] = {"use_cache": False} if self.language_modeling == "causal" else {}
+        output = body(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask(),
+            position_ids=positions,
+            **arguments,
+        )
+        return output.last_hidden_state
+
+    def hidden_size(self, config: PretrainedConfig) -> int:
+        return config.hidden_size
+
+
+def renumber_layers(layers: str) -> Callable[[Parameters, Sequence[int]], dict[str, Tensor]]:
+    """Weights of a student of the same family: student layer i is teacher layer layer_map[i]."""
+    pattern = re.compile(rf"^{re.escape(layers)}\.(\d+)\.")
+
+    def carry(teacher: Parameters, layer_map: Sequence[int]) -> dict[str, Tensor]:
+        student = {name: tensor for name, tensor in teacher.items() if not pattern.match(name)}
+        for name, tensor in teacher.items():
+            match = pattern.match(name)
+            if match is None:
+                continue
+            for new, old in enumerate(layer_map):
+                if int(match.group(1)) == old:
+                    student[f"{layers}.{new}.{name[match.end() :]}"] = tensor
+        return student
+
+    return carry
+
+
+def shallower(key: str) -> Callable[[PretrainedConfig, int], PretrainedConfig]:
+    """Configuration of a student that differs from its teacher in depth alone."""
+
+    def config_for(teacher: PretrainedConfig, num_layers: int) -> PretrainedConfig:
+        config = copy.deepcopy(teacher)
+        setattr(config, key, num_layers)
+        return config
+
+    return config_for
+
+
+def projection(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the layer that projects onto the vocabulary."""
+    assert isinstance(module, nn.Linear)
+    return module.weight, module.bias

@@ -1,0 +1,161 @@
+"""Model folders: ordinary Hugging Face checkpoints, of safetensors and JSON alone.
+
+A model is a folder or a hub name. Nothing is fetched unless a hub name was given and the network is
+allowed; no code from a model folder runs; weights are float32 in memory.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.errors import ModelError, NetworkError, StillhouseError
+from stillhouse.families.base import Family
+from stillhouse.families.registry import family_of
+
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
+    """The folder of a model: `name` itself, the packaged teacher for `sample`, or a hub snapshot.
+
+    Raises:
+        ModelError: no such folder, and not a name the hub could know.
+        NetworkError: a hub name that is not on this disk, while offline or without a network.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name == "sample":
+        return Path(__file__).parents[1] / "samples" / "teacher"
+    if not HUB_NAME.fullmatch(name) or path.is_file():
+        raise ModelError(f"{name} is not a model folder: there is no such folder (seen from {Path.cwd()}).")
+    return _hub_snapshot(name, offline=offline, weights=weights)
+
+
+def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = HUB_FILES if weights else [pattern for pattern in HUB_FILES if pattern != "*.safetensors"]
+    advice = f"Give a folder with its config.json, *.safetensors and tokenizer files in place of {name!r}."
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
+    except LocalEntryNotFoundError as error:
+        reason = "is not on this disk, and --offline forbids the network" if offline else (
+            "is not on this disk, and the hub cannot be reached"
+        )
+        raise NetworkError(f"The model {name!r} {reason}. {advice}") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"There is no folder {name!r} here and no model of that name on the hub. {advice}") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise NetworkError(f"The model {name!r} could not be fetched ({type(error).__name__}: {error}). {advice}") from error
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a model folder.
+
+    Raises:
+        ModelError: no `config.json`, one that cannot be read, or an unknown architecture.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json.")
+    try:
+        model_type = json.loads(file.read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read as a model configuration ({error!r}).") from error
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a hostile file can raise anything in the library
+        raise ModelError(f"{file} is not a usable {model_type} configuration: {_first_line(error)}") from error
+    family_of(config)
+    return config
+
+
+def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
+    """The model of a folder in float32 on the CPU, in evaluation mode, with its family.
+
+    Raises:
+        ModelError: weights are missing, damaged, of the wrong shape, or not safetensors.
+    """
+    config = load_config(folder)
+    family = family_of(config)
+    if not list(folder.glob("*.safetensors")):
+        others = sorted(path.name for path in folder.glob("*.bin"))
+        found = f"only {', '.join(others)}, which can run code when loaded" if others else "no weights"
+        raise ModelError(
+            f"{folder} has {found}; Stillhouse reads model.safetensors. Save the model with save_pretrained()."
+        )
+    try:
+        model, report = getattr(transformers, family.model_class).from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except StillhouseError:
+        raise
+    except Exception as error:  # a damaged file can raise anything in the library
+        raise ModelError(f"The weights in {folder} cannot be loaded: {_first_line(error)}") from error
+    _check_complete(folder, family, report)
+    return family, model.eval()
+
+
+def _check_complete(folder: Path, family: Family, report: Any) -> None:
+    unexpected = [
+        name
+        for name in report["unexpected_keys"]
+        if not any(re.search(pattern, name) for pattern in family.ignored_on_load)
+    ]
+    problems = [
+        f"{len(names)} {kind} ({', '.join(sorted(map(str, names))[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (
+            ("parameters missing", report["missing_keys"]),
+            ("parameters unknown to the model", unexpected),
+            ("parameters of another shape", report["mismatched_keys"]),
+        )
+        if names
+    ]
+    if problems:
+        raise ModelError(f"{folder} is not a complete {family.model_class}: {'; '.join(problems)}.")
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a model folder: configuration, safetensors, generation configuration, tokenizer."""
+    model.save_pretrained(folder)
+    if model.can_generate():
+        ids = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
+        GenerationConfig(**ids, pad_token_id=model.config.eos_token_id).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model's structure without memory for its weights (on torch's meta device)."""
+    with torch.device("meta"):
+        return getattr(transformers, family_of(config).model_class)(config)
+
+
+def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
+    """Parameters of the whole model, and of its body (embeddings and layers, without the head).
+
+    Tied parameters count once; a tied projection belongs to the body.
+    """
+    body = model.get_submodule(family_of(model.config).body)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return total, sum(parameter.numel() for parameter in body.parameters())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,53 @@
+"""GPT-2 (Radford et al. 2019), and its shallower students such as DistilGPT2."""
+
+from collections.abc import Mapping
+
+from transformers import GPT2Config, GPT2LMHeadModel, PretrainedConfig
+
+from stillhouse.families.base import Family, Head, StudentKind, projection, renumber_layers, shallower
+from stillhouse.recipe import TeacherRecipe
+
+
+def _head(model: GPT2LMHeadModel) -> Head:
+    weight, bias = projection(model.lm_head)
+    return Head(lambda hidden: hidden, weight, bias)
+
+
+def _scratch_config(
+    teacher: TeacherRecipe, vocabulary_size: int, sequence_length: int, special: Mapping[str, int]
+) -> PretrainedConfig:
+    return GPT2Config(
+        vocab_size=vocabulary_size,
+        n_positions=sequence_length,
+        n_embd=teacher.hidden_size,
+        n_layer=teacher.num_layers,
+        n_head=teacher.num_heads,
+        n_inner=teacher.intermediate_size,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own function, in one fused operation
+        resid_pdrop=teacher.dropout,
+        embd_pdrop=teacher.dropout,
+        attn_pdrop=teacher.dropout,
+        bos_token_id=special["end_of_text"],
+        eos_token_id=special["end_of_text"],
+    )
+
+
+LAYERS = "transformer.h"
+
+FAMILY = Family(
+    model_type="gpt2",
+    language_modeling="causal",
+    model_class="GPT2LMHeadModel",
+    body="transformer",
+    layers=LAYERS,
+    final_norm="transformer.ln_f",
+    embeddings={
+        "word_embeddings": "transformer.wte.weight",
+        "position_embeddings": "transformer.wpe.weight",
+    },
+    head=_head,
+    students={"gpt2": StudentKind(shallower("n_layer"), renumber_layers(LAYERS))},
+    scratch_config=_scratch_config,
+    # The causal buffers that checkpoints written before transformers 4.31 carry along.
+    ignored_on_load=(r"\.attn\.(bias|masked_bias)$",),
+)

@@ -1,0 +1,65 @@
+"""RoBERTa (Liu et al. 2019), and its shallower students such as DistilRoBERTa.
+
+Position embeddings begin after the padding id: position 0 of a sequence is row pad_token_id + 1.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import PretrainedConfig, RobertaConfig, RobertaForMaskedLM
+
+from stillhouse.families.base import Family, Head, StudentKind, projection, renumber_layers, shallower
+from stillhouse.recipe import TeacherRecipe
+
+LAYERS = "roberta.encoder.layer"
+
+
+def _head(model: RobertaForMaskedLM) -> Head:
+    head = model.lm_head
+    weight, bias = projection(head.decoder)
+
+    def transform(hidden: Tensor) -> Tensor:
+        return head.layer_norm(F.gelu(head.dense(hidden)))
+
+    return Head(transform, weight, bias)
+
+
+def _scratch_config(
+    teacher: TeacherRecipe, vocabulary_size: int, sequence_length: int, special: Mapping[str, int]
+) -> PretrainedConfig:
+    return RobertaConfig(
+        vocab_size=vocabulary_size,
+        max_position_embeddings=sequence_length + special["pad"] + 1,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        hidden_size=teacher.hidden_size,
+        num_hidden_layers=teacher.num_layers,
+        num_attention_heads=teacher.num_heads,
+        intermediate_size=teacher.intermediate_size or 4 * teacher.hidden_size,
+        hidden_dropout_prob=teacher.dropout,
+        attention_probs_dropout_prob=teacher.dropout,
+        pad_token_id=special["pad"],
+        bos_token_id=special["cls"],
+        eos_token_id=special["sep"],
+    )
+
+
+FAMILY = Family(
+    model_type="roberta",
+    language_modeling="masked",
+    model_class="RobertaForMaskedLM",
+    body="roberta",
+    layers=LAYERS,
+    final_norm=None,
+    embeddings={
+        "word_embeddings": "roberta.embeddings.word_embeddings.weight",
+        "position_embeddings": "roberta.embeddings.position_embeddings.weight",
+        "token_type_embeddings": "roberta.embeddings.token_type_embeddings.weight",
+    },
+    head=_head,
+    students={"roberta": StudentKind(shallower("num_hidden_layers"), renumber_layers(LAYERS))},
+    scratch_config=_scratch_config,
+    position_offset=lambda config: config.pad_token_id + 1,
+    ignored_on_load=(r"^roberta\.pooler\.", r"\.position_ids$"),
+)

@@ -1,0 +1,1 @@
+"""Every loss: `losses` states them plainly, `fused` computes them without full logits."""

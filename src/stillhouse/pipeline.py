@@ -1,0 +1,185 @@
+"""Runs a recipe's stages in order, each only where its inputs changed.
+
+Stages meet here and nowhere else: each is given folders, and this module knows which folder is whose.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stillhouse import families
+from stillhouse.corpus.prepare import prepare, prepare_inputs
+from stillhouse.distillation.distill import Distillation, output_folder, wanted_models
+from stillhouse.errors import RunError
+from stillhouse.evaluation.evaluate import evaluate, evaluate_inputs, summarize
+from stillhouse.recipe import Recipe, TeacherRecipe, dump_recipe
+from stillhouse.report.write import write_report
+from stillhouse.run_folder import (
+    Inputs,
+    RunFolder,
+    changed_settings,
+    fingerprint,
+    is_up_to_date,
+    locked,
+    read_manifest,
+    sha256_of,
+    write_atomic,
+)
+from stillhouse.student.initialize import initialize, initialize_inputs
+from stillhouse.teacher.train import teacher_inputs, train_teacher
+from stillhouse.training.progress import Reporter
+
+STAGES = ("prepare", "teacher", "init", "distill", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command asks beyond its recipe."""
+
+    offline: bool = False
+    overwrite: Collection[str] = field(default_factory=frozenset)
+
+
+class Pipeline:
+    """A recipe bound to a run folder."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, reporter: Reporter, options: Options) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.reporter = reporter
+        self.options = options
+
+    def run_stages(self, stages: Collection[str]) -> None:
+        """Run the named stages in order; what is up to date is left alone.
+
+        Raises:
+            RunError: an earlier stage that a named one needs has not been run.
+        """
+        with locked(self.run):
+            self._keep_recipe()
+            if "prepare" in stages:
+                self._prepare()
+            if "teacher" in stages and isinstance(self.recipe.teacher, TeacherRecipe):
+                self._once("teacher", self.run.teacher, teacher_inputs(self.recipe, self.run), self._train_teacher)
+            for seed in self.recipe.seeds:
+                run = self.seed_run(seed)
+                if "init" in stages:
+                    self._initialize(run, seed)
+                if "distill" in stages:
+                    self._distill(run, seed)
+                if "evaluate" in stages:
+                    self._evaluate(run, seed)
+            if "evaluate" in stages and len(self.recipe.seeds) > 1:
+                summarize(self.recipe, self.run, [self.seed_run(seed) for seed in self.recipe.seeds])
+            if "report" in stages:
+                write_report(self.recipe, self.run, [self.seed_run(seed) for seed in self.recipe.seeds])
+                self.reporter.say(f"report: {self.run.report}")
+
+    def seed_run(self, seed: int) -> RunFolder:
+        """Where one seed's results are: the run itself when there is only one."""
+        return self.run if len(self.recipe.seeds) == 1 else self.run.for_seed(seed)
+
+    def teacher_folder(self) -> Path:
+        if isinstance(self.recipe.teacher, TeacherRecipe):
+            return self.run.teacher
+        return families.resolve_folder(self.recipe.teacher, offline=self.options.offline)
+
+    def _teacher_fingerprint(self) -> str:
+        folder = self.teacher_folder()
+        if isinstance(self.recipe.teacher, TeacherRecipe):
+            manifest = read_manifest(folder)
+            if manifest is None:
+                raise RunError(f"{folder} is not there yet: run the stage teacher first (`stillhouse run` does).")
+            return manifest.fingerprint
+        families.load_config(folder)
+        files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+        return fingerprint({file.name: sha256_of(file) for file in files})
+
+    def _keep_recipe(self) -> None:
+        text = dump_recipe(self.recipe).encode()
+        file = self.run.recipe
+        if file.exists() and file.read_bytes() != text:
+            aside = file.parent / "replaced"
+            aside.mkdir(exist_ok=True)
+            file.rename(aside / f"recipe-{sha256_of(file)[:8]}.yaml")
+        if not file.exists():
+            write_atomic(file, text)
+
+    def _once(self, stage: str, output: Path, inputs: Inputs, work: Callable[[], None]) -> None:
+        """Do a stage's work unless its output was made from the same inputs."""
+        if is_up_to_date(output, inputs):
+            self.reporter.say(f"{stage}: {output.name} is up to date")
+            return
+        changes = changed_settings(output, inputs)
+        if changes:
+            kept = "" if self._overwrites(stage) else "; the old one is kept in replaced/"
+            self.reporter.say(f"{stage}: made again, because {', '.join(changes)}{kept}")
+        work()
+
+    def _overwrites(self, stage: str) -> bool:
+        return stage in self.options.overwrite or "all" in self.options.overwrite
+
+    def _require(self, output: Path, stage: str) -> None:
+        if read_manifest(output) is None:
+            raise RunError(f"{output} is not there yet: run the stage {stage} first (`stillhouse run` does).")
+
+    def _prepare(self) -> None:
+        teacher_tokenizer = None
+        if self.recipe.tokens.tokenizer == "teacher":
+            teacher_tokenizer = self.teacher_folder()
+        inputs = prepare_inputs(self.recipe, teacher_tokenizer=teacher_tokenizer, offline=self.options.offline)
+        self._once(
+            "prepare",
+            self.run.tokens,
+            inputs,
+            lambda: prepare(
+                self.recipe,
+                self.run,
+                teacher_tokenizer=teacher_tokenizer,
+                offline=self.options.offline,
+                overwrite=self._overwrites("prepare"),
+                progress=self.reporter.say,
+            ),
+        )
+
+    def _train_teacher(self) -> None:
+        self._require(self.run.tokens, "prepare")
+        train_teacher(self.recipe, self.run, self.reporter, overwrite=self._overwrites("teacher"))
+
+    def _initialize(self, run: RunFolder, seed: int) -> None:
+        self._require(self.run.tokens, "prepare")
+        inputs = initialize_inputs(self.recipe, self._teacher_fingerprint(), seed)
+        folder = self.teacher_folder()
+        self._once(
+            "init",
+            run.student_init,
+            inputs,
+            lambda: initialize(self.recipe, run, folder, inputs, seed, overwrite=self._overwrites("init")),
+        )
+
+    def _distill(self, run: RunFolder, seed: int) -> None:
+        self._require(self.run.tokens, "prepare")
+        self._require(run.student_init, "init")
+        distillation = Distillation(self.recipe, run, self.teacher_folder(), self._teacher_fingerprint(), seed)
+        for model in wanted_models(self.recipe.distillation):
+            self._once(
+                "distill",
+                output_folder(run, model),
+                distillation.inputs(model),
+                lambda model=model: distillation.train(
+                    model, self.reporter, overwrite=self._overwrites("distill")
+                ),
+            )
+
+    def _evaluate(self, run: RunFolder, seed: int) -> None:
+        models = {"teacher": self.teacher_folder()}
+        for model in wanted_models(self.recipe.distillation):
+            self._require(output_folder(run, model), "distill")
+            models[model] = output_folder(run, model)
+        inputs = evaluate_inputs(self.recipe, run, self._teacher_fingerprint(), list(models), seed)
+        self._once(
+            "evaluate",
+            run.evaluation,
+            inputs,
+            lambda: evaluate(self.recipe, run, models, inputs, seed, self.reporter),
+        )

@@ -1,0 +1,1 @@
+"""The report stage: evaluation.json + metrics.jsonl -> report.html and the students' model cards."""

@@ -1,0 +1,1 @@
+"""The student's stage: teacher + layer map -> initial student."""

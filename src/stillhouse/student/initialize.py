@@ -1,0 +1,89 @@
+"""The initial student: teacher + layer map -> student-init/.
+
+Its weights are carried over from the teacher's layers, drawn at random, or read from a folder.
+"""
+
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stillhouse.errors import ModelError
+from stillhouse.families import load_config, load_model, save_model
+from stillhouse.recipe import Recipe, recipe_part
+from stillhouse.run_folder import Inputs, RunFolder, commit_folder
+from stillhouse.student.plan import StudentPlan, check_sequence_length, plan_student
+from stillhouse.tokens.source import check_same_tokenizer, check_vocabulary, open_tokenizer
+
+
+def initialize_inputs(recipe: Recipe, teacher_fingerprint: str, seed: int) -> Inputs:
+    """What the initial student follows from. Carried weights do not depend on the seed."""
+    settings = {"student": recipe_part(recipe.student)}
+    return Inputs(
+        "init", settings, {"teacher": teacher_fingerprint}, seed if recipe.student.weights == "random" else None
+    )
+
+
+def initialize(
+    recipe: Recipe, run: RunFolder, teacher_folder: Path, inputs: Inputs, seed: int, *, overwrite: bool = False
+) -> None:
+    """Make the student and commit it as `student-init/`."""
+    teacher_config = load_config(teacher_folder)
+    check_sequence_length(recipe, teacher_config)
+    tokenizer = open_tokenizer(run.tokens)
+    check_vocabulary(tokenizer, teacher_config.vocab_size, f"the teacher in {teacher_folder}")
+    check_same_tokenizer(tokenizer, teacher_folder)
+    plan = plan_student(teacher_config, recipe.student)
+    if recipe.student.weights == "teacher":
+        _, teacher = load_model(teacher_folder)
+        student = student_from_teacher(teacher, plan)
+    elif recipe.student.weights == "random":
+        student = random_student(plan, seed)
+    else:
+        student = student_from_folder(Path(recipe.student.weights), plan)
+    with commit_folder(run.student_init, inputs, {"layer_map": plan.layer_map}, overwrite=overwrite) as folder:
+        save_model(student, tokenizer, folder)
+
+
+def student_from_teacher(teacher: PreTrainedModel, plan: StudentPlan) -> PreTrainedModel:
+    """A student that starts from its teacher's weights, layer i from teacher layer layer_map[i]."""
+    student = random_student(plan, seed=0)
+    weights = plan.kind.weights(dict(teacher.named_parameters()), plan.layer_map)
+    _copy(student, weights)
+    return student
+
+
+def random_student(plan: StudentPlan, seed: int) -> PreTrainedModel:
+    """A student with the architecture's own random initialisation."""
+    torch.manual_seed(seed)
+    return getattr(transformers, plan.family.model_class)(plan.config).eval()
+
+
+def student_from_folder(folder: Path, plan: StudentPlan) -> PreTrainedModel:
+    """A student that goes on from a model folder of the planned shape.
+
+    Raises:
+        ModelError: no such folder, or a model of another shape.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"student.weights is {folder}, which is neither teacher, random nor a folder.")
+    _, student = load_model(folder)
+    wanted = {name: tuple(p.shape) for name, p in random_student(plan, seed=0).named_parameters()}
+    found = {name: tuple(p.shape) for name, p in student.named_parameters()}
+    if wanted != found:
+        differ = sorted(set(wanted.items()) ^ set(found.items()))
+        raise ModelError(
+            f"The model in {folder} is not the student this recipe describes; they differ in {len(differ)} "
+            f"parameters, such as {differ[0][0]}."
+        )
+    return student
+
+
+def _copy(student: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    parameters = dict(student.named_parameters())
+    assert set(parameters) == set(weights), sorted(set(parameters) ^ set(weights))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])

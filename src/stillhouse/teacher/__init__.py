@@ -1,0 +1,1 @@
+"""The teacher's stage: a teacher trained here, where none is given."""

@@ -1,0 +1,63 @@
+"""Trains the recipe's teacher from random weights: tokens/ -> teacher/.
+
+A recipe whose teacher is a name or a folder has nothing to do here.
+"""
+
+from dataclasses import asdict
+
+import torch
+import transformers
+
+from stillhouse.families import family_named, save_model
+from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE, LanguageModelObjective
+from stillhouse.recipe import Recipe, TeacherRecipe, recipe_part
+from stillhouse.run_folder import Inputs, RunFolder, commit_folder, read_manifest, verify
+from stillhouse.tokens.source import open_source, open_tokenizer
+from stillhouse.tokens.tokenizer import special_tokens
+from stillhouse.training.device import pick_device
+from stillhouse.training.engine import TrainingJob, checkpoints_for, plan_batches, train
+from stillhouse.training.progress import Reporter
+
+
+def teacher_inputs(recipe: Recipe, run: RunFolder) -> Inputs:
+    """What the trained teacher follows from."""
+    assert isinstance(recipe.teacher, TeacherRecipe)
+    tokens = read_manifest(run.tokens)
+    settings = {"teacher": recipe_part(recipe.teacher), "tokens": recipe_part(recipe.tokens)}
+    sources = {"tokens": tokens.fingerprint if tokens else ""}
+    return Inputs("teacher", settings, sources, recipe.seeds[0])
+
+
+def train_teacher(recipe: Recipe, run: RunFolder, reporter: Reporter, *, overwrite: bool = False) -> None:
+    """Train the teacher on the run's own tokens and commit it as `teacher/`."""
+    assert isinstance(recipe.teacher, TeacherRecipe)
+    verify(run.tokens)
+    seed, inputs = recipe.seeds[0], teacher_inputs(recipe, run)
+    family = family_named(recipe.teacher.family)
+    tokenizer = open_tokenizer(run.tokens)
+    special = special_tokens(tokenizer, recipe.tokens.language_modeling)
+    assert family.scratch_config is not None
+    ids = {name: number for name, number in asdict(special).items() if isinstance(number, int)}
+    config = family.scratch_config(recipe.teacher, len(tokenizer), recipe.tokens.sequence_length, ids)
+    torch.manual_seed(seed)
+    model = getattr(transformers, family.model_class)(config)
+    training = recipe.teacher.training
+    checkpoints = checkpoints_for(run.checkpoints("teacher"), inputs, training, reporter)
+    if overwrite:
+        checkpoints.clear()
+    source = open_source(run.tokens, recipe.tokens, "train")
+    job = TrainingJob(
+        "teacher",
+        model,
+        LanguageModelObjective(family, LANGUAGE_MODELING_ALONE),
+        plan_batches(source, training, seed=seed),
+        training,
+        checkpoints,
+        run.metrics,
+        pick_device(),
+    )
+    progress = train(job, reporter)
+    facts = {"training": {"tokens": progress.tokens, "seconds": progress.seconds, "steps": progress.step}}
+    with commit_folder(run.teacher, inputs, facts, overwrite=overwrite) as folder:
+        save_model(model.cpu(), tokenizer, folder)
+    checkpoints.clear()

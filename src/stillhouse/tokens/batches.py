@@ -1,0 +1,146 @@
+"""Batches: what a training step reads, as a pure function of (seed, step).
+
+The order of sequences is a permutation per epoch, drawn from (seed, epoch); step k takes the next
+sequences of that endless order, whatever happened before. There is no loader state to save or lose.
+
+Axes: B sequences, T positions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from stillhouse.errors import DataError
+from stillhouse.recipe import Rows
+
+IGNORED = -100  # the label of a position that is not predicted
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sequences, ready for a model.
+
+    `segment_ids` number the documents packed into a sequence from 1; 0 is padding. A position sees
+    only its own segment, and with `causal` only itself and what stands before it.
+    `uniform` says that every position is real and of one segment, so no mask is needed.
+    """
+
+    input_ids: Int[Tensor, "B T"]
+    labels: Int[Tensor, "B T"]
+    segment_ids: Int[Tensor, "B T"]
+    position_ids: Int[Tensor, "B T"]
+    causal: bool
+    uniform: bool
+
+    def attention_mask(self) -> Bool[Tensor, "B 1 T T"] | None:
+        """True where a query (second to last axis) may see a key (last axis)."""
+        if self.uniform:
+            return None
+        same = self.segment_ids[:, None, :, None] == self.segment_ids[:, None, None, :]
+        return same.tril() if self.causal else same
+
+    def rows(self, rows: Rows) -> Bool[Tensor, "B T"]:
+        """The positions that count: all that are real, or those that have a label."""
+        return self.segment_ids > 0 if rows == "all" else self.labels != IGNORED
+
+    def num_rows(self, rows: Rows) -> int:
+        return int(self.rows(rows).sum())
+
+    def to(self, device: torch.device) -> "Batch":
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(
+            move(self.input_ids),
+            move(self.labels),
+            move(self.segment_ids),
+            move(self.position_ids),
+            self.causal,
+            self.uniform,
+        )
+
+    def split(self, sequences: int) -> Iterator["Batch"]:
+        """Micro-batches of at most `sequences` sequences each, in order."""
+        for start in range(0, len(self.input_ids), sequences):
+            part = slice(start, start + sequences)
+            yield Batch(
+                self.input_ids[part],
+                self.labels[part],
+                self.segment_ids[part],
+                self.position_ids[part],
+                self.causal,
+                self.uniform,
+            )
+
+
+class SequenceSource(Protocol):
+    """Sequences of one split, by number; what a visit sees may depend on (seed, epoch)."""
+
+    @property
+    def num_sequences(self) -> int: ...
+
+    @property
+    def sequence_length(self) -> int: ...
+
+    def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
+        """The given sequences, each at its epoch, as one batch."""
+        ...
+
+
+def epoch_order(seed: int, epoch: int, num_sequences: int) -> np.ndarray:
+    """The order in which one epoch visits the sequences: a permutation drawn from (seed, epoch)."""
+    generator = np.random.Generator(np.random.Philox(key=visit_key(seed, epoch, 2**64 - 1)))
+    return generator.permutation(num_sequences)
+
+
+def visit_key(seed: int, epoch: int, sequence: int) -> np.ndarray:
+    """The random key of one visit to one sequence: two 64-bit words, distinct for each visit."""
+    return np.array([(seed % 2**32) << 32 | epoch % 2**32, sequence], dtype=np.uint64)
+
+
+class StepBatches:
+    """The sequences of every optimizer step of a run, as a pure function of (seed, step)."""
+
+    def __init__(
+        self, source: SequenceSource, *, seed: int, sequences_per_step: int, num_samples: int
+    ) -> None:
+        if source.num_sequences < sequences_per_step:
+            raise DataError(
+                f"The training text gives {source.num_sequences} sequences of {source.sequence_length} tokens, "
+                f"fewer than the {sequences_per_step} of one optimizer step. Add text, or lower tokens_per_step "
+                f"(to at most {source.num_sequences * source.sequence_length}) or tokens.sequence_length."
+            )
+        self.source = source
+        self.seed = seed
+        self.sequences_per_step = sequences_per_step
+        self.num_samples = num_samples
+        self._orders: dict[int, np.ndarray] = {}
+
+    @property
+    def num_steps(self) -> int:
+        return -(-self.num_samples // self.sequences_per_step)
+
+    def samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sequence numbers and their epochs for `step` (counted from 0); the last step may be short."""
+        first = step * self.sequences_per_step
+        samples = np.arange(first, min(first + self.sequences_per_step, self.num_samples))
+        epochs, places = np.divmod(samples, self.source.num_sequences)
+        needed = set(epochs.tolist())
+        self._orders = {
+            epoch: self._orders[epoch]
+            if epoch in self._orders
+            else epoch_order(self.seed, epoch, self.source.num_sequences)
+            for epoch in needed
+        }
+        sequences = np.array([self._orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+        return sequences, epochs
+
+    def step(self, step: int) -> Batch:
+        """The whole batch of one optimizer step."""
+        sequences, epochs = self.samples(step)
+        return self.source.batch(sequences, epochs, self.seed)

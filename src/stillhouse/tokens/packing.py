@@ -1,0 +1,154 @@
+"""Packing: documents on disk become sequences of a fixed length, with no token lost.
+
+Causal: documents, each led by its end-of-text token, form one stream; sequence i is the window of T
+tokens from i*T, and its labels are the same window one token later, so every token but the very
+first is predicted exactly once. Masked: documents are cut into segments, each wrapped in CLS and SEP,
+and segments fill a sequence one after another without seeing each other.
+
+Axes: B sequences, T positions.
+"""
+
+import numpy as np
+import torch
+
+from stillhouse.recipe import MaskingRecipe
+from stillhouse.tokens.batches import IGNORED, Batch
+from stillhouse.tokens.masking import Masker
+from stillhouse.tokens.shards import TokenSplit
+from stillhouse.tokens.tokenizer import SpecialTokens
+
+SHORTEST_CUT = 16  # a document is not cut to fill a gap smaller than this
+
+
+class CausalSequences:
+    """Windows over the stream of documents; labels are the next tokens."""
+
+    def __init__(
+        self, split: TokenSplit, sequence_length: int, end_of_text: int, *, attend_across_documents: bool
+    ) -> None:
+        self.split = split
+        self.sequence_length = sequence_length
+        self.end_of_text = end_of_text
+        self.attend_across_documents = attend_across_documents
+
+    @property
+    def num_sequences(self) -> int:
+        return -(-self.split.num_tokens // self.sequence_length)
+
+    def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
+        """The windows as a batch; a causal window is the same at every epoch and seed."""
+        length = self.sequence_length
+        inputs = np.full((len(sequences), length), self.end_of_text, np.int64)
+        labels = np.full((len(sequences), length), IGNORED, np.int64)
+        real = np.zeros((len(sequences), length), bool)
+        for row, sequence in enumerate(sequences.tolist()):
+            stop = min((sequence + 1) * length, self.split.num_tokens)
+            window = self.split.read(sequence * length, min(stop + 1, self.split.num_tokens))
+            if stop == self.split.num_tokens:  # the last document ends here
+                window = np.append(window, self.end_of_text)
+            size = len(window) - 1
+            inputs[row, :size], labels[row, :size], real[row, :size] = window[:-1], window[1:], True
+        if self.attend_across_documents:
+            segments = real.astype(np.int64)
+        else:
+            segments = np.where(real, 1 + np.cumsum(inputs == self.end_of_text, axis=1), 0)
+        return _batch(inputs, labels, segments, causal=True)
+
+
+class MaskedSequences:
+    """Segments wrapped in CLS and SEP, packed in order, masked anew at every visit."""
+
+    def __init__(
+        self,
+        split: TokenSplit,
+        sequence_length: int,
+        special: SpecialTokens,
+        masking: MaskingRecipe,
+        *,
+        vocabulary_size: int,
+        counts: np.ndarray,
+    ) -> None:
+        self.split = split
+        self.sequence_length = sequence_length
+        self.special = special
+        self.masker = Masker(masking, special, vocabulary_size, counts)
+        self._starts, self._lengths, self._first_segment = pack_segments(
+            np.diff(split.document_starts.astype(np.int64)), sequence_length
+        )
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self._first_segment) - 1
+
+    def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
+        """The sequences, masked as (seed, epoch, sequence) says."""
+        shape = (len(sequences), self.sequence_length)
+        inputs = np.full(shape, self.special.pad, np.int64)
+        segments = np.zeros(shape, np.int64)
+        for row, sequence in enumerate(sequences.tolist()):
+            place = 0
+            pieces = range(self._first_segment[sequence], self._first_segment[sequence + 1])
+            for number, piece in enumerate(pieces, start=1):
+                start, size = int(self._starts[piece]), int(self._lengths[piece])
+                stop = place + size + 2
+                inputs[row, place] = self.special.cls
+                inputs[row, place + 1 : stop - 1] = self.split.read(start, start + size)
+                inputs[row, stop - 1] = self.special.sep
+                segments[row, place:stop] = number
+                place = stop
+        masked, labels = self.masker.mask(inputs, segments, sequences, epochs, seed)
+        return _batch(masked, labels, segments, causal=False)
+
+
+def pack_segments(
+    document_lengths: np.ndarray, sequence_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut documents into segments and lay them into sequences, in order.
+
+    A document is cut where a sequence is full, unless the gap is smaller than `SHORTEST_CUT` tokens;
+    short tails are kept. Two positions of each segment are for CLS and SEP.
+
+    Returns:
+        Start (in the token stream) and length of each segment, and the number of the first segment
+        of each sequence, with the number of segments at the end.
+    """
+    starts: list[int] = []
+    lengths: list[int] = []
+    first_segment: list[int] = [0]
+    room = sequence_length
+    position = 0
+    for document_length in document_lengths.tolist():
+        left = document_length
+        while left:
+            size = min(left, room - 2)
+            if size < min(left, SHORTEST_CUT):
+                first_segment.append(len(starts))
+                room = sequence_length
+                continue
+            starts.append(position)
+            lengths.append(size)
+            position += size
+            left -= size
+            room -= size + 2
+    if starts:
+        first_segment.append(len(starts))
+    return np.array(starts, np.int64), np.array(lengths, np.int64), np.array(first_segment, np.int64)
+
+
+def _batch(inputs: np.ndarray, labels: np.ndarray, segments: np.ndarray, *, causal: bool) -> Batch:
+    return Batch(
+        torch.from_numpy(inputs),
+        torch.from_numpy(labels),
+        torch.from_numpy(segments),
+        torch.from_numpy(positions_in_segments(segments)),
+        causal=causal,
+        uniform=bool((segments == segments.flat[0]).all() and segments.flat[0] > 0),
+    )
+
+
+def positions_in_segments(segments: np.ndarray) -> np.ndarray:
+    """Position of each token within its own segment, from 0; shape (B, T) as `segments`."""
+    places = np.broadcast_to(np.arange(segments.shape[1]), segments.shape)
+    begins = np.ones_like(segments, dtype=bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)

@@ -1,0 +1,233 @@
+"""Token shards: the tokens of a split on disk, as plain arrays that are memory-mapped.
+
+Files of a tokens folder, all little-endian:
+
+    train-00000.bin    tokens of whole documents, uint16 (uint32 above 65,536 vocabulary entries)
+    train-00000.idx    uint64: where each document starts within the shard, and the shard's end
+    validation-00000.bin, .idx
+    train-counts.bin   uint64[vocabulary_size]: how often each token occurs in the training split
+
+A causal document is stored as [end_of_text, t1, ..., tn], a masked one as [t1, ..., tn].
+Contract: a document never spans two shards; one without tokens is counted, not stored.
+"""
+
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from stillhouse.errors import DataError
+from stillhouse.run_folder import Manifest, read_manifest
+
+TOKENS_PER_SHARD = 100_000_000
+BUFFERED_TOKENS = 2**18
+COUNTS = "train-counts.bin"
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """The smallest type that holds every token id."""
+    return np.dtype("<u2" if vocabulary_size <= 2**16 else "<u4")
+
+
+class ShardWriter:
+    """Writes one split, token by token, in bounded memory.
+
+    `lead` is the token that stands before each document: end-of-text, or None.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        *,
+        vocabulary_size: int,
+        lead: int | None,
+        tokens_per_shard: int = TOKENS_PER_SHARD,
+    ) -> None:
+        self.counts = np.zeros(vocabulary_size, "<u8")
+        self.shards: list[str] = []
+        self.num_tokens = 0
+        self.num_documents = 0  # those stored; the ones without tokens are not among them
+        self.empty_documents = 0
+        self._folder = folder
+        self._split = split
+        self._dtype = token_dtype(vocabulary_size)
+        self._lead = [] if lead is None else [lead]
+        self._tokens_per_shard = tokens_per_shard
+        self._file: BinaryIO | None = None
+        self._starts = array("Q")
+        self._shard_tokens = 0
+        self._buffer: list[np.ndarray] = []
+        self._buffered = 0
+        self._document_has_tokens = True
+
+    def add(self, ids: np.ndarray, *, starts_document: bool) -> None:
+        """Append tokens to the current document, or to a new one."""
+        if starts_document:
+            self._end_document()
+            self._document_has_tokens = False
+        if not len(ids):
+            return
+        if not self._document_has_tokens:
+            self._document_has_tokens = True
+            self._place_for_a_document()
+            self._starts.append(self._shard_tokens)
+            self.num_documents += 1
+            self._append(np.array(self._lead, np.int64))
+        self._append(ids)
+
+    def close(self) -> None:
+        """Write what is left; the split is complete."""
+        self._end_document()
+        self._document_has_tokens = True
+        self._end_shard()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, error: object, *details: object) -> None:
+        if error is None:
+            self.close()
+        elif self._file is not None:
+            self._file.close()
+
+    def _end_document(self) -> None:
+        self.empty_documents += not self._document_has_tokens
+
+    def _place_for_a_document(self) -> None:
+        if self._shard_tokens >= self._tokens_per_shard:
+            self._end_shard()
+        if self._file is None:
+            self._file = self._path("bin").open("wb")
+
+    def _append(self, ids: np.ndarray) -> None:
+        self._buffer.append(ids)
+        self._buffered += len(ids)
+        self._shard_tokens += len(ids)
+        self.num_tokens += len(ids)
+        if self._buffered >= BUFFERED_TOKENS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._buffer:
+            return
+        ids = np.concatenate(self._buffer)
+        assert self._file is not None
+        assert int(ids.max()) < len(self.counts)
+        self._file.write(ids.astype(self._dtype).tobytes())
+        self.counts += np.bincount(ids, minlength=len(self.counts)).astype("<u8")
+        self._buffer, self._buffered = [], 0
+
+    def _end_shard(self) -> None:
+        if self._file is None:
+            return
+        self._flush()
+        self._file.close()
+        self._file = None
+        starts = np.array([*self._starts, self._shard_tokens], "<u8")
+        self._path("idx").write_bytes(starts.tobytes())
+        self.shards.append(self._path("bin").stem)
+        self._starts = array("Q")
+        self._shard_tokens = 0
+
+    def _path(self, ending: str) -> Path:
+        return self._folder / f"{self._split}-{len(self.shards):05d}.{ending}"
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """One split, memory-mapped. Positions count over all shards.
+
+    `document_starts` has one more entry than there are documents: the last is the number of tokens.
+    `counts` are those of the training split, whichever split this is.
+    """
+
+    name: str
+    vocabulary_size: int
+    shards: tuple[np.ndarray, ...]
+    document_starts: np.ndarray
+    counts: np.ndarray
+    paths: tuple[Path, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.document_starts[-1])
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.document_starts) - 1
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens `start` to `stop` (not included) as int64.
+
+        Raises:
+            DataError: a shard holds an id beyond the vocabulary.
+        """
+        assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
+        tokens = np.empty(stop - start, np.int64)
+        first = 0  # position of the shard's first token
+        for shard, path in zip(self.shards, self.paths, strict=True):
+            begin, end = max(start, first), min(stop, first + len(shard))
+            if begin < end:
+                part = shard[begin - first : end - first]
+                if int(part.max()) >= self.vocabulary_size:
+                    raise DataError(
+                        f"{path} is damaged: it holds the token {int(part.max())}, but the vocabulary "
+                        f"has {self.vocabulary_size}. {_again(path)}"
+                    )
+                tokens[begin - start : end - start] = part
+            first += len(shard)
+        return tokens
+
+
+def open_split(tokens_folder: Path, split: str) -> TokenSplit:
+    """Open a split after checking that every file has the size that the manifest says.
+
+    Raises:
+        DataError: a file is missing, too short or too long, or its index makes no sense.
+    """
+    manifest = read_manifest(tokens_folder)
+    if manifest is None:
+        raise DataError(
+            f"{tokens_folder} has no tokens yet. `stillhouse prepare RECIPE` makes them."
+        )
+    facts = manifest.facts
+    opened: list[np.ndarray] = []
+    starts = [np.zeros(1, np.uint64)]
+    paths = tuple(tokens_folder / f"{name}.bin" for name in facts["splits"][split]["shards"])
+    for path in paths:
+        tokens = _sized_file(path, np.dtype(facts["dtype"]).newbyteorder("<"), manifest)
+        index = _sized_file(path.with_suffix(".idx"), np.dtype("<u8"), manifest)
+        _check_index(index, path.with_suffix(".idx"), len(tokens))
+        opened.append(tokens)
+        starts.append(index[1:] + starts[-1][-1])
+    counts = np.array(_sized_file(tokens_folder / COUNTS, np.dtype("<u8"), manifest))
+    size = facts["vocabulary_size"]
+    return TokenSplit(split, size, tuple(opened), np.concatenate(starts), counts, paths)
+
+
+def _sized_file(path: Path, dtype: np.dtype, manifest: Manifest) -> np.ndarray:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is missing, though the manifest beside it lists it. {_again(path)}"
+        ) from error
+    expected = manifest.files[path.name]["size_bytes"]
+    if size != expected:
+        raise DataError(f"{path} is damaged: {size} bytes, expected {expected}. {_again(path)}")
+    return np.memmap(path, dtype, mode="r", shape=(size // dtype.itemsize,))
+
+
+def _check_index(index: np.ndarray, path: Path, num_tokens: int) -> None:
+    if index[0] != 0 or index[-1] != num_tokens or (index[1:] <= index[:-1]).any():
+        raise DataError(
+            f"{path} is damaged: its document starts do not rise from 0 to {num_tokens}. "
+            f"{_again(path)}"
+        )
+
+
+def _again(path: Path) -> str:
+    return f"Move {path.parent} away; `stillhouse prepare` makes it anew."

@@ -1,0 +1,82 @@
+"""From a tokens folder to sequences: the split, its packing, its masking."""
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from stillhouse.errors import DataError
+from stillhouse.recipe import TokensRecipe
+from stillhouse.tokens.batches import SequenceSource
+from stillhouse.tokens.packing import CausalSequences, MaskedSequences
+from stillhouse.tokens.shards import open_split
+from stillhouse.tokens.tokenizer import SpecialTokens, load_tokenizer, special_tokens
+
+
+def open_tokenizer(tokens_folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that made the shards; its copy travels with every model of the run."""
+    return load_tokenizer(tokens_folder / "tokenizer")
+
+
+def open_source(tokens_folder: Path, recipe: TokensRecipe, split: str) -> SequenceSource:
+    """The sequences of one split, packed as the recipe says; masked ones are masked at each visit."""
+    tokens = open_split(tokens_folder, split)
+    tokenizer = open_tokenizer(tokens_folder)
+    special = special_tokens(tokenizer, recipe.language_modeling)
+    if recipe.language_modeling == "causal":
+        assert special.end_of_text is not None
+        return CausalSequences(
+            tokens,
+            recipe.sequence_length,
+            special.end_of_text,
+            attend_across_documents=recipe.attend_across_documents,
+        )
+    return MaskedSequences(
+        tokens,
+        recipe.sequence_length,
+        special,
+        recipe.masking,
+        vocabulary_size=len(tokenizer),
+        counts=open_split(tokens_folder, "train").counts,
+    )
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model_vocabulary_size: int, model: str) -> None:
+    """Refuse a tokenizer whose ids are not the model's.
+
+    A model may have a few more rows than the tokenizer has tokens (rows added to round the size up).
+
+    Raises:
+        DataError: they disagree.
+    """
+    if not 0 <= model_vocabulary_size - len(tokenizer) < 1024:
+        raise DataError(
+            f"The tokenizer has {len(tokenizer)} tokens, but {model} has a vocabulary of {model_vocabulary_size}: "
+            "they do not belong together. Set tokens.tokenizer to the teacher's own (tokenizer: teacher)."
+        )
+
+
+def check_same_tokenizer(tokenizer: PreTrainedTokenizerFast, teacher_folder: Path) -> None:
+    """Refuse a tokenizer that differs from the one in the teacher's folder, where it has one.
+
+    Raises:
+        DataError: the same token has another id in the teacher's tokenizer.
+    """
+    file = teacher_folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    try:
+        vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is not a readable tokenizer ({error!r}).") from error
+    ours = tokenizer.get_vocab()
+    if isinstance(vocabulary, dict):
+        differ = [token for token, number in vocabulary.items() if ours.get(token) != number]
+        if differ:
+            raise DataError(
+                f"The run's tokenizer and the teacher's in {teacher_folder} disagree on {len(differ)} tokens, such "
+                f"as {differ[0]!r}. Set tokens.tokenizer to teacher."
+            )
+
+
+__all__ = ["SpecialTokens", "check_same_tokenizer", "check_vocabulary", "open_source", "open_tokenizer"]

@@ -1,0 +1,243 @@
+"""Tokenizers: loading one from files, and encoding text with it.
+
+Contract: nothing is fetched and no code from a folder runs. `encode_texts` treats all text as text:
+the characters `<|endoftext|>` or `[MASK]` in a document never become the special token.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from stillhouse.errors import DataError
+from stillhouse.recipe import LanguageModeling
+from stillhouse.run_folder import fingerprint, sha256_of
+
+# Vocabulary and merges of byte-level BPE, under today's names and under OpenAI's.
+BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+OWN_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+END_OF_TEXT = "<|endoftext|>"
+BERT_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+}
+CAUSAL_LENGTH, MASKED_LENGTH = 1024, 512  # model_max_length where no file says it
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of a tokenizer's special tokens; None where it has no such token."""
+
+    end_of_text: int | None
+    cls: int | None
+    sep: int | None
+    mask: int | None
+    pad: int | None
+    unk: int | None
+    all_ids: tuple[int, ...]
+
+
+def special_tokens(
+    tokenizer: PreTrainedTokenizerFast, language_modeling: LanguageModeling
+) -> SpecialTokens:
+    """The special tokens, checked to be those that the kind of language modeling needs.
+
+    Raises:
+        DataError: one that is needed is not there.
+    """
+    names = {kind: _id_of(tokenizer, kind) for kind in ("cls", "sep", "mask", "pad", "unk")}
+    end, begin = _id_of(tokenizer, "eos"), _id_of(tokenizer, "bos")
+    found = {"end_of_text": begin if end is None else end, **names}
+    needed = ["end_of_text"] if language_modeling == "causal" else ["cls", "sep", "mask", "pad"]
+    missing = [name for name in needed if found[name] is None]
+    if missing:
+        raise DataError(
+            f"The tokenizer has no {', '.join(missing)} token, which {language_modeling} language "
+            "modeling needs. Add it to the tokenizer's tokenizer_config.json, or give another one as "
+            "tokens.tokenizer."
+        )
+    return SpecialTokens(**found, all_ids=tuple(sorted(set(tokenizer.all_special_ids))))
+
+
+def _id_of(tokenizer: PreTrainedTokenizerFast, kind: str) -> int | None:
+    token = tokenizer.special_tokens_map.get(f"{kind}_token")
+    return None if token is None else tokenizer.backend_tokenizer.token_to_id(str(token))
+
+
+def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder, or that of a single WordPiece vocabulary file.
+
+    Raises:
+        DataError: no tokenizer there, or one that cannot be read.
+    """
+    if not source.exists():
+        raise DataError(
+            f"There is no tokenizer at {source} (seen from {Path.cwd()}). "
+            "Give a folder or a vocabulary file."
+        )
+    try:
+        tokenizer = _load(source)
+    except DataError:
+        raise
+    except Exception as error:  # the libraries raise bare Exception on a file that makes no sense
+        raise DataError(
+            f"The tokenizer at {source} cannot be read ({type(error).__name__}: {error}). "
+            "Fetch its files again."
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise DataError(
+            f"The tokenizer at {source} is a {type(tokenizer).__name__}, without a tokenizer.json. "
+            "Save its fast version with save_pretrained, and give that folder."
+        )
+    return tokenizer
+
+
+def tokenizer_files(source: Path) -> list[Path]:
+    """The files that make the tokenizer at `source`."""
+    if source.is_file():
+        return [source]
+    names = [*OWN_FILES, *(name for pair in BPE_FILES for name in pair), "vocab.txt"]
+    return [source / name for name in names if (source / name).is_file()]
+
+
+def tokenizer_fingerprint(source: Path) -> str:
+    """SHA-256 over the files that make a tokenizer, wherever they lie.
+
+    Raises:
+        DataError: there is no tokenizer.
+    """
+    files = tokenizer_files(source)
+    if not files:
+        raise _no_tokenizer(source)
+    return fingerprint(
+        {path.name: sha256_of(path) for path in files if path.name != "special_tokens_map.json"}
+    )
+
+
+def _load(source: Path) -> object:
+    if source.is_file():
+        return _wordpiece(source)
+    if any((source / name).is_file() for name in OWN_FILES[:2]):
+        return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    for vocabulary, merges in BPE_FILES:
+        if (source / vocabulary).is_file() and (source / merges).is_file():
+            return _byte_bpe(source / vocabulary, source / merges)
+    if (source / "vocab.txt").is_file():
+        return _wordpiece(source / "vocab.txt")
+    raise _no_tokenizer(source)
+
+
+def _no_tokenizer(source: Path) -> DataError:
+    return DataError(
+        f"{source} holds no tokenizer. It needs tokenizer.json, or vocab.json and merges.txt, "
+        "or encoder.json and vocab.bpe, or vocab.txt."
+    )
+
+
+def _byte_bpe(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
+    from tokenizers.models import BPE
+
+    model = BPE.from_file(str(vocabulary), str(merges))
+    backend = Tokenizer(model)
+    names: dict[str, str] = {}
+    if backend.token_to_id(END_OF_TEXT) is not None:
+        names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    elif backend.token_to_id("<mask>") is not None:
+        names = ROBERTA_TOKENS
+    return wrap_byte_bpe(backend, names)
+
+
+def wrap_byte_bpe(backend: Tokenizer, names: dict[str, str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE model with GPT-2's rules around it, and RoBERTa's where there is a mask."""
+    from tokenizers import decoders, pre_tokenizers, processors
+
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    length = CAUSAL_LENGTH
+    if "mask_token" in names:
+        begin, end = (backend.token_to_id(token) for token in ("<s>", "</s>"))
+        backend.post_processor = processors.RobertaProcessing(
+            ("</s>", end), ("<s>", begin), trim_offsets=True, add_prefix_space=False
+        )
+        length = MASKED_LENGTH
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=length, **names)
+
+
+def _wordpiece(path: Path) -> PreTrainedTokenizerFast:
+    tokens = _read_vocabulary(path)
+    words = [token for token in tokens if not (token.startswith("[") and token.endswith("]"))]
+    upper = any("A" <= letter <= "Z" for word in words for letter in word)
+    return wrap_wordpiece(
+        {token: number for number, token in enumerate(tokens)},
+        lowercase="uncased" in path.name or not upper,
+    )
+
+
+def _read_vocabulary(path: Path) -> list[str]:
+    try:
+        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not a vocabulary: byte {error.start} is not UTF-8. "
+            "It needs one token per line."
+        ) from error
+    missing = [token for token in BERT_TOKENS.values() if token not in tokens]
+    if missing:
+        raise DataError(
+            f"{path} is not a WordPiece vocabulary: {', '.join(missing)} is not in it. "
+            "It needs one token per line."
+        )
+    if len(set(tokens)) != len(tokens):
+        raise DataError(
+            f"{path} lists {len(tokens) - len(set(tokens))} tokens twice. "
+            "Each line must be its own token."
+        )
+    return tokens
+
+
+def wrap_wordpiece(vocabulary: dict[str, int], *, lowercase: bool) -> PreTrainedTokenizerFast:
+    """A WordPiece vocabulary with BERT's rules around it."""
+    from transformers import BertTokenizer
+
+    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=MASKED_LENGTH)
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Sequence[str]], list[np.ndarray]]:
+    """A function from texts to token ids; no special token is added, nothing is cut or padded.
+
+    It uses all cores; the result does not depend on how many there are.
+    """
+    # Said outright, so that the library neither warns nor drops its threads when a process forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
+
+    return encode

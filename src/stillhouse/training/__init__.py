@@ -1,0 +1,1 @@
+"""The engine that every training run shares: loop, optimizer, schedule, checkpoints, metrics."""

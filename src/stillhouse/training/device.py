@@ -1,0 +1,40 @@
+"""Where training runs, and in which precision."""
+
+import contextlib
+from typing import Literal
+
+import torch
+
+
+def pick_device() -> torch.device:
+    """The first CUDA device where there is one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def pick_precision(
+    wanted: Literal["auto", "fp32", "bf16"], device: torch.device
+) -> Literal["fp32", "bf16"]:
+    """What `auto` means on this device."""
+    if wanted == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    return wanted
+
+
+def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> contextlib.AbstractContextManager[None]:
+    """Matrix products in bfloat16 where the precision says so; weights and losses stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def micro_batch_tokens(wanted: int | Literal["auto"], device: torch.device) -> int:
+    """Tokens of one forward and backward pass. On a processor few tokens stay in its caches."""
+    if wanted == "auto":
+        return 16_384 if device.type == "cuda" else 2_048
+    return wanted

@@ -1,0 +1,29 @@
+"""Stopping on request: SIGINT and SIGTERM set a flag that training reads between micro-batches."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Self
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM is noted; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number
