@@ -1,0 +1,66 @@
+"""Stillhouse: knowledge distillation of Transformer language models.
+
+The public Python API. Heavy libraries are imported when a function is called.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stillhouse.errors import StillhouseError
+
+if TYPE_CHECKING:
+    from stillhouse.generation import LoadedModel
+
+__version__ = "0.1.0"
+__all__ = ["StillhouseError", "__version__", "load", "run", "set_seed"]
+
+
+def load(name: str | Path, *, offline: bool = False) -> "LoadedModel":
+    """Load a model folder, a hub name, or `sample`; the result has `.generate()` and `.features()`.
+
+    Raises:
+        ModelError: no such folder, or one that is not a complete model.
+        NetworkError: a hub name that is not on this disk, without a network.
+    """
+    from stillhouse.generation import load as load_model
+
+    return load_model(name, offline=offline)
+
+
+def run(
+    recipe: str | Path,
+    run_dir: str | Path,
+    *,
+    overrides: tuple[str, ...] = (),
+    offline: bool = False,
+) -> Path:
+    """Run all stages of a recipe, as `stillhouse run` does; returns the run folder.
+
+    Args:
+        recipe: A packaged recipe's name, or a path.
+        overrides: Settings such as "distillation.temperature=1".
+    """
+    from stillhouse.pipeline import Options, Pipeline
+    from stillhouse.recipe import load_recipe
+    from stillhouse.run_folder import RunFolder
+    from stillhouse.stages import STAGES
+    from stillhouse.training.progress import ConsoleReporter
+
+    _, parsed = load_recipe(str(recipe), overrides)
+    with ConsoleReporter() as reporter:
+        Pipeline(
+            parsed, RunFolder.at(Path(run_dir)), reporter, Options(offline=offline)
+        ).run_stages(STAGES)
+    return Path(run_dir)
+
+
+def set_seed(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch, so that what follows is reproducible."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

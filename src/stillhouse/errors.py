@@ -63,7 +63,7 @@ class TrainingError(StillhouseError):
     exit_code = 8
 
 
-class Stopped(StillhouseError):
+class Stopped(StillhouseError):  # noqa: N818 (not a mistake of anyone's)
     """A signal asked to stop; the last completed step is committed and can be resumed."""
 
     def __init__(self, message: str, signal_number: int) -> None:

@@ -25,14 +25,19 @@ def library_versions() -> dict[str, str]:
 
 @functools.cache
 def source_commit() -> str | None:
-    """The commit of the source tree Stillhouse runs from; None when it is installed from a wheel."""
+    """The commit of the source tree Stillhouse runs from; None when it is installed from a
+    wheel."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     git = ["git", "-C", str(root)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        status = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if commit.returncode != 0:

@@ -1,7 +1,7 @@
 """Runs a recipe's stages in order, each only where its inputs changed.
 
-Stages meet here and nowhere else: each is given folders, and this module knows which folder is whose.
-"""
+Stages meet here and nowhere else: each is given folders, and this module knows which folder is
+whose."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -11,8 +11,9 @@ from stillhouse import families
 from stillhouse.corpus.prepare import prepare, prepare_inputs
 from stillhouse.distillation.distill import Distillation, output_folder, wanted_models
 from stillhouse.errors import RunError
-from stillhouse.evaluation.evaluate import evaluate, evaluate_inputs, summarize
+from stillhouse.evaluation.evaluate import Measured, evaluate, evaluate_inputs, summarize
 from stillhouse.recipe import Recipe, TeacherRecipe, dump_recipe
+from stillhouse.report.summary import summary
 from stillhouse.report.write import write_report
 from stillhouse.run_folder import (
     Inputs,
@@ -29,8 +30,6 @@ from stillhouse.student.initialize import initialize, initialize_inputs
 from stillhouse.teacher.train import teacher_inputs, train_teacher
 from stillhouse.training.progress import Reporter
 
-STAGES = ("prepare", "teacher", "init", "distill", "evaluate", "report")
-
 
 @dataclass(frozen=True)
 class Options:
@@ -43,11 +42,14 @@ class Options:
 class Pipeline:
     """A recipe bound to a run folder."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, reporter: Reporter, options: Options) -> None:
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, reporter: Reporter, options: Options
+    ) -> None:
         self.recipe = recipe
         self.run = run
         self.reporter = reporter
         self.options = options
+        self._measured = Measured()
 
     def run_stages(self, stages: Collection[str]) -> None:
         """Run the named stages in order; what is up to date is left alone.
@@ -60,7 +62,12 @@ class Pipeline:
             if "prepare" in stages:
                 self._prepare()
             if "teacher" in stages and isinstance(self.recipe.teacher, TeacherRecipe):
-                self._once("teacher", self.run.teacher, teacher_inputs(self.recipe, self.run), self._train_teacher)
+                self._once(
+                    "teacher",
+                    self.run.teacher,
+                    teacher_inputs(self.recipe, self.run),
+                    self._train_teacher,
+                )
             for seed in self.recipe.seeds:
                 run = self.seed_run(seed)
                 if "init" in stages:
@@ -70,10 +77,18 @@ class Pipeline:
                 if "evaluate" in stages:
                     self._evaluate(run, seed)
             if "evaluate" in stages and len(self.recipe.seeds) > 1:
-                summarize(self.recipe, self.run, [self.seed_run(seed) for seed in self.recipe.seeds])
+                summarize(
+                    self.recipe, self.run, [self.seed_run(seed) for seed in self.recipe.seeds]
+                )
             if "report" in stages:
-                write_report(self.recipe, self.run, [self.seed_run(seed) for seed in self.recipe.seeds])
+                write_report(
+                    self.recipe, self.run, [self.seed_run(seed) for seed in self.recipe.seeds]
+                )
                 self.reporter.say(f"report: {self.run.report}")
+
+    def summary(self) -> str:
+        """The outcome and the table, as text for a terminal."""
+        return summary(self.recipe, self.run, [self.seed_run(seed) for seed in self.recipe.seeds])
 
     def seed_run(self, seed: int) -> RunFolder:
         """Where one seed's results are: the run itself when there is only one."""
@@ -89,7 +104,10 @@ class Pipeline:
         if isinstance(self.recipe.teacher, TeacherRecipe):
             manifest = read_manifest(folder)
             if manifest is None:
-                raise RunError(f"{folder} is not there yet: run the stage teacher first (`stillhouse run` does).")
+                raise RunError(
+                    f"{folder} is not there yet: run the stage teacher first (`stillhouse run` "
+                    "does)."
+                )
             return manifest.fingerprint
         families.load_config(folder)
         files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
@@ -117,17 +135,19 @@ class Pipeline:
         work()
 
     def _overwrites(self, stage: str) -> bool:
-        return stage in self.options.overwrite or "all" in self.options.overwrite
+        return stage in self.options.overwrite
 
     def _require(self, output: Path, stage: str) -> None:
         if read_manifest(output) is None:
-            raise RunError(f"{output} is not there yet: run the stage {stage} first (`stillhouse run` does).")
+            raise RunError(
+                f"{output} is not there yet: run the stage {stage} first (`stillhouse run` does)."
+            )
 
     def _prepare(self) -> None:
         teacher_tokenizer = None
         if self.recipe.tokens.tokenizer == "teacher":
             teacher_tokenizer = self.teacher_folder()
-        inputs = prepare_inputs(self.recipe, teacher_tokenizer=teacher_tokenizer, offline=self.options.offline)
+        inputs = prepare_inputs(self.recipe, teacher_tokenizer=teacher_tokenizer)
         self._once(
             "prepare",
             self.run.tokens,
@@ -154,13 +174,17 @@ class Pipeline:
             "init",
             run.student_init,
             inputs,
-            lambda: initialize(self.recipe, run, folder, inputs, seed, overwrite=self._overwrites("init")),
+            lambda: initialize(
+                self.recipe, run, folder, inputs, seed, overwrite=self._overwrites("init")
+            ),
         )
 
     def _distill(self, run: RunFolder, seed: int) -> None:
         self._require(self.run.tokens, "prepare")
         self._require(run.student_init, "init")
-        distillation = Distillation(self.recipe, run, self.teacher_folder(), self._teacher_fingerprint(), seed)
+        distillation = Distillation(
+            self.recipe, run, self.teacher_folder(), self._teacher_fingerprint(), seed
+        )
         for model in wanted_models(self.recipe.distillation):
             self._once(
                 "distill",
@@ -172,14 +196,16 @@ class Pipeline:
             )
 
     def _evaluate(self, run: RunFolder, seed: int) -> None:
-        models = {"teacher": self.teacher_folder()}
-        for model in wanted_models(self.recipe.distillation):
-            self._require(output_folder(run, model), "distill")
-            models[model] = output_folder(run, model)
-        inputs = evaluate_inputs(self.recipe, run, self._teacher_fingerprint(), list(models), seed)
+        outputs = {
+            model: output_folder(run, model) for model in wanted_models(self.recipe.distillation)
+        }
+        for folder in outputs.values():
+            self._require(folder, "distill")
+        folders = {"teacher": self.teacher_folder(), **outputs}
+        inputs = evaluate_inputs(self.recipe, run, self._teacher_fingerprint(), outputs, seed)
         self._once(
             "evaluate",
             run.evaluation,
             inputs,
-            lambda: evaluate(self.recipe, run, models, inputs, seed, self.reporter),
+            lambda: evaluate(self.recipe, run, folders, inputs, self._measured, self.reporter),
         )

@@ -1,16 +1,15 @@
 """The recipe: one YAML file, typed, frozen, and the only place where a user's settings are checked.
 
-Every section is a pydantic model that refuses unknown keys. `load_recipe` turns every mistake into one
-`RecipeError` that names the key, what was found, and the nearest valid name.
-What needs the teacher's configuration (is layer 12 there?) is checked by `stillhouse.check`.
-"""
+Every section is a pydantic model that refuses unknown keys. `load_recipe` turns every mistake into
+one `RecipeError` that names the key, what was found, and the nearest valid name. What needs the
+teacher's configuration (is layer 12 there?) is checked by `stillhouse.check`."""
 
 import difflib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -25,6 +24,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from stillhouse.errors import RecipeError
 
@@ -91,7 +92,7 @@ class TeacherRecipe(Section):
     training: TrainingRecipe = TrainingRecipe()
 
     @model_validator(mode="after")
-    def _heads_divide_the_hidden_size(self) -> Self:
+    def _heads_divide_the_hidden_size(self) -> Any:
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
@@ -114,7 +115,7 @@ class CorpusRecipe(Section):
         return [self.source] if isinstance(self.source, str) else self.source
 
     @model_validator(mode="after")
-    def _names_a_source(self) -> Self:
+    def _names_a_source(self) -> Any:
         if not self.sources or not all(self.sources):
             raise ValueError("source names no text; give a path, a glob, hf://NAME, or sample")
         return self
@@ -138,7 +139,7 @@ class MaskingRecipe(Section):
     draw: Literal["per_sequence", "per_batch"] = "per_sequence"
 
     @model_validator(mode="after")
-    def _shares_sum_to_one(self) -> Self:
+    def _shares_sum_to_one(self) -> Any:
         total = self.mask + self.keep + self.random
         if abs(total - 1) > 1e-6:
             raise ValueError(f"mask + keep + random is {total:g}; the three shares must sum to 1")
@@ -219,7 +220,7 @@ class LossesRecipe(Section):
         return {name: term for name, term in terms.items() if term is not None and term.weight > 0}
 
     @model_validator(mode="after")
-    def _something_to_learn_from(self) -> Self:
+    def _something_to_learn_from(self) -> Any:
         if not self.active():
             raise ValueError("every weight is zero or left out, so there is nothing to learn from")
         return self
@@ -296,7 +297,7 @@ class Recipe(Section):
         return [self.seed] if isinstance(self.seed, int) else self.seed
 
     @model_validator(mode="after")
-    def _parts_agree(self) -> Self:
+    def _parts_agree(self) -> Any:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seed lists {self.seeds}; name each seed once")
         if isinstance(self.teacher, TeacherRecipe):
@@ -331,7 +332,9 @@ def recipe_text(name_or_path: str) -> tuple[str, str]:
         try:
             return path.stem, path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise RecipeError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+            raise RecipeError(
+                f"{path} is not UTF-8 text ({error.reason} at byte {error.start})."
+            ) from error
     near = _nearest(name_or_path, recipe_names())
     raise RecipeError(
         f"There is no recipe {name_or_path!r}: neither a file nor a packaged recipe."
@@ -353,7 +356,9 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
     """Validate a recipe's YAML text after applying `overrides`; `where` names it in errors."""
     data = _parse_yaml(text, where)
     if not isinstance(data, dict):
-        raise RecipeError(f"{where}: a recipe is a mapping of keys to values, got {type(data).__name__}.")
+        raise RecipeError(
+            f"{where}: a recipe is a mapping of keys to values, got {type(data).__name__}."
+        )
     for override in overrides:
         _apply_override(data, override)
     try:
@@ -372,6 +377,11 @@ def recipe_part(section: BaseModel | str) -> Any:
     return section if isinstance(section, str) else json.loads(section.model_dump_json())
 
 
+def shaping_part(training: TrainingRecipe) -> dict[str, Any]:
+    """The settings of a training that shape its result: all but how often it is committed."""
+    return {key: value for key, value in recipe_part(training).items() if key != "checkpoint"}
+
+
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
@@ -385,19 +395,20 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice, and anchors (a few lines of which can fill memory)."""
+    """Safe YAML that refuses a key written twice, and anchors (a few lines of which can fill
+    memory)."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
+            raise ComposerError(None, None, "aliases (*name) are not allowed", mark)
         return super().compose_node(parent, index)  # pyright: ignore[reportArgumentType]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
+                raise ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
                 )
             seen.add(key.value)
@@ -408,7 +419,10 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     path, separator, value = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
-        raise RecipeError(f"--set takes KEY.KEY=VALUE, such as seed=1 or tokens.sequence_length=256; got {override!r}.")
+        raise RecipeError(
+            "--set takes KEY.KEY=VALUE, such as seed=1 or tokens.sequence_length=256; got "
+            f"{override!r}."
+        )
     target = data
     for key in keys[:-1]:
         target = target.setdefault(key, {})
@@ -428,20 +442,26 @@ def _explain(error: ValidationError, where: str) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{path} is missing.")
         elif problem["type"] == "value_error":
-            message = str(problem["ctx"]["error"])
+            message = str(problem.get("ctx", {}).get("error"))
             lines.append(f"{path + ': ' if path else ''}{message}.")
         else:
             message = problem["msg"][0].lower() + problem["msg"][1:]
             lines.append(f"{path}: {message}, got {problem['input']!r:.80}.")
     unique = list(dict.fromkeys(lines))
-    return f"{where}: " + (unique[0] if len(unique) == 1 else "".join(f"\n  {line}" for line in unique))
+    return f"{where}: " + (
+        unique[0] if len(unique) == 1 else "".join(f"\n  {line}" for line in unique)
+    )
 
 
 def _fields_at(keys: Sequence[int | str]) -> list[str]:
     """Names of the fields of the section that `keys` leads to."""
     section: type[BaseModel] = Recipe
     for key in keys:
-        candidates = _sections_in(section.model_fields[str(key)].annotation) if str(key) in section.model_fields else []
+        candidates = (
+            _sections_in(section.model_fields[str(key)].annotation)
+            if str(key) in section.model_fields
+            else []
+        )
         if not candidates:
             return []
         section = candidates[0]

@@ -37,7 +37,8 @@ class RunFolder:
         return cls(path, path)
 
     def for_seed(self, seed: int) -> "RunFolder":
-        """The folder of one seed of several: its own results, the same corpus, tokens and teacher."""
+        """The folder of one seed of several: its own results, the same corpus, tokens and
+        teacher."""
         return RunFolder(self.path / f"seed-{seed}", self.path)
 
     @property
@@ -131,7 +132,11 @@ def sha256_of(path: Path) -> str:
 
 def manifest_path(output: Path) -> Path:
     """Where an output's manifest stands: inside a folder, beside a single file."""
-    return output.with_name(f"{output.stem}.{MANIFEST}") if output.suffix in (".json", ".html") else output / MANIFEST
+    return (
+        output.with_name(f"{output.stem}.{MANIFEST}")
+        if output.suffix in (".json", ".html")
+        else output / MANIFEST
+    )
 
 
 def read_manifest(output: Path) -> Manifest | None:
@@ -148,13 +153,17 @@ def read_manifest(output: Path) -> Manifest | None:
         data["inputs"] = Inputs(**data["inputs"])
         return Manifest(**data)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RunError(f"{path} is damaged ({error}). Move {output} away; the stage then runs again.") from error
+        raise RunError(
+            f"{path} is damaged ({error}). Move {output} away; the stage then runs again."
+        ) from error
 
 
 def is_up_to_date(output: Path, inputs: Inputs) -> bool:
     """Whether `output` was made from exactly these inputs."""
     manifest = read_manifest(output)
-    return manifest is not None and fingerprint(asdict(manifest.inputs)) == fingerprint(asdict(inputs))
+    return manifest is not None and fingerprint(asdict(manifest.inputs)) == fingerprint(
+        asdict(inputs)
+    )
 
 
 def changed_settings(output: Path, inputs: Inputs) -> list[str]:
@@ -168,7 +177,9 @@ def changed_settings(output: Path, inputs: Inputs) -> list[str]:
         if old.get(key) != new.get(key):
             name = key.removeprefix("settings.").removeprefix("sources.")
             digest = key.startswith("sources.")
-            changes.append(f"{name} changed" if digest else f"{name}: {old.get(key)} -> {new.get(key)}")
+            changes.append(
+                f"{name} changed" if digest else f"{name}: {old.get(key)} -> {new.get(key)}"
+            )
     return changes
 
 
@@ -184,14 +195,21 @@ def verify(output: Path) -> None:
     for name, facts in manifest.files.items():
         path = output / name if output.is_dir() else output
         if not path.is_file():
-            raise RunError(f"{path} is missing, though {manifest_path(output)} lists it. Move {output} away to redo it.")
+            raise RunError(
+                f"{path} is missing, though {manifest_path(output)} lists it. Move {output} away "
+                "to redo it."
+            )
         size = path.stat().st_size
         if size != facts["size_bytes"]:
             raise RunError(
-                f"{path} is damaged: {size} bytes, expected {facts['size_bytes']}. Move {output} away to redo it."
+                f"{path} is damaged: {size} bytes, expected {facts['size_bytes']}. Move {output} "
+                "away to redo it."
             )
         if sha256_of(path) != facts["sha256"]:
-            raise RunError(f"{path} is damaged: its content does not match its SHA-256. Move {output} away to redo it.")
+            raise RunError(
+                f"{path} is damaged: its content does not match its SHA-256. Move {output} away to "
+                "redo it."
+            )
 
 
 @contextlib.contextmanager
@@ -200,10 +218,9 @@ def commit_folder(
 ) -> Iterator[Path]:
     """Write a folder that appears under its name only when it is complete.
 
-    Yields a temporary folder. On success its files are flushed to disk, `manifest.json` is added (with
-    `facts`, which the body may fill), and the folder is renamed to `target`. What stood there before
-    moves to `replaced/`, or goes away with `overwrite`. On failure nothing changes.
-    """
+    Yields a temporary folder. On success its files are flushed to disk, `manifest.json` is added
+    (with `facts`, which the body may fill), and the folder is renamed to `target`. What stood there
+    before moves to `replaced/`, or goes away with `overwrite`. On failure nothing changes."""
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
@@ -213,7 +230,10 @@ def commit_folder(
         with explained_os_errors(target):
             yield temporary
             files = {
-                str(path.relative_to(temporary)): {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+                str(path.relative_to(temporary)): {
+                    "size_bytes": path.stat().st_size,
+                    "sha256": sha256_of(path),
+                }
                 for path in sorted(temporary.rglob("*"))
                 if path.is_file()
             }
@@ -233,8 +253,12 @@ def commit_file(target: Path, content: bytes, inputs: Inputs, *, seconds: float 
     with explained_os_errors(target):
         manifest_path(target).unlink(missing_ok=True)
         write_atomic(target, content)
-        facts = {target.name: {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
-        write_atomic(manifest_path(target), _manifest_bytes(Manifest(inputs, facts, round(seconds, 3))))
+        facts = {
+            target.name: {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        }
+        write_atomic(
+            manifest_path(target), _manifest_bytes(Manifest(inputs, facts, round(seconds, 3)))
+        )
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -283,7 +307,8 @@ def locked(run: RunFolder) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(
-                f"{run.shared} is in use by another stillhouse process. Wait for it, or give another --run-dir."
+                f"{run.shared} is in use by another stillhouse process. Wait for it, or give "
+                "another --run-dir."
             ) from error
         yield
 
@@ -297,7 +322,8 @@ def explained_os_errors(path: Path) -> Iterator[None]:
         where = error.filename or path
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ResourceError(
-                f"The disk is full: writing {where} failed ({error.strerror}). Nothing half-written was kept. "
+                f"The disk is full: writing {where} failed ({error.strerror}). Nothing "
+                "half-written was kept. "
                 "Free some space and give the same command again; it goes on from the last commit."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
@@ -305,7 +331,9 @@ def explained_os_errors(path: Path) -> Iterator[None]:
                 f"{where} cannot be written ({error.strerror}). Give another folder with --run-dir."
             ) from error
         if error.errno == errno.EIO:
-            raise ResourceError(f"The disk failed while writing {where} ({error.strerror}).") from error
+            raise ResourceError(
+                f"The disk failed while writing {where} ({error.strerror})."
+            ) from error
         raise
 
 

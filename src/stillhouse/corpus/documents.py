@@ -9,9 +9,10 @@ cannot be read raises a DataError that names the file and the place.
 import codecs
 import io
 from collections.abc import Iterator
+from io import BufferedIOBase
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from stillhouse.corpus.files import JSON_SUFFIXES, SourceFile, find_files, opened
 from stillhouse.corpus.hub import HUB_PREFIX, read_hub
@@ -98,7 +99,7 @@ def _read_file(file: SourceFile, corpus: CorpusRecipe) -> Iterator[Piece]:
                 yield from pieces_of(f"{file.name}:{number}", (text for _, text in group))
 
 
-def _decoded(content: BinaryIO, path: Path) -> Iterator[str]:
+def _decoded(content: BufferedIOBase, path: Path) -> Iterator[str]:
     """A file's text in blocks, checked to be UTF-8 without NUL characters."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     offset = 0  # of the first byte that is not yet decoded

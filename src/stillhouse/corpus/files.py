@@ -1,7 +1,7 @@
 """Files: which files a source names, and how their bytes are read.
 
-Contract: a file's name in its source does not depend on where the source lies on disk: it is the
-path below the source's folder (for a glob, below its part without wildcards), or the file's own name.
+Contract: a file's name does not depend on where its source lies on disk: it is the path below the
+source's folder (for a glob, below its part without wildcards), or the file's own name.
 """
 
 import contextlib
@@ -12,8 +12,8 @@ import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 from stillhouse.errors import DataError, StillhouseError
 
@@ -96,13 +96,13 @@ def _relative(path: Path, root: Path) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BufferedIOBase]:
     """A file's content, decompressed; what disk or decompressor find wrong is a DataError."""
     with reading(path):
         ending = path.suffix.lower()
         if ending == ".gz":
             with gzip.open(path, "rb") as file:
-                yield file  # pyright: ignore[reportReturnType]
+                yield file
         elif ending in COMPRESSED:
             with path.open("rb") as compressed, io.BufferedReader(_ZstdReader(compressed)) as file:
                 yield file
@@ -136,7 +136,7 @@ class _ZstdReader(io.RawIOBase):
     parts of at most some 32 MB.
     """
 
-    def __init__(self, compressed: BinaryIO) -> None:
+    def __init__(self, compressed: BufferedIOBase) -> None:
         import zstandard
 
         self._new_frame = zstandard.ZstdDecompressor().decompressobj

@@ -16,10 +16,10 @@ import numpy as np
 
 from stillhouse.corpus.documents import describe_sources, read_documents
 from stillhouse.corpus.pieces import Piece, stretches
-from stillhouse.corpus.split import is_validation, validation_point
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.recipe import CorpusRecipe, Recipe, TrainedTokenizer, recipe_part
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder, fingerprint
+from stillhouse.tokens.held_out import is_validation, validation_point
 from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
 from stillhouse.tokens.tokenizer import (
     load_tokenizer,

@@ -1,12 +1,13 @@
 """Records: documents that stand as fields of JSON lines or Parquet rows.
 
-Contract: the text is the recipe's `corpus.text_field`; the id is the record's own `id` where it has
-one (a string or a whole number), else `file:line`. A text that is missing or not a string is an error.
+Contract: the text is the field `corpus.text_field`; the id is the record's own `id` where it has
+one (a string or a whole number), else `file:line`. A text that is missing or no string is an error.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 from stillhouse.corpus.files import SourceFile, reading
 from stillhouse.corpus.pieces import Piece, pieces_of
@@ -17,7 +18,7 @@ ROWS_PER_READ = 32  # few, since one row may be a whole book
 BOM = b"\xef\xbb\xbf"
 
 
-def read_json_lines(content: BinaryIO, file: SourceFile, text_field: str) -> Iterator[Piece]:
+def read_json_lines(content: BufferedIOBase, file: SourceFile, text_field: str) -> Iterator[Piece]:
     """The documents of a file with one JSON object per line; blank lines are passed over."""
     offset = 0
     number = 0
@@ -26,8 +27,8 @@ def read_json_lines(content: BinaryIO, file: SourceFile, text_field: str) -> Ite
         where = f"{file.path} line {number}"
         if len(line) > MAX_LINE_BYTES:
             raise DataError(
-                f"{where} is longer than {MAX_LINE_BYTES // 2**20} MiB. A .jsonl or .json file must "
-                "have one JSON object per line; store longer documents as plain text files."
+                f"{where} is longer than {MAX_LINE_BYTES // 2**20} MiB. A .jsonl or .json file "
+                "must have one JSON object per line; store longer documents as plain text files."
             )
         size = len(line)
         if number == 1:
@@ -110,7 +111,8 @@ def record_pieces(
 def _missing_field(where: str, text_field: str, found: list[str]) -> str:
     return (
         f"{where} has no field {text_field!r}; its fields are "
-        f"{', '.join(map(repr, found)) or 'none'}. Give the field with the text as corpus.text_field."
+        f"{', '.join(map(repr, found)) or 'none'}. "
+        "Give the field with the text as corpus.text_field."
     )
 
 

@@ -5,9 +5,9 @@ tokens in the same order, or for the same seconds of training.
 """
 
 import statistics
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ from stillhouse.objectives.language_model import (
     LanguageModelObjective,
     Teacher,
 )
-from stillhouse.recipe import DistillationRecipe, Recipe, TrainingRecipe, recipe_part
+from stillhouse.recipe import DistillationRecipe, Recipe, TrainingRecipe, recipe_part, shaping_part
 from stillhouse.run_folder import (
     Inputs,
     RunFolder,
@@ -48,17 +48,20 @@ def wanted_models(recipe: DistillationRecipe) -> list[ModelName]:
     return ["student", *controls[recipe.control]]
 
 
-def distill_inputs(recipe: Recipe, run: RunFolder, model: ModelName, teacher: str, seed: int) -> Inputs:
-    """What one trained model follows from: a control not from the teacher or the teacher's terms."""
+def distill_inputs(
+    recipe: Recipe, run: RunFolder, model: ModelName, teacher: str, seed: int
+) -> Inputs:
+    """What one trained model follows from: a control not from the teacher or the teacher's
+    terms."""
     tokens, initial = read_manifest(run.tokens), read_manifest(run.student_init)
     sources = {
         "tokens": tokens.fingerprint if tokens else "",
         "student-init": initial.fingerprint if initial else "",
     }
-    training = recipe_part(recipe.distillation)
+    training = shaping_part(recipe.distillation)
     del training["control"]
     if model == "control":
-        training = {key: training[key] for key in TrainingRecipe.model_fields}
+        training = {key: training[key] for key in TrainingRecipe.model_fields if key in training}
     else:
         sources["teacher"] = teacher
     settings = {
@@ -81,7 +84,12 @@ class Distillation:
     """One recipe's distillation for one seed; each model is trained and committed in turn."""
 
     def __init__(
-        self, recipe: Recipe, run: RunFolder, teacher_folder: Path, teacher_fingerprint: str, seed: int
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        teacher_folder: Path,
+        teacher_fingerprint: str,
+        seed: int,
     ) -> None:
         self.recipe = recipe
         self.run = run
@@ -97,7 +105,8 @@ class Distillation:
         return is_up_to_date(output_folder(self.run, model), self.inputs(model))
 
     def train(self, model: ModelName, reporter: Reporter, *, overwrite: bool = False) -> None:
-        """Train one model to the end and commit its folder; goes on from a checkpoint if there is one."""
+        """Train one model to the end and commit its folder; goes on from a checkpoint if there is
+        one."""
         verify(self.run.tokens)
         verify(self.run.student_init)
         recipe, inputs = self.recipe.distillation, self.inputs(model)
@@ -119,7 +128,7 @@ class Distillation:
             self.device,
         )
         progress = train(job, reporter)
-        facts: dict[str, Any] = {"training": {**asdict(progress), "model": model}}
+        facts = {"training": progress.facts()}
         target = output_folder(self.run, model)
         with commit_folder(target, inputs, facts, overwrite=overwrite) as folder:
             save_model(student.cpu(), open_tokenizer(self.run.tokens), folder)
@@ -132,18 +141,23 @@ class Distillation:
         teacher_family, teacher = load_model(self.teacher_folder)
         precision = pick_precision(recipe.precision, self.device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        teacher = teacher.to(self.device, dtype).requires_grad_(False)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        teacher.requires_grad_(False).to(device=self.device, dtype=dtype)  # pyright: ignore[reportCallIssue]
         return LanguageModelObjective(
-            family, recipe.losses, teacher=Teacher(teacher_family, teacher), temperature=recipe.temperature
+            family,
+            recipe.losses,
+            teacher=Teacher(teacher_family, teacher),
+            temperature=recipe.temperature,
         )
 
     def _steps_of_same_time(self) -> int:
-        """Steps the control takes in the student's seconds, by the median step times of this run."""
+        """Steps the control takes in the student's seconds, by the median step times of this
+        run."""
         student = _step_seconds(self.run.metrics, "student")
         control = _step_seconds(self.run.metrics, "control")
         if not student or not control:
             raise RunError(
-                "The control of the same time needs the step times of the student and of the control of the "
+                "The control of the same time needs the step times of the student and of the "
+                "control of the "
                 "same tokens. Set distillation.control to both."
             )
         return round(len(student) * statistics.median(student) / statistics.median(control))
@@ -154,7 +168,7 @@ def _step_seconds(metrics: Path, model: ModelName) -> list[float]:
     return [after - before for before, after in zip([0.0, *totals], totals, strict=False)]
 
 
-def freeze(model: PreTrainedModel, family: Family, names: list[str]) -> None:
+def freeze(model: PreTrainedModel, family: Family, names: Sequence[str]) -> None:
     """Keep the named embeddings as they are.
 
     Raises:
@@ -162,7 +176,7 @@ def freeze(model: PreTrainedModel, family: Family, names: list[str]) -> None:
     """
     for name in names:
         if name not in family.embeddings:
-            raise RecipeError(f"student.freeze names {name}, which a {family.model_type} student does not have.")
+            raise RecipeError(
+                f"student.freeze names {name}, which a {family.model_type} student does not have."
+            )
         model.get_parameter(family.embeddings[name]).requires_grad_(False)
-
-

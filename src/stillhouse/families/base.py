@@ -65,7 +65,9 @@ class Family:
         """Last hidden states, after the final norm and before the head."""
         body = model.get_submodule(self.body)
         positions = batch.position_ids + self.position_offset(model.config)
-        arguments: dict[str, Any] = {"use_cache": False} if self.language_modeling == "causal" else {}
+        arguments: dict[str, Any] = (
+            {"use_cache": False} if self.language_modeling == "causal" else {}
+        )
         output = body(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask(),

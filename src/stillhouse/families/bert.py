@@ -1,9 +1,8 @@
 """BERT (Devlin et al. 2019), and its students: a shallower BERT, or DistilBERT.
 
-DistilBERT has no token type embeddings. The vector of type 0, which every position of a teacher that
-reads one sequence receives, is folded into the position embeddings: there it changes nothing else.
-In the word embeddings it would shift the logits of the tied head.
-"""
+DistilBERT has no token type embeddings. The vector of type 0, which every position of a teacher
+that reads one sequence receives, is folded into the position embeddings: there it changes nothing
+else. In the word embeddings it would shift the logits of the tied head."""
 
 from collections.abc import Mapping, Sequence
 
@@ -63,12 +62,16 @@ def _distilbert_weights(teacher: Parameters, layer_map: Sequence[int]) -> dict[s
     type_0 = teacher[f"{embeddings}.token_type_embeddings.weight"][0]
     positions = teacher[f"{embeddings}.position_embeddings.weight"]
     student = {
-        "distilbert.embeddings.word_embeddings.weight": teacher[f"{embeddings}.word_embeddings.weight"],
+        "distilbert.embeddings.word_embeddings.weight": teacher[
+            f"{embeddings}.word_embeddings.weight"
+        ],
         "distilbert.embeddings.position_embeddings.weight": positions + type_0,
         "vocab_projector.bias": teacher[f"{head}.bias"],
     }
     for kind in ("weight", "bias"):
-        student[f"distilbert.embeddings.LayerNorm.{kind}"] = teacher[f"{embeddings}.LayerNorm.{kind}"]
+        student[f"distilbert.embeddings.LayerNorm.{kind}"] = teacher[
+            f"{embeddings}.LayerNorm.{kind}"
+        ]
         student[f"vocab_transform.{kind}"] = teacher[f"{head}.transform.dense.{kind}"]
         student[f"vocab_layer_norm.{kind}"] = teacher[f"{head}.transform.LayerNorm.{kind}"]
         for new, old in enumerate(layer_map):

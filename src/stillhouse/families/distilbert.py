@@ -3,7 +3,14 @@
 from torch import Tensor
 from transformers import DistilBertForMaskedLM
 
-from stillhouse.families.base import Family, Head, StudentKind, projection, renumber_layers, shallower
+from stillhouse.families.base import (
+    Family,
+    Head,
+    StudentKind,
+    projection,
+    renumber_layers,
+    shallower,
+)
 
 LAYERS = "distilbert.transformer.layer"
 

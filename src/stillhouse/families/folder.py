@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from stillhouse.errors import ModelError, NetworkError, StillhouseError
 from stillhouse.families.base import Family
@@ -37,27 +43,43 @@ def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
     if name == "sample":
         return Path(__file__).parents[1] / "samples" / "teacher"
     if not HUB_NAME.fullmatch(name) or path.is_file():
-        raise ModelError(f"{name} is not a model folder: there is no such folder (seen from {Path.cwd()}).")
+        raise ModelError(
+            f"{name} is not a model folder: there is no such folder (seen from {Path.cwd()})."
+        )
     return _hub_snapshot(name, offline=offline, weights=weights)
 
 
 def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
-    patterns = HUB_FILES if weights else [pattern for pattern in HUB_FILES if pattern != "*.safetensors"]
-    advice = f"Give a folder with its config.json, *.safetensors and tokenizer files in place of {name!r}."
+    patterns = (
+        HUB_FILES if weights else [pattern for pattern in HUB_FILES if pattern != "*.safetensors"]
+    )
+    advice = (
+        f"In place of {name!r}, give a folder with its config, safetensors and tokenizer files."
+    )
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
     except LocalEntryNotFoundError as error:
-        reason = "is not on this disk, and --offline forbids the network" if offline else (
-            "is not on this disk, and the hub cannot be reached"
+        reason = (
+            "is not on this disk, and --offline forbids the network"
+            if offline
+            else ("is not on this disk, and the hub cannot be reached")
         )
         raise NetworkError(f"The model {name!r} {reason}. {advice}") from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"There is no folder {name!r} here and no model of that name on the hub. {advice}") from error
+        raise ModelError(
+            f"There is no folder {name!r} here and no model of that name on the hub. {advice}"
+        ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise NetworkError(f"The model {name!r} could not be fetched ({type(error).__name__}: {error}). {advice}") from error
+        raise NetworkError(
+            f"The model {name!r} could not be fetched ({type(error).__name__}: {error}). {advice}"
+        ) from error
 
 
 def load_config(folder: Path) -> PretrainedConfig:
@@ -76,7 +98,9 @@ def load_config(folder: Path) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a hostile file can raise anything in the library
-        raise ModelError(f"{file} is not a usable {model_type} configuration: {_first_line(error)}") from error
+        raise ModelError(
+            f"{file} is not a usable {model_type} configuration: {_first_line(error)}"
+        ) from error
     family_of(config)
     return config
 
@@ -91,9 +115,12 @@ def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
     family = family_of(config)
     if not list(folder.glob("*.safetensors")):
         others = sorted(path.name for path in folder.glob("*.bin"))
-        found = f"only {', '.join(others)}, which can run code when loaded" if others else "no weights"
+        found = (
+            f"only {', '.join(others)}, which can run code when loaded" if others else "no weights"
+        )
         raise ModelError(
-            f"{folder} has {found}; Stillhouse reads model.safetensors. Save the model with save_pretrained()."
+            f"{folder} has {found}; Stillhouse reads model.safetensors. Save the model with "
+            "save_pretrained()."
         )
     try:
         model, report = getattr(transformers, family.model_class).from_pretrained(
@@ -108,7 +135,9 @@ def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
     except StillhouseError:
         raise
     except Exception as error:  # a damaged file can raise anything in the library
-        raise ModelError(f"The weights in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(
+            f"The weights in {folder} cannot be loaded: {_first_line(error)}"
+        ) from error
     _check_complete(folder, family, report)
     return family, model.eval()
 
@@ -120,7 +149,8 @@ def _check_complete(folder: Path, family: Family, report: Any) -> None:
         if not any(re.search(pattern, name) for pattern in family.ignored_on_load)
     ]
     problems = [
-        f"{len(names)} {kind} ({', '.join(sorted(map(str, names))[:3])}{', ...' if len(names) > 3 else ''})"
+        f"{len(names)} {kind} "
+        f"({', '.join(sorted(map(str, names))[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in (
             ("parameters missing", report["missing_keys"]),
             ("parameters unknown to the model", unexpected),

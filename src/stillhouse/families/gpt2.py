@@ -4,7 +4,14 @@ from collections.abc import Mapping
 
 from transformers import GPT2Config, GPT2LMHeadModel, PretrainedConfig
 
-from stillhouse.families.base import Family, Head, StudentKind, projection, renumber_layers, shallower
+from stillhouse.families.base import (
+    Family,
+    Head,
+    StudentKind,
+    projection,
+    renumber_layers,
+    shallower,
+)
 from stillhouse.recipe import TeacherRecipe
 
 

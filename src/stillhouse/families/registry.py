@@ -20,7 +20,8 @@ def family_named(model_type: str) -> Family:
     """
     if model_type not in FAMILIES:
         raise ModelError(
-            f"Stillhouse does not know the architecture {model_type!r}; it knows {', '.join(FAMILIES)}."
+            f"Stillhouse does not know the architecture {model_type!r}; it knows "
+            f"{', '.join(FAMILIES)}."
         )
     return FAMILIES[model_type]
 

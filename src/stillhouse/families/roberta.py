@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PretrainedConfig, RobertaConfig, RobertaForMaskedLM
 
-from stillhouse.families.base import Family, Head, StudentKind, projection, renumber_layers, shallower
+from stillhouse.families.base import (
+    Family,
+    Head,
+    StudentKind,
+    projection,
+    renumber_layers,
+    shallower,
+)
 from stillhouse.recipe import TeacherRecipe
 
 LAYERS = "roberta.encoder.layer"

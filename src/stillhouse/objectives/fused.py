@@ -1,8 +1,10 @@
-"""Head and losses in one pass over chunks of rows: exact values and gradients, never B x T x V logits.
+"""Head and losses in one pass over chunks of rows: exact values and gradients, never B x T x V
+logits.
 
 For a chunk of rows the student's and the teacher's logits are computed, every term's value and its
-gradient with respect to the student's logits are taken by formula, and the gradient is folded at once
-into those of the features, the projection's weight and its bias. Logits exist for one chunk only.
+gradient with respect to the student's logits are taken by formula, and the gradient is folded at
+once into those of the features, the projection's weight and its bias. Logits exist for one chunk
+only.
 
 The formulas are those of `losses`, whose autograd gradients they must equal (a test holds it).
 With z = student logits / temperature and q = softmax(z), a gradient g with respect to q becomes
@@ -50,7 +52,8 @@ class LogitTerm:
 
 @dataclass(frozen=True)
 class Projection:
-    """What a head multiplies: features of the rows that count, and the projection onto the vocabulary."""
+    """What a head multiplies: features of the rows that count, and the projection onto the
+    vocabulary."""
 
     features: Float[Tensor, "N D"]
     weight: Float[Tensor, "V D"]
@@ -81,13 +84,21 @@ def fused_losses(
         chunk_rows: Rows whose logits exist at once; chosen from memory by default.
 
     Returns:
-        sum over terms of coefficient * value, and the values by name, in nats (or as `losses` says).
+        sum over terms of coefficient * value, and the values by name, in nats (or as `losses`
+        says).
     """
     if teacher is None and any(name in TEACHER_TERMS for name in terms):
         raise ValueError(f"terms {sorted(terms)} need a teacher")
     chunk_rows = chunk_rows or rows_per_chunk(student.weight.shape[0], student.features.device)
     total, *values = _FusedLosses.apply(
-        student.features, student.weight, student.bias, teacher, labels, terms, temperature, chunk_rows
+        student.features,
+        student.weight,
+        student.bias,
+        teacher,
+        labels,
+        terms,
+        temperature,
+        chunk_rows,
     )
     return total, dict(zip(terms, values, strict=True))
 
@@ -112,7 +123,9 @@ class _FusedLosses(torch.autograd.Function):
         teacher_weight = None if teacher is None else teacher.weight.to(compute)
         grad_features = torch.empty_like(features)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
+        grad_bias = (
+            torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
+        )
         values = {name: features.new_zeros((), dtype=torch.float32) for name in terms}
 
         with torch.autocast(features.device.type, enabled=False):
@@ -122,7 +135,9 @@ class _FusedLosses(torch.autograd.Function):
                 student_logits = _logits(chunk, student_weight, bias)
                 teacher_logits = None
                 if teacher is not None and teacher_weight is not None:
-                    teacher_logits = _logits(teacher.features[part].to(compute), teacher_weight, teacher.bias)
+                    teacher_logits = _logits(
+                        teacher.features[part].to(compute), teacher_weight, teacher.bias
+                    )
                 gradient = _chunk_gradient(
                     student_logits, teacher_logits, labels[part], part, terms, temperature, values
                 )
@@ -148,8 +163,11 @@ class _FusedLosses(torch.autograd.Function):
         return (total, *outputs)
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
-        gradients = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.gradients]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        grad_total = grad_outputs[0]
+        gradients = [
+            None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.gradients
+        ]
         return (*gradients, None, None, None, None, None)
 
 
@@ -174,7 +192,8 @@ def _chunk_gradient(
     temperature: float,
     values: dict[str, Tensor],
 ) -> Float[Tensor, "n V"]:
-    """Add each term's sum over the chunk to `values`; return the weighted gradient of the logits."""
+    """Add each term's sum over the chunk to `values`; return the weighted gradient of the
+    logits."""
     gradient = torch.zeros_like(student_logits)
     shared = None
     for name, term in terms.items():

@@ -1,8 +1,8 @@
 """The objective of a language model on one micro-batch, under a teacher or alone.
 
-Bodies run first; the rows that count are selected from their hidden states; only those rows reach the
-head and the losses. With no teacher the one term left is the language modelling loss: that is how
-teachers are trained and what a control learns from.
+Bodies run first; the rows that count are selected from their hidden states; only those rows reach
+the head and the losses. With no teacher the one term left is the language modelling loss: that is
+how teachers are trained and what a control learns from.
 
 Axes: B sequences, T positions, N rows that count, D hidden size.
 """
@@ -37,7 +37,12 @@ class LanguageModelObjective:
     """Weighted sums of the recipe's terms; each term's own sum beside them."""
 
     def __init__(
-        self, family: Family, losses: LossesRecipe, *, teacher: Teacher | None = None, temperature: float = 1.0
+        self,
+        family: Family,
+        losses: LossesRecipe,
+        *,
+        teacher: Teacher | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.family = family
         self.teacher = teacher
@@ -61,9 +66,8 @@ class LanguageModelObjective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of coefficient * term over the micro-batch (differentiable), and each term's own sum.
 
-        Terms without a coefficient are left out. With coefficient = weight / rows of the whole global
-        batch, micro-batches add up to the step's loss.
-        """
+        Terms without a coefficient are left out. With coefficient = weight / rows of the whole
+        global batch, micro-batches add up to the step's loss."""
         selected = self._selected_rows(batch, coefficients)
         student_rows = self.family.run_body(model, batch)[selected]
         teacher_rows = None
@@ -72,7 +76,9 @@ class LanguageModelObjective:
                 teacher_rows = self.teacher.family.run_body(self.teacher.model, batch)[selected]
         masks = {
             "all": None,
-            "predicted": None if self._only_predicted(coefficients) else batch.rows("predicted")[selected],
+            "predicted": None
+            if self._only_predicted(coefficients)
+            else batch.rows("predicted")[selected],
         }
         total, values = self._logit_losses(
             model, student_rows, teacher_rows, batch.labels[selected], masks, coefficients
@@ -107,7 +113,9 @@ class LanguageModelObjective:
         for name, coefficient in coefficients.items():
             if name in LOGIT_TERMS:
                 recipe = self.terms[name]
-                extra: dict[str, Any] = {key: getattr(recipe, key) for key in ("beta", "alpha") if hasattr(recipe, key)}
+                extra: dict[str, Any] = {
+                    key: getattr(recipe, key) for key in ("beta", "alpha") if hasattr(recipe, key)
+                }
                 rows = None if name == "language_modeling" else masks[recipe.rows]
                 terms[name] = LogitTerm(coefficient, rows, **extra)
         if not terms:

@@ -5,7 +5,8 @@ term's rows in the whole global batch, so a result does not depend on how a step
 micro-batches or ranks.
 
 With p, q the teacher's and student's softmax(logits / temperature), divergences are multiplied by
-temperature^2, which keeps their gradient's size across temperatures (Hinton et al. 2015, section 2).
+temperature^2, which keeps their gradient's size across temperatures (Hinton et al. 2015, section
+2).
 
 Axes: N rows that count, V vocabulary, D hidden size.
 """
@@ -19,7 +20,10 @@ from torch.nn import functional as F  # noqa: N812
 
 
 def soft_target_loss(
-    student_logits: Float[Tensor, "N V"], teacher_logits: Float[Tensor, "N V"], *, temperature: float
+    student_logits: Float[Tensor, "N V"],
+    teacher_logits: Float[Tensor, "N V"],
+    *,
+    temperature: float,
 ) -> Float[Tensor, ""]:
     """temperature^2 * sum over rows and V of p * (log p - log q), in nats: KL(teacher || student).
 
@@ -30,7 +34,10 @@ def soft_target_loss(
 
 
 def reverse_kl_loss(
-    student_logits: Float[Tensor, "N V"], teacher_logits: Float[Tensor, "N V"], *, temperature: float
+    student_logits: Float[Tensor, "N V"],
+    teacher_logits: Float[Tensor, "N V"],
+    *,
+    temperature: float,
 ) -> Float[Tensor, ""]:
     """temperature^2 * sum of q * (log q - log p), in nats: KL(student || teacher).
 
@@ -78,7 +85,10 @@ def skew_kl_loss(
 
 
 def total_variation_loss(
-    student_logits: Float[Tensor, "N V"], teacher_logits: Float[Tensor, "N V"], *, temperature: float
+    student_logits: Float[Tensor, "N V"],
+    teacher_logits: Float[Tensor, "N V"],
+    *,
+    temperature: float,
 ) -> Float[Tensor, ""]:
     """Half the sum of |p - q|: between 0 and 1 for each row. Source: Wen et al. 2023, section 3."""
     log_p, log_q = _log_probabilities(teacher_logits, student_logits, temperature)

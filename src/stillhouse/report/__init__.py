@@ -1,1 +1,2 @@
-"""The report stage: evaluation.json + metrics.jsonl -> report.html and the students' model cards."""
+"""The report stage: evaluation.json + metrics.jsonl -> report.html and the students' model
+cards."""

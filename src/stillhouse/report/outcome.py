@@ -1,4 +1,5 @@
-"""The outcome in words: what the student costs, what it keeps, and whether the teacher was worth it.
+"""The outcome in words: what the student costs, what it keeps, and whether the teacher was worth
+it.
 
 The teacher's worth is the student's validation loss minus that of its own control, seed by seed.
 """
@@ -127,7 +128,9 @@ def _against(recipe: Recipe, results: Sequence[SeedResult], control: str) -> str
         "unknown": f"; the seeds with a finite loss differ by {units.signed(middle.median)} nats.",
     }[judge(paired)]
     if len(results) > 1:
-        ending = f"{ending[:-1]}; the student has the lower loss in {num_lower} of {len(results)} seeds."
+        ending = (
+            f"{ending[:-1]}; the student has the lower loss in {num_lower} of {len(results)} seeds."
+        )
     return start + ending
 
 

@@ -72,7 +72,8 @@ def _read(seed: int, run: RunFolder) -> SeedResult:
         present = "student" in evaluation["models"]
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(
-            f"{run.evaluation} is damaged ({error}). Move it away; the stage evaluate then runs again."
+            f"{run.evaluation} is damaged ({error}). Move it away; the stage evaluate then runs "
+            "again."
         ) from error
     if not present:
         raise RunError(
@@ -112,9 +113,7 @@ def spread_of(results: Sequence[SeedResult], model: str, path: str) -> Spread | 
     return spread([result.value(model, path) for result in results])
 
 
-def ratios(
-    results: Sequence[SeedResult], model: str, over: str, path: str
-) -> list[float | None]:
+def ratios(results: Sequence[SeedResult], model: str, over: str, path: str) -> list[float | None]:
     """Each seed's number of `model` divided by that of `over`."""
     found = []
     for result in results:
@@ -123,9 +122,7 @@ def ratios(
     return found
 
 
-def differences(
-    results: Sequence[SeedResult], control: str, path: str
-) -> list[float | None]:
+def differences(results: Sequence[SeedResult], control: str, path: str) -> list[float | None]:
     """Each seed's student minus its own control: below zero, the student is better."""
     found = []
     for result in results:

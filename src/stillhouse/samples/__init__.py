@@ -1,1 +1,1 @@
-"""What travels with Stillhouse for a first try: the sample teacher, and the reader of the sample text."""
+"""What travels for a first try: the sample teacher, and the reader of the sample text."""

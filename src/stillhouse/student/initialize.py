@@ -22,12 +22,21 @@ def initialize_inputs(recipe: Recipe, teacher_fingerprint: str, seed: int) -> In
     """What the initial student follows from. Carried weights do not depend on the seed."""
     settings = {"student": recipe_part(recipe.student)}
     return Inputs(
-        "init", settings, {"teacher": teacher_fingerprint}, seed if recipe.student.weights == "random" else None
+        "init",
+        settings,
+        {"teacher": teacher_fingerprint},
+        seed if recipe.student.weights == "random" else None,
     )
 
 
 def initialize(
-    recipe: Recipe, run: RunFolder, teacher_folder: Path, inputs: Inputs, seed: int, *, overwrite: bool = False
+    recipe: Recipe,
+    run: RunFolder,
+    teacher_folder: Path,
+    inputs: Inputs,
+    seed: int,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Make the student and commit it as `student-init/`."""
     teacher_config = load_config(teacher_folder)
@@ -43,7 +52,9 @@ def initialize(
         student = random_student(plan, seed)
     else:
         student = student_from_folder(Path(recipe.student.weights), plan)
-    with commit_folder(run.student_init, inputs, {"layer_map": plan.layer_map}, overwrite=overwrite) as folder:
+    with commit_folder(
+        run.student_init, inputs, {"layer_map": plan.layer_map}, overwrite=overwrite
+    ) as folder:
         save_model(student, tokenizer, folder)
 
 
@@ -68,14 +79,17 @@ def student_from_folder(folder: Path, plan: StudentPlan) -> PreTrainedModel:
         ModelError: no such folder, or a model of another shape.
     """
     if not folder.is_dir():
-        raise ModelError(f"student.weights is {folder}, which is neither teacher, random nor a folder.")
+        raise ModelError(
+            f"student.weights is {folder}, which is neither teacher, random nor a folder."
+        )
     _, student = load_model(folder)
     wanted = {name: tuple(p.shape) for name, p in random_student(plan, seed=0).named_parameters()}
     found = {name: tuple(p.shape) for name, p in student.named_parameters()}
     if wanted != found:
         differ = sorted(set(wanted.items()) ^ set(found.items()))
         raise ModelError(
-            f"The model in {folder} is not the student this recipe describes; they differ in {len(differ)} "
+            f"The model in {folder} is not the student this recipe describes; they differ in "
+            f"{len(differ)} "
             f"parameters, such as {differ[0][0]}."
         )
     return student

@@ -1,9 +1,8 @@
 """Which student follows from a teacher's configuration and a recipe; no weights are read.
 
 The rule for a layer map given as a number n: student layer i starts from teacher layer
-round(i * (L - 1) / (n - 1)), halves to even; n = 1 takes layer 0. For 6 of 12 that is 0, 2, 4, 7, 9, 11,
-the map of 2019.
-"""
+round(i * (L - 1) / (n - 1)), halves to even; n = 1 takes layer 0. For 6 of 12 that is 0, 2, 4, 7,
+9, 11, the map of 2019."""
 
 from dataclasses import dataclass
 
@@ -18,7 +17,8 @@ DEFAULT_STUDENT = {"bert": "distilbert"}
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """The student's family, configuration, and the teacher layer that each of its layers starts from."""
+    """The student's family, configuration, and the teacher layer that each of its layers starts
+    from."""
 
     family: Family
     kind: StudentKind
@@ -42,10 +42,13 @@ def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPla
             students cannot be of.
     """
     teacher_family = family_of(teacher)
-    wanted = recipe.family or DEFAULT_STUDENT.get(teacher_family.model_type, teacher_family.model_type)
+    wanted = recipe.family or DEFAULT_STUDENT.get(
+        teacher_family.model_type, teacher_family.model_type
+    )
     if wanted not in teacher_family.students:
         raise RecipeError(
-            f"student.family is {wanted}, but a {teacher_family.model_type} teacher can start a student of "
+            f"student.family is {wanted}, but a {teacher_family.model_type} teacher can start a "
+            "student of "
             f"{' or '.join(teacher_family.students)}."
         )
     kind = teacher_family.students[wanted]
@@ -59,21 +62,25 @@ def _layer_map(wanted: int | list[int] | None, num_teacher_layers: int) -> list[
         unknown = [layer for layer in wanted if not 0 <= layer <= last]
         if unknown:
             raise RecipeError(
-                f"student.layer_map names teacher layers {unknown}, but the teacher has layers 0 to {last}. "
-                f"Choose from those, such as {evenly_spread(max(1, num_teacher_layers // 2), num_teacher_layers)}."
+                f"student.layer_map names teacher layers {unknown}, but the teacher has layers 0 "
+                f"to {last}. "
+                "Choose from those, such as "
+                f"{evenly_spread(max(1, num_teacher_layers // 2), num_teacher_layers)}."
             )
         return wanted
     num_layers = wanted or max(1, num_teacher_layers // 2)
     if num_layers > num_teacher_layers:
         raise RecipeError(
-            f"student.layer_map asks for {num_layers} layers, but the teacher has {num_teacher_layers}. "
+            f"student.layer_map asks for {num_layers} layers, but the teacher has "
+            f"{num_teacher_layers}. "
             f"Give a number from 1 to {num_teacher_layers}."
         )
     return evenly_spread(num_layers, num_teacher_layers)
 
 
 def check_sequence_length(recipe: Recipe, teacher: PretrainedConfig) -> None:
-    """Refuse sequences longer than the teacher's positions, and the wrong kind of language modelling.
+    """Refuse sequences longer than the teacher's positions, and the wrong kind of language
+    modelling.
 
     Raises:
         RecipeError: either of them.
@@ -88,6 +95,7 @@ def check_sequence_length(recipe: Recipe, teacher: PretrainedConfig) -> None:
     num_positions = family.num_positions(teacher)
     if recipe.tokens.sequence_length > num_positions:
         raise RecipeError(
-            f"tokens.sequence_length is {recipe.tokens.sequence_length}, but the teacher has {num_positions} "
+            f"tokens.sequence_length is {recipe.tokens.sequence_length}, but the teacher has "
+            f"{num_positions} "
             f"positions. Set it to at most {num_positions}."
         )

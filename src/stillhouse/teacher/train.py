@@ -10,7 +10,7 @@ import transformers
 
 from stillhouse.families import family_named, save_model
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE, LanguageModelObjective
-from stillhouse.recipe import Recipe, TeacherRecipe, recipe_part
+from stillhouse.recipe import Recipe, TeacherRecipe, recipe_part, shaping_part
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder, read_manifest, verify
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import special_tokens
@@ -23,12 +23,18 @@ def teacher_inputs(recipe: Recipe, run: RunFolder) -> Inputs:
     """What the trained teacher follows from."""
     assert isinstance(recipe.teacher, TeacherRecipe)
     tokens = read_manifest(run.tokens)
-    settings = {"teacher": recipe_part(recipe.teacher), "tokens": recipe_part(recipe.tokens)}
+    shape = recipe_part(recipe.teacher)
+    settings = {
+        "teacher": {**shape, "training": shaping_part(recipe.teacher.training)},
+        "tokens": recipe_part(recipe.tokens),
+    }
     sources = {"tokens": tokens.fingerprint if tokens else ""}
     return Inputs("teacher", settings, sources, recipe.seeds[0])
 
 
-def train_teacher(recipe: Recipe, run: RunFolder, reporter: Reporter, *, overwrite: bool = False) -> None:
+def train_teacher(
+    recipe: Recipe, run: RunFolder, reporter: Reporter, *, overwrite: bool = False
+) -> None:
     """Train the teacher on the run's own tokens and commit it as `teacher/`."""
     assert isinstance(recipe.teacher, TeacherRecipe)
     verify(run.tokens)
@@ -38,7 +44,9 @@ def train_teacher(recipe: Recipe, run: RunFolder, reporter: Reporter, *, overwri
     special = special_tokens(tokenizer, recipe.tokens.language_modeling)
     assert family.scratch_config is not None
     ids = {name: number for name, number in asdict(special).items() if isinstance(number, int)}
-    config = family.scratch_config(recipe.teacher, len(tokenizer), recipe.tokens.sequence_length, ids)
+    config = family.scratch_config(
+        recipe.teacher, len(tokenizer), recipe.tokens.sequence_length, ids
+    )
     torch.manual_seed(seed)
     model = getattr(transformers, family.model_class)(config)
     training = recipe.teacher.training
@@ -57,7 +65,7 @@ def train_teacher(recipe: Recipe, run: RunFolder, reporter: Reporter, *, overwri
         pick_device(),
     )
     progress = train(job, reporter)
-    facts = {"training": {"tokens": progress.tokens, "seconds": progress.seconds, "steps": progress.step}}
+    facts = {"training": progress.facts()}
     with commit_folder(run.teacher, inputs, facts, overwrite=overwrite) as folder:
         save_model(model.cpu(), tokenizer, folder)
     checkpoints.clear()

@@ -1,0 +1,1 @@
+"""Tokens: the tokenizer, the shard format, packing, masking, and the order of batches."""

@@ -111,9 +111,12 @@ class StepBatches:
     ) -> None:
         if source.num_sequences < sequences_per_step:
             raise DataError(
-                f"The training text gives {source.num_sequences} sequences of {source.sequence_length} tokens, "
-                f"fewer than the {sequences_per_step} of one optimizer step. Add text, or lower tokens_per_step "
-                f"(to at most {source.num_sequences * source.sequence_length}) or tokens.sequence_length."
+                f"The training text gives {source.num_sequences} sequences of "
+                f"{source.sequence_length} tokens, "
+                f"fewer than the {sequences_per_step} of one optimizer step. Add text, or lower "
+                "tokens_per_step "
+                f"(to at most {source.num_sequences * source.sequence_length}) or "
+                "tokens.sequence_length."
             )
         self.source = source
         self.seed = seed
@@ -126,7 +129,8 @@ class StepBatches:
         return -(-self.num_samples // self.sequences_per_step)
 
     def samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sequence numbers and their epochs for `step` (counted from 0); the last step may be short."""
+        """Sequence numbers and their epochs for `step` (counted from 0); the last step may be
+        short."""
         first = step * self.sequences_per_step
         samples = np.arange(first, min(first + self.sequences_per_step, self.num_samples))
         epochs, places = np.divmod(samples, self.source.num_sequences)
@@ -137,7 +141,9 @@ class StepBatches:
             else epoch_order(self.seed, epoch, self.source.num_sequences)
             for epoch in needed
         }
-        sequences = np.array([self._orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+        sequences = np.array(
+            [self._orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]
+        )
         return sequences, epochs
 
     def step(self, step: int) -> Batch:

@@ -1,9 +1,9 @@
 """Masking: which tokens a masked language model must predict, and what stands in their place.
 
-A fraction of the positions is drawn without replacement, rare tokens favoured: the chance of a token
-goes with count^-rarity_exponent (Sanh et al. 2019, after XLM). Special tokens are never drawn. Of the
-drawn ones most become the mask token, some stay, some become a random word. The draw is made anew at
-every visit and follows from (seed, epoch, sequence) alone.
+A fraction of the positions is drawn without replacement, rare tokens favoured: the chance of a
+token goes with count^-rarity_exponent (Sanh et al. 2019, after XLM). Special tokens are never
+drawn. Of the drawn ones most become the mask token, some stay, some become a random word. The draw
+is made anew at every visit and follows from (seed, epoch, sequence) alone.
 
 Axes: B sequences, T positions.
 """
@@ -21,17 +21,28 @@ class Masker:
     """Draws and applies masks with the corpus's own token counts."""
 
     def __init__(
-        self, recipe: MaskingRecipe, special: SpecialTokens, vocabulary_size: int, counts: np.ndarray
+        self,
+        recipe: MaskingRecipe,
+        special: SpecialTokens,
+        vocabulary_size: int,
+        counts: np.ndarray,
     ) -> None:
         self.recipe = recipe
         self.mask_id = special.mask
-        weights = np.maximum(counts[:vocabulary_size].astype(np.float64), 1) ** -recipe.rarity_exponent
+        weights = (
+            np.maximum(counts[:vocabulary_size].astype(np.float64), 1) ** -recipe.rarity_exponent
+        )
         weights[list(special.all_ids)] = 0
         self.weights = weights
         self.words = np.flatnonzero(weights)
 
     def mask(
-        self, inputs: np.ndarray, segments: np.ndarray, sequences: np.ndarray, epochs: np.ndarray, seed: int
+        self,
+        inputs: np.ndarray,
+        segments: np.ndarray,
+        sequences: np.ndarray,
+        epochs: np.ndarray,
+        seed: int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Corrupted inputs and their labels, both (B, T); positions with segment 0 are padding."""
         weights = np.where(segments > 0, self.weights[inputs], 0)
@@ -50,10 +61,12 @@ class Masker:
     def _corrupt(
         self, inputs: np.ndarray, weights: np.ndarray, num_drawn: int, key: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw `num_drawn` of the positions with a weight, and replace them by the recipe's shares."""
+        """Draw `num_drawn` of the positions with a weight, and replace them by the recipe's
+        shares."""
         generator = np.random.Generator(np.random.Philox(key=key))
         candidates = np.flatnonzero(weights)
-        # The smallest exponential(1)/weight are a draw without replacement (Efraimidis and Spirakis 2006).
+        # The smallest exponential(1)/weight are a draw without replacement (Efraimidis and Spirakis
+        # 2006).
         races = generator.exponential(size=len(inputs))[candidates] / weights[candidates]
         num_drawn = min(num_drawn, len(candidates))
         drawn = candidates[np.argsort(races, kind="stable")[:num_drawn]]

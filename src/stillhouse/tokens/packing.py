@@ -2,8 +2,8 @@
 
 Causal: documents, each led by its end-of-text token, form one stream; sequence i is the window of T
 tokens from i*T, and its labels are the same window one token later, so every token but the very
-first is predicted exactly once. Masked: documents are cut into segments, each wrapped in CLS and SEP,
-and segments fill a sequence one after another without seeing each other.
+first is predicted exactly once. Masked: documents are cut into segments, each wrapped in CLS and
+SEP, and segments fill a sequence one after another without seeing each other.
 
 Axes: B sequences, T positions.
 """
@@ -24,7 +24,12 @@ class CausalSequences:
     """Windows over the stream of documents; labels are the next tokens."""
 
     def __init__(
-        self, split: TokenSplit, sequence_length: int, end_of_text: int, *, attend_across_documents: bool
+        self,
+        split: TokenSplit,
+        sequence_length: int,
+        end_of_text: int,
+        *,
+        attend_across_documents: bool,
     ) -> None:
         self.split = split
         self.sequence_length = sequence_length
@@ -70,7 +75,10 @@ class MaskedSequences:
     ) -> None:
         self.split = split
         self.sequence_length = sequence_length
-        self.special = special
+        assert special.pad is not None
+        assert special.cls is not None
+        assert special.sep is not None
+        self._wrapping = (special.pad, special.cls, special.sep)
         self.masker = Masker(masking, special, vocabulary_size, counts)
         self._starts, self._lengths, self._first_segment = pack_segments(
             np.diff(split.document_starts.astype(np.int64)), sequence_length
@@ -83,7 +91,8 @@ class MaskedSequences:
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         """The sequences, masked as (seed, epoch, sequence) says."""
         shape = (len(sequences), self.sequence_length)
-        inputs = np.full(shape, self.special.pad, np.int64)
+        pad, cls, sep = self._wrapping
+        inputs = np.full(shape, pad, np.int64)
         segments = np.zeros(shape, np.int64)
         for row, sequence in enumerate(sequences.tolist()):
             place = 0
@@ -91,9 +100,9 @@ class MaskedSequences:
             for number, piece in enumerate(pieces, start=1):
                 start, size = int(self._starts[piece]), int(self._lengths[piece])
                 stop = place + size + 2
-                inputs[row, place] = self.special.cls
+                inputs[row, place] = cls
                 inputs[row, place + 1 : stop - 1] = self.split.read(start, start + size)
-                inputs[row, stop - 1] = self.special.sep
+                inputs[row, stop - 1] = sep
                 segments[row, place:stop] = number
                 place = stop
         masked, labels = self.masker.mask(inputs, segments, sequences, epochs, seed)
@@ -105,8 +114,8 @@ def pack_segments(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut documents into segments and lay them into sequences, in order.
 
-    A document is cut where a sequence is full, unless the gap is smaller than `SHORTEST_CUT` tokens;
-    short tails are kept. Two positions of each segment are for CLS and SEP.
+    A document is cut where a sequence is full, unless the gap is smaller than `SHORTEST_CUT`
+    tokens; short tails are kept. Two positions of each segment are for CLS and SEP.
 
     Returns:
         Start (in the token stream) and length of each segment, and the number of the first segment
@@ -132,7 +141,11 @@ def pack_segments(
             room -= size + 2
     if starts:
         first_segment.append(len(starts))
-    return np.array(starts, np.int64), np.array(lengths, np.int64), np.array(first_segment, np.int64)
+    return (
+        np.array(starts, np.int64),
+        np.array(lengths, np.int64),
+        np.array(first_segment, np.int64),
+    )
 
 
 def _batch(inputs: np.ndarray, labels: np.ndarray, segments: np.ndarray, *, causal: bool) -> Batch:

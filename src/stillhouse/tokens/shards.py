@@ -174,8 +174,8 @@ class TokenSplit:
                 part = shard[begin - first : end - first]
                 if int(part.max()) >= self.vocabulary_size:
                     raise DataError(
-                        f"{path} is damaged: it holds the token {int(part.max())}, but the vocabulary "
-                        f"has {self.vocabulary_size}. {_again(path)}"
+                        f"{path} is damaged: it holds the token {int(part.max())}, but the "
+                        f"vocabulary has {self.vocabulary_size}. {_again(path)}"
                     )
                 tokens[begin - start : end - start] = part
             first += len(shard)

@@ -19,7 +19,8 @@ def open_tokenizer(tokens_folder: Path) -> PreTrainedTokenizerFast:
 
 
 def open_source(tokens_folder: Path, recipe: TokensRecipe, split: str) -> SequenceSource:
-    """The sequences of one split, packed as the recipe says; masked ones are masked at each visit."""
+    """The sequences of one split, packed as the recipe says; masked ones are masked at each
+    visit."""
     tokens = open_split(tokens_folder, split)
     tokenizer = open_tokenizer(tokens_folder)
     special = special_tokens(tokenizer, recipe.language_modeling)
@@ -41,18 +42,23 @@ def open_source(tokens_folder: Path, recipe: TokensRecipe, split: str) -> Sequen
     )
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model_vocabulary_size: int, model: str) -> None:
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerFast, model_vocabulary_size: int, model: str
+) -> None:
     """Refuse a tokenizer whose ids are not the model's.
 
-    A model may have a few more rows than the tokenizer has tokens (rows added to round the size up).
+    A model may have a few more rows than the tokenizer has tokens (rows added to round the size
+    up).
 
     Raises:
         DataError: they disagree.
     """
     if not 0 <= model_vocabulary_size - len(tokenizer) < 1024:
         raise DataError(
-            f"The tokenizer has {len(tokenizer)} tokens, but {model} has a vocabulary of {model_vocabulary_size}: "
-            "they do not belong together. Set tokens.tokenizer to the teacher's own (tokenizer: teacher)."
+            f"The tokenizer has {len(tokenizer)} tokens, but {model} has a vocabulary of "
+            f"{model_vocabulary_size}: "
+            "they do not belong together. Set tokens.tokenizer to the teacher's own (tokenizer: "
+            "teacher)."
         )
 
 
@@ -74,9 +80,16 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerFast, teacher_folder: Pat
         differ = [token for token, number in vocabulary.items() if ours.get(token) != number]
         if differ:
             raise DataError(
-                f"The run's tokenizer and the teacher's in {teacher_folder} disagree on {len(differ)} tokens, such "
+                f"The run's tokenizer and the teacher's in {teacher_folder} disagree on "
+                f"{len(differ)} tokens, such "
                 f"as {differ[0]!r}. Set tokens.tokenizer to teacher."
             )
 
 
-__all__ = ["SpecialTokens", "check_same_tokenizer", "check_vocabulary", "open_source", "open_tokenizer"]
+__all__ = [
+    "SpecialTokens",
+    "check_same_tokenizer",
+    "check_vocabulary",
+    "open_source",
+    "open_tokenizer",
+]

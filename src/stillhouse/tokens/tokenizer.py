@@ -74,7 +74,7 @@ def special_tokens(
     if missing:
         raise DataError(
             f"The tokenizer has no {', '.join(missing)} token, which {language_modeling} language "
-            "modeling needs. Add it to the tokenizer's tokenizer_config.json, or give another one as "
+            "modeling needs. Add it to its tokenizer_config.json, or give another tokenizer as "
             "tokens.tokenizer."
         )
     return SpecialTokens(**found, all_ids=tuple(sorted(set(tokenizer.all_special_ids))))
@@ -177,9 +177,9 @@ def wrap_byte_bpe(backend: Tokenizer, names: dict[str, str]) -> PreTrainedTokeni
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     length = CAUSAL_LENGTH
     if "mask_token" in names:
-        begin, end = (backend.token_to_id(token) for token in ("<s>", "</s>"))
+        ids = backend.get_vocab()
         backend.post_processor = processors.RobertaProcessing(
-            ("</s>", end), ("<s>", begin), trim_offsets=True, add_prefix_space=False
+            ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), trim_offsets=True, add_prefix_space=False
         )
         length = MASKED_LENGTH
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=length, **names)

@@ -1,10 +1,9 @@
 """Checkpoints: the whole state of a training run, committed whole, verified on load.
 
-`checkpoints/MODEL/step-00001000/` holds `model.safetensors`, `optimizer.safetensors`, `state.json` and a
-manifest with the size and SHA-256 of each. Sample order, masks and dropout follow from (seed, step), so
-there is no generator state to keep. The newest checkpoint that verifies is loaded; damaged ones are
-moved aside, and it is said.
-"""
+`checkpoints/MODEL/step-00001000/` holds `model.safetensors`, `optimizer.safetensors`, `state.json`
+and a manifest with the size and SHA-256 of each. Sample order, masks and dropout follow from (seed,
+step), so there is no generator state to keep. The newest checkpoint that verifies is loaded;
+damaged ones are moved aside, and it is said."""
 
 import json
 import shutil
@@ -24,18 +23,30 @@ from stillhouse.run_folder import Inputs, changed_settings, commit_folder, is_up
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: completed optimizer steps, tokens seen, seconds of training, skipped steps."""
+    """How far a run is: completed optimizer steps, tokens seen, seconds of training, skipped
+    steps."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     skipped_steps: int = 0
 
+    def facts(self) -> dict[str, float]:
+        """What a manifest says of a finished training."""
+        return {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "steps": self.step,
+            "skipped_steps": self.skipped_steps,
+        }
+
 
 class Checkpoints:
     """The committed states of one model's training."""
 
-    def __init__(self, folder: Path, inputs: Inputs, *, keep_last: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, inputs: Inputs, *, keep_last: int, say: Callable[[str], None]
+    ) -> None:
         self.folder = folder
         self.inputs = inputs
         self.keep_last = keep_last
@@ -91,8 +102,10 @@ class Checkpoints:
     def _changed_message(self, path: Path) -> str:
         changes = "; ".join(changed_settings(path, self.inputs))
         return (
-            f"{path} was written under another recipe ({changes}), so training cannot go on from it. "
-            "Restore the recipe, give another --run-dir, or begin this stage again with --overwrite distill "
+            f"{path} was written under another recipe ({changes}), so training cannot go on from "
+            "it. "
+            "Restore the recipe, give another --run-dir, or begin this stage again with "
+            "--overwrite distill "
             "(teacher for a teacher)."
         )
 
@@ -102,15 +115,16 @@ class _ChangedError(Exception):
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+    return {
+        name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()
+    }
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
+        f"{name}/{key}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 

@@ -1,9 +1,10 @@
 """Where training runs, and in which precision."""
 
-import contextlib
 from typing import Literal
 
 import torch
+
+Precision = Literal["fp32", "bf16"]
 
 
 def pick_device() -> torch.device:
@@ -19,16 +20,14 @@ def has_bf16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def pick_precision(
-    wanted: Literal["auto", "fp32", "bf16"], device: torch.device
-) -> Literal["fp32", "bf16"]:
+def pick_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
     """What `auto` means on this device."""
     if wanted == "auto":
         return "bf16" if has_bf16(device) else "fp32"
     return wanted
 
 
-def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> contextlib.AbstractContextManager[None]:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Matrix products in bfloat16 where the precision says so; weights and losses stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 

@@ -21,7 +21,7 @@ from stillhouse.recipe import Rows, TrainingRecipe
 from stillhouse.run_folder import Inputs
 from stillhouse.tokens.batches import Batch, SequenceSource, StepBatches
 from stillhouse.training.checkpoint import Checkpoints, Progress
-from stillhouse.training.device import autocast, micro_batch_tokens, pick_precision
+from stillhouse.training.device import Precision, autocast, micro_batch_tokens, pick_precision
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.optimizer import (
     learning_parameters,
@@ -67,7 +67,8 @@ class TrainingJob:
 def plan_batches(
     source: SequenceSource, recipe: TrainingRecipe, *, seed: int, num_steps: int | None = None
 ) -> StepBatches:
-    """The batches of a run: `epochs` or `max_tokens` of the recipe, or exactly `num_steps` steps."""
+    """The batches of a run: `epochs` or `max_tokens` of the recipe, or exactly `num_steps`
+    steps."""
     per_step = max(1, recipe.tokens_per_step // source.sequence_length)
     num_samples = recipe.epochs * source.num_sequences
     if recipe.max_tokens is not None:
@@ -109,8 +110,10 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
                     job.checkpoints.save(model, optimizer, loop.progress)
                     assert stop.signal_number is not None
                     raise Stopped(
-                        f"Stopped by signal {stop.signal_number} after step {loop.progress.step} of "
-                        f"{job.batches.num_steps}, which is committed. Give the same command again to go on.",
+                        f"Stopped by signal {stop.signal_number} after step {loop.progress.step} "
+                        "of "
+                        f"{job.batches.num_steps}, which is committed. Give the same command again "
+                        "to go on.",
                         stop.signal_number,
                     )
                 log.write(loop.progress.step, values)
@@ -126,11 +129,13 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
 class _Loop:
     """The changing state of one training run: the optimizer and how far it is."""
 
-    def __init__(self, job: TrainingJob, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def __init__(
+        self, job: TrainingJob, optimizer: torch.optim.Optimizer, progress: Progress
+    ) -> None:
         self.job = job
         self.optimizer = optimizer
         self.progress = progress
-        self.precision = pick_precision(job.recipe.precision, job.device)
+        self.precision: Precision = pick_precision(job.recipe.precision, job.device)
         tokens = micro_batch_tokens(job.recipe.micro_batch_tokens, job.device)
         self.micro_sequences = max(1, tokens // job.batches.source.sequence_length)
         self._skipped_in_a_row = 0
@@ -141,7 +146,9 @@ class _Loop:
         job = self.job
         batch = job.batches.step(self.progress.step)
         counts = {name: max(1, batch.num_rows(rows)) for name, rows in job.objective.rows.items()}
-        coefficients = {name: weight / counts[name] for name, weight in job.objective.weights.items()}
+        coefficients = {
+            name: weight / counts[name] for name, weight in job.objective.weights.items()
+        }
         sums: dict[str, Tensor] = {}
         norms: dict[str, float] = {}
         for number, part in enumerate(batch.split(self.micro_sequences)):
@@ -149,7 +156,11 @@ class _Loop:
                 self.optimizer.zero_grad(set_to_none=True)
                 return None
             micro = part.to(job.device)
-            if number == 0 and self.progress.step % TERM_NORMS_EVERY_STEPS == 0 and len(coefficients) > 1:
+            if (
+                number == 0
+                and self.progress.step % TERM_NORMS_EVERY_STEPS == 0
+                and len(coefficients) > 1
+            ):
                 norms = self._term_norms(micro, coefficients)
             for name, value in self._backward(micro, coefficients, number).items():
                 sums[name] = sums[name] + value if name in sums else value
@@ -182,7 +193,9 @@ class _Loop:
         with autocast(self.job.device, self.precision):
             return self.job.objective(self.job.model, batch, coefficients)
 
-    def _backward(self, batch: Batch, coefficients: Mapping[str, float], number: int) -> dict[str, Tensor]:
+    def _backward(
+        self, batch: Batch, coefficients: Mapping[str, float], number: int
+    ) -> dict[str, Tensor]:
         try:
             loss, values = self._forward(batch, coefficients, number)
             loss.backward()
@@ -208,9 +221,12 @@ class _Loop:
         return norms
 
     def _update(self, means: Mapping[str, float]) -> tuple[float, float]:
-        """Clip and apply the gradients; a step that is not finite is skipped, counted and limited."""
+        """Clip and apply the gradients; a step that is not finite is skipped, counted and
+        limited."""
         recipe = self.job.recipe
-        factor = learning_rate_factor(recipe.schedule, self.progress.step, self.job.batches.num_steps)
+        factor = learning_rate_factor(
+            recipe.schedule, self.progress.step, self.job.batches.num_steps
+        )
         learning_rate = recipe.optimizer.learning_rate * factor
         norm = torch.nn.utils.clip_grad_norm_(
             list(learning_parameters(self.optimizer)), recipe.optimizer.max_grad_norm
@@ -225,10 +241,13 @@ class _Loop:
             self.progress = replace(self.progress, skipped_steps=self.progress.skipped_steps + 1)
         self.optimizer.zero_grad(set_to_none=True)
         if self._skipped_in_a_row == SKIPPED_STEPS_IN_A_ROW:
-            bad = [name for name, mean in means.items() if not math.isfinite(mean)] or ["the gradient"]
+            bad = [name for name, mean in means.items() if not math.isfinite(mean)] or [
+                "the gradient"
+            ]
             raise TrainingError(
                 f"{self.job.name}: {SKIPPED_STEPS_IN_A_ROW} steps in a row were not finite "
-                f"({', '.join(bad)}), the last at step {self.progress.step + 1}. The weights are unharmed; "
+                f"({', '.join(bad)}), the last at step {self.progress.step + 1}. The weights are "
+                "unharmed; "
                 "lower the learning rate, or train in fp32."
             )
         return learning_rate, grad_norm

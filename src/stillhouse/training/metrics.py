@@ -7,7 +7,7 @@ are removed, so every step stands once.
 import json
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -36,14 +36,19 @@ class MetricsLog:
         self.path = path
         self.model = model
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(path) if line["model"] != model or line["step"] < next_step]
+        kept = [
+            line
+            for line in read_metrics(path)
+            if line["model"] != model or line["step"] < next_step
+        ]
         with explained_os_errors(path):
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(path.parent / "tensorboard" / model), purge_step=next_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one step's values; a value that is not finite is written as null and stays visible."""
+        """Append one step's values; a value that is not finite is written as null and stays
+        visible."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with explained_os_errors(self.path):
             self._file.write(json.dumps({"model": self.model, "step": step, **finite}) + "\n")
@@ -51,7 +56,7 @@ class MetricsLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,8 +1,9 @@
-"""What a person sees while a model trains: a bar on a terminal, a plain line now and then elsewhere."""
+"""What a person sees while a model trains: a bar on a terminal, a plain line now and then
+elsewhere."""
 
 import sys
 import time
-from typing import Protocol, Self
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -55,15 +56,21 @@ class ConsoleReporter:
             self._bar.update(self._bar.task_ids[0], completed=step, values=_summary(values))
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or step == self._total:
             self._last_line = time.monotonic()
-            left = (self._last_line - self._started) / max(1, step - self._first) * (self._total - step)
-            self.say(f"{self._name}: step {step} of {self._total}, {left:.0f} s left, {_summary(values)}")
+            left = (
+                (self._last_line - self._started)
+                / max(1, step - self._first)
+                * (self._total - step)
+            )
+            self.say(
+                f"{self._name}: step {step} of {self._total}, {left:.0f} s left, {_summary(values)}"
+            )
 
     def finish(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ConsoleReporter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,7 +79,14 @@ class ConsoleReporter:
 
 
 def _summary(values: dict[str, float]) -> str:
-    hidden = ("learning_rate", "tokens", "seconds", "tokens_per_second", "grad_norm", "skipped_steps")
+    hidden = (
+        "learning_rate",
+        "tokens",
+        "seconds",
+        "tokens_per_second",
+        "grad_norm",
+        "skipped_steps",
+    )
     terms = [
         f"{name} {value:.3f}"
         for name, value in values.items()

@@ -3,7 +3,6 @@
 import signal
 import threading
 from types import FrameType
-from typing import Self
 
 
 class StopRequest:
@@ -13,7 +12,7 @@ class StopRequest:
         self.signal_number: int | None = None
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)

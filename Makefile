@@ -1,0 +1,41 @@
+# On a machine with Python 3.11, make and git: `make quickstart`, `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: .venv quickstart test test-slow faults check lint types docs clean
+
+# The environment, made anew when the constraints or the project's own requirements change.
+.venv: .venv/.installed
+
+.venv/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Stillhouse needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Distils the packaged teacher on this machine's own text; needs no network once installed.
+quickstart: .venv/.installed
+	$(BIN)/stillhouse quickstart
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m slow --timeout=3600
+
+lint: .venv/.installed
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
+
+types: .venv/.installed
+	$(BIN)/pyright
+
+# Generated pages: the command line and the recipe, from the code itself.
+docs: .venv/.installed
+	$(BIN)/python docs/generate.py
+
+check: lint types test
+	$(BIN)/python docs/generate.py --check
+
+clean:
+	rm -rf .venv runs build dist

@@ -1,0 +1,94 @@
+"""Clocks and gauges: interleaved timings, peak memory, the processor's own matrix speed.
+
+The models and steps that are measured live elsewhere; nothing here knows of distillation.
+"""
+
+import multiprocessing
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+Step = Callable[[], None]
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Resident memory of a process: what its models take, and how far a step rises above that."""
+
+    models_bytes: int
+    step_bytes: int
+
+
+def interleaved_seconds(
+    steps: Mapping[str, Step], *, repeats: int, warmups: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each step, taken in turns (A B A B), so that a busy machine disturbs all alike."""
+    for step in steps.values():
+        for _ in range(warmups):
+            step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def in_fresh_process(
+    function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+) -> Result:
+    """The function's result from a process of its own, which inherits no memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args, kwargs)
+
+
+def peak_memory(prepare: Callable[[], Step], *, repeats: int = 2) -> PeakMemory:
+    """Memory of the models that `prepare` makes, and of its step; call it in a fresh process.
+
+    The first step is left out of the peak, for it compiles. What it leaves behind (the optimizer's
+    state) counts.
+    """
+    step = prepare()
+    models = _status_bytes("VmRSS")
+    step()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    for _ in range(repeats):
+        step()
+    return PeakMemory(models, _status_bytes("VmHWM") - models)
+
+
+def _status_bytes(key: str) -> int:
+    """A line of this process's status. (`ru_maxrss` would begin with what the parent had used.)"""
+    found = re.search(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found, key
+    return 1024 * int(found.group(1))
+
+
+def multiply_adds_per_second(
+    shape: tuple[int, int, int], dtype: torch.dtype, *, repeats: int = 15
+) -> float:
+    """Speed of a matrix product (rows x inner) @ (inner x columns): the median of some repeats."""
+    rows, inner, columns = shape
+    left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+    seconds = interleaved_seconds({"matmul": lambda: _discard(left @ right.T)}, repeats=repeats)
+    return rows * inner * columns / statistics.median(seconds["matmul"])
+
+
+def _discard(_: Tensor) -> None:
+    return None
+
+
+def relative_error(found: Tensor, expected: Tensor, *, floor: float = 0.0) -> float:
+    """Largest difference, as a share of the expected tensor's largest entry (at least `floor`)."""
+    largest = max(float(expected.abs().max()), floor)
+    return float((found - expected).abs().max()) / largest

@@ -1,0 +1,241 @@
+"""Stillhouse's step on the benchmark's pairs, and the proof that it computes what 2019's does.
+
+Axes: B sequences, T positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import BertConfig, GPT2Config, PretrainedConfig, PreTrainedModel
+
+from benchmarks import measure, reference_2019
+from stillhouse.families import Family, family_of
+from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
+from stillhouse.recipe import (
+    HardLossRecipe,
+    LossesRecipe,
+    LossRecipe,
+    OptimizerRecipe,
+    Rows,
+    StudentRecipe,
+)
+from stillhouse.student.initialize import student_from_teacher
+from stillhouse.student.plan import plan_student
+from stillhouse.tokens.batches import IGNORED, Batch
+from stillhouse.training.device import autocast, has_bf16
+from stillhouse.training.optimizer import learning_parameters, make_optimizer
+
+CPU = torch.device("cpu")
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+# A key's bias moves no attention weight: its true gradient is zero, and what is found is noise.
+SMALLEST_GRADIENT = 1e-2  # of the largest of all parameters
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher, from which the student follows by default, and the shape of the batch both see."""
+
+    teacher: Callable[[], PretrainedConfig]
+    sequences: int
+    length: int
+    mask_id: int = 103
+
+
+PAIRS = {"bert": Pair(BertConfig, 8, 128), "gpt2": Pair(GPT2Config, 4, 256)}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to take our step."""
+
+    precision: Literal["fp32", "bf16"]
+    compiled: bool = False
+
+
+def variants() -> dict[str, Variant]:
+    """What this processor can do. The library's default on it is the last one not compiled."""
+    found = {"fp32": Variant("fp32")}
+    if has_bf16(CPU):
+        found |= {"bf16": Variant("bf16"), "bf16, compiled": Variant("bf16", compiled=True)}
+    return found
+
+
+@dataclass(frozen=True)
+class Models:
+    """Teacher and student with equal weights for an equal seed."""
+
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+    layer_map: list[int]
+
+    @property
+    def teacher_family(self) -> Family:
+        return family_of(self.teacher.config)
+
+    @property
+    def student_family(self) -> Family:
+        return family_of(self.student.config)
+
+
+def build_models(pair: Pair, seed: int) -> Models:
+    """Random weights: of biases and norms too, and the student's moved away from its teacher's.
+
+    So a mistake in any of them shows, and no term is so near zero that its rounding would.
+    """
+    config = pair.teacher()
+    torch.manual_seed(seed)
+    teacher = getattr(transformers, family_of(config).model_class)(config).eval()
+    _add_noise(teacher)
+    plan = plan_student(config, StudentRecipe())
+    student = student_from_teacher(teacher, plan)
+    _add_noise(student)
+    return Models(teacher.requires_grad_(False), student, plan.layer_map)
+
+
+def _add_noise(model: PreTrainedModel) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=model.config.initializer_range)
+
+
+def build_batch(pair: Pair, seed: int) -> Batch:
+    """Random tokens; lengths differ by three at most. Of a masked batch 15 % are predicted."""
+    config = pair.teacher()
+    causal = family_of(config).language_modeling == "causal"
+    generator = torch.Generator().manual_seed(seed)
+    shape = (pair.sequences, pair.length)
+    tokens = torch.randint(config.vocab_size, shape, generator=generator)
+    lengths = pair.length - torch.randint(4, (pair.sequences, 1), generator=generator)
+    lengths[0] = pair.length
+    positions = torch.arange(pair.length).expand(shape)
+    real = positions < lengths
+    if causal:
+        labels = tokens.roll(-1, dims=1).where(positions + 1 < lengths, IGNORED)
+    else:
+        predicted = (torch.rand(shape, generator=generator) < 0.15) & real
+        labels = tokens.where(predicted, IGNORED)
+        tokens = tokens.where(~predicted, pair.mask_id)
+    return Batch(tokens.where(real, 0), labels, real.long(), positions, causal, uniform=False)
+
+
+def our_objective(models: Models, rows: Rows) -> LanguageModelObjective:
+    """The classic terms and weights, over the given rows."""
+    weights = reference_2019.WEIGHTS
+    losses = LossesRecipe(
+        soft_target=LossRecipe(weight=weights["soft_target"], rows=rows),
+        language_modeling=HardLossRecipe(weight=weights["language_modeling"]),
+        hidden_cosine=LossRecipe(weight=weights["hidden_cosine"], rows=rows),
+    )
+    return LanguageModelObjective(
+        models.student_family,
+        losses,
+        teacher=Teacher(models.teacher_family, models.teacher),
+        temperature=reference_2019.TEMPERATURE,
+    )
+
+
+def our_losses(models: Models, batch: Batch, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss of one batch, and each term's mean over its rows."""
+    objective = our_objective(models, rows)
+    counts = {name: batch.num_rows(kind) for name, kind in objective.rows.items()}
+    coefficients = {name: weight / counts[name] for name, weight in objective.weights.items()}
+    loss, sums = objective(models.student, batch, coefficients)
+    return loss, {name: total / counts[name] for name, total in sums.items()}
+
+
+def our_step(pair: Pair, seed: int, variant: Variant, rows: Rows) -> measure.Step:
+    """Models as `distill` prepares them, and one optimizer step as its engine takes it."""
+    models, batch = build_models(pair, seed), build_batch(pair, seed)
+    models.student.train()
+    if variant.precision == "bf16":
+        models.teacher.to(torch.bfloat16)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if variant.compiled:
+        models.student.base_model.compile()
+        models.teacher.base_model.compile()
+    recipe = OptimizerRecipe(max_grad_norm=reference_2019.MAX_GRAD_NORM)
+    optimizer = make_optimizer(models.student, recipe)
+
+    def step() -> None:
+        with autocast(CPU, variant.precision):
+            loss, _ = our_losses(models, batch, rows)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(learning_parameters(optimizer)), recipe.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+@dataclass(frozen=True)
+class Equality:
+    """Relative errors of our losses and of every parameter's gradient against the reference's."""
+
+    losses: dict[str, float]
+    gradients: dict[str, float]
+
+    def holds(self) -> bool:
+        return (
+            max(self.losses.values()) <= LOSS_TOLERANCE
+            and max(self.gradients.values()) <= GRADIENT_TOLERANCE
+        )
+
+    def __str__(self) -> str:
+        worst = max(self.gradients, key=self.gradients.__getitem__)
+        return (
+            f"losses within {max(self.losses.values()):.1e}; {len(self.gradients)} gradients "
+            f"within {self.gradients[worst]:.1e} (worst: {worst})"
+        )
+
+
+def compare(
+    models: Models, batch: Batch, rows: Rows, *, reference_batch: Batch | None = None
+) -> Equality:
+    """Both steps in float32 on the same weights and inputs, without dropout."""
+    padded = reference_2019.PaddedBatch.of(reference_batch or batch)
+    student = models.student.eval()
+    reference = reference_2019.reference_losses(student, models.teacher, padded, rows)
+    expected = _gradients(student, reference[0])
+    ours = our_losses(models, batch, rows)
+    found = _gradients(student, ours[0])
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    losses = {"loss": measure.relative_error(ours[0].detach(), reference[0].detach())}
+    for name, value in reference[1].items():
+        losses[name] = measure.relative_error(ours[1][name].detach(), value.detach())
+    gradients = {
+        name: measure.relative_error(found[name], expected[name], floor=SMALLEST_GRADIENT * largest)
+        for name in expected
+    }
+    return Equality(losses, gradients)
+
+
+def _gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
+    named = dict(model.named_parameters())
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+def multiply_adds(models: Models, batch: Batch, rows: Rows) -> int:
+    """What a step cannot do without, over real positions (bodies) and rows that count (heads).
+
+    The teacher passes once, the student three times: forward, back to inputs, back to weights.
+    """
+    total = 0
+    num_positions, num_rows = batch.num_rows("all"), batch.num_rows(rows)
+    lengths = (batch.segment_ids > 0).sum(1)
+    num_pairs = int(lengths.square().sum()) // (2 if batch.causal else 1)
+    for family, model, passes in (
+        (models.teacher_family, models.teacher, 1),
+        (models.student_family, models.student, 3),
+    ):
+        layers = model.get_submodule(family.layers)
+        weights = sum(p.numel() for p in layers.parameters() if p.ndim == 2)
+        hidden = family.hidden_size(model.config)
+        attention = 2 * hidden * num_pairs * model.config.num_hidden_layers
+        head = num_rows * hidden * model.config.vocab_size
+        if family.language_modeling == "masked":
+            head += num_rows * hidden**2
+        total += passes * (num_positions * weights + attention + head)
+    return total

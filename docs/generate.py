@@ -1,0 +1,116 @@
+"""Writes docs/cli.md and docs/recipe.md from the code; --check says whether they are up to date."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from stillhouse.cli import app
+from stillhouse.recipe import PRESETS, Recipe, recipe_names, recipe_text
+
+DOCS = Path(__file__).parent
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options."""
+    group = typer.main.get_command(app)
+    lines = ["# Commands", "", "Generated from the code; `make docs` writes this page.", ""]
+    for name, command in group.commands.items():  # pyright: ignore[reportAttributeAccessIssue]
+        context = typer.Context(command, info_name=f"stillhouse {name}")
+        lines += [f"## `stillhouse {name}`", "", command.help or "", ""]
+        lines += ["```", *command.get_usage(context).splitlines(), "```", ""]
+        rows = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+        kept = [row for row in rows if row and row[0] != "--help"]
+        if kept:
+            lines += ["| | |", "|---|---|"]
+            lines += [f"| `{_cell(names)}` | {_cell(text)} |" for names, text in kept]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def recipe_page() -> str:
+    """Every key of a recipe with its type and default, and the packaged recipes."""
+    lines = [
+        "# The recipe",
+        "",
+        "Generated from the code; `make docs` writes this page. Unknown keys are refused.",
+        "",
+        "| key | type | default |",
+        "|---|---|---|",
+        *_rows(Recipe, ""),
+        "",
+        "## Presets of `distillation`",
+        "",
+        *(f"- `{name}`: `{values}`" for name, values in PRESETS.items()),
+        "",
+        "## Packaged recipes",
+        "",
+    ]
+    lines += [
+        f"- `{name}`: {recipe_text(name)[1].splitlines()[0].removeprefix('# ')}"
+        for name in recipe_names()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(section: type[BaseModel], prefix: str) -> list[str]:
+    rows = []
+    for name, field in section.model_fields.items():
+        inner = _sections(field.annotation)
+        key = f"{prefix}{name}"
+        others = _other_types(field.annotation)
+        default = field.get_default(call_default_factory=True, validated_data={})
+        shown = (
+            "" if default is PydanticUndefined or isinstance(default, BaseModel) else f"`{default}`"
+        )
+        if not inner or others:
+            rows.append(f"| `{key}` | {_cell(', '.join(others) or 'value')} | {shown} |")
+        for each in inner:
+            rows += _rows(each, f"{key}.")
+    return rows
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for part in getattr(annotation, "__args__", ()) for found in _sections(part)]
+
+
+def _other_types(annotation: Any) -> list[str]:
+    """Readable names of the plain types and literal values in an annotation."""
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
+        plain = not issubclass(annotation, (BaseModel, type(None)))
+        return [annotation.__name__] if plain else []
+    if isinstance(annotation, (str, bool, int)):
+        return [repr(annotation) if isinstance(annotation, bool) else str(annotation)]
+    origin = getattr(annotation, "__origin__", None)
+    inner = [name for part in getattr(annotation, "__args__", ()) for name in _other_types(part)]
+    if origin in (list, tuple):
+        return [f"{origin.__name__} of {' or '.join(dict.fromkeys(inner))}"]
+    return list(dict.fromkeys(inner))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def main() -> None:
+    pages = {DOCS / "cli.md": cli_page(), DOCS / "recipe.md": recipe_page()}
+    if "--check" in sys.argv:
+        stale = [
+            str(page)
+            for page, text in pages.items()
+            if not page.exists() or page.read_text() != text
+        ]
+        if stale:
+            sys.exit(f"{', '.join(stale)} is out of date; run `make docs`.")
+        return
+    for page, text in pages.items():
+        page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""What a recipe would make and cost, from configurations alone: no weights, no text, nothing
+written.
+
+Cost model. A token costs one multiply-add for each body weight that multiplies it, plus attention,
+plus the head's for each row that reaches it; backward costs twice the forward; the teacher runs
+forward only. Time is multiply-adds over the hardware's rate times an assumed utilisation, energy is
+time times the stated watts. Both are estimates and say so."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.families import (
+    count_parameters,
+    empty_model,
+    family_named,
+    family_of,
+    load_config,
+    resolve_folder,
+)
+from stillhouse.machine import num_cores, processor_name
+from stillhouse.objectives.fused import CHUNK_BYTES
+from stillhouse.recipe import Recipe, TeacherRecipe, TrainedTokenizer, TrainingRecipe
+from stillhouse.student.plan import check_sequence_length, plan_student
+from stillhouse.tokens.source import check_vocabulary
+from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens
+from stillhouse.training.device import micro_batch_tokens, pick_device, pick_precision
+
+UTILISATION = 0.4
+TRAINED_HERE_IDS = {"end_of_text": 0, "pad": 1, "cls": 0, "sep": 2}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A machine to estimate for: multiply-adds per second at full rate, and its power."""
+
+    name: str
+    multiply_adds_per_second: float
+    watts: float | None
+    source: str
+
+
+REFERENCE_HARDWARE = (
+    Hardware(
+        "8 x V100 16 GB",
+        8 * 62.5e12,
+        8 * 300.0,
+        "125 TFLOP/s fp16 and 300 W each, vendor's figures",
+    ),
+    Hardware("1 x H200", 494.5e12, 700.0, "989 TFLOP/s bf16 and 700 W, vendor's figures"),
+)
+
+
+def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
+    """Everything `stillhouse check` says, as plain values.
+
+    Raises:
+        RecipeError, ModelError, DataError: whatever would stop the run for reasons known by now.
+    """
+    teacher = _teacher_config(recipe, offline=offline)
+    check_sequence_length(recipe, teacher)
+    plan = plan_student(teacher, recipe.student)
+    unknown = [part for part in recipe.student.freeze if part not in plan.family.embeddings]
+    if unknown:
+        raise RecipeError(
+            f"student.freeze names {unknown}, which a {plan.family.model_type} student does not "
+            "have."
+        )
+    sizes = {"teacher": _sizes(teacher), "student": _sizes(plan.config)}
+    per_token = _multiply_adds_per_token(recipe, teacher, plan.config)
+    tokens = _tokens_to_train(recipe.distillation)
+    return {
+        "recipe": name,
+        "seeds": recipe.seeds,
+        "teacher": sizes["teacher"],
+        "student": {
+            **sizes["student"],
+            "layer_map": plan.layer_map,
+            "family": plan.family.model_type,
+        },
+        "ratio": {
+            "parameters": sizes["student"]["parameters"] / sizes["teacher"]["parameters"],
+            "body_parameters": sizes["student"]["body_parameters"]
+            / sizes["teacher"]["body_parameters"],
+        },
+        "tokens": tokens,
+        "step": _step_memory(recipe, sizes, plan.config),
+        "multiply_adds_per_token": per_token,
+        "estimates": [
+            _estimate(hardware, sum(per_token.values()), tokens) for hardware in _hardware()
+        ],
+        "assumed_utilisation": UTILISATION,
+    }
+
+
+def _teacher_config(recipe: Recipe, *, offline: bool) -> PretrainedConfig:
+    if isinstance(recipe.teacher, TeacherRecipe):
+        chosen, ids = recipe.tokens.tokenizer, dict(TRAINED_HERE_IDS)
+        size = chosen.vocabulary_size if isinstance(chosen, TrainedTokenizer) else 0
+        if isinstance(chosen, str):
+            tokenizer = load_tokenizer(Path(chosen))
+            special = special_tokens(tokenizer, recipe.tokens.language_modeling)
+            size = len(tokenizer)
+            ids = {key: value for key, value in asdict(special).items() if isinstance(value, int)}
+        scratch = family_named(recipe.teacher.family).scratch_config
+        assert scratch is not None
+        return scratch(recipe.teacher, size, recipe.tokens.sequence_length, ids)
+    folder = resolve_folder(recipe.teacher, offline=offline, weights=False)
+    config = load_config(folder)
+    named = recipe.tokens.tokenizer
+    if isinstance(named, TrainedTokenizer):
+        raise RecipeError(
+            "tokens.tokenizer trains a new vocabulary, but the teacher already has one, and its "
+            "student must read "
+            "the same tokens. Set tokens.tokenizer to teacher."
+        )
+    try:
+        tokenizer = load_tokenizer(folder if named == "teacher" else Path(named))
+    except DataError:
+        if named != "teacher":
+            raise
+    else:
+        check_vocabulary(tokenizer, config.vocab_size, f"the teacher in {folder}")
+    return config
+
+
+def _sizes(config: PretrainedConfig) -> dict[str, Any]:
+    total, body = count_parameters(empty_model(config))
+    return {
+        "model_type": config.model_type,
+        "parameters": total,
+        "body_parameters": body,
+        "size_bytes": 4 * total,
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "vocabulary_size": config.vocab_size,
+    }
+
+
+def _tokens_to_train(training: TrainingRecipe) -> int | None:
+    """Tokens the student will read, where the recipe alone tells."""
+    return training.max_tokens
+
+
+def _layer_multiply_adds(config: PretrainedConfig, length: int) -> float:
+    """Forward multiply-adds per token of all layers: weights, and attention over half or all of
+    T."""
+    model = empty_model(config)
+    family = family_of(config)
+    weights = sum(p.numel() for p in model.get_submodule(family.layers).parameters() if p.ndim == 2)
+    seen = length / 2 if family.language_modeling == "causal" else length
+    return weights + config.num_hidden_layers * 2 * seen * config.hidden_size
+
+
+def _multiply_adds_per_token(
+    recipe: Recipe, teacher: PretrainedConfig, student: PretrainedConfig
+) -> dict[str, float]:
+    length = recipe.tokens.sequence_length
+    terms = recipe.distillation.losses.active()
+    share = 1.0
+    if recipe.tokens.language_modeling == "masked" and all(
+        term.rows == "predicted" for term in terms.values()
+    ):
+        share = recipe.tokens.masking.fraction
+    head = share * student.vocab_size * student.hidden_size
+    teacher_head = share * teacher.vocab_size * teacher.hidden_size
+    return {
+        "student_body": 3 * _layer_multiply_adds(student, length),
+        "student_head": 3 * head,
+        "teacher_body": _layer_multiply_adds(teacher, length),
+        "teacher_head": teacher_head,
+    }
+
+
+def _step_memory(
+    recipe: Recipe, sizes: dict[str, dict[str, Any]], student: PretrainedConfig
+) -> dict[str, Any]:
+    """Bytes of one training step: weights, gradients, optimizer, activations, one chunk of
+    logits."""
+    device = pick_device()
+    precision = pick_precision(recipe.distillation.precision, device)
+    tokens = micro_batch_tokens(recipe.distillation.micro_batch_tokens, device)
+    tokens = max(tokens // recipe.tokens.sequence_length, 1) * recipe.tokens.sequence_length
+    # Per token and layer about 16 hidden-size activations are kept for backward, plus attention
+    # inputs.
+    width = 2 if precision == "bf16" else 4
+    activations = tokens * student.num_hidden_layers * 20 * student.hidden_size * width
+    teacher_bytes = sizes["teacher"]["parameters"] * width
+    learned = 16 * sizes["student"]["parameters"]
+    chunk = CHUNK_BYTES[device.type]
+    return {
+        "tokens_per_step": recipe.distillation.tokens_per_step,
+        "micro_batch_tokens": tokens,
+        "precision": precision,
+        "memory_bytes": learned + teacher_bytes + activations + chunk,
+        "student_bytes": learned,
+        "teacher_bytes": teacher_bytes,
+        "activation_bytes": activations,
+        "logits_bytes": chunk,
+    }
+
+
+def _hardware() -> list[Hardware]:
+    here = f"this machine ({processor_name()}, {num_cores()} cores)"
+    return [
+        Hardware(here, _measured_rate(), None, "matrix product measured now"),
+        *REFERENCE_HARDWARE,
+    ]
+
+
+def _measured_rate() -> float:
+    """Multiply-adds per second of a matrix product here, in the precision training would use."""
+    device = pick_device()
+    dtype = torch.bfloat16 if pick_precision("auto", device) == "bf16" else torch.float32
+    left = torch.randn(1024, 768, dtype=dtype, device=device)
+    right = torch.randn(768, 3072, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        float((left @ right)[0, 0])
+        best = min(best, time.perf_counter() - started)
+    return 1024 * 768 * 3072 / best
+
+
+def _estimate(hardware: Hardware, per_token: float, tokens: int | None) -> dict[str, Any]:
+    seconds_per_token = per_token / (hardware.multiply_adds_per_second * UTILISATION)
+    seconds = None if tokens is None else tokens * seconds_per_token
+    joules = None if seconds is None or hardware.watts is None else seconds * hardware.watts
+    return {
+        "hardware": hardware.name,
+        "source": hardware.source,
+        "tokens_per_second": 1 / seconds_per_token,
+        "seconds": seconds,
+        "seconds_per_billion_tokens": 1e9 * seconds_per_token,
+        "watts": hardware.watts,
+        "joules": joules,
+    }
+
+
+def print_check(result: dict[str, Any]) -> None:
+    """The check as a page for people, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table("", "teacher", "student", "ratio", title=f"{result['recipe']} is valid")
+    teacher, student, ratio = result["teacher"], result["student"], result["ratio"]
+    rows = {"parameters": "parameters", "body_parameters": "without the head"}
+    for key, label in rows.items():
+        table.add_row(
+            label, f"{teacher[key] / 1e6:.1f} M", f"{student[key] / 1e6:.1f} M", f"{ratio[key]:.0%}"
+        )
+    table.add_row(
+        "size in float32", _megabytes(teacher["size_bytes"]), _megabytes(student["size_bytes"]), ""
+    )
+    table.add_row("layers", str(teacher["num_layers"]), str(student["num_layers"]), "")
+    table.add_row("architecture", teacher["model_type"], student["model_type"], "")
+    console.print(table)
+    step = result["step"]
+    console.print(f"layer map: {student['layer_map']}", markup=False)
+    console.print(
+        f"a step: {step['tokens_per_step']:,} tokens in micro-batches of "
+        f"{step['micro_batch_tokens']:,}, "
+        f"{step['precision']}, about {_megabytes(step['memory_bytes'])} of memory"
+    )
+    tokens = result["tokens"]
+    console.print(f"tokens: {tokens:,}" if tokens else "tokens: known once the text is prepared")
+    for estimate in result["estimates"]:
+        console.print(f"on {_estimate_line(estimate)}", markup=False, soft_wrap=True)
+    console.print(f"Estimates assume {result['assumed_utilisation']:.0%} of the stated rate.")
+
+
+def _estimate_line(estimate: dict[str, Any]) -> str:
+    seconds = estimate["seconds"]
+    span = estimate["seconds_per_billion_tokens"] if seconds is None else seconds
+    energy = "" if estimate["joules"] is None else f", {estimate['joules'] / 3.6e6:.2g} kWh"
+    what = "a billion tokens" if seconds is None else "training"
+    return (
+        f"{estimate['hardware']}: about {estimate['tokens_per_second']:,.0f} tokens/s, {what} in "
+        f"{_duration(span)}"
+        f"{energy} ({estimate['source']})"
+    )
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

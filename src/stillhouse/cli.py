@@ -1,0 +1,308 @@
+"""The command line: one command per stage, and those that put a student to work.
+
+Results go to stdout, progress and errors to stderr. Each command imports what it needs when it
+runs, so that `--help` answers at once."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="stillhouse",
+    help="Distil a language model into a smaller, faster one, and prove what it kept.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A packaged recipe's name, or a YAML file.")
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option("--run-dir", help="The run folder; by default runs/ and the recipe's name."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting, such as distillation.temperature=1."
+    ),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+Overwrite = Annotated[
+    str,
+    typer.Option(
+        metavar="STAGE,...",
+        help="Stages whose old output and checkpoints may be replaced rather than kept (or: all).",
+    ),
+]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model folder, a hub name, or sample.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.")
+    ] = False,
+) -> None:
+    if version:
+        from stillhouse import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    run_dir: RunDir = None, overrides: Overrides = None, overwrite: Overwrite = ""
+) -> None:
+    """Distil the packaged sample teacher on this machine's own text; no download.
+
+    Writes student, control, table and report into the run folder, and prints the table.
+    """
+    _run_stages("quickstart", run_dir, overrides, overwrite, offline=True)
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+    offline: Offline = False,
+    overwrite: Overwrite = "",
+) -> None:
+    """Run all stages of a recipe in order; what is up to date is left alone.
+
+    Writes the run folder: tokens, student, control, evaluation.json and report.html.
+    """
+    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, until=until)
+
+
+@app.command()
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Validate a recipe, and say what it would make and cost; reads configurations, writes
+    nothing."""
+    from stillhouse.check import check_recipe, print_check
+    from stillhouse.recipe import load_recipe
+
+    name, parsed = load_recipe(recipe, overrides or [])
+    result = check_recipe(name, parsed, offline=offline)
+    _print_json(result) if as_json else print_check(result)
+
+
+@app.command()
+def prepare(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    overwrite: Overwrite = "",
+) -> None:
+    """Read the recipe's text and write its token shards (corpus/, tokens/)."""
+    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="prepare")
+
+
+@app.command()
+def teacher(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    overwrite: Overwrite = "",
+) -> None:
+    """Train the recipe's teacher from tokens/ into teacher/, where the recipe describes one."""
+    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="teacher")
+
+
+@app.command()
+def init(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    overwrite: Overwrite = "",
+) -> None:
+    """Make the initial student from the teacher and the layer map (student-init/)."""
+    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="init")
+
+
+@app.command()
+def distill(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    overwrite: Overwrite = "",
+) -> None:
+    """Train the student, then its control, from student-init/ into student/ and control/."""
+    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="distill")
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    overwrite: Overwrite = "",
+) -> None:
+    """Measure teacher, student and control into evaluation.json."""
+    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="evaluate")
+
+
+@app.command()
+def report(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    overwrite: Overwrite = "",
+) -> None:
+    """Write report.html and the student's model card from evaluation.json and metrics.jsonl."""
+    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="report")
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Model folders, hub names, or sample.")
+    ],
+    text: Annotated[
+        Path | None, typer.Option(help="Score this text; by default the sample's validation split.")
+    ] = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models side by side: size, speed, memory, perplexity on the same text."""
+    from stillhouse.evaluation.compare import compare_models, print_comparison
+
+    result = compare_models(models, text, offline=offline)
+    _print_json(result) if as_json else print_comparison(result)
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 50,
+    num_return_sequences: Annotated[int, typer.Option(help="How many texts.")] = 1,
+    temperature: Annotated[float, typer.Option(help="Below 1 is safer, above 1 wilder.")] = 1.0,
+    top_k: Annotated[
+        int, typer.Option(help="Choose among the k likeliest tokens; 0 for all.")
+    ] = 50,
+    top_p: Annotated[
+        float, typer.Option(help="Choose among the likeliest tokens of this total share.")
+    ] = 1.0,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Always take the likeliest token.")
+    ] = False,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a text with a causal model; prints each text, the prompt included."""
+    from stillhouse.generation import Generation, load
+
+    settings = Generation(
+        max_new_tokens, num_return_sequences, temperature, top_k, top_p, greedy, seed
+    )
+    texts = [prompt + rest for rest in load(model, offline=offline).continuations(prompt, settings)]
+    if as_json:
+        _print_json([{"generated_text": text} for text in texts])
+    else:
+        print("\n---\n".join(texts))
+
+
+@app.command()
+def features(
+    model: Model,
+    text: Annotated[str, typer.Option(help="The text to read.")],
+    output: Annotated[Path, typer.Option(help="Where to write: a .safetensors or .npy file.")],
+    offline: Offline = False,
+) -> None:
+    """Write a text's last hidden states, one row a token, to a file."""
+    from stillhouse.generation import load
+    from stillhouse.generation.save_features import check_target, save_features
+
+    check_target(output)
+    states = load(model, offline=offline).features(text)
+    save_features(states, output)
+    print(f"{output}: {states.shape[0]} tokens x {states.shape[1]}")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.")] = None,
+) -> None:
+    """List the packaged recipes, or print one, to copy and edit."""
+    from stillhouse.recipe import recipe_names, recipe_text
+
+    if name is not None:
+        print(recipe_text(name)[1], end="")
+        return
+    for recipe in recipe_names():
+        first_line = recipe_text(recipe)[1].splitlines()[0].removeprefix("# ")
+        print(f"{recipe:<36} {first_line}")
+
+
+@app.command()
+def doctor(
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="[RUN_DIR]", help="Check this run instead.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this machine can do and what is missing; or what in a run is intact."""
+    from stillhouse.doctor import examine_machine, examine_run, print_findings
+
+    findings = examine_machine() if run_dir is None else examine_run(run_dir)
+    _print_json(findings) if as_json else print_findings(findings)
+    if any(finding["state"] == "damaged" for finding in findings):
+        raise typer.Exit(5)
+
+
+def _run_stages(
+    recipe: str,
+    run_dir: Path | None,
+    overrides: list[str] | None,
+    overwrite: str,
+    *,
+    offline: bool,
+    only: str | None = None,
+    until: str | None = None,
+) -> None:
+    from stillhouse.recipe import load_recipe
+
+    name, parsed = load_recipe(recipe, overrides or [])
+    from stillhouse.pipeline import Options, Pipeline
+    from stillhouse.run_folder import RunFolder
+    from stillhouse.stages import stages_named, stages_until
+    from stillhouse.training.progress import ConsoleReporter
+
+    stages = (only,) if only else stages_until(until)
+    options = Options(offline=offline, overwrite=stages_named(overwrite))
+    folder = RunFolder.at(run_dir or Path("runs") / name)
+    with ConsoleReporter() as reporter:
+        pipeline = Pipeline(parsed, folder, reporter, options)
+        pipeline.run_stages(stages)
+    if "report" in stages:
+        print(pipeline.summary())
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,0 +1,126 @@
+"""What this machine can do and what is missing; what in a run is intact."""
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+
+from stillhouse.errors import RunError, StillhouseError
+from stillhouse.machine import library_versions, memory_bytes, num_cores, processor_name
+from stillhouse.run_folder import RunFolder, read_manifest, verify
+
+EXTRAS = {
+    "datasets": "hub datasets as a corpus (pip install 'stillhouse[hub]')",
+}
+
+
+def examine_machine() -> list[dict[str, str]]:
+    """Findings, each with what was looked at, its state (ok, missing, damaged) and what it
+    means."""
+    import torch
+
+    from stillhouse.training.device import has_bf16, pick_device
+
+    device = pick_device()
+    free = shutil.disk_usage(".").free
+    precision = "bf16" if has_bf16(device) else "fp32 (no fast bfloat16 here)"
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    gpu = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else "none; training runs on the processor"
+    )
+    findings = [
+        _finding(
+            "processor",
+            f"{processor_name()}, {num_cores()} cores, {memory_bytes() / 1e9:.1f} GB memory",
+        ),
+        _finding("GPU", gpu),
+        _finding("precision", precision),
+        _finding("disk", f"{free / 1e9:.1f} GB free here", "ok" if free > 2e9 else "missing"),
+        _finding("versions", versions),
+    ]
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    findings.append(
+        _finding(
+            "hub", "offline (HF_HUB_OFFLINE=1)" if offline else "used only when a recipe names it"
+        )
+    )
+    for module, purpose in EXTRAS.items():
+        found = importlib.util.find_spec(module) is not None
+        findings.append(_finding(f"extra {module}", purpose, "ok" if found else "missing"))
+    return findings
+
+
+def examine_run(folder: Path) -> list[dict[str, str]]:
+    """The state of every stage's output and every checkpoint of a run, each file verified.
+
+    Raises:
+        RunError: not a run folder.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder} is not a run folder: it has no recipe.yaml.")
+    findings = []
+    for path in _seed_folders(folder):
+        run = RunFolder(path, folder)
+        outputs = [
+            run.student_init,
+            run.student,
+            run.control,
+            run.control_same_time,
+            run.evaluation,
+            run.report,
+        ]
+        shared = [run.corpus, run.tokens, run.teacher] if path == folder else []
+        checkpoints = sorted(path.glob("checkpoints/*/*step-*"))
+        findings += [
+            _examine(output, folder)
+            for output in [*shared, *outputs, *checkpoints]
+            if output.exists()
+        ]
+        if run.metrics.exists():
+            findings.append(_examine_metrics(run.metrics, folder))
+    return findings
+
+
+def print_findings(findings: list[dict[str, str]]) -> None:
+    """One line a finding, on stdout."""
+    width = max((len(finding["what"]) for finding in findings), default=0)
+    for finding in findings:
+        print(f"{finding['state']:<8} {finding['what']:<{width}}  {finding['detail']}")
+
+
+def _seed_folders(folder: Path) -> list[Path]:
+    return [folder, *sorted(path for path in folder.glob("seed-*") if path.is_dir())]
+
+
+def _examine(output: Path, folder: Path) -> dict[str, str]:
+    name = str(output.relative_to(folder))
+    try:
+        verify(output)
+        manifest = read_manifest(output)
+    except StillhouseError as error:
+        return _finding(name, str(error), "damaged")
+    assert manifest is not None
+    size = sum(facts["size_bytes"] for facts in manifest.files.values())
+    return _finding(name, f"intact, {size / 1e6:.1f} MB, made in {manifest.seconds:.0f} s")
+
+
+def _examine_metrics(path: Path, folder: Path) -> dict[str, str]:
+    steps: dict[str, int] = {}
+    broken = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+            steps[values["model"]] = values["step"]
+        except (ValueError, KeyError, TypeError):
+            broken += 1
+    name = str(path.relative_to(folder))
+    if broken:
+        return _finding(name, f"{broken} lines cannot be read", "damaged")
+    return _finding(name, ", ".join(f"{model} to step {step}" for model, step in steps.items()))
+
+
+def _finding(what: str, detail: str, state: str = "ok") -> dict[str, str]:
+    return {"what": what, "state": state, "detail": detail}

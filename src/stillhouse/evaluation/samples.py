@@ -1,0 +1,65 @@
+"""Samples for people: what each model makes of the same beginnings, with the same seed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.families import Family
+from stillhouse.generation import Generation, LoadedModel
+from stillhouse.recipe import Recipe
+from stillhouse.run_folder import RunFolder
+from stillhouse.tokens.shards import open_split
+from stillhouse.tokens.source import open_tokenizer
+
+NUM_SAMPLES = 3
+PROMPT_TOKENS = 24
+NEW_TOKENS = 60
+
+
+def text_samples(
+    recipe: Recipe, run: RunFolder, models: Mapping[str, tuple[Family, PreTrainedModel]]
+) -> list[dict[str, Any]]:
+    """Beginnings of held-out documents, continued by each model (or a masked word, filled)."""
+    tokenizer = open_tokenizer(run.tokens)
+    loaded = {name: LoadedModel(*pair, tokenizer) for name, pair in models.items()}
+    complete = _fill if recipe.tokens.language_modeling == "masked" else _continue
+    prompts = _prompts(run, tokenizer, recipe.tokens.language_modeling == "masked")
+    return [
+        {
+            "prompt": prompt,
+            "continuations": {
+                name: complete(model, prompt, recipe.seeds[0]) for name, model in loaded.items()
+            },
+        }
+        for prompt in prompts
+    ]
+
+
+def _prompts(run: RunFolder, tokenizer: PreTrainedTokenizerFast, masked: bool) -> list[str]:
+    """The beginnings of the longest held-out documents; for masked models with one word hidden."""
+    split = open_split(run.tokens, "validation")
+    starts = split.document_starts.astype(int)
+    longest = sorted(range(split.num_documents), key=lambda i: starts[i] - starts[i + 1])[
+        :NUM_SAMPLES
+    ]
+    prompts = []
+    for number in longest:
+        start = int(starts[number]) + (0 if masked else 1)
+        ids = split.read(start, min(start + PROMPT_TOKENS, int(starts[number + 1]))).tolist()
+        if masked and len(ids) > 2:
+            assert tokenizer.mask_token_id is not None
+            ids[len(ids) // 2] = tokenizer.mask_token_id
+        prompts.append(tokenizer.decode(ids))
+    return prompts
+
+
+def _continue(model: LoadedModel, prompt: str, seed: int) -> str:
+    room = model.context - len(model.encode(prompt))
+    settings = Generation(max_new_tokens=max(1, min(NEW_TOKENS, room)), temperature=0.8, seed=seed)
+    return model.continuations(prompt, settings)[0]
+
+
+def _fill(model: LoadedModel, prompt: str, seed: int) -> str:
+    best = model.fill_mask(prompt)
+    return ", ".join(f"{token} ({probability:.0%})" for token, probability in best)

@@ -1,0 +1,105 @@
+"""Speed and memory: interleaved timing of several models, and peak memory in fresh processes.
+
+Forward: a batch of 8 sequences of up to 256 tokens, with the head. Generation: one sequence,
+greedy, 64 new tokens after 16, key/value cache on. Models take turns (A B C A B C ...); the median
+of 5 turns after one warm-up counts. Models with the same configuration are measured once."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from stillhouse.families import Family
+
+BATCH, LENGTH = 8, 256
+PROMPT, NEW_TOKENS = 16, 64
+TURNS = 5
+
+MEMORY_PROGRAM = """
+import json, resource, sys
+from pathlib import Path
+from stillhouse.evaluation.speed import run_forward
+from stillhouse.families import load_model
+family, model = load_model(Path(sys.argv[1]))
+run_forward(family, model)
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+"""
+
+
+@torch.inference_mode()
+def run_forward(family: Family, model: PreTrainedModel) -> int:
+    """One forward pass over a batch of random tokens; returns the number of tokens."""
+    length = min(LENGTH, family.num_positions(model.config))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (BATCH, length), generator=generator)
+    model(input_ids=ids.to(model.device))
+    return BATCH * length
+
+
+@torch.inference_mode()
+def run_generation(family: Family, model: PreTrainedModel) -> int:
+    """Greedy continuation of one random prompt; returns the number of new tokens."""
+    room = family.num_positions(model.config) - PROMPT
+    new_tokens = min(NEW_TOKENS, room)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (1, PROMPT), generator=generator).to(model.device)
+    model.generate(  # pyright: ignore[reportCallIssue]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=model.config.eos_token_id,
+    )
+    return new_tokens
+
+
+def measure_speed(
+    models: Mapping[str, tuple[Family, PreTrainedModel]],
+) -> dict[str, dict[str, float | None]]:
+    """Tokens per second of each model, forward and generating (None for masked models)."""
+    causal = {name: pair for name, pair in models.items() if pair[0].language_modeling == "causal"}
+    forward = _interleaved(run_forward, models)
+    generating = _interleaved(run_generation, causal)
+    return {
+        name: {
+            "forward_tokens_per_second": forward[name],
+            "generate_tokens_per_second": generating.get(name),
+        }
+        for name in models
+    }
+
+
+def _interleaved(
+    work: Callable[[Family, PreTrainedModel], int],
+    models: Mapping[str, tuple[Family, PreTrainedModel]],
+) -> dict[str, float]:
+    rates: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(TURNS + 1):
+        for name, (family, model) in models.items():
+            started = time.perf_counter()
+            tokens = work(family, model)
+            if turn:
+                rates[name].append(tokens / (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def peak_memory_bytes(folder: Path) -> int | None:
+    """Peak resident memory of a fresh process that loads the model and runs one forward pass."""
+    command = [sys.executable, "-c", MEMORY_PROGRAM, str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return json.loads(result.stdout) if result.returncode == 0 else None
+
+
+def shape_key(folder: Path) -> str:
+    """Equal for models of equal configuration, whose speed and memory are the same."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return json.dumps(
+        {key: value for key, value in config.items() if not key.startswith("_")}, sort_keys=True
+    )

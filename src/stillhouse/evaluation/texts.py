@@ -1,0 +1,57 @@
+"""The texts that models are scored on: a run's held-out documents, or a file."""
+
+from itertools import pairwise
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from stillhouse.errors import DataError
+from stillhouse.evaluation.perplexity import ScoredText
+from stillhouse.run_folder import read_manifest
+from stillhouse.tokens.shards import open_split
+from stillhouse.tokens.tokenizer import text_encoder
+
+
+def validation_text(tokens_folder: Path) -> ScoredText:
+    """The held-out documents of a run, from its shards, without the end-of-text before each."""
+    split = open_split(tokens_folder, "validation")
+    starts = split.document_starts.astype(int).tolist()
+    documents = [split.read(start + 1, stop) for start, stop in pairwise(starts)]
+    manifest = read_manifest(tokens_folder)
+    assert manifest is not None
+    facts = manifest.facts["splits"]["validation"]
+    return ScoredText(documents, facts["words"], facts["bytes"])
+
+
+def file_text(path: Path, tokenizer: PreTrainedTokenizerFast) -> ScoredText:
+    """A text file as one document.
+
+    Raises:
+        DataError: no such file, not UTF-8, or empty.
+    """
+    return scored_text([read_text(path)], tokenizer, where=str(path))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file whole.
+
+    Raises:
+        DataError: no such file, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"There is no text file {path} (seen from {Path.cwd()}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Convert it with iconv."
+        ) from error
+
+
+def scored_text(texts: list[str], tokenizer: PreTrainedTokenizerFast, *, where: str) -> ScoredText:
+    """Texts as documents, tokenized by one model's tokenizer."""
+    documents = [ids for ids in text_encoder(tokenizer)(texts) if len(ids)]
+    words = sum(len(text.split()) for text in texts)
+    if not documents or not words:
+        raise DataError(f"{where} holds no words to score.")
+    return ScoredText(documents, words, sum(len(text.encode()) for text in texts))

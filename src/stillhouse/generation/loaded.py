@@ -1,0 +1,189 @@
+"""A model folder, loaded with its tokenizer: continue text, fill a mask, take features.
+
+Axes: T tokens of the text, D hidden size.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.errors import DataError, ModelError, RecipeError
+from stillhouse.families import Family, load_model, resolve_folder
+from stillhouse.tokens.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How text is continued. A seed makes sampling reproducible; greedy needs none."""
+
+    max_new_tokens: int = 50
+    num_return_sequences: int = 1
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    greedy: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_return_sequences", "temperature"):
+            if not getattr(self, name) > 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if not 0 < self.top_p <= 1:
+            raise RecipeError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
+        if self.top_k < 0:
+            raise RecipeError(f"top_k is {self.top_k}; it must be 0 (no limit) or more.")
+        if self.greedy and self.num_return_sequences > 1:
+            raise RecipeError("greedy gives one text only; drop greedy, or ask for one sequence.")
+
+
+class LoadedModel:
+    """A model ready for use, on the processor in float32."""
+
+    def __init__(
+        self, family: Family, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        self.family = family
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model takes, in tokens."""
+        return self.family.num_positions(self.model.config)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 50,
+        num_return_sequences: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        greedy: bool = False,
+        seed: int | None = None,
+    ) -> list[str]:
+        """Texts that begin with `prompt`; see `Generation` for the settings.
+
+        Raises:
+            ModelError: a masked model, which fills gaps and does not continue text.
+            DataError: the prompt and the new tokens do not fit the model's context.
+        """
+        settings = Generation(
+            max_new_tokens, num_return_sequences, temperature, top_k, top_p, greedy, seed
+        )
+        return [prompt + text for text in self.continuations(prompt, settings)]
+
+    @torch.inference_mode()
+    def continuations(self, prompt: str, settings: Generation) -> list[str]:
+        """What follows the prompt, without it. An empty prompt begins a new document."""
+        if self.family.language_modeling != "causal":
+            raise ModelError(
+                f"A {self.family.model_type} model fills gaps; it does not continue text. Give a "
+                "causal model, "
+                "such as a GPT-2 student."
+            )
+        ids = self.encode(prompt) or [self.model.config.bos_token_id]
+        if len(ids) + settings.max_new_tokens > self.context:
+            raise DataError(
+                f"The prompt has {len(ids)} tokens and {settings.max_new_tokens} new ones are "
+                "asked for, but the model "
+                f"takes {self.context} in all. Shorten the prompt, or ask for fewer new tokens."
+            )
+        if settings.seed is not None:
+            torch.manual_seed(settings.seed)
+        sampling = {
+            "temperature": settings.temperature,
+            "top_k": settings.top_k,
+            "top_p": settings.top_p,
+        }
+        inputs = torch.tensor([ids])
+        output = self.model.generate(  # pyright: ignore[reportCallIssue]
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=settings.max_new_tokens,
+            num_return_sequences=settings.num_return_sequences,
+            do_sample=not settings.greedy,
+            pad_token_id=self.model.config.eos_token_id,
+            **({} if settings.greedy else sampling),
+        )
+        return [self._continuation(ids, row[len(ids) :].tolist()) for row in output]
+
+    def _continuation(self, prompt_ids: list[int], new_ids: list[int]) -> str:
+        """Decoded after the prompt, so that a character split between tokens comes out whole."""
+        before = self.decode(prompt_ids)
+        return self.decode(prompt_ids + new_ids)[len(before) :]
+
+    @torch.inference_mode()
+    def features(self, text: str) -> Float[Tensor, "T D"]:
+        """Last hidden states of the text's tokens, special tokens of masked models included.
+
+        Raises:
+            DataError: the text has no tokens, or more than the model's context.
+        """
+        masked = self.family.language_modeling == "masked"
+        ids = (
+            self.tokenizer(text, add_special_tokens=True)["input_ids"]
+            if masked
+            else self.encode(text)
+        )
+        if not 0 < len(ids) <= self.context:
+            raise DataError(f"The text has {len(ids)} tokens; the model takes 1 to {self.context}.")
+        body = self.model.get_submodule(self.family.body)
+        return body(input_ids=torch.tensor([ids])).last_hidden_state[0]
+
+    @torch.inference_mode()
+    def fill_mask(self, text: str, *, top_k: int = 5) -> list[tuple[str, float]]:
+        """The likeliest tokens for the one mask token in `text`, with their probabilities.
+
+        Raises:
+            ModelError: a causal model.
+            DataError: no mask token in the text, or more than one.
+        """
+        if self.family.language_modeling != "masked":
+            raise ModelError(
+                f"A {self.family.model_type} model continues text; it does not fill gaps."
+            )
+        ids = torch.tensor(self.tokenizer(text)["input_ids"])
+        mask_id = torch.tensor(self.tokenizer.mask_token_id)
+        places = torch.eq(ids, mask_id).nonzero().flatten()
+        if len(places) != 1:
+            raise DataError(
+                f"The text has {len(places)} mask tokens ({self.tokenizer.mask_token}); give "
+                "exactly one."
+            )
+        body = self.model.get_submodule(self.family.body)
+        hidden = body(input_ids=ids[None]).last_hidden_state[0, places]
+        head = self.family.head(self.model)
+        logits = torch.nn.functional.linear(head.transform(hidden), head.weight, head.bias)[0]
+        best = logits[: len(self.tokenizer)].softmax(-1).topk(top_k)
+        return [
+            (self.decode([token]).strip(), probability)
+            for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens around it."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+
+def load(name: str | Path, *, offline: bool = False) -> LoadedModel:
+    """Load a model folder, the packaged `sample` teacher, or a hub name.
+
+    Raises:
+        ModelError: no such folder, or one that is not a complete model.
+        NetworkError: a hub name that is not on this disk, without a network.
+    """
+    folder = resolve_folder(str(name), offline=offline)
+    family, model = load_model(folder)
+    return LoadedModel(family, model, load_tokenizer(folder))

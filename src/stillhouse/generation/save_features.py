@@ -1,0 +1,32 @@
+"""Hidden states to a file: safetensors, or numpy's .npy."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stillhouse.errors import RecipeError
+from stillhouse.run_folder import explained_os_errors
+
+
+def check_target(path: Path) -> None:
+    """Refuse a target of another kind, or one that exists.
+
+    Raises:
+        RecipeError: either of them.
+    """
+    if path.suffix not in (".safetensors", ".npy"):
+        raise RecipeError(f"--output {path} must end in .safetensors or .npy.")
+    if path.exists():
+        raise RecipeError(f"{path} exists, and nothing is overwritten; give another --output.")
+
+
+def save_features(states: Float[Tensor, "T D"], path: Path) -> None:
+    """Write float32 states; in safetensors under the name `last_hidden_state`."""
+    with explained_os_errors(path):
+        if path.suffix == ".npy":
+            np.save(path, states.numpy(), allow_pickle=False)
+        else:
+            save_file({"last_hidden_state": states.contiguous()}, path)

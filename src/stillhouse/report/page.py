@@ -1,0 +1,223 @@
+"""The report page: one self-contained HTML file, without scripts and without anything from
+elsewhere.
+
+Everything that comes from a user (names, prompts, paths, text) passes through `html.escape`.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import resources
+from typing import Any
+
+from stillhouse.recipe import Recipe, dump_recipe
+from stillhouse.report import units
+from stillhouse.report.curves import draw_curves
+from stillhouse.report.outcome import state_outcome
+from stillhouse.report.results import SeedResult, label_of, models_of
+from stillhouse.report.standing import draw_standing
+from stillhouse.report.table import NOT_FINITE, Cell, Table, by_seed, comparison
+from stillhouse.run_folder import RunFolder
+
+
+def model_name(recipe: Recipe, run: RunFolder) -> str:
+    """The name the recipe gives, or the run folder's."""
+    return recipe.report.model_name or run.shared.resolve().name
+
+
+def report_page(recipe: Recipe, run: RunFolder, results: Sequence[SeedResult]) -> str:
+    """The whole page as text."""
+    name = model_name(recipe, run)
+    style = (resources.files("stillhouse.report") / "page.css").read_text(encoding="utf-8")
+    outcome = state_outcome(recipe, results)
+    sections = [
+        draw_standing(recipe, results),
+        "<h2>Comparison</h2>",
+        _comparison(recipe, results),
+        "<h2>Seeds</h2>" if len(results) > 1 else "<h2>Against the control</h2>",
+        _seeds(recipe, results),
+        "<h2>Training</h2>",
+        _skipped(results),
+        _legend(results),
+        draw_curves(recipe, results),
+        _samples(results),
+        _provenance(recipe, run, results),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(name)}: distillation "
+        f"report</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f'<header>\n<p class="kind">Stillhouse distillation report</p>\n<h1>{escape(name)}</h1>\n'
+        f'<p class="outcome {outcome.verdict}">{escape(outcome.title)}</p>\n'
+        f'<p class="lead">{escape(outcome.text)}</p>\n</header>\n<main>\n'
+        + "\n".join(section for section in sections if section)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _comparison(recipe: Recipe, results: Sequence[SeedResult]) -> str:
+    note = (
+        f"Median of {len(results)} seeds, with the smallest and the largest value below it. "
+        if len(results) > 1
+        else f"Seed {results[0].seed}. "
+    )
+    note += "Ratios are to the teacher. How each number is measured stands under Protocol."
+    models = models_of(results)
+    return f'<p class="note">{escape(note)}</p>{_table(comparison(recipe, results), models)}'
+
+
+def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> str:
+    note = (
+        "Validation loss in nats per predicted token. The control is the same student, trained "
+        "from "
+        "the same initial weights without the teacher, so each difference is paired within its "
+        "seed; "
+        "below zero the student is better."
+    )
+    if len(results) == 1:
+        note += " One seed is no evidence of the spread between seeds: list several under seed to see it."
+    return f"<p>{escape(note)}</p>{_table(by_seed(recipe, results), models_of(results))}"
+
+
+def _table(table: Table, models: Sequence[str]) -> str:
+    names = [*models, *[""] * (len(table.columns) - len(models))]
+    head = "".join(
+        f'<th scope="col"><span class="name-{escape(name)}">{escape(title)}</span></th>'
+        for title, name in zip(table.columns, names, strict=True)
+    )
+    rows = "".join(
+        f'<tr class="{_row_class(label)}"><th scope="row">{escape(label)}</th>'
+        f"{''.join(_cell(cell) for cell in cells)}</tr>\n"
+        for label, cells in table.rows
+    )
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>\n'
+        f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>"
+    )
+
+
+def _row_class(label: str) -> str:
+    return "summary" if label == "Median" else "row"
+
+
+def _cell(cell: Cell) -> str:
+    if cell.is_missing:
+        kind = ' class="bad"' if cell.text == NOT_FINITE else ""
+        return f"<td><em{kind}>{escape(cell.text)}</em></td>"
+    notes = "".join(f"<span>{escape(note)}</span>" for note in (cell.range, cell.ratio) if note)
+    return f"<td>{escape(cell.text)}{notes}</td>"
+
+
+def _legend(results: Sequence[SeedResult]) -> str:
+    items = "".join(
+        f'<li><svg viewBox="0 0 44 12" aria-hidden="true"><path class="line {escape(model)}" '
+        f'd="M2 6H42"/></svg>{escape(label_of(model))}</li>'
+        for model in models_of(results)
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _skipped(results: Sequence[SeedResult]) -> str:
+    """A sentence for every training that left out updates because its loss was not finite."""
+    found = []
+    for result in results:
+        most: dict[str, int] = {}
+        for line in result.metrics:
+            model = line["model"]
+            most[model] = max(most.get(model, 0), int(line.get("skipped_steps") or 0))
+        seed = f" (seed {result.seed})" if len(results) > 1 else ""
+        found += [
+            f'<p class="bad">{escape(label_of(model))}{seed}: {number:,} optimizer '
+            f"{'step was' if number == 1 else 'steps were'} skipped because the loss or the "
+            "gradient "
+            "was not finite.</p>"
+            for model, number in most.items()
+            if number
+        ]
+    return "".join(found)
+
+
+def _samples(results: Sequence[SeedResult]) -> str:
+    samples = results[0].evaluation.get("samples") or []
+    if not samples:
+        return ""
+    parts = []
+    for sample in samples:
+        continuations = "".join(
+            "<div><h3 "
+            f'class="name-{escape(model)}">{escape(label_of(model))}</h3><p>{escape(str(text))}</p></div>'
+            for model, text in sample["continuations"].items()
+        )
+        parts.append(
+            f'<section class="sample"><p class="prompt">{escape(str(sample["prompt"]))}</p>'
+            f'<div class="continuations">{continuations}</div></section>'
+        )
+    seed = f" of seed {results[0].seed}" if len(results) > 1 else ""
+    return (
+        f"<h2>Samples</h2><p>What the models{seed} write after the same prompts. A few samples "
+        "show the "
+        f"manner of a model; they prove nothing about its quality.</p>{''.join(parts)}"
+    )
+
+
+def command_line(recipe_file: str, run_dir: str) -> str:
+    """The command that makes this run again."""
+    return f"stillhouse run {shlex.quote(recipe_file)} --run-dir {shlex.quote(run_dir)}"
+
+
+def _provenance(recipe: Recipe, run: RunFolder, results: Sequence[SeedResult]) -> str:
+    first = results[0].evaluation
+    seeds = ", ".join(str(result.seed) for result in results)
+    folders = {label_of(model): facts.get("path") for model, facts in first["models"].items()}
+    commits = sorted({str(result.evaluation.get("commit") or "unknown") for result in results})
+    command = command_line(str(run.recipe), str(run.shared))
+    return (
+        f"<h2>Protocol</h2>{definitions(first.get('protocol') or {})}"
+        f"<h2>Where the numbers come from</h2><p>This run again, with one command:</p>"
+        f"<pre><code>{escape(command)}</code></pre>"
+        f"{definitions({'seed': seeds, 'commit': ', '.join(commits)})}"
+        f"{_machines(results)}"
+        f"<details><summary>Versions</summary>{definitions(first.get('versions') or {})}</details>"
+        f"<details><summary>Model folders</summary>{definitions(folders)}</details>"
+        f"<details><summary>The recipe, every default written out</summary>"
+        f"<pre><code>{escape(dump_recipe(recipe))}</code></pre></details>"
+    )
+
+
+def _machines(results: Sequence[SeedResult]) -> str:
+    """The machine; every machine, where the seeds ran on different ones."""
+    different: list[Mapping[str, Any]] = []
+    for result in results:
+        machine = result.evaluation.get("machine") or {}
+        if machine not in different:
+            different.append(machine)
+    return "".join(definitions(machine) for machine in different)
+
+
+def definitions(facts: Mapping[str, Any]) -> str:
+    """A mapping as a description list; sizes in bytes become readable."""
+    items = "".join(
+        f"<dt>{escape(words(key))}</dt><dd>{escape(plain(key, value))}</dd>"
+        for key, value in facts.items()
+    )
+    return f"<dl>{items}</dl>" if items else ""
+
+
+def words(key: str) -> str:
+    """A key for people: stride_s512 -> Stride s512, memory_bytes -> Memory."""
+    text = key.removesuffix("_bytes").replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def plain(key: str, value: Any) -> str:
+    """A fact as one line of text."""
+    if key.endswith("_bytes") and isinstance(value, (int, float)):
+        return units.size_bytes(value)
+    if isinstance(value, Mapping):
+        return "; ".join(
+            f"{words(str(name))}: {plain(str(name), each)}" for name, each in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return "unknown" if value is None else str(value)

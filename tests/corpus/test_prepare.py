@@ -1,0 +1,302 @@
+"""The corpus stage as a whole: from files of text to shards, the same on every machine."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillhouse.corpus.documents import read_documents
+from stillhouse.corpus.pieces import Piece
+from stillhouse.corpus.prepare import TextCounts, prepare, prepare_inputs
+from stillhouse.tokens.held_out import is_validation
+from stillhouse.errors import DataError, NetworkError, RecipeError
+from stillhouse.recipe import Recipe
+from stillhouse.run_folder import RunFolder, is_up_to_date, read_manifest, sha256_of, verify
+from stillhouse.tokens.shards import open_split
+from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens, text_encoder
+from stillhouse.tokens.tokenizer_training import train_tokenizer
+
+SENTENCE = "The stillhouse keeps the spirit of {} and leaves the water of {} behind.\n"
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Forty small files, about a fifth of them held out."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(SENTENCE.format(number, number * 7) * (number + 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    """A tiny tokenizer folder for each kind of language modeling."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("causal", "masked")}
+    lines = [SENTENCE.format(number, number) for number in range(1000)]
+    train_tokenizer("byte_bpe", 300, iter(lines), "causal").save_pretrained(folders["causal"])
+    train_tokenizer("wordpiece", 120, iter(lines), "masked").save_pretrained(folders["masked"])
+    return folders
+
+
+def recipe_for(
+    source: object, tokenizer: object = "teacher", *, language_modeling="causal", **corpus: object
+) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "teacher": "any",
+            "corpus": {"source": str(source), "validation_fraction": 0.2, **corpus},
+            "tokens": {"language_modeling": language_modeling, "tokenizer": tokenizer},
+        }
+    )
+
+
+@pytest.mark.parametrize("language_modeling", ["causal", "masked"])
+def test_the_shards_hold_the_text(texts, tokenizers, tmp_path, language_modeling):
+    """Every document is on its side of the split, token for token, in order."""
+    run = RunFolder.at(tmp_path / "run")
+    folder = tokenizers[language_modeling]
+    recipe = recipe_for(texts, language_modeling=language_modeling)
+    prepare(recipe, run, teacher_tokenizer=folder)
+    tokenizer = load_tokenizer(folder)
+    special = special_tokens(tokenizer, language_modeling)
+    lead = [special.end_of_text] if language_modeling == "causal" else []
+    encode = text_encoder(tokenizer)
+    for split in ("train", "validation"):
+        expected = [
+            [*lead, *encode([piece.text])[0].tolist()]
+            for piece in read_documents(recipe.corpus, offline=True)
+            if is_validation(piece.document_id, 0.2) == (split == "validation")
+        ]
+        tokens = open_split(run.tokens, split)
+        assert tokens.read(0, tokens.num_tokens).tolist() == [*chain.from_iterable(expected)]
+        assert np.diff(tokens.document_starts.astype(int)).tolist() == [*map(len, expected)]
+
+
+def test_the_manifests_state_what_was_read(texts, tokenizers, tmp_path):
+    """Documents, bytes and words are those of the files; the tokens are those of the shards."""
+    run = RunFolder.at(tmp_path / "run")
+    prepare(recipe_for(texts), run, teacher_tokenizer=tokenizers["causal"])
+    for output in (run.tokens, run.corpus):
+        verify(output)
+    manifest = read_manifest(run.tokens)
+    assert manifest is not None
+    facts = manifest.facts
+    contents = {path.name: path.read_text() for path in texts.iterdir()}
+    for split in ("train", "validation"):
+        held_out = split == "validation"
+        own = [text for name, text in contents.items() if is_validation(name, 0.2) == held_out]
+        assert facts["splits"][split] == {
+            "documents": len(own),
+            "bytes": sum(len(text.encode()) for text in own),
+            "words": sum(len(text.split()) for text in own),
+            "tokens": open_split(run.tokens, split).num_tokens,
+            "empty_documents": 0,
+            "shards": [f"{split}-00000"],
+        }
+    assert (facts["dtype"], facts["vocabulary_size"]) == ("uint16", 300)
+    assert facts["special_tokens"]["end_of_text"] == 0
+    listed = json.loads((run.corpus / "sources.json").read_text())
+    assert {file["name"] for file in listed} == set(contents)
+    counts = open_split(run.tokens, "train").counts
+    assert int(counts.sum()) == facts["splits"]["train"]["tokens"]
+    assert int(counts[0]) == facts["splits"]["train"]["documents"]
+
+
+def test_the_saved_tokenizer_is_the_one_that_was_used(texts, tokenizers, tmp_path):
+    """Whoever reads the tokens finds their tokenizer beside them."""
+    run = RunFolder.at(tmp_path / "run")
+    prepare(recipe_for(texts), run, teacher_tokenizer=tokenizers["causal"])
+    tokens = open_split(run.tokens, "validation").read(1, 50).tolist()
+    text = load_tokenizer(run.tokens / "tokenizer").decode(tokens)
+    assert str(text).startswith("The stillhouse")
+
+
+def test_a_trained_tokenizer_never_saw_the_validation_text(tmp_path):
+    """Changing the held-out documents changes no entry of the vocabulary."""
+    made = []
+    for word in ("zygote", "quartz"):
+        folder = tmp_path / word
+        folder.mkdir()
+        for number in range(40):
+            name = f"{number}.txt"
+            text = f"{word} " * 50 if is_validation(name, 0.2) else SENTENCE.format(number, 3) * 20
+            (folder / name).write_text(text)
+        run = RunFolder.at(tmp_path / f"run-{word}")
+        recipe = recipe_for(folder, {"train": "byte_bpe", "vocabulary_size": 300})
+        prepare(recipe, run, teacher_tokenizer=None)
+        made.append((run.tokens / "tokenizer" / "tokenizer.json").read_text())
+    assert made[0] == made[1]
+
+
+def test_inputs_follow_what_shapes_the_tokens_and_nothing_else(texts, tokenizers, tmp_path):
+    """A new sequence length needs no new tokens; a touched file or another tokenizer does."""
+    recipe = recipe_for(texts)
+    run = RunFolder.at(tmp_path / "run")
+    prepare(recipe, run, teacher_tokenizer=tokenizers["causal"])
+
+    def up_to_date(recipe=recipe, tokenizer=tokenizers["causal"]):
+        return is_up_to_date(run.tokens, prepare_inputs(recipe, teacher_tokenizer=tokenizer))
+
+    longer = recipe.tokens.model_copy(update={"sequence_length": 64})
+    assert up_to_date()
+    assert up_to_date(recipe.model_copy(update={"tokens": longer}))
+    assert not up_to_date(recipe_for(texts, validation_fraction=0.3))
+    assert not up_to_date(tokenizer=tokenizers["masked"])
+    (texts / "0.txt").write_text("Something else.")
+    assert not up_to_date()
+
+
+def test_a_failure_leaves_the_old_tokens_in_place(texts, tokenizers, tmp_path):
+    """Broken text found halfway neither replaces nor harms what was committed before."""
+    run = RunFolder.at(tmp_path / "run")
+    prepare(recipe_for(texts), run, teacher_tokenizer=tokenizers["causal"])
+    (texts / "9.txt").write_bytes(b"broken \xff")
+    with pytest.raises(DataError, match=r"9\.txt is not UTF-8"):
+        prepare(recipe_for(texts), run, teacher_tokenizer=tokenizers["causal"])
+    verify(run.tokens)
+    assert sorted(path.name for path in run.path.iterdir()) == ["corpus", "tokens"]
+
+
+def test_long_documents_are_tokenized_as_one(tokenizers, tmp_path):
+    """Pieces and stretches leave no trace in the tokens: they equal those of the uncut text."""
+    text = "".join(SENTENCE.format(number, -number) for number in range(20_000))
+    (tmp_path / "a.txt").write_text(text)
+    for number in range(20):
+        (tmp_path / f"b{number}.txt").write_text(SENTENCE)
+    run = RunFolder.at(tmp_path / "run")
+    prepare(recipe_for(tmp_path / "*.txt"), run, teacher_tokenizer=tokenizers["causal"])
+    split = open_split(run.tokens, "validation" if is_validation("a.txt", 0.2) else "train")
+    (ids,) = text_encoder(load_tokenizer(tokenizers["causal"]))([text])
+    assert split.read(1, 1 + len(ids)).tolist() == ids.tolist()
+
+
+def test_words_are_counted_once_when_a_cut_splits_them():
+    """The number of words is that of the whole text."""
+    counts = TextCounts()
+    for text, starts in (("one tw", True), ("o thr", False), ("ee ", False), ("four", False)):
+        counts.add(Piece("a", text, starts), len(text))
+    counts.add(Piece("b", "five", True), 4)
+    assert counts.facts() == {"documents": 2, "bytes": 22, "words": 5}
+
+
+def test_a_single_document_cannot_be_split(tmp_path, tokenizers):
+    """The commonest first mistake, one big file, is answered with what to change."""
+    (tmp_path / "book.txt").write_text(SENTENCE * 100)
+    run = RunFolder.at(tmp_path / "run")
+    with pytest.raises(DataError, match=r"1 documents .*per_line or per_block") as error:
+        prepare(recipe_for(tmp_path / "book.txt"), run, teacher_tokenizer=tokenizers["causal"])
+    assert error.value.exit_code == 3
+    assert not run.tokens.exists()
+
+
+def test_an_empty_validation_split_says_which_fraction_would_do(texts, tokenizers, tmp_path):
+    """The fraction that the error advises holds a document out."""
+    run = RunFolder.at(tmp_path / "run")
+    recipe = recipe_for(texts, validation_fraction=0.0001)
+    with pytest.raises(DataError, match=r"validation split is empty.* 0\.0001 .*40 doc") as error:
+        prepare(recipe, run, teacher_tokenizer=tokenizers["causal"])
+    advised = float(str(error.value).split("validation_fraction to ")[1].split()[0])
+    recipe = recipe_for(texts, validation_fraction=advised)
+    prepare(recipe, run, teacher_tokenizer=tokenizers["causal"])
+
+
+def test_an_empty_training_split_is_refused(texts, tokenizers, tmp_path):
+    """A fraction so large that nothing is left to train on is named."""
+    recipe = recipe_for(texts, validation_fraction=0.9999999)
+    with pytest.raises(DataError, match=r"The train split is empty.*smaller"):
+        prepare(recipe, RunFolder.at(tmp_path), teacher_tokenizer=tokenizers["causal"])
+
+
+def test_the_teachers_tokenizer_needs_a_teacher(texts, tmp_path):
+    """Without a folder to take it from, the error offers the other ways."""
+    with pytest.raises(RecipeError, match=r"no teacher folder.*\{train: byte_bpe"):
+        prepare(recipe_for(texts), RunFolder.at(tmp_path / "run"), teacher_tokenizer=None)
+
+
+def test_offline_reaches_the_hub_source(tokenizers, tmp_path):
+    """Offline is passed on to where the network would be used."""
+    with pytest.raises(NetworkError):
+        prepare(
+            recipe_for("hf://a/b"),
+            RunFolder.at(tmp_path),
+            teacher_tokenizer=tokenizers["causal"],
+            offline=True,
+        )
+
+
+def test_progress_ends_with_the_totals(texts, tokenizers, tmp_path):
+    """The last line says how much there is."""
+    lines: list[str] = []
+    run = RunFolder.at(tmp_path / "run")
+    prepare(recipe_for(texts), run, teacher_tokenizer=tokenizers["causal"], progress=lines.append)
+    assert lines[-1].startswith("40 documents, 0.1 MB of text, ")
+
+
+PREPARE = """
+import os, re, sys
+from pathlib import Path
+from stillhouse.corpus.prepare import prepare
+from stillhouse.recipe import Recipe
+from stillhouse.run_folder import RunFolder
+source, tokenizer, run = sys.argv[1:]
+corpus = {"source": source, "validation_fraction": 0.2}
+recipe = Recipe.model_validate({"teacher": "any", "corpus": corpus})
+prepare(recipe, RunFolder.at(Path(run)), teacher_tokenizer=Path(tokenizer))
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+os.fork() and os.wait()
+"""
+
+
+def prepare_in_a_process(source: Path, tokenizer: Path, run: Path, **environment: str) -> int:
+    """Run the stage in a fresh process; its largest resident memory in kilobytes."""
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARE, str(source), str(tokenizer), str(run)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""  # no warning, even when the process forks afterwards
+    return int(done.stdout.split()[0])
+
+
+def test_the_number_of_threads_does_not_show(texts, tokenizers, tmp_path):
+    """One thread and two write the same bytes."""
+    hashes = []
+    for threads in ("1", "2"):
+        run = tmp_path / f"run-{threads}"
+        prepare_in_a_process(texts, tokenizers["causal"], run, RAYON_NUM_THREADS=threads)
+        shards = sorted((run / "tokens").glob("*.*"))
+        hashes.append(
+            {path.name: sha256_of(path) for path in shards if path.suffix in (".bin", ".idx")}
+        )
+    assert len(hashes[0]) == 5
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["word and more ", "日本語", "x"])
+def test_a_huge_line_is_prepared_in_bounded_memory(tokenizers, tmp_path, unit):
+    """200 MB in one line, with spaces or without, take less than 1 GB."""
+    source = tmp_path / "texts"
+    source.mkdir()
+    with (source / "0.txt").open("w", encoding="utf-8") as file:
+        for _ in range(200):
+            file.write(unit * (10**6 // len(unit.encode())))
+    for number in range(1, 30):
+        (source / f"{number}.txt").write_text(SENTENCE)
+    peak = prepare_in_a_process(source, tokenizers["causal"], tmp_path / "run")
+    assert peak < 1_000_000
+
+
+def test_a_long_line_is_prepared_in_bounded_memory(texts, tokenizers, tmp_path):
+    """10 MB in one line take little more than the libraries themselves."""
+    (texts / "long.txt").write_text("word and more " * 700_000)
+    peak = prepare_in_a_process(texts, tokenizers["causal"], tmp_path / "run")
+    assert peak < 700_000

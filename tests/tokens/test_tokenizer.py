@@ -1,0 +1,253 @@
+"""Tokenizers: loaded from any of their forms, trained alike everywhere, deaf to special text."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stillhouse.errors import DataError
+from stillhouse.tokens.tokenizer import (
+    load_tokenizer,
+    special_tokens,
+    text_encoder,
+    tokenizer_fingerprint,
+)
+from stillhouse.tokens.tokenizer_training import train_tokenizer
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "vocab"
+needs_shared_data = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs the published vocabularies in ../shared/data/vocab"
+)
+
+SYLLABLES = [consonant + vowel for consonant in "bcdlmprst" for vowel in "aeiou"]
+WORDS = [first + second for first in SYLLABLES for second in SYLLABLES]
+TEXTS = [" ".join(WORDS[start:] + WORDS[:start]).capitalize() + ".\n" for start in range(10)]
+
+
+def trained(kind, language_modeling, size=400):
+    return train_tokenizer(kind, size, iter(TEXTS), language_modeling)
+
+
+@pytest.fixture(scope="module")
+def causal():
+    return trained("byte_bpe", "causal")
+
+
+@pytest.fixture(scope="module")
+def wordpiece():
+    return trained("wordpiece", "masked")
+
+
+def test_a_causal_tokenizer_has_an_end_of_text(causal):
+    """The one special token of a causal tokenizer ends, and so begins, a document."""
+    special = special_tokens(causal, "causal")
+    assert causal.convert_ids_to_tokens(special.end_of_text) == "<|endoftext|>"
+    assert special.all_ids == (special.end_of_text,)
+    assert special.mask is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens"),
+    [
+        ("byte_bpe", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
+        ("wordpiece", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]),
+    ],
+)
+def test_a_masked_tokenizer_has_its_five_tokens_first(kind, tokens):
+    """The order is that of RoBERTa and of BERT."""
+    tokenizer = trained(kind, "masked")
+    special = special_tokens(tokenizer, "masked")
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3, 4]) == tokens
+    assert special.all_ids == (0, 1, 2, 3, 4)
+    named = [special.cls, special.sep, special.mask, special.pad, special.unk]
+    assert sorted(id for id in named if id is not None) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("size", [300, 350, 512])
+@pytest.mark.parametrize("kind", ["byte_bpe", "wordpiece"])
+def test_the_vocabulary_has_exactly_the_size_asked_for(kind, size):
+    """An embedding matrix of the recipe's size fits the tokenizer."""
+    assert len(trained(kind, "masked", size)) == size
+
+
+@pytest.mark.parametrize("kind", ["byte_bpe", "wordpiece"])
+def test_a_text_too_small_for_the_vocabulary_is_refused(kind):
+    """The error says how many entries the text gives."""
+    with pytest.raises(DataError, match=r"vocabulary_size is 30000, .* only \d+ entries") as error:
+        trained(kind, "masked", 30_000)
+    assert error.value.exit_code == 3
+
+
+def test_bytes_come_back_as_they_were(causal):
+    """Byte-level BPE loses nothing: every text is spelled out again exactly."""
+    text = " Two  spaces,\ttabs\r\n\n日本語 🙂 é \x07"
+    (ids,) = text_encoder(causal)([text])
+    assert causal.decode(ids.tolist(), clean_up_tokenization_spaces=False) == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "language_modeling", "text"),
+    [
+        ("byte_bpe", "causal", "an <|endoftext|> here"),
+        ("byte_bpe", "masked", "<s> a <mask> b</s><pad>"),
+        ("wordpiece", "masked", "[CLS] a [MASK] b [SEP][PAD]"),
+    ],
+)
+def test_special_tokens_in_the_text_are_text(kind, language_modeling, text):
+    """Whoever writes [MASK] in a document must not put a mask into the training data."""
+    tokenizer = trained(kind, language_modeling)
+    special = special_tokens(tokenizer, language_modeling)
+    (ids,) = text_encoder(tokenizer)([text])
+    assert not set(ids.tolist()) & (set(special.all_ids) - {special.unk})
+
+
+def test_encoding_adds_and_cuts_nothing(wordpiece, recwarn, capfd):
+    """No CLS, no padding to the longest, no truncation, and no warning about the length."""
+    encode = text_encoder(wordpiece)
+    long, short = encode(["ban " * 5000, "ban"])
+    assert len(long) == 5000 * len(short)
+    assert not recwarn
+    assert capfd.readouterr().err == ""
+
+
+def test_encoding_leaves_the_tokenizer_as_it_was(causal):
+    """The tokenizer that is saved for users still knows its special tokens."""
+    text_encoder(causal)(["ban"])
+    assert causal.encode("<|endoftext|>") == [causal.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("kind", "language_modeling"),
+    [("byte_bpe", "causal"), ("byte_bpe", "masked"), ("wordpiece", "masked")],
+)
+def test_a_saved_tokenizer_loads_alike(kind, language_modeling, tmp_path):
+    """What prepare saves is what the student's folder and transformers read."""
+    before = trained(kind, language_modeling)
+    before.save_pretrained(tmp_path)
+    after = load_tokenizer(tmp_path)
+    assert special_tokens(after, language_modeling) == special_tokens(before, language_modeling)
+    assert text_encoder(after)(TEXTS[:1])[0].tolist() == text_encoder(before)(TEXTS[:1])[0].tolist()
+    assert after.encode("ban <mask>") == before.encode("ban <mask>")
+    assert after.model_max_length == before.model_max_length
+
+
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
+def test_vocabulary_and_merges_make_a_tokenizer(causal, names, tmp_path):
+    """Today's names of the two files, and OpenAI's."""
+    model = json.loads(causal.backend_tokenizer.to_str())["model"]
+    (tmp_path / names[0]).write_text(json.dumps(model["vocab"]))
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (tmp_path / names[1]).write_text(f"#version: 0.2\n{merges}\n")
+    loaded = load_tokenizer(tmp_path)
+    assert special_tokens(loaded, "causal").end_of_text == causal.eos_token_id
+    assert (
+        text_encoder(loaded)(TEXTS[:1])[0].tolist() == text_encoder(causal)(TEXTS[:1])[0].tolist()
+    )
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_a_wordpiece_vocabulary_makes_a_tokenizer(wordpiece, as_folder, tmp_path):
+    """A single file, or a folder with vocab.txt; without upper case it is a lower-casing one."""
+    tokens = wordpiece.convert_ids_to_tokens([*range(len(wordpiece))])
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    loaded = load_tokenizer(tmp_path if as_folder else tmp_path / "vocab.txt")
+    assert loaded.encode("Ban CARD") == wordpiece.encode("ban card")
+
+
+@pytest.mark.parametrize(
+    ("name", "lowered"), [("vocab.txt", False), ("bert-base-uncased-vocab.txt", True)]
+)
+def test_a_vocabulary_with_upper_case_is_cased_unless_named_otherwise(tmp_path, name, lowered):
+    """Upper case in the vocabulary means that case matters."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ban", "Ban"]
+    (tmp_path / name).write_text("\n".join(tokens))
+    (ids,) = text_encoder(load_tokenizer(tmp_path / name))(["Ban"])
+    assert ids.tolist() == [5 if lowered else 6]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"holds no tokenizer. It needs tokenizer\.json"),
+        ({"vocab.json": b"{}"}, r"holds no tokenizer"),
+        ({"tokenizer.json": b"{"}, r"cannot be read .* Fetch its files again"),
+        ({"vocab.json": b"{", "merges.txt": b""}, r"cannot be read"),
+        ({"vocab.txt": b"\xff\xfe"}, r"vocab\.txt is not a vocabulary: byte 0 is not UTF-8"),
+        ({"vocab.txt": b"one\ntwo\n"}, r"not a WordPiece vocabulary: \[PAD\], \[UNK\]"),
+    ],
+)
+def test_a_folder_that_holds_no_tokenizer_is_explained(tmp_path, files, message):
+    """The error names the folder or file, and what it needs."""
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        load_tokenizer(tmp_path)
+    assert error.value.exit_code == 3
+
+
+def test_a_missing_tokenizer_is_explained(tmp_path):
+    """A wrong path is said to be one."""
+    with pytest.raises(DataError, match="There is no tokenizer at"):
+        load_tokenizer(tmp_path / "nowhere")
+
+
+def test_a_tokenizer_of_the_wrong_kind_is_explained(causal, wordpiece):
+    """Causal training needs an end, masked training a mask; the error says which is missing."""
+    with pytest.raises(DataError, match="no end_of_text token, which causal"):
+        special_tokens(wordpiece, "causal")
+    with pytest.raises(DataError, match="no cls, sep, mask, pad token, which masked"):
+        special_tokens(causal, "masked")
+
+
+def test_the_fingerprint_follows_the_files_not_their_place(causal, tmp_path):
+    """A moved tokenizer is the same; a changed one is another."""
+    for name in ("a", "b"):
+        causal.save_pretrained(tmp_path / name)
+    before = tokenizer_fingerprint(tmp_path / "a")
+    assert tokenizer_fingerprint(tmp_path / "b") == before
+    with (tmp_path / "b" / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    assert tokenizer_fingerprint(tmp_path / "b") != before
+
+
+TRAIN = """
+from tests.tokens.test_tokenizer import trained
+for kind in ("byte_bpe", "wordpiece"):
+    print(trained(kind, "masked").backend_tokenizer.to_str())
+"""
+
+
+def test_training_gives_the_same_tokenizer_in_every_process():
+    """Neither hash tables, which differ from process to process, nor threads show in the result."""
+    results = {
+        subprocess.run(
+            [sys.executable, "-c", TRAIN],
+            cwd=Path(__file__).parents[2],
+            env={"RAYON_NUM_THREADS": threads, "PYTHONPATH": ":".join(filter(None, sys.path))},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert len(results) == 1
+
+
+@needs_shared_data
+def test_gpt2_ids_are_the_published_ones():
+    """Known ids of GPT-2, from OpenAI's own two files."""
+    tokenizer = load_tokenizer(SHARED / "gpt2")
+    assert text_encoder(tokenizer)(["Hello world"])[0].tolist() == [15496, 995]
+    assert special_tokens(tokenizer, "causal").end_of_text == 50256
+    assert (len(tokenizer), tokenizer.model_max_length) == (50257, 1024)
+
+
+@needs_shared_data
+@pytest.mark.parametrize(
+    ("name", "ids"), [("uncased", [7592, 2088, 999]), ("cased", [8667, 1362, 106])]
+)
+def test_bert_ids_are_the_published_ones(name, ids):
+    """Known ids of BERT, with and without case."""
+    tokenizer = load_tokenizer(SHARED / "bert" / f"bert-base-{name}-vocab.txt")
+    assert text_encoder(tokenizer)(["Hello world!"])[0].tolist() == ids
