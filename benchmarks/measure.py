@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 Step = Callable[[], None]
+Clock = Literal["wall", "processor"]
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -29,18 +31,22 @@ class PeakMemory:
 
 
 def interleaved_seconds(
-    steps: Mapping[str, Step], *, repeats: int, warmups: int = 1
+    steps: Mapping[str, Step], *, repeats: int, clock: Clock = "wall"
 ) -> dict[str, list[float]]:
-    """Seconds of each step, taken in turns (A B A B), so that a busy machine disturbs all alike."""
+    """Seconds of each step after a warm-up, in turns (A B A B): a busy machine disturbs all alike.
+
+    The processor's clock counts what this process itself used. It is the steadier one where others
+    use the machine, and means something with one thread only: several wait for each other.
+    """
+    now = CLOCKS[clock]
     for step in steps.values():
-        for _ in range(warmups):
-            step()
+        step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            started = time.perf_counter()
+            started = now()
             step()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(now() - started)
     return seconds
 
 
@@ -52,7 +58,7 @@ def in_fresh_process(
         return pool.apply(function, args, kwargs)
 
 
-def peak_memory(prepare: Callable[[], Step], *, repeats: int = 2) -> PeakMemory:
+def peak_memory(prepare: Callable[[], Step], *, repeats: int = 1) -> PeakMemory:
     """Memory of the models that `prepare` makes, and of its step; call it in a fresh process.
 
     The first step is left out of the peak, for it compiles. What it leaves behind (the optimizer's
@@ -75,12 +81,13 @@ def _status_bytes(key: str) -> int:
 
 
 def multiply_adds_per_second(
-    shape: tuple[int, int, int], dtype: torch.dtype, *, repeats: int = 15
+    shape: tuple[int, int, int], dtype: torch.dtype, *, repeats: int = 15, clock: Clock = "wall"
 ) -> float:
     """Speed of a matrix product (rows x inner) @ (inner x columns): the median of some repeats."""
     rows, inner, columns = shape
     left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
-    seconds = interleaved_seconds({"matmul": lambda: _discard(left @ right.T)}, repeats=repeats)
+    step = {"matmul": lambda: _discard(left @ right.T)}
+    seconds = interleaved_seconds(step, repeats=repeats, clock=clock)
     return rows * inner * columns / statistics.median(seconds["matmul"])
 
 

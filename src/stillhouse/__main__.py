@@ -21,9 +21,7 @@ def _run() -> int:
     from stillhouse.cli import app
 
     try:
-        app(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        code = app(standalone_mode=False)  # what `raise typer.Exit(code)` carried
     except click.ClickException as error:
         error.show()
         return 2
@@ -44,7 +42,7 @@ def _run() -> int:
         return ResourceError.exit_code
     except Exception as error:
         return _our_bug(error)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _complain(message: str) -> None:

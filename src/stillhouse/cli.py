@@ -61,9 +61,9 @@ def _main(
 def quickstart(
     run_dir: RunDir = None, overrides: Overrides = None, overwrite: Overwrite = ""
 ) -> None:
-    """Distil the packaged sample teacher on this machine's own text; no download.
+    """Distil the packaged teacher on this machine's own text.
 
-    Writes student, control, table and report into the run folder, and prints the table.
+    Needs no download. Writes student, control, table and report into the run folder, and prints the table.
     """
     _run_stages("quickstart", run_dir, overrides, overwrite, offline=True)
 
@@ -79,9 +79,9 @@ def run(
     offline: Offline = False,
     overwrite: Overwrite = "",
 ) -> None:
-    """Run all stages of a recipe in order; what is up to date is left alone.
+    """Run a recipe's stages in order, from text to report.
 
-    Writes the run folder: tokens, student, control, evaluation.json and report.html.
+    What is up to date is left alone. Writes the run folder: tokens, student, control, evaluation.json and report.html.
     """
     _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, until=until)
 
@@ -93,8 +93,10 @@ def check(
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
-    """Validate a recipe, and say what it would make and cost; reads configurations, writes
-    nothing."""
+    """Validate a recipe, and say what it makes and costs.
+
+    Reads configurations only; writes nothing.
+    """
     from stillhouse.check import check_recipe, print_check
     from stillhouse.recipe import load_recipe
 
@@ -111,7 +113,7 @@ def prepare(
     offline: Offline = False,
     overwrite: Overwrite = "",
 ) -> None:
-    """Read the recipe's text and write its token shards (corpus/, tokens/)."""
+    """Read the recipe's text, write corpus/ and tokens/."""
     _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="prepare")
 
 
@@ -123,7 +125,10 @@ def teacher(
     offline: Offline = False,
     overwrite: Overwrite = "",
 ) -> None:
-    """Train the recipe's teacher from tokens/ into teacher/, where the recipe describes one."""
+    """Train the recipe's own teacher: tokens/ to teacher/.
+
+    A recipe that names a teacher has nothing to train here.
+    """
     _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="teacher")
 
 
@@ -135,7 +140,7 @@ def init(
     offline: Offline = False,
     overwrite: Overwrite = "",
 ) -> None:
-    """Make the initial student from the teacher and the layer map (student-init/)."""
+    """Make the initial student: teacher to student-init/."""
     _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="init")
 
 
@@ -147,7 +152,10 @@ def distill(
     offline: Offline = False,
     overwrite: Overwrite = "",
 ) -> None:
-    """Train the student, then its control, from student-init/ into student/ and control/."""
+    """Train the student, then its control.
+
+    Reads tokens/ and student-init/, writes student/ and control/.
+    """
     _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="distill")
 
 
@@ -159,7 +167,7 @@ def evaluate(
     offline: Offline = False,
     overwrite: Overwrite = "",
 ) -> None:
-    """Measure teacher, student and control into evaluation.json."""
+    """Measure all models of a run into evaluation.json."""
     _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="evaluate")
 
 
@@ -171,7 +179,10 @@ def report(
     offline: Offline = False,
     overwrite: Overwrite = "",
 ) -> None:
-    """Write report.html and the student's model card from evaluation.json and metrics.jsonl."""
+    """Write report.html and the student's model card.
+
+    Reads evaluation.json and metrics.jsonl.
+    """
     _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="report")
 
 
@@ -186,7 +197,10 @@ def compare(
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models side by side: size, speed, memory, perplexity on the same text."""
+    """Compare size, speed, memory and perplexity of models.
+
+    All models are scored on the same text and timed in turns.
+    """
     from stillhouse.evaluation.compare import compare_models, print_comparison
 
     result = compare_models(models, text, offline=offline)
@@ -213,7 +227,10 @@ def generate(
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a text with a causal model; prints each text, the prompt included."""
+    """Continue a text with a causal model.
+
+    Prints each text, the prompt included.
+    """
     from stillhouse.generation import Generation, load
 
     settings = Generation(
@@ -233,7 +250,10 @@ def features(
     output: Annotated[Path, typer.Option(help="Where to write: a .safetensors or .npy file.")],
     offline: Offline = False,
 ) -> None:
-    """Write a text's last hidden states, one row a token, to a file."""
+    """Write a text's last hidden states to a file.
+
+    One row a token, float32.
+    """
     from stillhouse.generation import load
     from stillhouse.generation.save_features import check_target, save_features
 
@@ -247,7 +267,7 @@ def features(
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.")] = None,
 ) -> None:
-    """List the packaged recipes, or print one, to copy and edit."""
+    """List the packaged recipes, or print one to copy."""
     from stillhouse.recipe import recipe_names, recipe_text
 
     if name is not None:
@@ -265,7 +285,7 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what this machine can do and what is missing; or what in a run is intact."""
+    """Say what this machine can do, or what of a run is intact."""
     from stillhouse.doctor import examine_machine, examine_run, print_findings
 
     findings = examine_machine() if run_dir is None else examine_run(run_dir)

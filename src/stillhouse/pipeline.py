@@ -3,9 +3,14 @@
 Stages meet here and nowhere else: each is given folders, and this module knows which folder is
 whose."""
 
-from collections.abc import Callable, Collection
+import contextlib
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from stillhouse import families
 from stillhouse.corpus.prepare import prepare, prepare_inputs
@@ -19,6 +24,7 @@ from stillhouse.run_folder import (
     Inputs,
     RunFolder,
     changed_settings,
+    explained_os_errors,
     fingerprint,
     is_up_to_date,
     locked,
@@ -49,6 +55,7 @@ class Pipeline:
         self.run = run
         self.reporter = reporter
         self.options = options
+        self.models = wanted_models(recipe.distillation)
         self._measured = Measured()
 
     def run_stages(self, stages: Collection[str]) -> None:
@@ -57,7 +64,7 @@ class Pipeline:
         Raises:
             RunError: an earlier stage that a named one needs has not been run.
         """
-        with locked(self.run):
+        with locked(self.run), explained_os_errors(self.run.shared), _system_errors():
             self._keep_recipe()
             if "prepare" in stages:
                 self._prepare()
@@ -130,7 +137,8 @@ class Pipeline:
             return
         changes = changed_settings(output, inputs)
         if changes:
-            kept = "" if self._overwrites(stage) else "; the old one is kept in replaced/"
+            moved = output.is_dir() and not self._overwrites(stage)
+            kept = "; the old one is kept in replaced/" if moved else ""
             self.reporter.say(f"{stage}: made again, because {', '.join(changes)}{kept}")
         work()
 
@@ -185,7 +193,7 @@ class Pipeline:
         distillation = Distillation(
             self.recipe, run, self.teacher_folder(), self._teacher_fingerprint(), seed
         )
-        for model in wanted_models(self.recipe.distillation):
+        for model in self.models:
             self._once(
                 "distill",
                 output_folder(run, model),
@@ -196,9 +204,7 @@ class Pipeline:
             )
 
     def _evaluate(self, run: RunFolder, seed: int) -> None:
-        outputs = {
-            model: output_folder(run, model) for model in wanted_models(self.recipe.distillation)
-        }
+        outputs = {model: output_folder(run, model) for model in self.models}
         for folder in outputs.values():
             self._require(folder, "distill")
         folders = {"teacher": self.teacher_folder(), **outputs}
@@ -209,3 +215,15 @@ class Pipeline:
             inputs,
             lambda: evaluate(self.recipe, run, folders, inputs, self._measured, self.reporter),
         )
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """safetensors gives the operating system's errors as text; make them OSErrors again."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

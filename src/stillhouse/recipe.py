@@ -398,7 +398,7 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key written twice, and anchors (a few lines of which can fill
     memory)."""
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise ComposerError(None, None, "aliases (*name) are not allowed", mark)

@@ -38,10 +38,18 @@ ModelName = Literal["student", "control", "control_same_time"]
 
 
 def wanted_models(recipe: DistillationRecipe) -> list[ModelName]:
-    """The models that `distill` trains, in order."""
+    """The models that `distill` trains, in order.
+
+    Raises:
+        RecipeError: a control of the same time alone.
+    """
+    if recipe.control == "same_time":
+        raise RecipeError(
+            "distillation.control is same_time, which needs the step times of the control of the "
+            "same tokens. Set it to both."
+        )
     controls: dict[str, list[ModelName]] = {
         "same_tokens": ["control"],
-        "same_time": ["control_same_time"],
         "both": ["control", "control_same_time"],
         "none": [],
     }

@@ -23,9 +23,9 @@ from stillhouse.run_folder import (
     Inputs,
     RunFolder,
     commit_file,
+    fingerprint,
     read_manifest,
     sha256_of,
-    write_atomic,
 )
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import special_tokens
@@ -125,7 +125,8 @@ def summarize(recipe: Recipe, run: RunFolder, seed_runs: Sequence[RunFolder]) ->
         "comparison": comparison,
         "runs": results,
     }
-    write_atomic(run.evaluation, _json(content))
+    sources = {f"seed {result['seed']}": fingerprint(result) for result in results}
+    commit_file(run.evaluation, _json(content), Inputs("summarize", {}, sources))
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:

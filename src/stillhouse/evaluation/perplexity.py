@@ -105,8 +105,7 @@ def sum_of_losses(
         del ordered[:size]
         total += _loss_sum(family, model, batch)
         count += batch.num_rows("predicted")
-    if not math.isfinite(total):
-        raise DataError("The model's loss on this text is not finite; its weights are damaged.")
+    _check_finite(total)
     return total, count
 
 
@@ -123,7 +122,13 @@ def masked_loss(
         batch = source.batch(numbers, np.zeros_like(numbers), MASK_SEED)
         total += _loss_sum(family, model, batch)
         count += batch.num_rows("predicted")
+    _check_finite(total)
     return total / max(1, count), count
+
+
+def _check_finite(total: float) -> None:
+    if not math.isfinite(total):
+        raise DataError("The model's loss on this text is not finite; its weights are damaged.")
 
 
 def _scored_batch(windows: Sequence[tuple[np.ndarray, int]]) -> Batch:

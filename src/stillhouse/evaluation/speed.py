@@ -45,10 +45,11 @@ def run_forward(family: Family, model: PreTrainedModel) -> int:
 @torch.inference_mode()
 def run_generation(family: Family, model: PreTrainedModel) -> int:
     """Greedy continuation of one random prompt; returns the number of new tokens."""
-    room = family.num_positions(model.config) - PROMPT
-    new_tokens = min(NEW_TOKENS, room)
+    positions = family.num_positions(model.config)
+    prompt = min(PROMPT, positions // 2)
+    new_tokens = min(NEW_TOKENS, positions - prompt)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (1, PROMPT), generator=generator).to(model.device)
+    ids = torch.randint(model.config.vocab_size, (1, prompt), generator=generator).to(model.device)
     model.generate(  # pyright: ignore[reportCallIssue]
         ids,
         attention_mask=torch.ones_like(ids),

@@ -5,6 +5,7 @@ allowed; no code from a model folder runs; weights are float32 in memory.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,14 @@ def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
         ModelError: no such folder, and not a name the hub could know.
         NetworkError: a hub name that is not on this disk, while offline or without a network.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
+    path = os.path.expanduser(name)  # with os.path no name is too odd to be asked for
+    if os.path.isdir(path):
+        return Path(path)
     if name == "sample":
         return Path(__file__).parents[1] / "samples" / "teacher"
-    if not HUB_NAME.fullmatch(name) or path.is_file():
+    if not HUB_NAME.fullmatch(name) or os.path.isfile(path):
         raise ModelError(
-            f"{name} is not a model folder: there is no such folder (seen from {Path.cwd()})."
+            f"{name!r} is not a model folder: there is no such folder (seen from {Path.cwd()})."
         )
     return _hub_snapshot(name, offline=offline, weights=weights)
 
@@ -53,6 +54,7 @@ def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -72,7 +74,7 @@ def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
             else ("is not on this disk, and the hub cannot be reached")
         )
         raise NetworkError(f"The model {name!r} {reason}. {advice}") from error
-    except RepositoryNotFoundError as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelError(
             f"There is no folder {name!r} here and no model of that name on the hub. {advice}"
         ) from error

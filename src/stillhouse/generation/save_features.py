@@ -1,14 +1,15 @@
 """Hidden states to a file: safetensors, or numpy's .npy."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from stillhouse.errors import RecipeError
-from stillhouse.run_folder import explained_os_errors
+from stillhouse.run_folder import explained_os_errors, write_atomic
 
 
 def check_target(path: Path) -> None:
@@ -25,8 +26,11 @@ def check_target(path: Path) -> None:
 
 def save_features(states: Float[Tensor, "T D"], path: Path) -> None:
     """Write float32 states; in safetensors under the name `last_hidden_state`."""
+    if path.suffix == ".npy":
+        content = io.BytesIO()
+        np.save(content, states.numpy(), allow_pickle=False)
+        written = content.getvalue()
+    else:
+        written = save({"last_hidden_state": states.contiguous()})
     with explained_os_errors(path):
-        if path.suffix == ".npy":
-            np.save(path, states.numpy(), allow_pickle=False)
-        else:
-            save_file({"last_hidden_state": states.contiguous()}, path)
+        write_atomic(path, written)

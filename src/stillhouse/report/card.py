@@ -141,7 +141,8 @@ def _layer_map(recipe: Recipe, result: SeedResult) -> str:
     layers = manifest.facts.get("layer_map") if manifest else None
     layers = layers if layers is not None else recipe.student.layer_map
     if recipe.student.weights != "teacher":
-        return f"none (initial weights: {_text(Path(recipe.student.weights).name)}); layer map {layers}"
+        weights = _text(Path(recipe.student.weights).name)
+        return f"none (initial weights: {weights}); layer map {layers}"
     if isinstance(layers, list):
         return f"{', '.join(map(str, layers))} (counted from 0)"
     return "see the recipe below" if layers is None else f"{layers}, spread evenly"
@@ -162,7 +163,8 @@ def _how_to_use(recipe: Recipe) -> str:
             'print(fill(f"Paris is the {fill.tokenizer.mask_token} of France."))'
         )
         command = "stillhouse compare path/to/this/folder path/to/another/model"
-    return f"With transformers:\n\n{_block('python', code)}\nWith stillhouse:\n\n{_block('bash', command)}"
+    blocks = (_block("python", code), _block("bash", command))
+    return f"With transformers:\n\n{blocks[0]}\nWith stillhouse:\n\n{blocks[1]}"
 
 
 def _limits(recipe: Recipe) -> str:

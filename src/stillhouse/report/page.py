@@ -76,7 +76,7 @@ def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> str:
         "below zero the student is better."
     )
     if len(results) == 1:
-        note += " One seed is no evidence of the spread between seeds: list several under seed to see it."
+        note += " One seed is no evidence of the spread: list several under seed to see it."
     return f"<p>{escape(note)}</p>{_table(by_seed(recipe, results), models_of(results))}"
 
 

@@ -1,43 +1,103 @@
-"""The result of a run in a terminal: the outcome in words, the table, where the report is."""
+"""The result of a run in a terminal: the outcome in words, one row a model, where the report is."""
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.table import Table
 
 from stillhouse.recipe import Recipe
+from stillhouse.report import units
 from stillhouse.report.outcome import state_outcome
-from stillhouse.report.results import read_results
-from stillhouse.report.table import Cell, Table, by_seed, comparison
+from stillhouse.report.results import (
+    CONTROLS,
+    SeedResult,
+    differences,
+    loss_path,
+    models_of,
+    read_results,
+    spread_of,
+)
 from stillhouse.run_folder import RunFolder
 
-LARGEST_WIDTH = 120
+LARGEST_WIDTH = 110
+PLAIN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+SHORT = {
+    "teacher": "teacher",
+    "student": "student",
+    "control": "control",
+    "control_same_time": "control, same time",
+}
 
 
 def summary(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> str:
-    """The summary as text, no wider than the terminal it is read on."""
+    """The summary as text, no wider than the terminal it is read on; several seeds by medians."""
     results = read_results(recipe, seed_runs)
     outcome = state_outcome(recipe, results)
     page = io.StringIO()
     width = min(LARGEST_WIDTH, max(80, Console().width))
-    console = Console(file=page, width=width, highlight=False, force_terminal=False)
-    console.print(_rich(comparison(recipe, results)))
+    console = Console(file=page, width=width, highlight=False)
+    console.print(_models(recipe, results))
     if len(results) > 1:
-        console.print(_rich(by_seed(recipe, results)))
+        console.print(_seeds(recipe, results))
+        console.print(
+            "diff: the student's loss less the control's; below zero the teacher helped.\n"
+        )
     console.print(f"{outcome.title} {outcome.text}", markup=False)
-    console.print(
-        f"\nStudent: {seed_runs[0].student}\nReport:  {run.report}", markup=False, soft_wrap=True
-    )
-    return page.getvalue().rstrip("\n")
+    console.print(f"\nStudent  {seed_runs[0].student}", markup=False, soft_wrap=True)
+    console.print(f"Report   {run.report}", markup=False, soft_wrap=True)
+    return page.getvalue().strip("\n")
 
 
-def _rich(table: Table) -> RichTable:
-    drawn = RichTable("", *table.columns)
-    for label, cells in table.rows:
-        drawn.add_row(label, *map(_text, cells))
-    return drawn
+def _models(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
+    """One row a model: size, speeds in tokens/s, quality, what its training took."""
+    masked = recipe.tokens.language_modeling == "masked"
+    columns = ["params", "reads", "writes", "loss", "perplexity", "tokens", "time"]
+    paths = [
+        ("parameters", units.count),
+        ("speed.forward_tokens_per_second", lambda rate: f"{rate:,.0f}/s"),
+        ("speed.generate_tokens_per_second", lambda rate: f"{rate:,.0f}/s"),
+        (loss_path(recipe), lambda loss: f"{loss:.3f}"),
+        ("perplexity.token", units.perplexity),
+        ("training.tokens", units.count),
+        ("training.seconds", units.seconds),
+    ]
+    shown = [
+        i for i in range(len(columns)) if not (masked and columns[i] in ("writes", "perplexity"))
+    ]
+    table = Table("", *(columns[i] for i in shown), **PLAIN)
+    _align(table)
+    for model in models_of(results):
+        found = [(spread_of(results, model, paths[i][0]), paths[i][1]) for i in shown]
+        table.add_row(SHORT[model], *("" if s is None else show(s.median) for s, show in found))
+    return table
 
 
-def _text(cell: Cell) -> str:
-    details = ", ".join(detail for detail in (cell.range, cell.ratio) if detail)
-    return f"{cell.text} ({details})" if details else cell.text
+def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
+    """Each seed's validation losses in nats; diff is the student's less the control's."""
+    path, models = loss_path(recipe), models_of(results)
+    titles = [
+        part for model in models for part in ([SHORT[model]] + ["diff"] * (model in CONTROLS))
+    ]
+    table = Table("", *titles, **PLAIN)
+    _align(table)
+    for result in results:
+        cells = []
+        for model in models:
+            loss = result.value(model, path)
+            cells.append("" if loss is None else f"{loss:.3f}")
+            if model in CONTROLS:
+                paired = differences([result], model, path)[0]
+                cells.append("" if paired is None else units.signed(paired))
+        table.add_row(f"seed {result.seed}", *cells)
+    return table
+
+
+def _align(table: Table) -> None:
+    """Names to the left, unbroken; numbers to the right."""
+    for column in table.columns:
+        column.no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"

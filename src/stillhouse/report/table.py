@@ -56,7 +56,7 @@ class Table:
 
 COSTS = [
     Measure("Parameters", "parameters", units.count, units.percent),
-    Measure("Parameters without embeddings", "body_parameters", units.count, units.percent),
+    Measure("Parameters without the head", "body_parameters", units.count, units.percent),
     Measure("Size on disk", "size_bytes", units.size_bytes, units.percent),
     Measure(
         "Reading speed (forward)",

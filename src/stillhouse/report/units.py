@@ -6,7 +6,7 @@ MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def count(value: float) -> str:
+def count(value: int | float) -> str:
     """82.1 M, 1.2 B, 45.3 k, 512."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if value >= size * 0.99995:
@@ -14,11 +14,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def tokens(value: float) -> str:
+def tokens(value: int | float) -> str:
     return f"{count(value)} tokens"
 
 
-def size_bytes(value: float) -> str:
+def size_bytes(value: int | float) -> str:
     """Decimal units, as disks and hubs count."""
     for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= size:
@@ -26,11 +26,11 @@ def size_bytes(value: float) -> str:
     return f"{value:.0f} bytes"
 
 
-def tokens_per_second(value: float) -> str:
+def tokens_per_second(value: int | float) -> str:
     return f"{value:,.0f} tokens/s" if value >= 10 else f"{value:.2g} tokens/s"
 
 
-def seconds(value: float) -> str:
+def seconds(value: int | float) -> str:
     """0.8 s, 42 s, 12 min 5 s, 3 h 20 min."""
     if value < 10:
         return f"{value:.1f} s"
@@ -42,31 +42,31 @@ def seconds(value: float) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
-def perplexity(value: float) -> str:
+def perplexity(value: int | float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
 
-def nats(value: float) -> str:
+def nats(value: int | float) -> str:
     return f"{value:.3f} nats"
 
 
-def bits(value: float) -> str:
+def bits(value: int | float) -> str:
     return f"{value:.3f} bits"
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """With a sign always, and a real minus: +0.031, −0.031."""
+def signed(value: int | float, digits: int = 3) -> str:
+    """With a sign always, and a real minus sign."""
     text = f"{abs(value):.{digits}f}"
     if not float(text):
         return text
     return ("+" if value > 0 else MINUS) + text
 
 
-def percent(ratio: float) -> str:
+def percent(ratio: int | float) -> str:
     return f"{ratio:.0%}" if ratio < 10 else f"{ratio:,.0f}{TIMES}"
 
 
-def times(ratio: float) -> str:
+def times(ratio: int | float) -> str:
     return f"{ratio:,.0f}{TIMES}" if ratio >= 10 else f"{ratio:.2f}{TIMES}"
 
 

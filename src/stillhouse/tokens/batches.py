@@ -8,7 +8,7 @@ Axes: B sequences, T positions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -78,6 +78,7 @@ class Batch:
             )
 
 
+@runtime_checkable
 class SequenceSource(Protocol):
     """Sequences of one split, by number; what a visit sees may depend on (seed, epoch)."""
 

@@ -125,12 +125,13 @@ def pack_segments(
     lengths: list[int] = []
     first_segment: list[int] = [0]
     room = sequence_length
+    shortest_cut = min(SHORTEST_CUT, sequence_length - 2)  # what an empty sequence can take
     position = 0
     for document_length in document_lengths.tolist():
         left = document_length
         while left:
             size = min(left, room - 2)
-            if size < min(left, SHORTEST_CUT):
+            if size < min(left, shortest_cut):
                 first_segment.append(len(starts))
                 room = sequence_length
                 continue

@@ -31,7 +31,7 @@ class Progress:
     seconds: float = 0.0
     skipped_steps: int = 0
 
-    def facts(self) -> dict[str, float]:
+    def facts(self) -> dict[str, int | float]:
         """What a manifest says of a finished training."""
         return {
             "tokens": self.tokens,
@@ -88,7 +88,7 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
                 self.say(f"Checkpoint {path} is damaged and was moved to {aside.name}: {error}")
-        if found:
+        if found or list(self.folder.glob("damaged-step-*")):
             raise RunError(
                 f"No checkpoint in {self.folder} is intact. To begin again, remove that folder "
                 "or name the stage in --overwrite."

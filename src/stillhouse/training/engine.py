@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ TERM_NORMS_EVERY_STEPS = 50
 SKIPPED_STEPS_IN_A_ROW = 5
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Sums of weighted terms over a micro-batch."""
 
@@ -107,19 +108,19 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
             while loop.progress.step < job.batches.num_steps:
                 values = loop.run_step(stop)
                 if values is None:
-                    job.checkpoints.save(model, optimizer, loop.progress)
-                    assert stop.signal_number is not None
-                    raise Stopped(
-                        f"Stopped by signal {stop.signal_number} after step {loop.progress.step} "
-                        "of "
-                        f"{job.batches.num_steps}, which is committed. Give the same command again "
-                        "to go on.",
-                        stop.signal_number,
-                    )
+                    break
                 log.write(loop.progress.step, values)
                 reporter.step(loop.progress.step, values)
                 if loop.progress.step % job.recipe.checkpoint.every_steps == 0:
                     job.checkpoints.save(model, optimizer, loop.progress)
+            if stop.signal_number is not None:  # also one that came during the last step
+                job.checkpoints.save(model, optimizer, loop.progress)
+                raise Stopped(
+                    f"Stopped by signal {stop.signal_number} after step {loop.progress.step} of "
+                    f"{job.batches.num_steps}, which is committed. Give the same command again to "
+                    "go on.",
+                    stop.signal_number,
+                )
     finally:
         reporter.finish()
     model.eval()
@@ -140,7 +141,7 @@ class _Loop:
         self.micro_sequences = max(1, tokens // job.batches.source.sequence_length)
         self._skipped_in_a_row = 0
 
-    def run_step(self, stop: StopRequest) -> dict[str, float] | None:
+    def run_step(self, stop: StopRequest) -> dict[str, int | float] | None:
         """One optimizer step's metrics; None where a stop was asked for before it was complete."""
         started = time.monotonic()
         job = self.job

@@ -46,7 +46,7 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(path.parent / "tensorboard" / model), purge_step=next_step)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: dict[str, int | float]) -> None:
         """Append one step's values; a value that is not finite is written as null and stays
         visible."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -3,7 +3,7 @@ elsewhere."""
 
 import sys
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 10.0
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Shows messages, and the steps of one training run."""
 
@@ -18,7 +19,7 @@ class Reporter(Protocol):
 
     def start(self, name: str, done: int, total: int) -> None: ...
 
-    def step(self, step: int, values: dict[str, float]) -> None: ...
+    def step(self, step: int, values: dict[str, int | float]) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -51,7 +52,7 @@ class ConsoleReporter:
             self._bar.start()
             self._bar.add_task(name, total=total, completed=done, values="")
 
-    def step(self, step: int, values: dict[str, float]) -> None:
+    def step(self, step: int, values: dict[str, int | float]) -> None:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, values=_summary(values))
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or step == self._total:
@@ -78,7 +79,7 @@ class ConsoleReporter:
         sys.stderr.flush()
 
 
-def _summary(values: dict[str, float]) -> str:
+def _summary(values: dict[str, int | float]) -> str:
     hidden = (
         "learning_rate",
         "tokens",

@@ -1,0 +1,155 @@
+"""Tiny seeded models, batches and tokenizers, one maker for each, shared by all tests."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+from stillhouse.families import family_of
+from stillhouse.tokens.batches import IGNORED, Batch
+
+VOCABULARY = 60
+POSITIONS = 24
+FIRST_WORD = 5  # ids below stand for special tokens
+
+
+def _tiny_config(family: str, num_layers: int = 2) -> PretrainedConfig:
+    if family == "gpt2":
+        return GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=POSITIONS,
+            n_embd=16,
+            n_layer=num_layers,
+            n_head=2,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    if family == "distilbert":
+        return DistilBertConfig(
+            vocab_size=VOCABULARY,
+            max_position_embeddings=POSITIONS,
+            n_layers=num_layers,
+            n_heads=2,
+            dim=16,
+            hidden_dim=32,
+            dropout=0.0,
+            attention_dropout=0.0,
+            pad_token_id=0,
+        )
+    kind, positions = (
+        (BertConfig, POSITIONS) if family == "bert" else (RobertaConfig, POSITIONS + 2)
+    )
+    return kind(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=positions,
+        type_vocab_size=2,
+        hidden_size=16,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0 if family == "bert" else 1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., PretrainedConfig]:
+    """tiny_config(family, num_layers=2): the smallest configuration of a family."""
+    return _tiny_config
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., PreTrainedModel]:
+    """tiny_model(family, num_layers=2, seed=0): every parameter random, so that none is idle.
+
+    A library's own initialisation leaves biases at zero and norms at one, which hides mistakes.
+    """
+
+    def make(family: str, num_layers: int = 2, seed: int = 0) -> PreTrainedModel:
+        config = _tiny_config(family, num_layers)
+        model = getattr(transformers, family_of(config).model_class)(config).eval()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                norm = parameter.dim() == 1 and name.endswith("weight")
+                parameter.normal_(1.0 if norm else 0.0, 0.3, generator=generator)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def batch_of() -> Callable[..., Batch]:
+    """batch_of(rows, length, causal=...): a batch of rows, each a list of segments of token ids.
+
+    Labels are the next tokens of the segment (causal), or every third token, masked (id 4).
+    """
+
+    def make(rows: Sequence[Sequence[Sequence[int]]], length: int, *, causal: bool) -> Batch:
+        shape = (len(rows), length)
+        inputs, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
+        segments, positions = torch.zeros_like(inputs), torch.zeros_like(inputs)
+        for row, pieces in enumerate(rows):
+            place = 0
+            for number, piece in enumerate(pieces, start=1):
+                span = slice(place, place + len(piece))
+                inputs[row, span] = torch.tensor(piece)
+                segments[row, span] = number
+                positions[row, span] = torch.arange(len(piece))
+                if causal:
+                    labels[row, place : place + len(piece) - 1] = torch.tensor(piece[1:])
+                else:
+                    labels[row, place : place + len(piece) : 3] = torch.tensor(piece[::3])
+                    inputs[row, place : place + len(piece) : 3] = 4
+                place += len(piece)
+        uniform = bool((segments == 1).all())
+        return Batch(inputs, labels, segments, positions, causal=causal, uniform=uniform)
+
+    return make
+
+
+@pytest.fixture
+def words() -> Callable[..., list[int]]:
+    """words(count, seed=0): random token ids, none of them special."""
+
+    def draw(count: int, seed: int = 0) -> list[int]:
+        generator = np.random.default_rng(seed)
+        return generator.integers(FIRST_WORD, VOCABULARY, count).tolist()
+
+    return draw
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A word tokenizer of as many tokens as the tiny models know."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    names = [*special, *(f"w{number}" for number in range(FIRST_WORD, VOCABULARY))]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )

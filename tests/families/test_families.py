@@ -1,0 +1,155 @@
+"""Families: where each architecture keeps its parts, checked against the library's own models."""
+
+import pytest
+import torch
+from transformers import BertConfig, GPT2Config, PretrainedConfig, RobertaConfig
+
+from stillhouse.families import count_parameters, empty_model, family_named, family_of
+from stillhouse.families.registry import FAMILIES
+from stillhouse.recipe import StudentRecipe, TeacherRecipe
+from stillhouse.student.plan import plan_student
+
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+@every_family
+def test_body_and_head_apart_equal_the_models_own_logits(name, tiny_model, batch_of, words):
+    """run_body, then transform @ weight + bias, is what the model itself computes."""
+    model, family = tiny_model(name), family_named(name)
+    batch = batch_of([[words(12)], [words(12, seed=1)]], 12, causal=name == "gpt2")
+    assert batch.uniform
+    head = family.head(model)
+    with torch.no_grad():
+        logits = head.transform(family.run_body(model, batch)) @ head.weight.T
+        logits = logits if head.bias is None else logits + head.bias
+        torch.testing.assert_close(
+            logits, model(input_ids=batch.input_ids).logits, atol=1e-5, rtol=1e-5
+        )
+
+
+@every_family
+def test_packed_documents_do_not_see_each_other(name, tiny_model, batch_of, words):
+    """Each segment's hidden states are those it has when the library runs it alone."""
+    model, family = tiny_model(name), family_named(name)
+    pieces = [[words(9), words(5, seed=1)], [words(4, seed=2)], [words(14, seed=3)]]
+    batch = batch_of(pieces, 14, causal=name == "gpt2")
+    body = model.get_submodule(family.body)
+    with torch.no_grad():
+        hidden = family.run_body(model, batch)
+        assert hidden.isfinite().all()
+        for row, segments in enumerate(pieces):
+            for number in range(1, len(segments) + 1):
+                here = batch.segment_ids[row] == number
+                alone = body(input_ids=batch.input_ids[row][here][None]).last_hidden_state[0]
+                torch.testing.assert_close(hidden[row][here], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_causal_model_does_not_see_what_comes(tiny_model, batch_of, words):
+    """In a packed row, another last token leaves every earlier hidden state as it was."""
+    model, family = tiny_model("gpt2"), family_named("gpt2")
+    first, second = words(6), words(5, seed=1)
+    changed = [*second[:-1], (second[-1] - 4) % 55 + 5]
+    assert changed != second
+    with torch.no_grad():
+        one, other = (
+            family.run_body(model, batch_of([[first, last]], 12, causal=True))[0]
+            for last in (second, changed)
+        )
+    assert torch.equal(one[:10], other[:10])
+    assert not torch.allclose(one[10], other[10])
+
+
+@every_family
+def test_the_named_parts_are_there(name, tiny_model):
+    """Embeddings are parameters, layers are as many as the configuration says."""
+    model, family = tiny_model(name, num_layers=3), family_named(name)
+    assert family_of(model.config) is family
+    assert set(family.embeddings.values()) <= set(dict(model.named_parameters()))
+    word = model.get_parameter(family.embeddings["word_embeddings"])
+    assert word is model.get_input_embeddings().weight
+    positions = model.get_parameter(family.embeddings["position_embeddings"])
+    assert len(positions) == model.config.max_position_embeddings
+    layers = model.get_submodule(family.layers)
+    assert isinstance(layers, torch.nn.ModuleList)
+    assert len(layers) == 3
+    if family.final_norm is not None:
+        assert isinstance(model.get_submodule(family.final_norm), torch.nn.LayerNorm)
+    assert family.hidden_size(model.config) == word.shape[1]
+
+
+@every_family
+def test_the_longest_sequence_is_the_one_with_a_position_for_each_token(
+    name, tiny_model, batch_of, words
+):
+    """num_positions tokens run; one more finds no position embedding."""
+    model, family = tiny_model(name), family_named(name)
+    longest = family.num_positions(model.config)
+    causal = name == "gpt2"
+    with torch.no_grad():
+        family.run_body(model, batch_of([[words(longest)]], longest, causal=causal))
+        with pytest.raises((IndexError, RuntimeError), match="index out of range|out of bounds"):
+            family.run_body(model, batch_of([[words(longest + 1)]], longest + 1, causal=causal))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta"])
+def test_a_teacher_trained_here_has_the_shape_of_its_recipe(name):
+    """The recipe's numbers are found again in the model, and its sequences just fit."""
+    recipe = TeacherRecipe(
+        family=name, num_layers=3, hidden_size=24, num_heads=4, intermediate_size=40, dropout=0.2
+    )
+    special = {"end_of_text": 7, "pad": 3, "cls": 4, "sep": 5}
+    family = family_named(name)
+    assert family.scratch_config is not None
+    config = family.scratch_config(recipe, 90, 32, special)
+    model = empty_model(config)
+    assert family.num_positions(config) == 32
+    assert (config.vocab_size, config.hidden_size) == (90, 24)
+    assert (config.num_hidden_layers, config.num_attention_heads) == (3, 4)
+    first_layer = model.get_submodule(f"{family.layers}.0")
+    assert any(40 in parameter.shape for parameter in first_layer.parameters())
+    dropouts = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert set(dropouts) == {0.2}
+    if name == "gpt2":
+        assert config.eos_token_id == config.bos_token_id == 7
+    else:
+        assert config.pad_token_id == 3
+
+
+def bert(vocabulary_size: int) -> BertConfig:
+    return BertConfig(vocab_size=vocabulary_size)
+
+
+ROBERTA = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "millions", "student_millions"),
+    [
+        pytest.param(GPT2Config(), 124.4, 81.9, id="gpt2"),
+        pytest.param(bert(30522), 109.5, 67.0, id="bert-base-uncased"),
+        pytest.param(bert(28996), 108.3, 65.8, id="bert-base-cased"),
+        pytest.param(ROBERTA, 124.7, 82.2, id="roberta-base"),
+        pytest.param(bert(119547), 178.0, 135.4, id="bert-base-multilingual-cased"),
+    ],
+)
+def test_published_models_have_their_published_sizes(
+    teacher: PretrainedConfig, millions: float, student_millions: float
+):
+    """The architectures of 2019, counted without a single weight in memory.
+
+    The default student of each is the published one: DistilGPT2, DistilBERT, DistilRoBERTa.
+    """
+    for config, expected in (
+        (teacher, millions),
+        (plan_student(teacher, StudentRecipe()).config, student_millions),
+    ):
+        total, _ = count_parameters(empty_model(config))
+        assert total / 1e6 == pytest.approx(expected, abs=0.0501)
+
+
+def test_a_tied_projection_belongs_to_the_body(tiny_model):
+    """GPT-2's head has no parameters of its own; BERT's has its transform, norm and bias."""
+    total, body = count_parameters(tiny_model("gpt2"))
+    assert total == body
+    total, body = count_parameters(tiny_model("bert"))
+    assert total - body == (16 * 16 + 16) + (16 + 16) + 60

@@ -1,0 +1,209 @@
+"""Losses: each against its textbook formula, written out in float64 with loops."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from stillhouse.objectives import losses
+
+TEMPERATURES = [0.5, 1.0, 4.0]
+DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+    "soft_target": losses.soft_target_loss,
+    "reverse_kl": losses.reverse_kl_loss,
+    "jsd": losses.jsd_loss,
+    "jsd, beta 0.2": partial(losses.jsd_loss, beta=0.2),
+    "skew_kl": losses.skew_kl_loss,
+    "skew_kl, alpha 0": partial(losses.skew_kl_loss, alpha=0.0),
+    "skew_kl, alpha 0.7": partial(losses.skew_kl_loss, alpha=0.7),
+    "total_variation": losses.total_variation_loss,
+}
+WITH_TEMPERATURE = {
+    f"{name}, T {temperature}": partial(loss, temperature=temperature)
+    for name, loss in DIVERGENCES.items()
+    for temperature in TEMPERATURES
+}
+PAIRED = {  # losses of two tensors of the same shape
+    **WITH_TEMPERATURE,
+    "logit_mse": losses.logit_mse_loss,
+    "hidden_cosine": losses.hidden_cosine_loss,
+    "hidden_mse": losses.hidden_mse_loss,
+}
+
+every_paired_loss = pytest.mark.parametrize("loss", PAIRED.values(), ids=PAIRED)
+
+Row = Sequence[float]
+
+
+@pytest.fixture
+def pair() -> tuple[Tensor, Tensor]:
+    """Logits (or hidden states) of a student and a teacher: five rows of seven."""
+    generator = torch.Generator().manual_seed(0)
+    return 2 * torch.randn(5, 7, generator=generator), 2 * torch.randn(5, 7, generator=generator)
+
+
+def softmax(row: Row, temperature: float) -> list[float]:
+    exponentials = [math.exp(value / temperature) for value in row]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def kl(p: Row, q: Row) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def mixture(p: Row, q: Row, share_of_p: float) -> list[float]:
+    return [share_of_p * a + (1 - share_of_p) * b for a, b in zip(p, q, strict=True)]
+
+
+def jsd(p: Row, q: Row, beta: float) -> float:
+    m = mixture(p, q, beta)
+    return beta * kl(p, m) + (1 - beta) * kl(q, m)
+
+
+# p is the teacher's distribution, q the student's; without temperature^2.
+FORMULAS: dict[str, Callable[[Row, Row], float]] = {
+    "soft_target": kl,
+    "reverse_kl": lambda p, q: kl(q, p),
+    "jsd": lambda p, q: jsd(p, q, 0.5),
+    "jsd, beta 0.2": lambda p, q: jsd(p, q, 0.2),
+    "skew_kl": lambda p, q: kl(p, mixture(p, q, 0.1)),
+    "skew_kl, alpha 0": kl,
+    "skew_kl, alpha 0.7": lambda p, q: kl(p, mixture(p, q, 0.7)),
+    "total_variation": lambda p, q: sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2,
+}
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_divergence_is_its_formula(name, temperature, pair):
+    """The sum over rows of the formula, times temperature^2 for all but the total variation."""
+    student, teacher = pair
+    expected = sum(
+        FORMULAS[name](softmax(t, temperature), softmax(s, temperature))
+        for s, t in zip(student.double().tolist(), teacher.double().tolist(), strict=True)
+    )
+    scale = 1.0 if name == "total_variation" else temperature**2
+    found = DIVERGENCES[name](student, teacher, temperature=temperature)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(scale * expected, rel=2e-5)
+
+
+@pytest.mark.parametrize("temperature", [100.0, 1000.0])
+def test_temperature_squared_keeps_the_size_of_the_gradient(temperature, pair):
+    """At high temperature T^2 KL tends to half the variance of the logits' difference."""
+    student, teacher = (logits.double() for logits in pair)
+    limit = 0.5 * (student - teacher).var(-1, correction=0).sum().item()
+    found = losses.soft_target_loss(student, teacher, temperature=temperature)
+    assert found.item() == pytest.approx(limit, rel=0.1)
+
+
+def test_logit_mse_is_the_mean_over_the_vocabulary(pair):
+    """Summed over rows, averaged over words."""
+    student, teacher = (logits.double().tolist() for logits in pair)
+    expected = sum(
+        sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) / 7
+        for s, t in zip(student, teacher, strict=True)
+    )
+    assert losses.logit_mse_loss(*pair).item() == pytest.approx(expected, rel=1e-5)
+    assert losses.hidden_mse_loss(*pair).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_hidden_cosine_is_one_minus_the_cosine(pair):
+    """Of each row, whatever the lengths of the two vectors."""
+    student, teacher = (hidden.double().tolist() for hidden in pair)
+    expected = sum(
+        1 - sum(a * b for a, b in zip(s, t, strict=True)) / (math.hypot(*s) * math.hypot(*t))
+        for s, t in zip(student, teacher, strict=True)
+    )
+    found = losses.hidden_cosine_loss(pair[0], 3 * pair[1])
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_language_modeling_is_minus_the_log_probability_of_the_label(pair):
+    """Natural logarithm, at temperature 1; rows labelled -100 count nothing."""
+    logits = pair[0]
+    labels = torch.tensor([2, -100, 0, 6, -100])
+    expected = -sum(
+        math.log(softmax(row, 1.0)[label])
+        for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True)
+        if label >= 0
+    )
+    found = losses.language_modeling_loss(logits, labels)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert losses.language_modeling_loss(logits[:0], labels[:0]).item() == 0
+
+
+@every_paired_loss
+def test_a_perfect_copy_has_nothing_to_learn(loss, pair):
+    """Zero, and no gradient, for a student that equals its teacher."""
+    student = pair[0].clone().requires_grad_()
+    value = loss(student, pair[0])
+    (gradient,) = torch.autograd.grad(value, student)
+    assert value.item() == pytest.approx(0, abs=2e-5)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-5, rtol=0)
+
+
+@every_paired_loss
+def test_no_loss_is_negative(loss, pair):
+    """Whatever student and teacher say; and it is not zero where they differ."""
+    assert loss(*pair).item() > 0.01
+
+
+@every_paired_loss
+def test_parts_of_the_rows_add_up(loss, pair):
+    """A sum, not a mean: splitting the rows does not change the total."""
+    student, teacher = pair
+    parts = [loss(student[rows], teacher[rows]) for rows in (slice(0, 2), slice(2, 2), slice(2, 5))]
+    torch.testing.assert_close(torch.stack(parts).sum(), loss(student, teacher))
+
+
+@pytest.mark.parametrize("loss", WITH_TEMPERATURE.values(), ids=WITH_TEMPERATURE)
+def test_a_constant_added_to_all_logits_changes_nothing(loss, pair):
+    """Distributions are compared, not logits."""
+    student, teacher = pair
+    torch.testing.assert_close(
+        loss(student + 3, teacher - 2), loss(student, teacher), atol=1e-5, rtol=1e-5
+    )
+
+
+@every_paired_loss
+def test_extreme_logits_give_finite_values_and_gradients(loss):
+    """+-10,000, certain of the right word and of the wrong one."""
+    student = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]], requires_grad=True)
+    teacher = torch.tensor([[-1e4, 1e4, 0.0], [-1e4, 1e4, -1e4]])
+    value = loss(student, teacher)
+    (gradient,) = torch.autograd.grad(value, student)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+@every_paired_loss
+def test_reduced_precision_is_raised_before_the_sum(loss, pair):
+    """bfloat16 inputs give the float32 loss of their values."""
+    low = [tensor.bfloat16() for tensor in pair]
+    found = loss(*low)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, loss(*(tensor.float() for tensor in low)))
+
+
+def test_a_symmetric_divergence_is_symmetric(pair):
+    """JSD at 0.5 and total variation do not ask who teaches; KL does."""
+    student, teacher = pair
+    for loss in (losses.jsd_loss, losses.total_variation_loss):
+        torch.testing.assert_close(
+            loss(student, teacher, temperature=1.0), loss(teacher, student, temperature=1.0)
+        )
+    forward = losses.soft_target_loss(student, teacher, temperature=1.0)
+    assert forward.item() != pytest.approx(
+        losses.soft_target_loss(teacher, student, temperature=1.0).item(), rel=0.01
+    )
+    torch.testing.assert_close(forward, losses.reverse_kl_loss(teacher, student, temperature=1.0))
+
+
+def test_total_variation_is_at_most_one_for_each_row():
+    """Two that are certain of different words are as far apart as can be."""
+    student, teacher = 100 * torch.eye(3), 100 * torch.eye(3).roll(1, 0)
+    assert losses.total_variation_loss(student, teacher, temperature=1.0).item() == pytest.approx(3)

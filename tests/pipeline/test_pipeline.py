@@ -1,0 +1,250 @@
+"""A whole tiny recipe, from text to report: what it leaves, and what it leaves alone."""
+
+import json
+
+import pytest
+import torch
+from conftest import TinyRun, call, sha256, snapshot, write_recipe
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+MODEL_KEYS = {
+    "path",
+    "parameters",
+    "body_parameters",
+    "size_bytes",
+    "validation_loss",
+    "masked_loss",
+    "perplexity",
+    "speed",
+    "peak_memory_bytes",
+    "training",
+}
+RESULT_KEYS = {
+    "schema",
+    "protocol",
+    "machine",
+    "versions",
+    "commit",
+    "seed",
+    "models",
+    "comparison",
+}
+FILES = {
+    "recipe.yaml",
+    "corpus/manifest.json",
+    "tokens/manifest.json",
+    "tokens/train-00000.bin",
+    "tokens/tokenizer/tokenizer.json",
+    "teacher/model.safetensors",
+    "student-init/model.safetensors",
+    "student/config.json",
+    "student/model.safetensors",
+    "student/tokenizer.json",
+    "student/README.md",
+    "student/manifest.json",
+    "control/model.safetensors",
+    "metrics.jsonl",
+    "evaluation.json",
+    "report.html",
+}
+
+
+def metrics_of(run: TinyRun, model: str) -> list[dict]:
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if line["model"] == model]
+
+
+def test_a_run_leaves_every_file_and_nothing_temporary(finished):
+    """One command takes text to a report; no checkpoint and no temporary file stays behind."""
+    files = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*")}
+    assert files >= FILES
+    assert not [name for name in files if ".tmp-" in name or "step-" in name]
+
+
+def test_the_evaluation_has_the_keys_of_its_schema(finished):
+    """Every reader of evaluation.json finds the keys of schema 1, finite numbers in them."""
+    result = json.loads((finished.folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert set(result) >= RESULT_KEYS
+    assert result["schema"] == 1
+    assert list(result["models"]) == ["teacher", "student", "control"]
+    for model in result["models"].values():
+        assert set(model) == MODEL_KEYS
+        assert set(model["perplexity"]) == {
+            "token",
+            "token_s512",
+            "word",
+            "bits_per_byte",
+            "tokens_scored",
+            "words",
+            "bytes",
+        }
+    models, comparison = result["models"], result["comparison"]
+    gap = models["student"]["validation_loss"] - models["control"]["validation_loss"]
+    assert comparison["loss_over_control"] == pytest.approx(gap)
+    assert comparison["size_ratio"] == pytest.approx(
+        models["student"]["parameters"] / models["teacher"]["parameters"]
+    )
+    assert models["student"]["training"]["tokens"] == 4096
+
+
+def test_the_student_loads_in_plain_transformers(finished):
+    """A student is an ordinary checkpoint: model and tokenizer load by its folder alone."""
+    folder = finished.folder / "student"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    logits = model(**tokenizer("ab cd", return_tensors="pt")).logits
+    assert model.config.n_layer == 2
+    assert logits.shape[-1] == len(tokenizer) == 320
+    assert torch.isfinite(logits).all()
+
+
+def test_a_second_run_does_nothing(done):
+    """With nothing changed no stage runs again, and every file keeps its content.
+
+    The report alone is cheap enough to be written each time.
+    """
+    assert done.call("report").code == 0  # the copy lies elsewhere, which the report says
+    before = snapshot(done.folder)
+    outcome = done.call("run")
+    after = snapshot(done.folder)
+    assert outcome.code == 0
+    assert outcome.err.count("is up to date") == 6
+    contents = [{name: content for name, (_, content) in files.items()} for files in (before, after)]
+    assert contents[0] == contents[1]
+    rewritten = {name for name, (time, _) in after.items() if time != before[name][0]}
+    assert rewritten <= {".lock", "report.html", "report.manifest.json", "student/README.md"}
+
+
+def test_a_changed_key_redoes_the_stages_from_there_on(done):
+    """The temperature makes a new student; what does not follow from it stays as it was."""
+    before = snapshot(done.folder)
+    outcome = done.call("run", "--set", "distillation.temperature=1")
+    after = snapshot(done.folder)
+    assert outcome.code == 0
+    assert "because distillation.temperature: 2.0 -> 1.0" in outcome.err
+    for name in ("tokens", "teacher", "student-init", "control"):
+        assert before[f"{name}/manifest.json"] == after[f"{name}/manifest.json"]
+    for name in ("student/model.safetensors", "evaluation.json"):
+        assert before[name][1] != after[name][1]
+    (kept,) = (done.folder / "replaced").glob("student-*")
+    assert sha256(kept / "model.safetensors") != sha256(done.folder / "student/model.safetensors")
+    assert (kept / "model.safetensors").read_bytes() == before["student/model.safetensors"][1]
+    assert "temperature: 1.0" in (done.folder / "recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_overwrite_keeps_no_old_output(done):
+    """A stage that is named in --overwrite replaces its output for good."""
+    overrides = ("--set", "student.layer_map=1", "--overwrite", "init")
+    outcome = done.call("init", *overrides)
+    assert outcome.code == 0
+    assert not list((done.folder / "replaced").glob("student-init*"))
+    config = json.loads((done.folder / "student-init/config.json").read_text(encoding="utf-8"))
+    assert config["n_layer"] == 1
+
+
+def test_until_stops_after_the_named_stage(initialized):
+    """`--until init` leaves an initial student and no trained one."""
+    assert (initialized.folder / "student-init/manifest.json").is_file()
+    assert not (initialized.folder / "student").exists()
+
+
+def test_stages_run_one_by_one(ready):
+    """Each stage's own command does that stage, from what the last one left."""
+    for stage, output in (
+        ("distill", "student"),
+        ("evaluate", "evaluation.json"),
+        ("report", "report.html"),
+    ):
+        assert not (ready.folder / output).exists()
+        assert ready.call(stage).code == 0
+        assert (ready.folder / output).exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "missing"),
+    [
+        ("teacher", "prepare"),
+        ("init", "prepare"),
+        ("distill", "prepare"),
+        ("evaluate", "distill"),
+        ("report", "evaluate"),
+    ],
+)
+def test_a_stage_before_its_input_says_what_to_run(tmp_path, stage, missing):
+    """A stage that has nothing to read names the stage that writes it."""
+    run = TinyRun(write_recipe(tmp_path), tmp_path / "run")
+    outcome = run.call(stage)
+    assert outcome.code == 5
+    assert f"un the stage {missing} first (`stillhouse run` does)." in outcome.err
+
+
+def test_without_a_control_only_the_student_is_trained(ready):
+    """`control: none` trains one model, and the evaluation compares with no control."""
+    assert ready.call("distill").code == 0
+    assert ready.call("evaluate").code == 0
+    result = json.loads((ready.folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert list(result["models"]) == ["teacher", "student"]
+    assert result["comparison"]["loss_over_control"] is None
+    assert not (ready.folder / "control").exists()
+
+
+def test_the_control_of_the_same_time_gets_more_steps(ready):
+    """Without a teacher a step is faster, so the same seconds hold as many steps as fit."""
+    assert ready.call("distill", "--set", "distillation.control=both").code == 0
+
+    def step_seconds(model: str) -> float:
+        totals = [0.0, *(line["seconds"] for line in metrics_of(ready, model))]
+        return sorted(after - before for before, after in zip(totals, totals[1:], strict=False))[8]
+
+    steps = len(metrics_of(ready, "control_same_time"))
+    expected = 16 * step_seconds("student") / step_seconds("control")
+    assert steps == pytest.approx(expected, rel=0.25, abs=1)
+    assert (ready.folder / "control-same-time/model.safetensors").is_file()
+
+
+def test_the_control_differs_from_the_student_by_the_teacher_alone(finished):
+    """Same tokens a step, same learning rates, the language modelling loss alone."""
+    student, control = metrics_of(finished, "student"), metrics_of(finished, "control")
+    for key in ("step", "tokens", "learning_rate"):
+        assert [line[key] for line in student] == [line[key] for line in control]
+    assert student[0]["language_modeling"] == pytest.approx(control[0]["loss"], rel=1e-3)
+    assert "soft_target" in student[0]
+    assert "soft_target" not in control[0]
+
+
+def test_seeds_share_text_and_teacher_and_are_reported_together(ready):
+    """Each seed has its own student; the run's evaluation holds their median and range."""
+    outcome = ready.call("run", "--set", "seed=[0, 1]")
+    assert outcome.code == 0, outcome.err
+    students = [ready.folder / f"seed-{seed}/student/model.safetensors" for seed in (0, 1)]
+    assert sha256(students[0]) != sha256(students[1])
+    result = json.loads((ready.folder / "evaluation.json").read_text(encoding="utf-8"))
+    losses = result["summary"]["student"]["validation_loss"]
+    assert result["seeds"] == [0, 1]
+    assert losses["median"] == pytest.approx(sum(losses["all"]) / 2)
+    assert losses["min"] <= losses["median"] <= losses["max"]
+    assert (ready.folder / "report.html").is_file()
+    assert call("doctor", ready.folder).code == 0
+
+
+def test_a_masked_recipe_runs_to_the_end(tmp_path):
+    """BERT trained here, DistilBERT from it: a masked loss, no perplexity, and a plain model."""
+    recipe = write_recipe(tmp_path)
+    text = recipe.read_text(encoding="utf-8")
+    for old, new in (
+        ("family: gpt2", "family: bert"),
+        ("language_modeling: causal", "language_modeling: masked"),
+        ("train: byte_bpe", "train: wordpiece"),
+        ("max_tokens: 4096", "max_tokens: 1024"),
+    ):
+        text = text.replace(old, new)
+    recipe.write_text(text, encoding="utf-8")
+    run = TinyRun(recipe, tmp_path / "run")
+    outcome = run.call("run")
+    assert outcome.code == 0, outcome.err
+    models = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
+    assert models["student"]["perplexity"] is None
+    assert 0 < models["student"]["masked_loss"] < 10
+    student = AutoModelForMaskedLM.from_pretrained(run.folder / "student")
+    assert student.config.model_type == "distilbert"
+    assert AutoTokenizer.from_pretrained(run.folder / "student").mask_token == "[MASK]"

@@ -1,0 +1,278 @@
+"""Training that is stopped, killed or damaged ends with the bits of training that was not."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import stillhouse
+from conftest import TinyRun, sha256
+
+STEPS = 60
+LONGER = (f"distillation.max_tokens={STEPS * 256}", "distillation.micro_batch_tokens=128")
+EVERY_STEP = "distillation.checkpoint.every_steps=1"
+
+# Answers each line of JSON on stdin by a child process that runs that command line, so that a
+# test need not wait for the imports each time; prints the child's id, then its exit code.
+SERVER = """
+import json, os, sys
+import stillhouse.pipeline, torch.utils.tensorboard
+from stillhouse.__main__ import main
+for line in sys.stdin:
+    request = json.loads(line)
+    child = os.fork()
+    if not child:
+        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1), os.dup2(log, 2)
+        sys.argv = request["arguments"]
+        try:
+            main()
+        except SystemExit as stop:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(stop.code)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Server:
+    """Starts commands in processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        source = str(Path(stillhouse.__file__).parents[1])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+        self.log = folder / "log.txt"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=folder,
+        )
+
+    def start(self, run: TinyRun, *overrides: str) -> int:
+        """Begin to distil; returns the process's id."""
+        arguments = ["stillhouse", "distill", str(run.recipe), "--run-dir", str(run.folder)]
+        arguments += [part for key in (*LONGER, *overrides) for part in ("--set", key)]
+        self.log.write_text("")
+        assert self.process.stdin is not None
+        self.process.stdin.write(
+            json.dumps({"arguments": arguments, "log": str(self.log)}) + "\n"
+        )
+        self.process.stdin.flush()
+        return int(self._line())
+
+    def wait(self) -> int:
+        """The exit code of the command that was started last; negative for a signal."""
+        return int(self._line())
+
+    def distill(self, run: TinyRun, *overrides: str) -> tuple[int, str]:
+        self.start(run, *overrides)
+        return self.wait(), self.log.read_text()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    assert server.process.stdin is not None
+    assert server.process.stdout is not None
+    server.process.stdin.close()
+    server.process.wait(timeout=30)
+    server.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    server: Server, initialized: TinyRun, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, list[float], float]:
+    """The SHA-256 of the weights that training leads to, its losses, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    shutil.copytree(initialized.folder, folder)
+    run = TinyRun(initialized.recipe, folder)
+    started = time.monotonic()
+    code, log = server.distill(run, EVERY_STEP)
+    assert code == 0, log
+    return weights(run), losses(run), time.monotonic() - started
+
+
+def weights(run: TinyRun) -> str:
+    return sha256(run.folder / "student/model.safetensors")
+
+
+def lines(run: TinyRun) -> list[dict]:
+    path = run.folder / "metrics.jsonl"
+    complete = [text for text in path.read_text().splitlines(keepends=True) if text.endswith("\n")]
+    return [line for line in map(json.loads, complete) if line["model"] == "student"]
+
+
+def losses(run: TinyRun) -> list[float]:
+    """The loss of each step, after checking that every step stands once."""
+    found = lines(run)
+    assert [line["step"] for line in found] == list(range(1, STEPS + 1))
+    return [line["loss"] for line in found]
+
+
+def checkpoints(run: TinyRun) -> list[Path]:
+    return sorted((run.folder / "checkpoints/student").glob("step-*"))
+
+
+def wait_for_step(run: TinyRun, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(lines(run)) < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def wait_for_save(run: TinyRun, seconds: float) -> None:
+    """Return inside a checkpoint's save, or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    folder = run.folder / "checkpoints/student"
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            if any(name.startswith(".step-") for name in os.listdir(folder)):
+                return
+
+
+def interrupted(server: Server, run: TinyRun, *, step: int, number: int = signal.SIGTERM) -> str:
+    """Distil, and stop by a signal after `step`; returns what was said."""
+    process = server.start(run)
+    wait_for_step(run, step)
+    os.kill(process, number)
+    assert server.wait() == 128 + number
+    return server.log.read_text()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterrupted, number):
+    """A signal commits the last completed step; the same command goes on from there."""
+    said = interrupted(server, ready, step=7, number=number)
+    committed = json.loads((checkpoints(ready)[-1] / "state.json").read_text())["step"]
+    assert 7 <= committed < STEPS
+    assert f"Stopped by signal {int(number)} after step {committed} of {STEPS}" in said
+    assert "Traceback" not in said
+    code, log = server.distill(ready)
+    assert code == 0
+    assert f"student: going on after step {committed}" in log
+    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+    assert not (ready.folder / "checkpoints/student").exists()
+
+
+def test_a_signal_in_the_last_step_is_not_lost(server, ready, uninterrupted):
+    """Whenever it comes, a signal stops the command, and no later model's training begins."""
+    process = server.start(ready, "distillation.control=same_tokens")
+    wait_for_step(ready, STEPS - 1)
+    os.kill(process, signal.SIGTERM)
+    code = server.wait()
+    assert code in (128 + signal.SIGTERM, -signal.SIGTERM)  # in training, or between two models
+    assert not (ready.folder / "control").exists()
+    assert server.distill(ready)[0] == 0
+    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+
+
+def kill_and_resume(server: Server, run: TinyRun, kills: int, seconds: float) -> int:
+    """Kill training so many times, half of them inside a save; then let it end.
+
+    Returns how many of the kills met a running process.
+    """
+    draw = random.Random(20)
+    met = 0
+    for number in range(kills):
+        process = server.start(run, EVERY_STEP)
+        time.sleep(draw.uniform(0, 0.8 * seconds))
+        if number % 2:
+            wait_for_save(run, seconds)
+        before = {path.name for path in checkpoints(run)}
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        if server.wait() == -signal.SIGKILL:
+            met += 1
+            assert not before or max(before) <= checkpoints(run)[-1].name
+        else:  # it was done before the kill came: begin again
+            shutil.rmtree(run.folder / "student")
+    code, log = server.distill(run, EVERY_STEP)
+    assert code == 0, log
+    return met
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(server, ready, uninterrupted):
+    """`kill -9` loses no committed step and leaves no trace in the result."""
+    assert kill_and_resume(server, ready, 2, uninterrupted[2]) == 2
+    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+    assert not list(ready.folder.rglob("*.tmp-*"))
+
+
+@pytest.mark.slow
+def test_twenty_random_kills_end_with_the_same_weights(server, ready, uninterrupted):
+    """The same, twenty times in one training or its repetitions."""
+    assert kill_and_resume(server, ready, 20, uninterrupted[2]) >= 10
+    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+    assert not list(ready.folder.rglob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over(server, ready, uninterrupted, file):
+    """One flipped bit: training falls back to the checkpoint before, says so, ends the same."""
+    interrupted(server, ready, step=9)
+    before, newest = checkpoints(ready)[-2:]
+    flip_a_bit(newest / file)
+    code, log = server.distill(ready)
+    assert code == 0
+    assert f"Checkpoint {newest} is damaged and was moved to damaged-{newest.name}" in log
+    assert f"going on after step {int(before.name.removeprefix('step-'))}\n" in log
+    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+
+
+def test_without_an_intact_checkpoint_training_stops_until_told(server, ready, uninterrupted):
+    """It never begins again by itself, not at the second try either; --overwrite says so."""
+    interrupted(server, ready, step=9)
+    for checkpoint in checkpoints(ready):
+        (checkpoint / "optimizer.safetensors").unlink()
+    for _ in range(2):
+        code, log = server.distill(ready)
+        assert code == 5
+        assert "No checkpoint in" in log
+        assert "name the stage in --overwrite" in log
+    settings = [part for key in LONGER for part in ("--set", key)]
+    assert ready.call("distill", "--overwrite", "distill", *settings).code == 0
+    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+
+
+def test_a_changed_recipe_is_refused_by_name(server, ready):
+    """A checkpoint goes on under its own recipe alone; how often to commit may change."""
+    interrupted(server, ready, step=5)
+    code, log = server.distill(ready, "distillation.temperature=1")
+    assert code == 5
+    assert "was written under another recipe (distillation.temperature: 2.0 -> 1.0)" in log
+    code, log = server.distill(ready, EVERY_STEP)
+    assert code == 0
+    assert "going on after step" in log
+
+
+def test_leftovers_of_a_killed_stage_are_removed(ready):
+    """The temporary folder of a process that died goes away when the stage runs again."""
+    leftover = ready.folder / ".student.tmp-4194304"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    assert ready.call("distill").code == 0
+    assert not leftover.exists()
+    assert (ready.folder / "student/model.safetensors").is_file()

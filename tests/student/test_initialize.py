@@ -1,0 +1,146 @@
+"""The initial student: which of the teacher's weights it starts from, and that none is lost."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from stillhouse.errors import ModelError
+from stillhouse.families import family_of, load_model, save_model
+from stillhouse.recipe import StudentRecipe
+from stillhouse.student.initialize import (
+    random_student,
+    student_from_folder,
+    student_from_teacher,
+)
+from stillhouse.student.plan import StudentPlan, plan_student
+
+PAIRS = [("gpt2", None), ("bert", "distilbert"), ("bert", "bert"), ("distilbert", None)]
+PAIRS.append(("roberta", None))
+every_pair = pytest.mark.parametrize(("family", "wanted"), PAIRS)
+
+
+def plan_for(teacher: PreTrainedModel, layer_map: int | list[int], family=None) -> StudentPlan:
+    return plan_student(teacher.config, StudentRecipe(layer_map=layer_map, family=family))
+
+
+@every_pair
+def test_a_student_with_all_layers_is_its_teacher(family, wanted, tiny_model, words):
+    """Identical logits: for DistilBERT too, whose positions carry BERT's token type 0."""
+    teacher = tiny_model(family, num_layers=3)
+    student = student_from_teacher(teacher, plan_for(teacher, 3, wanted))
+    ids = torch.tensor([words(10), words(10, seed=1)])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            student(input_ids=ids).logits, teacher(input_ids=ids).logits, atol=1e-5, rtol=1e-5
+        )
+
+
+@every_pair
+def test_each_layer_computes_what_its_teacher_layer_does(family, wanted, tiny_model):
+    """Student layer i gives the output of teacher layer layer_map[i], for any input."""
+    teacher = tiny_model(family, num_layers=4)
+    layer_map = [3, 0, 3]
+    student = student_from_teacher(teacher, plan_for(teacher, layer_map, wanted))
+    ours = student.get_submodule(family_of(student.config).layers)
+    theirs = teacher.get_submodule(family_of(teacher.config).layers)
+    assert len(list(ours.children())) == 3
+    hidden = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for new, old in enumerate(layer_map):
+            pair = [
+                layers.get_submodule(str(number))(hidden)
+                for layers, number in ((ours, new), (theirs, old))
+            ]
+            one, other = (out[0] if isinstance(out, tuple) else out for out in pair)
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@every_pair
+def test_what_surrounds_the_layers_is_carried(family, wanted, tiny_model):
+    """Given the same last hidden states, the student's whole head gives the teacher's logits.
+
+    The 2019 script left the masked models' transform behind and shifted no one's word vectors.
+    """
+    teacher = tiny_model(family, num_layers=4)
+    student = student_from_teacher(teacher, plan_for(teacher, 2, wanted))
+    ours, theirs = family_of(student.config), family_of(teacher.config)
+    for name in {"word_embeddings"} | ({"position_embeddings"} if wanted != "distilbert" else set()):
+        assert torch.equal(
+            student.get_parameter(ours.embeddings[name]),
+            teacher.get_parameter(theirs.embeddings[name]),
+        )
+    hidden = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        heads = [(ours.head(student)), (theirs.head(teacher))]
+        one, other = (head.transform(hidden) @ head.weight.T for head in heads)
+        torch.testing.assert_close(one, other)
+    for head in heads:
+        assert (head.bias is None) == (family == "gpt2")
+    if heads[0].bias is not None:
+        assert torch.equal(heads[0].bias, heads[1].bias)
+    if ours.final_norm is not None and theirs.final_norm is not None:
+        assert torch.equal(
+            student.get_submodule(ours.final_norm).weight,
+            teacher.get_submodule(theirs.final_norm).weight,
+        )
+
+
+def test_the_student_shares_no_memory_with_its_teacher(tiny_model):
+    """Training the one must not move the other."""
+    teacher = tiny_model("gpt2")
+    student = student_from_teacher(teacher, plan_for(teacher, 1))
+    before = {name: value.clone() for name, value in teacher.named_parameters()}
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in teacher.named_parameters())
+
+
+def test_a_random_student_follows_from_the_seed_alone(tiny_model):
+    """Same seed, same weights; another seed, others; the teacher's never."""
+    teacher = tiny_model("bert")
+    plan = plan_for(teacher, 2)
+    first, again, other = (
+        random_student(plan, seed).get_parameter("vocab_transform.weight") for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
+    assert not torch.allclose(first, teacher.get_parameter("cls.predictions.transform.dense.weight"))
+
+
+def test_a_student_goes_on_from_a_folder(tmp_path, tiny_model, tiny_tokenizer):
+    """Its weights are those of the folder."""
+    teacher = tiny_model("gpt2", num_layers=4)
+    plan = plan_for(teacher, 2)
+    start = tiny_model("gpt2", num_layers=2, seed=5)
+    save_model(start, tiny_tokenizer, tmp_path)
+    student = student_from_folder(tmp_path, plan)
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, start.get_parameter(name)), name
+
+
+def test_a_folder_of_another_shape_is_refused(tmp_path, tiny_model, tiny_tokenizer):
+    """Three layers are not two; the error names a parameter that differs."""
+    teacher = tiny_model("gpt2", num_layers=4)
+    save_model(tiny_model("gpt2", num_layers=3), tiny_tokenizer, tmp_path)
+    with pytest.raises(ModelError, match=r"not the student this recipe describes.*transformer\.h\.2"):
+        student_from_folder(tmp_path, plan_for(teacher, 2))
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path, tiny_model):
+    """A misspelt `teacher` is neither teacher, random nor a folder."""
+    with pytest.raises(ModelError, match="neither teacher, random nor a folder"):
+        student_from_folder(tmp_path / "teahcer", plan_for(tiny_model("gpt2"), 1))
+
+
+@every_pair
+def test_an_initial_student_is_complete_on_disk(
+    family, wanted, tiny_model, tiny_tokenizer, tmp_path
+):
+    """Saved and loaded again, it is the same model: nothing is missing, tied or left behind."""
+    teacher = tiny_model(family, num_layers=4)
+    student = student_from_teacher(teacher, plan_for(teacher, 2, wanted))
+    save_model(student, tiny_tokenizer, tmp_path)
+    _, loaded = load_model(tmp_path)
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name)), name

@@ -1,0 +1,125 @@
+"""The student's plan: the rule for layer maps, and what a teacher cannot give."""
+
+import pytest
+from transformers import BertConfig, GPT2Config, RobertaConfig
+
+from stillhouse.errors import RecipeError
+from stillhouse.recipe import Recipe, StudentRecipe
+from stillhouse.student.plan import check_sequence_length, evenly_spread, plan_student
+
+
+@pytest.mark.parametrize(
+    ("num_student_layers", "num_teacher_layers", "expected"),
+    [
+        (6, 12, [0, 2, 4, 7, 9, 11]),  # the map of 2019
+        (1, 12, [0]),
+        (2, 12, [0, 11]),
+        (3, 6, [0, 2, 5]),  # 2.5 goes to the even 2
+        (3, 4, [0, 2, 3]),  # 1.5 goes to the even 2
+        (3, 12, [0, 6, 11]),  # 5.5 goes to the even 6
+        (1, 1, [0]),
+    ],
+)
+def test_layers_are_evenly_spread_halves_to_even(num_student_layers, num_teacher_layers, expected):
+    """round(i * (L - 1) / (n - 1)), as written down by hand."""
+    assert evenly_spread(num_student_layers, num_teacher_layers) == expected
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 5, 12])
+def test_as_many_layers_as_the_teacher_are_all_of_them(num_layers):
+    """n = L is the identity."""
+    assert evenly_spread(num_layers, num_layers) == list(range(num_layers))
+
+
+def test_a_spread_rises_from_the_first_layer_to_the_last():
+    """No layer comes twice, and both ends are there, for every pair of depths."""
+    for num_teacher_layers in range(2, 25):
+        for num_student_layers in range(2, num_teacher_layers + 1):
+            spread = evenly_spread(num_student_layers, num_teacher_layers)
+            assert spread == sorted(set(spread))
+            assert (spread[0], spread[-1]) == (0, num_teacher_layers - 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [(None, [0, 2, 4, 7, 9, 11]), (2, [0, 11]), ([11, 3, 3], [11, 3, 3]), ([0], [0])],
+)
+def test_the_layer_map_gives_the_depth(asked, expected):
+    """Nothing asked: half. A number: spread. A list: as it stands. The depth follows."""
+    plan = plan_student(GPT2Config(), StudentRecipe(layer_map=asked))
+    assert plan.layer_map == expected
+    assert plan.config.num_hidden_layers == len(expected)
+
+
+def test_a_teacher_of_one_layer_still_has_a_student():
+    """Half of one layer is one layer, not none."""
+    assert plan_student(GPT2Config(n_layer=1), StudentRecipe()).layer_map == [0]
+
+
+def test_the_teachers_configuration_is_left_alone():
+    """The student's depth is set on a copy."""
+    teacher = GPT2Config()
+    plan_student(teacher, StudentRecipe(layer_map=2))
+    assert teacher.num_hidden_layers == 12
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ([0, 12], r"layers \[12\], but the teacher has layers 0 to 11.*\[0, 2, 4, 7, 9, 11\]"),
+        ([-1], r"layers \[-1\]"),
+        (13, "asks for 13 layers, but the teacher has 12.*from 1 to 12"),
+    ],
+)
+def test_a_layer_the_teacher_does_not_have_is_refused(asked, message):
+    """The error names the layer, what there is, and a map that would do."""
+    with pytest.raises(RecipeError, match=message):
+        plan_student(GPT2Config(), StudentRecipe(layer_map=asked))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "asked", "expected"),
+    [
+        (BertConfig(), None, "distilbert"),
+        (BertConfig(), "bert", "bert"),
+        (GPT2Config(), None, "gpt2"),
+        (RobertaConfig(), None, "roberta"),
+    ],
+)
+def test_the_students_family_follows_from_the_teachers(teacher, asked, expected):
+    """BERT's student is DistilBERT unless asked otherwise; the others stay in the family."""
+    plan = plan_student(teacher, StudentRecipe(family=asked))
+    assert plan.family.model_type == plan.config.model_type == expected
+
+
+def test_a_family_its_teacher_cannot_start_is_refused():
+    """GPT-2 cannot become a BERT; the error says what it can become."""
+    with pytest.raises(RecipeError, match=r"family is bert, but a gpt2 teacher.* gpt2\."):
+        plan_student(GPT2Config(), StudentRecipe(family="bert"))
+
+
+def recipe(language_modeling: str, sequence_length: int) -> Recipe:
+    tokens = {"language_modeling": language_modeling, "sequence_length": sequence_length}
+    data = {"teacher": "a", "corpus": {"source": "sample"}, "tokens": tokens}
+    return Recipe.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "longest"),
+    [
+        (GPT2Config(), "causal", 1024),
+        (BertConfig(), "masked", 512),
+        (RobertaConfig(max_position_embeddings=514, pad_token_id=1), "masked", 512),
+    ],
+)
+def test_sequences_longer_than_the_teachers_positions_are_refused(config, kind, longest):
+    """RoBERTa's first rows of positions are no one's, so 514 rows take 512 tokens."""
+    check_sequence_length(recipe(kind, longest), config)
+    with pytest.raises(RecipeError, match=f"is {longest + 1}, but .* at most {longest}"):
+        check_sequence_length(recipe(kind, longest + 1), config)
+
+
+def test_the_wrong_kind_of_language_modeling_is_refused():
+    """A causal recipe for BERT is a mistake named before any work."""
+    with pytest.raises(RecipeError, match="is causal, but the teacher is a bert"):
+        check_sequence_length(recipe("causal", 128), BertConfig())
