@@ -57,10 +57,10 @@ class Variant:
 
 
 def variants() -> dict[str, Variant]:
-    """What this processor can do. The library's default on it is the last one not compiled."""
+    """What this processor can do."""
     found = {"fp32": Variant("fp32")}
     if has_bf16(CPU):
-        found |= {"bf16": Variant("bf16"), "bf16, compiled": Variant("bf16", compiled=True)}
+        found |= {"bf16": Variant("bf16"), "bf16-compiled": Variant("bf16", compiled=True)}
     return found
 
 

@@ -6,7 +6,8 @@ Reads nothing; models have random weights from a seed. Writes a table, and with 
 number. Exits with 1 where losses or gradients of the two are not equal in float32.
 
 Both take the same sequences, grouped by length as in 2019, so there is next to no padding to spare.
-Dropout is that of the models' configurations, for both.
+Dropout is that of the models' configurations, for both. On a machine that others use as well,
+`--clock processor --threads 1` is the steadier measure.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from benchmarks.ours import (
 )
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.recipe import Rows
-from stillhouse.training.device import has_bf16
+from stillhouse.training.device import has_bf16, pick_precision
 
 REFERENCE = "2019"
 ROWS: tuple[Rows, ...] = ("all", "predicted")
@@ -66,6 +67,16 @@ def prepare_step(pair: str, seed: int, name: str, rows: Rows) -> measure.Step:
 def memory_of(pair: str, seed: int, name: str, rows: Rows) -> measure.PeakMemory:
     """What a fresh process runs."""
     return measure.peak_memory(functools.partial(prepare_step, pair, seed, name, rows))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure."""
+
+    seed: int
+    repeats: int
+    clock: measure.Clock
+    variants: list[str]
 
 
 @dataclass(frozen=True)
@@ -97,10 +108,10 @@ class Result:
         return self.multiply_adds / self.multiply_adds_per_second[precision] / self.median(name)
 
 
-def measure_pair(pair: str, rows: Rows, *, seed: int, repeats: int) -> Result:
+def measure_pair(pair: str, rows: Rows, settings: Settings) -> Result:
     """Equality, then memory in fresh processes, then the timings in turns."""
+    seed, clock, names = settings.seed, settings.clock, [REFERENCE, *settings.variants]
     models, batch = build_models(PAIRS[pair], seed), build_batch(PAIRS[pair], seed)
-    names = [REFERENCE, *variants()]
     hidden = models.student.config.hidden_size
     shape = (batch.input_ids.numel(), hidden, 4 * hidden)
     dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if has_bf16(CPU) else {})
@@ -118,10 +129,11 @@ def measure_pair(pair: str, rows: Rows, *, seed: int, repeats: int) -> Result:
         equality=equality,
         multiply_adds=needed,
         multiply_adds_per_second={
-            name: measure.multiply_adds_per_second(shape, dtype) for name, dtype in dtypes.items()
+            name: measure.multiply_adds_per_second(shape, dtype, clock=clock)
+            for name, dtype in dtypes.items()
         },
         memory=memory,
-        seconds=measure.interleaved_seconds(steps, repeats=repeats),
+        seconds=measure.interleaved_seconds(steps, repeats=settings.repeats, clock=clock),
     )
 
 
@@ -149,15 +161,15 @@ def comparison_table(results: Sequence[Result]) -> Table:
 
 
 def default_variant() -> str:
-    """What `precision: auto` and `compile: auto` mean on this processor."""
-    return "bf16" if has_bf16(CPU) else "fp32"
+    """What `precision: auto` means on this processor, where `compile: auto` compiles nothing."""
+    return pick_precision("auto", CPU)
 
 
-def report(results: Sequence[Result], options: argparse.Namespace, load: Any) -> dict[str, Any]:
+def report(results: Sequence[Result], settings: Settings, load: Any) -> dict[str, Any]:
     """Every raw number, and what it was measured with."""
     return {
         "command": " ".join(["python -m benchmarks.step", *sys.argv[1:]]),
-        "seed": options.seed,
+        "settings": asdict(settings),
         "commit": source_commit(),
         "versions": library_versions(),
         "machine": describe_machine(),
@@ -181,21 +193,27 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS))
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each variant")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clock", choices=measure.CLOCKS, default="wall")
+    parser.add_argument("--threads", type=int, help="threads of the processor; by default torch's")
+    parser.add_argument("--variants", choices=variants(), nargs="+", default=list(variants()))
     parser.add_argument("--output", type=Path, help="a JSON file for every raw number")
     return parser.parse_args()
 
 
 def main() -> int:
     options, load, console = parse_options(), os.getloadavg(), Console()
+    settings = Settings(options.seed, options.repeats, options.clock, options.variants)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     pairs = list(PAIRS) if options.pair == "both" else [options.pair]
     results = []
     for pair in pairs:
         for rows in options.rows:
-            results.append(measure_pair(pair, rows, seed=options.seed, repeats=options.repeats))
+            results.append(measure_pair(pair, rows, settings))
             console.print(f"{pair}, {rows} rows, float32 against 2019: {results[-1].equality}")
     console.print(comparison_table(results))
     if options.output is not None:
-        text = json.dumps(report(results, options, load), indent=1)
+        text = json.dumps(report(results, settings, load), indent=1)
         options.output.write_text(text + "\n", encoding="utf-8")
     return 0 if all(result.equality.holds() for result in results) else 1
 

@@ -16,21 +16,12 @@ def main() -> None:
 
 
 def _run() -> int:
-    import click
-
     from stillhouse.cli import app
 
     try:
-        code = app(standalone_mode=False)  # what `raise typer.Exit(code)` carried
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        _complain("Interrupted.")
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        app()  # it exits by itself: 0, 2 for a usage error, 130 for Ctrl-C
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
     except StillhouseError as error:
         _complain(str(error))
         return error.exit_code
@@ -42,7 +33,7 @@ def _run() -> int:
         return ResourceError.exit_code
     except Exception as error:
         return _our_bug(error)
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def _complain(message: str) -> None:

@@ -147,7 +147,7 @@ def _tokens_to_train(training: TrainingRecipe) -> int | None:
     return training.max_tokens
 
 
-def _layer_multiply_adds(config: PretrainedConfig, length: int) -> float:
+def _layer_multiply_adds(config: PretrainedConfig, length: int) -> int | float:
     """Forward multiply-adds per token of all layers: weights, and attention over half or all of
     T."""
     model = empty_model(config)
@@ -159,7 +159,7 @@ def _layer_multiply_adds(config: PretrainedConfig, length: int) -> float:
 
 def _multiply_adds_per_token(
     recipe: Recipe, teacher: PretrainedConfig, student: PretrainedConfig
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     length = recipe.tokens.sequence_length
     terms = recipe.distillation.losses.active()
     share = 1.0
@@ -227,7 +227,7 @@ def _measured_rate() -> float:
     return 1024 * 768 * 3072 / best
 
 
-def _estimate(hardware: Hardware, per_token: float, tokens: int | None) -> dict[str, Any]:
+def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) -> dict[str, Any]:
     seconds_per_token = per_token / (hardware.multiply_adds_per_second * UTILISATION)
     seconds = None if tokens is None else tokens * seconds_per_token
     joules = None if seconds is None or hardware.watts is None else seconds * hardware.watts
@@ -287,12 +287,12 @@ def _estimate_line(estimate: dict[str, Any]) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: int | float) -> str:
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
 
 
-def _megabytes(size: float) -> str:
+def _megabytes(size: int | float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

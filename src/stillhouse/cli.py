@@ -63,8 +63,8 @@ def quickstart(
 ) -> None:
     """Distil the packaged teacher on this machine's own text.
 
-    Needs no download. Writes student, control, table and report into the run folder, and prints the table.
-    """
+    Needs no download. Writes student, control, table and report into the run folder, and prints the
+    table."""
     _run_stages("quickstart", run_dir, overrides, overwrite, offline=True)
 
 
@@ -81,8 +81,8 @@ def run(
 ) -> None:
     """Run a recipe's stages in order, from text to report.
 
-    What is up to date is left alone. Writes the run folder: tokens, student, control, evaluation.json and report.html.
-    """
+    What is up to date is left alone. Writes the run folder: tokens, student, control,
+    evaluation.json and report.html."""
     _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, until=until)
 
 

@@ -30,6 +30,7 @@ from stillhouse.run_folder import (
     locked,
     read_manifest,
     sha256_of,
+    verify,
     write_atomic,
 )
 from stillhouse.student.initialize import initialize, initialize_inputs
@@ -115,6 +116,7 @@ class Pipeline:
                     f"{folder} is not there yet: run the stage teacher first (`stillhouse run` "
                     "does)."
                 )
+            verify(folder)
             return manifest.fingerprint
         families.load_config(folder)
         files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
@@ -146,6 +148,7 @@ class Pipeline:
         return stage in self.options.overwrite
 
     def _require(self, output: Path, stage: str) -> None:
+        """Refuse to go on without an earlier stage's output."""
         if read_manifest(output) is None:
             raise RunError(
                 f"{output} is not there yet: run the stage {stage} first (`stillhouse run` does)."
@@ -213,8 +216,14 @@ class Pipeline:
             "evaluate",
             run.evaluation,
             inputs,
-            lambda: evaluate(self.recipe, run, folders, inputs, self._measured, self.reporter),
+            lambda: self._measure(run, folders, inputs),
         )
+
+    def _measure(self, run: RunFolder, folders: dict[str, Path], inputs: Inputs) -> None:
+        verify(self.run.tokens)
+        for model in self.models:
+            verify(folders[model])
+        evaluate(self.recipe, run, folders, inputs, self._measured, self.reporter)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ teacher's configuration (is layer 12 there?) is checked by `stillhouse.check`.""
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -33,12 +34,14 @@ Rows = Literal["all", "predicted"]
 LanguageModeling = Literal["causal", "masked"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
+# How pydantic calls the members of a union where it says which of them a value is not.
+UNION_MEMBER = re.compile(r"named|trained|int|str|bool|constrained-int|list\[.*\]|literal\[.*\]")
 
 
 class Section(BaseModel):
     """A part of a recipe: immutable, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class OptimizerRecipe(Section):
@@ -407,6 +410,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConstructorError(None, None, "a key is a single word", key.start_mark)
             if key.value in seen:
                 raise ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -434,7 +439,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
-        keys = [key for key in problem["loc"] if key not in ("named", "trained")]
+        keys = _path_of(problem["loc"], unknown_key=problem["type"] == "extra_forbidden")
         path = ".".join(map(str, keys))
         if problem["type"] == "extra_forbidden":
             known = _fields_at(keys[:-1])
@@ -451,6 +456,13 @@ def _explain(error: ValidationError, where: str) -> str:
     return f"{where}: " + (
         unique[0] if len(unique) == 1 else "".join(f"\n  {line}" for line in unique)
     )
+
+
+def _path_of(location: Sequence[int | str], *, unknown_key: bool) -> list[int | str]:
+    """The user's own keys, without the members of unions that pydantic went through."""
+    own = location[-1:] if unknown_key else ()
+    inner = location[: len(location) - len(own)]
+    return [*(key for key in inner if not UNION_MEMBER.fullmatch(str(key))), *own]
 
 
 def _fields_at(keys: Sequence[int | str]) -> list[str]:

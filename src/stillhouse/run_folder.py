@@ -151,8 +151,10 @@ def read_manifest(output: Path) -> Manifest | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         data["inputs"] = Inputs(**data["inputs"])
+        for facts in data["files"].values():
+            _ = facts["size_bytes"], facts["sha256"]
         return Manifest(**data)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError(
             f"{path} is damaged ({error}). Move {output} away; the stage then runs again."
         ) from error

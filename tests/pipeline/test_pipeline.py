@@ -109,7 +109,9 @@ def test_a_second_run_does_nothing(done):
     after = snapshot(done.folder)
     assert outcome.code == 0
     assert outcome.err.count("is up to date") == 6
-    contents = [{name: content for name, (_, content) in files.items()} for files in (before, after)]
+    contents = [
+        {name: content for name, (_, content) in files.items()} for files in (before, after)
+    ]
     assert contents[0] == contents[1]
     rewritten = {name for name, (time, _) in after.items() if time != before[name][0]}
     assert rewritten <= {".lock", "report.html", "report.manifest.json", "student/README.md"}

@@ -65,9 +65,7 @@ class Server:
         arguments += [part for key in (*LONGER, *overrides) for part in ("--set", key)]
         self.log.write_text("")
         assert self.process.stdin is not None
-        self.process.stdin.write(
-            json.dumps({"arguments": arguments, "log": str(self.log)}) + "\n"
-        )
+        self.process.stdin.write(json.dumps({"arguments": arguments, "log": str(self.log)}) + "\n")
         self.process.stdin.flush()
         return int(self._line())
 
@@ -98,15 +96,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def uninterrupted(
     server: Server, initialized: TinyRun, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, list[float], float]:
-    """The SHA-256 of the weights that training leads to, its losses, and the seconds it took."""
+) -> tuple[str, list[float]]:
+    """The SHA-256 of the weights that training leads to, and its losses."""
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     shutil.copytree(initialized.folder, folder)
     run = TinyRun(initialized.recipe, folder)
-    started = time.monotonic()
     code, log = server.distill(run, EVERY_STEP)
     assert code == 0, log
-    return weights(run), losses(run), time.monotonic() - started
+    return weights(run), losses(run)
 
 
 def weights(run: TinyRun) -> str:
@@ -173,7 +170,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterru
     code, log = server.distill(ready)
     assert code == 0
     assert f"student: going on after step {committed}" in log
-    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+    assert (weights(ready), losses(ready)) == uninterrupted
     assert not (ready.folder / "checkpoints/student").exists()
 
 
@@ -186,10 +183,10 @@ def test_a_signal_in_the_last_step_is_not_lost(server, ready, uninterrupted):
     assert code in (128 + signal.SIGTERM, -signal.SIGTERM)  # in training, or between two models
     assert not (ready.folder / "control").exists()
     assert server.distill(ready)[0] == 0
-    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+    assert (weights(ready), losses(ready)) == uninterrupted
 
 
-def kill_and_resume(server: Server, run: TinyRun, kills: int, seconds: float) -> int:
+def kill_and_resume(server: Server, run: TinyRun, kills: int) -> int:
     """Kill training so many times, half of them inside a save; then let it end.
 
     Returns how many of the kills met a running process.
@@ -198,9 +195,11 @@ def kill_and_resume(server: Server, run: TinyRun, kills: int, seconds: float) ->
     met = 0
     for number in range(kills):
         process = server.start(run, EVERY_STEP)
-        time.sleep(draw.uniform(0, 0.8 * seconds))
+        done = len(checkpoints(run)) and int(checkpoints(run)[-1].name.removeprefix("step-"))
+        wait_for_step(run, min(STEPS - 1, done + draw.randint(1, 2 * STEPS // kills // 3)))
+        time.sleep(draw.uniform(0, 0.02))
         if number % 2:
-            wait_for_save(run, seconds)
+            wait_for_save(run, seconds=0.2)
         before = {path.name for path in checkpoints(run)}
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
@@ -216,16 +215,16 @@ def kill_and_resume(server: Server, run: TinyRun, kills: int, seconds: float) ->
 
 def test_a_killed_training_goes_on_to_the_same_weights(server, ready, uninterrupted):
     """`kill -9` loses no committed step and leaves no trace in the result."""
-    assert kill_and_resume(server, ready, 2, uninterrupted[2]) == 2
-    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+    assert kill_and_resume(server, ready, 2) == 2
+    assert (weights(ready), losses(ready)) == uninterrupted
     assert not list(ready.folder.rglob("*.tmp-*"))
 
 
 @pytest.mark.slow
 def test_twenty_random_kills_end_with_the_same_weights(server, ready, uninterrupted):
     """The same, twenty times in one training or its repetitions."""
-    assert kill_and_resume(server, ready, 20, uninterrupted[2]) >= 10
-    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+    assert kill_and_resume(server, ready, 20) >= 15
+    assert (weights(ready), losses(ready)) == uninterrupted
     assert not list(ready.folder.rglob("*.tmp-*"))
 
 
@@ -239,7 +238,7 @@ def test_a_damaged_checkpoint_is_passed_over(server, ready, uninterrupted, file)
     assert code == 0
     assert f"Checkpoint {newest} is damaged and was moved to damaged-{newest.name}" in log
     assert f"going on after step {int(before.name.removeprefix('step-'))}\n" in log
-    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+    assert (weights(ready), losses(ready)) == uninterrupted
 
 
 def test_without_an_intact_checkpoint_training_stops_until_told(server, ready, uninterrupted):
@@ -254,7 +253,7 @@ def test_without_an_intact_checkpoint_training_stops_until_told(server, ready, u
         assert "name the stage in --overwrite" in log
     settings = [part for key in LONGER for part in ("--set", key)]
     assert ready.call("distill", "--overwrite", "distill", *settings).code == 0
-    assert (weights(ready), losses(ready)) == uninterrupted[:2]
+    assert (weights(ready), losses(ready)) == uninterrupted
 
 
 def test_a_changed_recipe_is_refused_by_name(server, ready):

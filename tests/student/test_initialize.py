@@ -64,25 +64,27 @@ def test_what_surrounds_the_layers_is_carried(family, wanted, tiny_model):
     teacher = tiny_model(family, num_layers=4)
     student = student_from_teacher(teacher, plan_for(teacher, 2, wanted))
     ours, theirs = family_of(student.config), family_of(teacher.config)
-    for name in {"word_embeddings"} | ({"position_embeddings"} if wanted != "distilbert" else set()):
+    for name in {"word_embeddings"} | (
+        {"position_embeddings"} if wanted != "distilbert" else set()
+    ):
         assert torch.equal(
             student.get_parameter(ours.embeddings[name]),
             teacher.get_parameter(theirs.embeddings[name]),
         )
     hidden = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
+    head, teacher_head = ours.head(student), theirs.head(teacher)
     with torch.no_grad():
-        heads = [(ours.head(student)), (theirs.head(teacher))]
-        one, other = (head.transform(hidden) @ head.weight.T for head in heads)
+        one, other = (part.transform(hidden) @ part.weight.T for part in (head, teacher_head))
         torch.testing.assert_close(one, other)
-    for head in heads:
-        assert (head.bias is None) == (family == "gpt2")
-    if heads[0].bias is not None:
-        assert torch.equal(heads[0].bias, heads[1].bias)
+    assert (head.bias is None) == (teacher_head.bias is None) == (family == "gpt2")
+    if head.bias is not None and teacher_head.bias is not None:
+        assert torch.equal(head.bias, teacher_head.bias)
     if ours.final_norm is not None and theirs.final_norm is not None:
-        assert torch.equal(
-            student.get_submodule(ours.final_norm).weight,
-            teacher.get_submodule(theirs.final_norm).weight,
-        )
+        for kind in ("weight", "bias"):
+            assert torch.equal(
+                student.get_parameter(f"{ours.final_norm}.{kind}"),
+                teacher.get_parameter(f"{theirs.final_norm}.{kind}"),
+            )
 
 
 def test_the_student_shares_no_memory_with_its_teacher(tiny_model):
@@ -105,7 +107,9 @@ def test_a_random_student_follows_from_the_seed_alone(tiny_model):
     )
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
-    assert not torch.allclose(first, teacher.get_parameter("cls.predictions.transform.dense.weight"))
+    assert not torch.allclose(
+        first, teacher.get_parameter("cls.predictions.transform.dense.weight")
+    )
 
 
 def test_a_student_goes_on_from_a_folder(tmp_path, tiny_model, tiny_tokenizer):
@@ -123,7 +127,9 @@ def test_a_folder_of_another_shape_is_refused(tmp_path, tiny_model, tiny_tokeniz
     """Three layers are not two; the error names a parameter that differs."""
     teacher = tiny_model("gpt2", num_layers=4)
     save_model(tiny_model("gpt2", num_layers=3), tiny_tokenizer, tmp_path)
-    with pytest.raises(ModelError, match=r"not the student this recipe describes.*transformer\.h\.2"):
+    with pytest.raises(
+        ModelError, match=r"not the student this recipe describes.*transformer\.h\.2"
+    ):
         student_from_folder(tmp_path, plan_for(teacher, 2))
 
 

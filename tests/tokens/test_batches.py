@@ -33,14 +33,20 @@ def test_an_epoch_visits_every_sequence_once(epoch):
 
 def test_orders_differ_between_epochs_and_between_seeds():
     """Each (seed, epoch) has its own order; the same pair always the same."""
-    orders = {(seed, epoch): tuple(epoch_order(seed, epoch, 50)) for seed in (0, 1, -1) for epoch in (0, 1)}
+    orders = {
+        (seed, epoch): tuple(epoch_order(seed, epoch, 50))
+        for seed in (0, 1, -1)
+        for epoch in (0, 1)
+    }
     assert len(set(orders.values())) == len(orders)
     assert tuple(epoch_order(1, 1, 50)) == orders[1, 1]
 
 
 def test_no_two_visits_share_a_random_key():
     """Seed, epoch and sequence each change the key; none can stand in for another."""
-    visits = [(seed, epoch, sequence) for seed in (0, 1, -1) for epoch in (0, 1) for sequence in (0, 1)]
+    visits = [
+        (seed, epoch, sequence) for seed in (0, 1, -1) for epoch in (0, 1) for sequence in (0, 1)
+    ]
     assert len({tuple(visit_key(*visit)) for visit in visits}) == len(visits)
 
 
@@ -55,6 +61,13 @@ def test_steps_over_an_epoch_visit_every_sequence_once(source):
     assert len(visits) == 51
     assert sorted(visits) == [(epoch, sequence) for epoch in range(3) for sequence in range(17)]
     assert [epoch for epoch, _ in visits] == sorted(epoch for epoch, _ in visits)
+
+
+def test_each_epoch_of_a_run_has_its_own_order(source):
+    """The second epoch does not repeat the first."""
+    steps = steps_of(source, sequences_per_step=17)
+    orders = [tuple(steps.samples(step)[0].tolist()) for step in range(3)]
+    assert len(set(orders)) == 3
 
 
 def test_the_last_step_may_be_short(source):

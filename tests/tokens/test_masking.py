@@ -114,9 +114,7 @@ def test_rare_tokens_are_favoured(exponent, masker):
     counts = np.full(VOCABULARY, 1, "<u8")
     counts[5], counts[6] = 100, 1600
     inputs = np.tile(np.array([2, 5, 6, 3]), (4000, 1))
-    _, labels = mask(
-        masker(counts, rarity_exponent=exponent), inputs, np.ones_like(inputs)
-    )
+    _, labels = mask(masker(counts, rarity_exponent=exponent), inputs, np.ones_like(inputs))
     rare, common = (int((labels == token).sum()) for token in (5, 6))
     assert rare + common == 4000
     ratio = (100 / 1600) ** -exponent
@@ -133,7 +131,7 @@ def test_a_token_that_never_occurred_does_not_break_the_draw(masker):
 
 
 def test_a_visit_is_masked_the_same_in_any_batch(masker):
-    """(seed, epoch, sequence) alone decide, whatever else is in the batch and wherever it stands."""
+    """(seed, epoch, sequence) alone decide, whatever else is in the batch, in whatever place."""
     inputs, segments = sequences_of(10)
     together = mask(masker(), inputs, segments)
     chosen = np.array([7, 2])
@@ -145,10 +143,12 @@ def test_a_visit_is_masked_the_same_in_any_batch(masker):
 def test_masks_are_drawn_anew_at_every_epoch_and_seed(masker):
     """Another epoch, seed or sequence number hides other tokens of the same text."""
     inputs, segments = sequences_of(1)
-    drawn = {
-        tuple(np.flatnonzero(mask(masker(), inputs, segments, **visit)[1][0] != IGNORED))
-        for visit in ({}, {"epoch": 1}, {"seed": 1}, {"sequences": np.array([1])})
-    }
+    visits = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    drawn = set()
+    for sequence, epoch, seed in visits:
+        number = np.array([sequence])
+        _, labels = mask(masker(), inputs, segments, sequences=number, epoch=epoch, seed=seed)
+        drawn.add(tuple(np.flatnonzero(labels[0] != IGNORED)))
     assert len(drawn) == 4
 
 

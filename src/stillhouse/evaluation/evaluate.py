@@ -29,6 +29,7 @@ from stillhouse.run_folder import (
 )
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import special_tokens
+from stillhouse.training.device import pick_device
 from stillhouse.training.progress import Reporter
 
 NO_SPEED = {"forward_tokens_per_second": None, "generate_tokens_per_second": None}
@@ -68,6 +69,8 @@ def evaluate(
     """Measure every model and commit `evaluation.json`."""
     started = time.monotonic()
     loaded = {name: load_model(folder) for name, folder in folders.items()}
+    for _, model in loaded.values():
+        model.to(device=pick_device())  # pyright: ignore[reportCallIssue]
     models: dict[str, dict[str, Any]] = {}
     for name, (family, model) in loaded.items():
         folder = folders[name]

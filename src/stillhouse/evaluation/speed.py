@@ -22,13 +22,17 @@ PROMPT, NEW_TOKENS = 16, 64
 TURNS = 5
 
 MEMORY_PROGRAM = """
-import json, resource, sys
+import resource, sys
 from pathlib import Path
+import torch
 from stillhouse.evaluation.speed import run_forward
 from stillhouse.families import load_model
+from stillhouse.training.device import pick_device
 family, model = load_model(Path(sys.argv[1]))
-run_forward(family, model)
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+device = pick_device()
+run_forward(family, model.to(device))
+on_host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(torch.cuda.max_memory_allocated() if device.type == "cuda" else on_host)
 """
 
 
@@ -92,7 +96,10 @@ def _interleaved(
 
 
 def peak_memory_bytes(folder: Path) -> int | None:
-    """Peak resident memory of a fresh process that loads the model and runs one forward pass."""
+    """Peak memory of a fresh process that loads the model and runs one forward pass.
+
+    Resident memory of the process; on a GPU, what was allocated there.
+    """
     command = [sys.executable, "-c", MEMORY_PROGRAM, str(folder)]
     result = subprocess.run(command, capture_output=True, text=True)
     return json.loads(result.stdout) if result.returncode == 0 else None

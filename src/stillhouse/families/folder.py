@@ -103,7 +103,10 @@ def load_config(folder: Path) -> PretrainedConfig:
         raise ModelError(
             f"{file} is not a usable {model_type} configuration: {_first_line(error)}"
         ) from error
-    family_of(config)
+    try:
+        family_of(config)
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from error
     return config
 
 

@@ -101,7 +101,7 @@ class LoadedModel:
             "top_k": settings.top_k,
             "top_p": settings.top_p,
         }
-        inputs = torch.tensor([ids])
+        inputs = torch.tensor([ids], device=self.model.device)
         output = self.model.generate(  # pyright: ignore[reportCallIssue]
             inputs,
             attention_mask=torch.ones_like(inputs),
@@ -134,7 +134,7 @@ class LoadedModel:
         if not 0 < len(ids) <= self.context:
             raise DataError(f"The text has {len(ids)} tokens; the model takes 1 to {self.context}.")
         body = self.model.get_submodule(self.family.body)
-        return body(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        return body(input_ids=torch.tensor([ids], device=self.model.device)).last_hidden_state[0]
 
     @torch.inference_mode()
     def fill_mask(self, text: str, *, top_k: int = 5) -> list[tuple[str, float]]:
@@ -148,8 +148,8 @@ class LoadedModel:
             raise ModelError(
                 f"A {self.family.model_type} model continues text; it does not fill gaps."
             )
-        ids = torch.tensor(self.tokenizer(text)["input_ids"])
-        mask_id = torch.tensor(self.tokenizer.mask_token_id)
+        ids = torch.tensor(self.tokenizer(text)["input_ids"], device=self.model.device)
+        mask_id = torch.tensor(self.tokenizer.mask_token_id, device=self.model.device)
         places = torch.eq(ids, mask_id).nonzero().flatten()
         if len(places) != 1:
             raise DataError(

@@ -1,2 +1,1 @@
-"""The report stage: evaluation.json + metrics.jsonl -> report.html and the students' model
-cards."""
+"""The report stage: evaluation.json + metrics.jsonl -> report.html and the model cards."""

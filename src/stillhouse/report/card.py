@@ -1,5 +1,4 @@
-"""The model card of a student: Markdown under Hugging Face front matter, as README.md of its
-folder."""
+"""The model card of a student, its README.md: Markdown under Hugging Face front matter."""
 
 import re
 from collections.abc import Sequence
@@ -81,9 +80,8 @@ def _what_it_is(recipe: Recipe) -> str:
         teacher = f"[{_text(hub_name)}](https://huggingface.co/{hub_name})"
     elif isinstance(recipe.teacher, TeacherRecipe):
         teacher = (
-            f"a {recipe.teacher.family} teacher of {recipe.teacher.num_layers} layers, trained for "
-            "it "
-            "on the same text"
+            f"a {recipe.teacher.family} teacher of {recipe.teacher.num_layers} layers, "
+            "trained for it on the same text"
         )
     else:
         teacher = f"a teacher from a local folder ({_text(Path(recipe.teacher).name)})"
@@ -94,15 +92,12 @@ def _results_note(results: Sequence[SeedResult], result: SeedResult) -> str:
     if len(results) == 1:
         return (
             f"Seed {result.seed}; ratios are to the teacher. The control is the same student "
-            "trained "
-            "without the teacher. One seed is no evidence of the spread between seeds.\n"
+            "trained without the teacher. One seed is no evidence of the spread between seeds.\n"
         )
     return (
-        f"Medians of {len(results)} seeds (smallest to largest); ratios are to the teacher. This "
-        "folder "
-        f"holds the student of seed {result.seed}. Each control is the same student trained "
-        "without "
-        "the teacher, from the same initial weights:\n"
+        f"Medians of {len(results)} seeds (smallest to largest); ratios are to the teacher. "
+        f"This folder holds the student of seed {result.seed}. Each control is the same student "
+        "trained without the teacher, from the same initial weights:\n"
     )
 
 
@@ -123,8 +118,8 @@ def _how_it_was_made(recipe: Recipe, result: SeedResult) -> str:
         "Sequence length": f"{recipe.tokens.sequence_length:,} tokens",
         "Optimizer": (
             f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, "
-            f"{distillation.schedule.name} schedule, {distillation.tokens_per_step:,} tokens per "
-            "step"
+            f"{distillation.schedule.name} schedule, "
+            f"{distillation.tokens_per_step:,} tokens per step"
         ),
         "Seed": str(result.seed),
     }
@@ -173,18 +168,15 @@ def _limits(recipe: Recipe) -> str:
         if recipe.report.license
         else (
             "- No license was set in the recipe (`report.license`): settle it before publishing; "
-            "the "
-            "teacher's license and that of the text may bind.\n"
+            "the teacher's license and that of the text may bind.\n"
         )
     )
     return (
         "- A student inherits its teacher's errors and biases, and those of the text it was "
-        "trained on; "
-        "it can make them stronger.\n"
+        "trained on; it can make them stronger.\n"
         "- It was not tested for fairness, toxicity, truthfulness or memorized text.\n"
-        "- The results hold for the validation text named below, which comes from the same source "
-        "as the "
-        "training text; other text and other tasks were not measured.\n"
+        "- The results hold for the validation text named below; other text and other tasks "
+        "were not measured.\n"
         f"{license_note}"
     )
 

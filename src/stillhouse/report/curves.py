@@ -16,14 +16,13 @@ from stillhouse.report.results import (
     SeedResult,
     label_of,
     loss_path,
-    models_of,
     spread_of,
 )
 from stillhouse.report.svg import Chart, Line, Point, draw
 
 NUM_POINTS = 400
 # The frame is fitted to what follows this share of the tokens: the first steps fall from ln(V).
-WARM_UP_SHARE = 0.1
+WARM_UP_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,9 @@ def _language_modeling(recipe: Recipe) -> Callable[[Mapping[str, Any]], Any]:
             return line.get("loss", "absent")
         if list(terms) == ["language_modeling"]:
             loss = line.get("loss", "absent")
-            return loss / terms["language_modeling"].weight if isinstance(loss, float) else loss
+            return (
+                loss / terms["language_modeling"].weight if isinstance(loss, (int, float)) else loss
+            )
         return line.get("language_modeling", "absent")
 
     return read
@@ -126,8 +127,7 @@ def _loss_figure(recipe: Recipe, results: Sequence[SeedResult]) -> str:
             labeled.add(series.model)
             value = f"\n{curve[-1][1]:.3f}" if len(results) == 1 else "\n"
             label = f"{_short(series.model)}{value}"
-        raw = thin(series.points) if len(results) == 1 else []
-        lines.append(Line(series.model, label, thin(curve), raw, series.not_finite))
+        lines.append(Line(series.model, label, thin(curve), thin(series.points), series.not_finite))
     top, cut = _frame_top(lines)
     teacher = spread_of(results, "teacher", loss_path(recipe))
     if teacher and found:
@@ -136,7 +136,7 @@ def _loss_figure(recipe: Recipe, results: Sequence[SeedResult]) -> str:
         lines.append(Line("teacher", f"Teacher\n{teacher.median:.3f}", level))
     caption = (
         "Nats per predicted token. Lines: smoothed training loss"
-        f"{'; dots: every step' if len(results) == 1 else ', one per seed'}. "
+        f"{'' if len(results) == 1 else ', one per seed'}; dots: the steps. "
         "The teacher's level is its loss on the validation split."
     )
     if "student" not in {series.model for series in found}:
@@ -182,8 +182,7 @@ def _difference_figure(recipe: Recipe, results: Sequence[SeedResult]) -> str:
         if points:
             curve = smooth(points)
             label = f"{_seed_name(results, result)}\n{units.signed(curve[-1][1])}"
-            raw = thin(points) if len(results) == 1 else []
-            lines.append(Line("student", label, thin(curve), raw))
+            lines.append(Line("student", label, thin(curve), thin(points)))
     if not lines:
         return ""
     top, cut = _frame_top(lines)
@@ -198,7 +197,7 @@ def _difference_figure(recipe: Recipe, results: Sequence[SeedResult]) -> str:
         caption,
         lines,
         top=top,
-        show_y=lambda value: units.signed(value, 2) if value else "0",
+        show_y=_signed_tick,
         zero_line=True,
     )
 
@@ -210,18 +209,18 @@ def _small_figure(
     if not found:
         return ""
     lines = [
-        Line(series.model, "", thin(smooth(series.points)), not_finite=series.not_finite)
+        Line(series.model, "", thin(smooth(series.points)), thin(series.points), series.not_finite)
         for series in found
     ]
     top, cut = _frame_top(lines)
     shown = list(dict.fromkeys(_short(series.model) for series in found))
-    notes = [f"Starts at {cut:{form}}, above the frame."] if cut else []
+    notes = [f"Up to {cut:{form}} in the first steps, above the frame."] if cut else []
     notes += [_not_finite_words(found).strip()]
     chart = Chart(
         title,
         f"{title} of {', '.join(shown)} over training tokens. {' '.join(notes)}",
         lines,
-        units.count,
+        _tick_count,
         lambda value: f"{value:{form}}",
         top=top,
         identifier=f"small-{key.replace('_', '-')}",
@@ -242,10 +241,10 @@ def _wide(
 ) -> str:
     """A figure drawn twice, for wide and for narrow screens: scaled text would be too small."""
     chart = Chart(
-        title, caption, lines, units.count, show_y, 880, 320, 120, top, zero_line, _slug(title)
+        title, caption, lines, _tick_count, show_y, 880, 320, 120, top, zero_line, _slug(title)
     )
     narrow = replace(
-        chart, width=390, height=300, label_width=84, identifier=f"{_slug(title)}-narrow"
+        chart, width=390, height=300, label_width=94, identifier=f"{_slug(title)}-narrow"
     )
     return (
         f"<figure><figcaption><b>{escape(title)}</b><small>{escape(caption)}</small></figcaption>"
@@ -275,14 +274,19 @@ def _seed_name(results: Sequence[SeedResult], result: SeedResult) -> str:
     return f"Seed {result.seed}" if len(results) > 1 else "Student"
 
 
+def _tick_count(value: float) -> str:
+    """Ticks are round: 500 k, not 500.0 k."""
+    return units.count(value).replace(".0 ", " ")
+
+
+def _signed_tick(value: float) -> str:
+    text = f"{abs(value):.4g}"
+    return text if text == "0" else ("+" if value > 0 else units.MINUS) + text
+
+
 def _words(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
 def _slug(title: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in title.lower())
-
-
-def trained_models(results: Sequence[SeedResult]) -> list[str]:
-    """The models with curves, for the legend."""
-    return [model for model in models_of(results) if model != "teacher"]

@@ -1,5 +1,4 @@
-"""The outcome in words: what the student costs, what it keeps, and whether the teacher was worth
-it.
+"""The outcome in words: what the student costs, what it keeps, whether the teacher was worth it.
 
 The teacher's worth is the student's validation loss minus that of its own control, seed by seed.
 """
@@ -32,6 +31,13 @@ TITLES: dict[Verdict, str] = {
     "unknown": "Whether the teacher helped is not known.",
 }
 
+AGAINST: dict[Verdict, str] = {
+    "better": "better than",
+    "worse": "worse than",
+    "unclear": "not clearly different from",
+    "unknown": "not comparable with",
+}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -49,13 +55,27 @@ class Outcome:
 def state_outcome(recipe: Recipe, results: Sequence[SeedResult]) -> Outcome:
     """Put the results into words; several seeds speak through their medians."""
     controls = [control for control in CONTROLS if control in models_of(results)]
-    verdict = judge(differences(results, controls[0], loss_path(recipe))) if controls else "unknown"
+    verdicts: list[Verdict] = [
+        judge(differences(results, each, loss_path(recipe))) for each in controls
+    ]
     sentences = [_cost(results), _quality(recipe, results)]
     sentences += [_against(recipe, results, control) for control in controls]
-    if not controls:
-        sentences.append("No control was trained, so nothing shows what the teacher added.")
     sentences.append(_confidence(results))
-    return Outcome(verdict, TITLES[verdict], [sentence for sentence in sentences if sentence])
+    verdict, title = _conclude(verdicts)
+    return Outcome(verdict, title, [sentence for sentence in sentences if sentence])
+
+
+def _conclude(verdicts: Sequence[Verdict]) -> tuple[Verdict, str]:
+    """One verdict and title; two controls that say different things are both named."""
+    if not verdicts:
+        return "unknown", f"No control was trained. {TITLES['unknown']}"
+    if len(set(verdicts)) == 1:
+        return verdicts[0], TITLES[verdicts[0]]
+    tokens, time = (AGAINST[verdict] for verdict in verdicts)
+    return "unclear", (
+        f"The student is {tokens} its control of the same tokens, "
+        f"and {time} its control of the same time."
+    )
 
 
 def judge(paired: Sequence[float | None]) -> Verdict:
@@ -78,7 +98,7 @@ def _cost(results: Sequence[SeedResult]) -> str:
         parts.append(f"has {units.percent(size.median)} of the teacher's parameters")
     if speed:
         slower = ", which is slower" if speed.median < 0.995 else ""
-        parts.append(f"reads text at {units.times(speed.median)} its speed{slower}")
+        parts.append(f"reads text at {units.times(speed.median)} the teacher's speed{slower}")
     return f"The student {' and '.join(parts)}." if parts else ""
 
 

@@ -1,5 +1,4 @@
-"""The report page: one self-contained HTML file, without scripts and without anything from
-elsewhere.
+"""The report page: one self-contained HTML file, with no script and nothing from elsewhere.
 
 Everything that comes from a user (names, prompts, paths, text) passes through `html.escape`.
 """
@@ -14,7 +13,7 @@ from stillhouse.recipe import Recipe, dump_recipe
 from stillhouse.report import units
 from stillhouse.report.curves import draw_curves
 from stillhouse.report.outcome import state_outcome
-from stillhouse.report.results import SeedResult, label_of, models_of
+from stillhouse.report.results import CONTROLS, SeedResult, label_of, models_of
 from stillhouse.report.standing import draw_standing
 from stillhouse.report.table import NOT_FINITE, Cell, Table, by_seed, comparison
 from stillhouse.run_folder import RunFolder
@@ -34,7 +33,6 @@ def report_page(recipe: Recipe, run: RunFolder, results: Sequence[SeedResult]) -
         draw_standing(recipe, results),
         "<h2>Comparison</h2>",
         _comparison(recipe, results),
-        "<h2>Seeds</h2>" if len(results) > 1 else "<h2>Against the control</h2>",
         _seeds(recipe, results),
         "<h2>Training</h2>",
         _skipped(results),
@@ -46,8 +44,8 @@ def report_page(recipe: Recipe, run: RunFolder, results: Sequence[SeedResult]) -
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(name)}: distillation "
-        f"report</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{escape(name)}: distillation report</title>\n"
+        f"<style>\n{style}</style>\n</head>\n<body>\n"
         f'<header>\n<p class="kind">Stillhouse distillation report</p>\n<h1>{escape(name)}</h1>\n'
         f'<p class="outcome {outcome.verdict}">{escape(outcome.title)}</p>\n'
         f'<p class="lead">{escape(outcome.text)}</p>\n</header>\n<main>\n'
@@ -68,16 +66,22 @@ def _comparison(recipe: Recipe, results: Sequence[SeedResult]) -> str:
 
 
 def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> str:
+    """Every seed's losses and differences; nothing where one seed has no control to be held to."""
+    if len(results) == 1 and not set(CONTROLS) & set(models_of(results)):
+        return ""
     note = (
         "Validation loss in nats per predicted token. The control is the same student, trained "
-        "from "
-        "the same initial weights without the teacher, so each difference is paired within its "
-        "seed; "
-        "below zero the student is better."
+        "from the same initial weights without the teacher, so each difference is paired within "
+        "its seed; below zero the student is better."
     )
     if len(results) == 1:
-        note += " One seed is no evidence of the spread: list several under seed to see it."
-    return f"<p>{escape(note)}</p>{_table(by_seed(recipe, results), models_of(results))}"
+        note += (
+            " One seed is no evidence of the spread between seeds; "
+            "list several seeds in the recipe to see it."
+        )
+    title = "Seeds" if len(results) > 1 else "Against the control"
+    table = _table(by_seed(recipe, results), models_of(results))
+    return f"<h2>{title}</h2><p>{escape(note)}</p>{table}"
 
 
 def _table(table: Table, models: Sequence[str]) -> str:
@@ -130,8 +134,7 @@ def _skipped(results: Sequence[SeedResult]) -> str:
         found += [
             f'<p class="bad">{escape(label_of(model))}{seed}: {number:,} optimizer '
             f"{'step was' if number == 1 else 'steps were'} skipped because the loss or the "
-            "gradient "
-            "was not finite.</p>"
+            "gradient was not finite.</p>"
             for model, number in most.items()
             if number
         ]
@@ -145,8 +148,8 @@ def _samples(results: Sequence[SeedResult]) -> str:
     parts = []
     for sample in samples:
         continuations = "".join(
-            "<div><h3 "
-            f'class="name-{escape(model)}">{escape(label_of(model))}</h3><p>{escape(str(text))}</p></div>'
+            f'<div><h3 class="name-{escape(model)}">{escape(label_of(model))}</h3>'
+            f"<p>{escape(str(text))}</p></div>"
             for model, text in sample["continuations"].items()
         )
         parts.append(
@@ -156,8 +159,8 @@ def _samples(results: Sequence[SeedResult]) -> str:
     seed = f" of seed {results[0].seed}" if len(results) > 1 else ""
     return (
         f"<h2>Samples</h2><p>What the models{seed} write after the same prompts. A few samples "
-        "show the "
-        f"manner of a model; they prove nothing about its quality.</p>{''.join(parts)}"
+        "show the manner of a model; they prove nothing about its quality.</p>"
+        f"{''.join(parts)}"
     )
 
 
@@ -174,7 +177,8 @@ def _provenance(recipe: Recipe, run: RunFolder, results: Sequence[SeedResult]) -
     command = command_line(str(run.recipe), str(run.shared))
     return (
         f"<h2>Protocol</h2>{definitions(first.get('protocol') or {})}"
-        f"<h2>Where the numbers come from</h2><p>This run again, with one command:</p>"
+        f"<h2>Where the numbers come from</h2><p>One command makes this run. "
+        f"A stage that is up to date is left alone; another --run-dir makes everything anew.</p>"
         f"<pre><code>{escape(command)}</code></pre>"
         f"{definitions({'seed': seeds, 'commit': ', '.join(commits)})}"
         f"{_machines(results)}"
@@ -207,7 +211,7 @@ def definitions(facts: Mapping[str, Any]) -> str:
 def words(key: str) -> str:
     """A key for people: stride_s512 -> Stride s512, memory_bytes -> Memory."""
     text = key.removesuffix("_bytes").replace("_", " ")
-    return text[:1].upper() + text[1:]
+    return "GPUs" if text == "gpus" else text[:1].upper() + text[1:]
 
 
 def plain(key: str, value: Any) -> str:

@@ -1,5 +1,4 @@
-"""Line charts as plain SVG text: axes, lines, direct labels, and marks for values that are not
-finite.
+"""Line charts as plain SVG text: axes, lines, direct labels, marks for values that are not finite.
 
 Color and dashes come from the page's style sheet by class name, so a chart follows light and dark.
 """
@@ -8,8 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from statistics import fmean
 
 Point = tuple[float, float]
+
+# Two lines of text: a name and its last value.
+LABEL_GAP = 32
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Chart:
     lines: Sequence[Line]
     show_x: Callable[[float], str]
     show_y: Callable[[float], str]
-    width: int = 400
-    height: int = 210
+    width: int = 300
+    height: int = 170
     label_width: int = 16
     top: float | None = None
     zero_line: bool = False
@@ -45,7 +48,7 @@ class _Frame:
     chart: Chart
     x_range: Point
     y_range: Point
-    left: int = 52
+    left: int = 58
     margin_top: int = 16
     bottom: int = 30
     y_ticks: list[float] = field(default_factory=list)
@@ -75,8 +78,8 @@ def draw(chart: Chart) -> str:
     body = [
         _axes(frame),
         f'<clipPath id="{clip}"><rect x="{frame.left}" y="{frame.margin_top - 4}" '
-        f'width="{frame.right - frame.left + 4}" '
-        f'height="{frame.floor - frame.margin_top + 8}"/></clipPath>',
+        f'width="{frame.right - frame.left + 4}" height="{frame.floor - frame.margin_top + 8}"/>'
+        "</clipPath>",
         f'<g clip-path="url(#{clip})">',
         *(_raw(frame, line) for line in chart.lines),
         *(_path(frame, line) for line in chart.lines),
@@ -116,7 +119,9 @@ def _frame(chart: Chart) -> _Frame:
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     y_range = (low - pad if low < 0 or low > pad else 0.0, high + pad)
     x_high = max(xs, default=1.0)
-    return _Frame(chart, (0.0, x_high or 1.0), y_range, y_ticks=ticks(*y_range, chart.height // 60))
+    return _Frame(
+        chart, (0.0, x_high or 1.0), y_range, y_ticks=ticks(*y_range, max(4, chart.height // 50))
+    )
 
 
 def _axes(frame: _Frame) -> str:
@@ -129,7 +134,7 @@ def _axes(frame: _Frame) -> str:
             f'<text class="tick" x="{frame.left - 8}" y="{y + 4:.1f}" text-anchor="end">'
             f"{escape(chart.show_y(value))}</text>"
         )
-    for value in ticks(*frame.x_range, (frame.right - frame.left) // 90):
+    for value in ticks(*frame.x_range, (frame.right - frame.left) // 80):
         x = frame.x(value)
         # A label centered on the last tick would run out of a chart without a label column.
         anchor = "end" if frame.right - x < 20 and chart.label_width < 40 else "middle"
@@ -171,14 +176,30 @@ def _labels(frame: _Frame) -> str:
         for line in frame.chart.lines
         if line.points and line.label
     ]
-    parts, lowest = [], -math.inf
-    for y, line in sorted(ends, key=lambda end: end[0]):
-        place = max(y, lowest + 32, frame.margin_top + 6)
-        lowest = place
+    ordered = sorted(ends, key=lambda end: end[0])
+    places = spread_out([y for y, _ in ordered], frame.margin_top + 4, frame.floor - 14, LABEL_GAP)
+    x, parts = frame.right + 8, []
+    for place, (_, line) in zip(places, ordered, strict=True):
         name, _, value = line.label.partition("\n")
         parts.append(
-            f'<text class="label {line.name}" x="{frame.right + 8}" y="{place + 2:.1f}">'
-            f"{escape(name)}</text>"
-            f'<text class="tick" x="{frame.right + 8}" y="{place + 16:.1f}">{escape(value)}</text>'
+            f'<text class="label {line.name}" x="{x}" y="{place:.1f}">{escape(name)}</text>'
+            f'<text class="tick" x="{x}" y="{place + 14:.1f}">{escape(value)}</text>'
         )
     return "".join(parts)
+
+
+def spread_out(
+    places: Sequence[float], low: int | float, high: int | float, gap: int | float
+) -> list[float]:
+    """Sorted places at least `gap` apart, moved as little as that takes, kept within low to high.
+
+    Less index * gap, the places must not fall: neighbors that do are pooled to their mean.
+    """
+    blocks: list[list[float]] = []
+    for index, place in enumerate(places):
+        blocks.append([place - index * gap])
+        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    level = [fmean(block) for block in blocks for _ in block]
+    highest = high - (len(places) - 1) * gap
+    return [float(max(low, min(place, highest)) + index * gap) for index, place in enumerate(level)]

@@ -11,6 +11,7 @@ from stillhouse.report import units
 from stillhouse.report.results import (
     CONTROLS,
     SeedResult,
+    Spread,
     differences,
     label_of,
     loss_path,
@@ -145,13 +146,19 @@ def _number(value: float | None, show: Callable[[float], str], spread_text: str 
     return Cell(NOT_FINITE, is_missing=True) if value is None else Cell(show(value), spread_text)
 
 
-def _range(each: object, show: Callable[[float], str]) -> str:
-    low, high, missing = (getattr(each, name) for name in ("low", "high", "num_missing"))
-    text = units.between(low, high, show) if show(low) != show(high) else ""
-    if missing:
-        seeds = "seed has" if missing == 1 else "seeds have"
-        text += f"{'; ' if text else ''}{missing} {seeds} no value"
-    return text
+def _range(each: Spread, show: Callable[[float], str]) -> str:
+    parts = []
+    if show(each.low) != show(each.high):
+        parts.append(units.between(each.low, each.high, show))
+    if each.num_missing:
+        seeds = "seed has" if each.num_missing == 1 else "seeds have"
+        parts.append(f"{each.num_missing} {seeds} no value")
+    return "; ".join(parts)
+
+
+def _to_teacher(ratio: str) -> str:
+    """60% of teacher; 1.60 times (the sign) teacher."""
+    return f"{ratio} of teacher" if ratio.endswith("%") else f"{ratio} teacher"
 
 
 def _cell(results: Sequence[SeedResult], model: str, measure: Measure) -> Cell:
@@ -164,5 +171,5 @@ def _cell(results: Sequence[SeedResult], model: str, measure: Measure) -> Cell:
     return Cell(
         measure.show(found.median),
         _range(found, measure.show),
-        f"{measure.ratio(ratio.median)} of teacher" if measure.ratio and ratio else "",
+        _to_teacher(measure.ratio(ratio.median)) if measure.ratio and ratio else "",
     )

@@ -43,6 +43,9 @@ def seconds(value: int | float) -> str:
 
 
 def perplexity(value: int | float) -> str:
+    """24.53, 231.2, 4,120; an untrained model's perplexity per word may need 1.32e+10."""
+    if value >= 1e7:
+        return f"{value:.2e}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
 

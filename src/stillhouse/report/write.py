@@ -1,5 +1,4 @@
-"""Writes the report of a run: evaluation.json + metrics.jsonl -> report.html, README.md model
-cards."""
+"""Writes a run's report: evaluation.json + metrics.jsonl -> report.html and the model cards."""
 
 from stillhouse.recipe import Recipe, recipe_part
 from stillhouse.report.card import model_card

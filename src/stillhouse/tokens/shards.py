@@ -88,10 +88,12 @@ class ShardWriter:
         return self
 
     def __exit__(self, error: object, *details: object) -> None:
-        if error is None:
-            self.close()
-        elif self._file is not None:
-            self._file.close()
+        try:
+            if error is None:
+                self.close()
+        finally:
+            if self._file is not None:
+                self._file.close()
 
     def _end_document(self) -> None:
         self.empty_documents += not self._document_has_tokens

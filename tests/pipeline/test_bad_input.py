@@ -1,0 +1,411 @@
+"""What a person sees who gives the program something it cannot use.
+
+Each case goes through the real command line: the exit code tells the kind of mistake, the message
+says what is wrong, where, and what to do; there is never a traceback. With STILLHOUSE_TABLE set to
+a file, every case also writes a line of its message there.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Outcome, TinyRun, call, write_recipe
+from tokenizers import Tokenizer
+
+import stillhouse
+from stillhouse.run_folder import RunFolder, locked
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(outcome: Outcome, code: int, *messages: str) -> None:
+    """The exit code, each message (a regular expression), and no traceback."""
+    assert outcome.code == code, outcome
+    assert "Traceback" not in outcome.err
+    assert outcome.err.count("error: ") == 1
+    for message in messages:
+        assert re.search(message, outcome.err), outcome.err
+    table = os.environ.get("STILLHOUSE_TABLE")
+    if table:
+        case = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)")
+        said = "error: " + outcome.err.partition("error: ")[2]
+        with open(table, "a", encoding="utf-8") as file:
+            file.write(json.dumps([case, outcome.code, said.strip()]) + "\n")
+
+
+def half_written(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if ".tmp-" in path.name]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyRun:
+    """A recipe that has not run yet, with its own text.txt."""
+    return TinyRun(write_recipe(tmp_path), tmp_path / "run")
+
+
+# The recipe
+
+
+@pytest.mark.parametrize(
+    ("setting", "messages"),
+    [
+        ("distillation.temprature=1", ["distillation.temprature is not a key", "'temperature'"]),
+        ("tokens.sequence_length=long", ["tokens.sequence_length: .*integer", "got 'long'"]),
+        ("teacher.num_heads=3", ["hidden_size 16 is not a multiple of num_heads 3"]),
+        (
+            "distillation.losses={soft_target: {weight: 0}}",
+            ["distillation.losses: every weight is zero or left out"],
+        ),
+        ("distillation.control=same_time", ["same_time", "Set it to both"]),
+        ("student.layer_map=[0, 7]", [r"teacher layers \[7\]", "layers 0 to 2", r"such as \[0\]"]),
+        ("student.layer_map=9", ["asks for 9 layers", "the teacher has 3"]),
+        ("seed", ["--set takes KEY.KEY=VALUE", "got 'seed'"]),
+    ],
+)
+def test_a_setting_that_cannot_be_right(ready, setting, messages):
+    """Exit code 2, with the key, what was found and what would do."""
+    refused(ready.call("run", "--set", setting), 2, *messages)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("teacher: [", "broken.yaml: line 1, column 11 is not YAML"),
+        ("seed: 1\nseed: 2\n", "line 2, column 1 is not YAML: the key 'seed' stands twice"),
+        ("", "a recipe is a mapping of keys to values, got NoneType"),
+        ("seed: 1\n", "corpus is missing"),
+    ],
+)
+def test_a_recipe_file_that_makes_no_sense(tmp_path, content, message):
+    """The place in the file, and what is wrong there."""
+    path = tmp_path / "broken.yaml"
+    path.write_text(content, encoding="utf-8")
+    refused(call("check", path), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "quikstart"), "There is no recipe 'quikstart'.*Did you mean 'quickstart'"),
+        (("run", "quickstart", "--until", "distil"), "there is no such stage; stages are prepare"),
+        (("distill", "quickstart", "--overwrite", "distil"), "--overwrite names distil; stages"),
+    ],
+)
+def test_a_name_that_does_not_exist(arguments, message):
+    """The nearest name, or all there are."""
+    refused(call(*arguments), 2, message)
+
+
+def test_a_command_that_does_not_exist():
+    """The parser's own message, and the exit code of a usage mistake."""
+    outcome = call("distil")
+    assert outcome.code == 2
+    assert "No such command 'distil'" in outcome.err
+
+
+# Text
+
+
+def binary(content: bytes) -> bytes:
+    return content[:1000] + b"\0" + content[1000:]
+
+
+def latin(content: bytes) -> bytes:
+    return content[:1000] + b"\xe9t\xe9" + content[1000:]
+
+
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        (lambda _: b"", ["text.txt holds no text: every document is empty or blank"]),
+        (latin, ["text.txt is not UTF-8: byte 1000 is 0xe9", "iconv"]),
+        (binary, ["text.txt holds a NUL character in line 4", "binary file"]),
+        (lambda content: content[:300], ["The validation split is empty", "give more documents"]),
+    ],
+    ids=["empty", "not-utf8", "nul", "too-few-documents"],
+)
+def test_text_that_cannot_be_used(tiny, change, messages):
+    """Exit code 3; the file and the place are named, and no tokens are left behind."""
+    text = tiny.recipe.with_name("text.txt")
+    text.write_bytes(change(text.read_bytes()))
+    refused(tiny.call("run"), 3, *messages)
+    assert not (tiny.folder / "tokens").exists()
+    assert not half_written(tiny.folder)
+
+
+def test_text_that_is_not_there(tiny):
+    """The source, as it was written, and from where it was looked for."""
+    outcome = tiny.call("run", "--set", "corpus.source=absent/*.txt")
+    refused(outcome, 3, r"No file matches corpus.source 'absent/\*.txt' \(seen from ")
+
+
+def test_text_smaller_than_one_step(ready):
+    """How much there is, how much one step takes, and which keys to change."""
+    outcome = ready.call("distill", "--set", "distillation.tokens_per_step=1_000_000")
+    message = r"gives \d+ sequences of 32 tokens, fewer than the 31250 of one optimizer step"
+    refused(outcome, 3, message, r"lower tokens_per_step \(to at most \d+\)")
+
+
+def test_text_too_small_for_the_tokenizer(tiny):
+    """How many entries the text gives, and the key to lower."""
+    outcome = tiny.call("run", "--set", "tokens.tokenizer.vocabulary_size=5000")
+    refused(outcome, 3, r"vocabulary_size is 5000, but .* gives only \d+ entries. Lower it to")
+
+
+def test_text_in_one_huge_line_is_just_text(tiny, initialized):
+    """A line of three million characters is one document among others."""
+    text = tiny.recipe.with_name("text.txt")
+    content = text.read_text(encoding="utf-8")
+    huge = " ".join([content.replace("\n", " ")] * 100)[:3_000_000]
+    text.write_text(f"{huge}\n{content}", encoding="utf-8")
+    tokenizer = initialized.folder / "tokens/tokenizer"
+    outcome = tiny.call("prepare", "--set", f"tokens.tokenizer={tokenizer}")
+    assert outcome.code == 0, outcome.err
+    manifest = json.loads((tiny.folder / "tokens/manifest.json").read_text(encoding="utf-8"))
+    splits = manifest["facts"]["splits"].values()
+    assert sum(split["documents"] for split in splits) == 121
+    assert sum(split["bytes"] for split in splits) == 3_000_000 + len(content) - 120
+
+
+# Teachers
+
+
+@pytest.fixture
+def given(initialized: TinyRun, tmp_path: Path) -> Callable[..., Outcome]:
+    """Runs the recipe with a copy of the trained teacher as a given one."""
+    teacher = tmp_path / "given"
+    shutil.copytree(initialized.folder / "teacher", teacher)
+    recipe = write_recipe(tmp_path)
+    text = recipe.read_text(encoding="utf-8")
+    described = text[text.index("teacher:") : text.index("corpus:")]
+    recipe.write_text(text.replace(described, f"teacher: {teacher}\n"), encoding="utf-8")
+
+    def run(*more: str, command: str = "run") -> Outcome:
+        folder = () if command == "check" else ("--run-dir", tmp_path / "run")
+        settings = [part for key in more for part in ("--set", key)]
+        return call(command, recipe, *folder, *settings)
+
+    return run
+
+
+def test_a_tokenizer_of_another_size_than_the_teachers(given):
+    """The two sizes, and the key to set."""
+    outcome = given("tokens.tokenizer={train: byte_bpe, vocabulary_size: 400}")
+    message = "tokenizer has 400 tokens, but the teacher in .*given has a vocabulary of 320"
+    refused(outcome, 3, message, "tokenizer: teacher")
+
+
+def test_a_tokenizer_with_other_tokens_than_the_teachers(given, initialized, tmp_path):
+    """As many tokens, but not the same ones."""
+    other = tmp_path / "other"
+    shutil.copytree(initialized.folder / "tokens/tokenizer", other)
+    path = other / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["!"], vocabulary["#"] = vocabulary["#"], vocabulary["!"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert Tokenizer.from_file(str(path)).get_vocab_size() == 320
+    outcome = given(f"tokens.tokenizer={other}")
+    refused(outcome, 3, "tokenizer and the teacher's in .*given disagree on 2 tokens, such as")
+
+
+def test_a_sequence_longer_than_the_positions(given):
+    """The teacher's positions bound the sequence length; `check` knows before anything runs."""
+    settings = ("tokens.sequence_length=64", "tokens.tokenizer=teacher")
+    message = r"sequence_length is 64, but the teacher has 32 positions\. Set it to at most 32"
+    refused(given(*settings, command="check"), 2, message)
+    refused(given(*settings), 2, message)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("model.safetensors", Path.unlink, "has no weights; Stillhouse reads model.safetensors"),
+        (
+            "model.safetensors",
+            lambda path: path.rename(path.with_name("pytorch_model.bin")),
+            "has only pytorch_model.bin, which can run code when loaded",
+        ),
+        ("model.safetensors", cut, "The weights in .*given cannot be loaded"),
+        ("config.json", Path.unlink, "is not a model folder: it has no config.json"),
+        ("config.json", cut, "config.json cannot be read as a model configuration"),
+        (
+            "config.json",
+            lambda path: path.write_text('{"model_type": "t5"}'),
+            "does not know the architecture 't5'; it knows gpt2, bert",
+        ),
+    ],
+    ids=["no-weights", "pickle", "cut-weights", "no-config", "cut-config", "unknown-architecture"],
+)
+def test_a_teacher_folder_that_is_not_complete(given, tmp_path, file, damage, message):
+    """Exit code 4; what the folder lacks, and what it needs."""
+    damage(tmp_path / "given" / file)
+    command = "check" if file == "config.json" else "run"
+    refused(given("tokens.tokenizer=teacher", command=command), 4, message)
+
+
+def test_a_teacher_folder_that_does_not_exist(given):
+    """A path is not taken for a hub name."""
+    refused(given("teacher=./absent/teacher/folder"), 4, "there is no such folder .seen from")
+
+
+def test_a_hub_name_while_offline(tmp_path):
+    """Exit code 7; how to give a folder in its place."""
+    recipe = write_recipe(tmp_path)
+    settings = ("teacher=someone/some-teacher", "tokens.tokenizer=teacher")
+    overrides = [part for key in settings for part in ("--set", key)]
+    message = "'someone/some-teacher' is not on this disk, and --offline forbids the network"
+    advice = "give a folder with its config, safetensors and tokenizer files"
+    for command in ("check", "run"):
+        refused(call(command, recipe, "--offline", *overrides), 7, message, advice)
+
+
+def test_a_hub_name_without_a_network(tmp_path):
+    """The same, when the network was allowed and is not there."""
+    source = str(Path(stillhouse.__file__).parents[1])
+    settings = ["--set", "teacher=someone/some-teacher", "--set", "tokens.tokenizer=teacher"]
+    result = subprocess.run(
+        [sys.executable, "-m", "stillhouse", "check", write_recipe(tmp_path), *settings],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+    )
+    outcome = Outcome(result.returncode, result.stdout, result.stderr)
+    refused(outcome, 7, "'someone/some-teacher'", "give a folder with its config, safetensors")
+
+
+# The run folder
+
+
+def flip_a_bit(path: Path) -> None:
+    content = np.fromfile(path, np.uint8)
+    content[len(content) // 2] ^= 1
+    content.tofile(path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "damage", "message"),
+    [
+        ("distill", "tokens/train-00000.bin", flip_a_bit, "damaged: its content does not match"),
+        ("distill", "tokens/train-00000.bin", cut, r"is damaged: \d+ bytes, expected \d+"),
+        ("distill", "tokens/train-counts.bin", Path.unlink, "is missing, though .*manifest.json"),
+        ("distill", "tokens/manifest.json", cut, "manifest.json is damaged"),
+        ("distill", "teacher/model.safetensors", flip_a_bit, "does not match its SHA-256"),
+        ("distill", "student-init/model.safetensors", flip_a_bit, "does not match its SHA-256"),
+        ("evaluate", "tokens/validation-00000.bin", flip_a_bit, "does not match its SHA-256"),
+        ("evaluate", "student/model.safetensors", flip_a_bit, "does not match its SHA-256"),
+        ("report", "evaluation.json", cut, "evaluation.json is damaged"),
+    ],
+)
+def test_a_damaged_run(done, stage, file, damage, message):
+    """Exit code 5; the file, and how to have it made again. Nothing is trained or measured."""
+    damage(done.folder / file)
+    if stage == "distill":
+        shutil.rmtree(done.folder / "student")
+    if stage == "evaluate":
+        (done.folder / "evaluation.manifest.json").unlink()
+    refused(done.call(stage), 5, re.escape(file.split("/")[-1]), message, "Move .* away")
+
+
+def test_a_run_in_use_by_another_process(ready):
+    """Two commands never write the same folder."""
+    with locked(RunFolder.at(ready.folder)):
+        refused(ready.call("distill"), 5, "is in use by another stillhouse process. Wait for it")
+
+
+@contextmanager
+def powerless() -> Iterator[None]:
+    """As a user who may not write everywhere, where the tests run as root."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_run_folder_that_is_read_only(tiny, tmp_path):
+    """Exit code 5, and the option to give another folder."""
+    tiny.folder.mkdir(mode=0o555)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    with powerless():
+        outcome = tiny.call("run")
+    refused(outcome, 5, "cannot be written .Permission denied.. Give another folder with --run-dir")
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Files may not grow beyond so many bytes: every larger write fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+FULL = "The disk is full: writing .* failed .*Free some space and give the same command again"
+
+
+@pytest.mark.parametrize(
+    ("stage", "size", "output"),
+    [
+        ("prepare", 10_000, "tokens"),
+        ("teacher", 30_000, "teacher"),
+        ("init", 20_000, "student-init"),
+        ("distill", 20_000, "student"),
+        ("evaluate", 1_000, "evaluation.json"),
+    ],
+)
+def test_a_full_disk(done, stage, size, output):
+    """Exit code 6, nothing half-written, and the same command goes on once there is space."""
+    path = done.folder / output
+    shutil.rmtree(path) if path.is_dir() else path.with_suffix(".manifest.json").unlink()
+    with small_files(size):
+        outcome = done.call(stage)
+    refused(outcome, 6, FULL)
+    assert not half_written(done.folder)
+    assert output == "evaluation.json" or not path.exists()
+    assert done.call(stage).code == 0
+    assert path.exists()
+
+
+def test_a_disk_that_fills_up_during_training(ready):
+    """The checkpoints of before stay whole; with space, training goes on from the newest."""
+    settings = ("--set", "distillation.checkpoint.every_steps=1")
+    with small_files(ready.folder.joinpath("metrics.jsonl").stat().st_size + 2_500):
+        outcome = ready.call("distill", *settings, "--set", "report.model_name=other")
+    refused(outcome, 6, FULL)
+    assert not half_written(ready.folder)
+
+
+def test_a_bug_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
+    """Exit code 1: the person gets a sentence, the file gets the traceback and the command."""
+
+    def fail() -> list[str]:
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr("stillhouse.recipe.recipe_names", fail)
+    refused(call("recipes"), 1, "This is a bug in Stillhouse, not yours: ZeroDivisionError")
+    (report,) = tmp_path.glob("crash-*.txt")
+    content = report.read_text(encoding="utf-8")
+    assert content.startswith("stillhouse recipes\n")
+    assert "Traceback (most recent call last)" in content
+    assert "a mistake of ours" in content

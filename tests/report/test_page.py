@@ -1,0 +1,223 @@
+"""What a reader of report.html sees."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from handmade import FIGURES, make_metrics, make_recipe, write_results
+
+from stillhouse.errors import RunError
+from stillhouse.report import units
+from stillhouse.report.write import write_report
+from stillhouse.run_folder import RunFolder, read_manifest, verify
+
+# Elements that HTML closes by itself.
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Collects a page's elements and text, and insists that every tag is closed in turn."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def report(run: RunFolder, **settings: str) -> Page:
+    write_report(make_recipe(**settings), run, [run])
+    return Page(run.report.read_text(encoding="utf-8"))
+
+
+def test_every_model_stands_in_the_table_with_units_and_ratios(make_run):
+    page = report(make_run({name: figures[0] for name, figures in FIGURES.items()}))
+    for label in ("Teacher", "Student", "Control, same tokens", "Control, same time"):
+        assert label in page.text
+    for shown in (
+        "5.0 M",
+        "12.0 MB",
+        "60% of teacher",
+        "6,590 tokens/s",
+        "1.60\N{MULTIPLICATION SIGN} teacher",
+    ):
+        assert shown in page.text
+    assert "not trained here" in page.text
+
+
+def test_the_perplexities_of_all_models_are_shown(make_run, losses):
+    page = report(make_run(losses))
+    for loss in losses.values():
+        assert f"{math.exp(loss):.2f}" in page.text
+
+
+def test_the_page_loads_nothing_and_runs_nothing(make_run, losses):
+    run = make_run(losses)
+    page = report(run)
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.elements}
+    for _, attributes in page.elements:
+        for name, value in attributes.items():
+            assert name not in ("src", "href", "srcset")
+            assert not name.startswith("on")
+            assert not re.search(r"https?:|//", value or "")
+    html = run.report.read_text(encoding="utf-8")
+    assert "@import" not in html
+    assert set(re.findall(r"url\((.)", html)) == {"#"}
+
+
+def test_what_a_user_wrote_is_text_and_not_markup(make_run, losses):
+    page = report(make_run(losses))
+    assert "then <b>student</b> says <script>alert(1)</script>" in page.text
+    assert 'If x < 3 & y > "4"' in page.text
+    assert "/home/someone/runs/<tiny>/teacher" in page.text
+
+
+def test_a_student_worse_than_its_control_is_said(make_run, losses):
+    page = report(make_run(losses | {"student": 3.40}))
+    assert "The student is worse than its control: the teacher did not help." in page.text
+    assert "its loss higher by 0.040 nats per token" in page.text
+
+
+def test_controls_that_disagree_are_both_named(make_run, losses):
+    page = report(make_run(losses | {"control_same_time": 3.31}))
+    assert "better than its control of the same tokens, and worse than its control" in page.text
+
+
+def test_without_a_control_nothing_is_claimed(make_run, losses):
+    del losses["control"]
+    page = report(make_run(losses))
+    assert "No control was trained. Whether the teacher helped is not known." in page.text
+
+
+def test_one_seed_is_called_no_evidence_of_spread(make_run, losses):
+    assert "no evidence of the spread between seeds" in report(make_run(losses)).text
+
+
+def test_a_loss_that_was_not_finite_is_marked_and_counted(make_run, losses):
+    run = make_run(losses)
+    run.metrics.write_text(make_metrics(["student", "control"], nan_at=12))
+    page = report(run)
+    shown = f"Student: 1 step without a finite value ({units.TIMES}), the first at 49.2 k tokens."
+    assert shown in page.text
+    marks = [a for tag, a in page.elements if tag == "path" and a.get("class") == "not-finite"]
+    assert marks
+
+
+def test_a_skipped_step_is_said(make_run, losses):
+    run = make_run(losses)
+    line = json.dumps({"model": "student", "step": 61, "loss": None, "skipped_steps": 2})
+    run.metrics.write_text(run.metrics.read_text() + line + "\n")
+    assert "Student: 2 optimizer steps were skipped" in report(run).text
+
+
+def test_a_model_without_a_finite_loss_is_shown_as_such(make_run, losses):
+    page = report(make_run(losses | {"student": None}))
+    assert "The student's perplexity is not a finite number" in page.text
+    assert page.text.count("no finite value") >= 5
+
+
+def test_a_masked_model_is_reported_by_its_masked_loss(make_run, losses):
+    page = report(make_run(losses, kind="masked"), kind="masked", teacher="bert-base-uncased")
+    assert "Its masked loss is 3.330 nats against the teacher's 3.200 nats" in page.text
+    assert "Perplexity per word" not in page.text
+
+
+def test_several_seeds_are_all_listed_with_their_median(tmp_path):
+    run = RunFolder.at(tmp_path)
+    seed_runs = [run.for_seed(seed) for seed in (7, 8, 9)]
+    for seed, seed_run, student in zip((7, 8, 9), seed_runs, (3.31, 3.33, 3.38), strict=True):
+        write_results(seed_run, {"teacher": 3.2, "student": student, "control": 3.36}, seed=seed)
+    write_report(make_recipe(seed="[7, 8, 9]"), run, seed_runs)
+    page = Page(run.report.read_text(encoding="utf-8"))
+    for shown in (
+        "Seed 7 3.200 nats 3.310 nats 3.360 nats \N{MINUS SIGN}0.050 nats",
+        "Seed 8 3.200 nats 3.330 nats 3.360 nats \N{MINUS SIGN}0.030 nats",
+        "Seed 9 3.200 nats 3.380 nats 3.360 nats +0.020 nats",
+        "Median 3.200 nats 3.330 nats 3.310 to 3.380 nats 3.360 nats \N{MINUS SIGN}0.030 nats",
+        "The student and its control do not clearly differ.",
+        "the student has the lower loss in 2 of 3 seeds",
+    ):
+        assert shown in page.text
+    assert "no evidence of the spread" not in page.text
+    assert all((seed_run.student / "README.md").is_file() for seed_run in seed_runs)
+
+
+def test_every_chart_has_a_title_a_description_and_identifiers_of_its_own(make_run, losses):
+    page = report(make_run(losses))
+    charts = [a for tag, a in page.elements if tag == "svg" and a.get("role") == "img"]
+    identifiers = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(charts) >= 8
+    assert len(identifiers) == len(set(identifiers))
+    for chart in charts:
+        assert set((chart["aria-labelledby"] or "").split()) <= set(identifiers)
+
+
+def test_the_numbers_stand_with_protocol_machine_commit_seed_and_command(make_run, losses):
+    run = make_run(losses)
+    page = report(run)
+    for shown in ("AMD EPYC", "8.0 GB", "abc123", "2.13.0", "Every token of the validation split"):
+        assert shown in page.text
+    assert f"stillhouse run '{run.path}/recipe.yaml' --run-dir '{run.path}'" in page.text
+    assert "layer_map: - 0 - 2 - 5" in page.text
+
+
+def test_a_run_without_metrics_has_a_report_without_curves(make_run, losses):
+    run = make_run(losses)
+    run.metrics.unlink()
+    assert "There is no metrics.jsonl in this run" in report(run).text
+
+
+def test_a_long_run_is_drawn_with_few_points(make_run, losses):
+    run = make_run(losses)
+    run.metrics.write_text(make_metrics(["student", "control"], num_steps=20_000))
+    report(run)
+    assert run.report.stat().st_size < 1_000_000
+
+
+def test_the_report_is_committed_with_its_sources(make_run, losses):
+    run = make_run(losses)
+    report(run)
+    verify(run.report)
+    manifest = read_manifest(run.report)
+    assert manifest is not None
+    assert manifest.inputs.stage == "report"
+    assert list(manifest.inputs.sources) == ["evaluation seed 0"]
+
+
+def test_a_run_that_was_not_evaluated_is_refused(tmp_path):
+    run = RunFolder.at(tmp_path)
+    with pytest.raises(RunError, match=r"evaluation.json is not there yet.*evaluate first"):
+        write_report(make_recipe(), run, [run])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"models": {"teacher": {}}}'])
+def test_a_damaged_evaluation_is_refused(make_run, losses, content):
+    run = make_run(losses)
+    run.evaluation.write_text(content)
+    with pytest.raises(RunError, match=r"evaluation.json"):
+        write_report(make_recipe(), run, [run])

@@ -1,0 +1,191 @@
+"""The command line: help for every command, results on stdout, one exit code for each mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import stillhouse
+from stillhouse.__main__ import _run
+from stillhouse.families import save_model
+from stillhouse.tokens.tokenizer_training import train_tokenizer
+
+# For each command, what its help must say that it reads and writes.
+COMMANDS = {
+    "quickstart": ["Needs no download", "Writes student, control, table and report"],
+    "run": ["from text to report", "Writes the run folder: tokens, student, control"],
+    "check": ["Reads configurations only", "writes nothing"],
+    "prepare": ["Read the recipe's text", "write corpus/ and tokens/"],
+    "teacher": ["tokens/ to teacher/"],
+    "init": ["teacher to student-init/"],
+    "distill": ["Reads tokens/ and student-init/", "writes student/ and control/"],
+    "evaluate": ["all models of a run", "into evaluation.json"],
+    "report": ["Write report.html", "Reads evaluation.json and metrics.jsonl"],
+    "compare": ["size, speed, memory and perplexity", "same text"],
+    "generate": ["Prints each text"],
+    "features": ["last hidden states to a file"],
+    "recipes": ["List the packaged recipes"],
+    "doctor": ["this machine", "intact"],
+}
+TEXT = "The still turns what is thin into what is strong, drop by drop, and then once more. "
+
+
+def call(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["stillhouse", *map(str, arguments)])
+    code = _run()
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    tokenizer = train_tokenizer("byte_bpe", 300, iter([TEXT * 3]), "causal")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=300, n_positions=48, n_embd=16, n_layer=1, n_head=2,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("model")
+    save_model(GPT2LMHeadModel(config), tokenizer, folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_is_read_and_written(capsys, monkeypatch, command):
+    """Someone who knows only the command's name learns the rest."""
+    code, out, _ = call(capsys, monkeypatch, command, "--help")
+    page = " ".join(out.split())
+    assert code == 0
+    for part in COMMANDS[command]:
+        assert part in page
+
+
+def test_every_command_is_in_the_table_above(capsys, monkeypatch):
+    """A new command needs a line there."""
+    code, out, _ = call(capsys, monkeypatch, "--help")
+    listed = out.partition("Commands:")[2].splitlines()
+    assert code == 0
+    assert {line.split()[0] for line in listed if re.match(r"  \w", line)} == set(COMMANDS)
+
+
+def test_help_does_not_wait_for_torch():
+    """A fresh interpreter shows the help without importing the heavy libraries."""
+    program = (
+        "import sys; sys.argv = ['stillhouse', '--help']\n"
+        "from stillhouse.__main__ import _run\n"
+        "code = _run()\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else code)"
+    )
+    source = str(Path(stillhouse.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": source}
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "quickstart" in result.stdout
+
+
+def test_the_version_is_printed(capsys, monkeypatch):
+    """On stdout, alone."""
+    assert call(capsys, monkeypatch, "--version") == (0, f"{stillhouse.__version__}\n", "")
+
+
+def test_recipes_are_listed_with_what_they_are(capsys, monkeypatch):
+    """One line each: the name, and the first line of its comment."""
+    code, out, _ = call(capsys, monkeypatch, "recipes")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert code == 0
+    assert lines["distilgpt2"].startswith("DistilGPT2")
+    assert {"quickstart", "distilbert-base-uncased", "distilroberta-base"} <= set(lines)
+
+
+def test_a_recipe_is_printed_to_copy_and_edit(capsys, monkeypatch, tmp_path):
+    """What is printed is a recipe that `check` takes."""
+    code, out, _ = call(capsys, monkeypatch, "recipes", "distilgpt2")
+    assert code == 0
+    assert yaml.safe_load(out)["teacher"] == "openai-community/gpt2"
+    GPT2Config().save_pretrained(tmp_path / "teacher")
+    copy = tmp_path / "mine.yaml"
+    copy.write_text(out, encoding="utf-8")
+    override = f"teacher={tmp_path / 'teacher'}"
+    assert call(capsys, monkeypatch, "check", copy, "--set", override)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("distil",),
+        ("run",),
+        ("generate", "folder"),
+        ("run", "quickstart", "--tempreature", "1"),
+        ("generate", "folder", "--prompt", "a", "--seed", "none"),
+    ],
+)
+def test_a_usage_mistake_is_exit_code_2(capsys, monkeypatch, arguments):
+    """An unknown command or option, a missing one, a wrong type: the parser's own message."""
+    code, out, err = call(capsys, monkeypatch, *arguments)
+    assert code == 2
+    assert out == ""
+    assert "Error" in err
+    assert "bug" not in err
+
+
+def test_generate_prints_texts_that_begin_with_the_prompt(capsys, monkeypatch, model):
+    """The same command with the same seed prints the same."""
+    arguments = ("generate", model, "--prompt", "The still", "--seed", 3, "--max-new-tokens", 8)
+    code, out, err = call(capsys, monkeypatch, *arguments)
+    assert (code, err) == (0, "")
+    assert out.startswith("The still")
+    assert call(capsys, monkeypatch, *arguments)[1] == out
+
+
+def test_generate_as_json_is_a_list_of_texts(capsys, monkeypatch, model):
+    """As the field's pipelines give it."""
+    arguments = ("--prompt", "The still", "--num-return-sequences", 2, "--max-new-tokens", 8)
+    code, out, _ = call(capsys, monkeypatch, "generate", model, *arguments, "--json")
+    texts = json.loads(out)
+    assert code == 0
+    assert len(texts) == 2
+    assert all(text["generated_text"].startswith("The still") for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--max-new-tokens", 1000), 3, "the model takes 48 in all"),
+        (("--temperature", 0), 2, "temperature is 0.0; it must be above 0"),
+        (("--greedy", "--num-return-sequences", 2), 2, "greedy gives one text only"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_do(capsys, monkeypatch, model, arguments, code, message):
+    """One sentence on stderr, nothing on stdout."""
+    found = call(capsys, monkeypatch, "generate", model, "--prompt", "The still", *arguments)
+    assert found[:2] == (code, "")
+    assert found[2].startswith("error: ")
+    assert message in found[2]
+
+
+def test_features_are_written_once(capsys, monkeypatch, model, tmp_path):
+    """The file holds one row a token; a second time it is not overwritten."""
+    path = tmp_path / "states.npy"
+    arguments = ("features", model, "--text", "drop by drop", "--output", path)
+    code, out, _ = call(capsys, monkeypatch, *arguments)
+    states = np.load(path)
+    assert code == 0
+    assert out == f"{path}: {states.shape[0]} tokens x 16\n"
+    code, _, err = call(capsys, monkeypatch, *arguments)
+    assert code == 2
+    assert "nothing is overwritten" in err
+
+
+def test_a_folder_that_is_no_model_is_exit_code_4(capsys, monkeypatch, tmp_path):
+    """The folder is named, and what it lacks."""
+    code, _, err = call(capsys, monkeypatch, "generate", tmp_path, "--prompt", "a")
+    assert code == 4
+    assert f"{tmp_path} is not a model folder: it has no config.json" in err

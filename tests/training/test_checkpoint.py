@@ -1,0 +1,135 @@
+"""Checkpoints: the whole state, committed whole, refused when damaged or of another recipe."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from stillhouse.errors import RunError
+from stillhouse.recipe import OptimizerRecipe
+from stillhouse.run_folder import Inputs
+from stillhouse.training.checkpoint import Checkpoints, Progress
+from stillhouse.training.optimizer import make_optimizer
+
+INPUTS = Inputs("distill student", {"temperature": 2.0}, {"tokens": "abc"}, 0)
+
+
+def make(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    return model, make_optimizer(model, OptimizerRecipe())
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    torch.manual_seed(seed)
+    model(torch.randn(3, 4)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def checkpoints(tmp_path, said):
+    return Checkpoints(tmp_path / "student", INPUTS, keep_last=2, say=said.append)
+
+
+def saved(checkpoints, *steps) -> nn.Module:
+    """Train to each of the steps and commit there; returns the model as it then is."""
+    model, optimizer = make()
+    done = 0
+    for number in steps:
+        for _ in range(number - done):
+            step(model, optimizer, done)
+            done += 1
+        checkpoints.save(model, optimizer, Progress(number, 10 * number, 0.5, 1))
+    return model
+
+
+def test_training_goes_on_as_if_it_had_not_stopped(checkpoints):
+    """Weights and the optimizer's moments come back bit for bit, so the next step is the same."""
+    model = saved(checkpoints, 3)
+    optimizer = make_optimizer(model, OptimizerRecipe())
+    other, other_optimizer = make(seed=1)
+    progress = checkpoints.load_newest(other, other_optimizer)
+    assert progress == Progress(3, 30, 0.5, 1)
+    again, again_optimizer = make(seed=2)
+    checkpoints.load_newest(again, again_optimizer)
+    uninterrupted, uninterrupted_optimizer = make()
+    for number in range(5):
+        step(uninterrupted, uninterrupted_optimizer, number)
+    for number in (3, 4):
+        step(other, other_optimizer, number)
+    for name, parameter in uninterrupted.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(name)), name
+    assert optimizer.state == {}
+
+
+def test_only_the_last_ones_are_kept(checkpoints):
+    """With keep_last 2, the third commit removes the first."""
+    saved(checkpoints, 1, 2, 3)
+    assert [path.name for path in checkpoints.committed()] == ["step-00000002", "step-00000003"]
+
+
+def test_no_checkpoint_means_a_fresh_start(checkpoints):
+    """Nothing there is no error, and changes nothing."""
+    model, optimizer = make()
+    before = copy.deepcopy(model.state_dict())
+    assert checkpoints.load_newest(model, optimizer) is None
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
+@pytest.mark.parametrize("damage", ["cut", "remove"])
+def test_a_damaged_one_is_moved_aside_and_said(checkpoints, said, file, damage):
+    """The newest intact one is taken, and the damaged one is no longer among the committed."""
+    saved(checkpoints, 1, 2)
+    path = checkpoints.folder / "step-00000002" / file
+    path.unlink() if damage == "remove" else path.write_bytes(path.read_bytes()[:-1])
+    if file == "manifest.json" and damage == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+    progress = checkpoints.load_newest(*make())
+    assert progress is not None
+    assert progress.step == 1
+    assert [path.name for path in checkpoints.committed()] == ["step-00000001"]
+    assert (checkpoints.folder / "damaged-step-00000002").is_dir()
+    assert "step-00000002 is damaged and was moved to damaged-step-00000002" in said[0]
+
+
+def test_without_an_intact_one_nothing_begins_again_by_itself(checkpoints):
+    """Work that was committed is not thrown away in silence, however often one tries."""
+    saved(checkpoints, 1, 2)
+    for folder in checkpoints.committed():
+        (folder / "state.json").unlink()
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"No checkpoint in .* is intact\. To begin again"):
+            checkpoints.load_newest(*make())
+    checkpoints.clear()
+    assert checkpoints.load_newest(*make()) is None
+
+
+def test_another_recipe_is_refused_and_its_checkpoint_kept(checkpoints, said):
+    """The message names what changed; the checkpoint stays for the recipe it belongs to."""
+    saved(checkpoints, 1)
+    changed = Inputs("distill student", {"temperature": 1.0}, {"tokens": "abc"}, 0)
+    other = Checkpoints(checkpoints.folder, changed, keep_last=2, say=said.append)
+    with pytest.raises(RunError, match=r"another recipe \(temperature: 2\.0 -> 1\.0\)"):
+        other.load_newest(*make())
+    assert checkpoints.load_newest(*make()) == Progress(1, 10, 0.5, 1)
+
+
+def test_a_checkpoint_of_another_model_is_damaged(checkpoints):
+    """A model with other parameters is never half restored."""
+    saved(checkpoints, 1)
+    torch.manual_seed(3)
+    other = nn.Sequential(nn.Linear(4, 4))
+    before = other[0].weight.clone()
+    with pytest.raises(RunError, match="No checkpoint"):
+        checkpoints.load_newest(other, make_optimizer(other, OptimizerRecipe()))
+    assert torch.equal(other[0].weight, before)

@@ -1,0 +1,338 @@
+"""The training loop: the same result however a step is split, and no step hidden or harmful."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from stillhouse.distillation.distill import freeze
+from stillhouse.errors import DataError, TrainingError
+from stillhouse.families import family_of
+from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
+from stillhouse.recipe import LossesRecipe, TrainingRecipe
+from stillhouse.run_folder import Inputs
+from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
+from stillhouse.tokens.packing import CausalSequences
+from stillhouse.tokens.shards import TokenSplit
+from stillhouse.training.checkpoint import Progress
+from stillhouse.training.engine import TrainingJob, checkpoints_for, plan_batches, train
+
+VOCABULARY, LENGTH = 40, 16
+LOSSES = {
+    "soft_target": {"weight": 5.0},
+    "language_modeling": {"weight": 2.0},
+    "hidden_cosine": {"weight": 1.0},
+}
+
+
+class Silent:
+    """A reporter that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def start(self, name: str, done: int, total: int) -> None: ...
+
+    def step(self, step: int, values: dict[str, Any]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def make_model(num_layers: int, seed: int) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=LENGTH,
+        n_embd=16,
+        n_layer=num_layers,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def make_source(lengths: Sequence[int] = (50, 7, 90, 33, 120)) -> CausalSequences:
+    """Documents of uneven length, so that micro-batches differ in their number of rows."""
+    draw = np.random.default_rng(0)
+    ids = np.concatenate([[0, *draw.integers(1, VOCABULARY, size - 1)] for size in lengths])
+    starts = np.cumsum([0, *lengths]).astype(np.uint64)
+    counts = np.bincount(ids, minlength=VOCABULARY).astype(np.uint64)
+    split = TokenSplit("train", VOCABULARY, (ids,), starts, counts, (Path("none"),))
+    return CausalSequences(split, LENGTH, 0, attend_across_documents=False)
+
+
+class HalfLabelled:
+    """The same sequences with every second label taken away, so that the kinds of rows differ."""
+
+    def __init__(self) -> None:
+        self.whole = make_source()
+        self.num_sequences, self.sequence_length = self.whole.num_sequences, LENGTH
+
+    def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
+        batch = self.whole.batch(sequences, epochs, seed)
+        labels = batch.labels.clone()
+        labels[:, ::2] = IGNORED
+        return replace(batch, labels=labels)
+
+
+def make_job(
+    folder: Path,
+    *,
+    model: GPT2LMHeadModel | None = None,
+    losses: dict[str, Any] | None = None,
+    source: SequenceSource | None = None,
+    **settings: Any,
+) -> TrainingJob:
+    """A student of a three-layer teacher, six sequences a step."""
+    model = model or make_model(1, seed=1)
+    family = family_of(model.config)
+    teacher = Teacher(family, make_model(3, seed=0).eval().requires_grad_(False))
+    defaults = {"tokens_per_step": 6 * LENGTH, "max_tokens": 24 * LENGTH, "precision": "fp32"}
+    recipe = TrainingRecipe.model_validate({**defaults, **settings})
+    source = source or make_source()
+    return TrainingJob(
+        "student",
+        model,
+        LanguageModelObjective(
+            family,
+            LossesRecipe.model_validate(losses or LOSSES),
+            teacher=teacher,
+            temperature=2.0,
+        ),
+        plan_batches(source, recipe, seed=3),
+        recipe,
+        checkpoints_for(folder / "checkpoints", Inputs("test", {}, {}), recipe, Silent()),
+        folder / "metrics.jsonl",
+        torch.device("cpu"),
+    )
+
+
+def lines(job: TrainingJob) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in job.metrics.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 4])
+def test_micro_batches_do_not_change_the_result(tmp_path, sequences):
+    """However a step is split, losses and weights agree to 1e-5 in float32."""
+    whole = make_job(tmp_path / "whole", micro_batch_tokens=6 * LENGTH)
+    split = make_job(tmp_path / "split", micro_batch_tokens=sequences * LENGTH)
+    for job in (whole, split):
+        train(job, Silent())
+    for one, other in zip(lines(whole), lines(split), strict=True):
+        for name in ("loss", *LOSSES, "grad_norm"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5)
+    for name, parameter in whole.model.named_parameters():
+        torch.testing.assert_close(
+            parameter, split.model.get_parameter(name), atol=1e-5, rtol=0, msg=name
+        )
+
+
+def test_a_term_is_the_mean_over_its_own_rows_of_the_whole_step(tmp_path):
+    """Each logged term is the objective's sum over the global batch divided by its rows once."""
+    losses = {
+        "soft_target": {"weight": 5.0, "rows": "all"},
+        "language_modeling": {"weight": 2.0},
+        "hidden_mse": {"weight": 0.5, "rows": "predicted"},
+    }
+    job = make_job(tmp_path, losses=losses, source=HalfLabelled(), micro_batch_tokens=LENGTH)
+    batch = job.batches.step(0)
+    with torch.no_grad():
+        _, sums = job.objective(job.model.train(), batch, dict.fromkeys(losses, 1.0))
+    train(job, Silent())
+    first = lines(job)[0]
+    num_all, num_predicted = batch.num_rows("all"), batch.num_rows("predicted")
+    assert num_all == 2 * num_predicted
+    means = {
+        "soft_target": float(sums["soft_target"]) / num_all,
+        "language_modeling": float(sums["language_modeling"]) / num_predicted,
+        "hidden_mse": float(sums["hidden_mse"]) / num_predicted,
+    }
+    for name, mean in means.items():
+        assert first[name] == pytest.approx(mean, rel=1e-5), name
+    total = 5 * means["soft_target"] + 2 * means["language_modeling"] + 0.5 * means["hidden_mse"]
+    assert first["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_learning_rate_follows_the_schedule(tmp_path):
+    """Five steps with one of warm-up: the full rate twice, then down by quarters."""
+    schedule = {"name": "linear", "warmup_fraction": 0.2}
+    settings = {"max_tokens": 30 * LENGTH, "optimizer": {"learning_rate": 0.01}}
+    job = make_job(tmp_path, schedule=schedule, **settings)
+    train(job, Silent())
+    rates = [line["learning_rate"] for line in lines(job)]
+    assert rates == pytest.approx([0.01, 0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_the_gradient_is_clipped_to_its_largest_norm(tmp_path):
+    """The logged norm is that before clipping; the update follows the clipped gradient."""
+    job = make_job(tmp_path, max_tokens=6 * LENGTH, optimizer={"max_grad_norm": 0.01})
+    parameters = list(job.model.parameters())
+    seen: list[torch.Tensor] = []
+
+    def watch(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        seen.extend(p.grad.detach().clone() for p in parameters if p.grad is not None)
+
+    handle = register_optimizer_step_pre_hook(watch)
+    try:
+        train(job, Silent())
+    finally:
+        handle.remove()
+    gradients = [float(gradient.norm()) for gradient in seen]
+    assert math.hypot(*gradients) == pytest.approx(0.01, rel=1e-3)
+    assert lines(job)[0]["grad_norm"] > 0.1
+
+
+def test_a_line_of_metrics_holds_what_a_reader_needs(tmp_path):
+    """One line a step: loss, every term, gradient norm, learning rate, speed; each in its turn."""
+    job = make_job(tmp_path, max_tokens=6 * 51 * LENGTH)
+    progress = train(job, Silent())
+    found = lines(job)
+    assert [line["step"] for line in found] == list(range(1, 52))
+    for line in found:
+        expected = {"loss", *LOSSES, "grad_norm", "learning_rate", "tokens_per_second"}
+        assert set(line) >= {*expected, "tokens", "seconds", "skipped_steps"}
+    with_norms = [line["step"] for line in found if "grad_norm/soft_target" in line]
+    assert with_norms == [1, 51]
+    assert {key for key in found[0] if key.startswith("grad_norm/")} == {
+        f"grad_norm/{name}" for name in LOSSES
+    }
+    assert (
+        found[-1]["tokens"]
+        == progress.tokens
+        == sum(job.batches.step(step).num_rows("all") for step in range(51))
+    )
+
+
+def test_the_norm_of_a_term_is_that_of_its_own_gradient(tmp_path):
+    """With the whole step in one micro-batch: the gradient of weight * term alone."""
+    job = make_job(tmp_path, max_tokens=6 * LENGTH, micro_batch_tokens=6 * LENGTH)
+    batch = job.batches.step(0)
+    parameters = list(job.model.parameters())
+    expected = {}
+    for name, recipe in LOSSES.items():
+        rows = batch.num_rows("predicted" if name == "language_modeling" else "all")
+        loss, _ = job.objective(job.model, batch, {name: recipe["weight"] / rows})
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        expected[name] = math.hypot(*(float(g.norm()) for g in gradients if g is not None))
+    train(job, Silent())
+    for name, norm in expected.items():
+        assert lines(job)[0][f"grad_norm/{name}"] == pytest.approx(norm, rel=1e-4), name
+
+
+class Poison:
+    """Makes one gradient infinite at the given steps, counted from 1, as an overflow would."""
+
+    def __init__(self, model: GPT2LMHeadModel, steps: set[int]) -> None:
+        self.steps = steps
+        self.step = 0
+        weight = model.transformer.ln_f.weight
+        weight.register_hook(self._poison)
+
+    def _poison(self, gradient: torch.Tensor) -> torch.Tensor:
+        self.step += 1
+        return gradient * math.inf if self.step in self.steps else gradient
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_shown(tmp_path):
+    """The weights stay as they were, the count rises, the metrics show null, training goes on."""
+    losses = {"soft_target": {"weight": 1.0}}
+    poisoned = make_job(tmp_path / "poisoned", losses=losses, micro_batch_tokens=6 * LENGTH)
+    Poison(poisoned.model, {2, 3})
+    progress = train(poisoned, Silent())
+    assert progress == Progress(4, progress.tokens, progress.seconds, 2)
+    found = lines(poisoned)
+    assert [line["grad_norm"] is None for line in found] == [False, True, True, False]
+    assert [line["skipped_steps"] for line in found] == [0, 1, 2, 2]
+    assert all(torch.isfinite(parameter).all() for parameter in poisoned.model.parameters())
+
+
+def test_a_skipped_step_leaves_every_weight_as_it_was(tmp_path):
+    """A step with an infinite gradient changes nothing at all."""
+    job = make_job(tmp_path, losses={"soft_target": {"weight": 1.0}}, max_tokens=6 * LENGTH)
+    before = [parameter.detach().clone() for parameter in job.model.parameters()]
+    Poison(job.model, {1})
+    train(job, Silent())
+    for old, new in zip(before, job.model.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_five_bad_steps_in_a_row_end_the_training(tmp_path):
+    """A weight that is infinite makes every loss NaN; the error says so, with exit code 8."""
+    job = make_job(tmp_path)
+    with torch.no_grad():
+        job.model.transformer.h[0].mlp.c_fc.bias[0] = math.inf
+    job = make_job(tmp_path, model=job.model, max_tokens=6 * 20 * LENGTH)
+    with pytest.raises(TrainingError, match="5 steps in a row were not finite") as error:
+        train(job, Silent())
+    assert error.value.exit_code == 8
+    assert "soft_target" in str(error.value)
+    assert "at step 5" in str(error.value)
+    assert [line["loss"] for line in lines(job)] == [None] * len(lines(job))
+    assert lines(job)[-1]["skipped_steps"] >= 4
+
+
+def test_four_bad_steps_in_a_row_do_not(tmp_path):
+    """The count begins again with every good step."""
+    job = make_job(
+        tmp_path, losses={"soft_target": {"weight": 1.0}}, max_tokens=6 * 10 * LENGTH,
+        micro_batch_tokens=6 * LENGTH,
+    )  # fmt: skip
+    Poison(job.model, {1, 2, 3, 4, 6, 7, 8, 9})
+    assert train(job, Silent()).skipped_steps == 8
+
+
+def test_frozen_embeddings_stay_as_they_are(tmp_path):
+    """Position embeddings that are frozen keep every bit; the rest learns."""
+    model = make_model(1, seed=1)
+    freeze(model, family_of(model.config), ["position_embeddings"])
+    positions = model.transformer.wpe.weight.detach().clone()
+    words = model.transformer.wte.weight.detach().clone()
+    train(make_job(tmp_path, model=model), Silent())
+    assert torch.equal(model.transformer.wpe.weight, positions)
+    assert not torch.equal(model.transformer.wte.weight, words)
+
+
+def test_the_student_learns(tmp_path):
+    """Twenty steps bring the student closer to its teacher."""
+    settings = {"max_tokens": 6 * 20 * LENGTH, "optimizer": {"learning_rate": 0.01}}
+    job = make_job(tmp_path, losses={"soft_target": {"weight": 1.0}}, **settings)
+    train(job, Silent())
+    found = [line["loss"] for line in lines(job)]
+    assert sum(found[-4:]) < 0.8 * sum(found[:4])
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_steps", "expected"),
+    [
+        ({"epochs": 3}, None, 10),  # 19 sequences, three times, in steps of six
+        ({"epochs": 3, "max_tokens": 7 * LENGTH}, None, 2),
+        ({"epochs": 3}, 4, 4),
+    ],
+)
+def test_the_number_of_steps(settings, num_steps, expected):
+    """Epochs, a number of tokens, or a number of steps; the last step may be short."""
+    recipe = TrainingRecipe.model_validate({"tokens_per_step": 6 * LENGTH, **settings})
+    batches = plan_batches(make_source(), recipe, seed=0, num_steps=num_steps)
+    assert batches.num_steps == expected
+
+
+def test_less_text_than_one_step_is_refused():
+    """A step is never filled up in silence by reading the same text twice."""
+    recipe = TrainingRecipe(tokens_per_step=20 * LENGTH)
+    with pytest.raises(DataError, match="gives 19 sequences of 16 tokens, fewer than the 20"):
+        plan_batches(make_source(), recipe, seed=0)
