@@ -137,26 +137,24 @@ def measure_pair(pair: str, rows: Rows, settings: Settings) -> Result:
     )
 
 
-def comparison_table(results: Sequence[Result]) -> Table:
+def comparison_table(result: Result) -> Table:
     """One line per variant: time, speed, ratio, memory, share of the floor."""
-    table = Table("pair", "rows", "step", title="One training step, against that of 2019")
-    for column in ("s (min to max)", "tokens/s", "times 2019", "models GB", "step GB", "floor"):
-        table.add_column(column, justify="right")
-    for result in results:
-        for name, seconds in result.seconds.items():
-            memory = result.memory[name]
-            table.add_row(
-                result.pair,
-                f"{result.rows} ({result.num_rows} of {result.num_tokens})",
-                f"{name} (default)" if name == default_variant() else name,
-                f"{result.median(name):.2f} ({min(seconds):.2f} to {max(seconds):.2f})",
-                f"{result.num_tokens / result.median(name):,.0f}",
-                f"{result.ratio(name):.2f}",
-                f"{memory.models_bytes / 1e9:.2f}",
-                f"{memory.step_bytes / 1e9:.2f}",
-                f"{result.floor_share(name):.0%}",
-            )
-        table.add_section()
+    title = f"{result.pair}, {result.rows} rows: {result.num_rows} of {result.num_tokens} tokens"
+    table = Table("step", title=title)
+    for column in ("seconds", "fastest", "tokens/s", "x 2019", "GB before", "GB more", "floor"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, seconds in result.seconds.items():
+        memory = result.memory[name]
+        table.add_row(
+            f"{name} (default)" if name == default_variant() else name,
+            f"{result.median(name):.2f}",
+            f"{min(seconds):.2f}",
+            f"{result.num_tokens / result.median(name):,.0f}",
+            f"{result.ratio(name):.2f}",
+            f"{memory.models_bytes / 1e9:.2f}",
+            f"{memory.step_bytes / 1e9:.2f}",
+            f"{result.floor_share(name):.0%}",
+        )
     return table
 
 
@@ -210,8 +208,9 @@ def main() -> int:
     for pair in pairs:
         for rows in options.rows:
             results.append(measure_pair(pair, rows, settings))
-            console.print(f"{pair}, {rows} rows, float32 against 2019: {results[-1].equality}")
-    console.print(comparison_table(results))
+            console.print(comparison_table(results[-1]))
+            verdict = "equal" if results[-1].equality.holds() else "NOT EQUAL"
+            console.print(f"In float32 {verdict} to 2019: {results[-1].equality}")
     if options.output is not None:
         text = json.dumps(report(results, settings, load), indent=1)
         options.output.write_text(text + "\n", encoding="utf-8")

@@ -362,6 +362,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
         raise RecipeError(
             f"{where}: a recipe is a mapping of keys to values, got {type(data).__name__}."
         )
+    _write_out_preset(data, overrides)
     for override in overrides:
         _apply_override(data, override)
     try:
@@ -418,6 +419,17 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _write_out_preset(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Where --set changes one loss of a preset, write out the preset's losses, so the others
+    stay."""
+    if not any(override.strip().startswith("distillation.losses.") for override in overrides):
+        return
+    section = data.setdefault("distillation", {})
+    if isinstance(section, dict) and "losses" not in section:
+        preset = PRESETS.get(str(section.get("preset", "classic")), {})
+        section["losses"] = {name: dict(term) for name, term in preset.get("losses", {}).items()}
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

@@ -224,10 +224,11 @@ def commit_folder(
     (with `facts`, which the body may fill), and the folder is renamed to `target`. What stood there
     before moves to `replaced/`, or goes away with `overwrite`. On failure nothing changes."""
     started = time.monotonic()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    temporary.mkdir()
+    with explained_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        temporary.mkdir()
     try:
         with explained_os_errors(target):
             yield temporary

@@ -13,10 +13,10 @@ import pytest
 from stillhouse.corpus.documents import read_documents
 from stillhouse.corpus.pieces import Piece
 from stillhouse.corpus.prepare import TextCounts, prepare, prepare_inputs
-from stillhouse.tokens.held_out import is_validation
 from stillhouse.errors import DataError, NetworkError, RecipeError
 from stillhouse.recipe import Recipe
 from stillhouse.run_folder import RunFolder, is_up_to_date, read_manifest, sha256_of, verify
+from stillhouse.tokens.held_out import is_validation
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens, text_encoder
 from stillhouse.tokens.tokenizer_training import train_tokenizer

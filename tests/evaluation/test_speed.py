@@ -48,9 +48,9 @@ def test_every_model_gets_a_rate():
     """Both kinds of speed for a causal model; a masked model does not generate."""
     models = {"gpt2": gpt2(), "bert": bert()}
     speeds = measure_speed({name: (family_of(m.config), m) for name, m in models.items()})
-    assert speeds["gpt2"]["forward_tokens_per_second"] > 0
-    assert speeds["gpt2"]["generate_tokens_per_second"] > 0
-    assert speeds["bert"]["forward_tokens_per_second"] > 0
+    rates = [*speeds["gpt2"].values(), speeds["bert"]["forward_tokens_per_second"]]
+    assert all(rate is not None and rate > 0 for rate in rates)
+    assert len(rates) == 3
     assert speeds["bert"]["generate_tokens_per_second"] is None
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome, TinyRun, call, write_recipe
+from tiny_run import Outcome, TinyRun, call, write_recipe
 from tokenizers import Tokenizer
 
 import stillhouse

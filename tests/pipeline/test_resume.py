@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_run import TinyRun, sha256
+
 import stillhouse
-from conftest import TinyRun, sha256
 
 STEPS = 60
 LONGER = (f"distillation.max_tokens={STEPS * 256}", "distillation.micro_batch_tokens=128")

@@ -39,6 +39,7 @@ def test_sample_teacher_writes_python_and_prose() -> None:
 
 @pytest.mark.slow
 def test_sample_teacher_knows_the_held_out_sample_text(tmp_path: Path) -> None:
-    """It has learned the sample text far better than an untrained model, whose bits per byte are near 4."""
+    """It has learned the sample text far better than an untrained model, whose bits per byte are
+    near 4."""
     result = compare_models(["sample"], None, offline=True)
     assert result["models"]["sample"]["perplexity"]["bits_per_byte"] < 2.0

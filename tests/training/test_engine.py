@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -237,11 +238,10 @@ def test_the_norm_of_a_term_is_that_of_its_own_gradient(tmp_path):
 class Poison:
     """Makes one gradient infinite at the given steps, counted from 1, as an overflow would."""
 
-    def __init__(self, model: GPT2LMHeadModel, steps: set[int]) -> None:
+    def __init__(self, model: nn.Module, steps: set[int]) -> None:
         self.steps = steps
         self.step = 0
-        weight = model.transformer.ln_f.weight
-        weight.register_hook(self._poison)
+        model.get_parameter("transformer.ln_f.weight").register_hook(self._poison)
 
     def _poison(self, gradient: torch.Tensor) -> torch.Tensor:
         self.step += 1
@@ -273,10 +273,10 @@ def test_a_skipped_step_leaves_every_weight_as_it_was(tmp_path):
 
 def test_five_bad_steps_in_a_row_end_the_training(tmp_path):
     """A weight that is infinite makes every loss NaN; the error says so, with exit code 8."""
-    job = make_job(tmp_path)
+    model = make_model(1, seed=1)
     with torch.no_grad():
-        job.model.transformer.h[0].mlp.c_fc.bias[0] = math.inf
-    job = make_job(tmp_path, model=job.model, max_tokens=6 * 20 * LENGTH)
+        model.get_parameter("transformer.h.0.mlp.c_fc.bias")[0] = math.inf
+    job = make_job(tmp_path, model=model, max_tokens=6 * 20 * LENGTH)
     with pytest.raises(TrainingError, match="5 steps in a row were not finite") as error:
         train(job, Silent())
     assert error.value.exit_code == 8

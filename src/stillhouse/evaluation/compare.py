@@ -1,7 +1,7 @@
 """Models side by side on the same text, without a run: size, speed, memory, quality."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,29 +89,42 @@ def _in_memory(text: ScoredText, vocabulary_size: int) -> TokenSplit:
 
 
 def print_comparison(result: dict[str, Any]) -> None:
-    """The comparison as a table, on stdout; ratios are to the first model."""
+    """The comparison as a table, a column a model, on stdout; ratios are to the first model."""
     from rich.console import Console
     from rich.table import Table
 
-    columns = ["parameters", "on disk", "forward", "generate", "memory", "perplexity", "bits/byte"]
-    table = Table("model", *columns, title=f"on {result['text']}")
-    first = next(iter(result["models"].values()))
-    for name, model in result["models"].items():
-        speed, base = model["speed"], first["speed"]
-        quality = model["perplexity"]
-        loss = "" if model["masked_loss"] is None else f"masked loss {model['masked_loss']:.3f}"
-        table.add_row(
-            name,
-            f"{model['parameters'] / 1e6:.1f} M",
-            f"{model['size_bytes'] / 1e6:.1f} MB",
-            _rate(speed["forward_tokens_per_second"], base["forward_tokens_per_second"]),
-            _rate(speed["generate_tokens_per_second"], base["generate_tokens_per_second"]),
-            f"{(model['peak_memory_bytes'] or 0) / 1e6:.0f} MB",
-            f"{quality['token']:.2f}" if quality else loss,
-            f"{quality['bits_per_byte']:.3f}" if quality else "",
-        )
-    Console(width=None).print(table)
+    models = result["models"]
+    table = Table("", *models, title=f"on {result['text']}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    first = next(iter(models.values()))
+    for label, read, show in _MEASURES:
+        values = [read(model) for model in models.values()]
+        base = read(first)
+        if any(value is not None for value in values):
+            table.add_row(label, *(_against(value, base, show) for value in values))
+    Console().print(table)
 
 
-def _rate(rate: float | None, base: float | None) -> str:
-    return "" if rate is None or not base else f"{rate:,.0f}/s ({rate / base:.2f}x)"
+_MEASURES: list[tuple[str, Callable[[dict[str, Any]], float | None], str]] = [
+    ("parameters", lambda model: model["parameters"] / 1e6, "{:.1f} M"),
+    ("size on disk", lambda model: model["size_bytes"] / 1e6, "{:.1f} MB"),
+    ("reads", lambda model: model["speed"]["forward_tokens_per_second"], "{:,.0f} tokens/s"),
+    ("writes", lambda model: model["speed"]["generate_tokens_per_second"], "{:,.0f} tokens/s"),
+    ("peak memory", lambda model: (model["peak_memory_bytes"] or 0) / 1e6 or None, "{:.0f} MB"),
+    ("masked loss", lambda model: model["masked_loss"], "{:.3f} nats"),
+    ("perplexity per token", lambda model: _quality(model, "token"), "{:.2f}"),
+    ("perplexity per word", lambda model: _quality(model, "word"), "{:,.1f}"),
+    ("bits per byte", lambda model: _quality(model, "bits_per_byte"), "{:.3f}"),
+]
+
+
+def _quality(model: dict[str, Any], key: str) -> float | None:
+    return model["perplexity"][key] if model["perplexity"] else None
+
+
+def _against(value: float | None, base: float | None, show: str) -> str:
+    if value is None:
+        return ""
+    ratio = f" ({value / base:.2f}x)" if base and value is not base else ""
+    return show.format(value) + ratio

@@ -1,0 +1,99 @@
+"""A tiny recipe and its run folder, and the command line called in this process."""
+
+import hashlib
+import random
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from stillhouse.__main__ import _run
+
+CAUSAL = """
+teacher:
+  family: gpt2
+  num_layers: 3
+  hidden_size: 16
+  num_heads: 2
+  dropout: 0.1
+  training: {{tokens_per_step: 256, max_tokens: 2560, precision: fp32}}
+corpus: {{source: {text}, documents: per_line, validation_fraction: 0.1}}
+tokens:
+  language_modeling: causal
+  tokenizer: {{train: byte_bpe, vocabulary_size: 320}}
+  sequence_length: 32
+student: {{layer_map: 2}}
+distillation:
+  tokens_per_step: 256
+  max_tokens: 4096
+  precision: fp32
+  control: {control}
+  checkpoint: {{every_steps: 4}}
+evaluation: {{speed: {speed}}}
+report: {{model_name: tiny, license: apache-2.0}}
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(*arguments: object) -> Outcome:
+    """The program's own entry, with these arguments."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["stillhouse", *map(str, arguments)])
+        code = _run()
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def write_text(path: Path, *, seed: int = 0, num_lines: int = 120) -> Path:
+    """Lines of made-up words, the first ones common and the last ones rare."""
+    draw = random.Random(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(draw.choices(letters, k=draw.randint(2, 8))) for _ in range(80)]
+    lines = [
+        " ".join(draw.choices(words, weights=range(80, 0, -1), k=draw.randint(20, 90)))
+        for _ in range(num_lines)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_recipe(folder: Path, *, control: str = "none", speed: str = "false") -> Path:
+    text = write_text(folder / "text.txt")
+    path = folder / "tiny.yaml"
+    path.write_text(CAUSAL.format(text=text, control=control, speed=speed), encoding="utf-8")
+    return path
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def snapshot(run: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of every file of a run."""
+    return {
+        str(path.relative_to(run)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(run.rglob("*"))
+        if path.is_file()
+    }
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A recipe and its run folder, this test's own to change."""
+
+    recipe: Path
+    folder: Path
+
+    def call(self, command: str, *more: object) -> Outcome:
+        return call(command, self.recipe, "--run-dir", self.folder, *more)
