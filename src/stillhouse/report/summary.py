@@ -28,7 +28,7 @@ SHORT = {
     "teacher": "teacher",
     "student": "student",
     "control": "control",
-    "control_same_time": "control, same time",
+    "control_same_time": "control (time)",
 }
 
 
