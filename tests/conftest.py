@@ -1,5 +1,6 @@
 """Tiny seeded models, batches and tokenizers, one maker for each, shared by all tests."""
 
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,6 +24,11 @@ from stillhouse.tokens.batches import IGNORED, Batch
 VOCABULARY = 60
 POSITIONS = 24
 FIRST_WORD = 5  # ids below stand for special tokens
+
+# One thread, here and in the processes that tests start: faster for models this small, and results
+# of different processes are equal to the bit.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _tiny_config(family: str, num_layers: int = 2) -> PretrainedConfig:

@@ -75,7 +75,8 @@ def test_greedy_text_is_that_of_transformers(causal, causal_folder):
     tokenizer = AutoTokenizer.from_pretrained(causal_folder)
     model = GPT2LMHeadModel.from_pretrained(causal_folder)
     inputs = tokenizer("The still turns", return_tensors="pt")
-    output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    arguments = {**inputs, "max_new_tokens": 12, "do_sample": False}
+    output = model.generate(**arguments)  # pyright: ignore[reportAttributeAccessIssue]
     expected = tokenizer.decode(output[0], skip_special_tokens=True)
     assert causal.generate("The still turns", greedy=True, max_new_tokens=12) == [expected]
 

@@ -388,12 +388,20 @@ def test_a_full_disk(done, stage, size, output):
 
 
 def test_a_disk_that_fills_up_during_training(ready):
-    """The checkpoints of before stay whole; with space, training goes on from the newest."""
+    """What was committed before stays whole, and with space training goes on from there."""
+    metrics = ready.folder / "metrics.jsonl"
+    other = '{"model": "other", "step": 1}\n' * 10_000  # larger than any file of a checkpoint
+    metrics.write_text(metrics.read_text(encoding="utf-8") + other, encoding="utf-8")
     settings = ("--set", "distillation.checkpoint.every_steps=1")
-    with small_files(ready.folder.joinpath("metrics.jsonl").stat().st_size + 2_500):
-        outcome = ready.call("distill", *settings, "--set", "report.model_name=other")
+    with small_files(metrics.stat().st_size + 2_000):  # room for a few steps
+        outcome = ready.call("distill", *settings)
     refused(outcome, 6, FULL)
     assert not half_written(ready.folder)
+    committed = sorted((ready.folder / "checkpoints/student").glob("step-*"))
+    assert len(committed) == 2
+    outcome = ready.call("distill", *settings)
+    assert outcome.code == 0
+    assert f"going on after step {int(committed[-1].name.removeprefix('step-'))}\n" in outcome.err
 
 
 def test_a_bug_of_ours_keeps_its_traceback(tmp_path, monkeypatch):

@@ -31,9 +31,9 @@ def test_sample_teacher_carries_safetensors_tokenizer_and_card(folder: Path) -> 
 def test_sample_teacher_writes_python_and_prose() -> None:
     """Greedy continuations look like what it has read."""
     teacher = stillhouse.load("sample", offline=True)
-    [code] = teacher.generate("import os\nimport sys\n\ndef ", max_new_tokens=40, greedy=True)
+    [code] = teacher.generate("    def __init__(self", max_new_tokens=40, greedy=True)
     [prose] = teacher.generate("She looked at him, and", max_new_tokens=20, greedy=True)
-    assert "(" in code
+    assert "self." in code
     assert prose.split()[-1].isascii()
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse.errors import RecipeError, RunError
-from stillhouse.families import Family, load_model, save_model
+from stillhouse.families import Family, load_config, load_model, save_model
 from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
     LanguageModelObjective,
@@ -138,8 +138,10 @@ class Distillation:
         progress = train(job, reporter)
         facts = {"training": progress.facts()}
         target = output_folder(self.run, model)
+        stored = load_config(self.teacher_folder).dtype or torch.float32  # as the teacher is
+        student.to(device="cpu", dtype=stored)  # pyright: ignore[reportCallIssue]
         with commit_folder(target, inputs, facts, overwrite=overwrite) as folder:
-            save_model(student.cpu(), open_tokenizer(self.run.tokens), folder)
+            save_model(student, open_tokenizer(self.run.tokens), folder)
         checkpoints.clear()
 
     def _objective(self, family: Family, model: ModelName) -> LanguageModelObjective:
