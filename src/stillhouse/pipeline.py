@@ -134,7 +134,7 @@ class Pipeline:
 
     def _once(self, stage: str, output: Path, inputs: Inputs, work: Callable[[], None]) -> None:
         """Do a stage's work unless its output was made from the same inputs."""
-        if is_up_to_date(output, inputs):
+        if output.exists() and is_up_to_date(output, inputs):
             self.reporter.say(f"{stage}: {output.name} is up to date")
             return
         changes = changed_settings(output, inputs)

@@ -136,6 +136,17 @@ def test_a_changed_key_redoes_the_stages_from_there_on(done):
     assert "temperature: 1.0" in (done.folder / "recipe.yaml").read_text(encoding="utf-8")
 
 
+def test_an_output_that_was_moved_away_is_made_again(done):
+    """The manifest beside a single file does not stand for the file itself."""
+    before = json.loads((done.folder / "evaluation.json").read_text(encoding="utf-8"))
+    (done.folder / "evaluation.json").unlink()
+    assert done.call("evaluate").code == 0
+    after = json.loads((done.folder / "evaluation.json").read_text(encoding="utf-8"))
+    for name in ("teacher", "student", "control"):
+        losses = [result["models"][name]["validation_loss"] for result in (before, after)]
+        assert losses[0] == losses[1]
+
+
 def test_overwrite_keeps_no_old_output(done):
     """A stage that is named in --overwrite replaces its output for good."""
     overrides = ("--set", "student.layer_map=1", "--overwrite", "init")

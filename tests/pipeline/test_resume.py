@@ -175,18 +175,6 @@ def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterru
     assert not (ready.folder / "checkpoints/student").exists()
 
 
-def test_a_signal_in_the_last_step_is_not_lost(server, ready, uninterrupted):
-    """Whenever it comes, a signal stops the command, and no later model's training begins."""
-    process = server.start(ready, "distillation.control=same_tokens")
-    wait_for_step(ready, STEPS - 1)
-    os.kill(process, signal.SIGTERM)
-    code = server.wait()
-    assert code in (128 + signal.SIGTERM, -signal.SIGTERM)  # in training, or between two models
-    assert not (ready.folder / "control").exists()
-    assert server.distill(ready)[0] == 0
-    assert (weights(ready), losses(ready)) == uninterrupted
-
-
 def kill_and_resume(server: Server, run: TinyRun, kills: int) -> int:
     """Kill training so many times, half of them inside a save; then let it end.
 

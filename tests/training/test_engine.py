@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from stillhouse.distillation.distill import freeze
-from stillhouse.errors import DataError, TrainingError
+from stillhouse.errors import DataError, Stopped, TrainingError
 from stillhouse.families import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.recipe import LossesRecipe, TrainingRecipe
@@ -294,6 +296,29 @@ def test_four_bad_steps_in_a_row_do_not(tmp_path):
     )  # fmt: skip
     Poison(job.model, {1, 2, 3, 4, 6, 7, 8, 9})
     assert train(job, Silent()).skipped_steps == 8
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_a_signal_stops_after_a_whole_step_even_the_last(tmp_path, last):
+    """The step is committed and logged; resumed, training ends as if nothing had happened."""
+    uninterrupted = make_job(tmp_path / "uninterrupted")
+    train(uninterrupted, Silent())
+
+    class Impatient(Silent):
+        def step(self, step: int, values: dict[str, Any]) -> None:
+            if step == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match=f"after step {last} of 4, which is committed") as stopped:
+        train(make_job(tmp_path / "stopped"), Impatient())
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    resumed = make_job(tmp_path / "stopped")
+    assert train(resumed, Silent()).step == 4
+    assert [line["loss"] for line in lines(resumed)] == [
+        line["loss"] for line in lines(uninterrupted)
+    ]
+    for name, parameter in uninterrupted.model.named_parameters():
+        assert torch.equal(parameter, resumed.model.get_parameter(name)), name
 
 
 def test_frozen_embeddings_stay_as_they_are(tmp_path):

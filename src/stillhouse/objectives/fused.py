@@ -21,12 +21,15 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from stillhouse.tokens.batches import IGNORED
 
-CHUNK_BYTES = {"cpu": 192 * 2**20, "cuda": 1024 * 2**20}
-CHUNK_BUFFERS = 6  # float32 tensors of (n, V) that live at once
+# Two sizes. Matrix products want many rows; passes over logits want few, which stay in the
+# processor's caches and in memory that is already there (a fresh page costs a fault).
+CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
+CHUNK_TENSORS = {"cpu": 2, "cuda": 8}  # of (n, V), float32 at most, that live at once
+BLOCK_BYTES = 2**20  # of one float32 tensor, for each thread of a processor
+BLOCK_BUFFERS = 6
 
 LOGIT_TERMS = (
     "soft_target",
@@ -62,8 +65,15 @@ class Projection:
 
 def rows_per_chunk(vocabulary_size: int, device: torch.device) -> int:
     """How many rows keep a chunk's logits within the device's budget; at least 16."""
-    budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"])
-    return max(16, budget // (4 * CHUNK_BUFFERS * vocabulary_size))
+    kind = device.type if device.type in CHUNK_BYTES else "cpu"
+    return max(16, CHUNK_BYTES[kind] // (4 * CHUNK_TENSORS[kind] * vocabulary_size))
+
+
+def rows_per_block(vocabulary_size: int, device: torch.device) -> int | None:
+    """How many rows of a chunk the losses take at a time; None: the whole chunk."""
+    if device.type != "cpu":
+        return None
+    return max(1, BLOCK_BYTES * torch.get_num_threads() // (4 * vocabulary_size))
 
 
 def fused_losses(
@@ -122,34 +132,53 @@ class _FusedLosses(torch.autograd.Function):
         student_weight = weight.detach().to(compute)
         teacher_weight = None if teacher is None else teacher.weight.to(compute)
         grad_features = torch.empty_like(features)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_weight = None  # the first chunk's product becomes it; with no rows it is zero
+        if needs_weight and not len(features):
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = (
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
         )
         values = {name: features.new_zeros((), dtype=torch.float32) for name in terms}
 
+        chunk_rows = max(1, min(chunk_rows, len(features)))
+        block_rows = min(rows_per_block(len(weight), features.device) or chunk_rows, chunk_rows)
+        buffers = torch.empty(BLOCK_BUFFERS, block_rows, len(weight), device=features.device)
+
         with torch.autocast(features.device.type, enabled=False):
             for start in range(0, len(features), chunk_rows):
                 part = slice(start, start + chunk_rows)
                 chunk = features[part].to(compute)
-                student_logits = _logits(chunk, student_weight, bias)
+                student_logits = chunk @ student_weight.T
                 teacher_logits = None
                 if teacher is not None and teacher_weight is not None:
-                    teacher_logits = _logits(
-                        teacher.features[part].to(compute), teacher_weight, teacher.bias
+                    teacher_logits = teacher.features[part].to(compute) @ teacher_weight.T
+                for first in range(0, len(chunk), block_rows):
+                    block = slice(first, min(first + block_rows, len(chunk)))
+                    rows = slice(start + block.start, start + block.stop)
+                    student_block, teacher_block, *scratch = buffers[:, : block.stop - first]
+                    _with_bias(student_logits[block], bias, student_block)
+                    if teacher_logits is not None and teacher is not None:
+                        _with_bias(teacher_logits[block], teacher.bias, teacher_block)
+                    gradient = _block_gradient(
+                        (student_block, teacher_block),
+                        labels[rows],
+                        rows,
+                        terms,
+                        temperature,
+                        values,
+                        scratch,
                     )
-                gradient = _chunk_gradient(
-                    student_logits, teacher_logits, labels[part], part, terms, temperature, values
-                )
-                reduced = gradient.to(compute)
-                grad_features[part] = (reduced @ student_weight).to(grad_features.dtype)
-                if grad_weight is not None:
-                    if compute == torch.float32:
-                        grad_weight.addmm_(reduced.T, chunk)
+                    student_logits[block] = gradient  # whose place these logits no longer need
+                    if grad_bias is not None:
+                        grad_bias += gradient.sum(0)
+                grad_features[part] = (student_logits @ student_weight).to(grad_features.dtype)
+                if needs_weight:
+                    if grad_weight is None:
+                        grad_weight = (student_logits.T @ chunk).float()
+                    elif compute == torch.float32:
+                        grad_weight.addmm_(student_logits.T, chunk)
                     else:
-                        grad_weight += reduced.T @ chunk
-                if grad_bias is not None:
-                    grad_bias += gradient.sum(0)
+                        grad_weight += student_logits.T @ chunk
         ctx.gradients = (
             grad_features,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -165,9 +194,9 @@ class _FusedLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         grad_total = grad_outputs[0]
-        gradients = [
-            None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.gradients
-        ]
+        # In place: like autograd itself, this goes backward once.
+        saved, ctx.gradients = ctx.gradients, None
+        gradients = [None if grad is None else grad.mul_(grad_total) for grad in saved]
         return (*gradients, None, None, None, None, None)
 
 
@@ -178,68 +207,75 @@ def _compute_dtype(features: Tensor) -> torch.dtype:
     return features.dtype
 
 
-def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = (features @ weight.T).float()
-    return logits if bias is None else logits.add_(bias.detach().float())
+def _with_bias(logits: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    out.copy_(logits)
+    if bias is not None:
+        out.add_(bias.detach())
 
 
-def _chunk_gradient(
-    student_logits: Float[Tensor, "n V"],
-    teacher_logits: Float[Tensor, "n V"] | None,
+def _block_gradient(
+    logits: tuple[Float[Tensor, "n V"], Float[Tensor, "n V"]],
     labels: Int[Tensor, " n"],
     part: slice,
     terms: Mapping[str, LogitTerm],
     temperature: float,
     values: dict[str, Tensor],
+    scratch: list[Tensor],
 ) -> Float[Tensor, "n V"]:
-    """Add each term's sum over the chunk to `values`; return the weighted gradient of the
-    logits."""
-    gradient = torch.zeros_like(student_logits)
-    shared = None
+    """Add each term's sum over the block to `values`; return the weighted gradient of the logits.
+
+    `logits` are the student's and the teacher's; they stay as they are, `scratch` does not.
+    """
+    student_logits, teacher_logits = logits
+    gradient, *scratch = scratch
+    gradient.zero_()
     for name, term in terms.items():
-        rows = None if term.rows is None else term.rows[part]
+        scale = 1.0
         if name == "language_modeling":
-            value, grad = _language_modeling(student_logits, labels)
+            value, grad = _language_modeling(student_logits, labels, scratch[0])
         elif name == "logit_mse":
-            assert teacher_logits is not None
-            grad = student_logits - teacher_logits
+            grad = torch.sub(student_logits, teacher_logits, out=scratch[0])
             value = grad.square().mean(-1)
             grad.mul_(2 / grad.shape[-1])
         else:
-            assert teacher_logits is not None
-            if shared is None:
-                shared = (
-                    F.log_softmax(teacher_logits / temperature, dim=-1),
-                    F.log_softmax(student_logits / temperature, dim=-1),
-                )
-            value, grad = _divergence(name, term, *shared)
-            scale = 1.0 if name == "total_variation" else temperature**2
-            value = value * scale
-            grad.mul_(scale / temperature)
-        if rows is not None:
-            value = value * rows
-            grad.mul_(rows[:, None])
+            log_p, log_q = (
+                torch.log_softmax(torch.div(z, temperature, out=scratch[2]), dim=-1, out=out)
+                for z, out in ((teacher_logits, scratch[0]), (student_logits, scratch[1]))
+            )
+            value, grad = _divergence(name, term, log_p, log_q, scratch[2])
+            if name != "total_variation":
+                value, scale = value * temperature**2, temperature**2
+            scale = scale / temperature
+        weight = torch.full_like(value, term.coefficient * scale)
+        if term.rows is not None:
+            value, weight = value * term.rows[part], weight * term.rows[part]
         values[name] += value.sum()
-        gradient.add_(grad, alpha=term.coefficient)
+        gradient.addcmul_(grad, weight[:, None])
     return gradient
 
 
-def _language_modeling(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _language_modeling(logits: Tensor, labels: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """-log q(label) for each row, and q - onehot(label); nothing where there is no label."""
     has_label = labels != IGNORED
     safe = labels.where(has_label, 0)[:, None]
-    log_q = F.log_softmax(logits, dim=-1)
+    log_q = torch.log_softmax(logits, dim=-1, out=out)
     value = -log_q.gather(1, safe).squeeze(1) * has_label
     grad = log_q.exp_().scatter_add_(1, safe, torch.full_like(safe, -1, dtype=log_q.dtype))
     return value, grad.mul_(has_label[:, None])
 
 
-def _divergence(name: str, term: LogitTerm, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """One divergence for each row, and its gradient with respect to the softened student logits."""
-    q = log_q.exp()
+def _divergence(
+    name: str, term: LogitTerm, log_p: Tensor, log_q: Tensor, scratch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One divergence for each row, and its gradient with respect to the softened student logits.
+
+    The tensors it is given do not survive.
+    """
     if name == "soft_target":
-        p = log_p.exp()
-        return (p * (log_p - log_q)).sum(-1), q.sub_(p)
+        p = torch.exp(log_p, out=scratch)
+        value = log_p.sub_(log_q).mul_(p).sum(-1)
+        return value, log_q.exp_().sub_(p)
+    q = torch.exp(log_q, out=scratch)
     if name == "reverse_kl":
         ratio = log_q - log_p
         return (q * ratio).sum(-1), _through_softmax(q, ratio)
