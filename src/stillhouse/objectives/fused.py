@@ -14,7 +14,7 @@ Axes: N rows that count, n rows of a chunk, V vocabulary, D hidden size.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,37 +148,23 @@ class _FusedLosses(torch.autograd.Function):
             for start in range(0, len(features), chunk_rows):
                 part = slice(start, start + chunk_rows)
                 chunk = features[part].to(compute)
-                student_logits = chunk @ student_weight.T
+                logits = chunk @ student_weight.T
                 teacher_logits = None
                 if teacher is not None and teacher_weight is not None:
                     teacher_logits = teacher.features[part].to(compute) @ teacher_weight.T
-                for first in range(0, len(chunk), block_rows):
-                    block = slice(first, min(first + block_rows, len(chunk)))
+                for block in _blocks(len(chunk), block_rows):
                     rows = slice(start + block.start, start + block.stop)
-                    student_block, teacher_block, *scratch = buffers[:, : block.stop - first]
-                    _with_bias(student_logits[block], bias, student_block)
-                    if teacher_logits is not None and teacher is not None:
-                        _with_bias(teacher_logits[block], teacher.bias, teacher_block)
+                    scratch = list(buffers[:, : block.stop - block.start])
+                    pair = _block_logits(logits, bias, teacher_logits, teacher, block, scratch)
                     gradient = _block_gradient(
-                        (student_block, teacher_block),
-                        labels[rows],
-                        rows,
-                        terms,
-                        temperature,
-                        values,
-                        scratch,
+                        pair, labels[rows], rows, terms, temperature, values, scratch[2:]
                     )
-                    student_logits[block] = gradient  # whose place these logits no longer need
+                    logits[block] = gradient  # whose place these logits no longer need
                     if grad_bias is not None:
                         grad_bias += gradient.sum(0)
-                grad_features[part] = (student_logits @ student_weight).to(grad_features.dtype)
+                grad_features[part] = (logits @ student_weight).to(grad_features.dtype)
                 if needs_weight:
-                    if grad_weight is None:
-                        grad_weight = (student_logits.T @ chunk).float()
-                    elif compute == torch.float32:
-                        grad_weight.addmm_(student_logits.T, chunk)
-                    else:
-                        grad_weight += student_logits.T @ chunk
+                    grad_weight = _accumulated(grad_weight, logits, chunk)
         ctx.gradients = (
             grad_features,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -205,6 +191,36 @@ def _compute_dtype(features: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(features.device.type):
         return torch.get_autocast_dtype(features.device.type)
     return features.dtype
+
+
+def _blocks(num_rows: int, block_rows: int) -> Iterator[slice]:
+    """Consecutive slices of at most `block_rows` rows."""
+    for first in range(0, num_rows, block_rows):
+        yield slice(first, min(first + block_rows, num_rows))
+
+
+def _block_logits(
+    logits: Tensor,
+    bias: Tensor | None,
+    teacher_logits: Tensor | None,
+    teacher: Projection | None,
+    block: slice,
+    buffers: list[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """A block's student and teacher logits in float32, in the first two buffers."""
+    _with_bias(logits[block], bias, buffers[0])
+    if teacher_logits is not None and teacher is not None:
+        _with_bias(teacher_logits[block], teacher.bias, buffers[1])
+    return buffers[0], buffers[1]
+
+
+def _accumulated(total: Tensor | None, gradient: Tensor, chunk: Tensor) -> Tensor:
+    """The float32 gradient of the weight with one chunk's added; the first product begins it."""
+    if total is None:
+        return (gradient.T @ chunk).float()
+    if chunk.dtype == torch.float32:
+        return total.addmm_(gradient.T, chunk)
+    return total.add_(gradient.T @ chunk)
 
 
 def _with_bias(logits: Tensor, bias: Tensor | None, out: Tensor) -> None:
