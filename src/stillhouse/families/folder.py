@@ -141,7 +141,8 @@ def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
         raise
     except Exception as error:  # a damaged file can raise anything in the library
         raise ModelError(
-            f"The weights in {folder} cannot be loaded: {_first_line(error)}"
+            f"The weights in {folder} cannot be loaded: {_first_line(error)}. "
+            "Fetch them, or save them, again."
         ) from error
     _check_complete(folder, family, report)
     return family, model.eval()
