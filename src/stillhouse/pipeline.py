@@ -196,6 +196,16 @@ class Pipeline:
         distillation = Distillation(
             self.recipe, run, self.teacher_folder(), self._teacher_fingerprint(), seed
         )
+        if self.recipe.cache is not None and not distillation.is_done("student"):
+            self._once(
+                "distill",
+                self.run.teacher_cache,
+                distillation.cache_inputs(),
+                lambda: distillation.write_cache(
+                    self.reporter, overwrite=self._overwrites("distill")
+                ),
+            )
+            verify(self.run.teacher_cache)
         for model in self.models:
             self._once(
                 "distill",

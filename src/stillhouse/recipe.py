@@ -32,10 +32,13 @@ from stillhouse.errors import RecipeError
 
 Rows = Literal["all", "predicted"]
 LanguageModeling = Literal["causal", "masked"]
+CacheKind = Literal["top_k", "sampled"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 # How pydantic calls the members of a union where it says which of them a value is not.
-UNION_MEMBER = re.compile(r"named|trained|int|str|bool|constrained-int|list\[.*\]|literal\[.*\]")
+UNION_MEMBER = re.compile(
+    r"named|trained|cached|int|str|bool|constrained-int|list\[.*\]|literal\[.*\]"
+)
 
 
 class Section(BaseModel):
@@ -229,6 +232,19 @@ class LossesRecipe(Section):
         return self
 
 
+class CacheRecipe(Section):
+    """The teacher's outputs, written once: `size` tokens of each row, the likeliest or a sample."""
+
+    cache: CacheKind
+    size: PositiveInt = 32
+
+
+def _kind_of_teacher_outputs(value: object) -> str:
+    return "cached" if isinstance(value, (Mapping, CacheRecipe)) else "named"
+
+
+# The terms of the objective that a cached teacher serves, beside those that need none.
+CACHED_LOSSES = ("soft_target", "hidden_cosine", "hidden_mse")
 PRESETS: dict[str, dict[str, Any]] = {
     # DistilBERT's weights, confirmed by its author (huggingface/transformers#2013).
     "classic": {
@@ -248,7 +264,10 @@ class DistillationRecipe(TrainingRecipe):
     preset: Literal["classic"] = "classic"
     temperature: PositiveFloat
     losses: LossesRecipe
-    teacher_outputs: Literal["live"] = "live"
+    teacher_outputs: Annotated[
+        Annotated[Literal["live"], Tag("named")] | Annotated[CacheRecipe, Tag("cached")],
+        Discriminator(_kind_of_teacher_outputs),
+    ] = "live"
     control: Literal["same_tokens", "same_time", "both", "none"] = "same_tokens"
 
     @model_validator(mode="before")
@@ -257,6 +276,18 @@ class DistillationRecipe(TrainingRecipe):
         if not isinstance(data, Mapping):
             return data
         return {**PRESETS.get(str(data.get("preset", "classic")), {}), **data}
+
+    @model_validator(mode="after")
+    def _a_cache_serves_the_losses(self) -> Any:
+        if isinstance(self.teacher_outputs, CacheRecipe):
+            served = {*CACHED_LOSSES, "language_modeling"}
+            if unserved := [name for name in self.losses.active() if name not in served]:
+                raise ValueError(
+                    f"losses.{unserved[0]} needs the teacher's whole distribution, which a cache "
+                    "does not hold; set teacher_outputs to live, or take "
+                    f"{', '.join(CACHED_LOSSES)}"
+                )
+        return self
 
 
 class EvaluationRecipe(Section):
@@ -299,10 +330,22 @@ class Recipe(Section):
         """The seeds as a list, whichever way they were written."""
         return [self.seed] if isinstance(self.seed, int) else self.seed
 
+    @property
+    def cache(self) -> CacheRecipe | None:
+        """The teacher cache that the recipe asks for."""
+        outputs = self.distillation.teacher_outputs
+        return outputs if isinstance(outputs, CacheRecipe) else None
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Any:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seed lists {self.seeds}; name each seed once")
+        masked = self.tokens.language_modeling == "masked"
+        if self.cache is not None and masked and self.tokens.masking.draw == "per_batch":
+            raise ValueError(
+                "distillation.teacher_outputs is a cache, which needs the same mask at every "
+                "visit, but tokens.masking.draw is per_batch; set it to per_sequence"
+            )
         if isinstance(self.teacher, TeacherRecipe):
             if self.tokens.tokenizer == "teacher":
                 raise ValueError(

@@ -58,6 +58,10 @@ class RunFolder:
         return self.shared / "teacher"
 
     @property
+    def teacher_cache(self) -> Path:
+        return self.shared / "teacher-cache"
+
+    @property
     def student_init(self) -> Path:
         return self.path / "student-init"
 
@@ -243,12 +247,28 @@ def commit_folder(
             manifest = Manifest(inputs, files, round(time.monotonic() - started, 3), facts or {})
             write_atomic(temporary / MANIFEST, _manifest_bytes(manifest))
             fsync_tree(temporary)
-            _make_room(target, overwrite=overwrite)
+            make_room(target, overwrite=overwrite)
             temporary.rename(target)
             fsync_path(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def commit_parts(target: Path, inputs: Inputs, facts: dict[str, Any]) -> None:
+    """Complete a folder whose `part-*` folders were committed one by one: its manifest lists the
+    files of all, and their seconds together."""
+    parts = {path.name: read_manifest(path) for path in sorted(target.glob("part-*"))}
+    files = {
+        f"{name}/{file}": described
+        for name, manifest in parts.items()
+        if manifest is not None
+        for file, described in manifest.files.items()
+    }
+    seconds = sum(manifest.seconds for manifest in parts.values() if manifest is not None)
+    manifest = Manifest(inputs, files, round(seconds, 3), facts)
+    with explained_os_errors(target):
+        write_atomic(target / MANIFEST, _manifest_bytes(manifest))
 
 
 def commit_file(target: Path, content: bytes, inputs: Inputs, *, seconds: float = 0.0) -> None:
@@ -360,7 +380,8 @@ def _remove_leftovers(target: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def _make_room(target: Path, *, overwrite: bool) -> None:
+def make_room(target: Path, *, overwrite: bool) -> None:
+    """Move what stands at `target` to `replaced/`, or remove it with `overwrite`."""
     if not target.exists():
         return
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

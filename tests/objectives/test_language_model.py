@@ -1,5 +1,6 @@
 """The objective: the plain losses of dense logits, each document run alone, without the waste."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,12 @@ from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
     LanguageModelObjective,
     Teacher,
+    project,
 )
-from stillhouse.recipe import LossesRecipe
+from stillhouse.objectives.sparse import sparse_rows
+from stillhouse.recipe import LossesRecipe, Rows
 from stillhouse.tokens.batches import IGNORED, Batch
+from stillhouse.tokens.teacher_rows import TeacherRows
 
 TEMPERATURE = 2.0
 PLAIN = {
@@ -291,6 +295,50 @@ def test_a_batch_without_labels_is_worth_nothing(pair, batch):
     assert total.item() == 0
     assert all(value.item() == 0 for value in values.values())
     assert not any(gradient.any() for gradient in gradients.values())
+
+
+def with_cached_teacher(pair: Pair, batch: Batch, rows: Rows) -> Batch:
+    """The batch with all that its teacher says of the rows, as a cache would bring it."""
+    family = family_of(pair[1].config)
+    with torch.no_grad():
+        hidden = family.run_body(pair[1], batch)[batch.rows(rows)]
+        head = project(family, pair[1], hidden)
+        logits = torch.nn.functional.linear(head.features, head.weight, head.bias)
+    chance = torch.zeros(len(logits))
+    size = logits.shape[1]
+    targets = sparse_rows(logits, "top_k", size, temperature=TEMPERATURE, uniform=chance)
+    return replace(batch, teacher=TeacherRows(rows, targets, hidden))
+
+
+CACHED = ("soft_target", "language_modeling", "hidden_cosine", "hidden_mse")
+
+
+@pytest.mark.parametrize("cached_rows", ["all", "predicted"])
+@every_family
+def test_a_cached_teacher_teaches_like_a_live_one(cached_rows, pair, batch):
+    """Whole or one sequence at a time, all terms or some: what the live teacher gives."""
+    recipe = recipe_of(CACHED, cached_rows)
+    live = objective_of(pair, recipe)
+    cached = LanguageModelObjective(live.family, recipe, teacher="cached", temperature=TEMPERATURE)
+    taught = with_cached_teacher(pair, batch, cached_rows)
+    assert_same(run(cached, pair[0], taught), run(live, pair[0], batch))
+    parts = [run(cached, pair[0], part) for part in taught.split(2)]
+    assert len(parts) == 2
+    together = torch.stack([total for total, _, _ in parts]).sum()
+    torch.testing.assert_close(together, run(live, pair[0], batch)[0], atol=1e-4, rtol=2e-5)
+    for names in (["language_modeling"], ["soft_target", "hidden_mse"]):
+        some = dict.fromkeys(names, 1.0)
+        found, wanted = cached(pair[0], taught, some), live(pair[0], batch, some)
+        torch.testing.assert_close(found[0], wanted[0], atol=1e-4, rtol=2e-5)
+
+
+def test_a_cache_may_hold_more_rows_than_a_term_counts(pair, batch):
+    """A term over the predicted rows picks its own from a cache of all rows."""
+    recipe = recipe_of(["soft_target", "language_modeling"], "predicted")
+    live = objective_of(pair, recipe)
+    cached = LanguageModelObjective(live.family, recipe, teacher="cached", temperature=TEMPERATURE)
+    taught = with_cached_teacher(pair, batch, "all")
+    assert_same(run(cached, pair[0], taught), run(live, pair[0], batch))
 
 
 def test_copying_needs_a_teacher(pair):

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from stillhouse.distillation.cache import CacheWriter, cache_inputs
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.families import Family, load_config, load_model, save_model
 from stillhouse.objectives.language_model import (
@@ -28,7 +29,9 @@ from stillhouse.run_folder import (
     read_manifest,
     verify,
 )
+from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.source import open_source, open_tokenizer
+from stillhouse.tokens.teacher_cache import FixedVisits, TeacherCache
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import TrainingJob, checkpoints_for, plan_batches, train
 from stillhouse.training.metrics import read_metrics
@@ -76,8 +79,14 @@ def distill_inputs(
         "distillation": training,
         "tokens": recipe_part(recipe.tokens),
         "freeze": list(recipe.student.freeze),
+        **({"masks": "fixed"} if has_fixed_masks(recipe) else {}),
     }
     return Inputs(f"distill {model}", settings, sources, seed)
+
+
+def has_fixed_masks(recipe: Recipe) -> bool:
+    """Whether student and controls see one mask of each sequence: the one that a cache holds."""
+    return recipe.cache is not None and recipe.tokens.language_modeling == "masked"
 
 
 def output_folder(run: RunFolder, model: ModelName) -> Path:
@@ -112,6 +121,15 @@ class Distillation:
     def is_done(self, model: ModelName) -> bool:
         return is_up_to_date(output_folder(self.run, model), self.inputs(model))
 
+    def cache_inputs(self) -> Inputs:
+        return cache_inputs(self.recipe, self.run, self.teacher_fingerprint)
+
+    def write_cache(self, reporter: Reporter, *, overwrite: bool = False) -> None:
+        """Write the teacher cache, going on with one that was begun."""
+        verify(self.run.tokens)
+        writer = CacheWriter(self.recipe, self.run, self._live_teacher(), self.cache_inputs())
+        writer.write(reporter, overwrite=overwrite)
+
     def train(self, model: ModelName, reporter: Reporter, *, overwrite: bool = False) -> None:
         """Train one model to the end and commit its folder; goes on from a checkpoint if there is
         one."""
@@ -123,12 +141,12 @@ class Distillation:
             checkpoints.clear()
         family, student = load_model(self.run.student_init)
         freeze(student, family, self.recipe.student.freeze)
-        source = open_source(self.run.tokens, self.recipe.tokens, "train")
+        source, objective = self._lesson(family, model, reporter)
         num_steps = self._steps_of_same_time() if model == "control_same_time" else None
         job = TrainingJob(
             model,
             student,
-            self._objective(family, model),
+            objective,
             plan_batches(source, recipe, seed=self.seed, num_steps=num_steps),
             recipe,
             checkpoints,
@@ -137,6 +155,8 @@ class Distillation:
         )
         progress = train(job, reporter)
         facts = {"training": progress.facts()}
+        if model == "student" and self.recipe.cache is not None:
+            facts["training"]["teacher_cache_seconds"] = self._cache_seconds()
         target = output_folder(self.run, model)
         stored = load_config(self.teacher_folder).dtype or torch.float32  # as the teacher is
         student.to(device="cpu", dtype=stored)  # pyright: ignore[reportCallIssue]
@@ -144,24 +164,36 @@ class Distillation:
             save_model(student, open_tokenizer(self.run.tokens), folder)
         checkpoints.clear()
 
-    def _objective(self, family: Family, model: ModelName) -> LanguageModelObjective:
-        recipe = self.recipe.distillation
+    def _lesson(
+        self, family: Family, model: ModelName, reporter: Reporter
+    ) -> tuple[SequenceSource, LanguageModelObjective]:
+        """What the model reads, and what it learns from it."""
+        source = open_source(self.run.tokens, self.recipe.tokens, "train")
         if model != "student":
-            return LanguageModelObjective(family, LANGUAGE_MODELING_ALONE)
-        teacher_family, teacher = load_model(self.teacher_folder)
-        precision = pick_precision(recipe.precision, self.device)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        teacher.requires_grad_(False).to(device=self.device, dtype=dtype)  # pyright: ignore[reportCallIssue]
-        return LanguageModelObjective(
-            family,
-            recipe.losses,
-            teacher=Teacher(teacher_family, teacher),
-            temperature=recipe.temperature,
+            source = FixedVisits(source) if has_fixed_masks(self.recipe) else source
+            return source, LanguageModelObjective(family, LANGUAGE_MODELING_ALONE)
+        teacher: Teacher | Literal["cached"] = self._live_teacher()
+        if self.recipe.cache is not None:
+            cache = TeacherCache(self.run.teacher_cache)
+            writer = CacheWriter(self.recipe, self.run, teacher, self.cache_inputs())
+            loss = writer.check(cache, self.seed)
+            reporter.say(f"teacher cache: {loss:.4f} nats a row from the live teacher")
+            source, teacher = FixedVisits(source, cache), "cached"
+        recipe = self.recipe.distillation
+        return source, LanguageModelObjective(
+            family, recipe.losses, teacher=teacher, temperature=recipe.temperature
         )
 
+    def _live_teacher(self) -> Teacher:
+        family, model = load_model(self.teacher_folder)
+        precision = pick_precision(self.recipe.distillation.precision, self.device)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        model.requires_grad_(False).to(device=self.device, dtype=dtype)  # pyright: ignore[reportCallIssue]
+        return Teacher(family, model)
+
     def _steps_of_same_time(self) -> int:
-        """Steps the control takes in the student's seconds, by the median step times of this
-        run."""
+        """Steps the control takes in the student's seconds, by the median step times of this run;
+        writing the teacher cache counts as the student's."""
         student = _step_seconds(self.run.metrics, "student")
         control = _step_seconds(self.run.metrics, "control")
         if not student or not control:
@@ -170,7 +202,12 @@ class Distillation:
                 "control of the "
                 "same tokens. Set distillation.control to both."
             )
-        return round(len(student) * statistics.median(student) / statistics.median(control))
+        seconds = len(student) * statistics.median(student) + self._cache_seconds()
+        return round(seconds / statistics.median(control))
+
+    def _cache_seconds(self) -> float:
+        manifest = read_manifest(self.run.teacher_cache) if self.recipe.cache else None
+        return manifest.seconds if manifest is not None else 0.0
 
 
 def _step_seconds(metrics: Path, model: ModelName) -> list[float]:

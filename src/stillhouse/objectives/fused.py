@@ -22,7 +22,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stillhouse.objectives.sparse import sparse_soft_target
 from stillhouse.tokens.batches import IGNORED
+from stillhouse.tokens.teacher_rows import SparseRows
 
 # Two sizes. Matrix products want many rows; passes over logits want few, which stay in the
 # processor's caches and in memory that is already there (a fresh page costs a fault).
@@ -41,6 +43,7 @@ LOGIT_TERMS = (
     "language_modeling",
 )
 TEACHER_TERMS = tuple(name for name in LOGIT_TERMS if name != "language_modeling")
+SPARSE_TERMS = ("soft_target",)  # the teacher's terms that a few of its tokens suffice for
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def rows_per_block(vocabulary_size: int, device: torch.device) -> int | None:
 
 def fused_losses(
     student: Projection,
-    teacher: Projection | None,
+    teacher: Projection | SparseRows | None,
     labels: Int[Tensor, " N"],
     terms: Mapping[str, LogitTerm],
     *,
@@ -89,7 +92,8 @@ def fused_losses(
 
     Args:
         student: Features may be of reduced precision; losses are taken in float32.
-        teacher: None where every term needs labels alone.
+        teacher: Live, or the rows of a cache (at the same temperature, for `SPARSE_TERMS` alone);
+            None where every term needs labels alone.
         labels: Token ids; -100 where a row has none.
         chunk_rows: Rows whose logits exist at once; chosen from memory by default.
 
@@ -97,8 +101,9 @@ def fused_losses(
         sum over terms of coefficient * value, and the values by name, in nats (or as `losses`
         says).
     """
-    if teacher is None and any(name in TEACHER_TERMS for name in terms):
-        raise ValueError(f"terms {sorted(terms)} need a teacher")
+    served = {Projection: TEACHER_TERMS, SparseRows: SPARSE_TERMS}.get(type(teacher), ())
+    if unserved := sorted(set(terms) - {"language_modeling", *served}):
+        raise ValueError(f"terms {unserved} need a teacher, or a live one")
     chunk_rows = chunk_rows or rows_per_chunk(student.weight.shape[0], student.features.device)
     total, *values = _FusedLosses.apply(
         student.features,
@@ -120,7 +125,7 @@ class _FusedLosses(torch.autograd.Function):
         features: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        teacher: Projection | None,
+        teacher: Projection | SparseRows | None,
         labels: Tensor,
         terms: Mapping[str, LogitTerm],
         temperature: float,
@@ -130,7 +135,9 @@ class _FusedLosses(torch.autograd.Function):
         needs_weight = weight.requires_grad
         needs_bias = bias is not None and bias.requires_grad
         student_weight = weight.detach().to(compute)
-        teacher_weight = None if teacher is None else teacher.weight.to(compute)
+        live = teacher if isinstance(teacher, Projection) else None
+        sparse = teacher if isinstance(teacher, SparseRows) else None
+        teacher_weight = None if live is None else live.weight.to(compute)
         grad_features = torch.empty_like(features)
         grad_weight = None  # the first chunk's product becomes it; with no rows it is zero
         if needs_weight and not len(features):
@@ -150,14 +157,15 @@ class _FusedLosses(torch.autograd.Function):
                 chunk = features[part].to(compute)
                 logits = chunk @ student_weight.T
                 teacher_logits = None
-                if teacher is not None and teacher_weight is not None:
-                    teacher_logits = teacher.features[part].to(compute) @ teacher_weight.T
+                if live is not None and teacher_weight is not None:
+                    teacher_logits = live.features[part].to(compute) @ teacher_weight.T
                 for block in _blocks(len(chunk), block_rows):
                     rows = slice(start + block.start, start + block.stop)
                     scratch = list(buffers[:, : block.stop - block.start])
-                    pair = _block_logits(logits, bias, teacher_logits, teacher, block, scratch)
+                    pair = _block_logits(logits, bias, teacher_logits, live, block, scratch)
+                    told = None if sparse is None else sparse[rows]
                     gradient = _block_gradient(
-                        pair, labels[rows], rows, terms, temperature, values, scratch[2:]
+                        pair, told, labels[rows], rows, terms, temperature, values, scratch[2:]
                     )
                     logits[block] = gradient  # whose place these logits no longer need
                     if grad_bias is not None:
@@ -231,6 +239,7 @@ def _with_bias(logits: Tensor, bias: Tensor | None, out: Tensor) -> None:
 
 def _block_gradient(
     logits: tuple[Float[Tensor, "n V"], Float[Tensor, "n V"]],
+    sparse: SparseRows | None,
     labels: Int[Tensor, " n"],
     part: slice,
     terms: Mapping[str, LogitTerm],
@@ -253,15 +262,20 @@ def _block_gradient(
             grad = torch.sub(student_logits, teacher_logits, out=scratch[0])
             value = grad.square().mean(-1)
             grad.mul_(2 / grad.shape[-1])
+        elif sparse is not None:
+            softened = torch.div(student_logits, temperature, out=scratch[2])
+            log_q = torch.log_softmax(softened, dim=-1, out=scratch[0])
+            value, grad = sparse_soft_target(log_q, sparse)
+            value, scale = value * temperature**2, temperature
         else:
             log_p, log_q = (
                 torch.log_softmax(torch.div(z, temperature, out=scratch[2]), dim=-1, out=out)
                 for z, out in ((teacher_logits, scratch[0]), (student_logits, scratch[1]))
             )
             value, grad = _divergence(name, term, log_p, log_q, scratch[2])
+            scale = 1 / temperature
             if name != "total_variation":
-                value, scale = value * temperature**2, temperature**2
-            scale = scale / temperature
+                value, scale = value * temperature**2, temperature
         weight = torch.full_like(value, term.coefficient * scale)
         if term.rows is not None:
             value, weight = value * term.rows[part], weight * term.rows[part]

@@ -1,4 +1,4 @@
-"""The objective of a language model on one micro-batch, under a teacher or alone.
+"""The objective of a language model on one micro-batch, under a teacher (live or cached) or alone.
 
 Bodies run first; the rows that count are selected from their hidden states; only those rows reach
 the head and the losses. With no teacher the one term left is the language modelling loss: that is
@@ -9,7 +9,7 @@ Axes: B sequences, T positions, N rows that count, D hidden size.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from stillhouse.objectives.fused import LOGIT_TERMS, LogitTerm, Projection, fuse
 from stillhouse.objectives.losses import hidden_cosine_loss, hidden_mse_loss
 from stillhouse.recipe import HardLossRecipe, LossesRecipe, LossRecipe, Rows
 from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.teacher_rows import SparseRows
 
 HIDDEN_LOSSES = {"hidden_cosine": hidden_cosine_loss, "hidden_mse": hidden_mse_loss}
 LANGUAGE_MODELING_ALONE = LossesRecipe(language_modeling=HardLossRecipe(weight=1.0))
@@ -33,6 +34,15 @@ class Teacher:
     model: PreTrainedModel
 
 
+@dataclass(frozen=True)
+class Taught:
+    """A teacher's side of the rows that count: last hidden states, and what the head makes of
+    them."""
+
+    hidden: Tensor | None
+    targets: Projection | SparseRows
+
+
 class LanguageModelObjective:
     """Weighted sums of the recipe's terms; each term's own sum beside them."""
 
@@ -41,9 +51,10 @@ class LanguageModelObjective:
         family: Family,
         losses: LossesRecipe,
         *,
-        teacher: Teacher | None = None,
+        teacher: Teacher | Literal["cached"] | None = None,
         temperature: float = 1.0,
     ) -> None:
+        """With a `cached` teacher every batch brings its teacher's rows along."""
         self.family = family
         self.teacher = teacher
         self.temperature = temperature
@@ -70,10 +81,9 @@ class LanguageModelObjective:
         global batch, micro-batches add up to the step's loss."""
         selected = self._selected_rows(batch, coefficients)
         student_rows = self.family.run_body(model, batch)[selected]
-        teacher_rows = None
-        if self.teacher is not None and set(coefficients) != {"language_modeling"}:
-            with torch.no_grad():
-                teacher_rows = self.teacher.family.run_body(self.teacher.model, batch)[selected]
+        taught = None
+        if set(coefficients) != {"language_modeling"}:
+            taught = self._taught(batch, selected)
         masks = {
             "all": None,
             "predicted": None
@@ -81,13 +91,14 @@ class LanguageModelObjective:
             else batch.rows("predicted")[selected],
         }
         total, values = self._logit_losses(
-            model, student_rows, teacher_rows, batch.labels[selected], masks, coefficients
+            model, student_rows, taught, batch.labels[selected], masks, coefficients
         )
         for name, coefficient in coefficients.items():
             if name in HIDDEN_LOSSES:
-                assert teacher_rows is not None
+                assert taught is not None
+                assert taught.hidden is not None
                 mask = masks[self.terms[name].rows]
-                pair = (student_rows, teacher_rows)
+                pair = (student_rows, taught.hidden)
                 kept = pair if mask is None else tuple(rows[mask] for rows in pair)
                 value = HIDDEN_LOSSES[name](*kept)
                 values[name] = value.detach()
@@ -100,11 +111,21 @@ class LanguageModelObjective:
     def _selected_rows(self, batch: Batch, names: Mapping[str, float]) -> Tensor:
         return batch.rows("predicted" if self._only_predicted(names) else "all")
 
+    def _taught(self, batch: Batch, selected: Tensor) -> Taught:
+        if self.teacher == "cached":
+            assert batch.teacher is not None
+            rows = batch.teacher[selected[batch.rows(batch.teacher.rows)]]
+            return Taught(rows.hidden, rows.targets)
+        assert isinstance(self.teacher, Teacher)
+        with torch.no_grad():
+            hidden = self.teacher.family.run_body(self.teacher.model, batch)[selected]
+            return Taught(hidden, project(self.teacher.family, self.teacher.model, hidden))
+
     def _logit_losses(
         self,
         model: PreTrainedModel,
         student_rows: Tensor,
-        teacher_rows: Tensor | None,
+        taught: Taught | None,
         labels: Tensor,
         masks: Mapping[str, Tensor | None],
         coefficients: Mapping[str, float],
@@ -120,14 +141,12 @@ class LanguageModelObjective:
                 terms[name] = LogitTerm(coefficient, rows, **extra)
         if not terms:
             return student_rows.new_zeros((), dtype=torch.float32), {}
-        student = self._projection(self.family, model, student_rows)
-        teacher = None
-        if teacher_rows is not None and self.teacher is not None:
-            with torch.no_grad():
-                teacher = self._projection(self.teacher.family, self.teacher.model, teacher_rows)
+        student = project(self.family, model, student_rows)
+        teacher = taught.targets if taught is not None else None
         return fused_losses(student, teacher, labels, terms, temperature=self.temperature)
 
-    @staticmethod
-    def _projection(family: Family, model: PreTrainedModel, rows: Tensor) -> Projection:
-        head = family.head(model)
-        return Projection(head.transform(rows), head.weight, head.bias)
+
+def project(family: Family, model: PreTrainedModel, hidden: Tensor) -> Projection:
+    """What the model's head multiplies for these last hidden states (N, D)."""
+    head = family.head(model)
+    return Projection(head.transform(hidden), head.weight, head.bias)

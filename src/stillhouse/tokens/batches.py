@@ -7,7 +7,7 @@ Axes: B sequences, T positions.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stillhouse.errors import DataError
 from stillhouse.recipe import Rows
+from stillhouse.tokens.teacher_rows import TeacherRows
 
 IGNORED = -100  # the label of a position that is not predicted
 
@@ -28,6 +29,7 @@ class Batch:
     `segment_ids` number the documents packed into a sequence from 1; 0 is padding. A position sees
     only its own segment, and with `causal` only itself and what stands before it.
     `uniform` says that every position is real and of one segment, so no mask is needed.
+    `teacher` is what a cache says of the rows, where there is one.
     """
 
     input_ids: Int[Tensor, "B T"]
@@ -36,6 +38,7 @@ class Batch:
     position_ids: Int[Tensor, "B T"]
     causal: bool
     uniform: bool
+    teacher: TeacherRows | None = None
 
     def attention_mask(self) -> Bool[Tensor, "B 1 T T"] | None:
         """True where a query (second to last axis) may see a key (last axis)."""
@@ -55,26 +58,31 @@ class Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return Batch(
-            move(self.input_ids),
-            move(self.labels),
-            move(self.segment_ids),
-            move(self.position_ids),
-            self.causal,
-            self.uniform,
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            labels=move(self.labels),
+            segment_ids=move(self.segment_ids),
+            position_ids=move(self.position_ids),
+            teacher=None if self.teacher is None else self.teacher.to(device),
         )
 
     def split(self, sequences: int) -> Iterator["Batch"]:
         """Micro-batches of at most `sequences` sequences each, in order."""
+        first_row = 0
         for start in range(0, len(self.input_ids), sequences):
             part = slice(start, start + sequences)
-            yield Batch(
-                self.input_ids[part],
-                self.labels[part],
-                self.segment_ids[part],
-                self.position_ids[part],
-                self.causal,
-                self.uniform,
+            taught = None
+            if self.teacher is not None:
+                rows = slice(first_row, first_row + int(self.rows(self.teacher.rows)[part].sum()))
+                taught, first_row = self.teacher[rows], rows.stop
+            yield replace(
+                self,
+                input_ids=self.input_ids[part],
+                labels=self.labels[part],
+                segment_ids=self.segment_ids[part],
+                position_ids=self.position_ids[part],
+                teacher=taught,
             )
 
 

@@ -1,0 +1,264 @@
+"""Writes the teacher cache: teacher + tokens/ -> teacher-cache/, once for all epochs, seeds and
+students.
+
+Every sequence of the training split passes the teacher once; of each row that a loss of the teacher
+counts, a few tokens are kept (`objectives.sparse`), and the last hidden state where a loss needs
+it. Masks are those of one fixed visit. Parts are committed one by one, so that a stopped writing
+goes on where it was."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from stillhouse.errors import RunError, Stopped
+from stillhouse.objectives.fused import rows_per_chunk
+from stillhouse.objectives.language_model import HIDDEN_LOSSES, Teacher, project
+from stillhouse.objectives.sparse import sparse_rows, sparse_soft_target_loss
+from stillhouse.recipe import CACHED_LOSSES, Recipe, Rows, recipe_part
+from stillhouse.run_folder import (
+    Inputs,
+    RunFolder,
+    commit_folder,
+    commit_parts,
+    is_up_to_date,
+    make_room,
+    read_manifest,
+    verify,
+)
+from stillhouse.tokens.batches import Batch, visit_key
+from stillhouse.tokens.source import open_source
+from stillhouse.tokens.teacher_cache import (
+    VISIT_EPOCH,
+    VISIT_SEED,
+    CacheFormat,
+    FixedVisits,
+    TeacherCache,
+    part_folder,
+    write_rows,
+)
+from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
+from stillhouse.training.device import (
+    autocast,
+    micro_batch_tokens,
+    pick_device,
+    pick_precision,
+)
+from stillhouse.training.progress import Reporter
+from stillhouse.training.signals import StopRequest
+
+TOKENS_PER_PART = 2**18
+CHECKED_SEQUENCES = 4
+LARGEST_LOSS = 0.1  # nats a row; a sample of 16 tokens is uncertain by about 0.02 on 1,000 rows
+SAMPLE_SEED = VISIT_SEED + 1  # not the masks' own, with which the sample would be correlated
+
+
+def cached_rows(recipe: Recipe) -> Rows:
+    """The rows a cache holds: those that the widest of the teacher's terms counts."""
+    terms = recipe.distillation.losses.active()
+    return (
+        "all" if any(terms[n].rows == "all" for n in CACHED_LOSSES if n in terms) else "predicted"
+    )
+
+
+def cache_inputs(recipe: Recipe, run: RunFolder, teacher: str) -> Inputs:
+    """What a cache follows from; neither the student nor the seed is among it."""
+    tokens = read_manifest(run.tokens)
+    settings = {
+        "teacher_outputs": recipe_part(recipe.cache) if recipe.cache else None,
+        "temperature": recipe.distillation.temperature,
+        "precision": pick_precision(recipe.distillation.precision, pick_device()),
+        "rows": cached_rows(recipe),
+        "hidden": _needs_hidden(recipe),
+        "tokens": recipe_part(recipe.tokens),
+    }
+    return Inputs(
+        "teacher-cache",
+        settings,
+        {"tokens": tokens.fingerprint if tokens else "", "teacher": teacher},
+    )
+
+
+def _needs_hidden(recipe: Recipe) -> bool:
+    return any(name in HIDDEN_LOSSES for name in recipe.distillation.losses.active())
+
+
+class CacheWriter:
+    """One recipe's teacher cache, and the teacher that fills it."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, teacher: Teacher, inputs: Inputs) -> None:
+        assert recipe.cache is not None
+        self.recipe = recipe
+        self.run = run
+        self.teacher = teacher
+        self.inputs = inputs
+        self.device = pick_device()
+        self.source = open_source(run.tokens, recipe.tokens, "train")
+        config = teacher.model.config
+        self.layout = CacheFormat(
+            recipe.cache.cache,
+            min(recipe.cache.size, config.vocab_size),
+            cached_rows(recipe),
+            config.vocab_size,
+            teacher.family.hidden_size(config) if _needs_hidden(recipe) else None,
+            max(1, TOKENS_PER_PART // self.source.sequence_length),
+        )
+
+    @property
+    def num_parts(self) -> int:
+        return -(-self.source.num_sequences // self.layout.sequences_per_part)
+
+    def write(self, reporter: Reporter, *, overwrite: bool = False) -> None:
+        """Write what is missing, and complete the cache.
+
+        Raises:
+            Stopped: SIGINT or SIGTERM; the parts written so far are kept.
+        """
+        target = self.run.teacher_cache
+        if not self._goes_on():
+            make_room(target, overwrite=overwrite)
+        reporter.start("teacher cache", 0, self.source.num_sequences)
+        try:
+            with StopRequest() as stop:
+                for part in range(self.num_parts):
+                    if not self._is_written(part, reporter):
+                        self._write_part(part, reporter, stop)
+        finally:
+            reporter.finish()
+        facts = {
+            "format": asdict(self.layout),
+            "num_parts": self.num_parts,
+            "bytes_per_row": self.layout.bytes_per_row,
+        }
+        commit_parts(target, self.inputs, facts)
+
+    def _goes_on(self) -> bool:
+        """Whether what stands there was begun under the same inputs, and is not complete."""
+        parts = self.run.teacher_cache.glob("part-*")
+        return read_manifest(self.run.teacher_cache) is None and all(
+            is_up_to_date(part, self.inputs) for part in parts
+        )
+
+    def _is_written(self, part: int, reporter: Reporter) -> bool:
+        folder = part_folder(self.run.teacher_cache, part)
+        if not folder.exists():
+            return False
+        try:
+            verify(folder)
+        except RunError as error:
+            reporter.say(f"{error} It is written again.")
+            return False
+        return True
+
+    def _write_part(self, part: int, reporter: Reporter, stop: StopRequest) -> None:
+        first = part * self.layout.sequences_per_part
+        last = min(first + self.layout.sequences_per_part, self.source.num_sequences)
+        taught: list[TeacherRows] = []
+        counts: list[np.ndarray] = []
+        folder = part_folder(self.run.teacher_cache, part)
+        with commit_folder(folder, self.inputs, overwrite=True) as temporary:
+            for sequences in self._micro_batches(first, last):
+                if stop.signal_number is not None:
+                    raise Stopped(
+                        f"Stopped by signal {stop.signal_number} while the teacher cache was "
+                        f"written; {part} of {self.num_parts} parts are kept. Give the same "
+                        "command again to go on.",
+                        stop.signal_number,
+                    )
+                started = time.monotonic()
+                batch = self._batch(sequences)
+                taught.append(self.rows(batch, sequences))
+                counts.append(batch.rows(self.layout.rows).sum(1).numpy())
+                rate = batch.num_rows("all") / (time.monotonic() - started)
+                reporter.step(int(sequences[-1]) + 1, {"tokens_per_second": rate})
+            write_rows(temporary, TeacherRows.join(taught), np.concatenate(counts), self.layout)
+
+    def _micro_batches(self, first: int, last: int) -> Iterator[np.ndarray]:
+        wanted = self.recipe.distillation.micro_batch_tokens
+        tokens = micro_batch_tokens(wanted, self.device)
+        size = max(1, tokens // self.source.sequence_length)
+        for start in range(first, last, size):
+            yield np.arange(start, min(start + size, last))
+
+    def _batch(self, sequences: np.ndarray) -> Batch:
+        return FixedVisits(self.source).batch(sequences, np.zeros_like(sequences), VISIT_SEED)
+
+    @torch.inference_mode()
+    def rows(self, batch: Batch, sequences: np.ndarray) -> TeacherRows:
+        """What the cache holds of a batch of the given sequences."""
+        counts = batch.rows(self.layout.rows).sum(1).tolist()
+        uniform = torch.from_numpy(
+            np.concatenate(
+                [
+                    np.random.Generator(
+                        np.random.Philox(key=visit_key(SAMPLE_SEED, VISIT_EPOCH, sequence))
+                    ).random(count)
+                    for sequence, count in zip(sequences.tolist(), counts, strict=True)
+                ]
+            )
+        ).to(self.device)
+        hidden, pieces = self._probe(batch)
+        targets = [
+            sparse_rows(
+                logits,
+                self.layout.kind,
+                self.layout.size,
+                temperature=self.recipe.distillation.temperature,
+                uniform=uniform[part],
+            )
+            for part, logits in pieces
+        ]
+        kept = hidden.float().cpu() if self.layout.hidden_size is not None else None
+        return TeacherRows(self.layout.rows, SparseRows.join(targets).to(torch.device("cpu")), kept)
+
+    def _probe(self, batch: Batch) -> tuple[torch.Tensor, Iterator[tuple[slice, torch.Tensor]]]:
+        """The teacher's last hidden states of the rows, and chunk by chunk their logits."""
+        family, model = self.teacher.family, self.teacher.model
+        precision = pick_precision(self.recipe.distillation.precision, self.device)
+        batch = batch.to(self.device)
+        with autocast(self.device, precision):
+            hidden = family.run_body(model, batch)[batch.rows(self.layout.rows)]
+            head = project(family, model, hidden)
+
+        def chunks() -> Iterator[tuple[slice, torch.Tensor]]:
+            size = rows_per_chunk(len(head.weight), self.device)
+            for start in range(0, len(hidden), size):
+                part = slice(start, start + size)
+                with autocast(self.device, precision):
+                    yield (
+                        part,
+                        torch.nn.functional.linear(head.features[part], head.weight, head.bias),
+                    )
+
+        return hidden, chunks()
+
+    @torch.inference_mode()
+    def check(self, cache: TeacherCache, seed: int) -> float:
+        """Compare the cache with the teacher on a few random sequences.
+
+        Returns:
+            KL(cache || live teacher) in nats, mean over rows: zero but for rounding and, of a
+            sample, its noise.
+
+        Raises:
+            RunError: they do not agree, so that this cache is another teacher's.
+        """
+        generator = np.random.default_rng(seed)
+        number = min(CHECKED_SEQUENCES, self.source.num_sequences)
+        sequences = np.sort(generator.choice(self.source.num_sequences, number, replace=False))
+        kept = cache.rows(sequences).targets
+        temperature = self.recipe.distillation.temperature
+        loss = 0.0
+        for part, logits in self._probe(self._batch(sequences))[1]:
+            told = kept[part].to(self.device)
+            loss += float(sparse_soft_target_loss(logits, told, temperature=temperature))
+        loss /= temperature**2 * max(1, len(kept.ids))
+        if not abs(loss) <= LARGEST_LOSS:
+            raise RunError(
+                f"{cache.folder} does not hold what the teacher says: on {number} sequences they "
+                f"differ by {loss:.3f} nats a row (at most {LARGEST_LOSS}). Move it away to write "
+                "it anew."
+            )
+        return loss

@@ -1,0 +1,114 @@
+"""Teacher distributions kept as a few tokens for each row: what a teacher cache holds.
+
+`top_k` keeps the most likely tokens and the mass of all others. The loss compares k + 1 outcomes,
+so it is a lower bound of the exact one, and its gradient lets the student share out the rest.
+
+`sampled` keeps an unbiased estimate of the whole distribution: each weight's expectation is the
+token's probability. The gradient of the soft target is linear in the teacher's probabilities, so
+its expectation is the exact gradient (Anshumann et al. 2025, who draw with replacement). Here
+tokens are drawn without replacement by systematic sampling with probability proportional to size
+(Madow 1949): a token likelier than a threshold is kept with its own probability, of the others each
+is kept with probability p / threshold and then weighs the threshold. All ids differ, the weights
+sum to one, and the variance is smaller than that of as many independent draws.
+
+Axes: N rows, V vocabulary, k tokens kept.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stillhouse.recipe import CacheKind
+from stillhouse.tokens.teacher_rows import SparseRows
+
+SMALLEST = torch.finfo(torch.float32).tiny
+
+
+def sparse_rows(
+    logits: Float[Tensor, "N V"],
+    kind: CacheKind,
+    size: int,
+    *,
+    temperature: float,
+    uniform: Float[Tensor, " N"],
+) -> SparseRows:
+    """The rows a cache keeps of a teacher's logits.
+
+    Args:
+        size: Tokens kept of each row; at most the vocabulary.
+        uniform: One number from [0, 1) for each row, the only chance in a systematic sample.
+    """
+    log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
+    p = log_p.exp()
+    size = min(size, p.shape[-1])
+    largest, ids = p.topk(size, dim=-1)
+    if kind == "top_k":
+        rest = p.scatter(1, ids, 0.0).sum(-1)
+        return SparseRows(kind, ids, largest, rest)
+    negative_entropy = (p * log_p.clamp_min(-1e4)).sum(-1)
+    ids, weights = _systematic_sample(p, largest, ids, uniform)
+    return SparseRows(kind, ids, weights, negative_entropy)
+
+
+def _systematic_sample(
+    p: Float[Tensor, "N V"],
+    largest: Float[Tensor, "N k"],
+    ids: Int[Tensor, "N k"],
+    uniform: Float[Tensor, " N"],
+) -> tuple[Int[Tensor, "N k"], Float[Tensor, "N k"]]:
+    """Ids and weights of a sample of k tokens, given the k largest probabilities in order."""
+    size = largest.shape[1]
+    places = torch.arange(size, device=p.device)
+    left = p.sum(-1, keepdim=True) - largest.cumsum(-1) + largest  # mass from each place on
+    # Certain are those before the first place whose share of the slots left is at most one.
+    certain = ((size - places) * largest > left).cumprod(-1).bool()
+    num_certain = certain.sum(-1, keepdim=True)
+    slots = size - num_certain
+    others = p.double().scatter(1, ids, p.gather(1, ids).where(~certain, 0.0).double())
+    bounds = others.cumsum(-1)
+    mass = bounds[:, -1:].clone()
+    targets = (uniform.double()[:, None] + (places - num_certain).clamp_min(0)) / slots * mass
+    drawn = torch.searchsorted(bounds, targets, right=True).clamp_max(p.shape[1] - 1)
+    threshold = (mass / slots).float()
+    return ids.where(certain, drawn), largest.where(certain, threshold)
+
+
+def sparse_soft_target_loss(
+    student_logits: Float[Tensor, "N V"], teacher: SparseRows, *, temperature: float
+) -> Float[Tensor, ""]:
+    """temperature^2 * sum over rows of KL(teacher || student), as far as the kept tokens tell.
+
+    `sampled`: sum p log p (kept exactly) - sum over kept tokens of weight * log q, whose
+    expectation is the exact value. `top_k`: KL over the kept tokens and one outcome for all others.
+    """
+    log_q = torch.log_softmax(student_logits.float() / temperature, dim=-1)
+    kept = log_q.gather(1, teacher.ids)
+    if teacher.kind == "sampled":
+        values = teacher.rest - (teacher.weights * kept).sum(-1)
+    else:
+        log_rest = log_q.exp().scatter(1, teacher.ids, 0.0).sum(-1).clamp_min(SMALLEST).log()
+        values = (torch.xlogy(teacher.weights, teacher.weights) - teacher.weights * kept).sum(-1)
+        values = values + torch.xlogy(teacher.rest, teacher.rest) - teacher.rest * log_rest
+    return temperature**2 * values.sum()
+
+
+def sparse_soft_target(
+    log_q: Float[Tensor, "n V"], teacher: SparseRows
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n V"]]:
+    """Each row's value (without temperature^2), and its gradient for the softened logits.
+
+    `log_q` becomes the gradient.
+    """
+    ids, weights = teacher.ids, teacher.weights
+    kept = log_q.gather(1, ids)
+    total = weights.sum(-1, keepdim=True)
+    if teacher.kind == "sampled":
+        gradient = log_q.exp_().mul_(total)
+        return teacher.rest - (weights * kept).sum(-1), gradient.scatter_add_(1, ids, -weights)
+    rest = teacher.rest[:, None]
+    gradient = log_q.exp_().scatter_(1, ids, 0.0)
+    student_rest = gradient.sum(-1, keepdim=True).clamp_min(SMALLEST)
+    value = (torch.xlogy(weights, weights) - weights * kept).sum(-1, keepdim=True)
+    value += torch.xlogy(rest, rest) - rest * student_rest.log()
+    gradient.mul_(total + rest - rest / student_rest)
+    return value.squeeze(1), gradient.scatter_(1, ids, kept.exp() * (total + rest) - weights)

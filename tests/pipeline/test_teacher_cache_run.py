@@ -1,0 +1,131 @@
+"""A student of a cached teacher: written once, checked, resumed, and as good as a live one."""
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from tiny_run import TinyRun, sha256
+
+from stillhouse.run_folder import read_manifest
+
+CACHE = ("--set", "distillation.teacher_outputs={cache: sampled, size: 16}")
+WHOLE = ("--set", "distillation.teacher_outputs={cache: top_k, size: 320}")
+SOFT = ("--set", "distillation.losses.hidden_cosine.weight=0")
+
+
+def losses(run: TinyRun) -> list[float]:
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if line["model"] == "student"]
+
+
+def test_a_cache_of_the_whole_vocabulary_teaches_like_the_live_teacher(ready, tmp_path):
+    """With nothing left out, training follows the live teacher's to float16's precision."""
+    live = TinyRun(ready.recipe, tmp_path / "live")
+    shutil.copytree(ready.folder, live.folder)
+    assert live.call("distill", *SOFT).code == 0
+    outcome = ready.call("distill", *SOFT, *WHOLE)
+    assert outcome.code == 0, outcome.err
+    assert "from the live teacher" in outcome.err
+    np.testing.assert_allclose(losses(ready), losses(live), rtol=2e-3)
+
+
+def test_the_cache_is_written_once_for_every_student(ready):
+    """A second student of another loss weight reads what the first one's teacher said."""
+    assert ready.call("distill", *CACHE).code == 0
+    before = read_manifest(ready.folder / "teacher-cache")
+    outcome = ready.call("distill", *CACHE, "--set", "distillation.losses.soft_target.weight=1")
+    assert outcome.code == 0, outcome.err
+    assert "teacher-cache is up to date" in outcome.err
+    assert read_manifest(ready.folder / "teacher-cache") == before
+    facts = json.loads((ready.folder / "student/manifest.json").read_text())["facts"]
+    assert before is not None
+    assert facts["training"]["teacher_cache_seconds"] == before.seconds > 0
+
+
+def test_another_temperature_is_another_cache(ready):
+    """What is kept depends on the temperature, so the cache is made again, and it is said."""
+    assert ready.call("distill", *CACHE).code == 0
+    outcome = ready.call("distill", *CACHE, "--set", "distillation.temperature=1")
+    assert outcome.code == 0, outcome.err
+    assert "temperature: 2.0 -> 1.0" in outcome.err
+    assert list((ready.folder / "replaced").glob("teacher-cache-*"))
+
+
+def test_a_writing_that_stopped_goes_on(ready, monkeypatch):
+    """Parts that were committed are kept; the finished cache is that of one go."""
+    monkeypatch.setattr("stillhouse.distillation.cache.TOKENS_PER_PART", 1024)
+    assert ready.call("distill", *CACHE).code == 0
+    cache = ready.folder / "teacher-cache"
+    whole = {path.relative_to(cache): sha256(path) for path in cache.rglob("*.bin")}
+    kept = (cache / "part-00000/ids.bin").stat().st_mtime_ns
+    assert len(list(cache.glob("part-*"))) > 2
+    (cache / "manifest.json").unlink()  # as if it had been killed before the last part
+    shutil.rmtree(cache / "part-00001")
+    damaged = cache / "part-00002/weights.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
+    shutil.rmtree(ready.folder / "student")
+    outcome = ready.call("distill", *CACHE)
+    assert outcome.code == 0, outcome.err
+    assert "weights.bin is damaged" in outcome.err
+    assert {path.relative_to(cache): sha256(path) for path in cache.rglob("*.bin")} == whole
+    assert (cache / "part-00000/ids.bin").stat().st_mtime_ns == kept
+
+
+def test_a_stop_while_the_cache_is_written_keeps_its_parts(ready, monkeypatch):
+    """SIGINT ends with 130 and says what is kept; the same command goes on."""
+    monkeypatch.setattr("stillhouse.distillation.cache.TOKENS_PER_PART", 1024)
+    written = []
+
+    def interrupt(folder, *arguments):
+        written.append(folder)
+        os.kill(os.getpid(), signal.SIGINT)
+        return write(folder, *arguments)
+
+    from stillhouse.distillation import cache
+
+    write = cache.write_rows
+    monkeypatch.setattr(cache, "write_rows", interrupt)
+    outcome = ready.call("distill", *CACHE)
+    assert outcome.code == 130
+    assert "1 of" in outcome.err
+    assert len(list((ready.folder / "teacher-cache").glob("part-*"))) == 1
+    monkeypatch.setattr(cache, "write_rows", write)
+    assert ready.call("distill", *CACHE).code == 0
+
+
+def test_a_cache_of_another_teacher_is_refused(ready):
+    """Content exchanged behind the manifest's back is found by asking the teacher."""
+    sharp = (*CACHE, "--set", "distillation.temperature=0.05")  # this teacher is nearly uniform
+    assert ready.call("distill", *sharp).code == 0
+    manifest_file = ready.folder / "teacher-cache/part-00000/manifest.json"
+    ids = ready.folder / "teacher-cache/part-00000/ids.bin"
+    changed = (np.fromfile(ids, "<u2") + 7) % 320
+    changed.astype("<u2").tofile(ids)
+    shutil.rmtree(ready.folder / "student")
+    digest = sha256(ids)
+    for file in (manifest_file, ready.folder / "teacher-cache/manifest.json"):
+        manifest = json.loads(file.read_text())
+        for name, facts in manifest["files"].items():
+            if name.endswith("ids.bin"):
+                facts["sha256"] = digest
+        file.write_text(json.dumps(manifest))
+    outcome = ready.call("distill", *sharp)
+    assert outcome.code == 5
+    assert "does not hold what the teacher says" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distillation.losses.jsd={weight: 1.0}", "losses.jsd needs the teacher's whole"),
+        ("distillation.teacher_outputs.size=0", "size"),
+        ("distillation.teacher_outputs.cache=all", "cache"),
+    ],
+)
+def test_what_a_cache_cannot_do_is_said(ready, override, message):
+    outcome = ready.call("distill", *CACHE, "--set", override)
+    assert outcome.code == 2
+    assert message in outcome.err
