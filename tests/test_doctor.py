@@ -41,6 +41,18 @@ def test_the_machine_is_described(capsys, monkeypatch):
     assert set(findings[0]) == {"what", "state", "detail"}
 
 
+def test_a_missing_extra_is_said_with_what_it_is_good_for(capsys, monkeypatch):
+    """Without gigatoken, doctor says what happens then and how to get it."""
+    assert "ok       extra gigatoken" in doctor(capsys, monkeypatch)[1]
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    code, out, _ = doctor(capsys, monkeypatch)
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "extra gigatoken" in line]
+    assert line.startswith("missing")
+    assert "without it tokenizers does" in line
+    assert "pip install 'stillhouse[fast]'" in line
+
+
 def test_an_intact_run_is_said_to_be_intact(capsys, monkeypatch, run):
     """Every output and checkpoint has its line, and the exit code is 0."""
     code, out, _ = doctor(capsys, monkeypatch, run.path)

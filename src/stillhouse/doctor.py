@@ -12,6 +12,10 @@ from stillhouse.run_folder import RunFolder, read_manifest, verify
 
 EXTRAS = {
     "datasets": "hub datasets as a corpus (pip install 'stillhouse[hub]')",
+    "gigatoken": (
+        "tokenizes byte-level BPE; without it tokenizers does, many times slower "
+        "(pip install 'stillhouse[fast]')"
+    ),
 }
 
 

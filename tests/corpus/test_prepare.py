@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import gigatoken
 import numpy as np
 import pytest
 
@@ -238,6 +241,86 @@ def test_progress_ends_with_the_totals(texts, tokenizers, tmp_path):
     assert lines[-1].startswith("40 documents, 0.1 MB of text, ")
 
 
+def shards_of(run: RunFolder) -> dict[str, str]:
+    """The SHA-256 of each shard, index and count."""
+    files = [path for path in run.tokens.iterdir() if path.suffix in (".bin", ".idx")]
+    assert len(files) == 5
+    return {path.name: sha256_of(path) for path in files}
+
+
+def engine_of(run: RunFolder) -> str:
+    manifest = read_manifest(run.tokens)
+    assert manifest is not None
+    return manifest.facts["engine"]
+
+
+RIGHT = gigatoken.Tokenizer
+
+
+class Faulty:
+    """gigatoken, but for a letter that it loses from one word."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    @classmethod
+    def from_json(cls, data: str) -> "Faulty":
+        return cls(RIGHT.from_json(data))
+
+    def encode_batch(self, texts: list[str]) -> Any:
+        return self._real.encode_batch([text.replace("barrels", "barrel") for text in texts])
+
+
+def test_the_engine_does_not_show_in_the_shards(texts, tokenizers, tmp_path, monkeypatch):
+    """With gigatoken or without, the bytes are the same, and no reason to run again."""
+    (texts / "odd.txt").write_text("<|endoftext|> 日本語 \u2003 é e\u0301 🙂\r\n\t\t x" * 500)
+    runs = {name: RunFolder.at(tmp_path / name) for name in ("gigatoken", "tokenizers")}
+    prepare(recipe_for(texts), runs["gigatoken"], teacher_tokenizer=tokenizers["causal"])
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    prepare(recipe_for(texts), runs["tokenizers"], teacher_tokenizer=tokenizers["causal"])
+    assert {name: engine_of(run).split()[0] for name, run in runs.items()} == dict(
+        zip(runs, runs, strict=True)
+    )
+    assert shards_of(runs["gigatoken"]) == shards_of(runs["tokenizers"])
+    inputs = prepare_inputs(recipe_for(texts), teacher_tokenizer=tokenizers["causal"])
+    assert is_up_to_date(runs["gigatoken"].tokens, inputs)
+
+
+def test_a_faulty_engine_is_given_up_aloud(texts, tokenizers, tmp_path, monkeypatch):
+    """A mismatch far into the text starts it anew with tokenizers; one line says why."""
+    (texts / "z.txt").write_text("Two barrels. " * 3000)
+    right, run = RunFolder.at(tmp_path / "right"), RunFolder.at(tmp_path / "run")
+    prepare(recipe_for(texts), right, teacher_tokenizer=tokenizers["causal"])
+    monkeypatch.setattr(gigatoken, "Tokenizer", Faulty)
+    lines: list[str] = []
+    prepare(recipe_for(texts), run, teacher_tokenizer=tokenizers["causal"], progress=lines.append)
+    (reason,) = [line for line in lines if line.startswith("tokenizing with tokenizers")]
+    assert re.search(r": gigatoken \S+ gives \[.*Two barrels.*, tokenizers \[", reason)
+    assert engine_of(run).startswith("tokenizers")
+    assert shards_of(run) == shards_of(right)
+    assert sorted(path.name for path in run.path.iterdir()) == ["corpus", "tokens"]
+
+
+@pytest.mark.parametrize(
+    ("language_modeling", "line"),
+    [
+        ("causal", r"tokenizing with gigatoken \S+, compared with tokenizers on the way"),
+        ("masked", r"tokenizing with tokenizers \S+: gigatoken is for byte-level BPE"),
+    ],
+)
+def test_the_engine_is_said(texts, tokenizers, tmp_path, language_modeling, line):
+    """The first line names the engine."""
+    lines: list[str] = []
+    recipe = recipe_for(texts, language_modeling=language_modeling)
+    prepare(
+        recipe,
+        RunFolder.at(tmp_path / "run"),
+        teacher_tokenizer=tokenizers[language_modeling],
+        progress=lines.append,
+    )
+    assert re.fullmatch(line, lines[0])
+
+
 PREPARE = """
 import os, re, sys
 from pathlib import Path
@@ -272,11 +355,7 @@ def test_the_number_of_threads_does_not_show(texts, tokenizers, tmp_path):
     for threads in ("1", "2"):
         run = tmp_path / f"run-{threads}"
         prepare_in_a_process(texts, tokenizers["causal"], run, RAYON_NUM_THREADS=threads)
-        shards = sorted((run / "tokens").glob("*.*"))
-        hashes.append(
-            {path.name: sha256_of(path) for path in shards if path.suffix in (".bin", ".idx")}
-        )
-    assert len(hashes[0]) == 5
+        hashes.append(shards_of(RunFolder.at(run)))
     assert hashes[0] == hashes[1]
 
 

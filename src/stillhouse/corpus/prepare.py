@@ -5,20 +5,32 @@ Reads `corpus.source` and a tokenizer. Writes `corpus/` (what was read, counted)
 from the text, the tokenizer and the recipe, not from the machine or the number of its cores.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from stillhouse.corpus.documents import describe_sources, read_documents
 from stillhouse.corpus.pieces import Piece, stretches
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.recipe import CorpusRecipe, Recipe, TrainedTokenizer, recipe_part
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder, fingerprint
+from stillhouse.tokens.characters import word_starts
+from stillhouse.tokens.engines import (
+    FAST,
+    REFERENCE,
+    Encode,
+    UnfitError,
+    open_fast,
+    version_of,
+)
 from stillhouse.tokens.held_out import is_validation, validation_point
 from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
 from stillhouse.tokens.tokenizer import (
@@ -51,7 +63,7 @@ class TextCounts:
             self.documents += 1
             self._inside_word = False
         self.bytes += num_bytes
-        self.words += len(piece.text.split()) - (self._inside_word and not piece.text[0].isspace())
+        self.words += word_starts(piece.text, inside_word=self._inside_word)
         self._inside_word = not piece.text[-1].isspace()
 
     def facts(self) -> dict[str, int]:
@@ -88,45 +100,70 @@ def prepare(
     """
     report = progress or (lambda message: None)
     inputs = prepare_inputs(recipe, teacher_tokenizer=teacher_tokenizer)
-    files = describe_sources(recipe.corpus)
     chosen = recipe.tokens.tokenizer
     if isinstance(chosen, TrainedTokenizer):
         tokenizer = _train(recipe, chosen, offline=offline, report=report)
     else:
         tokenizer = load_tokenizer(_tokenizer_path(chosen, teacher_tokenizer))
-    language_modeling = recipe.tokens.language_modeling
-    special = special_tokens(tokenizer, language_modeling)
+    work = _Work(recipe, run, tokenizer, inputs, offline, overwrite, report)
+    try:
+        encoding = open_fast(tokenizer)
+        report(f"tokenizing with {version_of(FAST)}, compared with {REFERENCE} on the way")
+        _write_folders(work, FAST, encoding)
+    except UnfitError as reason:
+        report(f"tokenizing with {version_of(REFERENCE)}: {reason}")
+        _write_folders(work, REFERENCE, contextlib.nullcontext(text_encoder(tokenizer)))
 
+
+@dataclass(frozen=True)
+class _Work:
+    """What there is to do, once its tokenizer is there."""
+
+    recipe: Recipe
+    run: RunFolder
+    tokenizer: PreTrainedTokenizerFast
+    inputs: Inputs
+    offline: bool
+    overwrite: bool
+    report: Progress
+
+
+def _write_folders(
+    work: _Work, engine: str, encoding: contextlib.AbstractContextManager[Encode]
+) -> None:
+    """Write both folders with one engine; should it prove unfit, neither is there."""
+    corpus, tokenizer = work.recipe.corpus, work.tokenizer
+    language_modeling = work.recipe.tokens.language_modeling
+    special = special_tokens(tokenizer, language_modeling)
+    lead = special.end_of_text if language_modeling == "causal" else None
+    files = describe_sources(corpus)
     token_facts: dict[str, Any] = {
         "language_modeling": language_modeling,
         "dtype": token_dtype(len(tokenizer)).name,
         "vocabulary_size": len(tokenizer),
         "special_tokens": asdict(special),
+        "engine": version_of(engine),
     }
     text_facts: dict[str, Any] = {}
+    tokens, overwrite = work.run.tokens, work.overwrite
     with (
-        commit_folder(run.tokens, inputs, token_facts, overwrite=overwrite) as tokens_folder,
-        commit_folder(run.corpus, inputs, text_facts, overwrite=overwrite) as corpus_folder,
+        commit_folder(tokens, work.inputs, token_facts, overwrite=overwrite) as tokens_folder,
+        commit_folder(work.run.corpus, work.inputs, text_facts, overwrite=overwrite) as folder,
     ):
-        pieces = read_documents(recipe.corpus, offline=offline)
-        lead = special.end_of_text if language_modeling == "causal" else None
         writers = {
             split: ShardWriter(tokens_folder, split, vocabulary_size=len(tokenizer), lead=lead)
             for split in ("train", "validation")
         }
-        with writers["train"], writers["validation"]:
-            counts = _write_tokens(
-                _with_ids(pieces, text_encoder(tokenizer)), writers, recipe.corpus, report
-            )
+        with writers["train"], writers["validation"], encoding as encode:
+            encoded = _with_ids(read_documents(corpus, offline=work.offline), encode)
+            counts = _write_tokens(encoded, writers, corpus, work.report)
         token_facts["splits"] = {
             split: _split_facts(writer, counts[split]) for split, writer in writers.items()
         }
         text_facts["splits"] = {split: count.facts() for split, count in counts.items()}
         (tokens_folder / COUNTS).write_bytes(writers["train"].counts.tobytes())
         tokenizer.save_pretrained(tokens_folder / "tokenizer")
-        (corpus_folder / "sources.json").write_text(
-            json.dumps(files, indent=1) + "\n", encoding="utf-8"
-        )
+        (folder / "sources.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
 
 
 def _tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
@@ -162,10 +199,24 @@ def _training_texts(corpus: CorpusRecipe, *, offline: bool) -> Iterator[str]:
             return
 
 
-def _with_ids(
-    pieces: Iterator[Piece], encode: Callable[[list[str]], list[np.ndarray]]
-) -> Iterator[tuple[Piece, int, np.ndarray]]:
-    """Each piece with its size in UTF-8 bytes and its token ids, encoded in batches."""
+def _with_ids(pieces: Iterator[Piece], encode: Encode) -> Iterator[tuple[Piece, int, np.ndarray]]:
+    """Each piece with its size in UTF-8 bytes and its token ids.
+
+    A batch is encoded while the next one is read.
+    """
+    with ThreadPoolExecutor(1) as encoder:
+        started = None
+        for batch in _batches(pieces):
+            parts = [list(stretches(piece.text, STRETCH_CHARACTERS)) for piece, _ in batch]
+            ids = encoder.submit(encode, [part for some in parts for part in some])
+            if started is not None:
+                yield from _joined(*started)
+            started = batch, parts, ids
+        if started is not None:
+            yield from _joined(*started)
+
+
+def _batches(pieces: Iterator[Piece]) -> Iterator[list[tuple[Piece, int]]]:
     batch: list[tuple[Piece, int]] = []
     waiting = 0
     for piece in pieces:
@@ -173,16 +224,16 @@ def _with_ids(
         batch.append((piece, size))
         waiting += size
         if waiting >= BATCH_BYTES:
-            yield from _encoded(batch, encode)
+            yield batch
             batch, waiting = [], 0
-    yield from _encoded(batch, encode)
+    if batch:
+        yield batch
 
 
-def _encoded(
-    batch: list[tuple[Piece, int]], encode: Callable[[list[str]], list[np.ndarray]]
+def _joined(
+    batch: list[tuple[Piece, int]], parts: list[list[str]], encoded: Future[list[np.ndarray]]
 ) -> Iterator[tuple[Piece, int, np.ndarray]]:
-    parts = [list(stretches(piece.text, STRETCH_CHARACTERS)) for piece, _ in batch]
-    ids = iter(encode([part for some in parts for part in some]))
+    ids = iter(encoded.result())
     for (piece, size), some in zip(batch, parts, strict=True):
         yield piece, size, np.concatenate([next(ids) for _ in some])
 

@@ -1,0 +1,205 @@
+"""Engines: what turns text into token ids when shards are written.
+
+`tokenizers` defines the ids. gigatoken (the extra `fast`) finds the same ones for byte-level BPE
+many times faster, but it is young: it has to prove itself on every text it is given.
+
+Contract: a checked engine's ids are those of `text_encoder` wherever the two were compared, or it
+raises UnfitError. Who asked then begins anew with `text_encoder`, so that the choice never shows
+in the shards.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from stillhouse.tokens.characters import code_points
+from stillhouse.tokens.tokenizer import text_encoder
+
+FAST, REFERENCE = "gigatoken", "tokenizers"
+FIRST_CHARACTERS = 2**17  # compared whole, at the head of the text
+SHARE = 256  # after that, one character in so many
+EXCERPT_CHARACTERS = 64  # on each side of what is compared for its own sake
+
+Encode = Callable[[Sequence[str]], list[np.ndarray]]
+
+# What byte-level rules treat apart: runs and kinds of white space, contractions, digits, marks
+# that combine, letters outside the alphabet, characters of several code points.
+ODD_TEXTS = (
+    "",
+    " ",
+    "a",
+    " a",
+    "\n",
+    "a  b   c \n\n d\t\te \r\n\r\n f\u00a0g\u2003\u2003h\u3000i\u200bj\x0b\x0ck\x85l\u2028m ",
+    "   \n   x \n\t \n\n\n",
+    "we're I'll they've it's I'm he'd can't 'S 'RE \u2019s x's's",
+    "1 12 123 1234 12345678901234567890 3.14 1,000 x2y ½ ² Ⅷ ٣٤",
+    "!!! ... --- ___ <!-- => #### ?!?! a_b __init__ $5 50% \\n",
+    "e\u0301 é n\u0303 ñ \u1100\u1161\u11a8 각 \ufb01 \uff21\uff22 ß İ \u017f",
+    "日本語の文字\u3002中文\uff0c한국어 текст العربية हिन्दी ไทย עברית ქართული",
+    "🙂👩\u200d👩\u200d👧\u200d👦🏳\ufe0f\u200d🌈🇩🇪 👍🏽 \ufeff\ufffd\U0001d4d0\U0010ffff",
+    "x" * 300 + " " * 300 + "é" * 300 + "\n" * 300,
+)
+
+
+class UnfitError(Exception):
+    """The fast engine is of no use here; the message says why. No user meets it as an error."""
+
+
+def version_of(engine: str) -> str:
+    """An installed engine with its version, such as "tokenizers 0.23.3"."""
+    return f"{engine} {importlib.metadata.version(engine)}"
+
+
+def open_fast(tokenizer: PreTrainedTokenizerFast) -> "CheckedEncoder":
+    """gigatoken for this tokenizer, compared with `tokenizers` on texts that are hard to get right.
+
+    Raises:
+        UnfitError: it is not installed, not for this kind of tokenizer, or not equal.
+    """
+    config = json.loads(tokenizer.backend_tokenizer.to_str())
+    if config["model"]["type"] != "BPE" or "ByteLevel" not in _kinds(config["pre_tokenizer"]):
+        raise UnfitError(f"{FAST} is for byte-level BPE")
+    try:
+        import gigatoken
+    except ImportError as error:
+        raise UnfitError(
+            f"{FAST} is not installed (pip install 'stillhouse[fast]'); it is many times faster"
+        ) from error
+    # As `text_encoder` has it: nothing cut or padded, and special tokens in a text are text.
+    config |= {"truncation": None, "padding": None}
+    config["added_tokens"] = [token for token in config["added_tokens"] if not token["special"]]
+    with _failures():
+        fast = gigatoken.Tokenizer.from_json(json.dumps(config))
+    added = [str(token) for token in tokenizer.get_added_vocab()]
+    checked = CheckedEncoder(_rows_of(fast), text_encoder(tokenizer), added)
+    checked.compare([*ODD_TEXTS, *(f"a {token}b{token} {token}\n" for token in added)])
+    return checked
+
+
+class CheckedEncoder:
+    """A fast encoder that a slow one watches, used as a context manager.
+
+    Of the text that is encoded, both encode, and have to agree on
+
+    - its first `FIRST_CHARACTERS`, one in `SHARE` of the characters after these, and its end;
+    - the surroundings of each character, and of each added token, where it first occurs.
+
+    Raises:
+        UnfitError: they disagree, or the fast one fails.
+    """
+
+    def __init__(self, fast: Encode, reference: Encode, added_tokens: Sequence[str]) -> None:
+        self._fast = fast
+        self._reference = reference
+        self._new_tokens = list(added_tokens)
+        self._met = np.zeros(0x110000, bool)  # characters, by code point
+        self._num_characters = 0
+        self._num_compared = 0
+        self._last: tuple[str, np.ndarray] | None = None
+
+    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text."""
+        found = self._encode(texts)
+        pairs = list(zip(texts, found, strict=True))
+        self._agree([pair for pair in pairs if self._is_due(pair[0])])
+        self.compare([excerpt for text in texts for excerpt in self._novelties(text)])
+        if pairs:
+            self._last = pairs[-1]
+        return found
+
+    def compare(self, texts: Sequence[str]) -> None:
+        """Encode texts with both, for the comparison alone."""
+        self._agree(list(zip(texts, self._encode(texts), strict=True)))
+
+    def __enter__(self) -> "CheckedEncoder":
+        return self
+
+    def __exit__(self, error: object, *details: object) -> None:
+        if error is None and self._last is not None:
+            self._agree([self._last])
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        with _failures():
+            found = self._fast(texts) if texts else []
+            assert len(found) == len(texts), f"{len(found)} results for {len(texts)} texts"
+        return found
+
+    def _is_due(self, text: str) -> bool:
+        due = self._num_compared <= FIRST_CHARACTERS + self._num_characters // SHARE
+        self._num_characters += len(text)
+        self._num_compared += len(text) * due
+        return due
+
+    def _novelties(self, text: str) -> Iterator[str]:
+        points = code_points(text)
+        new = np.flatnonzero(~self._met[points])
+        _, first = np.unique(points[new], return_index=True)
+        self._met[points[new]] = True
+        places = new[first].tolist()
+        for token in [token for token in self._new_tokens if token in text]:
+            places.append(text.index(token))
+            self._new_tokens.remove(token)
+        for place in places:
+            yield text[max(0, place - EXCERPT_CHARACTERS) : place + EXCERPT_CHARACTERS]
+
+    def _agree(self, pairs: Sequence[tuple[str, np.ndarray]]) -> None:
+        if not pairs:
+            return
+        expected = self._reference([text for text, _ in pairs])
+        for (text, found), right in zip(pairs, expected, strict=True):
+            if not np.array_equal(found, right):
+                raise UnfitError(_difference(text, found, right))
+
+
+def _difference(text: str, found: np.ndarray, right: np.ndarray) -> str:
+    shorter = min(len(found), len(right))
+    apart = np.flatnonzero(found[:shorter] != right[:shorter])
+    place = int(apart[0]) if len(apart) else shorter
+    part = slice(place, place + 3)
+    return (
+        f"{version_of(FAST)} gives {found[part].tolist()} as tokens {place + 1} and on of "
+        f"{text[:40]!r}..., {REFERENCE} {right[part].tolist()}"
+    )
+
+
+def _rows_of(fast: Any) -> Encode:
+    """gigatoken's own call, which works on all cores and in one array for all texts."""
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        rows = fast.encode_batch(list(texts)).layout
+        ends = rows.offsets.data
+        ids = rows.content.data
+        return [ids[start:end] for start, end in pairwise(ends)]
+
+    return encode
+
+
+def _kinds(part: dict[str, Any] | None) -> set[str]:
+    """The types of a pre-tokenizer and of those it is made of."""
+    if part is None:
+        return set()
+    return {part["type"]}.union(*(_kinds(inner) for inner in part.get("pretokenizers", [])))
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Whatever goes wrong in the fast engine makes it unfit.
+
+    A panic of its Rust code is no Exception to Python, and its class cannot be imported.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        message = " ".join(str(error).split())
+        raise UnfitError(
+            f"{version_of(FAST)} failed ({message or type(error).__name__})"
+        ) from error

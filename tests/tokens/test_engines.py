@@ -1,0 +1,182 @@
+"""The fast engine: used only where it gives the ids that `tokenizers` gives."""
+
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from tokenizers import normalizers, pre_tokenizers
+
+from stillhouse.recipe import LanguageModeling
+from stillhouse.tokens.engines import (
+    FIRST_CHARACTERS,
+    SHARE,
+    CheckedEncoder,
+    UnfitError,
+    open_fast,
+)
+from stillhouse.tokens.tokenizer import text_encoder
+from stillhouse.tokens.tokenizer_training import train_tokenizer
+
+LINES = [
+    f"The stillhouse keeps {number} spirits and it's {number * 7} barrels.\n"
+    for number in range(500)
+]
+ODD = "  two  spaces\t\ttabs\r\n\r\n<|endoftext|> 日本語 \u2003é e\u0301 🙂 \u200b x\u00a0y <mask>"
+
+
+def trained(size=400, language_modeling: LanguageModeling = "causal"):
+    return train_tokenizer("byte_bpe", size, iter(LINES), language_modeling)
+
+
+def letters(texts):
+    """An engine that is right by definition: a token a character."""
+    return [np.array([ord(letter) for letter in text], np.int64) for text in texts]
+
+
+def wrong_at(mark: str):
+    """The same, which loses a token wherever `mark` stands."""
+
+    def encode(texts):
+        return letters([text.replace(mark, mark[1:]) for text in texts])
+
+    return encode
+
+
+def encode_all(encode: CheckedEncoder, texts: Iterable[str]) -> None:
+    """A corpus from head to end, text by text."""
+    with encode:
+        for text in texts:
+            encode([text])
+
+
+def checked(fast, *, reference=letters, added_tokens=()):
+    return CheckedEncoder(fast, reference, added_tokens)
+
+
+@pytest.mark.parametrize("language_modeling", ["causal", "masked"])
+def test_the_fast_engine_gives_the_ids_of_tokenizers(language_modeling):
+    """Token for token, in every text, special tokens in it included."""
+    tokenizer = trained(language_modeling=language_modeling)
+    texts = [*LINES, ODD, "", ODD * 50, "x" * 5000, ""]
+    with open_fast(tokenizer) as encode:
+        found = encode(texts)
+    for ids, expected in zip(found, text_encoder(tokenizer)(texts), strict=True):
+        assert ids.tolist() == expected.tolist()
+
+
+CONFIGURATIONS = {
+    "composed": lambda backend: setattr(backend, "normalizer", normalizers.NFC()),
+    "lower case": lambda backend: setattr(backend, "normalizer", normalizers.Lowercase()),
+    "stripped": lambda backend: setattr(backend, "normalizer", normalizers.Strip()),
+    "a space before": lambda backend: setattr(
+        backend, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)
+    ),
+    "words of its own": lambda backend: backend.add_tokens(["spirits", "it's 7"]),
+    "cut and padded": lambda backend: (
+        backend.enable_truncation(4),
+        backend.enable_padding(length=8),
+    ),
+    "single digits": lambda backend: setattr(
+        backend,
+        "pre_tokenizer",
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_tokenizer_with_its_own_rules_is_followed_or_refused(name):
+    """What gigatoken does not do as `tokenizers` does, it is not given to do."""
+    tokenizer = trained()
+    CONFIGURATIONS[name](tokenizer.backend_tokenizer)
+    texts = [*LINES[:50], ODD, ODD.upper()]
+    try:
+        with open_fast(tokenizer) as encode:
+            found = encode(texts)
+    except UnfitError:
+        return
+    for ids, expected in zip(found, text_encoder(tokenizer)(texts), strict=True):
+        assert ids.tolist() == expected.tolist()
+
+
+def test_wordpiece_is_left_to_tokenizers():
+    """gigatoken is for byte-level BPE alone."""
+    with pytest.raises(UnfitError, match="gigatoken is for byte-level BPE"):
+        open_fast(train_tokenizer("wordpiece", 120, iter(LINES), "masked"))
+
+
+def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
+    """The reason names the extra."""
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    with pytest.raises(UnfitError, match=r"not installed \(pip install 'stillhouse\[fast\]'\)"):
+        open_fast(trained())
+
+
+def test_other_merges_are_found_at_once():
+    """A tokenizer trained a little longer differs in the first text; the reason shows where."""
+    encode = checked(text_encoder(trained(410)), reference=text_encoder(trained(400)))
+    with pytest.raises(
+        UnfitError, match=r"gives \[.*\] as tokens \d+ and on of .The still.*\[.*\]"
+    ):
+        encode(LINES)
+
+
+def test_a_lost_token_at_the_end_of_a_text_is_a_difference():
+    """Equal as far as they go is not equal."""
+    with pytest.raises(UnfitError, match=r"gives \[\] as tokens 3 and on of 'abc'"):
+        checked(lambda texts: [ids[:-1] for ids in letters(texts)])(["abc"])
+
+
+@pytest.mark.parametrize("mark", ["é", "\u2003", "語", "\x07", "<end>"])
+def test_the_first_meeting_with_a_character_or_an_added_token_is_compared(mark):
+    """However far into the text it stands, between comparisons of whole texts."""
+    encode = checked(wrong_at(mark), added_tokens=["<end>"])
+    usual = "abc def end <> " * 2000
+    corpus = [*[usual] * 20, f"{usual}{mark}{usual}", *[usual] * 20]
+    with pytest.raises(UnfitError):
+        encode_all(encode, corpus)
+
+
+def test_a_fault_that_keeps_coming_back_is_found_wherever_it_begins():
+    """One character in so many is compared, all along the text."""
+    good, bad = "ab " * 1000, "ba " * 1000
+    head = [good] * (FIRST_CHARACTERS // len(good) + 2)
+    with pytest.raises(UnfitError):
+        encode_all(checked(wrong_at("ba ba")), [*head, *[bad] * 2 * SHARE, good])
+
+
+def test_the_last_text_is_compared():
+    """A fault at the very end of the corpus is found when the text ends."""
+    good, bad = "ab " * 1000, "ba " * 1000
+    head = [good] * (FIRST_CHARACTERS // len(good) + 2)
+    encode_all(checked(wrong_at("ba ba")), head)
+    with pytest.raises(UnfitError):
+        encode_all(checked(wrong_at("ba ba")), [*head, bad])
+
+
+def test_few_characters_are_compared():
+    """The slow engine sees the head, and then little more than its share."""
+    seen = []
+
+    def reference(texts):
+        seen.extend(texts)
+        return letters(texts)
+
+    text = "ab " * 1000
+    encode_all(checked(letters, reference=reference), [text] * 5000)
+    allowed = FIRST_CHARACTERS + 5000 * len(text) // SHARE
+    assert allowed <= sum(map(len, seen)) <= allowed + 3 * len(text)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [lambda texts: letters(texts)[1:], lambda texts: 1 / 0, lambda texts: None],
+    ids=["one result too few", "an error", "no result"],
+)
+def test_an_engine_that_fails_is_unfit(broken):
+    """Its errors are a reason to do without it, not to stop."""
+    with pytest.raises(UnfitError, match=r"gigatoken .* failed \(.+\)$"):
+        checked(broken)(["one", "two"])
