@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from stillhouse.machine import describe_machine, library_versions, source_commit
 
 Step = Callable[[], None]
 Clock = Literal["wall", "processor"]
@@ -28,6 +30,15 @@ class PeakMemory:
 
     models_bytes: int
     step_bytes: int
+
+
+def environment() -> dict[str, Any]:
+    """What stands beside every figure: the commit, the versions, the machine."""
+    return {
+        "commit": source_commit(),
+        "versions": library_versions(),
+        "machine": describe_machine(),
+    }
 
 
 def interleaved_seconds(

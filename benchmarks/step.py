@@ -38,7 +38,6 @@ from benchmarks.ours import (
     our_step,
     variants,
 )
-from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.recipe import Rows
 from stillhouse.training.device import has_bf16, pick_precision
 
@@ -168,9 +167,7 @@ def report(results: Sequence[Result], settings: Settings, load: Any) -> dict[str
     return {
         "command": " ".join(["python -m benchmarks.step", *sys.argv[1:]]),
         "settings": asdict(settings),
-        "commit": source_commit(),
-        "versions": library_versions(),
-        "machine": describe_machine(),
+        **measure.environment(),
         "load_average": {"before": load, "after": os.getloadavg()},
         "default_variant": default_variant(),
         "results": [
