@@ -1,11 +1,10 @@
-"""Stillhouse's step on the benchmark's pairs, and the proof that it computes what 2019's does.
+"""Stillhouse's step on the benchmark's pairs.
 
 Axes: B sequences, T positions.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import transformers
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import BertConfig, GPT2Config, PretrainedConfig, PreTrainedModel
 
 from benchmarks import measure, reference_2019
+from benchmarks.equality import Outcome, outcome_of
 from stillhouse.families import Family, family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.recipe import (
@@ -26,13 +26,10 @@ from stillhouse.recipe import (
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
 from stillhouse.tokens.batches import IGNORED, Batch
-from stillhouse.training.device import autocast, has_bf16
+from stillhouse.training.device import Precision, autocast, has_bf16
 from stillhouse.training.optimizer import learning_parameters, make_optimizer
 
 CPU = torch.device("cpu")
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
-# A key's bias moves no attention weight: its true gradient is zero, and what is found is noise.
-SMALLEST_GRADIENT = 1e-2  # of the largest of all parameters
 
 
 @dataclass(frozen=True)
@@ -44,15 +41,27 @@ class Pair:
     length: int
     mask_id: int = 103
 
+    @property
+    def name(self) -> str:
+        return self.teacher().model_type
+
 
 PAIRS = {"bert": Pair(BertConfig, 8, 128), "gpt2": Pair(GPT2Config, 4, 256)}
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a step minimizes: weighted terms, and the temperature of those that have one."""
+
+    recipe: LossesRecipe
+    temperature: float
 
 
 @dataclass(frozen=True)
 class Variant:
     """A way to take our step."""
 
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     compiled: bool = False
 
 
@@ -122,34 +131,39 @@ def build_batch(pair: Pair, seed: int) -> Batch:
     return Batch(tokens.where(real, 0), labels, real.long(), positions, causal, uniform=False)
 
 
-def our_objective(models: Models, rows: Rows) -> LanguageModelObjective:
-    """The classic terms and weights, over the given rows."""
+def classic_losses(rows: Rows) -> Losses:
+    """The terms, weights and temperature of 2019, over the given rows."""
     weights = reference_2019.WEIGHTS
-    losses = LossesRecipe(
+    recipe = LossesRecipe(
         soft_target=LossRecipe(weight=weights["soft_target"], rows=rows),
         language_modeling=HardLossRecipe(weight=weights["language_modeling"]),
         hidden_cosine=LossRecipe(weight=weights["hidden_cosine"], rows=rows),
     )
-    return LanguageModelObjective(
-        models.student_family,
-        losses,
-        teacher=Teacher(models.teacher_family, models.teacher),
-        temperature=reference_2019.TEMPERATURE,
-    )
+    return Losses(recipe, reference_2019.TEMPERATURE)
 
 
-def our_losses(models: Models, batch: Batch, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+def our_losses(models: Models, batch: Batch, losses: Losses) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss of one batch, and each term's mean over its rows."""
-    objective = our_objective(models, rows)
+    objective = LanguageModelObjective(
+        models.student_family,
+        losses.recipe,
+        teacher=Teacher(models.teacher_family, models.teacher),
+        temperature=losses.temperature,
+    )
     counts = {name: batch.num_rows(kind) for name, kind in objective.rows.items()}
     coefficients = {name: weight / counts[name] for name, weight in objective.weights.items()}
     loss, sums = objective(models.student, batch, coefficients)
     return loss, {name: total / counts[name] for name, total in sums.items()}
 
 
-def our_step(pair: Pair, seed: int, variant: Variant, rows: Rows) -> measure.Step:
+def our_outcome(models: Models, batch: Batch, losses: Losses) -> Outcome:
+    """What our step computes, in float32 and without dropout."""
+    models.student.eval()
+    return outcome_of(models.student, *our_losses(models, batch, losses))
+
+
+def our_step(models: Models, batch: Batch, losses: Losses, variant: Variant) -> measure.Step:
     """Models as `distill` prepares them, and one optimizer step as its engine takes it."""
-    models, batch = build_models(pair, seed), build_batch(pair, seed)
     models.student.train()
     if variant.precision == "bf16":
         models.teacher.to(torch.bfloat16)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -161,60 +175,13 @@ def our_step(pair: Pair, seed: int, variant: Variant, rows: Rows) -> measure.Ste
 
     def step() -> None:
         with autocast(CPU, variant.precision):
-            loss, _ = our_losses(models, batch, rows)
+            loss, _ = our_losses(models, batch, losses)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(learning_parameters(optimizer)), recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-@dataclass(frozen=True)
-class Equality:
-    """Relative errors of our losses and of every parameter's gradient against the reference's."""
-
-    losses: dict[str, float]
-    gradients: dict[str, float]
-
-    def holds(self) -> bool:
-        return (
-            max(self.losses.values()) <= LOSS_TOLERANCE
-            and max(self.gradients.values()) <= GRADIENT_TOLERANCE
-        )
-
-    def __str__(self) -> str:
-        worst = max(self.gradients, key=self.gradients.__getitem__)
-        return (
-            f"losses within {max(self.losses.values()):.1e}; {len(self.gradients)} gradients "
-            f"within {self.gradients[worst]:.1e} (worst: {worst})"
-        )
-
-
-def compare(
-    models: Models, batch: Batch, rows: Rows, *, reference_batch: Batch | None = None
-) -> Equality:
-    """Both steps in float32 on the same weights and inputs, without dropout."""
-    padded = reference_2019.PaddedBatch.of(reference_batch or batch)
-    student = models.student.eval()
-    reference = reference_2019.reference_losses(student, models.teacher, padded, rows)
-    expected = _gradients(student, reference[0])
-    ours = our_losses(models, batch, rows)
-    found = _gradients(student, ours[0])
-    largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    losses = {"loss": measure.relative_error(ours[0].detach(), reference[0].detach())}
-    for name, value in reference[1].items():
-        losses[name] = measure.relative_error(ours[1][name].detach(), value.detach())
-    gradients = {
-        name: measure.relative_error(found[name], expected[name], floor=SMALLEST_GRADIENT * largest)
-        for name in expected
-    }
-    return Equality(losses, gradients)
-
-
-def _gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
-    named = dict(model.named_parameters())
-    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
 
 
 def multiply_adds(models: Models, batch: Batch, rows: Rows) -> int:

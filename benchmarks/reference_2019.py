@@ -8,6 +8,7 @@ which is faster than that of 2019: a ratio against this step is a cautious one.
 Axes: B sequences, T positions, N rows that count, V vocabulary, D hidden size.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+from benchmarks.equality import Outcome, outcome_of
 from stillhouse.recipe import Rows
 from stillhouse.tokens.batches import IGNORED, Batch
 
@@ -45,6 +47,18 @@ class PaddedBatch:
         labels = batch.input_ids.where(real, IGNORED) if batch.causal else batch.labels
         return cls(batch.input_ids, real.long(), labels, batch.causal)
 
+    def rows(self, rows: Rows) -> Bool[Tensor, "B T"]:
+        """All real positions, or those that have something to predict."""
+        if rows == "all":
+            return self.attention_mask.bool()
+        labelled = self.labels != IGNORED
+        if self.causal:
+            return F.pad(labelled[:, 1:], (0, 1), value=False)
+        return labelled
+
+    def num_rows(self, rows: Rows) -> int:
+        return int(self.rows(rows).sum())
+
 
 def reference_losses(
     student: PreTrainedModel, teacher: PreTrainedModel, batch: PaddedBatch, rows: Rows
@@ -56,7 +70,7 @@ def reference_losses(
     student_logits, student_hidden = _run(student, batch)
     with torch.no_grad():
         teacher_logits, teacher_hidden = _run(teacher, batch)
-    counted = _counted(batch, rows)
+    counted = batch.rows(rows)
     terms = {
         "soft_target": _soft_target(
             _select(student_logits, counted), _select(teacher_logits, counted)
@@ -66,8 +80,7 @@ def reference_losses(
             _select(student_hidden, counted), _select(teacher_hidden, counted)
         ),
     }
-    loss = torch.stack([WEIGHTS[name] * value for name, value in terms.items()]).sum()
-    return loss, terms
+    return _weighted(terms), terms
 
 
 def reference_optimizer(student: PreTrainedModel) -> torch.optim.Optimizer:
@@ -77,19 +90,50 @@ def reference_optimizer(student: PreTrainedModel) -> torch.optim.Optimizer:
     )
 
 
+def reference_outcome(
+    student: PreTrainedModel, teacher: PreTrainedModel, batches: Sequence[PaddedBatch], rows: Rows
+) -> Outcome:
+    """What the step computes over its micro-batches, without dropout, where every row weighs alike.
+
+    (The step of 2019 itself takes the mean of the micro-batches' means.)
+    """
+    student.eval()
+    outcome = None
+    totals = {name: sum(batch.num_rows(kind) for batch in batches) for name, kind in _kinds(rows)}
+    for batch in batches:
+        _, means = reference_losses(student, teacher, batch, rows)
+        terms = {
+            name: means[name] * batch.num_rows(kind) / totals[name] for name, kind in _kinds(rows)
+        }
+        part = outcome_of(student, _weighted(terms), terms)
+        outcome = part if outcome is None else outcome + part
+    assert outcome is not None
+    return outcome
+
+
 def reference_step(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
-    batch: PaddedBatch,
+    batches: Sequence[PaddedBatch],
     rows: Rows,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """One whole training step: losses, gradients, clipping, update."""
-    loss, _ = reference_losses(student, teacher, batch, rows)
-    loss.backward()
+    """One whole training step over its micro-batches: losses, gradients, clipping, update."""
+    for batch in batches:
+        loss, _ = reference_losses(student, teacher, batch, rows)
+        (loss / len(batches)).backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), MAX_GRAD_NORM)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def _kinds(rows: Rows) -> list[tuple[str, Rows]]:
+    """Each term, and the rows it counts."""
+    return [(name, "predicted" if name == "language_modeling" else rows) for name in WEIGHTS]
+
+
+def _weighted(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([WEIGHTS[name] * value for name, value in terms.items()]).sum()
 
 
 def _run(
@@ -102,16 +146,6 @@ def _run(
         arguments = {"attention_mask": None, "use_cache": False}
     output = model(input_ids=batch.input_ids, output_hidden_states=True, **arguments)
     return output.logits, output.hidden_states[-1]
-
-
-def _counted(batch: PaddedBatch, rows: Rows) -> Bool[Tensor, "B T"]:
-    """All real positions, or those that have something to predict."""
-    if rows == "all":
-        return batch.attention_mask.bool()
-    labelled = batch.labels != IGNORED
-    if batch.causal:
-        return F.pad(labelled[:, 1:], (0, 1), value=False)
-    return labelled
 
 
 def _select(values: Float[Tensor, "B T X"], counted: Bool[Tensor, "B T"]) -> Float[Tensor, "N X"]:

@@ -1,11 +1,14 @@
-"""One distillation step of Stillhouse against that of 2019: equal first, then timed and weighed.
+"""One distillation step of Stillhouse against that of others: equal first, then timed and weighed.
 
     python -m benchmarks.step --output step.json
+    python -m benchmarks.step --text --output sentences.json
+    python -m benchmarks.step --peers --output peers.json
 
-Reads nothing; models have random weights from a seed. Writes a table, and with --output every raw
-number. Exits with 1 where losses or gradients of the two are not equal in float32.
+Against the step of 2019 it reads nothing; with --text, real sentences of mixed length; with
+--peers, the steps of the toolkits in `peers.py` take the place of 2019's. Models have random
+weights from a seed. Writes a table, and with --output every raw number. Exits with 1 where losses
+or gradients of the two are not equal in float32.
 
-Both take the same sequences, grouped by length as in 2019, so there is next to no padding to spare.
 Dropout is that of the models' configurations, for both. On a machine that others use as well,
 `--clock processor --threads 1` is the steadier measure.
 """
@@ -25,54 +28,41 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import measure, reference_2019
+from benchmarks import measure, sentences
+from benchmarks.comparison import Against2019, Against2019OnSentences, Comparison, compare
+from benchmarks.equality import Equality
 from benchmarks.ours import (
     CPU,
     PAIRS,
-    Equality,
-    Pair,
-    build_batch,
     build_models,
-    compare,
     multiply_adds,
     our_step,
     variants,
 )
+from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.recipe import Rows
-from stillhouse.training.device import has_bf16, pick_precision
+from stillhouse.training.device import Precision, pick_precision
 
-REFERENCE = "2019"
 ROWS: tuple[Rows, ...] = ("all", "predicted")
 
 
-def step_of_2019(pair: Pair, seed: int, rows: Rows) -> measure.Step:
-    """The reference's models, and its step on them."""
-    models = build_models(pair, seed)
-    models.student.train()
-    batch = reference_2019.PaddedBatch.of(build_batch(pair, seed))
-    optimizer = reference_2019.reference_optimizer(models.student)
-    return functools.partial(
-        reference_2019.reference_step, models.student, models.teacher, batch, rows, optimizer
-    )
-
-
-def prepare_step(pair: str, seed: int, name: str, rows: Rows) -> measure.Step:
+def prepare_step(comparison: Comparison, name: str) -> measure.Step:
     """The step of a variant of ours, or of the reference."""
-    if name == REFERENCE:
-        return step_of_2019(PAIRS[pair], seed, rows)
-    return our_step(PAIRS[pair], seed, variants()[name], rows)
+    models = build_models(comparison.pair, comparison.seed)
+    if name in comparison.references:
+        return comparison.reference_step(name, models)
+    return our_step(models, comparison.batch(), comparison.losses, variants()[name])
 
 
-def memory_of(pair: str, seed: int, name: str, rows: Rows) -> measure.PeakMemory:
+def memory_of(comparison: Comparison, name: str) -> measure.PeakMemory:
     """What a fresh process runs."""
-    return measure.peak_memory(functools.partial(prepare_step, pair, seed, name, rows))
+    return measure.peak_memory(functools.partial(prepare_step, comparison, name))
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to measure."""
 
-    seed: int
     repeats: int
     clock: measure.Clock
     variants: list[str]
@@ -80,14 +70,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything measured of one pair and row set; the last four by variant or precision."""
+    """Everything measured of one comparison; mappings go by step, or by precision."""
 
+    title: str
     pair: str
     rows: Rows
+    seed: int
     layer_map: list[int]
     num_tokens: int
     num_rows: int
-    equality: Equality
+    precisions: dict[str, Precision]
+    references: list[str]
+    equality: dict[str, Equality]
     multiply_adds: int
     multiply_adds_per_second: dict[str, float]
     memory: dict[str, measure.PeakMemory]
@@ -96,51 +90,60 @@ class Result:
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
 
-    def ratio(self, name: str) -> float:
+    def ratio(self, name: str, reference: str) -> float:
         """How many times as fast as the reference: the median over rounds, each with both."""
-        pairs = zip(self.seconds[REFERENCE], self.seconds[name], strict=True)
+        pairs = zip(self.seconds[reference], self.seconds[name], strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
     def floor_share(self, name: str) -> float:
         """The part of the step that its needed matrix products would take at full speed."""
-        precision = "fp32" if name == REFERENCE else variants()[name].precision
-        return self.multiply_adds / self.multiply_adds_per_second[precision] / self.median(name)
+        speed = self.multiply_adds_per_second[self.precisions[name]]
+        return self.multiply_adds / speed / self.median(name)
+
+    def is_equal(self) -> bool:
+        return all(equality.holds() for equality in self.equality.values())
 
 
-def measure_pair(pair: str, rows: Rows, settings: Settings) -> Result:
+def measure_steps(comparison: Comparison, settings: Settings) -> Result:
     """Equality, then memory in fresh processes, then the timings in turns."""
-    seed, clock, names = settings.seed, settings.clock, [REFERENCE, *settings.variants]
-    models, batch = build_models(PAIRS[pair], seed), build_batch(PAIRS[pair], seed)
+    equality, batch = compare(comparison), comparison.batch()
+    models = build_models(comparison.pair, comparison.seed)
     hidden = models.student.config.hidden_size
     shape = (batch.input_ids.numel(), hidden, 4 * hidden)
-    dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if has_bf16(CPU) else {})
-    equality, needed = compare(models, batch, rows), multiply_adds(models, batch, rows)
-    layer_map = models.layer_map
+    needed, layer_map = multiply_adds(models, batch, comparison.rows), models.layer_map
     del models
-    memory = {name: measure.in_fresh_process(memory_of, pair, seed, name, rows) for name in names}
-    steps = {name: prepare_step(pair, seed, name, rows) for name in names}
+    ours: dict[str, Precision] = {name: variants()[name].precision for name in settings.variants}
+    precisions: dict[str, Precision] = {**comparison.references, **ours}
+    memory = {name: measure.in_fresh_process(memory_of, comparison, name) for name in precisions}
+    steps = {name: prepare_step(comparison, name) for name in precisions}
+    dtypes: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
     return Result(
-        pair,
-        rows,
+        comparison.title,
+        comparison.pair.name,
+        comparison.rows,
+        comparison.seed,
         layer_map,
         num_tokens=batch.num_rows("all"),
-        num_rows=batch.num_rows(rows),
+        num_rows=batch.num_rows(comparison.rows),
+        precisions=precisions,
+        references=list(comparison.references),
         equality=equality,
         multiply_adds=needed,
         multiply_adds_per_second={
-            name: measure.multiply_adds_per_second(shape, dtype, clock=clock)
-            for name, dtype in dtypes.items()
+            name: measure.multiply_adds_per_second(shape, dtypes[name], clock=settings.clock)
+            for name in sorted(set(precisions.values()))
         },
         memory=memory,
-        seconds=measure.interleaved_seconds(steps, repeats=settings.repeats, clock=clock),
+        seconds=measure.interleaved_seconds(steps, repeats=settings.repeats, clock=settings.clock),
     )
 
 
 def comparison_table(result: Result) -> Table:
-    """One line per variant: time, speed, ratio, memory, share of the floor."""
-    title = f"{result.pair}, {result.rows} rows: {result.num_rows} of {result.num_tokens} tokens"
+    """One line per step: time, speed, ratios, memory, share of the floor."""
+    title = f"{result.title}, {result.rows} rows: {result.num_rows} of {result.num_tokens} tokens"
     table = Table("step", title=title)
-    for column in ("seconds", "fastest", "tokens/s", "x 2019", "GB before", "GB more", "floor"):
+    ratios = [f"x {name}" for name in result.references]
+    for column in ("seconds", "fastest", "tokens/s", *ratios, "GB before", "GB more", "floor"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, seconds in result.seconds.items():
         memory = result.memory[name]
@@ -149,7 +152,7 @@ def comparison_table(result: Result) -> Table:
             f"{result.median(name):.2f}",
             f"{min(seconds):.2f}",
             f"{result.num_tokens / result.median(name):,.0f}",
-            f"{result.ratio(name):.2f}",
+            *(f"{result.ratio(name, reference):.2f}" for reference in result.references),
             f"{memory.models_bytes / 1e9:.2f}",
             f"{memory.step_bytes / 1e9:.2f}",
             f"{result.floor_share(name):.0%}",
@@ -174,7 +177,10 @@ def report(results: Sequence[Result], settings: Settings, load: Any) -> dict[str
             asdict(result)
             | {
                 "median_seconds": {name: result.median(name) for name in result.seconds},
-                "times_2019": {name: result.ratio(name) for name in result.seconds},
+                "times_as_fast": {
+                    reference: {name: result.ratio(name, reference) for name in result.seconds}
+                    for reference in result.references
+                },
                 "floor_share": {name: result.floor_share(name) for name in result.seconds},
             }
             for result in results
@@ -182,10 +188,50 @@ def report(results: Sequence[Result], settings: Settings, load: Any) -> dict[str
     }
 
 
+def comparisons(options: argparse.Namespace) -> list[Comparison]:
+    """What the options ask to compare."""
+    seed = options.seed
+    if options.peers:
+        try:
+            from benchmarks.peers import AgainstTextBrewer, AgainstTrl
+        except ModuleNotFoundError as error:
+            raise RecipeError(
+                f"--peers needs {error.name}, which is not installed: "
+                "pip install --constraint constraints.txt --requirement benchmarks/peers.txt"
+            ) from error
+
+        textbrewer: list[Comparison] = [AgainstTextBrewer(rows, seed) for rows in options.rows]
+        chosen = {"bert": textbrewer, "gpt2": [AgainstTrl(seed)]}
+    elif options.text is not None:
+        source = sentences.Source(options.text, options.vocabulary, PAIRS["bert"].length)
+        bert = PAIRS["bert"]
+        chosen = {
+            "bert": [Against2019OnSentences(bert, rows, seed, source) for rows in options.rows],
+            "gpt2": [],
+        }
+    else:
+        chosen = {
+            name: [Against2019(pair, rows, seed) for rows in options.rows]
+            for name, pair in PAIRS.items()
+        }
+    pairs = list(PAIRS) if options.pair == "both" else [options.pair]
+    return [comparison for pair in pairs for comparison in chosen[pair]]
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
     parser.add_argument("--pair", choices=[*PAIRS, "both"], default="both")
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS))
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--peers", action="store_true", help="against TextBrewer and TRL")
+    other.add_argument(
+        "--text",
+        type=Path,
+        nargs="?",
+        const=sentences.TEXT,
+        help="on sentences of this text, by default shared/data's novels; for the pair bert",
+    )
+    parser.add_argument("--vocabulary", type=Path, default=sentences.VOCABULARY)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each variant")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clock", choices=measure.CLOCKS, default="wall")
@@ -197,22 +243,25 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options, load, console = parse_options(), os.getloadavg(), Console()
-    settings = Settings(options.seed, options.repeats, options.clock, options.variants)
+    settings = Settings(options.repeats, options.clock, options.variants)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    pairs = list(PAIRS) if options.pair == "both" else [options.pair]
     results = []
-    for pair in pairs:
-        for rows in options.rows:
-            results.append(measure_pair(pair, rows, settings))
-            console.print(comparison_table(results[-1]))
-            verdict = "equal" if results[-1].equality.holds() else "NOT EQUAL"
-            console.print(f"In float32 {verdict} to 2019: {results[-1].equality}")
+    for comparison in comparisons(options):
+        result = measure_steps(comparison, settings)
+        results.append(result)
+        console.print(comparison_table(result))
+        for name, equality in result.equality.items():
+            verdict = "equal" if equality.holds() else "NOT EQUAL"
+            console.print(f"In float32 {verdict} to {name}: {equality}")
     if options.output is not None:
         text = json.dumps(report(results, settings, load), indent=1)
         options.output.write_text(text + "\n", encoding="utf-8")
-    return 0 if all(result.equality.holds() for result in results) else 1
+    return 0 if all(result.is_equal() for result in results) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except StillhouseError as error:
+        sys.exit(str(error))
