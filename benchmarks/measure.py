@@ -84,9 +84,18 @@ def peak_memory(prepare: Callable[[], Step], *, repeats: int = 1) -> PeakMemory:
     return PeakMemory(models, _status_bytes("VmHWM") - models)
 
 
+def available_bytes() -> int:
+    """What the machine can give to a process without swapping."""
+    return _kernel_bytes("/proc/meminfo", "MemAvailable")
+
+
 def _status_bytes(key: str) -> int:
     """A line of this process's status. (`ru_maxrss` would begin with what the parent had used.)"""
-    found = re.search(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return _kernel_bytes("/proc/self/status", key)
+
+
+def _kernel_bytes(file: str, key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB$", Path(file).read_text(), re.MULTILINE)
     assert found, key
     return 1024 * int(found.group(1))
 
