@@ -19,7 +19,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,10 @@ def measure_steps(comparison: Comparison, settings: Settings) -> Result:
 
 
 def comparison_table(result: Result) -> Table:
-    """One line per step: time, speed, ratios, memory, share of the floor."""
+    """One line per step: time, speed, memory, share of the floor."""
     title = f"{result.title}, {result.rows} rows: {result.num_rows} of {result.num_tokens} tokens"
     table = Table("step", title=title)
-    ratios = [f"x {name}" for name in result.references]
-    for column in ("seconds", "fastest", "tokens/s", *ratios, "GB before", "GB more", "floor"):
+    for column in ("seconds", "fastest", "tokens/s", "GB before", "GB more", "floor"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, seconds in result.seconds.items():
         memory = result.memory[name]
@@ -152,12 +151,24 @@ def comparison_table(result: Result) -> Table:
             f"{result.median(name):.2f}",
             f"{min(seconds):.2f}",
             f"{result.num_tokens / result.median(name):,.0f}",
-            *(f"{result.ratio(name, reference):.2f}" for reference in result.references),
             f"{memory.models_bytes / 1e9:.2f}",
             f"{memory.step_bytes / 1e9:.2f}",
             f"{result.floor_share(name):.0%}",
         )
     return table
+
+
+def verdicts(result: Result) -> Iterator[str]:
+    """How fast each step of ours is beside each reference, and what was found equal."""
+    for reference in result.references:
+        ratios = [
+            f"{name} {result.ratio(name, reference):.2f}"
+            for name in result.seconds
+            if name not in result.references
+        ]
+        yield f"Times as fast as {reference}: {', '.join(ratios)}"
+    for name, equality in result.equality.items():
+        yield f"In float32 {'equal' if equality.holds() else 'NOT EQUAL'} to {name}: {equality}"
 
 
 def default_variant() -> str:
@@ -251,9 +262,8 @@ def main() -> int:
         result = measure_steps(comparison, settings)
         results.append(result)
         console.print(comparison_table(result))
-        for name, equality in result.equality.items():
-            verdict = "equal" if equality.holds() else "NOT EQUAL"
-            console.print(f"In float32 {verdict} to {name}: {equality}")
+        for line in verdicts(result):
+            console.print(line)
     if options.output is not None:
         text = json.dumps(report(results, settings, load), indent=1)
         options.output.write_text(text + "\n", encoding="utf-8")
