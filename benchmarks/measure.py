@@ -1,18 +1,16 @@
-"""Clocks and gauges: interleaved timings, peak memory, the processor's own matrix speed.
+"""Clocks and gauges: interleaved timings, peak memory, what stands beside every figure.
 
 The models and steps that are measured live elsewhere; nothing here knows of distillation.
 """
 
 import multiprocessing
 import re
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor
 
 from stillhouse.machine import describe_machine, library_versions, source_commit
@@ -98,21 +96,6 @@ def _kernel_bytes(file: str, key: str) -> int:
     found = re.search(rf"^{key}:\s+(\d+) kB$", Path(file).read_text(), re.MULTILINE)
     assert found, key
     return 1024 * int(found.group(1))
-
-
-def multiply_adds_per_second(
-    shape: tuple[int, int, int], dtype: torch.dtype, *, repeats: int = 15, clock: Clock = "wall"
-) -> float:
-    """Speed of a matrix product (rows x inner) @ (inner x columns): the median of some repeats."""
-    rows, inner, columns = shape
-    left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
-    step = {"matmul": lambda: _discard(left @ right.T)}
-    seconds = interleaved_seconds(step, repeats=repeats, clock=clock)
-    return rows * inner * columns / statistics.median(seconds["matmul"])
-
-
-def _discard(_: Tensor) -> None:
-    return None
 
 
 def relative_error(found: Tensor, expected: Tensor, *, floor: float = 0.0) -> float:

@@ -3,8 +3,10 @@
 Axes: B sequences, T positions.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import transformers
@@ -28,6 +30,7 @@ from stillhouse.student.plan import plan_student
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.device import Precision, autocast, has_bf16
 from stillhouse.training.optimizer import learning_parameters, make_optimizer
+from stillhouse.training.work import StepShape, head_rows
 
 CPU = torch.device("cpu")
 
@@ -184,25 +187,19 @@ def our_step(models: Models, batch: Batch, losses: Losses, variant: Variant) -> 
     return step
 
 
-def multiply_adds(models: Models, batch: Batch, rows: Rows) -> int:
-    """What a step cannot do without, over real positions (bodies) and rows that count (heads).
-
-    The teacher passes once, the student three times: forward, back to inputs, back to weights.
-    """
-    total = 0
-    num_positions, num_rows = batch.num_rows("all"), batch.num_rows(rows)
-    lengths = (batch.segment_ids > 0).sum(1)
-    num_pairs = int(lengths.square().sum()) // (2 if batch.causal else 1)
-    for family, model, passes in (
-        (models.teacher_family, models.teacher, 1),
-        (models.student_family, models.student, 3),
-    ):
-        layers = model.get_submodule(family.layers)
-        weights = sum(p.numel() for p in layers.parameters() if p.ndim == 2)
-        hidden = family.hidden_size(model.config)
-        attention = 2 * hidden * num_pairs * model.config.num_hidden_layers
-        head = num_rows * hidden * model.config.vocab_size
-        if family.language_modeling == "masked":
-            head += num_rows * hidden**2
-        total += passes * (num_positions * weights + attention + head)
-    return total
+def step_shape(batch: Batch, losses: Losses, precision: Precision) -> StepShape:
+    """What a step on this batch costs: its real positions, what they see, the rows that count."""
+    real = batch.rows("all")
+    sees = dataclasses.replace(batch, uniform=False).attention_mask()
+    assert sees is not None
+    student_rows, teacher_rows = head_rows(
+        losses.recipe, {rows: batch.num_rows(rows) for rows in get_args(Rows)}
+    )
+    return StepShape(
+        batch.num_rows("all"),
+        int((sees & real[:, None, :, None]).sum()),
+        student_rows,
+        teacher_rows,
+        micro_batches=1,
+        precision=precision,
+    )

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import PretrainedConfig
 
 from benchmarks import measure, sentences
 from benchmarks.comparison import Against2019, Against2019OnSentences, Comparison, compare
@@ -35,13 +36,15 @@ from benchmarks.ours import (
     CPU,
     PAIRS,
     build_models,
-    multiply_adds,
     our_step,
+    step_shape,
     variants,
 )
 from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.recipe import Rows
 from stillhouse.training.device import Precision, pick_precision
+from stillhouse.training.floor import DTYPES, Floor, measure_rates
+from stillhouse.training.work import count_work
 
 ROWS: tuple[Rows, ...] = ("all", "predicted")
 
@@ -82,8 +85,7 @@ class Result:
     precisions: dict[str, Precision]
     references: list[str]
     equality: dict[str, Equality]
-    multiply_adds: int
-    multiply_adds_per_second: dict[str, float]
+    floors: dict[str, Floor]
     memory: dict[str, measure.PeakMemory]
     seconds: dict[str, list[float]]
 
@@ -96,9 +98,9 @@ class Result:
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
     def floor_share(self, name: str) -> float:
-        """The part of the step that its needed matrix products would take at full speed."""
-        speed = self.multiply_adds_per_second[self.precisions[name]]
-        return self.multiply_adds / speed / self.median(name)
+        """The part of the step that what it needs would take at full speed."""
+        floor = self.floors[self.precisions[name]]
+        return floor.share(self.num_tokens / self.median(name))
 
     def is_equal(self) -> bool:
         return all(equality.holds() for equality in self.equality.values())
@@ -108,15 +110,12 @@ def measure_steps(comparison: Comparison, settings: Settings) -> Result:
     """Equality, then memory in fresh processes, then the timings in turns."""
     equality, batch = compare(comparison), comparison.batch()
     models = build_models(comparison.pair, comparison.seed)
-    hidden = models.student.config.hidden_size
-    shape = (batch.input_ids.numel(), hidden, 4 * hidden)
-    needed, layer_map = multiply_adds(models, batch, comparison.rows), models.layer_map
+    configs, layer_map = (models.student.config, models.teacher.config), models.layer_map
     del models
     ours: dict[str, Precision] = {name: variants()[name].precision for name in settings.variants}
     precisions: dict[str, Precision] = {**comparison.references, **ours}
     memory = {name: measure.in_fresh_process(memory_of, comparison, name) for name in precisions}
     steps = {name: prepare_step(comparison, name) for name in precisions}
-    dtypes: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
     return Result(
         comparison.title,
         comparison.pair.name,
@@ -128,14 +127,25 @@ def measure_steps(comparison: Comparison, settings: Settings) -> Result:
         precisions=precisions,
         references=list(comparison.references),
         equality=equality,
-        multiply_adds=needed,
-        multiply_adds_per_second={
-            name: measure.multiply_adds_per_second(shape, dtypes[name], clock=settings.clock)
+        floors={
+            name: floor(comparison, configs, name, settings.clock)
             for name in sorted(set(precisions.values()))
         },
         memory=memory,
         seconds=measure.interleaved_seconds(steps, repeats=settings.repeats, clock=settings.clock),
     )
+
+
+def floor(
+    comparison: Comparison,
+    configs: tuple[PretrainedConfig, PretrainedConfig],
+    precision: Precision,
+    clock: measure.Clock,
+) -> Floor:
+    """What our step needs, and what this processor gives in a precision."""
+    work = count_work(step_shape(comparison.batch(), comparison.losses, precision), *configs)
+    tick = measure.CLOCKS[clock]
+    return Floor(work, measure_rates(work.product, DTYPES[precision], CPU, clock=tick))
 
 
 def comparison_table(result: Result) -> Table:

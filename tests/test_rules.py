@@ -26,7 +26,7 @@ LATER = {"tasks", "finetuning", "serving"}  # planned in the design
 ARROWS = {
     "families": {"tokens"},  # a body runs on a batch
     "objectives": {"families", "tokens"},
-    "training": {"tokens"},
+    "training": {"families", "objectives", "tokens"},  # a floor is counted from both
     "generation": {"families", "tokens"},
     "tokens": set(),
     "samples": set(),

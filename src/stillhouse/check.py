@@ -1,17 +1,14 @@
 """What a recipe would make and cost, from configurations alone: no weights, no text, nothing
 written.
 
-Cost model. A token costs one multiply-add for each body weight that multiplies it, plus attention,
-plus the head's for each row that reaches it; backward costs twice the forward; the teacher runs
-forward only. Time is multiply-adds over the hardware's rate times an assumed utilisation, energy is
-time times the stated watts. Both are estimates and say so."""
+Cost model. `training.work` counts what a token needs. Time is its multiply-adds over the hardware's
+rate times an assumed utilisation, energy is time times the stated watts. Both are estimates and say
+so."""
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig
 
 from stillhouse.errors import DataError, RecipeError
@@ -19,7 +16,6 @@ from stillhouse.families import (
     count_parameters,
     empty_model,
     family_named,
-    family_of,
     load_config,
     resolve_folder,
 )
@@ -29,7 +25,9 @@ from stillhouse.recipe import Recipe, TeacherRecipe, TrainedTokenizer, TrainingR
 from stillhouse.student.plan import check_sequence_length, plan_student
 from stillhouse.tokens.source import check_vocabulary
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens
-from stillhouse.training.device import micro_batch_tokens, pick_device, pick_precision
+from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
+from stillhouse.training.floor import DTYPES, matmul_rate
+from stillhouse.training.work import count_work, planned_step
 
 UTILISATION = 0.4
 TRAINED_HERE_IDS = {"end_of_text": 0, "pad": 1, "cls": 0, "sep": 2}
@@ -72,7 +70,10 @@ def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
             "have."
         )
     sizes = {"teacher": _sizes(teacher), "student": _sizes(plan.config)}
-    per_token = _multiply_adds_per_token(recipe, teacher, plan.config)
+    step = planned_step(
+        recipe.distillation.losses, recipe.tokens, recipe.distillation, pick_device()
+    )
+    work = count_work(step, plan.config, teacher)
     tokens = _tokens_to_train(recipe.distillation)
     return {
         "recipe": name,
@@ -90,9 +91,11 @@ def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
         },
         "tokens": tokens,
         "step": _step_memory(recipe, sizes, plan.config),
-        "multiply_adds_per_token": per_token,
+        "multiply_adds_per_token": work.multiply_adds,
+        "bytes_moved_per_token": work.bytes_moved,
         "estimates": [
-            _estimate(hardware, sum(per_token.values()), tokens) for hardware in _hardware()
+            _estimate(hardware, sum(work.multiply_adds.values()), tokens)
+            for hardware in _hardware()
         ],
         "assumed_utilisation": UTILISATION,
     }
@@ -147,36 +150,6 @@ def _tokens_to_train(training: TrainingRecipe) -> int | None:
     return training.max_tokens
 
 
-def _layer_multiply_adds(config: PretrainedConfig, length: int) -> int | float:
-    """Forward multiply-adds per token of all layers: weights, and attention over half or all of
-    T."""
-    model = empty_model(config)
-    family = family_of(config)
-    weights = sum(p.numel() for p in model.get_submodule(family.layers).parameters() if p.ndim == 2)
-    seen = length / 2 if family.language_modeling == "causal" else length
-    return weights + config.num_hidden_layers * 2 * seen * config.hidden_size
-
-
-def _multiply_adds_per_token(
-    recipe: Recipe, teacher: PretrainedConfig, student: PretrainedConfig
-) -> dict[str, int | float]:
-    length = recipe.tokens.sequence_length
-    terms = recipe.distillation.losses.active()
-    share = 1.0
-    if recipe.tokens.language_modeling == "masked" and all(
-        term.rows == "predicted" for term in terms.values()
-    ):
-        share = recipe.tokens.masking.fraction
-    head = share * student.vocab_size * student.hidden_size
-    teacher_head = share * teacher.vocab_size * teacher.hidden_size
-    return {
-        "student_body": 3 * _layer_multiply_adds(student, length),
-        "student_head": 3 * head,
-        "teacher_body": _layer_multiply_adds(teacher, length),
-        "teacher_head": teacher_head,
-    }
-
-
 def _step_memory(
     recipe: Recipe, sizes: dict[str, dict[str, Any]], student: PretrainedConfig
 ) -> dict[str, Any]:
@@ -184,8 +157,9 @@ def _step_memory(
     logits."""
     device = pick_device()
     precision = pick_precision(recipe.distillation.precision, device)
-    tokens = micro_batch_tokens(recipe.distillation.micro_batch_tokens, device)
-    tokens = max(tokens // recipe.tokens.sequence_length, 1) * recipe.tokens.sequence_length
+    length = recipe.tokens.sequence_length
+    wanted = recipe.distillation.micro_batch_tokens
+    tokens = micro_batch_sequences(wanted, device, length) * length
     # Per token and layer about 16 hidden-size activations are kept for backward, plus attention
     # inputs.
     width = 2 if precision == "bf16" else 4
@@ -216,15 +190,8 @@ def _hardware() -> list[Hardware]:
 def _measured_rate() -> float:
     """Multiply-adds per second of a matrix product here, in the precision training would use."""
     device = pick_device()
-    dtype = torch.bfloat16 if pick_precision("auto", device) == "bf16" else torch.float32
-    left = torch.randn(1024, 768, dtype=dtype, device=device)
-    right = torch.randn(768, 3072, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(8):
-        started = time.perf_counter()
-        float((left @ right)[0, 0])
-        best = min(best, time.perf_counter() - started)
-    return 1024 * 768 * 3072 / best
+    dtype = DTYPES[pick_precision("auto", device)]
+    return matmul_rate((1024, 768, 3072), dtype, device)
 
 
 def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) -> dict[str, Any]:

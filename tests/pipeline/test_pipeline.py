@@ -89,6 +89,19 @@ def test_the_evaluation_has_the_keys_of_its_schema(finished):
     assert models["student"]["training"]["tokens"] == 4096
 
 
+def test_every_training_is_held_against_what_the_machine_allows(finished):
+    """Each step, the finished folder and the report state the share of the measured floor."""
+    result = json.loads((finished.folder / "evaluation.json").read_text(encoding="utf-8"))
+    for model in ("teacher", "student", "control"):
+        for line in metrics_of(finished, model):
+            assert 0 < line["floor_share"] < 1
+        facts = result["models"][model]["training"]
+        speed = facts["tokens"] / facts["seconds"]
+        assert facts["floor_share"] == pytest.approx(speed / facts["floor_tokens_per_second"])
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert "Training speed, of what this machine allows" in page
+
+
 def test_the_student_loads_in_plain_transformers(finished):
     """A student is an ordinary checkpoint: model and tokenizer load by its folder alone."""
     folder = finished.folder / "student"

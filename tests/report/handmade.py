@@ -46,7 +46,7 @@ def make_model(name: str, loss: float | None, *, kind: str = "causal") -> dict[s
             "words": 39_000,
             "bytes": 230_000,
         }
-    trained = {"tokens": 2_000_000, "seconds": 754.0, "steps": 488}
+    trained = {"tokens": 2_000_000, "seconds": 754.0, "steps": 488, "floor_share": 0.41}
     return {
         "path": f"/home/someone/runs/<tiny>/{name}",
         "parameters": parameters,

@@ -27,8 +27,11 @@ from stillhouse.tokens.packing import CausalSequences
 from stillhouse.tokens.shards import TokenSplit
 from stillhouse.training.checkpoint import Progress
 from stillhouse.training.engine import TrainingJob, checkpoints_for, plan_batches, train
+from stillhouse.training.floor import Floor, Rates
+from stillhouse.training.work import Work
 
 VOCABULARY, LENGTH = 40, 16
+FLOOR = Floor(Work({"student_body": 1e6}, {"optimizer": 1e3}, (1, 1, 1), "fp32"), Rates(1e9, 1e9))
 LOSSES = {
     "soft_target": {"weight": 5.0},
     "language_modeling": {"weight": 2.0},
@@ -122,6 +125,7 @@ def make_job(
         checkpoints_for(folder / "checkpoints", Inputs("test", {}, {}), recipe, Silent()),
         folder / "metrics.jsonl",
         torch.device("cpu"),
+        FLOOR,
     )
 
 
@@ -219,6 +223,20 @@ def test_a_line_of_metrics_holds_what_a_reader_needs(tmp_path):
         == progress.tokens
         == sum(job.batches.step(step).num_rows("all") for step in range(51))
     )
+
+
+def test_every_step_is_held_against_the_floor(tmp_path):
+    """The floor is said once; each step states its share, and the manifest that of all steps."""
+    job, reporter = make_job(tmp_path), Silent()
+    progress = train(job, reporter)
+    assert [line for line in reporter.said if "so the floor is 1,000 tokens/s" in line] == [
+        f"student: {FLOOR}"
+    ]
+    for line in lines(job):
+        assert line["floor_share"] == pytest.approx(line["tokens_per_second"] / 1000)
+    facts = job.facts(progress)
+    assert facts["floor_share"] == pytest.approx(progress.tokens / progress.seconds / 1000)
+    assert facts["tokens"] == progress.tokens
 
 
 def test_the_norm_of_a_term_is_that_of_its_own_gradient(tmp_path):

@@ -34,8 +34,10 @@ from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.teacher_cache import FixedVisits, TeacherCache
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import TrainingJob, checkpoints_for, plan_batches, train
+from stillhouse.training.floor import Floor, measure_floor
 from stillhouse.training.metrics import read_metrics
 from stillhouse.training.progress import Reporter
+from stillhouse.training.work import count_work, planned_step
 
 ModelName = Literal["student", "control", "control_same_time"]
 
@@ -152,9 +154,10 @@ class Distillation:
             checkpoints,
             self.run.metrics,
             self.device,
+            self._floor(student, model),
         )
         progress = train(job, reporter)
-        facts = {"training": progress.facts()}
+        facts = {"training": job.facts(progress)}
         if model == "student" and self.recipe.cache is not None:
             facts["training"]["teacher_cache_seconds"] = self._cache_seconds()
         target = output_folder(self.run, model)
@@ -190,6 +193,14 @@ class Distillation:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model.requires_grad_(False).to(device=self.device, dtype=dtype)  # pyright: ignore[reportCallIssue]
         return Teacher(family, model)
+
+    def _floor(self, student: PreTrainedModel, model: ModelName) -> Floor:
+        recipe, tokens = self.recipe.distillation, self.recipe.tokens
+        losses = recipe.losses if model == "student" else LANGUAGE_MODELING_ALONE
+        step = planned_step(losses, tokens, recipe, self.device)
+        live = model == "student" and self.recipe.cache is None
+        teacher = load_config(self.teacher_folder) if live else None
+        return measure_floor(count_work(step, student.config, teacher), self.device)
 
     def _steps_of_same_time(self) -> int:
         """Steps the control takes in the student's seconds, by the median step times of this run;

@@ -77,6 +77,11 @@ TRAINING = [
     Measure("Training tokens", "training.tokens", units.tokens, missing=NOT_TRAINED),
     Measure("Training steps", "training.steps", units.count, missing=NOT_TRAINED),
     Measure("Training time", "training.seconds", units.seconds, missing=NOT_TRAINED),
+    Measure(
+        "Training speed, of what this machine allows",
+        "training.floor_share",
+        units.percent,
+    ),
 ]
 
 

@@ -16,7 +16,9 @@ from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import special_tokens
 from stillhouse.training.device import pick_device
 from stillhouse.training.engine import TrainingJob, checkpoints_for, plan_batches, train
+from stillhouse.training.floor import measure_floor
 from stillhouse.training.progress import Reporter
+from stillhouse.training.work import count_work, planned_step
 
 
 def teacher_inputs(recipe: Recipe, run: RunFolder) -> Inputs:
@@ -54,6 +56,8 @@ def train_teacher(
     if overwrite:
         checkpoints.clear()
     source = open_source(run.tokens, recipe.tokens, "train")
+    device = pick_device()
+    step = planned_step(LANGUAGE_MODELING_ALONE, recipe.tokens, training, device)
     job = TrainingJob(
         "teacher",
         model,
@@ -62,10 +66,11 @@ def train_teacher(
         training,
         checkpoints,
         run.metrics,
-        pick_device(),
+        device,
+        measure_floor(count_work(step, config, None), device),
     )
     progress = train(job, reporter)
-    facts = {"training": progress.facts()}
+    facts = {"training": job.facts(progress)}
     with commit_folder(run.teacher, inputs, facts, overwrite=overwrite) as folder:
         save_model(model.cpu(), tokenizer, folder)
     checkpoints.clear()

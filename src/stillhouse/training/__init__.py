@@ -1,1 +1,2 @@
-"""The engine that every training run shares: loop, optimizer, schedule, checkpoints, metrics."""
+"""The engine that every training run shares: loop, optimizer, schedule, checkpoints, metrics,
+and the floor of its speed."""

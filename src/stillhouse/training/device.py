@@ -32,8 +32,10 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def micro_batch_tokens(wanted: int | Literal["auto"], device: torch.device) -> int:
-    """Tokens of one forward and backward pass. On a processor few tokens stay in its caches."""
-    if wanted == "auto":
-        return 16_384 if device.type == "cuda" else 2_048
-    return wanted
+def micro_batch_sequences(
+    wanted_tokens: int | Literal["auto"], device: torch.device, sequence_length: int
+) -> int:
+    """Sequences of one forward and backward pass. On a processor few tokens stay in its caches."""
+    if wanted_tokens == "auto":
+        wanted_tokens = 16_384 if device.type == "cuda" else 2_048
+    return max(1, wanted_tokens // sequence_length)

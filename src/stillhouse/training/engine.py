@@ -21,7 +21,8 @@ from stillhouse.recipe import Rows, TrainingRecipe
 from stillhouse.run_folder import Inputs
 from stillhouse.tokens.batches import Batch, SequenceSource, StepBatches
 from stillhouse.training.checkpoint import Checkpoints, Progress
-from stillhouse.training.device import Precision, autocast, micro_batch_tokens, pick_precision
+from stillhouse.training.device import Precision, autocast, micro_batch_sequences, pick_precision
+from stillhouse.training.floor import Floor
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.optimizer import (
     learning_parameters,
@@ -31,6 +32,7 @@ from stillhouse.training.optimizer import (
 )
 from stillhouse.training.progress import Reporter
 from stillhouse.training.signals import StopRequest
+from stillhouse.training.work import sequences_per_step
 
 TERM_NORMS_EVERY_STEPS = 50
 SKIPPED_STEPS_IN_A_ROW = 5
@@ -63,6 +65,11 @@ class TrainingJob:
     checkpoints: Checkpoints
     metrics: Path
     device: torch.device
+    floor: Floor
+
+    def facts(self, progress: Progress) -> dict[str, int | float]:
+        """What a manifest says of the finished training."""
+        return progress.facts() | self.floor.facts(progress.tokens / progress.seconds)
 
 
 def plan_batches(
@@ -70,7 +77,7 @@ def plan_batches(
 ) -> StepBatches:
     """The batches of a run: `epochs` or `max_tokens` of the recipe, or exactly `num_steps`
     steps."""
-    per_step = max(1, recipe.tokens_per_step // source.sequence_length)
+    per_step = sequences_per_step(recipe, source.sequence_length)
     num_samples = recipe.epochs * source.num_sequences
     if recipe.max_tokens is not None:
         num_samples = math.ceil(recipe.max_tokens / source.sequence_length)
@@ -101,6 +108,7 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
     progress = job.checkpoints.load_newest(model, optimizer) or Progress()
     if progress.step:
         reporter.say(f"{job.name}: going on after step {progress.step}")
+    reporter.say(f"{job.name}: {job.floor}")
     loop = _Loop(job, optimizer, progress)
     reporter.start(job.name, progress.step, job.batches.num_steps)
     try:
@@ -137,8 +145,9 @@ class _Loop:
         self.optimizer = optimizer
         self.progress = progress
         self.precision: Precision = pick_precision(job.recipe.precision, job.device)
-        tokens = micro_batch_tokens(job.recipe.micro_batch_tokens, job.device)
-        self.micro_sequences = max(1, tokens // job.batches.source.sequence_length)
+        self.micro_sequences = micro_batch_sequences(
+            job.recipe.micro_batch_tokens, job.device, job.batches.source.sequence_length
+        )
         self._skipped_in_a_row = 0
 
     def run_step(self, stop: StopRequest) -> dict[str, int | float] | None:
@@ -181,6 +190,7 @@ class _Loop:
             "learning_rate": learning_rate,
             "tokens": self.progress.tokens,
             "tokens_per_second": tokens / seconds,
+            "floor_share": job.floor.share(tokens / seconds),
             "seconds": self.progress.seconds,
             "skipped_steps": self.progress.skipped_steps,
             **norms,

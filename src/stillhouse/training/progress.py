@@ -85,6 +85,7 @@ def _summary(values: dict[str, int | float]) -> str:
         "tokens",
         "seconds",
         "tokens_per_second",
+        "floor_share",
         "grad_norm",
         "skipped_steps",
     )

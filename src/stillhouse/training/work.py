@@ -1,0 +1,174 @@
+"""What a training step cannot do without, counted from configurations alone, for each token.
+
+Multiply-adds. A position costs one for each weight of the layers' matrices, and two times the
+hidden size for each position it sees, in every layer. A row that reaches the head costs one for
+each weight of the projection and of the transform before it. The student does this three times:
+forward, back to inputs, back to weights; the teacher once, or not at all where its outputs are
+stored. A causal position sees (T + 1) / 2 on average, a masked one T: documents packed into one
+sequence are not counted apart. Not counted: norms, activations, softmaxes, losses, embeddings.
+
+Bytes, to and from memory. AdamW reads weight, gradient and both moments and writes all but the
+gradient, in float32. A gradient is written by the first micro-batch, read and written by each
+other one, and read once for its norm. The matrices are read by each micro-batch in the precision
+of the products, the student's for forward and backward, the teacher's once. Not counted, since
+caches may hold them: activations, chunks of logits, the copies of weights in lower precision. So
+this is a lower bound, but for frozen embeddings, which count as if they learned.
+
+Axes: T positions of a sequence.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+
+from stillhouse.families import count_parameters, empty_model, family_of
+from stillhouse.objectives.fused import LOGIT_TERMS, TEACHER_TERMS
+from stillhouse.recipe import LossesRecipe, Rows, TokensRecipe, TrainingRecipe
+from stillhouse.training.device import Precision, micro_batch_sequences, pick_precision
+
+STUDENT_PASSES = 3
+OPTIMIZER_BYTES = 7 * 4  # of one parameter: four values read, three written
+BYTES_OF = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """One optimizer step, as far as its cost goes. The numbers are those of the whole step.
+
+    A pair is a position and one that it sees; rows are the positions that reach a head. Where
+    `teacher_rows` is None, no term asks the teacher.
+    """
+
+    positions: int
+    pairs: int | float
+    student_rows: int | float
+    teacher_rows: int | float | None
+    micro_batches: int
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds and bytes of one token, by part, and the matrix product that is typical.
+
+    `product` is (rows, inner, columns): a micro-batch through the first half of a feed-forward
+    layer of the student.
+    """
+
+    multiply_adds: dict[str, float]
+    bytes_moved: dict[str, float]
+    product: tuple[int, int, int]
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    """Weights that multiply every position, those that multiply a row of the head, and widths."""
+
+    body: int
+    head: int
+    attention: int  # multiply-adds of a pair
+    hidden_size: int
+    parameters: int
+
+
+def planned_step(
+    losses: LossesRecipe,
+    tokens: TokensRecipe,
+    training: TrainingRecipe,
+    device: torch.device,
+) -> StepShape:
+    """The step that a recipe asks for, with the number of masked positions that is expected."""
+    length = tokens.sequence_length
+    sequences = sequences_per_step(training, length)
+    at_once = micro_batch_sequences(training.micro_batch_tokens, device, length)
+    positions = sequences * length
+    causal = tokens.language_modeling == "causal"
+    predicted = positions if causal else tokens.masking.fraction * positions
+    student_rows, teacher_rows = head_rows(losses, {"all": positions, "predicted": predicted})
+    return StepShape(
+        positions,
+        positions * ((length + 1) / 2 if causal else length),
+        student_rows,
+        teacher_rows,
+        micro_batches=-(-sequences // at_once),
+        precision=pick_precision(training.precision, device),
+    )
+
+
+def head_rows(
+    losses: LossesRecipe, counts: Mapping[Rows, int | float]
+) -> tuple[int | float, int | float | None]:
+    """Rows that must reach the student's head and the teacher's, of so many of each kind.
+
+    None for the teacher: no term asks it.
+    """
+    terms = losses.active()
+
+    def rows(names: tuple[str, ...]) -> int | float:
+        return max((counts[term.rows] for name, term in terms.items() if name in names), default=0)
+
+    asks_teacher = set(terms) != {"language_modeling"}
+    return rows(LOGIT_TERMS), rows(TEACHER_TERMS) if asks_teacher else None
+
+
+def sequences_per_step(training: TrainingRecipe, sequence_length: int) -> int:
+    """Whole sequences of one optimizer step."""
+    return max(1, training.tokens_per_step // sequence_length)
+
+
+def count_work(
+    step: StepShape, student: PretrainedConfig, teacher: PretrainedConfig | None
+) -> Work:
+    """What each token of a step needs; `teacher` is None where it does not run."""
+    ours = _matrices(student)
+    parameters, repeats, width = ours.parameters, step.micro_batches, BYTES_OF[step.precision]
+    multiply_adds = {
+        "student_body": STUDENT_PASSES * _body(ours, step),
+        "student_head": STUDENT_PASSES * ours.head * step.student_rows,
+    }
+    bytes_moved = {
+        "optimizer": OPTIMIZER_BYTES * parameters,
+        "gradients": 8 * repeats * parameters,
+        "student_weights": 2 * repeats * width * _used(ours, step.student_rows),
+    }
+    if teacher is not None and step.teacher_rows is not None:
+        theirs = _matrices(teacher)
+        multiply_adds["teacher_body"] = _body(theirs, step)
+        multiply_adds["teacher_head"] = theirs.head * step.teacher_rows
+        bytes_moved["teacher_weights"] = repeats * width * _used(theirs, step.teacher_rows)
+    return Work(
+        {name: number / step.positions for name, number in multiply_adds.items()},
+        {name: number / step.positions for name, number in bytes_moved.items()},
+        (-(-step.positions // repeats), ours.hidden_size, 4 * ours.hidden_size),
+        step.precision,
+    )
+
+
+def _matrices(config: PretrainedConfig) -> _Matrices:
+    model, family = empty_model(config), family_of(config)
+    body = model.get_submodule(family.body)
+    projection = family.head(model).weight
+    inside = {id(parameter) for parameter in body.parameters()} | {id(projection)}
+    transform = [p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in inside]
+    layers = model.get_submodule(family.layers)
+    hidden_size = family.hidden_size(config)
+    return _Matrices(
+        body=sum(p.numel() for p in layers.parameters() if p.ndim == 2),
+        head=projection.numel() + sum(transform),
+        attention=2 * hidden_size * config.num_hidden_layers,
+        hidden_size=hidden_size,
+        parameters=count_parameters(model)[0],
+    )
+
+
+def _body(matrices: _Matrices, step: StepShape) -> int | float:
+    """Forward multiply-adds of the layers."""
+    return matrices.body * step.positions + matrices.attention * step.pairs
+
+
+def _used(matrices: _Matrices, rows: int | float) -> int:
+    """Weights in matrix products; those of the head only where a row reaches it."""
+    return matrices.body + (matrices.head if rows else 0)

@@ -1,0 +1,145 @@
+"""What a token needs, against counts taken from real models: their operations, their tensors."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stillhouse.families import family_of
+from stillhouse.recipe import LossesRecipe, OptimizerRecipe, TokensRecipe, TrainingRecipe
+from stillhouse.training.optimizer import make_optimizer
+from stillhouse.training.work import StepShape, count_work, planned_step
+
+ROWS, LENGTH = 3, 12
+POSITIONS = ROWS * LENGTH
+CPU = torch.device("cpu")
+FAMILIES = ["gpt2", "bert", "distilbert", "roberta"]
+
+
+def shape(*, micro_batches: int = 1, precision="fp32", **changes) -> StepShape:
+    """Whole sequences, in which every position sees every other, as eager attention computes."""
+    numbers = {"pairs": POSITIONS * LENGTH, "student_rows": POSITIONS, "teacher_rows": POSITIONS}
+    return StepShape(
+        POSITIONS, **{**numbers, **changes}, micro_batches=micro_batches, precision=precision
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("num_rows", [POSITIONS, 5])
+def test_multiply_adds_are_those_that_torch_counts(tiny_model, batch_of, words, family, num_rows):
+    """Forward and backward of a student, forward of a teacher: two operations each, exactly."""
+    model = tiny_model(family)
+    model.set_attn_implementation("eager")
+    kind = family_of(model.config)
+    causal = kind.language_modeling == "causal"
+    batch = batch_of([[words(LENGTH, row)] for row in range(ROWS)], LENGTH, causal=causal)
+
+    def logits() -> torch.Tensor:
+        head = kind.head(model)
+        rows = kind.run_body(model, batch).flatten(0, 1)[:num_rows]
+        return head.transform(rows) @ head.weight.T
+
+    with FlopCounterMode(display=False) as student:
+        logits().sum().backward()
+    with FlopCounterMode(display=False) as teacher, torch.no_grad():
+        logits()
+    step = shape(student_rows=num_rows, teacher_rows=num_rows)
+    found = count_work(step, model.config, model.config).multiply_adds
+    per_token = {name: 2 * POSITIONS * number for name, number in found.items()}
+    assert per_token["student_body"] + per_token["student_head"] == pytest.approx(
+        student.get_total_flops(), rel=1e-12
+    )
+    assert per_token["teacher_body"] + per_token["teacher_head"] == pytest.approx(
+        teacher.get_total_flops(), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(("precision", "width"), [("fp32", 4), ("bf16", 2)])
+def test_bytes_are_those_of_the_tensors(tiny_model, precision, width):
+    """Of a GPT-2 of 2 layers of 16, V 60: AdamW's own tensors, and the matrices by hand."""
+    model = tiny_model("gpt2")
+    optimizer = make_optimizer(model, OptimizerRecipe())
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    weights = [parameter.nbytes for parameter in model.parameters()]
+    gradients = [parameter.grad.nbytes for parameter in model.parameters()]
+    moments = [
+        state[key].nbytes for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")
+    ]
+    work = count_work(
+        shape(micro_batches=3, precision=precision), model.config, model.config
+    ).bytes_moved
+    expected = {
+        "optimizer": 2 * sum(weights) + sum(gradients) + 2 * sum(moments),
+        "gradients": (1 + 2 * 2 + 1) * sum(gradients),
+        "student_weights": 3 * 2 * width * (2 * 12 * 16**2 + 60 * 16),
+        "teacher_weights": 3 * width * (2 * 12 * 16**2 + 60 * 16),
+    }
+    assert {name: POSITIONS * number for name, number in work.items()} == pytest.approx(expected)
+
+
+def test_a_head_that_no_row_reaches_is_not_read(tiny_config):
+    """A student of hidden states alone needs neither head."""
+    config = tiny_config("gpt2")
+    work = count_work(shape(student_rows=0, teacher_rows=0), config, config)
+    whole = count_work(shape(), config, config)
+    assert work.multiply_adds["student_head"] == work.multiply_adds["teacher_head"] == 0
+    head_bytes = 4 * 60 * 16 / POSITIONS
+    for name, passes in (("student_weights", 2), ("teacher_weights", 1)):
+        difference = whole.bytes_moved[name] - work.bytes_moved[name]
+        assert difference == pytest.approx(passes * head_bytes)
+
+
+@pytest.mark.parametrize("step", [shape(), shape(teacher_rows=None)])
+def test_a_teacher_that_does_not_run_costs_nothing(tiny_config, step):
+    """Its outputs are stored, or no term asks for them."""
+    config = tiny_config("gpt2")
+    alone = count_work(step, config, None if step.teacher_rows else config)
+    with_teacher = count_work(shape(), config, config)
+    assert not [name for name in (*alone.multiply_adds, *alone.bytes_moved) if "teacher" in name]
+    for name, number in alone.multiply_adds.items():
+        assert number == with_teacher.multiply_adds[name]
+
+
+def planned(losses: dict[str, dict], *, language_modeling: str) -> StepShape:
+    """Five sequences of 8 a step, two at a time."""
+    return planned_step(
+        LossesRecipe.model_validate(losses),
+        TokensRecipe.model_validate(
+            {"language_modeling": language_modeling, "sequence_length": 8, "tokenizer": "any"}
+        ),
+        TrainingRecipe(tokens_per_step=47, micro_batch_tokens=23, precision="fp32"),
+        CPU,
+    )
+
+
+def test_a_planned_step_is_that_of_the_engine():
+    """Whole sequences alone; a causal position sees itself and those before it."""
+    losses = {"soft_target": {"weight": 1.0}}
+    causal = planned(losses, language_modeling="causal")
+    assert causal == StepShape(40, 5 * (1 + 2 + 3 + 4 + 5 + 6 + 7 + 8), 40, 40, 3, "fp32")
+    assert planned(losses, language_modeling="masked").pairs == 5 * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("losses", "student_rows", "teacher_rows"),
+    [
+        ({"soft_target": "all", "language_modeling": None}, 40, 40),
+        ({"soft_target": "predicted", "language_modeling": None}, 6, 6),
+        ({"soft_target": "predicted", "hidden_cosine": "all"}, 6, 6),
+        ({"language_modeling": None, "hidden_cosine": "all"}, 6, 0),
+        ({"hidden_cosine": "all"}, 0, 0),
+        ({"language_modeling": None}, 6, None),
+    ],
+)
+def test_rows_reach_a_head_only_for_terms_of_logits(losses, student_rows, teacher_rows):
+    """Fifteen percent of 40 masked positions are predicted; only divergences ask the teacher's."""
+    terms = {
+        name: {"weight": 1.0, **({} if rows is None else {"rows": rows})}
+        for name, rows in losses.items()
+    }
+    step = planned(terms, language_modeling="masked")
+    assert step.student_rows == pytest.approx(student_rows)
+    if teacher_rows is None:
+        assert step.teacher_rows is None
+    else:
+        assert step.teacher_rows == pytest.approx(teacher_rows)
