@@ -91,6 +91,22 @@ def test_the_longest_sequence_is_the_one_with_a_position_for_each_token(
             family.run_body(model, batch_of([[words(longest + 1)]], longest + 1, causal=causal))
 
 
+@every_family
+def test_a_model_still_sees_padding_after_its_body_ran_alone(name, tiny_model, batch_of, words):
+    """The body takes a mask as it is given; the model itself goes on to heed one of padding."""
+    model, family = tiny_model(name), family_named(name)
+    ids = torch.tensor([words(8), words(8, 1)])
+    padding = torch.ones_like(ids)
+    padding[0, :3] = 0
+    with torch.no_grad():
+        before = model(input_ids=ids, attention_mask=padding).logits
+        family.run_body(model, batch_of([[words(8)]], 8, causal=name == "gpt2"))
+        after = model(input_ids=ids, attention_mask=padding).logits
+        without = model(input_ids=ids).logits
+    assert torch.equal(before, after)
+    assert not torch.allclose(before[0, 3:], without[0, 3:])
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert", "roberta"])
 def test_a_teacher_trained_here_has_the_shape_of_its_recipe(name):
     """The recipe's numbers are found again in the model, and its sequences just fit."""

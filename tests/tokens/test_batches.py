@@ -1,11 +1,13 @@
 """Batches: the order of samples is a pure function of (seed, step), and no sequence is lost."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from stillhouse.errors import DataError
-from stillhouse.tokens.batches import StepBatches, epoch_order, visit_key
+from stillhouse.tokens.batches import IGNORED, StepBatches, epoch_order, visit_key
 from stillhouse.tokens.packing import CausalSequences
 
 DOCUMENTS = [[0, *range(5, 25)], [0, *range(25, 37)], [0, *range(5, 38)]]  # 67 tokens
@@ -139,3 +141,15 @@ def test_moving_a_batch_changes_nothing(batch_of):
     for name in ("input_ids", "labels", "segment_ids", "position_ids"):
         assert torch.equal(getattr(moved, name), getattr(batch, name))
     assert (moved.causal, moved.uniform) == (True, False)
+
+
+def test_rows_are_numbered_as_they_are_masked(source):
+    """Both kinds, in order, here and after a move; a batch with other labels numbers its own."""
+    batch = steps_of(source).step(3)
+    fewer = replace(batch, labels=batch.labels.where(batch.position_ids % 2 == 0, IGNORED))
+    for each in (batch, batch.to(torch.device("cpu")), fewer, fewer.to(torch.device("cpu"))):
+        for rows in ("all", "predicted"):
+            numbers = each.row_numbers(rows)
+            assert torch.equal(each.input_ids.flatten()[numbers], each.input_ids[each.rows(rows)])
+            assert len(numbers) == each.num_rows(rows)
+    assert 0 < fewer.num_rows("predicted") < batch.num_rows("predicted")

@@ -1,11 +1,14 @@
 """What a token needs, against counts taken from real models: their operations, their tensors."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stillhouse.families import family_of
 from stillhouse.recipe import LossesRecipe, OptimizerRecipe, TokensRecipe, TrainingRecipe
+from stillhouse.training.device import Precision
 from stillhouse.training.optimizer import make_optimizer
 from stillhouse.training.work import StepShape, count_work, planned_step
 
@@ -15,9 +18,13 @@ CPU = torch.device("cpu")
 FAMILIES = ["gpt2", "bert", "distilbert", "roberta"]
 
 
-def shape(*, micro_batches: int = 1, precision="fp32", **changes) -> StepShape:
+def shape(*, micro_batches: int = 1, precision: Precision = "fp32", **changes: Any) -> StepShape:
     """Whole sequences, in which every position sees every other, as eager attention computes."""
-    numbers = {"pairs": POSITIONS * LENGTH, "student_rows": POSITIONS, "teacher_rows": POSITIONS}
+    numbers: dict[str, Any] = {
+        "pairs": POSITIONS * LENGTH,
+        "student_rows": POSITIONS,
+        "teacher_rows": POSITIONS,
+    }
     return StepShape(
         POSITIONS, **{**numbers, **changes}, micro_batches=micro_batches, precision=precision
     )
@@ -58,7 +65,7 @@ def test_bytes_are_those_of_the_tensors(tiny_model, precision, width):
     """Of a GPT-2 of 2 layers of 16, V 60: AdamW's own tensors, and the matrices by hand."""
     model = tiny_model("gpt2")
     optimizer = make_optimizer(model, OptimizerRecipe())
-    sum(parameter.sum() for parameter in model.parameters()).backward()
+    torch.stack([parameter.sum() for parameter in model.parameters()]).sum().backward()
     optimizer.step()
     weights = [parameter.nbytes for parameter in model.parameters()]
     gradients = [parameter.grad.nbytes for parameter in model.parameters()]

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from stillhouse.families.attention import masks_as_given
 from stillhouse.recipe import LanguageModeling, TeacherRecipe
 from stillhouse.tokens.batches import Batch
 
@@ -68,12 +69,13 @@ class Family:
         arguments: dict[str, Any] = (
             {"use_cache": False} if self.language_modeling == "causal" else {}
         )
-        output = body(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask(),
-            position_ids=positions,
-            **arguments,
-        )
+        with masks_as_given(model.config):
+            output = body(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask(),
+                position_ids=positions,
+                **arguments,
+            )
         return output.last_hidden_state
 
     def hidden_size(self, config: PretrainedConfig) -> int:

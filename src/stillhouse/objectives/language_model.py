@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,7 +20,7 @@ from stillhouse.families import Family
 from stillhouse.objectives.fused import LOGIT_TERMS, LogitTerm, Projection, fused_losses
 from stillhouse.objectives.losses import hidden_cosine_loss, hidden_mse_loss
 from stillhouse.recipe import HardLossRecipe, LossesRecipe, LossRecipe, Rows
-from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.teacher_rows import SparseRows
 
 HIDDEN_LOSSES = {"hidden_cosine": hidden_cosine_loss, "hidden_mse": hidden_mse_loss}
@@ -79,28 +80,26 @@ class LanguageModelObjective:
 
         Terms without a coefficient are left out. With coefficient = weight / rows of the whole
         global batch, micro-batches add up to the step's loss."""
-        selected = self._selected_rows(batch, coefficients)
-        student_rows = self.family.run_body(model, batch)[selected]
+        selected = batch.row_numbers(self._selected_rows(coefficients))
+        student_rows = _rows(self.family.run_body(model, batch), selected)
         taught = None
         if set(coefficients) != {"language_modeling"}:
             taught = self._taught(batch, selected)
+        labels = _rows(batch.labels, selected)
         masks = {
             "all": None,
-            "predicted": None
-            if self._only_predicted(coefficients)
-            else batch.rows("predicted")[selected],
+            "predicted": None if self._only_predicted(coefficients) else labels != IGNORED,
         }
         total, values = self._logit_losses(
-            model, student_rows, taught, batch.labels[selected], masks, coefficients
+            model, student_rows, taught, labels, masks, coefficients
         )
         for name, coefficient in coefficients.items():
             if name in HIDDEN_LOSSES:
                 assert taught is not None
                 assert taught.hidden is not None
-                mask = masks[self.terms[name].rows]
+                places = torch.searchsorted(selected, batch.row_numbers(self.terms[name].rows))
                 pair = (student_rows, taught.hidden)
-                kept = pair if mask is None else tuple(rows[mask] for rows in pair)
-                value = HIDDEN_LOSSES[name](*kept)
+                value = HIDDEN_LOSSES[name](*(rows.index_select(0, places) for rows in pair))
                 values[name] = value.detach()
                 total = total + coefficient * value
         return total, values
@@ -108,17 +107,18 @@ class LanguageModelObjective:
     def _only_predicted(self, names: Mapping[str, float]) -> bool:
         return all(self.terms[name].rows == "predicted" for name in names)
 
-    def _selected_rows(self, batch: Batch, names: Mapping[str, float]) -> Tensor:
-        return batch.rows("predicted" if self._only_predicted(names) else "all")
+    def _selected_rows(self, names: Mapping[str, float]) -> Rows:
+        return "predicted" if self._only_predicted(names) else "all"
 
     def _taught(self, batch: Batch, selected: Tensor) -> Taught:
         if self.teacher == "cached":
             assert batch.teacher is not None
-            rows = batch.teacher[selected[batch.rows(batch.teacher.rows)]]
+            places = torch.searchsorted(batch.row_numbers(batch.teacher.rows), selected)
+            rows = batch.teacher[places]
             return Taught(rows.hidden, rows.targets)
         assert isinstance(self.teacher, Teacher)
         with torch.no_grad():
-            hidden = self.teacher.family.run_body(self.teacher.model, batch)[selected]
+            hidden = _rows(self.teacher.family.run_body(self.teacher.model, batch), selected)
             return Taught(hidden, project(self.teacher.family, self.teacher.model, hidden))
 
     def _logit_losses(
@@ -150,3 +150,8 @@ def project(family: Family, model: PreTrainedModel, hidden: Tensor) -> Projectio
     """What the model's head multiplies for these last hidden states (N, D)."""
     head = family.head(model)
     return Projection(head.transform(hidden), head.weight, head.bias)
+
+
+def _rows(values: Shaped[Tensor, "B T *rest"], numbers: Int[Tensor, " N"]) -> Tensor:
+    """The rows of these numbers. (A mask would make the device count them first.)"""
+    return values.flatten(0, 1).index_select(0, numbers)

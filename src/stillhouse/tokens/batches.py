@@ -7,8 +7,8 @@ Axes: B sequences, T positions.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stillhouse.errors import DataError
 from stillhouse.recipe import Rows
-from stillhouse.tokens.teacher_rows import TeacherRows
+from stillhouse.tokens.teacher_rows import TeacherRows, move
 
 IGNORED = -100  # the label of a position that is not predicted
 
@@ -39,6 +39,9 @@ class Batch:
     causal: bool
     uniform: bool
     teacher: TeacherRows | None = None
+    _numbers: dict[Rows, Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def attention_mask(self) -> Bool[Tensor, "B 1 T T"] | None:
         """True where a query (second to last axis) may see a key (last axis)."""
@@ -51,21 +54,28 @@ class Batch:
         """The positions that count: all that are real, or those that have a label."""
         return self.segment_ids > 0 if rows == "all" else self.labels != IGNORED
 
+    def row_numbers(self, rows: Rows) -> Int[Tensor, " N"]:
+        """Which of the B * T positions count, in order: `rows` as numbers, found once."""
+        if rows not in self._numbers:
+            self._numbers[rows] = self.rows(rows).flatten().nonzero().squeeze(1)
+        return self._numbers[rows]
+
     def num_rows(self, rows: Rows) -> int:
         return int(self.rows(rows).sum())
 
     def to(self, device: torch.device) -> "Batch":
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return replace(
+        """The same there. Rows are numbered before: finding them on a GPU would wait for it."""
+        moved = replace(
             self,
-            input_ids=move(self.input_ids),
-            labels=move(self.labels),
-            segment_ids=move(self.segment_ids),
-            position_ids=move(self.position_ids),
+            input_ids=move(self.input_ids, device),
+            labels=move(self.labels, device),
+            segment_ids=move(self.segment_ids, device),
+            position_ids=move(self.position_ids, device),
             teacher=None if self.teacher is None else self.teacher.to(device),
         )
+        for rows in get_args(Rows):
+            moved._numbers[rows] = move(self.row_numbers(rows), device)
+        return moved
 
     def split(self, sequences: int) -> Iterator["Batch"]:
         """Micro-batches of at most `sequences` sequences each, in order."""

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stillhouse.recipe import CacheKind, Rows
 
-Pick = slice | Bool[Tensor, " N"]
+Pick = slice | Int[Tensor, " n"]
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor there; from pinned memory to a GPU, since other copies would wait for it."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class SparseRows:
 
     def to(self, device: torch.device) -> "SparseRows":
         columns = (self.ids, self.weights, self.rest)
-        return SparseRows(self.kind, *(tensor.to(device, non_blocking=True) for tensor in columns))
+        return SparseRows(self.kind, *(move(tensor, device) for tensor in columns))
 
 
 @dataclass(frozen=True)
@@ -65,5 +71,5 @@ class TeacherRows:
         return cls(parts[0].rows, targets, torch.cat(hidden) if hidden else None)
 
     def to(self, device: torch.device) -> "TeacherRows":
-        hidden = None if self.hidden is None else self.hidden.to(device, non_blocking=True)
+        hidden = None if self.hidden is None else move(self.hidden, device)
         return TeacherRows(self.rows, self.targets.to(device), hidden)

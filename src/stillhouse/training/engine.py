@@ -2,7 +2,7 @@
 
 One optimizer step reads one batch, a pure function of (seed, step). The batch is split into
 micro-batches; each term is divided once by its own rows in the whole batch, so the split does not
-change the result. Nothing waits for the device inside a step.
+change the result. A step waits for the device once, at its end, when it reads what it logs.
 """
 
 import math
@@ -160,7 +160,7 @@ class _Loop:
             name: weight / counts[name] for name, weight in job.objective.weights.items()
         }
         sums: dict[str, Tensor] = {}
-        norms: dict[str, float] = {}
+        norms: dict[str, Tensor] = {}
         for number, part in enumerate(batch.split(self.micro_sequences)):
             if stop.signal_number is not None:
                 self.optimizer.zero_grad(set_to_none=True)
@@ -174,8 +174,9 @@ class _Loop:
                 norms = self._term_norms(micro, coefficients)
             for name, value in self._backward(micro, coefficients, number).items():
                 sums[name] = sums[name] + value if name in sums else value
-        means = {name: float(total) / counts[name] for name, total in sums.items()}
-        learning_rate, grad_norm = self._update(means)
+        found = _read({**sums, **norms, "grad_norm": self._clip()})
+        means = {name: found.pop(name) / counts[name] for name in sums}
+        learning_rate = self._update(means, found["grad_norm"])
         seconds = time.monotonic() - started
         tokens = batch.num_rows("all")
         done = self.progress
@@ -186,14 +187,14 @@ class _Loop:
         return {
             "loss": loss,
             **(means if len(means) > 1 else {}),
-            "grad_norm": grad_norm,
+            "grad_norm": found.pop("grad_norm"),
             "learning_rate": learning_rate,
             "tokens": self.progress.tokens,
             "tokens_per_second": tokens / seconds,
             "floor_share": job.floor.share(tokens / seconds),
             "seconds": self.progress.seconds,
             "skipped_steps": self.progress.skipped_steps,
-            **norms,
+            **found,
         }
 
     def _forward(
@@ -220,7 +221,7 @@ class _Loop:
             ) from error
         return values
 
-    def _term_norms(self, batch: Batch, coefficients: Mapping[str, float]) -> dict[str, float]:
+    def _term_norms(self, batch: Batch, coefficients: Mapping[str, float]) -> dict[str, Tensor]:
         """Norm of each weighted term's own gradient on one micro-batch."""
         parameters = list(learning_parameters(self.optimizer))
         norms = {}
@@ -228,21 +229,23 @@ class _Loop:
             loss, _ = self._forward(batch, {name: coefficient}, 0)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             present = [gradient for gradient in gradients if gradient is not None]
-            norms[f"grad_norm/{name}"] = float(torch.nn.utils.get_total_norm(present))
+            norms[f"grad_norm/{name}"] = torch.nn.utils.get_total_norm(present)
         return norms
 
-    def _update(self, means: Mapping[str, float]) -> tuple[float, float]:
-        """Clip and apply the gradients; a step that is not finite is skipped, counted and
-        limited."""
+    def _clip(self) -> Tensor:
+        """Limit the gradient's norm; returns what it was before."""
+        return torch.nn.utils.clip_grad_norm_(
+            list(learning_parameters(self.optimizer)), self.job.recipe.optimizer.max_grad_norm
+        )
+
+    def _update(self, means: Mapping[str, float], grad_norm: float) -> float:
+        """Apply the gradients at the learning rate that is returned; a step that is not finite is
+        skipped, counted and limited."""
         recipe = self.job.recipe
         factor = learning_rate_factor(
             recipe.schedule, self.progress.step, self.job.batches.num_steps
         )
         learning_rate = recipe.optimizer.learning_rate * factor
-        norm = torch.nn.utils.clip_grad_norm_(
-            list(learning_parameters(self.optimizer)), recipe.optimizer.max_grad_norm
-        )
-        grad_norm = float(norm)
         if math.isfinite(grad_norm) and all(map(math.isfinite, means.values())):
             set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
@@ -261,4 +264,9 @@ class _Loop:
                 "unharmed; "
                 "lower the learning rate, or train in fp32."
             )
-        return learning_rate, grad_norm
+        return learning_rate
+
+
+def _read(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Single values as numbers, all at once: the one place where a step waits for the device."""
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
