@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 from stillhouse.machine import describe_machine, library_versions, source_commit
+from stillhouse.training.floor import seconds_of
 
+CPU = torch.device("cpu")
 Step = Callable[[], None]
 Clock = Literal["wall", "processor"]
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -40,22 +43,24 @@ def environment() -> dict[str, Any]:
 
 
 def interleaved_seconds(
-    steps: Mapping[str, Step], *, repeats: int, clock: Clock = "wall"
+    steps: Mapping[str, Step],
+    *,
+    repeats: int,
+    clock: Clock = "wall",
+    device: torch.device = CPU,
 ) -> dict[str, list[float]]:
     """Seconds of each step after a warm-up, in turns (A B A B): a busy machine disturbs all alike.
 
     The processor's clock counts what this process itself used. It is the steadier one where others
-    use the machine, and means something with one thread only: several wait for each other.
+    use the machine, and means something with one thread only: several wait for each other. On CUDA
+    the device's own events tell the time.
     """
-    now = CLOCKS[clock]
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            started = now()
-            step()
-            seconds[name].append(now() - started)
+            seconds[name].append(seconds_of(step, device, CLOCKS[clock]))
     return seconds
 
 

@@ -37,12 +37,16 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher, from which the student follows by default, and the shape of the batch both see."""
+    """A teacher, from which the student follows by default, and the shape of the batch both see.
+
+    Ragged sequences end up to three tokens before their length; others are whole, as if packed.
+    """
 
     teacher: Callable[[], PretrainedConfig]
     sequences: int
     length: int
     mask_id: int = 103
+    ragged: bool = True
 
     @property
     def name(self) -> str:
@@ -115,13 +119,14 @@ def _add_noise(model: PreTrainedModel) -> None:
 
 
 def build_batch(pair: Pair, seed: int) -> Batch:
-    """Random tokens; lengths differ by three at most. Of a masked batch 15 % are predicted."""
+    """Random tokens. Of a masked batch 15 % are predicted."""
     config = pair.teacher()
     causal = family_of(config).language_modeling == "causal"
     generator = torch.Generator().manual_seed(seed)
     shape = (pair.sequences, pair.length)
     tokens = torch.randint(config.vocab_size, shape, generator=generator)
-    lengths = pair.length - torch.randint(4, (pair.sequences, 1), generator=generator)
+    missing = torch.randint(4, (pair.sequences, 1), generator=generator)
+    lengths = pair.length - (missing if pair.ragged else torch.zeros_like(missing))
     lengths[0] = pair.length
     positions = torch.arange(pair.length).expand(shape)
     real = positions < lengths
@@ -131,7 +136,8 @@ def build_batch(pair: Pair, seed: int) -> Batch:
         predicted = (torch.rand(shape, generator=generator) < 0.15) & real
         labels = tokens.where(predicted, IGNORED)
         tokens = tokens.where(~predicted, pair.mask_id)
-    return Batch(tokens.where(real, 0), labels, real.long(), positions, causal, uniform=False)
+    uniform = not pair.ragged
+    return Batch(tokens.where(real, 0), labels, real.long(), positions, causal, uniform)
 
 
 def classic_losses(rows: Rows) -> Losses:
@@ -166,7 +172,9 @@ def our_outcome(models: Models, batch: Batch, losses: Losses) -> Outcome:
 
 
 def our_step(models: Models, batch: Batch, losses: Losses, variant: Variant) -> measure.Step:
-    """Models as `distill` prepares them, and one optimizer step as its engine takes it."""
+    """Models as `distill` prepares them, and one optimizer step as its engine takes it, down to the
+    reading of what it logs."""
+    device = batch.input_ids.device
     models.student.train()
     if variant.precision == "bf16":
         models.teacher.to(torch.bfloat16)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -177,10 +185,12 @@ def our_step(models: Models, batch: Batch, losses: Losses, variant: Variant) -> 
     optimizer = make_optimizer(models.student, recipe)
 
     def step() -> None:
-        with autocast(CPU, variant.precision):
-            loss, _ = our_losses(models, batch, losses)
+        with autocast(device, variant.precision):
+            loss, terms = our_losses(models, batch, losses)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(learning_parameters(optimizer)), recipe.max_grad_norm)
+        parameters = list(learning_parameters(optimizer))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
+        torch.stack([norm, *terms.values()]).tolist()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

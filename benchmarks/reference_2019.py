@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from benchmarks.equality import Outcome, outcome_of
 from stillhouse.recipe import Rows
 from stillhouse.tokens.batches import IGNORED, Batch
+from stillhouse.training.device import Precision, autocast
 
 TEMPERATURE = 2.0
 WEIGHTS = {"soft_target": 5.0, "language_modeling": 2.0, "hidden_cosine": 1.0}
@@ -117,10 +118,12 @@ def reference_step(
     batches: Sequence[PaddedBatch],
     rows: Rows,
     optimizer: torch.optim.Optimizer,
+    precision: Precision = "fp32",
 ) -> None:
     """One whole training step over its micro-batches: losses, gradients, clipping, update."""
     for batch in batches:
-        loss, _ = reference_losses(student, teacher, batch, rows)
+        with autocast(batch.input_ids.device, precision):
+            loss, _ = reference_losses(student, teacher, batch, rows)
         (loss / len(batches)).backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), MAX_GRAD_NORM)
     optimizer.step()

@@ -114,6 +114,25 @@ def test_a_micro_batch_never_waits(models, batch_of, words, uniform, rows):
     assert watch.waits == []
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("uniform", [True, False])
+def test_a_gpu_itself_sees_no_wait(models, batch_of, words, uniform):
+    """CUDA itself refuses every synchronization, once a first step has set up its libraries."""
+    device = torch.device("cuda")
+    causal = models[0].config.model_type == "gpt2"
+    host = make_batch(batch_of, words, uniform=uniform, causal=causal)
+    for model in models:
+        model.to(device)
+    try:
+        for mode in ("default", "error"):
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode(mode)
+            with torch.autocast("cuda", torch.bfloat16):
+                micro_step(models, host.to(device), "all")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_whole_sequences_need_no_mask(models, batch_of, words):
     """Every layer's attention is called without one, and told whether it is causal: so the fastest
     kernels take it."""

@@ -61,7 +61,7 @@ class Batch:
         return self._numbers[rows]
 
     def num_rows(self, rows: Rows) -> int:
-        return int(self.rows(rows).sum())
+        return len(self.row_numbers(rows))
 
     def to(self, device: torch.device) -> "Batch":
         """The same there. Rows are numbered before: finding them on a GPU would wait for it."""

@@ -116,11 +116,12 @@ def _fastest(run: Callable[[], object], device: torch.device, clock: Clock) -> f
     run()
     seconds: list[float] = []
     while not seconds or (sum(seconds) < MEASURING_SECONDS and len(seconds) < MOST_REPEATS):
-        seconds.append(_seconds(run, device, clock))
+        seconds.append(seconds_of(run, device, clock))
     return min(seconds)
 
 
-def _seconds(run: Callable[[], object], device: torch.device, clock: Clock) -> float:
+def seconds_of(run: Callable[[], object], device: torch.device, clock: Clock) -> float:
+    """Seconds of one call, until the device is done with it."""
     if device.type != "cuda":
         started = clock()
         run()

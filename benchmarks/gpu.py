@@ -1,0 +1,271 @@
+"""The distillation step on one CUDA device: tokens per second, the device's use, memory.
+
+    python -m benchmarks.gpu --output gpu.json
+
+GPT-2 to DistilGPT2 at 1,024 tokens, BERT-base to DistilBERT at 512: whole sequences of random
+tokens, as packing gives them; random weights from a seed; the configurations' own dropout. Ours in
+bfloat16, eager and compiled, beside the step of 2019 in float32 and in bfloat16, where it fits.
+Equal in float32 on two sequences first, then warmed up and timed in turns by the device's events.
+Reads nothing; writes a table, and with --output every raw number. Exits with 1 where losses or
+gradients of the two are not equal, with 2 where there is no CUDA device.
+
+Utilization is that of model FLOPs: two operations a multiply-add, over the vendor's dense bfloat16
+peak. The floor is that of `stillhouse.training.floor`, from bfloat16 rates measured on this
+device. Memory is the highest that was allocated in a step, with the step's own models and
+optimizer.
+"""
+
+import argparse
+import functools
+import gc
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import BertConfig, GPT2Config
+
+from benchmarks import measure, reference_2019
+from benchmarks.equality import Equality, equality
+from benchmarks.ours import (
+    Models,
+    Pair,
+    Variant,
+    build_batch,
+    build_models,
+    classic_losses,
+    our_outcome,
+    our_step,
+    step_shape,
+)
+from stillhouse.recipe import Rows
+from stillhouse.training.device import Precision
+from stillhouse.training.floor import Floor, measure_floor
+from stillhouse.training.work import count_work
+
+PAIRS = {
+    "gpt2": Pair(GPT2Config, 16, 1024, ragged=False),
+    "bert": Pair(BertConfig, 32, 512, ragged=False),
+}
+ROWS: dict[str, list[Rows]] = {"gpt2": ["all"], "bert": ["all", "predicted"]}
+OURS = {"ours": Variant("bf16"), "ours-compiled": Variant("bf16", compiled=True)}
+REFERENCES: dict[str, Precision] = {"2019": "fp32", "2019-bf16": "bf16"}
+WARM_UP_STEPS = 3
+EQUALITY_SEQUENCES = 2
+# Dense bfloat16 operations per second, by a part of the device's name; vendor's figures.
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured together."""
+
+    name: str
+    pair: Pair
+    rows: Rows
+    seed: int
+    device: torch.device
+
+    def models(self) -> Models:
+        models = build_models(self.pair, self.seed)
+        for model in (models.teacher, models.student):
+            model.to(self.device)  # pyright: ignore[reportArgumentType]
+        return models
+
+    def prepare(self, step: str) -> measure.Step:
+        return self.step_on(self.models(), step)
+
+    def step_on(self, models: Models, step: str) -> measure.Step:
+        """A step of ours, or of 2019's, that trains the student of these models."""
+        batch = build_batch(self.pair, self.seed).to(self.device)
+        if step in OURS:
+            return our_step(models, batch, classic_losses(self.rows), OURS[step])
+        models.student.train()
+        optimizer = reference_2019.reference_optimizer(models.student)
+        return functools.partial(
+            reference_2019.reference_step,
+            models.student,
+            models.teacher,
+            [reference_2019.PaddedBatch.of(batch)],
+            self.rows,
+            optimizer,
+            REFERENCES[step],
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything measured of one case; mappings go by step."""
+
+    case: str
+    rows: Rows
+    num_tokens: int
+    equality: Equality
+    floor: Floor
+    peak_flops: float | None
+    memory_bytes: dict[str, int | None]
+    seconds: dict[str, list[float]]
+
+    def tokens_per_second(self, step: str) -> float:
+        return self.num_tokens / statistics.median(self.seconds[step])
+
+    def utilization(self, step: str) -> float | None:
+        """Model FLOPs over the device's peak; None where no peak is known."""
+        if self.peak_flops is None:
+            return None
+        flops = 2 * sum(self.floor.work.multiply_adds.values())
+        return flops * self.tokens_per_second(step) / self.peak_flops
+
+    def summary(self) -> dict[str, dict[str, float | None]]:
+        return {
+            step: {
+                "median_seconds": statistics.median(seconds),
+                "tokens_per_second": self.tokens_per_second(step),
+                "utilization": self.utilization(step),
+                "floor_share": self.floor.share(self.tokens_per_second(step)),
+            }
+            for step, seconds in self.seconds.items()
+        }
+
+
+def measure_case(case: Case, repeats: int, peak_flops: float | None) -> Result:
+    """Equality, then each step's memory as it joins, then the timings in turns."""
+    found = equal_in_float32(case)
+    models, batch = build_models(case.pair, case.seed), build_batch(case.pair, case.seed)
+    shape = step_shape(batch, classic_losses(case.rows), "bf16")
+    work = count_work(shape, models.student.config, models.teacher.config)
+    del models
+    steps: dict[str, measure.Step] = {}
+    memory: dict[str, int | None] = {}
+    for name in (*OURS, *REFERENCES):
+        step, memory[name] = warmed_up(functools.partial(case.prepare, name))
+        if step is not None:
+            steps[name] = step
+    return Result(
+        case.name,
+        case.rows,
+        batch.num_rows("all"),
+        found,
+        measure_floor(work, case.device),
+        peak_flops,
+        memory,
+        measure.interleaved_seconds(steps, repeats=repeats, device=case.device),
+    )
+
+
+def equal_in_float32(case: Case) -> Equality:
+    """Ours against 2019's on this device, on a few of the sequences, without dropout."""
+    few = replace(case, pair=replace(case.pair, sequences=EQUALITY_SEQUENCES))
+    models, batch = few.models(), build_batch(few.pair, few.seed).to(few.device)
+    padded = [reference_2019.PaddedBatch.of(batch)]
+    expected = reference_2019.reference_outcome(models.student, models.teacher, padded, few.rows)
+    return equality(our_outcome(models, batch, classic_losses(few.rows)), expected)
+
+
+def warmed_up(prepare: Callable[[], measure.Step]) -> tuple[measure.Step | None, int | None]:
+    """A step after its first runs, and the most it had allocated in one more; None: no room."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    try:
+        step = prepare()
+        for _ in range(WARM_UP_STEPS):
+            step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+    except torch.OutOfMemoryError:
+        return None, None
+    return step, torch.cuda.max_memory_allocated() - before
+
+
+def known_peak(name: str) -> float | None:
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def case_table(result: Result) -> Table:
+    """One line per step."""
+    table = Table("step", title=f"{result.case}, {result.rows} rows: {result.num_tokens} tokens")
+    for column in ("ms", "tokens/s", "utilization", "floor", "GB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for step, memory in result.memory_bytes.items():
+        if step not in result.seconds:
+            table.add_row(step, "does not fit", "", "", "", "")
+            continue
+        speed, used = result.tokens_per_second(step), result.utilization(step)
+        table.add_row(
+            step,
+            f"{1e3 * statistics.median(result.seconds[step]):.1f}",
+            f"{speed:,.0f}",
+            "unknown peak" if used is None else f"{used:.0%}",
+            f"{result.floor.share(speed):.0%}",
+            "" if memory is None else f"{memory / 1e9:.2f}",
+        )
+    return table
+
+
+def report(results: Sequence[Result], options: argparse.Namespace) -> dict[str, Any]:
+    """Every raw number, and what it was measured with."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
+        "settings": {"seed": options.seed, "repeats": options.repeats, "warm_up": WARM_UP_STEPS},
+        **measure.environment(),
+        "device": {
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "capability": [properties.major, properties.minor],
+            "cuda": torch.version.cuda,
+            "float32_products": torch.get_float32_matmul_precision(),
+        },
+        "results": [asdict(result) | {"summary": result.summary()} for result in results],
+    }
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--pair", choices=PAIRS, nargs="+", default=list(PAIRS))
+    parser.add_argument(
+        "--sequences", type=int, help="sequences of a batch; by default 16,384 tokens"
+    )
+    parser.add_argument("--repeats", type=int, default=20, help="timed steps of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak, if not known here")
+    parser.add_argument("--output", type=Path, help="a JSON file for every raw number")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options, console = parse_options(), Console()
+    if not torch.cuda.is_available():
+        print("This benchmark needs a CUDA device, and torch finds none here.", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", 0)
+    given = options.peak_tflops
+    peak = 1e12 * given if given else known_peak(torch.cuda.get_device_name(device))
+    results = []
+    for name in options.pair:
+        pair = replace(PAIRS[name], sequences=options.sequences or PAIRS[name].sequences)
+        for rows in ROWS[name]:
+            result = measure_case(
+                Case(name, pair, rows, options.seed, device), options.repeats, peak
+            )
+            results.append(result)
+            console.print(case_table(result))
+            verdict = "equal" if result.equality.holds() else "NOT EQUAL"
+            console.print(f"In float32 {verdict} to 2019: {result.equality}")
+            console.print(f"{result.floor}", soft_wrap=True)
+            torch._dynamo.reset()
+    if options.output is not None:
+        text = json.dumps(report(results, options), indent=1)
+        options.output.write_text(text + "\n", encoding="utf-8")
+    return 0 if all(result.equality.holds() for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
