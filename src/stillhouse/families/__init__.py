@@ -1,5 +1,6 @@
 """The architectures Stillhouse knows, and reading and writing their model folders."""
 
+from stillhouse.families.attention_tap import AttentionTap
 from stillhouse.families.base import Family, Head, StudentKind
 from stillhouse.families.folder import (
     count_parameters,
@@ -12,6 +13,7 @@ from stillhouse.families.folder import (
 from stillhouse.families.registry import family_named, family_of
 
 __all__ = [
+    "AttentionTap",
     "Family",
     "Head",
     "StudentKind",

@@ -43,13 +43,18 @@ class StudentKind:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. Attribute paths are relative to the transformers model with its head."""
+    """One architecture. Attribute paths are relative to the transformers model with its head.
+
+    `attention_projections` are relative to a layer: the modules, in the order they run, whose
+    outputs side by side are its queries, keys and values.
+    """
 
     model_type: str
     language_modeling: LanguageModeling
     model_class: str
     body: str
     layers: str
+    attention_projections: tuple[str, ...]
     final_norm: str | None
     embeddings: Mapping[str, str]
     head: Callable[[Any], Head]

@@ -103,6 +103,7 @@ FAMILY = Family(
     model_class="BertForMaskedLM",
     body="bert",
     layers=LAYERS,
+    attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
     final_norm=None,
     embeddings={
         "word_embeddings": "bert.embeddings.word_embeddings.weight",

@@ -30,6 +30,7 @@ FAMILY = Family(
     model_class="DistilBertForMaskedLM",
     body="distilbert",
     layers=LAYERS,
+    attention_projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     final_norm=None,
     embeddings={
         "word_embeddings": "distilbert.embeddings.word_embeddings.weight",

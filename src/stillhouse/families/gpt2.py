@@ -47,6 +47,7 @@ FAMILY = Family(
     model_class="GPT2LMHeadModel",
     body="transformer",
     layers=LAYERS,
+    attention_projections=("attn.c_attn",),
     final_norm="transformer.ln_f",
     embeddings={
         "word_embeddings": "transformer.wte.weight",

@@ -58,6 +58,7 @@ FAMILY = Family(
     model_class="RobertaForMaskedLM",
     body="roberta",
     layers=LAYERS,
+    attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
     final_norm=None,
     embeddings={
         "word_embeddings": "roberta.embeddings.word_embeddings.weight",

@@ -18,7 +18,7 @@ Pick = slice | Int[Tensor, " n"]
 def move(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor there; from pinned memory to a GPU, since other copies would wait for it."""
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
-    return pinned.to(device, non_blocking=True)
+    return pinned.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass(frozen=True)
