@@ -1,1 +1,2 @@
-"""Every loss: `losses` states them plainly, `fused` computes them without full logits."""
+"""Every loss: `losses` states them plainly, `fused` computes them without full logits; `relation`
+compares what two models' attention sees."""

@@ -43,12 +43,14 @@ class Batch:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def attention_mask(self) -> Bool[Tensor, "B 1 T T"] | None:
+    def visible(self) -> Bool[Tensor, "B T T"]:
         """True where a query (second to last axis) may see a key (last axis)."""
-        if self.uniform:
-            return None
-        same = self.segment_ids[:, None, :, None] == self.segment_ids[:, None, None, :]
+        same = self.segment_ids[:, :, None] == self.segment_ids[:, None, :]
         return same.tril() if self.causal else same
+
+    def attention_mask(self) -> Bool[Tensor, "B 1 T T"] | None:
+        """What is visible, for every attention head; None where a model knows by itself."""
+        return None if self.uniform else self.visible()[:, None]
 
     def rows(self, rows: Rows) -> Bool[Tensor, "B T"]:
         """The positions that count: all that are real, or those that have a label."""

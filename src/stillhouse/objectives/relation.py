@@ -1,0 +1,155 @@
+"""The relation loss: positions relate to each other in a student's attention as in its teacher's.
+
+Its contract is that of `losses`. As in `fused`, gradients are taken by formula while the relations
+of a few heads exist, so all of them are never in memory at once.
+
+Axes: B sequences, T positions, D hidden size, r relation heads, d = D / r, n rows that count in the
+sequence with most of them, H pairs of a sequence and a head, h pairs of a chunk.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}  # of one float32 tensor (h, n, T)
+
+
+def relation_loss(
+    student: Sequence[Float[Tensor, "B T Ds"]],
+    teacher: Sequence[Float[Tensor, "B T Dt"]],
+    visible: Bool[Tensor, "B T T"],
+    rows: Bool[Tensor, "B T"],
+    *,
+    num_heads: int,
+    chunk_bytes: int | None = None,
+) -> Float[Tensor, ""]:
+    """Sum over rows of KL(teacher || student) between self-relations, in nats.
+
+    Each kind X of vectors (queries, keys, values) is split into `num_heads` heads, whatever the
+    models' own number, so their hidden sizes may differ. In one head, row i relates to the
+    positions j that it may see by
+
+        p_ij = softmax over j of x_i . x_j / sqrt(d)
+
+    and its loss is sum over j of p_ij * (log p_ij - log q_ij), averaged over heads and kinds.
+    Source: Wang et al. 2021 (MiniLMv2), section 3.1.
+
+    Args:
+        student: One tensor for each kind. Any precision; losses are taken in float32.
+        teacher: The same kinds in the same order.
+        visible: True where a row (second to last axis) may see a position (last axis).
+        rows: The rows that count. Each must see at least one position.
+        chunk_bytes: Size of the relations that exist at once; by default as the device likes it.
+    """
+    queries = _Queries.of(rows, visible)
+    pair_bytes = 4 * queries.positions.shape[1] * rows.shape[1]
+    chunk_bytes = chunk_bytes or CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES["cpu"])
+    chunk_pairs = max(1, chunk_bytes // max(1, pair_bytes))
+    kinds = [
+        _RelationKL.apply(ours, theirs, queries, num_heads, chunk_pairs)
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(kinds).mean()
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """The rows that count, and what they see. Sequences with fewer than n are filled up with rows
+    that do not count."""
+
+    positions: Int[Tensor, "B n"]
+    counted: Bool[Tensor, "B n"]
+    visible: Bool[Tensor, "B n T"]
+
+    @classmethod
+    def of(cls, rows: Tensor, visible: Tensor) -> "_Queries":
+        most = int(rows.sum(1).max())
+        positions = rows.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        return cls(positions, rows.gather(1, positions), _gather_rows(visible, positions))
+
+    def of_sequences(self, sequences: Int[Tensor, " h"]) -> "_Queries":
+        return _Queries(self.positions[sequences], self.counted[sequences], self.visible[sequences])
+
+
+class _RelationKL(torch.autograd.Function):
+    """One kind: the sum over rows of the mean over heads."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        queries: _Queries,
+        num_heads: int,
+        chunk_pairs: int,
+    ) -> Tensor:
+        ours, theirs = _split_heads(student, num_heads), _split_heads(teacher, num_heads)
+        gradient = torch.zeros_like(ours)
+        sequences = torch.arange(len(ours), device=ours.device) // num_heads
+        total = ours.new_zeros(())
+        with torch.autocast(ours.device.type, enabled=False):
+            for start in range(0, len(ours), chunk_pairs):
+                part = slice(start, start + chunk_pairs)
+                chunk = queries.of_sequences(sequences[part])
+                total += _add_chunk(ours[part], theirs[part], chunk, gradient[part])
+        scale = ours.shape[-1] ** -0.25 / num_heads
+        ctx.gradient = _join_heads(gradient.mul_(scale), num_heads).to(student.dtype)
+        return total / num_heads
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        # In place: like autograd itself, this goes backward once.
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(grad_outputs[0]), None, None, None, None
+
+
+def _split_heads(tensor: Float[Tensor, "B T D"], num_heads: int) -> Float[Tensor, "H T d"]:
+    """Vectors of each sequence and head, over the fourth root of d: their products are scaled."""
+    batch, length, size = tensor.shape[0], tensor.shape[1], tensor.shape[2] // num_heads
+    heads = tensor.float().view(batch, length, num_heads, size).transpose(1, 2)
+    return (heads * size**-0.25).reshape(batch * num_heads, length, size)
+
+
+def _join_heads(tensor: Float[Tensor, "H T d"], num_heads: int) -> Float[Tensor, "B T D"]:
+    pairs, length, size = tensor.shape
+    heads = tensor.view(pairs // num_heads, num_heads, length, size).transpose(1, 2)
+    return heads.reshape(pairs // num_heads, length, num_heads * size)
+
+
+def _add_chunk(
+    student: Float[Tensor, "h T ds"],
+    teacher: Float[Tensor, "h T dt"],
+    queries: _Queries,
+    gradient: Float[Tensor, "h T ds"],
+) -> Float[Tensor, ""]:
+    """The chunk's sum; its gradient with respect to `student` is added to `gradient`."""
+    student_rows = _gather_rows(student, queries.positions)
+    teacher_rows = _gather_rows(teacher, queries.positions)
+    log_q = _log_relations(student_rows, student, queries.visible)
+    log_p = _log_relations(teacher_rows, teacher, queries.visible)
+    p, counted = log_p.exp(), queries.counted[..., None]
+    value = log_p.sub_(log_q).mul_(p).mul_(counted).sum()
+    grad_scores = log_q.exp_().sub_(p).mul_(counted)
+    # A vector stands in a score as the row that sees, and as the position that is seen.
+    grad_rows = torch.bmm(grad_scores, student)
+    gradient.scatter_add_(1, queries.positions[..., None].expand_as(grad_rows), grad_rows)
+    gradient.baddbmm_(grad_scores.transpose(1, 2), student_rows)
+    return value
+
+
+def _gather_rows(tensor: Tensor, positions: Tensor) -> Tensor:
+    """The rows of (B, T, ...) at positions (B, n), as (B, n, ...)."""
+    return tensor.gather(1, positions[..., None].expand(-1, -1, tensor.shape[-1]))
+
+
+def _log_relations(
+    rows: Float[Tensor, "h n d"], positions: Float[Tensor, "h T d"], visible: Bool[Tensor, "h n T"]
+) -> Float[Tensor, "h n T"]:
+    """Log of each row's distribution over what it sees; finite where it sees nothing."""
+    scores = torch.bmm(rows, positions.transpose(1, 2))
+    scores.masked_fill_(~visible, torch.finfo(scores.dtype).min)
+    return torch.log_softmax(scores, dim=-1)
