@@ -86,6 +86,29 @@ def test_a_teacher_trained_here_is_sized_from_its_description(tmp_path, capsys, 
     assert all(estimate["seconds"] > 0 for estimate in result["estimates"])
 
 
+def test_the_relation_term_has_its_cost(tmp_path, capsys, monkeypatch):
+    """Three kinds of 768 numbers against 1,024 positions, forward in both and twice back in one."""
+    GPT2Config().save_pretrained(tmp_path / "teacher")
+    settings = ["--set", f"teacher={tmp_path / 'teacher'}", "--json"]
+    plain = json.loads(check(capsys, monkeypatch, "distilgpt2", *settings))
+    settings += ["--set", "distillation.losses.relation={weight: 1}"]
+    costs = json.loads(check(capsys, monkeypatch, "distilgpt2", *settings))
+    added = 3 * 1024 * 768 * (3 + 1)
+    assert costs["multiply_adds_per_token"]["relation"] == added
+    for key, value in plain["multiply_adds_per_token"].items():
+        assert costs["multiply_adds_per_token"][key] == (added if key == "relation" else value)
+
+
+def test_a_relation_that_the_models_cannot_have_is_found(tmp_path, capsys, monkeypatch):
+    """Before anything runs, from the configurations alone."""
+    GPT2Config().save_pretrained(tmp_path / "teacher")
+    term = "distillation.losses.relation={weight: 1, teacher_layer: 12}"
+    arguments = ["--set", f"teacher={tmp_path / 'teacher'}", "--set", term]
+    monkeypatch.setattr(sys, "argv", ["stillhouse", "check", "distilgpt2", *arguments])
+    assert _run() == 2
+    assert "teacher_layer is 12, but the teacher has layers 0 to 11" in capsys.readouterr().err
+
+
 def test_check_writes_nothing(tmp_path, capsys, monkeypatch):
     """Asking costs nothing and leaves nothing behind."""
     GPT2Config().save_pretrained(tmp_path / "teacher")

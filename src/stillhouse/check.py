@@ -21,6 +21,7 @@ from stillhouse.families import (
 )
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.objectives.fused import CHUNK_BYTES
+from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import Recipe, TeacherRecipe, TrainedTokenizer, TrainingRecipe
 from stillhouse.student.plan import check_sequence_length, plan_student
 from stillhouse.tokens.source import check_vocabulary
@@ -63,6 +64,7 @@ def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
     teacher = _teacher_config(recipe, offline=offline)
     check_sequence_length(recipe, teacher)
     plan = plan_student(teacher, recipe.student)
+    check_relation(recipe.distillation.losses, plan.config, teacher)
     unknown = [part for part in recipe.student.freeze if part not in plan.family.embeddings]
     if unknown:
         raise RecipeError(

@@ -19,6 +19,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -207,6 +208,15 @@ class SkewRecipe(LossRecipe):
     alpha: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
+class RelationRecipe(LossRecipe):
+    """Self-relations of queries, keys and values, compared in `heads` heads (by default as many as
+    the student's attention has) of one layer of each model (from 0; by default the last)."""
+
+    heads: PositiveInt | None = None
+    teacher_layer: NonNegativeInt | None = None
+    student_layer: NonNegativeInt | None = None
+
+
 class LossesRecipe(Section):
     """The terms of the distillation objective. A term that is left out has no weight."""
 
@@ -219,6 +229,7 @@ class LossesRecipe(Section):
     language_modeling: HardLossRecipe | None = None
     hidden_cosine: LossRecipe | None = None
     hidden_mse: LossRecipe | None = None
+    relation: RelationRecipe | None = None
 
     def active(self) -> dict[str, LossRecipe | HardLossRecipe]:
         """The terms with a weight above zero, by name, in the order of this class."""

@@ -72,6 +72,22 @@ def tiny(tmp_path: Path) -> TinyRun:
         ("student.layer_map=[0, 7]", [r"teacher layers \[7\]", "layers 0 to 2", r"such as \[0\]"]),
         ("student.layer_map=9", ["asks for 9 layers", "the teacher has 3"]),
         ("seed", ["--set takes KEY.KEY=VALUE", "got 'seed'"]),
+        (
+            "distillation.losses.relation={weight: 1, heads: 3}",
+            [r"relation\.heads is 3", r"student \(16\) and of the teacher \(16\)", "Set it to 2"],
+        ),
+        (
+            "distillation.losses.relation={weight: 1, teacher_layer: 3}",
+            [r"relation\.teacher_layer is 3", "the teacher has layers 0 to 2", "leave the key out"],
+        ),
+        (
+            "distillation.losses.relation={weight: 1, student_layer: 2}",
+            [r"relation\.student_layer is 2", "the student has layers 0 to 1"],
+        ),
+        (
+            "distillation.losses.relation={weight: 1, student_layer: -1}",
+            [r"relation\.student_layer: .*greater than or equal to 0, got -1"],
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_right(ready, setting, messages):

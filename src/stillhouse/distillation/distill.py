@@ -20,6 +20,7 @@ from stillhouse.objectives.language_model import (
     LanguageModelObjective,
     Teacher,
 )
+from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import DistillationRecipe, Recipe, TrainingRecipe, recipe_part, shaping_part
 from stillhouse.run_folder import (
     Inputs,
@@ -175,6 +176,11 @@ class Distillation:
         if model != "student":
             source = FixedVisits(source) if has_fixed_masks(self.recipe) else source
             return source, LanguageModelObjective(family, LANGUAGE_MODELING_ALONE)
+        check_relation(
+            self.recipe.distillation.losses,
+            load_config(self.run.student_init),
+            load_config(self.teacher_folder),
+        )
         teacher: Teacher | Literal["cached"] = self._live_teacher()
         if self.recipe.cache is not None:
             cache = TeacherCache(self.run.teacher_cache)

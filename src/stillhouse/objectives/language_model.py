@@ -8,6 +8,7 @@ Axes: B sequences, T positions, N rows that count, D hidden size.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from stillhouse.families import Family
 from stillhouse.objectives.fused import LOGIT_TERMS, LogitTerm, Projection, fused_losses
 from stillhouse.objectives.losses import hidden_cosine_loss, hidden_mse_loss
+from stillhouse.objectives.relation_term import RelationTerm
 from stillhouse.recipe import HardLossRecipe, LossesRecipe, LossRecipe, Rows
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.teacher_rows import SparseRows
@@ -62,6 +64,11 @@ class LanguageModelObjective:
         self.terms: dict[str, LossRecipe | HardLossRecipe] = losses.active()
         if teacher is None and set(self.terms) != {"language_modeling"}:
             raise ValueError(f"terms {sorted(self.terms)} need a teacher")
+        self._relation = None
+        if losses.relation is not None and "relation" in self.terms:
+            if not isinstance(teacher, Teacher):
+                raise ValueError("the term relation needs a live teacher")
+            self._relation = RelationTerm(losses.relation, teacher.family, teacher.model)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -81,10 +88,14 @@ class LanguageModelObjective:
         Terms without a coefficient are left out. With coefficient = weight / rows of the whole
         global batch, micro-batches add up to the step's loss."""
         selected = batch.row_numbers(self._selected_rows(coefficients))
-        student_rows = _rows(self.family.run_body(model, batch), selected)
-        taught = None
-        if set(coefficients) != {"language_modeling"}:
-            taught = self._taught(batch, selected)
+        watch = (
+            nullcontext() if self._relation is None else self._relation.watch(self.family, model)
+        )
+        with watch as relations:
+            student_rows = _rows(self.family.run_body(model, batch), selected)
+            taught = None
+            if set(coefficients) != {"language_modeling"}:
+                taught = self._taught(batch, selected)
         labels = _rows(batch.labels, selected)
         masks = {
             "all": None,
@@ -102,10 +113,15 @@ class LanguageModelObjective:
                 value = HIDDEN_LOSSES[name](*(rows.index_select(0, places) for rows in pair))
                 values[name] = value.detach()
                 total = total + coefficient * value
+        if relations is not None and "relation" in coefficients:
+            value = relations.loss(batch)
+            values["relation"] = value.detach()
+            total = total + coefficients["relation"] * value
         return total, values
 
     def _only_predicted(self, names: Mapping[str, float]) -> bool:
-        return all(self.terms[name].rows == "predicted" for name in names)
+        """Whether no term reads hidden states of other rows (the relation term reads none)."""
+        return all(self.terms[name].rows == "predicted" for name in names if name != "relation")
 
     def _selected_rows(self, names: Mapping[str, float]) -> Rows:
         return "predicted" if self._only_predicted(names) else "all"

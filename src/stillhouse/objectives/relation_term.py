@@ -1,0 +1,142 @@
+"""The relation term of an objective: which layers and heads of two models it compares, and its
+value on a micro-batch."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from stillhouse.errors import RecipeError
+from stillhouse.families import AttentionTap, Family
+from stillhouse.objectives.relation import relation_loss
+from stillhouse.recipe import LossesRecipe, RelationRecipe, Rows
+from stillhouse.tokens.batches import Batch
+
+
+@dataclass(frozen=True)
+class RelationPlan:
+    """The layers that are compared, counted from 0, and the number of relation heads."""
+
+    student_layer: int
+    teacher_layer: int
+    num_heads: int
+
+
+def plan_relation(
+    recipe: RelationRecipe, student: PretrainedConfig, teacher: PretrainedConfig
+) -> RelationPlan:
+    """What the recipe means for two models: by default their last layers, and as many heads as the
+    student's attention has.
+
+    Raises:
+        RecipeError: a layer that a model does not have, or heads that do not divide both hidden
+            sizes.
+    """
+    return RelationPlan(
+        _layer("student", recipe.student_layer, student.num_hidden_layers),
+        _layer("teacher", recipe.teacher_layer, teacher.num_hidden_layers),
+        _num_heads(recipe.heads, student, teacher),
+    )
+
+
+def check_relation(
+    losses: LossesRecipe, student: PretrainedConfig, teacher: PretrainedConfig
+) -> None:
+    """Refuse a relation term that these two models cannot have.
+
+    Raises:
+        RecipeError: as `plan_relation` does.
+    """
+    if losses.relation is not None and losses.relation.weight > 0:
+        plan_relation(losses.relation, student, teacher)
+
+
+def _layer(model: str, wanted: int | None, num_layers: int) -> int:
+    last = num_layers - 1
+    if wanted is not None and wanted > last:
+        raise RecipeError(
+            f"distillation.losses.relation.{model}_layer is {wanted}, but the {model} has layers 0 "
+            f"to {last}. Choose one of those, or leave the key out for the last."
+        )
+    return last if wanted is None else wanted
+
+
+def _num_heads(wanted: int | None, student: PretrainedConfig, teacher: PretrainedConfig) -> int:
+    num_heads = wanted or student.num_attention_heads
+    common = math.gcd(student.hidden_size, teacher.hidden_size)
+    if common % num_heads == 0:
+        return num_heads
+    given = str(wanted) if wanted else f"left out, which stands for the student's own {num_heads}"
+    nearest = max(count for count in range(1, num_heads + 1) if common % count == 0)
+    raise RecipeError(
+        f"distillation.losses.relation.heads is {given}, but it must divide the hidden sizes of "
+        f"the student ({student.hidden_size}) and of the teacher ({teacher.hidden_size}). Set it "
+        f"to {nearest}, or to another number that divides both."
+    )
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Queries, keys and values of a micro-batch in student and teacher, once both have run."""
+
+    student: list[Tensor]
+    teacher: list[Tensor]
+    num_heads: int
+    rows: Rows
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """The relation loss, summed over the rows of `batch` that count."""
+        return relation_loss(
+            self.student,
+            self.teacher,
+            batch.visible(),
+            batch.rows(self.rows),
+            num_heads=self.num_heads,
+        )
+
+
+class RelationTerm:
+    """Watches the chosen layers of a live teacher and of its student while their bodies run."""
+
+    def __init__(
+        self, recipe: RelationRecipe, teacher_family: Family, teacher: PreTrainedModel
+    ) -> None:
+        self.recipe = recipe
+        self.teacher_family = teacher_family
+        self.teacher = teacher
+        self._watched: WeakKeyDictionary[PreTrainedModel, _Watched] = WeakKeyDictionary()
+
+    @contextmanager
+    def watch(self, family: Family, student: PreTrainedModel) -> Iterator[Relations]:
+        """While it is open, one run of each body fills the relations.
+
+        Raises:
+            RecipeError: as `plan_relation` does.
+        """
+        if student not in self._watched:
+            self._watched[student] = self._taps(family, student)
+        watched = self._watched[student]
+        with watched.student.open() as ours, watched.teacher.open() as theirs:
+            yield Relations(ours, theirs, watched.num_heads, self.recipe.rows)
+
+    def _taps(self, family: Family, student: PreTrainedModel) -> "_Watched":
+        plan = plan_relation(self.recipe, student.config, self.teacher.config)
+        return _Watched(
+            AttentionTap(family, student, plan.student_layer),
+            AttentionTap(self.teacher_family, self.teacher, plan.teacher_layer),
+            plan.num_heads,
+        )
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """The taps on a student and its teacher."""
+
+    student: AttentionTap
+    teacher: AttentionTap
+    num_heads: int
