@@ -199,6 +199,15 @@ def test_a_compiled_student_learns_the_same(pair, batch):
     torch.testing.assert_close(run(objective, pair[0], batch)[0], expected)
 
 
+def test_steps_do_not_pile_up_hooks(pair, batch):
+    """However many micro-batches, a layer is watched once."""
+    objective = objective_of(pair, relation={"weight": 1, "teacher_layer": 1})
+    layers = [model.get_submodule("transformer.h.1.attn.c_attn") for model in pair]
+    for _ in range(3):
+        objective(pair[0], batch, {"relation": 1.0})
+        assert [len(layer._forward_hooks) for layer in layers] == [1, 1]
+
+
 def test_nothing_of_a_batch_is_kept(pair, batch):
     """After its backward, a micro-batch's queries, keys and values are gone."""
     traces: list[weakref.ref[Tensor]] = []

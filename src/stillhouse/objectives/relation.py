@@ -97,7 +97,7 @@ class _RelationKL(torch.autograd.Function):
                 chunk = queries.of_sequences(sequences[part])
                 total += _add_chunk(ours[part], theirs[part], chunk, gradient[part])
         scale = ours.shape[-1] ** -0.25 / num_heads
-        ctx.gradient = _join_heads(gradient.mul_(scale), num_heads).to(student.dtype)
+        ctx.gradient = _join_heads(gradient.mul_(scale), num_heads)
         return total / num_heads
 
     @staticmethod
@@ -149,7 +149,7 @@ def _gather_rows(tensor: Tensor, positions: Tensor) -> Tensor:
 def _log_relations(
     rows: Float[Tensor, "h n d"], positions: Float[Tensor, "h T d"], visible: Bool[Tensor, "h n T"]
 ) -> Float[Tensor, "h n T"]:
-    """Log of each row's distribution over what it sees; finite where it sees nothing."""
+    """Log of each row's distribution over what it sees; finite also where it sees nothing."""
     scores = torch.bmm(rows, positions.transpose(1, 2))
     scores.masked_fill_(~visible, torch.finfo(scores.dtype).min)
     return torch.log_softmax(scores, dim=-1)
