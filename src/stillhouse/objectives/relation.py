@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}  # of one float32 tensor (h, n, T)
+CHUNK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}  # of one float32 tensor (h, n, T)
 
 
 def relation_loss(
