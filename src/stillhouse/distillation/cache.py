@@ -42,7 +42,7 @@ from stillhouse.tokens.teacher_cache import (
 from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
 from stillhouse.training.device import (
     autocast,
-    micro_batch_tokens,
+    micro_batch_sequences,
     pick_device,
     pick_precision,
 )
@@ -177,8 +177,7 @@ class CacheWriter:
 
     def _micro_batches(self, first: int, last: int) -> Iterator[np.ndarray]:
         wanted = self.recipe.distillation.micro_batch_tokens
-        tokens = micro_batch_tokens(wanted, self.device)
-        size = max(1, tokens // self.source.sequence_length)
+        size = micro_batch_sequences(wanted, self.device, self.source.sequence_length)
         for start in range(first, last, size):
             yield np.arange(start, min(start + size, last))
 

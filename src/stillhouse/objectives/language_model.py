@@ -101,9 +101,7 @@ class LanguageModelObjective:
             "all": None,
             "predicted": None if self._only_predicted(coefficients) else labels != IGNORED,
         }
-        total, values = self._logit_losses(
-            model, student_rows, taught, labels, masks, coefficients
-        )
+        total, values = self._logit_losses(model, student_rows, taught, labels, masks, coefficients)
         for name, coefficient in coefficients.items():
             if name in HIDDEN_LOSSES:
                 assert taught is not None

@@ -4,8 +4,10 @@ Multiply-adds. A position costs one for each weight of the layers' matrices, and
 hidden size for each position it sees, in every layer. A row that reaches the head costs one for
 each weight of the projection and of the transform before it. The student does this three times:
 forward, back to inputs, back to weights; the teacher once, or not at all where its outputs are
-stored. A causal position sees (T + 1) / 2 on average, a masked one T: documents packed into one
-sequence are not counted apart. Not counted: norms, activations, softmaxes, losses, embeddings.
+stored. A row of the relation term meets all T positions, in three kinds of vectors, of the student
+three times and of the teacher once. A causal position sees (T + 1) / 2 on average, a masked one T:
+documents packed into one sequence are not counted apart. Not counted: norms, activations,
+softmaxes, losses, embeddings.
 
 Bytes, to and from memory. AdamW reads weight, gradient and both moments and writes all but the
 gradient, in float32. A gradient is written by the first micro-batch, read and written by each
@@ -47,6 +49,7 @@ class StepShape:
     teacher_rows: int | float | None
     micro_batches: int
     precision: Precision
+    relation_pairs: int | float = 0  # a row of the relation term, and a position it is held against
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def planned_step(
         teacher_rows,
         micro_batches=-(-sequences // at_once),
         precision=pick_precision(training.precision, device),
+        relation_pairs=length * _relation_rows(losses, {"all": positions, "predicted": predicted}),
     )
 
 
@@ -112,6 +116,11 @@ def head_rows(
 
     asks_teacher = set(terms) != {"language_modeling"}
     return rows(LOGIT_TERMS), rows(TEACHER_TERMS) if asks_teacher else None
+
+
+def _relation_rows(losses: LossesRecipe, counts: Mapping[Rows, int | float]) -> int | float:
+    term = losses.active().get("relation")
+    return 0 if term is None else counts[term.rows]
 
 
 def sequences_per_step(training: TrainingRecipe, sequence_length: int) -> int:
@@ -138,6 +147,9 @@ def count_work(
         theirs = _matrices(teacher)
         multiply_adds["teacher_body"] = _body(theirs, step)
         multiply_adds["teacher_head"] = theirs.head * step.teacher_rows
+        if step.relation_pairs:
+            widths = STUDENT_PASSES * ours.hidden_size + theirs.hidden_size
+            multiply_adds["relation"] = 3 * widths * step.relation_pairs
         bytes_moved["teacher_weights"] = repeats * width * _used(theirs, step.teacher_rows)
     return Work(
         {name: number / step.positions for name, number in multiply_adds.items()},
