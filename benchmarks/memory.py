@@ -36,10 +36,10 @@ from stillhouse.errors import ResourceError, StillhouseError
 from stillhouse.objectives.fused import (
     CHUNK_BYTES,
     CHUNK_TENSORS,
-    LogitTerm,
     Projection,
     fused_losses,
 )
+from stillhouse.objectives.logit_gradients import LogitTerm
 from stillhouse.objectives.losses import language_modeling_loss, soft_target_loss
 
 DENSE = "dense"

@@ -82,6 +82,7 @@ class TrainingRecipe(Section):
     micro_batch_tokens: PositiveInt | Literal["auto"] = "auto"
     epochs: PositiveInt = 3
     max_tokens: PositiveInt | None = None
+    dropout: bool = True  # as the model's configuration says, or off while it learns
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     checkpoint: CheckpointRecipe = CheckpointRecipe()

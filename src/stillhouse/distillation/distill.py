@@ -34,7 +34,13 @@ from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.teacher_cache import FixedVisits, TeacherCache
 from stillhouse.training.device import pick_device, pick_precision
-from stillhouse.training.engine import TrainingJob, checkpoints_for, plan_batches, train
+from stillhouse.training.engine import (
+    TrainingJob,
+    checkpoints_for,
+    compile_body,
+    plan_batches,
+    train,
+)
 from stillhouse.training.floor import Floor, measure_floor
 from stillhouse.training.metrics import read_metrics
 from stillhouse.training.progress import Reporter
@@ -198,6 +204,7 @@ class Distillation:
         precision = pick_precision(self.recipe.distillation.precision, self.device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model.requires_grad_(False).to(device=self.device, dtype=dtype)  # pyright: ignore[reportCallIssue]
+        compile_body(model, self.recipe.distillation, self.device)
         return Teacher(family, model)
 
     def _floor(self, student: PreTrainedModel, model: ModelName) -> Floor:

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.families import Family
-from stillhouse.objectives.fused import LOGIT_TERMS, LogitTerm, Projection, fused_losses
+from stillhouse.objectives.fused import Projection, fused_losses
+from stillhouse.objectives.logit_gradients import LOGIT_TERMS, LogitTerm
 from stillhouse.objectives.losses import hidden_cosine_loss, hidden_mse_loss
 from stillhouse.objectives.relation_term import RelationTerm
 from stillhouse.recipe import HardLossRecipe, LossesRecipe, LossRecipe, Rows

@@ -93,22 +93,22 @@ def sparse_soft_target_loss(
 
 
 def sparse_soft_target(
-    log_q: Float[Tensor, "n V"], teacher: SparseRows
-) -> tuple[Float[Tensor, " n"], Float[Tensor, "n V"]]:
-    """Each row's value (without temperature^2), and its gradient for the softened logits.
+    q: Float[Tensor, "n V"], kept: Float[Tensor, "n k"], teacher: SparseRows
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n k"]]:
+    """Each row's value (without temperature^2), and its gradient for the softened logits in two
+    parts: what q is multiplied with, and what is added at the kept tokens.
 
-    `log_q` becomes the gradient.
+    Args:
+        q: The student's probabilities.
+        kept: Their logarithms at the kept tokens.
     """
-    ids, weights = teacher.ids, teacher.weights
-    kept = log_q.gather(1, ids)
-    total = weights.sum(-1, keepdim=True)
+    weights, rest = teacher.weights, teacher.rest
     if teacher.kind == "sampled":
-        gradient = log_q.exp_().mul_(total)
-        return teacher.rest - (weights * kept).sum(-1), gradient.scatter_add_(1, ids, -weights)
-    rest = teacher.rest[:, None]
-    gradient = log_q.exp_().scatter_(1, ids, 0.0)
-    student_rest = gradient.sum(-1, keepdim=True).clamp_min(SMALLEST)
-    value = (torch.xlogy(weights, weights) - weights * kept).sum(-1, keepdim=True)
-    value += torch.xlogy(rest, rest) - rest * student_rest.log()
-    gradient.mul_(total + rest - rest / student_rest)
-    return value.squeeze(1), gradient.scatter_(1, ids, kept.exp() * (total + rest) - weights)
+        return rest - (weights * kept).sum(-1), weights.sum(-1), -weights
+    own = q.gather(1, teacher.ids)
+    others = q.scatter_(1, teacher.ids, 0.0).sum(-1).clamp_min(SMALLEST)
+    q.scatter_(1, teacher.ids, own)
+    value = (torch.xlogy(weights, weights) - weights * kept).sum(-1)
+    value = value + torch.xlogy(rest, rest) - rest * others.log()
+    ratio = rest / others  # a token among the others moves with its share of them
+    return value, weights.sum(-1) + rest - ratio, own * ratio[:, None] - weights

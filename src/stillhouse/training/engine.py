@@ -20,6 +20,7 @@ from stillhouse.errors import ResourceError, Stopped, TrainingError
 from stillhouse.recipe import Rows, TrainingRecipe
 from stillhouse.run_folder import Inputs
 from stillhouse.tokens.batches import Batch, SequenceSource, StepBatches
+from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.checkpoint import Checkpoints, Progress
 from stillhouse.training.device import Precision, autocast, micro_batch_sequences, pick_precision
 from stillhouse.training.floor import Floor
@@ -101,9 +102,9 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
         TrainingError: several steps in a row were not finite.
         ResourceError: out of memory or disk.
     """
-    model = job.model.to(job.device).train()  # pyright: ignore[reportArgumentType]
-    if job.recipe.compile is True or (job.recipe.compile == "auto" and job.device.type == "cuda"):
-        model.base_model.compile()
+    keep_freed_memory()
+    model = job.model.to(job.device).train(job.recipe.dropout)  # pyright: ignore[reportArgumentType]
+    compile_body(model, job.recipe, job.device)
     optimizer = make_optimizer(model, job.recipe.optimizer)
     progress = job.checkpoints.load_newest(model, optimizer) or Progress()
     if progress.step:
@@ -133,6 +134,12 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
         reporter.finish()
     model.eval()
     return loop.progress
+
+
+def compile_body(model: PreTrainedModel, recipe: TrainingRecipe, device: torch.device) -> None:
+    """Compile the body where the recipe says so; `auto` is on a GPU alone."""
+    if recipe.compile is True or (recipe.compile == "auto" and device.type == "cuda"):
+        model.base_model.compile()
 
 
 class _Loop:

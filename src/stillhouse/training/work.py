@@ -26,7 +26,7 @@ import torch
 from transformers import PretrainedConfig
 
 from stillhouse.families import count_parameters, empty_model, family_of
-from stillhouse.objectives.fused import LOGIT_TERMS, TEACHER_TERMS
+from stillhouse.objectives.logit_gradients import LOGIT_TERMS, TEACHER_TERMS
 from stillhouse.recipe import LossesRecipe, Rows, TokensRecipe, TrainingRecipe
 from stillhouse.training.device import Precision, micro_batch_sequences, pick_precision
 
