@@ -42,7 +42,7 @@ POOL = 20_000  # sentences of the text that make up the epoch
 SHORTEST = 4  # tokens of a sentence, CLS and SEP included
 GROUPED, UNGROUPED = 5, 8  # sentences in a micro-batch: 2019's default, and that of the other step
 BIN_WIDTH = 4  # of 2019's collections by length, in tokens
-NUM_SENTENCES = 80
+NUM_SENTENCES = 40
 
 # A stop, with or without a closing quotation mark, before a capital; not after a title.
 SENTENCE_END = re.compile(
