@@ -109,6 +109,23 @@ def test_a_relation_that_the_models_cannot_have_is_found(tmp_path, capsys, monke
     assert "teacher_layer is 12, but the teacher has layers 0 to 11" in capsys.readouterr().err
 
 
+def test_a_teacher_cache_takes_the_teacher_out_of_the_step(tmp_path, capsys, monkeypatch):
+    """32 tokens of 2 + 2 bytes and one number of 4 a row; no teacher in the step or its memory."""
+    GPT2Config().save_pretrained(tmp_path / "teacher")
+    settings = ["--set", f"teacher={tmp_path / 'teacher'}", "--json"]
+    settings += ["--set", "distillation.losses.hidden_cosine.weight=0"]
+    live = json.loads(check(capsys, monkeypatch, "distilgpt2", *settings))
+    settings += ["--set", "distillation.teacher_outputs={cache: sampled, size: 32}"]
+    cached = json.loads(check(capsys, monkeypatch, "distilgpt2", *settings))
+    assert live["teacher_cache"] is None
+    assert cached["teacher_cache"]["bytes_per_row"] == 32 * (2 + 2) + 4
+    costs = live["multiply_adds_per_token"]
+    teacher = costs.pop("teacher_body") + costs.pop("teacher_head")
+    assert cached["teacher_cache"]["multiply_adds_per_token"] == teacher
+    assert cached["multiply_adds_per_token"] == costs
+    assert cached["step"]["teacher_bytes"] == 0 < live["step"]["teacher_bytes"]
+
+
 def test_check_writes_nothing(tmp_path, capsys, monkeypatch):
     """Asking costs nothing and leaves nothing behind."""
     GPT2Config().save_pretrained(tmp_path / "teacher")

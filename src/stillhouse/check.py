@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from stillhouse.distillation.cache import cache_format
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import (
     count_parameters,
@@ -28,7 +29,7 @@ from stillhouse.tokens.source import check_vocabulary
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.floor import DTYPES, matmul_rate
-from stillhouse.training.work import count_work, planned_step
+from stillhouse.training.work import Work, count_work, planned_step
 
 UTILISATION = 0.4
 TRAINED_HERE_IDS = {"end_of_text": 0, "pad": 1, "cls": 0, "sep": 2}
@@ -75,7 +76,7 @@ def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
     step = planned_step(
         recipe.distillation.losses, recipe.tokens, recipe.distillation, pick_device()
     )
-    work = count_work(step, plan.config, teacher)
+    work = count_work(step, plan.config, teacher if recipe.cache is None else None)
     tokens = _tokens_to_train(recipe.distillation)
     return {
         "recipe": name,
@@ -93,6 +94,7 @@ def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
         },
         "tokens": tokens,
         "step": _step_memory(recipe, sizes, plan.config),
+        "teacher_cache": _cache_cost(recipe, teacher, count_work(step, plan.config, teacher)),
         "multiply_adds_per_token": work.multiply_adds,
         "bytes_moved_per_token": work.bytes_moved,
         "estimates": [
@@ -152,6 +154,15 @@ def _tokens_to_train(training: TrainingRecipe) -> int | None:
     return training.max_tokens
 
 
+def _cache_cost(recipe: Recipe, teacher: PretrainedConfig, live: Work) -> dict[str, Any] | None:
+    """What writing the teacher cache costs, once for each token of the text; None without one."""
+    if recipe.cache is None:
+        return None
+    layout = cache_format(recipe, teacher, recipe.tokens.sequence_length)
+    passes = [live.multiply_adds[f"teacher_{part}"] for part in ("body", "head")]
+    return {"bytes_per_row": layout.bytes_per_row, "multiply_adds_per_token": sum(passes)}
+
+
 def _step_memory(
     recipe: Recipe, sizes: dict[str, dict[str, Any]], student: PretrainedConfig
 ) -> dict[str, Any]:
@@ -166,7 +177,7 @@ def _step_memory(
     # inputs.
     width = 2 if precision == "bf16" else 4
     activations = tokens * student.num_hidden_layers * 20 * student.hidden_size * width
-    teacher_bytes = sizes["teacher"]["parameters"] * width
+    teacher_bytes = sizes["teacher"]["parameters"] * width if recipe.cache is None else 0
     learned = 16 * sizes["student"]["parameters"]
     chunk = CHUNK_BYTES[device.type]
     return {
@@ -239,6 +250,12 @@ def print_check(result: dict[str, Any]) -> None:
     )
     tokens = result["tokens"]
     console.print(f"tokens: {tokens:,}" if tokens else "tokens: known once the text is prepared")
+    if cache := result["teacher_cache"]:
+        console.print(
+            f"teacher cache: {cache['bytes_per_row']} bytes a row; writing it takes "
+            f"{cache['multiply_adds_per_token'] / 1e6:,.1f} M multiply-adds a token, once, which "
+            "the figures below leave out"
+        )
     for estimate in result["estimates"]:
         console.print(f"on {_estimate_line(estimate)}", markup=False, soft_wrap=True)
     console.print(f"Estimates assume {result['assumed_utilisation']:.0%} of the stated rate.")

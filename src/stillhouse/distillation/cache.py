@@ -12,8 +12,10 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from stillhouse.errors import RunError, Stopped
+from stillhouse.families import family_of
 from stillhouse.objectives.fused import rows_per_chunk
 from stillhouse.objectives.language_model import HIDDEN_LOSSES, Teacher, project
 from stillhouse.objectives.sparse import sparse_rows, sparse_soft_target_loss
@@ -85,26 +87,30 @@ def _needs_hidden(recipe: Recipe) -> bool:
     return any(name in HIDDEN_LOSSES for name in recipe.distillation.losses.active())
 
 
+def cache_format(recipe: Recipe, teacher: PretrainedConfig, sequence_length: int) -> CacheFormat:
+    """The shape of the cache that the recipe asks for."""
+    assert recipe.cache is not None
+    return CacheFormat(
+        recipe.cache.cache,
+        min(recipe.cache.size, teacher.vocab_size),
+        cached_rows(recipe),
+        teacher.vocab_size,
+        family_of(teacher).hidden_size(teacher) if _needs_hidden(recipe) else None,
+        max(1, TOKENS_PER_PART // sequence_length),
+    )
+
+
 class CacheWriter:
     """One recipe's teacher cache, and the teacher that fills it."""
 
     def __init__(self, recipe: Recipe, run: RunFolder, teacher: Teacher, inputs: Inputs) -> None:
-        assert recipe.cache is not None
         self.recipe = recipe
         self.run = run
         self.teacher = teacher
         self.inputs = inputs
         self.device = pick_device()
         self.source = open_source(run.tokens, recipe.tokens, "train")
-        config = teacher.model.config
-        self.layout = CacheFormat(
-            recipe.cache.cache,
-            min(recipe.cache.size, config.vocab_size),
-            cached_rows(recipe),
-            config.vocab_size,
-            teacher.family.hidden_size(config) if _needs_hidden(recipe) else None,
-            max(1, TOKENS_PER_PART // self.source.sequence_length),
-        )
+        self.layout = cache_format(recipe, teacher.model.config, self.source.sequence_length)
 
     @property
     def num_parts(self) -> int:
