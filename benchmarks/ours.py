@@ -4,6 +4,7 @@ Axes: B sequences, T positions.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import BertConfig, GPT2Config, PretrainedConfig, PreTrainedModel
 
 from benchmarks import measure, reference_2019
+from benchmarks.cached import CachedTeacher
 from benchmarks.equality import Outcome, outcome_of
 from stillhouse.families import Family, family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
@@ -28,6 +30,7 @@ from stillhouse.recipe import (
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
 from stillhouse.tokens.batches import IGNORED, Batch
+from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.device import Precision, autocast, has_bf16
 from stillhouse.training.optimizer import learning_parameters, make_optimizer
 from stillhouse.training.work import StepShape, head_rows
@@ -70,13 +73,18 @@ class Variant:
 
     precision: Precision
     compiled: bool = False
+    cached: bool = False
 
 
 def variants() -> dict[str, Variant]:
     """What this processor can do."""
     found = {"fp32": Variant("fp32")}
     if has_bf16(CPU):
-        found |= {"bf16": Variant("bf16"), "bf16-compiled": Variant("bf16", compiled=True)}
+        found |= {
+            "bf16": Variant("bf16"),
+            "bf16-compiled": Variant("bf16", compiled=True),
+            "bf16-cached": Variant("bf16", cached=True),
+        }
     return found
 
 
@@ -91,6 +99,10 @@ class Models:
     @property
     def teacher_family(self) -> Family:
         return family_of(self.teacher.config)
+
+    @property
+    def live_teacher(self) -> Teacher:
+        return Teacher(self.teacher_family, self.teacher)
 
     @property
     def student_family(self) -> Family:
@@ -152,11 +164,12 @@ def classic_losses(rows: Rows) -> Losses:
 
 
 def our_losses(models: Models, batch: Batch, losses: Losses) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss of one batch, and each term's mean over its rows."""
+    """The weighted loss of one batch, and each term's mean over its rows; under the live teacher
+    unless the batch brings what it said."""
     objective = LanguageModelObjective(
         models.student_family,
         losses.recipe,
-        teacher=Teacher(models.teacher_family, models.teacher),
+        teacher=models.live_teacher if batch.teacher is None else "cached",
         temperature=losses.temperature,
     )
     counts = {name: batch.num_rows(kind) for name, kind in objective.rows.items()}
@@ -181,12 +194,16 @@ def our_step(models: Models, batch: Batch, losses: Losses, variant: Variant) -> 
     if variant.compiled:
         models.student.base_model.compile()
         models.teacher.base_model.compile()
+    read = functools.partial(dataclasses.replace, batch)
+    if variant.cached:
+        read = _cached(models, batch, losses).batch
+    keep_freed_memory()
     recipe = OptimizerRecipe(max_grad_norm=reference_2019.MAX_GRAD_NORM)
     optimizer = make_optimizer(models.student, recipe)
 
     def step() -> None:
         with autocast(device, variant.precision):
-            loss, terms = our_losses(models, batch, losses)
+            loss, terms = our_losses(models, read(), losses)
         loss.backward()
         parameters = list(learning_parameters(optimizer))
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
@@ -195,6 +212,17 @@ def our_step(models: Models, batch: Batch, losses: Losses, variant: Variant) -> 
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def _cached(models: Models, batch: Batch, losses: Losses) -> CachedTeacher:
+    terms = losses.recipe.active()
+    return CachedTeacher(
+        models.live_teacher,
+        batch,
+        terms["soft_target"].rows,
+        temperature=losses.temperature,
+        hidden="hidden_cosine" in terms,
+    )
 
 
 def step_shape(batch: Batch, losses: Losses, precision: Precision) -> StepShape:

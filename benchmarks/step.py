@@ -99,8 +99,7 @@ class Result:
 
     def floor_share(self, name: str) -> float:
         """The part of the step that what it needs would take at full speed."""
-        floor = self.floors[self.precisions[name]]
-        return floor.share(self.num_tokens / self.median(name))
+        return self.floors[name].share(self.num_tokens / self.median(name))
 
     def is_equal(self) -> bool:
         return all(equality.holds() for equality in self.equality.values())
@@ -128,22 +127,30 @@ def measure_steps(comparison: Comparison, settings: Settings) -> Result:
         references=list(comparison.references),
         equality=equality,
         floors={
-            name: floor(comparison, configs, name, settings.clock)
-            for name in sorted(set(precisions.values()))
+            name: floor(comparison, configs, precision, _is_cached(name), settings.clock)
+            for name, precision in precisions.items()
         },
         memory=memory,
         seconds=measure.interleaved_seconds(steps, repeats=settings.repeats, clock=settings.clock),
     )
 
 
+def _is_cached(name: str) -> bool:
+    return name in variants() and variants()[name].cached
+
+
 def floor(
     comparison: Comparison,
     configs: tuple[PretrainedConfig, PretrainedConfig],
     precision: Precision,
+    cached: bool,
     clock: measure.Clock,
 ) -> Floor:
-    """What our step needs, and what this processor gives in a precision."""
-    work = count_work(step_shape(comparison.batch(), comparison.losses, precision), *configs)
+    """What our step needs, with a live teacher or a cached one, and what this processor gives in a
+    precision."""
+    student, teacher = configs
+    shape = step_shape(comparison.batch(), comparison.losses, precision)
+    work = count_work(shape, student, None if cached else teacher)
     tick = measure.CLOCKS[clock]
     return Floor(work, measure_rates(work.product, DTYPES[precision], CPU, clock=tick))
 

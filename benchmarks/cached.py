@@ -1,0 +1,87 @@
+"""A teacher cache for one batch, on disk and in the format of `stillhouse.tokens.teacher_cache`."""
+
+import dataclasses
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillhouse.objectives.fused import rows_per_chunk
+from stillhouse.objectives.language_model import Teacher, project
+from stillhouse.objectives.sparse import sparse_rows
+from stillhouse.recipe import CacheKind, Rows
+from stillhouse.run_folder import Inputs, commit_folder, commit_parts
+from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.teacher_cache import CacheFormat, TeacherCache, part_folder, write_rows
+from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
+
+KIND: CacheKind = "sampled"
+SIZE = 32
+
+
+class CachedTeacher:
+    """What a teacher says of a batch, written once and read anew for every step."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        batch: Batch,
+        rows: Rows,
+        *,
+        temperature: float,
+        hidden: bool,
+        kind: CacheKind = KIND,
+        size: int = SIZE,
+        seed: int = 0,
+    ) -> None:
+        self._batch = batch
+        self._folder = tempfile.TemporaryDirectory(prefix="teacher-cache-")
+        states, logits = teacher_logits(teacher, batch, rows)
+        chance = torch.rand(len(logits), generator=torch.Generator().manual_seed(seed))
+        kept = [
+            sparse_rows(part, kind, size, temperature=temperature, uniform=uniform)
+            for part, uniform in zip(
+                *(
+                    t.split(rows_per_chunk(logits.shape[1], logits.device))
+                    for t in (logits, chance)
+                ),
+                strict=True,
+            )
+        ]
+        taught = TeacherRows(rows, SparseRows.join(kept), states.float() if hidden else None)
+        layout = CacheFormat(
+            kind,
+            taught.targets.ids.shape[1],
+            rows,
+            logits.shape[1],
+            states.shape[1] if hidden else None,
+            sequences_per_part=len(batch.input_ids),
+        )
+        folder, inputs = Path(self._folder.name), Inputs("teacher-cache", {}, {})
+        with commit_folder(part_folder(folder, 0), inputs) as temporary:
+            write_rows(temporary, taught, batch.rows(rows).sum(1).numpy(), layout)
+        commit_parts(folder, inputs, {"format": asdict(layout), "num_parts": 1})
+        self._cache = TeacherCache(folder)
+
+    @property
+    def bytes_per_row(self) -> int:
+        return self._cache.layout.bytes_per_row
+
+    def batch(self) -> Batch:
+        """The batch with its teacher's rows, as training gets it."""
+        sequences = np.arange(len(self._batch.input_ids))
+        return dataclasses.replace(self._batch, teacher=self._cache.rows(sequences))
+
+
+@torch.inference_mode()
+def teacher_logits(teacher: Teacher, batch: Batch, rows: Rows) -> tuple[Tensor, Tensor]:
+    """The teacher's last hidden states (N, D) and logits (N, V) of the rows that count."""
+    dtype = next(teacher.model.parameters()).dtype
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        hidden = teacher.family.run_body(teacher.model, batch).flatten(0, 1)
+        hidden = hidden[batch.row_numbers(rows)]
+        head = project(teacher.family, teacher.model, hidden)
+        return hidden, torch.nn.functional.linear(head.features, head.weight, head.bias)
