@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.objectives.fused import rows_per_chunk
+from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.language_model import Teacher, project
 from stillhouse.objectives.sparse import sparse_rows
 from stillhouse.recipe import CacheKind, Rows

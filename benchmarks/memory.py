@@ -33,12 +33,8 @@ from benchmarks import measure
 from benchmarks.equality import Equality, Outcome, equality
 from benchmarks.reference_2019 import TEMPERATURE, WEIGHTS
 from stillhouse.errors import ResourceError, StillhouseError
-from stillhouse.objectives.fused import (
-    CHUNK_BYTES,
-    CHUNK_TENSORS,
-    Projection,
-    fused_losses,
-)
+from stillhouse.objectives.chunks import CHUNK_BYTES, CHUNK_TENSORS
+from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.logit_gradients import LogitTerm
 from stillhouse.objectives.losses import language_modeling_loss, soft_target_loss
 

@@ -21,7 +21,7 @@ from stillhouse.families import (
     resolve_folder,
 )
 from stillhouse.machine import num_cores, processor_name
-from stillhouse.objectives.fused import CHUNK_BYTES
+from stillhouse.objectives.chunks import CHUNK_BYTES
 from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import Recipe, TeacherRecipe, TrainedTokenizer, TrainingRecipe
 from stillhouse.student.plan import check_sequence_length, plan_student

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stillhouse.objectives import losses
-from stillhouse.objectives.fused import Projection, fused_losses, rows_per_chunk
+from stillhouse.objectives.chunks import rows_per_chunk
+from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS, TEACHER_TERMS, LogitTerm
 
 ROWS, SIZE, TEACHER_SIZE, VOCABULARY = 7, 6, 5, 11

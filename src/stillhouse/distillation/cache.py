@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from stillhouse.errors import RunError, Stopped
 from stillhouse.families import family_of
-from stillhouse.objectives.fused import rows_per_chunk
+from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.language_model import HIDDEN_LOSSES, Teacher, project
 from stillhouse.objectives.sparse import sparse_rows, sparse_soft_target_loss
 from stillhouse.recipe import CACHED_LOSSES, Recipe, Rows, recipe_part

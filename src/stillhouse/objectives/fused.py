@@ -9,7 +9,7 @@ exist for one chunk only.
 Axes: N rows that count, n rows of a chunk, V vocabulary, D hidden size.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stillhouse.objectives.chunks import blocks, rows_per_block, rows_per_chunk
 from stillhouse.objectives.logit_gradients import (
     SPARSE_TERMS,
     TEACHER_TERMS,
@@ -26,12 +27,7 @@ from stillhouse.objectives.logit_gradients import (
 )
 from stillhouse.tokens.teacher_rows import SparseRows
 
-# Two sizes. Matrix products want many rows; passes over logits want few, which stay in the
-# processor's caches and in memory that is already there (a fresh page costs a fault).
-CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
-CHUNK_TENSORS = {"cpu": 2, "cuda": 8}  # of (n, V), float32 at most, that live at once
-BLOCK_BYTES = 2**20  # of one float32 tensor, for each thread of a processor
-BLOCK_BUFFERS = 6
+BLOCK_BUFFERS = 6  # student, teacher, gradient and three to work with, each (n, V)
 
 
 @dataclass(frozen=True)
@@ -42,19 +38,6 @@ class Projection:
     features: Float[Tensor, "N D"]
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None
-
-
-def rows_per_chunk(vocabulary_size: int, device: torch.device) -> int:
-    """How many rows keep a chunk's logits within the device's budget; at least 16."""
-    kind = device.type if device.type in CHUNK_BYTES else "cpu"
-    return max(16, CHUNK_BYTES[kind] // (4 * CHUNK_TENSORS[kind] * vocabulary_size))
-
-
-def rows_per_block(vocabulary_size: int, device: torch.device) -> int | None:
-    """How many rows of a chunk the losses take at a time; None: the whole chunk."""
-    if device.type != "cpu":
-        return None
-    return max(1, BLOCK_BYTES * torch.get_num_threads() // (4 * vocabulary_size))
 
 
 def fused_losses(
@@ -137,7 +120,7 @@ class _FusedLosses(torch.autograd.Function):
                 teacher_logits = None
                 if live is not None and teacher_weight is not None:
                     teacher_logits = live.features[part].to(compute) @ teacher_weight.T
-                for block in _blocks(len(chunk), block_rows):
+                for block in blocks(len(chunk), block_rows):
                     rows = slice(start + block.start, start + block.stop)
                     scratch = list(buffers[:, : block.stop - block.start])
                     told: Tensor | SparseRows | None = None if sparse is None else sparse[rows]
@@ -185,12 +168,6 @@ def _compute_dtype(features: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(features.device.type):
         return torch.get_autocast_dtype(features.device.type)
     return features.dtype
-
-
-def _blocks(num_rows: int, block_rows: int) -> Iterator[slice]:
-    """Consecutive slices of at most `block_rows` rows."""
-    for first in range(0, num_rows, block_rows):
-        yield slice(first, min(first + block_rows, num_rows))
 
 
 def _accumulated(total: Tensor | None, gradient: Tensor, chunk: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stillhouse.objectives.chunks import blocks, rows_per_block
 from stillhouse.recipe import CacheKind
 from stillhouse.tokens.teacher_rows import SparseRows
 
@@ -38,14 +39,27 @@ def sparse_rows(
         size: Tokens kept of each row; at most the vocabulary.
         uniform: One number from [0, 1) for each row, the only chance in a systematic sample.
     """
-    log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
+    size = min(size, logits.shape[1])
+    block_rows = rows_per_block(logits.shape[1], logits.device) or max(1, len(logits))
+    parts = blocks(len(logits), block_rows)
+    kept = [_block_rows(logits[part] / temperature, kind, size, uniform[part]) for part in parts]
+    if not kept:
+        nothing = logits.new_zeros((0, size), dtype=torch.float32)
+        return SparseRows(kind, nothing.long(), nothing, nothing[:, 0])
+    return SparseRows.join(kept)
+
+
+def _block_rows(
+    softened: Float[Tensor, "n V"], kind: CacheKind, size: int, uniform: Float[Tensor, " n"]
+) -> SparseRows:
+    log_p = torch.log_softmax(softened, dim=-1, dtype=torch.float32)
     p = log_p.exp()
-    size = min(size, p.shape[-1])
     largest, ids = p.topk(size, dim=-1)
     if kind == "top_k":
-        rest = p.scatter(1, ids, 0.0).sum(-1)
+        rest = p.scatter_(1, ids, 0.0).sum(-1)
         return SparseRows(kind, ids, largest, rest)
-    negative_entropy = (p * log_p.clamp_min(-1e4)).sum(-1)
+    # Where p is zero its logarithm may be infinite, and counts nothing.
+    negative_entropy = log_p.clamp_min_(-1e4).mul_(p).sum(-1)
     ids, weights = _systematic_sample(p, largest, ids, uniform)
     return SparseRows(kind, ids, weights, negative_entropy)
 
@@ -56,16 +70,20 @@ def _systematic_sample(
     ids: Int[Tensor, "N k"],
     uniform: Float[Tensor, " N"],
 ) -> tuple[Int[Tensor, "N k"], Float[Tensor, "N k"]]:
-    """Ids and weights of a sample of k tokens, given the k largest probabilities in order."""
+    """Ids and weights of a sample of k tokens, given the k largest probabilities in order.
+
+    `p` does not survive.
+    """
     size = largest.shape[1]
     places = torch.arange(size, device=p.device)
-    left = p.sum(-1, keepdim=True) - largest.cumsum(-1) + largest  # mass from each place on
+    rest = p.scatter_(1, ids, 0.0).sum(-1, keepdim=True)
+    left = rest + largest.flip(-1).cumsum(-1).flip(-1)  # mass from each place on
     # Certain are those before the first place whose share of the slots left is at most one.
     certain = ((size - places) * largest > left).cumprod(-1).bool()
     num_certain = certain.sum(-1, keepdim=True)
     slots = size - num_certain
-    others = p.double().scatter(1, ids, p.gather(1, ids).where(~certain, 0.0).double())
-    bounds = others.cumsum(-1)
+    others = p.scatter_(1, ids, largest.where(~certain, 0.0))
+    bounds = others.cumsum(-1, dtype=torch.float64)
     mass = bounds[:, -1:].clone()
     targets = (uniform.double()[:, None] + (places - num_certain).clamp_min(0)) / slots * mass
     drawn = torch.searchsorted(bounds, targets, right=True).clamp_max(p.shape[1] - 1)
