@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from stillhouse.errors import DataError
+from stillhouse.recipe import MaskingRecipe
 from stillhouse.run_folder import Inputs, commit_folder, commit_parts
-from stillhouse.tokens.teacher_cache import CacheFormat, TeacherCache, part_folder, write_rows
+from stillhouse.tokens.packing import MaskedSequences
+from stillhouse.tokens.teacher_cache import (
+    CacheFormat,
+    FixedVisits,
+    TeacherCache,
+    part_folder,
+    write_rows,
+)
 from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
 
 COUNTS = np.array([3, 0, 2, 4, 1])  # rows of five sequences, in parts of two
@@ -86,3 +94,18 @@ def test_the_manifest_lists_every_file_of_every_part(folder):
     files = json.loads((folder / "manifest.json").read_text())["files"]
     assert len(files) == 3 * 5
     assert "part-00002/ids.bin" in files
+
+
+def test_a_cached_masked_sequence_has_one_mask(split_of, special):
+    """At every epoch and under every seed: the one that the cache's rows belong to."""
+    split = split_of([np.arange(5, 55).tolist()] * 4)
+    source = MaskedSequences(
+        split, 24, special, MaskingRecipe(), vocabulary_size=60, counts=split.counts
+    )
+    fixed, sequences = FixedVisits(source), np.array([0, 1, 2])
+    first = fixed.batch(sequences, np.zeros(3, np.int64), 0)
+    again = fixed.batch(sequences, np.full(3, 7), 11)
+    other = source.batch(sequences, np.full(3, 7), 11)
+    assert torch.equal(first.labels, again.labels)
+    assert torch.equal(first.input_ids, again.input_ids)
+    assert not torch.equal(first.labels, other.labels)

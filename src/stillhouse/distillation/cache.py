@@ -194,16 +194,7 @@ class CacheWriter:
     def rows(self, batch: Batch, sequences: np.ndarray) -> TeacherRows:
         """What the cache holds of a batch of the given sequences."""
         counts = batch.rows(self.layout.rows).sum(1).tolist()
-        uniform = torch.from_numpy(
-            np.concatenate(
-                [
-                    np.random.Generator(
-                        np.random.Philox(key=visit_key(SAMPLE_SEED, VISIT_EPOCH, sequence))
-                    ).random(count)
-                    for sequence, count in zip(sequences.tolist(), counts, strict=True)
-                ]
-            )
-        ).to(self.device)
+        uniform = torch.from_numpy(_chances(sequences.tolist(), counts)).to(self.device)
         hidden, pieces = self._probe(batch)
         targets = [
             sparse_rows(
@@ -232,10 +223,8 @@ class CacheWriter:
             for start in range(0, len(hidden), size):
                 part = slice(start, start + size)
                 with autocast(self.device, precision):
-                    yield (
-                        part,
-                        torch.nn.functional.linear(head.features[part], head.weight, head.bias),
-                    )
+                    logits = torch.nn.functional.linear(head.features[part], head.weight, head.bias)
+                yield part, logits
 
         return hidden, chunks()
 
@@ -267,3 +256,12 @@ class CacheWriter:
                 "it anew."
             )
         return loss
+
+
+def _chances(sequences: list[int], counts: list[int]) -> np.ndarray:
+    """A number from [0, 1) for each row, which follows from its sequence and place alone."""
+    keys = (visit_key(SAMPLE_SEED, VISIT_EPOCH, sequence) for sequence in sequences)
+    drawn = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
+    return np.concatenate(
+        [chance.random(count) for chance, count in zip(drawn, counts, strict=True)]
+    )
