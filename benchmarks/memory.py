@@ -174,6 +174,8 @@ class Result:
 def measure_memory(shape: Shape, chunks: Sequence[int], *, seed: int, repeats: int) -> Result:
     """Equality at the first chunk size, memory in fresh processes, then the timings in turns.
 
+    Memory does not depend on who else uses the machine: without repeats it is measured alone.
+
     Raises:
         ResourceError: the machine has too little memory left for the dense way.
     """
@@ -184,9 +186,11 @@ def measure_memory(shape: Shape, chunks: Sequence[int], *, seed: int, repeats: i
         name: measure.in_fresh_process(memory_of, shape, seed, chunk)
         for name, chunk in ways.items()
     }
-    inputs = make_inputs(shape, seed)
-    steps = {name: step_of(inputs, chunk) for name, chunk in ways.items()}
-    seconds = measure.interleaved_seconds(steps, repeats=repeats)
+    seconds: dict[str, list[float]] = {}
+    if repeats:
+        inputs = make_inputs(shape, seed)
+        steps = {name: step_of(inputs, chunk) for name, chunk in ways.items()}
+        seconds = measure.interleaved_seconds(steps, repeats=repeats)
     return Result(shape, found, memory, seconds)
 
 
@@ -208,17 +212,16 @@ def result_table(result: Result) -> Table:
         "logits at once",
         title=f"{shape.rows} rows x {shape.hidden}, vocabulary {shape.vocabulary}",
     )
-    for column in ("extra MB", "of dense", "seconds", "x dense"):
+    timings = ("seconds", "x dense") if result.seconds else ()
+    for column in ("extra MB", "of dense", *timings):
         table.add_column(column, justify="right", no_wrap=True)
     default = f"{CHUNK_BYTES['cpu'] // MIB} MiB"
     for way in result.memory:
-        table.add_row(
-            f"{way} (default)" if way == default else way,
-            f"{result.extra_bytes(way) / 1e6:,.0f}",
-            f"{result.share(way):.1%}",
-            f"{result.median(way):.2f}",
-            f"{result.median(DENSE) / result.median(way):.2f}",
-        )
+        cells = [f"{result.extra_bytes(way) / 1e6:,.0f}", f"{result.share(way):.1%}"]
+        if result.seconds:
+            cells.append(f"{result.median(way):.2f}")
+            cells.append(f"{result.median(DENSE) / result.median(way):.2f}")
+        table.add_row(f"{way} (default)" if way == default else way, *cells)
     return table
 
 
@@ -255,7 +258,9 @@ def parse_options() -> argparse.Namespace:
         default=[default, default // 2, default // 4, default // 8],
         help="logits of a chunk, of both models together",
     )
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each way")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed steps of each way; 0: memory alone"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a JSON file for every raw number")
     return parser.parse_args()

@@ -10,6 +10,7 @@ from benchmarks.memory import (
     make_inputs,
     measure_memory,
     outcome,
+    result_table,
 )
 
 from stillhouse.errors import ResourceError
@@ -39,6 +40,14 @@ def test_extra_memory_is_that_of_the_logits_that_exist_at_once():
     assert 4 * SHAPE.logits_bytes < result.extra_bytes(DENSE) < 10 * SHAPE.logits_bytes
     assert 2 * MIB < result.extra_bytes("4 MiB") < 32 * MIB
     assert result.share("4 MiB") < 0.15
+
+
+def test_memory_can_be_measured_without_timings():
+    """On a machine that others keep busy."""
+    result = measure_memory(Shape(rows=64, hidden=8, vocabulary=4096), [4], seed=0, repeats=0)
+    assert result.seconds == {}
+    assert set(result.memory) == {DENSE, "4 MiB"}
+    assert result_table(result).row_count == 2
 
 
 def test_too_little_memory_for_the_dense_way_is_said_before():
