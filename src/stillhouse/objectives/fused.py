@@ -111,9 +111,6 @@ class _FusedLosses(torch.autograd.Function):
         chunk_rows = max(1, min(chunk_rows, len(features)))
         block_rows = min(rows_per_block(len(weight), features.device) or chunk_rows, chunk_rows)
         buffers = torch.empty(BLOCK_BUFFERS, block_rows, len(weight), device=features.device)
-        # One place for all chunks: the logits of a chunk never stand beside those of the next.
-        num_models = 1 if teacher is None else 2
-        places = features.new_empty(num_models, chunk_rows, len(weight), dtype=compute)
 
         with torch.autocast(features.device.type, enabled=False):
             for start in range(0, len(features), chunk_rows):
