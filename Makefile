@@ -18,7 +18,7 @@ quickstart: .venv/.installed
 	$(BIN)/stillhouse quickstart
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow --timeout=3600

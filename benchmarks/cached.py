@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.objectives.chunks import rows_per_chunk
+from stillhouse.distillation.cache import teacher_rows
 from stillhouse.objectives.language_model import Teacher, project
-from stillhouse.objectives.sparse import sparse_rows
 from stillhouse.recipe import CacheKind, Rows
 from stillhouse.run_folder import Inputs, commit_folder, commit_parts
 from stillhouse.tokens.batches import Batch
 from stillhouse.tokens.teacher_cache import CacheFormat, TeacherCache, part_folder, write_rows
-from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
+from stillhouse.training.device import Precision, autocast
 
 KIND: CacheKind = "sampled"
 SIZE = 32
@@ -39,26 +38,23 @@ class CachedTeacher:
     ) -> None:
         self._batch = batch
         self._folder = tempfile.TemporaryDirectory(prefix="teacher-cache-")
-        states, logits = teacher_logits(teacher, batch, rows)
-        chance = torch.rand(len(logits), generator=torch.Generator().manual_seed(seed))
-        kept = [
-            sparse_rows(part, kind, size, temperature=temperature, uniform=uniform)
-            for part, uniform in zip(
-                *(
-                    t.split(rows_per_chunk(logits.shape[1], logits.device))
-                    for t in (logits, chance)
-                ),
-                strict=True,
-            )
-        ]
-        taught = TeacherRows(rows, SparseRows.join(kept), states.float() if hidden else None)
+        model = teacher.model.config
         layout = CacheFormat(
             kind,
-            taught.targets.ids.shape[1],
+            min(size, model.vocab_size),
             rows,
-            logits.shape[1],
-            states.shape[1] if hidden else None,
+            model.vocab_size,
+            teacher.family.hidden_size(model) if hidden else None,
             sequences_per_part=len(batch.input_ids),
+        )
+        generator = torch.Generator().manual_seed(seed)
+        taught = teacher_rows(
+            teacher,
+            batch,
+            layout,
+            torch.rand(batch.num_rows(rows), generator=generator),
+            temperature=temperature,
+            precision=precision_of(teacher),
         )
         folder, inputs = Path(self._folder.name), Inputs("teacher-cache", {}, {})
         with commit_folder(part_folder(folder, 0), inputs) as temporary:
@@ -76,11 +72,15 @@ class CachedTeacher:
         return dataclasses.replace(self._batch, teacher=self._cache.rows(sequences))
 
 
+def precision_of(teacher: Teacher) -> Precision:
+    """That of the teacher's weights."""
+    return "bf16" if next(teacher.model.parameters()).dtype == torch.bfloat16 else "fp32"
+
+
 @torch.inference_mode()
 def teacher_logits(teacher: Teacher, batch: Batch, rows: Rows) -> tuple[Tensor, Tensor]:
     """The teacher's last hidden states (N, D) and logits (N, V) of the rows that count."""
-    dtype = next(teacher.model.parameters()).dtype
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with autocast(torch.device("cpu"), precision_of(teacher)):
         hidden = teacher.family.run_body(teacher.model, batch).flatten(0, 1)
         hidden = hidden[batch.row_numbers(rows)]
         head = project(teacher.family, teacher.model, hidden)

@@ -52,10 +52,10 @@ class PaddedBatch:
         """All real positions, or those that have something to predict."""
         if rows == "all":
             return self.attention_mask.bool()
-        labelled = self.labels != IGNORED
+        labeled = self.labels != IGNORED
         if self.causal:
-            return F.pad(labelled[:, 1:], (0, 1), value=False)
-        return labelled
+            return F.pad(labeled[:, 1:], (0, 1), value=False)
+        return labeled
 
     def num_rows(self, rows: Rows) -> int:
         return int(self.rows(rows).sum())
@@ -165,7 +165,7 @@ def _soft_target(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def _language_modeling(logits: Tensor, batch: PaddedBatch) -> Tensor:
-    """Mean cross-entropy over labelled positions; every position passes through the softmax."""
+    """Mean cross-entropy over labeled positions; every position passes through the softmax."""
     labels = batch.labels
     if batch.causal:
         logits, labels = logits[:, :-1].contiguous(), labels[:, 1:].contiguous()

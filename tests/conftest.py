@@ -86,7 +86,7 @@ def tiny_config() -> Callable[..., PretrainedConfig]:
 def tiny_model() -> Callable[..., PreTrainedModel]:
     """tiny_model(family, num_layers=2, seed=0): every parameter random, so that none is idle.
 
-    A library's own initialisation leaves biases at zero and norms at one, which hides mistakes.
+    A library's own initialization leaves biases at zero and norms at one, which hides mistakes.
     """
 
     def make(family: str, num_layers: int = 2, seed: int = 0) -> PreTrainedModel:

@@ -48,13 +48,28 @@ def test_every_packaged_recipe_is_valid(name):
     assert parse_recipe(dump_recipe(recipe)) == recipe
 
 
-def test_the_least_recipe_has_the_settings_of_2019():
+def test_classic_is_2019():
+    """The weights, rows, temperature and dropout of DistilBERT."""
+    distillation = parse("distillation: {preset: classic}").distillation
+    terms = distillation.losses.active()
+    assert {name: (term.weight, term.rows) for name, term in terms.items()} == {
+        "soft_target": (5.0, "all"),
+        "language_modeling": (2.0, "predicted"),
+        "hidden_cosine": (1.0, "all"),
+    }
+    assert (distillation.temperature, distillation.dropout) == (2.0, True)
+
+
+def test_the_least_recipe_is_the_fast_one():
     """A teacher and a text: everything else has a default."""
     recipe = parse()
     distillation = recipe.distillation
+    assert distillation.preset == "fast"
     weights = {name: term.weight for name, term in distillation.losses.active().items()}
-    assert weights == {"soft_target": 5.0, "language_modeling": 2.0, "hidden_cosine": 1.0}
-    assert (distillation.temperature, distillation.optimizer.learning_rate) == (2.0, 5e-4)
+    assert weights == {"soft_target": 5.0, "language_modeling": 1.0, "hidden_cosine": 20.0}
+    assert {term.rows for term in distillation.losses.active().values()} == {"predicted"}
+    assert (distillation.temperature, distillation.dropout) == (1.0, False)
+    assert distillation.optimizer.learning_rate == 5e-4
     assert distillation.optimizer.betas == (0.9, 0.98)
     assert recipe.seeds == [0]
     assert recipe.corpus.sources == ["sample"]
@@ -159,7 +174,7 @@ def test_an_unknown_key_of_a_trained_teacher_is_refused():
         ("distillation: {optimizer: {betas: [0.9]}}", r"optimizer.betas.1 is missing"),
         ("distillation: {micro_batch_tokens: -1}", "micro_batch_tokens: .*got -1"),
         ("distillation: {checkpoint: {keep_last: 1}}", "keep_last: .*2, got 1"),
-        ("distillation: {preset: quick}", "preset: .*'classic', got 'quick'"),
+        ("distillation: {preset: quick}", "preset: .*'fast' or 'classic', got 'quick'"),
         ("1: 2", "1: keys should be strings"),
     ],
 )

@@ -2,7 +2,7 @@
 written.
 
 Cost model. `training.work` counts what a token needs. Time is its multiply-adds over the hardware's
-rate times an assumed utilisation, energy is time times the stated watts. Both are estimates and say
+rate times an assumed utilization, energy is time times the stated watts. Both are estimates and say
 so."""
 
 from dataclasses import asdict, dataclass
@@ -31,7 +31,7 @@ from stillhouse.training.device import micro_batch_sequences, pick_device, pick_
 from stillhouse.training.floor import DTYPES, matmul_rate
 from stillhouse.training.work import Work, count_work, planned_step
 
-UTILISATION = 0.4
+UTILIZATION = 0.4
 TRAINED_HERE_IDS = {"end_of_text": 0, "pad": 1, "cls": 0, "sep": 2}
 
 
@@ -101,7 +101,7 @@ def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
             _estimate(hardware, sum(work.multiply_adds.values()), tokens)
             for hardware in _hardware()
         ],
-        "assumed_utilisation": UTILISATION,
+        "assumed_utilization": UTILIZATION,
     }
 
 
@@ -208,7 +208,7 @@ def _measured_rate() -> float:
 
 
 def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) -> dict[str, Any]:
-    seconds_per_token = per_token / (hardware.multiply_adds_per_second * UTILISATION)
+    seconds_per_token = per_token / (hardware.multiply_adds_per_second * UTILIZATION)
     seconds = None if tokens is None else tokens * seconds_per_token
     joules = None if seconds is None or hardware.watts is None else seconds * hardware.watts
     return {
@@ -258,7 +258,7 @@ def print_check(result: dict[str, Any]) -> None:
         )
     for estimate in result["estimates"]:
         console.print(f"on {_estimate_line(estimate)}", markup=False, soft_wrap=True)
-    console.print(f"Estimates assume {result['assumed_utilisation']:.0%} of the stated rate.")
+    console.print(f"Estimates assume {result['assumed_utilization']:.0%} of the stated rate.")
 
 
 def _estimate_line(estimate: dict[str, Any]) -> str:

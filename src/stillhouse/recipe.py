@@ -137,7 +137,7 @@ class TrainedTokenizer(Section):
 
 
 class MaskingRecipe(Section):
-    """Masked language modelling: how many tokens are predicted, and what stands in their place."""
+    """Masked language modeling: how many tokens are predicted, and what stands in their place."""
 
     fraction: Fraction = 0.15
     mask: UnitInterval = 0.8
@@ -188,7 +188,7 @@ class LossRecipe(Section):
 
 
 class HardLossRecipe(Section):
-    """The language modelling loss: always on the predicted rows."""
+    """The language modeling loss: always on the predicted rows."""
 
     weight: NonNegativeFloat
 
@@ -257,7 +257,18 @@ def _kind_of_teacher_outputs(value: object) -> str:
 
 # The terms of the objective that a cached teacher serves, beside those that need none.
 CACHED_LOSSES = ("soft_target", "hidden_cosine", "hidden_mse")
+DEFAULT_PRESET = "fast"
 PRESETS: dict[str, dict[str, Any]] = {
+    # What reached a given validation loss soonest (docs/experiments.md, "Time to quality").
+    "fast": {
+        "temperature": 1.0,
+        "losses": {
+            "soft_target": {"weight": 5.0, "rows": "predicted"},
+            "language_modeling": {"weight": 1.0},
+            "hidden_cosine": {"weight": 20.0, "rows": "predicted"},
+        },
+        "dropout": False,
+    },
     # DistilBERT's weights, confirmed by its author (huggingface/transformers#2013).
     "classic": {
         "temperature": 2.0,
@@ -270,10 +281,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def _preset_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a distillation section starts from; none under a name that is refused."""
+    return PRESETS.get(str(section.get("preset", DEFAULT_PRESET)), {})
+
+
 class DistillationRecipe(TrainingRecipe):
     """How the student learns from its teacher, and which control it is held against."""
 
-    preset: Literal["classic"] = "classic"
+    preset: Literal["fast", "classic"] = DEFAULT_PRESET
     temperature: PositiveFloat
     losses: LossesRecipe
     teacher_outputs: Annotated[
@@ -287,7 +303,7 @@ class DistillationRecipe(TrainingRecipe):
     def _start_from_the_preset(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        return {**PRESETS.get(str(data.get("preset", "classic")), {}), **data}
+        return {**_preset_of(data), **data}
 
     @model_validator(mode="after")
     def _a_cache_serves_the_losses(self) -> Any:
@@ -368,7 +384,7 @@ class Recipe(Section):
             if causal != (self.tokens.language_modeling == "causal"):
                 raise ValueError(
                     f"teacher.family is {self.teacher.family}, which does not do "
-                    f"{self.tokens.language_modeling} language modelling; "
+                    f"{self.tokens.language_modeling} language modeling; "
                     "gpt2 is causal, bert and roberta are masked"
                 )
         return self
@@ -483,8 +499,8 @@ def _write_out_preset(data: dict[str, Any], overrides: Sequence[str]) -> None:
         return
     section = data.setdefault("distillation", {})
     if isinstance(section, dict) and "losses" not in section:
-        preset = PRESETS.get(str(section.get("preset", "classic")), {})
-        section["losses"] = {name: dict(term) for name, term in preset.get("losses", {}).items()}
+        terms = _preset_of(section).get("losses", {})
+        section["losses"] = {name: dict(term) for name, term in terms.items()}
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

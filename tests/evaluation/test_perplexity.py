@@ -13,7 +13,7 @@ from stillhouse.evaluation.perplexity import (
     MASK_SEED,
     ScoredText,
     blocks_of,
-    masked_loss,
+    mean_loss,
     perplexity,
     windows_of,
 )
@@ -180,7 +180,7 @@ def masked(text):
 
 def test_the_masked_loss_is_the_mean_over_the_predicted_tokens(bert, masked):
     """Under the fixed mask, equal to transformers' own logits in float64, one sequence a time."""
-    loss, count = masked_loss(family_of(bert.config), bert, masked)
+    loss, count = mean_loss(family_of(bert.config), bert, masked)
     losses = []
     for number in range(masked.num_sequences):
         batch = masked.batch(np.array([number]), np.array([0]), MASK_SEED)
@@ -200,9 +200,9 @@ def test_the_masked_loss_is_the_same_at_every_call(bert, masked):
     """The mask is fixed, so that models can be compared with each other."""
     family = family_of(bert.config)
     torch.manual_seed(1)
-    first = masked_loss(family, bert, masked)
+    first = mean_loss(family, bert, masked)
     torch.manual_seed(2)
-    assert masked_loss(family, bert, masked) == first
+    assert mean_loss(family, bert, masked) == first
 
 
 def test_a_masked_model_with_damaged_weights_gets_no_number(bert, masked):
@@ -210,4 +210,4 @@ def test_a_masked_model_with_damaged_weights_gets_no_number(bert, masked):
     with torch.no_grad():
         bert.bert.embeddings.word_embeddings.weight[7] = math.nan
     with pytest.raises(DataError, match="not finite"):
-        masked_loss(family_of(bert.config), bert, masked)
+        mean_loss(family_of(bert.config), bert, masked)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stillhouse.objectives import losses
+from stillhouse.objectives import chunks, losses
 from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS, TEACHER_TERMS, LogitTerm
@@ -121,9 +121,14 @@ def test_each_term_has_the_value_and_gradients_of_the_plain_loss(
     assert_equal_to_plain(student, teacher, labels, terms, chunk_rows=3)
 
 
+@pytest.mark.parametrize("block_rows", [2, ROWS])
 @pytest.mark.parametrize("chunk_rows", [1, 3, ROWS, 100, None])
-def test_all_terms_at_once_do_not_depend_on_the_chunks(chunk_rows, student, teacher, labels, mask):
+def test_all_terms_at_once_do_not_depend_on_chunks_and_blocks(
+    chunk_rows, block_rows, student, teacher, labels, mask, monkeypatch
+):
     """Seven terms with seven coefficients share one pass, however the rows are cut."""
+    block_bytes = block_rows * 4 * VOCABULARY // torch.get_num_threads()
+    monkeypatch.setattr(chunks, "BLOCK_BYTES", block_bytes)
     terms = terms_of(LOGIT_TERMS) | terms_of(("jsd", "logit_mse"), mask)
     assert_equal_to_plain(student, teacher, labels, terms, chunk_rows)
 

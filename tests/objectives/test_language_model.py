@@ -216,7 +216,7 @@ def test_language_modeling_alone_is_the_librarys_own_loss(pair, batch_of, words)
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_copy(pair, batch):
-    """Every term but language modelling is zero for a copy."""
+    """Every term but language modeling is zero for a copy."""
     student = pair[0]
     objective = objective_of((student, student), recipe_of(PLAIN))
     total, values, _ = run(objective, student, batch)
@@ -342,6 +342,6 @@ def test_a_cache_may_hold_more_rows_than_a_term_counts(pair, batch):
 
 
 def test_copying_needs_a_teacher(pair):
-    """Without one only language modelling is left."""
+    """Without one only language modeling is left."""
     with pytest.raises(ValueError, match="soft_target"):
         LanguageModelObjective(family_of(pair[0].config), recipe_of(["soft_target"]))

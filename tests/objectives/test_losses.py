@@ -123,7 +123,7 @@ def test_hidden_cosine_is_one_minus_the_cosine(pair):
 
 
 def test_language_modeling_is_minus_the_log_probability_of_the_label(pair):
-    """Natural logarithm, at temperature 1; rows labelled -100 count nothing."""
+    """Natural logarithm, at temperature 1; rows labeled -100 count nothing."""
     logits = pair[0]
     labels = torch.tensor([2, -100, 0, 6, -100])
     expected = -sum(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillhouse.objectives import chunks
 from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.logit_gradients import LogitTerm
 from stillhouse.objectives.losses import soft_target_loss
@@ -59,6 +60,19 @@ def test_a_sample_is_unbiased(size, logits):
     exact = torch.softmax(logits.double() / TEMPERATURE, dim=-1)
     # A token enters and leaves at two of 4,000 places, of weight at most 1.
     torch.testing.assert_close(total / len(chances), exact, rtol=0, atol=2 / 4000)
+
+
+@each_kind
+def test_each_row_is_kept_by_its_own_chance_whatever_the_blocks(kind, logits, monkeypatch):
+    """In blocks of two rows, as it is row by row."""
+    monkeypatch.setattr(chunks, "BLOCK_BYTES", 2 * 4 * VOCABULARY // torch.get_num_threads())
+    chances = torch.tensor([0.1, 0.9, 0.4, 0.7, 0.2])
+    rows = sparse_rows(logits, kind, 3, temperature=TEMPERATURE, uniform=chances)
+    for number, chance in enumerate(chances.tolist()):
+        alone = kept(logits[number : number + 1], kind, 3, chance)
+        torch.testing.assert_close(rows.ids[number : number + 1], alone.ids)
+        torch.testing.assert_close(rows.weights[number : number + 1], alone.weights)
+        torch.testing.assert_close(rows.rest[number : number + 1], alone.rest)
 
 
 @pytest.mark.parametrize("size", [1, 3, 12])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stillhouse.families import family_of
+from stillhouse.families import attention, family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.recipe import LossesRecipe
 from stillhouse.tokens.batches import Batch
@@ -52,7 +52,9 @@ class Watch(TorchDispatchMode):
             self.waits.append(name)
         if "attention" in name and "backward" not in name:
             causal = kwargs.get("is_causal", args[4] if len(args) > 4 else False)
-            self.attention.append({"mask": kwargs.get("attn_mask"), "causal": causal})
+            fused = "flash" in name or "fused" in name or "efficient" in name
+            mask = kwargs.get("attn_mask")
+            self.attention.append({"mask": mask, "causal": causal, "fused": fused})
         return func(*args, **kwargs)
 
 
@@ -87,9 +89,9 @@ def make_batch(batch_of, words, *, uniform: bool, causal: bool) -> Batch:
     return batch_of(rows, LENGTH, causal=causal)
 
 
-def micro_step(models, batch: Batch, rows: str) -> None:
+def micro_step(models, batch: Batch, rows: str, **more: dict[str, Any]) -> None:
     student, teacher = models
-    losses = {
+    losses = more | {
         "soft_target": {"weight": 5.0, "rows": rows},
         "language_modeling": {"weight": 2.0},
         "hidden_cosine": {"weight": 1.0, "rows": "predicted"},
@@ -110,7 +112,7 @@ def test_a_micro_batch_never_waits(models, batch_of, words, uniform, rows):
     causal = models[0].config.model_type == "gpt2"
     batch = make_batch(batch_of, words, uniform=uniform, causal=causal).to(CPU)
     with Watch() as watch:
-        micro_step(models, batch, rows)
+        micro_step(models, batch, rows, relation={"weight": 1.0, "rows": rows})
     assert watch.waits == []
 
 
@@ -133,14 +135,33 @@ def test_a_gpu_itself_sees_no_wait(models, batch_of, words, uniform):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_whole_sequences_need_no_mask(models, batch_of, words):
+def test_whole_sequences_need_no_mask(models, batch_of, words, monkeypatch):
     """Every layer's attention is called without one, and told whether it is causal: so the fastest
     kernels take it."""
+    monkeypatch.setattr(attention, "SHORT", 0)
     causal = models[0].config.model_type == "gpt2"
     batch = make_batch(batch_of, words, uniform=True, causal=causal).to(CPU)
     with Watch() as watch:
         micro_step(models, batch, "all")
-    assert watch.attention == [{"mask": None, "causal": causal}] * (2 + 3)
+    assert watch.attention == [{"mask": None, "causal": causal, "fused": True}] * (2 + 3)
+
+
+def test_short_attention_in_separate_products_is_the_same(models, batch_of, words, monkeypatch):
+    """Outputs and gradients, with a mask and without one."""
+    causal = models[0].config.model_type == "gpt2"
+    found = []
+    for short in (0, LENGTH):
+        monkeypatch.setattr(attention, "SHORT", short)
+        with Watch() as watch:
+            for uniform in (True, False):
+                batch = make_batch(batch_of, words, uniform=uniform, causal=causal).to(CPU)
+                micro_step(models, batch, "all")
+        fused = [call for call in watch.attention if call["fused"]]
+        assert len(fused) == (0 if short and not causal else 2 * (2 + 3))
+        found.append([p.grad for p in models[0].parameters()])
+        models[0].zero_grad()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_whole_sequences_need_no_mask_when_compiled(models, batch_of, words):

@@ -135,10 +135,10 @@ def test_a_second_run_does_nothing(done):
 def test_a_changed_key_redoes_the_stages_from_there_on(done):
     """The temperature makes a new student; what does not follow from it stays as it was."""
     before = snapshot(done.folder)
-    outcome = done.call("run", "--set", "distillation.temperature=1")
+    outcome = done.call("run", "--set", "distillation.temperature=2")
     after = snapshot(done.folder)
     assert outcome.code == 0
-    assert "because distillation.temperature: 2.0 -> 1.0" in outcome.err
+    assert "because distillation.temperature: 1.0 -> 2.0" in outcome.err
     for name in ("tokens", "teacher", "student-init", "control"):
         assert before[f"{name}/manifest.json"] == after[f"{name}/manifest.json"]
     for name in ("student/model.safetensors", "evaluation.json"):
@@ -146,7 +146,7 @@ def test_a_changed_key_redoes_the_stages_from_there_on(done):
     (kept,) = (done.folder / "replaced").glob("student-*")
     assert sha256(kept / "model.safetensors") != sha256(done.folder / "student/model.safetensors")
     assert (kept / "model.safetensors").read_bytes() == before["student/model.safetensors"][1]
-    assert "temperature: 1.0" in (done.folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert "temperature: 2.0" in (done.folder / "recipe.yaml").read_text(encoding="utf-8")
 
 
 def test_an_output_that_was_moved_away_is_made_again(done):
@@ -230,7 +230,7 @@ def test_the_control_of_the_same_time_gets_more_steps(ready):
 
 
 def test_the_control_differs_from_the_student_by_the_teacher_alone(finished):
-    """Same tokens a step, same learning rates, the language modelling loss alone."""
+    """Same tokens a step, same learning rates, the language modeling loss alone."""
     student, control = metrics_of(finished, "student"), metrics_of(finished, "control")
     for key in ("step", "tokens", "learning_rate"):
         assert [line[key] for line in student] == [line[key] for line in control]

@@ -248,9 +248,9 @@ def test_without_an_intact_checkpoint_training_stops_until_told(server, ready, u
 def test_a_changed_recipe_is_refused_by_name(server, ready):
     """A checkpoint goes on under its own recipe alone; how often to commit may change."""
     interrupted(server, ready, step=5)
-    code, log = server.distill(ready, "distillation.temperature=1")
+    code, log = server.distill(ready, "distillation.temperature=2")
     assert code == 5
-    assert "was written under another recipe (distillation.temperature: 2.0 -> 1.0)" in log
+    assert "was written under another recipe (distillation.temperature: 1.0 -> 2.0)" in log
     code, log = server.distill(ready, EVERY_STEP)
     assert code == 0
     assert "going on after step" in log

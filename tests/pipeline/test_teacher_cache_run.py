@@ -48,9 +48,9 @@ def test_the_cache_is_written_once_for_every_student(ready):
 def test_another_temperature_is_another_cache(ready):
     """What is kept depends on the temperature, so the cache is made again, and it is said."""
     assert ready.call("distill", *CACHE).code == 0
-    outcome = ready.call("distill", *CACHE, "--set", "distillation.temperature=1")
+    outcome = ready.call("distill", *CACHE, "--set", "distillation.temperature=2")
     assert outcome.code == 0, outcome.err
-    assert "temperature: 2.0 -> 1.0" in outcome.err
+    assert "temperature: 1.0 -> 2.0" in outcome.err
     assert list((ready.folder / "replaced").glob("teacher-cache-*"))
 
 
@@ -115,6 +115,31 @@ def test_a_cache_of_another_teacher_is_refused(ready):
     outcome = ready.call("distill", *sharp)
     assert outcome.code == 5
     assert "does not hold what the teacher says" in outcome.err
+
+
+def test_a_row_keeps_the_same_sample_however_the_teacher_is_asked(ready, tmp_path):
+    """Its chance is its own: neither the micro-batch nor the part changes what is kept."""
+    small = TinyRun(ready.recipe, tmp_path / "small")
+    shutil.copytree(ready.folder, small.folder)
+    one = ("--set", "distillation.micro_batch_tokens=32")
+    assert ready.call("distill", *CACHE).code == 0
+    assert small.call("distill", *CACHE, *one).code == 0
+    ids = [
+        np.fromfile(run.folder / "teacher-cache/part-00000/ids.bin", "<u2")
+        for run in (ready, small)
+    ]
+    assert (ids[0] == ids[1]).mean() > 0.99  # but for rounding
+    rows = ids[0].reshape(-1, 16)
+    assert len(np.unique(rows, axis=0)) > 0.5 * len(rows)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_small_sample_is_noisy_and_not_refused(ready, size):
+    """The check knows how far chance alone may lead, under whichever seed."""
+    cache = ("--set", f"distillation.teacher_outputs={{cache: sampled, size: {size}}}")
+    for seed in range(3):
+        outcome = ready.call("run", *cache, "--until", "distill", "--set", f"seed={seed}")
+        assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.parametrize(

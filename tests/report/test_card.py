@@ -57,8 +57,8 @@ def test_the_recipe_in_the_card_makes_the_run_again(make_run, losses):
 def test_the_card_says_how_the_student_was_made_and_what_was_not_tested(make_run, losses):
     text = card(make_run(losses))
     for shown in (
-        "`soft_target` 5 (all rows), `language_modeling` 2 (predicted rows)",
-        "- Temperature: 2\n",
+        "`soft_target` 5 (predicted rows), `language_modeling` 1 (predicted rows)",
+        "- Temperature: 1\n",
         "- Teacher layers copied: 0, 2, 5",
         "- Training tokens: 2.0 M tokens",
         "- Seed: 0\n",

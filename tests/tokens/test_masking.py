@@ -109,7 +109,7 @@ def test_special_tokens_and_padding_are_never_drawn(masker):
 
 
 @pytest.mark.parametrize("exponent", [0.7, 0.0])
-def test_rare_tokens_are_favoured(exponent, masker):
+def test_rare_tokens_are_favored(exponent, masker):
     """One token of two is drawn: the rare one with chance w1 / (w1 + w2), w = count^-exponent."""
     counts = np.full(VOCABULARY, 1, "<u8")
     counts[5], counts[6] = 100, 1600

@@ -40,7 +40,7 @@ def test_every_token_but_the_first_is_predicted_once(length, split_of):
 
 
 def test_a_label_is_the_next_token(split_of):
-    """Written out by hand, with the short last window padded and unlabelled."""
+    """Written out by hand, with the short last window padded and unlabeled."""
     batch = whole(causal_of(split_of, CAUSAL, 4))
     assert batch.input_ids.tolist() == [
         [0, 5, 6, 7],

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from stillhouse.distillation.distill import freeze
-from stillhouse.errors import DataError, Stopped, TrainingError
+from stillhouse.errors import DataError, ResourceError, Stopped, TrainingError
 from stillhouse.families import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.recipe import LossesRecipe, TrainingRecipe
@@ -26,7 +26,13 @@ from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
 from stillhouse.tokens.packing import CausalSequences
 from stillhouse.tokens.shards import TokenSplit
 from stillhouse.training.checkpoint import Progress
-from stillhouse.training.engine import TrainingJob, checkpoints_for, plan_batches, train
+from stillhouse.training.engine import (
+    Objective,
+    TrainingJob,
+    checkpoints_for,
+    plan_batches,
+    train,
+)
 from stillhouse.training.floor import Floor, Rates
 from stillhouse.training.work import Work
 
@@ -82,7 +88,7 @@ def make_source(lengths: Sequence[int] = (50, 7, 90, 33, 120)) -> CausalSequence
     return CausalSequences(split, LENGTH, 0, attend_across_documents=False)
 
 
-class HalfLabelled:
+class HalfLabeled:
     """The same sequences with every second label taken away, so that the kinds of rows differ."""
 
     def __init__(self) -> None:
@@ -156,7 +162,7 @@ def test_a_term_is_the_mean_over_its_own_rows_of_the_whole_step(tmp_path):
         "language_modeling": {"weight": 2.0},
         "hidden_mse": {"weight": 0.5, "rows": "predicted"},
     }
-    job = make_job(tmp_path, losses=losses, source=HalfLabelled(), micro_batch_tokens=LENGTH)
+    job = make_job(tmp_path, losses=losses, source=HalfLabeled(), micro_batch_tokens=LENGTH)
     batch = job.batches.step(0)
     with torch.no_grad():
         _, sums = job.objective(job.model.train(), batch, dict.fromkeys(losses, 1.0))
@@ -379,3 +385,41 @@ def test_less_text_than_one_step_is_refused():
     recipe = TrainingRecipe(tokens_per_step=20 * LENGTH)
     with pytest.raises(DataError, match="gives 19 sequences of 16 tokens, fewer than the 20"):
         plan_batches(make_source(), recipe, seed=0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("call", [1, 3])
+def test_memory_that_is_refused_is_one_clear_error(tmp_path, call, error):
+    """At the very first pass, which measures each term's norm, and at the first real one."""
+    job = make_job(tmp_path, micro_batch_tokens=2 * LENGTH)
+    with pytest.raises(ResourceError, match="micro-batch of 2 sequences of 16 tokens"):
+        train(replace(job, objective=Failing(job.objective, call, error)), Silent())
+
+
+def test_an_error_that_only_speaks_of_memory_is_not_one_of_memory(tmp_path):
+    """A bug on the device must not be explained away."""
+    job = make_job(tmp_path)
+    error = RuntimeError("an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        train(replace(job, objective=Failing(job.objective, 1, error)), Silent())
+
+
+class Failing:
+    """An objective that fails at its n-th call."""
+
+    def __init__(self, objective: Objective, call: int, error: Exception) -> None:
+        self.objective, self.calls_left, self.error = objective, call, error
+        self.weights, self.rows = objective.weights, objective.rows
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls_left -= 1
+        if not self.calls_left:
+            raise self.error
+        return self.objective(*arguments)

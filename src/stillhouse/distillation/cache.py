@@ -6,19 +6,22 @@ counts, a few tokens are kept (`objectives.sparse`), and the last hidden state w
 it. Masks are those of one fixed visit. Parts are committed one by one, so that a stopped writing
 goes on where it was."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from stillhouse.errors import RunError, Stopped
 from stillhouse.families import family_of
 from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.language_model import HIDDEN_LOSSES, Teacher, project
-from stillhouse.objectives.sparse import sparse_rows, sparse_soft_target_loss
+from stillhouse.objectives.sparse import sparse_kl, sparse_rows
 from stillhouse.recipe import CACHED_LOSSES, Recipe, Rows, recipe_part
 from stillhouse.run_folder import (
     Inputs,
@@ -43,7 +46,9 @@ from stillhouse.tokens.teacher_cache import (
 )
 from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
 from stillhouse.training.device import (
+    Precision,
     autocast,
+    explained_memory_errors,
     micro_batch_sequences,
     pick_device,
     pick_precision,
@@ -52,8 +57,10 @@ from stillhouse.training.progress import Reporter
 from stillhouse.training.signals import StopRequest
 
 TOKENS_PER_PART = 2**18
-CHECKED_SEQUENCES = 4
-LARGEST_LOSS = 0.1  # nats a row; a sample of 16 tokens is uncertain by about 0.02 on 1,000 rows
+CHECKED_ROWS, FEWEST_CHECKED_SEQUENCES = 1_000, 4
+# What a cache may differ by from the teacher that wrote it: rounding, in nats a row, and the noise
+# of its sample, in standard errors; of hidden states, rounding as a share of their length.
+LARGEST_LOSS, LARGEST_NOISE, LARGEST_DISTANCE = 0.02, 6, 0.05
 SAMPLE_SEED = VISIT_SEED + 1  # not the masks' own, with which the sample would be correlated
 
 
@@ -74,6 +81,7 @@ def cache_inputs(recipe: Recipe, run: RunFolder, teacher: str) -> Inputs:
         "precision": pick_precision(recipe.distillation.precision, pick_device()),
         "rows": cached_rows(recipe),
         "hidden": _needs_hidden(recipe),
+        "tokens_per_part": TOKENS_PER_PART,
         "tokens": recipe_part(recipe.tokens),
     }
     return Inputs(
@@ -175,7 +183,8 @@ class CacheWriter:
                     )
                 started = time.monotonic()
                 batch = self._batch(sequences)
-                taught.append(self.rows(batch, sequences))
+                with explained_memory_errors(len(sequences), self.source.sequence_length):
+                    taught.append(self.rows(batch, sequences))
                 counts.append(batch.rows(self.layout.rows).sum(1).numpy())
                 rate = batch.num_rows("all") / (time.monotonic() - started)
                 reporter.step(int(sequences[-1]) + 1, {"tokens_per_second": rate})
@@ -190,47 +199,23 @@ class CacheWriter:
     def _batch(self, sequences: np.ndarray) -> Batch:
         return FixedVisits(self.source).batch(sequences, np.zeros_like(sequences), VISIT_SEED)
 
-    @torch.inference_mode()
     def rows(self, batch: Batch, sequences: np.ndarray) -> TeacherRows:
         """What the cache holds of a batch of the given sequences."""
         counts = batch.rows(self.layout.rows).sum(1).tolist()
-        uniform = torch.from_numpy(_chances(sequences.tolist(), counts)).to(self.device)
-        hidden, pieces = self._probe(batch)
-        targets = [
-            sparse_rows(
-                logits,
-                self.layout.kind,
-                self.layout.size,
-                temperature=self.recipe.distillation.temperature,
-                uniform=uniform[part],
-            )
-            for part, logits in pieces
-        ]
-        kept = hidden.float().cpu() if self.layout.hidden_size is not None else None
-        return TeacherRows(self.layout.rows, SparseRows.join(targets).to(torch.device("cpu")), kept)
-
-    def _probe(self, batch: Batch) -> tuple[torch.Tensor, Iterator[tuple[slice, torch.Tensor]]]:
-        """The teacher's last hidden states of the rows, and chunk by chunk their logits."""
-        family, model = self.teacher.family, self.teacher.model
-        precision = pick_precision(self.recipe.distillation.precision, self.device)
-        batch = batch.to(self.device)
-        with autocast(self.device, precision):
-            hidden = family.run_body(model, batch)[batch.rows(self.layout.rows)]
-            head = project(family, model, hidden)
-
-        def chunks() -> Iterator[tuple[slice, torch.Tensor]]:
-            size = rows_per_chunk(len(head.weight), self.device)
-            for start in range(0, len(hidden), size):
-                part = slice(start, start + size)
-                with autocast(self.device, precision):
-                    logits = torch.nn.functional.linear(head.features[part], head.weight, head.bias)
-                yield part, logits
-
-        return hidden, chunks()
+        uniform = torch.from_numpy(_chances(sequences.tolist(), counts))
+        distillation = self.recipe.distillation
+        return teacher_rows(
+            self.teacher,
+            batch.to(self.device),
+            self.layout,
+            uniform.to(self.device),
+            temperature=distillation.temperature,
+            precision=pick_precision(distillation.precision, self.device),
+        )
 
     @torch.inference_mode()
     def check(self, cache: TeacherCache, seed: int) -> float:
-        """Compare the cache with the teacher on a few random sequences.
+        """Compare the cache with the teacher on random sequences of about `CHECKED_ROWS` rows.
 
         Returns:
             KL(cache || live teacher) in nats, mean over rows: zero but for rounding and, of a
@@ -239,23 +224,91 @@ class CacheWriter:
         Raises:
             RunError: they do not agree, so that this cache is another teacher's.
         """
-        generator = np.random.default_rng(seed)
-        number = min(CHECKED_SEQUENCES, self.source.num_sequences)
-        sequences = np.sort(generator.choice(self.source.num_sequences, number, replace=False))
-        kept = cache.rows(sequences).targets
-        temperature = self.recipe.distillation.temperature
-        loss = 0.0
-        for part, logits in self._probe(self._batch(sequences))[1]:
-            told = kept[part].to(self.device)
-            loss += float(sparse_soft_target_loss(logits, told, temperature=temperature))
-        loss /= temperature**2 * max(1, len(kept.ids))
-        if not abs(loss) <= LARGEST_LOSS:
-            raise RunError(
-                f"{cache.folder} does not hold what the teacher says: on {number} sequences they "
-                f"differ by {loss:.3f} nats a row (at most {LARGEST_LOSS}). Move it away to write "
-                "it anew."
-            )
-        return loss
+        sequences = self._sample_sequences(cache, seed)
+        kept = cache.rows(sequences)
+        distillation = self.recipe.distillation
+        precision = pick_precision(distillation.precision, self.device)
+        batch = self._batch(sequences).to(self.device)
+        hidden, pieces = _ask(self.teacher, batch, self.layout.rows, precision)
+        temperature = distillation.temperature
+        values = torch.cat(
+            [
+                sparse_kl(logits, kept.targets[part].to(self.device), temperature=temperature)
+                for part, logits in pieces
+            ]
+        )
+        if not len(values):
+            return 0.0
+        mean = float(values.mean())
+        noise = float(values.std(correction=0)) / len(values) ** 0.5
+        if not abs(mean) <= LARGEST_LOSS + LARGEST_NOISE * noise:
+            raise self._differs(cache, f"{mean:.3f} nats a row", sequences)
+        if kept.hidden is not None:
+            distance = (kept.hidden.to(self.device) - hidden.float()).norm(dim=-1)
+            apart = float((distance / hidden.float().norm(dim=-1)).mean())
+            if not apart <= LARGEST_DISTANCE:
+                raise self._differs(cache, f"{apart:.1%} of a hidden state's length", sequences)
+        return mean
+
+    def _sample_sequences(self, cache: TeacherCache, seed: int) -> np.ndarray:
+        """Enough to hold the rows that are checked, in order, without repetition."""
+        every = self.source.num_sequences
+        wanted = math.ceil(CHECKED_ROWS * every / max(1, cache.num_rows))
+        number = min(every, max(FEWEST_CHECKED_SEQUENCES, wanted))
+        return np.sort(np.random.default_rng(seed).choice(every, number, replace=False))
+
+    def _differs(self, cache: TeacherCache, by: str, sequences: np.ndarray) -> RunError:
+        return RunError(
+            f"{cache.folder} does not hold what the teacher says: on {len(sequences)} sequences "
+            f"they differ by {by}. Move it away to write it anew."
+        )
+
+
+@torch.inference_mode()
+def teacher_rows(
+    teacher: Teacher,
+    batch: Batch,
+    layout: CacheFormat,
+    uniform: Float[Tensor, " N"],
+    *,
+    temperature: float,
+    precision: Precision,
+) -> TeacherRows:
+    """What a cache keeps of a batch: a few tokens of each row that counts, perhaps hidden states.
+
+    Args:
+        batch: On the teacher's device.
+        uniform: As for `sparse_rows`, one for each row.
+    """
+    hidden, pieces = _ask(teacher, batch, layout.rows, precision)
+    targets = [
+        sparse_rows(
+            logits, layout.kind, layout.size, temperature=temperature, uniform=uniform[part]
+        )
+        for part, logits in pieces
+    ]
+    kept = hidden.float().cpu() if layout.hidden_size is not None else None
+    return TeacherRows(layout.rows, SparseRows.join(targets).to(torch.device("cpu")), kept)
+
+
+def _ask(
+    teacher: Teacher, batch: Batch, rows: Rows, precision: Precision
+) -> tuple[Float[Tensor, "N D"], Iterator[tuple[slice, Float[Tensor, "n V"]]]]:
+    """The teacher's last hidden states of the rows, and chunk by chunk their logits."""
+    device = batch.input_ids.device
+    with autocast(device, precision):
+        hidden = teacher.family.run_body(teacher.model, batch)[batch.rows(rows)]
+        head = project(teacher.family, teacher.model, hidden)
+
+    def chunks() -> Iterator[tuple[slice, Tensor]]:
+        size = rows_per_chunk(len(head.weight), device)
+        for start in range(0, max(1, len(hidden)), size):  # without rows, one empty chunk
+            part = slice(start, start + size)
+            with autocast(device, precision):
+                logits = torch.nn.functional.linear(head.features[part], head.weight, head.bias)
+            yield part, logits
+
+    return hidden, chunks()
 
 
 def _chances(sequences: list[int], counts: list[int]) -> np.ndarray:

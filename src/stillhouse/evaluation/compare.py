@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.errors import DataError, ModelError
-from stillhouse.evaluation.perplexity import ScoredText, masked_loss, perplexity
+from stillhouse.evaluation.perplexity import ScoredText, mean_loss, perplexity
 from stillhouse.evaluation.speed import measure_speed, peak_memory_bytes
 from stillhouse.evaluation.texts import read_text, scored_text
 from stillhouse.families import count_parameters, load_model, resolve_folder
@@ -55,7 +55,7 @@ def compare_models(names: Sequence[str], text: Path | None, *, offline: bool) ->
             source = MaskedSequences(
                 split, length, special, masking, vocabulary_size=len(tokenizer), counts=split.counts
             )
-            figures["masked_loss"], _ = masked_loss(family, model, source)
+            figures["masked_loss"], _ = mean_loss(family, model, source)
         total, body = count_parameters(model)
         models[name] = {
             "path": str(folders[name]),

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from stillhouse.evaluation.perplexity import masked_loss, perplexity
+from stillhouse.evaluation.perplexity import mean_loss, perplexity
 from stillhouse.evaluation.samples import text_samples
 from stillhouse.evaluation.speed import measure_speed, peak_memory_bytes, shape_key
 from stillhouse.evaluation.texts import file_text, validation_text
@@ -161,7 +161,7 @@ def _quality(
     tokenizer = open_tokenizer(run.tokens)
     special = special_tokens(tokenizer, family.language_modeling)
     if family.language_modeling == "masked":
-        loss, _ = masked_loss(family, model, open_source(run.tokens, recipe.tokens, "validation"))
+        loss, _ = mean_loss(family, model, open_source(run.tokens, recipe.tokens, "validation"))
         return {"validation_loss": loss, "masked_loss": loss, "perplexity": None}
     assert special.end_of_text is not None
     figures = {}

@@ -110,11 +110,12 @@ def sum_of_losses(
 
 
 @torch.inference_mode()
-def masked_loss(
-    family: Family, model: PreTrainedModel, source: SequenceSource
-) -> tuple[float, int]:
-    """Mean loss of a masked model over all sequences under the fixed mask, and the tokens
-    predicted."""
+def mean_loss(family: Family, model: PreTrainedModel, source: SequenceSource) -> tuple[float, int]:
+    """Mean loss over all predicted tokens of packed sequences, and their number.
+
+    A masked source is masked by one fixed seed. (Of a causal one, a sequence's first tokens are
+    predicted with little context; `perplexity` is the measure of text.)
+    """
     total, count = 0.0, 0
     size = max(1, TOKENS_PER_BATCH // source.sequence_length)
     for start in range(0, source.num_sequences, size):

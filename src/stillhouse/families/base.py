@@ -26,7 +26,7 @@ Parameters = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Head:
-    """The language modelling head, taken apart: logits = transform(hidden) @ weight.T + bias."""
+    """The language modeling head, taken apart: logits = transform(hidden) @ weight.T + bias."""
 
     transform: Callable[[Tensor], Tensor]
     weight: Float[Tensor, "V D"]

@@ -6,7 +6,8 @@ gradient with respect to the student's logits are taken by formula (`logit_gradi
 gradient is folded at once into those of the features, the projection's weight and its bias. Logits
 exist for one chunk only.
 
-Axes: N rows that count, n rows of a chunk, V vocabulary, D hidden size.
+Axes: N rows that count, c rows of a chunk, n rows of a block, b buffers, V vocabulary, D hidden
+size.
 """
 
 from collections.abc import Mapping
@@ -96,9 +97,7 @@ class _FusedLosses(torch.autograd.Function):
         needs_weight = weight.requires_grad
         needs_bias = bias is not None and bias.requires_grad
         student_weight = weight.detach().to(compute)
-        live = teacher if isinstance(teacher, Projection) else None
-        sparse = teacher if isinstance(teacher, SparseRows) else None
-        teacher_weight = None if live is None else live.weight.to(compute)
+        teacher_weight = teacher.weight.to(compute) if isinstance(teacher, Projection) else None
         grad_features = torch.empty_like(features)
         grad_weight = None  # the first chunk's product becomes it; with no rows it is zero
         if needs_weight and not len(features):
@@ -111,6 +110,7 @@ class _FusedLosses(torch.autograd.Function):
         chunk_rows = max(1, min(chunk_rows, len(features)))
         block_rows = min(rows_per_block(len(weight), features.device) or chunk_rows, chunk_rows)
         buffers = torch.empty(BLOCK_BUFFERS, block_rows, len(weight), device=features.device)
+        one_pass = _Pass(bias, teacher, labels, terms, temperature, values, grad_bias, buffers)
 
         with torch.autocast(features.device.type, enabled=False):
             for start in range(0, len(features), chunk_rows):
@@ -118,27 +118,9 @@ class _FusedLosses(torch.autograd.Function):
                 chunk = features[part].to(compute)
                 logits = chunk @ student_weight.T
                 teacher_logits = None
-                if live is not None and teacher_weight is not None:
-                    teacher_logits = live.features[part].to(compute) @ teacher_weight.T
-                for block in blocks(len(chunk), block_rows):
-                    rows = slice(start + block.start, start + block.stop)
-                    scratch = list(buffers[:, : block.stop - block.start])
-                    told: Tensor | SparseRows | None = None if sparse is None else sparse[rows]
-                    if live is not None and teacher_logits is not None:
-                        told = _with_bias(teacher_logits[block], live.bias, scratch[1])
-                    own = _with_bias(logits[block], bias, scratch[0])
-                    gradient = scratch[2].zero_()
-                    add_gradients(
-                        gradient,
-                        Block(own, told, labels[rows], rows),
-                        terms,
-                        temperature,
-                        values,
-                        scratch[3:],
-                    )
-                    logits[block] = gradient  # whose place these logits no longer need
-                    if grad_bias is not None:
-                        grad_bias += gradient.sum(0)
+                if teacher_weight is not None and isinstance(teacher, Projection):
+                    teacher_logits = teacher.features[part].to(compute) @ teacher_weight.T
+                one_pass.turn_into_gradients(logits, teacher_logits, start)
                 grad_features[part] = (logits @ student_weight).to(grad_features.dtype)
                 if needs_weight:
                     grad_weight = _accumulated(grad_weight, logits, chunk)
@@ -161,6 +143,50 @@ class _FusedLosses(torch.autograd.Function):
         saved, ctx.gradients = ctx.gradients, None
         gradients = [None if grad is None else grad.mul_(grad_total) for grad in saved]
         return (*gradients, None, None, None, None, None)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass over the rows needs beside their logits, and where its sums go."""
+
+    bias: Tensor | None
+    teacher: Projection | SparseRows | None
+    labels: Tensor
+    terms: Mapping[str, LogitTerm]
+    temperature: float
+    values: dict[str, Tensor]
+    grad_bias: Tensor | None
+    buffers: Float[Tensor, "b n V"]
+
+    def turn_into_gradients(
+        self, logits: Float[Tensor, "c V"], teacher_logits: Float[Tensor, "c V"] | None, first: int
+    ) -> None:
+        """Replace a chunk's logits by the gradients for them, block by block.
+
+        Args:
+            first: The row with which the chunk begins.
+        """
+        for block in blocks(len(logits), self.buffers.shape[1]):
+            rows = slice(first + block.start, first + block.stop)
+            scratch = list(self.buffers[:, : block.stop - block.start])
+            own = _with_bias(logits[block], self.bias, scratch[0])
+            teacher: Tensor | SparseRows | None = None
+            if isinstance(self.teacher, SparseRows):
+                teacher = self.teacher[rows]
+            elif teacher_logits is not None and self.teacher is not None:
+                teacher = _with_bias(teacher_logits[block], self.teacher.bias, scratch[1])
+            gradient = scratch[2].zero_()
+            add_gradients(
+                gradient,
+                Block(own, teacher, self.labels[rows], rows),
+                self.terms,
+                self.temperature,
+                self.values,
+                scratch[3:],
+            )
+            logits[block] = gradient
+            if self.grad_bias is not None:
+                self.grad_bias.add_(gradient.sum(0))
 
 
 def _compute_dtype(features: Tensor) -> torch.dtype:

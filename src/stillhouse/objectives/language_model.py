@@ -1,7 +1,7 @@
 """The objective of a language model on one micro-batch, under a teacher (live or cached) or alone.
 
 Bodies run first; the rows that count are selected from their hidden states; only those rows reach
-the head and the losses. With no teacher the one term left is the language modelling loss: that is
+the head and the losses. With no teacher the one term left is the language modeling loss: that is
 how teachers are trained and what a control learns from.
 
 Axes: B sequences, T positions, N rows that count, D hidden size.

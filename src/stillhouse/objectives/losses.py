@@ -106,7 +106,7 @@ def logit_mse_loss(
 def language_modeling_loss(
     student_logits: Float[Tensor, "N V"], labels: Int[Tensor, " N"]
 ) -> Float[Tensor, ""]:
-    """Sum of -log q(label) at temperature 1, in nats; rows labelled -100 count nothing."""
+    """Sum of -log q(label) at temperature 1, in nats; rows labeled -100 count nothing."""
     return F.cross_entropy(student_logits.float(), labels, reduction="sum")
 
 

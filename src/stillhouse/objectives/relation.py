@@ -25,6 +25,7 @@ def relation_loss(
     rows: Bool[Tensor, "B T"],
     *,
     num_heads: int,
+    most_rows: int | None = None,
     chunk_bytes: int | None = None,
 ) -> Float[Tensor, ""]:
     """Sum over rows of KL(teacher || student) between self-relations, in nats.
@@ -43,9 +44,13 @@ def relation_loss(
         teacher: The same kinds in the same order.
         visible: True where a row (second to last axis) may see a position (last axis).
         rows: The rows that count. Each must see at least one position.
+        most_rows: How many rows count in the sequence with most of them. Where it is left out they
+            are counted here, which waits for the device.
         chunk_bytes: Size of the relations that exist at once; by default as the device likes it.
     """
-    queries = _Queries.of(rows, visible)
+    if most_rows is None:
+        most_rows = int(rows.sum(1).max())
+    queries = _Queries.of(rows, visible, most_rows)
     pair_bytes = 4 * queries.positions.shape[1] * rows.shape[1]
     chunk_bytes = chunk_bytes or CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES["cpu"])
     chunk_pairs = max(1, chunk_bytes // max(1, pair_bytes))
@@ -66,8 +71,7 @@ class _Queries:
     visible: Bool[Tensor, "B n T"]
 
     @classmethod
-    def of(cls, rows: Tensor, visible: Tensor) -> "_Queries":
-        most = int(rows.sum(1).max())
+    def of(cls, rows: Tensor, visible: Tensor, most: int) -> "_Queries":
         positions = rows.int().argsort(dim=1, descending=True, stable=True)[:, :most]
         return cls(positions, rows.gather(1, positions), _gather_rows(visible, positions))
 

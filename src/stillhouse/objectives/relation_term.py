@@ -97,6 +97,7 @@ class Relations:
             batch.visible(),
             batch.rows(self.rows),
             num_heads=self.num_heads,
+            most_rows=batch.most_rows(self.rows),
         )
 
 

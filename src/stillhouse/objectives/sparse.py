@@ -42,7 +42,9 @@ def sparse_rows(
     size = min(size, logits.shape[1])
     block_rows = rows_per_block(logits.shape[1], logits.device) or max(1, len(logits))
     parts = blocks(len(logits), block_rows)
-    kept = [_block_rows(logits[part] / temperature, kind, size, uniform[part]) for part in parts]
+    kept = [
+        _block_rows(logits[part].float() / temperature, kind, size, uniform[part]) for part in parts
+    ]
     if not kept:
         nothing = logits.new_zeros((0, size), dtype=torch.float32)
         return SparseRows(kind, nothing.long(), nothing, nothing[:, 0])
@@ -52,7 +54,7 @@ def sparse_rows(
 def _block_rows(
     softened: Float[Tensor, "n V"], kind: CacheKind, size: int, uniform: Float[Tensor, " n"]
 ) -> SparseRows:
-    log_p = torch.log_softmax(softened, dim=-1, dtype=torch.float32)
+    log_p = torch.log_softmax(softened, dim=-1)
     p = log_p.exp()
     largest, ids = p.topk(size, dim=-1)
     if kind == "top_k":
@@ -94,7 +96,14 @@ def _systematic_sample(
 def sparse_soft_target_loss(
     student_logits: Float[Tensor, "N V"], teacher: SparseRows, *, temperature: float
 ) -> Float[Tensor, ""]:
-    """temperature^2 * sum over rows of KL(teacher || student), as far as the kept tokens tell.
+    """temperature^2 * sum over rows of KL(teacher || student), as far as the kept tokens tell."""
+    return temperature**2 * sparse_kl(student_logits, teacher, temperature=temperature).sum()
+
+
+def sparse_kl(
+    student_logits: Float[Tensor, "N V"], teacher: SparseRows, *, temperature: float
+) -> Float[Tensor, " N"]:
+    """KL(teacher || student) of each row in nats, as far as the kept tokens tell.
 
     `sampled`: sum p log p (kept exactly) - sum over kept tokens of weight * log q, whose
     expectation is the exact value. `top_k`: KL over the kept tokens and one outcome for all others.
@@ -102,12 +111,10 @@ def sparse_soft_target_loss(
     log_q = torch.log_softmax(student_logits.float() / temperature, dim=-1)
     kept = log_q.gather(1, teacher.ids)
     if teacher.kind == "sampled":
-        values = teacher.rest - (teacher.weights * kept).sum(-1)
-    else:
-        log_rest = log_q.exp().scatter(1, teacher.ids, 0.0).sum(-1).clamp_min(SMALLEST).log()
-        values = (torch.xlogy(teacher.weights, teacher.weights) - teacher.weights * kept).sum(-1)
-        values = values + torch.xlogy(teacher.rest, teacher.rest) - teacher.rest * log_rest
-    return temperature**2 * values.sum()
+        return teacher.rest - (teacher.weights * kept).sum(-1)
+    log_rest = log_q.exp().scatter(1, teacher.ids, 0.0).sum(-1).clamp_min(SMALLEST).log()
+    values = (torch.xlogy(teacher.weights, teacher.weights) - teacher.weights * kept).sum(-1)
+    return values + torch.xlogy(teacher.rest, teacher.rest) - teacher.rest * log_rest
 
 
 def sparse_soft_target(

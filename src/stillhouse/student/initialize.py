@@ -67,7 +67,7 @@ def student_from_teacher(teacher: PreTrainedModel, plan: StudentPlan) -> PreTrai
 
 
 def random_student(plan: StudentPlan, seed: int) -> PreTrainedModel:
-    """A student with the architecture's own random initialisation."""
+    """A student with the architecture's own random initialization."""
     torch.manual_seed(seed)
     return getattr(transformers, plan.family.model_class)(plan.config).eval()
 

@@ -80,7 +80,7 @@ def _layer_map(wanted: int | list[int] | None, num_teacher_layers: int) -> list[
 
 def check_sequence_length(recipe: Recipe, teacher: PretrainedConfig) -> None:
     """Refuse sequences longer than the teacher's positions, and the wrong kind of language
-    modelling.
+    modeling.
 
     Raises:
         RecipeError: either of them.
@@ -89,7 +89,7 @@ def check_sequence_length(recipe: Recipe, teacher: PretrainedConfig) -> None:
     if family.language_modeling != recipe.tokens.language_modeling:
         raise RecipeError(
             f"tokens.language_modeling is {recipe.tokens.language_modeling}, but the teacher is a "
-            f"{family.model_type} model, which does {family.language_modeling} language modelling. "
+            f"{family.model_type} model, which does {family.language_modeling} language modeling. "
             f"Set it to {family.language_modeling}."
         )
     num_positions = family.num_positions(teacher)

@@ -42,6 +42,7 @@ class Batch:
     _numbers: dict[Rows, Tensor] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _most: dict[Rows, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def visible(self) -> Bool[Tensor, "B T T"]:
         """True where a query (second to last axis) may see a key (last axis)."""
@@ -65,6 +66,12 @@ class Batch:
     def num_rows(self, rows: Rows) -> int:
         return len(self.row_numbers(rows))
 
+    def most_rows(self, rows: Rows) -> int:
+        """How many rows count in the sequence with most of them, found once."""
+        if rows not in self._most:
+            self._most[rows] = int(self.rows(rows).sum(1).max())
+        return self._most[rows]
+
     def to(self, device: torch.device) -> "Batch":
         """The same there. Rows are numbered before: finding them on a GPU would wait for it."""
         moved = replace(
@@ -77,6 +84,7 @@ class Batch:
         )
         for rows in get_args(Rows):
             moved._numbers[rows] = move(self.row_numbers(rows), device)
+            moved._most[rows] = self.most_rows(rows)
         return moved
 
     def split(self, sequences: int) -> Iterator["Batch"]:

@@ -1,6 +1,6 @@
 """Masking: which tokens a masked language model must predict, and what stands in their place.
 
-A fraction of the positions is drawn without replacement, rare tokens favoured: the chance of a
+A fraction of the positions is drawn without replacement, rare tokens favored: the chance of a
 token goes with count^-rarity_exponent (Sanh et al. 2019, after XLM). Special tokens are never
 drawn. Of the drawn ones most become the mask token, some stay, some become a random word. The draw
 is made anew at every visit and follows from (seed, epoch, sequence) alone.

@@ -103,7 +103,7 @@ def _train_wordpiece(vocabulary_size: int, texts: Iterator[str]) -> PreTrainedTo
 def _spooled_alphabet(
     texts: Iterable[str], normalizer: normalizers.Normalizer, spool: IO[str], size: int
 ) -> list[str]:
-    """Write the normalised texts to `spool`; the `size` most common letters, in a fixed order."""
+    """Write the normalized texts to `spool`; the `size` most common letters, in a fixed order."""
     counts: Counter[str] = Counter()
     for text in texts:
         for line in text.splitlines():

@@ -1,8 +1,12 @@
 """Where training runs, and in which precision."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
+
+from stillhouse.errors import ResourceError
 
 Precision = Literal["fp32", "bf16"]
 
@@ -39,3 +43,24 @@ def micro_batch_sequences(
     if wanted_tokens == "auto":
         wanted_tokens = 16_384 if device.type == "cuda" else 2_048
     return max(1, wanted_tokens // sequence_length)
+
+
+@contextmanager
+def explained_memory_errors(sequences: int, sequence_length: int) -> Iterator[None]:
+    """Within, an allocation that fails becomes one clear error.
+
+    Raises:
+        ResourceError: out of memory, on the processor or on a GPU.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has no type of its own for the processor's memory.
+        refused = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not refused and "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError(
+            f"Out of memory in a micro-batch of {sequences} sequences of {sequence_length} "
+            "tokens. Lower distillation.micro_batch_tokens (the result stays the same), or take "
+            "a smaller model."
+        ) from error

@@ -16,13 +16,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.errors import ResourceError, Stopped, TrainingError
+from stillhouse.errors import Stopped, TrainingError
 from stillhouse.recipe import Rows, TrainingRecipe
 from stillhouse.run_folder import Inputs
 from stillhouse.tokens.batches import Batch, SequenceSource, StepBatches
 from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.checkpoint import Checkpoints, Progress
-from stillhouse.training.device import Precision, autocast, micro_batch_sequences, pick_precision
+from stillhouse.training.device import (
+    Precision,
+    autocast,
+    explained_memory_errors,
+    micro_batch_sequences,
+    pick_precision,
+)
 from stillhouse.training.floor import Floor
 from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.optimizer import (
@@ -115,7 +121,10 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
     try:
         with MetricsLog(job.metrics, job.name, progress.step + 1) as log, StopRequest() as stop:
             while loop.progress.step < job.batches.num_steps:
-                values = loop.run_step(stop)
+                with explained_memory_errors(
+                    loop.micro_sequences, job.batches.source.sequence_length
+                ):
+                    values = loop.run_step(stop)
                 if values is None:
                     break
                 log.write(loop.progress.step, values)
@@ -215,17 +224,8 @@ class _Loop:
     def _backward(
         self, batch: Batch, coefficients: Mapping[str, float], number: int
     ) -> dict[str, Tensor]:
-        try:
-            loss, values = self._forward(batch, coefficients, number)
-            loss.backward()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-                raise
-            raise ResourceError(
-                f"Out of memory in a micro-batch of {len(batch.input_ids)} sequences of "
-                f"{batch.input_ids.shape[1]} tokens. Lower distillation.micro_batch_tokens "
-                "(the result stays the same), or take a smaller model."
-            ) from error
+        loss, values = self._forward(batch, coefficients, number)
+        loss.backward()
         return values
 
     def _term_norms(self, batch: Batch, coefficients: Mapping[str, float]) -> dict[str, Tensor]:
