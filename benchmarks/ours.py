@@ -69,11 +69,12 @@ class Losses:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to take our step."""
+    """A way to take our step; dropout as the configurations say, or off as in `preset: fast`."""
 
     precision: Precision
     compiled: bool = False
     cached: bool = False
+    dropout: bool = True
 
 
 def variants() -> dict[str, Variant]:
@@ -84,6 +85,8 @@ def variants() -> dict[str, Variant]:
             "bf16": Variant("bf16"),
             "bf16-compiled": Variant("bf16", compiled=True),
             "bf16-cached": Variant("bf16", cached=True),
+            "bf16-no-dropout": Variant("bf16", dropout=False),
+            "bf16-cached-no-dropout": Variant("bf16", cached=True, dropout=False),
         }
     return found
 
@@ -188,7 +191,7 @@ def our_step(models: Models, batch: Batch, losses: Losses, variant: Variant) -> 
     """Models as `distill` prepares them, and one optimizer step as its engine takes it, down to the
     reading of what it logs."""
     device = batch.input_ids.device
-    models.student.train()
+    models.student.train(variant.dropout)
     if variant.precision == "bf16":
         models.teacher.to(torch.bfloat16)  # pyright: ignore[reportArgumentType, reportCallIssue]
     if variant.compiled:

@@ -9,7 +9,8 @@ Against the step of 2019 it reads nothing; with --text, real sentences of mixed 
 weights from a seed. Writes a table, and with --output every raw number. Exits with 1 where losses
 or gradients of the two are not equal in float32.
 
-Dropout is that of the models' configurations, for both. On a machine that others use as well,
+Dropout is that of the models' configurations, for both, but for the variants without it: as
+`preset: fast` trains. On a machine that others use as well,
 `--clock processor --threads 1` is the steadier measure.
 """
 

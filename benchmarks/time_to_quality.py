@@ -287,7 +287,7 @@ def parse_options() -> argparse.Namespace:
         "--shares",
         type=float,
         nargs="+",
-        default=[1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2],
+        default=[1 / 4, 5 / 16, 3 / 8, 13 / 32, 1 / 2],
         help="of the token budget, for each of which a candidate is trained",
     )
     parser.add_argument("--validation-tokens", type=int, default=65_536)
@@ -315,6 +315,11 @@ def main() -> int:
             "device": str(pick_device()),
             "recipe": options.recipe,
             "candidates": candidates,
+            "engine": {seed: result.engine(seed) for seed in options.seeds},
+            "gains": {
+                kind: {seed: result.gain(kind, seed) for seed in options.seeds}
+                for kind in candidates
+            },
             **asdict(result),
         }
         options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

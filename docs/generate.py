@@ -1,4 +1,5 @@
-"""Writes docs/cli.md and docs/recipe.md from the code; --check says whether they are up to date."""
+"""Writes docs/cli.md and docs/recipe.md from the code, and the README's table of speed from
+benchmarks/results; --check says whether they are up to date."""
 
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from speed import with_speed
 
 from stillhouse.cli import app
 from stillhouse.recipe import PRESETS, Recipe, recipe_names, recipe_text
@@ -98,7 +100,12 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    pages = {DOCS / "cli.md": cli_page(), DOCS / "recipe.md": recipe_page()}
+    readme = DOCS.parent / "README.md"
+    pages = {
+        DOCS / "cli.md": cli_page(),
+        DOCS / "recipe.md": recipe_page(),
+        readme: with_speed(readme.read_text(encoding="utf-8")),
+    }
     if "--check" in sys.argv:
         stale = [
             str(page)

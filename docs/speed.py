@@ -1,0 +1,105 @@
+"""The README's table of speed, from the raw numbers in benchmarks/results.
+
+Each row names the file it comes from; a ratio is the median over rounds that hold both sides.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+BEGIN, END = "<!-- speed: from benchmarks/results, by make docs -->", "<!-- end of speed -->"
+
+
+def with_speed(page: str) -> str:
+    """The page with a fresh table between its two marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{speed_table()}\n{END}{after}"
+
+
+def speed_table() -> str:
+    """Markdown: what is compared, how many times as fast, and where the numbers are."""
+    step = "step-bert.json"
+    gpt2 = "step-gpt2.json"
+    rows = [
+        ("BERT-base to DistilBERT, 8 x 128, predicted rows", *_step(step, "predicted", "bf16")),
+        ("the same, the teacher from a cache", *_step(step, "predicted", "bf16-cached")),
+        ("the same, live, soft targets and cosine on all rows", *_step(step, "all", "bf16")),
+        ("the same on sentences of mixed length, 2019 grouped by length", *_sentences("2019")),
+        ("the same, 2019 not grouped", *_sentences("2019-ungrouped")),
+        ("GPT-2 to DistilGPT2, 4 x 256, all rows", *_step(gpt2, "all", "bf16")),
+        ("the same, the teacher from a cache", *_step(gpt2, "all", "bf16-cached")),
+        *_peers(),
+        *_tokenizing(),
+        *_time_to_quality(),
+    ]
+    lines = ["| | times as fast | seconds | file |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | **{ratio:.2f}** | {seconds} | [{file}](benchmarks/results/{file}) |"
+        for name, ratio, seconds, file in rows
+    ]
+    return "\n".join(lines)
+
+
+Row = tuple[float, str, str]
+
+
+def _step(file: str, rows: str, variant: str, reference: str = "2019") -> Row:
+    found = next(result for result in _read(file)["results"] if result["rows"] == rows)
+    return _of_rounds(found["seconds"], variant, reference, file)
+
+
+def _sentences(reference: str) -> Row:
+    return _step("step-sentences.json", "predicted", "bf16", reference)
+
+
+def _of_rounds(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str, file: str) -> Row:
+    pairs = zip(seconds[theirs], seconds[ours], strict=True)
+    ratio = statistics.median(other / own for other, own in pairs)
+    medians = [statistics.median(seconds[name]) for name in (theirs, ours)]
+    return ratio, f"{medians[0]:.2f} to {medians[1]:.2f}", file
+
+
+def _peers() -> list[tuple[str, float, str, str]]:
+    """Each toolkit's step in its fastest precision here, bfloat16 autocast."""
+    rows = []
+    for pair, toolkit in (("bert", "TextBrewer"), ("gpt2", "TRL")):
+        file = f"step-peers-{pair}.json"
+        for result in _read(file)["results"]:
+            name = f"{result['title'].partition(' against ')[2]}, its bfloat16, matched losses"
+            theirs = next(key for key in result["references"] if key.endswith("-bf16"))
+            if toolkit in name:
+                rows.append((name, *_of_rounds(result["seconds"], "bf16", theirs, file)))
+    return rows
+
+
+def _tokenizing() -> list[tuple[str, float, str, str]]:
+    file = "tokenize-novels.json"
+    result = _read(file)["result"]
+    size = f"{result['size_bytes'] / 1e6:.0f} MB of novels"
+    names = {"encoding": f"GPT-2's BPE, {size}, against tokenizers", "prepare": "all of `prepare`"}
+    return [
+        (name, *_of_rounds(result[part], "gigatoken", "tokenizers", file))
+        for part, name in names.items()
+    ]
+
+
+def _time_to_quality() -> list[tuple[str, float, str, str]]:
+    """The median over seeds; a seed that never got there has no gain, and is told in the name."""
+    file = "time-to-quality-decoder.json"
+    found = _read(file)
+    gains = [gain for gain in found["gains"]["fast"].values() if gain is not None]
+    seeds = f"{len(gains)} of {len(found['gains']['fast'])} seeds"
+    seconds = [one["seconds"] for one in found["trainings"] if one["kind"] == "2019"]
+    theirs, gain = statistics.median(seconds), statistics.median(gains)
+    name = f"time to the classic recipe's validation loss by `preset: fast`, {seeds}"
+    return [(name, gain, f"{theirs:.0f} to {theirs / gain:.0f}", file)]
+
+
+def _read(file: str) -> dict[str, Any]:
+    return json.loads((RESULTS / file).read_text(encoding="utf-8"))
