@@ -52,9 +52,7 @@ class Watch(TorchDispatchMode):
             self.waits.append(name)
         if "attention" in name and "backward" not in name:
             causal = kwargs.get("is_causal", args[4] if len(args) > 4 else False)
-            fused = "flash" in name or "fused" in name or "efficient" in name
-            mask = kwargs.get("attn_mask")
-            self.attention.append({"mask": mask, "causal": causal, "fused": fused})
+            self.attention.append({"mask": kwargs.get("attn_mask"), "causal": causal})
         return func(*args, **kwargs)
 
 
@@ -138,30 +136,12 @@ def test_a_gpu_itself_sees_no_wait(models, batch_of, words, uniform):
 def test_whole_sequences_need_no_mask(models, batch_of, words, monkeypatch):
     """Every layer's attention is called without one, and told whether it is causal: so the fastest
     kernels take it."""
-    monkeypatch.setattr(attention, "SHORT", 0)
+    monkeypatch.setattr(attention, "LONGEST", 0)
     causal = models[0].config.model_type == "gpt2"
     batch = make_batch(batch_of, words, uniform=True, causal=causal).to(CPU)
     with Watch() as watch:
         micro_step(models, batch, "all")
-    assert watch.attention == [{"mask": None, "causal": causal, "fused": True}] * (2 + 3)
-
-
-def test_short_attention_in_separate_products_is_the_same(models, batch_of, words, monkeypatch):
-    """Outputs and gradients, with a mask and without one."""
-    causal = models[0].config.model_type == "gpt2"
-    found = []
-    for short in (0, LENGTH):
-        monkeypatch.setattr(attention, "SHORT", short)
-        with Watch() as watch:
-            for uniform in (True, False):
-                batch = make_batch(batch_of, words, uniform=uniform, causal=causal).to(CPU)
-                micro_step(models, batch, "all")
-        fused = [call for call in watch.attention if call["fused"]]
-        assert len(fused) == (0 if short and not causal else 2 * (2 + 3))
-        found.append([p.grad for p in models[0].parameters()])
-        models[0].zero_grad()
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert watch.attention == [{"mask": None, "causal": causal}] * (2 + 3)
 
 
 def test_whole_sequences_need_no_mask_when_compiled(models, batch_of, words):

@@ -1,0 +1,109 @@
+"""Attention in plain products: the values and gradients of the definition, in every layer."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from stillhouse.families import attention, family_of
+from stillhouse.families.attention import plain_attention
+
+BATCH, HEADS, LENGTH, SIZE = 2, 3, 7, 4
+SHAPE = (BATCH, HEADS, LENGTH, SIZE)
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(SHAPE, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+
+
+def masks() -> dict[str, Tensor | None]:
+    """Two documents in a sequence, of another size in each; the last two positions are padding."""
+    segments = torch.tensor([[1, 1, 1, 2, 2, 0, 0], [1, 2, 2, 2, 2, 0, 0]])
+    packed = (segments[:, :, None] == segments[:, None, :])[:, None]
+    causal = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    return {"none": None, "causal": causal, "packed": packed, "packed causal": packed & causal}
+
+
+def by_definition(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scale: float
+) -> Tensor:
+    """In float64, position by position (Vaswani et al. 2017, equation 1)."""
+    query, key, value = (each.double() for each in (query, key, value))
+    rows = []
+    for place in range(LENGTH):
+        scores = scale * torch.einsum("bhd,bhtd->bht", query[:, :, place], key)
+        if visible is not None:
+            scores = scores.masked_fill(~visible[:, :, place].expand_as(scores), -math.inf)
+        rows.append(torch.einsum("bht,bhtd->bhd", scores.softmax(-1), value))
+    return torch.stack(rows, dim=2)
+
+
+@pytest.mark.parametrize("mask", masks())
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-2)])
+def test_values_and_gradients_are_those_of_the_definition(mask, dtype, tolerance):
+    """Whatever is visible; bfloat16 to its precision."""
+    visible, given = masks()[mask], torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    leaves = inputs(dtype)
+    found = plain_attention(*leaves, visible, scale=0.7)
+    assert found.dtype == dtype
+    exact = by_definition(*leaves, visible, 0.7)
+    torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
+    for one, other in zip(
+        torch.autograd.grad(found, leaves, given.to(dtype)),
+        torch.autograd.grad(exact, leaves, given.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=3 * tolerance)
+
+
+def test_large_scores_stay_finite():
+    """A score that is far below zero, where the mask already hides."""
+    query, key, value = inputs(torch.bfloat16)
+    found = plain_attention(1e18 * query, -1e18 * key, value, masks()["causal"], scale=1.0)
+    assert torch.isfinite(found).all()
+
+
+def test_dropped_weights_are_made_up_for():
+    """Half of the weights fall, the others count twice: the mean stays."""
+    query, key, _ = inputs()
+    torch.manual_seed(0)
+    ones = torch.ones(SHAPE)
+    drawn = [plain_attention(query, key, ones, None, scale=0.5, dropout=0.5) for _ in range(400)]
+    mean = torch.stack(drawn).mean(0)
+    torch.testing.assert_close(mean, ones, rtol=0, atol=0.15)
+    assert not torch.allclose(drawn[0], ones)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("uniform", [True, False])
+def test_a_body_computes_the_same_by_either_attention(
+    family, uniform, tiny_model, batch_of, words, monkeypatch
+):
+    """Last hidden states and all gradients, with packed documents and without."""
+    model = tiny_model(family)
+    rows = [[words(7), words(4, 1)], [words(12, 2)]]
+    if uniform:
+        rows = [[words(12, 1)], [words(12, 2)]]
+    batch = batch_of(rows, 12, causal=family == "gpt2")
+    found = []
+    for longest in (0, 256):
+        monkeypatch.setattr(attention, "LONGEST", longest)
+        hidden = family_of(model.config).run_body(model, batch)[batch.rows("all")]
+        hidden.square().sum().backward()
+        found.append([hidden, *(p.grad for p in model.parameters() if p.grad is not None)])
+        model.zero_grad()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_long_sequences_go_to_the_fused_kernel(tiny_model, batch_of, words, monkeypatch):
+    """Plain products are for squares that are small."""
+    called = []
+    monkeypatch.setattr(attention, "LONGEST", 11)
+    monkeypatch.setattr(attention, "plain_attention", lambda *_, **__: called.append(1))
+    model = tiny_model("bert")
+    batch = batch_of([[words(12, 1)]], 12, causal=False)
+    family_of(model.config).run_body(model, batch)
+    assert not called
