@@ -3,11 +3,14 @@
 The models and steps that are measured live elsewhere; nothing here knows of distillation.
 """
 
+import contextlib
 import multiprocessing
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -62,6 +65,51 @@ def interleaved_seconds(
         for name, step in steps.items():
             seconds[name].append(seconds_of(step, device, CLOCKS[clock]))
     return seconds
+
+
+def seconds_in_turns(
+    prepare: Mapping[str, Callable[[], Step]], *, repeats: int, clock: Clock = "wall"
+) -> dict[str, list[float]]:
+    """Seconds of each step after a warm-up, each in a process of its own, in turns.
+
+    What one does to its process, such as how memory is kept, does not reach the others. All but
+    the one whose turn it is wait.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers: dict[str, tuple[Connection, BaseProcess]] = {}
+    try:
+        for name, make in prepare.items():
+            here, there = context.Pipe()
+            arguments = (there, make, clock, torch.get_num_threads())
+            process = context.Process(target=_take_turns, args=arguments, daemon=True)
+            process.start()
+            there.close()
+            workers[name] = here, process
+            here.recv()
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(repeats):
+            for name, (connection, _process) in workers.items():
+                connection.send(None)
+                seconds[name].append(connection.recv())
+        return seconds
+    finally:
+        for connection, process in workers.values():
+            connection.close()
+            process.join()
+
+
+def _take_turns(
+    turns: Connection, prepare: Callable[[], Step], clock: Clock, num_threads: int
+) -> None:
+    """Prepare a step, take it once, then whenever asked; ends when the other side does."""
+    torch.set_num_threads(num_threads)
+    step = prepare()
+    step()
+    turns.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            turns.recv()
+            turns.send(seconds_of(step, CPU, CLOCKS[clock]))
 
 
 def in_fresh_process(

@@ -4,10 +4,10 @@
     python -m benchmarks.step --text --output sentences.json
     python -m benchmarks.step --peers --output peers.json
 
-Against the step of 2019 it reads nothing; with --text, real sentences of mixed length; with
---peers, the steps of the toolkits in `peers.py` take the place of 2019's. Models have random
-weights from a seed. Writes a table, and with --output every raw number. Exits with 1 where losses
-or gradients of the two are not equal in float32.
+Each step has a process of its own, and they take turns. Against the step of 2019 it reads nothing;
+with --text, real sentences of mixed length; with --peers, the steps of the toolkits in `peers.py`
+take the place of 2019's. Models have random weights from a seed. Writes a table, and with --output
+every raw number. Exits with 1 where losses or gradients of the two are not equal in float32.
 
 Dropout is that of the models' configurations, for both, but for the variants without it: as
 `preset: fast` trains. On a machine that others use as well,
@@ -115,7 +115,7 @@ def measure_steps(comparison: Comparison, settings: Settings) -> Result:
     ours: dict[str, Precision] = {name: variants()[name].precision for name in settings.variants}
     precisions: dict[str, Precision] = {**comparison.references, **ours}
     memory = {name: measure.in_fresh_process(memory_of, comparison, name) for name in precisions}
-    steps = {name: prepare_step(comparison, name) for name in precisions}
+    steps = {name: functools.partial(prepare_step, comparison, name) for name in precisions}
     return Result(
         comparison.title,
         comparison.pair.name,
@@ -132,7 +132,7 @@ def measure_steps(comparison: Comparison, settings: Settings) -> Result:
             for name, precision in precisions.items()
         },
         memory=memory,
-        seconds=measure.interleaved_seconds(steps, repeats=settings.repeats, clock=settings.clock),
+        seconds=measure.seconds_in_turns(steps, repeats=settings.repeats, clock=settings.clock),
     )
 
 
