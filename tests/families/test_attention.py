@@ -13,9 +13,11 @@ BATCH, HEADS, LENGTH, SIZE = 2, 3, 7, 4
 SHAPE = (BATCH, HEADS, LENGTH, SIZE)
 
 
-def inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(SHAPE, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value."""
+    drawn = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)).to(dtype)
+    query, key, value = (each.clone().requires_grad_() for each in drawn)
+    return query, key, value
 
 
 def masks() -> dict[str, Tensor | None]:
