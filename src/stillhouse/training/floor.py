@@ -38,7 +38,7 @@ class Floor:
 
     @property
     def tokens_per_second(self) -> float:
-        """The speed that no training on this device can exceed."""
+        """About the speed that training on this device cannot exceed: rates are measured."""
         multiplying = sum(self.work.multiply_adds.values()) / self.rates.multiply_adds_per_second
         moving = sum(self.work.bytes_moved.values()) / self.rates.bytes_per_second
         return 1 / max(multiplying, moving)
