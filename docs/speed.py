@@ -68,13 +68,11 @@ def _of_rounds(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str, f
 def _peers() -> list[tuple[str, float, str, str]]:
     """Each toolkit's step in its fastest precision here, bfloat16 autocast."""
     rows = []
-    for pair, toolkit in (("bert", "TextBrewer"), ("gpt2", "TRL")):
-        file = f"step-peers-{pair}.json"
+    for file in ("step-peers-bert.json", "step-peers-gpt2.json"):
         for result in _read(file)["results"]:
             name = f"{result['title'].partition(' against ')[2]}, its bfloat16, matched losses"
             theirs = next(key for key in result["references"] if key.endswith("-bf16"))
-            if toolkit in name:
-                rows.append((name, *_of_rounds(result["seconds"], "bf16", theirs, file)))
+            rows.append((name, *_of_rounds(result["seconds"], "bf16", theirs, file)))
     return rows
 
 
