@@ -81,7 +81,6 @@ def precision_of(teacher: Teacher) -> Precision:
 def teacher_logits(teacher: Teacher, batch: Batch, rows: Rows) -> tuple[Tensor, Tensor]:
     """The teacher's last hidden states (N, D) and logits (N, V) of the rows that count."""
     with autocast(torch.device("cpu"), precision_of(teacher)):
-        hidden = teacher.family.run_body(teacher.model, batch).flatten(0, 1)
-        hidden = hidden[batch.row_numbers(rows)]
+        hidden = teacher.family.run_rows(teacher.model, batch, rows)
         head = project(teacher.family, teacher.model, hidden)
         return hidden, torch.nn.functional.linear(head.features, head.weight, head.bias)

@@ -33,7 +33,7 @@ from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.device import Precision, autocast, has_bf16
 from stillhouse.training.optimizer import learning_parameters, make_optimizer
-from stillhouse.training.work import StepShape, head_rows
+from stillhouse.training.work import StepShape, head_rows, read_rows
 
 CPU = torch.device("cpu")
 
@@ -233,12 +233,12 @@ def step_shape(batch: Batch, losses: Losses, precision: Precision) -> StepShape:
     real = batch.rows("all")
     sees = dataclasses.replace(batch, uniform=False).attention_mask()
     assert sees is not None
-    student_rows, teacher_rows = head_rows(
-        losses.recipe, {rows: batch.num_rows(rows) for rows in get_args(Rows)}
-    )
+    counts: dict[Rows, int | float] = {rows: batch.num_rows(rows) for rows in get_args(Rows)}
+    student_rows, teacher_rows = head_rows(losses.recipe, counts)
     return StepShape(
         batch.num_rows("all"),
         int((sees & real[:, None, :, None]).sum()),
+        read_rows(losses.recipe, counts),
         student_rows,
         teacher_rows,
         micro_batches=1,

@@ -14,8 +14,8 @@ the classic recipe. For every seed three kinds of training are timed, from the s
 Seconds are those of the training steps, with data, compilation and the teacher cache. The loss is
 the mean over the first held-out sequences. What is done is not done again: a run folder given once
 more goes on. Trainings follow one another seed by seed, so that a machine that slows down or is
-used by others disturbs all kinds alike. 2019's step has our allocator, which helps it. It sees a
-window as one document: let the recipe `attend_across_documents`.
+used by others disturbs all kinds alike. 2019 trains in a process of its own, without our allocator.
+It sees a window as one document: let the recipe `attend_across_documents`.
 """
 
 import argparse
@@ -144,9 +144,8 @@ class Bench:
     def loss_of(self, model: PreTrainedModel) -> float:
         return mean_loss(family_of(model.config), model.eval(), self.held_out)[0]
 
-    def teacher(self) -> PreTrainedModel:
-        pipeline = Pipeline(self.recipe, self.run, self.reporter, Options())
-        return load_model(pipeline.teacher_folder())[1]
+    def teacher_folder(self) -> Path:
+        return Pipeline(self.recipe, self.run, self.reporter, Options()).teacher_folder()
 
     def train(self, kind: str, seed: int, settings: Sequence[str]) -> Training:
         """A training by the package's own stages."""
@@ -171,28 +170,40 @@ class Bench:
         recipe = self.with_settings(seed, ["distillation.preset=classic"])
         run = RunFolder(self.run.path / f"2019-seed-{seed}", self.run.path)
         Pipeline(recipe, run, self.reporter, Options()).run_stages({"init"})
-        student, teacher = load_model(run.student_init)[1].train(), self.teacher()
-        optimizer = reference_2019.reference_optimizer(student)
-        source = open_source(run.tokens, recipe.tokens, "train")
-        batches = plan_batches(source, recipe.distillation, seed=seed)
-        torch.manual_seed(seed)
-        seconds, tokens = 0.0, 0
-        self.reporter.start(f"2019, seed {seed}", 0, batches.num_steps)
-        for step in range(batches.num_steps):
-            started = time.monotonic()
-            batch = batches.step(step)
-            factor = learning_rate_factor(recipe.distillation.schedule, step, batches.num_steps)
-            set_learning_rate(optimizer, learning_rate * factor)
-            micro = [reference_2019.PaddedBatch.of(part) for part in batch.split(8)]
-            reference_2019.reference_step(student, teacher, micro, "all", optimizer)
-            tokens += batch.num_rows("all")
-            seconds += time.monotonic() - started
-            self.reporter.step(step + 1, {"tokens_per_second": tokens / seconds})
-        self.reporter.finish()
-        loss = self.loss_of(student)
+        seconds, tokens = measure.in_fresh_process(
+            train_2019, recipe, run, self.teacher_folder(), seed, learning_rate
+        )
+        loss = self.loss_of(load_model(run.student)[1])
         training = Training("2019", seed, learning_rate, tokens, seconds, loss)
         kept.write_text(json.dumps(asdict(training)) + "\n", encoding="utf-8")
         return training
+
+
+def train_2019(
+    recipe: Recipe, run: RunFolder, teacher_folder: Path, seed: int, learning_rate: float
+) -> tuple[float, int]:
+    """Train `student/` by the step of 2019: the seconds of its steps, and the tokens."""
+    student, teacher = load_model(run.student_init)[1].train(), load_model(teacher_folder)[1]
+    optimizer = reference_2019.reference_optimizer(student)
+    source = open_source(run.tokens, recipe.tokens, "train")
+    batches = plan_batches(source, recipe.distillation, seed=seed)
+    torch.manual_seed(seed)
+    seconds, tokens = 0.0, 0
+    reporter = ConsoleReporter()
+    reporter.start(f"2019, seed {seed}", 0, batches.num_steps)
+    for step in range(batches.num_steps):
+        started = time.monotonic()
+        batch = batches.step(step)
+        factor = learning_rate_factor(recipe.distillation.schedule, step, batches.num_steps)
+        set_learning_rate(optimizer, learning_rate * factor)
+        micro = [reference_2019.PaddedBatch.of(part) for part in batch.split(8)]
+        reference_2019.reference_step(student, teacher, micro, "all", optimizer)
+        tokens += batch.num_rows("all")
+        seconds += time.monotonic() - started
+        reporter.step(step + 1, {"tokens_per_second": tokens / seconds})
+    reporter.finish()
+    student.save_pretrained(run.student)
+    return seconds, tokens
 
 
 def best_learning_rate(bench: Bench, seed: int) -> tuple[float, list[Training]]:
@@ -226,7 +237,8 @@ def run(
                 tokens = f"distillation.max_tokens={math.ceil(share * bench.budget)}"
                 trainings.append(bench.train(name, seed, [*settings, tokens]))
     initial = load_model(bench.run.path / f"2019-seed-{seeds[0]}" / "student-init")[1]
-    return Result(bench.loss_of(bench.teacher()), bench.loss_of(initial), trainings)
+    teacher = load_model(bench.teacher_folder())[1]
+    return Result(bench.loss_of(teacher), bench.loss_of(initial), trainings)
 
 
 def table(result: Result) -> Table:

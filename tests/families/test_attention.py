@@ -78,6 +78,23 @@ def test_dropped_weights_are_made_up_for():
     assert not torch.allclose(drawn[0], ones)
 
 
+@pytest.mark.parametrize("chance", [0.1, 0.5, 0.999])
+def test_factors_fall_at_their_chance_and_independently(chance):
+    """Every fourth place has a share of one random word: each falls as often as all do."""
+    torch.manual_seed(0)
+    drawn = attention.dropout_factors(torch.empty(400_001), chance)
+    noise = 5 * math.sqrt(chance * (1 - chance) / 100_000)
+    dropped = (drawn[:400_000] == 0).double().view(-1, 4)
+    torch.testing.assert_close(
+        dropped.mean(0), torch.full((4,), chance).double(), rtol=0, atol=noise
+    )
+    correlations = torch.corrcoef(dropped.T).fill_diagonal_(0)
+    assert correlations.abs().max() < 5 / math.sqrt(100_000)
+    assert drawn.unique().tolist() == pytest.approx([0, 1 / (1 - chance)], rel=1e-2)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, attention.dropout_factors(torch.empty(400_001), chance))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "bert", "distilbert", "roberta"])
 @pytest.mark.parametrize("uniform", [True, False])
 def test_a_body_computes_the_same_by_either_attention(

@@ -1,5 +1,6 @@
 """What a token needs, against counts taken from real models: their operations, their tensors."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stillhouse.families import family_of
 from stillhouse.recipe import LossesRecipe, OptimizerRecipe, TokensRecipe, TrainingRecipe
+from stillhouse.tokens.batches import IGNORED
 from stillhouse.training.device import Precision
 from stillhouse.training.optimizer import make_optimizer
 from stillhouse.training.work import StepShape, count_work, planned_step
@@ -22,6 +24,7 @@ def shape(*, micro_batches: int = 1, precision: Precision = "fp32", **changes: A
     """Whole sequences, in which every position sees every other, as eager attention computes."""
     numbers: dict[str, Any] = {
         "pairs": POSITIONS * LENGTH,
+        "read_rows": POSITIONS,
         "student_rows": POSITIONS,
         "teacher_rows": POSITIONS,
     }
@@ -39,17 +42,19 @@ def test_multiply_adds_are_those_that_torch_counts(tiny_model, batch_of, words, 
     kind = family_of(model.config)
     causal = kind.language_modeling == "causal"
     batch = batch_of([[words(LENGTH, row)] for row in range(ROWS)], LENGTH, causal=causal)
+    labels = torch.full((POSITIONS,), IGNORED)
+    labels[-num_rows:] = 1
+    batch = replace(batch, labels=labels.view(ROWS, LENGTH))
 
     def logits() -> torch.Tensor:
         head = kind.head(model)
-        rows = kind.run_body(model, batch).flatten(0, 1)[:num_rows]
-        return head.transform(rows) @ head.weight.T
+        return head.transform(kind.run_rows(model, batch, "predicted")) @ head.weight.T
 
     with FlopCounterMode(display=False) as student:
         logits().sum().backward()
     with FlopCounterMode(display=False) as teacher, torch.no_grad():
         logits()
-    step = shape(student_rows=num_rows, teacher_rows=num_rows)
+    step = shape(read_rows=num_rows, student_rows=num_rows, teacher_rows=num_rows)
     found = count_work(step, model.config, model.config).multiply_adds
     per_token = {name: 2 * POSITIONS * number for name, number in found.items()}
     assert per_token["student_body"] + per_token["student_head"] == pytest.approx(
@@ -123,28 +128,31 @@ def test_a_planned_step_is_that_of_the_engine():
     """Whole sequences alone; a causal position sees itself and those before it."""
     losses = {"soft_target": {"weight": 1.0}}
     causal = planned(losses, language_modeling="causal")
-    assert causal == StepShape(40, 5 * (1 + 2 + 3 + 4 + 5 + 6 + 7 + 8), 40, 40, 3, "fp32")
+    assert causal == StepShape(40, 5 * (1 + 2 + 3 + 4 + 5 + 6 + 7 + 8), 40, 40, 40, 3, "fp32")
     assert planned(losses, language_modeling="masked").pairs == 5 * 8 * 8
 
 
 @pytest.mark.parametrize(
-    ("losses", "student_rows", "teacher_rows"),
+    ("losses", "read_rows", "student_rows", "teacher_rows"),
     [
-        ({"soft_target": "all", "language_modeling": None}, 40, 40),
-        ({"soft_target": "predicted", "language_modeling": None}, 6, 6),
-        ({"soft_target": "predicted", "hidden_cosine": "all"}, 6, 6),
-        ({"language_modeling": None, "hidden_cosine": "all"}, 6, 0),
-        ({"hidden_cosine": "all"}, 0, 0),
-        ({"language_modeling": None}, 6, None),
+        ({"soft_target": "all", "language_modeling": None}, 40, 40, 40),
+        ({"soft_target": "predicted", "language_modeling": None}, 6, 6, 6),
+        ({"soft_target": "predicted", "hidden_cosine": "all"}, 40, 6, 6),
+        ({"language_modeling": None, "hidden_cosine": "all"}, 40, 6, 0),
+        ({"hidden_cosine": "all"}, 40, 0, 0),
+        ({"language_modeling": None, "relation": "all"}, 6, 6, 0),
+        ({"language_modeling": None}, 6, 6, None),
     ],
 )
-def test_rows_reach_a_head_only_for_terms_of_logits(losses, student_rows, teacher_rows):
-    """Fifteen percent of 40 masked positions are predicted; only divergences ask the teacher's."""
+def test_rows_are_those_that_a_term_reads(losses, read_rows, student_rows, teacher_rows):
+    """Fifteen percent of 40 masked positions are predicted; only divergences ask the teacher's
+    head; a relation reads no last hidden state."""
     terms = {
         name: {"weight": 1.0, **({} if rows is None else {"rows": rows})}
         for name, rows in losses.items()
     }
     step = planned(terms, language_modeling="masked")
+    assert step.read_rows == pytest.approx(read_rows)
     assert step.student_rows == pytest.approx(student_rows)
     if teacher_rows is None:
         assert step.teacher_rows is None

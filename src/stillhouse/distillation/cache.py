@@ -297,7 +297,7 @@ def _ask(
     """The teacher's last hidden states of the rows, and chunk by chunk their logits."""
     device = batch.input_ids.device
     with autocast(device, precision):
-        hidden = teacher.family.run_body(teacher.model, batch)[batch.rows(rows)]
+        hidden = teacher.family.run_rows(teacher.model, batch, rows)
         head = project(teacher.family, teacher.model, hidden)
 
     def chunks() -> Iterator[tuple[slice, Tensor]]:

@@ -153,10 +153,9 @@ def _scored_batch(windows: Sequence[tuple[np.ndarray, int]]) -> Batch:
 
 def _loss_sum(family: Family, model: PreTrainedModel, batch: Batch) -> float:
     batch = batch.to(model.device)
-    rows = batch.rows("predicted")
     head = family.head(model)
-    features = head.transform(family.run_body(model, batch)[rows])
-    labels = batch.labels[rows]
+    features = head.transform(family.run_rows(model, batch, "predicted"))
+    labels = batch.labels[batch.rows("predicted")]
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     for start in range(0, len(features), 2048):
         part = slice(start, start + 2048)

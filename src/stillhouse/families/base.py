@@ -4,7 +4,7 @@ Models come from transformers; a family only knows where their parts are, how a 
 configuration follows from its teacher's, and which teacher parameter each student parameter starts
 from. Adding an architecture is one file here.
 
-Axes: B sequences, T positions, D hidden size, V vocabulary.
+Axes: B sequences, T positions, N rows that count, D hidden size, V vocabulary.
 """
 
 import copy
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.families.attention import masks_as_given
-from stillhouse.recipe import LanguageModeling, TeacherRecipe
+from stillhouse.families.row_wise import at_rows
+from stillhouse.recipe import LanguageModeling, Rows, TeacherRecipe
 from stillhouse.tokens.batches import Batch
 
 Parameters = Mapping[str, Tensor]
@@ -46,7 +47,8 @@ class Family:
     """One architecture. Attribute paths are relative to the transformers model with its head.
 
     `attention_projections` are relative to a layer: the modules, in the order they run, whose
-    outputs side by side are its queries, keys and values.
+    outputs side by side are its queries, keys and values. `row_wise` are those after its attention
+    that treat each position by itself and hold matrices.
     """
 
     model_type: str
@@ -55,6 +57,7 @@ class Family:
     body: str
     layers: str
     attention_projections: tuple[str, ...]
+    row_wise: tuple[str, ...]
     final_norm: str | None
     embeddings: Mapping[str, str]
     head: Callable[[Any], Head]
@@ -82,6 +85,23 @@ class Family:
                 **arguments,
             )
         return output.last_hidden_state
+
+    def run_rows(self, model: PreTrainedModel, batch: Batch, rows: Rows) -> Float[Tensor, "N D"]:
+        """The last hidden states of the rows that count, in order.
+
+        (A compiled body computes all of them: the number of rows changes, and it would be compiled
+        anew each time.)
+        """
+        numbers, shape = batch.row_numbers(rows), batch.input_ids.shape
+        body = model.get_submodule(self.body)
+        few = 2 * len(numbers) <= shape.numel() and body._compiled_call_impl is None
+        with at_rows(self.last_row_wise(model) if few else (), numbers, shape):
+            return self.run_body(model, batch).flatten(0, 1).index_select(0, numbers)
+
+    def last_row_wise(self, model: PreTrainedModel) -> list[nn.Module]:
+        """The row-wise modules of the last layer."""
+        last = model.get_submodule(self.layers)[-1]  # pyright: ignore[reportIndexIssue]
+        return [last.get_submodule(name) for name in self.row_wise]
 
     def hidden_size(self, config: PretrainedConfig) -> int:
         return config.hidden_size

@@ -104,6 +104,7 @@ FAMILY = Family(
     body="bert",
     layers=LAYERS,
     attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
+    row_wise=("attention.output", "intermediate", "output"),
     final_norm=None,
     embeddings={
         "word_embeddings": "bert.embeddings.word_embeddings.weight",

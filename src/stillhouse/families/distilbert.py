@@ -31,6 +31,7 @@ FAMILY = Family(
     body="distilbert",
     layers=LAYERS,
     attention_projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    row_wise=("attention.out_lin", "ffn"),
     final_norm=None,
     embeddings={
         "word_embeddings": "distilbert.embeddings.word_embeddings.weight",

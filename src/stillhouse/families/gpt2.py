@@ -48,6 +48,7 @@ FAMILY = Family(
     body="transformer",
     layers=LAYERS,
     attention_projections=("attn.c_attn",),
+    row_wise=("attn.c_proj", "mlp"),
     final_norm="transformer.ln_f",
     embeddings={
         "word_embeddings": "transformer.wte.weight",

@@ -59,6 +59,7 @@ FAMILY = Family(
     body="roberta",
     layers=LAYERS,
     attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
+    row_wise=("attention.output", "intermediate", "output"),
     final_norm=None,
     embeddings={
         "word_embeddings": "roberta.embeddings.word_embeddings.weight",

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -88,16 +87,17 @@ class LanguageModelObjective:
 
         Terms without a coefficient are left out. With coefficient = weight / rows of the whole
         global batch, micro-batches add up to the step's loss."""
-        selected = batch.row_numbers(self._selected_rows(coefficients))
+        kind = self._selected_rows(coefficients)
+        selected = batch.row_numbers(kind)
         watch = (
             nullcontext() if self._relation is None else self._relation.watch(self.family, model)
         )
         with watch as relations:
-            student_rows = _rows(self.family.run_body(model, batch), selected)
+            student_rows = self.family.run_rows(model, batch, kind)
             taught = None
             if set(coefficients) != {"language_modeling"}:
-                taught = self._taught(batch, selected)
-        labels = _rows(batch.labels, selected)
+                taught = self._taught(batch, kind)
+        labels = batch.labels.flatten().index_select(0, selected)
         masks = {
             "all": None,
             "predicted": None if self._only_predicted(coefficients) else labels != IGNORED,
@@ -125,15 +125,17 @@ class LanguageModelObjective:
     def _selected_rows(self, names: Mapping[str, float]) -> Rows:
         return "predicted" if self._only_predicted(names) else "all"
 
-    def _taught(self, batch: Batch, selected: Tensor) -> Taught:
+    def _taught(self, batch: Batch, kind: Rows) -> Taught:
         if self.teacher == "cached":
             assert batch.teacher is not None
-            places = torch.searchsorted(batch.row_numbers(batch.teacher.rows), selected)
+            places = torch.searchsorted(
+                batch.row_numbers(batch.teacher.rows), batch.row_numbers(kind)
+            )
             rows = batch.teacher[places]
             return Taught(rows.hidden, rows.targets)
         assert isinstance(self.teacher, Teacher)
         with torch.no_grad():
-            hidden = _rows(self.teacher.family.run_body(self.teacher.model, batch), selected)
+            hidden = self.teacher.family.run_rows(self.teacher.model, batch, kind)
             return Taught(hidden, project(self.teacher.family, self.teacher.model, hidden))
 
     def _logit_losses(
@@ -165,8 +167,3 @@ def project(family: Family, model: PreTrainedModel, hidden: Tensor) -> Projectio
     """What the model's head multiplies for these last hidden states (N, D)."""
     head = family.head(model)
     return Projection(head.transform(hidden), head.weight, head.bias)
-
-
-def _rows(values: Shaped[Tensor, "B T *rest"], numbers: Int[Tensor, " N"]) -> Tensor:
-    """The rows of these numbers. (A mask would make the device count them first.)"""
-    return values.flatten(0, 1).index_select(0, numbers)

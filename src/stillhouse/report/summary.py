@@ -62,7 +62,7 @@ def _models(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
         (loss_path(recipe), lambda loss: f"{loss:.3f}"),
         ("perplexity.token", units.perplexity),
         ("training.tokens", units.count),
-        ("training.seconds", units.seconds),
+        ("training.seconds", units.short_time),
     ]
     shown = [
         i for i in range(len(columns)) if not (masked and columns[i] in ("writes", "perplexity"))

@@ -42,6 +42,13 @@ def seconds(value: int | float) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
+def short_time(value: int | float) -> str:
+    """One number, for a narrow column: 0.8 s, 95 s, 12.1 min, 3.3 h."""
+    if value < 100:
+        return f"{value:.{1 if value < 10 else 0}f} s"
+    return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:,.1f} h"
+
+
 def perplexity(value: int | float) -> str:
     """24.53, 231.2, 4,120; an untrained model's perplexity per word may need 1.32e+10."""
     if value >= 1e7:

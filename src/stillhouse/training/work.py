@@ -1,8 +1,9 @@
 """What a training step cannot do without, counted from configurations alone, for each token.
 
 Multiply-adds. A position costs one for each weight of the layers' matrices, and two times the
-hidden size for each position it sees, in every layer. A row that reaches the head costs one for
-each weight of the projection and of the transform before it. The student does this three times:
+hidden size for each position it sees, in every layer; what follows attention in the last layer
+costs so much only for rows that are read. A row that reaches the head costs one for each weight of
+the projection and of the transform before it. The student does this three times:
 forward, back to inputs, back to weights; the teacher once, or not at all where its outputs are
 stored. A row of the relation term meets all T positions, in three kinds of vectors, of the student
 three times and of the teacher once. A causal position sees (T + 1) / 2 on average, a masked one T:
@@ -19,10 +20,11 @@ this is a lower bound, but for frozen embeddings, which count as if they learned
 Axes: T positions of a sequence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 
 from stillhouse.families import count_parameters, empty_model, family_of
@@ -45,6 +47,7 @@ class StepShape:
 
     positions: int
     pairs: int | float
+    read_rows: int | float  # whose last hidden state any term reads
     student_rows: int | float
     teacher_rows: int | float | None
     micro_batches: int
@@ -71,6 +74,7 @@ class _Matrices:
     """Weights that multiply every position, those that multiply a row of the head, and widths."""
 
     body: int
+    row_wise: int  # of the body: what only rows that are read need
     head: int
     attention: int  # multiply-adds of a pair
     hidden_size: int
@@ -90,16 +94,25 @@ def planned_step(
     positions = sequences * length
     causal = tokens.language_modeling == "causal"
     predicted = positions if causal else tokens.masking.fraction * positions
-    student_rows, teacher_rows = head_rows(losses, {"all": positions, "predicted": predicted})
+    counts: dict[Rows, int | float] = {"all": positions, "predicted": predicted}
+    student_rows, teacher_rows = head_rows(losses, counts)
     return StepShape(
         positions,
         positions * ((length + 1) / 2 if causal else length),
+        read_rows(losses, counts),
         student_rows,
         teacher_rows,
         micro_batches=-(-sequences // at_once),
         precision=pick_precision(training.precision, device),
-        relation_pairs=length * _relation_rows(losses, {"all": positions, "predicted": predicted}),
+        relation_pairs=length * _relation_rows(losses, counts),
     )
+
+
+def read_rows(losses: LossesRecipe, counts: Mapping[Rows, int | float]) -> int | float:
+    """Rows whose last hidden state any term reads, of so many of each kind."""
+    terms = losses.active()
+    kinds: set[Rows] = {term.rows for name, term in terms.items() if name != "relation"}
+    return counts["all" if "all" in kinds else "predicted"]
 
 
 def head_rows(
@@ -168,7 +181,8 @@ def _matrices(config: PretrainedConfig) -> _Matrices:
     layers = model.get_submodule(family.layers)
     hidden_size = family.hidden_size(config)
     return _Matrices(
-        body=sum(p.numel() for p in layers.parameters() if p.ndim == 2),
+        body=_weights([layers]),
+        row_wise=_weights(family.last_row_wise(model)),
         head=projection.numel() + sum(transform),
         attention=2 * hidden_size * config.num_hidden_layers,
         hidden_size=hidden_size,
@@ -176,9 +190,15 @@ def _matrices(config: PretrainedConfig) -> _Matrices:
     )
 
 
+def _weights(modules: Iterable[nn.Module]) -> int:
+    """Weights of their matrices."""
+    return sum(p.numel() for module in modules for p in module.parameters() if p.ndim == 2)
+
+
 def _body(matrices: _Matrices, step: StepShape) -> int | float:
     """Forward multiply-adds of the layers."""
-    return matrices.body * step.positions + matrices.attention * step.pairs
+    everywhere = (matrices.body - matrices.row_wise) * step.positions
+    return everywhere + matrices.row_wise * step.read_rows + matrices.attention * step.pairs
 
 
 def _used(matrices: _Matrices, rows: int | float) -> int:
