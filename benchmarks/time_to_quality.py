@@ -45,7 +45,7 @@ from stillhouse.tokens.batches import Batch, SequenceSource
 from stillhouse.tokens.source import open_source
 from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.device import pick_device
-from stillhouse.training.engine import plan_batches
+from stillhouse.training.job import plan_batches
 from stillhouse.training.optimizer import learning_rate_factor, set_learning_rate
 from stillhouse.training.progress import ConsoleReporter
 

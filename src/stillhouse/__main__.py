@@ -12,6 +12,7 @@ from stillhouse.errors import ResourceError, StillhouseError
 def main() -> None:
     """Run the command line and exit with its code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is one message, not fifty
     sys.exit(_run())
 
 
@@ -37,7 +38,9 @@ def _run() -> int:
 
 
 def _complain(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    who = "" if rank == "0" else f"rank {rank}: "
+    print(f"{who}error: {message}", file=sys.stderr)
 
 
 def _our_bug(error: Exception) -> int:

@@ -310,16 +310,18 @@ def _run_stages(
     from stillhouse.pipeline import Options, Pipeline
     from stillhouse.run_folder import RunFolder
     from stillhouse.stages import stages_named, stages_until
-    from stillhouse.training.progress import ConsoleReporter
+    from stillhouse.training.progress import ConsoleReporter, QuietReporter
+    from stillhouse.training.ranks import joined_ranks
 
     stages = (only,) if only else stages_until(until)
     options = Options(offline=offline, overwrite=stages_named(overwrite))
     folder = RunFolder.at(run_dir or Path("runs") / name)
-    with ConsoleReporter() as reporter:
-        pipeline = Pipeline(parsed, folder, reporter, options)
-        pipeline.run_stages(stages)
-    if "report" in stages:
-        print(pipeline.summary())
+    with joined_ranks() as ranks:
+        with ConsoleReporter() if ranks.is_first else QuietReporter() as reporter:
+            pipeline = Pipeline(parsed, folder, reporter, options, ranks)
+            pipeline.run_stages(stages)
+        if "report" in stages and ranks.is_first:
+            print(pipeline.summary())
 
 
 def _print_json(value: Any) -> None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from stillhouse import families
 from stillhouse.corpus.prepare import prepare, prepare_inputs
 from stillhouse.distillation.distill import Distillation, output_folder, wanted_models
-from stillhouse.errors import RunError
+from stillhouse.errors import RecipeError, RunError
 from stillhouse.evaluation.evaluate import Measured, evaluate, evaluate_inputs, summarize
 from stillhouse.recipe import Recipe, TeacherRecipe, dump_recipe
 from stillhouse.report.summary import summary
@@ -36,6 +36,7 @@ from stillhouse.run_folder import (
 from stillhouse.student.initialize import initialize, initialize_inputs
 from stillhouse.teacher.train import teacher_inputs, train_teacher
 from stillhouse.training.progress import Reporter
+from stillhouse.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,32 @@ class Pipeline:
     """A recipe bound to a run folder."""
 
     def __init__(
-        self, recipe: Recipe, run: RunFolder, reporter: Reporter, options: Options
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        reporter: Reporter,
+        options: Options,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.recipe = recipe
         self.run = run
         self.reporter = reporter
         self.options = options
+        self.ranks = ranks
         self.models = wanted_models(recipe.distillation)
         self._measured = Measured()
 
     def run_stages(self, stages: Collection[str]) -> None:
         """Run the named stages in order; what is up to date is left alone.
 
+        All ranks train; everything else the first one does, while the others wait.
+
         Raises:
             RunError: an earlier stage that a named one needs has not been run.
         """
-        with locked(self.run), explained_os_errors(self.run.shared), _system_errors():
-            self._keep_recipe()
+        self._check_ranks()
+        with self._held(), explained_os_errors(self.run.shared), _system_errors():
+            self.ranks.from_first(self._keep_recipe)
             if "prepare" in stages:
                 self._prepare()
             if "teacher" in stages and isinstance(self.recipe.teacher, TeacherRecipe):
@@ -75,6 +85,7 @@ class Pipeline:
                     self.run.teacher,
                     teacher_inputs(self.recipe, self.run),
                     self._train_teacher,
+                    together=True,
                 )
             for seed in self.recipe.seeds:
                 run = self.seed_run(seed)
@@ -84,15 +95,28 @@ class Pipeline:
                     self._distill(run, seed)
                 if "evaluate" in stages:
                     self._evaluate(run, seed)
-            if "evaluate" in stages and len(self.recipe.seeds) > 1:
-                summarize(
-                    self.recipe, self.run, [self.seed_run(seed) for seed in self.recipe.seeds]
-                )
+            runs = [self.seed_run(seed) for seed in self.recipe.seeds]
+            if "evaluate" in stages and len(runs) > 1:
+                self.ranks.from_first(lambda: summarize(self.recipe, self.run, runs))
             if "report" in stages:
-                write_report(
-                    self.recipe, self.run, [self.seed_run(seed) for seed in self.recipe.seeds]
-                )
+                self.ranks.from_first(lambda: write_report(self.recipe, self.run, runs))
                 self.reporter.say(f"report: {self.run.report}")
+
+    def _check_ranks(self) -> None:
+        tokens = self.recipe.tokens
+        masked_by_batch = tokens.masking.draw == "per_batch"
+        if self.ranks.size > 1 and tokens.language_modeling == "masked" and masked_by_batch:
+            raise RecipeError(
+                "tokens.masking.draw is per_batch, which draws over a whole step, of which each "
+                f"of the {self.ranks.size} ranks sees a part. Set it to per_sequence."
+            )
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """The run held by the first rank for all."""
+        with contextlib.ExitStack() as stack:
+            self.ranks.from_first(lambda: stack.enter_context(locked(self.run)))
+            yield
 
     def summary(self) -> str:
         """The outcome and the table, as text for a terminal."""
@@ -132,27 +156,49 @@ class Pipeline:
         if not file.exists():
             write_atomic(file, text)
 
-    def _once(self, stage: str, output: Path, inputs: Inputs, work: Callable[[], None]) -> None:
-        """Do a stage's work unless its output was made from the same inputs."""
+    def _once(
+        self,
+        stage: str,
+        output: Path,
+        inputs: Inputs,
+        work: Callable[[], None],
+        *,
+        together: bool = False,
+    ) -> None:
+        """Do a stage's work, all ranks `together` or the first alone, unless its output was made
+        from the same inputs."""
+        if not self.ranks.from_first(lambda: self._is_needed(stage, output, inputs)):
+            return
+        if together:
+            work()
+        else:
+            self.ranks.from_first(work)
+
+    def _is_needed(self, stage: str, output: Path, inputs: Inputs) -> bool:
         if output.exists() and is_up_to_date(output, inputs):
             self.reporter.say(f"{stage}: {output.name} is up to date")
-            return
+            return False
         changes = changed_settings(output, inputs)
         if changes:
             moved = output.is_dir() and not self._overwrites(stage)
             kept = "; the old one is kept in replaced/" if moved else ""
             self.reporter.say(f"{stage}: made again, because {', '.join(changes)}{kept}")
-        work()
+        return True
 
     def _overwrites(self, stage: str) -> bool:
         return stage in self.options.overwrite
 
     def _require(self, output: Path, stage: str) -> None:
         """Refuse to go on without an earlier stage's output."""
-        if read_manifest(output) is None:
-            raise RunError(
-                f"{output} is not there yet: run the stage {stage} first (`stillhouse run` does)."
-            )
+
+        def look() -> None:
+            if read_manifest(output) is None:
+                raise RunError(
+                    f"{output} is not there yet: run the stage {stage} first (`stillhouse run` "
+                    "does)."
+                )
+
+        self.ranks.from_first(look)
 
     def _prepare(self) -> None:
         teacher_tokenizer = None
@@ -175,7 +221,13 @@ class Pipeline:
 
     def _train_teacher(self) -> None:
         self._require(self.run.tokens, "prepare")
-        train_teacher(self.recipe, self.run, self.reporter, overwrite=self._overwrites("teacher"))
+        train_teacher(
+            self.recipe,
+            self.run,
+            self.reporter,
+            self.ranks,
+            overwrite=self._overwrites("teacher"),
+        )
 
     def _initialize(self, run: RunFolder, seed: int) -> None:
         self._require(self.run.tokens, "prepare")
@@ -194,7 +246,7 @@ class Pipeline:
         self._require(self.run.tokens, "prepare")
         self._require(run.student_init, "init")
         distillation = Distillation(
-            self.recipe, run, self.teacher_folder(), self._teacher_fingerprint(), seed
+            self.recipe, run, self.teacher_folder(), self._teacher_fingerprint(), seed, self.ranks
         )
         if self.recipe.cache is not None and not distillation.is_done("student"):
             self._once(
@@ -204,8 +256,9 @@ class Pipeline:
                 lambda: distillation.write_cache(
                     self.reporter, overwrite=self._overwrites("distill")
                 ),
+                together=True,
             )
-            verify(self.run.teacher_cache)
+            self.ranks.from_first(lambda: verify(self.run.teacher_cache))
         for model in self.models:
             self._once(
                 "distill",
@@ -214,6 +267,7 @@ class Pipeline:
                 lambda model=model: distillation.train(
                     model, self.reporter, overwrite=self._overwrites("distill")
                 ),
+                together=True,
             )
 
     def _evaluate(self, run: RunFolder, seed: int) -> None:

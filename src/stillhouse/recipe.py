@@ -71,6 +71,7 @@ class CheckpointRecipe(Section):
 
     every_steps: PositiveInt = 500
     keep_last: Annotated[int, Field(ge=2)] = 2
+    keep_every_steps: PositiveInt | None = None  # of these steps every state stays
 
 
 class TrainingRecipe(Section):
@@ -85,6 +86,8 @@ class TrainingRecipe(Section):
     dropout: bool = True  # as the model's configuration says, or off while it learns
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    sharded: bool = False  # over the ranks: weights, gradients, optimizer; else each has all
+    activation_checkpointing: bool = False  # compute activations twice rather than keep them
     checkpoint: CheckpointRecipe = CheckpointRecipe()
 
 
@@ -256,6 +259,7 @@ def _kind_of_teacher_outputs(value: object) -> str:
 
 
 # The terms of the objective that a cached teacher serves, beside those that need none.
+PLACING = {"checkpoint", "sharded", "teacher_sharded", "activation_checkpointing"}
 CACHED_LOSSES = ("soft_target", "hidden_cosine", "hidden_mse")
 DEFAULT_PRESET = "fast"
 PRESETS: dict[str, dict[str, Any]] = {
@@ -296,6 +300,7 @@ class DistillationRecipe(TrainingRecipe):
         Annotated[Literal["live"], Tag("named")] | Annotated[CacheRecipe, Tag("cached")],
         Discriminator(_kind_of_teacher_outputs),
     ] = "live"
+    teacher_sharded: bool = False  # over the ranks: a live teacher's layers
     control: Literal["same_tokens", "same_time", "both", "none"] = "same_tokens"
 
     @model_validator(mode="before")
@@ -453,8 +458,9 @@ def recipe_part(section: BaseModel | str) -> Any:
 
 
 def shaping_part(training: TrainingRecipe) -> dict[str, Any]:
-    """The settings of a training that shape its result: all but how often it is committed."""
-    return {key: value for key, value in recipe_part(training).items() if key != "checkpoint"}
+    """The settings of a training that shape its result: all but how often it is committed, and
+    how it is spread over the ranks and memory."""
+    return {key: value for key, value in recipe_part(training).items() if key not in PLACING}
 
 
 def _parse_yaml(text: str, where: str) -> Any:

@@ -228,7 +228,7 @@ def commit_folder(
     (with `facts`, which the body may fill), and the folder is renamed to `target`. What stood there
     before moves to `replaced/`, or goes away with `overwrite`. On failure nothing changes."""
     started = time.monotonic()
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary = temporary_path(target, os.getpid())
     with explained_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -286,7 +286,7 @@ def commit_file(target: Path, content: bytes, inputs: Inputs, *, seconds: float 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace a file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_path(path, os.getpid())
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -297,6 +297,11 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def temporary_path(target: Path, process: int) -> Path:
+    """Where a process writes what is to appear as `target`."""
+    return target.with_name(f".{target.name}.tmp-{process}")
 
 
 def fsync_path(path: Path) -> None:

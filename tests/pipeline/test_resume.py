@@ -6,92 +6,24 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import Server, kill
 from tiny_run import TinyRun, sha256
-
-import stillhouse
 
 STEPS = 60
 LONGER = (f"distillation.max_tokens={STEPS * 256}", "distillation.micro_batch_tokens=128")
 EVERY_STEP = "distillation.checkpoint.every_steps=1"
-
-# Answers each line of JSON on stdin by a child process that runs that command line, so that a
-# test need not wait for the imports each time; prints the child's id, then its exit code.
-SERVER = """
-import json, os, sys
-import stillhouse.pipeline, torch.utils.tensorboard
-from stillhouse.__main__ import main
-for line in sys.stdin:
-    request = json.loads(line)
-    child = os.fork()
-    if not child:
-        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
-        sys.argv = request["arguments"]
-        try:
-            main()
-        except SystemExit as stop:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(stop.code)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Server:
-    """Starts commands in processes of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        source = str(Path(stillhouse.__file__).parents[1])
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
-        self.log = folder / "log.txt"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=folder,
-        )
-
-    def start(self, run: TinyRun, *overrides: str) -> int:
-        """Begin to distil; returns the process's id."""
-        arguments = ["stillhouse", "distill", str(run.recipe), "--run-dir", str(run.folder)]
-        arguments += [part for key in (*LONGER, *overrides) for part in ("--set", key)]
-        self.log.write_text("")
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"arguments": arguments, "log": str(self.log)}) + "\n")
-        self.process.stdin.flush()
-        return int(self._line())
-
-    def wait(self) -> int:
-        """The exit code of the command that was started last; negative for a signal."""
-        return int(self._line())
-
-    def distill(self, run: TinyRun, *overrides: str) -> tuple[int, str]:
-        self.start(run, *overrides)
-        return self.wait(), self.log.read_text()
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
     yield server
-    assert server.process.stdin is not None
-    assert server.process.stdout is not None
-    server.process.stdin.close()
-    server.process.wait(timeout=30)
-    server.process.stdout.close()
+    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +34,7 @@ def uninterrupted(
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     shutil.copytree(initialized.folder, folder)
     run = TinyRun(initialized.recipe, folder)
-    code, log = server.distill(run, EVERY_STEP)
+    code, log = server.distill(run, *LONGER, EVERY_STEP)
     assert code == 0, log
     return weights(run), losses(run)
 
@@ -147,10 +79,10 @@ def wait_for_save(run: TinyRun, seconds: float) -> None:
 
 def interrupted(server: Server, run: TinyRun, *, step: int, number: int = signal.SIGTERM) -> str:
     """Distil, and stop by a signal after `step`; returns what was said."""
-    process = server.start(run)
+    processes = server.start(run, *LONGER)
     wait_for_step(run, step)
-    os.kill(process, number)
-    assert server.wait() == 128 + number
+    kill(processes, number)
+    assert server.wait() == [128 + number]
     return server.log.read_text()
 
 
@@ -168,7 +100,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterru
     assert 7 <= committed < STEPS
     assert f"Stopped by signal {int(number)} after step {committed} of {STEPS}" in said
     assert "Traceback" not in said
-    code, log = server.distill(ready)
+    code, log = server.distill(ready, *LONGER)
     assert code == 0
     assert f"student: going on after step {committed}" in log
     assert (weights(ready), losses(ready)) == uninterrupted
@@ -183,21 +115,20 @@ def kill_and_resume(server: Server, run: TinyRun, kills: int) -> int:
     draw = random.Random(20)
     met = 0
     for number in range(kills):
-        process = server.start(run, EVERY_STEP)
+        processes = server.start(run, *LONGER, EVERY_STEP)
         done = len(checkpoints(run)) and int(checkpoints(run)[-1].name.removeprefix("step-"))
         wait_for_step(run, min(STEPS - 1, done + draw.randint(1, 2 * STEPS // kills // 3)))
         time.sleep(draw.uniform(0, 0.02))
         if number % 2:
             wait_for_save(run, seconds=0.2)
         before = {path.name for path in checkpoints(run)}
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-        if server.wait() == -signal.SIGKILL:
+        kill(processes, signal.SIGKILL)
+        if server.wait() == [-signal.SIGKILL]:
             met += 1
             assert not before or max(before) <= checkpoints(run)[-1].name
         else:  # it was done before the kill came: begin again
             shutil.rmtree(run.folder / "student")
-    code, log = server.distill(run, EVERY_STEP)
+    code, log = server.distill(run, *LONGER, EVERY_STEP)
     assert code == 0, log
     return met
 
@@ -217,13 +148,16 @@ def test_twenty_random_kills_end_with_the_same_weights(server, ready, uninterrup
     assert not list(ready.folder.rglob("*.tmp-*"))
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "file",
+    ["model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors", "state.json"],
+)
 def test_a_damaged_checkpoint_is_passed_over(server, ready, uninterrupted, file):
     """One flipped bit: training falls back to the checkpoint before, says so, ends the same."""
     interrupted(server, ready, step=9)
     before, newest = checkpoints(ready)[-2:]
     flip_a_bit(newest / file)
-    code, log = server.distill(ready)
+    code, log = server.distill(ready, *LONGER)
     assert code == 0
     assert f"Checkpoint {newest} is damaged and was moved to damaged-{newest.name}" in log
     assert f"going on after step {int(before.name.removeprefix('step-'))}\n" in log
@@ -234,9 +168,9 @@ def test_without_an_intact_checkpoint_training_stops_until_told(server, ready, u
     """It never begins again by itself, not at the second try either; --overwrite says so."""
     interrupted(server, ready, step=9)
     for checkpoint in checkpoints(ready):
-        (checkpoint / "optimizer.safetensors").unlink()
+        (checkpoint / "optimizer-00001-of-00001.safetensors").unlink()
     for _ in range(2):
-        code, log = server.distill(ready)
+        code, log = server.distill(ready, *LONGER)
         assert code == 5
         assert "No checkpoint in" in log
         assert "name the stage in --overwrite" in log
@@ -248,10 +182,10 @@ def test_without_an_intact_checkpoint_training_stops_until_told(server, ready, u
 def test_a_changed_recipe_is_refused_by_name(server, ready):
     """A checkpoint goes on under its own recipe alone; how often to commit may change."""
     interrupted(server, ready, step=5)
-    code, log = server.distill(ready, "distillation.temperature=2")
+    code, log = server.distill(ready, *LONGER, "distillation.temperature=2")
     assert code == 5
     assert "was written under another recipe (distillation.temperature: 1.0 -> 2.0)" in log
-    code, log = server.distill(ready, EVERY_STEP)
+    code, log = server.distill(ready, *LONGER, EVERY_STEP)
     assert code == 0
     assert "going on after step" in log
 

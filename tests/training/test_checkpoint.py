@@ -47,6 +47,7 @@ def saved(checkpoints, *steps) -> None:
             step(model, optimizer, done)
             done += 1
         checkpoints.save(model, optimizer, Progress(number, 10 * number, 0.5, 1))
+    checkpoints.finish()
 
 
 def test_training_goes_on_as_if_it_had_not_stopped(checkpoints):
@@ -78,7 +79,13 @@ def test_no_checkpoint_means_a_fresh_start(checkpoints):
 
 
 @pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+    "file",
+    [
+        "model-00001-of-00001.safetensors",
+        "optimizer-00001-of-00001.safetensors",
+        "state.json",
+        "manifest.json",
+    ],
 )
 @pytest.mark.parametrize("damage", ["cut", "remove"])
 def test_a_damaged_one_is_moved_aside_and_said(checkpoints, said, file, damage):

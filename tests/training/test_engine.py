@@ -4,88 +4,22 @@ import json
 import math
 import os
 import signal
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from jobs import FLOOR, LENGTH, LOSSES, Failing, Poison, Silent, make_job, make_model, make_source
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from stillhouse.distillation.distill import freeze
 from stillhouse.errors import DataError, ResourceError, Stopped, TrainingError
 from stillhouse.families import family_of
-from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.recipe import LossesRecipe, TrainingRecipe
-from stillhouse.run_folder import Inputs
-from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
-from stillhouse.tokens.packing import CausalSequences
-from stillhouse.tokens.shards import TokenSplit
-from stillhouse.training.checkpoint import Progress
-from stillhouse.training.engine import (
-    Objective,
-    TrainingJob,
-    checkpoints_for,
-    plan_batches,
-    train,
-)
-from stillhouse.training.floor import Floor, Rates
-from stillhouse.training.work import Work
-
-VOCABULARY, LENGTH = 40, 16
-FLOOR = Floor(Work({"student_body": 1e6}, {"optimizer": 1e3}, (1, 1, 1), "fp32"), Rates(1e9, 1e9))
-LOSSES = {
-    "soft_target": {"weight": 5.0},
-    "language_modeling": {"weight": 2.0},
-    "hidden_cosine": {"weight": 1.0},
-}
-
-
-class Silent:
-    """A reporter that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
-    def start(self, name: str, done: int, total: int) -> None: ...
-
-    def step(self, step: int, values: dict[str, Any]) -> None: ...
-
-    def finish(self) -> None: ...
-
-
-def make_model(num_layers: int, seed: int) -> GPT2LMHeadModel:
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=LENGTH,
-        n_embd=16,
-        n_layer=num_layers,
-        n_head=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return GPT2LMHeadModel(config)
-
-
-def make_source(lengths: Sequence[int] = (50, 7, 90, 33, 120)) -> CausalSequences:
-    """Documents of uneven length, so that micro-batches differ in their number of rows."""
-    draw = np.random.default_rng(0)
-    ids = np.concatenate([[0, *draw.integers(1, VOCABULARY, size - 1)] for size in lengths])
-    starts = np.cumsum([0, *lengths]).astype(np.uint64)
-    counts = np.bincount(ids, minlength=VOCABULARY).astype(np.uint64)
-    split = TokenSplit("train", VOCABULARY, (ids,), starts, counts, (Path("none"),))
-    return CausalSequences(split, LENGTH, 0, attend_across_documents=False)
+from stillhouse.recipe import TrainingRecipe
+from stillhouse.tokens.batches import IGNORED, Batch
+from stillhouse.training.engine import train
+from stillhouse.training.job import TrainingJob, plan_batches
 
 
 class HalfLabeled:
@@ -100,39 +34,6 @@ class HalfLabeled:
         labels = batch.labels.clone()
         labels[:, ::2] = IGNORED
         return replace(batch, labels=labels)
-
-
-def make_job(
-    folder: Path,
-    *,
-    model: GPT2LMHeadModel | None = None,
-    losses: dict[str, Any] | None = None,
-    source: SequenceSource | None = None,
-    **settings: Any,
-) -> TrainingJob:
-    """A student of a three-layer teacher, six sequences a step."""
-    model = model or make_model(1, seed=1)
-    family = family_of(model.config)
-    teacher = Teacher(family, make_model(3, seed=0).eval().requires_grad_(False))
-    defaults = {"tokens_per_step": 6 * LENGTH, "max_tokens": 24 * LENGTH, "precision": "fp32"}
-    recipe = TrainingRecipe.model_validate({**defaults, **settings})
-    source = source or make_source()
-    return TrainingJob(
-        "student",
-        model,
-        LanguageModelObjective(
-            family,
-            LossesRecipe.model_validate(losses or LOSSES),
-            teacher=teacher,
-            temperature=2.0,
-        ),
-        plan_batches(source, recipe, seed=3),
-        recipe,
-        checkpoints_for(folder / "checkpoints", Inputs("test", {}, {}), recipe, Silent()),
-        folder / "metrics.jsonl",
-        torch.device("cpu"),
-        FLOOR,
-    )
 
 
 def lines(job: TrainingJob) -> list[dict[str, Any]]:
@@ -261,26 +162,13 @@ def test_the_norm_of_a_term_is_that_of_its_own_gradient(tmp_path):
         assert lines(job)[0][f"grad_norm/{name}"] == pytest.approx(norm, rel=1e-4), name
 
 
-class Poison:
-    """Makes one gradient infinite at the given steps, counted from 1, as an overflow would."""
-
-    def __init__(self, model: nn.Module, steps: set[int]) -> None:
-        self.steps = steps
-        self.step = 0
-        model.get_parameter("transformer.ln_f.weight").register_hook(self._poison)
-
-    def _poison(self, gradient: torch.Tensor) -> torch.Tensor:
-        self.step += 1
-        return gradient * math.inf if self.step in self.steps else gradient
-
-
 def test_steps_that_are_not_finite_are_skipped_counted_and_shown(tmp_path):
     """The weights stay as they were, the count rises, the metrics show null, training goes on."""
     losses = {"soft_target": {"weight": 1.0}}
     poisoned = make_job(tmp_path / "poisoned", losses=losses, micro_batch_tokens=6 * LENGTH)
     Poison(poisoned.model, {2, 3})
     progress = train(poisoned, Silent())
-    assert progress == Progress(4, progress.tokens, progress.seconds, 2)
+    assert (progress.step, progress.skipped_steps) == (4, 2)
     found = lines(poisoned)
     assert [line["grad_norm"] is None for line in found] == [False, True, True, False]
     assert [line["skipped_steps"] for line in found] == [0, 1, 2, 2]
@@ -303,7 +191,7 @@ def test_five_bad_steps_in_a_row_end_the_training(tmp_path):
     with torch.no_grad():
         model.get_parameter("transformer.h.0.mlp.c_fc.bias")[0] = math.inf
     job = make_job(tmp_path, model=model, max_tokens=6 * 20 * LENGTH)
-    with pytest.raises(TrainingError, match="5 steps in a row were not finite") as error:
+    with pytest.raises(TrainingError, match="5 steps in a row were skipped") as error:
         train(job, Silent())
     assert error.value.exit_code == 8
     assert "soft_target" in str(error.value)
@@ -395,12 +283,70 @@ def test_less_text_than_one_step_is_refused():
         MemoryError(),
     ],
 )
-@pytest.mark.parametrize("call", [1, 3])
-def test_memory_that_is_refused_is_one_clear_error(tmp_path, call, error):
-    """At the very first pass, which measures each term's norm, and at the first real one."""
-    job = make_job(tmp_path, micro_batch_tokens=2 * LENGTH)
-    with pytest.raises(ResourceError, match="micro-batch of 2 sequences of 16 tokens"):
-        train(replace(job, objective=Failing(job.objective, call, error)), Silent())
+@pytest.mark.parametrize("call", [1, 6])
+def test_memory_that_is_refused_halves_the_micro_batch(tmp_path, call, error):
+    """At the very first pass, which measures each term's norm, and at a later one: the step is
+    done again in smaller parts, said once, and the result is the same."""
+    settings: dict[str, Any] = {"micro_batch_tokens": 4 * LENGTH}
+    expected, job = (make_job(tmp_path / name, **settings) for name in ("whole", "refused"))
+    train(expected, Silent())
+    reporter = Silent()
+    refused = replace(job, objective=Failing(job.objective, call, error))
+    progress = train(refused, reporter)
+    assert progress.micro_batch_sequences == 2
+    assert progress.skipped_steps == 0
+    said = "out of memory in a micro-batch of 3 sequences; going on with 2, in steps of as many"
+    assert sum(said in line for line in reporter.said) == 1
+    for one, other in zip(lines(expected), lines(job), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["tokens"] == one["tokens"]
+
+
+def test_after_a_resume_micro_batches_stay_small(tmp_path):
+    """Memory that was refused once is not asked for again at every start."""
+    job = make_job(tmp_path, micro_batch_tokens=4 * LENGTH, checkpoint={"every_steps": 1})
+    error = MemoryError()
+    progress = train(replace(job, objective=Failing(job.objective, 1, error)), Silent())
+    again = make_job(tmp_path, micro_batch_tokens=4 * LENGTH, checkpoint={"every_steps": 1})
+    assert train(again, Silent()).micro_batch_sequences == progress.micro_batch_sequences == 2
+
+
+def test_a_single_sequence_too_many_is_one_clear_error(tmp_path):
+    """Nothing is left to halve; the exit code is 6."""
+    job = make_job(tmp_path, micro_batch_tokens=LENGTH)
+    with pytest.raises(ResourceError, match="micro-batch of 1 sequences of 16 tokens"):
+        train(replace(job, objective=Failing(job.objective, 1, MemoryError())), Silent())
+
+
+def test_a_spike_is_skipped_and_said(tmp_path):
+    """A gradient a thousand times as large as usual changes nothing; the next step counts."""
+    losses = {"soft_target": {"weight": 1.0}}
+    settings: dict[str, Any] = {"micro_batch_tokens": 6 * LENGTH, "max_tokens": 6 * 20 * LENGTH}
+    job, reporter = make_job(tmp_path, losses=losses, **settings), Silent()
+    Poison(job.model, {18}, factor=1e6)
+    progress = train(job, reporter)
+    assert (progress.step, progress.skipped_steps) == (20, 1)
+    assert [line for line in reporter.said if "step 18 is skipped: the gradient's norm is" in line]
+    assert max(progress.recent_norms) < 1e3
+
+
+def test_few_steps_are_too_few_to_call_a_gradient_a_spike(tmp_path):
+    """The first steps of a training may differ as they like."""
+    settings: dict[str, Any] = {"micro_batch_tokens": 6 * LENGTH, "max_tokens": 6 * 10 * LENGTH}
+    job = make_job(tmp_path, losses={"soft_target": {"weight": 1.0}}, **settings)
+    Poison(job.model, {8}, factor=1e6)
+    assert train(job, Silent()).skipped_steps == 0
+
+
+def test_activations_may_be_computed_twice(tmp_path):
+    """Activation checkpointing keeps less and changes no bit."""
+    settings: dict[str, Any] = {"losses": LOSSES, "activation_checkpointing": True}
+    jobs = make_job(tmp_path / "one"), make_job(tmp_path / "two", **settings)
+    for job in jobs:
+        train(job, Silent())
+    assert jobs[1].model.is_activation_checkpointing
+    for one, other in zip(*(job.model.parameters() for job in jobs), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_an_error_that_only_speaks_of_memory_is_not_one_of_memory(tmp_path):
@@ -409,17 +355,3 @@ def test_an_error_that_only_speaks_of_memory_is_not_one_of_memory(tmp_path):
     error = RuntimeError("an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
         train(replace(job, objective=Failing(job.objective, 1, error)), Silent())
-
-
-class Failing:
-    """An objective that fails at its n-th call."""
-
-    def __init__(self, objective: Objective, call: int, error: Exception) -> None:
-        self.objective, self.calls_left, self.error = objective, call, error
-        self.weights, self.rows = objective.weights, objective.rows
-
-    def __call__(self, *arguments: Any) -> Any:
-        self.calls_left -= 1
-        if not self.calls_left:
-            raise self.error
-        return self.objective(*arguments)

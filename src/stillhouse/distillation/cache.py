@@ -54,6 +54,7 @@ from stillhouse.training.device import (
     pick_precision,
 )
 from stillhouse.training.progress import Reporter
+from stillhouse.training.ranks import Ranks
 from stillhouse.training.signals import StopRequest
 
 TOKENS_PER_PART = 2**18
@@ -111,11 +112,14 @@ def cache_format(recipe: Recipe, teacher: PretrainedConfig, sequence_length: int
 class CacheWriter:
     """One recipe's teacher cache, and the teacher that fills it."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, teacher: Teacher, inputs: Inputs) -> None:
+    def __init__(
+        self, recipe: Recipe, run: RunFolder, teacher: Teacher, inputs: Inputs, ranks: Ranks
+    ) -> None:
         self.recipe = recipe
         self.run = run
         self.teacher = teacher
         self.inputs = inputs
+        self.ranks = ranks
         self.device = pick_device()
         self.source = open_source(run.tokens, recipe.tokens, "train")
         self.layout = cache_format(recipe, teacher.model.config, self.source.sequence_length)
@@ -125,18 +129,17 @@ class CacheWriter:
         return -(-self.source.num_sequences // self.layout.sequences_per_part)
 
     def write(self, reporter: Reporter, *, overwrite: bool = False) -> None:
-        """Write what is missing, and complete the cache.
+        """Write what is missing, and complete the cache; the ranks share its parts.
 
         Raises:
             Stopped: SIGINT or SIGTERM; the parts written so far are kept.
         """
         target = self.run.teacher_cache
-        if not self._goes_on():
-            make_room(target, overwrite=overwrite)
+        self.ranks.from_first(lambda: self._begin(overwrite=overwrite))
         reporter.start("teacher cache", 0, self.source.num_sequences)
         try:
             with StopRequest() as stop:
-                for part in range(self.num_parts):
+                for part in range(self.ranks.rank, self.num_parts, self.ranks.size):
                     if not self._is_written(part, reporter):
                         self._write_part(part, reporter, stop)
         finally:
@@ -146,7 +149,12 @@ class CacheWriter:
             "num_parts": self.num_parts,
             "bytes_per_row": self.layout.bytes_per_row,
         }
-        commit_parts(target, self.inputs, facts)
+        self.ranks.meet()
+        self.ranks.from_first(lambda: commit_parts(target, self.inputs, facts))
+
+    def _begin(self, *, overwrite: bool) -> None:
+        if not self._goes_on():
+            make_room(self.run.teacher_cache, overwrite=overwrite)
 
     def _goes_on(self) -> bool:
         """Whether what stands there was begun under the same inputs, and is not complete."""

@@ -7,7 +7,7 @@ tokens in the same order, or for the same seconds of training.
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -34,16 +34,13 @@ from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.teacher_cache import FixedVisits, TeacherCache
 from stillhouse.training.device import pick_device, pick_precision
-from stillhouse.training.engine import (
-    TrainingJob,
-    checkpoints_for,
-    compile_body,
-    plan_batches,
-    train,
-)
+from stillhouse.training.engine import compile_body, train
 from stillhouse.training.floor import Floor, measure_floor
+from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
 from stillhouse.training.metrics import read_metrics
+from stillhouse.training.parallel import shard_teacher, whole_model
 from stillhouse.training.progress import Reporter
+from stillhouse.training.ranks import Ranks
 from stillhouse.training.work import count_work, planned_step
 
 ModelName = Literal["student", "control", "control_same_time"]
@@ -116,12 +113,14 @@ class Distillation:
         teacher_folder: Path,
         teacher_fingerprint: str,
         seed: int,
+        ranks: Ranks,
     ) -> None:
         self.recipe = recipe
         self.run = run
         self.teacher_folder = teacher_folder
         self.teacher_fingerprint = teacher_fingerprint
         self.seed = seed
+        self.ranks = ranks
         self.device = pick_device()
 
     def inputs(self, model: ModelName) -> Inputs:
@@ -135,23 +134,27 @@ class Distillation:
 
     def write_cache(self, reporter: Reporter, *, overwrite: bool = False) -> None:
         """Write the teacher cache, going on with one that was begun."""
-        verify(self.run.tokens)
-        writer = CacheWriter(self.recipe, self.run, self._live_teacher(), self.cache_inputs())
+        self._verify(self.run.tokens)
+        teacher = self._live_teacher(alone=True)
+        writer = CacheWriter(self.recipe, self.run, teacher, self.cache_inputs(), self.ranks)
         writer.write(reporter, overwrite=overwrite)
 
     def train(self, model: ModelName, reporter: Reporter, *, overwrite: bool = False) -> None:
         """Train one model to the end and commit its folder; goes on from a checkpoint if there is
         one."""
-        verify(self.run.tokens)
-        verify(self.run.student_init)
+        self._verify(self.run.tokens, self.run.student_init)
         recipe, inputs = self.recipe.distillation, self.inputs(model)
-        checkpoints = checkpoints_for(self.run.checkpoints(model), inputs, recipe, reporter)
+        checkpoints = checkpoints_for(
+            self.run.checkpoints(model), inputs, recipe, reporter, self.ranks
+        )
         if overwrite:
             checkpoints.clear()
         family, student = load_model(self.run.student_init)
         freeze(student, family, self.recipe.student.freeze)
         source, objective = self._lesson(family, model, reporter)
-        num_steps = self._steps_of_same_time() if model == "control_same_time" else None
+        num_steps = None
+        if model == "control_same_time":
+            num_steps = self.ranks.from_first(self._steps_of_same_time)
         job = TrainingJob(
             model,
             student,
@@ -162,17 +165,28 @@ class Distillation:
             self.run.metrics,
             self.device,
             self._floor(student, model),
+            self.ranks,
         )
         progress = train(job, reporter)
-        facts = {"training": job.facts(progress)}
+        trained = whole_model(student)
+        self.ranks.from_first(lambda: self._commit(model, trained, job.facts(progress), overwrite))
+        checkpoints.clear()
+
+    def _verify(self, *outputs: Path) -> None:
+        for output in outputs:
+            self.ranks.from_first(lambda output=output: verify(output))
+
+    def _commit(
+        self, model: ModelName, trained: PreTrainedModel, training: dict[str, Any], overwrite: bool
+    ) -> None:
+        facts = {"training": training}
         if model == "student" and self.recipe.cache is not None:
             facts["training"]["teacher_cache_seconds"] = self._cache_seconds()
         target = output_folder(self.run, model)
         stored = load_config(self.teacher_folder).dtype or torch.float32  # as the teacher is
-        student.to(device="cpu", dtype=stored)  # pyright: ignore[reportCallIssue]
-        with commit_folder(target, inputs, facts, overwrite=overwrite) as folder:
-            save_model(student, open_tokenizer(self.run.tokens), folder)
-        checkpoints.clear()
+        trained.to(device="cpu", dtype=stored)  # pyright: ignore[reportCallIssue]
+        with commit_folder(target, self.inputs(model), facts, overwrite=overwrite) as folder:
+            save_model(trained, open_tokenizer(self.run.tokens), folder)
 
     def _lesson(
         self, family: Family, model: ModelName, reporter: Reporter
@@ -187,10 +201,12 @@ class Distillation:
             load_config(self.run.student_init),
             load_config(self.teacher_folder),
         )
-        teacher: Teacher | Literal["cached"] = self._live_teacher()
+        teacher: Teacher | Literal["cached"] = self._live_teacher(
+            alone=self.recipe.cache is not None
+        )
         if self.recipe.cache is not None:
             cache = TeacherCache(self.run.teacher_cache)
-            writer = CacheWriter(self.recipe, self.run, teacher, self.cache_inputs())
+            writer = CacheWriter(self.recipe, self.run, teacher, self.cache_inputs(), self.ranks)
             loss = writer.check(cache, self.seed)
             reporter.say(f"teacher cache: {loss:.4f} nats a row from the live teacher")
             source, teacher = FixedVisits(source, cache), "cached"
@@ -199,12 +215,16 @@ class Distillation:
             family, recipe.losses, teacher=teacher, temperature=recipe.temperature
         )
 
-    def _live_teacher(self) -> Teacher:
+    def _live_teacher(self, *, alone: bool = False) -> Teacher:
+        """The teacher on this rank: whole, or `alone` not asked for, sharded as the recipe says."""
         family, model = load_model(self.teacher_folder)
         precision = pick_precision(self.recipe.distillation.precision, self.device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model.requires_grad_(False).to(device=self.device, dtype=dtype)  # pyright: ignore[reportCallIssue]
-        compile_body(model, self.recipe.distillation, self.device)
+        if self.recipe.distillation.teacher_sharded and self.ranks.size > 1 and not alone:
+            shard_teacher(model, self.ranks, self.device)
+        else:
+            compile_body(model, self.recipe.distillation, self.device)
         return Teacher(family, model)
 
     def _floor(self, student: PreTrainedModel, model: ModelName) -> Floor:

@@ -90,11 +90,12 @@ class Family:
         """The last hidden states of the rows that count, in order.
 
         (A compiled body computes all of them: the number of rows changes, and it would be compiled
-        anew each time.)
+        anew each time. So does one that computes its activations a second time, out of sight.)
         """
         numbers, shape = batch.row_numbers(rows), batch.input_ids.shape
         body = model.get_submodule(self.body)
-        few = 2 * len(numbers) <= shape.numel() and body._compiled_call_impl is None
+        seen = body._compiled_call_impl is None and not model.is_activation_checkpointing
+        few = seen and 2 * len(numbers) <= shape.numel()
         with at_rows(self.last_row_wise(model) if few else (), numbers, shape):
             return self.run_body(model, batch).flatten(0, 1).index_select(0, numbers)
 

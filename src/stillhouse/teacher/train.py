@@ -15,9 +15,12 @@ from stillhouse.run_folder import Inputs, RunFolder, commit_folder, read_manifes
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import special_tokens
 from stillhouse.training.device import pick_device
-from stillhouse.training.engine import TrainingJob, checkpoints_for, plan_batches, train
+from stillhouse.training.engine import train
 from stillhouse.training.floor import measure_floor
+from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
+from stillhouse.training.parallel import whole_model
 from stillhouse.training.progress import Reporter
+from stillhouse.training.ranks import Ranks
 from stillhouse.training.work import count_work, planned_step
 
 
@@ -35,11 +38,11 @@ def teacher_inputs(recipe: Recipe, run: RunFolder) -> Inputs:
 
 
 def train_teacher(
-    recipe: Recipe, run: RunFolder, reporter: Reporter, *, overwrite: bool = False
+    recipe: Recipe, run: RunFolder, reporter: Reporter, ranks: Ranks, *, overwrite: bool = False
 ) -> None:
     """Train the teacher on the run's own tokens and commit it as `teacher/`."""
     assert isinstance(recipe.teacher, TeacherRecipe)
-    verify(run.tokens)
+    ranks.from_first(lambda: verify(run.tokens))
     seed, inputs = recipe.seeds[0], teacher_inputs(recipe, run)
     family = family_named(recipe.teacher.family)
     tokenizer = open_tokenizer(run.tokens)
@@ -52,7 +55,7 @@ def train_teacher(
     torch.manual_seed(seed)
     model = getattr(transformers, family.model_class)(config)
     training = recipe.teacher.training
-    checkpoints = checkpoints_for(run.checkpoints("teacher"), inputs, training, reporter)
+    checkpoints = checkpoints_for(run.checkpoints("teacher"), inputs, training, reporter, ranks)
     if overwrite:
         checkpoints.clear()
     source = open_source(run.tokens, recipe.tokens, "train")
@@ -68,9 +71,15 @@ def train_teacher(
         run.metrics,
         device,
         measure_floor(count_work(step, config, None), device),
+        ranks,
     )
     progress = train(job, reporter)
-    facts = {"training": job.facts(progress)}
-    with commit_folder(run.teacher, inputs, facts, overwrite=overwrite) as folder:
-        save_model(model.cpu(), tokenizer, folder)
+    trained = whole_model(model)
+
+    def commit() -> None:
+        facts = {"training": job.facts(progress)}
+        with commit_folder(run.teacher, inputs, facts, overwrite=overwrite) as folder:
+            save_model(trained.cpu(), tokenizer, folder)
+
+    ranks.from_first(commit)
     checkpoints.clear()

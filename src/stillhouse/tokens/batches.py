@@ -20,6 +20,7 @@ from stillhouse.recipe import Rows
 from stillhouse.tokens.teacher_rows import TeacherRows, move
 
 IGNORED = -100  # the label of a position that is not predicted
+EVERYTHING = slice(None)
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,16 @@ class Batch:
                 teacher=taught,
             )
 
+    def blank(self) -> "Batch":
+        """The same sequences as padding: no row counts, so that they teach nothing."""
+        return replace(
+            self,
+            labels=torch.full_like(self.labels, IGNORED),
+            segment_ids=torch.zeros_like(self.segment_ids),
+            uniform=False,
+            teacher=None if self.teacher is None else self.teacher[0:0],
+        )
+
 
 @runtime_checkable
 class SequenceSource(Protocol):
@@ -175,7 +186,7 @@ class StepBatches:
         )
         return sequences, epochs
 
-    def step(self, step: int) -> Batch:
-        """The whole batch of one optimizer step."""
+    def step(self, step: int, part: slice = EVERYTHING) -> Batch:
+        """The batch of one optimizer step, or some of its sequences (at least one)."""
         sequences, epochs = self.samples(step)
-        return self.source.batch(sequences, epochs, self.seed)
+        return self.source.batch(sequences[part], epochs[part], self.seed)

@@ -45,6 +45,23 @@ def micro_batch_sequences(
     return max(1, wanted_tokens // sequence_length)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the processor or on a GPU."""
+    # PyTorch has no type of its own for the processor's memory.
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, kinds) or refused
+
+
+def out_of_memory(sequences: int, sequence_length: int) -> ResourceError:
+    """What to say of a micro-batch that is too large."""
+    return ResourceError(
+        f"Out of memory in a micro-batch of {sequences} sequences of {sequence_length} "
+        "tokens. Lower distillation.micro_batch_tokens (the result stays the same), or take "
+        "a smaller model."
+    )
+
+
 @contextmanager
 def explained_memory_errors(sequences: int, sequence_length: int) -> Iterator[None]:
     """Within, an allocation that fails becomes one clear error.
@@ -55,12 +72,6 @@ def explained_memory_errors(sequences: int, sequence_length: int) -> Iterator[No
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # PyTorch has no type of its own for the processor's memory.
-        refused = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not refused and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        raise ResourceError(
-            f"Out of memory in a micro-batch of {sequences} sequences of {sequence_length} "
-            "tokens. Lower distillation.micro_batch_tokens (the result stays the same), or take "
-            "a smaller model."
-        ) from error
+        raise out_of_memory(sequences, sequence_length) from error

@@ -62,3 +62,16 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._board.close()
+
+
+class NoMetrics:
+    """What the other ranks write: nothing."""
+
+    def __init__(self, path: Path, model: str, next_step: int) -> None: ...
+
+    def write(self, step: int, values: dict[str, int | float]) -> None: ...
+
+    def __enter__(self) -> "NoMetrics":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...

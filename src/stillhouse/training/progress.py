@@ -24,6 +24,23 @@ class Reporter(Protocol):
     def finish(self) -> None: ...
 
 
+class QuietReporter:
+    """What the other ranks report: nothing."""
+
+    def say(self, message: str) -> None: ...
+
+    def start(self, name: str, done: int, total: int) -> None: ...
+
+    def step(self, step: int, values: dict[str, int | float]) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def __enter__(self) -> "QuietReporter":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class ConsoleReporter:
     """Reports on stderr, so that stdout holds results alone."""
 

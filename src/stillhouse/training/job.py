@@ -1,0 +1,90 @@
+"""What is trained: a model, what it learns from, for how long, and where its traces go."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stillhouse.recipe import Rows, TrainingRecipe
+from stillhouse.run_folder import Inputs
+from stillhouse.tokens.batches import Batch, SequenceSource, StepBatches
+from stillhouse.training.checkpoint import Checkpoints, Progress
+from stillhouse.training.device import micro_batch_sequences
+from stillhouse.training.floor import Floor
+from stillhouse.training.progress import Reporter
+from stillhouse.training.ranks import ALONE, Ranks
+from stillhouse.training.work import sequences_per_step
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Sums of weighted terms over a micro-batch."""
+
+    @property
+    def weights(self) -> dict[str, float]: ...
+
+    @property
+    def rows(self) -> dict[str, Rows]: ...
+
+    def __call__(
+        self, model: PreTrainedModel, batch: Batch, coefficients: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One model to train."""
+
+    name: str
+    model: PreTrainedModel
+    objective: Objective
+    batches: StepBatches
+    recipe: TrainingRecipe
+    checkpoints: Checkpoints
+    metrics: Path
+    device: torch.device
+    floor: Floor
+    ranks: Ranks = ALONE
+
+    @property
+    def micro_batch_sequences(self) -> int:
+        """Sequences that are computed at once, at most."""
+        length = self.batches.source.sequence_length
+        return micro_batch_sequences(self.recipe.micro_batch_tokens, self.device, length)
+
+    def facts(self, progress: Progress) -> dict[str, int | float]:
+        """What a manifest says of the finished training."""
+        return progress.facts() | self.floor.facts(progress.tokens / progress.seconds)
+
+
+def plan_batches(
+    source: SequenceSource, recipe: TrainingRecipe, *, seed: int, num_steps: int | None = None
+) -> StepBatches:
+    """The batches of a run: `epochs` or `max_tokens` of the recipe, or exactly `num_steps`
+    steps."""
+    per_step = sequences_per_step(recipe, source.sequence_length)
+    num_samples = recipe.epochs * source.num_sequences
+    if recipe.max_tokens is not None:
+        num_samples = math.ceil(recipe.max_tokens / source.sequence_length)
+    if num_steps is not None:
+        num_samples = num_steps * per_step
+    return StepBatches(source, seed=seed, sequences_per_step=per_step, num_samples=num_samples)
+
+
+def checkpoints_for(
+    folder: Path, inputs: Inputs, recipe: TrainingRecipe, reporter: Reporter, ranks: Ranks = ALONE
+) -> Checkpoints:
+    """Where a job's checkpoints are, refused under any other inputs."""
+    return Checkpoints(
+        folder,
+        inputs,
+        keep_last=recipe.checkpoint.keep_last,
+        keep_every_steps=recipe.checkpoint.keep_every_steps,
+        say=reporter.say,
+        ranks=ranks,
+    )

@@ -1,0 +1,170 @@
+"""The processes that train together: who is who, and the few things they say to each other.
+
+`torchrun` starts them; each runs the same command. The first one alone writes what is common, and
+the others wait for it by asking the launcher's store again and again, so that no time limit of a
+collective counts while text is prepared for hours. A process by itself is a world of one, for which
+everything here does nothing.
+
+Nothing that is sent is ever unpickled: tensors go through collectives, numbers through the store.
+"""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from stillhouse.errors import StillhouseError, TrainingError
+
+SECONDS_BETWEEN_QUESTIONS = 0.02
+LONGEST_COLLECTIVE = timedelta(minutes=10)
+LONGEST_FAREWELL = 5.0  # seconds
+
+
+class Ranks:
+    """This process among those that train together; by itself where `store` is None."""
+
+    def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None) -> None:
+        self.rank = rank
+        self.size = size
+        self._store = store
+        self._num_meetings = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def from_first(self, work: Callable[[], int | None]) -> int:
+        """The first rank does the work while the others wait; all get its number (0 for None).
+
+        Where the work fails, the first rank raises its error, and the others leave quietly with
+        the same exit code.
+        """
+        if self._store is None:
+            return int(work() or 0)
+        key = self._next_key()
+        if not self.is_first:
+            with lost_ranks_explained():
+                return self._answer(self._store, key)
+        try:
+            answer = int(work() or 0)
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, StillhouseError) else 1
+            self._store.set(key, f"failed {code}")
+            raise
+        self._store.set(key, f"done {answer}")
+        return answer
+
+    def _answer(self, store: Store, key: str) -> int:
+        while not store.check([key]):
+            time.sleep(SECONDS_BETWEEN_QUESTIONS)
+        state, number = store.get(key).decode().split()
+        if state == "failed":
+            raise SystemExit(int(number))
+        return int(number)
+
+    def meet(self) -> None:
+        """Wait until every rank is here."""
+        if self._store is None:
+            return
+        key = self._next_key()
+        with lost_ranks_explained():
+            self._store.add(key, 1)
+            self._wait_for(self._store, key, self.size)
+
+    def _wait_for(
+        self, store: Store, key: str, number: int, *, at_most_seconds: float = math.inf
+    ) -> None:
+        """Wait until so many ranks have counted themselves under the key."""
+        deadline = time.monotonic() + at_most_seconds
+        while store.add(key, 0) < number and time.monotonic() < deadline:
+            time.sleep(SECONDS_BETWEEN_QUESTIONS)
+
+    def leave(self) -> None:
+        """The first rank leaves last, for it may hold the store that the others still ask."""
+        with contextlib.suppress(RuntimeError):
+            if self._store is None:
+                return
+            if self.is_first:
+                self._wait_for(self._store, "left", self.size - 1, at_most_seconds=LONGEST_FAREWELL)
+            else:
+                self._store.add("left", 1)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, in place, the same bits on each."""
+        if self.size > 1:
+            with lost_ranks_explained():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def highest(self, number: int) -> int:
+        """The largest of all ranks' numbers. It does not wait for a GPU."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number)
+        with lost_ranks_explained():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def _next_key(self) -> str:
+        self._num_meetings += 1
+        return f"meeting/{self._num_meetings}"
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The ranks that `torchrun` started, this process among them; else this process alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    store, rank, size = next(rendezvous("env://", timeout=LONGEST_COLLECTIVE))
+    group = PrefixStore("group", store)
+    dist.init_process_group(
+        backend, store=group, rank=rank, world_size=size, timeout=LONGEST_COLLECTIVE
+    )
+    ranks = Ranks(rank, size, PrefixStore("stillhouse", store))
+    try:
+        yield ranks
+        dist.destroy_process_group()  # not after an error: others may no longer answer
+    except TrainingError:
+        raise  # all ranks have it, or one is lost: nobody is waited for
+    except BaseException:
+        ranks.leave()
+        raise
+    ranks.leave()
+
+
+@contextmanager
+def lost_ranks_explained() -> Iterator[None]:
+    """Within, a collective that fails because another process is gone is one clear error.
+
+    Raises:
+        TrainingError: another rank is lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistBackendError | dist.DistNetworkError) and not any(
+            sign in text for sign in ("Connection closed by peer", "Connection reset", "Timed out")
+        ):
+            raise
+        raise TrainingError(
+            "Another rank was lost, so this one cannot go on alone. Every committed checkpoint is "
+            "kept; with `torchrun --max-restarts N` training begins again from the newest."
+        ) from error

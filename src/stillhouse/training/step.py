@@ -1,0 +1,275 @@
+"""One optimizer step: micro-batches on every rank, one sum of gradients, one update.
+
+The step's sequences are cut into micro-batches, and whole micro-batches are dealt to the ranks, so
+that a micro-batch is the same one whoever computes it. A rank with fewer than the others fills up
+with blank ones: all ranks then meet as often. Before each backward pass they agree on whether to go
+on: a signal, or memory that was refused, anywhere, ends the step everywhere with its partial
+gradients dropped.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from stillhouse.errors import TrainingError
+from stillhouse.tokens.batches import Batch
+from stillhouse.training.checkpoint import Progress
+from stillhouse.training.device import (
+    Precision,
+    autocast,
+    is_out_of_memory,
+    out_of_memory,
+)
+from stillhouse.training.job import TrainingJob
+from stillhouse.training.optimizer import (
+    learning_parameters,
+    learning_rate_factor,
+    set_learning_rate,
+)
+from stillhouse.training.parallel import communicating, is_sharded, whole
+from stillhouse.training.progress import Reporter
+from stillhouse.training.signals import StopRequest
+
+TERM_NORMS_EVERY_STEPS = 50
+SKIPPED_STEPS_IN_A_ROW = 5
+SPIKE = 20.0  # times the median norm of the last steps
+NORMS_KEPT, FEWEST_NORMS = 64, 16
+OUT_OF_MEMORY = 2**16  # what the ranks agree on: 0, a signal's number, or this
+
+
+@dataclass
+class Steps:
+    """The changing state of one training run: the optimizer, and how far it is.
+
+    `lesson` maps a micro-batch and coefficients to a loss and its terms, on every rank.
+    """
+
+    job: TrainingJob
+    lesson: nn.Module
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    precision: Precision
+    reporter: Reporter
+    _skipped_in_a_row: int = field(default=0, init=False)
+
+    def run(self, stop: StopRequest) -> dict[str, int | float] | None:
+        """One optimizer step's metrics; None where a stop was asked for before it was complete."""
+        started = time.monotonic()
+        while isinstance(found := self._accumulate(stop), int):
+            self.optimizer.zero_grad(set_to_none=True)
+            if found != OUT_OF_MEMORY:
+                return None
+            self._halve_the_micro_batch()
+        means, norms, tokens = found
+        grad_norm = float(whole(self._clip()))
+        learning_rate = self._update(means, grad_norm)
+        seconds = time.monotonic() - started
+        done = self.progress
+        self.progress = replace(
+            done, step=done.step + 1, tokens=done.tokens + tokens, seconds=done.seconds + seconds
+        )
+        loss = sum(self.job.objective.weights[name] * mean for name, mean in means.items())
+        return {
+            "loss": loss,
+            **(means if len(means) > 1 else {}),
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "tokens": self.progress.tokens,
+            "tokens_per_second": tokens / seconds,
+            "floor_share": self.job.floor.share(tokens / seconds),
+            "seconds": self.progress.seconds,
+            "skipped_steps": self.progress.skipped_steps,
+            **norms,
+        }
+
+    def _accumulate(
+        self, stop: StopRequest
+    ) -> tuple[dict[str, float], dict[str, float], int] | int:
+        """Gradients of the whole step. Returns each term's mean, the terms' norms where they are
+        due, and the step's tokens; or why the ranks agreed to end it."""
+        job, ranks = self.job, self.job.ranks
+        parts = list(self._micro_batches())
+        counts = self._counts([part for _, part in parts])
+        coefficients = {
+            name: weight / counts[name] for name, weight in job.objective.weights.items()
+        }
+        sums: dict[str, Tensor] = {}
+        norms: dict[str, Tensor] = {}
+        refused = False
+        for place, (number, part) in enumerate(parts):
+            last = place == len(parts) - 1
+            micro = part.to(job.device)
+            with communicating(self.lesson, last=last):
+                try:
+                    if place == 0 and len(coefficients) > 1:
+                        norms = self._term_norms(micro, coefficients, number)
+                    loss, values = self._forward(micro, coefficients, number)
+                except (MemoryError, RuntimeError) as error:
+                    self._refused(error, among_others=is_sharded(self.lesson))
+                    loss, values, refused = None, {}, True
+                reason = ranks.highest(OUT_OF_MEMORY if refused else stop.signal_number or 0)
+                if reason or loss is None:
+                    return reason
+                try:
+                    loss.backward()
+                except (MemoryError, RuntimeError) as error:
+                    self._refused(error, among_others=last or is_sharded(self.lesson))
+                    refused = True
+            if refused and last:
+                return OUT_OF_MEMORY
+            for name, value in values.items():
+                sums[name] = sums[name] + value if name in sums else value
+        means = {name: value / counts[name] for name, value in self._read(sums).items()}
+        return means, self._read(norms, over_ranks=False), counts["tokens"]
+
+    def _micro_batches(self) -> Iterator[tuple[int, Batch]]:
+        """This rank's micro-batches with their numbers in the whole step."""
+        job, step = self.job, self.progress.step
+        size = micro_batch_size(job, self.progress)
+        num_sequences = len(job.batches.samples(step)[0])
+        rounds = -(-num_sequences // (size * job.ranks.size))
+        first = job.ranks.rank * rounds
+        part = slice(first * size, (first + rounds) * size)
+        if part.start < num_sequences:
+            own = list(job.batches.step(step, part).split(size))
+        else:
+            own = [job.batches.step(step, slice(0, 1)).blank()]
+        for place in range(rounds):
+            yield first + place, own[place] if place < len(own) else own[-1].blank()
+
+    def _counts(self, parts: list[Batch]) -> dict[str, int]:
+        """Rows of each term in the step of all ranks, never zero, and its `tokens`."""
+        kinds = ("all", "predicted")
+        own = torch.tensor([sum(part.num_rows(kind) for part in parts) for kind in kinds])
+        counts = dict(zip(kinds, self.job.ranks.sum(own).tolist(), strict=True))
+        rows = {name: max(1, counts[kind]) for name, kind in self.job.objective.rows.items()}
+        return {**rows, "tokens": counts["all"]}
+
+    def _forward(
+        self, batch: Batch, coefficients: Mapping[str, float], number: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Dropout is drawn from (seed, step, micro-batch), whatever ran before."""
+        torch.manual_seed(hash((self.job.batches.seed, self.progress.step, number)) % 2**63)
+        with autocast(self.job.device, self.precision):
+            return self.lesson(batch, coefficients)
+
+    def _term_norms(
+        self, batch: Batch, coefficients: Mapping[str, float], number: int
+    ) -> dict[str, Tensor]:
+        """Now and then, the norm of each weighted term's own gradient on one micro-batch (of each
+        rank, where gradients are sharded)."""
+        norms: dict[str, Tensor] = {}
+        if self.progress.step % TERM_NORMS_EVERY_STEPS:
+            return norms
+        with communicating(self.lesson, last=is_sharded(self.lesson)):
+            for name, coefficient in coefficients.items():
+                self._forward(batch, {name: coefficient}, number)[0].backward()
+                norms[f"grad_norm/{name}"] = whole(
+                    torch.nn.utils.get_total_norm(
+                        p.grad for p in learning_parameters(self.optimizer) if p.grad is not None
+                    )
+                )
+                self.optimizer.zero_grad(set_to_none=True)
+        return norms
+
+    def _refused(self, error: Exception, *, among_others: bool) -> None:
+        """Pass over memory that was refused, unless other ranks already wait for this pass."""
+        if not is_out_of_memory(error):
+            raise error
+        if among_others and self.job.ranks.size > 1:
+            raise self._too_large() from error
+
+    def _halve_the_micro_batch(self) -> None:
+        """The same step again in smaller parts, and so from now on.
+
+        Raises:
+            ResourceError: a single sequence is too much.
+        """
+        size = micro_batch_size(self.job, self.progress)
+        if size == 1:
+            raise self._too_large()
+        self.progress = replace(self.progress, micro_batch_sequences=-(-size // 2))
+        if self.job.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.reporter.say(
+            f"{self.job.name}: out of memory in a micro-batch of {size} sequences; going on with "
+            f"{-(-size // 2)}, in steps of as many tokens as before"
+        )
+
+    def _too_large(self) -> Exception:
+        size = micro_batch_size(self.job, self.progress)
+        return out_of_memory(size, self.job.batches.source.sequence_length)
+
+    def _clip(self) -> Tensor:
+        """Limit the gradient's norm; returns what it was before."""
+        return torch.nn.utils.clip_grad_norm_(
+            list(learning_parameters(self.optimizer)), self.job.recipe.optimizer.max_grad_norm
+        )
+
+    def _read(self, values: Mapping[str, Tensor], *, over_ranks: bool = True) -> dict[str, float]:
+        """Single values as numbers, all at once."""
+        if not values:
+            return {}
+        stacked = torch.stack([value.float() for value in values.values()])
+        found = self.job.ranks.sum(stacked) if over_ranks else stacked
+        return dict(zip(values, found.tolist(), strict=True))
+
+    def _update(self, means: Mapping[str, float], grad_norm: float) -> float:
+        """Apply the gradients at the learning rate that is returned. A step that is not finite, or
+        a spike, is skipped, counted and limited."""
+        recipe, done = self.job.recipe, self.progress
+        factor = learning_rate_factor(recipe.schedule, done.step, self.job.batches.num_steps)
+        learning_rate = recipe.optimizer.learning_rate * factor
+        wrong = what_is_wrong(means, grad_norm, done.recent_norms)
+        if wrong is None:
+            set_learning_rate(self.optimizer, learning_rate)
+            self.optimizer.step()
+            self._skipped_in_a_row = 0
+            recent = (*done.recent_norms, grad_norm)[-NORMS_KEPT:]
+            self.progress = replace(done, recent_norms=recent)
+        else:
+            self._skipped_in_a_row += 1
+            self.progress = replace(done, skipped_steps=done.skipped_steps + 1)
+            self.reporter.say(f"{self.job.name}: step {done.step + 1} is skipped: {wrong}")
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._skipped_in_a_row == SKIPPED_STEPS_IN_A_ROW:
+            raise TrainingError(
+                f"{self.job.name}: {SKIPPED_STEPS_IN_A_ROW} steps in a row were skipped, the last "
+                f"at step {done.step + 1}: {wrong}. The weights are unharmed; lower the learning "
+                "rate, or train in fp32."
+            )
+        return learning_rate
+
+
+def micro_batch_size(job: TrainingJob, progress: Progress) -> int:
+    """Sequences of a micro-batch: as few rounds as memory allows, each of about the same size."""
+    at_most = progress.micro_batch_sequences or job.micro_batch_sequences
+    of_a_rank = -(-job.batches.sequences_per_step // job.ranks.size)
+    rounds = -(-of_a_rank // at_most)
+    return -(-of_a_rank // rounds)
+
+
+def what_is_wrong(
+    means: Mapping[str, float], grad_norm: float, recent_norms: tuple[float, ...]
+) -> str | None:
+    """Why a step must not be taken; None where nothing speaks against it.
+
+    A spike is a gradient whose norm is far above the median of the last steps' norms, once there
+    are enough of them to tell.
+    """
+    bad = [name for name, mean in means.items() if not math.isfinite(mean)]
+    if not math.isfinite(grad_norm):
+        bad.append("the gradient's norm")
+    if bad:
+        return f"not finite: {', '.join(bad)}"
+    if len(recent_norms) < FEWEST_NORMS:
+        return None
+    usual = statistics.median(recent_norms)
+    if grad_norm <= SPIKE * usual:
+        return None
+    return f"the gradient's norm is {grad_norm:.3g}, {grad_norm / usual:.0f} times the usual"

@@ -1,0 +1,69 @@
+"""Faults: each row injects one kind many times, and says what must hold every time.
+
+`python -m tests.faults` runs all rows in full and writes the table of docs/reliability.md; the
+default suite runs a few trials of each.
+"""
+
+import contextlib
+import hashlib
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.pipeline.tiny_run import TinyRun, write_recipe
+
+Trial = Callable[[random.Random], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One promise.
+
+    `trials` prepares a folder and yields what is done again and again, each time with randomness of
+    its own; a trial fails by an exception. `full` and `sample` say how often.
+    """
+
+    number: int
+    name: str
+    holds: str
+    trials: Callable[[Path], contextlib.AbstractContextManager[Trial]]
+    full: int
+    sample: int
+
+
+ROWS: list[Row] = []
+
+
+def row(number: int, name: str, holds: str, *, full: int, sample: int) -> Callable:
+    """Register a generator of trials as a row."""
+
+    def register(function: Callable[[Path], Iterator[Trial]]) -> Callable:
+        made = contextlib.contextmanager(function)
+        ROWS.append(Row(number, name, holds, made, full, sample))
+        return function
+
+    return register
+
+
+def randomness(row: Row, trial: int) -> random.Random:
+    """What a trial draws from: it follows from its row and number, so that it can be repeated."""
+    digest = hashlib.sha256(f"{row.number} {row.name} {trial}".encode()).digest()
+    return random.Random(digest)
+
+
+def initialized(folder: Path, *overrides: str) -> TinyRun:
+    """A tiny run that is ready to distil."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = TinyRun(write_recipe(folder), folder / "run")
+    settings = [part for key in overrides for part in ("--set", key)]
+    outcome = run.call("run", "--until", "init", *settings)
+    assert outcome.code == 0, outcome.err
+    return run
+
+
+def copy_of(run: TinyRun, folder: Path) -> TinyRun:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(run.folder, folder)
+    return TinyRun(run.recipe, folder)

@@ -1,0 +1,14 @@
+"""A few trials of every row of faults; `make faults` runs them all."""
+
+import pytest
+from tests.faults import files, ranks, training  # noqa: F401 (they register their rows)
+from tests.faults.harness import ROWS, Row, randomness
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row.number}-{row.name}" for row in ROWS])
+def test_a_sample_of_each_fault(row: Row, tmp_path, monkeypatch):
+    """What the row says holds every time."""
+    monkeypatch.chdir(tmp_path)
+    with row.trials(tmp_path) as trial:
+        for number in range(row.sample):
+            trial(randomness(row, number))

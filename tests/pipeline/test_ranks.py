@@ -1,0 +1,222 @@
+"""Many ranks train as one: the same losses, exact to resume, no rank waits for one that is gone."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from processes import STOPPED, Server, free_port, kill
+from safetensors.torch import load_file
+from tiny_run import TinyRun, sha256
+
+import stillhouse
+
+STEPS = 12
+# Seven sequences a step: no number of ranks divides them, and the last step is shorter still.
+SETTINGS = (
+    "distillation.tokens_per_step=224",
+    f"distillation.max_tokens={STEPS * 224 - 96}",
+    "distillation.micro_batch_tokens=64",
+    "distillation.checkpoint.every_steps=1",
+)
+SHARDED = ("distillation.sharded=true", "distillation.teacher_sharded=true")
+LAYOUTS = {"replicated": (), "sharded": SHARDED}
+layouts = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def alone(
+    server: Server, initialized: TinyRun, tmp_path_factory: pytest.TempPathFactory
+) -> TinyRun:
+    """What one rank comes to."""
+    run = TinyRun(initialized.recipe, tmp_path_factory.mktemp("alone") / "run")
+    shutil.copytree(initialized.folder, run.folder)
+    distilled(server, run)
+    return run
+
+
+def distilled(server: Server, run: TinyRun, *overrides: str, ranks: int = 1) -> str:
+    code, log = server.distill(run, *SETTINGS, *overrides, ranks=ranks)
+    assert code == 0, log
+    return log
+
+
+def lines(run: TinyRun) -> list[dict]:
+    path = run.folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    complete = [text for text in path.read_text().splitlines(keepends=True) if text.endswith("\n")]
+    return [line for line in map(json.loads, complete) if line["model"] == "student"]
+
+
+def losses(run: TinyRun) -> list[float]:
+    """The loss of each step, after checking that every step stands once."""
+    assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
+    return [line["loss"] for line in lines(run)]
+
+
+def weights(run: TinyRun) -> str:
+    return sha256(run.folder / "student/model.safetensors")
+
+
+def assert_same_result(run: TinyRun, expected: TinyRun) -> None:
+    """Every step's loss and every weight, to float tolerance."""
+    assert losses(run) == pytest.approx(losses(expected), rel=1e-5)
+    assert [line["tokens"] for line in lines(run)] == [line["tokens"] for line in lines(expected)]
+    ours, theirs = (load_file(r.folder / "student/model.safetensors") for r in (run, expected))
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def stopped(server: Server, run: TinyRun, *overrides: str, ranks: int, step: int) -> None:
+    """Distil until `step`, then ask all ranks to stop."""
+    processes = server.start(run, *SETTINGS, *overrides, ranks=ranks)
+    deadline = time.monotonic() + 120
+    while len(lines(run)) < step:
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.002)
+    kill(processes, signal.SIGTERM)
+    codes = server.wait()  # the launcher ends what is still there when the first has left
+    assert STOPPED in codes, server.log.read_text()
+    assert set(codes) <= {STOPPED, -signal.SIGTERM}, server.log.read_text()
+
+
+@layouts
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_many_ranks_train_as_one(server, ready, alone, ranks, layout):
+    """Losses, tokens and weights are those of one rank; the first rank alone writes."""
+    distilled(server, ready, *LAYOUTS[layout], ranks=ranks)
+    assert_same_result(ready, alone)
+
+
+@layouts
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_stopped_ranks_go_on_to_the_same_bits(server, initialized, tmp_path, ranks, layout):
+    """On as many ranks as before, training that was stopped ends with the same weights."""
+    runs = [TinyRun(initialized.recipe, tmp_path / name) for name in ("whole", "stopped")]
+    for run in runs:
+        shutil.copytree(initialized.folder, run.folder)
+    distilled(server, runs[0], *LAYOUTS[layout], ranks=ranks)
+    stopped(server, runs[1], *LAYOUTS[layout], ranks=ranks, step=4)
+    assert "going on after step" in distilled(server, runs[1], *LAYOUTS[layout], ranks=ranks)
+    assert losses(runs[1]) == losses(runs[0])
+    assert weights(runs[1]) == weights(runs[0])
+
+
+def test_the_number_of_ranks_may_change(server, ready, alone):
+    """1, 2 sharded, 4, then 2 ranks: each goes on from the others' checkpoint, to the same end."""
+    stopped(server, ready, ranks=1, step=2)
+    stopped(server, ready, *SHARDED, ranks=2, step=5)
+    stopped(server, ready, ranks=4, step=8)
+    distilled(server, ready, *SHARDED, ranks=2)
+    assert_same_result(ready, alone)
+
+
+def test_a_lost_rank_is_noticed_and_nothing_is_lost(server, ready, alone):
+    """Killed in the middle, one rank takes the others along; the next start goes on."""
+    processes = server.start(ready, *SETTINGS, ranks=2)
+    while len(lines(ready)) < 4:
+        time.sleep(0.002)
+    started = time.monotonic()
+    os.kill(processes[1], signal.SIGKILL)
+    codes = server.wait()
+    assert time.monotonic() - started < 25
+    assert codes[0] in (8, STOPPED)
+    assert "Traceback" not in server.log.read_text()
+    assert "going on after step" in distilled(server, ready, ranks=2)
+    assert_same_result(ready, alone)
+
+
+def test_an_error_of_the_first_rank_is_said_once(server, ready):
+    """The others leave with its exit code and without a word."""
+    shutil.rmtree(ready.folder / "student-init")
+    server.start(ready, *SETTINGS, ranks=2)
+    codes = server.wait()
+    assert codes[0] == 5
+    assert codes[1] in (5, -signal.SIGTERM)
+    assert server.log.read_text().count("error:") == 1
+
+
+def test_ranks_share_the_writing_of_a_teacher_cache(server, initialized, tmp_path):
+    """The cache of two ranks holds the bytes of that of one, and students learn alike from it."""
+    cached = "distillation.teacher_outputs={cache: sampled, size: 8}"
+    runs = [TinyRun(initialized.recipe, tmp_path / name) for name in ("one", "two")]
+    for ranks, run in enumerate(runs, start=1):
+        shutil.copytree(initialized.folder, run.folder)
+        distilled(server, run, cached, ranks=ranks)
+    one, two = (
+        {path.relative_to(run.folder): sha256(path) for path in run.folder.rglob("part-*/*.bin")}
+        for run in runs
+    )
+    assert one
+    assert one == two
+    assert_same_result(runs[1], runs[0])
+
+
+def test_masks_drawn_over_a_whole_step_are_refused(server, ready):
+    """No rank sees a whole step."""
+    server.start(
+        ready,
+        *SETTINGS,
+        "teacher.family=bert",
+        "tokens.tokenizer={train: wordpiece, vocabulary_size: 320}",
+        "tokens.language_modeling=masked",
+        "tokens.masking.draw=per_batch",
+        ranks=2,
+    )
+    assert 2 in server.wait()
+    assert "Set it to per_sequence" in server.log.read_text()
+
+
+@pytest.mark.slow
+def test_two_launchers_one_of_them_killed_and_started_again(ready, alone, tmp_path):
+    """torchrun on two nodes: one node dies and comes back, and the result is the same."""
+    source = str(Path(stillhouse.__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+    port = free_port()
+
+    def launch(node: int) -> subprocess.Popen:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
+        command += ["--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
+        command += [f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=stillhouse"]
+        command += [f"--rdzv-conf=is_host={int(node == 0)}", "-m", "stillhouse", "distill"]
+        command += [str(ready.recipe), "--run-dir", str(ready.folder)]
+        command += [part for key in SETTINGS for part in ("--set", key)]
+        log = (tmp_path / f"node-{node}.txt").open("a")
+        return subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+
+    nodes = [launch(0), launch(1)]
+    try:
+        deadline = time.monotonic() + 240
+        while len(lines(ready)) < 4:
+            assert time.monotonic() < deadline, (tmp_path / "node-0.txt").read_text()
+            time.sleep(0.01)
+        os.killpg(nodes[1].pid, signal.SIGKILL)
+        nodes[1].wait()
+        nodes[1] = launch(1)
+        assert [node.wait(timeout=240) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+    said = (tmp_path / "node-0.txt").read_text() + (tmp_path / "node-1.txt").read_text()
+    assert re.search(r"student: going on after step \d", said)
+    assert_same_result(ready, alone)

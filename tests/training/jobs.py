@@ -1,0 +1,135 @@
+"""A tiny student of a tiny teacher, on documents of uneven length, as a training job."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from stillhouse.families import family_of
+from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
+from stillhouse.recipe import LossesRecipe, TrainingRecipe
+from stillhouse.run_folder import Inputs
+from stillhouse.tokens.batches import SequenceSource
+from stillhouse.tokens.packing import CausalSequences
+from stillhouse.tokens.shards import TokenSplit
+from stillhouse.training.floor import Floor, Rates
+from stillhouse.training.job import Objective, TrainingJob, checkpoints_for, plan_batches
+from stillhouse.training.work import Work
+
+VOCABULARY, LENGTH = 40, 16
+FLOOR = Floor(Work({"student_body": 1e6}, {"optimizer": 1e3}, (1, 1, 1), "fp32"), Rates(1e9, 1e9))
+LOSSES = {
+    "soft_target": {"weight": 5.0},
+    "language_modeling": {"weight": 2.0},
+    "hidden_cosine": {"weight": 1.0},
+}
+
+
+class Silent:
+    """A reporter that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def start(self, name: str, done: int, total: int) -> None: ...
+
+    def step(self, step: int, values: dict[str, Any]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def make_model(num_layers: int, seed: int) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=LENGTH,
+        n_embd=16,
+        n_layer=num_layers,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def make_source(lengths: Sequence[int] = (50, 7, 90, 33, 120)) -> CausalSequences:
+    """Documents of uneven length, so that micro-batches differ in their number of rows."""
+    draw = np.random.default_rng(0)
+    ids = np.concatenate([[0, *draw.integers(1, VOCABULARY, size - 1)] for size in lengths])
+    starts = np.cumsum([0, *lengths]).astype(np.uint64)
+    counts = np.bincount(ids, minlength=VOCABULARY).astype(np.uint64)
+    split = TokenSplit("train", VOCABULARY, (ids,), starts, counts, (Path("none"),))
+    return CausalSequences(split, LENGTH, 0, attend_across_documents=False)
+
+
+def make_job(
+    folder: Path,
+    *,
+    model: GPT2LMHeadModel | None = None,
+    losses: dict[str, Any] | None = None,
+    source: SequenceSource | None = None,
+    **settings: Any,
+) -> TrainingJob:
+    """A student of a three-layer teacher, six sequences a step."""
+    model = model or make_model(1, seed=1)
+    family = family_of(model.config)
+    teacher = Teacher(family, make_model(3, seed=0).eval().requires_grad_(False))
+    defaults = {"tokens_per_step": 6 * LENGTH, "max_tokens": 24 * LENGTH, "precision": "fp32"}
+    recipe = TrainingRecipe.model_validate({**defaults, **settings})
+    source = source or make_source()
+    return TrainingJob(
+        "student",
+        model,
+        LanguageModelObjective(
+            family,
+            LossesRecipe.model_validate(losses or LOSSES),
+            teacher=teacher,
+            temperature=2.0,
+        ),
+        plan_batches(source, recipe, seed=3),
+        recipe,
+        checkpoints_for(folder / "checkpoints", Inputs("test", {}, {}), recipe, Silent()),
+        folder / "metrics.jsonl",
+        torch.device("cpu"),
+        FLOOR,
+    )
+
+
+class Poison:
+    """Makes one gradient infinite, or huge, at the given steps, counted from 1, as an overflow
+    would."""
+
+    def __init__(self, model: nn.Module, steps: set[int], *, factor: float = math.inf) -> None:
+        self.steps = steps
+        self.factor = factor
+        self.step = 0
+        model.get_parameter("transformer.ln_f.weight").register_hook(self._poison)
+
+    def _poison(self, gradient: torch.Tensor) -> torch.Tensor:
+        self.step += 1
+        return gradient * self.factor if self.step in self.steps else gradient
+
+
+class Failing:
+    """An objective that fails at its n-th call."""
+
+    def __init__(self, objective: Objective, call: int, error: Exception) -> None:
+        self.objective, self.calls_left, self.error = objective, call, error
+        self.weights, self.rows = objective.weights, objective.rows
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls_left -= 1
+        if not self.calls_left:
+            raise self.error
+        return self.objective(*arguments)
