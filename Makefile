@@ -23,6 +23,12 @@ test: .venv/.installed
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow --timeout=3600
 
+# Every row of docs/reliability.md in full: an hour or two. SECONDS bounds each row.
+SECONDS ?= 3600
+faults: .venv/.installed
+	$(BIN)/python -m tests.faults --seconds $(SECONDS) --output docs/reliability.json
+	$(BIN)/python docs/generate.py
+
 lint: .venv/.installed
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/ruff format --check src tests benchmarks docs

@@ -1,5 +1,6 @@
-"""Writes docs/cli.md and docs/recipe.md from the code, and the README's table of speed from
-benchmarks/results; --check says whether they are up to date."""
+"""Writes docs/cli.md and docs/recipe.md from the code, the README's table of speed from
+benchmarks/results and the table of faults from docs/reliability.json; --check says whether they are
+up to date."""
 
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from speed import with_speed
 
+from faults import with_faults
 from stillhouse.cli import app
 from stillhouse.recipe import PRESETS, Recipe, recipe_names, recipe_text
 
@@ -100,11 +102,12 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    readme = DOCS.parent / "README.md"
+    readme, reliability = DOCS.parent / "README.md", DOCS / "reliability.md"
     pages = {
         DOCS / "cli.md": cli_page(),
         DOCS / "recipe.md": recipe_page(),
         readme: with_speed(readme.read_text(encoding="utf-8")),
+        reliability: with_faults(reliability.read_text(encoding="utf-8")),
     }
     if "--check" in sys.argv:
         stale = [

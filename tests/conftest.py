@@ -1,7 +1,9 @@
 """Tiny seeded models, batches and tokenizers, one maker for each, shared by all tests."""
 
 import os
+import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,21 @@ FIRST_WORD = 5  # ids below stand for special tokens
 # of different processes are equal to the bit.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+HERE = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reaches beyond this machine, whatever it calls; one that tries fails."""
+    connect = socket.socket.connect
+
+    def checked(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in HERE:
+            pytest.fail(f"a test reached for the network: {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", checked)
 
 
 def _tiny_config(family: str, num_layers: int = 2) -> PretrainedConfig:

@@ -13,7 +13,11 @@ def main() -> None:
     """Run the command line and exit with its code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is one message, not fifty
-    sys.exit(_run())
+    try:
+        sys.exit(_run())
+    except KeyboardInterrupt:  # outside of a training, which commits first
+        _complain("Interrupted.")
+        sys.exit(130)
 
 
 def _run() -> int:

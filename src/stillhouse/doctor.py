@@ -76,7 +76,7 @@ def examine_run(folder: Path) -> list[dict[str, str]]:
             run.evaluation,
             run.report,
         ]
-        shared = [run.corpus, run.tokens, run.teacher] if path == folder else []
+        shared = [run.corpus, run.tokens, run.teacher, run.teacher_cache] if path == folder else []
         checkpoints = sorted(path.glob("checkpoints/*/*step-*"))
         findings += [
             _examine(output, folder)

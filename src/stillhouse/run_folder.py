@@ -154,9 +154,13 @@ def read_manifest(output: Path) -> Manifest | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("digest") != fingerprint(data):
+            raise ValueError("its content does not match its digest")
         data["inputs"] = Inputs(**data["inputs"])
-        for facts in data["files"].values():
+        for name, facts in data["files"].items():
             _ = facts["size_bytes"], facts["sha256"]
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{name} lies outside")
         return Manifest(**data)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError(
@@ -366,7 +370,10 @@ def explained_os_errors(path: Path) -> Iterator[None]:
 
 
 def _manifest_bytes(manifest: Manifest) -> bytes:
-    return (json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n").encode()
+    """The manifest and, last, the fingerprint of what it says."""
+    data = json.loads(json.dumps(asdict(manifest)))
+    data["digest"] = fingerprint(data)
+    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

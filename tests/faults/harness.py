@@ -4,10 +4,13 @@
 default suite runs a few trials of each.
 """
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +56,18 @@ def randomness(row: Row, trial: int) -> random.Random:
     return random.Random(digest)
 
 
-def initialized(folder: Path, *overrides: str) -> TinyRun:
-    """A tiny run that is ready to distil."""
+def initialized(folder: Path) -> TinyRun:
+    """A tiny run that is ready to distil, in a folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
+    return copy_of(_made_once(), folder / "run")
+
+
+@functools.cache
+def _made_once() -> TinyRun:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
     run = TinyRun(write_recipe(folder), folder / "run")
-    settings = [part for key in overrides for part in ("--set", key)]
-    outcome = run.call("run", "--until", "init", *settings)
+    outcome = run.call("run", "--until", "init")
     assert outcome.code == 0, outcome.err
     return run
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny_run import TinyRun
+from tests.pipeline.tiny_run import TinyRun
 
 import stillhouse
 
@@ -73,9 +73,11 @@ class Server:
             cwd=folder,
         )
 
-    def start(self, run: TinyRun, *overrides: str, ranks: int = 1) -> list[int]:
-        """Begin to distil; returns the processes' ids."""
-        arguments = ["stillhouse", "distill", str(run.recipe), "--run-dir", str(run.folder)]
+    def start(
+        self, run: TinyRun, *overrides: str, ranks: int = 1, command: str = "distill"
+    ) -> list[int]:
+        """Begin a command; returns the processes' ids."""
+        arguments = ["stillhouse", command, str(run.recipe), "--run-dir", str(run.folder)]
         arguments += [part for key in overrides for part in ("--set", key)]
         common = {
             "MASTER_ADDR": "127.0.0.1",

@@ -1,9 +1,6 @@
 """Training that is stopped, killed or damaged ends with the bits of training that was not."""
 
-import contextlib
 import json
-import os
-import random
 import shutil
 import signal
 import time
@@ -11,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Server, kill
-from tiny_run import TinyRun, sha256
+from tests.pipeline.processes import Server, kill
+from tests.pipeline.tiny_run import TinyRun, sha256
 
 STEPS = 60
 LONGER = (f"distillation.max_tokens={STEPS * 256}", "distillation.micro_batch_tokens=128")
@@ -67,16 +64,6 @@ def wait_for_step(run: TinyRun, step: int) -> None:
         time.sleep(0.002)
 
 
-def wait_for_save(run: TinyRun, seconds: float) -> None:
-    """Return inside a checkpoint's save, or after so many seconds."""
-    deadline = time.monotonic() + seconds
-    folder = run.folder / "checkpoints/student"
-    while time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError):
-            if any(name.startswith(".step-") for name in os.listdir(folder)):
-                return
-
-
 def interrupted(server: Server, run: TinyRun, *, step: int, number: int = signal.SIGTERM) -> str:
     """Distil, and stop by a signal after `step`; returns what was said."""
     processes = server.start(run, *LONGER)
@@ -105,47 +92,6 @@ def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterru
     assert f"student: going on after step {committed}" in log
     assert (weights(ready), losses(ready)) == uninterrupted
     assert not (ready.folder / "checkpoints/student").exists()
-
-
-def kill_and_resume(server: Server, run: TinyRun, kills: int) -> int:
-    """Kill training so many times, half of them inside a save; then let it end.
-
-    Returns how many of the kills met a running process.
-    """
-    draw = random.Random(20)
-    met = 0
-    for number in range(kills):
-        processes = server.start(run, *LONGER, EVERY_STEP)
-        done = len(checkpoints(run)) and int(checkpoints(run)[-1].name.removeprefix("step-"))
-        wait_for_step(run, min(STEPS - 1, done + draw.randint(1, 2 * STEPS // kills // 3)))
-        time.sleep(draw.uniform(0, 0.02))
-        if number % 2:
-            wait_for_save(run, seconds=0.2)
-        before = {path.name for path in checkpoints(run)}
-        kill(processes, signal.SIGKILL)
-        if server.wait() == [-signal.SIGKILL]:
-            met += 1
-            assert not before or max(before) <= checkpoints(run)[-1].name
-        else:  # it was done before the kill came: begin again
-            shutil.rmtree(run.folder / "student")
-    code, log = server.distill(run, *LONGER, EVERY_STEP)
-    assert code == 0, log
-    return met
-
-
-def test_a_killed_training_goes_on_to_the_same_weights(server, ready, uninterrupted):
-    """`kill -9` loses no committed step and leaves no trace in the result."""
-    assert kill_and_resume(server, ready, 2) == 2
-    assert (weights(ready), losses(ready)) == uninterrupted
-    assert not list(ready.folder.rglob("*.tmp-*"))
-
-
-@pytest.mark.slow
-def test_twenty_random_kills_end_with_the_same_weights(server, ready, uninterrupted):
-    """The same, twenty times in one training or its repetitions."""
-    assert kill_and_resume(server, ready, 20) >= 15
-    assert (weights(ready), losses(ready)) == uninterrupted
-    assert not list(ready.folder.rglob("*.tmp-*"))
 
 
 @pytest.mark.parametrize(

@@ -11,23 +11,18 @@ part, which the first rank writes. A checkpoint of any number of parts goes on u
 ranks.
 """
 
-import itertools
 import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from safetensors import SafetensorError
+from torch import nn
 
 from stillhouse.errors import ResourceError, RunError
 from stillhouse.run_folder import (
@@ -38,6 +33,7 @@ from stillhouse.run_folder import (
     temporary_path,
     verify,
 )
+from stillhouse.training.parts import Part, State, check_shapes, is_sharded, restore
 from stillhouse.training.ranks import ALONE, Ranks
 
 LONGEST_SAVE_SECONDS = 1800.0
@@ -108,11 +104,13 @@ class Checkpoints:
         if progress.step == self._newest:
             return
         self._newest, target = progress.step, self._path(progress.step)
-        weights, state = _model_tensors(model), _optimizer_tensors(model, optimizer)
-        if not self.ranks.is_first and not _is_sharded(model):
+        part = Part(0, 1)
+        if is_sharded(model):
+            part = Part(self.ranks.rank, self.ranks.size)
+        elif not self.ranks.is_first:
             return
-        part = _Part(self.ranks.rank, self.ranks.size) if _is_sharded(model) else _Part(0, 1)
-        self._saving = _Saving(lambda: self._write(target, part, weights, state, progress))
+        state = State.of(model, optimizer)
+        self._saving = _Saving(lambda: self._write(target, part, state, progress))
 
     def wait(self) -> None:
         """Wait until this rank has written what it was given; raises what went wrong."""
@@ -142,12 +140,13 @@ class Checkpoints:
         Raises:
             RunError: the checkpoint was written under another recipe, or none of several is intact.
         """
-        names = {name for name, _ in model.named_parameters()}
-        self._newest = self.ranks.from_first(lambda: self._newest_intact(names))
+        shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+        self._newest = self.ranks.from_first(lambda: self._newest_intact(shapes))
         self._first_process = self.ranks.from_first(os.getpid)
         if not self._newest:
             return None
-        return _restore(self._path(self._newest), model, optimizer)
+        restore(self._path(self._newest), model, optimizer)
+        return _read_progress(self._path(self._newest))
 
     def clear(self) -> None:
         """Remove every checkpoint: the result they led to is committed."""
@@ -157,25 +156,15 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _write(
-        self,
-        target: Path,
-        part: "_Part",
-        weights: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-        progress: Progress,
-    ) -> None:
+    def _write(self, target: Path, part: Part, state: State, progress: Progress) -> None:
         if part.number:  # the first rank makes the folder, and commits what all wrote
             temporary = temporary_path(target, self._first_process)
             _wait_until(temporary.is_dir, str(temporary))
-            part.write(temporary, weights, state)
+            part.write(temporary, state)
             return
-        needed = part.count * sum(
-            t.nbytes for t in itertools.chain(weights.values(), state.values())
-        )
-        _check_space(self.folder, needed)
+        _check_space(self.folder, part.count * state.size_bytes)
         with commit_folder(target, self.inputs) as temporary:
-            part.write(temporary, weights, state)
+            part.write(temporary, state)
             (temporary / "state.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
             _wait_until(lambda: part.all_are_written(temporary), f"all parts of {target}")
         for old in self._superseded():
@@ -189,7 +178,7 @@ class Checkpoints:
             if every is None or int(path.name.removeprefix("step-")) % every
         ]
 
-    def _newest_intact(self, names: set[str]) -> int:
+    def _newest_intact(self, shapes: Mapping[str, list[int]]) -> int:
         """The step of the newest intact checkpoint, or 0; what is damaged is moved aside."""
         found = self.committed()
         for path in reversed(found):
@@ -197,11 +186,12 @@ class Checkpoints:
                 verify(path)
                 if not is_up_to_date(path, self.inputs):
                     raise _ChangedError(self._changed_message(path))
-                _check_content(path, names)
+                check_shapes(path, shapes)
+                _read_progress(path)
                 return int(path.name.removeprefix("step-"))
             except _ChangedError as error:
                 raise RunError(str(error)) from None
-            except (RunError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            except (RunError, SafetensorError, ValueError, LookupError, TypeError) as error:
                 aside = path.with_name(f"damaged-{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
@@ -256,29 +246,6 @@ class _Saving:
             raise self._error
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One rank's files of a checkpoint, of so many."""
-
-    number: int
-    count: int
-
-    def path(self, folder: Path, kind: str) -> Path:
-        return folder / f"{kind}-{self.number + 1:05d}-of-{self.count:05d}.safetensors"
-
-    def write(
-        self, folder: Path, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
-    ) -> None:
-        for kind, tensors in (("model", weights), ("optimizer", state)):
-            path = self.path(folder, kind)
-            unfinished = path.with_suffix(".unfinished")
-            save_file(dict(tensors), unfinished)
-            unfinished.rename(path)
-
-    def all_are_written(self, folder: Path) -> bool:
-        return len(list(folder.glob("*.safetensors"))) == 2 * self.count
-
-
 def _wait_until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + LONGEST_SAVE_SECONDS
     while not condition():
@@ -298,103 +265,15 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """A copy in memory of its own on the processor: of a sharded tensor this rank's rows."""
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.detach().to("cpu", copy=True).contiguous()
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: _own(parameter) for name, parameter in model.named_parameters()}
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": _own(value)
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _check_content(path: Path, names: set[str]) -> None:
-    """That a verified checkpoint is of this model, and its progress can be read."""
-    with _Tensors(path, "model") as tensors:
-        if set(tensors.names) != names:
-            raise ValueError(f"{path} holds the parameters of another model")
-    _read_progress(path)
-
-
 def _read_progress(path: Path) -> Progress:
+    """Raises ValueError, TypeError or KeyError where a value is not what it should be."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return Progress(**{**state, "recent_norms": tuple(state["recent_norms"])})
-
-
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    parameters = dict(model.named_parameters())
-    with torch.no_grad(), _Tensors(path, "model") as tensors:
-        for name, parameter in parameters.items():
-            tensors.copy_into(parameter, name)
-    with torch.no_grad(), _Tensors(path, "optimizer") as tensors:
-        for full_name in tensors.names:
-            name, _, key = full_name.rpartition("/")
-            parameter = parameters[name]
-            if key == "step":
-                on_device = parameter.device.type != "cpu"
-                value = tensors.rows(full_name, slice(None))
-                value = value.to(parameter.device) if on_device else value
-            else:
-                value = torch.empty_like(parameter, requires_grad=False)
-                tensors.copy_into(value, full_name)
-            optimizer.state[parameter][key] = value
-    return _read_progress(path)
-
-
-class _Tensors:
-    """The tensors of one kind in a checkpoint, whichever parts they lie in."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self._paths = sorted(folder.glob(f"{kind}-*.safetensors"))
-        self._stack = ExitStack()
-        self._files: list[Any] = []
-
-    def __enter__(self) -> "_Tensors":
-        for path in self._paths:
-            self._files.append(self._stack.enter_context(safe_open(path, framework="pt")))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._files[0].keys()
-
-    def copy_into(self, target: Tensor, name: str) -> None:
-        """Fill a tensor, or this rank's rows of a sharded one."""
-        if not isinstance(target, DTensor):
-            target.copy_(self.rows(name, slice(None)))
-            return
-        mesh, local = target.device_mesh, target.to_local()
-        rows_of_a_rank = -(-target.shape[0] // mesh.size())
-        first = min(mesh.get_local_rank() * rows_of_a_rank, target.shape[0])
-        local.copy_(self.rows(name, slice(first, first + len(local))))
-
-    def rows(self, name: str, wanted: slice) -> Tensor:
-        """Some rows of the first axis, or all; of a single number the number."""
-        slices = [file.get_slice(name) for file in self._files]
-        if not slices[0].get_shape():
-            return self._files[0].get_tensor(name)
-        starts = [0, *itertools.accumulate(piece.get_shape()[0] for piece in slices)]
-        first, stop, _ = wanted.indices(starts[-1])
-        return torch.cat(
-            [
-                piece[max(first - start, 0) : min(stop, end) - start]
-                for piece, start, end in zip(slices, starts, starts[1:], strict=False)
-                if start < stop and end > first
-            ]
-            or [slices[0][0:0]]
-        )
+    state["recent_norms"] = tuple(map(float, state["recent_norms"]))
+    progress = Progress(**state)
+    counts = (progress.step, progress.tokens, progress.skipped_steps)
+    optional = progress.micro_batch_sequences
+    if not all(type(count) is int for count in counts) or (optional is not None and optional < 1):
+        raise ValueError(f"{path}/state.json holds what cannot be counted")
+    if progress.step != int(path.name.removeprefix("step-")) or not progress.seconds >= 0:
+        raise ValueError(f"{path}/state.json holds the state of another step")
+    return progress

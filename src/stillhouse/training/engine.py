@@ -74,7 +74,7 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
                     number,
                 )
             job.checkpoints.finish()
-    except BaseException:
+    except Exception:
         job.checkpoints.abandon()
         raise
     finally:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from stillhouse.families import family_of
 from stillhouse.tokens.batches import Batch
+from stillhouse.training.parts import is_sharded
 from stillhouse.training.ranks import Ranks, lost_ranks_explained
 
 
@@ -83,7 +84,10 @@ def replicate(lesson: Lesson, blank: Batch, coefficients: Mapping[str, float]) -
     return replica
 
 
-def _sum(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+def _sum(
+    _: object,
+    bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
+) -> torch.futures.Future[Tensor]:
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda future: future.value()[0])
@@ -102,10 +106,6 @@ def communicating(module: nn.Module, *, last: bool) -> Iterator[None]:
             yield
 
 
-def is_sharded(module: nn.Module) -> bool:
-    return isinstance(module, FSDPModule)
-
-
 def whole(value: Tensor) -> Tensor:
     """A value that is the same on all ranks as a plain tensor."""
     return value.full_tensor() if isinstance(value, DTensor) else value
@@ -113,9 +113,9 @@ def whole(value: Tensor) -> Tensor:
 
 def whole_model(model: PreTrainedModel) -> PreTrainedModel:
     """The model with all of its weights on each rank, where they were sharded on the processor."""
-    parameters = dict(model.named_parameters())
-    if not any(isinstance(parameter, DTensor) for parameter in parameters.values()):
+    if not is_sharded(model):
         return model
+    parameters = dict(model.named_parameters())
     gathered = type(model)(model.config)
     with torch.no_grad(), lost_ranks_explained():
         for name, parameter in gathered.named_parameters():

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -31,8 +32,10 @@ from stillhouse.training.optimizer import (
     learning_rate_factor,
     set_learning_rate,
 )
-from stillhouse.training.parallel import communicating, is_sharded, whole
+from stillhouse.training.parallel import communicating, whole
+from stillhouse.training.parts import is_sharded
 from stillhouse.training.progress import Reporter
+from stillhouse.training.ranks import lost_ranks_explained
 from stillhouse.training.signals import StopRequest
 
 TERM_NORMS_EVERY_STEPS = 50
@@ -56,6 +59,7 @@ class Steps:
     precision: Precision
     reporter: Reporter
     _skipped_in_a_row: int = field(default=0, init=False)
+    _refused: bool = field(default=False, init=False)
 
     def run(self, stop: StopRequest) -> dict[str, int | float] | None:
         """One optimizer step's metrics; None where a stop was asked for before it was complete."""
@@ -66,7 +70,7 @@ class Steps:
                 return None
             self._halve_the_micro_batch()
         means, norms, tokens = found
-        grad_norm = float(whole(self._clip()))
+        grad_norm = float(self._clip())
         learning_rate = self._update(means, grad_norm)
         seconds = time.monotonic() - started
         done = self.progress
@@ -100,27 +104,22 @@ class Steps:
         }
         sums: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
-        refused = False
+        sharded, self._refused = is_sharded(self.lesson), False
         for place, (number, part) in enumerate(parts):
             last = place == len(parts) - 1
             micro = part.to(job.device)
+            if place == 0 and len(coefficients) > 1:
+                with self._watching(others_wait=sharded):
+                    norms = self._term_norms(micro, coefficients, number)
             with communicating(self.lesson, last=last):
-                try:
-                    if place == 0 and len(coefficients) > 1:
-                        norms = self._term_norms(micro, coefficients, number)
+                with self._watching(others_wait=sharded):
                     loss, values = self._forward(micro, coefficients, number)
-                except (MemoryError, RuntimeError) as error:
-                    self._refused(error, among_others=is_sharded(self.lesson))
-                    loss, values, refused = None, {}, True
-                reason = ranks.highest(OUT_OF_MEMORY if refused else stop.signal_number or 0)
-                if reason or loss is None:
+                reason = OUT_OF_MEMORY if self._refused else stop.signal_number or 0
+                if reason := ranks.highest(reason):
                     return reason
-                try:
+                with self._watching(others_wait=sharded or last):
                     loss.backward()
-                except (MemoryError, RuntimeError) as error:
-                    self._refused(error, among_others=last or is_sharded(self.lesson))
-                    refused = True
-            if refused and last:
+            if self._refused and last:
                 return OUT_OF_MEMORY
             for name, value in values.items():
                 sums[name] = sums[name] + value if name in sums else value
@@ -177,12 +176,21 @@ class Steps:
                 self.optimizer.zero_grad(set_to_none=True)
         return norms
 
-    def _refused(self, error: Exception, *, among_others: bool) -> None:
-        """Pass over memory that was refused, unless other ranks already wait for this pass."""
-        if not is_out_of_memory(error):
-            raise error
-        if among_others and self.job.ranks.size > 1:
-            raise self._too_large() from error
+    @contextmanager
+    def _watching(self, *, others_wait: bool) -> Iterator[None]:
+        """Within, memory that is refused is noted, unless other ranks already wait for this pass.
+
+        Raises:
+            ResourceError: they do.
+        """
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if others_wait and self.job.ranks.size > 1:
+                raise self._too_large() from error
+            self._refused = True
 
     def _halve_the_micro_batch(self) -> None:
         """The same step again in smaller parts, and so from now on.
@@ -207,9 +215,13 @@ class Steps:
 
     def _clip(self) -> Tensor:
         """Limit the gradient's norm; returns what it was before."""
-        return torch.nn.utils.clip_grad_norm_(
-            list(learning_parameters(self.optimizer)), self.job.recipe.optimizer.max_grad_norm
-        )
+        with lost_ranks_explained():
+            return whole(
+                torch.nn.utils.clip_grad_norm_(
+                    list(learning_parameters(self.optimizer)),
+                    self.job.recipe.optimizer.max_grad_norm,
+                )
+            )
 
     def _read(self, values: Mapping[str, Tensor], *, over_ranks: bool = True) -> dict[str, float]:
         """Single values as numbers, all at once."""

@@ -1,0 +1,32 @@
+"""The table of docs/reliability.md, from the raw results in docs/reliability.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("reliability.json")
+BEGIN, END = "<!-- faults: from docs/reliability.json, by make docs -->", "<!-- end of faults -->"
+
+
+def with_faults(page: str) -> str:
+    """The page with a fresh table between its two marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{fault_table()}\n{END}{after}"
+
+
+def fault_table() -> str:
+    """Markdown: what was injected, what held, how often, and how many trials failed."""
+    lines = ["| row | fault | what holds | trials | failed | commit |", "|---|---|---|---|---|---|"]
+    lines += [_line(row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]]
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any]) -> str:
+    wanted = "" if row["trials"] == row["wanted"] else f" of {row['wanted']:,}"
+    return (
+        f"| {row['row']} | {row['fault']} | {row['holds']} | {row['trials']:,}{wanted} | "
+        f"{len(row['failures'])} | {row['commit'][:7]} |"
+    )

@@ -1,0 +1,105 @@
+"""A disk that fails: the n-th write to a folder raises what the operating system would.
+
+What Python writes is caught where pathlib and os do it; what safetensors writes, at its
+`save_file`, which then leaves half a file behind and speaks of the error as it does itself.
+"""
+
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers.modeling_utils
+from safetensors import SafetensorError
+
+import stillhouse.training.parts
+
+
+class FailingDisk:
+    """Counts the writes below a folder; from the n-th on each fails, as a full disk does."""
+
+    def __init__(self, folder: Path, fails_at: int | None, number: int) -> None:
+        self.folder = str(folder)
+        self.fails_at = fails_at
+        self.number = number
+        self.writes = 0
+        self._lock = threading.Lock()
+
+    def refuses(self, path: Any) -> bool:
+        """Whether this write fails."""
+        if not str(path).startswith(self.folder):
+            return False
+        with self._lock:
+            self.writes += 1
+            return self.fails_at is not None and self.writes >= self.fails_at
+
+    def error(self, path: Any) -> OSError:
+        return OSError(self.number, os.strerror(self.number), str(path))
+
+
+@contextmanager
+def failing_disk(folder: Path, fails_at: int | None, number: int) -> Iterator[FailingDisk]:
+    """Within, the disk below `folder` fails with the error `number` from the n-th write on."""
+    disk = FailingDisk(folder, fails_at, number)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkdir", "rename", "replace"):
+            _fail_before(patch, pathlib.Path, name, disk)
+        _fail_on_open(patch, disk)
+        _fail_on_fsync(patch, disk)
+        for module, name in (
+            (stillhouse.training.parts, "save_file"),
+            (transformers.modeling_utils, "safe_save_file"),
+        ):
+            _fail_half_way(patch, module, name, disk)
+        yield disk
+
+
+def _fail_before(patch: pytest.MonkeyPatch, owner: Any, name: str, disk: FailingDisk) -> None:
+    original = getattr(owner, name)
+
+    def failing(self: Path, *arguments: Any, **named: Any) -> Any:
+        if disk.refuses(self):
+            raise disk.error(self)
+        return original(self, *arguments, **named)
+
+    patch.setattr(owner, name, failing)
+
+
+def _fail_on_open(patch: pytest.MonkeyPatch, disk: FailingDisk) -> None:
+    original = pathlib.Path.open
+
+    def failing(self: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        if set(mode) & set("wax+") and self.name != ".lock" and disk.refuses(self):
+            raise disk.error(self)
+        return original(self, mode, *arguments, **named)
+
+    patch.setattr(pathlib.Path, "open", failing)
+
+
+def _fail_on_fsync(patch: pytest.MonkeyPatch, disk: FailingDisk) -> None:
+    original = os.fsync
+
+    def failing(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if disk.refuses(path):
+            raise disk.error(path)
+        original(descriptor)
+
+    patch.setattr(os, "fsync", failing)
+
+
+def _fail_half_way(patch: pytest.MonkeyPatch, module: Any, name: str, disk: FailingDisk) -> None:
+    original: Callable[..., Any] = getattr(module, name)
+
+    def failing(tensors: Any, path: Any, *arguments: Any, **named: Any) -> Any:
+        original(tensors, path, *arguments, **named)
+        if disk.refuses(path):
+            os.truncate(path, os.path.getsize(path) // 2)
+            text = os.strerror(disk.number)
+            raise SafetensorError(f"I/O error: {text} (os error {disk.number})")
+
+    patch.setattr(module, name, failing)

@@ -1,0 +1,285 @@
+"""Faults in training: kills, signals, numbers that are not finite, memory that is refused."""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.faults.harness import Trial, copy_of, initialized, row
+from tests.pipeline.processes import Server, kill
+from tests.pipeline.tiny_run import TinyRun, sha256
+from tests.training.jobs import LENGTH, Failing, Poison, Silent, make_job
+
+from stillhouse.errors import ResourceError, TrainingError
+from stillhouse.run_folder import verify
+from stillhouse.training.engine import train
+
+STEPS = 24
+LONGER = (f"distillation.max_tokens={STEPS * 256}", "distillation.micro_batch_tokens=128")
+EVERY_STEP = "distillation.checkpoint.every_steps=1"
+REFUSED = (
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+)
+
+
+def metrics(run: TinyRun) -> list[dict]:
+    path = run.folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    complete = [text for text in path.read_text().splitlines(keepends=True) if text.endswith("\n")]
+    return [line for line in map(json.loads, complete) if line["model"] == "student"]
+
+
+def outcome(run: TinyRun) -> tuple[str, list[tuple[int, float]]]:
+    """The hash of the student's weights, and the loss of each step."""
+    losses = [(line["step"], line["loss"]) for line in metrics(run)]
+    return sha256(run.folder / "student/model.safetensors"), losses
+
+
+def checkpoints(run: TinyRun) -> list[Path]:
+    return sorted((run.folder / "checkpoints/student").glob("step-*"))
+
+
+def begin_again(run: TinyRun) -> None:
+    shutil.rmtree(run.folder / "student")
+    (run.folder / "metrics.jsonl").unlink()
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+class Interrupted:
+    """One run that is interrupted again and again, and compared whenever it comes to its end."""
+
+    def __init__(self, server: Server, folder: Path, *settings: str, ranks: int = 1) -> None:
+        self.server, self.settings, self.ranks = server, settings, ranks
+        ready = initialized(folder)
+        whole = copy_of(ready, folder / "whole")
+        self.distill(whole)
+        self.expected = outcome(whole)
+        self.run = copy_of(ready, folder / "interrupted")
+
+    def distill(self, run: TinyRun) -> None:
+        code, log = self.server.distill(run, *self.settings, ranks=self.ranks)
+        assert code == 0, log
+
+    def start(self, draw: random.Random) -> list[int]:
+        """Start, and return some steps later; now and then before the first."""
+        if (self.run.folder / "student").exists():
+            begin_again(self.run)
+        kept = checkpoints(self.run)
+        done = int(kept[-1].name.removeprefix("step-")) if kept else 0
+        lines = [line for line in metrics(self.run) if line["step"] <= done]
+        if lines:
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (self.run.folder / "metrics.jsonl").write_text(text)
+        processes = self.server.start(self.run, *self.settings, ranks=self.ranks)
+        if draw.random() < 0.1:
+            time.sleep(draw.uniform(0, 1))
+            return processes
+        wanted = min(STEPS - 1, done + draw.randint(1, 8))
+        deadline = time.monotonic() + 120
+        while len(metrics(self.run)) < wanted:
+            assert time.monotonic() < deadline, self.server.log.read_text()
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.02))
+        return processes
+
+    def compare_if_done(self) -> None:
+        if (self.run.folder / "student").exists():
+            assert outcome(self.run) == self.expected
+
+    def finish(self) -> None:
+        self.distill(self.run)
+        assert outcome(self.run) == self.expected
+        assert not list(self.run.folder.rglob("*.tmp-*"))
+
+
+def killed(folder: Path, *settings: str, ranks: int = 1) -> Iterator[Trial]:
+    with serving(folder) as server:
+        job = Interrupted(server, folder, *LONGER, EVERY_STEP, *settings, ranks=ranks)
+
+        def trial(draw: random.Random) -> None:
+            processes = job.start(draw)
+            if draw.random() < 0.5:
+                wait_for_save(job.run, seconds=0.2)
+            before = {path.name for path in checkpoints(job.run)}
+            kill([draw.choice(processes)], signal.SIGKILL)
+            server.wait()
+            if not (job.run.folder / "student").exists():
+                after = checkpoints(job.run)
+                assert max(before, default="") <= max((path.name for path in after), default="")
+                for path in after[-1:]:
+                    verify(path)
+            job.compare_if_done()
+
+        yield trial
+        job.finish()
+
+
+def wait_for_save(run: TinyRun, seconds: float) -> None:
+    """Return inside a checkpoint's save, or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(run.folder / "checkpoints/student")
+            if any(name.startswith(".step-") for name in names):
+                return
+
+
+@row(
+    1,
+    "kill -9 at random moments, half of them inside a save",
+    "the newest commit is intact, none is lost, the end has the same bits",
+    full=300,
+    sample=2,
+)
+def kills(folder: Path) -> Iterator[Trial]:
+    yield from killed(folder)
+
+
+@row(
+    1,
+    "kill -9 of one of two ranks",
+    "the other leaves; then as with one rank",
+    full=50,
+    sample=1,
+)
+def kills_of_a_rank(folder: Path) -> Iterator[Trial]:
+    yield from killed(folder, ranks=2)
+
+
+@row(
+    2,
+    "stopped three times in one run; epochs 1 to 3, one or four micro-batches a step",
+    "losses, weights and sample order have the same bits",
+    full=6,
+    sample=1,
+)
+def resumed(folder: Path) -> Iterator[Trial]:
+    combinations = itertools.cycle(itertools.product((1, 2, 3), (256, 64)))
+    with serving(folder) as server:
+
+        def trial(draw: random.Random) -> None:
+            epochs, micro = next(combinations)
+            settings = (
+                "distillation.max_tokens=null",
+                f"distillation.epochs={epochs}",
+                f"distillation.micro_batch_tokens={micro}",
+            )
+            place = folder / f"{epochs}-{micro}-{draw.random()}"
+            job = Interrupted(server, place, *settings)
+            for _ in range(3):
+                kill(job.start(draw), signal.SIGTERM)
+                assert server.wait() in ([128 + signal.SIGTERM], [0], [-signal.SIGTERM])
+            job.finish()
+
+        yield trial
+
+
+@row(
+    4,
+    "SIGTERM or SIGINT",
+    "stops in under 25 s with the last step committed; the end has the same bits",
+    full=100,
+    sample=2,
+)
+def signals(folder: Path) -> Iterator[Trial]:
+    with serving(folder) as server:
+        job = Interrupted(server, folder, *LONGER)
+
+        def trial(draw: random.Random) -> None:
+            number = draw.choice((signal.SIGTERM, signal.SIGINT))
+            processes = job.start(draw)
+            asked = time.monotonic()
+            kill(processes, number)
+            code = server.wait()
+            assert time.monotonic() - asked < 25
+            # Before training begins, SIGTERM ends a process as it does any other.
+            assert code in ([128 + number], [0], [-signal.SIGTERM]), server.log.read_text()
+            assert "Traceback" not in server.log.read_text()
+            if "which is committed" in server.log.read_text() and metrics(job.run):
+                committed = json.loads((checkpoints(job.run)[-1] / "state.json").read_text())
+                assert committed["step"] == metrics(job.run)[-1]["step"]
+            job.compare_if_done()
+
+        yield trial
+        job.finish()
+
+
+@row(
+    7,
+    "NaN, infinity or a spike in gradients, at random steps",
+    "each is skipped, counted and said; weights stay finite; five in a row end the training",
+    full=100,
+    sample=3,
+)
+def poisoned(folder: Path) -> Iterator[Trial]:
+    def trial(draw: random.Random) -> None:
+        factor = draw.choice((math.nan, math.inf, -math.inf, 1e6))
+        steps = set(draw.sample(range(18, 40), draw.randint(1, 12)))
+        groups = itertools.groupby(range(1, 41), steps.__contains__)
+        runs = [len(list(group)) for bad, group in groups if bad]
+        place = folder / str(draw.random())
+        settings = {"micro_batch_tokens": 6 * LENGTH, "max_tokens": 40 * 6 * LENGTH}
+        job = make_job(place, losses={"soft_target": {"weight": 1.0}}, **settings)
+        Poison(job.model, steps, factor=factor)
+        reporter = Silent()
+        if max(runs) >= 5:
+            with pytest.raises(TrainingError):
+                train(job, reporter)
+        else:
+            assert train(job, reporter).skipped_steps == len(steps)
+            assert sum("is skipped" in line for line in reporter.said) == len(steps)
+        assert all(torch.isfinite(parameter).all() for parameter in job.model.parameters())
+        shutil.rmtree(place)
+
+    yield trial
+
+
+@row(
+    8,
+    "memory refused at a random micro-batch",
+    "the micro-batch is halved and the result the same, or one clear error",
+    full=50,
+    sample=3,
+)
+def refused(folder: Path) -> Iterator[Trial]:
+    whole = make_job(folder / "whole", micro_batch_tokens=4 * LENGTH)
+    train(whole, Silent())
+    expected = list(whole.model.parameters())
+
+    def trial(draw: random.Random) -> None:
+        place = folder / str(draw.random())
+        sequences = draw.choice((1, 2, 4, 6))
+        job = make_job(place, micro_batch_tokens=sequences * LENGTH)
+        objective = Failing(job.objective, draw.randint(1, 7), draw.choice(REFUSED))
+        job = replace(job, objective=objective)
+        if sequences == 1:
+            with pytest.raises(ResourceError, match="micro-batch of 1 sequences"):
+                train(job, Silent())
+            return
+        assert train(job, Silent()).micro_batch_sequences
+        for parameter, other in zip(job.model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter, other, rtol=1e-3, atol=1e-5)
+        shutil.rmtree(place)
+
+    yield trial
