@@ -39,7 +39,12 @@ from stillhouse.objectives.language_model import (
     LanguageModelObjective,
     Teacher,
 )
-from stillhouse.recipe import CacheKind, LossesRecipe, OptimizerRecipe, StudentRecipe
+from stillhouse.recipe import (
+    CacheKind,
+    LossesRecipe,
+    OptimizerRecipe,
+    StudentRecipe,
+)
 from stillhouse.samples.text import sample_documents
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student

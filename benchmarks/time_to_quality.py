@@ -39,7 +39,8 @@ from stillhouse.errors import StillhouseError
 from stillhouse.evaluation.perplexity import mean_loss
 from stillhouse.families import family_of, load_model
 from stillhouse.pipeline import Options, Pipeline
-from stillhouse.recipe import Recipe, parse_recipe
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import parse_recipe
 from stillhouse.run_folder import RunFolder, read_manifest
 from stillhouse.tokens.batches import Batch, SequenceSource
 from stillhouse.tokens.source import open_source

@@ -13,7 +13,8 @@ from speed import with_speed
 
 from faults import with_faults
 from stillhouse.cli import app
-from stillhouse.recipe import PRESETS, Recipe, recipe_names, recipe_text
+from stillhouse.recipe import PRESETS, Recipe
+from stillhouse.recipe_file import recipe_names, recipe_text
 
 DOCS = Path(__file__).parent
 

@@ -11,14 +11,10 @@ from stillhouse.recipe import (
     Recipe,
     TeacherRecipe,
     TrainedTokenizer,
-    dump_recipe,
-    load_recipe,
-    parse_recipe,
-    recipe_names,
     recipe_part,
-    recipe_text,
     shaping_part,
 )
+from stillhouse.recipe_file import dump_recipe, load_recipe, parse_recipe, recipe_names, recipe_text
 
 LEAST = "teacher: some/model\ncorpus: {source: sample}\n"
 TRAINED = """

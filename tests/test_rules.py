@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 import stillhouse
-from stillhouse.recipe import recipe_names
+from stillhouse.recipe_file import recipe_names
 
 ROOT = Path(stillhouse.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-GROUND = {"errors", "machine", "recipe", "run_folder", "stages"}
+GROUND = {"errors", "machine", "recipe", "recipe_file", "run_folder", "stages"}
 TOOLS = {"families", "objectives", "tokens", "training", "generation", "samples"}
 STAGES = {"corpus", "teacher", "student", "distillation", "evaluation", "report"}
 TOP = {"__init__", "__main__", "cli", "pipeline", "check", "doctor"}
@@ -34,6 +34,7 @@ ARROWS = {
     "errors": set(),
     "machine": set(),
     "recipe": {"errors"},
+    "recipe_file": {"errors", "recipe"},
     "run_folder": {"errors", "machine"},
     "stages": {"errors"},
 }

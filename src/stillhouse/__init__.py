@@ -41,7 +41,7 @@ def run(
         overrides: Settings such as "distillation.temperature=1".
     """
     from stillhouse.pipeline import Options, Pipeline
-    from stillhouse.recipe import load_recipe
+    from stillhouse.recipe_file import load_recipe
     from stillhouse.run_folder import RunFolder
     from stillhouse.stages import STAGES
     from stillhouse.training.progress import ConsoleReporter

@@ -23,7 +23,12 @@ from stillhouse.families import (
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.objectives.chunks import CHUNK_BYTES
 from stillhouse.objectives.relation_term import check_relation
-from stillhouse.recipe import Recipe, TeacherRecipe, TrainedTokenizer, TrainingRecipe
+from stillhouse.recipe import (
+    Recipe,
+    TeacherRecipe,
+    TrainedTokenizer,
+    TrainingRecipe,
+)
 from stillhouse.student.plan import check_sequence_length, plan_student
 from stillhouse.tokens.source import check_vocabulary
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens

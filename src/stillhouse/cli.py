@@ -98,7 +98,7 @@ def check(
     Reads configurations only; writes nothing.
     """
     from stillhouse.check import check_recipe, print_check
-    from stillhouse.recipe import load_recipe
+    from stillhouse.recipe_file import load_recipe
 
     name, parsed = load_recipe(recipe, overrides or [])
     result = check_recipe(name, parsed, offline=offline)
@@ -268,7 +268,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.")] = None,
 ) -> None:
     """List the packaged recipes, or print one to copy."""
-    from stillhouse.recipe import recipe_names, recipe_text
+    from stillhouse.recipe_file import recipe_names, recipe_text
 
     if name is not None:
         print(recipe_text(name)[1], end="")
@@ -304,7 +304,7 @@ def _run_stages(
     only: str | None = None,
     until: str | None = None,
 ) -> None:
-    from stillhouse.recipe import load_recipe
+    from stillhouse.recipe_file import load_recipe
 
     name, parsed = load_recipe(recipe, overrides or [])
     from stillhouse.pipeline import Options, Pipeline

@@ -17,7 +17,8 @@ from stillhouse.corpus.prepare import prepare, prepare_inputs
 from stillhouse.distillation.distill import Distillation, output_folder, wanted_models
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.evaluation.evaluate import Measured, evaluate, evaluate_inputs, summarize
-from stillhouse.recipe import Recipe, TeacherRecipe, dump_recipe
+from stillhouse.recipe import Recipe, TeacherRecipe
+from stillhouse.recipe_file import dump_recipe
 from stillhouse.report.summary import summary
 from stillhouse.report.write import write_report
 from stillhouse.run_folder import (
@@ -248,7 +249,9 @@ class Pipeline:
         distillation = Distillation(
             self.recipe, run, self.teacher_folder(), self._teacher_fingerprint(), seed, self.ranks
         )
-        if self.recipe.cache is not None and not distillation.is_done("student"):
+        if self.recipe.cache is not None and self.ranks.from_first(
+            lambda: not distillation.is_done("student")
+        ):
             self._once(
                 "distill",
                 self.run.teacher_cache,

@@ -1,18 +1,13 @@
-"""The recipe: one YAML file, typed, frozen, and the only place where a user's settings are checked.
+"""The recipe: typed, frozen, and the only place where a user's settings are checked.
 
-Every section is a pydantic model that refuses unknown keys. `load_recipe` turns every mistake into
-one `RecipeError` that names the key, what was found, and the nearest valid name. What needs the
-teacher's configuration (is layer 12 there?) is checked by `stillhouse.check`."""
+Every section is a pydantic model that refuses unknown keys; `recipe_file` reads it from YAML. What
+needs the teacher's configuration (is layer 12 there?) is checked by `stillhouse.check`.
+"""
 
-import difflib
 import json
-import re
-from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,23 +18,14 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
-    ValidationError,
     model_validator,
 )
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
-
-from stillhouse.errors import RecipeError
 
 Rows = Literal["all", "predicted"]
 LanguageModeling = Literal["causal", "masked"]
 CacheKind = Literal["top_k", "sampled"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
-# How pydantic calls the members of a union where it says which of them a value is not.
-UNION_MEMBER = re.compile(
-    r"named|trained|cached|int|str|bool|constrained-int|list\[.*\]|literal\[.*\]"
-)
 
 
 class Section(BaseModel):
@@ -258,8 +244,9 @@ def _kind_of_teacher_outputs(value: object) -> str:
     return "cached" if isinstance(value, (Mapping, CacheRecipe)) else "named"
 
 
-# The terms of the objective that a cached teacher serves, beside those that need none.
+# Of a training's settings, those that say how often it is committed and where it runs.
 PLACING = {"checkpoint", "sharded", "teacher_sharded", "activation_checkpointing"}
+# The terms of the objective that a cached teacher serves, beside those that need none.
 CACHED_LOSSES = ("soft_target", "hidden_cosine", "hidden_mse")
 DEFAULT_PRESET = "fast"
 PRESETS: dict[str, dict[str, Any]] = {
@@ -285,7 +272,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def _preset_of(section: Mapping[str, Any]) -> dict[str, Any]:
+def preset_of(section: Mapping[str, Any]) -> dict[str, Any]:
     """The values that a distillation section starts from; none under a name that is refused."""
     return PRESETS.get(str(section.get("preset", DEFAULT_PRESET)), {})
 
@@ -308,7 +295,7 @@ class DistillationRecipe(TrainingRecipe):
     def _start_from_the_preset(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        return {**_preset_of(data), **data}
+        return {**preset_of(data), **data}
 
     @model_validator(mode="after")
     def _a_cache_serves_the_losses(self) -> Any:
@@ -395,63 +382,6 @@ class Recipe(Section):
         return self
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    files = (resources.files("stillhouse") / "recipes").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-
-
-def recipe_text(name_or_path: str) -> tuple[str, str]:
-    """The recipe's name (the file's stem) and its text, from a packaged name or a path."""
-    path = Path(name_or_path)
-    if name_or_path in recipe_names():
-        packaged = resources.files("stillhouse") / "recipes" / f"{name_or_path}.yaml"
-        return name_or_path, packaged.read_text(encoding="utf-8")
-    if path.is_file():
-        try:
-            return path.stem, path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise RecipeError(
-                f"{path} is not UTF-8 text ({error.reason} at byte {error.start})."
-            ) from error
-    near = _nearest(name_or_path, recipe_names())
-    raise RecipeError(
-        f"There is no recipe {name_or_path!r}: neither a file nor a packaged recipe."
-        f"{near} `stillhouse recipes` lists the packaged ones."
-    )
-
-
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe]:
-    """Read, override (`a.b=c`) and validate a recipe; returns its name and the recipe.
-
-    Raises:
-        RecipeError: no such recipe, broken YAML, an unknown key, a wrong type or value.
-    """
-    name, text = recipe_text(name_or_path)
-    return name, parse_recipe(text, overrides, where=name_or_path)
-
-
-def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
-    """Validate a recipe's YAML text after applying `overrides`; `where` names it in errors."""
-    data = _parse_yaml(text, where)
-    if not isinstance(data, dict):
-        raise RecipeError(
-            f"{where}: a recipe is a mapping of keys to values, got {type(data).__name__}."
-        )
-    _write_out_preset(data, overrides)
-    for override in overrides:
-        _apply_override(data, override)
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise RecipeError(_explain(error, where)) from error
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The whole recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
 def recipe_part(section: BaseModel | str) -> Any:
     """A section as plain JSON values, for manifests and fingerprints."""
     return section if isinstance(section, str) else json.loads(section.model_dump_json())
@@ -461,122 +391,3 @@ def shaping_part(training: TrainingRecipe) -> dict[str, Any]:
     """The settings of a training that shape its result: all but how often it is committed, and
     how it is spread over the ranks and memory."""
     return {key: value for key, value in recipe_part(training).items() if key not in PLACING}
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{where}:{place} is not YAML: {problem}.") from error
-    except (RecursionError, ValueError) as error:
-        raise RecipeError(f"{where} cannot be read as YAML: {error}.") from error
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice, and anchors (a few lines of which can fill
-    memory)."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise ComposerError(None, None, "aliases (*name) are not allowed", mark)
-        return super().compose_node(parent, index)  # pyright: ignore[reportArgumentType]
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise ConstructorError(None, None, "a key is a single word", key.start_mark)
-            if key.value in seen:
-                raise ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _write_out_preset(data: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Where --set changes one loss of a preset, write out the preset's losses, so the others
-    stay."""
-    if not any(override.strip().startswith("distillation.losses.") for override in overrides):
-        return
-    section = data.setdefault("distillation", {})
-    if isinstance(section, dict) and "losses" not in section:
-        terms = _preset_of(section).get("losses", {})
-        section["losses"] = {name: dict(term) for name, term in terms.items()}
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    path, separator, value = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise RecipeError(
-            "--set takes KEY.KEY=VALUE, such as seed=1 or tokens.sequence_length=256; got "
-            f"{override!r}."
-        )
-    target = data
-    for key in keys[:-1]:
-        target = target.setdefault(key, {})
-        if not isinstance(target, dict):
-            raise RecipeError(f"--set {override}: {key} is a value here, not a section.")
-    target[keys[-1]] = _parse_yaml(value, f"--set {path}")
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    lines = []
-    for problem in error.errors():
-        keys = _path_of(problem["loc"], unknown_key=problem["type"] == "extra_forbidden")
-        path = ".".join(map(str, keys))
-        if problem["type"] == "extra_forbidden":
-            known = _fields_at(keys[:-1])
-            lines.append(f"{path} is not a key of a recipe.{_nearest(str(keys[-1]), known)}")
-        elif problem["type"] == "missing":
-            lines.append(f"{path} is missing.")
-        elif problem["type"] == "value_error":
-            message = str(problem.get("ctx", {}).get("error"))
-            lines.append(f"{path + ': ' if path else ''}{message}.")
-        else:
-            message = problem["msg"][0].lower() + problem["msg"][1:]
-            lines.append(f"{path}: {message}, got {problem['input']!r:.80}.")
-    unique = list(dict.fromkeys(lines))
-    return f"{where}: " + (
-        unique[0] if len(unique) == 1 else "".join(f"\n  {line}" for line in unique)
-    )
-
-
-def _path_of(location: Sequence[int | str], *, unknown_key: bool) -> list[int | str]:
-    """The user's own keys, without the members of unions that pydantic went through."""
-    own = location[-1:] if unknown_key else ()
-    inner = location[: len(location) - len(own)]
-    return [*(key for key in inner if not UNION_MEMBER.fullmatch(str(key))), *own]
-
-
-def _fields_at(keys: Sequence[int | str]) -> list[str]:
-    """Names of the fields of the section that `keys` leads to."""
-    section: type[BaseModel] = Recipe
-    for key in keys:
-        candidates = (
-            _sections_in(section.model_fields[str(key)].annotation)
-            if str(key) in section.model_fields
-            else []
-        )
-        if not candidates:
-            return []
-        section = candidates[0]
-    return list(section.model_fields)
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for part in getattr(annotation, "__args__", ()) for found in _sections_in(part)]
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean {near[0]!r}?"
-    return f" Known here: {', '.join(known)}." if known else ""

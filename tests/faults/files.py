@@ -22,7 +22,7 @@ from tests.training.jobs import LENGTH, Silent, make_job
 
 from stillhouse.errors import RunError, StillhouseError
 from stillhouse.families import load_config, load_model
-from stillhouse.recipe import load_recipe
+from stillhouse.recipe_file import load_recipe
 from stillhouse.run_folder import commit_folder, read_manifest, verify
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import load_tokenizer

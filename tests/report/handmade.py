@@ -4,7 +4,8 @@ import json
 import math
 from typing import Any
 
-from stillhouse.recipe import Recipe, parse_recipe
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import parse_recipe
 from stillhouse.run_folder import RunFolder
 
 RECIPE = """

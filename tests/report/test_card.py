@@ -4,7 +4,7 @@ import pytest
 import yaml
 from handmade import make_recipe
 
-from stillhouse.recipe import parse_recipe
+from stillhouse.recipe_file import parse_recipe
 from stillhouse.report import units
 from stillhouse.report.write import write_report
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder, verify

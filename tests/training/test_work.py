@@ -8,7 +8,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stillhouse.families import family_of
-from stillhouse.recipe import LossesRecipe, OptimizerRecipe, TokensRecipe, TrainingRecipe
+from stillhouse.recipe import (
+    LossesRecipe,
+    OptimizerRecipe,
+    TokensRecipe,
+    TrainingRecipe,
+)
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.training.device import Precision
 from stillhouse.training.optimizer import make_optimizer

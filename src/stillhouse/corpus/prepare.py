@@ -20,7 +20,12 @@ from transformers import PreTrainedTokenizerFast
 from stillhouse.corpus.documents import describe_sources, read_documents
 from stillhouse.corpus.pieces import Piece, stretches
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.recipe import CorpusRecipe, Recipe, TrainedTokenizer, recipe_part
+from stillhouse.recipe import (
+    CorpusRecipe,
+    Recipe,
+    TrainedTokenizer,
+    recipe_part,
+)
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder, fingerprint
 from stillhouse.tokens.characters import word_starts
 from stillhouse.tokens.engines import (

@@ -22,7 +22,12 @@ from stillhouse.families import family_of
 from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.language_model import HIDDEN_LOSSES, Teacher, project
 from stillhouse.objectives.sparse import sparse_kl, sparse_rows
-from stillhouse.recipe import CACHED_LOSSES, Recipe, Rows, recipe_part
+from stillhouse.recipe import (
+    CACHED_LOSSES,
+    Recipe,
+    Rows,
+    recipe_part,
+)
 from stillhouse.run_folder import (
     Inputs,
     RunFolder,

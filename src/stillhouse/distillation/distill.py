@@ -21,7 +21,13 @@ from stillhouse.objectives.language_model import (
     Teacher,
 )
 from stillhouse.objectives.relation_term import check_relation
-from stillhouse.recipe import DistillationRecipe, Recipe, TrainingRecipe, recipe_part, shaping_part
+from stillhouse.recipe import (
+    DistillationRecipe,
+    Recipe,
+    TrainingRecipe,
+    recipe_part,
+    shaping_part,
+)
 from stillhouse.run_folder import (
     Inputs,
     RunFolder,
@@ -166,6 +172,7 @@ class Distillation:
             self.device,
             self._floor(student, model),
             self.ranks,
+            teacher_sharded=model == "student" and recipe.teacher_sharded,
         )
         progress = train(job, reporter)
         trained = whole_model(student)
@@ -220,10 +227,12 @@ class Distillation:
         family, model = load_model(self.teacher_folder)
         precision = pick_precision(self.recipe.distillation.precision, self.device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        model.requires_grad_(False).to(device=self.device, dtype=dtype)  # pyright: ignore[reportCallIssue]
-        if self.recipe.distillation.teacher_sharded and self.ranks.size > 1 and not alone:
+        model.requires_grad_(False).to(dtype=dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        sharded = self.recipe.distillation.teacher_sharded and self.ranks.size > 1 and not alone
+        if sharded:
             shard_teacher(model, self.ranks, self.device)
-        else:
+        model.to(self.device)  # pyright: ignore[reportArgumentType]
+        if not sharded:
             compile_body(model, self.recipe.distillation, self.device)
         return Teacher(family, model)
 

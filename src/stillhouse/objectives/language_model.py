@@ -21,7 +21,12 @@ from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS, LogitTerm
 from stillhouse.objectives.losses import hidden_cosine_loss, hidden_mse_loss
 from stillhouse.objectives.relation_term import RelationTerm
-from stillhouse.recipe import HardLossRecipe, LossesRecipe, LossRecipe, Rows
+from stillhouse.recipe import (
+    HardLossRecipe,
+    LossesRecipe,
+    LossRecipe,
+    Rows,
+)
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.teacher_rows import SparseRows
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from stillhouse.recipe import Recipe, TeacherRecipe, dump_recipe
+from stillhouse.recipe import Recipe, TeacherRecipe
+from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import units
 from stillhouse.report.outcome import state_outcome
 from stillhouse.report.page import command_line, model_name, plain, words

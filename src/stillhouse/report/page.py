@@ -9,7 +9,8 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from stillhouse.recipe import Recipe, dump_recipe
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import units
 from stillhouse.report.curves import draw_curves
 from stillhouse.report.outcome import state_outcome

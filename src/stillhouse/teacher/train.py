@@ -10,7 +10,12 @@ import transformers
 
 from stillhouse.families import family_named, save_model
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE, LanguageModelObjective
-from stillhouse.recipe import Recipe, TeacherRecipe, recipe_part, shaping_part
+from stillhouse.recipe import (
+    Recipe,
+    TeacherRecipe,
+    recipe_part,
+    shaping_part,
+)
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder, read_manifest, verify
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import special_tokens

@@ -36,7 +36,7 @@ from stillhouse.run_folder import (
 from stillhouse.training.parts import Part, State, check_shapes, is_sharded, restore
 from stillhouse.training.ranks import ALONE, Ranks
 
-LONGEST_SAVE_SECONDS = 1800.0
+LONGEST_SAVE_SECONDS = 1200.0  # the ranks wait for each other longer than this
 LONGEST_FAREWELL_SECONDS = 15.0
 
 
@@ -179,7 +179,10 @@ class Checkpoints:
         ]
 
     def _newest_intact(self, shapes: Mapping[str, list[int]]) -> int:
-        """The step of the newest intact checkpoint, or 0; what is damaged is moved aside."""
+        """The step of the newest intact checkpoint, or 0; what is damaged is moved aside, and what
+        killed processes left half-written goes away."""
+        for leftover in self.folder.glob(".step-*.tmp-*"):
+            shutil.rmtree(leftover)
         found = self.committed()
         for path in reversed(found):
             try:

@@ -12,13 +12,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stillhouse.errors import Stopped
 from stillhouse.families.attention import masks_as_given
 from stillhouse.recipe import TrainingRecipe
 from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.checkpoint import Progress
-from stillhouse.training.device import autocast, pick_precision
+from stillhouse.training.device import autocast, explained_memory_errors, pick_precision
 from stillhouse.training.job import TrainingJob
 from stillhouse.training.metrics import MetricsLog, NoMetrics
 from stillhouse.training.optimizer import make_optimizer
@@ -31,7 +32,7 @@ from stillhouse.training.step import Steps
 def train(job: TrainingJob, reporter: Reporter) -> Progress:
     """Train to the end, going on from the newest checkpoint where there is one.
 
-    Afterwards the model of the first rank is whole and on the processor.
+    Afterwards the model is where it was trained; `parallel.whole_model` gathers a sharded one.
 
     Raises:
         Stopped: SIGINT or SIGTERM; the last completed step is committed.
@@ -39,10 +40,11 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
         ResourceError: out of memory or disk.
     """
     keep_freed_memory()
-    model = job.model.to(job.device).train(job.recipe.dropout)  # pyright: ignore[reportArgumentType]
+    model = job.model.train(job.recipe.dropout)
     if job.recipe.activation_checkpointing:
         keep_few_activations(model)
-    lesson = _on_the_ranks(job, model)
+    with explained_memory_errors(1, job.batches.source.sequence_length):
+        lesson = _on_the_ranks(job, model)
     optimizer = make_optimizer(model, job.recipe.optimizer)
     progress = job.checkpoints.load_newest(model, optimizer) or Progress()
     if progress.step:
@@ -87,8 +89,9 @@ def _on_the_ranks(job: TrainingJob, model: PreTrainedModel) -> nn.Module:
     """The job's lesson: sharded, replicated, or as it is where there is one rank alone."""
     lesson = Lesson(model, job.objective)
     if job.ranks.size > 1 and job.recipe.sharded:
-        shard(lesson, job.ranks, job.device)
-        return lesson
+        shard(lesson, job.ranks, job.device)  # one group of weights after the other moves there
+        return lesson.to(job.device)
+    lesson.to(job.device)
     compile_body(model, job.recipe, job.device)
     if job.ranks.size == 1:
         return lesson
@@ -99,7 +102,10 @@ def _on_the_ranks(job: TrainingJob, model: PreTrainedModel) -> nn.Module:
 
 
 def compile_body(model: PreTrainedModel, recipe: TrainingRecipe, device: torch.device) -> None:
-    """Compile the body where the recipe says so; `auto` is on a GPU alone."""
+    """Compile the body where the recipe says so; `auto` is on a GPU alone, and a body that computes
+    its activations twice stays as it is."""
+    if recipe.activation_checkpointing:
+        return
     if recipe.compile is True or (recipe.compile == "auto" and device.type == "cuda"):
         model.base_model.compile()
 
@@ -111,3 +117,8 @@ def keep_few_activations(model: PreTrainedModel) -> None:
         return nullcontext(), masks_as_given(model.config)  # the second time as the first
 
     model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = (
+                True  # itself alone: it does so in training only, its dropout stays off
+            )

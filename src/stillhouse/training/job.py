@@ -50,6 +50,12 @@ class TrainingJob:
     device: torch.device
     floor: Floor
     ranks: Ranks = ALONE
+    teacher_sharded: bool = False
+
+    @property
+    def gathers(self) -> bool:
+        """Whether ranks wait for each other inside a pass, where layers are gathered."""
+        return self.ranks.size > 1 and (self.recipe.sharded or self.teacher_sharded)
 
     @property
     def micro_batch_sequences(self) -> int:
@@ -59,7 +65,8 @@ class TrainingJob:
 
     def facts(self, progress: Progress) -> dict[str, int | float]:
         """What a manifest says of the finished training."""
-        return progress.facts() | self.floor.facts(progress.tokens / progress.seconds)
+        tokens_per_second = progress.tokens / progress.seconds / self.ranks.size
+        return progress.facts() | self.floor.facts(tokens_per_second)
 
 
 def plan_batches(

@@ -106,13 +106,21 @@ def communicating(module: nn.Module, *, last: bool) -> Iterator[None]:
             yield
 
 
+def reshard(module: nn.Module) -> None:
+    """Give back what a pass that was broken off has gathered."""
+    for each in module.modules():
+        if isinstance(each, FSDPModule):
+            each.reshard()
+
+
 def whole(value: Tensor) -> Tensor:
     """A value that is the same on all ranks as a plain tensor."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def whole_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with all of its weights on each rank, where they were sharded on the processor."""
+    """The model with all of its weights on each rank; a new one, on the processor, where they were
+    sharded."""
     if not is_sharded(model):
         return model
     parameters = dict(model.named_parameters())

@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,8 +26,9 @@ from torch.distributed.rendezvous import rendezvous
 from stillhouse.errors import StillhouseError, TrainingError
 
 SECONDS_BETWEEN_QUESTIONS = 0.02
-LONGEST_COLLECTIVE = timedelta(minutes=10)
+LONGEST_COLLECTIVE = timedelta(minutes=30)  # more than a checkpoint may take
 LONGEST_FAREWELL = 5.0  # seconds
+LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out")
 
 
 class Ranks:
@@ -45,8 +47,8 @@ class Ranks:
     def from_first(self, work: Callable[[], int | None]) -> int:
         """The first rank does the work while the others wait; all get its number (0 for None).
 
-        Where the work fails, the first rank raises its error, and the others leave quietly with
-        the same exit code.
+        Where the work fails, the first rank raises its error, and the others leave quietly, with
+        its exit code where it is one of ours.
         """
         if self._store is None:
             return int(work() or 0)
@@ -64,8 +66,7 @@ class Ranks:
         return answer
 
     def _answer(self, store: Store, key: str) -> int:
-        while not store.check([key]):
-            time.sleep(SECONDS_BETWEEN_QUESTIONS)
+        _wait_for_key(store, key)
         state, number = store.get(key).decode().split()
         if state == "failed":
             raise SystemExit(int(number))
@@ -122,6 +123,39 @@ class Ranks:
 ALONE = Ranks()
 
 
+def _session(store: Store, rank: int, size: int) -> str:
+    """A name that these processes share and no earlier ones had.
+
+    A launcher that starts its processes again may keep its store, with what the ones before had
+    said in it. So each says a number of its own under its rank until the first process, which may
+    read old numbers too, has answered the right one.
+    """
+    if rank == 0:
+        name, answered = f"session/{uuid.uuid4().hex}", set()
+        while store.add(f"{name}/here", 0) < size - 1:
+            for other in range(1, size):
+                if store.check([f"hello/{other}"]):
+                    number = store.get(f"hello/{other}").decode()
+                    if number not in answered:
+                        answered.add(number)
+                        store.set(f"welcome/{number}", name)
+            time.sleep(SECONDS_BETWEEN_QUESTIONS)
+        store.set(f"{name}/complete", "yes")
+        return name
+    number = uuid.uuid4().hex
+    store.set(f"hello/{rank}", number)
+    _wait_for_key(store, f"welcome/{number}")
+    name = store.get(f"welcome/{number}").decode()
+    store.add(f"{name}/here", 1)
+    _wait_for_key(store, f"{name}/complete")
+    return name
+
+
+def _wait_for_key(store: Store, key: str) -> None:
+    while not store.check([key]):
+        time.sleep(SECONDS_BETWEEN_QUESTIONS)
+
+
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """The ranks that `torchrun` started, this process among them; else this process alone."""
@@ -133,11 +167,15 @@ def joined_ranks() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     store, rank, size = next(rendezvous("env://", timeout=LONGEST_COLLECTIVE))
-    group = PrefixStore("group", store)
+    ours = PrefixStore(_session(store, rank, size), store)
     dist.init_process_group(
-        backend, store=group, rank=rank, world_size=size, timeout=LONGEST_COLLECTIVE
+        backend,
+        store=PrefixStore("group", ours),
+        rank=rank,
+        world_size=size,
+        timeout=LONGEST_COLLECTIVE,
     )
-    ranks = Ranks(rank, size, PrefixStore("stillhouse", store))
+    ranks = Ranks(rank, size, PrefixStore("meetings", ours))
     try:
         yield ranks
         dist.destroy_process_group()  # not after an error: others may no longer answer
@@ -161,7 +199,7 @@ def lost_ranks_explained() -> Iterator[None]:
     except RuntimeError as error:
         text = str(error)
         if not isinstance(error, dist.DistBackendError | dist.DistNetworkError) and not any(
-            sign in text for sign in ("Connection closed by peer", "Connection reset", "Timed out")
+            sign in text for sign in LOST
         ):
             raise
         raise TrainingError(

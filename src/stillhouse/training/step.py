@@ -23,6 +23,7 @@ from stillhouse.training.checkpoint import Progress
 from stillhouse.training.device import (
     Precision,
     autocast,
+    explained_memory_errors,
     is_out_of_memory,
     out_of_memory,
 )
@@ -32,7 +33,7 @@ from stillhouse.training.optimizer import (
     learning_rate_factor,
     set_learning_rate,
 )
-from stillhouse.training.parallel import communicating, whole
+from stillhouse.training.parallel import communicating, reshard, whole
 from stillhouse.training.parts import is_sharded
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import lost_ranks_explained
@@ -63,9 +64,15 @@ class Steps:
 
     def run(self, stop: StopRequest) -> dict[str, int | float] | None:
         """One optimizer step's metrics; None where a stop was asked for before it was complete."""
+        length = self.job.batches.source.sequence_length
+        with explained_memory_errors(micro_batch_size(self.job, self.progress), length):
+            return self._run(stop)
+
+    def _run(self, stop: StopRequest) -> dict[str, int | float] | None:
         started = time.monotonic()
         while isinstance(found := self._accumulate(stop), int):
             self.optimizer.zero_grad(set_to_none=True)
+            reshard(self.lesson)
             if found != OUT_OF_MEMORY:
                 return None
             self._halve_the_micro_batch()
@@ -85,7 +92,7 @@ class Steps:
             "learning_rate": learning_rate,
             "tokens": self.progress.tokens,
             "tokens_per_second": tokens / seconds,
-            "floor_share": self.job.floor.share(tokens / seconds),
+            "floor_share": self.job.floor.share(tokens / seconds / self.job.ranks.size),
             "seconds": self.progress.seconds,
             "skipped_steps": self.progress.skipped_steps,
             **norms,
@@ -104,20 +111,20 @@ class Steps:
         }
         sums: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
-        sharded, self._refused = is_sharded(self.lesson), False
+        self._refused = False
         for place, (number, part) in enumerate(parts):
             last = place == len(parts) - 1
             micro = part.to(job.device)
             if place == 0 and len(coefficients) > 1:
-                with self._watching(others_wait=sharded):
+                with self._watching(others_wait=job.gathers):
                     norms = self._term_norms(micro, coefficients, number)
             with communicating(self.lesson, last=last):
-                with self._watching(others_wait=sharded):
+                with self._watching(others_wait=job.gathers):
                     loss, values = self._forward(micro, coefficients, number)
                 reason = OUT_OF_MEMORY if self._refused else stop.signal_number or 0
                 if reason := ranks.highest(reason):
                     return reason
-                with self._watching(others_wait=sharded or last):
+                with self._watching(others_wait=job.gathers or last):
                     loss.backward()
             if self._refused and last:
                 return OUT_OF_MEMORY
@@ -282,6 +289,6 @@ def what_is_wrong(
     if len(recent_norms) < FEWEST_NORMS:
         return None
     usual = statistics.median(recent_norms)
-    if grad_norm <= SPIKE * usual:
+    if grad_norm <= SPIKE * usual or not usual:
         return None
     return f"the gradient's norm is {grad_norm:.3g}, {grad_norm / usual:.0f} times the usual"

@@ -29,7 +29,12 @@ from transformers import PretrainedConfig
 
 from stillhouse.families import count_parameters, empty_model, family_of
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS, TEACHER_TERMS
-from stillhouse.recipe import LossesRecipe, Rows, TokensRecipe, TrainingRecipe
+from stillhouse.recipe import (
+    LossesRecipe,
+    Rows,
+    TokensRecipe,
+    TrainingRecipe,
+)
 from stillhouse.training.device import Precision, micro_batch_sequences, pick_precision
 
 STUDENT_PASSES = 3
