@@ -38,14 +38,15 @@ HERE = ("127.0.0.1", "::1", "localhost")
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reaches beyond this machine, whatever it calls; one that tries fails."""
-    connect = socket.socket.connect
+    for name in ("connect", "connect_ex"):
+        original = getattr(socket.socket, name)
 
-    def checked(self: socket.socket, address: Any) -> None:
-        if self.family != socket.AF_UNIX and address[0] not in HERE:
-            pytest.fail(f"a test reached for the network: {address}")
-        connect(self, address)
+        def checked(self: socket.socket, address: Any, original: Any = original) -> Any:
+            if self.family != socket.AF_UNIX and address[0] not in HERE:
+                pytest.fail(f"a test reached for the network: {address}")
+            return original(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", checked)
+        monkeypatch.setattr(socket.socket, name, checked)
 
 
 def _tiny_config(family: str, num_layers: int = 2) -> PretrainedConfig:

@@ -27,6 +27,7 @@ class FailingDisk:
         self.fails_at = fails_at
         self.number = number
         self.writes = 0
+        self.commits: list[tuple[int, str]] = []  # how many writes had been, and what was committed
         self._lock = threading.Lock()
 
     def refuses(self, path: Any) -> bool:
@@ -64,7 +65,10 @@ def _fail_before(patch: pytest.MonkeyPatch, owner: Any, name: str, disk: Failing
     def failing(self: Path, *arguments: Any, **named: Any) -> Any:
         if disk.refuses(self):
             raise disk.error(self)
-        return original(self, *arguments, **named)
+        done = original(self, *arguments, **named)
+        if name == "rename" and done.name.startswith("step-"):
+            disk.commits.append((disk.writes, done.name))
+        return done
 
     patch.setattr(owner, name, failing)
 
@@ -75,9 +79,32 @@ def _fail_on_open(patch: pytest.MonkeyPatch, disk: FailingDisk) -> None:
     def failing(self: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
         if set(mode) & set("wax+") and self.name != ".lock" and disk.refuses(self):
             raise disk.error(self)
-        return original(self, mode, *arguments, **named)
+        file = original(self, mode, *arguments, **named)
+        return _FailingFile(file, self, disk) if set(mode) & set("wax+") else file
 
     patch.setattr(pathlib.Path, "open", failing)
+
+
+class _FailingFile:
+    """An open file whose writes may fail too, half way."""
+
+    def __init__(self, file: Any, path: Path, disk: FailingDisk) -> None:
+        self._file, self._path, self._disk = file, path, disk
+
+    def write(self, content: Any) -> int:
+        if self._disk.refuses(self._path):
+            self._file.write(content[: len(content) // 2])
+            raise self._disk.error(self._path)
+        return self._file.write(content)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> "_FailingFile":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
 
 
 def _fail_on_fsync(patch: pytest.MonkeyPatch, disk: FailingDisk) -> None:

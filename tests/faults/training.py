@@ -25,7 +25,13 @@ from stillhouse.run_folder import verify
 from stillhouse.training.engine import train
 
 STEPS = 24
-LONGER = (f"distillation.max_tokens={STEPS * 256}", "distillation.micro_batch_tokens=128")
+LONGER = (
+    f"distillation.max_tokens={STEPS * 256}",
+    "distillation.micro_batch_tokens=128",
+    "distillation.dropout=true",
+)
+SHARDED = ("distillation.sharded=true", "distillation.teacher_sharded=true")
+LOADED = "so the floor is"  # what training says once it knows where to go on
 EVERY_STEP = "distillation.checkpoint.every_steps=1"
 REFUSED = (
     MemoryError(),
@@ -71,6 +77,7 @@ class Interrupted:
 
     def __init__(self, server: Server, folder: Path, *settings: str, ranks: int = 1) -> None:
         self.server, self.settings, self.ranks = server, settings, ranks
+        self.trained = False
         ready = initialized(folder)
         whole = copy_of(ready, folder / "whole")
         self.distill(whole)
@@ -87,17 +94,14 @@ class Interrupted:
             begin_again(self.run)
         kept = checkpoints(self.run)
         done = int(kept[-1].name.removeprefix("step-")) if kept else 0
-        lines = [line for line in metrics(self.run) if line["step"] <= done]
-        if lines:
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            (self.run.folder / "metrics.jsonl").write_text(text)
         processes = self.server.start(self.run, *self.settings, ranks=self.ranks)
-        if draw.random() < 0.1:
+        self.trained = draw.random() < 0.9
+        if not self.trained:  # a moment before training, or any other
             time.sleep(draw.uniform(0, 1))
             return processes
         wanted = min(STEPS - 1, done + draw.randint(1, 8))
         deadline = time.monotonic() + 120
-        while len(metrics(self.run)) < wanted:
+        while LOADED not in self.server.log.read_text() or len(metrics(self.run)) < wanted:
             assert time.monotonic() < deadline, self.server.log.read_text()
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.02))
@@ -122,8 +126,12 @@ def killed(folder: Path, *settings: str, ranks: int = 1) -> Iterator[Trial]:
             if draw.random() < 0.5:
                 wait_for_save(job.run, seconds=0.2)
             before = {path.name for path in checkpoints(job.run)}
-            kill([draw.choice(processes)], signal.SIGKILL)
-            server.wait()
+            victim = draw.randrange(ranks)
+            kill([processes[victim]], signal.SIGKILL)
+            codes = server.wait()
+            if codes[victim] == -signal.SIGKILL:
+                left = {8, 128 + signal.SIGTERM, -signal.SIGTERM}
+                assert set(codes) - {-signal.SIGKILL} <= left, codes
             if not (job.run.folder / "student").exists():
                 after = checkpoints(job.run)
                 assert max(before, default="") <= max((path.name for path in after), default="")
@@ -165,6 +173,17 @@ def kills(folder: Path) -> Iterator[Trial]:
 )
 def kills_of_a_rank(folder: Path) -> Iterator[Trial]:
     yield from killed(folder, ranks=2)
+
+
+@row(
+    1,
+    "kill -9 of one of two ranks, student and teacher sharded",
+    "the same",
+    full=25,
+    sample=1,
+)
+def kills_of_a_sharded_rank(folder: Path) -> Iterator[Trial]:
+    yield from killed(folder, *SHARDED, ranks=2)
 
 
 @row(
@@ -213,10 +232,40 @@ def signals(folder: Path) -> Iterator[Trial]:
             kill(processes, number)
             code = server.wait()
             assert time.monotonic() - asked < 25
-            # Before training begins, SIGTERM ends a process as it does any other.
-            assert code in ([128 + number], [0], [-signal.SIGTERM]), server.log.read_text()
-            assert "Traceback" not in server.log.read_text()
-            if "which is committed" in server.log.read_text() and metrics(job.run):
+            said = server.log.read_text()
+            assert "Traceback" not in said
+            if job.trained and code != [0]:
+                assert code == [128 + number], said
+                assert "which is committed" in said
+                committed = json.loads((checkpoints(job.run)[-1] / "state.json").read_text())
+                assert committed["step"] == metrics(job.run)[-1]["step"]
+            else:  # before training begins, SIGTERM ends a process as it does any other
+                assert code in ([128 + number], [0], [-signal.SIGTERM]), said
+            job.compare_if_done()
+
+        yield trial
+        job.finish()
+
+
+@row(
+    4,
+    "SIGTERM to one of two ranks",
+    "both stop at one step, which is committed; the end has the same bits",
+    full=25,
+    sample=1,
+)
+def signals_to_one_rank(folder: Path) -> Iterator[Trial]:
+    with serving(folder) as server:
+        job = Interrupted(server, folder, *LONGER, ranks=2)
+
+        def trial(draw: random.Random) -> None:
+            processes = job.start(draw)
+            kill([draw.choice(processes)], signal.SIGTERM)
+            codes = server.wait()
+            said = server.log.read_text()
+            if job.trained and codes != [0, 0]:
+                assert 128 + signal.SIGTERM in codes, said
+                assert set(codes) <= {128 + signal.SIGTERM, -signal.SIGTERM}, said
                 committed = json.loads((checkpoints(job.run)[-1] / "state.json").read_text())
                 assert committed["step"] == metrics(job.run)[-1]["step"]
             job.compare_if_done()

@@ -338,13 +338,21 @@ def test_few_steps_are_too_few_to_call_a_gradient_a_spike(tmp_path):
     assert train(job, Silent()).skipped_steps == 0
 
 
-def test_activations_may_be_computed_twice(tmp_path):
-    """Activation checkpointing keeps less and changes no bit."""
-    settings: dict[str, Any] = {"losses": LOSSES, "activation_checkpointing": True}
-    jobs = make_job(tmp_path / "one"), make_job(tmp_path / "two", **settings)
+@pytest.mark.parametrize("dropout", [True, False])
+def test_activations_may_be_computed_twice(tmp_path, dropout):
+    """Activation checkpointing runs each layer twice a pass, and changes no bit; without dropout
+    too, where models are not in training mode."""
+    settings: dict[str, Any] = {"micro_batch_tokens": 6 * LENGTH, "dropout": dropout}
+    one = make_job(tmp_path / "one", **settings)
+    two = make_job(tmp_path / "two", **settings, activation_checkpointing=True)
+    jobs, passes = (one, two), []
     for job in jobs:
+        counted: list[int] = []
+        norm = job.model.get_submodule("transformer.h.0.ln_1")
+        norm.register_forward_hook(lambda *_, counted=counted: counted.append(1))
         train(job, Silent())
-    assert jobs[1].model.is_activation_checkpointing
+        passes.append(len(counted))
+    assert passes[1] == 2 * passes[0]
     for one, other in zip(*(job.model.parameters() for job in jobs), strict=True):
         assert torch.equal(one, other)
 

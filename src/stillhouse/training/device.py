@@ -57,8 +57,8 @@ def out_of_memory(sequences: int, sequence_length: int) -> ResourceError:
     """What to say of a micro-batch that is too large."""
     return ResourceError(
         f"Out of memory in a micro-batch of {sequences} sequences of {sequence_length} "
-        "tokens. Lower distillation.micro_batch_tokens (the result stays the same), or take "
-        "a smaller model."
+        "tokens. Lower distillation.micro_batch_tokens, set "
+        "distillation.activation_checkpointing, or take a smaller model."
     )
 
 

@@ -119,6 +119,4 @@ def keep_few_activations(model: PreTrainedModel) -> None:
     model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            module.training = (
-                True  # itself alone: it does so in training only, its dropout stays off
-            )
+            module.training = True  # a layer asks itself alone; its dropout stays as it is
