@@ -362,7 +362,7 @@ def hostile_files(folder: Path) -> Iterator[Trial]:
                 if path.name != "manifest.json":
                     shutil.copyfile(path, temporary / path.name)
         again = make_job(folder, micro_batch_tokens=6 * LENGTH)
-        Checkpoints(place, job.checkpoints.inputs, keep_last=2, say=str).load_newest(
+        Checkpoints(place, job.checkpoints.inputs, keep_last=2, say=print).load_newest(
             again.model, make_optimizer(again.model, again.recipe.optimizer)
         )
 

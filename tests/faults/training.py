@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -288,7 +289,7 @@ def poisoned(folder: Path) -> Iterator[Trial]:
         groups = itertools.groupby(range(1, 41), steps.__contains__)
         runs = [len(list(group)) for bad, group in groups if bad]
         place = folder / str(draw.random())
-        settings = {"micro_batch_tokens": 6 * LENGTH, "max_tokens": 40 * 6 * LENGTH}
+        settings: dict[str, Any] = {"micro_batch_tokens": 6 * LENGTH, "max_tokens": 40 * 6 * LENGTH}
         job = make_job(place, losses={"soft_target": {"weight": 1.0}}, **settings)
         Poison(job.model, steps, factor=factor)
         reporter = Silent()
