@@ -35,7 +35,7 @@ from stillhouse.tokens.batches import Batch
 from stillhouse.training.engine import train
 from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
-from stillhouse.training.progress import ConsoleReporter, QuietReporter
+from stillhouse.training.progress import QuietReporter
 from stillhouse.training.ranks import joined_ranks
 from stillhouse.training.work import count_work, planned_step
 
@@ -58,14 +58,23 @@ class RandomSequences:
         return Batch(ids, labels, torch.ones_like(ids), positions, causal=True, uniform=True)
 
 
-def work(folder: Path, tokens_per_step: int, sharded: bool) -> None:
+class Counting(QuietReporter):
+    """Reads the loopback's count after each step."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def step(self, step: int, values: dict[str, int | float]) -> None:
+        self.counts.append(loopback_bytes())
+
+
+def work(folder: Path, tokens_per_step: int) -> None:
     """What each rank runs: some steps of training, their metrics, and the bytes on the loopback."""
     recipe = DistillationRecipe.model_validate(
         {
             "tokens_per_step": tokens_per_step,
             "max_tokens": STEPS * tokens_per_step,
             "micro_batch_tokens": 4 * LENGTH,
-            "sharded": sharded,
         }
     )
     device = torch.device("cpu")
@@ -73,7 +82,7 @@ def work(folder: Path, tokens_per_step: int, sharded: bool) -> None:
     models.teacher.to(torch.bfloat16)  # pyright: ignore[reportArgumentType, reportCallIssue]
     step = planned_step(recipe.losses, TokensRecipe(sequence_length=LENGTH), recipe, device)
     with joined_ranks() as ranks:
-        reporter = ConsoleReporter() if ranks.is_first else QuietReporter()
+        reporter = Counting()
         job = TrainingJob(
             "student",
             models.student,
@@ -93,13 +102,10 @@ def work(folder: Path, tokens_per_step: int, sharded: bool) -> None:
             measure_floor(count_work(step, models.student.config, models.teacher.config), device),
             ranks,
         )
-        ranks.meet()
-        before = loopback_bytes()
         train(job, reporter)
-        ranks.meet()
-        sent = loopback_bytes() - before
     if ranks.is_first:
         learning = sum(p.numel() for p in models.student.parameters() if p.requires_grad)
+        sent = (reporter.counts[-1] - reporter.counts[0]) / (STEPS - 1)
         facts = {"loopback_bytes": sent, "gradient_bytes": 4 * learning}
         (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -117,7 +123,6 @@ def measured(ranks: int, options: argparse.Namespace) -> dict:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={ranks}", "-m", "benchmarks.scaling", "--worker", folder]
         command += ["--tokens-per-step", str(options.tokens_per_step)]
-        command += ["--sharded"] if options.sharded else []
         subprocess.run(command, env=environment, check=True, stdout=sys.stderr)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
         totals = [json.loads(line)["seconds"] for line in lines]
@@ -129,17 +134,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--tokens-per-step", type=int, default=8_192)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--sharded", action="store_true", help="the student sharded (FSDP2)")
     parser.add_argument("--output", type=Path, help="a JSON file for every raw number")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(options.worker, options.tokens_per_step, options.sharded)
+        work(options.worker, options.tokens_per_step)
         return
     rounds = [{n: measured(n, options) for n in LAYOUTS} for _ in range(options.repeats)]
     seconds = {n: [s for each in rounds for s in each[n]["seconds"]] for n in LAYOUTS}
     ratio = statistics.median(one / two for one, two in zip(seconds[1], seconds[2], strict=True))
-    sent = rounds[0][2]["loopback_bytes"] / STEPS
+    sent = rounds[0][2]["loopback_bytes"]
     theory = 2 * rounds[0][2]["gradient_bytes"]  # of both ranks: each sends them once
     table = Table(title=f"GPT-2 to DistilGPT2, {options.tokens_per_step:,} tokens a step")
     for column in ("ranks x threads", "seconds a step", "tokens/s"):

@@ -6,6 +6,7 @@ whose."""
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -272,6 +273,11 @@ class Pipeline:
                 ),
                 together=True,
             )
+            self.ranks.from_first(lambda model=model: self._forget_checkpoints(run, model))
+
+    def _forget_checkpoints(self, run: RunFolder, model: str) -> None:
+        """Of a training whose result is committed; a process killed just then leaves them."""
+        shutil.rmtree(run.checkpoints(model), ignore_errors=True)
 
     def _evaluate(self, run: RunFolder, seed: int) -> None:
         outputs = {model: output_folder(run, model) for model in self.models}

@@ -291,6 +291,7 @@ def commit_file(target: Path, content: bytes, inputs: Inputs, *, seconds: float 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace a file so that a reader sees the old content or the new, never a part."""
     temporary = temporary_path(path, os.getpid())
+    _remove_leftovers(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -387,9 +388,9 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove temporary folders that killed processes left behind (the run is locked by us)."""
+    """Remove what killed processes left behind (the run is locked by us)."""
     for leftover in target.parent.glob(f".{target.name}.tmp-*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def make_room(target: Path, *, overwrite: bool) -> None:

@@ -20,17 +20,25 @@ from stillhouse.machine import describe_machine, library_versions, source_commit
 
 def run_row(row: Row, trials: range, folder: Path, *, seconds: float) -> dict:
     """Run a row's trials, as many as the time allows."""
-    failures, done, started = [], 0, time.monotonic()
-    with row.trials(folder) as trial:
-        for number in trials:
-            if time.monotonic() - started > seconds:
-                break
-            try:
-                trial(randomness(row, number))
-            except Exception:
-                failures.append(number)
-                print(f"row {row.number}, trial {number}:\n{traceback.format_exc()}", flush=True)
-            done += 1
+    failures: list[int | str] = []
+    done, started = 0, time.monotonic()
+
+    def failed(what: int | str) -> None:
+        failures.append(what)
+        print(f"row {row.number}, trial {what}:\n{traceback.format_exc()}", flush=True)
+
+    try:
+        with row.trials(folder) as trial:
+            for number in trials:
+                if time.monotonic() - started > seconds:
+                    break
+                try:
+                    trial(randomness(row, number))
+                except Exception:
+                    failed(number)
+                done += 1
+    except Exception:
+        failed("before or after all")
     return {
         "row": row.number,
         "fault": row.name,

@@ -47,6 +47,7 @@ from stillhouse.training.metrics import read_metrics
 from stillhouse.training.parallel import shard_teacher, whole_model
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks
+from stillhouse.training.signals import finishing
 from stillhouse.training.work import count_work, planned_step
 
 ModelName = Literal["student", "control", "control_same_time"]
@@ -174,10 +175,11 @@ class Distillation:
             self.ranks,
             teacher_sharded=model == "student" and recipe.teacher_sharded,
         )
-        progress = train(job, reporter)
-        trained = whole_model(student)
-        self.ranks.from_first(lambda: self._commit(model, trained, job.facts(progress), overwrite))
-        checkpoints.clear()
+        with finishing(f"the {model.replace('_', ' ')}", self.ranks):
+            facts = job.facts(train(job, reporter))
+            trained = whole_model(student)
+            self.ranks.from_first(lambda: self._commit(model, trained, facts, overwrite))
+            checkpoints.clear()
 
     def _verify(self, *outputs: Path) -> None:
         for output in outputs:

@@ -26,6 +26,7 @@ from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
 from stillhouse.training.parallel import whole_model
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks
+from stillhouse.training.signals import finishing
 from stillhouse.training.work import count_work, planned_step
 
 
@@ -78,13 +79,13 @@ def train_teacher(
         measure_floor(count_work(step, config, None), device),
         ranks,
     )
-    progress = train(job, reporter)
-    trained = whole_model(model)
+    with finishing("the teacher", ranks):
+        facts = {"training": job.facts(train(job, reporter))}
+        trained = whole_model(model)
 
-    def commit() -> None:
-        facts = {"training": job.facts(progress)}
-        with commit_folder(run.teacher, inputs, facts, overwrite=overwrite) as folder:
-            save_model(trained.cpu(), tokenizer, folder)
+        def commit() -> None:
+            with commit_folder(run.teacher, inputs, facts, overwrite=overwrite) as folder:
+                save_model(trained.cpu(), tokenizer, folder)
 
-    ranks.from_first(commit)
-    checkpoints.clear()
+        ranks.from_first(commit)
+        checkpoints.clear()
