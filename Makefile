@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv quickstart test test-slow faults check lint types docs clean
+.PHONY: .venv quickstart test test-slow faults audit check lint types docs clean
 
 # The environment, made anew when the constraints or the project's own requirements change.
 .venv: .venv/.installed
@@ -39,6 +39,10 @@ types: .venv/.installed
 # Generated pages: the command line and the recipe, from the code itself.
 docs: .venv/.installed
 	$(BIN)/python docs/generate.py
+
+# Known vulnerabilities of the pinned libraries; needs the network and `pip install pip-audit`.
+audit: .venv/.installed
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 check: lint types test
 	$(BIN)/python docs/generate.py --check

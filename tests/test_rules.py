@@ -1,11 +1,14 @@
 """Rules of the house that a machine can hold: direction of imports, no pickle, a quick --help."""
 
 import ast
+import contextlib
 import importlib.resources
 import io
+import re
 import subprocess
 import sys
 import tokenize
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,27 @@ def allowed_for(part: str) -> set[str]:
     if part in GROUND:
         return ARROWS[part]
     return GROUND | ARROWS[part]
+
+
+def test_every_requirement_is_pinned_to_what_is_installed():
+    """The lock names each library that Stillhouse needs, whatever needs it in turn, at one version;
+    nothing comes from anywhere but a registry."""
+    lines = (ROOT.parents[1] / "constraints.txt").read_text().splitlines()
+    assert not [line for line in lines if "://" in line or "@" in line]
+    pins = dict(line.lower().replace("_", "-").split("==") for line in lines if line[:1] != "#")
+    waiting, seen = ["stillhouse"], set()
+    while waiting:
+        for requirement in metadata.requires(waiting.pop()) or []:
+            wanted, _, marker = requirement.partition(";")
+            needed = re.split(r"[^\w.-]", wanted.strip())[0].lower().replace("_", "-")
+            if "extra ==" in marker or needed in seen:
+                continue
+            seen.add(needed)
+            with contextlib.suppress(metadata.PackageNotFoundError):  # not for this system
+                installed = metadata.version(needed)
+                assert pins.get(needed) == installed.partition("+")[0], needed
+                waiting.append(needed)
+    assert "torch" in seen
 
 
 @every_module
