@@ -156,6 +156,25 @@ def _wait_for_key(store: Store, key: str) -> None:
         time.sleep(SECONDS_BETWEEN_QUESTIONS)
 
 
+def _meet(backend: str) -> Ranks:
+    """Find the other processes and make a group with them.
+
+    Raises:
+        TrainingError: one of them was lost meanwhile.
+    """
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=LONGEST_COLLECTIVE))
+        ours = PrefixStore(_session(store, rank, size), store)
+        group = PrefixStore("group", ours)
+        dist.init_process_group(
+            backend, store=group, rank=rank, world_size=size, timeout=LONGEST_COLLECTIVE
+        )
+    except RuntimeError as error:
+        first_line = str(error).partition("\n")[0]
+        raise TrainingError(f"The ranks did not find each other: {first_line}") from error
+    return Ranks(rank, size, PrefixStore("meetings", ours))
+
+
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """The ranks that `torchrun` started, this process among them; else this process alone."""
@@ -166,16 +185,7 @@ def joined_ranks() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    store, rank, size = next(rendezvous("env://", timeout=LONGEST_COLLECTIVE))
-    ours = PrefixStore(_session(store, rank, size), store)
-    dist.init_process_group(
-        backend,
-        store=PrefixStore("group", ours),
-        rank=rank,
-        world_size=size,
-        timeout=LONGEST_COLLECTIVE,
-    )
-    ranks = Ranks(rank, size, PrefixStore("meetings", ours))
+    ranks = _meet(backend)
     try:
         yield ranks
         dist.destroy_process_group()  # not after an error: others may no longer answer
