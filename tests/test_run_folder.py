@@ -175,11 +175,26 @@ def test_a_damaged_manifest_is_named(content, output):
         read_manifest(output)
 
 
-@pytest.mark.parametrize("files", [[], {"model.safetensors": {}}, {"model.safetensors": 3}, None])
+OUTSIDE = {"../model.safetensors": {"size_bytes": 1, "sha256": ""}}
+
+
+def test_a_manifest_that_was_altered_is_damaged(output):
+    """A bit flipped in a number that nothing else depends on is found too."""
+    data = json.loads((output / MANIFEST).read_text())
+    (output / MANIFEST).write_text(json.dumps({**data, "seconds": data["seconds"] + 1}))
+    with pytest.raises(RunError, match="does not match its digest"):
+        read_manifest(output)
+
+
+@pytest.mark.parametrize(
+    "files", [[], {"model.safetensors": {}}, {"model.safetensors": 3}, None, OUTSIDE]
+)
 def test_a_manifest_whose_list_of_files_makes_no_sense_is_named(files, output):
     """Valid JSON is not yet a manifest: what it says of the files is checked too."""
     data = json.loads((output / MANIFEST).read_text())
-    (output / MANIFEST).write_text(json.dumps({**data, "files": files}))
+    del data["digest"]
+    data = {**data, "files": files}
+    (output / MANIFEST).write_text(json.dumps({**data, "digest": fingerprint(data)}))
     with pytest.raises(RunError, match=r"manifest\.json is damaged"):
         verify(output)
 

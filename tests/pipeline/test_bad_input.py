@@ -427,7 +427,7 @@ def test_a_bug_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
     def fail() -> list[str]:
         raise ZeroDivisionError("a mistake of ours")
 
-    monkeypatch.setattr("stillhouse.recipe.recipe_names", fail)
+    monkeypatch.setattr("stillhouse.recipe_file.recipe_names", fail)
     refused(call("recipes"), 1, "This is a bug in Stillhouse, not yours: ZeroDivisionError")
     (report,) = tmp_path.glob("crash-*.txt")
     content = report.read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_run import TinyRun, sha256
 
-from stillhouse.run_folder import read_manifest
+from stillhouse.run_folder import fingerprint, read_manifest
 
 CACHE = ("--set", "distillation.teacher_outputs={cache: sampled, size: 16}")
 WHOLE = ("--set", "distillation.teacher_outputs={cache: top_k, size: 320}")
@@ -108,10 +108,11 @@ def test_a_cache_of_another_teacher_is_refused(ready):
     digest = sha256(ids)
     for file in (manifest_file, ready.folder / "teacher-cache/manifest.json"):
         manifest = json.loads(file.read_text())
+        del manifest["digest"]
         for name, facts in manifest["files"].items():
             if name.endswith("ids.bin"):
                 facts["sha256"] = digest
-        file.write_text(json.dumps(manifest))
+        file.write_text(json.dumps({**manifest, "digest": fingerprint(manifest)}))
     outcome = ready.call("distill", *sharp)
     assert outcome.code == 5
     assert "does not hold what the teacher says" in outcome.err
