@@ -36,6 +36,14 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed what dropout draws from: as `torch.manual_seed`, which costs milliseconds a call, since
+    it also writes down its caller for GPUs that are not there."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def micro_batch_sequences(
     wanted_tokens: int | Literal["auto"], device: torch.device, sequence_length: int
 ) -> int:

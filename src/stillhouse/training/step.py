@@ -26,6 +26,7 @@ from stillhouse.training.device import (
     explained_memory_errors,
     is_out_of_memory,
     out_of_memory,
+    seed_generators,
 )
 from stillhouse.training.job import TrainingJob
 from stillhouse.training.optimizer import (
@@ -160,7 +161,8 @@ class Steps:
         self, batch: Batch, coefficients: Mapping[str, float], number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Dropout is drawn from (seed, step, micro-batch), whatever ran before."""
-        torch.manual_seed(hash((self.job.batches.seed, self.progress.step, number)) % 2**63)
+        seed = hash((self.job.batches.seed, self.progress.step, number)) % 2**63
+        seed_generators(self.job.device, seed)
         with autocast(self.job.device, self.precision):
             return self.lesson(batch, coefficients)
 
