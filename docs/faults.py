@@ -1,20 +1,10 @@
-"""The table of docs/reliability.md, from the raw results in docs/reliability.json."""
+"""The table of faults in docs/reliability.md, from the raw results in docs/reliability.json."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("reliability.json")
-BEGIN, END = "<!-- faults: from docs/reliability.json, by make docs -->", "<!-- end of faults -->"
-
-
-def with_faults(page: str) -> str:
-    """The page with a fresh table between its two marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{fault_table()}\n{END}{after}"
 
 
 def fault_table() -> str:

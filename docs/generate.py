@@ -9,9 +9,9 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
-from speed import with_speed
+from speed import speed_table
 
-from faults import with_faults
+from faults import fault_table
 from stillhouse.cli import app
 from stillhouse.recipe import PRESETS, Recipe
 from stillhouse.recipe_file import recipe_names, recipe_text
@@ -102,13 +102,23 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def with_table(page: Path, name: str, table: str) -> str:
+    """The page with a fresh table between the two marks of that name."""
+    text = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- begin of {name}, by make docs -->", f"<!-- end of {name} -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"{page} has no {begin} ... {end}")
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
 def main() -> None:
     readme, reliability = DOCS.parent / "README.md", DOCS / "reliability.md"
     pages = {
         DOCS / "cli.md": cli_page(),
         DOCS / "recipe.md": recipe_page(),
-        readme: with_speed(readme.read_text(encoding="utf-8")),
-        reliability: with_faults(reliability.read_text(encoding="utf-8")),
+        readme: with_table(readme, "speed", speed_table()),
+        reliability: with_table(reliability, "faults", fault_table()),
     }
     if "--check" in sys.argv:
         stale = [

@@ -10,16 +10,6 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-BEGIN, END = "<!-- speed: from benchmarks/results, by make docs -->", "<!-- end of speed -->"
-
-
-def with_speed(page: str) -> str:
-    """The page with a fresh table between its two marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{speed_table()}\n{END}{after}"
 
 
 def speed_table() -> str:

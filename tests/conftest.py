@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tests.tiny_models import VOCABULARY, make_config
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    BertConfig,
-    DistilBertConfig,
-    GPT2Config,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.families import family_of
 from stillhouse.tokens.batches import IGNORED, Batch
 
-VOCABULARY = 60
-POSITIONS = 24
 FIRST_WORD = 5  # ids below stand for special tokens
 
 # One thread, here and in the processes that tests start: faster for models this small, and results
@@ -49,55 +40,10 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(socket.socket, name, checked)
 
 
-def _tiny_config(family: str, num_layers: int = 2) -> PretrainedConfig:
-    if family == "gpt2":
-        return GPT2Config(
-            vocab_size=VOCABULARY,
-            n_positions=POSITIONS,
-            n_embd=16,
-            n_layer=num_layers,
-            n_head=2,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    if family == "distilbert":
-        return DistilBertConfig(
-            vocab_size=VOCABULARY,
-            max_position_embeddings=POSITIONS,
-            n_layers=num_layers,
-            n_heads=2,
-            dim=16,
-            hidden_dim=32,
-            dropout=0.0,
-            attention_dropout=0.0,
-            pad_token_id=0,
-        )
-    kind, positions = (
-        (BertConfig, POSITIONS) if family == "bert" else (RobertaConfig, POSITIONS + 2)
-    )
-    return kind(
-        vocab_size=VOCABULARY,
-        max_position_embeddings=positions,
-        type_vocab_size=2,
-        hidden_size=16,
-        num_hidden_layers=num_layers,
-        num_attention_heads=2,
-        intermediate_size=32,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=0 if family == "bert" else 1,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-
-
 @pytest.fixture
 def tiny_config() -> Callable[..., PretrainedConfig]:
     """tiny_config(family, num_layers=2): the smallest configuration of a family."""
-    return _tiny_config
+    return make_config
 
 
 @pytest.fixture
@@ -108,7 +54,7 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
     """
 
     def make(family: str, num_layers: int = 2, seed: int = 0) -> PreTrainedModel:
-        config = _tiny_config(family, num_layers)
+        config = make_config(family, num_layers)
         model = getattr(transformers, family_of(config).model_class)(config).eval()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

@@ -5,13 +5,10 @@ whose."""
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from stillhouse import families
 from stillhouse.corpus.prepare import prepare, prepare_inputs
@@ -77,7 +74,7 @@ class Pipeline:
             RunError: an earlier stage that a named one needs has not been run.
         """
         self._check_ranks()
-        with self._held(), explained_os_errors(self.run.shared), _system_errors():
+        with self._held(), explained_os_errors(self.run.shared):
             self.ranks.from_first(self._keep_recipe)
             if "prepare" in stages:
                 self._prepare()
@@ -85,7 +82,7 @@ class Pipeline:
                 self._once(
                     "teacher",
                     self.run.teacher,
-                    teacher_inputs(self.recipe, self.run),
+                    lambda: teacher_inputs(self.recipe, self.run),
                     self._train_teacher,
                     together=True,
                 )
@@ -105,6 +102,13 @@ class Pipeline:
                 self.reporter.say(f"report: {self.run.report}")
 
     def _check_ranks(self) -> None:
+        restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+        if self.options.overwrite and restarts != "0":
+            raise RecipeError(
+                f"--overwrite, and --max-restarts {restarts} of the launcher: every restart would "
+                "give the same command, and overwrite what the one before it has committed. Leave "
+                "out one of the two."
+            )
         tokens = self.recipe.tokens
         masked_by_batch = tokens.masking.draw == "per_batch"
         if self.ranks.size > 1 and tokens.language_modeling == "masked" and masked_by_batch:
@@ -134,6 +138,9 @@ class Pipeline:
         return families.resolve_folder(self.recipe.teacher, offline=self.options.offline)
 
     def _teacher_fingerprint(self) -> str:
+        return self.ranks.from_first(self._fingerprint_of_the_teacher)
+
+    def _fingerprint_of_the_teacher(self) -> str:
         folder = self.teacher_folder()
         if isinstance(self.recipe.teacher, TeacherRecipe):
             manifest = read_manifest(folder)
@@ -162,14 +169,14 @@ class Pipeline:
         self,
         stage: str,
         output: Path,
-        inputs: Inputs,
+        inputs: Callable[[], Inputs],
         work: Callable[[], None],
         *,
         together: bool = False,
     ) -> None:
         """Do a stage's work, all ranks `together` or the first alone, unless its output was made
-        from the same inputs."""
-        if not self.ranks.from_first(lambda: self._is_needed(stage, output, inputs)):
+        from the same inputs, which the first rank looks at."""
+        if not self.ranks.from_first(lambda: self._is_needed(stage, output, inputs())):
             return
         if together:
             work()
@@ -206,11 +213,10 @@ class Pipeline:
         teacher_tokenizer = None
         if self.recipe.tokens.tokenizer == "teacher":
             teacher_tokenizer = self.teacher_folder()
-        inputs = prepare_inputs(self.recipe, teacher_tokenizer=teacher_tokenizer)
         self._once(
             "prepare",
             self.run.tokens,
-            inputs,
+            lambda: prepare_inputs(self.recipe, teacher_tokenizer=teacher_tokenizer),
             lambda: prepare(
                 self.recipe,
                 self.run,
@@ -238,7 +244,7 @@ class Pipeline:
         self._once(
             "init",
             run.student_init,
-            inputs,
+            lambda: inputs,
             lambda: initialize(
                 self.recipe, run, folder, inputs, seed, overwrite=self._overwrites("init")
             ),
@@ -256,7 +262,7 @@ class Pipeline:
             self._once(
                 "distill",
                 self.run.teacher_cache,
-                distillation.cache_inputs(),
+                distillation.cache_inputs,
                 lambda: distillation.write_cache(
                     self.reporter, overwrite=self._overwrites("distill")
                 ),
@@ -267,7 +273,7 @@ class Pipeline:
             self._once(
                 "distill",
                 output_folder(run, model),
-                distillation.inputs(model),
+                lambda model=model: distillation.inputs(model),
                 lambda model=model: distillation.train(
                     model, self.reporter, overwrite=self._overwrites("distill")
                 ),
@@ -288,7 +294,7 @@ class Pipeline:
         self._once(
             "evaluate",
             run.evaluation,
-            inputs,
+            lambda: inputs,
             lambda: self._measure(run, folders, inputs),
         )
 
@@ -297,15 +303,3 @@ class Pipeline:
         for model in self.models:
             verify(folders[model])
         evaluate(self.recipe, run, folders, inputs, self._measured, self.reporter)
-
-
-@contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-    """safetensors gives the operating system's errors as text; make them OSErrors again."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

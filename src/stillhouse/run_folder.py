@@ -12,12 +12,15 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from stillhouse.errors import ResourceError, RunError
 from stillhouse.machine import library_versions, source_commit
@@ -347,10 +350,11 @@ def locked(run: RunFolder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained_os_errors(path: Path) -> Iterator[None]:
+def explained_os_errors(path: Path | str = "a file") -> Iterator[None]:
     """Turn the operating system's write errors on `path` into ours, which say what to do."""
     try:
-        yield
+        with _system_errors():
+            yield
     except OSError as error:
         where = error.filename or path
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -368,6 +372,18 @@ def explained_os_errors(path: Path) -> Iterator[None]:
                 f"The disk failed while writing {where} ({error.strerror})."
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """safetensors gives the operating system's errors as text; make them OSErrors again."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _manifest_bytes(manifest: Manifest) -> bytes:

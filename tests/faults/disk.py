@@ -22,12 +22,15 @@ import stillhouse.training.parts
 class FailingDisk:
     """Counts the writes below a folder; from the n-th on each fails, as a full disk does."""
 
-    def __init__(self, folder: Path, fails_at: int | None, number: int) -> None:
+    def __init__(
+        self, folder: Path | str, fails_at: int | None, number: int, log: str | None
+    ) -> None:
         self.folder = str(folder)
         self.fails_at = fails_at
         self.number = number
         self.writes = 0
         self.commits: list[str] = []  # the checkpoints that were committed
+        self._log = log
         self._lock = threading.Lock()
 
     def refuses(self, path: Any) -> bool:
@@ -36,16 +39,33 @@ class FailingDisk:
             return False
         with self._lock:
             self.writes += 1
+            self._note("write")
             return self.fails_at is not None and self.writes >= self.fails_at
+
+    def committed(self, name: str) -> None:
+        """A checkpoint stands under its final name."""
+        self.commits.append(name)
+        self._note(name)
+
+    def _note(self, word: str) -> None:
+        if self._log is not None:
+            with open(self._log, "a") as log:
+                log.write(f"{word}\n")
 
     def error(self, path: Any) -> OSError:
         return OSError(self.number, os.strerror(self.number), str(path))
 
 
 @contextmanager
-def failing_disk(folder: Path, fails_at: int | None, number: int) -> Iterator[FailingDisk]:
-    """Within, the disk below `folder` fails with the error `number` from the n-th write on."""
-    disk = FailingDisk(folder, fails_at, number)
+def failing_disk(
+    folder: Path | str, fails_at: int | None, number: int, *, log: str | None = None
+) -> Iterator[FailingDisk]:
+    """Within, the disk below `folder` fails with the error `number` from the n-th write on.
+
+    Args:
+        log: A file that gets a line for each write and each commit, for who cannot see the disk.
+    """
+    disk = FailingDisk(folder, fails_at, number, log)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("mkdir", "rename", "replace"):
             _fail_before(patch, pathlib.Path, name, disk)
@@ -67,7 +87,7 @@ def _fail_before(patch: pytest.MonkeyPatch, owner: Any, name: str, disk: Failing
             raise disk.error(self)
         done = original(self, *arguments, **named)
         if name == "rename" and done.name.startswith("step-"):
-            disk.commits.append(done.name)
+            disk.committed(done.name)
         return done
 
     patch.setattr(owner, name, failing)

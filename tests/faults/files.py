@@ -2,18 +2,22 @@
 
 import contextlib
 import errno
+import functools
+import gzip
+import itertools
 import json
 import random
+import re
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from tests.faults.disk import failing_disk
-from tests.faults.harness import Trial, copy_of, initialized, row
-from tests.faults.training import metrics, serving
-from tests.pipeline.processes import kill
+from tests.faults.harness import Trial, initialized, row
+from tests.pipeline.processes import kill, serving
 from tests.pipeline.tiny_run import Outcome, TinyRun, call, sha256, write_recipe
 from tests.training.jobs import LENGTH, Silent, make_job
 
@@ -27,7 +31,7 @@ from stillhouse.training.checkpoint import Checkpoints, Progress
 from stillhouse.training.engine import train
 from stillhouse.training.optimizer import make_optimizer
 
-REFUSED = {errno.ENOSPC: 6, errno.EIO: 6, errno.EROFS: 5, errno.EACCES: 5}
+DISK_ERRORS = {errno.ENOSPC: 6, errno.EIO: 6, errno.EROFS: 5, errno.EACCES: 5}
 
 
 def check_refusal(found: Outcome, code: int) -> None:
@@ -63,18 +67,17 @@ def damage(path: Path, draw: random.Random) -> str:
 )
 def failing_writes(folder: Path) -> Iterator[Trial]:
     ready = initialized(folder)
-    whole = copy_of(ready, folder / "whole")
+    whole = ready.copy(folder / "whole")
     with failing_disk(whole.folder, None, 0) as disk:
         assert whole.call("distill").code == 0
-    expected = sha256(whole.folder / "student/model.safetensors")
 
     def trial(draw: random.Random) -> None:
-        number, code = draw.choice(sorted(REFUSED.items()))
-        run = copy_of(ready, folder / "failing")
+        number, code = draw.choice(sorted(DISK_ERRORS.items()))
+        run = ready.copy(folder / "failing")
         fails_at = draw.randint(1, disk.writes)
         with failing_disk(run.folder, fails_at, number) as failing:
             check_refusal(run.call("distill"), code)
-        left = sorted((run.folder / "checkpoints/student").glob("step-*"))
+        left = run.checkpoints()
         for checkpoint in left:
             verify(checkpoint)
         if not (run.folder / "student").exists():
@@ -82,7 +85,7 @@ def failing_writes(folder: Path) -> Iterator[Trial]:
             assert bool(left) == bool(failing.commits)
         again = run.call("distill")
         assert again.code == 0, again.err
-        assert sha256(run.folder / "student/model.safetensors") == expected
+        assert run.weights() == whole.weights()
         assert not list(run.folder.rglob("*.tmp-*"))
 
     yield trial
@@ -140,7 +143,7 @@ def damaged_inputs(folder: Path) -> Iterator[Trial]:
         assert found.code in (3, 4, 5), (what, found)
         assert str(output) in found.err, (what, found)
         assert "Traceback" not in found.err
-        assert not metrics(ready), what  # no step was taken
+        assert not ready.metrics(), what  # no step was taken
 
     yield trial
 
@@ -178,6 +181,58 @@ def interrupted_preparing(folder: Path) -> Iterator[Trial]:
             assert contents(run) == expected
 
         yield trial
+
+
+CACHED = "distillation.teacher_outputs={cache: sampled, size: 8}"
+
+
+@row(
+    9,
+    "the same with a teacher cache and the training from it",
+    "no part is taken for whole; again, the same bytes and the same student",
+    full=100,
+    sample=1,
+)
+def interrupted_caching(folder: Path) -> Iterator[Trial]:
+    small_parts = "import stillhouse.distillation.cache as cache; cache.TOKENS_PER_PART = 512"
+    ready = initialized(folder)
+    whole = ready.copy(folder / "whole")
+    with serving(folder) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stillhouse.distillation.cache.TOKENS_PER_PART", 512)
+        with failing_disk(whole.folder, None, 0) as disk:
+            assert whole.call("distill", "--set", CACHED).code == 0
+
+        def trial(draw: random.Random) -> None:
+            run = ready.copy(folder / "tried")
+            cache = run.folder / "teacher-cache"
+            if draw.random() < 0.5:
+                processes = server.start(run, CACHED, inject={0: small_parts})
+                deadline = time.monotonic() + 60
+                while not cache.exists():
+                    assert time.monotonic() < deadline, server.log.read_text()
+                    time.sleep(0.001)
+                time.sleep(draw.uniform(0, 0.3))
+                kill(processes, signal.SIGKILL)
+                server.wait()
+            else:
+                with failing_disk(run.folder, draw.randint(1, disk.writes), errno.ENOSPC):
+                    check_refusal(run.call("distill", "--set", CACHED), 6)
+            for part in cache.glob("part-*"):
+                verify(part)
+            again = run.call("distill", "--set", CACHED)
+            assert again.code == 0, again.err
+            assert cached(run) == cached(whole)
+            assert run.weights() == whole.weights()
+            assert not list(run.folder.rglob("*.tmp-*"))
+
+        yield trial
+
+
+def cached(run: TinyRun) -> dict[str, str]:
+    """The hash of each file of the teacher cache."""
+    cache = run.folder / "teacher-cache"
+    assert len(list(cache.glob("part-*"))) > 2
+    return {str(path.relative_to(cache)): sha256(path) for path in cache.rglob("*.bin")}
 
 
 def contents(run: TinyRun) -> dict[str, dict]:
@@ -278,6 +333,58 @@ def odd_documents(folder: Path) -> Iterator[Trial]:
     yield trial
 
 
+GIGABYTE = 10**9
+
+
+@row(
+    10,
+    "text and JSONL with a line of 1 GB, plain and compressed, of words and of one word",
+    "text is kept whole; a JSONL line is refused by its number in under 5 s; memory bounded",
+    full=8,
+    sample=0,
+)
+def long_lines(folder: Path) -> Iterator[Trial]:
+    ready = initialized(folder)
+    base = ready.recipe.read_text(encoding="utf-8")
+    tokenizer = f"tokens.tokenizer={ready.folder / 'tokens/tokenizer'}"
+    kinds = itertools.cycle(itertools.product(("txt", "jsonl"), ("", ".gz"), (b"word ", b"x")))
+
+    def trial(draw: random.Random) -> None:
+        kind, compressed, text = next(kinds)
+        source = folder / f"long.{kind}{compressed}"
+        block = text * (2**20 // len(text))
+        around = (b"", b"\n") if kind == "txt" else (b'{"text": "', b'"}\n')
+        opened = functools.partial(gzip.open, compresslevel=1) if compressed else open
+        with opened(source, "wb") as file:
+            for number in range(100):
+                file.write(b"line %d".join(around) % number)
+            file.write(around[0])
+            for _ in range(GIGABYTE // len(block)):
+                file.write(block)
+            file.write(around[1])
+        recipe = folder / "long.yaml"
+        recipe.write_text(re.sub("source: [^,]+", f"source: {source}", base), encoding="utf-8")
+        run = TinyRun(recipe, folder / "run")
+        shutil.rmtree(run.folder, ignore_errors=True)
+        before, started = begin_peak(), time.monotonic()
+        found = run.call("prepare", "--set", tokenizer)
+        assert peak_bytes() - before < 2**29
+        source.unlink()
+        if kind == "jsonl":
+            assert time.monotonic() - started < 5
+            check_refusal(found, 3)
+            assert "line 101" in found.err
+            return
+        assert found.code == 0, found.err
+        manifest = read_manifest(run.folder / "corpus")
+        assert manifest is not None
+        splits = manifest.facts["splits"].values()
+        assert sum(split["documents"] for split in splits) == 101
+        assert sum(split["bytes"] for split in splits) > GIGABYTE // len(block) * len(block)
+
+    yield trial
+
+
 def begin_peak() -> int:
     """Resident memory now, from which on the peak is counted anew."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -366,8 +473,8 @@ def hostile_files(folder: Path) -> Iterator[Trial]:
             place, job.checkpoints.inputs, keep_last=2, say=lambda message: None
         ).load_newest(again.model, make_optimizer(again.model, again.recipe.optimizer))
 
-    names = ("state.json", "model-00001-of-00001.safetensors")
-    readers += [(checkpoint / name, load_checkpoint) for name in names]
+    files = ("model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors")
+    readers += [(checkpoint / name, load_checkpoint) for name in ("state.json", *files)]
     originals = {path: path.read_bytes() for path, _ in readers}
 
     def trial(draw: random.Random) -> None:

@@ -25,7 +25,8 @@ class Row:
     """One promise.
 
     `trials` prepares a folder and yields what is done again and again, each time with randomness of
-    its own; a trial fails by an exception. `full` and `sample` say how often.
+    its own; a trial fails by an exception. `full` says how often, `sample` how often in the default
+    suite (not at all where another row or test shows the same).
     """
 
     number: int
@@ -59,7 +60,7 @@ def randomness(row: Row, trial: int) -> random.Random:
 def initialized(folder: Path) -> TinyRun:
     """A tiny run that is ready to distil, in a folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    return copy_of(_made_once(), folder / "run")
+    return _made_once().copy(folder / "run")
 
 
 @functools.cache
@@ -70,9 +71,3 @@ def _made_once() -> TinyRun:
     outcome = run.call("run", "--until", "init")
     assert outcome.code == 0, outcome.err
     return run
-
-
-def copy_of(run: TinyRun, folder: Path) -> TinyRun:
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(run.folder, folder)
-    return TinyRun(run.recipe, folder)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.faults.harness import Trial, copy_of, initialized, row
-from tests.pipeline.processes import Server, kill
-from tests.pipeline.tiny_run import TinyRun, sha256
+from tests.faults.harness import Trial, initialized, row
+from tests.pipeline.processes import Server, kill, serving
+from tests.pipeline.tiny_run import TinyRun
 from tests.training.jobs import LENGTH, Failing, Poison, Silent, make_job
 
 from stillhouse.errors import ResourceError, TrainingError
@@ -34,29 +34,16 @@ LONGER = (
 SHARDED = ("distillation.sharded=true", "distillation.teacher_sharded=true")
 LOADED = "so the floor is"  # what training says once it knows where to go on
 EVERY_STEP = "distillation.checkpoint.every_steps=1"
-REFUSED = (
+MEMORY_ERRORS = (
     MemoryError(),
     torch.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
 )
 
 
-def metrics(run: TinyRun) -> list[dict]:
-    path = run.folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    complete = [text for text in path.read_text().splitlines(keepends=True) if text.endswith("\n")]
-    return [line for line in map(json.loads, complete) if line["model"] == "student"]
-
-
 def outcome(run: TinyRun) -> tuple[str, list[tuple[int, float]]]:
     """The hash of the student's weights, and the loss of each step."""
-    losses = [(line["step"], line["loss"]) for line in metrics(run)]
-    return sha256(run.folder / "student/model.safetensors"), losses
-
-
-def checkpoints(run: TinyRun) -> list[Path]:
-    return sorted((run.folder / "checkpoints/student").glob("step-*"))
+    return run.weights(), [(line["step"], line["loss"]) for line in run.metrics()]
 
 
 def begin_again(run: TinyRun) -> None:
@@ -64,20 +51,11 @@ def begin_again(run: TinyRun) -> None:
     (run.folder / "metrics.jsonl").unlink()
 
 
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
-    try:
-        yield server
-    finally:
-        server.close()
-
-
 def check_last_step_is_committed(run: TinyRun) -> None:
     """The step that was logged last is that of the newest checkpoint, or of the student."""
     if not (run.folder / "student").exists():
-        committed = json.loads((checkpoints(run)[-1] / "state.json").read_text())
-        assert committed["step"] == metrics(run)[-1]["step"]
+        committed = json.loads((run.checkpoints()[-1] / "state.json").read_text())
+        assert committed["step"] == run.metrics()[-1]["step"]
 
 
 class Interrupted:
@@ -87,10 +65,10 @@ class Interrupted:
         self.server, self.settings, self.ranks = server, settings, ranks
         self.trained = False
         ready = initialized(folder)
-        whole = copy_of(ready, folder / "whole")
+        whole = ready.copy(folder / "whole")
         self.distill(whole)
         self.expected = outcome(whole)
-        self.run = copy_of(ready, folder / "interrupted")
+        self.run = ready.copy(folder / "interrupted")
 
     def distill(self, run: TinyRun) -> None:
         code, log = self.server.distill(run, *self.settings, ranks=self.ranks)
@@ -100,7 +78,7 @@ class Interrupted:
         """Start, and return some steps later; now and then before the first."""
         if (self.run.folder / "student").exists():
             begin_again(self.run)
-        kept = checkpoints(self.run)
+        kept = self.run.checkpoints()
         done = int(kept[-1].name.removeprefix("step-")) if kept else 0
         processes = self.server.start(self.run, *self.settings, ranks=self.ranks)
         self.trained = draw.random() < 0.9
@@ -109,7 +87,7 @@ class Interrupted:
             return processes
         wanted = min(STEPS - 1, done + draw.randint(1, 8))
         deadline = time.monotonic() + 120
-        while LOADED not in self.server.log.read_text() or len(metrics(self.run)) < wanted:
+        while LOADED not in self.server.log.read_text() or len(self.run.metrics()) < wanted:
             assert time.monotonic() < deadline, self.server.log.read_text()
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.02))
@@ -133,7 +111,7 @@ def killed(folder: Path, *settings: str, ranks: int = 1) -> Iterator[Trial]:
             processes = job.start(draw)
             if draw.random() < 0.5:
                 wait_for_save(job.run, seconds=0.2)
-            before = {path.name for path in checkpoints(job.run)}
+            before = {path.name for path in job.run.checkpoints()}
             victim = draw.randrange(ranks)
             kill([processes[victim]], signal.SIGKILL)
             codes = server.wait()
@@ -142,7 +120,7 @@ def killed(folder: Path, *settings: str, ranks: int = 1) -> Iterator[Trial]:
                 left |= {0} if (job.run.folder / "student").exists() else set()
                 assert set(codes) - {-signal.SIGKILL} <= left, codes
             if not (job.run.folder / "student").exists():
-                after = checkpoints(job.run)
+                after = job.run.checkpoints()
                 assert max(before, default="") <= max((path.name for path in after), default="")
                 for path in after[-1:]:
                     verify(path)
@@ -178,7 +156,7 @@ def kills(folder: Path) -> Iterator[Trial]:
     "kill -9 of one of two ranks",
     "the other leaves; then as with one rank",
     full=50,
-    sample=1,
+    sample=0,
 )
 def kills_of_a_rank(folder: Path) -> Iterator[Trial]:
     yield from killed(folder, ranks=2)
@@ -189,7 +167,7 @@ def kills_of_a_rank(folder: Path) -> Iterator[Trial]:
     "kill -9 of one of two ranks, student and teacher sharded",
     "the same",
     full=25,
-    sample=1,
+    sample=0,
 )
 def kills_of_a_sharded_rank(folder: Path) -> Iterator[Trial]:
     yield from killed(folder, *SHARDED, ranks=2)
@@ -197,23 +175,24 @@ def kills_of_a_sharded_rank(folder: Path) -> Iterator[Trial]:
 
 @row(
     2,
-    "stopped three times in one run; epochs 1 to 3, one or four micro-batches a step",
+    "stopped three times in one run; 1 to 3 epochs, 1 or 4 micro-batches, eager and compiled",
     "losses, weights and sample order have the same bits",
-    full=6,
+    full=12,
     sample=1,
 )
 def resumed(folder: Path) -> Iterator[Trial]:
-    combinations = itertools.cycle(itertools.product((1, 2, 3), (256, 64)))
+    combinations = itertools.cycle(itertools.product(("false", "true"), (1, 2, 3), (256, 64)))
     with serving(folder) as server:
 
         def trial(draw: random.Random) -> None:
-            epochs, micro = next(combinations)
+            compiled, epochs, micro = next(combinations)
             settings = (
                 "distillation.max_tokens=null",
                 f"distillation.epochs={epochs}",
                 f"distillation.micro_batch_tokens={micro}",
+                f"distillation.compile={compiled}",
             )
-            place = folder / f"{epochs}-{micro}-{draw.random()}"
+            place = folder / f"{epochs}-{micro}-{compiled}"
             job = Interrupted(server, place, *settings)
             for _ in range(3):
                 kill(job.start(draw), signal.SIGTERM)
@@ -221,6 +200,32 @@ def resumed(folder: Path) -> Iterator[Trial]:
             job.finish()
 
         yield trial
+
+
+def signalled(folder: Path, *numbers: int, ranks: int = 1) -> Iterator[Trial]:
+    with serving(folder) as server:
+        job = Interrupted(server, folder, *LONGER, ranks=ranks)
+
+        def trial(draw: random.Random) -> None:
+            number = draw.choice(numbers)
+            processes = job.start(draw)
+            asked = time.monotonic()
+            kill([draw.choice(processes)], number)
+            codes = set(server.wait())
+            assert time.monotonic() - asked < 25
+            said = server.log.read_text()
+            assert "Traceback" not in said
+            by_the_launcher = {-signal.SIGTERM} if ranks > 1 else set()
+            if job.trained and codes != {0}:
+                assert 128 + number in codes <= {128 + number} | by_the_launcher, said
+                assert "is committed" in said
+                check_last_step_is_committed(job.run)
+            else:  # before training begins, SIGTERM ends a process as it does any other
+                assert codes <= {128 + number, 0, -signal.SIGTERM, TrainingError.exit_code}, said
+            job.compare_if_done()
+
+        yield trial
+        job.finish()
 
 
 @row(
@@ -231,28 +236,7 @@ def resumed(folder: Path) -> Iterator[Trial]:
     sample=2,
 )
 def signals(folder: Path) -> Iterator[Trial]:
-    with serving(folder) as server:
-        job = Interrupted(server, folder, *LONGER)
-
-        def trial(draw: random.Random) -> None:
-            number = draw.choice((signal.SIGTERM, signal.SIGINT))
-            processes = job.start(draw)
-            asked = time.monotonic()
-            kill(processes, number)
-            code = server.wait()
-            assert time.monotonic() - asked < 25
-            said = server.log.read_text()
-            assert "Traceback" not in said
-            if job.trained and code != [0]:
-                assert code == [128 + number], said
-                assert "is committed" in said
-                check_last_step_is_committed(job.run)
-            else:  # before training begins, SIGTERM ends a process as it does any other
-                assert code in ([128 + number], [0], [-signal.SIGTERM]), said
-            job.compare_if_done()
-
-        yield trial
-        job.finish()
+    yield from signalled(folder, signal.SIGTERM, signal.SIGINT)
 
 
 @row(
@@ -260,25 +244,10 @@ def signals(folder: Path) -> Iterator[Trial]:
     "SIGTERM to one of two ranks",
     "both stop at one step, which is committed; the end has the same bits",
     full=25,
-    sample=1,
+    sample=0,
 )
 def signals_to_one_rank(folder: Path) -> Iterator[Trial]:
-    with serving(folder) as server:
-        job = Interrupted(server, folder, *LONGER, ranks=2)
-
-        def trial(draw: random.Random) -> None:
-            processes = job.start(draw)
-            kill([draw.choice(processes)], signal.SIGTERM)
-            codes = server.wait()
-            said = server.log.read_text()
-            if job.trained and codes != [0, 0]:
-                assert 128 + signal.SIGTERM in codes, said
-                assert set(codes) <= {128 + signal.SIGTERM, -signal.SIGTERM}, said
-                check_last_step_is_committed(job.run)
-            job.compare_if_done()
-
-        yield trial
-        job.finish()
+    yield from signalled(folder, signal.SIGTERM, ranks=2)
 
 
 @row(
@@ -327,7 +296,7 @@ def refused(folder: Path) -> Iterator[Trial]:
         place = folder / str(draw.random())
         sequences = draw.choice((1, 2, 4, 6))
         job = make_job(place, micro_batch_tokens=sequences * LENGTH)
-        objective = Failing(job.objective, draw.randint(1, 7), draw.choice(REFUSED))
+        objective = Failing(job.objective, draw.randint(1, 7), draw.choice(MEMORY_ERRORS))
         job = replace(job, objective=objective)
         if sequences == 1:
             with pytest.raises(ResourceError, match="micro-batch of 1 sequences"):

@@ -1,10 +1,11 @@
 """Runs of a tiny recipe, made once: one that is ready to distil, and one that is finished."""
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_run import TinyRun, write_recipe
+from tests.pipeline.processes import Server, serving
+from tests.pipeline.tiny_run import TinyRun, write_recipe
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +21,7 @@ def initialized(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 @pytest.fixture(scope="session")
 def finished(initialized: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """The same run with student, control, evaluation and report. Never change it: take `done`."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    shutil.copytree(initialized.folder, folder)
+    folder = initialized.copy(tmp_path_factory.mktemp("finished") / "run").folder
     recipe = initialized.recipe.with_name("finished.yaml")
     text = initialized.recipe.read_text(encoding="utf-8")
     recipe.write_text(text.replace("control: none", "control: same_tokens"), encoding="utf-8")
@@ -31,18 +31,20 @@ def finished(initialized: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> 
     return run
 
 
-def _copy(run: TinyRun, folder: Path) -> TinyRun:
-    shutil.copytree(run.folder, folder)
-    return TinyRun(run.recipe, folder)
-
-
 @pytest.fixture
 def ready(initialized: TinyRun, tmp_path: Path) -> TinyRun:
     """A copy of a run that is ready to distil."""
-    return _copy(initialized, tmp_path / "run")
+    return initialized.copy(tmp_path / "run")
 
 
 @pytest.fixture
 def done(finished: TinyRun, tmp_path: Path) -> TinyRun:
     """A copy of a finished run."""
-    return _copy(finished, tmp_path / "run")
+    return finished.copy(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Commands in processes of their own."""
+    with serving(tmp_path_factory.mktemp("server")) as server:
+        yield server

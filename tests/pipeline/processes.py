@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.pipeline.tiny_run import TinyRun
@@ -32,6 +34,7 @@ for line in sys.stdin:
             os.dup2(log, 1), os.dup2(log, 2)
             os.environ.update(environment)
             sys.argv = request["arguments"]
+            exec(request["inject"].get(str(rank), ""), globals())
             try:
                 main()
             except SystemExit as stop:
@@ -61,7 +64,8 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         source = str(Path(stillhouse.__file__).parents[1])
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+        ours = str(Path(__file__).parents[2])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{source}:{ours}"}
         environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as the program itself sets it
         self.log = folder / "log.txt"
         self.process = subprocess.Popen(
@@ -74,9 +78,14 @@ class Server:
         )
 
     def start(
-        self, run: TinyRun, *overrides: str, ranks: int = 1, command: str = "distill"
+        self,
+        run: TinyRun,
+        *overrides: str,
+        ranks: int = 1,
+        command: str = "distill",
+        inject: Mapping[int, str] | None = None,
     ) -> list[int]:
-        """Begin a command; returns the processes' ids."""
+        """Begin a command; returns the processes' ids. `inject` is code that a rank runs first."""
         arguments = ["stillhouse", command, str(run.recipe), "--run-dir", str(run.folder)]
         arguments += [part for key in overrides for part in ("--set", key)]
         common = {
@@ -89,6 +98,7 @@ class Server:
         ]
         self.log.write_text("")
         request = {"arguments": arguments, "log": str(self.log), "ranks": environments}
+        request["inject"] = inject or {}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -113,6 +123,23 @@ class Server:
     def _numbers(self) -> list[int]:
         assert self.process.stdout is not None
         return [int(text) for text in self.process.stdout.readline().split()]
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def wait_for_step(server: Server, run: TinyRun, step: int) -> None:
+    """Until so many steps stand in the run's metrics."""
+    deadline = time.monotonic() + 120
+    while len(run.metrics()) < step:
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.002)
 
 
 def kill(processes: list[int], number: int) -> None:

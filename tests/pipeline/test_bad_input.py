@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import Outcome, TinyRun, call, write_recipe
+from tests.pipeline.tiny_run import Outcome, TinyRun, call, write_recipe
 from tokenizers import Tokenizer
 
 import stillhouse

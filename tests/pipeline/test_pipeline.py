@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_run import TinyRun, call, sha256, snapshot, write_recipe
+from tests.pipeline.tiny_run import TinyRun, call, sha256, snapshot, write_recipe
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 MODEL_KEYS = {

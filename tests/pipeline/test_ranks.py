@@ -1,6 +1,5 @@
 """Many ranks train as one: the same losses, exact to resume, no rank waits for one that is gone."""
 
-import json
 import os
 import re
 import shutil
@@ -8,13 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.pipeline.processes import STOPPED, Server, free_port, kill
+from tests.pipeline.processes import STOPPED, Server, free_port, kill, wait_for_step
 from tests.pipeline.tiny_run import TinyRun, sha256
 
 import stillhouse
@@ -39,19 +37,11 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def alone(
     server: Server, initialized: TinyRun, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyRun:
     """What one rank comes to."""
-    run = TinyRun(initialized.recipe, tmp_path_factory.mktemp("alone") / "run")
-    shutil.copytree(initialized.folder, run.folder)
+    run = initialized.copy(tmp_path_factory.mktemp("alone") / "run")
     distilled(server, run)
     return run
 
@@ -62,28 +52,11 @@ def distilled(server: Server, run: TinyRun, *overrides: str, ranks: int = 1) -> 
     return log
 
 
-def lines(run: TinyRun) -> list[dict]:
-    path = run.folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    complete = [text for text in path.read_text().splitlines(keepends=True) if text.endswith("\n")]
-    return [line for line in map(json.loads, complete) if line["model"] == "student"]
-
-
-def losses(run: TinyRun) -> list[float]:
-    """The loss of each step, after checking that every step stands once."""
-    assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
-    return [line["loss"] for line in lines(run)]
-
-
-def weights(run: TinyRun) -> str:
-    return sha256(run.folder / "student/model.safetensors")
-
-
 def assert_same_result(run: TinyRun, expected: TinyRun) -> None:
     """Every step's loss and every weight, to float tolerance."""
-    assert losses(run) == pytest.approx(losses(expected), rel=1e-5)
-    assert [line["tokens"] for line in lines(run)] == [line["tokens"] for line in lines(expected)]
+    assert run.losses(STEPS) == pytest.approx(expected.losses(STEPS), rel=1e-5)
+    tokens, others = ([line["tokens"] for line in each.metrics()] for each in (run, expected))
+    assert tokens == others
     ours, theirs = (load_file(r.folder / "student/model.safetensors") for r in (run, expected))
     assert set(ours) == set(theirs)
     for name, tensor in ours.items():
@@ -93,10 +66,7 @@ def assert_same_result(run: TinyRun, expected: TinyRun) -> None:
 def stopped(server: Server, run: TinyRun, *overrides: str, ranks: int, step: int) -> None:
     """Distil until `step`, then ask all ranks to stop."""
     processes = server.start(run, *SETTINGS, *overrides, ranks=ranks)
-    deadline = time.monotonic() + 120
-    while len(lines(run)) < step:
-        assert time.monotonic() < deadline, server.log.read_text()
-        time.sleep(0.002)
+    wait_for_step(server, run, step)
     kill(processes, signal.SIGTERM)
     codes = server.wait()  # the launcher ends what is still there when the first has left
     assert STOPPED in codes, server.log.read_text()
@@ -108,17 +78,15 @@ def stopped(server: Server, run: TinyRun, *overrides: str, ranks: int, step: int
 def test_many_ranks_train_as_one(server, initialized, alone, tmp_path, ranks, layout):
     """Losses, tokens and weights are those of one rank; stopped, and on as many ranks as before,
     training ends with the same bits as without."""
-    runs = [TinyRun(initialized.recipe, tmp_path / name) for name in ("whole", "stopped")]
-    for run in runs:
-        shutil.copytree(initialized.folder, run.folder)
+    runs = [initialized.copy(tmp_path / name) for name in ("whole", "stopped")]
     distilled(server, runs[0], *LAYOUTS[layout], ranks=ranks)
     assert_same_result(runs[0], alone)
     stopped(server, runs[1], *LAYOUTS[layout], ranks=ranks, step=4)
     log = distilled(server, runs[1], *LAYOUTS[layout], ranks=ranks)
     assert "going on after step" in log
     assert "damaged" not in log
-    assert losses(runs[1]) == losses(runs[0])
-    assert weights(runs[1]) == weights(runs[0])
+    assert runs[1].losses(STEPS) == runs[0].losses(STEPS)
+    assert runs[1].weights() == runs[0].weights()
 
 
 def test_the_number_of_ranks_may_change(server, ready, alone):
@@ -133,8 +101,7 @@ def test_the_number_of_ranks_may_change(server, ready, alone):
 def test_a_lost_rank_is_noticed_and_nothing_is_lost(server, ready, alone):
     """Killed in the middle, one rank takes the others along; the next start goes on."""
     processes = server.start(ready, *SETTINGS, EVERY_STEP, ranks=2)
-    while len(lines(ready)) < 4:
-        time.sleep(0.002)
+    wait_for_step(server, ready, 4)
     started = time.monotonic()
     os.kill(processes[1], signal.SIGKILL)
     codes = server.wait()
@@ -158,15 +125,17 @@ def test_an_error_of_the_first_rank_is_said_once(server, ready):
 def test_ranks_share_the_writing_of_a_teacher_cache(server, initialized, tmp_path):
     """The cache of two ranks holds the bytes of that of one, and students learn alike from it."""
     cached = "distillation.teacher_outputs={cache: sampled, size: 8}"
-    runs = [TinyRun(initialized.recipe, tmp_path / name) for name in ("one", "two")]
+    runs = [initialized.copy(tmp_path / name) for name in ("one", "two")]
+    small_parts = "import stillhouse.distillation.cache as cache; cache.TOKENS_PER_PART = 512"
     for ranks, run in enumerate(runs, start=1):
-        shutil.copytree(initialized.folder, run.folder)
-        distilled(server, run, cached, ranks=ranks)
+        inject = dict.fromkeys(range(ranks), small_parts)
+        server.start(run, *SETTINGS, cached, ranks=ranks, inject=inject)
+        assert set(server.wait()) == {0}, server.log.read_text()
+        assert len(list(run.folder.glob("teacher-cache/part-*"))) > 2
     one, two = (
         {path.relative_to(run.folder): sha256(path) for path in run.folder.rglob("part-*/*.bin")}
         for run in runs
     )
-    assert one
     assert one == two
     assert_same_result(runs[1], runs[0])
 
@@ -196,9 +165,7 @@ def all_of(process: int) -> list[int]:
 def test_two_launchers_one_of_them_killed_and_started_again(server, initialized, tmp_path):
     """torchrun on two nodes: one node dies and comes back, and the result is the same."""
     settings = (*SETTINGS, "distillation.max_tokens=22400", EVERY_STEP)
-    runs = [TinyRun(initialized.recipe, tmp_path / name) for name in ("alone", "nodes")]
-    for run in runs:
-        shutil.copytree(initialized.folder, run.folder)
+    runs = [initialized.copy(tmp_path / name) for name in ("alone", "nodes")]
     code, log = server.distill(runs[0], *settings)
     assert code == 0, log
     source = str(Path(stillhouse.__file__).parents[1])
@@ -219,7 +186,7 @@ def test_two_launchers_one_of_them_killed_and_started_again(server, initialized,
     nodes = [launch(0), launch(1)]
     try:
         deadline = time.monotonic() + 240
-        while len(lines(runs[1])) < 10:
+        while len(runs[1].metrics()) < 10:
             assert time.monotonic() < deadline, (tmp_path / "node-0.txt").read_text()
             time.sleep(0.01)
         kill(all_of(nodes[1].pid), signal.SIGKILL)
@@ -234,7 +201,7 @@ def test_two_launchers_one_of_them_killed_and_started_again(server, initialized,
     said = (tmp_path / "node-0.txt").read_text() + (tmp_path / "node-1.txt").read_text()
     assert re.search(r"student: going on after step \d", said)
     ours, theirs = (
-        [(line["step"], line["tokens"], line["loss"]) for line in lines(run)] for run in runs
+        [(line["step"], line["tokens"], line["loss"]) for line in run.metrics()] for run in runs
     )
     assert len(ours) == 100
     for line, other in zip(ours, theirs, strict=True):

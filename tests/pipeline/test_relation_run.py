@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from tiny_run import TinyRun, write_recipe
+from tests.pipeline.tiny_run import TinyRun, write_recipe
 
 SETTINGS = ["distillation.max_tokens=16384", "distillation.optimizer.learning_rate=3e-3"]
 

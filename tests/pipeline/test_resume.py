@@ -1,15 +1,12 @@
 """Training that is stopped, killed or damaged ends with the bits of training that was not."""
 
 import json
-import shutil
 import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.pipeline.processes import Server, kill
-from tests.pipeline.tiny_run import TinyRun, sha256
+from tests.pipeline.processes import Server, kill, wait_for_step
+from tests.pipeline.tiny_run import TinyRun
 
 STEPS = 60
 LONGER = (f"distillation.max_tokens={STEPS * 256}", "distillation.micro_batch_tokens=128")
@@ -17,57 +14,24 @@ EVERY_STEP = "distillation.checkpoint.every_steps=1"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(
     server: Server, initialized: TinyRun, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, list[float]]:
     """The SHA-256 of the weights that training leads to, and its losses."""
-    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    shutil.copytree(initialized.folder, folder)
-    run = TinyRun(initialized.recipe, folder)
+    run = initialized.copy(tmp_path_factory.mktemp("uninterrupted") / "run")
     code, log = server.distill(run, *LONGER, EVERY_STEP)
     assert code == 0, log
-    return weights(run), losses(run)
+    return result(run)
 
 
-def weights(run: TinyRun) -> str:
-    return sha256(run.folder / "student/model.safetensors")
-
-
-def lines(run: TinyRun) -> list[dict]:
-    path = run.folder / "metrics.jsonl"
-    complete = [text for text in path.read_text().splitlines(keepends=True) if text.endswith("\n")]
-    return [line for line in map(json.loads, complete) if line["model"] == "student"]
-
-
-def losses(run: TinyRun) -> list[float]:
-    """The loss of each step, after checking that every step stands once."""
-    found = lines(run)
-    assert [line["step"] for line in found] == list(range(1, STEPS + 1))
-    return [line["loss"] for line in found]
-
-
-def checkpoints(run: TinyRun) -> list[Path]:
-    return sorted((run.folder / "checkpoints/student").glob("step-*"))
-
-
-def wait_for_step(run: TinyRun, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while len(lines(run)) < step:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+def result(run: TinyRun) -> tuple[str, list[float]]:
+    return run.weights(), run.losses(STEPS)
 
 
 def interrupted(server: Server, run: TinyRun, *, step: int, number: int = signal.SIGTERM) -> str:
     """Distil, and stop by a signal after `step`; returns what was said."""
     processes = server.start(run, *LONGER)
-    wait_for_step(run, step)
+    wait_for_step(server, run, step)
     kill(processes, number)
     assert server.wait() == [128 + number]
     return server.log.read_text()
@@ -83,14 +47,14 @@ def flip_a_bit(path: Path) -> None:
 def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterrupted, number):
     """A signal commits the last completed step; the same command goes on from there."""
     said = interrupted(server, ready, step=7, number=number)
-    committed = json.loads((checkpoints(ready)[-1] / "state.json").read_text())["step"]
+    committed = json.loads((ready.checkpoints()[-1] / "state.json").read_text())["step"]
     assert 7 <= committed < STEPS
     assert f"Stopped by signal {int(number)} after step {committed} of {STEPS}" in said
     assert "Traceback" not in said
     code, log = server.distill(ready, *LONGER)
     assert code == 0
     assert f"student: going on after step {committed}" in log
-    assert (weights(ready), losses(ready)) == uninterrupted
+    assert result(ready) == uninterrupted
     assert not (ready.folder / "checkpoints/student").exists()
 
 
@@ -101,19 +65,19 @@ def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterru
 def test_a_damaged_checkpoint_is_passed_over(server, ready, uninterrupted, file):
     """One flipped bit: training falls back to the checkpoint before, says so, ends the same."""
     interrupted(server, ready, step=9)
-    before, newest = checkpoints(ready)[-2:]
+    before, newest = ready.checkpoints()[-2:]
     flip_a_bit(newest / file)
     code, log = server.distill(ready, *LONGER)
     assert code == 0
     assert f"Checkpoint {newest} is damaged and was moved to damaged-{newest.name}" in log
     assert f"going on after step {int(before.name.removeprefix('step-'))}\n" in log
-    assert (weights(ready), losses(ready)) == uninterrupted
+    assert result(ready) == uninterrupted
 
 
 def test_without_an_intact_checkpoint_training_stops_until_told(server, ready, uninterrupted):
     """It never begins again by itself, not at the second try either; --overwrite says so."""
     interrupted(server, ready, step=9)
-    for checkpoint in checkpoints(ready):
+    for checkpoint in ready.checkpoints():
         (checkpoint / "optimizer-00001-of-00001.safetensors").unlink()
     for _ in range(2):
         code, log = server.distill(ready, *LONGER)
@@ -122,7 +86,7 @@ def test_without_an_intact_checkpoint_training_stops_until_told(server, ready, u
         assert "name the stage in --overwrite" in log
     settings = [part for key in LONGER for part in ("--set", key)]
     assert ready.call("distill", "--overwrite", "distill", *settings).code == 0
-    assert (weights(ready), losses(ready)) == uninterrupted
+    assert result(ready) == uninterrupted
 
 
 def test_a_changed_recipe_is_refused_by_name(server, ready):

@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 import pytest
-from tiny_run import TinyRun, sha256
+from tests.pipeline.tiny_run import TinyRun, sha256
 
 from stillhouse.run_folder import fingerprint, read_manifest
 
@@ -17,14 +17,12 @@ SOFT = ("--set", "distillation.losses.hidden_cosine.weight=0")
 
 
 def losses(run: TinyRun) -> list[float]:
-    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [line["loss"] for line in map(json.loads, lines) if line["model"] == "student"]
+    return [line["loss"] for line in run.metrics()]
 
 
 def test_a_cache_of_the_whole_vocabulary_teaches_like_the_live_teacher(ready, tmp_path):
     """With nothing left out, training follows the live teacher's to float16's precision."""
-    live = TinyRun(ready.recipe, tmp_path / "live")
-    shutil.copytree(ready.folder, live.folder)
+    live = ready.copy(tmp_path / "live")
     assert live.call("distill", *SOFT).code == 0
     outcome = ready.call("distill", *SOFT, *WHOLE)
     assert outcome.code == 0, outcome.err

@@ -1,7 +1,9 @@
 """A tiny recipe and its run folder, and the command line called in this process."""
 
 import hashlib
+import json
 import random
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -97,3 +99,32 @@ class TinyRun:
 
     def call(self, command: str, *more: object) -> Outcome:
         return call(command, self.recipe, "--run-dir", self.folder, *more)
+
+    def copy(self, folder: Path) -> "TinyRun":
+        """The same elsewhere, in place of what is there."""
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.folder, folder)
+        return TinyRun(self.recipe, folder)
+
+    def metrics(self) -> list[dict]:
+        """Each complete line of the student's training."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = [json.loads(text) for text in texts if text.endswith("\n")]
+        return [line for line in lines if line["model"] == "student"]
+
+    def losses(self, num_steps: int) -> list[float]:
+        """The loss of each step, after checking that every step stands once."""
+        lines = self.metrics()
+        assert [line["step"] for line in lines] == list(range(1, num_steps + 1))
+        return [line["loss"] for line in lines]
+
+    def weights(self) -> str:
+        """The hash of the student."""
+        return sha256(self.folder / "student/model.safetensors")
+
+    def checkpoints(self) -> list[Path]:
+        """The student's, oldest first."""
+        return sorted((self.folder / "checkpoints/student").glob("step-*"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.tiny_models import make_config
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -48,18 +49,8 @@ class Silent:
 
 def make_model(num_layers: int, seed: int) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=LENGTH,
-        n_embd=16,
-        n_layer=num_layers,
-        n_head=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    config = make_config("gpt2", num_layers, vocabulary=VOCABULARY, positions=LENGTH)
+    assert isinstance(config, GPT2Config)
     return GPT2LMHeadModel(config)
 
 

@@ -1,16 +1,21 @@
 """Checkpoints: the whole state, committed whole, refused when damaged or of another recipe."""
 
 import copy
+import signal
+import time
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-from stillhouse.errors import RunError
+from stillhouse.errors import ResourceError, RunError, TrainingError
 from stillhouse.recipe import OptimizerRecipe
 from stillhouse.run_folder import Inputs
 from stillhouse.training.checkpoint import Checkpoints, Progress
 from stillhouse.training.optimizer import make_optimizer
+from stillhouse.training.ranks import Ranks
+from stillhouse.training.signals import StopRequest
 
 INPUTS = Inputs("distill student", {"temperature": 2.0}, {"tokens": "abc"}, 0)
 
@@ -134,3 +139,91 @@ def test_a_checkpoint_of_another_model_is_damaged(checkpoints):
     with pytest.raises(RunError, match="No checkpoint"):
         checkpoints.load_newest(other, make_optimizer(other, OptimizerRecipe()))
     assert torch.equal(other.get_parameter("0.weight"), before)
+
+
+def test_every_so_many_steps_one_is_kept(tmp_path, said):
+    """`keep_every_steps` spares its multiples; the others go once two newer ones are there."""
+    kept = Checkpoints(tmp_path, INPUTS, keep_last=2, keep_every_steps=2, say=said.append)
+    saved(kept, 1, 2, 3, 4, 5)
+    assert [path.name[-1] for path in kept.committed()] == ["2", "4", "5"]
+
+
+def test_no_memory_for_the_copy_is_one_clear_error(checkpoints, monkeypatch):
+    """What was committed before stays."""
+    saved(checkpoints, 1)
+
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("stillhouse.training.checkpoint.State.of", refuse)
+    with pytest.raises(ResourceError, match="no memory for a copy of the training's state"):
+        checkpoints.save(*make(), Progress(2))
+    assert len(checkpoints.committed()) == 1
+
+
+@pytest.mark.parametrize("damage", ["another key", "one key too few"])
+def test_another_optimizers_state_is_damaged(checkpoints, damage):
+    """It is found before anything is restored, whatever its manifest says."""
+    model, optimizer = make()
+    step(model, optimizer, 0)
+    state = optimizer.state[model.get_parameter("0.weight")]
+    moment = state.pop("exp_avg")
+    if damage == "another key":
+        state["momentum_buffer"] = moment
+    checkpoints.save(model, optimizer, Progress(1))
+    checkpoints.finish()
+    with pytest.raises(RunError, match="No checkpoint in"):
+        checkpoints.load_newest(*make())
+
+
+@pytest.fixture
+def two_ranks(tmp_path, said, monkeypatch):
+    """Checkpoints of two ranks with parts of their own, as if their model were sharded."""
+    monkeypatch.setattr("stillhouse.training.checkpoint.is_sharded", lambda model: True)
+    store = HashStore()
+    return [
+        Checkpoints(tmp_path, INPUTS, keep_last=2, say=said.append, ranks=Ranks(rank, 2, store))
+        for rank in range(2)
+    ]
+
+
+def test_a_checkpoint_is_committed_when_all_parts_are_there(two_ranks):
+    """Not before, however long the second rank takes; then it has every file."""
+    first, second = two_ranks
+    first.save(*make(), Progress(1))
+    time.sleep(0.1)
+    assert not first.committed()
+    second.save(*make(), Progress(1))
+    second.wait()
+    first.wait()
+    names = sorted(path.name for path in first.committed()[0].glob("*.safetensors"))
+    assert names == [
+        f"{kind}-0000{number}-of-00002.safetensors"
+        for kind in ("model", "optimizer")
+        for number in (1, 2)
+    ]
+
+
+def test_a_rank_whose_part_never_comes_is_not_waited_for(two_ranks, monkeypatch):
+    """Once a stop is asked for, as the launcher does when a rank is lost."""
+    monkeypatch.setattr("stillhouse.training.checkpoint.LONGEST_FAREWELL_SECONDS", 0.2)
+    first, _ = two_ranks
+    stop = StopRequest()
+    first.save(*make(), Progress(1), stop)
+    time.sleep(0.4)
+    first.check()  # without a signal it waits
+    stop.signal_number = signal.SIGTERM
+    with pytest.raises(TrainingError, match="Another rank was lost, or gave up"):
+        first.wait()
+    assert not first.committed()
+    assert not list(first.folder.glob(".step-*"))
+
+
+def test_a_first_rank_that_gives_up_is_said_by_the_others(two_ranks):
+    """Its folder goes away under them: they are told so, and not of a file that is missing."""
+    first, second = two_ranks
+    first.finish()  # the save before
+    second.save(*make(), Progress(1))
+    second.ranks.count(f"{second.folder / 'step-00000001'} begun", 1)
+    with pytest.raises(TrainingError, match="Another rank was lost, or gave up"):
+        second.wait()

@@ -20,6 +20,7 @@ from stillhouse.recipe import TrainingRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.engine import train
 from stillhouse.training.job import TrainingJob, plan_batches
+from stillhouse.training.signals import StopRequest
 
 
 class HalfLabeled:
@@ -221,8 +222,11 @@ def test_a_signal_stops_after_a_whole_step_even_the_last(tmp_path, last):
             if step == last:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Stopped, match=f"after step {last} of 4, which is committed") as stopped:
-        train(make_job(tmp_path / "stopped"), Impatient())
+    with (
+        StopRequest() as stop,
+        pytest.raises(Stopped, match=f"after step {last} of 4, which is committed") as stopped,
+    ):
+        train(make_job(tmp_path / "stopped"), Impatient(), stop)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     resumed = make_job(tmp_path / "stopped")
     assert train(resumed, Silent()).step == 4
@@ -231,6 +235,18 @@ def test_a_signal_stops_after_a_whole_step_even_the_last(tmp_path, last):
     ]
     for name, parameter in uninterrupted.model.named_parameters():
         assert torch.equal(parameter, resumed.model.get_parameter(name)), name
+
+
+def test_a_stop_that_was_asked_for_during_the_set_up_is_heeded(tmp_path):
+    """Nothing is trained, nothing is lost."""
+    stop = StopRequest()
+    stop.signal_number = signal.SIGINT
+    job = make_job(tmp_path)
+    with pytest.raises(Stopped, match="after step 0 of 4") as stopped:
+        train(job, Silent(), stop)
+    assert stopped.value.exit_code == 130
+    assert not lines(job)
+    assert not job.checkpoints.committed()
 
 
 def test_frozen_embeddings_stay_as_they_are(tmp_path):

@@ -188,9 +188,10 @@ class CacheWriter:
         with commit_folder(folder, self.inputs, overwrite=True) as temporary:
             for sequences in self._micro_batches(first, last):
                 if stop.signal_number is not None:
+                    kept = len(list(self.run.teacher_cache.glob("part-*")))
                     raise Stopped(
                         f"Stopped by signal {stop.signal_number} while the teacher cache was "
-                        f"written; {part} of {self.num_parts} parts are kept. Give the same "
+                        f"written; {kept} of {self.num_parts} parts are kept. Give the same "
                         "command again to go on.",
                         stop.signal_number,
                     )

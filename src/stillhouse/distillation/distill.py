@@ -46,8 +46,7 @@ from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
 from stillhouse.training.metrics import read_metrics
 from stillhouse.training.parallel import shard_teacher, whole_model
 from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import Ranks
-from stillhouse.training.signals import finishing
+from stillhouse.training.ranks import Ranks, finishing
 from stillhouse.training.work import count_work, planned_step
 
 ModelName = Literal["student", "control", "control_same_time"]
@@ -175,9 +174,9 @@ class Distillation:
             self.ranks,
             teacher_sharded=model == "student" and recipe.teacher_sharded,
         )
-        with finishing(f"the {model.replace('_', ' ')}", self.ranks):
-            facts = job.facts(train(job, reporter))
-            trained = whole_model(student)
+        with finishing(f"the {model.replace('_', ' ')}", self.ranks) as stop:
+            facts = job.facts(train(job, reporter, stop))
+            trained = whole_model(student, self.ranks)
             self.ranks.from_first(lambda: self._commit(model, trained, facts, overwrite))
             checkpoints.clear()
 

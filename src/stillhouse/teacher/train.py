@@ -25,8 +25,7 @@ from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
 from stillhouse.training.parallel import whole_model
 from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import Ranks
-from stillhouse.training.signals import finishing
+from stillhouse.training.ranks import Ranks, finishing
 from stillhouse.training.work import count_work, planned_step
 
 
@@ -79,9 +78,9 @@ def train_teacher(
         measure_floor(count_work(step, config, None), device),
         ranks,
     )
-    with finishing("the teacher", ranks):
-        facts = {"training": job.facts(train(job, reporter))}
-        trained = whole_model(model)
+    with finishing("the teacher", ranks) as stop:
+        facts = {"training": job.facts(train(job, reporter, stop))}
+        trained = whole_model(model, ranks)
 
         def commit() -> None:
             with commit_folder(run.teacher, inputs, facts, overwrite=overwrite) as folder:

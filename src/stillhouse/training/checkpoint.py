@@ -11,6 +11,7 @@ part, which the first rank writes. A checkpoint of any number of parts goes on u
 ranks.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -24,20 +25,23 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from stillhouse.errors import ResourceError, RunError
+from stillhouse.errors import ResourceError, RunError, TrainingError
 from stillhouse.run_folder import (
     Inputs,
     changed_settings,
     commit_folder,
+    explained_os_errors,
     is_up_to_date,
     temporary_path,
     verify,
 )
+from stillhouse.training.device import is_out_of_memory
 from stillhouse.training.parts import Part, State, check_shapes, is_sharded, restore
 from stillhouse.training.ranks import ALONE, Ranks
+from stillhouse.training.signals import NEVER, StopRequest
 
-LONGEST_SAVE_SECONDS = 1200.0  # the ranks wait for each other longer than this
-LONGEST_FAREWELL_SECONDS = 15.0
+LONGEST_SILENCE_SECONDS = 1200.0  # while no byte is written by the rank that is waited for
+LONGEST_FAREWELL_SECONDS = 15.0  # the same once a signal asks to stop, as when a rank is lost
 
 
 @dataclass(frozen=True)
@@ -92,15 +96,26 @@ class Checkpoints:
         """Folders of committed checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        stop: StopRequest = NEVER,
+    ) -> None:
         """Commit the state after `progress.step` steps, then remove those beyond what is kept.
 
         The state is copied; writing goes on beside training, and `finish` waits for it.
 
+        Args:
+            stop: Once it is made, ranks do not wait long for one that writes nothing.
+
         Raises:
-            ResourceError: too little disk space, or an earlier save failed for want of it.
+            ResourceError: too little disk space or memory, or an earlier save failed for want of
+                it.
+            TrainingError: another rank was lost during an earlier save.
         """
-        self.wait()
+        self.finish()
         if progress.step == self._newest:
             return
         self._newest, target = progress.step, self._path(progress.step)
@@ -109,8 +124,8 @@ class Checkpoints:
             part = Part(self.ranks.rank, self.ranks.size)
         elif not self.ranks.is_first:
             return
-        state = State.of(model, optimizer)
-        self._saving = _Saving(lambda: self._write(target, part, state, progress))
+        state = _state_of(model, optimizer, target)
+        self._saving = _Saving(lambda: self._write(target, part, state, progress, stop))
 
     def wait(self) -> None:
         """Wait until this rank has written what it was given; raises what went wrong."""
@@ -156,19 +171,46 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _write(self, target: Path, part: Part, state: State, progress: Progress) -> None:
-        if part.number:  # the first rank makes the folder, and commits what all wrote
-            temporary = temporary_path(target, self._first_process)
-            _wait_until(temporary.is_dir, str(temporary))
-            part.write(temporary, state)
+    def _write(
+        self, target: Path, part: Part, state: State, progress: Progress, stop: StopRequest
+    ) -> None:
+        """Write this rank's part; the first rank makes the folder, and commits what all wrote."""
+        begun, written = f"{target} begun", f"{target} written"
+        temporary = temporary_path(target, self._first_process)
+        if part.number:
+            self._wait_until(lambda: self.ranks.count(begun), temporary, stop)
+            try:
+                with explained_os_errors(temporary):
+                    part.write(temporary, state)
+            except FileNotFoundError as error:  # the first rank gave up and removed it
+                raise _lost(temporary) from error
+            self.ranks.count(written, 1)
             return
         _check_space(self.folder, part.count * state.size_bytes)
         with commit_folder(target, self.inputs) as temporary:
+            self.ranks.count(begun, 1)
             part.write(temporary, state)
             (temporary / "state.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-            _wait_until(lambda: part.all_are_written(temporary), f"all parts of {target}")
+            others = part.count - 1
+            self._wait_until(lambda: self.ranks.count(written) == others, temporary, stop)
+            self._wait_until(lambda: part.all_are_written(temporary), temporary, NEVER)
         for old in self._superseded():
             shutil.rmtree(old)
+
+    def _wait_until(
+        self, condition: Callable[[], object], temporary: Path, stop: StopRequest
+    ) -> None:
+        """Wait for other ranks' part of a save, as long as anything is written."""
+        size, quiet_since = -1, time.monotonic()
+        while not condition():
+            now, size_now = time.monotonic(), _size_of(temporary)
+            if size_now != size:
+                size, quiet_since = size_now, now
+            hurried = stop.signal_number is not None
+            longest = LONGEST_FAREWELL_SECONDS if hurried else LONGEST_SILENCE_SECONDS
+            if now - quiet_since > longest:
+                raise _lost(temporary)
+            time.sleep(0.01)
 
     def _superseded(self) -> list[Path]:
         every = self.keep_every_steps
@@ -235,6 +277,8 @@ class _Saving:
             self._work()
         except BaseException as error:  # raised where the result is asked for
             self._error = error
+        finally:
+            del self._work  # and with it the copy of the state
 
     @property
     def has_failed(self) -> bool:
@@ -249,12 +293,33 @@ class _Saving:
             raise self._error
 
 
-def _wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LONGEST_SAVE_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise ResourceError(f"Waited {LONGEST_SAVE_SECONDS:.0f} s in vain for {what}.")
-        time.sleep(0.01)
+def _lost(temporary: Path) -> TrainingError:
+    return TrainingError(
+        f"Another rank was lost, or gave up, before {temporary.parent} had its next checkpoint. "
+        "Every committed one is kept; give the same command again to go on."
+    )
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of the files there, as far as they can be seen while others write and rename them."""
+    size = 0
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            size += path.stat().st_size
+    return size
+
+
+def _state_of(model: nn.Module, optimizer: torch.optim.Optimizer, target: Path) -> State:
+    try:
+        return State.of(model, optimizer)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"There is no memory for a copy of the training's state, from which {target} would be "
+            "written. Every earlier checkpoint is kept; give the machine more memory, or take a "
+            "smaller model."
+        ) from error
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -25,17 +25,21 @@ from stillhouse.training.metrics import MetricsLog, NoMetrics
 from stillhouse.training.optimizer import make_optimizer
 from stillhouse.training.parallel import Lesson, replicate, shard
 from stillhouse.training.progress import Reporter
-from stillhouse.training.signals import StopRequest
-from stillhouse.training.step import Steps
+from stillhouse.training.ranks import lost_ranks_explained
+from stillhouse.training.signals import NEVER, StopRequest
+from stillhouse.training.step import Steps, micro_batch_size
 
 
-def train(job: TrainingJob, reporter: Reporter) -> Progress:
+def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Progress:
     """Train to the end, going on from the newest checkpoint where there is one.
 
     Afterwards the model is where it was trained; `parallel.whole_model` gathers a sharded one.
 
+    Args:
+        stop: Looked at before each backward pass.
+
     Raises:
-        Stopped: SIGINT or SIGTERM; the last completed step is committed.
+        Stopped: it was asked for; the last completed step is committed.
         TrainingError: several steps in a row were not finite, or another rank is lost.
         ResourceError: out of memory or disk.
     """
@@ -43,7 +47,8 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
     model = job.model.train(job.recipe.dropout)
     if job.recipe.activation_checkpointing:
         keep_few_activations(model)
-    with explained_memory_errors(1, job.batches.source.sequence_length):
+    length = job.batches.source.sequence_length
+    with explained_memory_errors(1, length), lost_ranks_explained():
         lesson = _on_the_ranks(job, model)
     optimizer = make_optimizer(model, job.recipe.optimizer)
     progress = job.checkpoints.load_newest(model, optimizer) or Progress()
@@ -55,7 +60,7 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
     reporter.start(job.name, progress.step, job.batches.num_steps)
     log = MetricsLog if job.ranks.is_first else NoMetrics
     try:
-        with log(job.metrics, job.name, progress.step + 1) as lines, StopRequest() as stop:
+        with log(job.metrics, job.name, progress.step + 1) as lines:
             while steps.progress.step < job.batches.num_steps:
                 values = steps.run(stop)
                 if values is None:
@@ -64,10 +69,10 @@ def train(job: TrainingJob, reporter: Reporter) -> Progress:
                 reporter.step(steps.progress.step, values)
                 job.checkpoints.check()
                 if steps.progress.step % job.recipe.checkpoint.every_steps == 0:
-                    job.checkpoints.save(model, optimizer, steps.progress)
+                    job.checkpoints.save(model, optimizer, steps.progress, stop)
             number = job.ranks.highest(stop.signal_number or 0)
             if number:  # also one that came during the last step
-                job.checkpoints.save(model, optimizer, steps.progress)
+                job.checkpoints.save(model, optimizer, steps.progress, stop)
                 job.checkpoints.finish()
                 raise Stopped(
                     f"Stopped by signal {number} after step {steps.progress.step} of "
@@ -95,7 +100,8 @@ def _on_the_ranks(job: TrainingJob, model: PreTrainedModel) -> nn.Module:
     compile_body(model, job.recipe, job.device)
     if job.ranks.size == 1:
         return lesson
-    blank = job.batches.step(0, slice(0, 1)).blank().to(job.device)
+    first = slice(0, micro_batch_size(job, Progress()))
+    blank = job.batches.step(0, first).blank().to(job.device)
     coefficients: Mapping[str, float] = dict.fromkeys(job.objective.weights, 1.0)
     with autocast(job.device, pick_precision(job.recipe.precision, job.device)):
         return replicate(lesson, blank, coefficients)

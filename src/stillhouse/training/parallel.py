@@ -118,14 +118,15 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def whole_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with all of its weights on each rank; a new one, on the processor, where they were
-    sharded."""
+def whole_model(model: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
+    """The model with all of its weights: where they were sharded a new one, on the first rank's
+    processor alone; the other ranks get back what they have."""
     if not is_sharded(model):
         return model
-    parameters = dict(model.named_parameters())
-    gathered = type(model)(model.config)
+    gathered = type(model)(model.config) if ranks.is_first else None
     with torch.no_grad(), lost_ranks_explained():
-        for name, parameter in gathered.named_parameters():
-            parameter.copy_(whole(parameters[name]))
-    return gathered
+        for name, parameter in model.named_parameters():
+            value = whole(parameter)
+            if gathered is not None:
+                gathered.get_parameter(name).copy_(value)
+    return gathered or model

@@ -17,7 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from stillhouse.run_folder import fsync_path
+
 EVERY_ROW = slice(None)
+ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of each parameter that has had a gradient
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Part:
             name = f"{kind}-{self.number + 1:05d}-of-{self.count:05d}"
             unfinished = folder / f"{name}.unfinished"
             save_file(dict(tensors), unfinished)
+            fsync_path(unfinished)  # here: another machine cannot flush what this one holds
             unfinished.rename(folder / f"{name}.safetensors")
 
     def all_are_written(self, folder: Path) -> bool:
@@ -79,10 +83,14 @@ def check_shapes(folder: Path, shapes: Mapping[str, list[int]]) -> None:
         if {name: tensors.shape(name) for name in tensors.names} != shapes:
             raise ValueError(f"{folder} holds the parameters of another model")
     with Tensors(folder, "optimizer") as tensors:
+        keys: dict[str, set[str]] = {}
         for name in tensors.names:
-            parameter = name.rpartition("/")[0]
-            if tensors.shape(name) not in ([], shapes.get(parameter)):
+            parameter, _, key = name.rpartition("/")
+            keys.setdefault(parameter, set()).add(key)
+            if tensors.shape(name) != ([] if key == "step" else shapes.get(parameter)):
                 raise ValueError(f"{folder} holds the optimizer's state of another model")
+        if not keys.keys() <= shapes.keys() or any(each != ADAMW_STATE for each in keys.values()):
+            raise ValueError(f"{folder} holds another optimizer's state")
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

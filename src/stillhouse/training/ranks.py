@@ -9,6 +9,7 @@ Nothing that is sent is ever unpickled: tensors go through collectives, numbers 
 """
 
 import contextlib
+import json
 import math
 import os
 import time
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,11 +25,15 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from stillhouse.errors import StillhouseError, TrainingError
+from stillhouse.errors import ResourceError, RunError, StillhouseError, Stopped, TrainingError
+from stillhouse.run_folder import explained_os_errors
+from stillhouse.training.signals import StopRequest
 
 SECONDS_BETWEEN_QUESTIONS = 0.02
-LONGEST_COLLECTIVE = timedelta(minutes=30)  # more than a checkpoint may take
-LONGEST_FAREWELL = 5.0  # seconds
+LONGEST_COLLECTIVE = timedelta(minutes=30)  # compiling included; saving is waited for elsewhere
+LONGEST_LEAVING_SECONDS = 5.0
+LAUNCHERS_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+Said = TypeVar("Said", int, str, None)
 LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out")
 
 
@@ -44,33 +50,34 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def from_first(self, work: Callable[[], int | None]) -> int:
-        """The first rank does the work while the others wait; all get its number (0 for None).
+    def from_first(self, work: Callable[[], Said]) -> Said:
+        """The first rank does the work while the others wait; all get what it returns.
 
         Where the work fails, the first rank raises its error, and the others leave quietly, with
         its exit code where it is one of ours.
         """
         if self._store is None:
-            return int(work() or 0)
+            return work()
         key = self._next_key()
         if not self.is_first:
             with lost_ranks_explained():
                 return self._answer(self._store, key)
         try:
-            answer = int(work() or 0)
+            with explained_os_errors():
+                answer = work()
         except BaseException as error:
             code = error.exit_code if isinstance(error, StillhouseError) else 1
-            self._store.set(key, f"failed {code}")
+            self._store.set(key, json.dumps({"failed": code}))
             raise
-        self._store.set(key, f"done {answer}")
+        self._store.set(key, json.dumps({"done": answer}))
         return answer
 
-    def _answer(self, store: Store, key: str) -> int:
+    def _answer(self, store: Store, key: str) -> Any:
         _wait_for_key(store, key)
-        state, number = store.get(key).decode().split()
-        if state == "failed":
-            raise SystemExit(int(number))
-        return int(number)
+        answer = json.loads(store.get(key))
+        if "failed" in answer:
+            raise SystemExit(answer["failed"])
+        return answer["done"]
 
     def meet(self) -> None:
         """Wait until every rank is here."""
@@ -95,7 +102,10 @@ class Ranks:
             if self._store is None:
                 return
             if self.is_first:
-                self._wait_for(self._store, "left", self.size - 1, at_most_seconds=LONGEST_FAREWELL)
+                with StopRequest():  # a launcher ends the others when the first has left
+                    self._wait_for(
+                        self._store, "left", self.size - 1, at_most_seconds=LONGEST_LEAVING_SECONDS
+                    )
             else:
                 self._store.add("left", 1)
 
@@ -114,6 +124,13 @@ class Ranks:
         with lost_ranks_explained():
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
+
+    def count(self, name: str, more: int = 0) -> int:
+        """Add to a number that all ranks share under a name, and return it. Any thread may ask."""
+        if self._store is None:
+            return 0
+        with lost_ranks_explained():
+            return self._store.add(f"count/{name}", more)
 
     def _next_key(self) -> str:
         self._num_meetings += 1
@@ -176,14 +193,45 @@ def _meet(backend: str) -> Ranks:
 
 
 @contextmanager
+def finishing(what: str, ranks: Ranks) -> Iterator[StopRequest]:
+    """Within, a request to stop is noted for training to act on; one that comes too late for that
+    waits until the end, where `what` is committed.
+
+    Raises:
+        Stopped: there was one, on any rank.
+    """
+    with StopRequest() as stop:
+        yield stop
+        number = ranks.highest(stop.signal_number or 0)
+    if number:
+        raise Stopped(
+            f"Stopped by signal {number}; {what} is committed. Give the same command again to go "
+            "on.",
+            number,
+        )
+
+
+@contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """The ranks that `torchrun` started, this process among them; else this process alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
+    missing = [name for name in LAUNCHERS_VARIABLES if name not in os.environ]
+    if missing:
+        raise RunError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} are not set. "
+            "Start several ranks by torchrun, or unset WORLD_SIZE."
+        )
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        number, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= devices:
+            raise ResourceError(
+                f"Rank {number} of this machine has no GPU of its own: there are {devices}. Give "
+                f"torchrun --nproc-per-node {devices}."
+            )
+        torch.cuda.set_device(number)
         backend = "cpu:gloo,cuda:nccl"
     ranks = _meet(backend)
     try:
@@ -213,6 +261,7 @@ def lost_ranks_explained() -> Iterator[None]:
         ):
             raise
         raise TrainingError(
-            "Another rank was lost, so this one cannot go on alone. Every committed checkpoint is "
-            "kept; with `torchrun --max-restarts N` training begins again from the newest."
+            "Another rank was lost, so this one cannot go on alone "
+            f"({text.partition(chr(10))[0]:.200}). Every committed checkpoint is kept; with "
+            "`torchrun --max-restarts N` training begins again from the newest."
         ) from error

@@ -2,12 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
-
-from stillhouse.errors import Stopped
-from stillhouse.training.ranks import Ranks
 
 
 class StopRequest:
@@ -33,19 +28,4 @@ class StopRequest:
         self.signal_number = number
 
 
-@contextmanager
-def finishing(what: str, ranks: Ranks) -> Iterator[None]:
-    """Within, a request to stop waits until the end, where `what` is committed.
-
-    Raises:
-        Stopped: there was one, on any rank.
-    """
-    with StopRequest() as stop:
-        yield
-        number = ranks.highest(stop.signal_number or 0)
-    if number:
-        raise Stopped(
-            f"Stopped by signal {number}; {what} is committed. Give the same command again to go "
-            "on.",
-            number,
-        )
+NEVER = StopRequest()  # nobody asks

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from stillhouse.errors import TrainingError
+from stillhouse.errors import ResourceError, TrainingError
 from stillhouse.tokens.batches import Batch
 from stillhouse.training.checkpoint import Progress
 from stillhouse.training.device import (
@@ -77,6 +78,7 @@ class Steps:
             if found != OUT_OF_MEMORY:
                 return None
             self._halve_the_micro_batch()
+            self._disarm()
         means, norms, tokens = found
         grad_norm = float(self._clip())
         learning_rate = self._update(means, grad_norm)
@@ -218,7 +220,16 @@ class Steps:
             f"{-(-size // 2)}, in steps of as many tokens as before"
         )
 
-    def _too_large(self) -> Exception:
+    def _disarm(self) -> None:
+        """After a step that was broken off: a replica's last forward pass has made it ready to sum
+        in the next backward pass, whichever that is. A blank one uses it up."""
+        if isinstance(self.lesson, DistributedDataParallel):
+            blank = self.job.batches.step(self.progress.step, slice(0, 1)).blank()
+            coefficients = dict.fromkeys(self.job.objective.weights, 1.0)
+            self._forward(blank.to(self.job.device), coefficients, 0)[0].backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _too_large(self) -> ResourceError:
         size = micro_batch_size(self.job, self.progress)
         return out_of_memory(size, self.job.batches.source.sequence_length)
 
