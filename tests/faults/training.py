@@ -49,6 +49,7 @@ def outcome(run: TinyRun) -> tuple[str, list[tuple[int, float]]]:
 def begin_again(run: TinyRun) -> None:
     shutil.rmtree(run.folder / "student")
     (run.folder / "metrics.jsonl").unlink()
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # killed just after the student
 
 
 def check_last_step_is_committed(run: TinyRun) -> None:

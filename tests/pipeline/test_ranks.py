@@ -155,6 +155,15 @@ def test_masks_drawn_over_a_whole_step_are_refused(server, ready):
     assert "Set it to per_sequence" in server.log.read_text()
 
 
+@pytest.mark.slow
+def test_compiled_replicas_train_as_one(server, ready, tmp_path):
+    """What a GPU does by itself: compiled bodies inside DDP. The result is that of eager ones."""
+    eager = ready.copy(tmp_path / "eager")
+    distilled(server, eager, "distillation.dropout=false")  # compiled, it draws other numbers
+    distilled(server, ready, "distillation.dropout=false", "distillation.compile=true", ranks=2)
+    assert_same_result(ready, eager)
+
+
 def all_of(process: int) -> list[int]:
     """A process and all that it has started."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
