@@ -364,7 +364,7 @@ def long_lines(folder: Path) -> Iterator[Trial]:
             file.write(around[1])
         recipe = folder / "long.yaml"
         recipe.write_text(re.sub("source: [^,]+", f"source: {source}", base), encoding="utf-8")
-        run = TinyRun(recipe, folder / "run")
+        run = TinyRun(recipe, folder / "tried")
         shutil.rmtree(run.folder, ignore_errors=True)
         before, started = begin_peak(), time.monotonic()
         found = run.call("prepare", "--set", tokenizer)
