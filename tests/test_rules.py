@@ -19,11 +19,11 @@ from stillhouse.recipe_file import recipe_names
 ROOT = Path(stillhouse.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-GROUND = {"errors", "machine", "recipe", "recipe_file", "run_folder", "stages"}
-TOOLS = {"families", "objectives", "tokens", "training", "generation", "samples"}
+GROUND = {"errors", "files", "machine", "recipe", "recipe_file", "run_folder", "stages"}
+TOOLS = {"families", "objectives", "tokens", "training", "generation", "samples", "tasks"}
 STAGES = {"corpus", "teacher", "student", "distillation", "evaluation", "report"}
 TOP = {"__init__", "__main__", "cli", "pipeline", "check", "doctor"}
-LATER = {"tasks", "finetuning", "serving"}  # planned in the design
+LATER = {"finetuning", "serving"}  # planned in the design
 
 # Below a tool, the tools it may use; below a part of the ground, the ground it stands on.
 ARROWS = {
@@ -33,8 +33,9 @@ ARROWS = {
     "generation": {"families", "tokens"},
     "tokens": set(),
     "samples": set(),
-    "tasks": {"families", "tokens"},
+    "tasks": set(),
     "errors": set(),
+    "files": {"errors"},
     "machine": set(),
     "recipe": {"errors"},
     "recipe_file": {"errors", "recipe"},
@@ -75,7 +76,7 @@ def allowed_for(part: str) -> set[str]:
     if part in TOP:
         return GROUND | TOOLS | STAGES | TOP | LATER
     if part in STAGES or part in {"finetuning", "serving"}:
-        return GROUND | TOOLS | {"tasks"}
+        return GROUND | TOOLS
     if part in GROUND:
         return ARROWS[part]
     return GROUND | ARROWS[part]

@@ -14,11 +14,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from stillhouse.corpus.files import JSON_SUFFIXES, SourceFile, find_files, opened
+from stillhouse.corpus.files import JSON_SUFFIXES, SourceFile, find_files
 from stillhouse.corpus.hub import HUB_PREFIX, read_hub
 from stillhouse.corpus.pieces import MAX_PIECE_CHARACTERS, Piece, pieces_of
 from stillhouse.corpus.records import read_json_lines, read_parquet
 from stillhouse.errors import DataError
+from stillhouse.files import opened
 from stillhouse.recipe import CorpusRecipe
 from stillhouse.samples.text import sample_documents, sample_files
 

@@ -1,0 +1,95 @@
+"""Reading files: decompressed where their name says so, and what is wrong with them named."""
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from io import BufferedIOBase
+from pathlib import Path
+
+from stillhouse.errors import DataError, StillhouseError
+
+COMPRESSED = (".gz", ".zst", ".zstd")
+
+
+def format_of(path: Path) -> str:
+    """The suffix that tells the format, after one that tells the compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BufferedIOBase]:
+    """A file's content, decompressed; what disk or decompressor find wrong is a DataError."""
+    with reading(path):
+        ending = path.suffix.lower()
+        if ending == ".gz":
+            with gzip.open(path, "rb") as file:
+                yield file
+        elif ending in COMPRESSED:
+            with path.open("rb") as compressed, io.BufferedReader(_ZstdReader(compressed)) as file:
+                yield file
+        else:
+            with path.open("rb") as file:
+                yield file
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file in what goes wrong while it is read."""
+    from zstandard import ZstdError
+
+    try:
+        yield
+    except StillhouseError:
+        raise
+    except (EOFError, gzip.BadGzipFile, zlib.error, ZstdError) as error:
+        raise DataError(
+            f"{path} is damaged or cut short: it cannot be decompressed ({error}). "
+            "Fetch or compress it again."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
+
+
+class _ZstdReader(io.RawIOBase):
+    """Zstandard frames as a stream, which tells a file that was cut short from one that has ended.
+
+    The compressed bytes go in by the kilobyte, so even the most compressible input comes out in
+    parts of at most some 32 MB.
+    """
+
+    def __init__(self, compressed: BufferedIOBase) -> None:
+        import zstandard
+
+        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._frame = self._new_frame()
+        self._compressed = compressed
+        self._inside = False
+        self._unused = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        while not self._ready:
+            block = self._unused or self._compressed.read(1024)
+            self._unused = b""
+            if not block:
+                if self._inside:
+                    raise EOFError("the last frame is incomplete")
+                return 0
+            self._inside = True
+            self._ready = memoryview(self._frame.decompress(block))
+            if self._frame.eof:
+                self._unused = self._frame.unused_data
+                self._frame = self._new_frame()
+                self._inside = False
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size

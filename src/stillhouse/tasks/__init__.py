@@ -1,0 +1,1 @@
+"""Tasks: for each its data, and the metric it is judged by."""

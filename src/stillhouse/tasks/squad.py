@@ -1,0 +1,166 @@
+"""SQuAD: questions about a passage, and the official rules by which answers are scored.
+
+Source: Rajpurkar et al. 2016 (arXiv:1606.05250), evaluation of version 1.1: answers are compared in
+lower case, without punctuation and articles, against the reference that fits best.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from stillhouse.errors import DataError
+from stillhouse.tasks.rows import read_json
+
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A stretch of the passage, from the character `start` on."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, the passage that holds its answer, and the answers that people gave."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """What one answer is worth, each from 0 to 1."""
+
+    exact_match: float
+    f1: float
+
+
+def read_squad(path: Path) -> list[Question]:
+    """The questions of a file in SQuAD's format, in order; `.gz` is decompressed.
+
+    Raises:
+        DataError: no such file, not in that format, a question without an answer, an answer that
+            does not stand where it is said to, or an id that comes twice.
+    """
+    questions: dict[str, Question] = {}
+    for question in _questions(read_json(path), path):
+        if question.id in questions:
+            raise DataError(
+                f"{path}: the question id {question.id!r} comes twice. Ids must differ."
+            )
+        questions[question.id] = question
+    if not questions:
+        raise DataError(f"{path} holds no question. Give a file in SQuAD's format.")
+    return list(questions.values())
+
+
+def score(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """The mean over all questions of the references, in percent: `exact_match` and `f1`.
+
+    A question without a prediction counts as wrong; predictions for other questions count nothing.
+
+    Args:
+        predictions: The text of the answer by the question's id.
+        references: The texts that are right, at least one, by the question's id.
+    """
+    found = list(score_each(predictions, references).values())
+    return {
+        "exact_match": 100 * fmean(each.exact_match for each in found),
+        "f1": 100 * fmean(each.f1 for each in found),
+    }
+
+
+def score_each(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, AnswerScore]:
+    """The same for each question by itself, by its id.
+
+    Raises:
+        DataError: no questions, or one without references.
+    """
+    if not references:
+        raise DataError("There are no reference answers, so there is nothing to score.")
+    without = next((name for name, texts in references.items() if not texts), None)
+    if without is not None:
+        raise DataError(f"The question {without!r} has no reference answer.")
+    return {
+        name: _score(predictions[name], texts) if name in predictions else AnswerScore(0.0, 0.0)
+        for name, texts in references.items()
+    }
+
+
+def _score(prediction: str, references: Sequence[str]) -> AnswerScore:
+    said = normalized(prediction)
+    right = [normalized(text) for text in references]
+    return AnswerScore(float(said in right), max(_f1(said.split(), text.split()) for text in right))
+
+
+def normalized(text: str) -> str:
+    """Lower case, without punctuation, then without articles, words apart by one space."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split())
+
+
+def _f1(said: Sequence[str], right: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall over words, each counted as often as it stands."""
+    shared = (Counter(said) & Counter(right)).total()
+    return 2 * shared / (len(said) + len(right)) if shared else 0.0
+
+
+def _questions(content: Any, path: Path) -> Iterator[Question]:
+    for article in _list(content, "data", str(path)):
+        title = article.get("title", "?") if isinstance(article, dict) else "?"
+        for number, paragraph in enumerate(_list(article, "paragraphs", f"{path}, {title}"), 1):
+            where = f"{path}, {title}, paragraph {number}"
+            context = _field(paragraph, "context", str, where)
+            for entry in _list(paragraph, "qas", where):
+                yield _question(entry, context, where)
+
+
+def _question(entry: Any, context: str, where: str) -> Question:
+    name = _field(entry, "id", str, where)
+    where = f"{where}, question {name}"
+    answers = tuple(
+        Answer(_field(answer, "text", str, where), _field(answer, "answer_start", int, where))
+        for answer in _list(entry, "answers", where)
+    )
+    if not answers:
+        raise DataError(f"{where} has no answer. Leave the question out, or give an answer.")
+    for answer in answers:
+        stands = answer.start >= 0 and context.startswith(answer.text, answer.start)
+        if not stands or not answer.text:
+            elsewhere = context.find(answer.text)
+            hint = f"it stands at {elsewhere}" if elsewhere >= 0 else "it stands nowhere in it"
+            raise DataError(
+                f"{where}: the answer {answer.text!r} does not stand at character {answer.start} "
+                f"of the context; {hint}. Correct answer_start, or leave the question out."
+            )
+    return Question(name, _field(entry, "question", str, where), context, answers)
+
+
+def _list(holder: Any, key: str, where: str) -> list[Any]:
+    return _field(holder, key, list, where)
+
+
+def _field(holder: Any, key: str, kind: type, where: str) -> Any:
+    value = holder.get(key) if isinstance(holder, dict) else None
+    if not isinstance(value, kind):
+        found = "is missing" if value is None else f"is {type(value).__name__}"
+        raise DataError(
+            f"{where}: {key!r} {found}; it must be {kind.__name__}. Give a file in SQuAD's format: "
+            '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", '
+            '"answers": [{"text", "answer_start"}]}]}]}]}.'
+        )
+    return value

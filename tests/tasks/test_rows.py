@@ -1,0 +1,106 @@
+"""Rows of tables: read whole, or refused with file and row."""
+
+import gzip
+
+import pytest
+
+from stillhouse.errors import DataError
+from stillhouse.tasks.rows import read_rows
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'text,label\n"one, ""two""\nthree",1\n\nfour,0\n'),
+        (
+            "a.jsonl",
+            '{"text": "one, \\"two\\"\\nthree", "label": 1}\n\n{"text": "four", "label": 0}',
+        ),
+        ("a.csv", '\ufefftext,label\r\n"one, ""two""\nthree",1\r\nfour,0\r\n'),
+    ],
+)
+def test_formats_give_the_same_rows(tmp_path, name, content):
+    """With quotes, commas, blank lines, a byte order mark and line ends of any kind."""
+    first, second = read_rows(write(tmp_path / name, content))
+    assert first.text("text") == 'one, "two"\nthree'
+    assert second.text("text") == "four"
+    assert [row.label("label", ["0", "1"]) for row in (first, second)] == [1, 0]
+
+
+def test_a_tsv_has_no_quotes(tmp_path):
+    """As those of GLUE; compressed ones are read as well."""
+    path = tmp_path / "a.tsv.gz"
+    path.write_bytes(gzip.compress(b'sentence\tscore\n"it is\t1.5\n'))
+    (row,) = read_rows(path)
+    assert (row.text("sentence"), row.number("score")) == ('"it is', 1.5)
+
+
+def test_columns_can_be_named_where_the_file_does_not(tmp_path):
+    """Then further columns are passed over, as the licences in STS-B; too few are refused."""
+    path = write(tmp_path / "a.tsv", "x\t1\tone\nx\t0\ttwo\tmore\n")
+    rows = read_rows(path, header=["source", "label", "sentence"])
+    assert [row.text("sentence") for row in rows] == ["one", "two"]
+    with pytest.raises(DataError, match="row 1 has 3 fields, where the columns are 4"):
+        read_rows(path, header=["a", "b", "c", "d"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "holds no rows"),
+        ("a.csv", "text,label\n", "holds no rows"),
+        ("a.csv", "text,text\na,b\n", "row 1 names a column twice"),
+        ("a.csv", "text,label\na,1\nb\n", "row 3 has 1 fields, where the columns are 2"),
+        ("a.csv", "text,label\na,1,2\n", "row 2 has 3 fields"),
+        ("a.csv", 'text,label\n"a,1\n', "row 2 cannot be read"),
+        ("a.jsonl", '{"text": "a"}\n{"text": ', "row 2 is not JSON"),
+        ("a.jsonl", '["a"]\n', "row 1 is a JSON list"),
+        ("a.jsonl", b'{"text": "a"}\n\xff\n', "row 2 is not UTF-8"),
+        ("a.txt", "a\n", "is no table: its name must end in"),
+    ],
+)
+def test_what_is_broken_is_refused_with_its_row(tmp_path, name, content, message):
+    """One message."""
+    path = write(tmp_path / name, content)
+    with pytest.raises(DataError, match=message) as error:
+        read_rows(path)
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda row: row.text("sentence"), "has no column 'sentence'; it has 'text', 'label'"),
+        (lambda row: row.text("text"), "'text' must hold a text that is not blank; it holds ' '"),
+        (
+            lambda row: row.label("label", ["yes", "no"]),
+            "must hold one of yes, no; it holds 'maybe'",
+        ),
+        (lambda row: row.number("label"), "must hold a number; it holds 'maybe'"),
+    ],
+)
+def test_what_a_field_must_hold_is_said(tmp_path, ask, message):
+    """With file and row."""
+    (row,) = read_rows(write(tmp_path / "a.csv", "text,label\n ,maybe\n"))
+    with pytest.raises(DataError, match=f"a.csv row 2.*{message}"):
+        ask(row)
+
+
+def test_a_number_must_be_finite_and_true_is_no_label(tmp_path):
+    """NaN would go unseen until the loss; JSON's true is not the class 1."""
+    (row,) = read_rows(write(tmp_path / "a.jsonl", '{"score": NaN, "label": true}\n'))
+    with pytest.raises(DataError, match="a finite number"):
+        row.number("score")
+    with pytest.raises(DataError, match="one of 0, 1; it holds True"):
+        row.label("label", ["0", "1"])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    """Not a traceback."""
+    with pytest.raises(DataError, match=r"none\.csv cannot be read \(No such file"):
+        read_rows(tmp_path / "none.csv")

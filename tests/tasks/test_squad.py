@@ -1,0 +1,167 @@
+"""SQuAD: its files are read whole or refused by name, and scored by the official rules."""
+
+import gzip
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from stillhouse.errors import DataError
+from stillhouse.tasks.squad import normalized, read_squad, score, score_each
+
+CONTEXT = "The Rhine rises in the Alps. It flows north, past Basel, to the sea."
+
+
+def write(folder: Path, *answers: tuple[str, int], **changes: object) -> Path:
+    entry = {
+        "id": "q1",
+        "question": "Where does it rise?",
+        "answers": [{"text": text, "answer_start": start} for text, start in answers],
+    }
+    paragraph = {"context": CONTEXT, "qas": [entry | changes]}
+    path = folder / "squad.json"
+    path.write_text(json.dumps({"data": [{"title": "Rhine", "paragraphs": [paragraph]}]}))
+    return path
+
+
+def test_questions_are_read_with_their_passage_and_answers(tmp_path):
+    """Also from a compressed file."""
+    path = write(tmp_path, ("the Alps", 19), ("Alps", 23))
+    packed = tmp_path / "squad.json.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for each in (path, packed):
+        (question,) = read_squad(each)
+        assert (question.id, question.context) == ("q1", CONTEXT)
+        assert [(a.text, a.start) for a in question.answers] == [("the Alps", 19), ("Alps", 23)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (("the Alps", 18), "does not stand at character 18 of the context; it stands at 19"),
+        (("Cologne", 3), "'Cologne' does not stand at character 3 of the context; it stands now"),
+        (("sea.", -4), "does not stand at character -4"),
+        (("", 3), "the answer '' does not stand"),
+    ],
+)
+def test_an_answer_that_is_not_there_is_refused_by_name(tmp_path, answer, message):
+    """With file, article, paragraph and question."""
+    path = write(tmp_path, answer)
+    with pytest.raises(DataError, match=message) as error:
+        read_squad(path)
+    assert str(error.value).startswith(f"{path}, Rhine, paragraph 1, question q1:")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff", "row 1 is not UTF-8"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "'data' is missing; it must be list"),
+        (b'{"data": []}', "holds no question"),
+        (b'{"data": [{"title": "T", "paragraphs": {}}]}', "T: 'paragraphs' is dict"),
+        (b'{"data": [{"title": "T", "paragraphs": [{}]}]}', "T, paragraph 1: 'context' is missing"),
+    ],
+)
+def test_another_format_is_refused_by_name(tmp_path, content, message):
+    """One message says where and what is wrong."""
+    path = tmp_path / "other.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_squad(path)
+    assert str(path) in str(error.value)
+
+
+def test_questions_without_answers_and_ids_that_come_twice_are_refused(tmp_path):
+    """Neither can be scored."""
+    with pytest.raises(DataError, match="question q1 has no answer"):
+        read_squad(write(tmp_path))
+    path = write(tmp_path, ("Alps", 23))
+    content = json.loads(path.read_text())
+    content["data"] *= 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="the question id 'q1' comes twice"):
+        read_squad(path)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "exact", "f1"),
+    [
+        ("The Alps!", ["alps"], 1, 1),
+        ("in the Alps", ["the Alps", "Basel"], 0, 2 / 3),
+        ("Basel", ["Alps", "past Basel", "Basel, Basel"], 0, 2 / 3),
+        ("a a theatre", ["theatre"], 1, 1),
+        ("the", ["a"], 1, 0),  # nothing is left of either: equal, but they share no word
+        ("north north", ["north"], 0, 2 / 3),
+        ("", ["north"], 0, 0),
+    ],
+)
+def test_an_answer_is_held_against_the_reference_that_fits_best(prediction, references, exact, f1):
+    """In lower case, without punctuation and articles, words counted."""
+    found = score_each({"q": prediction}, {"q": references})["q"]
+    assert (found.exact_match, found.f1) == (exact, pytest.approx(f1))
+
+
+def test_every_question_counts_and_no_other():
+    """A missing prediction is wrong, one for another question is nothing."""
+    found = score({"q1": "Alps", "other": "x"}, {"q1": ["alps"], "q2": ["sea"]})
+    assert found == {"exact_match": 50.0, "f1": 50.0}
+    with pytest.raises(DataError, match="nothing to score"):
+        score({"q1": "Alps"}, {})
+    with pytest.raises(DataError, match="'q1' has no reference"):
+        score({"q1": "Alps"}, {"q1": []})
+
+
+def test_punctuation_goes_before_articles():
+    """So that "a-b" is one word, and "(the)" none."""
+    assert normalized("A-b (the)  U.S. an") == "ab us"
+
+
+def independent(prediction: str, references: Sequence[str]) -> tuple[float, float]:
+    """The same rules, written from their description by other means."""
+
+    def words(text: str) -> list[str]:
+        kept = "".join(
+            c
+            for c in text.lower()
+            if not (c.isascii() and c.isprintable()) or c == " " or c.isalnum()
+        )
+        return [word for word in re.split(r"\s+", re.sub(r"\b(?:a|an|the)\b", " ", kept)) if word]
+
+    def overlap(said: list[str], right: list[str]) -> float:
+        left, shared = list(right), 0
+        for word in said:
+            if word in left:
+                left.remove(word)
+                shared += 1
+        if not shared:
+            return 0.0
+        precision, recall = shared / len(said), shared / len(right)
+        return 2 * precision * recall / (precision + recall)
+
+    said = words(prediction)
+    exact = any(said == words(text) for text in references)
+    return float(exact), max(overlap(said, words(text)) for text in references)
+
+
+@pytest.mark.parametrize("system", ["bert_ensemble", "logreg_baseline"])
+def test_published_predictions_score_as_an_independent_implementation_says(shared_data, system):
+    """Two systems' answers to the 4,958 questions of 24 articles, question by question."""
+    folder = shared_data / "squad"
+    questions = read_squad(folder / "dev-v1.1.json.gz")
+    references = {q.id: [answer.text for answer in q.answers] for q in questions}
+    with gzip.open(folder / f"dev-predictions-{system}.json.gz") as file:
+        predictions = json.load(file)
+    assert len(references) == 4_958
+    for name, found in score_each(predictions, references).items():
+        expected = (
+            independent(predictions[name], references[name]) if name in predictions else (0, 0)
+        )
+        assert (found.exact_match, found.f1) == pytest.approx(expected, abs=1e-12), name
+    published = {"bert_ensemble": (85.821, 92.056), "logreg_baseline": (40.077, 51.339)}
+    found = score(predictions, references)
+    assert (found["exact_match"], found["f1"]) == pytest.approx(published[system], abs=1e-3)

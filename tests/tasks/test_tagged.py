@@ -1,0 +1,63 @@
+"""Tagged sentences: CoNLL's columns in the shapes in which they are found."""
+
+import pytest
+
+from stillhouse.errors import DataError
+from stillhouse.tasks.tagged import as_iob2, read_tagged
+
+
+def write(tmp_path, text):
+    path = tmp_path / "ner.conll"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_sentences_end_at_blank_lines(tmp_path):
+    """However many, whatever white space they hold; the last one needs none."""
+    path = write(tmp_path, "-DOCSTART- O\n\nIn O\nBern B-LOC\n \n\t\nAnn B-PER\nLee I-PER\n")
+    first, second = read_tagged(path)
+    assert (first.tokens, first.tags) == (("In", "Bern"), ("O", "B-LOC"))
+    assert (second.tokens, second.tags) == (("Ann", "Lee"), ("B-PER", "I-PER"))
+    assert second.where == f"{path} row 7"
+
+
+def test_columns_and_prefixes_can_be_named(tmp_path):
+    """GermEval's files number their tokens and have comments; WikiANN's name the language."""
+    text = "#\thttp://a\t[2010]\t\n1\tDer\tO\tO\n2\tRhein\tB-LOC\tO\n"
+    (sentence,) = read_tagged(write(tmp_path, text), token_column=1, tag_column=2)
+    assert (sentence.tokens, sentence.tags) == (("Der", "Rhein"), ("O", "B-LOC"))
+    (sentence,) = read_tagged(write(tmp_path, "en:Rhine\tB-LOC\n"), prefix="en:")
+    assert sentence.tokens == ("Rhine",)
+
+
+def test_the_older_scheme_is_read_as_the_newer_one():
+    """A span begins with B-, also after one of another kind."""
+    old = ["I-PER", "I-PER", "I-LOC", "B-LOC", "O", "I-ORG"]
+    assert list(as_iob2(old)) == ["B-PER", "I-PER", "B-LOC", "B-LOC", "O", "B-ORG"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no sentence"),
+        ("\n\n", "holds no sentence"),
+        ("In O\nBern\n", "row 2: 'Bern' is no token with a tag"),
+        ("In O\nBern LOC\n", "row 2: 'Bern LOC' is no token with a tag"),
+        ("In O\nBern B-\n", "row 2: 'Bern B-' is no token with a tag"),
+        ("In O\n\tO\n", "row 2"),
+    ],
+)
+def test_a_broken_line_is_refused_with_its_row(tmp_path, text, message):
+    """One message with the file."""
+    path = write(tmp_path, text)
+    with pytest.raises(DataError, match=message) as error:
+        read_tagged(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_too_few_columns_are_refused_with_the_row(tmp_path):
+    """What was asked for is said."""
+    with pytest.raises(
+        DataError, match="row 1 has 2 columns, too few for a token in 1 and a tag in 2"
+    ):
+        read_tagged(write(tmp_path, "In O\n"), token_column=1, tag_column=2)
