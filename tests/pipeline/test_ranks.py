@@ -140,6 +140,27 @@ def test_ranks_share_the_writing_of_a_teacher_cache(server, initialized, tmp_pat
     assert_same_result(runs[1], runs[0])
 
 
+def test_overwriting_is_refused_where_the_launcher_starts_again(ready, monkeypatch):
+    """Every restart would give the same command, and throw away what the one before committed."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    found = ready.call("distill", "--overwrite", "distill")
+    assert found.code == 2
+    assert "--max-restarts 3 of the launcher" in found.err
+    assert not (ready.folder / "student").exists()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert ready.call("distill", "--overwrite", "distill").code == 0
+
+
+def test_ranks_without_their_launcher_are_refused(ready, monkeypatch):
+    """A variable that was left over is named."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    found = ready.call("distill")
+    assert found.code == 5
+    assert "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not" in found.err
+
+
 def test_masks_drawn_over_a_whole_step_are_refused(server, ready):
     """No rank sees a whole step."""
     server.start(
