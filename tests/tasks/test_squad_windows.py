@@ -1,0 +1,152 @@
+"""Windows show every token of a passage, and the best answer is found across them."""
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from stillhouse.tasks.squad import Answer, Question
+from stillhouse.tasks.squad_windows import Layout, best_answers, windows_of
+
+LAYOUT = Layout(length=20, step=4, question_length=6, n_best=5, longest_answer=3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A word is a token; a pair is [CLS] question [SEP] passage [SEP]."""
+    names = ["[UNK]", "[CLS]", "[SEP]", "who", *(f"w{number}" for number in range(200))]
+    backend = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+
+
+def asked(num_words: int, *, question: str = "who w1 w2") -> Question:
+    context = "  ".join(f"w{number}" for number in range(num_words))
+    return Question("q", question, context, ())
+
+
+def words(context: str, window, mask) -> list[str]:
+    return [context[begin:end] for begin, end in window.characters[mask]]
+
+
+@pytest.mark.parametrize("num_words", [1, 13, 14, 15, 17, 18, 19, 50, 131])
+@pytest.mark.parametrize("step", [1, 4, 14, 100])
+def test_every_word_is_asked_once_and_shown_in_order(tokenizer, num_words, step):
+    """Whatever the step; one that is longer than the room would leave words out, and does not."""
+    question = asked(num_words)
+    layout = Layout(length=20, step=step, question_length=6)
+    windows = windows_of(question, tokenizer, layout)
+    everything = question.context.split()
+    once = sorted(int(w[1:]) for each in windows for w in words(question.context, each, each.asked))
+    assert once == list(range(num_words))
+    for number, window in enumerate(windows):
+        shown = words(question.context, window, window.in_passage)
+        begin = number * min(step, 14)
+        assert shown == everything[begin : begin + 14]
+        assert len(window.input_ids) <= 20
+        assert not (window.asked & ~window.in_passage).any()
+
+
+def test_a_word_is_asked_where_it_has_most_context(tokenizer):
+    """Of windows of 14 words, 4 apart: word 10 has 3 words after it in the first, 6 before it in
+    the second, and in the third 2 before it."""
+    windows = windows_of(asked(40), tokenizer, LAYOUT)
+    owner = [
+        next(
+            n
+            for n, each in enumerate(windows)
+            if f"w{word}" in words(asked(40).context, each, each.asked)
+        )
+        for word in range(40)
+    ]
+    assert owner[:16] == [0] * 9 + [1] * 4 + [2] * 3
+    assert owner[-3:] == [len(windows) - 1] * 3
+
+
+def test_sequences_are_those_of_the_tokenizer(tokenizer):
+    """Question and passage apart by their types; a long question loses its end."""
+    (window,) = windows_of(asked(2, question="who w1 w2 w3 w4 w5 w6 w7"), tokenizer, LAYOUT)
+    said = tokenizer.convert_ids_to_tokens(window.input_ids)
+    assert said == ["[CLS]", "who", "w1", "w2", "w3", "w4", "w5", "[SEP]", "w0", "w1", "[SEP]"]
+    assert window.token_type_ids.tolist() == [0] * 8 + [1] * 3
+    assert window.in_passage.tolist() == [False] * 8 + [True, True, False]
+    with pytest.raises(ValueError, match="6 tokens hold no passage beside a question of 3 tokens"):
+        windows_of(asked(2), tokenizer, Layout(length=6))
+
+
+def test_an_answer_has_its_place_where_it_is_whole(tokenizer):
+    """White space around it is no part; in a window that shows half of it, it is not."""
+    question = asked(40)
+    windows = windows_of(question, tokenizer, LAYOUT)
+    start = question.context.index("w12")
+    answer = Answer("w12  w13  w14 ", start)
+    places = [window.place_of(answer) for window in windows]
+    assert places[0] is None
+    for window, place in zip(windows[1:4], places[1:4], strict=True):
+        assert place is not None
+        span = window.characters[place[0], 0], window.characters[place[1], 1]
+        assert question.context[slice(*span)] == "w12  w13  w14"
+    assert places[4] is None
+
+
+def logits(windows, context, **values: float) -> list[np.ndarray]:
+    """Zero, but for the words that are named, wherever they are shown."""
+    found = []
+    for window in windows:
+        each = np.zeros(len(window.input_ids))
+        for place in np.flatnonzero(window.in_passage):
+            begin, end = window.characters[place]
+            each[place] = values.get(context[begin:end], 0.0)
+        found.append(each)
+    return found
+
+
+def test_the_best_start_and_end_are_found_across_windows(tokenizer):
+    """Also at the far end of the passage; the score is the sum of both."""
+    question = asked(40)
+    windows = windows_of(question, tokenizer, LAYOUT)
+    starts = logits(windows, question.context, w30=5.0, w3=4.0)
+    ends = logits(windows, question.context, w31=3.0, w3=2.0)
+    best, second, *_ = best_answers(question.context, windows, starts, ends, LAYOUT)
+    assert (best.text, best.score) == ("w30  w31", 8.0)
+    assert best.start == question.context.index("w30")
+    assert (second.text, second.score) == ("w3", 6.0)
+
+
+def test_answers_end_after_they_begin_and_are_not_too_long(tokenizer):
+    """Three words are the limit here; an end before the start is none."""
+    question = asked(40)
+    windows = windows_of(question, tokenizer, LAYOUT)
+    starts = logits(windows, question.context, w20=9.0)
+    for last, expected in ((22, "w20  w21  w22"), (23, None), (19, None)):
+        ends = logits(windows, question.context, **{f"w{last}": 9.0})
+        best = best_answers(question.context, windows, starts, ends, LAYOUT)[0]
+        assert (best.text if best.score == 18.0 else None) == expected
+
+
+def test_a_start_counts_only_where_it_is_asked(tokenizer):
+    """What a window says of words at its edge is not heard, however sure it is."""
+    question = asked(40)
+    windows = windows_of(question, tokenizer, LAYOUT)
+    starts = logits(windows, question.context)
+    edge = np.flatnonzero(windows[0].in_passage & ~windows[0].asked)[-1]
+    starts[0][edge] = 99.0
+    found = best_answers(
+        question.context, windows, starts, logits(windows, question.context), LAYOUT
+    )
+    assert max(each.score for each in found) == 0.0
+
+
+def test_special_tokens_and_the_question_are_never_answers(tokenizer):
+    """Were they the best, something of the passage is given all the same; each text once."""
+    question = asked(3)
+    (window,) = windows_of(question, tokenizer, LAYOUT)
+    high = np.where(window.in_passage, 0.0, 50.0)
+    found = best_answers(question.context, [window], [high], [high], LAYOUT)
+    assert {each.text for each in found} <= {"w0", "w0  w1", "w0  w1  w2", "w1", "w1  w2", "w2"}
+    assert len({each.text for each in found}) == len(found) == LAYOUT.n_best
