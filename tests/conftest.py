@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tests.task_models import make_task_folder, make_tokenizer
 from tests.tiny_models import VOCABULARY, make_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.families import family_of
+from stillhouse.families import TaskHead, family_of
 from stillhouse.tokens.batches import IGNORED, Batch
 
 FIRST_WORD = 5  # ids below stand for special tokens
@@ -133,3 +134,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of() -> Callable[[str], PreTrainedTokenizerFast]:
+    """tokenizer_of(family): a small one of the family's kind."""
+    return make_tokenizer
+
+
+@pytest.fixture
+def task_folder(tmp_path: Path) -> Callable[..., Path]:
+    """task_folder(family, head, **settings): the folder of a random model with a task's head."""
+
+    def make(family: str, head: TaskHead, **settings: Any) -> Path:
+        return make_task_folder(tmp_path / f"{family}-{head}", family, head, **settings)
+
+    return make

@@ -29,6 +29,8 @@ COMMANDS = {
     "evaluate": ["all models of a run", "into evaluation.json"],
     "report": ["Write report.html", "Reads evaluation.json and metrics.jsonl"],
     "compare": ["size, speed, memory and perplexity", "same text"],
+    "score": ["Reads a table, a file in SQuAD's format", "each metric with its 95 % interval"],
+    "predict": ["answers to the examples of a file", "shape of transformers' pipelines"],
     "generate": ["Prints each text"],
     "features": ["last hidden states to a file"],
     "recipes": ["List the packaged recipes"],

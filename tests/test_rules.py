@@ -19,7 +19,17 @@ from stillhouse.recipe_file import recipe_names
 ROOT = Path(stillhouse.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-GROUND = {"errors", "files", "machine", "recipe", "recipe_file", "run_folder", "stages"}
+GROUND = {
+    "errors",
+    "files",
+    "machine",
+    "recipe",
+    "recipe_file",
+    "recipe_tasks",
+    "run_folder",
+    "section",
+    "stages",
+}
 TOOLS = {"families", "objectives", "tokens", "training", "generation", "samples", "tasks"}
 STAGES = {"corpus", "teacher", "student", "distillation", "evaluation", "report"}
 TOP = {"__init__", "__main__", "cli", "pipeline", "check", "doctor"}
@@ -30,16 +40,18 @@ ARROWS = {
     "families": {"tokens"},  # a body runs on a batch
     "objectives": {"families", "tokens"},
     "training": {"families", "objectives", "tokens"},  # a floor is counted from both
-    "generation": {"families", "tokens"},
+    "generation": {"families", "tasks", "tokens"},
     "tokens": set(),
     "samples": set(),
-    "tasks": set(),
+    "tasks": {"families", "tokens"},  # heads, and how a batch is moved
     "errors": set(),
     "files": {"errors"},
     "machine": set(),
-    "recipe": {"errors"},
-    "recipe_file": {"errors", "recipe"},
+    "recipe": {"errors", "section"},
+    "recipe_file": {"errors", "recipe", "recipe_tasks"},
+    "recipe_tasks": {"section"},
     "run_folder": {"errors", "machine"},
+    "section": set(),
     "stages": {"errors"},
 }
 HELP_SECONDS = 0.3

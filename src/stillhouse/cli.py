@@ -41,6 +41,16 @@ Overwrite = Annotated[
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub name, or sample.")
 ]
+TaskName = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="A task's name or kind, such as sst2 or classification."),
+]
+TaskSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting, such as columns.text=sentence."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -205,6 +215,53 @@ def compare(
 
     result = compare_models(models, text, offline=offline)
     _print_json(result) if as_json else print_comparison(result)
+
+
+@app.command()
+def score(
+    model: Model,
+    task: TaskName,
+    data: Annotated[Path, typer.Option(help="The examples, with what is right.")],
+    overrides: TaskSettings = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on a task.
+
+    Reads a table, a file in SQuAD's format or tagged sentences; prints each metric with its 95 %
+    interval over examples.
+    """
+    from stillhouse.evaluation.score import print_scores, score_model
+    from stillhouse.recipe_file import parse_task
+
+    result = score_model(model, parse_task(task, overrides or []), data, offline=offline)
+    _print_json(result) if as_json else print_scores(result)
+
+
+@app.command()
+def predict(
+    model: Model,
+    task: TaskName,
+    source: Annotated[
+        Path, typer.Option("--input", help="The examples: a .jsonl file, or a table.")
+    ],
+    output: Annotated[Path, typer.Option(help="Where to write, a line for each: a .jsonl file.")],
+    overrides: TaskSettings = None,
+    offline: Offline = False,
+) -> None:
+    """Write a model's answers to the examples of a file.
+
+    Each line has the shape of transformers' pipelines: a label, an answer, entities, a vector.
+    """
+    from stillhouse.families import resolve_folder
+    from stillhouse.generation import load_for_task
+    from stillhouse.generation.predict import check_output, predict_file
+    from stillhouse.recipe_file import parse_task
+
+    check_output(output)
+    recipe = parse_task(task, overrides or [])
+    loaded = load_for_task(resolve_folder(model, offline=offline), recipe)
+    print(f"{output}: {predict_file(loaded, source, output):,} predictions")
 
 
 @app.command()

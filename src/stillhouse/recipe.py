@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     NonNegativeFloat,
@@ -21,17 +20,13 @@ from pydantic import (
     model_validator,
 )
 
+from stillhouse.section import Section
+
 Rows = Literal["all", "predicted"]
 LanguageModeling = Literal["causal", "masked"]
 CacheKind = Literal["top_k", "sampled"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: immutable, and strict about names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class OptimizerRecipe(Section):
@@ -166,7 +161,9 @@ class StudentRecipe(Section):
     family: Literal["gpt2", "bert", "distilbert", "roberta"] | None = None
     layer_map: PositiveInt | Annotated[list[int], Field(min_length=1)] | None = None
     weights: str = "teacher"
-    freeze: list[Literal["word_embeddings", "position_embeddings", "token_type_embeddings"]] = []
+    freeze: list[Literal["word_embeddings", "position_embeddings", "token_type_embeddings"]] = (
+        Field(default=[])
+    )
 
 
 class LossRecipe(Section):
@@ -313,7 +310,7 @@ class DistillationRecipe(TrainingRecipe):
 class EvaluationRecipe(Section):
     """What is measured: perplexity on the validation split or on files, and speed."""
 
-    perplexity: list[str] = ["validation"]
+    perplexity: list[str] = Field(default=["validation"])
     speed: bool = True
 
 

@@ -18,10 +18,12 @@ from yaml.constructor import ConstructorError
 
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Recipe, preset_of
+from stillhouse.recipe_tasks import NAMED_TASKS, TASK_KINDS, TaskRecipe, task_recipes
 
 # How pydantic calls the members of a union where it says which of them a value is not.
 UNION_MEMBER = re.compile(
-    r"named|trained|cached|int|str|bool|constrained-int|list\[.*\]|literal\[.*\]"
+    r"named|trained|cached|int|str|bool|constrained-int|list\[.*\]|literal\[.*\]|"
+    + "|".join(TASK_KINDS)
 )
 
 
@@ -75,6 +77,25 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError(_explain(error, where)) from error
+
+
+def parse_task(name: str, overrides: Sequence[str] = ()) -> TaskRecipe:
+    """A task by its name or kind, with `overrides` (`a.b=c`) applied.
+
+    Raises:
+        RecipeError: no such task, an unknown key, a wrong type or value.
+    """
+    known = [*NAMED_TASKS, *TASK_KINDS]
+    if name not in known:
+        raise RecipeError(f"There is no task {name!r}.{_nearest(name, known)}")
+    kind = NAMED_TASKS[name]["kind"] if name in NAMED_TASKS else name
+    data: dict[str, Any] = {"kind": name}
+    for override in overrides:
+        _apply_override(data, override)
+    try:
+        return task_recipes.validate_python(data)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, f"task {name}", TASK_KINDS[kind])) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -144,13 +165,13 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     target[keys[-1]] = _parse_yaml(value, f"--set {path}")
 
 
-def _explain(error: ValidationError, where: str) -> str:
+def _explain(error: ValidationError, where: str, root: type[BaseModel] = Recipe) -> str:
     lines = []
     for problem in error.errors():
         keys = _path_of(problem["loc"], unknown_key=problem["type"] == "extra_forbidden")
         path = ".".join(map(str, keys))
         if problem["type"] == "extra_forbidden":
-            known = _fields_at(keys[:-1])
+            known = _fields_at(keys[:-1], root)
             lines.append(f"{path} is not a key of a recipe.{_nearest(str(keys[-1]), known)}")
         elif problem["type"] == "missing":
             lines.append(f"{path} is missing.")
@@ -173,9 +194,9 @@ def _path_of(location: Sequence[int | str], *, unknown_key: bool) -> list[int | 
     return [*(key for key in inner if not UNION_MEMBER.fullmatch(str(key))), *own]
 
 
-def _fields_at(keys: Sequence[int | str]) -> list[str]:
-    """Names of the fields of the section that `keys` leads to."""
-    section: type[BaseModel] = Recipe
+def _fields_at(keys: Sequence[int | str], root: type[BaseModel]) -> list[str]:
+    """Names of the fields of the section that `keys` lead to from `root`."""
+    section = root
     for key in keys:
         candidates = (
             _sections_in(section.model_fields[str(key)].annotation)

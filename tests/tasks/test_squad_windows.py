@@ -5,10 +5,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.errors import RecipeError
+from stillhouse.recipe_tasks import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
-from stillhouse.tasks.squad_windows import Layout, best_answers, windows_of
+from stillhouse.tasks.squad_windows import best_answers, windows_of
 
-LAYOUT = Layout(length=20, step=4, question_length=6, n_best=5, longest_answer=3)
+LAYOUT = QuestionAnsweringTask(length=20, step=4, question_length=6, n_best=5, longest_answer=3)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def words(context: str, window, mask) -> list[str]:
 def test_every_word_is_asked_once_and_shown_in_order(tokenizer, num_words, step):
     """Whatever the step; one that is longer than the room would leave words out, and does not."""
     question = asked(num_words)
-    layout = Layout(length=20, step=step, question_length=6)
+    layout = QuestionAnsweringTask(length=20, step=step, question_length=6)
     windows = windows_of(question, tokenizer, layout)
     everything = question.context.split()
     once = sorted(int(w[1:]) for each in windows for w in words(question.context, each, each.asked))
@@ -75,8 +77,9 @@ def test_sequences_are_those_of_the_tokenizer(tokenizer):
     assert said == ["[CLS]", "who", "w1", "w2", "w3", "w4", "w5", "[SEP]", "w0", "w1", "[SEP]"]
     assert window.token_type_ids.tolist() == [0] * 8 + [1] * 3
     assert window.in_passage.tolist() == [False] * 8 + [True, True, False]
-    with pytest.raises(ValueError, match="6 tokens hold no passage beside a question of 3 tokens"):
-        windows_of(asked(2), tokenizer, Layout(length=6))
+    five = asked(2, question="who w1 w2 w3 w4")
+    with pytest.raises(RecipeError, match=r"8 tokens holds no passage beside .* of 5 tokens"):
+        windows_of(five, tokenizer, QuestionAnsweringTask(length=8))
 
 
 def test_an_answer_has_its_place_where_it_is_whole(tokenizer):

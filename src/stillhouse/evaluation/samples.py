@@ -22,7 +22,7 @@ def text_samples(
 ) -> list[dict[str, Any]]:
     """Beginnings of held-out documents, continued by each model (or a masked word, filled)."""
     tokenizer = open_tokenizer(run.tokens)
-    loaded = {name: LoadedModel(*pair, tokenizer) for name, pair in models.items()}
+    loaded = {name: LoadedModel(model, tokenizer) for name, (_, model) in models.items()}
     complete = _fill if recipe.tokens.language_modeling == "masked" else _continue
     prompts = _prompts(run, tokenizer, recipe.tokens.language_modeling == "masked")
     return [

@@ -11,18 +11,30 @@ from stillhouse.families.folder import (
     save_model,
 )
 from stillhouse.families.registry import family_named, family_of
+from stillhouse.families.task_models import (
+    TaskHead,
+    head_of,
+    load_task_model,
+    reads_token_types,
+    shallower_task_model,
+)
 
 __all__ = [
     "AttentionTap",
     "Family",
     "Head",
     "StudentKind",
+    "TaskHead",
     "count_parameters",
     "empty_model",
     "family_named",
     "family_of",
+    "head_of",
     "load_config",
     "load_model",
+    "load_task_model",
+    "reads_token_types",
     "resolve_folder",
     "save_model",
+    "shallower_task_model",
 ]

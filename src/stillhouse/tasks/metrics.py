@@ -1,25 +1,26 @@
-"""Metrics of tasks, and how sure they are: by libraries of the field, on plain arrays.
+"""Metrics of tasks, and how sure they are, on plain arrays.
 
-Every metric takes what was predicted and what is right, in this order, and gives a number of which
-more is better. Intervals are percentile bootstraps over examples (Efron 1979), from a seed.
+Every metric takes what was predicted and what is right, in this order, and gives a number.
+Intervals are percentile bootstraps over examples (Efron 1979), from a seed.
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num, Shaped
+from jaxtyping import Int, Shaped
 
 from stillhouse.errors import RecipeError
 
-Values = Shaped[np.ndarray, " N"]
+Values = Shaped[np.ndarray, "N ..."]
 Metric = Callable[[Values, Values], float]
 
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
+DRAWN_AT_ONCE = 10**6  # numbers in memory
 
 
 def accuracy(predicted: Values, right: Values) -> float:
@@ -28,13 +29,27 @@ def accuracy(predicted: Values, right: Values) -> float:
 
 
 def f1(predicted: Values, right: Values) -> float:
-    """F1 of the class 1; 0 where it is neither predicted nor there."""
-    return float(_library("sklearn.metrics").f1_score(right, predicted, zero_division=0))
+    """F1 of the class 1 (or, for rows of labels that each hold or not, over all of them): twice
+    what is in both over what is in either, 0 where that is nothing."""
+    said, true = predicted == 1, right == 1
+    either = int(said.sum() + true.sum())
+    return 2 * int((said & true).sum()) / either if either else 0.0
 
 
 def matthews(predicted: Values, right: Values) -> float:
-    """Matthews' correlation, from -1 to 1; 0 where one side is constant."""
-    return float(_library("sklearn.metrics").matthews_corrcoef(right, predicted))
+    """Matthews' correlation of classes from 0 on, from -1 to 1; 0 where one side is constant.
+
+    Source: Gorodkin 2004, equation 8 (two classes or more).
+    """
+    num_classes = 1 + max(int(predicted.max()), int(right.max()))
+    said, true = (
+        np.bincount(side, minlength=num_classes).astype(np.float64) for side in (predicted, right)
+    )
+    size = len(right)
+    spreads = (size**2 - said @ said) * (size**2 - true @ true)
+    if spreads == 0:
+        return 0.0
+    return float((size * np.sum(predicted == right) - said @ true) / np.sqrt(spreads))
 
 
 def pearson(predicted: Values, right: Values) -> float:
@@ -102,51 +117,81 @@ def glue_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-def span_f1(predicted: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Micro F1 over entities: `strict` takes spans of the scheme IOB2 alone; `default` also counts
-    one that begins with `I-`, as conlleval does.
+def span_counts(
+    predicted: Sequence[Sequence[str]], right: Sequence[Sequence[str]], *, strict: bool
+) -> Int[np.ndarray, "N 3"]:
+    """For each sentence the entities that were predicted and right, were predicted, and are right.
+
+    `strict` takes spans of the scheme IOB2 alone; else one that begins with `I-` counts too, as
+    conlleval has it.
 
     Args:
         predicted: Tags of each sentence.
         right: The same number of sentences and tags.
     """
-    f1_score, scheme = _library("seqeval.metrics").f1_score, _library("seqeval.scheme").IOB2
-    sentences = [list(tags) for tags in right], [list(tags) for tags in predicted]
-    return {
-        "strict": float(f1_score(*sentences, mode="strict", scheme=scheme, zero_division=0)),
-        "default": float(f1_score(*sentences, zero_division=0)),
-    }
+    counts = []
+    for said, true in zip(predicted, right, strict=True):
+        ours, theirs = (_entities(list(tags), strict=strict) for tags in (said, true))
+        counts.append((len(ours & theirs), len(ours), len(theirs)))
+    return np.array(counts, np.int64)
+
+
+def span_f1(counts: Values, _: Values) -> float:
+    """Micro F1 over entities, from `span_counts`."""
+    shared, said, true = counts.sum(0).tolist()
+    return 2 * shared / (said + true) if shared else 0.0
+
+
+def _entities(tags: list[str], *, strict: bool) -> set[Any]:
+    if not strict:
+        return set(_library("seqeval.metrics.sequence_labeling").get_entities(tags))
+    scheme = _library("seqeval.scheme")
+    found = scheme.Entities([tags], scheme.IOB2).entities[0]
+    return {(entity.tag, entity.start, entity.end) for entity in found}
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value, and the ends of its confidence interval."""
+    """A value, and the ends of its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
 
 
-def interval(metric: Metric, predicted: Values, right: Values, *, seed: int = 0) -> Interval:
-    """A metric with its 95 % interval over examples."""
-    draws = [metric(predicted[rows], right[rows]) for rows in _resamples(len(right), seed)]
-    return _interval(metric(predicted, right), draws)
+@dataclass(frozen=True)
+class Measure:
+    """A metric, what was predicted and what is right, example by example: what a value follows
+    from, and how sure it is."""
+
+    metric: Metric
+    predicted: Values
+    right: Values
+
+    @property
+    def value(self) -> float:
+        return self.metric(self.predicted, self.right)
+
+    def interval(self, *, seed: int = 0) -> Interval:
+        """The value with its interval over examples."""
+        draws = [self._of(rows) for rows in _resamples(len(self.right), seed)]
+        return _interval(self.value, draws)
+
+    def minus(self, other: "Measure", *, seed: int = 0) -> Interval:
+        """How much higher than another model's value for the same examples, with the paired
+        interval: each resample asks both about the same ones."""
+        draws = [self._of(rows) - other._of(rows) for rows in _resamples(len(self.right), seed)]
+        return _interval(self.value - other.value, draws)
+
+    def _of(self, rows: Int[np.ndarray, " N"]) -> float:
+        return self.metric(self.predicted[rows], self.right[rows])
 
 
-def paired_interval(
-    metric: Metric, predicted: Values, other: Values, right: Values, *, seed: int = 0
-) -> Interval:
-    """The difference of a metric between two models, the first minus the other, each resample
-    asking both about the same examples."""
-    draws = [
-        metric(predicted[rows], right[rows]) - metric(other[rows], right[rows])
-        for rows in _resamples(len(right), seed)
-    ]
-    return _interval(metric(predicted, right) - metric(other, right), draws)
-
-
-def _resamples(size: int, seed: int) -> Num[np.ndarray, "R N"]:
-    return np.random.default_rng(seed).integers(0, size, (RESAMPLES, size))
+def _resamples(size: int, seed: int) -> Iterator[Int[np.ndarray, " N"]]:
+    generator = np.random.default_rng(seed)
+    at_once = max(1, min(RESAMPLES, DRAWN_AT_ONCE // size))
+    for first in range(0, RESAMPLES, at_once):
+        yield from generator.integers(0, size, (min(at_once, RESAMPLES - first), size))
 
 
 def _interval(value: float, draws: Sequence[float]) -> Interval:

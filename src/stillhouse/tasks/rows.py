@@ -54,6 +54,24 @@ class Row:
             raise self._wrong(column, f"one of {', '.join(labels)}")
         return labels.index(str(value))
 
+    def labels(self, column: str, labels: Sequence[str]) -> tuple[int, ...]:
+        """The places among `labels` of several names: a list, or a text with commas between; none
+        where it is empty."""
+        names = self.names(column)
+        if any(name not in labels for name in names):
+            raise self._wrong(column, f"names out of {', '.join(labels)}, apart by commas")
+        return tuple(labels.index(name) for name in names)
+
+    def names(self, column: str) -> list[str]:
+        """A name, or several: a list, or a text with commas between."""
+        value = self._value(column)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise self._wrong(column, "a name, or several apart by commas")
+        return [name.strip() for name in names if name.strip()]
+
     def _value(self, column: str) -> Any:
         if column not in self.fields:
             raise DataError(

@@ -15,22 +15,10 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.errors import RecipeError
+from stillhouse.recipe_tasks import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How passages are cut and answers chosen; lengths in tokens.
-
-    `step` is how far a window begins after the one before. (Programs that speak of a stride mean
-    either this, as here and in 2019, or what two windows share.)
-    """
-
-    length: int = 384
-    step: int = 128
-    question_length: int = 64
-    n_best: int = 20
-    longest_answer: int = 30
+from stillhouse.tasks.texts import separate_pairs
 
 
 @dataclass(frozen=True)
@@ -70,29 +58,32 @@ class Found:
 
 
 def windows_of(
-    question: Question, tokenizer: PreTrainedTokenizerFast, layout: Layout
+    question: Question, tokenizer: PreTrainedTokenizerFast, recipe: QuestionAnsweringTask
 ) -> list[Window]:
     """Windows that show every token of the passage; a question that is too long loses its end.
 
     Raises:
-        ValueError: the question leaves no room for the passage.
+        RecipeError: the question leaves no room for the passage.
     """
-    text = _shortened(question.question, tokenizer, layout.question_length)
-    asked = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    room = layout.length - asked - tokenizer.num_special_tokens_to_add(pair=True)
+    separate_pairs(tokenizer)
+    text = _shortened(question.question, tokenizer, recipe.question_length)
+    asked = len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    room = recipe.length - asked - tokenizer.num_special_tokens_to_add(pair=True)
     if room < 1:
-        raise ValueError(
-            f"{layout.length} tokens hold no passage beside a question of {asked} tokens."
+        raise RecipeError(
+            f"The task's length of {recipe.length} tokens holds no passage beside a question of "
+            f"{asked} tokens ({question.question!r:.60}). Raise length, or lower question_length."
         )
-    step = min(layout.step, room)  # a longer one would leave tokens out
+    step = min(recipe.step, room)  # a longer one would leave tokens out
     encodings = tokenizer(
         text,
         question.context,
-        max_length=layout.length,
+        max_length=recipe.length,
         truncation="only_second",
         stride=room - step,
         return_overflowing_tokens=True,
         return_token_type_ids=True,
+        split_special_tokens=True,
     ).encodings
     assert encodings is not None
     passages = [np.array([part == 1 for part in each.sequence_ids]) for each in encodings]
@@ -108,7 +99,7 @@ def best_answers(
     windows: Sequence[Window],
     starts: Sequence[Float[np.ndarray, " _"]],
     ends: Sequence[Float[np.ndarray, " _"]],
-    layout: Layout,
+    recipe: QuestionAnsweringTask,
 ) -> list[Found]:
     """The answers of one question, the best first, each text once; none where no window has one.
 
@@ -118,19 +109,21 @@ def best_answers(
     """
     found: dict[str, Found] = {}
     for window, start, end in zip(windows, starts, ends, strict=True):
-        for first in _highest(np.where(window.asked, start, -np.inf), layout.n_best):
-            for last in _highest(np.where(window.in_passage, end, -np.inf), layout.n_best):
-                if first <= last < first + layout.longest_answer:
+        for first in _highest(np.where(window.asked, start, -np.inf), recipe.n_best):
+            for last in _highest(np.where(window.in_passage, end, -np.inf), recipe.n_best):
+                if first <= last < first + recipe.longest_answer:
                     begin, stop = int(window.characters[first, 0]), int(window.characters[last, 1])
                     each = Found(context[begin:stop], begin, float(start[first] + end[last]))
                     if each.text not in found or found[each.text].score < each.score:
                         found[each.text] = each
     best = sorted(found.values(), key=lambda each: (-each.score, each.start, each.text))
-    return best[: layout.n_best]
+    return best[: recipe.n_best]
 
 
 def _shortened(text: str, tokenizer: PreTrainedTokenizerFast, length: int) -> str:
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoding = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
     ends = [end for _, end in encoding["offset_mapping"]]
     return text if len(ends) <= length else text[: ends[length - 1]]
 

@@ -1,0 +1,65 @@
+"""A model's scores on a task, without a run: each metric with its interval."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stillhouse.families import resolve_folder
+from stillhouse.generation import load_for_task
+from stillhouse.machine import describe_machine
+from stillhouse.recipe import recipe_part
+from stillhouse.recipe_tasks import TaskRecipe
+from stillhouse.run_folder import sha256_of
+from stillhouse.tasks.asking import ask
+
+
+def score_model(name: str, recipe: TaskRecipe, data: Path, *, offline: bool) -> dict[str, Any]:
+    """The metrics of a task on a file of examples.
+
+    Raises:
+        RecipeError: a model that was made for another task, or has other labels.
+        DataError: what cannot be read, with its file and row.
+    """
+    model = load_for_task(resolve_folder(name, offline=offline), recipe)
+    examples = model.task.read(data)
+    encoded = model.task.encode(examples, model.tokenizer)
+    predictions = ask(model.task, model.model, examples, encoded)
+    measures = model.task.measures(predictions, examples)
+    return {
+        "model": name,
+        "data": str(data),
+        "data_sha256": sha256_of(data),
+        "protocol": recipe_part(model.task.recipe),
+        "machine": describe_machine(),
+        "num_examples": len(examples),
+        "num_cut": sum(sequence.is_cut for own in encoded for sequence in own),
+        "metrics": {name: asdict(measure.interval()) for name, measure in measures.items()},
+    }
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    """The scores as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "value", "95 % interval")
+    for name, found in result["metrics"].items():
+        value, low, high = (_shown(found[key]) for key in ("value", "low", "high"))
+        table.add_row(name, value, f"{low} to {high}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{result['model']} on {result['num_examples']:,} examples of {result['data']}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if result["num_cut"]:
+        length = result["protocol"]["length"]
+        console.print(
+            f"{result['num_cut']:,} texts have more than {length} tokens and were not read whole.",
+            markup=False,
+        )
+
+
+def _shown(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"

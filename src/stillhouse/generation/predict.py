@@ -1,0 +1,63 @@
+"""A file of examples to a file of predictions, one JSON line each, in order."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from stillhouse.errors import RecipeError
+from stillhouse.generation.loaded import LoadedModel
+from stillhouse.run_folder import explained_os_errors, fsync_path, temporary_path
+
+AT_ONCE = 4_096  # examples whose predictions are in memory
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that exists.
+
+    Raises:
+        RecipeError: it does.
+    """
+    if path.exists():
+        raise RecipeError(f"{path} exists, and nothing is overwritten; give another --output.")
+
+
+def predict_file(model: LoadedModel, source: Path, output: Path) -> int:
+    """Write the prediction for each example of `source`; the file appears when it is whole.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        DataError: what cannot be read, with its file and row.
+        ResourceError: the disk is full.
+    """
+    examples = model.task.read(source, targets=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with (
+        Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
+        explained_os_errors(output),
+    ):
+        bar = progress.add_task(f"{source.name}", total=len(examples))
+        temporary = temporary_path(output, os.getpid())
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                for results in _results(model, examples):
+                    file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in results)
+                    progress.advance(bar, len(results))
+            fsync_path(temporary)
+            temporary.replace(output)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return len(examples)
+
+
+def _results(model: LoadedModel, examples: list[Any]) -> Iterator[list[Any]]:
+    for first in range(0, len(examples), AT_ONCE):
+        found = model.predictions(examples[first : first + AT_ONCE])
+        yield [model.task.result(prediction) for prediction in found]

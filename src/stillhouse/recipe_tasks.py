@@ -1,0 +1,187 @@
+"""The tasks of a recipe: what is asked of a model, and how the task's data is read.
+
+A task is given by its kind, or by a name that stands for a kind and its settings, such as `sst2`;
+other keys override those settings. As in `recipe`, unknown keys are refused.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, TypeAdapter
+
+from stillhouse.section import Section
+
+Length = Annotated[int, Field(ge=8)]
+
+
+class Columns(Section):
+    """The names of the columns of a table: a text, a second one, and what is asked of them."""
+
+    text: str = "text"
+    pair: str | None = None
+    target: str = "label"
+
+
+class ClassificationTask(Section):
+    """One of several labels for a text or a pair of texts; or any number of them, each by itself.
+
+    The labels are in the order of the model's outputs; where they are left out they are those of
+    the training data, sorted.
+    """
+
+    kind: Literal["classification"] = "classification"
+    columns: Columns = Columns()
+    header: list[str] | None = None
+    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    multi_label: bool = False  # the target lists the labels that hold, apart by commas
+    length: Length = 128
+    metric: Literal["accuracy", "f1", "accuracy_and_f1", "matthews"] = "accuracy"
+
+
+class RegressionTask(Section):
+    """A number for a text or a pair of texts."""
+
+    kind: Literal["regression"] = "regression"
+    columns: Columns = Columns()
+    header: list[str] | None = None
+    length: Length = 128
+    metric: Literal["pearson", "spearman", "pearson_and_spearman"] = "pearson_and_spearman"
+
+
+class QuestionAnsweringTask(Section):
+    """An answer that stands in a passage: data in SQuAD's format, windows over long passages.
+
+    Lengths are in tokens. `step` is how far a window begins after the one before. (Programs that
+    speak of a stride mean either this, as here and in 2019, or what two windows share.)
+    """
+
+    kind: Literal["question_answering"] = "question_answering"
+    length: Length = 384
+    step: PositiveInt = 128
+    question_length: PositiveInt = 64
+    n_best: PositiveInt = 20
+    longest_answer: PositiveInt = 30
+    metric: Literal["exact_match", "f1"] = "f1"
+
+
+class TokenClassificationTask(Section):
+    """Entities in a sentence: data as in CoNLL's files, a token and its tag a line."""
+
+    kind: Literal["token_classification"] = "token_classification"
+    token_column: int = 0
+    tag_column: int = -1
+    prefix: str = ""  # what stands before every token and is no part of it
+    length: Length = 128
+    metric: Literal["strict", "default"] = "strict"
+
+
+class EmbeddingsTask(Section):
+    """A vector of length 1 for a text: near for texts that mean the same, by the cosine.
+
+    It is the mean of the last hidden states, or that of the first token (`cls`).
+    """
+
+    kind: Literal["embeddings"] = "embeddings"
+    columns: Columns = Columns(pair="text_2", target="score")
+    header: list[str] | None = None
+    length: Length = 128
+    pooling: Literal["mean", "cls"] = "mean"
+    metric: Literal["pearson", "spearman", "pearson_and_spearman"] = "spearman"
+
+
+class LastWordTask(Section):
+    """How likely a causal language model finds the last word of a passage (LAMBADA)."""
+
+    kind: Literal["last_word"] = "last_word"
+    column: str = "text"
+    length: Length = 1024
+    metric: Literal["last_word", "last_token"] = "last_word"
+
+
+def _glue(text: str, pair: str | None, **settings: Any) -> dict[str, Any]:
+    target = settings.pop("target", "label")
+    columns = {"text": text, "pair": pair, "target": target}
+    return {"kind": "classification", "columns": columns, **settings}
+
+
+ENTAILMENT = ["entailment", "not_entailment"]
+STS_HEADER = ["genre", "file", "year", "index", "score", "sentence1", "sentence2"]
+
+# The tables of GLUE as they are published (Wang et al. 2019), and of what is published beside it.
+NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
+    "cola": _glue(
+        "sentence",
+        None,
+        header=["source", "label", "mark", "sentence"],
+        labels=["0", "1"],
+        metric="matthews",
+    ),
+    "mnli": _glue(
+        "sentence1",
+        "sentence2",
+        target="gold_label",
+        labels=["entailment", "neutral", "contradiction"],
+    ),
+    "mrpc": _glue(
+        "#1 String", "#2 String", target="Quality", labels=["0", "1"], metric="accuracy_and_f1"
+    ),
+    "qnli": _glue("question", "sentence", labels=ENTAILMENT),
+    "qqp": _glue(
+        "question1",
+        "question2",
+        target="is_duplicate",
+        labels=["0", "1"],
+        metric="accuracy_and_f1",
+    ),
+    "rte": _glue("sentence1", "sentence2", labels=ENTAILMENT),
+    "sst2": _glue("sentence", None, labels=["0", "1"]),
+    "stsb": {
+        "kind": "regression",
+        "columns": {"text": "sentence1", "pair": "sentence2", "target": "score"},
+    },
+    "wnli": _glue("sentence1", "sentence2", labels=["0", "1"]),
+    "xnli": _glue(
+        "sentence1",
+        "sentence2",
+        target="gold_label",
+        labels=["entailment", "neutral", "contradiction"],
+    ),
+    "sts": {
+        "kind": "embeddings",
+        "columns": {"text": "sentence1", "pair": "sentence2", "target": "score"},
+        "header": STS_HEADER,
+    },
+    "lambada": {"kind": "last_word"},
+    "squad": {"kind": "question_answering"},
+    "conll": {"kind": "token_classification"},
+}
+
+
+def _start_from_the_name(value: Any) -> Any:
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, Mapping):
+        return value
+    named = NAMED_TASKS.get(str(value.get("kind")))
+    if named is None:
+        return value
+    given = {key: each for key, each in value.items() if key != "kind"}
+    if isinstance(given.get("columns"), Mapping):
+        given["columns"] = {**named.get("columns", {}), **given["columns"]}
+    return {**named, **given}
+
+
+TaskRecipe = Annotated[
+    ClassificationTask
+    | RegressionTask
+    | QuestionAnsweringTask
+    | TokenClassificationTask
+    | EmbeddingsTask
+    | LastWordTask,
+    Discriminator("kind"),
+]
+TASK_KINDS: Mapping[str, type[Section]] = {
+    section.model_fields["kind"].default: section for section in get_args(get_args(TaskRecipe)[0])
+}
+NamedTaskRecipe = Annotated[TaskRecipe, BeforeValidator(_start_from_the_name)]
+task_recipes: TypeAdapter[TaskRecipe] = TypeAdapter(NamedTaskRecipe)

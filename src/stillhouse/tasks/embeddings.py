@@ -1,0 +1,78 @@
+"""Vectors for texts, near for texts that mean the same.
+
+Axes: B sequences, T tokens, D hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.families import TaskHead
+from stillhouse.recipe_tasks import EmbeddingsTask
+from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
+from stillhouse.tasks.metrics import METRICS, Measure
+from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.rows import Row
+from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
+
+
+class Embeddings:
+    """A vector of length 1 for each text; pairs are scored by their cosine."""
+
+    head: TaskHead = "Body"
+    says: Says = "vectors"
+    per_token = False
+    settings: Mapping[str, Any] = {}
+
+    def __init__(self, recipe: EmbeddingsTask) -> None:
+        self.recipe = recipe
+
+    def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
+        """Pairs of texts and how near they are; or, without targets, texts alone."""
+        columns, header = self.recipe.columns, self.recipe.header
+        if targets:
+            return read_texts(path, columns, header, Row.number)
+        return read_texts(path, columns.model_copy(update={"pair": None}), header, None)
+
+    def encode(
+        self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[Encoded]]:
+        """A sequence for each of an example's texts."""
+        texts = [TextExample(text) for each in examples for text in _texts(each)]
+        sequences = iter(encode_texts(texts, tokenizer, self.recipe.length, as_number))
+        return [[next(sequences)[0] for _ in _texts(each)] for each in examples]
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B D"]:
+        hidden = model(**inputs_of(model, batch)).last_hidden_state.float()
+        if self.recipe.pooling == "cls":
+            return F.normalize(hidden[:, 0], dim=-1)
+        mask = batch.attention_mask[:, :, None]
+        return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def predict(
+        self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+    ) -> Float[np.ndarray, "_ D"]:
+        """The vector of each of the example's texts."""
+        return np.stack([output.numpy() for output in outputs])
+
+    def measures(
+        self, predictions: Sequence[np.ndarray], examples: Sequence[TextExample]
+    ) -> dict[str, Measure]:
+        cosines = np.array([np.dot(*vectors.astype(np.float64)) for vectors in predictions])
+        right = np.array([example.target for example in examples])
+        names = ("pearson", "spearman", "pearson_and_spearman")
+        return {name: Measure(METRICS[name], cosines, right) for name in names}
+
+    def result(self, prediction: np.ndarray) -> Any:
+        """The vector of the text."""
+        return prediction[0].tolist()
+
+
+def _texts(example: TextExample) -> tuple[str, ...]:
+    return (example.text,) if example.pair is None else (example.text, example.pair)

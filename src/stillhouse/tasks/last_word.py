@@ -1,0 +1,148 @@
+"""The last word of a passage, as LAMBADA asks for it of a causal language model.
+
+The word's tokens are those that it adds to the passage before it; the model gives each one its
+probability after all tokens before, and no end of text stands in front.
+
+Source: Paperno et al. 2016 (arXiv:1606.06031); the tokens as lm-eval's task `lambada` counts them.
+
+Axes: B sequences, T tokens, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.errors import DataError
+from stillhouse.families import TaskHead
+from stillhouse.recipe_tasks import LastWordTask
+from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
+from stillhouse.tasks.metrics import Measure
+from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.rows import read_rows
+from stillhouse.tokens.batches import IGNORED
+
+LOG_PROBABILITY, IS_LIKELIEST = 0, 1
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage up to its last word, and that word with what stands before it."""
+
+    before: str
+    last: str
+
+
+@dataclass(frozen=True)
+class SaidOfTheWord:
+    """The word's log-probability in nats; whether it, and its last token, are the likeliest."""
+
+    log_probability: float
+    is_likeliest: bool
+    is_last_token_likeliest: bool
+
+
+class LastWord:
+    """How well a language model foresees how a passage ends."""
+
+    head: TaskHead = "CausalLM"
+    says: Says = "classes"
+    per_token = True
+    settings: Mapping[str, Any] = {}
+
+    def __init__(self, recipe: LastWordTask) -> None:
+        self.recipe = recipe
+
+    def read(self, path: Path, *, targets: bool = True) -> list[Passage]:
+        found = []
+        for row in read_rows(path):
+            text = row.text(self.recipe.column).rstrip()
+            before, _, last = text.rpartition(" ")
+            if not before.strip():
+                raise DataError(f"{row.where}: {text!r:.60} is one word, so nothing precedes it.")
+            found.append(Passage(before, f" {last}"))
+        return found
+
+    def encode(
+        self, examples: Sequence[Passage], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[Encoded]]:
+        return [[self._encoded(passage, tokenizer)] for passage in examples]
+
+    def _encoded(self, passage: Passage, tokenizer: PreTrainedTokenizerFast) -> Encoded:
+        """Each token is asked for its successor, where that is one of the last word's."""
+        before, whole = (
+            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            for text in (passage.before, passage.before + passage.last)
+        )
+        first = max(0, len(whole) - self.recipe.length - 1)
+        ids = np.array(whole[first:], np.int64)
+        asked = np.arange(len(ids) - 1) >= len(before) - first - 1
+        return Encoded(
+            ids[:-1],
+            np.zeros_like(ids[:-1]),
+            np.where(asked, ids[1:], IGNORED),
+            choices=asked,
+            is_cut=first > 0,
+        )
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 2 T"]:
+        """For the tokens that are asked: the log-probability of the right successor, and whether
+        it is the likeliest (1 or 0)."""
+        hidden = model.base_model(**inputs_of(model, batch)).last_hidden_state
+        assert batch.choices is not None
+        head = model.get_output_embeddings()
+        assert head is not None
+        logits = head(hidden[batch.choices]).float()
+        right = batch.targets[batch.choices]
+        log_probability = -torch.nn.functional.cross_entropy(logits, right, reduction="none")
+        found = logits.new_zeros(2, *batch.choices.shape)
+        found[:, batch.choices] = torch.stack(
+            [log_probability, (logits.argmax(-1) == right).float()]
+        )
+        return found.transpose(0, 1)
+
+    def predict(
+        self, example: Passage, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+    ) -> SaidOfTheWord:
+        (sequence,), (output,) = sequences, outputs
+        assert sequence.choices is not None
+        places = np.flatnonzero(sequence.choices)
+        likeliest = output[IS_LIKELIEST, places].bool()
+        return SaidOfTheWord(
+            float(output[LOG_PROBABILITY, places].double().sum()),
+            bool(likeliest.all()),
+            bool(likeliest[-1]),
+        )
+
+    def measures(
+        self, predictions: Sequence[SaidOfTheWord], examples: Sequence[Passage]
+    ) -> dict[str, Measure]:
+        words = np.array([each.is_likeliest for each in predictions], float)
+        tokens = np.array([each.is_last_token_likeliest for each in predictions], float)
+        nats = np.array([-each.log_probability for each in predictions])
+        return {
+            "last_word": Measure(_mean, words, words),
+            "last_token": Measure(_mean, tokens, tokens),
+            "perplexity": Measure(_perplexity, nats, nats),
+        }
+
+    def result(self, prediction: SaidOfTheWord) -> Any:
+        return {
+            "log_probability": prediction.log_probability,
+            "is_likeliest": prediction.is_likeliest,
+        }
+
+
+def _mean(values: np.ndarray, _: np.ndarray) -> float:
+    return float(values.mean())
+
+
+def _perplexity(nats: np.ndarray, _: np.ndarray) -> float:
+    """Of a word; the lower the better."""
+    return float(np.exp(nats.mean()))

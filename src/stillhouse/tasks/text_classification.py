@@ -1,0 +1,163 @@
+"""Classes and numbers for texts and pairs of texts: one class, several at once, or a value.
+
+Axes: B sequences, C classes, N examples.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.errors import RecipeError
+from stillhouse.families import TaskHead
+from stillhouse.recipe_tasks import ClassificationTask, RegressionTask
+from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
+from stillhouse.tasks.metrics import METRICS, Measure
+from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.rows import Row
+from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
+
+TWO_CLASSES = ("f1", "accuracy_and_f1")
+
+
+class TextClassification:
+    """One of several labels; or, with `multi_label`, any of them."""
+
+    head: TaskHead = "SequenceClassification"
+    per_token = False
+
+    def __init__(self, recipe: ClassificationTask, labels: Sequence[str]) -> None:
+        """The labels in the order of the model's outputs.
+
+        Raises:
+            RecipeError: a metric of two classes for more of them.
+        """
+        if len(labels) != 2 and recipe.metric in TWO_CLASSES:
+            raise RecipeError(
+                f"The metric {recipe.metric} is of two labels, but there are {len(labels)}: "
+                f"{', '.join(labels)}. Take accuracy or matthews."
+            )
+        self.recipe = recipe
+        self.labels = list(labels)
+
+    @property
+    def says(self) -> Says:
+        return "labels" if self.recipe.multi_label else "classes"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        kind = "multi_label" if self.recipe.multi_label else "single_label"
+        return {**labelled(self.labels), "problem_type": f"{kind}_classification"}
+
+    def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
+        target = self._labels_of if self.recipe.multi_label else self._label_of
+        return read_texts(
+            path, self.recipe.columns, self.recipe.header, target if targets else None
+        )
+
+    def _label_of(self, row: Row, column: str) -> int:
+        return row.label(column, self.labels)
+
+    def _labels_of(self, row: Row, column: str) -> tuple[int, ...]:
+        return row.labels(column, self.labels)
+
+    def encode(
+        self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[Encoded]]:
+        return encode_texts(examples, tokenizer, self.recipe.length, self._target)
+
+    def _target(self, target: int | tuple[int, ...]) -> np.ndarray:
+        if isinstance(target, int):
+            return np.array(target, np.int64)
+        return np.isin(np.arange(len(self.labels)), target).astype(np.float32)
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B C"]:
+        return model(**inputs_of(model, batch)).logits
+
+    def predict(
+        self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+    ) -> Float[np.ndarray, " C"]:
+        """The probability of each label."""
+        logits = outputs[0].double()
+        return (logits.sigmoid() if self.recipe.multi_label else logits.softmax(-1)).numpy()
+
+    def measures(
+        self, predictions: Sequence[np.ndarray], examples: Sequence[TextExample]
+    ) -> dict[str, Measure]:
+        if self.recipe.multi_label:
+            right = np.stack([self._target(example.target) > 0 for example in examples])
+            predicted = np.stack(predictions) > 0.5
+            return {
+                "accuracy": Measure(lambda p, r: float((p == r).all(1).mean()), predicted, right),
+                "f1": Measure(METRICS["f1"], predicted, right),
+            }
+        right = np.array([example.target for example in examples])
+        predicted = np.array([each.argmax() for each in predictions])
+        names = ["accuracy", "matthews", *(TWO_CLASSES if len(self.labels) == 2 else ())]
+        return {name: Measure(METRICS[name], predicted, right) for name in names}
+
+    def result(self, prediction: np.ndarray) -> Any:
+        """The likeliest label; of several at once those more likely than not."""
+        scored = [
+            {"label": label, "score": float(score)}
+            for label, score in zip(self.labels, prediction, strict=True)
+        ]
+        if self.recipe.multi_label:
+            return [each for each in scored if each["score"] > 0.5]
+        return max(scored, key=lambda each: each["score"])
+
+
+class TextRegression:
+    """A number."""
+
+    head: TaskHead = "SequenceClassification"
+    says: Says = "values"
+    per_token = False
+
+    def __init__(self, recipe: RegressionTask) -> None:
+        self.recipe = recipe
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {**labelled(["value"]), "problem_type": "regression"}
+
+    def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
+        return read_texts(
+            path, self.recipe.columns, self.recipe.header, Row.number if targets else None
+        )
+
+    def encode(
+        self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[Encoded]]:
+        return encode_texts(examples, tokenizer, self.recipe.length, as_number)
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 1"]:
+        return model(**inputs_of(model, batch)).logits
+
+    def predict(
+        self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+    ) -> float:
+        return float(outputs[0])
+
+    def measures(
+        self, predictions: Sequence[float], examples: Sequence[TextExample]
+    ) -> dict[str, Measure]:
+        right = np.array([example.target for example in examples])
+        names = ("pearson", "spearman", "pearson_and_spearman")
+        return {name: Measure(METRICS[name], np.array(predictions), right) for name in names}
+
+    def result(self, prediction: float) -> Any:
+        return {"label": "value", "score": prediction}
+
+
+def labelled(labels: Sequence[str]) -> dict[str, Any]:
+    """The labels as a configuration names them."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }

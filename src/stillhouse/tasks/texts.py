@@ -1,0 +1,93 @@
+"""Texts and pairs of texts with what is asked of them, and the sequences they become."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from stillhouse.recipe_tasks import Columns
+from stillhouse.tasks.encoded import Encoded
+from stillhouse.tasks.rows import Row, read_rows
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """A text, perhaps a second one, and the right answer where it is known."""
+
+    text: str
+    pair: str | None = None
+    target: Any = None
+
+
+def read_texts(
+    path: Path,
+    columns: Columns,
+    header: Sequence[str] | None,
+    target: Callable[[Row, str], Any] | None,
+) -> list[TextExample]:
+    """The examples of a table; `target` reads the right answer from a row's column."""
+    return [
+        TextExample(
+            row.text(columns.text),
+            None if columns.pair is None else row.text(columns.pair),
+            None if target is None else target(row, columns.target),
+        )
+        for row in read_rows(path, header=header)
+    ]
+
+
+def encode_texts(
+    examples: Sequence[TextExample],
+    tokenizer: PreTrainedTokenizerFast,
+    length: int,
+    target: Callable[[Any], np.ndarray],
+) -> list[list[Encoded]]:
+    """One sequence for each example, at most `length` tokens; what is longer loses its end (of a
+    pair the longer text first).
+
+    Args:
+        target: The known answer as an array.
+    """
+    separate_pairs(tokenizer)
+    pairs = [example.pair for example in examples if example.pair is not None]
+    encodings = tokenizer(
+        [example.text for example in examples],
+        pairs if len(pairs) == len(examples) else None,
+        truncation="longest_first",
+        max_length=length,
+        return_token_type_ids=True,
+        split_special_tokens=True,
+    ).encodings
+    assert encodings is not None
+    return [
+        [
+            Encoded(
+                np.array(encoding.ids, np.int64),
+                np.array(encoding.type_ids, np.int64),
+                None if example.target is None else target(example.target),
+                is_cut=bool(encoding.overflowing),
+            )
+        ]
+        for example, encoding in zip(examples, encodings, strict=True)
+    ]
+
+
+def as_number(value: float) -> Float[np.ndarray, ""]:
+    """A number as a target."""
+    return np.array(value, np.float32)
+
+
+def separate_pairs(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let the end of text stand between two texts where a tokenizer of itself puts nothing there,
+    as those of causal models."""
+    if tokenizer.num_special_tokens_to_add(pair=True):
+        return
+    end, number = tokenizer.eos_token, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair=f"$A {end} $B:1", special_tokens=[(end, number)]
+    )

@@ -1,0 +1,216 @@
+"""Entities in sentences: a tag for each word, asked at the word's first token.
+
+A sentence longer than the model's sequences is cut into several, so that every word is asked.
+
+Axes: B sequences, T tokens, C tags, W words.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from tokenizers import Encoding
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.errors import DataError
+from stillhouse.families import TaskHead
+from stillhouse.recipe_tasks import TokenClassificationTask
+from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
+from stillhouse.tasks.metrics import Measure, span_counts, span_f1
+from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.rows import read_rows
+from stillhouse.tasks.tagged import Sentence, as_iob2, read_tagged
+from stillhouse.tasks.text_classification import labelled
+from stillhouse.tokens.batches import IGNORED
+
+WORD = re.compile(r"\w+|[^\w\s]")
+NO_WORD = -1
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text, the begin and end of each of its words, and the tag of each where it is known."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    tags: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TaggedWords:
+    """A model's tag for each word of a text, and the tag's probability."""
+
+    words: Words
+    tags: list[str]
+    scores: list[float]
+
+
+class TokenClassification:
+    """A tag for each word."""
+
+    head: TaskHead = "TokenClassification"
+    says: Says = "classes"
+    per_token = True
+
+    def __init__(self, recipe: TokenClassificationTask, labels: Sequence[str]) -> None:
+        """The tags in the order of the model's outputs."""
+        self.recipe = recipe
+        self.labels = list(labels)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return labelled(self.labels)
+
+    def read(self, path: Path, *, targets: bool = True) -> list[Words]:
+        """Tagged sentences; or, without targets, lines with a column `text`."""
+        if not targets:
+            return [words_in(row.text("text")) for row in read_rows(path)]
+        found = []
+        for sentence in read_sentences(self.recipe, path):
+            if unknown := set(sentence.tags) - set(self.labels):
+                raise DataError(
+                    f"{sentence.where}: the tag {min(unknown)!r} is none of the model's, which are "
+                    f"{', '.join(self.labels)}. Correct it, or add its kind to the training data."
+                )
+            found.append(words_of(sentence.tokens, sentence.tags))
+        return found
+
+    def encode(
+        self, examples: Sequence[Words], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[Encoded]]:
+        found = tokenizer(
+            [words.text for words in examples],
+            truncation=True,
+            max_length=self.recipe.length,
+            return_overflowing_tokens=True,
+            return_token_type_ids=True,
+            split_special_tokens=True,
+        )
+        assert found.encodings is not None
+        sequences: list[list[Encoded]] = [[] for _ in examples]
+        for number, encoding in zip(
+            found["overflow_to_sample_mapping"], found.encodings, strict=True
+        ):
+            own = sequences[number]
+            before = own[-1].source if own else NO_WORD
+            own.append(self._encoded(encoding, examples[number], before))
+        return sequences
+
+    def _encoded(
+        self, encoding: Encoding, words: Words, before: Int[np.ndarray, " _"] | int
+    ) -> Encoded:
+        """A sequence whose `source` is the word that each token begins, if it begins one.
+
+        Args:
+            before: The same of the sequence before, if there is one.
+        """
+        begins = begun_words(encoding, words, int(np.max(before)))
+        target = None
+        if words.tags is not None:
+            numbers = np.array([self.labels.index(tag) for tag in words.tags] or [IGNORED])
+            target = np.where(begins == NO_WORD, IGNORED, numbers[begins])
+        ids, types = (np.array(values, np.int64) for values in (encoding.ids, encoding.type_ids))
+        return Encoded(ids, types, target, source=begins)
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B T C"]:
+        return model(**inputs_of(model, batch)).logits
+
+    def predict(
+        self, example: Words, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+    ) -> TaggedWords:
+        """A word that the tokenizer leaves out, such as an odd control character, is no entity."""
+        tags, scores = ["O"] * len(example.spans), [0.0] * len(example.spans)
+        for sequence, logits in zip(sequences, outputs, strict=True):
+            shares = logits.double().softmax(-1).numpy()
+            for place in np.flatnonzero(sequence.source != NO_WORD):
+                word, best = sequence.source[place], int(shares[place].argmax())
+                tags[word], scores[word] = self.labels[best], float(shares[place, best])
+        return TaggedWords(example, tags, scores)
+
+    def measures(
+        self, predictions: Sequence[TaggedWords], examples: Sequence[Words]
+    ) -> dict[str, Measure]:
+        said = [each.tags for each in predictions]
+        right = [words.tags or () for words in examples]
+        found = {}
+        for name in ("strict", "default"):
+            counts = span_counts(said, right, strict=name == "strict")
+            found[name] = Measure(span_f1, counts, counts)
+        return found
+
+    def result(self, prediction: TaggedWords) -> Any:
+        return [
+            {
+                "entity_group": kind,
+                "score": float(np.mean(prediction.scores[first:last])),
+                "word": prediction.words.text[start:end],
+                "start": start,
+                "end": end,
+            }
+            for kind, first, last, start, end in _entities(prediction)
+        ]
+
+
+def words_of(tokens: Sequence[str], tags: Sequence[str] | None = None) -> Words:
+    """Words with a space between."""
+    spans, start = [], 0
+    for token in tokens:
+        spans.append((start, start + len(token)))
+        start += len(token) + 1
+    return Words(" ".join(tokens), tuple(spans), None if tags is None else tuple(tags))
+
+
+def words_in(text: str) -> Words:
+    """The words of a text: letters and digits in a row, and each other mark by itself."""
+    return Words(text, tuple(match.span() for match in WORD.finditer(text)))
+
+
+def read_sentences(recipe: TokenClassificationTask, path: Path) -> list[Sentence]:
+    """The tagged sentences of a file, as the recipe says."""
+    return read_tagged(
+        path,
+        token_column=recipe.token_column,
+        tag_column=recipe.tag_column,
+        prefix=recipe.prefix,
+    )
+
+
+def tags_in(sentences: Iterable[Sequence[str]]) -> list[str]:
+    """The tags that a model needs for sentences with these: both of each kind, sorted."""
+    kinds = sorted({tag[2:] for tags in sentences for tag in tags if tag != "O"})
+    return ["O", *(f"{place}-{kind}" for kind in kinds for place in "BI")]
+
+
+def begun_words(encoding: Encoding, words: Words, last: int) -> Int[np.ndarray, " T"]:
+    """For each token the word that it begins; NO_WORD where it goes on with one, or is of none.
+
+    Args:
+        last: The last word that was begun before.
+    """
+    begins = np.full(len(encoding.ids), NO_WORD)
+    for place, (start, end) in enumerate(encoding.offsets):
+        token = words.text[start:end]
+        first = start + len(token) - len(token.lstrip())  # some tokens begin with the space before
+        while last + 1 < len(words.spans) and words.spans[last + 1][1] <= first:
+            last += 1  # left out by the tokenizer
+        if first < end and last + 1 < len(words.spans) and words.spans[last + 1][0] <= first:
+            last += 1
+            begins[place] = last
+    return begins
+
+
+def _entities(found: TaggedWords) -> Iterator[tuple[str, int, int, int, int]]:
+    """Kind, words from and to, characters from and to, of each entity."""
+    tags, spans = list(as_iob2(found.tags)), found.words.spans
+    for first, tag in enumerate(tags):
+        if not tag.startswith("B-"):
+            continue
+        last = first + 1
+        while last < len(tags) and tags[last] == f"I-{tag[2:]}":
+            last += 1
+        yield tag[2:], first, last, spans[first][0], spans[last - 1][1]

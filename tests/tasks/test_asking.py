@@ -1,0 +1,121 @@
+"""A model is asked in batches, and answers as if it were asked alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from stillhouse.families import load_task_model
+from stillhouse.recipe_tasks import (
+    ClassificationTask,
+    EmbeddingsTask,
+    QuestionAnsweringTask,
+    RegressionTask,
+    TokenClassificationTask,
+)
+from stillhouse.tasks.asking import ask, batches_by_length
+from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.squad import Question
+from stillhouse.tasks.texts import TextExample
+from stillhouse.tasks.token_classification import words_in
+from stillhouse.tokens.tokenizer import load_tokenizer
+
+TEXTS = (
+    "The still turns what is thin",
+    "Who?",
+    "A cold wind, a warm fire: nobody asked, but everyone in London knew",
+    "drop by drop, and then once more.",
+    "the sea",
+)
+PASSAGE = "The distiller of Islay does, in the old house by the sea, where a cold wind turns. " * 3
+TASKS = {
+    "classification": (
+        ClassificationTask(labels=["no", "yes", "maybe"], length=48),
+        [TextExample(text, "and then " * (place + 1)) for place, text in enumerate(TEXTS)],
+    ),
+    "multi_label": (
+        ClassificationTask(labels=["no", "yes", "maybe"], multi_label=True, length=48),
+        [TextExample(text) for text in TEXTS],
+    ),
+    "regression": (RegressionTask(length=48), [TextExample(text) for text in TEXTS]),
+    "question_answering": (
+        QuestionAnsweringTask(length=48, step=8, question_length=20),
+        [
+            Question(str(place), text, PASSAGE[: 60 + 40 * place], ())
+            for place, text in enumerate(TEXTS)
+        ],
+    ),
+    "token_classification": (
+        TokenClassificationTask(length=16),
+        [words_in(text) for text in TEXTS],
+    ),
+    "embeddings": (EmbeddingsTask(length=48), [TextExample(text) for text in TEXTS]),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "gpt2"])
+def test_together_and_alone_the_answer_is_the_same(task_folder, name, family):
+    """Neither the padding nor the order of a batch is seen."""
+    recipe, examples = TASKS[name]
+    task = make_task(recipe, ["O", "B-PER", "I-PER"])
+    folder = task_folder(family, task.head, **task.settings)
+    model, tokenizer = load_task_model(folder, task.head, {}), load_tokenizer(folder)
+    together = [task.result(each) for each in answers(task, model, tokenizer, examples)]
+    for example, found in zip(examples, together, strict=True):
+        alone = task.result(answers(task, model, tokenizer, [example])[0])
+        assert flat(found) == pytest.approx(flat(alone), abs=2e-5)
+    assert len({str(flat(each)) for each in together}) > 2
+
+
+def answers(task, model, tokenizer, examples) -> list:
+    return ask(task, model, examples, task.encode(examples, tokenizer))
+
+
+def flat(result) -> list:
+    """The numbers and words of a result in order."""
+    if isinstance(result, dict):
+        result = list(result.values())
+    if isinstance(result, list):
+        return [leaf for each in result for leaf in flat(each)]
+    return [result]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+def test_a_class_is_that_of_the_plain_library(task_folder, family):
+    """The probabilities of transformers' own forward pass over one text."""
+    task = make_task(TASKS["classification"][0])
+    folder = task_folder(family, task.head, **task.settings)
+    model, tokenizer = load_task_model(folder, task.head, {}), load_tokenizer(folder)
+    found = answers(task, model, tokenizer, [TextExample(TEXTS[3])])[0]
+    with torch.no_grad():
+        inputs = tokenizer(TEXTS[3], return_tensors="pt", return_token_type_ids=family == "bert")
+        expected = model(**inputs).logits[0].softmax(-1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_vector_is_the_mean_of_the_real_tokens(task_folder, pooling):
+    """Of length 1, by an independent computation in float64."""
+    recipe = EmbeddingsTask(length=48, pooling=pooling)
+    task = make_task(recipe)
+    folder = task_folder("bert", "Body")
+    model, tokenizer = load_task_model(folder, "Body", {}), load_tokenizer(folder)
+    examples = [TextExample(text) for text in TEXTS]
+    for text, found in zip(TEXTS, answers(task, model, tokenizer, examples), strict=True):
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].double()
+        vector = hidden.mean(0) if pooling == "mean" else hidden[0]
+        np.testing.assert_allclose(found[0], vector / vector.norm(), atol=1e-6)
+
+
+def test_batches_hold_every_sequence_once_and_little_padding(tokenizer_of):
+    """Whatever the lengths; one that is longer than a batch stands alone."""
+    task = make_task(RegressionTask(length=64))
+    texts = ["sea " * count for count in (1, 50, 3, 30, 2, 31, 1, 29, 7)]
+    encoded = task.encode([TextExample(text) for text in texts], tokenizer_of("bert"))
+    sequences = [each[0] for each in encoded]
+    batches = list(batches_by_length(sequences, 64))
+    assert sorted(place for places in batches for place in places) == list(range(len(texts)))
+    for places in batches:
+        longest = max(len(sequences[place].input_ids) for place in places)
+        assert len(places) == 1 or longest * len(places) <= 64

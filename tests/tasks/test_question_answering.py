@@ -1,0 +1,91 @@
+"""Questions about passages: where a model may find its answer, and what it is worth."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from stillhouse.families import load_task_model
+from stillhouse.recipe_tasks import QuestionAnsweringTask
+from stillhouse.tasks.encoded import collate
+from stillhouse.tasks.question_answering import FAR_BELOW
+from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.squad import Answer, Question
+from stillhouse.tokens.tokenizer import load_tokenizer
+
+PASSAGE = "The distiller of Islay turns the still in the old house by the sea. "
+QUESTION = "Who turns the still?"
+
+
+def asked(passage: str, answer: str) -> Question:
+    return Question("q", QUESTION, passage, (Answer(answer, passage.index(answer)),))
+
+
+def oracle(task, question, tokenizer):
+    """The answer from logits that say what the targets say."""
+    (sequences,) = task.encode([question], tokenizer)
+    outputs = []
+    for sequence in sequences:
+        logits = torch.zeros(2, len(sequence.input_ids) + 3)  # with some padding
+        logits[[0, 1], torch.from_numpy(sequence.target)] = 9.0
+        outputs.append(logits)
+    return sequences, task.predict(question, sequences, outputs)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+def test_what_is_learned_is_what_is_answered(tokenizer_of, family):
+    """An answer far down a passage of many windows comes back to the character."""
+    question = asked(PASSAGE * 4 + "Nobody knew of London. " + PASSAGE * 2, "of London")
+    task = make_task(QuestionAnsweringTask(length=56, step=9, question_length=24))
+    sequences, found = oracle(task, question, tokenizer_of(family))
+    assert len(sequences) > 3
+    shown = [each for each in sequences if each.target is not None and each.target.any()]
+    assert 0 < len(shown) < len(sequences)
+    assert found[0].text == "of London"
+    assert found[0].start == question.answers[0].start
+    measures = task.measures([found], [question])
+    assert measures["exact_match"].value == measures["f1"].value == 100.0
+
+
+def test_an_answer_stands_in_the_passage_alone(task_folder):
+    """No probability for the question or the padding; some for the first token, which says that
+    the window does not show it."""
+    task = make_task(QuestionAnsweringTask(length=56, question_length=24))
+    folder = task_folder("bert", task.head, **task.settings)
+    tokenizer = load_tokenizer(folder)
+    (short,), (long,) = task.encode([asked("The sea.", "sea"), asked(PASSAGE, "Islay")], tokenizer)
+    batch = collate([short, long], pad_token_id=0)
+    with torch.no_grad():
+        shares = task.outputs(load_task_model(folder, task.head, {}), batch).softmax(-1)
+    separator = short.input_ids.tolist().index(tokenizer.sep_token_id)
+    length = len(short.input_ids)
+    assert (shares[0, :, 1 : separator + 1] == 0).all()
+    assert (shares[0, :, length - 1 :] == 0).all()
+    assert (shares[0, :, 0] > 0).all()
+    assert (shares[0, :, separator + 1 : length - 1] > 0).all()
+    assert -np.finfo(np.float32).max < FAR_BELOW / 0.01
+
+
+def test_the_score_of_an_answer_is_its_share_among_the_best(tokenizer_of):
+    """Between 0 and 1; a passage of which nothing is asked has no answer."""
+    task = make_task(QuestionAnsweringTask(length=56, question_length=24))
+    _, found = oracle(task, asked(PASSAGE, "Islay"), tokenizer_of("bert"))
+    result = task.result(found)
+    assert result["answer"] == "Islay"
+    assert PASSAGE[result["start"] : result["end"]] == "Islay"
+    assert 0.9 < result["score"] < 1
+    assert task.result([]) == {"score": 0.0, "start": 0, "end": 0, "answer": ""}
+
+
+def test_questions_without_answers_are_read_from_json_lines(tmp_path, tokenizer_of):
+    """For a model that is to answer them."""
+    path = tmp_path / "questions.jsonl"
+    rows = [{"question": QUESTION, "context": PASSAGE}, {"question": "Where?", "context": "Here."}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = make_task(QuestionAnsweringTask())
+    questions = task.read(path, targets=False)
+    assert [each.question for each in questions] == [QUESTION, "Where?"]
+    assert [each.context for each in questions] == [PASSAGE, "Here."]
+    (sequences,) = task.encode(questions[1:], tokenizer_of("bert"))
+    assert sequences[0].target is None

@@ -1,0 +1,121 @@
+"""Texts and pairs: what a model reads of them, and what their labels become."""
+
+import json
+
+import numpy as np
+import pytest
+
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.recipe_tasks import ClassificationTask, Columns, RegressionTask
+from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.texts import TextExample
+
+PAIR = Columns(text="a", pair="b", target="c")
+
+
+def encoded(tokenizer, *examples, length=64):
+    task = make_task(ClassificationTask(labels=["x", "y"], length=length))
+    return [sequences[0] for sequences in task.encode(list(examples), tokenizer)]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+def test_the_two_texts_of_a_pair_are_kept_apart(tokenizer_of, family):
+    """By the tokenizer's own tokens; by the end of text where it has none between."""
+    tokenizer = tokenizer_of(family)
+    (found,) = encoded(tokenizer, TextExample("the sea", "the wind"))
+    first, second = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the sea", "the wind")
+    )
+    ids = found.input_ids.tolist()
+    assert any(ids[place : place + len(first)] == first for place in range(len(ids)))
+    assert ids[-len(second) :] == second or ids[-len(second) - 1 : -1] == second
+    assert len(ids) > len(first) + len(second)
+    if family == "bert":
+        assert found.token_type_ids.tolist() == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+def test_the_name_of_a_special_token_in_a_text_is_text(tokenizer_of, family):
+    """Nobody ends a sequence by writing so."""
+    tokenizer = tokenizer_of(family)
+    name = tokenizer.sep_token or tokenizer.eos_token
+    plain, odd = encoded(tokenizer, TextExample("the sea"), TextExample(f"the {name} sea"))
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    assert (
+        np.isin(odd.input_ids, list(special)).sum() == np.isin(plain.input_ids, list(special)).sum()
+    )
+
+
+def test_a_text_that_does_not_fit_is_said_to_be_cut(tokenizer_of):
+    """What fits is whole; of a pair the longer text loses its end."""
+    tokenizer = tokenizer_of("bert")
+    short, long = encoded(
+        tokenizer, TextExample("the sea"), TextExample("the sea " * 20), length=16
+    )
+    assert not short.is_cut
+    assert long.is_cut
+    assert len(long.input_ids) == 16
+    (pair,) = encoded(tokenizer, TextExample("the wind", "the sea " * 20), length=16)
+    kept = tokenizer.decode(pair.input_ids, skip_special_tokens=True)
+    assert kept.startswith("the wind the sea")
+    assert pair.is_cut
+
+
+def test_several_labels_become_a_value_for_each(tmp_path, tokenizer_of):
+    """From a list or a text with commas; none is right too."""
+    path = tmp_path / "data.jsonl"
+    rows = [{"text": "a", "label": ["warm", "cold"]}, {"text": "b", "label": "cold"}]
+    rows.append({"text": "c", "label": ""})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = make_task(ClassificationTask(labels=["cold", "mild", "warm"], multi_label=True))
+    examples = task.read(path)
+    assert [example.target for example in examples] == [(2, 0), (0,), ()]
+    sequences = [own[0] for own in task.encode(examples, tokenizer_of("bert"))]
+    targets = [np.array(each.target) for each in sequences]
+    assert [target.tolist() for target in targets] == [[1, 0, 1], [1, 0, 0], [0, 0, 0]]
+    path.write_text('{"text": "a", "label": "cold,hot"}\n')
+    with pytest.raises(DataError, match=r"row 1.*'label'.*out of cold, mild, warm.*'cold,hot'"):
+        task.read(path)
+
+
+def test_what_the_metrics_of_classes_are_made_of():
+    """The likeliest class of each example against the right one."""
+    task = make_task(ClassificationTask(labels=["x", "y"]))
+    shares = [np.array([0.9, 0.1]), np.array([0.3, 0.7]), np.array([0.6, 0.4])]
+    examples = [TextExample("", target=target) for target in (0, 1, 1)]
+    measures = task.measures(shares, examples)
+    assert measures["accuracy"].value == pytest.approx(2 / 3)
+    assert measures["f1"].value == pytest.approx(2 / 3)
+    assert task.result(shares[1]) == {"label": "y", "score": 0.7}
+    three = make_task(ClassificationTask(labels=["x", "y", "z"]))
+    assert set(three.measures([np.array([1, 0, 0])] * 3, examples)) == {"accuracy", "matthews"}
+
+
+def test_what_the_metrics_of_several_labels_are_made_of():
+    """Exact sets, and F1 over all labels: 2 of 3 predicted are right, 2 of 4 are found."""
+    task = make_task(ClassificationTask(labels=["x", "y", "z"], multi_label=True))
+    shares = [np.array([0.9, 0.6, 0.1]), np.array([0.2, 0.3, 0.8])]
+    examples = [TextExample("", target=(0,)), TextExample("", target=(0, 1, 2))]
+    measures = task.measures(shares, examples)
+    assert measures["accuracy"].value == 0
+    assert measures["f1"].value == pytest.approx(2 * 2 / (3 + 4))
+    assert [each["label"] for each in task.result(shares[0])] == ["x", "y"]
+
+
+def test_a_number_is_read_and_correlated(tmp_path):
+    """STS-B's metric is the mean of both correlations."""
+    path = tmp_path / "data.tsv"
+    path.write_text("a\tb\tc\nx\ty\t1.5\nx\ty\t4\nx\ty\t3\n")
+    task = make_task(RegressionTask(columns=PAIR))
+    examples = task.read(path)
+    assert [example.target for example in examples] == [1.5, 4.0, 3.0]
+    measures = task.measures([1.0, 9.0, 2.0], examples)
+    assert measures["spearman"].value == pytest.approx(1.0)
+    both = (measures["pearson"].value + measures["spearman"].value) / 2
+    assert measures["pearson_and_spearman"].value == pytest.approx(both)
+
+
+def test_a_metric_of_two_classes_is_refused_for_three():
+    """Before anything is trained for it."""
+    with pytest.raises(RecipeError, match="f1 is of two labels, but there are 3"):
+        make_task(ClassificationTask(labels=["x", "y", "z"], metric="f1"))

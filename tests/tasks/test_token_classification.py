@@ -1,0 +1,108 @@
+"""Words and tokens: every word is asked once, and entities stand where the text has them."""
+
+import numpy as np
+import pytest
+import torch
+
+from stillhouse.errors import DataError
+from stillhouse.recipe_tasks import TokenClassificationTask
+from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.tagged import read_tagged
+from stillhouse.tasks.token_classification import tags_in, words_in, words_of
+from stillhouse.tokens.batches import IGNORED
+
+LABELS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+LONG = "The old distiller of Islay, nobody asked, turns what is thin into what is strong. " * 6
+
+
+def oracle(task, examples, tokenizer):
+    """Predictions from logits that say what the targets say, and nonsense where none is."""
+    found = []
+    for example, sequences in zip(examples, task.encode(examples, tokenizer), strict=True):
+        outputs = []
+        for sequence in sequences:
+            said = np.where(sequence.target == IGNORED, 3, sequence.target)
+            outputs.append(
+                9 * torch.nn.functional.one_hot(torch.from_numpy(said), len(task.labels))
+            )
+        found.append(task.predict(example, sequences, outputs))
+    return found
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+@pytest.mark.parametrize("length", [8, 11, 64])
+def test_every_word_is_asked_once_however_long_the_sentence(tokenizer_of, family, length):
+    """Also where a sequence ends inside a word."""
+    words = words_in(LONG)
+    tags = tuple(LABELS[1 + place % 4] for place in range(len(words.spans)))
+    example = words_of([LONG[start:end] for start, end in words.spans], tags)
+    task = make_task(TokenClassificationTask(length=length), LABELS)
+    (sequences,) = task.encode([example], tokenizer_of(family))
+    assert all(len(each.input_ids) <= length for each in sequences)
+    asked = [int(word) for each in sequences for word in each.source if word >= 0]
+    assert asked == list(range(len(words.spans)))
+    (found,) = oracle(task, [example], tokenizer_of(family))
+    assert tuple(found.tags) == tags
+
+
+def test_a_word_that_the_tokenizer_leaves_out_is_no_entity(tokenizer_of):
+    """The words around it keep their own tags."""
+    words = words_of(["the", "\u200b", "sea"], ["B-PER", "B-LOC", "I-LOC"])
+    task = make_task(TokenClassificationTask(), LABELS)
+    (found,) = oracle(task, [words], tokenizer_of("bert"))
+    assert found.tags == ["B-PER", "O", "I-LOC"]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+def test_entities_stand_where_the_text_has_them(tokenizer_of, family):
+    """From the first character to the last, the spaces inside as they are; two that touch are
+    two."""
+    text = "In  the old   house, London knew"
+    words = words_in(text)
+    tags = ["O", "B-LOC", "I-LOC", "I-LOC", "B-PER", "I-LOC", "O"]
+    task = make_task(TokenClassificationTask(), LABELS)
+    tagged = words.__class__(text, words.spans, tuple(tags))
+    (found,) = oracle(task, [tagged], tokenizer_of(family))
+    entities = task.result(found)
+    assert [(each["entity_group"], each["word"]) for each in entities] == [
+        ("LOC", "the old   house"),
+        ("PER", ","),
+        ("LOC", "London"),
+    ]
+    for each in entities:
+        assert text[each["start"] : each["end"]] == each["word"]
+        assert 0.99 < each["score"] <= 1
+
+
+def test_scores_count_entities_over_all_sentences(tokenizer_of):
+    """One of two right, one of two predicted."""
+    task = make_task(TokenClassificationTask(), LABELS)
+    examples = [words_of(["a", "b"], ["B-PER", "I-PER"]), words_of(["c"], ["B-LOC"])]
+    said = [words_of(["a", "b"], ["B-PER", "O"]), words_of(["c"], ["B-LOC"])]
+    measures = task.measures(oracle(task, said, tokenizer_of("bert")), examples)
+    assert measures["strict"].value == measures["default"].value == 0.5
+
+
+def test_an_unknown_tag_is_refused_with_its_row(tmp_path):
+    """A model has no output for it."""
+    path = tmp_path / "data.conll"
+    path.write_text("a O\nb B-LOC\n\nc O\nd B-ORG\n")
+    task = make_task(TokenClassificationTask(), LABELS)
+    with pytest.raises(DataError, match=r"row 4: the tag 'B-ORG' is none of the model's"):
+        task.read(path)
+
+
+def test_both_tags_of_each_kind_are_labels():
+    """Also where the data shows one of them alone."""
+    assert tags_in([["O", "B-PER"], ["I-LOC"]]) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+
+
+def test_right_tags_of_real_data_score_one(shared_data, tokenizer_of):
+    """Reading, tokens, windows and metrics lose no entity of WNUT 2017."""
+    recipe = TokenClassificationTask(length=24)
+    file = shared_data / "ner" / "wnut17" / "dev.conll"
+    labels = tags_in(sentence.tags for sentence in read_tagged(file))
+    task = make_task(recipe, labels)
+    examples = task.read(file)
+    found = oracle(task, examples, tokenizer_of("roberta"))
+    assert task.measures(found, examples)["strict"].value == pytest.approx(1.0)
