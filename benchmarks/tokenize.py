@@ -71,7 +71,7 @@ def batches_of(recipe: Recipe) -> list[list[str]]:
     """The whole corpus in the parts, and about the batches, in which `prepare` encodes it."""
     batches: list[list[str]] = [[]]
     size = 0
-    for piece in read_documents(recipe.corpus, offline=True):
+    for piece in read_documents(recipe.text, offline=True):
         for part in stretches(piece.text, STRETCH_CHARACTERS):
             if size >= BATCH_BYTES:
                 batches.append([])

@@ -26,6 +26,7 @@ COMMANDS = {
     "teacher": ["tokens/ to teacher/"],
     "init": ["teacher to student-init/"],
     "distill": ["Reads tokens/ and student-init/", "writes student/ and control/"],
+    "finetune": ["alone or under a teacher", "writes finetuned/TASK/MODEL/ and scores.json"],
     "evaluate": ["all models of a run", "into evaluation.json"],
     "report": ["Write report.html", "Reads evaluation.json and metrics.jsonl"],
     "compare": ["size, speed, memory and perplexity", "same text"],

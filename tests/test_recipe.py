@@ -68,7 +68,7 @@ def test_the_least_recipe_is_the_fast_one():
     assert distillation.optimizer.learning_rate == 5e-4
     assert distillation.optimizer.betas == (0.9, 0.98)
     assert recipe.seeds == [0]
-    assert recipe.corpus.sources == ["sample"]
+    assert recipe.text.sources == ["sample"]
 
 
 @pytest.mark.parametrize("text", [LEAST, TRAINED])
@@ -186,7 +186,7 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_was_found(extra, messag
     ("text", "message"),
     [
         ("corpus: {source: sample}", "teacher is missing"),
-        ("teacher: a", "corpus is missing"),
+        ("teacher: a", "neither a corpus to distil on nor a task"),
         ("teacher: a\ncorpus: {source: []}", "corpus: source names no text"),
         ("teacher: a\ncorpus: {source: 5}", "corpus.source: .*got 5"),
         ("teacher: 5\ncorpus: {source: a}", "teacher: .*got 5"),

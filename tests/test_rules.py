@@ -31,9 +31,9 @@ GROUND = {
     "stages",
 }
 TOOLS = {"families", "objectives", "tokens", "training", "generation", "samples", "tasks"}
-STAGES = {"corpus", "teacher", "student", "distillation", "evaluation", "report"}
+STAGES = {"corpus", "teacher", "student", "distillation", "finetuning", "evaluation", "report"}
 TOP = {"__init__", "__main__", "cli", "pipeline", "check", "doctor"}
-LATER = {"finetuning", "serving"}  # planned in the design
+LATER = {"serving"}  # planned in the design
 
 # Below a tool, the tools it may use; below a part of the ground, the ground it stands on.
 ARROWS = {
@@ -47,7 +47,7 @@ ARROWS = {
     "errors": set(),
     "files": {"errors"},
     "machine": set(),
-    "recipe": {"errors", "section"},
+    "recipe": {"errors", "recipe_tasks", "section", "stages"},
     "recipe_file": {"errors", "recipe", "recipe_tasks"},
     "recipe_tasks": {"section"},
     "run_folder": {"errors", "machine"},
@@ -87,7 +87,7 @@ def allowed_for(part: str) -> set[str]:
     """What a part may import."""
     if part in TOP:
         return GROUND | TOOLS | STAGES | TOP | LATER
-    if part in STAGES or part in {"finetuning", "serving"}:
+    if part in STAGES | LATER:
         return GROUND | TOOLS
     if part in GROUND:
         return ARROWS[part]

@@ -24,10 +24,10 @@ from stillhouse.machine import num_cores, processor_name
 from stillhouse.objectives.chunks import CHUNK_BYTES
 from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import (
+    PretrainingRecipe,
     Recipe,
     TeacherRecipe,
     TrainedTokenizer,
-    TrainingRecipe,
 )
 from stillhouse.student.plan import check_sequence_length, plan_student
 from stillhouse.tokens.source import check_vocabulary
@@ -154,7 +154,7 @@ def _sizes(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _tokens_to_train(training: TrainingRecipe) -> int | None:
+def _tokens_to_train(training: PretrainingRecipe) -> int | None:
     """Tokens the student will read, where the recipe alone tells."""
     return training.max_tokens
 

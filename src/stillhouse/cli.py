@@ -170,6 +170,21 @@ def distill(
 
 
 @app.command()
+def finetune(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    overwrite: Overwrite = "",
+) -> None:
+    """Train the recipe's models of tasks, alone or under a teacher, and score them.
+
+    Reads the models and the data of `finetuning`, writes finetuned/TASK/MODEL/ and scores.json.
+    """
+    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="finetune")
+
+
+@app.command()
 def evaluate(
     recipe: RecipeName,
     run_dir: RunDir = None,
@@ -377,8 +392,8 @@ def _run_stages(
         with ConsoleReporter() if ranks.is_first else QuietReporter() as reporter:
             pipeline = Pipeline(parsed, folder, reporter, options, ranks)
             pipeline.run_stages(stages)
-        if "report" in stages and ranks.is_first:
-            print(pipeline.summary())
+        if ranks.is_first and (text := pipeline.summary(stages)):
+            print(text)
 
 
 def _print_json(value: Any) -> None:

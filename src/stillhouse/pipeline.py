@@ -4,6 +4,7 @@ Stages meet here and nowhere else: each is given folders, and this module knows 
 whose."""
 
 import contextlib
+import functools
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -15,9 +16,11 @@ from stillhouse.corpus.prepare import prepare, prepare_inputs
 from stillhouse.distillation.distill import Distillation, output_folder, wanted_models
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.evaluation.evaluate import Measured, evaluate, evaluate_inputs, summarize
+from stillhouse.finetuning.finetune import Finetuning, Found
 from stillhouse.recipe import Recipe, TeacherRecipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report.summary import summary
+from stillhouse.report.tasks import tasks_summary
 from stillhouse.report.write import write_report
 from stillhouse.run_folder import (
     Inputs,
@@ -72,8 +75,10 @@ class Pipeline:
 
         Raises:
             RunError: an earlier stage that a named one needs has not been run.
+            RecipeError: the recipe has nothing for any of the stages.
         """
         self._check_ranks()
+        stages = self._with_something_to_do(stages)
         with self._held(), explained_os_errors(self.run.shared):
             self.ranks.from_first(self._keep_recipe)
             if "prepare" in stages:
@@ -92,6 +97,9 @@ class Pipeline:
                     self._initialize(run, seed)
                 if "distill" in stages:
                     self._distill(run, seed)
+                if "finetune" in stages:
+                    for task in self.recipe.finetuning:
+                        self._finetune(task, run, seed)
                 if "evaluate" in stages:
                     self._evaluate(run, seed)
             runs = [self.seed_run(seed) for seed in self.recipe.seeds]
@@ -117,6 +125,15 @@ class Pipeline:
                 f"of the {self.ranks.size} ranks sees a part. Set it to per_sequence."
             )
 
+    def _with_something_to_do(self, stages: Collection[str]) -> Collection[str]:
+        wanted = [stage for stage in stages if stage in self.recipe.stages]
+        if not wanted:
+            raise RecipeError(
+                f"The recipe has nothing for {', '.join(stages)}; its stages are "
+                f"{', '.join(self.recipe.stages)}."
+            )
+        return wanted
+
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
         """The run held by the first rank for all."""
@@ -124,9 +141,15 @@ class Pipeline:
             self.ranks.from_first(lambda: stack.enter_context(locked(self.run)))
             yield
 
-    def summary(self) -> str:
-        """The outcome and the table, as text for a terminal."""
-        return summary(self.recipe, self.run, [self.seed_run(seed) for seed in self.recipe.seeds])
+    def summary(self, stages: Collection[str]) -> str:
+        """What these stages came to, as text for a terminal: the tables of tasks, the outcome."""
+        runs = [self.seed_run(seed) for seed in self.recipe.seeds]
+        parts = []
+        if "finetune" in stages and self.recipe.finetuning:
+            parts.append(tasks_summary(self.recipe, runs))
+        if "report" in stages and self.recipe.corpus is not None:
+            parts.append(summary(self.recipe, self.run, runs))
+        return "\n\n".join(parts)
 
     def seed_run(self, seed: int) -> RunFolder:
         """Where one seed's results are: the run itself when there is only one."""
@@ -152,8 +175,7 @@ class Pipeline:
             verify(folder)
             return manifest.fingerprint
         families.load_config(folder)
-        files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
-        return fingerprint({file.name: sha256_of(file) for file in files})
+        return folder_fingerprint(folder)
 
     def _keep_recipe(self) -> None:
         text = dump_recipe(self.recipe).encode()
@@ -285,6 +307,62 @@ class Pipeline:
         """Of a training whose result is committed; a process killed just then leaves them."""
         shutil.rmtree(run.checkpoints(model), ignore_errors=True)
 
+    def _finetune(self, task: str, run: RunFolder, seed: int) -> None:
+        """Train the models of a task in turn, then score them all."""
+        recipe = self.recipe.finetuning[task]
+        finetuning = Finetuning(task, recipe, run, seed, self.ranks)
+        starts = {name: self._found(model.start, run) for name, model in recipe.models.items()}
+        teachers = {
+            model.teacher: self._found(model.teacher, run)
+            for model in recipe.models.values()
+            if model.teacher is not None and model.teacher not in recipe.models
+        }
+        self.ranks.from_first(lambda: finetuning.check(starts, teachers))
+        for name, model in recipe.models.items():
+            teacher = None
+            if model.teacher is not None:
+                teacher = teachers.get(model.teacher) or self._committed(
+                    finetuning.folder(model.teacher)
+                )
+            make_inputs = functools.partial(finetuning.inputs, name, starts[name], teacher)
+            train = functools.partial(
+                finetuning.train,
+                name,
+                starts[name],
+                teacher,
+                self.reporter,
+                overwrite=self._overwrites("finetune"),
+            )
+            self._once("finetune", finetuning.folder(name), make_inputs, train, together=True)
+        self._once(
+            "finetune",
+            finetuning.scores,
+            lambda: finetuning.scores_inputs(teachers),
+            lambda: finetuning.score_all(teachers, self.reporter),
+        )
+
+    def _found(self, name: str, run: RunFolder) -> Found:
+        """What a name stands for that is no model of the task."""
+        own = {
+            "student": run.student,
+            "student_init": run.student_init,
+            "control": run.control,
+        }
+
+        if name == "teacher":
+            print_of = self.ranks.from_first(self._fingerprint_of_the_teacher)
+            return Found(self.teacher_folder(), print_of)
+        if name in own:
+            return self._committed(own[name])
+        elsewhere = Path(self.ranks.from_first(lambda: str(self._resolve(name))))
+        return Found(elsewhere, self.ranks.from_first(lambda: folder_fingerprint(elsewhere)))
+
+    def _committed(self, folder: Path) -> Found:
+        return Found(folder, self.ranks.from_first(lambda: committed_fingerprint(folder)))
+
+    def _resolve(self, name: str) -> Path:
+        return families.resolve_folder(name, offline=self.options.offline)
+
     def _evaluate(self, run: RunFolder, seed: int) -> None:
         outputs = {model: output_folder(run, model) for model in self.models}
         for folder in outputs.values():
@@ -303,3 +381,24 @@ class Pipeline:
         for model in self.models:
             verify(folders[model])
         evaluate(self.recipe, run, folders, inputs, self._measured, self.reporter)
+
+
+def committed_fingerprint(folder: Path) -> str:
+    """The fingerprint of a model that an earlier stage, or an earlier model of a task, left.
+
+    Raises:
+        RunError: it is not there, or damaged.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise RunError(
+            f"{folder} is not there yet: run the stages before first (`stillhouse run` does)."
+        )
+    verify(folder)
+    return manifest.fingerprint
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """SHA-256 over the files of a model folder."""
+    files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+    return fingerprint({file.name: sha256_of(file) for file in files})

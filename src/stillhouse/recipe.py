@@ -20,7 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from stillhouse.recipe_tasks import NamedTaskRecipe
 from stillhouse.section import Section
+from stillhouse.stages import STAGES
 
 Rows = Literal["all", "predicted"]
 LanguageModeling = Literal["causal", "masked"]
@@ -60,16 +62,21 @@ class TrainingRecipe(Section):
 
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
-    tokens_per_step: PositiveInt = 262_144
     micro_batch_tokens: PositiveInt | Literal["auto"] = "auto"
     epochs: PositiveInt = 3
-    max_tokens: PositiveInt | None = None
     dropout: bool = True  # as the model's configuration says, or off while it learns
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool | Literal["auto"] = "auto"
     sharded: bool = False  # over the ranks: weights, gradients, optimizer; else each has all
     activation_checkpointing: bool = False  # compute activations twice rather than keep them
     checkpoint: CheckpointRecipe = CheckpointRecipe()
+
+
+class PretrainingRecipe(TrainingRecipe):
+    """Training on text, whose steps are counted in tokens."""
+
+    tokens_per_step: PositiveInt = 262_144
+    max_tokens: PositiveInt | None = None
 
 
 class TeacherRecipe(Section):
@@ -81,7 +88,7 @@ class TeacherRecipe(Section):
     num_heads: PositiveInt
     intermediate_size: PositiveInt | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    training: TrainingRecipe = TrainingRecipe()
+    training: PretrainingRecipe = PretrainingRecipe()
 
     @model_validator(mode="after")
     def _heads_divide_the_hidden_size(self) -> Any:
@@ -274,7 +281,7 @@ def preset_of(section: Mapping[str, Any]) -> dict[str, Any]:
     return PRESETS.get(str(section.get("preset", DEFAULT_PRESET)), {})
 
 
-class DistillationRecipe(TrainingRecipe):
+class DistillationRecipe(PretrainingRecipe):
     """How the student learns from its teacher, and which control it is held against."""
 
     preset: Literal["fast", "classic"] = DEFAULT_PRESET
@@ -307,6 +314,123 @@ class DistillationRecipe(TrainingRecipe):
         return self
 
 
+class TaskDataRecipe(Section):
+    """Files of a task's examples: to learn from, and one or several splits to be scored on.
+
+    Of the training examples `num_train` are taken, the same ones for every model and seed; or all.
+    """
+
+    train: str
+    validation: str | Annotated[dict[str, str], Field(min_length=1)]
+    num_train: PositiveInt | None = None
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """The files to be scored on, by the name of the split."""
+        if isinstance(self.validation, str):
+            return {"validation": self.validation}
+        return self.validation
+
+
+class TaskOptimizerRecipe(OptimizerRecipe):
+    """AdamW, as models are fine-tuned with it (Devlin et al. 2019, appendix A.3)."""
+
+    learning_rate: PositiveFloat = 5e-5
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class TaskTrainingRecipe(TrainingRecipe):
+    """Training on examples, whose steps are counted in them.
+
+    `evaluations` states of the training, evenly spread, the last among them, are scored; the best
+    one by the task's metric on the split `select` is kept, or the last where no split is named.
+    """
+
+    # Sections never change, so a narrower kind is safe.
+    optimizer: TaskOptimizerRecipe = TaskOptimizerRecipe()  # pyright: ignore[reportIncompatibleVariableOverride]
+    schedule: ScheduleRecipe = ScheduleRecipe(warmup_fraction=0.1)
+    examples_per_step: PositiveInt = 32
+    evaluations: PositiveInt = 1
+    select: str | None = None
+
+
+class TaskModelRecipe(Section):
+    """One model of a task: what it starts from, and what teaches it.
+
+    `start` is teacher, student, student_init or control (of this recipe), a folder, or a hub name;
+    `teacher` another model of the same task, a folder, or a hub name.
+    """
+
+    start: str = "student"
+    layer_map: PositiveInt | Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    teacher: str | None = None
+
+
+class TaskLossesRecipe(Section):
+    """The weights of a task's terms; those of a teacher count where there is one.
+
+    Vectors have vector_cosine, vector_mse and similarity in place of soft_target.
+    """
+
+    hard_target: NonNegativeFloat = 0.5
+    soft_target: NonNegativeFloat = 0.5
+    vector_cosine: NonNegativeFloat = 0.0
+    vector_mse: NonNegativeFloat = 0.0
+    similarity: NonNegativeFloat = 0.0
+
+    def active(self) -> dict[str, float]:
+        """The terms with a weight above zero, by name."""
+        return {name: weight for name, weight in self.model_dump().items() if weight > 0}
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> Any:
+        if not self.active():
+            raise ValueError("every weight is zero, so there is nothing to learn from")
+        return self
+
+
+def _three_models() -> dict[str, TaskModelRecipe]:
+    return {
+        "teacher": TaskModelRecipe(start="teacher"),
+        "student": TaskModelRecipe(start="student"),
+        "distilled": TaskModelRecipe(start="student", teacher="teacher"),
+    }
+
+
+class FinetuningRecipe(Section):
+    """A task, and the models that are trained on it in turn."""
+
+    task: NamedTaskRecipe
+    data: TaskDataRecipe
+    models: Annotated[dict[str, TaskModelRecipe], Field(min_length=1)] = Field(
+        default_factory=_three_models
+    )
+    temperature: PositiveFloat = 2.0  # with the weights of the losses as in 2019
+    losses: TaskLossesRecipe = TaskLossesRecipe()
+    training: TaskTrainingRecipe = TaskTrainingRecipe()
+
+    @model_validator(mode="after")
+    def _models_follow_one_another(self) -> Any:
+        """(A teacher that is not a model of this task is a folder or a hub name.)"""
+        done: set[str] = set()
+        for name, model in self.models.items():
+            if model.teacher in self.models and model.teacher not in done:
+                raise ValueError(
+                    f"models.{name} is taught by {model.teacher}, which comes after it; put "
+                    f"{model.teacher} first"
+                )
+            done.add(name)
+        select = self.training.select
+        if select is not None and select not in self.data.splits:
+            raise ValueError(
+                f"training.select is {select}, but data.validation has "
+                f"{', '.join(self.data.splits)}"
+            )
+        return self
+
+
 class EvaluationRecipe(Section):
     """What is measured: perplexity on the validation split or on files, and speed."""
 
@@ -333,12 +457,13 @@ class Recipe(Section):
         Annotated[str, Tag("named")] | Annotated[TeacherRecipe, Tag("trained")],
         Discriminator(_kind_of_teacher),
     ]
-    corpus: CorpusRecipe
+    corpus: CorpusRecipe | None = None  # none where all there is to do is a task
     tokens: TokensRecipe = TokensRecipe()
     student: StudentRecipe = StudentRecipe()
     distillation: DistillationRecipe = Field(
         default_factory=lambda: DistillationRecipe.model_validate({})
     )
+    finetuning: dict[str, FinetuningRecipe] = Field(default={})
     evaluation: EvaluationRecipe = EvaluationRecipe()
     report: ReportRecipe = ReportRecipe()
 
@@ -346,6 +471,19 @@ class Recipe(Section):
     def seeds(self) -> list[int]:
         """The seeds as a list, whichever way they were written."""
         return [self.seed] if isinstance(self.seed, int) else self.seed
+
+    @property
+    def text(self) -> CorpusRecipe:
+        """The corpus of a recipe that has one."""
+        assert self.corpus is not None
+        return self.corpus
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that have something to do."""
+        if self.corpus is None:
+            return ("finetune",)
+        return tuple(stage for stage in STAGES if stage != "finetune" or self.finetuning)
 
     @property
     def cache(self) -> CacheRecipe | None:
@@ -357,6 +495,10 @@ class Recipe(Section):
     def _parts_agree(self) -> Any:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seed lists {self.seeds}; name each seed once")
+        if self.corpus is None and not self.finetuning:
+            raise ValueError("there is neither a corpus to distil on nor a task in finetuning")
+        if self.corpus is None and isinstance(self.teacher, TeacherRecipe):
+            raise ValueError("a teacher that is trained here needs a corpus")
         masked = self.tokens.language_modeling == "masked"
         if self.cache is not None and masked and self.tokens.masking.draw == "per_batch":
             raise ValueError(

@@ -78,7 +78,8 @@ class TokenClassificationTask(Section):
 class EmbeddingsTask(Section):
     """A vector of length 1 for a text: near for texts that mean the same, by the cosine.
 
-    It is the mean of the last hidden states, or that of the first token (`cls`).
+    It is the mean of the last hidden states, or that of the first token (`cls`). Training reads
+    texts alone, from `train_column`, and compares those of a `group` with each other.
     """
 
     kind: Literal["embeddings"] = "embeddings"
@@ -86,6 +87,8 @@ class EmbeddingsTask(Section):
     header: list[str] | None = None
     length: Length = 128
     pooling: Literal["mean", "cls"] = "mean"
+    train_column: str = "text"
+    group: Annotated[int, Field(ge=2)] = 32
     metric: Literal["pearson", "spearman", "pearson_and_spearman"] = "spearman"
 
 

@@ -92,6 +92,10 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    def finetuned(self, task: str) -> Path:
+        """Where the models of one task, and their scores, are."""
+        return self.path / "finetuned" / task
+
     def checkpoints(self, model: str) -> Path:
         """Where the checkpoints of one model (teacher, student, control) are."""
         return self.path / "checkpoints" / model

@@ -2,7 +2,7 @@
 
 from stillhouse.errors import RecipeError
 
-STAGES = ("prepare", "teacher", "init", "distill", "evaluate", "report")
+STAGES = ("prepare", "teacher", "init", "distill", "finetune", "evaluate", "report")
 
 
 def stages_until(last: str | None) -> tuple[str, ...]:

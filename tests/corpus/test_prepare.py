@@ -73,7 +73,7 @@ def test_the_shards_hold_the_text(texts, tokenizers, tmp_path, language_modeling
     for split in ("train", "validation"):
         expected = [
             [*lead, *encode([piece.text])[0].tolist()]
-            for piece in read_documents(recipe.corpus, offline=True)
+            for piece in read_documents(recipe.text, offline=True)
             if is_validation(piece.document_id, 0.2) == (split == "validation")
         ]
         tokens = open_split(run.tokens, split)

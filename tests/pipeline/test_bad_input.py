@@ -101,7 +101,8 @@ def test_a_setting_that_cannot_be_right(ready, setting, messages):
         ("teacher: [", "broken.yaml: line 1, column 11 is not YAML"),
         ("seed: 1\nseed: 2\n", "line 2, column 1 is not YAML: the key 'seed' stands twice"),
         ("", "a recipe is a mapping of keys to values, got NoneType"),
-        ("seed: 1\n", "corpus is missing"),
+        ("seed: 1\n", "teacher is missing"),
+        ("teacher: sample\n", "neither a corpus to distil on nor a task in finetuning"),
     ],
 )
 def test_a_recipe_file_that_makes_no_sense(tmp_path, content, message):

@@ -4,8 +4,9 @@ import pytest
 from transformers import BertConfig, GPT2Config, RobertaConfig
 
 from stillhouse.errors import RecipeError
+from stillhouse.families import evenly_spread
 from stillhouse.recipe import Recipe, StudentRecipe
-from stillhouse.student.plan import check_sequence_length, evenly_spread, plan_student
+from stillhouse.student.plan import check_sequence_length, plan_student
 
 
 @pytest.mark.parametrize(

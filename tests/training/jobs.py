@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from stillhouse.families import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.recipe import LossesRecipe, TrainingRecipe
+from stillhouse.recipe import LossesRecipe, PretrainingRecipe
 from stillhouse.run_folder import Inputs
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.packing import CausalSequences
@@ -77,7 +77,7 @@ def make_job(
     family = family_of(model.config)
     teacher = Teacher(family, make_model(3, seed=0).eval().requires_grad_(False))
     defaults = {"tokens_per_step": 6 * LENGTH, "max_tokens": 24 * LENGTH, "precision": "fp32"}
-    recipe = TrainingRecipe.model_validate({**defaults, **settings})
+    recipe = PretrainingRecipe.model_validate({**defaults, **settings})
     source = source or make_source()
     return TrainingJob(
         "student",

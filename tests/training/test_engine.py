@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from stillhouse.distillation.distill import freeze
 from stillhouse.errors import DataError, ResourceError, Stopped, TrainingError
 from stillhouse.families import family_of
-from stillhouse.recipe import TrainingRecipe
+from stillhouse.recipe import PretrainingRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.engine import train
 from stillhouse.training.job import TrainingJob, plan_batches
@@ -279,14 +279,14 @@ def test_the_student_learns(tmp_path):
 )
 def test_the_number_of_steps(settings, num_steps, expected):
     """Epochs, a number of tokens, or a number of steps; the last step may be short."""
-    recipe = TrainingRecipe.model_validate({"tokens_per_step": 6 * LENGTH, **settings})
+    recipe = PretrainingRecipe.model_validate({"tokens_per_step": 6 * LENGTH, **settings})
     batches = plan_batches(make_source(), recipe, seed=0, num_steps=num_steps)
     assert batches.num_steps == expected
 
 
 def test_less_text_than_one_step_is_refused():
     """A step is never filled up in silence by reading the same text twice."""
-    recipe = TrainingRecipe(tokens_per_step=20 * LENGTH)
+    recipe = PretrainingRecipe(tokens_per_step=20 * LENGTH)
     with pytest.raises(DataError, match="gives 19 sequences of 16 tokens, fewer than the 20"):
         plan_batches(make_source(), recipe, seed=0)
 

@@ -11,8 +11,8 @@ from stillhouse.families import family_of
 from stillhouse.recipe import (
     LossesRecipe,
     OptimizerRecipe,
+    PretrainingRecipe,
     TokensRecipe,
-    TrainingRecipe,
 )
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.training.device import Precision
@@ -124,7 +124,7 @@ def planned(losses: dict[str, dict], *, language_modeling: str) -> StepShape:
         TokensRecipe.model_validate(
             {"language_modeling": language_modeling, "sequence_length": 8, "tokenizer": "any"}
         ),
-        TrainingRecipe(tokens_per_step=47, micro_batch_tokens=23, precision="fp32"),
+        PretrainingRecipe(tokens_per_step=47, micro_batch_tokens=23, precision="fp32"),
         CPU,
     )
 

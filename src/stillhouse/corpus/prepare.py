@@ -77,7 +77,7 @@ class TextCounts:
 
 def prepare_inputs(recipe: Recipe, *, teacher_tokenizer: Path | None) -> Inputs:
     """What the tokens follow from; looks at the files' sizes and times, reads no text."""
-    sources = {"text": fingerprint(describe_sources(recipe.corpus))}
+    sources = {"text": fingerprint(describe_sources(recipe.text))}
     tokenizer = recipe.tokens.tokenizer
     if not isinstance(tokenizer, TrainedTokenizer):
         sources["tokenizer"] = tokenizer_fingerprint(_tokenizer_path(tokenizer, teacher_tokenizer))
@@ -85,7 +85,7 @@ def prepare_inputs(recipe: Recipe, *, teacher_tokenizer: Path | None) -> Inputs:
         "language_modeling": recipe.tokens.language_modeling,
         "tokenizer": recipe_part(tokenizer),
     }
-    return Inputs("prepare", {"corpus": recipe_part(recipe.corpus), "tokens": tokens}, sources)
+    return Inputs("prepare", {"corpus": recipe_part(recipe.text), "tokens": tokens}, sources)
 
 
 def prepare(
@@ -137,7 +137,7 @@ def _write_folders(
     work: _Work, engine: str, encoding: contextlib.AbstractContextManager[Encode]
 ) -> None:
     """Write both folders with one engine; should it prove unfit, neither is there."""
-    corpus, tokenizer = work.recipe.corpus, work.tokenizer
+    corpus, tokenizer = work.recipe.text, work.tokenizer
     language_modeling = work.recipe.tokens.language_modeling
     special = special_tokens(tokenizer, language_modeling)
     lead = special.end_of_text if language_modeling == "causal" else None
@@ -186,7 +186,7 @@ def _train(recipe: Recipe, chosen: TrainedTokenizer, *, offline: bool, report: P
     from stillhouse.tokens.tokenizer_training import train_tokenizer
 
     report(f"training a {chosen.train} tokenizer of {chosen.vocabulary_size:,} entries")
-    texts = _training_texts(recipe.corpus, offline=offline)
+    texts = _training_texts(recipe.text, offline=offline)
     return train_tokenizer(
         chosen.train, chosen.vocabulary_size, texts, recipe.tokens.language_modeling
     )

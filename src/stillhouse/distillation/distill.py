@@ -23,8 +23,8 @@ from stillhouse.objectives.language_model import (
 from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import (
     DistillationRecipe,
+    PretrainingRecipe,
     Recipe,
-    TrainingRecipe,
     recipe_part,
     shaping_part,
 )
@@ -84,7 +84,7 @@ def distill_inputs(
     training = shaping_part(recipe.distillation)
     del training["control"]
     if model == "control":
-        training = {key: training[key] for key in TrainingRecipe.model_fields if key in training}
+        training = {key: training[key] for key in PretrainingRecipe.model_fields if key in training}
     else:
         sources["teacher"] = teacher
     settings = {

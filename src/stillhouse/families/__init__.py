@@ -10,6 +10,7 @@ from stillhouse.families.folder import (
     resolve_folder,
     save_model,
 )
+from stillhouse.families.layer_map import evenly_spread, layers_from
 from stillhouse.families.registry import family_named, family_of
 from stillhouse.families.task_models import (
     TaskHead,
@@ -27,9 +28,11 @@ __all__ = [
     "TaskHead",
     "count_parameters",
     "empty_model",
+    "evenly_spread",
     "family_named",
     "family_of",
     "head_of",
+    "layers_from",
     "load_config",
     "load_model",
     "load_task_model",

@@ -111,7 +111,7 @@ def _how_it_was_made(recipe: Recipe, result: SeedResult) -> str:
     trained = result.value("student", "training.tokens")
     optimizer = distillation.optimizer
     facts = {
-        "Text": ", ".join(_source_name(source) for source in recipe.corpus.sources),
+        "Text": ", ".join(_source_name(source) for source in recipe.text.sources),
         "Teacher layers copied": _layer_map(recipe, result),
         "Losses and weights": losses,
         "Temperature": f"{distillation.temperature:g}",

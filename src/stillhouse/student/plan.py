@@ -1,15 +1,11 @@
-"""Which student follows from a teacher's configuration and a recipe; no weights are read.
-
-The rule for a layer map given as a number n: student layer i starts from teacher layer
-round(i * (L - 1) / (n - 1)), halves to even; n = 1 takes layer 0. For 6 of 12 that is 0, 2, 4, 7,
-9, 11, the map of 2019."""
+"""Which student follows from a teacher's configuration and a recipe; no weights are read."""
 
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import Family, StudentKind, family_named, family_of
+from stillhouse.families import Family, StudentKind, family_named, family_of, layers_from
 from stillhouse.recipe import Recipe, StudentRecipe
 
 DEFAULT_STUDENT = {"bert": "distilbert"}
@@ -24,14 +20,6 @@ class StudentPlan:
     kind: StudentKind
     config: PretrainedConfig
     layer_map: list[int]
-
-
-def evenly_spread(num_student_layers: int, num_teacher_layers: int) -> list[int]:
-    """Teacher layers for a student of `num_student_layers`, evenly spread over the teacher's."""
-    if num_student_layers == 1:
-        return [0]
-    step = (num_teacher_layers - 1) / (num_student_layers - 1)
-    return [round(layer * step) for layer in range(num_student_layers)]
 
 
 def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPlan:
@@ -52,30 +40,8 @@ def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPla
             f"{' or '.join(teacher_family.students)}."
         )
     kind = teacher_family.students[wanted]
-    layer_map = _layer_map(recipe.layer_map, teacher.num_hidden_layers)
+    layer_map = layers_from(recipe.layer_map, teacher.num_hidden_layers, key="student.layer_map")
     return StudentPlan(family_named(wanted), kind, kind.config(teacher, len(layer_map)), layer_map)
-
-
-def _layer_map(wanted: int | list[int] | None, num_teacher_layers: int) -> list[int]:
-    last = num_teacher_layers - 1
-    if isinstance(wanted, list):
-        unknown = [layer for layer in wanted if not 0 <= layer <= last]
-        if unknown:
-            raise RecipeError(
-                f"student.layer_map names teacher layers {unknown}, but the teacher has layers 0 "
-                f"to {last}. "
-                "Choose from those, such as "
-                f"{evenly_spread(max(1, num_teacher_layers // 2), num_teacher_layers)}."
-            )
-        return wanted
-    num_layers = wanted or max(1, num_teacher_layers // 2)
-    if num_layers > num_teacher_layers:
-        raise RecipeError(
-            f"student.layer_map asks for {num_layers} layers, but the teacher has "
-            f"{num_teacher_layers}. "
-            f"Give a number from 1 to {num_teacher_layers}."
-        )
-    return evenly_spread(num_layers, num_teacher_layers)
 
 
 def check_sequence_length(recipe: Recipe, teacher: PretrainedConfig) -> None:

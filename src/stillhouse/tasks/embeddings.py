@@ -4,6 +4,7 @@ Axes: B sequences, T tokens, D hidden size.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.families import TaskHead
-from stillhouse.recipe_tasks import EmbeddingsTask
+from stillhouse.recipe_tasks import Columns, EmbeddingsTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import METRICS, Measure
 from stillhouse.tasks.model_inputs import inputs_of
@@ -40,11 +41,18 @@ class Embeddings:
             return read_texts(path, columns, header, Row.number)
         return read_texts(path, columns.model_copy(update={"pair": None}), header, None)
 
+    def read_training(self, path: Path) -> list[TextExample]:
+        """Texts alone, each of which is asked for its vector."""
+        columns = Columns(text=self.recipe.train_column)
+        return [replace(each, target=0.0) for each in read_texts(path, columns, None, None)]
+
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[Encoded]]:
         """A sequence for each of an example's texts."""
-        texts = [TextExample(text) for each in examples for text in _texts(each)]
+        texts = [
+            TextExample(text, target=each.target) for each in examples for text in _texts(each)
+        ]
         sequences = iter(encode_texts(texts, tokenizer, self.recipe.length, as_number))
         return [[next(sequences)[0] for _ in _texts(each)] for each in examples]
 

@@ -69,6 +69,9 @@ class LastWord:
             found.append(Passage(before, f" {last}"))
         return found
 
+    def read_training(self, path: Path) -> list[Passage]:
+        return self.read(path)
+
     def encode(
         self, examples: Sequence[Passage], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[Encoded]]:

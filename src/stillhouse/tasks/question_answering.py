@@ -52,6 +52,9 @@ class QuestionAnswering:
             for number, row in enumerate(read_rows(path))
         ]
 
+    def read_training(self, path: Path) -> list[Question]:
+        return self.read(path)
+
     def encode(
         self, examples: Sequence[Question], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[Encoded]]:

@@ -49,6 +49,14 @@ class Task(Protocol):
         """
         ...
 
+    def read_training(self, path: Path) -> list[Any]:
+        """The examples of a file that a model learns from.
+
+        Raises:
+            DataError: what cannot be read, with its file and row.
+        """
+        ...
+
     def encode(
         self, examples: Sequence[Any], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[Encoded]]:

@@ -65,6 +65,9 @@ class TextClassification:
     def _labels_of(self, row: Row, column: str) -> tuple[int, ...]:
         return row.labels(column, self.labels)
 
+    def read_training(self, path: Path) -> list[TextExample]:
+        return self.read(path)
+
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[Encoded]]:
@@ -129,6 +132,9 @@ class TextRegression:
         return read_texts(
             path, self.recipe.columns, self.recipe.header, Row.number if targets else None
         )
+
+    def read_training(self, path: Path) -> list[TextExample]:
+        return self.read(path)
 
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast

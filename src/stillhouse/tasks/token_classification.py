@@ -80,6 +80,9 @@ class TokenClassification:
             found.append(words_of(sentence.tokens, sentence.tags))
         return found
 
+    def read_training(self, path: Path) -> list[Words]:
+        return self.read(path)
+
     def encode(
         self, examples: Sequence[Words], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[Encoded]]:

@@ -8,7 +8,7 @@ Axes: B sequences, T positions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -118,14 +118,35 @@ class Batch:
 
 
 @runtime_checkable
-class SequenceSource(Protocol):
-    """Sequences of one split, by number; what a visit sees may depend on (seed, epoch)."""
+class AnyBatch(Protocol):
+    """What training needs of a batch, whatever a model reads of it."""
+
+    def num_rows(self, rows: Rows) -> int: ...
+
+    def to(self, device: torch.device) -> Any: ...
+
+    def split(self, sequences: int) -> Iterator[Any]: ...
+
+    def blank(self) -> Any: ...
+
+
+@runtime_checkable
+class AnySource(Protocol):
+    """What training needs of its data: units by number, of at most so many tokens; what a visit
+    sees may depend on (seed, epoch)."""
 
     @property
     def num_sequences(self) -> int: ...
 
     @property
     def sequence_length(self) -> int: ...
+
+    def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int, /) -> Any: ...
+
+
+@runtime_checkable
+class SequenceSource(AnySource, Protocol):
+    """Sequences of one split."""
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         """The given sequences, each at its epoch, as one batch."""
@@ -147,8 +168,16 @@ class StepBatches:
     """The sequences of every optimizer step of a run, as a pure function of (seed, step)."""
 
     def __init__(
-        self, source: SequenceSource, *, seed: int, sequences_per_step: int, num_samples: int
+        self,
+        source: AnySource,
+        *,
+        seed: int,
+        sequences_per_step: int,
+        num_samples: int,
+        lengths: np.ndarray | None = None,
     ) -> None:
+        """With `lengths`, tokens of each sequence, those of a step stand in the order of theirs: a
+        micro-batch then has little padding."""
         if source.num_sequences < sequences_per_step:
             raise DataError(
                 f"The training text gives {source.num_sequences} sequences of "
@@ -162,6 +191,7 @@ class StepBatches:
         self.seed = seed
         self.sequences_per_step = sequences_per_step
         self.num_samples = num_samples
+        self.lengths = lengths
         self._orders: dict[int, np.ndarray] = {}
 
     @property
@@ -184,9 +214,12 @@ class StepBatches:
         sequences = np.array(
             [self._orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]
         )
+        if self.lengths is not None:
+            order = np.argsort(self.lengths[sequences], kind="stable")
+            sequences, epochs = sequences[order], epochs[order]
         return sequences, epochs
 
-    def step(self, step: int, part: slice = EVERYTHING) -> Batch:
+    def step(self, step: int, part: slice = EVERYTHING) -> Any:
         """The batch of one optimizer step, or some of its sequences (at least one)."""
         sequences, epochs = self.samples(step)
         return self.source.batch(sequences[part], epochs[part], self.seed)

@@ -36,7 +36,14 @@ from stillhouse.run_folder import (
     verify,
 )
 from stillhouse.training.device import is_out_of_memory
-from stillhouse.training.parts import Part, State, check_shapes, is_sharded, restore
+from stillhouse.training.parts import (
+    Part,
+    State,
+    check_shapes,
+    is_sharded,
+    restore,
+    restore_weights,
+)
 from stillhouse.training.ranks import ALONE, Ranks
 from stillhouse.training.signals import NEVER, StopRequest
 
@@ -162,6 +169,21 @@ class Checkpoints:
             return None
         restore(self._path(self._newest), model, optimizer)
         return _read_progress(self._path(self._newest))
+
+    def kept(self) -> list[int]:
+        """The steps of the states that stay until the end, in order."""
+        steps = [int(path.name.removeprefix("step-")) for path in self.committed()]
+        every = self.keep_every_steps
+        return [step for step in steps if every is not None and step % every == 0]
+
+    def restore_weights(self, step: int, model: nn.Module) -> None:
+        """Fill a whole model with the weights of a committed state.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        verify(self._path(step))
+        restore_weights(self._path(step), model)
 
     def clear(self) -> None:
         """Remove every checkpoint: the result they led to is committed."""

@@ -4,15 +4,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.recipe import Rows, TrainingRecipe
+from stillhouse.recipe import PretrainingRecipe, Rows, TrainingRecipe
 from stillhouse.run_folder import Inputs
-from stillhouse.tokens.batches import Batch, SequenceSource, StepBatches
+from stillhouse.tokens.batches import SequenceSource, StepBatches
 from stillhouse.training.checkpoint import Checkpoints, Progress
 from stillhouse.training.device import micro_batch_sequences
 from stillhouse.training.floor import Floor
@@ -32,7 +32,7 @@ class Objective(Protocol):
     def rows(self) -> dict[str, Rows]: ...
 
     def __call__(
-        self, model: PreTrainedModel, batch: Batch, coefficients: Mapping[str, float]
+        self, model: PreTrainedModel, batch: Any, coefficients: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
@@ -70,7 +70,7 @@ class TrainingJob:
 
 
 def plan_batches(
-    source: SequenceSource, recipe: TrainingRecipe, *, seed: int, num_steps: int | None = None
+    source: SequenceSource, recipe: PretrainingRecipe, *, seed: int, num_steps: int | None = None
 ) -> StepBatches:
     """The batches of a run: `epochs` or `max_tokens` of the recipe, or exactly `num_steps`
     steps."""

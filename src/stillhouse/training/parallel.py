@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from stillhouse.families import family_of
-from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.batches import AnyBatch
 from stillhouse.training.parts import is_sharded
 from stillhouse.training.ranks import Ranks, lost_ranks_explained
 
@@ -34,7 +34,7 @@ class Lesson(nn.Module):
         self.objective = objective
 
     def forward(
-        self, batch: Batch, coefficients: Mapping[str, float]
+        self, batch: AnyBatch, coefficients: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return self.objective(self.model, batch, coefficients)
 
@@ -65,7 +65,7 @@ def shard_teacher(model: PreTrainedModel, ranks: Ranks, device: torch.device) ->
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
 
 
-def replicate(lesson: Lesson, blank: Batch, coefficients: Mapping[str, float]) -> nn.Module:
+def replicate(lesson: Lesson, blank: AnyBatch, coefficients: Mapping[str, float]) -> nn.Module:
     """The lesson as one of the ranks' replicas; parameters that no term reaches stop learning.
 
     Args:

@@ -93,12 +93,17 @@ def check_shapes(folder: Path, shapes: Mapping[str, list[int]]) -> None:
             raise ValueError(f"{folder} holds another optimizer's state")
 
 
+def restore_weights(folder: Path, model: nn.Module) -> None:
+    """Fill a model alone from a checkpoint whose shapes are right."""
+    with torch.no_grad(), Tensors(folder, "model") as tensors:
+        for name, parameter in model.named_parameters():
+            tensors.copy_into(parameter, name)
+
+
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Fill a model and its optimizer from a checkpoint whose shapes are right."""
+    restore_weights(folder, model)
     parameters = dict(model.named_parameters())
-    with torch.no_grad(), Tensors(folder, "model") as tensors:
-        for name, parameter in parameters.items():
-            tensors.copy_into(parameter, name)
     with torch.no_grad(), Tensors(folder, "optimizer") as tensors:
         for full_name in tensors.names:
             name, _, key = full_name.rpartition("/")

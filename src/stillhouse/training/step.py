@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stillhouse.errors import ResourceError, TrainingError
-from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.batches import AnyBatch
 from stillhouse.training.checkpoint import Progress
 from stillhouse.training.device import (
     Precision,
@@ -136,7 +136,7 @@ class Steps:
         means = {name: value / counts[name] for name, value in self._read(sums).items()}
         return means, self._read(norms, over_ranks=False), counts["tokens"]
 
-    def _micro_batches(self) -> Iterator[tuple[int, Batch]]:
+    def _micro_batches(self) -> Iterator[tuple[int, AnyBatch]]:
         """This rank's micro-batches with their numbers in the whole step."""
         job, step = self.job, self.progress.step
         size = micro_batch_size(job, self.progress)
@@ -151,7 +151,7 @@ class Steps:
         for place in range(rounds):
             yield first + place, own[place] if place < len(own) else own[-1].blank()
 
-    def _counts(self, parts: list[Batch]) -> dict[str, int]:
+    def _counts(self, parts: list[AnyBatch]) -> dict[str, int]:
         """Rows of each term in the step of all ranks, never zero, and its `tokens`."""
         kinds = ("all", "predicted")
         own = torch.tensor([sum(part.num_rows(kind) for part in parts) for kind in kinds])
@@ -160,7 +160,7 @@ class Steps:
         return {**rows, "tokens": counts["all"]}
 
     def _forward(
-        self, batch: Batch, coefficients: Mapping[str, float], number: int
+        self, batch: AnyBatch, coefficients: Mapping[str, float], number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Dropout is drawn from (seed, step, micro-batch), whatever ran before."""
         seed = hash((self.job.batches.seed, self.progress.step, number)) % 2**63
@@ -169,7 +169,7 @@ class Steps:
             return self.lesson(batch, coefficients)
 
     def _term_norms(
-        self, batch: Batch, coefficients: Mapping[str, float], number: int
+        self, batch: AnyBatch, coefficients: Mapping[str, float], number: int
     ) -> dict[str, Tensor]:
         """Now and then, the norm of each weighted term's own gradient on one micro-batch (of each
         rank, where gradients are sharded)."""

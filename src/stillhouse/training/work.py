@@ -31,9 +31,9 @@ from stillhouse.families import count_parameters, empty_model, family_of
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS, TEACHER_TERMS
 from stillhouse.recipe import (
     LossesRecipe,
+    PretrainingRecipe,
     Rows,
     TokensRecipe,
-    TrainingRecipe,
 )
 from stillhouse.training.device import Precision, micro_batch_sequences, pick_precision
 
@@ -89,7 +89,7 @@ class _Matrices:
 def planned_step(
     losses: LossesRecipe,
     tokens: TokensRecipe,
-    training: TrainingRecipe,
+    training: PretrainingRecipe,
     device: torch.device,
 ) -> StepShape:
     """The step that a recipe asks for, with the number of masked positions that is expected."""
@@ -141,7 +141,7 @@ def _relation_rows(losses: LossesRecipe, counts: Mapping[Rows, int | float]) -> 
     return 0 if term is None else counts[term.rows]
 
 
-def sequences_per_step(training: TrainingRecipe, sequence_length: int) -> int:
+def sequences_per_step(training: PretrainingRecipe, sequence_length: int) -> int:
     """Whole sequences of one optimizer step."""
     return max(1, training.tokens_per_step // sequence_length)
 

@@ -1,0 +1,403 @@
+"""Fine-tunes the models of one task: a start and the task's data -> finetuned/TASK/MODEL/.
+
+A model is trained alone, or under a teacher that has the task's head. All models of a task read the
+same examples in the same order and are scored on the same splits.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.errors import RecipeError
+from stillhouse.families import (
+    layers_from,
+    load_config,
+    load_task_model,
+    save_model,
+    shallower_task_model,
+)
+from stillhouse.finetuning.data import TaskSource, some_of
+from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective, check_terms
+from stillhouse.finetuning.scores import task_scores
+from stillhouse.machine import describe_machine, library_versions, source_commit
+from stillhouse.recipe import (
+    FinetuningRecipe,
+    TaskTrainingRecipe,
+    recipe_part,
+    shaping_part,
+)
+from stillhouse.recipe_tasks import EmbeddingsTask
+from stillhouse.run_folder import (
+    Inputs,
+    RunFolder,
+    commit_file,
+    commit_folder,
+    read_manifest,
+    sha256_of,
+)
+from stillhouse.tasks.asking import ask
+from stillhouse.tasks.metrics import Measure
+from stillhouse.tasks.registry import check_length, labels_in, labels_of, make_task
+from stillhouse.tasks.sentence_transformers import write_modules
+from stillhouse.tasks.task import Task
+from stillhouse.tokens.batches import StepBatches
+from stillhouse.tokens.tokenizer import load_tokenizer
+from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.device import pick_device, pick_precision
+from stillhouse.training.engine import compile_body, train
+from stillhouse.training.floor import measure_floor
+from stillhouse.training.job import TrainingJob, checkpoints_for
+from stillhouse.training.parallel import whole_model
+from stillhouse.training.progress import Reporter
+from stillhouse.training.ranks import Ranks, finishing
+from stillhouse.training.work import StepShape, count_work
+
+
+@dataclass(frozen=True)
+class Found:
+    """A folder that a model starts from, or is taught by, and what it holds."""
+
+    folder: Path
+    fingerprint: str
+
+
+class Finetuning:
+    """One task of a recipe for one seed."""
+
+    def __init__(
+        self,
+        name: str,
+        recipe: FinetuningRecipe,
+        run: RunFolder,
+        seed: int,
+        ranks: Ranks,
+    ) -> None:
+        self.name = name
+        self.recipe = recipe
+        self.run = run
+        self.seed = seed
+        self.ranks = ranks
+        self.device = pick_device()
+
+    def folder(self, model: str) -> Path:
+        return self.run.finetuned(self.name) / model
+
+    def inputs(self, model: str, start: Found, teacher: Found | None) -> Inputs:
+        """What one trained model follows from."""
+        settings = {
+            "task": recipe_part(self.recipe.task),
+            "num_train": self.recipe.data.num_train,
+            "training": shaping_part(self.recipe.training),
+            "model": recipe_part(self.recipe.models[model]),
+        }
+        sources = {"start": start.fingerprint, "train": sha256_of(Path(self.recipe.data.train))}
+        if teacher is not None:
+            settings["losses"] = recipe_part(self.recipe.losses)
+            settings["temperature"] = self.recipe.temperature
+            sources["teacher"] = teacher.fingerprint
+        return Inputs(f"finetune {self.name} {model}", settings, sources, self.seed)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task with its labels, which the training data shows where the recipe does not."""
+        return make_task(self.recipe.task, labels_in(self.recipe.task, self._train_file))
+
+    def check(self, starts: Mapping[str, Found], teachers: Mapping[str, Found]) -> None:
+        """Say what is wrong before anything is trained.
+
+        Args:
+            starts: By model.
+            teachers: Those that are no models of this task, by name.
+
+        Raises:
+            DataError: an example that cannot be read, with its file and row.
+            RecipeError: a model that does not fit the task, or its teacher.
+        """
+        self.task.read_training(self._train_file)
+        _ = self._validation
+        for name, model in self.recipe.models.items():
+            config = load_config(starts[name].folder)
+            check_length(self.recipe.task, config, str(starts[name].folder))
+            self._layer_map(name, config)
+            if model.teacher is not None:
+                check_terms(self.task, self.recipe.losses)
+                if model.teacher in teachers:
+                    self._check_teacher(teachers[model.teacher], starts[name])
+
+    @property
+    def _train_file(self) -> Path:
+        return Path(self.recipe.data.train)
+
+    def train(
+        self,
+        name: str,
+        start: Found,
+        teacher: Found | None,
+        reporter: Reporter,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Train one model to the end and commit its folder; goes on from a checkpoint if there is
+        one."""
+        inputs, where = self.inputs(name, start, teacher), f"{self.name}-{name}"
+        tokenizer = load_tokenizer(start.folder)
+        model = self._initial(name, start)
+        objective = TaskObjective(
+            self.task,
+            self.recipe.losses,
+            teacher=None if teacher is None else self._teacher(teacher),
+            temperature=self.recipe.temperature,
+        )
+        contrasts = self.task.says == "vectors" and HARD_TARGET in objective.weights
+        source = self._source(model, tokenizer, reporter, contrasts=contrasts)
+        batches = StepBatches(
+            source,
+            seed=self.seed,
+            sequences_per_step=self._units_per_step(source),
+            num_samples=self.recipe.training.epochs * source.num_sequences,
+            lengths=source.lengths,
+        )
+        training = with_states_kept(self.recipe.training, batches.num_steps)
+        checkpoints = checkpoints_for(
+            self.run.checkpoints(where), inputs, training, reporter, self.ranks
+        )
+        if overwrite:
+            checkpoints.clear()
+        job = TrainingJob(
+            where,
+            model,
+            objective,
+            batches,
+            training,
+            checkpoints,
+            self.run.metrics,
+            self.device,
+            measure_floor(self._work(source, batches, model, objective.teacher), self.device),
+            self.ranks,
+        )
+        with finishing(f"the model {name} of {self.name}", self.ranks) as stop:
+            facts = {"training": job.facts(train(job, reporter, stop))}
+            trained = whole_model(model, self.ranks)
+
+            def commit() -> None:
+                states = self._keep_the_best(trained, tokenizer, checkpoints, batches.num_steps)
+                self._commit(name, trained, tokenizer, inputs, {**facts, **states}, overwrite)
+
+            self.ranks.from_first(commit)
+            checkpoints.clear()
+
+    @property
+    def scores(self) -> Path:
+        return self.run.finetuned(self.name) / "scores.json"
+
+    def scores_inputs(self, teachers: Mapping[str, Found]) -> Inputs:
+        """What the scores follow from: every model, and teachers from elsewhere."""
+        manifests = {name: read_manifest(self.folder(name)) for name in self.recipe.models}
+        models = {name: found.fingerprint for name, found in manifests.items() if found is not None}
+        splits = {split: sha256_of(Path(file)) for split, file in self.recipe.data.splits.items()}
+        others = {name: found.fingerprint for name, found in teachers.items()}
+        settings = {"task": recipe_part(self.recipe.task)}
+        return Inputs(f"finetune {self.name} scores", settings, {**models, **others, **splits})
+
+    def score_all(self, teachers: Mapping[str, Found], reporter: Reporter) -> None:
+        """Write `scores.json`: each model's metrics, and what a teacher was worth."""
+        started = time.monotonic()
+        folders = {name: found.folder for name, found in teachers.items()}
+        folders |= {name: self.folder(name) for name in self.recipe.models}
+        measured = {}
+        for name, folder in folders.items():
+            reporter.say(f"{self.name}: scores of {name}")
+            model = load_task_model(folder, self.task.head, {})
+            model.to(self.device)  # pyright: ignore[reportArgumentType]
+            measured[name] = self._measured(model, load_tokenizer(folder))
+        scores = {
+            **task_scores(self.recipe, measured),
+            "machine": describe_machine(),
+            "versions": library_versions(),
+            "commit": source_commit(),
+            "seed": self.seed,
+        }
+        content = json.dumps(scores, indent=1, ensure_ascii=False) + "\n"
+        seconds = time.monotonic() - started
+        commit_file(self.scores, content.encode(), self.scores_inputs(teachers), seconds=seconds)
+
+    def _measured(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    ) -> dict[str, dict[str, Measure]]:
+        """The measures on each split, by the split's name."""
+        return {
+            split: self._measures(model, tokenizer, examples)
+            for split, examples in self._validation.items()
+        }
+
+    def _measures(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, examples: list[Any]
+    ) -> dict[str, Measure]:
+        encoded = self.task.encode(examples, tokenizer)
+        return self.task.measures(ask(self.task, model, examples, encoded), examples)
+
+    def _keep_the_best(
+        self,
+        trained: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        checkpoints: Checkpoints,
+        num_steps: int,
+    ) -> dict[str, Any]:
+        """Fill the model with the state that is best by the task's metric on the split `select`,
+        the earlier of equals, where there is one; returns each state's value by its step."""
+        split = self.recipe.training.select
+        if split is None:
+            return {}
+        examples, metric = self._validation[split], self.recipe.task.metric
+        last = {name: value.clone() for name, value in trained.state_dict().items()}
+        values = {}
+        for step in [*checkpoints.kept(), num_steps]:
+            if step == num_steps:
+                trained.load_state_dict(last)
+            else:
+                checkpoints.restore_weights(step, trained)
+            values[step] = self._measures(trained.eval(), tokenizer, examples)[metric].value
+        best = max(values, key=lambda step: (values[step], -step))
+        if best == num_steps:
+            trained.load_state_dict(last)
+        else:
+            checkpoints.restore_weights(best, trained)
+        return {"states": {"split": split, "metric": metric, "values": values, "kept": best}}
+
+    @cached_property
+    def _validation(self) -> dict[str, list[Any]]:
+        return {
+            split: self.task.read(Path(file)) for split, file in self.recipe.data.splits.items()
+        }
+
+    def _initial(self, name: str, start: Found) -> PreTrainedModel:
+        model = load_task_model(
+            start.folder, self.task.head, self.task.settings, new_head_seed=self.seed
+        )
+        layer_map = self._layer_map(name, model.config)
+        return model if layer_map is None else shallower_task_model(model, layer_map)
+
+    def _layer_map(self, name: str, config: PretrainedConfig) -> list[int] | None:
+        """The layers that a model takes from its start, or none where it takes them all."""
+        wanted = self.recipe.models[name].layer_map
+        if wanted is None:
+            return None
+        key = f"finetuning.{self.name}.models.{name}.layer_map"
+        return layers_from(wanted, config.num_hidden_layers, key=key)
+
+    def _check_teacher(self, teacher: Found, student: Found) -> None:
+        """Its outputs must stand for what the student's do, and both must read the same tokens."""
+        theirs = labels_of(load_config(teacher.folder))
+        ours = [*dict(self.task.settings).get("id2label", {}).values()]
+        if ours and theirs != ours:
+            raise RecipeError(
+                f"The outputs of the teacher in {teacher.folder} are {', '.join(theirs)}, those of "
+                f"the task {', '.join(ours)}. Give the teacher's as `labels`, in its order."
+            )
+        vocabularies = [load_tokenizer(found.folder).get_vocab() for found in (teacher, student)]
+        if vocabularies[0] != vocabularies[1]:
+            raise RecipeError(
+                f"The teacher in {teacher.folder} has another tokenizer than the student, which "
+                "must read the same tokens."
+            )
+
+    def _teacher(self, teacher: Found) -> PreTrainedModel:
+        """The teacher with its own head, frozen."""
+        model = load_task_model(teacher.folder, self.task.head, {})
+        precision = pick_precision(self.recipe.training.precision, self.device)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        model.requires_grad_(False).to(device=self.device, dtype=dtype)  # pyright: ignore
+        compile_body(model, self.recipe.training, self.device)
+        return model
+
+    def _source(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        reporter: Reporter,
+        *,
+        contrasts: bool,
+    ) -> TaskSource:
+        """With `contrasts` each text stands twice, since its vectors under two draws of dropout are
+        partners (Gao et al. 2021, section 3)."""
+        read = self.task.read_training(self._train_file)
+        examples = some_of(read, self.recipe.data.num_train)
+        sequences = [each for own in self.task.encode(examples, tokenizer) for each in own]
+        if cut := sum(each.is_cut for each in sequences):
+            reporter.say(
+                f"{self.name}: {cut:,} of {len(sequences):,} texts are longer than "
+                f"{self.recipe.task.length} tokens; their ends are not read"
+            )
+        return TaskSource(
+            sequences,
+            pad_token_id=model.config.pad_token_id,
+            per_token=self.task.per_token,
+            group=getattr(self.recipe.task, "group", 1),
+            twice=contrasts,
+        )
+
+    def _units_per_step(self, source: TaskSource) -> int:
+        return max(1, self.recipe.training.examples_per_step // source.group)
+
+    def _work(
+        self,
+        source: TaskSource,
+        batches: StepBatches,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+    ) -> Any:
+        """Multiply-adds and bytes of a step of average length; heads of tasks cost next to
+        nothing."""
+        units = batches.sequences_per_step
+        at_once = self.recipe.training.micro_batch_tokens
+        positions = units * source.mean_length
+        step = StepShape(
+            round(positions),
+            units * source.mean_pairs,
+            read_rows=positions,
+            student_rows=0,
+            teacher_rows=None if teacher is None else 0,
+            micro_batches=-(
+                -units * source.sequence_length // (at_once if at_once != "auto" else 2048)
+            ),
+            precision=pick_precision(self.recipe.training.precision, self.device),
+        )
+        return count_work(step, model.config, None if teacher is None else teacher.config)
+
+    def _commit(
+        self,
+        name: str,
+        trained: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        inputs: Inputs,
+        facts: dict[str, Any],
+        overwrite: bool,
+    ) -> None:
+        trained.to(device="cpu", dtype=torch.float32)  # pyright: ignore[reportCallIssue]
+        with commit_folder(self.folder(name), inputs, facts, overwrite=overwrite) as folder:
+            save_model(trained, tokenizer, folder)
+            if isinstance(self.recipe.task, EmbeddingsTask):
+                write_modules(folder, self.recipe.task, trained.config.hidden_size)
+
+
+def with_states_kept(training: TaskTrainingRecipe, num_steps: int) -> TaskTrainingRecipe:
+    """The training whose checkpoints hold the states that are to be compared until its end."""
+    if training.select is None or training.evaluations == 1:
+        return training
+    every = max(1, num_steps // training.evaluations)
+    often = max(
+        size
+        for size in range(1, every + 1)
+        if every % size == 0 and size <= max(1, training.checkpoint.every_steps)
+    )
+    checkpoint = training.checkpoint.model_copy(
+        update={"every_steps": often, "keep_every_steps": every}
+    )
+    return training.model_copy(update={"checkpoint": checkpoint})

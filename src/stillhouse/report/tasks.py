@@ -1,0 +1,66 @@
+"""The scores of a run's tasks in a terminal: a row for each model and for what its teacher was
+worth, a column for each seed."""
+
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stillhouse.errors import RunError
+from stillhouse.recipe import Recipe
+from stillhouse.report import units
+from stillhouse.report.summary import LARGEST_WIDTH, PLAIN
+from stillhouse.run_folder import RunFolder, read_manifest
+
+
+def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
+    """The tables of all tasks and splits, each by the task's own metric."""
+    page = io.StringIO()
+    width = min(LARGEST_WIDTH, max(80, Console().width))
+    console = Console(file=page, width=width, highlight=False)
+    for task in recipe.finetuning:
+        found = [read_scores(run, task) for run in seed_runs]
+        for split in found[0]["splits"]:
+            metric = found[0]["metric"]
+            console.print(f"{task}, {split}: {metric}", markup=False)
+            console.print(_table(recipe.seeds, metric, [each["splits"][split] for each in found]))
+        console.print(f"Models   {seed_runs[0].finetuned(task)}", markup=False, soft_wrap=True)
+    return page.getvalue().strip("\n")
+
+
+def read_scores(run: RunFolder, task: str) -> dict[str, Any]:
+    """The scores of a task for one seed.
+
+    Raises:
+        RunError: they are not there, or damaged.
+    """
+    path = run.finetuned(task) / "scores.json"
+    if read_manifest(path) is None:
+        raise RunError(f"{path} is not there yet: run the stage finetune first.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _table(seeds: Sequence[int], metric: str, found: Sequence[dict[str, Any]]) -> Table:
+    several = len(seeds) > 1
+    columns = [f"seed {seed}" for seed in seeds] + (["median"] if several else [])
+    table = Table("", *columns, **PLAIN)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for model in found[0]["models"]:
+        values = [each["models"][model][metric]["value"] for each in found]
+        cells = [f"{value:.4g}" for value in values]
+        table.add_row(model, *cells, *([f"{statistics.median(values):.4g}"] if several else []))
+    for pair in found[0]["gains"]:
+        gains = [each["gains"][pair][metric] for each in found]
+        cells = [
+            f"{units.signed(gain['value'])} ({units.signed(gain['low'])} to "
+            f"{units.signed(gain['high'])})"
+            for gain in gains
+        ]
+        middle = statistics.median(gain["value"] for gain in gains)
+        table.add_row(pair, *cells, *([units.signed(middle)] if several else []))
+    return table

@@ -1,0 +1,219 @@
+"""The objective of a task: the library's own losses, nothing to learn from a copy, the same when
+split."""
+
+import numpy as np
+import pytest
+import torch
+
+from stillhouse.errors import RecipeError
+from stillhouse.families import load_task_model
+from stillhouse.finetuning.data import TaskSource, some_of
+from stillhouse.finetuning.objective import TaskObjective, check_terms
+from stillhouse.recipe import TaskLossesRecipe
+from stillhouse.recipe_tasks import (
+    ClassificationTask,
+    EmbeddingsTask,
+    QuestionAnsweringTask,
+    RegressionTask,
+    TokenClassificationTask,
+)
+from stillhouse.tasks.encoded import Encoded
+from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.squad import Answer, Question
+from stillhouse.tasks.texts import TextExample
+from stillhouse.tasks.token_classification import words_of
+from stillhouse.tokens.batches import IGNORED
+from stillhouse.tokens.tokenizer import load_tokenizer
+
+TEXTS = (
+    "The still turns what is thin",
+    "Who?",
+    "nobody asked, but everyone",
+    "drop by drop, and then once more.",
+    "the sea",
+    "A cold wind",
+)
+TAGS = ("B-PER", "O", "I-PER", "O", "B-PER", "O", "O", "O")
+TASKS = {
+    "classification": (
+        ClassificationTask(labels=["no", "yes", "maybe"], length=48),
+        [TextExample(text, target=place % 3) for place, text in enumerate(TEXTS)],
+    ),
+    "multi_label": (
+        ClassificationTask(labels=["no", "yes", "maybe"], multi_label=True, length=48),
+        [TextExample(text, target=(place % 3,)) for place, text in enumerate(TEXTS)],
+    ),
+    "regression": (
+        RegressionTask(length=48),
+        [TextExample(text, target=place / 2) for place, text in enumerate(TEXTS)],
+    ),
+    "token_classification": (
+        TokenClassificationTask(length=48),
+        [words_of(text.split(), TAGS[: len(text.split())]) for text in TEXTS],
+    ),
+    "question_answering": (
+        QuestionAnsweringTask(length=48, step=8, question_length=12),
+        [Question(str(n), "Who?", text, (Answer(text[:3], 0),)) for n, text in enumerate(TEXTS)],
+    ),
+    "embeddings": (
+        EmbeddingsTask(length=48, group=2),
+        [TextExample(text, target=0.0) for text in TEXTS],
+    ),
+}
+TERMS = {
+    "embeddings": TaskLossesRecipe(
+        hard_target=0.0, soft_target=0.0, vector_cosine=1.0, vector_mse=1.0, similarity=1.0
+    )
+}
+
+
+@pytest.fixture
+def lesson(task_folder):
+    """lesson(name, ...): a task, a model with its head, and the examples as one batch."""
+
+    def make(name, family="bert", *, together=1, twice=False):
+        recipe, examples = TASKS[name]
+        task = make_task(recipe, ["O", "B-PER", "I-PER"])
+        folder = task_folder(family, task.head, **task.settings)
+        model, tokenizer = load_task_model(folder, task.head, {}), load_tokenizer(folder)
+        sequences = [each for own in task.encode(examples, tokenizer) for each in own]
+        source = TaskSource(
+            sequences, pad_token_id=0, per_token=task.per_token, group=together, twice=twice
+        )
+        units = np.arange(source.num_sequences)
+        return task, model, source.batch(units, np.zeros_like(units), 0)
+
+    return make
+
+
+def changed(model):
+    """The same model with other weights."""
+    other = type(model)(model.config).eval()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(
+                0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            )
+    return other
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["classification", "multi_label", "regression", "token_classification"]
+)
+def test_right_answers_cost_what_the_library_says(lesson, name, family):
+    """Its mean times what is asked."""
+    task, model, batch = lesson(name, family)
+    objective = TaskObjective(task, TaskLossesRecipe())
+    assert objective.weights == {"hard_target": 1.0}
+    total, values = objective(model, batch, {"hard_target": 1.0})
+    labels = (
+        batch.targets if name in ("multi_label", "token_classification") else batch.targets[:, 0]
+    )
+    if name == "token_classification":
+        labels = torch.where(batch.asked, labels, IGNORED)
+    expected = model(**inputs_of(model, batch), labels=labels).loss * batch.num_rows("predicted")
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert float(values["hard_target"]) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_an_answer_costs_its_start_and_its_end_where_one_can_be(lesson):
+    """By the formula in float64, over the passage and the first token alone."""
+    task, model, batch = lesson("question_answering")
+    total, _ = TaskObjective(task, TaskLossesRecipe())(model, batch, {"hard_target": 1.0})
+    with torch.no_grad():
+        found = model(**inputs_of(model, batch))
+    expected = 0.0
+    for row in range(len(batch.input_ids)):
+        for side, logits in enumerate((found.start_logits, found.end_logits)):
+            allowed = logits[row].double().numpy()[batch.choices[row].numpy()]
+            right = float(logits[row, batch.targets[row, side]])
+            expected += np.log(np.exp(allowed).sum()) - right
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    assert batch.num_rows("predicted") == 2 * len(batch.input_ids)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_nothing_is_learned_from_a_copy(lesson, name):
+    """Every term of a teacher is zero for a student that equals it, and not for another."""
+    task, model, batch = lesson(name, together=2 if name == "embeddings" else 1)
+    losses = TERMS.get(name, TaskLossesRecipe(hard_target=0.0, soft_target=1.0))
+    objective = TaskObjective(task, losses, teacher=model, temperature=2.0)
+    coefficients = dict.fromkeys(objective.weights, 1.0)
+    _, values = objective(model, batch, coefficients)
+    assert {name: float(value) for name, value in values.items()} == pytest.approx(
+        dict.fromkeys(values, 0.0), abs=2e-4
+    )
+    _, values = objective(changed(model), batch, coefficients)
+    assert all(float(value) > 1e-3 for value in values.values())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_micro_batches_add_up_and_blank_ones_add_nothing(lesson, name):
+    """Each term over the whole batch, and over its parts with a blank one among them."""
+    task, model, batch = lesson(name, together=2 if name == "embeddings" else 1)
+    losses = TERMS.get(name, TaskLossesRecipe())
+    objective = TaskObjective(task, losses, teacher=changed(model), temperature=2.0)
+    coefficients = dict.fromkeys(objective.weights, 1.0)
+    whole, _ = objective(model, batch, coefficients)
+    parts = list(batch.split(1 if name == "embeddings" else 2))
+    found = [objective(model, part, coefficients)[0] for part in [*parts, parts[0].blank()]]
+    assert len(parts) > 1
+    assert found[-1].item() == pytest.approx(0.0, abs=1e-6)
+    assert sum(each.item() for each in found) == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_without_a_teacher_a_text_is_its_own_partner(lesson):
+    """Twins without dropout are nearest, so the loss is that of one text among two, by formula."""
+    task, model, _ = lesson("embeddings")
+    batch = lesson("embeddings", together=2, twice=True)[2]
+    objective = TaskObjective(task, TaskLossesRecipe())
+    assert objective.weights == {"hard_target": 1.0}
+    total, _ = objective(model, batch, {"hard_target": 1.0})
+    vectors = task.outputs(model, batch).detach().double().numpy()
+    expected = 0.0
+    for place, vector in enumerate(vectors):
+        unit = range(place // 4 * 4, place // 4 * 4 + 4)
+        others = [other for other in unit if other % 2 != place % 2]  # the other side
+        cosines = np.array([vector @ vectors[other] for other in others]) / 0.05
+        expected += np.log(np.exp(cosines).sum()) - 1 / 0.05
+    assert total.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_term_that_a_task_does_not_have_is_refused(lesson):
+    """With those it has."""
+    task, _, _ = lesson("classification")
+    with pytest.raises(RecipeError, match="similarity is no term of classification; its terms are"):
+        check_terms(task, TaskLossesRecipe(similarity=1.0))
+
+
+def test_examples_that_are_taken_are_the_same_ones_every_time():
+    """In their order, and spread over the file."""
+    examples = list(range(1000))
+    taken = some_of(examples, 100)
+    assert taken == some_of(examples, 100) == sorted(taken)
+    assert len(set(taken)) == 100
+    assert 400 < np.mean(taken) < 600
+    assert some_of(examples, None) == some_of(examples, 5000) == examples
+
+
+def test_groups_are_drawn_anew_each_epoch_and_hold_every_text_once():
+    """The same for the same seed and epoch; what does not fill a group waits."""
+    sequences = [Encoded(np.array([n]), np.array([0]), np.array(0.0)) for n in range(11)]
+    source = TaskSource(sequences, pad_token_id=0, per_token=False, group=3, twice=True)
+    units = np.arange(source.num_sequences)
+    assert (source.num_sequences, source.together) == (3, 6)
+
+    def drawn(epoch, seed=0):
+        batch = source.batch(units, np.full_like(units, epoch), seed)
+        assert batch.together == 6
+        ids = batch.input_ids[:, 0].tolist()
+        assert ids[0::2] == ids[1::2]
+        return ids[0::2]
+
+    assert len(set(drawn(0))) == 9
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+    assert drawn(0, seed=1) != drawn(0)

@@ -1,0 +1,187 @@
+"""A recipe of tasks from data to scores: models that learn, a teacher, exact resume."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import stillhouse
+from stillhouse.__main__ import _run
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.recipe_file import parse_recipe
+
+TRAINING = {
+    "epochs": 3, "examples_per_step": 16, "optimizer": {"learning_rate": 5e-3}, "precision": "fp32",
+    "checkpoint": {"every_steps": 5},
+}  # fmt: skip
+COLD, WARM = ("wind", "sea", "old"), ("fire", "warm", "strong")
+
+
+def sentences(number: int, seed: int) -> list[tuple[str, str]]:
+    """A few words of either kind, and which kind they are of."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(number):
+        label = int(draw.integers(2))
+        words = [str(draw.choice((COLD, WARM)[label])) for _ in range(draw.integers(1, 4))]
+        filler = [str(draw.choice(["the", "is", "in", "a"])) for _ in range(draw.integers(1, 6))]
+        both = words + filler
+        draw.shuffle(both)
+        found.append((" ".join(both), ("cold", "warm")[label]))
+    return found
+
+
+@pytest.fixture
+def recipe(tmp_path, task_folder):
+    """recipe(**changes): the file of a recipe of one task, its data beside it."""
+    for name, number in (("train", 256), ("dev", 96)):
+        rows = [f"{text}\t{label}\n" for text, label in sentences(number, len(name))]
+        (tmp_path / f"{name}.tsv").write_text("text\tlabel\n" + "".join(rows))
+    task = {
+        "task": {"kind": "classification", "length": 32},
+        "data": {"train": str(tmp_path / "train.tsv"), "validation": str(tmp_path / "dev.tsv")},
+        "models": {
+            "teacher": {"start": "teacher"},
+            "student": {"start": "teacher", "layer_map": 1},
+            "distilled": {"start": "teacher", "layer_map": 1, "teacher": "teacher"},
+        },
+        "training": TRAINING,
+    }
+    body = str(task_folder("bert", "Body"))
+
+    def write(name="recipe", **changes):
+        path = tmp_path / f"{name}.yaml"
+        content = {"teacher": body, "finetuning": {"heat": task | changes}}
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return write
+
+
+def scores_of(run):
+    return json.loads((run / "finetuned" / "heat" / "scores.json").read_text())
+
+
+def weights_of(run, model):
+    return load_file(run / "finetuned" / "heat" / model / "model.safetensors")
+
+
+def test_models_learn_the_task_and_are_scored(recipe, tmp_path, capsys, monkeypatch):
+    """Each by itself with its interval, the taught one also against the one that was not."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["stillhouse", "run", str(recipe()), "--run-dir", str(run)])
+    assert _run() == 0
+    out = capsys.readouterr().out
+    found = scores_of(run)["splits"]["validation"]
+    assert set(found["models"]) == {"teacher", "student", "distilled"}
+    for model in ("teacher", "distilled"):
+        accuracy = found["models"][model]["accuracy"]
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+        assert accuracy["value"] > 0.9
+    gain = found["gains"]["distilled less student"]["accuracy"]
+    values = {name: each["accuracy"]["value"] for name, each in found["models"].items()}
+    assert gain["value"] == pytest.approx(values["distilled"] - values["student"])
+    for name, value in values.items():
+        assert name in out
+        assert f"{value:.4g}" in out
+    student = stillhouse.load(run / "finetuned" / "heat" / "distilled")
+    assert student.model.config.num_hidden_layers == 1
+    assert student.classify("a warm fire")["label"] == "warm"
+    assert student.classify("the old sea")["label"] == "cold"
+
+
+def killed_while_it_trains(model, recipe, run):
+    """A process of its own, killed once the model's first checkpoint is there."""
+    command = [sys.executable, "-m", "stillhouse", "run", str(recipe), "--run-dir", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(run.glob(f"checkpoints/heat-{model}/step-*/manifest.json")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (run / "finetuned" / "heat" / model).exists()
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(recipe, tmp_path):
+    """Models and scores of a run that was killed in two of its trainings."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    path = recipe(training=TRAINING | {"epochs": 12})
+    stillhouse.run(path, whole)
+    for model in ("student", "distilled"):
+        killed_while_it_trains(model, path, cut)
+    stillhouse.run(path, cut)
+    for model in ("teacher", "student", "distilled"):
+        ours, theirs = weights_of(cut, model), weights_of(whole, model)
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert scores_of(cut)["splits"] == scores_of(whole)["splits"]
+
+
+def test_the_best_state_of_several_is_kept(recipe, tmp_path):
+    """By the task's metric on the split that the recipe names; every state's value is written."""
+    from stillhouse.run_folder import read_manifest
+
+    training = TRAINING | {"epochs": 4, "evaluations": 4, "select": "dev"}
+    data = {"train": str(tmp_path / "train.tsv"), "validation": {"dev": str(tmp_path / "dev.tsv")}}
+    path = recipe(models={"model": {"start": "teacher"}}, training=training, data=data)
+    stillhouse.run(path, tmp_path / "run")
+    manifest = read_manifest(tmp_path / "run" / "finetuned" / "heat" / "model")
+    assert manifest is not None
+    states = manifest.facts["states"]
+    values = {int(step): value for step, value in states["values"].items()}
+    assert sorted(values) == [16, 32, 48, 64]
+    assert values[states["kept"]] == max(values.values())
+    found = scores_of(tmp_path / "run")["splits"]["dev"]["models"]["model"]
+    assert found["accuracy"]["value"] == max(values.values())
+
+
+def test_what_is_up_to_date_is_left_alone(recipe, tmp_path):
+    """And a changed term trains the taught model again, not the others."""
+    run = tmp_path / "run"
+    stillhouse.run(recipe(), run)
+    folder = run / "finetuned" / "heat"
+    made = {name: (folder / name).stat().st_ino for name in ("teacher", "student", "distilled")}
+    stillhouse.run(recipe(), run)
+    assert made == {name: (folder / name).stat().st_ino for name in made}
+    stillhouse.run(recipe(temperature=1.0), run)
+    again = {name: (folder / name).stat().st_ino for name in made}
+    assert [name for name in made if again[name] != made[name]] == ["distilled"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {"select": "test"}}, "training.select is test, but data.validation has"),
+        ({"models": {"a": {"teacher": "b"}, "b": {}}}, "a is taught by b, which comes after it"),
+        ({"losses": {"similarity": 1.0}}, "losses.similarity is no term of classification"),
+        ({"task": {"kind": "classification", "length": 99}}, "99 tokens, but .* takes 64"),
+        ({"models": {"a": {"start": "teacher", "layer_map": 9}}}, "layer_map asks for 9 layers"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_right_is_refused(recipe, tmp_path, changes, message):
+    """With the key, and what to do."""
+    with pytest.raises(RecipeError, match=message):
+        stillhouse.run(recipe(**changes), tmp_path / "run")
+
+
+def test_a_label_that_training_does_not_show_is_refused(recipe, tmp_path):
+    """With its file and row."""
+    path = recipe()
+    with (tmp_path / "dev.tsv").open("a") as file:
+        file.write("a mild sea\tmild\n")
+    with pytest.raises(DataError, match=r"dev.tsv row 98: .* one of cold, warm; it holds 'mild'"):
+        stillhouse.run(path, tmp_path / "run")
+
+
+def test_a_recipe_without_text_has_the_stage_finetune_alone(recipe):
+    """Its other stages have nothing to do."""
+    parsed = parse_recipe(recipe().read_text())
+    assert parsed.stages == ("finetune",)
+    with pytest.raises(RecipeError, match=r"neither a corpus .* nor a task"):
+        parse_recipe("teacher: sample\n")
