@@ -70,7 +70,7 @@ def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
     teacher = _teacher_config(recipe, offline=offline)
     check_sequence_length(recipe, teacher)
     plan = plan_student(teacher, recipe.student)
-    check_relation(recipe.distillation.losses, plan.config, teacher)
+    check_relation(recipe.distillation.losses.relation, plan.config, teacher)
     unknown = [part for part in recipe.student.freeze if part not in plan.family.embeddings]
     if unknown:
         raise RecipeError(

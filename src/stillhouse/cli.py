@@ -39,7 +39,7 @@ Overwrite = Annotated[
     ),
 ]
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A model folder, a hub name, or sample.")
+    str, typer.Argument(metavar="MODEL", help="A model folder, a hub name, sample, or minilm.")
 ]
 TaskName = Annotated[
     str,
@@ -214,7 +214,8 @@ def report(
 @app.command()
 def compare(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Model folders, hub names, or sample.")
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Model folders, hub names, sample, or minilm."),
     ],
     text: Annotated[
         Path | None, typer.Option(help="Score this text; by default the sample's validation split.")
@@ -269,14 +270,18 @@ def predict(
     Each line has the shape of transformers' pipelines: a label, an answer, entities, a vector.
     """
     from stillhouse.families import resolve_folder
-    from stillhouse.generation import load_for_task
+    from stillhouse.generation.loaded import cut_text, load_for_task
     from stillhouse.generation.predict import check_output, predict_file
     from stillhouse.recipe_file import parse_task
+    from stillhouse.training.device import pick_device
 
     check_output(output)
     recipe = parse_task(task, overrides or [])
-    loaded = load_for_task(resolve_folder(model, offline=offline), recipe)
-    print(f"{output}: {predict_file(loaded, source, output):,} predictions")
+    loaded = load_for_task(resolve_folder(model, offline=offline), recipe, pick_device())
+    number, num_cut = predict_file(loaded, source, output)
+    if num_cut:
+        typer.echo(cut_text(num_cut, loaded.task), err=True)
+    print(f"{output}: {number:,} predictions")
 
 
 @app.command()

@@ -17,6 +17,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -379,10 +380,21 @@ class TaskLossesRecipe(Section):
     vector_cosine: NonNegativeFloat = 0.0
     vector_mse: NonNegativeFloat = 0.0
     similarity: NonNegativeFloat = 0.0
+    relation: RelationRecipe | None = None  # over all tokens
 
     def active(self) -> dict[str, float]:
         """The terms with a weight above zero, by name."""
-        return {name: weight for name, weight in self.model_dump().items() if weight > 0}
+        weights = self.model_dump(exclude={"relation"})
+        if self.relation is not None:
+            weights["relation"] = self.relation.weight
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    @field_validator("relation")
+    @classmethod
+    def _relate_all_tokens(cls, relation: RelationRecipe | None) -> RelationRecipe | None:
+        if relation is not None and relation.rows != "all":
+            raise ValueError(f"rows is {relation.rows}; a task relates all tokens, so give all")
+        return relation
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> Any:

@@ -9,7 +9,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.families import load_task_model
 from stillhouse.finetuning.data import TaskSource, some_of
 from stillhouse.finetuning.objective import TaskObjective, check_terms
-from stillhouse.recipe import TaskLossesRecipe
+from stillhouse.recipe import RelationRecipe, TaskLossesRecipe
 from stillhouse.recipe_tasks import (
     ClassificationTask,
     EmbeddingsTask,
@@ -61,11 +61,18 @@ TASKS = {
         [TextExample(text, target=0.0) for text in TEXTS],
     ),
 }
+RELATION = RelationRecipe(weight=1.0)
 TERMS = {
     "embeddings": TaskLossesRecipe(
-        hard_target=0.0, soft_target=0.0, vector_cosine=1.0, vector_mse=1.0, similarity=1.0
+        hard_target=0.0,
+        soft_target=0.0,
+        vector_cosine=1.0,
+        vector_mse=1.0,
+        similarity=1.0,
+        relation=RELATION,
     )
 }
+TAUGHT = TaskLossesRecipe(hard_target=0.0, soft_target=1.0, relation=RELATION)
 
 
 @pytest.fixture
@@ -139,7 +146,7 @@ def test_an_answer_costs_its_start_and_its_end_where_one_can_be(lesson):
 def test_nothing_is_learned_from_a_copy(lesson, name):
     """Every term of a teacher is zero for a student that equals it, and not for another."""
     task, model, batch = lesson(name, together=2 if name == "embeddings" else 1)
-    losses = TERMS.get(name, TaskLossesRecipe(hard_target=0.0, soft_target=1.0))
+    losses = TERMS.get(name, TAUGHT)
     objective = TaskObjective(task, losses, teacher=model, temperature=2.0)
     coefficients = dict.fromkeys(objective.weights, 1.0)
     _, values = objective(model, batch, coefficients)
@@ -154,7 +161,7 @@ def test_nothing_is_learned_from_a_copy(lesson, name):
 def test_micro_batches_add_up_and_blank_ones_add_nothing(lesson, name):
     """Each term over the whole batch, and over its parts with a blank one among them."""
     task, model, batch = lesson(name, together=2 if name == "embeddings" else 1)
-    losses = TERMS.get(name, TaskLossesRecipe())
+    losses = TERMS.get(name, TAUGHT.model_copy(update={"hard_target": 1.0}))
     objective = TaskObjective(task, losses, teacher=changed(model), temperature=2.0)
     coefficients = dict.fromkeys(objective.weights, 1.0)
     whole, _ = objective(model, batch, coefficients)
@@ -180,6 +187,63 @@ def test_without_a_teacher_a_text_is_its_own_partner(lesson):
         cosines = np.array([vector @ vectors[other] for other in others]) / 0.05
         expected += np.log(np.exp(cosines).sum()) - 1 / 0.05
     assert total.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_relations_are_those_of_the_last_layer_over_what_a_token_sees(lesson, family):
+    """By the formula in float64, padding left out."""
+    task, model, batch = lesson("classification", family)
+    teacher = changed(model)
+    objective = TaskObjective(task, TAUGHT, teacher=teacher)
+    _, values = objective(model, batch, {"relation": 1.0})
+    kinds = [queries_keys_values(each, batch) for each in (model, teacher)]
+    num_heads = model.config.num_attention_heads
+    expected = 0.0
+    for row, length in enumerate(batch.attention_mask.sum(1).tolist()):
+        for ours, theirs in zip(*kinds, strict=True):
+            for head in range(num_heads):
+                logs = [log_relations(each[row, :length], head, num_heads, family == "gpt2")
+                        for each in (ours, theirs)]  # fmt: skip
+                p = np.exp(logs[1])
+                seen = p > 0
+                kl = (p[seen] * (logs[1][seen] - logs[0][seen])).sum()
+                expected += kl / (3 * num_heads)
+    assert values["relation"].item() == pytest.approx(expected, rel=1e-4)
+    assert objective.rows["relation"] == "all"
+
+
+def queries_keys_values(model, batch):
+    """Of the last layer, in float64: from the layer's input and its own projections."""
+    caught = []
+    last = layers_of(model)[-1]
+    attention = last.attn if hasattr(last, "attn") else last.attention.self
+    hook = attention.register_forward_pre_hook(
+        lambda module, args, kwargs: caught.append((args or [kwargs["hidden_states"]])[0]),
+        with_kwargs=True,
+    )
+    with torch.no_grad():
+        model(**inputs_of(model, batch))
+        hook.remove()
+        if hasattr(attention, "c_attn"):
+            found = attention.c_attn(caught[0]).chunk(3, dim=-1)
+        else:
+            found = [getattr(attention, kind)(caught[0]) for kind in ("query", "key", "value")]
+    return [each.double().numpy() for each in found]
+
+
+def layers_of(model):
+    body = model.base_model
+    return body.h if hasattr(body, "h") else body.encoder.layer
+
+
+def log_relations(vectors, head, num_heads, causal):
+    """log softmax of the scaled products of one head's vectors, row by row."""
+    size = vectors.shape[1] // num_heads
+    own = vectors[:, head * size : (head + 1) * size]
+    products = own @ own.T / np.sqrt(size)
+    if causal:
+        products = np.where(np.tri(len(products), dtype=bool), products, -np.inf)
+    return products - np.log(np.exp(products).sum(1, keepdims=True))
 
 
 def test_a_term_that_a_task_does_not_have_is_refused(lesson):

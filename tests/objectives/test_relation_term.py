@@ -249,11 +249,10 @@ def test_the_plan_fills_in_what_the_recipe_leaves_out():
 def test_what_two_models_cannot_have_is_refused(keys, message):
     """The key, its value, what there is, and what would do; a term without weight asks nothing."""
     student, teacher = gpt2(16, 4), gpt2(24, 3, num_layers=3)
-    losses = {"relation": {"weight": 1, **keys}, "soft_target": {"weight": 1}}
     with pytest.raises(RecipeError, match=message):
-        check_relation(LossesRecipe.model_validate(losses), student, teacher)
-    losses["relation"]["weight"] = 0
-    check_relation(LossesRecipe.model_validate(losses), student, teacher)
+        check_relation(RelationRecipe(weight=1, **keys), student, teacher)
+    check_relation(RelationRecipe(weight=0, **keys), student, teacher)
+    check_relation(None, student, teacher)
 
 
 def test_default_heads_that_do_not_fit_the_teacher_are_refused():

@@ -205,7 +205,7 @@ class Distillation:
             source = FixedVisits(source) if has_fixed_masks(self.recipe) else source
             return source, LanguageModelObjective(family, LANGUAGE_MODELING_ALONE)
         check_relation(
-            self.recipe.distillation.losses,
+            self.recipe.distillation.losses.relation,
             load_config(self.run.student_init),
             load_config(self.teacher_folder),
         )

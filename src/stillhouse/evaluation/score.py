@@ -6,11 +6,11 @@ from typing import Any
 
 from stillhouse.families import resolve_folder
 from stillhouse.generation import load_for_task
-from stillhouse.machine import describe_machine
+from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.recipe import recipe_part
 from stillhouse.recipe_tasks import TaskRecipe
 from stillhouse.run_folder import sha256_of
-from stillhouse.tasks.asking import ask
+from stillhouse.training.device import pick_device
 
 
 def score_model(name: str, recipe: TaskRecipe, data: Path, *, offline: bool) -> dict[str, Any]:
@@ -20,10 +20,9 @@ def score_model(name: str, recipe: TaskRecipe, data: Path, *, offline: bool) -> 
         RecipeError: a model that was made for another task, or has other labels.
         DataError: what cannot be read, with its file and row.
     """
-    model = load_for_task(resolve_folder(name, offline=offline), recipe)
+    model = load_for_task(resolve_folder(name, offline=offline), recipe, pick_device())
     examples = model.task.read(data)
-    encoded = model.task.encode(examples, model.tokenizer)
-    predictions = ask(model.task, model.model, examples, encoded)
+    predictions, num_cut = model.predictions_and_cuts(examples)
     measures = model.task.measures(predictions, examples)
     return {
         "model": name,
@@ -31,8 +30,10 @@ def score_model(name: str, recipe: TaskRecipe, data: Path, *, offline: bool) -> 
         "data_sha256": sha256_of(data),
         "protocol": recipe_part(model.task.recipe),
         "machine": describe_machine(),
+        "versions": library_versions(),
+        "commit": source_commit(),
         "num_examples": len(examples),
-        "num_cut": sum(sequence.is_cut for own in encoded for sequence in own),
+        "num_cut": num_cut,
         "metrics": {name: asdict(measure.interval()) for name, measure in measures.items()},
     }
 

@@ -17,6 +17,7 @@ from stillhouse.families.task_models import (
     head_of,
     load_task_model,
     reads_token_types,
+    shallower_config,
     shallower_task_model,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "reads_token_types",
     "resolve_folder",
     "save_model",
+    "shallower_config",
     "shallower_task_model",
 ]

@@ -23,7 +23,8 @@ class AttentionTap:
     """
 
     def __init__(self, family: Family, model: PreTrainedModel, layer: int) -> None:
-        parent = model.get_submodule(f"{family.layers}.{layer}")
+        layers = family.layers.removeprefix(f"{family.body}.")
+        parent = model.base_model.get_submodule(f"{layers}.{layer}")
         self._kinds_each = NUM_KINDS // len(family.attention_projections)
         self._caught: list[Tensor] | None = None
         for name in family.attention_projections:

@@ -46,13 +46,18 @@ def load_task_model(
 def shallower_task_model(model: PreTrainedModel, layer_map: Sequence[int]) -> PreTrainedModel:
     """The same model with some of its layers: layer i is layer layer_map[i] of `model`."""
     family = family_of(model.config)
-    kind = family.students[family.model_type]
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     layers = prefix + family.layers.removeprefix(f"{family.body}.")
-    shallower = type(model)(kind.config(model.config, len(layer_map)))
+    shallower = type(model)(shallower_config(model.config, len(layer_map)))
     weights = renumber_layers(layers)(model.state_dict(), layer_map)
     shallower.load_state_dict(weights)
     return shallower.eval()
+
+
+def shallower_config(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
+    """The configuration of the same model with fewer layers."""
+    family = family_of(config)
+    return family.students[family.model_type].config(config, num_layers)
 
 
 def configured(config: PretrainedConfig, settings: Mapping[str, Any]) -> PretrainedConfig:

@@ -21,12 +21,14 @@ from stillhouse.families import (
     load_config,
     load_task_model,
     save_model,
+    shallower_config,
     shallower_task_model,
 )
 from stillhouse.finetuning.data import TaskSource, some_of
 from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective, check_terms
 from stillhouse.finetuning.scores import task_scores
 from stillhouse.machine import describe_machine, library_versions, source_commit
+from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import (
     FinetuningRecipe,
     TaskTrainingRecipe,
@@ -123,13 +125,16 @@ class Finetuning:
         self.task.read_training(self._train_file)
         _ = self._validation
         for name, model in self.recipe.models.items():
-            config = load_config(starts[name].folder)
+            config = self._config(name, starts)
             check_length(self.recipe.task, config, str(starts[name].folder))
-            self._layer_map(name, config)
             if model.teacher is not None:
                 check_terms(self.task, self.recipe.losses)
                 if model.teacher in teachers:
                     self._check_teacher(teachers[model.teacher], starts[name])
+                    theirs = load_config(teachers[model.teacher].folder)
+                else:
+                    theirs = self._config(model.teacher, starts)
+                check_relation(self.recipe.losses.relation, self._config(name, starts), theirs)
 
     @property
     def _train_file(self) -> Path:
@@ -283,6 +288,12 @@ class Finetuning:
         )
         layer_map = self._layer_map(name, model.config)
         return model if layer_map is None else shallower_task_model(model, layer_map)
+
+    def _config(self, name: str, starts: Mapping[str, Found]) -> PretrainedConfig:
+        """The configuration that a model of the task will have."""
+        config = load_config(starts[name].folder)
+        layer_map = self._layer_map(name, config)
+        return config if layer_map is None else shallower_config(config, len(layer_map))
 
     def _layer_map(self, name: str, config: PretrainedConfig) -> list[int] | None:
         """The layers that a model takes from its start, or none where it takes them all."""

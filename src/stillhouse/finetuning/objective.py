@@ -4,6 +4,7 @@ Axes: B sequences, N rows (sequences, or what is asked of each), C classes, D si
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,7 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 from stillhouse.errors import RecipeError
+from stillhouse.families import family_of
 from stillhouse.objectives.losses import hidden_cosine_loss, hidden_mse_loss, soft_target_loss
+from stillhouse.objectives.relation_term import RelationTerm
 from stillhouse.objectives.task_losses import (
     binary_soft_target_loss,
     contrastive_loss,
@@ -23,7 +26,7 @@ from stillhouse.tasks.encoded import TaskBatch
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import IGNORED
 
-HARD_TARGET = "hard_target"
+HARD_TARGET, RELATION = "hard_target", "relation"
 Loss = Callable[[Tensor, Tensor | None, TaskBatch], Tensor]
 
 
@@ -43,25 +46,36 @@ class TaskObjective:
         self.teacher = teacher
         self._losses = _terms_of(task, temperature)
         self.weights = {HARD_TARGET: 1.0} if teacher is None else losses.active()
+        self._relation = None
+        if teacher is not None and losses.relation is not None and RELATION in self.weights:
+            self._relation = RelationTerm(losses.relation, family_of(teacher.config), teacher)
 
     @property
     def rows(self) -> dict[str, Rows]:
-        """Every term counts what is asked."""
-        return dict.fromkeys(self.weights, "predicted")
+        """Relations count all tokens, every other term what is asked."""
+        return {name: "all" if name == RELATION else "predicted" for name in self.weights}
 
     def __call__(
         self, model: PreTrainedModel, batch: TaskBatch, coefficients: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of coefficient * term over the micro-batch (differentiable), and each term's own
         sum."""
-        outputs = self.task.outputs(model, batch).float()
-        taught = None
-        if self.teacher is not None and set(coefficients) != {HARD_TARGET}:
-            with torch.no_grad():
-                taught = self.task.outputs(self.teacher, batch).float()
+        family = family_of(model.config)
+        watch = nullcontext() if self._relation is None else self._relation.watch(family, model)
+        with watch as relations:
+            outputs = self.task.outputs(model, batch).float()
+            taught = None
+            if self.teacher is not None and set(coefficients) != {HARD_TARGET}:
+                with torch.no_grad():
+                    taught = self.task.outputs(self.teacher, batch).float()
         total, values = outputs.new_zeros(()), {}
         for name, coefficient in coefficients.items():
-            value = self._losses[name](outputs, taught, batch)
+            if name == RELATION:
+                assert relations is not None
+                visible = batch.visible(causal=family.language_modeling == "causal")
+                value = relations.loss(visible, batch.rows(), batch.most_rows)
+            else:
+                value = self._losses[name](outputs, taught, batch)
             values[name] = value.detach()
             total = total + coefficient * value
         return total, values
@@ -73,7 +87,7 @@ def check_terms(task: Task, losses: TaskLossesRecipe) -> None:
     Raises:
         RecipeError: with those it has.
     """
-    known = _terms_of(task, temperature=1.0)
+    known = [*_terms_of(task, temperature=1.0), RELATION]
     if unknown := sorted(set(losses.active()) - set(known)):
         raise RecipeError(
             f"losses.{unknown[0]} is no term of {task.recipe.kind}; its terms are "

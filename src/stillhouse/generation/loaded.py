@@ -6,6 +6,7 @@ What it says of a text has the shape of transformers' pipelines.
 Axes: T tokens of the text, D hidden size, N texts.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Generation:
 
 
 class LoadedModel:
-    """A model ready for use, on the processor in float32."""
+    """A model ready for use, in float32."""
 
     def __init__(
         self,
@@ -225,8 +226,8 @@ class LoadedModel:
 
     def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """A vector of length 1 for each text."""
-        examples = [TextExample(text) for text in texts]
-        return np.concatenate(self.predictions(examples, Embeddings))
+        found = self.predictions([TextExample(text) for text in texts], Embeddings)
+        return np.concatenate([np.zeros((0, self.model.config.hidden_size), np.float32), *found])
 
     def predictions(self, examples: Sequence[Any], *kinds: type) -> list[Any]:
         """The predictions of the model's task, of one of these kinds, for its examples in order."""
@@ -234,8 +235,16 @@ class LoadedModel:
             raise ModelError(
                 f"This model was made for {self.task.recipe.kind}; it does not do this."
             )
+        found, num_cut = self.predictions_and_cuts(examples)
+        if num_cut:
+            warnings.warn(cut_text(num_cut, self.task), stacklevel=3)
+        return found
+
+    def predictions_and_cuts(self, examples: Sequence[Any]) -> tuple[list[Any], int]:
+        """The predictions, and of how many texts the end was not read."""
         encoded = self.task.encode(examples, self.tokenizer)
-        return ask(self.task, self.model, examples, encoded)
+        num_cut = sum(sequence.is_cut for own in encoded for sequence in own)
+        return ask(self.task, self.model, examples, encoded), num_cut
 
     def _result(self, example: Any, *kinds: type) -> Any:
         return self.task.result(self.predictions([example], *kinds)[0])
@@ -271,15 +280,26 @@ def load(name: str | Path, *, offline: bool = False) -> LoadedModel:
     return LoadedModel(model, load_tokenizer(folder))
 
 
-def load_for_task(folder: Path, recipe: TaskRecipe | None = None) -> LoadedModel:
+def load_for_task(
+    folder: Path, recipe: TaskRecipe | None = None, device: torch.device | None = None
+) -> LoadedModel:
     """The model of a folder for the task it was trained on.
 
     Args:
         recipe: How the task's data is read.
+        device: The processor, unless another is given.
 
     Raises:
         ModelError: a model without the head of a task, or one that is not complete.
         RecipeError: another task than the model's.
     """
     task = task_of_model(folder, recipe)
-    return LoadedModel(load_task_model(folder, task.head, {}), load_tokenizer(folder), task)
+    model = load_task_model(folder, task.head, {})
+    model.to(device or torch.device("cpu"))  # pyright: ignore[reportArgumentType]
+    return LoadedModel(model, load_tokenizer(folder), task)
+
+
+def cut_text(number: int, task: Task) -> str:
+    """What to say where texts are longer than a task reads."""
+    are = "1 text has" if number == 1 else f"{number:,} texts have"
+    return f"{are} more than {task.recipe.length} tokens; the rest was not read."

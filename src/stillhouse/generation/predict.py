@@ -26,11 +26,11 @@ def check_output(path: Path) -> None:
         raise RecipeError(f"{path} exists, and nothing is overwritten; give another --output.")
 
 
-def predict_file(model: LoadedModel, source: Path, output: Path) -> int:
+def predict_file(model: LoadedModel, source: Path, output: Path) -> tuple[int, int]:
     """Write the prediction for each example of `source`; the file appears when it is whole.
 
     Returns:
-        How many there are.
+        How many there are, and of how many texts the end was not read.
 
     Raises:
         DataError: what cannot be read, with its file and row.
@@ -43,10 +43,12 @@ def predict_file(model: LoadedModel, source: Path, output: Path) -> int:
         explained_os_errors(output),
     ):
         bar = progress.add_task(f"{source.name}", total=len(examples))
+        num_cut = 0
         temporary = temporary_path(output, os.getpid())
         try:
             with temporary.open("w", encoding="utf-8") as file:
-                for results in _results(model, examples):
+                for results, cut in _results(model, examples):
+                    num_cut += cut
                     file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in results)
                     progress.advance(bar, len(results))
             fsync_path(temporary)
@@ -54,10 +56,10 @@ def predict_file(model: LoadedModel, source: Path, output: Path) -> int:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    return len(examples)
+    return len(examples), num_cut
 
 
-def _results(model: LoadedModel, examples: list[Any]) -> Iterator[list[Any]]:
+def _results(model: LoadedModel, examples: list[Any]) -> Iterator[tuple[list[Any], int]]:
     for first in range(0, len(examples), AT_ONCE):
-        found = model.predictions(examples[first : first + AT_ONCE])
-        yield [model.task.result(prediction) for prediction in found]
+        found, num_cut = model.predictions_and_cuts(examples[first : first + AT_ONCE])
+        yield [model.task.result(prediction) for prediction in found], num_cut

@@ -118,7 +118,8 @@ class LanguageModelObjective:
                 values[name] = value.detach()
                 total = total + coefficient * value
         if relations is not None and "relation" in coefficients:
-            value = relations.loss(batch)
+            kind = self.terms["relation"].rows
+            value = relations.loss(batch.visible(), batch.rows(kind), batch.most_rows(kind))
             values["relation"] = value.detach()
             total = total + coefficients["relation"] * value
         return total, values

@@ -1,5 +1,8 @@
 """The relation term of an objective: which layers and heads of two models it compares, and its
-value on a micro-batch."""
+value on a micro-batch.
+
+Axes: B sequences, T positions.
+"""
 
 import math
 from collections.abc import Iterator
@@ -7,15 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import RecipeError
 from stillhouse.families import AttentionTap, Family
 from stillhouse.objectives.relation import relation_loss
-from stillhouse.recipe import LossesRecipe, RelationRecipe, Rows
-from stillhouse.tokens.batches import Batch
+from stillhouse.recipe import RelationRecipe
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,22 @@ def plan_relation(
 
 
 def check_relation(
-    losses: LossesRecipe, student: PretrainedConfig, teacher: PretrainedConfig
+    recipe: RelationRecipe | None, student: PretrainedConfig, teacher: PretrainedConfig
 ) -> None:
     """Refuse a relation term that these two models cannot have.
 
     Raises:
         RecipeError: as `plan_relation` does.
     """
-    if losses.relation is not None and losses.relation.weight > 0:
-        plan_relation(losses.relation, student, teacher)
+    if recipe is not None and recipe.weight > 0:
+        plan_relation(recipe, student, teacher)
 
 
 def _layer(model: str, wanted: int | None, num_layers: int) -> int:
     last = num_layers - 1
     if wanted is not None and wanted > last:
         raise RecipeError(
-            f"distillation.losses.relation.{model}_layer is {wanted}, but the {model} has layers 0 "
+            f"losses.relation.{model}_layer is {wanted}, but the {model} has layers 0 "
             f"to {last}. Choose one of those, or leave the key out for the last."
         )
     return last if wanted is None else wanted
@@ -74,7 +76,7 @@ def _num_heads(wanted: int | None, student: PretrainedConfig, teacher: Pretraine
     given = str(wanted) if wanted else f"left out, which stands for the student's own {num_heads}"
     nearest = max(count for count in range(1, num_heads + 1) if common % count == 0)
     raise RecipeError(
-        f"distillation.losses.relation.heads is {given}, but it must divide the hidden sizes of "
+        f"losses.relation.heads is {given}, but it must divide the hidden sizes of "
         f"the student ({student.hidden_size}) and of the teacher ({teacher.hidden_size}). Set it "
         f"to {nearest}, or to another number that divides both."
     )
@@ -87,17 +89,18 @@ class Relations:
     student: list[Tensor]
     teacher: list[Tensor]
     num_heads: int
-    rows: Rows
 
-    def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The relation loss, summed over the rows of `batch` that count."""
+    def loss(
+        self, visible: Bool[Tensor, "B T T"], rows: Bool[Tensor, "B T"], most_rows: int
+    ) -> Float[Tensor, ""]:
+        """The relation loss, summed over the rows that count; see `relation_loss`."""
         return relation_loss(
             self.student,
             self.teacher,
-            batch.visible(),
-            batch.rows(self.rows),
+            visible,
+            rows,
             num_heads=self.num_heads,
-            most_rows=batch.most_rows(self.rows),
+            most_rows=most_rows,
         )
 
 
@@ -123,7 +126,7 @@ class RelationTerm:
             self._watched[student] = self._taps(family, student)
         watched = self._watched[student]
         with watched.student.open() as ours, watched.teacher.open() as theirs:
-            yield Relations(ours, theirs, watched.num_heads, self.recipe.rows)
+            yield Relations(ours, theirs, watched.num_heads)
 
     def _taps(self, family: Family, student: PreTrainedModel) -> "_Watched":
         plan = plan_relation(self.recipe, student.config, self.teacher.config)

@@ -71,6 +71,20 @@ class TaskBatch:
         """Real tokens (`all`), or what is asked of them (`predicted`)."""
         return self.num_tokens if rows == "all" else self.num_targets
 
+    def rows(self) -> Bool[Tensor, "B T"]:
+        """The real tokens, of which a blank batch has none."""
+        return (self.attention_mask > 0) & (not self.is_blank)
+
+    def visible(self, *, causal: bool) -> Bool[Tensor, "B T T"]:
+        """True where a token (second to last axis) may see another one (last axis)."""
+        real = (self.attention_mask > 0)[:, None, :].expand(-1, self.attention_mask.shape[1], -1)
+        return real.tril() if causal else real
+
+    @cached_property
+    def most_rows(self) -> int:
+        """Tokens of the longest sequence."""
+        return 0 if self.is_blank else int(self.attention_mask.sum(1).max())
+
     def to(self, device: torch.device) -> "TaskBatch":
         return self._with_each(lambda tensor: move(tensor, device))
 

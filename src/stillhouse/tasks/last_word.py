@@ -83,6 +83,10 @@ class LastWord:
             tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             for text in (passage.before, passage.before + passage.last)
         )
+        if len(whole) <= len(before):
+            raise DataError(
+                f"The last word {passage.last!r} adds no token to {passage.before!r:.60}."
+            )
         first = max(0, len(whole) - self.recipe.length - 1)
         ids = np.array(whole[first:], np.int64)
         asked = np.arange(len(ids) - 1) >= len(before) - first - 1

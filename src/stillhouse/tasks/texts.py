@@ -53,6 +53,8 @@ def encode_texts(
     Args:
         target: The known answer as an array.
     """
+    if not examples:
+        return []
     separate_pairs(tokenizer)
     pairs = [example.pair for example in examples if example.pair is not None]
     encodings = tokenizer(
