@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.sentences import SENTENCE_END, SHARED, TEXT
 
 SQUAD = SHARED / "squad" / "train-v1.1.json.gz"
-SHORTEST, LONGEST = 20, 300  # characters of a sentence
+SHORTEST, LONGEST = 20, 160  # characters of a sentence
 SEED = 0
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, GPT2Config, RobertaConfig
+from transformers import BertConfig, DistilBertConfig, GPT2Config, RobertaConfig
 
 from stillhouse.__main__ import _run
 
@@ -65,6 +65,78 @@ def test_the_page_for_people_says_the_same(tmp_path, capsys, monkeypatch):
         assert part in page
     assert "matrix product measured now" in page
     assert "vendor's figures" in page
+
+
+FAMILIES = {
+    "bert": BertConfig(),
+    "distilbert": DistilBertConfig(),
+    "roberta": RobertaConfig(vocab_size=50265, max_position_embeddings=514, num_hidden_layers=6),
+    "gpt2": GPT2Config(n_layer=6),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_glue_is_for_a_model_of_any_family(tmp_path, capsys, monkeypatch, family):
+    """All nine tasks, by the name of one model."""
+    FAMILIES[family].save_pretrained(tmp_path / "model")
+    output = check(capsys, monkeypatch, "glue", "--set", f"teacher={tmp_path / 'model'}", "--json")
+    tasks = json.loads(output)["tasks"]
+    names = {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"}
+    assert set(tasks) == names
+    assert {
+        facts["model_type"] for task in tasks.values() for facts in task["models"].values()
+    } == {family}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "task"),
+    [
+        ("distilbert-base-cased-distilled-squad", "squad"),
+        ("xnli", "xnli"),
+        ("germeval-ner", "germeval"),
+    ],
+)
+def test_the_published_task_models_have_their_recipes(tmp_path, capsys, monkeypatch, recipe, task):
+    """A BERT-base teacher, and a DistilBERT of six layers alone and under it."""
+    BertConfig().save_pretrained(tmp_path / "teacher")
+    DistilBertConfig().save_pretrained(tmp_path / "student")
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "dev", "test"):
+        file = tmp_path / "data" / "germeval2014" / f"NER-de-{split}.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    settings = ["--set", f"teacher={tmp_path / 'teacher'}"]
+    for model in ("student", "distilled"):
+        start = f"finetuning.{task}.models.{model}.start={tmp_path / 'student'}"
+        settings += ["--set", start]
+    models = json.loads(check(capsys, monkeypatch, recipe, *settings, "--json"))["tasks"][task][
+        "models"
+    ]
+    assert [(facts["num_layers"], facts["teacher"]) for facts in models.values()] == [
+        (12, None), (6, None), (6, "teacher"),
+    ]  # fmt: skip
+    page = check(capsys, monkeypatch, recipe, *settings)
+    assert f"{recipe} is valid" in page
+    assert "distilled" in page
+
+
+def test_a_task_that_cannot_be_is_found(tmp_path, capsys, monkeypatch):
+    """A file that is not there, a layer that is not, before anything runs."""
+    BertConfig().save_pretrained(tmp_path / "teacher")
+    (tmp_path / "a.tsv").touch()
+    data = f"{{train: {tmp_path / 'a.tsv'}, validation: {tmp_path / 'a.tsv'}}}"
+    for task, message in (
+        ("{task: sst2, data: {train: no.tsv, validation: no.tsv}}", "there is no file no.tsv"),
+        (f"{{task: sst2, data: {data}, models: {{a: {{start: teacher, layer_map: [12]}}}}}}",
+         r"finetuning.t.models.a.layer_map names teacher layers [12]"),
+        (f"{{task: {{kind: sst2, length: 600}}, data: {data}, models: {{a: {{start: teacher}}}}}}",
+         "length is 600 tokens, but the start of a takes 512"),
+    ):  # fmt: skip
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(f"teacher: {tmp_path / 'teacher'}\nfinetuning: {{t: {task}}}\n")
+        monkeypatch.setattr(sys, "argv", ["stillhouse", "check", str(recipe)])
+        assert _run() in (2, 3)
+        assert message in capsys.readouterr().err
 
 
 def test_a_teacher_trained_here_is_sized_from_its_description(tmp_path, capsys, monkeypatch):

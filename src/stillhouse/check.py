@@ -5,9 +5,10 @@ Cost model. `training.work` counts what a token needs. Time is its multiply-adds
 rate times an assumed utilization, energy is time times the stated watts. Both are estimates and say
 so."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
@@ -20,21 +21,28 @@ from stillhouse.families import (
     load_config,
     resolve_folder,
 )
+from stillhouse.finetuning.fitting import fitted
+from stillhouse.hub import HUB_PREFIX
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.objectives.chunks import CHUNK_BYTES
 from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import (
+    FinetuningRecipe,
     PretrainingRecipe,
     Recipe,
     TeacherRecipe,
     TrainedTokenizer,
+    recipe_part,
 )
-from stillhouse.student.plan import check_sequence_length, plan_student
+from stillhouse.student.plan import StudentPlan, check_sequence_length, plan_student
 from stillhouse.tokens.source import check_vocabulary
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.floor import DTYPES, matmul_rate
 from stillhouse.training.work import Work, count_work, planned_step
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 UTILIZATION = 0.4
 TRAINED_HERE_IDS = {"end_of_text": 0, "pad": 1, "cls": 0, "sep": 2}
@@ -68,6 +76,50 @@ def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
         RecipeError, ModelError, DataError: whatever would stop the run for reasons known by now.
     """
     teacher = _teacher_config(recipe, offline=offline)
+    result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds, "teacher": _sizes(teacher)}
+    student = teacher
+    if recipe.corpus is not None:
+        plan = _student_plan(recipe, teacher)
+        student = plan.config
+        result |= _distillation_cost(recipe, plan, teacher)
+    starts = {"teacher": teacher, **dict.fromkeys(("student", "student_init", "control"), student)}
+    result["tasks"] = {
+        task: _task_models(task, settings, starts, offline=offline)
+        for task, settings in recipe.finetuning.items()
+    }
+    return result
+
+
+def _task_models(
+    name: str, recipe: FinetuningRecipe, starts: Mapping[str, PretrainedConfig], *, offline: bool
+) -> dict[str, Any]:
+    """What a task's models are; data on this disk must be there."""
+    for key, source in {"train": recipe.data.train, **recipe.data.splits}.items():
+        if not source.startswith(HUB_PREFIX) and not Path(source).is_file():
+            raise DataError(f"finetuning.{name}.data.{key}: there is no file {source}.")
+
+    def config(model: str) -> PretrainedConfig:
+        if model in starts:
+            return starts[model]
+        return load_config(resolve_folder(model, offline=offline, weights=False))
+
+    teachers = {
+        model.teacher: config(model.teacher)
+        for model in recipe.models.values()
+        if model.teacher is not None and model.teacher not in recipe.models
+    }
+    begun = {model: config(settings.start) for model, settings in recipe.models.items()}
+    found = fitted(name, recipe, begun, teachers)
+    return {
+        "task": recipe_part(recipe.task),
+        "models": {
+            model: {**_sizes(found[model]), "start": settings.start, "teacher": settings.teacher}
+            for model, settings in recipe.models.items()
+        },
+    }
+
+
+def _student_plan(recipe: Recipe, teacher: PretrainedConfig) -> StudentPlan:
     check_sequence_length(recipe, teacher)
     plan = plan_student(teacher, recipe.student)
     check_relation(recipe.distillation.losses.relation, plan.config, teacher)
@@ -77,6 +129,13 @@ def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
             f"student.freeze names {unknown}, which a {plan.family.model_type} student does not "
             "have."
         )
+    return plan
+
+
+def _distillation_cost(
+    recipe: Recipe, plan: StudentPlan, teacher: PretrainedConfig
+) -> dict[str, Any]:
+    """The student, and what its training takes."""
     sizes = {"teacher": _sizes(teacher), "student": _sizes(plan.config)}
     step = planned_step(
         recipe.distillation.losses, recipe.tokens, recipe.distillation, pick_device()
@@ -84,9 +143,6 @@ def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
     work = count_work(step, plan.config, teacher if recipe.cache is None else None)
     tokens = _tokens_to_train(recipe.distillation)
     return {
-        "recipe": name,
-        "seeds": recipe.seeds,
-        "teacher": sizes["teacher"],
         "student": {
             **sizes["student"],
             "layer_map": plan.layer_map,
@@ -233,7 +289,24 @@ def print_check(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table("", "teacher", "student", "ratio", title=f"{result['recipe']} is valid")
+    console.print(f"{result['recipe']} is valid", markup=False)
+    if "student" in result:
+        _print_distillation(console, result)
+    for name, task in result["tasks"].items():
+        title = f"{name}: {task['task']['kind']}"
+        table = Table("", "starts from", "taught by", "layers", "parameters", title=title)
+        for model, facts in task["models"].items():
+            size = f"{facts['parameters'] / 1e6:.1f} M"
+            table.add_row(
+                model, facts["start"], facts["teacher"] or "", str(facts["num_layers"]), size
+            )
+        console.print(table)
+
+
+def _print_distillation(console: "Console", result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("", "teacher", "student", "ratio")
     teacher, student, ratio = result["teacher"], result["student"], result["ratio"]
     rows = {"parameters": "parameters", "body_parameters": "without the head"}
     for key, label in rows.items():

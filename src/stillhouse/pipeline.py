@@ -317,7 +317,9 @@ class Pipeline:
             for model in recipe.models.values()
             if model.teacher is not None and model.teacher not in recipe.models
         }
-        self.ranks.from_first(lambda: finetuning.check(starts, teachers))
+        self.ranks.from_first(
+            lambda: finetuning.check(starts, teachers, self.reporter, offline=self.options.offline)
+        )
         for name, model in recipe.models.items():
             teacher = None
             if model.teacher is not None:

@@ -65,9 +65,14 @@ class QuestionAnsweringTask(Section):
 
 
 class TokenClassificationTask(Section):
-    """Entities in a sentence: data as in CoNLL's files, a token and its tag a line."""
+    """Entities in a sentence: data as in CoNLL's files, a token and its tag a line.
+
+    In lines of JSON two lists of a sentence, `tokens` and `tags`, hold its tokens and their tags.
+    """
 
     kind: Literal["token_classification"] = "token_classification"
+    tokens: str = "tokens"
+    tags: str = "ner_tags"
     token_column: int = 0
     tag_column: int = -1
     prefix: str = ""  # what stands before every token and is no part of it

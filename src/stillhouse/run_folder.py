@@ -96,6 +96,11 @@ class RunFolder:
         """Where the models of one task, and their scores, are."""
         return self.path / "finetuned" / task
 
+    @property
+    def task_data(self) -> Path:
+        """Datasets of the hub that tasks read, as lines of JSON."""
+        return self.shared / "task-data"
+
     def checkpoints(self, model: str) -> Path:
         """Where the checkpoints of one model (teacher, student, control) are."""
         return self.path / "checkpoints" / model
@@ -145,7 +150,7 @@ def manifest_path(output: Path) -> Path:
     """Where an output's manifest stands: inside a folder, beside a single file."""
     return (
         output.with_name(f"{output.stem}.{MANIFEST}")
-        if output.suffix in (".json", ".html")
+        if output.suffix in (".json", ".jsonl", ".html")
         else output / MANIFEST
     )
 

@@ -15,10 +15,10 @@ import zstandard
 from pyarrow import parquet
 
 from stillhouse.corpus import pieces
-from stillhouse.corpus.documents import describe_sources, read_documents
-from stillhouse.corpus.hub import stream_dataset
+from stillhouse.corpus.documents import describe_sources, hub_pieces, read_documents
 from stillhouse.corpus.pieces import MAX_PIECE_CHARACTERS, pieces_of, stretches
 from stillhouse.errors import DataError, NetworkError, RecipeError
+from stillhouse.hub import HubDataset
 from stillhouse.recipe import CorpusRecipe
 
 
@@ -199,7 +199,7 @@ def test_hub_rows_are_streamed(folder, tmp_path):
     shutil.copy(folder / "table.parquet", tmp_path / "train.parquet")
     (tmp_path / "data").mkdir()
     shutil.move(tmp_path / "train.parquet", tmp_path / "data" / "train.parquet")
-    found = stream_dataset(str(tmp_path / "data"), None, CorpusRecipe(source="hf://x/y"))
+    found = hub_pieces(HubDataset(str(tmp_path / "data")), CorpusRecipe(source="hf://x/y"))
     assert {piece.document_id: piece.text for piece in found} == {"r": "red", "b": "blue"}
 
 
@@ -214,7 +214,7 @@ def test_a_missing_datasets_package_is_explained(monkeypatch):
     """Without the optional package the error says how to install it."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RecipeError, match=r"pip install 'stillhouse\[hub\]'"):
-        list(stream_dataset("a/b", None, CorpusRecipe(source="hf://a/b")))
+        list(HubDataset("a/b").rows())
 
 
 GZIP = gzip.compress(os.urandom(5000))

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.corpus.files import JSON_SUFFIXES, SourceFile, find_files
-from stillhouse.corpus.hub import HUB_PREFIX, read_hub
 from stillhouse.corpus.pieces import MAX_PIECE_CHARACTERS, Piece, pieces_of
-from stillhouse.corpus.records import read_json_lines, read_parquet
+from stillhouse.corpus.records import read_json_lines, read_parquet, record_pieces
 from stillhouse.errors import DataError
 from stillhouse.files import opened
+from stillhouse.hub import HUB_PREFIX, HubDataset, must_be_online
 from stillhouse.recipe import CorpusRecipe
 from stillhouse.samples.text import sample_documents, sample_files
 
@@ -72,7 +72,8 @@ def _read_source(
     source: str, corpus: CorpusRecipe, seen: set[Path], *, offline: bool
 ) -> Iterator[Piece]:
     if source.startswith(HUB_PREFIX):
-        yield from read_hub(source, corpus, offline=offline)
+        must_be_online(source, "corpus.source", offline=offline)
+        yield from hub_pieces(HubDataset.named(source), corpus)
     elif source == SAMPLE:
         for name, text in sample_documents():
             yield from pieces_of(name, [text])
@@ -82,6 +83,13 @@ def _read_source(
             if place not in seen:
                 seen.add(place)
                 yield from _read_file(file, corpus)
+
+
+def hub_pieces(dataset: HubDataset, corpus: CorpusRecipe) -> Iterator[Piece]:
+    """The documents of a dataset, by their own ids or their numbers."""
+    for number, row in enumerate(dataset.rows(), start=1):
+        where, name = f"{dataset.name} row {number}", f"{dataset.name}:{number}"
+        yield from record_pieces(row, corpus.text_field, where, name)
 
 
 def _read_file(file: SourceFile, corpus: CorpusRecipe) -> Iterator[Piece]:

@@ -13,22 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import RecipeError
 from stillhouse.families import (
-    layers_from,
     load_config,
     load_task_model,
     save_model,
-    shallower_config,
     shallower_task_model,
 )
 from stillhouse.finetuning.data import TaskSource, some_of
-from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective, check_terms
+from stillhouse.finetuning.fitting import fitted, layer_map_of
+from stillhouse.finetuning.hub_data import fetch, path_of
+from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
 from stillhouse.finetuning.scores import task_scores
 from stillhouse.machine import describe_machine, library_versions, source_commit
-from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import (
     FinetuningRecipe,
     TaskTrainingRecipe,
@@ -46,7 +45,7 @@ from stillhouse.run_folder import (
 )
 from stillhouse.tasks.asking import ask
 from stillhouse.tasks.metrics import Measure
-from stillhouse.tasks.registry import check_length, labels_in, labels_of, make_task
+from stillhouse.tasks.registry import labels_in, labels_of, make_task
 from stillhouse.tasks.sentence_transformers import write_modules
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import StepBatches
@@ -99,7 +98,7 @@ class Finetuning:
             "training": shaping_part(self.recipe.training),
             "model": recipe_part(self.recipe.models[model]),
         }
-        sources = {"start": start.fingerprint, "train": sha256_of(Path(self.recipe.data.train))}
+        sources = {"start": start.fingerprint, "train": sha256_of(self._train_file)}
         if teacher is not None:
             settings["losses"] = recipe_part(self.recipe.losses)
             settings["temperature"] = self.recipe.temperature
@@ -111,8 +110,15 @@ class Finetuning:
         """The task with its labels, which the training data shows where the recipe does not."""
         return make_task(self.recipe.task, labels_in(self.recipe.task, self._train_file))
 
-    def check(self, starts: Mapping[str, Found], teachers: Mapping[str, Found]) -> None:
-        """Say what is wrong before anything is trained.
+    def check(
+        self,
+        starts: Mapping[str, Found],
+        teachers: Mapping[str, Found],
+        reporter: Reporter,
+        *,
+        offline: bool,
+    ) -> None:
+        """Fetch what is on the hub, and say what is wrong before anything is trained.
 
         Args:
             starts: By model.
@@ -121,24 +127,38 @@ class Finetuning:
         Raises:
             DataError: an example that cannot be read, with its file and row.
             RecipeError: a model that does not fit the task, or its teacher.
+            NetworkError: data on the hub that cannot be fetched.
         """
+        for key, source in self._sources.items():
+            where = f"finetuning.{self.name}.data.{key}"
+            fetch(source, self.run.task_data, where, reporter, offline=offline)
         self.task.read_training(self._train_file)
         _ = self._validation
+        fitted(
+            self.name,
+            self.recipe,
+            {name: load_config(start.folder) for name, start in starts.items()},
+            {name: load_config(teacher.folder) for name, teacher in teachers.items()},
+        )
         for name, model in self.recipe.models.items():
-            config = self._config(name, starts)
-            check_length(self.recipe.task, config, str(starts[name].folder))
-            if model.teacher is not None:
-                check_terms(self.task, self.recipe.losses)
-                if model.teacher in teachers:
-                    self._check_teacher(teachers[model.teacher], starts[name])
-                    theirs = load_config(teachers[model.teacher].folder)
-                else:
-                    theirs = self._config(model.teacher, starts)
-                check_relation(self.recipe.losses.relation, self._config(name, starts), theirs)
+            if model.teacher is None:
+                continue
+            if model.teacher in teachers:
+                self._check_labels(teachers[model.teacher])
+            check_tokenizers(teachers.get(model.teacher) or starts[model.teacher], starts[name])
 
     @property
     def _train_file(self) -> Path:
-        return Path(self.recipe.data.train)
+        return path_of(self.recipe.data.train, self.run.task_data)
+
+    @property
+    def _split_files(self) -> dict[str, Path]:
+        splits = self.recipe.data.splits.items()
+        return {split: path_of(source, self.run.task_data) for split, source in splits}
+
+    @property
+    def _sources(self) -> dict[str, str]:
+        return {"train": self.recipe.data.train, **self.recipe.data.splits}
 
     def train(
         self,
@@ -206,7 +226,7 @@ class Finetuning:
         """What the scores follow from: every model, and teachers from elsewhere."""
         manifests = {name: read_manifest(self.folder(name)) for name in self.recipe.models}
         models = {name: found.fingerprint for name, found in manifests.items() if found is not None}
-        splits = {split: sha256_of(Path(file)) for split, file in self.recipe.data.splits.items()}
+        splits = {split: sha256_of(file) for split, file in self._split_files.items()}
         others = {name: found.fingerprint for name, found in teachers.items()}
         settings = {"task": recipe_part(self.recipe.task)}
         return Inputs(f"finetune {self.name} scores", settings, {**models, **others, **splits})
@@ -278,45 +298,23 @@ class Finetuning:
 
     @cached_property
     def _validation(self) -> dict[str, list[Any]]:
-        return {
-            split: self.task.read(Path(file)) for split, file in self.recipe.data.splits.items()
-        }
+        return {split: self.task.read(file) for split, file in self._split_files.items()}
 
     def _initial(self, name: str, start: Found) -> PreTrainedModel:
         model = load_task_model(
             start.folder, self.task.head, self.task.settings, new_head_seed=self.seed
         )
-        layer_map = self._layer_map(name, model.config)
+        layer_map = layer_map_of(self.name, self.recipe, name, model.config)
         return model if layer_map is None else shallower_task_model(model, layer_map)
 
-    def _config(self, name: str, starts: Mapping[str, Found]) -> PretrainedConfig:
-        """The configuration that a model of the task will have."""
-        config = load_config(starts[name].folder)
-        layer_map = self._layer_map(name, config)
-        return config if layer_map is None else shallower_config(config, len(layer_map))
-
-    def _layer_map(self, name: str, config: PretrainedConfig) -> list[int] | None:
-        """The layers that a model takes from its start, or none where it takes them all."""
-        wanted = self.recipe.models[name].layer_map
-        if wanted is None:
-            return None
-        key = f"finetuning.{self.name}.models.{name}.layer_map"
-        return layers_from(wanted, config.num_hidden_layers, key=key)
-
-    def _check_teacher(self, teacher: Found, student: Found) -> None:
-        """Its outputs must stand for what the student's do, and both must read the same tokens."""
+    def _check_labels(self, teacher: Found) -> None:
+        """The outputs of a teacher from elsewhere must stand for what the task's do."""
         theirs = labels_of(load_config(teacher.folder))
         ours = [*dict(self.task.settings).get("id2label", {}).values()]
         if ours and theirs != ours:
             raise RecipeError(
                 f"The outputs of the teacher in {teacher.folder} are {', '.join(theirs)}, those of "
                 f"the task {', '.join(ours)}. Give the teacher's as `labels`, in its order."
-            )
-        vocabularies = [load_tokenizer(found.folder).get_vocab() for found in (teacher, student)]
-        if vocabularies[0] != vocabularies[1]:
-            raise RecipeError(
-                f"The teacher in {teacher.folder} has another tokenizer than the student, which "
-                "must read the same tokens."
             )
 
     def _teacher(self, teacher: Found) -> PreTrainedModel:
@@ -396,6 +394,20 @@ class Finetuning:
             save_model(trained, tokenizer, folder)
             if isinstance(self.recipe.task, EmbeddingsTask):
                 write_modules(folder, self.recipe.task, trained.config.hidden_size)
+
+
+def check_tokenizers(teacher: Found, student: Found) -> None:
+    """Refuse a teacher that does not read the student's tokens.
+
+    Raises:
+        RecipeError: their vocabularies differ.
+    """
+    vocabularies = [load_tokenizer(found.folder).get_vocab() for found in (teacher, student)]
+    if vocabularies[0] != vocabularies[1]:
+        raise RecipeError(
+            f"The teacher in {teacher.folder} has another tokenizer than the student, which "
+            "must read the same tokens."
+        )
 
 
 def with_states_kept(training: TaskTrainingRecipe, num_steps: int) -> TaskTrainingRecipe:

@@ -72,6 +72,15 @@ class Row:
             raise self._wrong(column, "a name, or several apart by commas")
         return [name.strip() for name in names if name.strip()]
 
+    def texts(self, column: str) -> list[str]:
+        """A list of texts, none of them blank."""
+        values = self._value(column)
+        if not isinstance(values, list) or not all(
+            isinstance(value, str) and value.strip() for value in values
+        ):
+            raise self._wrong(column, "a list of texts that are not blank")
+        return values
+
     def _value(self, column: str) -> Any:
         if column not in self.fields:
             raise DataError(

@@ -14,7 +14,8 @@ from statistics import fmean
 from typing import Any
 
 from stillhouse.errors import DataError
-from stillhouse.tasks.rows import read_json
+from stillhouse.files import format_of
+from stillhouse.tasks.rows import read_json, read_rows
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -49,12 +50,16 @@ class AnswerScore:
 def read_squad(path: Path) -> list[Question]:
     """The questions of a file in SQuAD's format, in order; `.gz` is decompressed.
 
+    Lines of JSON, as datasets have them, hold `id`, `question`, `context`, and `answers` with the
+    lists `text` and `answer_start`.
+
     Raises:
         DataError: no such file, not in that format, a question without an answer, an answer that
             does not stand where it is said to, or an id that comes twice.
     """
     questions: dict[str, Question] = {}
-    for question in _questions(read_json(path), path):
+    of_rows = format_of(path) == ".jsonl"
+    for question in _rows(path) if of_rows else _questions(read_json(path), path):
         if question.id in questions:
             raise DataError(
                 f"{path}: the question id {question.id!r} comes twice. Ids must differ."
@@ -127,6 +132,22 @@ def _questions(content: Any, path: Path) -> Iterator[Question]:
             context = _field(paragraph, "context", str, where)
             for entry in _list(paragraph, "qas", where):
                 yield _question(entry, context, where)
+
+
+def _rows(path: Path) -> Iterator[Question]:
+    for row in read_rows(path):
+        answers = _field(row.fields, "answers", dict, row.where)
+        texts, starts = (_list(answers, key, row.where) for key in ("text", "answer_start"))
+        if len(texts) != len(starts):
+            raise DataError(
+                f"{row.where}: {len(texts)} answers stand in `text`, {len(starts)} in "
+                "`answer_start`; give as many of the one as of the other."
+            )
+        pairs = [
+            {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
+        ]
+        context = _field(row.fields, "context", str, row.where)
+        yield _question({**row.fields, "answers": pairs}, context, row.where)
 
 
 def _question(entry: Any, context: str, where: str) -> Question:

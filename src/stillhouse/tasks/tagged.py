@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.errors import DataError
-from stillhouse.tasks.rows import read_lines
+from stillhouse.tasks.rows import read_lines, read_rows
 
 TAG = re.compile(r"O|[BI]-\S+")
 DOCUMENT = "-DOCSTART-"
@@ -68,6 +68,29 @@ def read_tagged(
     end()
     if not sentences:
         raise DataError(f"{path} holds no sentence. Give a file with a token and its tag a line.")
+    return sentences
+
+
+def read_tagged_rows(path: Path, tokens: str, tags: str) -> list[Sentence]:
+    """The sentences of lines of JSON, as datasets have them.
+
+    Args:
+        tokens: The name of a sentence's list of tokens.
+        tags: The name of the list of their tags.
+
+    Raises:
+        DataError: no such file, no sentence, or a row that is not like this.
+    """
+    sentences = []
+    for row in read_rows(path):
+        found, marks = row.texts(tokens), row.texts(tags)
+        if len(found) != len(marks):
+            raise DataError(f"{row.where} has {len(found)} tokens and {len(marks)} tags.")
+        wrong = next((tag for tag in marks if not TAG.fullmatch(tag)), None)
+        if wrong is not None:
+            raise DataError(f"{row.where}: {wrong!r} is no tag O, B-KIND or I-KIND.")
+        if found:
+            sentences.append(Sentence(row.where, tuple(found), tuple(as_iob2(marks))))
     return sentences
 
 

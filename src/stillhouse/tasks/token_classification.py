@@ -19,12 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError
 from stillhouse.families import TaskHead
+from stillhouse.files import format_of
 from stillhouse.recipe_tasks import TokenClassificationTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure, span_counts, span_f1
 from stillhouse.tasks.model_inputs import inputs_of
-from stillhouse.tasks.rows import read_rows
-from stillhouse.tasks.tagged import Sentence, as_iob2, read_tagged
+from stillhouse.tasks.rows import JSON_SUFFIXES, read_rows
+from stillhouse.tasks.tagged import Sentence, as_iob2, read_tagged, read_tagged_rows
 from stillhouse.tasks.text_classification import labelled
 from stillhouse.tokens.batches import IGNORED
 
@@ -175,6 +176,8 @@ def words_in(text: str) -> Words:
 
 def read_sentences(recipe: TokenClassificationTask, path: Path) -> list[Sentence]:
     """The tagged sentences of a file, as the recipe says."""
+    if format_of(path) in JSON_SUFFIXES:
+        return read_tagged_rows(path, recipe.tokens, recipe.tags)
     return read_tagged(
         path,
         token_column=recipe.token_column,

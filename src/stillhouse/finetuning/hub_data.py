@@ -1,0 +1,35 @@
+"""A task's data: files of this disk as they are, datasets of the hub as files of the run."""
+
+import json
+import re
+from pathlib import Path
+
+from stillhouse.hub import HUB_PREFIX, HubDataset, must_be_online
+from stillhouse.run_folder import Inputs, commit_file, is_up_to_date
+from stillhouse.training.progress import Reporter
+
+
+def path_of(source: str, folder: Path) -> Path:
+    """Where the examples of `source` are, or will be once they are fetched into `folder`."""
+    if not source.startswith(HUB_PREFIX):
+        return Path(source)
+    return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', source.removeprefix(HUB_PREFIX))}.jsonl"
+
+
+def fetch(source: str, folder: Path, key: str, reporter: Reporter, *, offline: bool) -> None:
+    """Write a dataset of the hub as lines of JSON, once.
+
+    Raises:
+        NetworkError: offline, or the hub cannot be reached.
+        RecipeError: the `datasets` package is not installed.
+        DataError: there is no such dataset, configuration or split.
+    """
+    path, inputs = path_of(source, folder), Inputs(f"data {source}", {}, {})
+    if not source.startswith(HUB_PREFIX) or is_up_to_date(path, inputs):
+        return
+    must_be_online(source, key, offline=offline)
+    reporter.say(f"fetching {source}")
+    rows = HubDataset.named(source).rows()
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    commit_file(path, content.encode(), inputs)

@@ -1,0 +1,91 @@
+"""Datasets of the hub as a task's data: fetched once, classes by name, then read without a
+network."""
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
+
+from stillhouse.errors import DataError, NetworkError
+from stillhouse.finetuning.hub_data import fetch, path_of
+from stillhouse.recipe_file import parse_task
+from stillhouse.tasks.registry import make_task
+from stillhouse.training.progress import QuietReporter
+
+
+@pytest.fixture
+def source(tmp_path):
+    """source(rows, features): a dataset with a validation split, as the hub has them."""
+
+    def make(rows, **features):
+        folder = tmp_path / "dataset"
+        folder.mkdir()
+        dataset = Dataset.from_list(rows, features=Features(features))
+        dataset.to_parquet(folder / "validation-00000-of-00001.parquet")
+        return f"hf://{folder}#validation"
+
+    return make
+
+
+def fetched(source, folder, *, offline=False):
+    fetch(source, folder, "finetuning.t.data.train", QuietReporter(), offline=offline)
+    return path_of(source, folder)
+
+
+def test_classes_come_by_their_names_and_only_once_from_the_hub(source, tmp_path):
+    """Later runs read the run's own file, also offline."""
+    texts = [{"sentence": "a warm fire", "label": 1}, {"sentence": "a cold wind", "label": 0}]
+    name = source(texts, sentence=Value("string"), label=ClassLabel(names=["negative", "positive"]))
+    with pytest.raises(NetworkError, match=r"finetuning\.t\.data\.train 'hf://.*--offline forbids"):
+        fetched(name, tmp_path / "data", offline=True)
+    path = fetched(name, tmp_path / "data")
+    made = path.stat().st_ino
+    assert fetched(name, tmp_path / "data", offline=True).stat().st_ino == made
+    task = make_task(parse_task("sst2", ["labels=[negative, positive]"]))
+    found = task.read(path)
+    assert [(each.text, each.target) for each in found] == [("a warm fire", 1), ("a cold wind", 0)]
+
+
+def test_questions_and_entities_have_the_columns_of_their_datasets(source, tmp_path):
+    """As in rajpurkar/squad and in sets of tagged sentences."""
+    answers = {"text": ["sea", "the sea"], "answer_start": [16, 12]}
+    row = {
+        "id": "q", "question": "Where?", "context": "A house by  the sea.", "answers": answers,
+        "tokens": ["Islay", "is", "old"], "ner_tags": [1, 0, 0],
+    }  # fmt: skip
+    strings = Sequence(Value("string"))
+    name = source(
+        [row],
+        id=Value("string"),
+        question=Value("string"),
+        context=Value("string"),
+        answers={"text": strings, "answer_start": Sequence(Value("int32"))},
+        tokens=strings,
+        ner_tags=Sequence(ClassLabel(names=["O", "B-LOC", "I-LOC"])),
+    )
+    path = fetched(name, tmp_path / "data")
+    (question,) = make_task(parse_task("squad", [])).read(path)
+    assert [(each.text, each.start) for each in question.answers] == [("sea", 16), ("the sea", 12)]
+    (words,) = make_task(parse_task("conll", []), ["O", "B-LOC", "I-LOC"]).read(path)
+    assert (words.text, words.tags) == ("Islay is old", ("B-LOC", "O", "O"))
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        ("squad", '{"id": "q", "question": "?", "context": "sea", "answers": {"text": ["sea"],'
+         ' "answer_start": []}}', "row 1: 1 answers stand in `text`, 0 in `answer_start`"),
+        ("squad", '{"id": "q", "question": "?", "context": "sea", "answers": {"text": ["sky"],'
+         ' "answer_start": [0]}}', "row 1, question q: the answer 'sky' does not stand at"),
+        ("squad", '{"question": "?"}', "row 1: 'answers' is missing"),
+        ("conll", '{"tokens": ["a", "b"], "ner_tags": ["O"]}', "row 1 has 2 tokens and 1 tags"),
+        ("conll", '{"tokens": ["a"], "ner_tags": ["LOC"]}', "row 1: 'LOC' is no tag O, B-KIND"),
+        ("conll", '{"tokens": ["a"], "ner_tags": [0]}', "'ner_tags' must hold a list of texts"),
+        ("conll", '{"tokens": ["a"]}', "row 1 has no column 'ner_tags'"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_not_like_this_are_named(tmp_path, task, row, message):
+    """With their file and number."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(row + "\n")
+    with pytest.raises(DataError, match=message) as error:
+        make_task(parse_task(task, []), ["O", "B-LOC", "I-LOC"]).read(path)
+    assert "rows.jsonl" in str(error.value)
