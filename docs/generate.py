@@ -66,16 +66,28 @@ def _rows(section: type[BaseModel], prefix: str) -> list[str]:
     for name, field in section.model_fields.items():
         inner = _sections(field.annotation)
         key = f"{prefix}{name}"
-        others = _other_types(field.annotation)
+        by_name = getattr(field.annotation, "__origin__", None) is dict and bool(inner)
+        others = ["by name"] if by_name else _other_types(field.annotation)
         default = field.get_default(call_default_factory=True, validated_data={})
         shown = (
-            "" if default is PydanticUndefined or isinstance(default, BaseModel) else f"`{default}`"
+            ""
+            if default is PydanticUndefined or isinstance(default, BaseModel)
+            else f"`{_plain(default)}`"
         )
         if not inner or others:
             rows.append(f"| `{key}` | {_cell(', '.join(others) or 'value')} | {shown} |")
         for each in inner:
-            rows += _rows(each, f"{key}.")
+            rows += _rows(each, f"{key}.NAME." if by_name else f"{key}.")
     return rows
+
+
+def _plain(default: Any) -> Any:
+    """A default as a recipe would have it, what a section leaves to its own defaults left out."""
+    if isinstance(default, BaseModel):
+        return default.model_dump(exclude_defaults=True)
+    if isinstance(default, dict):
+        return {name: _plain(value) for name, value in default.items()}
+    return default
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

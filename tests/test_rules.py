@@ -22,6 +22,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 GROUND = {
     "errors",
     "files",
+    "hub",
     "machine",
     "recipe",
     "recipe_file",
@@ -46,6 +47,7 @@ ARROWS = {
     "tasks": {"families", "tokens"},  # heads, and how a batch is moved
     "errors": set(),
     "files": {"errors"},
+    "hub": {"errors"},
     "machine": set(),
     "recipe": {"errors", "recipe_tasks", "section", "stages"},
     "recipe_file": {"errors", "recipe", "recipe_tasks"},

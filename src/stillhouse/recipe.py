@@ -494,7 +494,7 @@ class Recipe(Section):
     def stages(self) -> tuple[str, ...]:
         """The stages that have something to do."""
         if self.corpus is None:
-            return ("finetune",)
+            return ("finetune", "report")
         return tuple(stage for stage in STAGES if stage != "finetune" or self.finetuning)
 
     @property

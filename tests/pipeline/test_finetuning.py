@@ -1,6 +1,7 @@
 """A recipe of tasks from data to scores: models that learn, a teacher, exact resume."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import stillhouse
 from stillhouse.__main__ import _run
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.recipe_file import parse_recipe
+from stillhouse.report import units
 
 TRAINING = {
     "epochs": 3, "examples_per_step": 16, "optimizer": {"learning_rate": 5e-3}, "precision": "fp32",
@@ -179,9 +181,34 @@ def test_a_label_that_training_does_not_show_is_refused(recipe, tmp_path):
         stillhouse.run(path, tmp_path / "run")
 
 
-def test_a_recipe_without_text_has_the_stage_finetune_alone(recipe):
+def test_a_recipe_without_text_is_finetuned_and_reported(recipe):
     """Its other stages have nothing to do."""
     parsed = parse_recipe(recipe().read_text())
-    assert parsed.stages == ("finetune",)
+    assert parsed.stages == ("finetune", "report")
     with pytest.raises(RecipeError, match=r"neither a corpus .* nor a task"):
         parse_recipe("teacher: sample\n")
+
+
+def test_the_page_shows_what_each_model_scores_and_what_the_teacher_gave(recipe, tmp_path):
+    """For several seeds the median and extremes, each seed by itself, a curve for every model."""
+    text = yaml.safe_load(recipe().read_text()) | {"seed": [0, 1]}
+    path = tmp_path / "seeds.yaml"
+    path.write_text(yaml.safe_dump(text, sort_keys=False))
+    run = tmp_path / "run"
+    stillhouse.run(path, run)
+    page = (run / "report.html").read_text()
+    folders = [run / f"seed-{seed}" for seed in (0, 1)]
+    gains = [
+        scores_of(folder)["splits"]["validation"]["gains"]["distilled less student"]["accuracy"]
+        for folder in folders
+    ]
+    assert "distilled less student" in page
+    for gain in gains:
+        assert f"{units.signed(gain['low'])} to {units.signed(gain['high'])}" in page
+    middle = units.signed(sum(gain["value"] for gain in gains) / 2)
+    assert f"heat, validation: distilled scores {middle} accuracy against student" in page
+    for model in ("teacher", "student", "distilled"):
+        assert f'<th scope="row">{model}</th>' in page
+        assert re.search(rf'class="label [a-z_]+"[^>]*>{model}<', page)
+    assert "accuracy, seed 1" in page
+    assert "<script" not in page

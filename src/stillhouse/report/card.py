@@ -10,8 +10,9 @@ import yaml
 from stillhouse.recipe import Recipe, TeacherRecipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import units
+from stillhouse.report.html import plain, words
 from stillhouse.report.outcome import state_outcome
-from stillhouse.report.page import command_line, model_name, plain, words
+from stillhouse.report.page import command_line, model_name
 from stillhouse.report.results import SeedResult
 from stillhouse.report.table import Cell, Table, by_seed, comparison
 from stillhouse.run_folder import RunFolder, read_manifest

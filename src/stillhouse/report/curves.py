@@ -27,11 +27,19 @@ WARM_UP_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Series:
-    """One quantity of one training over its tokens; `not_finite` are the places without a value."""
+    """One quantity of one training over its tokens; `not_finite` are the places without a value.
+
+    `model` gives its color, and its name where it has no `label`.
+    """
 
     model: str
     points: list[Point]
     not_finite: list[float]
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or _short(self.model)
 
 
 def draw_curves(recipe: Recipe, results: Sequence[SeedResult]) -> str:
@@ -150,6 +158,24 @@ def _loss_figure(recipe: Recipe, results: Sequence[SeedResult]) -> str:
     return _wide(title, caption, lines, top=top, show_y=lambda value: f"{value:.4g}")
 
 
+def loss_figure(title: str, found: Sequence[Series]) -> str:
+    """The losses of several trainings over their tokens; nothing where none was logged."""
+    if not found:
+        return ""
+    lines, labeled = [], set()
+    for series in found:
+        curve = smooth(series.points)
+        label = "" if series.name in labeled or not curve else f"{series.name}\n{curve[-1][1]:.3g}"
+        labeled.add(series.name)
+        lines.append(Line(series.model, label, thin(curve), thin(series.points), series.not_finite))
+    top, cut = _frame_top(lines)
+    caption = "Lines: smoothed training loss; dots: the steps."
+    if cut:
+        caption += f" The first steps start above the frame, at {cut:.3g}."
+    caption += _not_finite_words(found)
+    return _wide(title, caption, lines, top=top, show_y=lambda value: f"{value:.4g}")
+
+
 def _frame_top(lines: Sequence[Line]) -> tuple[float | None, float | None]:
     """Where the frame ends above, and the highest value when that lies far outside; else None."""
     end = max((line.points[-1][0] for line in lines if line.points), default=0.0)
@@ -254,13 +280,13 @@ def _wide(
 
 def _not_finite_words(found: Sequence[Series]) -> str:
     parts = []
-    for model in dict.fromkeys(series.model for series in found):
-        places = [place for series in found if series.model == model for place in series.not_finite]
+    for name in dict.fromkeys(series.name for series in found):
+        places = [place for series in found if series.name == name for place in series.not_finite]
         if places:
             steps = "1 step" if len(places) == 1 else f"{len(places):,} steps"
             first = units.tokens(min(places))
             parts.append(
-                f" {_short(model)}: {steps} without a finite value (\N{MULTIPLICATION SIGN}), the "
+                f" {name}: {steps} without a finite value (\N{MULTIPLICATION SIGN}), the "
                 f"first at {first}."
             )
     return "".join(parts)

@@ -1,22 +1,19 @@
-"""The report page: one self-contained HTML file, with no script and nothing from elsewhere.
-
-Everything that comes from a user (names, prompts, paths, text) passes through `html.escape`.
-"""
+"""The report page of a distillation; see `html`, of which it is made."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from typing import Any
 
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
-from stillhouse.report import units
 from stillhouse.report.curves import draw_curves
+from stillhouse.report.html import definitions, table_html, whole_page
 from stillhouse.report.outcome import state_outcome
 from stillhouse.report.results import CONTROLS, SeedResult, label_of, models_of
 from stillhouse.report.standing import draw_standing
-from stillhouse.report.table import NOT_FINITE, Cell, Table, by_seed, comparison
+from stillhouse.report.table import by_seed, comparison
+from stillhouse.report.task_page import TaskResult, task_section
 from stillhouse.run_folder import RunFolder
 
 
@@ -25,16 +22,21 @@ def model_name(recipe: Recipe, run: RunFolder) -> str:
     return recipe.report.model_name or run.shared.resolve().name
 
 
-def report_page(recipe: Recipe, run: RunFolder, results: Sequence[SeedResult]) -> str:
+def report_page(
+    recipe: Recipe,
+    run: RunFolder,
+    results: Sequence[SeedResult],
+    tasks: Sequence[TaskResult],
+) -> str:
     """The whole page as text."""
     name = model_name(recipe, run)
-    style = (resources.files("stillhouse.report") / "page.css").read_text(encoding="utf-8")
     outcome = state_outcome(recipe, results)
     sections = [
         draw_standing(recipe, results),
         "<h2>Comparison</h2>",
         _comparison(recipe, results),
         _seeds(recipe, results),
+        *(task_section(recipe, each) for each in tasks),
         "<h2>Training</h2>",
         _skipped(results),
         _legend(results),
@@ -42,17 +44,8 @@ def report_page(recipe: Recipe, run: RunFolder, results: Sequence[SeedResult]) -
         _samples(results),
         _provenance(recipe, run, results),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(name)}: distillation report</title>\n"
-        f"<style>\n{style}</style>\n</head>\n<body>\n"
-        f'<header>\n<p class="kind">Stillhouse distillation report</p>\n<h1>{escape(name)}</h1>\n'
-        f'<p class="outcome {outcome.verdict}">{escape(outcome.title)}</p>\n'
-        f'<p class="lead">{escape(outcome.text)}</p>\n</header>\n<main>\n'
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    body = "\n".join(section for section in sections if section)
+    return whole_page(name, "distillation", outcome, body)
 
 
 def _comparison(recipe: Recipe, results: Sequence[SeedResult]) -> str:
@@ -63,7 +56,7 @@ def _comparison(recipe: Recipe, results: Sequence[SeedResult]) -> str:
     )
     note += "Ratios are to the teacher. How each number is measured stands under Protocol."
     models = models_of(results)
-    return f'<p class="note">{escape(note)}</p>{_table(comparison(recipe, results), models)}'
+    return f'<p class="note">{escape(note)}</p>{table_html(comparison(recipe, results), models)}'
 
 
 def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> str:
@@ -81,37 +74,8 @@ def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> str:
             "list several seeds in the recipe to see it."
         )
     title = "Seeds" if len(results) > 1 else "Against the control"
-    table = _table(by_seed(recipe, results), models_of(results))
+    table = table_html(by_seed(recipe, results), models_of(results))
     return f"<h2>{title}</h2><p>{escape(note)}</p>{table}"
-
-
-def _table(table: Table, models: Sequence[str]) -> str:
-    names = [*models, *[""] * (len(table.columns) - len(models))]
-    head = "".join(
-        f'<th scope="col"><span class="name-{escape(name)}">{escape(title)}</span></th>'
-        for title, name in zip(table.columns, names, strict=True)
-    )
-    rows = "".join(
-        f'<tr class="{_row_class(label)}"><th scope="row">{escape(label)}</th>'
-        f"{''.join(_cell(cell) for cell in cells)}</tr>\n"
-        for label, cells in table.rows
-    )
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>\n'
-        f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>"
-    )
-
-
-def _row_class(label: str) -> str:
-    return "summary" if label == "Median" else "row"
-
-
-def _cell(cell: Cell) -> str:
-    if cell.is_missing:
-        kind = ' class="bad"' if cell.text == NOT_FINITE else ""
-        return f"<td><em{kind}>{escape(cell.text)}</em></td>"
-    notes = "".join(f"<span>{escape(note)}</span>" for note in (cell.range, cell.ratio) if note)
-    return f"<td>{escape(cell.text)}{notes}</td>"
 
 
 def _legend(results: Sequence[SeedResult]) -> str:
@@ -198,31 +162,3 @@ def _machines(results: Sequence[SeedResult]) -> str:
         if machine not in different:
             different.append(machine)
     return "".join(definitions(machine) for machine in different)
-
-
-def definitions(facts: Mapping[str, Any]) -> str:
-    """A mapping as a description list; sizes in bytes become readable."""
-    items = "".join(
-        f"<dt>{escape(words(key))}</dt><dd>{escape(plain(key, value))}</dd>"
-        for key, value in facts.items()
-    )
-    return f"<dl>{items}</dl>" if items else ""
-
-
-def words(key: str) -> str:
-    """A key for people: stride_s512 -> Stride s512, memory_bytes -> Memory."""
-    text = key.removesuffix("_bytes").replace("_", " ")
-    return "GPUs" if text == "gpus" else text[:1].upper() + text[1:]
-
-
-def plain(key: str, value: Any) -> str:
-    """A fact as one line of text."""
-    if key.endswith("_bytes") and isinstance(value, (int, float)):
-        return units.size_bytes(value)
-    if isinstance(value, Mapping):
-        return "; ".join(
-            f"{words(str(name))}: {plain(str(name), each)}" for name, each in value.items()
-        )
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "none"
-    return "unknown" if value is None else str(value)

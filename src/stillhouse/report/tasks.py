@@ -5,6 +5,7 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -32,13 +33,18 @@ def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
     return page.getvalue().strip("\n")
 
 
+def scores_file(run: RunFolder, task: str) -> Path:
+    """Where the scores of a task's models are."""
+    return run.finetuned(task) / "scores.json"
+
+
 def read_scores(run: RunFolder, task: str) -> dict[str, Any]:
     """The scores of a task for one seed.
 
     Raises:
         RunError: they are not there, or damaged.
     """
-    path = run.finetuned(task) / "scores.json"
+    path = scores_file(run, task)
     if read_manifest(path) is None:
         raise RunError(f"{path} is not there yet: run the stage finetune first.")
     return json.loads(path.read_text(encoding="utf-8"))

@@ -1,9 +1,12 @@
-"""Writes a run's report: evaluation.json + metrics.jsonl -> report.html and the model cards."""
+"""Writes a run's report: evaluation.json, scores.json and metrics.jsonl -> report.html and the
+model cards."""
 
 from stillhouse.recipe import Recipe, recipe_part
 from stillhouse.report.card import model_card
-from stillhouse.report.page import report_page
+from stillhouse.report.page import command_line, model_name, report_page
 from stillhouse.report.results import read_results
+from stillhouse.report.task_page import read_tasks, tasks_page
+from stillhouse.report.tasks import scores_file
 from stillhouse.run_folder import Inputs, RunFolder, commit_file, sha256_of, write_atomic
 
 
@@ -13,17 +16,24 @@ def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> 
     With one seed, `seed_runs` is `[run]`; with several, they are in the recipe's order.
 
     Raises:
-        RunError: a seed has not been evaluated, or its `evaluation.json` is damaged.
+        RunError: a seed has not been evaluated or a task not scored, or what was is damaged.
     """
-    results = read_results(recipe, seed_runs)
-    inputs = Inputs(
-        stage="report",
-        settings={"report": recipe_part(recipe.report)},
-        sources={
-            f"evaluation seed {result.seed}": sha256_of(result.run.evaluation) for result in results
-        },
-    )
-    commit_file(run.report, report_page(recipe, run, results).encode(), inputs)
+    tasks = read_tasks(recipe, seed_runs)
+    results = [] if recipe.corpus is None else read_results(recipe, seed_runs)
+    sources = {
+        f"evaluation seed {result.seed}": sha256_of(result.run.evaluation) for result in results
+    } | {
+        f"{task.name} seed {seed}": sha256_of(scores_file(each, task.name))
+        for task in tasks
+        for seed, each in zip(recipe.seeds, seed_runs, strict=True)
+    }
+    if results:
+        page = report_page(recipe, run, results, tasks)
+    else:
+        command = command_line(str(run.recipe), str(run.shared))
+        page = tasks_page(model_name(recipe, run), recipe, command, tasks)
+    inputs = Inputs("report", {"report": recipe_part(recipe.report)}, sources)
+    commit_file(run.report, page.encode(), inputs)
     for result in results:
         if result.run.student.is_dir():
             # The card is not listed in the folder's manifest, so writing it leaves the committed
