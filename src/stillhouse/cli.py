@@ -45,6 +45,10 @@ TaskName = Annotated[
     str,
     typer.Option(metavar="NAME", help="A task's name or kind, such as sst2 or classification."),
 ]
+OptionalTaskName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="A task's name or kind, such as sst2 or classification."),
+]
 TaskSettings = Annotated[
     list[str] | None,
     typer.Option(
@@ -236,17 +240,36 @@ def compare(
 @app.command()
 def score(
     model: Model,
-    task: TaskName,
-    data: Annotated[Path, typer.Option(help="The examples, with what is right.")],
+    task: OptionalTaskName = None,
+    data: Annotated[Path | None, typer.Option(help="The examples, with what is right.")] = None,
     overrides: TaskSettings = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(metavar="TASKS", help="Tasks of lm-evaluation-harness, apart by commas."),
+    ] = None,
+    lm_eval_folder: Annotated[
+        Path | None, typer.Option(help="Take these tasks (YAML) for the harness's own.")
+    ] = None,
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on a task.
 
     Reads a table, a file in SQuAD's format or tagged sentences; prints each metric with its 95 %
-    interval over examples.
+    interval over examples. With --lm-eval the harness scores a causal language model instead.
     """
+    from stillhouse.errors import RecipeError
+
+    if lm_eval is not None and task is None and data is None:
+        from stillhouse.evaluation.harness import print_harness, score_by_harness
+
+        found = score_by_harness(
+            model, lm_eval.split(","), task_folder=lm_eval_folder, offline=offline
+        )
+        _print_json(found) if as_json else print_harness(found)
+        return
+    if lm_eval is not None or task is None or data is None:
+        raise RecipeError("Give --task and --data, or --lm-eval alone.")
     from stillhouse.evaluation.score import print_scores, score_model
     from stillhouse.recipe_file import parse_task
 

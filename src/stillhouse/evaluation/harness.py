@@ -1,0 +1,103 @@
+"""A model's scores by EleutherAI's lm-evaluation-harness (extra `lm-eval`), in this process."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import DataError, ModelError, RecipeError
+from stillhouse.families import family_of, load_config, load_model, resolve_folder
+from stillhouse.machine import describe_machine, library_versions, source_commit
+from stillhouse.tokens.tokenizer import load_tokenizer
+from stillhouse.training.device import pick_device
+
+BATCH = {"cpu": 8, "cuda": 64}
+
+
+def score_by_harness(
+    name: str, tasks: Sequence[str], *, task_folder: Path | None, offline: bool
+) -> dict[str, Any]:
+    """What the harness finds of a causal language model.
+
+    Args:
+        tasks: Names of its tasks, or of those in `task_folder`.
+        task_folder: Descriptions of tasks (YAML) that take the place of the harness's own, such as
+            those that read files of this disk.
+
+    Raises:
+        RecipeError: the harness is not installed, or it has no such task.
+        ModelError: no causal language model.
+        DataError: a task whose data cannot be read.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise RecipeError(
+            "--lm-eval needs the lm-evaluation-harness. Install it with "
+            "`pip install 'stillhouse[lm-eval]'`."
+        ) from error
+
+    if task_folder is not None and not task_folder.is_dir():
+        raise DataError(f"There is no folder of tasks {task_folder}.")
+    folder = resolve_folder(name, offline=offline)
+    family = family_of(load_config(folder))
+    if family.language_modeling != "causal":
+        raise ModelError(
+            f"The harness scores causal language models; the one in {folder} is a "
+            f"{family.model_type}."
+        )
+    _, model = load_model(folder)
+    device = pick_device()
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    manager = TaskManager(
+        include_path=None if task_folder is None else str(task_folder),
+        include_defaults=task_folder is None,
+    )
+    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
+        known = ", ".join(sorted(manager.all_tasks)[:10])
+        raise RecipeError(f"The harness has no task {unknown[0]!r}. It has {known or 'none'}, ...")
+    loaded = HFLM(
+        pretrained=model,
+        tokenizer=load_tokenizer(folder),
+        backend="causal",
+        batch_size=BATCH[device.type],
+        max_length=family.num_positions(model.config),
+    )
+    try:
+        with redirect_stdout(sys.stderr):  # the result alone stands on stdout
+            found: Any = simple_evaluate(
+                model=loaded, tasks=list(tasks), task_manager=manager, log_samples=False
+            )
+    except Exception as error:  # of many libraries: a hub that is not reached, a column not there
+        raise DataError(f"The harness could not run {', '.join(tasks)}: {error}") from error
+    return {
+        "model": name,
+        "harness": found["versions"],
+        "results": found["results"],
+        "num_examples": {task: each["effective"] for task, each in found["n-samples"].items()},
+        "machine": describe_machine(),
+        "versions": library_versions(),
+        "commit": source_commit(),
+    }
+
+
+def print_harness(result: dict[str, Any]) -> None:
+    """The scores as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "metric", "value", "standard error", "examples")
+    for task, found in result["results"].items():
+        number = f"{result['num_examples'].get(task, 0):,}"
+        for key, value in found.items():
+            metric, _, _ = key.partition(",")
+            is_score = isinstance(value, float) and not metric.endswith("_stderr")
+            if not is_score:
+                continue
+            error = found.get(key.replace(metric, f"{metric}_stderr", 1))
+            shown = f"{error:.4f}" if isinstance(error, (int, float)) else ""
+            table.add_row(task, metric, f"{value:.4f}", shown, number)
+    Console().print(table)
