@@ -30,16 +30,7 @@ def score_by_harness(
         ModelError: no causal language model.
         DataError: a task whose data cannot be read.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise RecipeError(
-            "--lm-eval needs the lm-evaluation-harness. Install it with "
-            "`pip install 'stillhouse[lm-eval]'`."
-        ) from error
-
+    evaluate, hf_model, task_manager = _harness()
     if task_folder is not None and not task_folder.is_dir():
         raise DataError(f"There is no folder of tasks {task_folder}.")
     folder = resolve_folder(name, offline=offline)
@@ -52,14 +43,14 @@ def score_by_harness(
     _, model = load_model(folder)
     device = pick_device()
     model.to(device)  # pyright: ignore[reportArgumentType]
-    manager = TaskManager(
+    manager = task_manager(
         include_path=None if task_folder is None else str(task_folder),
         include_defaults=task_folder is None,
     )
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):
         known = ", ".join(sorted(manager.all_tasks)[:10])
         raise RecipeError(f"The harness has no task {unknown[0]!r}. It has {known or 'none'}, ...")
-    loaded = HFLM(
+    loaded = hf_model(
         pretrained=model,
         tokenizer=load_tokenizer(folder),
         backend="causal",
@@ -68,7 +59,7 @@ def score_by_harness(
     )
     try:
         with redirect_stdout(sys.stderr):  # the result alone stands on stdout
-            found: Any = simple_evaluate(
+            found = evaluate(
                 model=loaded, tasks=list(tasks), task_manager=manager, log_samples=False
             )
     except Exception as error:  # of many libraries: a hub that is not reached, a column not there
@@ -82,6 +73,20 @@ def score_by_harness(
         "versions": library_versions(),
         "commit": source_commit(),
     }
+
+
+def _harness() -> tuple[Any, Any, Any]:
+    """What runs tasks, what wraps a model, and what finds tasks."""
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise RecipeError(
+            "--lm-eval needs the lm-evaluation-harness. Install it with "
+            "`pip install 'stillhouse[lm-eval]'`."
+        ) from error
+    return simple_evaluate, HFLM, TaskManager
 
 
 def print_harness(result: dict[str, Any]) -> None:
