@@ -8,7 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("stillhouse", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
+LIBRARIES = (
+    "stillhouse", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow",
+    "scipy", "seqeval", "sacrebleu", "rouge-score", "lm-eval",
+)  # fmt: skip
 
 
 @functools.cache

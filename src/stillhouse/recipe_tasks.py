@@ -7,7 +7,15 @@ other keys override those settings. As in `recipe`, unknown keys are refused.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, TypeAdapter
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    field_validator,
+)
 
 from stillhouse.section import Section
 
@@ -106,6 +114,35 @@ class LastWordTask(Section):
     metric: Literal["last_word", "last_token"] = "last_word"
 
 
+class ContinuationTask(Section):
+    """A text that a causal language model writes after a prompt, with no training for it.
+
+    The first `shots` rows stand before each prompt as examples, each with what follows it, and are
+    not scored. Greedy, or sampled from the `top_k` likeliest tokens; what is written ends at
+    `stop`, and after so many `sentences`. The length holds prompt and answer.
+    """
+
+    kind: Literal["continuation"] = "continuation"
+    columns: Columns = Columns(target="target")
+    header: list[str] | None = None
+    prompt: str = "{text}"
+    shots: NonNegativeInt = 0
+    max_new_tokens: PositiveInt = 100
+    top_k: PositiveInt = 1
+    seed: int = 0
+    stop: str | None = None
+    sentences: PositiveInt | None = None
+    length: Length = 1024
+    metric: Literal["bleu", "rouge1", "rouge2", "rougeLsum"] = "bleu"
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_one_place_for_the_text(cls, prompt: str) -> str:
+        if prompt.count("{text}") != 1:
+            raise ValueError(f"{prompt!r} must hold {{text}} once")
+        return prompt
+
+
 def _glue(text: str, pair: str | None, **settings: Any) -> dict[str, Any]:
     target = settings.pop("target", "label")
     columns = {"text": text, "pair": pair, "target": target}
@@ -160,6 +197,21 @@ NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
         "header": STS_HEADER,
     },
     "lambada": {"kind": "last_word"},
+    # Radford et al. 2019, sections 3.7 and 3.6.
+    "translation": {
+        "kind": "continuation",
+        "prompt": "{text} =",
+        "shots": 5,
+        "stop": "\n",
+        "sentences": 1,
+    },
+    "summary": {
+        "kind": "continuation",
+        "prompt": "{text}\nTL;DR:",
+        "top_k": 2,
+        "sentences": 3,
+        "metric": "rougeLsum",
+    },
     "squad": {"kind": "question_answering"},
     "conll": {"kind": "token_classification"},
 }
@@ -185,7 +237,8 @@ TaskRecipe = Annotated[
     | QuestionAnsweringTask
     | TokenClassificationTask
     | EmbeddingsTask
-    | LastWordTask,
+    | LastWordTask
+    | ContinuationTask,
     Discriminator("kind"),
 ]
 TASK_KINDS: Mapping[str, type[Section]] = {

@@ -59,10 +59,17 @@ def read_tasks(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> list[TaskResul
     ]
 
 
-def tasks_page(name: str, recipe: Recipe, command: str, tasks: Sequence[TaskResult]) -> str:
-    """The whole page of a run that has tasks alone."""
+def tasks_page(
+    name: str,
+    recipe: Recipe,
+    command: str,
+    tasks: Sequence[TaskResult],
+    notes: Sequence[str],
+) -> str:
+    """The whole page of a run that has tasks alone; `notes` stand before the tasks."""
     first = tasks[0].scores[0]
     body = [
+        *(f"<p>{escape(note)}.</p>" for note in notes),
         *(task_section(recipe, task) for task in tasks),
         "<h2>Where the numbers come from</h2><p>One command makes this run. A stage that is up to "
         "date is left alone; another --run-dir makes everything anew.</p>"

@@ -16,6 +16,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.report import units
 from stillhouse.report.summary import LARGEST_WIDTH, PLAIN
 from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.tasks.metrics import GLUE, glue_scores
 
 
 def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
@@ -30,7 +31,40 @@ def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
             console.print(f"{task}, {split}: {metric}", markup=False)
             console.print(_table(recipe.seeds, metric, [each["splits"][split] for each in found]))
         console.print(f"Models   {seed_runs[0].finetuned(task)}", markup=False, soft_wrap=True)
+    for line in glue_lines(recipe, seed_runs):
+        console.print(line, markup=False, soft_wrap=True)
     return page.getvalue().strip("\n")
+
+
+def glue_lines(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> list[str]:
+    """The macro scores of every model that all tasks of GLUE have, each task by its median over
+    the seeds; none where a task is missing."""
+    if not set(GLUE) - {"wnli"} <= set(recipe.finetuning):
+        return []
+    found = {
+        task: [read_scores(run, task) for run in seed_runs]
+        for task in GLUE
+        if task in recipe.finetuning
+    }
+    names = [set(recipe.finetuning[task].models) for task in found]
+    lines = []
+    for model in sorted(set.intersection(*names)):
+        scores = {task: _glue_score(model, each) for task, each in found.items()}
+        macro = glue_scores(scores)
+        without = f"GLUE, {model}: {100 * (macro['macro_without_wnli'] or 0):.1f} without WNLI"
+        both = macro["macro"]
+        lines.append(without if both is None else f"{without}, {100 * both:.1f} with it")
+    return lines
+
+
+def _glue_score(model: str, found: Sequence[dict[str, Any]]) -> float:
+    """The task's metric, the mean of its splits (MNLI has two), the median of the seeds."""
+    return statistics.median(
+        statistics.fmean(
+            split["models"][model][each["metric"]]["value"] for split in each["splits"].values()
+        )
+        for each in found
+    )
 
 
 def scores_file(run: RunFolder, task: str) -> Path:

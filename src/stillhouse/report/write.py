@@ -6,7 +6,7 @@ from stillhouse.report.card import model_card
 from stillhouse.report.page import command_line, model_name, report_page
 from stillhouse.report.results import read_results
 from stillhouse.report.task_page import read_tasks, tasks_page
-from stillhouse.report.tasks import scores_file
+from stillhouse.report.tasks import glue_lines, scores_file
 from stillhouse.run_folder import Inputs, RunFolder, commit_file, sha256_of, write_atomic
 
 
@@ -31,7 +31,9 @@ def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> 
         page = report_page(recipe, run, results, tasks)
     else:
         command = command_line(str(run.recipe), str(run.shared))
-        page = tasks_page(model_name(recipe, run), recipe, command, tasks)
+        page = tasks_page(
+            model_name(recipe, run), recipe, command, tasks, glue_lines(recipe, seed_runs)
+        )
     inputs = Inputs("report", {"report": recipe_part(recipe.report)}, sources)
     commit_file(run.report, page.encode(), inputs)
     for result in results:

@@ -23,7 +23,7 @@ from stillhouse.errors import DataError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import LastWordTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.metrics import Measure
+from stillhouse.tasks.metrics import Measure, mean
 from stillhouse.tasks.model_inputs import inputs_of
 from stillhouse.tasks.rows import read_rows
 from stillhouse.tokens.batches import IGNORED
@@ -134,8 +134,8 @@ class LastWord:
         tokens = np.array([each.is_last_token_likeliest for each in predictions], float)
         nats = np.array([-each.log_probability for each in predictions])
         return {
-            "last_word": Measure(_mean, words, words),
-            "last_token": Measure(_mean, tokens, tokens),
+            "last_word": Measure(mean, words, words),
+            "last_token": Measure(mean, tokens, tokens),
             "perplexity": Measure(_perplexity, nats, nats),
         }
 
@@ -144,10 +144,6 @@ class LastWord:
             "log_probability": prediction.log_probability,
             "is_likeliest": prediction.is_likeliest,
         }
-
-
-def _mean(values: np.ndarray, _: np.ndarray) -> float:
-    return float(values.mean())
 
 
 def _perplexity(nats: np.ndarray, _: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from stillhouse.errors import RecipeError
 
@@ -140,6 +140,41 @@ def span_f1(counts: Values, _: Values) -> float:
     """Micro F1 over entities, from `span_counts`."""
     shared, said, true = counts.sum(0).tolist()
     return 2 * shared / (said + true) if shared else 0.0
+
+
+def mean(values: Values, _: Values) -> float:
+    """Of one number for each example."""
+    return float(values.mean())
+
+
+def bleu_counts(predicted: Sequence[str], right: Sequence[str]) -> Int[np.ndarray, "N 10"]:
+    """For each text the n-grams (1 to 4) that are right, those that are there, its length and that
+    of its reference, as sacreBLEU counts them with one reference (mixed case, tokens of 13a)."""
+    counter = _library("sacrebleu.metrics").BLEU()
+    counts = []
+    for said, true in zip(predicted, right, strict=True):
+        found = counter.corpus_score([said], [[true]])
+        counts.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
+    return np.array(counts, np.int64)
+
+
+def bleu(counts: Values, _: Values) -> float:
+    """BLEU of the whole set, from `bleu_counts`, smoothed as sacreBLEU does by default (exp)."""
+    totals = counts.sum(0).tolist()
+    score = _library("sacrebleu.metrics").BLEU.compute_bleu(
+        totals[:4], totals[4:8], *totals[8:], smooth_method="exp"
+    )
+    return score.score
+
+
+def rouge_f1(
+    predicted: Sequence[str], right: Sequence[str], names: Sequence[str]
+) -> Float[np.ndarray, "N K"]:
+    """ROUGE F1 in percent of each text under each name (rouge1, rouge2, rougeLsum), with stemming;
+    sentences are apart by line ends."""
+    scorer = _library("rouge_score.rouge_scorer").RougeScorer(list(names), use_stemmer=True)
+    rows = [scorer.score(true, said) for said, true in zip(predicted, right, strict=True)]
+    return np.array([[100 * row[name].fmeasure for name in names] for row in rows])
 
 
 def _entities(tags: list[str], *, strict: bool) -> set[Any]:

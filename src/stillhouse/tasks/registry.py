@@ -9,6 +9,7 @@ from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import family_of, head_of, load_config
 from stillhouse.recipe_tasks import (
     ClassificationTask,
+    ContinuationTask,
     EmbeddingsTask,
     LastWordTask,
     QuestionAnsweringTask,
@@ -16,6 +17,7 @@ from stillhouse.recipe_tasks import (
     TaskRecipe,
     TokenClassificationTask,
 )
+from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings
 from stillhouse.tasks.last_word import LastWord
 from stillhouse.tasks.question_answering import QuestionAnswering
@@ -48,6 +50,8 @@ def make_task(recipe: TaskRecipe, labels: Sequence[str] = ()) -> Task:
             return Embeddings(recipe)
         case LastWordTask():
             return LastWord(recipe)
+        case ContinuationTask():
+            return Continuation(recipe)
 
 
 def labels_in(recipe: TaskRecipe, path: Path) -> list[str]:
@@ -80,7 +84,7 @@ def task_of_model(folder: Path, recipe: TaskRecipe | None = None) -> Task:
             positions.
     """
     config = load_config(folder)
-    if isinstance(recipe, LastWordTask):
+    if isinstance(recipe, LastWordTask | ContinuationTask):
         return _of_a_language_model(recipe, config, folder)
     own = _recipe_of(folder, config)
     if recipe is None:
@@ -117,7 +121,9 @@ def check_length(recipe: TaskRecipe, config: PretrainedConfig, model: str) -> No
         )
 
 
-def _of_a_language_model(recipe: LastWordTask, config: PretrainedConfig, folder: Path) -> Task:
+def _of_a_language_model(
+    recipe: LastWordTask | ContinuationTask, config: PretrainedConfig, folder: Path
+) -> Task:
     """Its sequences are as long as the model takes at most."""
     family = family_of(config)
     if family.language_modeling != "causal" or head_of(config) is not None:

@@ -1,0 +1,137 @@
+"""What a causal language model writes after a prompt, held against what people wrote: translations
+and summaries without training, as GPT-2 was asked for them.
+
+Source: Radford et al. 2019 (Language Models are Unsupervised Multitask Learners), sections 3.6 and
+3.7; BLEU as sacreBLEU has it (Post 2018), ROUGE with stemming (Lin 2004).
+
+Axes: B sequences, T tokens, N tokens that are written.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.families import TaskHead
+from stillhouse.recipe_tasks import ContinuationTask
+from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
+from stillhouse.tasks.metrics import Measure, bleu, bleu_counts, mean, rouge_f1
+from stillhouse.tasks.rows import Row
+from stillhouse.tasks.texts import TextExample, read_texts
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+ROUGE = ("rouge1", "rouge2", "rougeLsum")
+
+
+class Continuation:
+    """A text that goes on from a prompt; examples of the file may stand before it."""
+
+    head: TaskHead = "CausalLM"
+    says: Says = "classes"
+    per_token = False
+    settings: Mapping[str, Any] = {}
+
+    def __init__(self, recipe: ContinuationTask) -> None:
+        self.recipe = recipe
+        self._shown: list[TextExample] = []
+
+    def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
+        """Texts, and what should follow; the first `shots` rows are shown and not asked."""
+        wanted = self.recipe.shots
+        found = read_texts(
+            path, self.recipe.columns, self.recipe.header, Row.text if targets or wanted else None
+        )
+        if len(found) <= wanted:
+            raise DataError(
+                f"{path} has {len(found)} rows, of which {wanted} are shown to the model; nothing "
+                "is left to ask."
+            )
+        self._shown = found[:wanted]
+        return found[wanted:]
+
+    def read_training(self, path: Path) -> list[TextExample]:
+        raise RecipeError(
+            "A continuation is asked of a model as it is. To train one on text, give the text as "
+            "`corpus`."
+        )
+
+    def encode(
+        self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[Encoded]]:
+        """The prompt, which keeps its beginning and its end where the text is too long."""
+        return [[self._encoded(example, tokenizer)] for example in examples]
+
+    def _encoded(self, example: TextExample, tokenizer: PreTrainedTokenizerFast) -> Encoded:
+        before, after = self.recipe.prompt.split("{text}")
+        shown = "".join(f"{before}{each.text}{after} {each.target}\n" for each in self._shown)
+        ids, end = (
+            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            for text in (shown + before + example.text + after, after)
+        )
+        room = self.recipe.length - self.recipe.max_new_tokens
+        is_cut = len(ids) > room
+        if is_cut:
+            ids = [*ids[: max(0, room - len(end))], *end]
+        found = np.array(ids, np.int64)
+        return Encoded(found, np.zeros_like(found), is_cut=is_cut, source=tokenizer)
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B N"]:
+        """The numbers of the tokens that are written, up to 16.7 million exactly."""
+        ids, mask = _padded_in_front(batch)
+        # transformers types `generate` as a method of a mixin.
+        write = cast("Any", model).generate
+        sampled: dict[str, Any] = {"do_sample": False}
+        if self.recipe.top_k > 1:
+            sampled = {"do_sample": True, "top_k": self.recipe.top_k}
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            written = write(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=self.recipe.max_new_tokens,
+                pad_token_id=model.config.eos_token_id,
+                **sampled,
+            )
+        new = written[:, ids.shape[1] :]
+        missing = self.recipe.max_new_tokens - new.shape[1]  # where all end before
+        return F.pad(new, (0, missing), value=model.config.eos_token_id).float()
+
+    def predict(
+        self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+    ) -> str:
+        (sequence,), (output,) = sequences, outputs
+        text = sequence.source.decode(output.long().tolist(), skip_special_tokens=True).strip()
+        if self.recipe.stop is not None:
+            text = text.partition(self.recipe.stop)[0]
+        if self.recipe.sentences is not None:
+            text = " ".join(SENTENCE_END.split(text)[: self.recipe.sentences])
+        return text.strip()
+
+    def measures(
+        self, predictions: Sequence[str], examples: Sequence[TextExample]
+    ) -> dict[str, Measure]:
+        targets = [str(example.target) for example in examples]
+        counts = bleu_counts(predictions, targets)
+        found = {"bleu": Measure(bleu, counts, counts)}
+        for name, values in zip(ROUGE, rouge_f1(predictions, targets, ROUGE).T, strict=True):
+            found[name] = Measure(mean, values, values)
+        return found
+
+    def result(self, prediction: str) -> Any:
+        return {"generated_text": prediction}
+
+
+def _padded_in_front(batch: TaskBatch) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Tokens and their mask with the padding before the text, where writing goes on from."""
+    length = batch.input_ids.shape[1]
+    missing = length - batch.attention_mask.sum(1, keepdim=True)
+    places = (torch.arange(length, device=missing.device) - missing) % length
+    return batch.input_ids.gather(1, places), batch.attention_mask.gather(1, places)

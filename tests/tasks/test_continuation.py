@@ -1,0 +1,119 @@
+"""What a model writes after a prompt: the same alone and in a batch, and worth what the metrics'
+libraries say."""
+
+import numpy as np
+import pytest
+import sacrebleu
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+
+import stillhouse
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.families import resolve_folder
+from stillhouse.generation import load_for_task
+from stillhouse.recipe_file import parse_task
+from stillhouse.tasks.texts import TextExample
+
+ROWS = [
+    ("le chat dort", "the cat sleeps"),
+    ("la mer est froide", "the sea is cold"),
+    ("import os, puis un long chemin vers la vieille maison", "import os, then a long way home"),
+    ("il dit que personne ne sait", "he says that nobody knows"),
+]
+ASKED = TextExample("x", target="y")
+SHORT = ["columns={text: fr, target: en}", "max_new_tokens=12", "length=64"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text("fr\ten\n" + "".join(f"{fr}\t{en}\n" for fr, en in ROWS))
+    return path
+
+
+def loaded(*settings, name="continuation"):
+    recipe = parse_task(name, [*SHORT, *settings])
+    return load_for_task(resolve_folder("sample", offline=True), recipe)
+
+
+def test_a_text_is_the_same_alone_and_beside_longer_ones(data):
+    """And is what the model writes when it is asked as a language model."""
+    model = loaded()
+    examples = model.task.read(data)
+    together, _ = model.predictions_and_cuts(examples)
+    plain = stillhouse.load("sample")
+    for example, text in zip(examples, together, strict=True):
+        assert model.predictions([example]) == [text]
+        (alone,) = plain.generate(example.text, max_new_tokens=12, greedy=True)
+        assert text == alone.removeprefix(example.text).strip()
+    assert len(set(together)) > 1
+
+
+def test_examples_stand_before_the_prompt_and_are_not_asked(data):
+    """With what follows each; the prompt keeps its end where the text is too long."""
+    model = loaded("prompt='{text} ='", "shots=2", "length=80")
+    examples = model.task.read(data)
+    assert [example.text for example in examples] == [fr for fr, _ in ROWS[2:]]
+    (short,), (whole,) = (
+        model.task.encode([example], model.tokenizer)[0] for example in examples[::-1]
+    )
+    assert model.decode(short.input_ids.tolist()) == (
+        "le chat dort = the cat sleeps\nla mer est froide = the sea is cold\n"
+        "il dit que personne ne sait ="
+    )
+    assert not short.is_cut
+    small = loaded("prompt='{text} ='", "length=20")
+    ((cut,),) = small.task.encode([examples[0]], small.tokenizer)
+    assert cut.is_cut
+    assert len(cut.input_ids) == 20 - 12
+    assert small.decode(cut.input_ids.tolist()).endswith(" =")
+    assert len(whole.input_ids) <= 80 - 12
+
+
+def test_what_is_written_ends_where_the_task_says():
+    """At the stop, then after so many sentences."""
+    texts = {"": "One. Two! Three? Four", "stop='!'": "One. Two", "sentences=2": "One. Two!"}
+    for setting, expected in texts.items():
+        task = loaded(*([setting] if setting else [])).task
+        tokenizer = loaded().tokenizer
+        ids = tokenizer("One. Two! Three? Four")["input_ids"]
+        (sequence,) = task.encode([ASKED], tokenizer)[0]
+        assert task.predict(ASKED, [sequence], [torch.tensor(ids).float()]) == expected
+
+
+def test_scores_are_those_of_their_libraries(data):
+    """BLEU of the set and ROUGE's mean, each with an interval that holds it."""
+    task = loaded().task
+    examples = task.read(data)
+    said = ["the cat sleeps", "the sea is very cold", "import os, a long way", "nobody says"]
+    targets = [en for _, en in ROWS]
+    found = task.measures(said, examples)
+    expected = sacrebleu.corpus_bleu(said, [targets])
+    assert found["bleu"].value == pytest.approx(expected.score, abs=1e-9)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
+    for name in ("rouge1", "rouge2", "rougeLsum"):
+        each = [
+            scorer.score(en, text)[name].fmeasure for en, text in zip(targets, said, strict=True)
+        ]
+        assert found[name].value == pytest.approx(100 * np.mean(each))
+        interval = found[name].interval()
+        assert interval.low <= interval.value <= interval.high
+
+
+def test_sampled_text_is_that_of_its_seed(data):
+    """The same for the same seed, another for another."""
+    examples = loaded().task.read(data)
+    first, again, other = (
+        loaded("top_k=20", f"seed={seed}").predictions(examples) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_what_cannot_be_asked_is_refused(data):
+    """Too few rows for the examples, a prompt without the text, training on it."""
+    with pytest.raises(DataError, match="has 4 rows, of which 4 are shown"):
+        loaded("shots=4").task.read(data)
+    with pytest.raises(RecipeError, match=r"must hold \{text\} once"):
+        loaded("prompt=none")
+    with pytest.raises(RecipeError, match="asked of a model as it is"):
+        loaded().task.read_training(data)
