@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 from stillhouse.distillation.cache import cache_format
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import (
+    check_sequence_length,
     count_parameters,
     empty_model,
     family_named,
@@ -34,7 +35,7 @@ from stillhouse.recipe import (
     TrainedTokenizer,
     recipe_part,
 )
-from stillhouse.student.plan import StudentPlan, check_sequence_length, plan_student
+from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.tokens.source import check_vocabulary
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
@@ -120,7 +121,7 @@ def _task_models(
 
 
 def _student_plan(recipe: Recipe, teacher: PretrainedConfig) -> StudentPlan:
-    check_sequence_length(recipe, teacher)
+    check_sequence_length(recipe.tokens, teacher)
     plan = plan_student(teacher, recipe.student)
     check_relation(recipe.distillation.losses.relation, plan.config, teacher)
     unknown = [part for part in recipe.student.freeze if part not in plan.family.embeddings]
@@ -178,7 +179,8 @@ def _teacher_config(recipe: Recipe, *, offline: bool) -> PretrainedConfig:
         scratch = family_named(recipe.teacher.family).scratch_config
         assert scratch is not None
         return scratch(recipe.teacher, size, recipe.tokens.sequence_length, ids)
-    folder = resolve_folder(recipe.teacher, offline=offline, weights=False)
+    assert recipe.named_model is not None
+    folder = resolve_folder(recipe.named_model, offline=offline, weights=False)
     config = load_config(folder)
     named = recipe.tokens.tokenizer
     if isinstance(named, TrainedTokenizer):

@@ -17,7 +17,7 @@ from stillhouse.distillation.distill import Distillation, output_folder, wanted_
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.evaluation.evaluate import Measured, evaluate, evaluate_inputs, summarize
 from stillhouse.finetuning.finetune import Finetuning, Found
-from stillhouse.recipe import Recipe, TeacherRecipe
+from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report.summary import summary
 from stillhouse.report.tasks import tasks_summary
@@ -83,14 +83,8 @@ class Pipeline:
             self.ranks.from_first(self._keep_recipe)
             if "prepare" in stages:
                 self._prepare()
-            if "teacher" in stages and isinstance(self.recipe.teacher, TeacherRecipe):
-                self._once(
-                    "teacher",
-                    self.run.teacher,
-                    lambda: teacher_inputs(self.recipe, self.run),
-                    self._train_teacher,
-                    together=True,
-                )
+            if "teacher" in stages and self.recipe.trains_its_teacher:
+                self._make_teacher()
             for seed in self.recipe.seeds:
                 run = self.seed_run(seed)
                 if "init" in stages:
@@ -156,16 +150,19 @@ class Pipeline:
         return self.run if len(self.recipe.seeds) == 1 else self.run.for_seed(seed)
 
     def teacher_folder(self) -> Path:
-        if isinstance(self.recipe.teacher, TeacherRecipe):
-            return self.run.teacher
-        return families.resolve_folder(self.recipe.teacher, offline=self.options.offline)
+        return self.run.teacher if self.recipe.trains_its_teacher else self._named_folder()
+
+    def _named_folder(self) -> Path:
+        """The folder of the teacher, or of the model that it goes on from."""
+        assert self.recipe.named_model is not None
+        return self._resolve(self.recipe.named_model)
 
     def _teacher_fingerprint(self) -> str:
         return self.ranks.from_first(self._fingerprint_of_the_teacher)
 
     def _fingerprint_of_the_teacher(self) -> str:
         folder = self.teacher_folder()
-        if isinstance(self.recipe.teacher, TeacherRecipe):
+        if self.recipe.trains_its_teacher:
             manifest = read_manifest(folder)
             if manifest is None:
                 raise RunError(
@@ -234,7 +231,7 @@ class Pipeline:
     def _prepare(self) -> None:
         teacher_tokenizer = None
         if self.recipe.tokens.tokenizer == "teacher":
-            teacher_tokenizer = self.teacher_folder()
+            teacher_tokenizer = self._named_folder()
         self._once(
             "prepare",
             self.run.tokens,
@@ -249,15 +246,28 @@ class Pipeline:
             ),
         )
 
-    def _train_teacher(self) -> None:
-        self._require(self.run.tokens, "prepare")
-        train_teacher(
-            self.recipe,
-            self.run,
-            self.reporter,
-            self.ranks,
-            overwrite=self._overwrites("teacher"),
-        )
+    def _make_teacher(self) -> None:
+        start, start_fingerprint = None, None
+        if self.recipe.named_model is not None:
+            start = self._named_folder()
+            start_fingerprint = self.ranks.from_first(lambda: folder_fingerprint(start))
+
+        def make_inputs() -> Inputs:
+            return teacher_inputs(self.recipe, self.run, start_fingerprint)
+
+        def work() -> None:
+            self._require(self.run.tokens, "prepare")
+            train_teacher(
+                self.recipe,
+                self.run,
+                start,
+                make_inputs(),
+                self.reporter,
+                self.ranks,
+                overwrite=self._overwrites("teacher"),
+            )
+
+        self._once("teacher", self.run.teacher, make_inputs, work, together=True)
 
     def _initialize(self, run: RunFolder, seed: int) -> None:
         self._require(self.run.tokens, "prepare")

@@ -101,6 +101,13 @@ class TeacherRecipe(Section):
         return self
 
 
+class TunedTeacherRecipe(Section):
+    """A teacher that goes on from a model (a folder or a hub name), on the recipe's own tokens."""
+
+    start: str
+    training: PretrainingRecipe = PretrainingRecipe()
+
+
 class CorpusRecipe(Section):
     """Where the text comes from, and what one document is."""
 
@@ -458,6 +465,8 @@ class ReportRecipe(Section):
 
 
 def _kind_of_teacher(value: object) -> str:
+    if isinstance(value, TunedTeacherRecipe) or (isinstance(value, Mapping) and "start" in value):
+        return "tuned"
     return "trained" if isinstance(value, (Mapping, TeacherRecipe)) else "named"
 
 
@@ -466,7 +475,9 @@ class Recipe(Section):
 
     seed: int | Annotated[list[int], Field(min_length=1)] = 0
     teacher: Annotated[
-        Annotated[str, Tag("named")] | Annotated[TeacherRecipe, Tag("trained")],
+        Annotated[str, Tag("named")]
+        | Annotated[TeacherRecipe, Tag("trained")]
+        | Annotated[TunedTeacherRecipe, Tag("tuned")],
         Discriminator(_kind_of_teacher),
     ]
     corpus: CorpusRecipe | None = None  # none where all there is to do is a task
@@ -483,6 +494,19 @@ class Recipe(Section):
     def seeds(self) -> list[int]:
         """The seeds as a list, whichever way they were written."""
         return [self.seed] if isinstance(self.seed, int) else self.seed
+
+    @property
+    def trains_its_teacher(self) -> bool:
+        """Whether the teacher is made by the stage teacher."""
+        return not isinstance(self.teacher, str)
+
+    @property
+    def named_model(self) -> str | None:
+        """The folder or hub name of the teacher, or of what it goes on from; None for a teacher
+        that is trained from random weights."""
+        if isinstance(self.teacher, TunedTeacherRecipe):
+            return self.teacher.start
+        return self.teacher if isinstance(self.teacher, str) else None
 
     @property
     def text(self) -> CorpusRecipe:
@@ -509,7 +533,7 @@ class Recipe(Section):
             raise ValueError(f"seed lists {self.seeds}; name each seed once")
         if self.corpus is None and not self.finetuning:
             raise ValueError("there is neither a corpus to distil on nor a task in finetuning")
-        if self.corpus is None and isinstance(self.teacher, TeacherRecipe):
+        if self.corpus is None and self.trains_its_teacher:
             raise ValueError("a teacher that is trained here needs a corpus")
         masked = self.tokens.language_modeling == "masked"
         if self.cache is not None and masked and self.tokens.masking.draw == "per_batch":

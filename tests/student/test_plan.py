@@ -4,9 +4,9 @@ import pytest
 from transformers import BertConfig, GPT2Config, RobertaConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import evenly_spread
-from stillhouse.recipe import Recipe, StudentRecipe
-from stillhouse.student.plan import check_sequence_length, plan_student
+from stillhouse.families import check_sequence_length, evenly_spread
+from stillhouse.recipe import StudentRecipe, TokensRecipe
+from stillhouse.student.plan import plan_student
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,9 @@ def test_a_family_its_teacher_cannot_start_is_refused():
         plan_student(GPT2Config(), StudentRecipe(family="bert"))
 
 
-def recipe(language_modeling: str, sequence_length: int) -> Recipe:
-    tokens = {"language_modeling": language_modeling, "sequence_length": sequence_length}
-    data = {"teacher": "a", "corpus": {"source": "sample"}, "tokens": tokens}
-    return Recipe.model_validate(data)
+def tokens(language_modeling: str, sequence_length: int) -> TokensRecipe:
+    given = {"language_modeling": language_modeling, "sequence_length": sequence_length}
+    return TokensRecipe.model_validate(given)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +114,12 @@ def recipe(language_modeling: str, sequence_length: int) -> Recipe:
 )
 def test_sequences_longer_than_the_teachers_positions_are_refused(config, kind, longest):
     """RoBERTa's first rows of positions are no one's, so 514 rows take 512 tokens."""
-    check_sequence_length(recipe(kind, longest), config)
+    check_sequence_length(tokens(kind, longest), config)
     with pytest.raises(RecipeError, match=f"is {longest + 1}, but .* at most {longest}"):
-        check_sequence_length(recipe(kind, longest + 1), config)
+        check_sequence_length(tokens(kind, longest + 1), config)
 
 
 def test_the_wrong_kind_of_language_modeling_is_refused():
     """A causal recipe for BERT is a mistake named before any work."""
     with pytest.raises(RecipeError, match="is causal, but the teacher is a bert"):
-        check_sequence_length(recipe("causal", 128), BertConfig())
+        check_sequence_length(tokens("causal", 128), BertConfig())

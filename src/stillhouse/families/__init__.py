@@ -11,7 +11,7 @@ from stillhouse.families.folder import (
     save_model,
 )
 from stillhouse.families.layer_map import evenly_spread, layers_from
-from stillhouse.families.registry import family_named, family_of
+from stillhouse.families.registry import check_sequence_length, family_named, family_of
 from stillhouse.families.task_models import (
     TaskHead,
     head_of,
@@ -27,6 +27,7 @@ __all__ = [
     "Head",
     "StudentKind",
     "TaskHead",
+    "check_sequence_length",
     "count_parameters",
     "empty_model",
     "evenly_spread",

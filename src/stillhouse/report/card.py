@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from stillhouse.recipe import Recipe, TeacherRecipe
+from stillhouse.recipe import Recipe, TeacherRecipe, TunedTeacherRecipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import units
 from stillhouse.report.html import plain, words
@@ -69,8 +69,8 @@ def front_matter(recipe: Recipe) -> str:
 
 def teacher_hub_name(recipe: Recipe) -> str | None:
     """The teacher's name on the hub; None for a folder and for a teacher trained here."""
-    teacher = recipe.teacher
-    if isinstance(teacher, TeacherRecipe) or Path(teacher).exists():
+    teacher = recipe.named_model
+    if teacher is None or Path(teacher).exists():
         return None
     return teacher if HUB_NAME.fullmatch(teacher) and not teacher.startswith(".") else None
 
@@ -86,7 +86,9 @@ def _what_it_is(recipe: Recipe) -> str:
             "trained for it on the same text"
         )
     else:
-        teacher = f"a teacher from a local folder ({_text(Path(recipe.teacher).name)})"
+        teacher = f"a teacher from a local folder ({_text(Path(recipe.named_model or '').name)})"
+    if isinstance(recipe.teacher, TunedTeacherRecipe):
+        teacher += ", fine-tuned for it on the same text"
     return f"A small {kind} language model, distilled with Stillhouse from {teacher}."
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
-from stillhouse.families import load_config, load_model, save_model
+from stillhouse.families import check_sequence_length, load_config, load_model, save_model
 from stillhouse.recipe import Recipe, recipe_part
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder
-from stillhouse.student.plan import StudentPlan, check_sequence_length, plan_student
+from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.tokens.source import check_same_tokenizer, check_vocabulary, open_tokenizer
 
 
@@ -40,7 +40,7 @@ def initialize(
 ) -> None:
     """Make the student and commit it as `student-init/`."""
     teacher_config = load_config(teacher_folder)
-    check_sequence_length(recipe, teacher_config)
+    check_sequence_length(recipe.tokens, teacher_config)
     tokenizer = open_tokenizer(run.tokens)
     check_vocabulary(tokenizer, teacher_config.vocab_size, f"the teacher in {teacher_folder}")
     check_same_tokenizer(tokenizer, teacher_folder)

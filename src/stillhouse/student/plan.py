@@ -6,7 +6,7 @@ from transformers import PretrainedConfig
 
 from stillhouse.errors import RecipeError
 from stillhouse.families import Family, StudentKind, family_named, family_of, layers_from
-from stillhouse.recipe import Recipe, StudentRecipe
+from stillhouse.recipe import StudentRecipe
 
 DEFAULT_STUDENT = {"bert": "distilbert"}
 
@@ -42,26 +42,3 @@ def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPla
     kind = teacher_family.students[wanted]
     layer_map = layers_from(recipe.layer_map, teacher.num_hidden_layers, key="student.layer_map")
     return StudentPlan(family_named(wanted), kind, kind.config(teacher, len(layer_map)), layer_map)
-
-
-def check_sequence_length(recipe: Recipe, teacher: PretrainedConfig) -> None:
-    """Refuse sequences longer than the teacher's positions, and the wrong kind of language
-    modeling.
-
-    Raises:
-        RecipeError: either of them.
-    """
-    family = family_of(teacher)
-    if family.language_modeling != recipe.tokens.language_modeling:
-        raise RecipeError(
-            f"tokens.language_modeling is {recipe.tokens.language_modeling}, but the teacher is a "
-            f"{family.model_type} model, which does {family.language_modeling} language modeling. "
-            f"Set it to {family.language_modeling}."
-        )
-    num_positions = family.num_positions(teacher)
-    if recipe.tokens.sequence_length > num_positions:
-        raise RecipeError(
-            f"tokens.sequence_length is {recipe.tokens.sequence_length}, but the teacher has "
-            f"{num_positions} "
-            f"positions. Set it to at most {num_positions}."
-        )

@@ -1,14 +1,23 @@
-"""Trains the recipe's teacher from random weights: tokens/ -> teacher/.
+"""Trains the recipe's teacher, from random weights or from a model: tokens/ -> teacher/.
 
 A recipe whose teacher is a name or a folder has nothing to do here.
 """
 
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.families import family_named, save_model
+from stillhouse.families import (
+    check_sequence_length,
+    family_named,
+    family_of,
+    load_config,
+    load_model,
+    save_model,
+)
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE, LanguageModelObjective
 from stillhouse.recipe import (
     Recipe,
@@ -29,36 +38,44 @@ from stillhouse.training.ranks import Ranks, finishing
 from stillhouse.training.work import count_work, planned_step
 
 
-def teacher_inputs(recipe: Recipe, run: RunFolder) -> Inputs:
-    """What the trained teacher follows from."""
-    assert isinstance(recipe.teacher, TeacherRecipe)
+def teacher_inputs(recipe: Recipe, run: RunFolder, start: str | None) -> Inputs:
+    """What the trained teacher follows from; `start` is the fingerprint of the model it goes on
+    from."""
+    assert not isinstance(recipe.teacher, str)
     tokens = read_manifest(run.tokens)
     shape = recipe_part(recipe.teacher)
+    shape.pop("start", None)
     settings = {
         "teacher": {**shape, "training": shaping_part(recipe.teacher.training)},
         "tokens": recipe_part(recipe.tokens),
     }
     sources = {"tokens": tokens.fingerprint if tokens else ""}
+    if start is not None:
+        sources["start"] = start
     return Inputs("teacher", settings, sources, recipe.seeds[0])
 
 
 def train_teacher(
-    recipe: Recipe, run: RunFolder, reporter: Reporter, ranks: Ranks, *, overwrite: bool = False
+    recipe: Recipe,
+    run: RunFolder,
+    start: Path | None,
+    inputs: Inputs,
+    reporter: Reporter,
+    ranks: Ranks,
+    *,
+    overwrite: bool = False,
 ) -> None:
-    """Train the teacher on the run's own tokens and commit it as `teacher/`."""
-    assert isinstance(recipe.teacher, TeacherRecipe)
+    """Train the teacher on the run's own tokens and commit it as `teacher/`.
+
+    Args:
+        start: The folder of the model that it goes on from; without one, random weights.
+        inputs: What it follows from.
+    """
+    assert not isinstance(recipe.teacher, str)
     ranks.from_first(lambda: verify(run.tokens))
-    seed, inputs = recipe.seeds[0], teacher_inputs(recipe, run)
-    family = family_named(recipe.teacher.family)
-    tokenizer = open_tokenizer(run.tokens)
-    special = special_tokens(tokenizer, recipe.tokens.language_modeling)
-    assert family.scratch_config is not None
-    ids = {name: number for name, number in asdict(special).items() if isinstance(number, int)}
-    config = family.scratch_config(
-        recipe.teacher, len(tokenizer), recipe.tokens.sequence_length, ids
-    )
-    torch.manual_seed(seed)
-    model = getattr(transformers, family.model_class)(config)
+    seed, tokenizer = recipe.seeds[0], open_tokenizer(run.tokens)
+    model = _random_model(recipe, tokenizer) if start is None else _model_of(recipe, start)
+    family, config = family_of(model.config), model.config
     training = recipe.teacher.training
     checkpoints = checkpoints_for(run.checkpoints("teacher"), inputs, training, reporter, ranks)
     if overwrite:
@@ -88,3 +105,22 @@ def train_teacher(
 
         ranks.from_first(commit)
         checkpoints.clear()
+
+
+def _random_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    assert isinstance(recipe.teacher, TeacherRecipe)
+    family = family_named(recipe.teacher.family)
+    special = special_tokens(tokenizer, recipe.tokens.language_modeling)
+    assert family.scratch_config is not None
+    ids = {name: number for name, number in asdict(special).items() if isinstance(number, int)}
+    config = family.scratch_config(
+        recipe.teacher, len(tokenizer), recipe.tokens.sequence_length, ids
+    )
+    torch.manual_seed(recipe.seeds[0])
+    return getattr(transformers, family.model_class)(config)
+
+
+def _model_of(recipe: Recipe, folder: Path) -> PreTrainedModel:
+    check_sequence_length(recipe.tokens, load_config(folder))
+    _, model = load_model(folder)
+    return model.float()
