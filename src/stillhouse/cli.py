@@ -260,16 +260,15 @@ def score(
     """
     from stillhouse.errors import RecipeError
 
-    if lm_eval is not None and task is None and data is None:
+    if lm_eval is not None and task is None and data is None and not overrides:
         from stillhouse.evaluation.harness import print_harness, score_by_harness
 
-        found = score_by_harness(
-            model, lm_eval.split(","), task_folder=lm_eval_folder, offline=offline
-        )
+        names = [name.strip() for name in lm_eval.split(",")]
+        found = score_by_harness(model, names, task_folder=lm_eval_folder, offline=offline)
         _print_json(found) if as_json else print_harness(found)
         return
     if lm_eval is not None or task is None or data is None:
-        raise RecipeError("Give --task and --data, or --lm-eval alone.")
+        raise RecipeError("Give --task and --data (and --set), or --lm-eval alone.")
     from stillhouse.evaluation.score import print_scores, score_model
     from stillhouse.recipe_file import parse_task
 

@@ -2,7 +2,7 @@
 
 Contract: `hf://owner/name`, with `:configuration` and then `#split` where they matter, gives the
 rows of that split (by default `train`) in order; a class is given by its name. The network is used
-only here and for model names, and only when it is allowed.
+only here, for model names and by lm-evaluation-harness, and only when it is allowed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -99,12 +99,12 @@ def _named_classes(features: Mapping[str, Any]) -> dict[str, Callable[[Any], Any
     return found
 
 
-def _name(names: list[str], value: int) -> str | None:
+def _name(names: list[str], value: int | None) -> str | None:
     """(A class below 0 stands for one that is not known.)"""
-    return names[value] if value >= 0 else None
+    return names[value] if value is not None and value >= 0 else None
 
 
-def _names(names: list[str], values: list[int]) -> list[str | None]:
+def _names(names: list[str], values: list[int | None]) -> list[str | None]:
     return [_name(names, value) for value in values]
 
 

@@ -320,15 +320,15 @@ class Pipeline:
     def _finetune(self, task: str, run: RunFolder, seed: int) -> None:
         """Train the models of a task in turn, then score them all."""
         recipe = self.recipe.finetuning[task]
-        finetuning = Finetuning(task, recipe, run, seed, self.ranks)
         starts = {name: self._found(model.start, run) for name, model in recipe.models.items()}
         teachers = {
             model.teacher: self._found(model.teacher, run)
             for model in recipe.models.values()
             if model.teacher is not None and model.teacher not in recipe.models
         }
+        finetuning = Finetuning(task, recipe, run, teachers, seed, self.ranks)
         self.ranks.from_first(
-            lambda: finetuning.check(starts, teachers, self.reporter, offline=self.options.offline)
+            lambda: finetuning.check(starts, self.reporter, offline=self.options.offline)
         )
         for name, model in recipe.models.items():
             teacher = None
@@ -349,8 +349,8 @@ class Pipeline:
         self._once(
             "finetune",
             finetuning.scores,
-            lambda: finetuning.scores_inputs(teachers),
-            lambda: finetuning.score_all(teachers, self.reporter),
+            finetuning.scores_inputs,
+            lambda: finetuning.score_all(self.reporter),
         )
 
     def _found(self, name: str, run: RunFolder) -> Found:

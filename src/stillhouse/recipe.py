@@ -349,6 +349,12 @@ class TaskOptimizerRecipe(OptimizerRecipe):
     max_grad_norm: PositiveFloat = 1.0
 
 
+class TaskScheduleRecipe(ScheduleRecipe):
+    """The same, with the warm-up that is usual for a task."""
+
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
 class TaskTrainingRecipe(TrainingRecipe):
     """Training on examples, whose steps are counted in them.
 
@@ -358,7 +364,7 @@ class TaskTrainingRecipe(TrainingRecipe):
 
     # Sections never change, so a narrower kind is safe.
     optimizer: TaskOptimizerRecipe = TaskOptimizerRecipe()  # pyright: ignore[reportIncompatibleVariableOverride]
-    schedule: ScheduleRecipe = ScheduleRecipe(warmup_fraction=0.1)
+    schedule: TaskScheduleRecipe = TaskScheduleRecipe()  # pyright: ignore[reportIncompatibleVariableOverride]
     examples_per_step: PositiveInt = 32
     evaluations: PositiveInt = 1
     select: str | None = None
@@ -442,6 +448,11 @@ class FinetuningRecipe(Section):
                 )
             done.add(name)
         select = self.training.select
+        if select is None and self.training.evaluations > 1:
+            raise ValueError(
+                f"training.evaluations is {self.training.evaluations}, but training.select names "
+                "no split to choose the best state by"
+            )
         if select is not None and select not in self.data.splits:
             raise ValueError(
                 f"training.select is {select}, but data.validation has "
@@ -527,6 +538,19 @@ class Recipe(Section):
         outputs = self.distillation.teacher_outputs
         return outputs if isinstance(outputs, CacheRecipe) else None
 
+    def _check_starts(self) -> None:
+        """Refuse models of tasks that start from what this recipe does not make."""
+        made = {"student", "student_init"} if self.corpus is not None else set()
+        if made and self.distillation.control in ("same_tokens", "both"):
+            made.add("control")
+        for name, task in self.finetuning.items():
+            for model, settings in task.models.items():
+                if settings.start in {"student", "student_init", "control"} - made:
+                    raise ValueError(
+                        f"finetuning.{name}.models.{model}.start is {settings.start}, which this "
+                        "recipe does not make; give teacher, a folder or a hub name"
+                    )
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Any:
         if len(set(self.seeds)) != len(self.seeds):
@@ -535,6 +559,7 @@ class Recipe(Section):
             raise ValueError("there is neither a corpus to distil on nor a task in finetuning")
         if self.corpus is None and self.trains_its_teacher:
             raise ValueError("a teacher that is trained here needs a corpus")
+        self._check_starts()
         masked = self.tokens.language_modeling == "masked"
         if self.cache is not None and masked and self.tokens.masking.draw == "per_batch":
             raise ValueError(

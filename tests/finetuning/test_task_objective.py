@@ -246,6 +246,45 @@ def log_relations(vectors, head, num_heads, causal):
     return products - np.log(np.exp(products).sum(1, keepdims=True))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_soft_targets_are_divergences_at_the_recipes_temperature(lesson, temperature):
+    """KL(teacher || student) of softened classes, times the temperature squared, in float64."""
+    task, model, batch = lesson("classification")
+    teacher = changed(model)
+    objective = TaskObjective(task, TAUGHT, teacher=teacher, temperature=temperature)
+    _, values = objective(model, batch, {"soft_target": 1.0})
+    with torch.no_grad():
+        logits = [
+            each(**inputs_of(each, batch)).logits.double().numpy() for each in (model, teacher)
+        ]
+    ours, theirs = (
+        each / temperature - np.log(np.exp(each / temperature).sum(1, keepdims=True))
+        for each in logits
+    )
+    expected = temperature**2 * (np.exp(theirs) * (theirs - ours)).sum()
+    assert values["soft_target"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_blank_batch_of_twins_teaches_nothing(lesson):
+    """As on a rank that has no more sequences: neither a value nor a gradient."""
+    task, model, batch = lesson("embeddings", together=2, twice=True)
+    objective = TaskObjective(task, TaskLossesRecipe())
+    total, values = objective(model, batch.blank(), {"hard_target": 1.0})
+    total.backward()
+    assert values["hard_target"].item() == 0
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_similarities_need_no_vectors_of_one_size(lesson):
+    """A wider teacher's vectors are compared with each other only."""
+    task, model, batch = lesson("embeddings", together=2)
+    teacher = type(model)(type(model.config)(**model.config.to_dict() | {"hidden_size": 32}))
+    losses = TaskLossesRecipe(hard_target=0, soft_target=0, similarity=1.0)
+    objective = TaskObjective(task, losses, teacher=teacher.eval())
+    _, values = objective(model, batch, {"similarity": 1.0})
+    assert values["similarity"].item() > 0
+
+
 def test_a_term_that_a_task_does_not_have_is_refused(lesson):
     """With those it has."""
     task, _, _ = lesson("classification")

@@ -15,9 +15,12 @@ from safetensors.torch import load_file
 
 import stillhouse
 from stillhouse.__main__ import _run
-from stillhouse.errors import DataError, RecipeError
+from stillhouse.errors import DataError, RecipeError, StillhouseError
+from stillhouse.finetuning.finetune import compared_steps
+from stillhouse.recipe import TaskTrainingRecipe
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.report import units
+from stillhouse.run_folder import read_manifest
 
 TRAINING = {
     "epochs": 3, "examples_per_step": 16, "optimizer": {"learning_rate": 5e-3}, "precision": "fp32",
@@ -126,21 +129,62 @@ def test_a_killed_training_goes_on_to_the_same_bits(recipe, tmp_path):
 
 
 def test_the_best_state_of_several_is_kept(recipe, tmp_path):
-    """By the task's metric on the split that the recipe names; every state's value is written."""
-    from stillhouse.run_folder import read_manifest
-
-    training = TRAINING | {"epochs": 4, "evaluations": 4, "select": "dev"}
+    """By the task's metric on the split that the recipe names, the earlier of equals, whatever
+    comes of the last one; every state's value is written, and other data chooses anew."""
+    training = TRAINING | {
+        "epochs": 4, "evaluations": 4, "select": "dev", "checkpoint": {"every_steps": 7},
+        "schedule": {"name": "constant"}, "optimizer": {"learning_rate": 3e-2},
+    }  # fmt: skip
     data = {"train": str(tmp_path / "train.tsv"), "validation": {"dev": str(tmp_path / "dev.tsv")}}
     path = recipe(models={"model": {"start": "teacher"}}, training=training, data=data)
     stillhouse.run(path, tmp_path / "run")
-    manifest = read_manifest(tmp_path / "run" / "finetuned" / "heat" / "model")
+    values, kept = states_of(tmp_path / "run")
+    assert sorted(values) == [16, 32, 48, 64]
+    best = max(values.values())
+    assert kept == min(step for step, value in values.items() if value == best)
+    found = scores_of(tmp_path / "run")["splits"]["dev"]["models"]["model"]
+    assert found["accuracy"]["value"] == best
+    shorter = recipe("short", models={"model": {"start": "teacher"}}, data=data,
+                     training=training | {"epochs": 1, "evaluations": 1})  # fmt: skip
+    stillhouse.run(shorter, tmp_path / "short")
+    if kept == 16:
+        ours, theirs = (weights_of(tmp_path / name, "model") for name in ("run", "short"))
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    rows = (tmp_path / "dev.tsv").read_text().replace("warm", "cold")
+    (tmp_path / "dev.tsv").write_text(rows.replace("\tcold", "\twarm", 5))
+    stillhouse.run(path, tmp_path / "run")
+    assert states_of(tmp_path / "run")[0] != values
+
+
+def states_of(run):
+    manifest = read_manifest(run / "finetuned" / "heat" / "model")
     assert manifest is not None
     states = manifest.facts["states"]
-    values = {int(step): value for step, value in states["values"].items()}
-    assert sorted(values) == [16, 32, 48, 64]
-    assert values[states["kept"]] == max(values.values())
-    found = scores_of(tmp_path / "run")["splits"]["dev"]["models"]["model"]
-    assert found["accuracy"]["value"] == max(values.values())
+    return {int(step): value for step, value in states["values"].items()}, states["kept"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "parts", "expected"),
+    [(10, 3, [4, 7]), (1509, 3, [503, 1006]), (5, 3, [2, 4]), (7, 1, []), (2, 4, [1])],
+)
+def test_states_are_compared_at_even_steps(steps, parts, expected):
+    """The last state is compared beside them."""
+    training = TaskTrainingRecipe(evaluations=parts, select="dev")
+    assert compared_steps(training, steps) == expected
+
+
+def test_a_teacher_from_elsewhere_teaches_in_its_own_order(recipe, tmp_path, task_folder):
+    """Its labels in another order than the data shows them; one of another task is refused."""
+    settings = {"id2label": {0: "warm", 1: "cold"}, "label2id": {"warm": 0, "cold": 1}}
+    folder = task_folder("bert", "SequenceClassification", **settings)
+    models = {"a": {"start": "teacher", "teacher": str(folder)}}
+    stillhouse.run(recipe(models=models), tmp_path / "run")
+    config = json.loads((tmp_path / "run/finetuned/heat/a/config.json").read_text())
+    assert config["id2label"] == {"0": "warm", "1": "cold"}
+    other = task_folder("bert", "TokenClassification")
+    models = {"a": {"start": "teacher", "teacher": str(other)}}
+    with pytest.raises(RecipeError, match="BertForTokenClassification, which was not made for"):
+        stillhouse.run(recipe(models=models), tmp_path / "other")
 
 
 def test_what_is_up_to_date_is_left_alone(recipe, tmp_path):
@@ -161,6 +205,10 @@ def test_what_is_up_to_date_is_left_alone(recipe, tmp_path):
     [
         ({"training": {"select": "test"}}, "training.select is test, but data.validation has"),
         ({"models": {"a": {"teacher": "b"}, "b": {}}}, "a is taught by b, which comes after it"),
+        ({"training": {"evaluations": 3}}, "evaluations is 3, but training.select names no split"),
+        ({"training": {"examples_per_step": 300}}, "gives 256 examples, fewer than .* 300"),
+        ({"models": {"a": {"start": "student"}}}, "a.start is student, which this recipe does not"),
+        ({"models": {"a": {"start": "teacher", "teacher": "b"}}}, "b"),
         ({"losses": {"similarity": 1.0}}, "losses.similarity is no term of classification"),
         ({"task": {"kind": "classification", "length": 99}}, "99 tokens, but .* takes 64"),
         ({"models": {"a": {"start": "teacher", "layer_map": 9}}}, "layer_map asks for 9 layers"),
@@ -168,8 +216,9 @@ def test_what_is_up_to_date_is_left_alone(recipe, tmp_path):
 )  # fmt: skip
 def test_a_recipe_that_cannot_be_right_is_refused(recipe, tmp_path, changes, message):
     """With the key, and what to do."""
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(StillhouseError, match=message):
         stillhouse.run(recipe(**changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_label_that_training_does_not_show_is_refused(recipe, tmp_path):

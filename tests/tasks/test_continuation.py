@@ -113,6 +113,8 @@ def test_what_cannot_be_asked_is_refused(data):
     """Too few rows for the examples, a prompt without the text, training on it."""
     with pytest.raises(DataError, match="has 4 rows, of which 4 are shown"):
         loaded("shots=4").task.read(data)
+    with pytest.raises(RecipeError, match="leaves no room for the prompt"):
+        loaded("length=12").predictions([ASKED])
     with pytest.raises(RecipeError, match=r"must hold \{text\} once"):
         loaded("prompt=none")
     with pytest.raises(RecipeError, match="asked of a model as it is"):

@@ -1,5 +1,6 @@
 """A model's scores by EleutherAI's lm-evaluation-harness (extra `lm-eval`), in this process."""
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -30,6 +31,8 @@ def score_by_harness(
         ModelError: no causal language model.
         DataError: a task whose data cannot be read.
     """
+    if offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     evaluate, hf_model, task_manager = _harness()
     if task_folder is not None and not task_folder.is_dir():
         raise DataError(f"There is no folder of tasks {task_folder}.")

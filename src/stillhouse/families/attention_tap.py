@@ -23,8 +23,7 @@ class AttentionTap:
     """
 
     def __init__(self, family: Family, model: PreTrainedModel, layer: int) -> None:
-        layers = family.layers.removeprefix(f"{family.body}.")
-        parent = model.base_model.get_submodule(f"{layers}.{layer}")
+        parent = family.layers_of(model)[layer]
         self._kinds_each = NUM_KINDS // len(family.attention_projections)
         self._caught: list[Tensor] | None = None
         for name in family.attention_projections:

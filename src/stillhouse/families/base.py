@@ -99,9 +99,16 @@ class Family:
         with at_rows(self.last_row_wise(model) if few else (), numbers, shape):
             return self.run_body(model, batch).flatten(0, 1).index_select(0, numbers)
 
+    def layers_of(self, model: PreTrainedModel) -> nn.ModuleList:
+        """The layers of a model, whatever its head."""
+        place = self.layers.removeprefix(f"{self.body}.")
+        layers = model.base_model.get_submodule(place)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
     def last_row_wise(self, model: PreTrainedModel) -> list[nn.Module]:
         """The row-wise modules of the last layer."""
-        last = model.get_submodule(self.layers)[-1]  # pyright: ignore[reportIndexIssue]
+        last = self.layers_of(model)[-1]
         return [last.get_submodule(name) for name in self.row_wise]
 
     def hidden_size(self, config: PretrainedConfig) -> int:

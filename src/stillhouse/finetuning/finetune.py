@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.errors import RecipeError
+from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import (
+    head_of,
     load_config,
     load_task_model,
     save_model,
@@ -34,7 +35,7 @@ from stillhouse.recipe import (
     recipe_part,
     shaping_part,
 )
-from stillhouse.recipe_tasks import EmbeddingsTask
+from stillhouse.recipe_tasks import ClassificationTask, EmbeddingsTask, TokenClassificationTask
 from stillhouse.run_folder import (
     Inputs,
     RunFolder,
@@ -45,7 +46,7 @@ from stillhouse.run_folder import (
 )
 from stillhouse.tasks.asking import ask
 from stillhouse.tasks.metrics import Measure
-from stillhouse.tasks.registry import labels_in, labels_of, make_task
+from stillhouse.tasks.registry import in_the_models_order, labels_in, labels_of, make_task
 from stillhouse.tasks.sentence_transformers import write_modules
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import StepBatches
@@ -77,12 +78,15 @@ class Finetuning:
         name: str,
         recipe: FinetuningRecipe,
         run: RunFolder,
+        teachers: Mapping[str, Found],
         seed: int,
         ranks: Ranks,
     ) -> None:
+        """`teachers` are those that are no models of the task, by name."""
         self.name = name
         self.recipe = recipe
         self.run = run
+        self.teachers = teachers
         self.seed = seed
         self.ranks = ranks
         self.device = pick_device()
@@ -99,6 +103,8 @@ class Finetuning:
             "model": recipe_part(self.recipe.models[model]),
         }
         sources = {"start": start.fingerprint, "train": sha256_of(self._train_file)}
+        if (split := self.recipe.training.select) is not None:
+            sources["select"] = sha256_of(self._split_files[split])
         if teacher is not None:
             settings["losses"] = recipe_part(self.recipe.losses)
             settings["temperature"] = self.recipe.temperature
@@ -107,22 +113,37 @@ class Finetuning:
 
     @cached_property
     def task(self) -> Task:
-        """The task with its labels, which the training data shows where the recipe does not."""
-        return make_task(self.recipe.task, labels_in(self.recipe.task, self._train_file))
+        """The task with its labels, which the training data shows where the recipe does not; in the
+        order of a teacher from elsewhere.
 
-    def check(
-        self,
-        starts: Mapping[str, Found],
-        teachers: Mapping[str, Found],
-        reporter: Reporter,
-        *,
-        offline: bool,
-    ) -> None:
+        Raises:
+            RecipeError: a teacher that was made for something else, or for other labels.
+        """
+        recipe, labels = self.recipe.task, labels_in(self.recipe.task, self._train_file)
+        task = make_task(recipe, labels)
+        for teacher in self.teachers.values():
+            config = load_config(teacher.folder)
+            if head_of(config) != task.head:
+                raise RecipeError(
+                    f"The teacher in {teacher.folder} is a "
+                    f"{(config.architectures or ['model'])[0]}, which was not made for "
+                    f"{recipe.kind}. Give one that was trained on the task, or another model of "
+                    "the task."
+                )
+            if isinstance(recipe, ClassificationTask | TokenClassificationTask):
+                given = recipe.labels if isinstance(recipe, ClassificationTask) else None
+                own = labels_of(config)
+                labels = in_the_models_order(given or labels, own, teacher.folder)
+                if given is not None:
+                    recipe = recipe.model_copy(update={"labels": labels})
+                task = make_task(recipe, labels)
+        return task
+
+    def check(self, starts: Mapping[str, Found], reporter: Reporter, *, offline: bool) -> None:
         """Fetch what is on the hub, and say what is wrong before anything is trained.
 
         Args:
             starts: By model.
-            teachers: Those that are no models of this task, by name.
 
         Raises:
             DataError: an example that cannot be read, with its file and row.
@@ -132,20 +153,40 @@ class Finetuning:
         for key, source in self._sources.items():
             where = f"finetuning.{self.name}.data.{key}"
             fetch(source, self.run.task_data, where, reporter, offline=offline)
-        self.task.read_training(self._train_file)
+        examples = some_of(self.task.read_training(self._train_file), self.recipe.data.num_train)
+        self._check_number(len(examples))
         _ = self._validation
         fitted(
             self.name,
             self.recipe,
             {name: load_config(start.folder) for name, start in starts.items()},
-            {name: load_config(teacher.folder) for name, teacher in teachers.items()},
+            {name: load_config(teacher.folder) for name, teacher in self.teachers.items()},
         )
         for name, model in self.recipe.models.items():
             if model.teacher is None:
                 continue
-            if model.teacher in teachers:
-                self._check_labels(teachers[model.teacher])
-            check_tokenizers(teachers.get(model.teacher) or starts[model.teacher], starts[name])
+            teacher = self.teachers.get(model.teacher) or starts[model.teacher]
+            check_tokenizers(teacher, starts[name])
+
+    def _check_number(self, number: int) -> None:
+        """Refuse a step that groups do not fill, and data that does not fill a step."""
+        wanted, group = self.recipe.training.examples_per_step, self._group
+        if wanted % group:
+            raise RecipeError(
+                f"finetuning.{self.name}.training.examples_per_step is {wanted}, no multiple of "
+                f"the task's group, {group}."
+            )
+        if number < wanted:
+            raise DataError(
+                f"{self._train_file} gives {number} examples, fewer than a step's {wanted}. Give "
+                f"more, or lower finetuning.{self.name}.training.examples_per_step."
+            )
+
+    @property
+    def _group(self) -> int:
+        """Examples that are compared with each other."""
+        recipe = self.recipe.task
+        return recipe.group if isinstance(recipe, EmbeddingsTask) else 1
 
     @property
     def _train_file(self) -> Path:
@@ -189,9 +230,14 @@ class Finetuning:
             num_samples=self.recipe.training.epochs * source.num_sequences,
             lengths=source.lengths,
         )
-        training = with_states_kept(self.recipe.training, batches.num_steps)
+        training = self.recipe.training
         checkpoints = checkpoints_for(
-            self.run.checkpoints(where), inputs, training, reporter, self.ranks
+            self.run.checkpoints(where),
+            inputs,
+            training,
+            reporter,
+            self.ranks,
+            keep_steps=compared_steps(training, batches.num_steps),
         )
         if overwrite:
             checkpoints.clear()
@@ -222,19 +268,19 @@ class Finetuning:
     def scores(self) -> Path:
         return self.run.finetuned(self.name) / "scores.json"
 
-    def scores_inputs(self, teachers: Mapping[str, Found]) -> Inputs:
+    def scores_inputs(self) -> Inputs:
         """What the scores follow from: every model, and teachers from elsewhere."""
         manifests = {name: read_manifest(self.folder(name)) for name in self.recipe.models}
         models = {name: found.fingerprint for name, found in manifests.items() if found is not None}
         splits = {split: sha256_of(file) for split, file in self._split_files.items()}
-        others = {name: found.fingerprint for name, found in teachers.items()}
+        others = {name: found.fingerprint for name, found in self.teachers.items()}
         settings = {"task": recipe_part(self.recipe.task)}
         return Inputs(f"finetune {self.name} scores", settings, {**models, **others, **splits})
 
-    def score_all(self, teachers: Mapping[str, Found], reporter: Reporter) -> None:
+    def score_all(self, reporter: Reporter) -> None:
         """Write `scores.json`: each model's metrics, and what a teacher was worth."""
         started = time.monotonic()
-        folders = {name: found.folder for name, found in teachers.items()}
+        folders = {name: found.folder for name, found in self.teachers.items()}
         folders |= {name: self.folder(name) for name in self.recipe.models}
         measured = {}
         for name, folder in folders.items():
@@ -251,7 +297,7 @@ class Finetuning:
         }
         content = json.dumps(scores, indent=1, ensure_ascii=False) + "\n"
         seconds = time.monotonic() - started
-        commit_file(self.scores, content.encode(), self.scores_inputs(teachers), seconds=seconds)
+        commit_file(self.scores, content.encode(), self.scores_inputs(), seconds=seconds)
 
     def _measured(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
@@ -283,7 +329,7 @@ class Finetuning:
         examples, metric = self._validation[split], self.recipe.task.metric
         last = {name: value.clone() for name, value in trained.state_dict().items()}
         values = {}
-        for step in [*checkpoints.kept(), num_steps]:
+        for step in [*compared_steps(self.recipe.training, num_steps), num_steps]:
             if step == num_steps:
                 trained.load_state_dict(last)
             else:
@@ -306,16 +352,6 @@ class Finetuning:
         )
         layer_map = layer_map_of(self.name, self.recipe, name, model.config)
         return model if layer_map is None else shallower_task_model(model, layer_map)
-
-    def _check_labels(self, teacher: Found) -> None:
-        """The outputs of a teacher from elsewhere must stand for what the task's do."""
-        theirs = labels_of(load_config(teacher.folder))
-        ours = [*dict(self.task.settings).get("id2label", {}).values()]
-        if ours and theirs != ours:
-            raise RecipeError(
-                f"The outputs of the teacher in {teacher.folder} are {', '.join(theirs)}, those of "
-                f"the task {', '.join(ours)}. Give the teacher's as `labels`, in its order."
-            )
 
     def _teacher(self, teacher: Found) -> PreTrainedModel:
         """The teacher with its own head, frozen."""
@@ -348,12 +384,12 @@ class Finetuning:
             sequences,
             pad_token_id=model.config.pad_token_id,
             per_token=self.task.per_token,
-            group=getattr(self.recipe.task, "group", 1),
+            group=self._group,
             twice=contrasts,
         )
 
     def _units_per_step(self, source: TaskSource) -> int:
-        return max(1, self.recipe.training.examples_per_step // source.group)
+        return max(1, self.recipe.training.examples_per_step // self._group)
 
     def _work(
         self,
@@ -410,17 +446,8 @@ def check_tokenizers(teacher: Found, student: Found) -> None:
         )
 
 
-def with_states_kept(training: TaskTrainingRecipe, num_steps: int) -> TaskTrainingRecipe:
-    """The training whose checkpoints hold the states that are to be compared until its end."""
-    if training.select is None or training.evaluations == 1:
-        return training
-    every = max(1, num_steps // training.evaluations)
-    often = max(
-        size
-        for size in range(1, every + 1)
-        if every % size == 0 and size <= max(1, training.checkpoint.every_steps)
-    )
-    checkpoint = training.checkpoint.model_copy(
-        update={"every_steps": often, "keep_every_steps": every}
-    )
-    return training.model_copy(update={"checkpoint": checkpoint})
+def compared_steps(training: TaskTrainingRecipe, num_steps: int) -> list[int]:
+    """The steps before the last one whose states are compared with it, evenly spread."""
+    parts = training.evaluations
+    steps = {-(-part * num_steps // parts) for part in range(1, parts)}
+    return sorted(steps - {num_steps})

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig
 
+from stillhouse.errors import RecipeError
 from stillhouse.families import layers_from, shallower_config
 from stillhouse.finetuning.objective import check_terms
 from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import FinetuningRecipe
+from stillhouse.recipe_tasks import ContinuationTask, LastWordTask
 from stillhouse.tasks.registry import check_length, make_task
 
 
@@ -27,6 +29,11 @@ def fitted(
         RecipeError: a layer map, a length or a term that cannot be.
     """
     found: dict[str, PretrainedConfig] = {}
+    if isinstance(recipe.task, LastWordTask | ContinuationTask):
+        raise RecipeError(
+            f"finetuning.{name}.task is {recipe.task.kind}, which is asked of a model as it is "
+            "(`stillhouse score`). To train one on text, give the text as `corpus`."
+        )
     for model, settings in recipe.models.items():
         check_length(recipe.task, starts[model], f"the start of {model}")
         found[model] = starts[model]
@@ -37,7 +44,19 @@ def fitted(
             check_terms(make_task(recipe.task), recipe.losses)
             teacher = teachers.get(settings.teacher) or found[settings.teacher]
             check_relation(recipe.losses.relation, found[model], teacher)
+            check_length(recipe.task, teacher, f"the teacher of {model}")
+            _check_vectors(recipe, model, found[model].hidden_size, teacher.hidden_size)
     return found
+
+
+def _check_vectors(recipe: FinetuningRecipe, model: str, ours: int, theirs: int) -> None:
+    """Refuse terms that hold vectors of two sizes against each other."""
+    terms = {"vector_cosine", "vector_mse"} & set(recipe.losses.active())
+    if ours != theirs and terms:
+        raise RecipeError(
+            f"losses.{min(terms)} compares vectors of one size, but those of {model} have {ours} "
+            f"numbers and its teacher's {theirs}. Take similarity."
+        )
 
 
 def layer_map_of(

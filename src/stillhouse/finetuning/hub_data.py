@@ -1,9 +1,11 @@
 """A task's data: files of this disk as they are, datasets of the hub as files of the run."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
+from stillhouse.errors import DataError
 from stillhouse.hub import HUB_PREFIX, HubDataset, must_be_online
 from stillhouse.run_folder import Inputs, commit_file, is_up_to_date
 from stillhouse.training.progress import Reporter
@@ -13,7 +15,9 @@ def path_of(source: str, folder: Path) -> Path:
     """Where the examples of `source` are, or will be once they are fetched into `folder`."""
     if not source.startswith(HUB_PREFIX):
         return Path(source)
-    return folder / f"{re.sub(r'[^A-Za-z0-9.]+', '-', source.removeprefix(HUB_PREFIX))}.jsonl"
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", source.removeprefix(HUB_PREFIX))
+    digest = hashlib.sha256(source.encode()).hexdigest()[:8]  # two names may read alike
+    return folder / f"{name}-{digest}.jsonl"
 
 
 def fetch(source: str, folder: Path, key: str, reporter: Reporter, *, offline: bool) -> None:
@@ -30,6 +34,11 @@ def fetch(source: str, folder: Path, key: str, reporter: Reporter, *, offline: b
     must_be_online(source, key, offline=offline)
     reporter.say(f"fetching {source}")
     rows = HubDataset.named(source).rows()
-    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except TypeError as error:  # a picture, a date
+        raise DataError(
+            f"{source} has a column that is neither text nor numbers: {error}."
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     commit_file(path, content.encode(), inputs)

@@ -141,7 +141,9 @@ def _vector_mse(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor
 
 
 def _similarity(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    return similarity_loss(*_asked_vectors(ours, theirs, batch), group=batch.together)
+    assert theirs is not None
+    value = similarity_loss(ours, theirs, group=batch.together)
+    return value * batch.asked[0, 0]  # of a batch all is asked, or nothing
 
 
 def _class_loss(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from typing import Any
 
 from stillhouse.recipe import FinetuningRecipe, Recipe
@@ -198,7 +199,7 @@ def _shown(value: float, kind: str) -> str:
 def _series(task: TaskResult, recipe: FinetuningRecipe) -> list[Series]:
     """The loss of the right answers over tokens; a sole term is logged as `loss`."""
     found = []
-    for color, model in zip(COLORS, recipe.models, strict=False):
+    for color, model in zip(cycle(COLORS), recipe.models, strict=False):
         terms = recipe.losses.active() if recipe.models[model].teacher else {"hard_target": 1.0}
         key = "loss" if list(terms) == ["hard_target"] else "hard_target"
         for lines in task.metrics:

@@ -15,7 +15,7 @@ from stillhouse.errors import RunError
 from stillhouse.recipe import Recipe
 from stillhouse.report import units
 from stillhouse.report.summary import LARGEST_WIDTH, PLAIN
-from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.run_folder import RunFolder, read_manifest, verify
 from stillhouse.tasks.metrics import GLUE, glue_scores
 
 
@@ -81,6 +81,7 @@ def read_scores(run: RunFolder, task: str) -> dict[str, Any]:
     path = scores_file(run, task)
     if read_manifest(path) is None:
         raise RunError(f"{path} is not there yet: run the stage finetune first.")
+    verify(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
 

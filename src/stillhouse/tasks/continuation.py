@@ -77,6 +77,11 @@ class Continuation:
             for text in (shown + before + example.text + after, after)
         )
         room = self.recipe.length - self.recipe.max_new_tokens
+        if room <= len(end):
+            raise RecipeError(
+                f"The model reads and writes {self.recipe.length} tokens; max_new_tokens, "
+                f"{self.recipe.max_new_tokens}, leaves no room for the prompt. Lower it."
+            )
         is_cut = len(ids) > room
         if is_cut:
             ids = [*ids[: max(0, room - len(end))], *end]

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import LastWordTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
@@ -70,7 +70,7 @@ class LastWord:
         return found
 
     def read_training(self, path: Path) -> list[Passage]:
-        return self.read(path)
+        raise RecipeError("Last words are asked of a model as it is.")
 
     def encode(
         self, examples: Sequence[Passage], tokenizer: PreTrainedTokenizerFast

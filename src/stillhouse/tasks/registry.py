@@ -96,7 +96,7 @@ def task_of_model(folder: Path, recipe: TaskRecipe | None = None) -> Task:
         )
     check_length(recipe, config, str(folder))
     if isinstance(recipe, ClassificationTask) and recipe.labels:
-        labels = _in_the_models_order(recipe.labels, labels_of(config), folder)
+        labels = in_the_models_order(recipe.labels, labels_of(config), folder)
         recipe = recipe.model_copy(update={"labels": labels})
     return make_task(recipe, labels_of(config))
 
@@ -160,7 +160,7 @@ def _recipe_of(folder: Path, config: PretrainedConfig) -> TaskRecipe:
             )
 
 
-def _in_the_models_order(wanted: Sequence[str], own: Sequence[str], folder: Path) -> list[str]:
+def in_the_models_order(wanted: Sequence[str], own: Sequence[str], folder: Path) -> list[str]:
     """A recipe's labels as the model's outputs stand for them: numbers are places, and so are all
     labels where the model names none."""
     nameless = all(label == f"LABEL_{number}" for number, label in enumerate(own))

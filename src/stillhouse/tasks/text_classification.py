@@ -22,6 +22,7 @@ from stillhouse.tasks.rows import Row
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
 TWO_CLASSES = ("f1", "accuracy_and_f1")
+MULTI_LABEL = ("accuracy", "f1")
 
 
 class TextClassification:
@@ -36,7 +37,12 @@ class TextClassification:
         Raises:
             RecipeError: a metric of two classes for more of them.
         """
-        if len(labels) != 2 and recipe.metric in TWO_CLASSES:
+        if recipe.multi_label and recipe.metric not in MULTI_LABEL:
+            raise RecipeError(
+                f"The metric {recipe.metric} is not of several labels at once. Take "
+                f"{' or '.join(MULTI_LABEL)}."
+            )
+        if not recipe.multi_label and len(labels) > 2 and recipe.metric in TWO_CLASSES:
             raise RecipeError(
                 f"The metric {recipe.metric} is of two labels, but there are {len(labels)}: "
                 f"{', '.join(labels)}. Take accuracy or matthews."

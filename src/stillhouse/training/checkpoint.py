@@ -17,7 +17,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -86,6 +86,7 @@ class Checkpoints:
         *,
         keep_last: int,
         keep_every_steps: int | None = None,
+        keep_steps: Collection[int] = (),
         say: Callable[[str], None],
         ranks: Ranks = ALONE,
     ) -> None:
@@ -93,6 +94,7 @@ class Checkpoints:
         self.inputs = inputs
         self.keep_last = keep_last
         self.keep_every_steps = keep_every_steps
+        self.keep_steps = frozenset(keep_steps)
         self.say = say
         self.ranks = ranks
         self._saving: _Saving | None = None
@@ -170,12 +172,6 @@ class Checkpoints:
         restore(self._path(self._newest), model, optimizer)
         return _read_progress(self._path(self._newest))
 
-    def kept(self) -> list[int]:
-        """The steps of the states that stay until the end, in order."""
-        steps = [int(path.name.removeprefix("step-")) for path in self.committed()]
-        every = self.keep_every_steps
-        return [step for step in steps if every is not None and step % every == 0]
-
     def restore_weights(self, step: int, model: nn.Module) -> None:
         """Fill a whole model with the weights of a committed state.
 
@@ -236,10 +232,11 @@ class Checkpoints:
 
     def _superseded(self) -> list[Path]:
         every = self.keep_every_steps
+        steps = {path: int(path.name.removeprefix("step-")) for path in self.committed()}
         return [
             path
-            for path in self.committed()[: -self.keep_last]
-            if every is None or int(path.name.removeprefix("step-")) % every
+            for path in list(steps)[: -self.keep_last]
+            if (every is None or steps[path] % every) and steps[path] not in self.keep_steps
         ]
 
     def _newest_intact(self, shapes: Mapping[str, list[int]]) -> int:
@@ -272,12 +269,12 @@ class Checkpoints:
 
     def _changed_message(self, path: Path) -> str:
         changes = "; ".join(changed_settings(path, self.inputs))
+        stage = self.inputs.stage.partition(" ")[0]
         return (
             f"{path} was written under another recipe ({changes}), so training cannot go on from "
             "it. "
-            "Restore the recipe, give another --run-dir, or begin this stage again with "
-            "--overwrite distill "
-            "(teacher for a teacher)."
+            f"Restore the recipe, give another --run-dir, or begin this stage again with "
+            f"--overwrite {stage}."
         )
 
 

@@ -68,7 +68,7 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
                 lines.write(steps.progress.step, values)
                 reporter.step(steps.progress.step, values)
                 job.checkpoints.check()
-                if steps.progress.step % job.recipe.checkpoint.every_steps == 0:
+                if job.is_committed_at(steps.progress.step):
                     job.checkpoints.save(model, optimizer, steps.progress, stop)
             number = job.ranks.highest(stop.signal_number or 0)
             if number:  # also one that came during the last step

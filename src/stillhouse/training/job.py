@@ -1,7 +1,7 @@
 """What is trained: a model, what it learns from, for how long, and where its traces go."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -63,6 +63,10 @@ class TrainingJob:
         length = self.batches.source.sequence_length
         return micro_batch_sequences(self.recipe.micro_batch_tokens, self.device, length)
 
+    def is_committed_at(self, step: int) -> bool:
+        """Whether the state after so many steps becomes a checkpoint."""
+        return step % self.recipe.checkpoint.every_steps == 0 or step in self.checkpoints.keep_steps
+
     def facts(self, progress: Progress) -> dict[str, int | float]:
         """What a manifest says of the finished training."""
         tokens_per_second = progress.tokens / progress.seconds / self.ranks.size
@@ -84,14 +88,22 @@ def plan_batches(
 
 
 def checkpoints_for(
-    folder: Path, inputs: Inputs, recipe: TrainingRecipe, reporter: Reporter, ranks: Ranks = ALONE
+    folder: Path,
+    inputs: Inputs,
+    recipe: TrainingRecipe,
+    reporter: Reporter,
+    ranks: Ranks = ALONE,
+    *,
+    keep_steps: Collection[int] = (),
 ) -> Checkpoints:
-    """Where a job's checkpoints are, refused under any other inputs."""
+    """Where a job's checkpoints are, refused under any other inputs; those of `keep_steps` stay
+    until the end."""
     return Checkpoints(
         folder,
         inputs,
         keep_last=recipe.checkpoint.keep_last,
         keep_every_steps=recipe.checkpoint.keep_every_steps,
+        keep_steps=keep_steps,
         say=reporter.say,
         ranks=ranks,
     )

@@ -46,7 +46,7 @@ def shard(lesson: Lesson, ranks: Ranks, device: torch.device) -> None:
     """
     mesh = DeviceMesh(device.type, list(range(ranks.size)))
     family = family_of(lesson.model.config)
-    for layer in lesson.model.get_submodule(family.layers).children():
+    for layer in family.layers_of(lesson.model):
         fully_shard(layer, mesh=mesh)
     fully_shard(lesson, mesh=mesh)
     for module in lesson.modules():
@@ -61,7 +61,7 @@ def shard_teacher(model: PreTrainedModel, ranks: Ranks, device: torch.device) ->
     Its embeddings, which its head shares, stay whole on every rank.
     """
     mesh = DeviceMesh(device.type, list(range(ranks.size)))
-    for layer in model.get_submodule(family_of(model.config).layers).children():
+    for layer in family_of(model.config).layers_of(model):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
 
 

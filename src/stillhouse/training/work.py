@@ -183,7 +183,7 @@ def _matrices(config: PretrainedConfig) -> _Matrices:
     projection = family.head(model).weight
     inside = {id(parameter) for parameter in body.parameters()} | {id(projection)}
     transform = [p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in inside]
-    layers = model.get_submodule(family.layers)
+    layers = family.layers_of(model)
     hidden_size = family.hidden_size(config)
     return _Matrices(
         body=_weights([layers]),
