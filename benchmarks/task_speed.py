@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks import measure
 from stillhouse.errors import StillhouseError
-from stillhouse.families import count_parameters, resolve_folder
+from stillhouse.families import resolve_folder
 from stillhouse.generation import load_for_task
 from stillhouse.recipe_file import parse_task
 from stillhouse.recipe_tasks import TaskRecipe
@@ -35,7 +35,7 @@ def prepare(name: str, recipe: TaskRecipe, data: Path, device: torch.device) -> 
     examples = loaded.task.read(data)
     encoded = loaded.task.encode(examples, loaded.tokenizer)
     answer = functools.partial(ask, loaded.task, loaded.model, examples, encoded)
-    return answer, count_parameters(loaded.model)[0]
+    return answer, loaded.model.num_parameters()
 
 
 def main() -> None:
