@@ -126,7 +126,8 @@ def test_a_task_that_cannot_be_is_found(tmp_path, capsys, monkeypatch):
     (tmp_path / "a.tsv").touch()
     data = f"{{train: {tmp_path / 'a.tsv'}, validation: {tmp_path / 'a.tsv'}}}"
     for task, message in (
-        ("{task: sst2, data: {train: no.tsv, validation: no.tsv}}", "there is no file no.tsv"),
+        ("{task: sst2, data: {train: no.tsv, validation: no.tsv}, models: {a: {start: teacher}}}",
+         "there is no file no.tsv"),
         (f"{{task: sst2, data: {data}, models: {{a: {{start: teacher, layer_map: [12]}}}}}}",
          r"finetuning.t.models.a.layer_map names teacher layers [12]"),
         (f"{{task: {{kind: sst2, length: 600}}, data: {data}, models: {{a: {{start: teacher}}}}}}",
