@@ -322,6 +322,10 @@ class DistillationRecipe(PretrainingRecipe):
         return self
 
 
+# Of a task or one of its models: a folder of the run.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
 class TaskDataRecipe(Section):
     """Files of a task's examples: to learn from, and one or several splits to be scored on.
 
@@ -429,7 +433,7 @@ class FinetuningRecipe(Section):
 
     task: NamedTaskRecipe
     data: TaskDataRecipe
-    models: Annotated[dict[str, TaskModelRecipe], Field(min_length=1)] = Field(
+    models: Annotated[dict[Name, TaskModelRecipe], Field(min_length=1)] = Field(
         default_factory=_three_models
     )
     temperature: PositiveFloat = 2.0  # with the weights of the losses as in 2019
@@ -497,7 +501,7 @@ class Recipe(Section):
     distillation: DistillationRecipe = Field(
         default_factory=lambda: DistillationRecipe.model_validate({})
     )
-    finetuning: dict[str, FinetuningRecipe] = Field(default={})
+    finetuning: dict[Name, FinetuningRecipe] = Field(default={})
     evaluation: EvaluationRecipe = EvaluationRecipe()
     report: ReportRecipe = ReportRecipe()
 

@@ -207,6 +207,7 @@ def test_what_is_up_to_date_is_left_alone(recipe, tmp_path):
         ({"models": {"a": {"teacher": "b"}, "b": {}}}, "a is taught by b, which comes after it"),
         ({"training": {"evaluations": 3}}, "evaluations is 3, but training.select names no split"),
         ({"training": {"examples_per_step": 300}}, "gives 256 examples, fewer than .* 300"),
+        ({"models": {"../a": {"start": "teacher"}}}, r"models.\.\./a.*pattern"),
         ({"models": {"a": {"start": "student"}}}, "a.start is student, which this recipe does not"),
         ({"models": {"a": {"start": "teacher", "teacher": "b"}}}, "b"),
         ({"losses": {"similarity": 1.0}}, "losses.similarity is no term of classification"),

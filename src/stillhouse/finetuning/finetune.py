@@ -52,14 +52,14 @@ from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.tokens.tokenizer import load_tokenizer
 from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.device import pick_device, pick_precision
+from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train
 from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for
 from stillhouse.training.parallel import whole_model
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks, finishing
-from stillhouse.training.work import StepShape, count_work
+from stillhouse.training.work import StepShape, Work, count_work
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,8 @@ class Finetuning:
         """What the scores follow from: every model, and teachers from elsewhere."""
         manifests = {name: read_manifest(self.folder(name)) for name in self.recipe.models}
         models = {name: found.fingerprint for name, found in manifests.items() if found is not None}
-        splits = {split: sha256_of(file) for split, file in self._split_files.items()}
+        files = self._split_files.items()
+        splits = {f"split {split}": sha256_of(file) for split, file in files}
         others = {name: found.fingerprint for name, found in self.teachers.items()}
         settings = {"task": recipe_part(self.recipe.task)}
         return Inputs(f"finetune {self.name} scores", settings, {**models, **others, **splits})
@@ -397,11 +398,13 @@ class Finetuning:
         batches: StepBatches,
         model: PreTrainedModel,
         teacher: PreTrainedModel | None,
-    ) -> Any:
+    ) -> Work:
         """Multiply-adds and bytes of a step of average length; heads of tasks cost next to
         nothing."""
         units = batches.sequences_per_step
-        at_once = self.recipe.training.micro_batch_tokens
+        at_once = micro_batch_sequences(
+            self.recipe.training.micro_batch_tokens, self.device, source.sequence_length
+        )
         positions = units * source.mean_length
         step = StepShape(
             round(positions),
@@ -409,9 +412,7 @@ class Finetuning:
             read_rows=positions,
             student_rows=0,
             teacher_rows=None if teacher is None else 0,
-            micro_batches=-(
-                -units * source.sequence_length // (at_once if at_once != "auto" else 2048)
-            ),
+            micro_batches=-(-units // at_once),
             precision=pick_precision(self.recipe.training.precision, self.device),
         )
         return count_work(step, model.config, None if teacher is None else teacher.config)
