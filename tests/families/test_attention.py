@@ -25,7 +25,10 @@ def masks() -> dict[str, Tensor | None]:
     segments = torch.tensor([[1, 1, 1, 2, 2, 0, 0], [1, 2, 2, 2, 2, 0, 0]])
     packed = (segments[:, :, None] == segments[:, None, :])[:, None]
     causal = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
-    return {"none": None, "causal": causal, "packed": packed, "packed causal": packed & causal}
+    return {
+        "none": None, "causal": causal, "packed": packed, "packed causal": packed & causal,
+        "padded": (segments > 0)[:, None, None],
+    }  # fmt: skip
 
 
 def by_definition(
@@ -33,11 +36,13 @@ def by_definition(
 ) -> Tensor:
     """In float64, position by position (Vaswani et al. 2017, equation 1)."""
     query, key, value = (each.double() for each in (query, key, value))
+    if visible is not None:
+        visible = visible.expand(-1, HEADS, LENGTH, -1)
     rows = []
     for place in range(LENGTH):
         scores = scale * torch.einsum("bhd,bhtd->bht", query[:, :, place], key)
         if visible is not None:
-            scores = scores.masked_fill(~visible[:, :, place].expand_as(scores), -math.inf)
+            scores = scores.masked_fill(~visible[:, :, place], -math.inf)
         rows.append(torch.einsum("bht,bhtd->bhd", scores.softmax(-1), value))
     return torch.stack(rows, dim=2)
 

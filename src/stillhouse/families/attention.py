@@ -63,7 +63,7 @@ def plain_attention(
     query: Float[Tensor, "B H T D"],
     key: Float[Tensor, "B H T D"],
     value: Float[Tensor, "B H T D"],
-    visible: Bool[Tensor, "#B 1 T T"] | None,
+    visible: Bool[Tensor, "#B 1 _ T"] | None,
     *,
     scale: float,
     dropout: float = 0.0,
@@ -82,7 +82,7 @@ def plain_attention(
         hidden = query.new_zeros(visible.shape).masked_fill_(
             ~visible, torch.finfo(query.dtype).min / 2
         )
-        bias = hidden.expand(num_sequences, num_heads, length, length).reshape(square)
+        bias = hidden.expand(num_sequences, num_heads, -1, -1).flatten(0, 1)
     with torch.autocast(query.device.type, enabled=False):
         queries, keys, values = (each.flatten(0, 1) for each in (query, key, value))
         scores = torch.baddbmm(bias.expand(square), queries, keys.transpose(1, 2), alpha=scale)

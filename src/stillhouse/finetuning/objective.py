@@ -73,6 +73,7 @@ class TaskObjective:
             if name == RELATION:
                 assert relations is not None
                 visible = batch.visible(causal=family.language_modeling == "causal")
+                visible = visible.expand(-1, visible.shape[-1], -1)
                 value = relations.loss(visible, batch.rows(), batch.most_rows)
             else:
                 value = self._losses[name](outputs, taught, batch)

@@ -18,7 +18,7 @@ from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import Columns, EmbeddingsTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import METRICS, Measure
-from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.rows import Row
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
@@ -57,7 +57,7 @@ class Embeddings:
         return [[next(sequences)[0] for _ in _texts(each)] for each in examples]
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B D"]:
-        hidden = model(**inputs_of(model, batch)).last_hidden_state.float()
+        hidden = run(model, batch).last_hidden_state.float()
         if self.recipe.pooling == "cls":
             return F.normalize(hidden[:, 0], dim=-1)
         mask = batch.attention_mask[:, :, None]

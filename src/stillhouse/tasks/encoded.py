@@ -75,10 +75,11 @@ class TaskBatch:
         """The real tokens, of which a blank batch has none."""
         return (self.attention_mask > 0) & (not self.is_blank)
 
-    def visible(self, *, causal: bool) -> Bool[Tensor, "B T T"]:
-        """True where a token (second to last axis) may see another one (last axis)."""
-        real = (self.attention_mask > 0)[:, None, :].expand(-1, self.attention_mask.shape[1], -1)
-        return real.tril() if causal else real
+    def visible(self, *, causal: bool) -> Bool[Tensor, "B _ T"]:
+        """True where a token (second to last axis) may see another one (last axis); one row stands
+        for all where all may see the same."""
+        real = (self.attention_mask > 0)[:, None, :]
+        return real.expand(-1, real.shape[-1], -1).tril() if causal else real
 
     @cached_property
     def most_rows(self) -> int:

@@ -24,7 +24,7 @@ from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import LastWordTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure, mean
-from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.rows import read_rows
 from stillhouse.tokens.batches import IGNORED
 
@@ -101,7 +101,7 @@ class LastWord:
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 2 T"]:
         """For the tokens that are asked: the log-probability of the right successor, and whether
         it is the likeliest (1 or 0)."""
-        hidden = model.base_model(**inputs_of(model, batch)).last_hidden_state
+        hidden = run(model.base_model, batch).last_hidden_state
         assert batch.choices is not None
         head = model.get_output_embeddings()
         assert head is not None

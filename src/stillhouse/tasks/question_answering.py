@@ -22,7 +22,7 @@ from stillhouse.files import format_of
 from stillhouse.recipe_tasks import QuestionAnsweringTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure
-from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.rows import read_rows
 from stillhouse.tasks.squad import Answer, Question, read_squad, score_each
 from stillhouse.tasks.squad_windows import Found, Window, best_answers, windows_of
@@ -68,7 +68,7 @@ class QuestionAnswering:
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 2 T"]:
         """The logits of beginning and of ending at each token; FAR_BELOW where no answer can."""
-        found = model(**inputs_of(model, batch))
+        found = run(model, batch)
         assert batch.choices is not None
         logits = torch.stack([found.start_logits, found.end_logits], dim=1)
         return logits.masked_fill(~batch.choices[:, None], FAR_BELOW)

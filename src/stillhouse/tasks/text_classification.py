@@ -17,7 +17,7 @@ from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import ClassificationTask, RegressionTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import METRICS, Measure
-from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.rows import Row
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
@@ -85,7 +85,7 @@ class TextClassification:
         return np.isin(np.arange(len(self.labels)), target).astype(np.float32)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B C"]:
-        return model(**inputs_of(model, batch)).logits
+        return run(model, batch).logits
 
     def predict(
         self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
@@ -148,7 +148,7 @@ class TextRegression:
         return encode_texts(examples, tokenizer, self.recipe.length, as_number)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 1"]:
-        return model(**inputs_of(model, batch)).logits
+        return run(model, batch).logits
 
     def predict(
         self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]

@@ -23,7 +23,7 @@ from stillhouse.files import format_of
 from stillhouse.recipe_tasks import TokenClassificationTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure, span_counts, span_f1
-from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.rows import JSON_SUFFIXES, read_rows
 from stillhouse.tasks.tagged import Sentence, as_iob2, read_tagged, read_tagged_rows
 from stillhouse.tasks.text_classification import labelled
@@ -122,7 +122,7 @@ class TokenClassification:
         return Encoded(ids, types, target, source=begins)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B T C"]:
-        return model(**inputs_of(model, batch)).logits
+        return run(model, batch).logits
 
     def predict(
         self, example: Words, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
