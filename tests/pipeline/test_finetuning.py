@@ -262,6 +262,10 @@ def test_the_page_shows_what_each_model_scores_and_what_the_teacher_gave(recipe,
         assert re.search(rf'class="label [a-z_]+"[^>]*>{model}<', page)
     assert "accuracy, seed 1" in page
     assert "<script" not in page
+    for model in ("teacher", "student", "distilled"):
+        card = (run / "seed-1" / "finetuned" / "heat" / model / "README.md").read_text()
+        assert f"heat, {model}" in card
+        assert "- Seed: 1\n" in card
 
 
 @pytest.mark.parametrize("kind", ["classification", "embeddings"])

@@ -138,9 +138,9 @@ def task_section(recipe: Recipe, task: TaskResult) -> str:
     note += "What a teacher was worth is the difference on the same examples, with its interval."
     parts = [f"<h2>{escape(task.name)}</h2><p class='note'>{escape(note)}</p>"]
     for split in task.splits:
-        parts.append(f"<h3>{escape(split)}</h3>{table_html(_scores(task, split), [])}")
+        parts.append(f"<h3>{escape(split)}</h3>{table_html(scores_table(task, split), [])}")
         if several:
-            parts.append(table_html(_by_seed(recipe, task, split), []))
+            parts.append(table_html(seeds_table(recipe, task, split), []))
     settings = recipe.finetuning[task.name]
     parts.append(loss_figure(f"{task.name}: loss of the right answers", _series(task, settings)))
     facts = {"protocol": task.scores[0]["task"], "data": task.scores[0]["data"]}
@@ -152,7 +152,7 @@ def task_section(recipe: Recipe, task: TaskResult) -> str:
     return "".join(parts)
 
 
-def _scores(task: TaskResult, split: str) -> Table:
+def scores_table(task: TaskResult, split: str) -> Table:
     """A row for each model and gain, a column for each metric, the task's own first."""
     kinds = task.scores[0]["splits"][split]
     metrics = list(next(iter(kinds["models"].values())))
@@ -178,7 +178,7 @@ def _with_interval(found: Mapping[str, float], kind: str) -> Cell:
     return Cell(_shown(found["value"], kind), interval)
 
 
-def _by_seed(recipe: Recipe, task: TaskResult, split: str) -> Table:
+def seeds_table(recipe: Recipe, task: TaskResult, split: str) -> Table:
     """A row for each model and gain, a column for each seed, by the task's own metric."""
     kinds = task.scores[0]["splits"][split]
     rows = [

@@ -5,13 +5,15 @@ from stillhouse.recipe import Recipe, recipe_part
 from stillhouse.report.card import model_card
 from stillhouse.report.page import command_line, model_name, report_page
 from stillhouse.report.results import read_results
+from stillhouse.report.task_card import task_card
 from stillhouse.report.task_page import read_tasks, tasks_page
 from stillhouse.report.tasks import glue_lines, scores_file
 from stillhouse.run_folder import Inputs, RunFolder, commit_file, sha256_of, write_atomic
 
 
 def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> None:
-    """Write `run.report`, and the model card into every seed's student folder.
+    """Write `run.report`, and model cards: in every seed's student folder, and in those of its
+    tasks.
 
     With one seed, `seed_runs` is `[run]`; with several, they are in the recipe's order.
 
@@ -36,9 +38,15 @@ def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> 
         )
     inputs = Inputs("report", {"report": recipe_part(recipe.report)}, sources)
     commit_file(run.report, page.encode(), inputs)
+    # A card is not listed in its folder's manifest, so writing it leaves the committed files, their
+    # hashes and the folder's fingerprint as they were.
     for result in results:
         if result.run.student.is_dir():
-            # The card is not listed in the folder's manifest, so writing it leaves the committed
-            # files, their hashes and the folder's fingerprint as they were.
             card = model_card(recipe, run, results, result)
             write_atomic(result.run.student / "README.md", card.encode())
+    name = model_name(recipe, run)
+    for seed, each in zip(recipe.seeds, seed_runs, strict=True):
+        for task in tasks:
+            for model in recipe.finetuning[task.name].models:
+                card = task_card(recipe, name, task, seed, each, model)
+                write_atomic(each.finetuned(task.name) / model / "README.md", card.encode())

@@ -1,0 +1,152 @@
+"""What a reader of a task model's README.md sees, and what its code does."""
+
+import re
+
+import pytest
+import yaml
+
+from stillhouse.recipe_file import parse_recipe
+from stillhouse.report.task_card import task_card
+from stillhouse.report.task_page import TaskResult
+from stillhouse.run_folder import Inputs, RunFolder, commit_folder
+
+HEADS = {
+    "classification": "SequenceClassification",
+    "regression": "SequenceClassification",
+    "question_answering": "QuestionAnswering",
+    "token_classification": "TokenClassification",
+    "embeddings": "Body",
+}
+RECIPE = """
+seed: {seeds}
+teacher: {teacher}
+finetuning:
+  the task:
+    task: {{kind: {kind}, length: 32}}
+    data: {{train: /home/someone/train.jsonl, validation: dev.jsonl, num_train: 500}}
+    models:
+      teacher: {{start: teacher}}
+      student: {{start: teacher, layer_map: 1}}
+      distilled: {{start: teacher, layer_map: 1, teacher: teacher}}
+    losses: {losses}
+report: {{license: apache-2.0}}
+"""
+
+
+def interval(value, spread):
+    return {"value": value, "low": value - spread, "high": value + spread}
+
+
+@pytest.fixture
+def card(tmp_path):
+    """card(kind, model, ...): the text of one model's README.md, with handmade scores."""
+
+    def make(kind="classification", model="distilled", *, teacher="minilm", seeds=(4, 7)):
+        vectors = kind == "embeddings"
+        losses = "{hard_target: 0, soft_target: 0, similarity: 1}" if vectors else "{}"
+        text = RECIPE.format(kind=kind, teacher=teacher, seeds=list(seeds), losses=losses)
+        recipe = parse_recipe(text.replace("the task", "the_task"))
+        metric = recipe.finetuning["the_task"].task.metric
+        scores = [
+            {
+                "metric": metric,
+                "splits": {
+                    "validation": {
+                        "models": {
+                            name: {metric: interval(value + place / 100, 0.0125)}
+                            for name, value in (("teacher", 0.9), ("distilled", 0.85))
+                        },
+                        "gains": {
+                            "distilled less student": {metric: interval(0.02 + place / 100, 0.015)}
+                        },
+                    }
+                },
+                "machine": {"processor": "a <processor>", "cores": 2},
+                "versions": {"torch": "2.13.0"},
+                "commit": "abc1234",
+            }
+            for place, _ in enumerate(seeds)
+        ]
+        run = RunFolder.at(tmp_path / "run")
+        facts = {"training": {"tokens": 1_500_000}}
+        if not (folder := run.finetuned("the_task") / model).exists():
+            with commit_folder(folder, Inputs("x", {}, {}), facts) as made:
+                (made / "config.json").write_text("{}")
+        task = TaskResult("the_task", scores, [[] for _ in seeds])
+        return task_card(recipe, "my run", task, seeds[0], run, model)
+
+    return make
+
+
+def front_matter(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_its_code_runs_on_the_model(card, task_folder, monkeypatch, kind, capsys):
+    """As it stands there, with the folder in place of the path."""
+    single = {"num_labels": 1, "problem_type": "regression"} if kind == "regression" else {}
+    folder = task_folder("bert", HEADS[kind], **single)
+    if kind == "embeddings":
+        pytest.importorskip("sentence_transformers")
+    code = card(kind).split("```python\n")[1].split("```")[0]
+    exec(code.replace("path/to/this/folder", str(folder)), {})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(
+    ("kind", "tag"),
+    [
+        ("classification", "text-classification"),
+        ("question_answering", "question-answering"),
+        ("token_classification", "token-classification"),
+        ("embeddings", "sentence-similarity"),
+    ],
+)
+def test_the_front_matter_is_what_the_hub_reads(card, kind, tag):
+    """Under the name that the packaged weights have on the hub."""
+    assert front_matter(card(kind)) == {
+        "license": "apache-2.0",
+        "base_model": "sentence-transformers/all-MiniLM-L6-v2",
+        "tags": ["stillhouse", "distillation"],
+        "pipeline_tag": tag,
+        "library_name": "sentence-transformers" if kind == "embeddings" else "transformers",
+    }
+    assert front_matter(card(kind, "student"))["tags"] == ["stillhouse"]
+
+
+def test_scores_and_gains_stand_there_for_every_seed(card):
+    text = card()
+    assert "| distilled less student | +0.025 (+0.020 to +0.030) |" in text
+    for gain in ("+0.020 (+0.005 to +0.035)", "+0.030 (+0.015 to +0.045)"):
+        assert gain in text
+    assert "The models with a teacher are better: the teacher helped." in text
+    assert "One seed is no evidence" not in text
+    assert "One seed is no evidence" in card(seeds=(4,))
+
+
+def test_it_says_how_the_model_was_made(card):
+    text = card()
+    for shown in (
+        "- Layers taken from it: 1, spread evenly",
+        "- Teacher: `teacher`, another model of the task",
+        "- Examples: 500 of `train.jsonl`",
+        "- Losses and weights: `hard_target` 0.5, `soft_target` 0.5",
+        "- Training tokens: 1.5 M",
+        "- Seed: 4",
+        "a &lt;processor>",
+        "- Commit: abc1234",
+    ):
+        assert shown in text
+    assert "- Teacher: none" in card(model="student")
+    assert "Losses and weights" not in card(model="student")
+
+
+def test_a_start_from_a_folder_stays_private(card):
+    """Its path stands in the recipe alone, which is needed to make the run again."""
+    text = card(teacher="/home/someone/secret")
+    prose, _, recipe = text.partition("```yaml")
+    assert "base_model" not in front_matter(text)
+    assert "someone" not in prose
+    assert "(secret)" in prose
+    assert re.search("teacher: /home/someone/secret", recipe)
