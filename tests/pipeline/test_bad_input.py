@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.pipeline.tiny_run import Outcome, TinyRun, call, write_recipe
+from tests.pipeline.tiny_run import Outcome, TinyRun, call, refused, write_recipe
 from tokenizers import Tokenizer
 
 import stillhouse
@@ -28,21 +28,6 @@ from stillhouse.run_folder import RunFolder, locked
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def refused(outcome: Outcome, code: int, *messages: str) -> None:
-    """The exit code, each message (a regular expression), and no traceback."""
-    assert outcome.code == code, outcome
-    assert "Traceback" not in outcome.err
-    assert outcome.err.count("error: ") == 1
-    for message in messages:
-        assert re.search(message, outcome.err), outcome.err
-    table = os.environ.get("STILLHOUSE_TABLE")
-    if table:
-        case = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)")
-        said = "error: " + outcome.err.partition("error: ")[2]
-        with open(table, "a", encoding="utf-8") as file:
-            file.write(json.dumps([case, outcome.code, said.strip()]) + "\n")
 
 
 def half_written(folder: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import random
+import re
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -128,3 +130,18 @@ class TinyRun:
     def checkpoints(self) -> list[Path]:
         """The student's, oldest first."""
         return sorted((self.folder / "checkpoints/student").glob("step-*"))
+
+
+def refused(outcome: Outcome, code: int, *messages: str) -> None:
+    """The exit code, each message (a regular expression), and no traceback."""
+    assert outcome.code == code, outcome
+    assert "Traceback" not in outcome.err
+    assert outcome.err.count("error: ") == 1
+    for message in messages:
+        assert re.search(message, outcome.err), outcome.err
+    table = os.environ.get("STILLHOUSE_TABLE")
+    if table:
+        case = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)")
+        said = "error: " + outcome.err.partition("error: ")[2]
+        with open(table, "a", encoding="utf-8") as file:
+            file.write(json.dumps([case, outcome.code, said.strip()]) + "\n")

@@ -1,0 +1,130 @@
+"""What a person sees whose examples of a task cannot be used: the file, the row, what to do.
+
+Each case goes through the real command line, as in `test_bad_input`.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.pipeline.tiny_run import call, refused
+
+TEXTS = [("the still turns", "thin"), ("a cold wind", "strong"), ("a warm fire", "thin")]
+TABLE = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in TEXTS)
+TAGGED = "Ada B-PER\nof O\nLondon B-LOC\n\nthe O\nstill O\n"
+CONTEXT = "The distiller of Islay turns the still."
+
+
+def squad(answer: str = "Islay", start: int = 17) -> str:
+    question = {
+        "id": "q1",
+        "question": "Where?",
+        "answers": [{"text": answer, "answer_start": start}],
+    }
+    paragraph = {"context": CONTEXT, "qas": [question]}
+    return json.dumps({"data": [{"title": "Stills", "paragraphs": [paragraph]}]})
+
+
+# For each kind: the name and content of a file of examples, and of one that cannot be used.
+CASES = {
+    "missing column": (
+        "classification", "train.tsv", TABLE.replace("label", "class"),
+        r"train.tsv row 2 has no column 'label'; it has 'text', 'class'. .* `columns`",
+    ),
+    "empty file": ("classification", "train.tsv", "", r"train.tsv holds no rows. Give a file"),
+    "no such file": ("classification", "train.tsv", None, r"train.tsv"),
+    "broken row": (
+        "classification", "train.tsv", TABLE + "one field\n",
+        "train.tsv row 5 has 1 fields, where the columns are 2: text, label",
+    ),
+    "wrong label": (
+        "classification", "dev.tsv", TABLE.replace("strong", "weak"),
+        r"dev.tsv row 3: .* one of strong, thin; it holds 'weak'",
+    ),
+    "not a number": (
+        "regression", "dev.tsv", TABLE.replace("thin", "1").replace("strong", "much"),
+        "dev.tsv row 3: .* it holds 'much'",
+    ),
+    "answer not in context": (
+        "question_answering", "train.json", squad(start=16),
+        r"train.json.*q1.*'Islay' does not stand at character 16 of the context; it stands at 17",
+    ),
+    "answer nowhere": (
+        "question_answering", "train.json", squad("Skye"),
+        r"q1.*'Skye' does not stand .* it stands nowhere in it. Correct answer_start",
+    ),
+    "no SQuAD": (
+        "question_answering", "train.json", '{"data": [{"title": "x"}]}',
+        "'paragraphs' .*Give a file in SQuAD's format",
+    ),
+    "cut-off JSON": ("question_answering", "train.json", squad()[:-9], "train.json is not JSON"),
+    "broken CoNLL": (
+        "token_classification", "train.txt", TAGGED.replace("of O", "of"),
+        r"train.txt row 2: 'of' is no token with a tag O, B-KIND or I-KIND. Correct the line",
+    ),
+    "wrong tag": (
+        "token_classification", "train.txt", TAGGED.replace("B-LOC", "LOC"),
+        r"train.txt row 3: 'London LOC' is no token with a tag O, B-KIND or I-KIND",
+    ),
+    "unknown kind": (
+        "token_classification", "dev.txt", TAGGED.replace("B-LOC", "B-SEA"),
+        r"dev.txt row 1: the tag 'B-SEA' is none of the model's",
+    ),
+    "no sentence": ("token_classification", "train.txt", "\n\n", "train.txt holds no sentence"),
+    "not UTF-8": (
+        "classification", "train.tsv", TABLE.encode() + b"caf\xe9\tthin\n",
+        r"train.tsv row 5 is not UTF-8",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path, task_folder, monkeypatch):
+    """recipe(kind): a recipe of one task with a body of its own, and its data beside it."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(kind: str) -> Path:
+        numbers = TABLE.replace("thin", "1").replace("strong", "2")
+        suffix, content = {
+            "classification": ("tsv", TABLE),
+            "regression": ("tsv", numbers),
+            "question_answering": ("json", squad()),
+            "token_classification": ("txt", TAGGED),
+        }[kind]
+        for split in ("train", "dev"):
+            (tmp_path / f"{split}.{suffix}").write_text(content)
+        task = {
+            "task": {"kind": kind, "length": 32},
+            "data": {"train": f"train.{suffix}", "validation": f"dev.{suffix}"},
+            "models": {"model": {"start": "teacher"}},
+            "training": {"examples_per_step": 1, "precision": "fp32"},
+        }
+        if kind == "question_answering":
+            task["task"] |= {"step": 8, "question_length": 8}
+        path = tmp_path / "recipe.yaml"
+        teacher = str(task_folder("bert", "Body"))
+        path.write_text(yaml.safe_dump({"teacher": teacher, "finetuning": {"it": task}}))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_examples_that_cannot_be_used(recipe, tmp_path, case):
+    """Exit code 3 before anything is trained; with the good file the same recipe runs."""
+    kind, name, content, message = CASES[case]
+    path = recipe(kind)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(call("run", str(path), "--run-dir", str(tmp_path / "run")), 3, message)
+    assert not (tmp_path / "run" / "finetuned").exists()
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, *_ in CASES.values()}))
+def test_the_same_recipes_run_on_good_examples(recipe, tmp_path, kind):
+    """So what was refused above was the examples."""
+    outcome = call("run", str(recipe(kind)), "--run-dir", str(tmp_path / "run"))
+    assert outcome.code == 0, outcome
