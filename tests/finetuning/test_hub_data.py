@@ -89,3 +89,10 @@ def test_rows_that_are_not_like_this_are_named(tmp_path, task, row, message):
     with pytest.raises(DataError, match=message) as error:
         make_task(parse_task(task, []), ["O", "B-LOC", "I-LOC"]).read(path)
     assert "rows.jsonl" in str(error.value)
+
+
+def test_two_names_that_read_alike_have_a_file_each(tmp_path):
+    """Of a dataset and of a configuration, say."""
+    names = ("hf://a/b#train", "hf://a/b:train", "hf://a-b#train", "hf://a/b#train ")
+    assert len({path_of(name, tmp_path) for name in names}) == len(names)
+    assert path_of("hf/train.tsv", tmp_path).parts == ("hf", "train.tsv")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import stillhouse
 from stillhouse.__main__ import _run
-from stillhouse.errors import DataError, RecipeError, StillhouseError
+from stillhouse.errors import DataError, RecipeError, RunError, StillhouseError
 from stillhouse.finetuning.finetune import compared_steps
 from stillhouse.recipe import TaskTrainingRecipe
 from stillhouse.recipe_file import parse_recipe
@@ -198,6 +198,26 @@ def test_what_is_up_to_date_is_left_alone(recipe, tmp_path):
     stillhouse.run(recipe(temperature=1.0), run)
     again = {name: (folder / name).stat().st_ino for name in made}
     assert [name for name in made if again[name] != made[name]] == ["distilled"]
+
+
+def test_damaged_scores_are_not_reported(recipe, tmp_path):
+    """With the file, and what to do."""
+    run = tmp_path / "run"
+    stillhouse.run(recipe(), run)
+    scores = run / "finetuned" / "heat" / "scores.json"
+    scores.write_text(scores.read_text().replace("accuracy", "accurate"))
+    with pytest.raises(RunError, match=r"scores.json is damaged: .* away to redo it"):
+        stillhouse.run(recipe(), run)
+
+
+def test_a_teacher_that_takes_less_than_its_student_is_refused(recipe, tmp_path, task_folder):
+    """Before anything is trained."""
+    labels = {"id2label": {0: "cold", 1: "warm"}, "label2id": {"cold": 0, "warm": 1}}
+    short = task_folder("bert", "SequenceClassification", max_position_embeddings=24, **labels)
+    models = {"a": {"start": "teacher", "teacher": str(short)}}
+    with pytest.raises(RecipeError, match="32 tokens, but the teacher of a takes 24"):
+        stillhouse.run(recipe(models=models), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
