@@ -56,7 +56,7 @@ CASES = {
     ),
     "no SQuAD": (
         "question_answering", "train.json", '{"data": [{"title": "x"}]}',
-        "'paragraphs' .*Give a file in SQuAD's format",
+        "'paragraphs' is missing; it must be a list. Give a file in SQuAD's format",
     ),
     "cut-off JSON": ("question_answering", "train.json", squad()[:-9], "train.json is not JSON"),
     "broken CoNLL": (

@@ -19,6 +19,10 @@ from stillhouse.tasks.rows import read_json, read_rows
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
+JSON_NAMES = {
+    list: "a list", dict: "an object", str: "a string", int: "a whole number", float: "a number",
+    bool: "true or false",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -178,9 +182,9 @@ def _list(holder: Any, key: str, where: str) -> list[Any]:
 def _field(holder: Any, key: str, kind: type, where: str) -> Any:
     value = holder.get(key) if isinstance(holder, dict) else None
     if not isinstance(value, kind):
-        found = "is missing" if value is None else f"is {type(value).__name__}"
+        found = "is missing" if value is None else f"is {JSON_NAMES[type(value)]}"
         raise DataError(
-            f"{where}: {key!r} {found}; it must be {kind.__name__}. Give a file in SQuAD's format: "
+            f"{where}: {key!r} {found}; it must be {JSON_NAMES[kind]}. Give a file in SQuAD's format: "
             '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", '
             '"answers": [{"text", "answer_start"}]}]}]}]}.'
         )
