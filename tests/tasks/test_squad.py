@@ -63,7 +63,10 @@ def test_an_answer_that_is_not_there_is_refused_by_name(tmp_path, answer, messag
         (b"[" * 100_000, "is not JSON"),
         (b"[]", "'data' is missing; it must be a list"),
         (b'{"data": []}', "holds no question"),
-        (b'{"data": [{"title": "T", "paragraphs": {}}]}', "T: 'paragraphs' is an object; it must be a list"),
+        (
+            b'{"data": [{"title": "T", "paragraphs": {}}]}',
+            "'paragraphs' is an object; it must be a list",
+        ),
         (b'{"data": [{"title": "T", "paragraphs": [{}]}]}', "T, paragraph 1: 'context' is missing"),
     ],
 )

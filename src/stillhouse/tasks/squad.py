@@ -184,8 +184,8 @@ def _field(holder: Any, key: str, kind: type, where: str) -> Any:
     if not isinstance(value, kind):
         found = "is missing" if value is None else f"is {JSON_NAMES[type(value)]}"
         raise DataError(
-            f"{where}: {key!r} {found}; it must be {JSON_NAMES[kind]}. Give a file in SQuAD's format: "
-            '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", '
+            f"{where}: {key!r} {found}; it must be {JSON_NAMES[kind]}. Give a file in SQuAD's "
+            'format: {"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", '
             '"answers": [{"text", "answer_start"}]}]}]}]}.'
         )
     return value
