@@ -95,7 +95,7 @@ def _task_models(
     name: str, recipe: FinetuningRecipe, starts: Mapping[str, PretrainedConfig], *, offline: bool
 ) -> dict[str, Any]:
     """What a task's models are; data on this disk must be there."""
-    for key, source in {"train": recipe.data.train, **recipe.data.splits}.items():
+    for key, source in recipe.data.sources.items():
         if not source.startswith(HUB_PREFIX) and not Path(source).is_file():
             raise DataError(f"finetuning.{name}.data.{key}: there is no file {source}.")
 

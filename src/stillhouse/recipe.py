@@ -330,11 +330,16 @@ class TaskDataRecipe(Section):
     """Files of a task's examples: to learn from, and one or several splits to be scored on.
 
     Of the training examples `num_train` are taken, the same ones for every model and seed; or all.
+    Those of `transfer` (`num_transfer` of them) have no answers, or none that is looked at: what
+    has a teacher learns from them what the teacher says, and a model that has none and teaches
+    none takes as many steps on `train` alone.
     """
 
     train: str
     validation: str | Annotated[dict[str, str], Field(min_length=1)]
     num_train: PositiveInt | None = None
+    transfer: str | None = None
+    num_transfer: PositiveInt | None = None
 
     @property
     def splits(self) -> dict[str, str]:
@@ -342,6 +347,12 @@ class TaskDataRecipe(Section):
         if isinstance(self.validation, str):
             return {"validation": self.validation}
         return self.validation
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """All files and datasets, by their keys."""
+        transfer = {} if self.transfer is None else {"transfer": self.transfer}
+        return {"train": self.train, **transfer, **self.splits}
 
 
 class TaskOptimizerRecipe(OptimizerRecipe):
@@ -451,6 +462,7 @@ class FinetuningRecipe(Section):
                     f"{model.teacher} first"
                 )
             done.add(name)
+        self._check_transfer()
         select = self.training.select
         if select is None and self.training.evaluations > 1:
             raise ValueError(
@@ -463,6 +475,21 @@ class FinetuningRecipe(Section):
                 f"{', '.join(self.data.splits)}"
             )
         return self
+
+    def _check_transfer(self) -> None:
+        """Refuse texts without answers that nobody would learn from."""
+        if self.data.transfer is None:
+            if self.data.num_transfer is not None:
+                raise ValueError("data.num_transfer is given, but data.transfer names no file")
+            return
+        if all(model.teacher is None for model in self.models.values()):
+            raise ValueError(
+                "data.transfer is given, but no model has a teacher to say what is right for it"
+            )
+        if self.task.kind == "embeddings":
+            raise ValueError(
+                "data.transfer is given, but vectors need no answers; give all texts as data.train"
+            )
 
 
 class EvaluationRecipe(Section):

@@ -1,6 +1,8 @@
 """The objective of a task: the library's own losses, nothing to learn from a copy, the same when
 split."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -79,8 +81,13 @@ TAUGHT = TaskLossesRecipe(hard_target=0.0, soft_target=1.0, relation=RELATION)
 def lesson(task_folder):
     """lesson(name, ...): a task, a model with its head, and the examples as one batch."""
 
-    def make(name, family="bert", *, together=1, twice=False):
+    def make(name, family="bert", *, together=1, twice=False, unlabeled=(), only=range(6)):
+        """`unlabeled` are places of examples whose answers are not known."""
         recipe, examples = TASKS[name]
+        examples = [
+            without_answer(examples[place]) if place in unlabeled else examples[place]
+            for place in only
+        ]
         task = make_task(recipe, ["O", "B-PER", "I-PER"])
         folder = task_folder(family, task.head, **task.settings)
         model, tokenizer = load_task_model(folder, task.head, {}), load_tokenizer(folder)
@@ -92,6 +99,12 @@ def lesson(task_folder):
         return task, model, source.batch(units, np.zeros_like(units), 0)
 
     return make
+
+
+def without_answer(example):
+    if isinstance(example, Question):
+        return replace(example, answers=())
+    return replace(example, **{"target" if isinstance(example, TextExample) else "tags": None})
 
 
 def changed(model):
@@ -140,6 +153,23 @@ def test_an_answer_costs_its_start_and_its_end_where_one_can_be(lesson):
             expected += np.log(np.exp(allowed).sum()) - right
     assert total.item() == pytest.approx(expected, rel=1e-5)
     assert batch.num_rows("predicted") == 2 * len(batch.input_ids)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "embeddings"])
+def test_texts_without_answers_are_learned_from_a_teacher_alone(lesson, name):
+    """Right answers cost what they do without those texts; what a teacher says, as if all had one,
+    whichever answers are known."""
+    task, model, whole = lesson(name)
+    some, fewer = lesson(name, unlabeled=(1, 4))[2], lesson(name, only=(0, 2, 3, 5))[2]
+    objective = TaskObjective(task, TaskLossesRecipe(), teacher=changed(model), temperature=2.0)
+    terms = {"hard_target": 1.0, "soft_target": 1.0}
+    ours, right, taught = (objective(model, each, terms)[1] for each in (some, fewer, whole))
+    assert ours["hard_target"].item() == pytest.approx(right["hard_target"].item(), rel=1e-4)
+    assert ours["soft_target"].item() == pytest.approx(taught["soft_target"].item(), rel=1e-4)
+    kinds = objective.rows
+    assert some.num_rows(kinds["hard_target"]) == fewer.num_rows(kinds["hard_target"])
+    assert some.num_rows(kinds["soft_target"]) == whole.num_rows(kinds["soft_target"])
+    assert fewer.num_rows(kinds["hard_target"]) < whole.num_rows(kinds["hard_target"])
 
 
 @pytest.mark.parametrize("name", TASKS)

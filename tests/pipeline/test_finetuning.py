@@ -156,6 +156,12 @@ def test_the_best_state_of_several_is_kept(recipe, tmp_path):
     assert states_of(tmp_path / "run")[0] != values
 
 
+def steps_of(run, model):
+    manifest = read_manifest(run / "finetuned" / "heat" / model)
+    assert manifest is not None
+    return manifest.facts["training"]["steps"]
+
+
 def states_of(run):
     manifest = read_manifest(run / "finetuned" / "heat" / "model")
     assert manifest is not None
@@ -200,6 +206,55 @@ def test_what_is_up_to_date_is_left_alone(recipe, tmp_path):
     assert [name for name in made if again[name] != made[name]] == ["distilled"]
 
 
+@pytest.fixture
+def transfer(recipe, tmp_path):
+    """transfer(column): a recipe with 64 answers and 192 texts more, whose table may hold others'
+    answers in a column of any name."""
+
+    def write(column="label", **changes):
+        rows = [f"{text}\t{label}\n" for text, label in sentences(192, 9)]
+        (tmp_path / "more.tsv").write_text(f"text\t{column}\n" + "".join(rows))
+        data = {
+            "train": str(tmp_path / "train.tsv"), "num_train": 64,
+            "validation": str(tmp_path / "dev.tsv"), "transfer": str(tmp_path / "more.tsv"),
+        }  # fmt: skip
+        return recipe(data=data | changes)
+
+    return write
+
+
+def test_texts_without_answers_teach_what_has_a_teacher(transfer, tmp_path):
+    """The taught model sees them, the model alone takes as many steps on its answers, the teacher
+    does not; and the answers that the table holds are not looked at."""
+    run = tmp_path / "run"
+    stillhouse.run(transfer(), run)
+    steps, own = TRAINING["epochs"] * 256 // 16, TRAINING["epochs"] * 64 // 16
+    assert {name: steps_of(run, name) for name in ("teacher", "student", "distilled")} == {
+        "teacher": own, "student": steps, "distilled": steps,
+    }  # fmt: skip
+    other = tmp_path / "other"
+    path = transfer("nothing")
+    rows = (tmp_path / "more.tsv").read_text()
+    (tmp_path / "more.tsv").write_text(re.sub(r"\t(cold|warm)\n", "\t7\n", rows))
+    stillhouse.run(path, other)
+    for model in ("student", "distilled"):
+        ours, theirs = weights_of(run, model), weights_of(other, model)
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    card = (run / "finetuned" / "heat" / "distilled" / "README.md").read_text()
+    assert "- Texts without answers: all of `more.tsv`" in card
+
+
+def test_other_texts_without_answers_train_anew(transfer, tmp_path):
+    """The taught model and the one alone, not the teacher."""
+    run = tmp_path / "run"
+    stillhouse.run(transfer(), run)
+    folder = run / "finetuned" / "heat"
+    made = {name: (folder / name).stat().st_ino for name in ("teacher", "student", "distilled")}
+    stillhouse.run(transfer(num_transfer=32), run)
+    again = {name: (folder / name).stat().st_ino for name in made}
+    assert [name for name in made if again[name] != made[name]] == ["student", "distilled"]
+
+
 def test_damaged_scores_are_not_reported(recipe, tmp_path):
     """With the file, and what to do."""
     run = tmp_path / "run"
@@ -227,6 +282,14 @@ def test_a_teacher_that_takes_less_than_its_student_is_refused(recipe, tmp_path,
         ({"models": {"a": {"teacher": "b"}, "b": {}}}, "a is taught by b, which comes after it"),
         ({"training": {"evaluations": 3}}, "evaluations is 3, but training.select names no split"),
         ({"training": {"examples_per_step": 300}}, "gives 256 examples, fewer than .* 300"),
+        ({"data": {"train": "a", "validation": "b", "num_transfer": 3}}, "transfer names no file"),
+        (
+            {
+                "data": {"train": "a", "validation": "b", "transfer": "c"},
+                "models": {"a": {"start": "teacher"}},
+            },
+            "no model has a teacher",
+        ),
         ({"models": {"../a": {"start": "teacher"}}}, r"models.\.\./a.*pattern"),
         ({"models": {"a": {"start": "student"}}}, "a.start is student, which this recipe does not"),
         ({"models": {"a": {"start": "teacher", "teacher": "b"}}}, "b"),

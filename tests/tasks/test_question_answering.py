@@ -88,4 +88,4 @@ def test_questions_without_answers_are_read_from_json_lines(tmp_path, tokenizer_
     assert [each.question for each in questions] == [QUESTION, "Where?"]
     assert [each.context for each in questions] == [PASSAGE, "Here."]
     (sequences,) = task.encode(questions[1:], tokenizer_of("bert"))
-    assert sequences[0].target is None
+    assert not sequences[0].is_labeled

@@ -45,6 +45,7 @@ from stillhouse.run_folder import (
     sha256_of,
 )
 from stillhouse.tasks.asking import ask
+from stillhouse.tasks.encoded import Encoded
 from stillhouse.tasks.metrics import Measure
 from stillhouse.tasks.registry import in_the_models_order, labels_in, labels_of, make_task
 from stillhouse.tasks.sentence_transformers import write_modules
@@ -103,6 +104,9 @@ class Finetuning:
             "model": recipe_part(self.recipe.models[model]),
         }
         sources = {"start": start.fingerprint, "train": sha256_of(self._train_file)}
+        if self._transfer_file is not None and not self._teaches(model):
+            settings["num_transfer"] = self.recipe.data.num_transfer
+            sources["transfer"] = sha256_of(self._transfer_file)
         if (split := self.recipe.training.select) is not None:
             sources["select"] = sha256_of(self._split_files[split])
         if teacher is not None:
@@ -150,12 +154,12 @@ class Finetuning:
             RecipeError: a model that does not fit the task, or its teacher.
             NetworkError: data on the hub that cannot be fetched.
         """
-        for key, source in self._sources.items():
+        for key, source in self.recipe.data.sources.items():
             where = f"finetuning.{self.name}.data.{key}"
             fetch(source, self.run.task_data, where, reporter, offline=offline)
         examples = some_of(self.task.read_training(self._train_file), self.recipe.data.num_train)
         self._check_number(len(examples))
-        _ = self._validation
+        _ = self._validation, self._transfer
         fitted(
             self.name,
             self.recipe,
@@ -197,10 +201,6 @@ class Finetuning:
         splits = self.recipe.data.splits.items()
         return {split: path_of(source, self.run.task_data) for split, source in splits}
 
-    @property
-    def _sources(self) -> dict[str, str]:
-        return {"train": self.recipe.data.train, **self.recipe.data.splits}
-
     def train(
         self,
         name: str,
@@ -221,15 +221,7 @@ class Finetuning:
             teacher=None if teacher is None else self._teacher(teacher),
             temperature=self.recipe.temperature,
         )
-        contrasts = self.task.says == "vectors" and HARD_TARGET in objective.weights
-        source = self._source(model, tokenizer, reporter, contrasts=contrasts)
-        batches = StepBatches(
-            source,
-            seed=self.seed,
-            sequences_per_step=self._units_per_step(source),
-            num_samples=self.recipe.training.epochs * source.num_sequences,
-            lengths=source.lengths,
-        )
+        batches = self._batches(name, model, tokenizer, objective, reporter)
         training = self.recipe.training
         checkpoints = checkpoints_for(
             self.run.checkpoints(where),
@@ -250,7 +242,7 @@ class Finetuning:
             checkpoints,
             self.run.metrics,
             self.device,
-            measure_floor(self._work(source, batches, model, objective.teacher), self.device),
+            measure_floor(self._work(batches, model, objective.teacher), self.device),
             self.ranks,
         )
         with finishing(f"the model {name} of {self.name}", self.ranks) as stop:
@@ -343,6 +335,23 @@ class Finetuning:
             checkpoints.restore_weights(best, trained)
         return {"states": {"split": split, "metric": metric, "values": values, "kept": best}}
 
+    def _teaches(self, name: str) -> bool:
+        """Whether another model of the task learns from this one."""
+        return any(model.teacher == name for model in self.recipe.models.values())
+
+    @property
+    def _transfer_file(self) -> Path | None:
+        source = self.recipe.data.transfer
+        return None if source is None else path_of(source, self.run.task_data)
+
+    @cached_property
+    def _transfer(self) -> list[Any]:
+        """The examples without answers."""
+        if self._transfer_file is None:
+            return []
+        read = self.task.read(self._transfer_file, targets=False)
+        return some_of(read, self.recipe.data.num_transfer)
+
     @cached_property
     def _validation(self) -> dict[str, list[Any]]:
         return {split: self.task.read(file) for split, file in self._split_files.items()}
@@ -363,45 +372,63 @@ class Finetuning:
         compile_body(model, self.recipe.training, self.device)
         return model
 
-    def _source(
+    def _batches(
         self,
+        name: str,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
+        objective: TaskObjective,
         reporter: Reporter,
-        *,
-        contrasts: bool,
-    ) -> TaskSource:
-        """With `contrasts` each text stands twice, since its vectors under two draws of dropout are
-        partners (Gao et al. 2021, section 3)."""
-        read = self.task.read_training(self._train_file)
-        examples = some_of(read, self.recipe.data.num_train)
-        sequences = [each for own in self.task.encode(examples, tokenizer) for each in own]
-        if cut := sum(each.is_cut for each in sequences):
-            reporter.say(
-                f"{self.name}: {cut:,} of {len(sequences):,} texts are longer than "
-                f"{self.recipe.task.length} tokens; their ends are not read"
-            )
-        return TaskSource(
+    ) -> StepBatches:
+        """What a model learns from, step by step.
+
+        Where vectors are contrasted each text stands twice, since its vectors under two draws of
+        dropout are partners (Gao et al. 2021, section 3).
+        """
+        training, data = self.recipe.training, self.recipe.data
+        examples = some_of(self.task.read_training(self._train_file), data.num_train)
+        sequences = self._sequences(examples, tokenizer, reporter)
+        visits = len(sequences) // self._group
+        if self._transfer and not self._teaches(name):
+            transfer = self._sequences(self._transfer, tokenizer, reporter)
+            visits += len(transfer)
+            sequences += transfer if objective.teacher is not None else []
+        source = TaskSource(
             sequences,
             pad_token_id=model.config.pad_token_id,
             per_token=self.task.per_token,
             group=self._group,
-            twice=contrasts,
+            twice=self.task.says == "vectors" and HARD_TARGET in objective.weights,
+        )
+        return StepBatches(
+            source,
+            seed=self.seed,
+            sequences_per_step=max(1, training.examples_per_step // self._group),
+            num_samples=training.epochs * visits,
+            lengths=source.lengths,
         )
 
-    def _units_per_step(self, source: TaskSource) -> int:
-        return max(1, self.recipe.training.examples_per_step // self._group)
+    def _sequences(
+        self, examples: list[Any], tokenizer: PreTrainedTokenizerFast, reporter: Reporter
+    ) -> list[Encoded]:
+        found = [each for own in self.task.encode(examples, tokenizer) for each in own]
+        if cut := sum(each.is_cut for each in found):
+            reporter.say(
+                f"{self.name}: {cut:,} of {len(found):,} texts are longer than "
+                f"{self.recipe.task.length} tokens; their ends are not read"
+            )
+        return found
 
     def _work(
         self,
-        source: TaskSource,
         batches: StepBatches,
         model: PreTrainedModel,
         teacher: PreTrainedModel | None,
     ) -> Work:
         """Multiply-adds and bytes of a step of average length; heads of tasks cost next to
         nothing."""
-        units = batches.sequences_per_step
+        units, source = batches.sequences_per_step, batches.source
+        assert isinstance(source, TaskSource)
         at_once = micro_batch_sequences(
             self.recipe.training.micro_batch_tokens, self.device, source.sequence_length
         )

@@ -21,8 +21,8 @@ from stillhouse.objectives.task_losses import (
     contrastive_loss,
     similarity_loss,
 )
-from stillhouse.recipe import Rows, TaskLossesRecipe
-from stillhouse.tasks.encoded import TaskBatch
+from stillhouse.recipe import TaskLossesRecipe
+from stillhouse.tasks.encoded import TaskBatch, TaskRows
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import IGNORED
 
@@ -51,9 +51,11 @@ class TaskObjective:
             self._relation = RelationTerm(losses.relation, family_of(teacher.config), teacher)
 
     @property
-    def rows(self) -> dict[str, Rows]:
-        """Relations count all tokens, every other term what is asked."""
-        return {name: "all" if name == RELATION else "predicted" for name in self.weights}
+    def rows(self) -> dict[str, TaskRows]:
+        """Relations count all tokens, right answers what has one, every other term what is
+        asked."""
+        own: dict[str, TaskRows] = {RELATION: "all", HARD_TARGET: "answered"}
+        return {name: own.get(name, "predicted") for name in self.weights}
 
     def __call__(
         self, model: PreTrainedModel, batch: TaskBatch, coefficients: Mapping[str, float]
@@ -148,17 +150,17 @@ def _similarity(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor
 
 
 def _class_loss(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    targets = torch.where(batch.asked, batch.targets, IGNORED).flatten()
+    targets = torch.where(batch.answered, batch.targets, IGNORED).flatten()
     return F.cross_entropy(ours.flatten(0, -2), targets, ignore_index=IGNORED, reduction="sum")
 
 
 def _label_loss(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
     each = F.binary_cross_entropy_with_logits(ours, batch.targets, reduction="none")
-    return (each * batch.asked).sum()
+    return (each * batch.answered).sum()
 
 
 def _value_loss(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    return ((ours - batch.targets).square() * batch.asked).sum()
+    return ((ours - batch.targets).square() * batch.answered).sum()
 
 
 def _taught_value_loss(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:

@@ -151,7 +151,7 @@ def _how_it_was_made(recipe: Recipe, task: str, seed: int, run: RunFolder, model
         "Started from": f"the run's {own.start}" if start is None else origin_of(start, "model"),
         "Layers taken from it": "all" if own.layer_map is None else _layers(own.layer_map),
         "Teacher": _teacher(settings, own.teacher),
-        "Examples": _examples(settings),
+        "Examples": _number_of(settings.data.num_train, settings.data.train),
         "Longest text": f"{settings.task.length:,} tokens",
         "Optimizer": (
             f"{training.optimizer.name}, learning rate {training.optimizer.learning_rate:g}, "
@@ -161,6 +161,8 @@ def _how_it_was_made(recipe: Recipe, task: str, seed: int, run: RunFolder, model
         "Seed": str(seed),
     }
     if own.teacher is not None:
+        if (transfer := settings.data.transfer) is not None:
+            facts["Texts without answers"] = _number_of(settings.data.num_transfer, transfer)
         weights = settings.losses.active().items()
         facts["Losses and weights"] = ", ".join(f"`{name}` {weight:g}" for name, weight in weights)
         facts["Temperature"] = f"{settings.temperature:g}"
@@ -184,10 +186,8 @@ def _teacher(settings: FinetuningRecipe, teacher: str | None) -> str:
     return origin_of(teacher, "model")
 
 
-def _examples(settings: FinetuningRecipe) -> str:
-    number = settings.data.num_train
-    some = "all" if number is None else f"{number:,}"
-    return f"{some} of {source_name(settings.data.train)}"
+def _number_of(number: int | None, source: str) -> str:
+    return f"{'all' if number is None else f'{number:,}'} of {source_name(source)}"
 
 
 def _predict(settings: FinetuningRecipe) -> str:

@@ -53,7 +53,7 @@ class Embeddings:
         texts = [
             TextExample(text, target=each.target) for each in examples for text in _texts(each)
         ]
-        sequences = iter(encode_texts(texts, tokenizer, self.recipe.length, as_number))
+        sequences = iter(encode_texts(texts, tokenizer, self.recipe.length, as_number, unknown=0.0))
         return [[next(sequences)[0] for _ in _texts(each)] for each in examples]
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B D"]:

@@ -21,6 +21,7 @@ from stillhouse.tokens.teacher_rows import move
 # What a model's outputs are: logits of one class of several, or of each label by itself; numbers;
 # vectors of length 1.
 Says = Literal["classes", "labels", "values", "vectors"]
+TaskRows = Rows | Literal["answered"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Encoded:
     `target` is a class, a number, a place for each of a start and an end, or a value for each
     class or token; None where it is not known. `choices` are the tokens at which an answer may
     begin or end, where a task asks for that. Where it `is_cut`, not all of the text fit.
-    `source` is what the task has to know of it to read a model's answer.
+    `source` is what the task has to know of it to read a model's answer. Where it is not
+    `is_labeled`, the target says what is asked, not what is right.
     """
 
     input_ids: Int[np.ndarray, " T"]
@@ -39,13 +41,15 @@ class Encoded:
     choices: Bool[np.ndarray, " T"] | None = None
     is_cut: bool = False
     source: Any = None
+    is_labeled: bool = True
 
 
 @dataclass(frozen=True)
 class TaskBatch:
     """Sequences side by side, ready for a model; as `tokens.batches.Batch` it can be cut and moved.
 
-    Only what is `asked` of the targets counts, and no token of a batch that is `is_blank`.
+    Only what is `asked` of the targets counts, as right answers only where a sequence is `labeled`;
+    no token counts of a batch that is `is_blank`.
     `together` sequences that follow one another are one unit, which is never cut.
     """
 
@@ -54,6 +58,7 @@ class TaskBatch:
     attention_mask: Int[Tensor, "B T"]
     targets: Shaped[Tensor, "B _"]
     asked: Bool[Tensor, "B _"]
+    labeled: Bool[Tensor, "B 1"]
     choices: Bool[Tensor, "B T"] | None
     per_token: bool
     together: int
@@ -63,13 +68,16 @@ class TaskBatch:
     def num_tokens(self) -> int:
         return 0 if self.is_blank else int(self.attention_mask.sum())
 
-    @cached_property
-    def num_targets(self) -> int:
-        return int(self.asked.sum())
+    @property
+    def answered(self) -> Bool[Tensor, "B _"]:
+        """What is asked and has a right answer."""
+        return self.asked & self.labeled
 
-    def num_rows(self, rows: Rows) -> int:
-        """Real tokens (`all`), or what is asked of them (`predicted`)."""
-        return self.num_tokens if rows == "all" else self.num_targets
+    def num_rows(self, rows: TaskRows) -> int:
+        """Real tokens (`all`), what is asked of them (`predicted`), or what of it is `answered`."""
+        if rows == "all":
+            return self.num_tokens
+        return int((self.asked if rows == "predicted" else self.answered).sum())
 
     def rows(self) -> Bool[Tensor, "B T"]:
         """The real tokens, of which a blank batch has none."""
@@ -108,6 +116,7 @@ class TaskBatch:
             attention_mask=change(self.attention_mask),
             targets=change(self.targets),
             asked=change(self.asked),
+            labeled=change(self.labeled),
             choices=None if self.choices is None else change(self.choices),
         )
 
@@ -139,6 +148,7 @@ def collate(
         _padded([np.ones_like(each.input_ids) for each in sequences], 0),
         _padded(targets, 0),
         _padded([_asked(each) for each in sequences], False),
+        torch.tensor([[each.is_labeled] for each in sequences]),
         _padded(choices, False) if choices else None,
         per_token=per_token,
         together=together,

@@ -101,7 +101,7 @@ class LastWord:
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 2 T"]:
         """For the tokens that are asked: the log-probability of the right successor, and whether
         it is the likeliest (1 or 0)."""
-        hidden = run(model.base_model, batch).last_hidden_state
+        hidden = run(model.base_model, batch).last_hidden_state  # pyright: ignore
         assert batch.choices is not None
         head = model.get_output_embeddings()
         assert head is not None

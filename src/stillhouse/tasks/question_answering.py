@@ -120,13 +120,14 @@ def _encoded(window: Window, answers: Sequence[Answer]) -> Encoded:
     """The first of the answers is what a model learns."""
     choices = window.in_passage.copy()
     choices[0] = True
-    place = (window.place_of(answers[0]) or FIRST) if answers else None
+    place = (window.place_of(answers[0]) if answers else None) or FIRST
     return Encoded(
         window.input_ids,
         window.token_type_ids,
-        None if place is None else np.array(place, np.int64),
+        np.array(place, np.int64),
         choices,
         source=window,
+        is_labeled=bool(answers),
     )
 
 

@@ -77,7 +77,8 @@ class TextClassification:
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[Encoded]]:
-        return encode_texts(examples, tokenizer, self.recipe.length, self._target)
+        unknown = () if self.recipe.multi_label else 0
+        return encode_texts(examples, tokenizer, self.recipe.length, self._target, unknown=unknown)
 
     def _target(self, target: int | tuple[int, ...]) -> np.ndarray:
         if isinstance(target, int):
@@ -145,7 +146,7 @@ class TextRegression:
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[Encoded]]:
-        return encode_texts(examples, tokenizer, self.recipe.length, as_number)
+        return encode_texts(examples, tokenizer, self.recipe.length, as_number, unknown=0.0)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 1"]:
         return run(model, batch).logits

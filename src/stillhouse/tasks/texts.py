@@ -46,12 +46,15 @@ def encode_texts(
     tokenizer: PreTrainedTokenizerFast,
     length: int,
     target: Callable[[Any], np.ndarray],
+    *,
+    unknown: Any,
 ) -> list[list[Encoded]]:
     """One sequence for each example, at most `length` tokens; what is longer loses its end (of a
     pair the longer text first).
 
     Args:
-        target: The known answer as an array.
+        target: An answer as an array.
+        unknown: What stands for one that is not known.
     """
     if not examples:
         return []
@@ -71,8 +74,9 @@ def encode_texts(
             Encoded(
                 np.array(encoding.ids, np.int64),
                 np.array(encoding.type_ids, np.int64),
-                None if example.target is None else target(example.target),
+                target(unknown if example.target is None else example.target),
                 is_cut=bool(encoding.overflowing),
+                is_labeled=example.target is not None,
             )
         ]
         for example, encoding in zip(examples, encodings, strict=True)

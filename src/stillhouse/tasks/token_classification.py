@@ -114,12 +114,11 @@ class TokenClassification:
             before: The same of the sequence before, if there is one.
         """
         begins = begun_words(encoding, words, int(np.max(before)))
-        target = None
-        if words.tags is not None:
-            numbers = np.array([self.labels.index(tag) for tag in words.tags] or [IGNORED])
-            target = np.where(begins == NO_WORD, IGNORED, numbers[begins])
+        tags = words.tags or self.labels[:1] * len(words.spans)
+        numbers = np.array([self.labels.index(tag) for tag in tags] or [IGNORED])
+        target = np.where(begins == NO_WORD, IGNORED, numbers[begins])
         ids, types = (np.array(values, np.int64) for values in (encoding.ids, encoding.type_ids))
-        return Encoded(ids, types, target, source=begins)
+        return Encoded(ids, types, target, source=begins, is_labeled=words.tags is not None)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B T C"]:
         return run(model, batch).logits

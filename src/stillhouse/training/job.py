@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.recipe import PretrainingRecipe, Rows, TrainingRecipe
+from stillhouse.recipe import PretrainingRecipe, TrainingRecipe
 from stillhouse.run_folder import Inputs
 from stillhouse.tokens.batches import SequenceSource, StepBatches
 from stillhouse.training.checkpoint import Checkpoints, Progress
@@ -29,7 +29,7 @@ class Objective(Protocol):
     def weights(self) -> dict[str, float]: ...
 
     @property
-    def rows(self) -> dict[str, Rows]: ...
+    def rows(self) -> Mapping[str, str]: ...
 
     def __call__(
         self, model: PreTrainedModel, batch: Any, coefficients: Mapping[str, float]

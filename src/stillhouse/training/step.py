@@ -153,7 +153,7 @@ class Steps:
 
     def _counts(self, parts: list[AnyBatch]) -> dict[str, int]:
         """Rows of each term in the step of all ranks, never zero, and its `tokens`."""
-        kinds = ("all", "predicted")
+        kinds = sorted({"all", *self.job.objective.rows.values()})
         own = torch.tensor([sum(part.num_rows(kind) for part in parts) for kind in kinds])
         counts = dict(zip(kinds, self.job.ranks.sum(own).tolist(), strict=True))
         rows = {name: max(1, counts[kind]) for name, kind in self.job.objective.rows.items()}
