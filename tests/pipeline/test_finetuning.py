@@ -244,6 +244,22 @@ def test_texts_without_answers_teach_what_has_a_teacher(transfer, tmp_path):
     assert "- Texts without answers: all of `more.tsv`" in card
 
 
+def test_a_taught_teacher_learns_from_texts_without_answers_too(transfer, tmp_path):
+    """As the models in the middle of a chain do."""
+    path = transfer()
+    content = yaml.safe_load(path.read_text())
+    content["finetuning"]["heat"]["models"] = {
+        "teacher": {"start": "teacher"},
+        "assistant": {"start": "teacher", "teacher": "teacher"},
+        "student": {"start": "teacher", "layer_map": 1, "teacher": "assistant"},
+    }
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    stillhouse.run(path, tmp_path / "run")
+    steps, own = TRAINING["epochs"] * 256 // 16, TRAINING["epochs"] * 64 // 16
+    models = ("teacher", "assistant", "student")
+    assert [steps_of(tmp_path / "run", model) for model in models] == [own, steps, steps]
+
+
 def test_other_texts_without_answers_train_anew(transfer, tmp_path):
     """The taught model and the one alone, not the teacher."""
     run = tmp_path / "run"

@@ -104,7 +104,7 @@ class Finetuning:
             "model": recipe_part(self.recipe.models[model]),
         }
         sources = {"start": start.fingerprint, "train": sha256_of(self._train_file)}
-        if self._transfer_file is not None and not self._teaches(model):
+        if self._transfer_file is not None and self._sees_transfer(model):
             settings["num_transfer"] = self.recipe.data.num_transfer
             sources["transfer"] = sha256_of(self._transfer_file)
         if (split := self.recipe.training.select) is not None:
@@ -335,9 +335,13 @@ class Finetuning:
             checkpoints.restore_weights(best, trained)
         return {"states": {"split": split, "metric": metric, "values": values, "kept": best}}
 
-    def _teaches(self, name: str) -> bool:
-        """Whether another model of the task learns from this one."""
-        return any(model.teacher == name for model in self.recipe.models.values())
+    def _sees_transfer(self, name: str) -> bool:
+        """Whether a model's steps follow from the examples without answers: all but those of one
+        that only teaches."""
+        models = self.recipe.models
+        return models[name].teacher is not None or all(
+            each.teacher != name for each in models.values()
+        )
 
     @property
     def _transfer_file(self) -> Path | None:
@@ -389,7 +393,7 @@ class Finetuning:
         examples = some_of(self.task.read_training(self._train_file), data.num_train)
         sequences = self._sequences(examples, tokenizer, reporter)
         visits = len(sequences) // self._group
-        if self._transfer and not self._teaches(name):
+        if self._transfer and self._sees_transfer(name):
             transfer = self._sequences(self._transfer, tokenizer, reporter)
             visits += len(transfer)
             sequences += transfer if objective.teacher is not None else []

@@ -1,11 +1,10 @@
 """Where a model comes from, as a card says it: a place on the hub, or words, but never a path."""
 
-import re
 from pathlib import Path
 
+from stillhouse.families.folder import HUB_NAME
 from stillhouse.report.markdown import text
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What travels with Stillhouse or its extras under a name of ours.
 ON_THE_HUB = {"sample": None, "minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 
