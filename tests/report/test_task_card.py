@@ -87,8 +87,6 @@ def test_its_code_runs_on_the_model(card, task_folder, monkeypatch, kind, capsys
     """As it stands there, with the folder in place of the path."""
     single = {"num_labels": 1, "problem_type": "regression"} if kind == "regression" else {}
     folder = task_folder("bert", HEADS[kind], **single)
-    if kind == "embeddings":
-        pytest.importorskip("sentence_transformers")
     code = card(kind).split("```python\n")[1].split("```")[0]
     exec(code.replace("path/to/this/folder", str(folder)), {})
     assert capsys.readouterr().out.strip()

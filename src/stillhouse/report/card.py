@@ -1,6 +1,6 @@
 """The model card of a student, its README.md: Markdown under Hugging Face front matter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,22 @@ def model_card(
         _limits(recipe),
         "## How it was measured\n",
         bullets(result.evaluation.get("protocol") or {}),
-        bullets(result.evaluation.get("machine") or {}),
-        bullets({"versions": result.evaluation.get("versions") or {}}),
-        f"- Commit: {text(result.evaluation.get('commit') or 'unknown')}\n",
+        where_it_comes_from(recipe, name, result.evaluation),
+    ]
+    return "\n".join(parts)
+
+
+def where_it_comes_from(recipe: Recipe, name: str, measured: Mapping[str, Any]) -> str:
+    """The end of every card: on what a model was measured, and the recipe that makes it again.
+
+    Args:
+        name: Of the run.
+        measured: Has `machine`, `versions` and `commit`.
+    """
+    parts = [
+        bullets(measured.get("machine") or {}),
+        bullets({"versions": measured.get("versions") or {}}),
+        f"- Commit: {text(measured.get('commit') or 'unknown')}\n",
         "## Make it again\n",
         "Save the recipe below as `recipe.yaml`, then:\n",
         block("bash", command_line("recipe.yaml", f"runs/{name}")),

@@ -5,18 +5,16 @@ from typing import Any
 import yaml
 
 from stillhouse.recipe import FinetuningRecipe, Recipe
-from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import units
+from stillhouse.report.card import where_it_comes_from
 from stillhouse.report.markdown import (
     block,
-    bullets,
     license_note,
     markdown,
     source_name,
     text,
 )
 from stillhouse.report.origin import hub_name_of, origin_of
-from stillhouse.report.page import command_line
 from stillhouse.report.task_page import TaskResult, outcome_of, scores_table, seeds_table
 from stillhouse.run_folder import RunFolder, read_manifest
 
@@ -93,13 +91,7 @@ def task_card(
         "- The results hold for the examples named above; others were not measured.\n"
         f"{license_note(recipe)}",
         "## How it was measured\n",
-        bullets(scores["machine"]),
-        bullets({"versions": scores["versions"]}),
-        f"- Commit: {text(scores['commit'] or 'unknown')}\n",
-        "## Make it again\n",
-        "Save the recipe below as `recipe.yaml`, then:\n",
-        block("bash", command_line("recipe.yaml", f"runs/{name}")),
-        block("yaml", dump_recipe(recipe)),
+        where_it_comes_from(recipe, name, scores),
     ]
     return "\n".join(parts)
 
