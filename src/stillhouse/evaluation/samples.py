@@ -62,4 +62,4 @@ def _continue(model: LoadedModel, prompt: str, seed: int) -> str:
 
 def _fill(model: LoadedModel, prompt: str, seed: int) -> str:
     best = model.fill_mask(prompt)
-    return ", ".join(f"{token} ({probability:.0%})" for token, probability in best)
+    return ", ".join(f"{token} ({probability:.0%})" for token, probability, _ in best)

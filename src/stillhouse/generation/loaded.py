@@ -8,9 +8,8 @@ Axes: T tokens of the text, D hidden size, N texts.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.errors import DataError, ModelError, RecipeError
+from stillhouse.errors import DataError, ModelError
 from stillhouse.families import (
     family_of,
     head_of,
@@ -27,6 +26,10 @@ from stillhouse.families import (
     load_task_model,
     resolve_folder,
 )
+from stillhouse.generation.batching import Batcher, Ended, Event, Failed, NewToken, Request
+from stillhouse.generation.settings import Generation
+from stillhouse.generation.slots import SlottedModel
+from stillhouse.generation.text_stream import HALF, TextStream
 from stillhouse.recipe_tasks import TaskRecipe
 from stillhouse.tasks.asking import ask
 from stillhouse.tasks.embeddings import Embeddings
@@ -40,28 +43,12 @@ from stillhouse.tasks.token_classification import TokenClassification, words_in
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 
-@dataclass(frozen=True)
-class Generation:
-    """How text is continued. A seed makes sampling reproducible; greedy needs none."""
+class Filled(NamedTuple):
+    """A token for a gap."""
 
-    max_new_tokens: int = 50
-    num_return_sequences: int = 1
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
-    greedy: bool = False
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "num_return_sequences", "temperature"):
-            if not getattr(self, name) > 0:
-                raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        if not 0 < self.top_p <= 1:
-            raise RecipeError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
-        if self.top_k < 0:
-            raise RecipeError(f"top_k is {self.top_k}; it must be 0 (no limit) or more.")
-        if self.greedy and self.num_return_sequences > 1:
-            raise RecipeError("greedy gives one text only; drop greedy, or ask for one sequence.")
+    text: str
+    probability: float
+    id: int
 
 
 class LoadedModel:
@@ -91,73 +78,106 @@ class LoadedModel:
         return self._task
 
     @property
+    def is_causal(self) -> bool:
+        """Whether it continues text."""
+        return self._task is None and self.family.language_modeling == "causal"
+
+    @property
+    def pipeline_task(self) -> str:
+        """What it does, in the words of transformers' pipelines."""
+        if self._task is None:
+            return "text-generation" if self.is_causal else "fill-mask"
+        match self._task:
+            case TextClassification() | TextRegression():
+                return "text-classification"
+            case TokenClassification():
+                return "token-classification"
+            case QuestionAnswering():
+                return "question-answering"
+            case _:
+                return "feature-extraction"
+
+    @property
     def context(self) -> int:
         """The longest sequence the model takes, in tokens."""
         return self.family.num_positions(self.model.config)
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 50,
-        num_return_sequences: int = 1,
-        temperature: float = 1.0,
-        top_k: int = 50,
-        top_p: float = 1.0,
-        greedy: bool = False,
-        seed: int | None = None,
-    ) -> list[str]:
-        """Texts that begin with `prompt`; see `Generation` for the settings.
+    def generate(self, prompt: str, **settings: Any) -> list[str]:
+        """Texts that begin with `prompt`; see `Generation` for the settings, such as
+        `max_new_tokens=50`, `top_p=0.9`, `greedy=True` or `seed=1`.
 
         Raises:
             ModelError: a masked model, which fills gaps and does not continue text.
             DataError: the prompt and the new tokens do not fit the model's context.
         """
-        settings = Generation(
-            max_new_tokens, num_return_sequences, temperature, top_k, top_p, greedy, seed
-        )
-        return [prompt + text for text in self.continuations(prompt, settings)]
+        return [prompt + text for text in self.continuations(prompt, Generation(**settings))]
 
-    @torch.inference_mode()
     def continuations(self, prompt: str, settings: Generation) -> list[str]:
         """What follows the prompt, without it. An empty prompt begins a new document."""
+        batcher = self.batcher(settings.num_return_sequences)
+        ids = self.prompt_ids(prompt)
+        if settings.num_beams > 1:
+            batcher.check(Request(ids, settings, 0))
+            return self._search_beams(ids, settings)
+        texts = [""] * settings.num_return_sequences
+
+        def collect(event: Event) -> None:
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, NewToken | Ended):
+                texts[event.sequence] += event.text
+
+        batcher.submit(Request(ids, settings, settings.drawn_seed()), collect)
+        batcher.run()
+        return texts
+
+    def batcher(self, num_slots: int) -> Batcher:
+        """What generates with this model, with room for so many sequences at once.
+
+        Raises:
+            ModelError: a model that does not continue text.
+        """
         self._must_model_language()
-        if self.family.language_modeling != "causal":
-            raise ModelError(
-                f"A {self.family.model_type} model fills gaps; it does not continue text. Give a "
-                "causal model, "
-                "such as a GPT-2 student."
-            )
-        ids = self.encode(prompt) or [self.model.config.bos_token_id]
-        if len(ids) + settings.max_new_tokens > self.context:
-            raise DataError(
-                f"The prompt has {len(ids)} tokens and {settings.max_new_tokens} new ones are "
-                "asked for, but the model "
-                f"takes {self.context} in all. Shorten the prompt, or ask for fewer new tokens."
-            )
-        if settings.seed is not None:
-            torch.manual_seed(settings.seed)
-        sampling = {
-            "temperature": settings.temperature,
-            "top_k": settings.top_k,
-            "top_p": settings.top_p,
-        }
+        slots = SlottedModel(self.family, self.model, num_slots)
+        return Batcher(slots, self.tokenizer, self.end_ids)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        end = self.model.config.eos_token_id
+        return frozenset(end if isinstance(end, list) else [end] if end is not None else [])
+
+    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
+        """The tokens of a prompt; those of an empty one begin a new document."""
+        return tuple(self.encode(prompt) or [self.model.config.bos_token_id])
+
+    @torch.inference_mode()
+    def _search_beams(self, ids: Sequence[int], settings: Generation) -> list[str]:
+        """Beam search as transformers does it."""
         inputs = torch.tensor([ids], device=self.model.device)
         output = self.model.generate(  # pyright: ignore[reportCallIssue]
             inputs,
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=settings.max_new_tokens,
+            num_beams=settings.num_beams,
             num_return_sequences=settings.num_return_sequences,
-            do_sample=not settings.greedy,
+            repetition_penalty=settings.repetition_penalty,
+            do_sample=False,
             pad_token_id=self.model.config.eos_token_id,
-            **({} if settings.greedy else sampling),
         )
-        return [self._continuation(ids, row[len(ids) :].tolist()) for row in output]
+        return [self._continuation(ids, row[len(ids) :].tolist(), settings) for row in output]
 
-    def _continuation(self, prompt_ids: list[int], new_ids: list[int]) -> str:
-        """Decoded after the prompt, so that a character split between tokens comes out whole."""
-        before = self.decode(prompt_ids)
-        return self.decode(prompt_ids + new_ids)[len(before) :]
+    def _continuation(
+        self, prompt_ids: Sequence[int], new_ids: Sequence[int], settings: Generation
+    ) -> str:
+        """The text of new tokens, up to a text that stops it."""
+        stream = TextStream(self.tokenizer, prompt_ids, settings.stop)
+        text = ""
+        for token in new_ids:
+            if stream.stopped or token in self.end_ids:
+                break
+            text += stream.push(token)
+        return text + stream.finish()
 
     @torch.inference_mode()
     def features(self, text: str) -> Float[Tensor, "T D"]:
@@ -178,7 +198,7 @@ class LoadedModel:
         return body(input_ids=torch.tensor([ids], device=self.model.device)).last_hidden_state[0]
 
     @torch.inference_mode()
-    def fill_mask(self, text: str, *, top_k: int = 5) -> list[tuple[str, float]]:
+    def fill_mask(self, text: str, *, top_k: int = 5) -> list[Filled]:
         """The likeliest tokens for the one mask token in `text`, with their probabilities.
 
         Raises:
@@ -191,6 +211,8 @@ class LoadedModel:
                 f"A {self.family.model_type} model continues text; it does not fill gaps."
             )
         ids = torch.tensor(self.tokenizer(text)["input_ids"], device=self.model.device)
+        if len(ids) > self.context:
+            raise DataError(f"The text has {len(ids)} tokens; the model takes {self.context}.")
         mask_id = torch.tensor(self.tokenizer.mask_token_id, device=self.model.device)
         places = torch.eq(ids, mask_id).nonzero().flatten()
         if len(places) != 1:
@@ -201,9 +223,10 @@ class LoadedModel:
         hidden = self.model.base_model(input_ids=ids[None]).last_hidden_state[0, places]
         head = self.family.head(self.model)
         logits = torch.nn.functional.linear(head.transform(hidden), head.weight, head.bias)[0]
-        best = logits[: len(self.tokenizer)].softmax(-1).topk(top_k)
+        known = logits[: len(self.tokenizer)]
+        best = known.softmax(-1).topk(min(top_k, len(known)))
         return [
-            (self.decode([token]).strip(), probability)
+            Filled(self.decode([token]).strip(), probability, token)
             for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
@@ -215,6 +238,18 @@ class LoadedModel:
             ModelError: a model that was made for something else; so too below.
         """
         return self._result(TextExample(text, pair), TextClassification, TextRegression)
+
+    def label_scores(self, text: str) -> list[dict[str, Any]]:
+        """Every label with its probability, the likeliest first; or the one value."""
+        (found,) = self.predictions([TextExample(text)], TextClassification, TextRegression)
+        if isinstance(self.task, TextRegression):
+            return [self.task.result(found)]
+        assert isinstance(self.task, TextClassification)
+        scored = zip(self.task.labels, found, strict=True)
+        return [
+            {"label": label, "score": float(score)}
+            for label, score in sorted(scored, key=lambda pair: -pair[1])
+        ]
 
     def answer(self, question: str, context: str) -> dict[str, Any]:
         """The stretch of the context that answers the question."""
@@ -259,9 +294,18 @@ class LoadedModel:
         """Token ids of a text, without special tokens around it."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def decode(self, ids: list[int]) -> str:
+    def token_text(self, token: int) -> str:
+        """What stands for one token: its text, or, where that is no whole character, its name in
+        the vocabulary."""
+        text = self.tokenizer.decode([token])
+        name = self.tokenizer.convert_ids_to_tokens(token)
+        assert isinstance(text, str)
+        assert isinstance(name, str)
+        return name if HALF in text else text
+
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         assert isinstance(text, str)
         return text
 

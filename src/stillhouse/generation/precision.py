@@ -1,0 +1,72 @@
+"""A model in less precision: faster where memory is what it waits for.
+
+bf16: all weights and keys and values. int8: the weights of matrices, each output's by its largest
+value; what they multiply is brought to eight bits row by row, by each row's largest value, so that
+a row's result is the same to the bit whatever rows are beside it (a scale for all rows at once,
+as PyTorch's dynamic quantization has, would let requests change each other). Products are summed in
+32 bits; norms, attention, keys and values stay float32.
+
+oneDNN's int8 operators are called in one place, `Int8Linear`: the only ones of PyTorch that take
+plain tensors and are not on their way out.
+
+Axes: N rows, K inputs, M outputs.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+Precision = Literal["fp32", "bf16", "int8"]
+LARGEST = 127
+
+
+class Int8Linear(nn.Module):
+    """inputs @ weight.T + bias, the weight and each row of the inputs in eight bits."""
+
+    def __init__(self, weight: Float[Tensor, "M K"], bias: Float[Tensor, " M"] | None) -> None:
+        super().__init__()
+        num_outputs = len(weight)
+        scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
+        quantized = (weight / scale[:, None]).round().to(torch.int8)
+        self._packed: Int8[Tensor, "M K"] = torch.ops.onednn.qlinear_prepack(quantized, None)
+        self._scale = scale
+        self._zeros = torch.zeros(num_outputs, dtype=torch.long)
+        self._bias = torch.zeros(num_outputs) if bias is None else bias.clone()
+
+    def forward(self, inputs: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch M"]:
+        rows = inputs.flatten(0, -2)
+        scale = rows.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+        scale /= LARGEST
+        quantized = (rows / scale).round_().to(torch.int8)
+        product = torch.ops.onednn.qlinear_pointwise(
+            quantized, 1.0, 0, self._packed, self._scale, self._zeros,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return torch.addcmul(self._bias, product, scale).unflatten(0, inputs.shape[:-1])
+
+
+def has_int8() -> bool:
+    """Whether this processor and this PyTorch multiply eight-bit matrices."""
+    return torch.cpu.get_capabilities().get("avx512_vnni", False) and hasattr(
+        torch.ops.onednn, "qlinear_pointwise"
+    )
+
+
+@torch.no_grad()
+def to_precision(model: PreTrainedModel, precision: Precision) -> None:
+    """Change the model's weights in place; it can no longer be trained, nor saved."""
+    if precision == "bf16":
+        model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    if precision != "int8":
+        return
+    for name, module in list(model.named_modules()):
+        if isinstance(module, NewGELUActivation):  # the same function as one operation of eight
+            model.set_submodule(name, nn.GELU(approximate="tanh"))
+        if isinstance(module, nn.Linear | Conv1D):
+            weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
+            model.set_submodule(name, Int8Linear(weight.detach().contiguous(), module.bias))

@@ -1,0 +1,275 @@
+"""A causal model that reads several sequences at once, each at its own pace.
+
+Every sequence has a place, which keeps the keys and values of its tokens; in one step some places
+read one token and others a piece of a prompt. The tokens of all of them go through the model's
+matrices side by side, and only attention tells them apart: it is a function of our own that
+transformers calls in each layer. So any model that attends through that interface runs here as it
+is, and nothing is ever padded.
+
+Axes: N tokens of a step, R rows whose logits are wanted, H heads, P places, L tokens kept in a
+place, D size of a head, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+
+from stillhouse.errors import ModelError
+from stillhouse.families import Family
+
+NAME = "stillhouse_slots"
+
+
+@dataclass
+class Place:
+    """Where a sequence is kept: its slot, and how many tokens it has read."""
+
+    slot: int
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that a place reads in a step; for the last `num_logits` of them, what may follow."""
+
+    place: Place
+    ids: Sequence[int]
+    num_logits: int = 1
+
+
+class SlottedModel:
+    """A causal model with room for `num_slots` sequences.
+
+    Not for use from several threads at once.
+    """
+
+    def __init__(self, family: Family, model: PreTrainedModel, num_slots: int) -> None:
+        if family.language_modeling != "causal":
+            raise ModelError(
+                f"A {family.model_type} model fills gaps; it does not continue text. Give a causal "
+                "model, such as a GPT-2 student."
+            )
+        self.model = model
+        self.context = family.num_positions(model.config)
+        self.num_slots = num_slots
+        self._offset = family.position_offset(model.config)
+        self._places: list[Place] = []
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys, values (P H L D)
+
+    @property
+    def num_free(self) -> int:
+        """How many more sequences there is room for."""
+        return self.num_slots - len(self._places)
+
+    def open(self) -> Place:
+        """A place for a new sequence."""
+        assert self.num_free > 0, "no slot is free"
+        self._places.append(Place(len(self._places)))
+        return self._places[-1]
+
+    @torch.inference_mode()
+    def copy(self, place: Place) -> Place:
+        """A new place that has read the same tokens."""
+        new = self.open()
+        self._copy(place, new)
+        new.length = place.length
+        return new
+
+    @torch.inference_mode()
+    def close(self, place: Place, *, is_finite: bool = True) -> None:
+        """Give a place back. The last one moves into its slot, so that slots in use stay together,
+        and a step reads them without copying.
+
+        Args:
+            is_finite: False where what was read has given numbers that are not finite. They must
+                not stay: a later sequence, shorter than another, has the slot's rest beside it,
+                with weight zero, and zero times infinity is not zero.
+        """
+        if not is_finite:
+            for kept in self._kept.values():
+                for each in kept:
+                    each[place.slot] = 0
+        last = self._places.pop()
+        if last is not place:
+            self._copy(last, place)
+            last.slot = place.slot
+            self._places[place.slot] = last
+
+    def _copy(self, source: Place, target: Place) -> None:
+        for kept in self._kept.values():
+            for each in kept:
+                each[target.slot, :, : source.length] = each[source.slot, :, : source.length]
+
+    @torch.inference_mode()
+    def read(self, pieces: Sequence[Piece]) -> Float[Tensor, "R V"]:
+        """Read each piece at the end of its place; the logits asked for, in order, in float32 on
+        the processor.
+
+        To read on from an earlier token, lower `place.length` first.
+        """
+        device = self.model.device
+        step = _Step(self, pieces)
+        with _attending_by_slots(self.model.config):
+            output = self.model(
+                input_ids=torch.tensor([[id for piece in pieces for id in piece.ids]]).to(device),
+                position_ids=step.positions[None] + self._offset,
+                use_cache=False,
+                logits_to_keep=torch.tensor(_rows_wanted(pieces), device=device),
+                slots=step,
+            )
+        for piece in pieces:
+            piece.place.length += len(piece.ids)
+        return output.logits[0].float().cpu()
+
+    def keys_and_values(self, layer: int, like: Float[Tensor, "1 H N D"]) -> tuple[Tensor, Tensor]:
+        """What the layer keeps of all places; memory is taken as it is written to."""
+        if layer not in self._kept:
+            shape = (self.num_slots, like.shape[1], self.context, like.shape[3])
+            self._kept[layer] = like.new_zeros(shape), like.new_zeros(shape)
+        return self._kept[layer]
+
+
+def _rows_wanted(pieces: Sequence[Piece]) -> list[int]:
+    rows, end = [], 0
+    for piece in pieces:
+        end += len(piece.ids)
+        rows += range(end - piece.num_logits, end)
+    return rows
+
+
+class _Step:
+    """Which tokens of a step belong where, made once and used by every layer."""
+
+    def __init__(self, model: SlottedModel, pieces: Sequence[Piece]) -> None:
+        device = model.model.device
+        self._model = model
+        slots, positions, singles = [], [], []
+        self._longer: list[_Longer] = []
+        for piece in pieces:
+            first, count = len(slots), len(piece.ids)
+            start = piece.place.length
+            slots += [piece.place.slot] * count
+            positions += range(start, start + count)
+            if count == 1:
+                singles.append((first, piece.place.slot, start + 1))
+            else:
+                self._longer.append(_Longer(first, piece.place.slot, start, count, device))
+        self.positions: Int[Tensor, " N"] = torch.tensor(positions, device=device)
+        self._slots = torch.tensor(slots, device=device)
+        self._singles = _Singles(singles, device) if singles else None
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
+    ) -> Float[Tensor, "1 N H D"]:
+        """Keep the new keys and values; each token attends to its own sequence up to itself."""
+        keys, values = self._model.keys_and_values(layer, key)
+        keys[self._slots, :, self.positions] = key[0].transpose(0, 1)
+        values[self._slots, :, self.positions] = value[0].transpose(0, 1)
+        if self._singles is not None and not self._longer:
+            return self._singles.attend(query, keys, values, scale)[None]
+        found = torch.empty_like(query[0].transpose(0, 1))
+        if self._singles is not None:
+            rows = self._singles.rows
+            found[rows] = self._singles.attend(query[:, :, rows], keys, values, scale)
+        for longer in self._longer:
+            found[longer.rows] = longer.attend(query[:, :, longer.rows], keys, values, scale)
+        return found[None]
+
+
+class _Singles:
+    """The places that read one token each, all at once."""
+
+    def __init__(self, singles: Sequence[tuple[int, int, int]], device: torch.device) -> None:
+        rows, slots, lengths = (list(column) for column in zip(*singles, strict=True))
+        self.rows = torch.tensor(rows, device=device)
+        self._first, self._end, self._length = min(slots), max(slots) + 1, max(lengths)
+        self._slots = torch.tensor(slots, device=device) - self._first
+        self._in_order = slots == list(range(self._first, self._end))
+        # Slots between that read nothing in this step, or a longer piece, take part unseen.
+        seen = torch.ones(self._end - self._first, dtype=torch.long)
+        seen[self._slots.cpu()] = torch.tensor(lengths)
+        visible = torch.arange(self._length) < seen[:, None]
+        self._visible = None if bool(visible.all()) else visible[:, None, None].to(device)
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float
+    ) -> Float[Tensor, "N H D"]:
+        queries = query[0].transpose(0, 1)
+        if not self._in_order:
+            spread = queries.new_zeros(self._end - self._first, *queries.shape[1:])
+            spread[self._slots] = queries
+            queries = spread
+        span = (slice(self._first, self._end), slice(None), slice(self._length))
+        found = _attention(queries[:, :, None], keys[span], values[span], self._visible, scale)
+        found = found[:, :, 0]
+        return found if self._in_order else found[self._slots]
+
+
+class _Longer:
+    """One place that reads several tokens."""
+
+    def __init__(self, first: int, slot: int, start: int, count: int, device: torch.device) -> None:
+        self.rows = slice(first, first + count)
+        self._span = (slice(slot, slot + 1), slice(None), slice(start + count))
+        self._visible = torch.ones(count, start + count, dtype=torch.bool, device=device).tril(
+            start
+        )
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float
+    ) -> Float[Tensor, "N H D"]:
+        found = _attention(query, keys[self._span], values[self._span], self._visible, scale)
+        return found[0].transpose(0, 1)
+
+
+def _attention(
+    query: Float[Tensor, "P Hq T D"],
+    keys: Float[Tensor, "P H L D"],
+    values: Float[Tensor, "P H L D"],
+    visible: Tensor | None,
+    scale: float,
+) -> Float[Tensor, "P Hq T D"]:
+    """PyTorch's attention; with fewer heads of keys than of queries, each serves several."""
+    return nn.functional.scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        attn_mask=visible,
+        scale=scale,
+        enable_gqa=query.shape[1] != keys.shape[1],
+    )
+
+
+def _from_transformers(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    slots: _Step,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return slots.attend(module.layer_idx, query, key, value, scale), None
+
+
+AttentionInterface.register(NAME, _from_transformers)
+
+
+@contextmanager
+def _attending_by_slots(config: PretrainedConfig) -> Iterator[None]:
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

@@ -1,0 +1,61 @@
+"""A model in less precision: near the original, and the same for a row whatever is beside it."""
+
+import copy
+
+import pytest
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from stillhouse.families import family_of
+from stillhouse.generation.precision import Int8Linear, has_int8, to_precision
+from stillhouse.generation.slots import Piece, SlottedModel
+
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="needs a processor with AVX512-VNNI")
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    return Int8Linear(torch.randn(40, 96), torch.randn(40)), torch.randn(300, 96)
+
+
+@needs_int8
+def test_an_int8_product_is_what_its_formula_says():
+    """In float64, from the rounded weights and rows: equal but for the last bits of float32."""
+    torch.manual_seed(0)
+    weight, bias, rows = torch.randn(40, 96), torch.randn(40), 10 * torch.randn(5, 3, 96)
+    rows[1, 1] = 0
+    found = Int8Linear(weight, bias)(rows)
+    scale = weight.double().abs().amax(1, keepdim=True) / 127
+    row_scale = rows.double().abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    rounded = (rows.double() / row_scale).round() * row_scale
+    expected = rounded @ ((weight.double() / scale).round() * scale).T + bias.double()
+    torch.testing.assert_close(found, expected.float(), atol=1e-3, rtol=1e-4)
+    plain = rows @ weight.T + bias
+    assert ((found - plain).norm() / plain.norm()).item() < 0.02
+    assert torch.equal(found[1, 1], bias)
+
+
+@needs_int8
+def test_a_row_does_not_depend_on_the_rows_beside_it(layer):
+    """To the bit, alone, among few and among many: requests must not change each other."""
+    linear, rows = layer
+    everything = linear(rows)
+    for size in (1, 2, 5, 16, 77):
+        assert torch.equal(linear(rows[7 : 7 + size]), everything[7 : 7 + size])
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_int8)])
+def test_a_model_says_nearly_the_same(tiny_model, words, precision):
+    """Its probabilities are within a few percent, and not the same: something was done."""
+    model = tiny_model("gpt2")
+    less = copy.deepcopy(model)
+    to_precision(less, precision)
+    assert not any(isinstance(each, Conv1D) for each in less.modules()) or precision == "bf16"
+    found = []
+    for each in (model, less):
+        slots = SlottedModel(family_of(each.config), each, 2)
+        ids = words(12)
+        found.append(slots.read([Piece(slots.open(), ids, 12)]).softmax(-1))
+    assert (found[0] - found[1]).abs().max() < 0.08
+    assert not torch.equal(found[0], found[1])
