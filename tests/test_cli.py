@@ -33,6 +33,7 @@ COMMANDS = {
     "score": ["Reads a table, a file in SQuAD's format", "each metric with its 95 % interval"],
     "predict": ["answers to the examples of a file", "shape of transformers' pipelines"],
     "generate": ["Prints each text"],
+    "serve": ["over HTTP", "The first model answers", "finished"],
     "features": ["last hidden states to a file"],
     "recipes": ["List the packaged recipes"],
     "doctor": ["this machine", "intact"],

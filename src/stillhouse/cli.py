@@ -55,6 +55,13 @@ TaskSettings = Annotated[
         "--set", metavar="KEY=VALUE", help="Change a setting, such as columns.text=sentence."
     ),
 ]
+PrecisionName = Annotated[
+    str,
+    typer.Option(
+        metavar="PRECISION",
+        help="auto, fp32, bf16 or int8; less only where perplexity rises by at most 1 %.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -320,26 +327,108 @@ def generate(
     top_p: Annotated[
         float, typer.Option(help="Choose among the likeliest tokens of this total share.")
     ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Leave out tokens less likely than this share of the likeliest.")
+    ] = 0.0,
+    typical_p: Annotated[
+        float, typer.Option(help="Choose among the least surprising tokens of this total share.")
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that are there already less likely.")
+    ] = 1.0,
     greedy: Annotated[
         bool, typer.Option("--greedy", help="Always take the likeliest token.")
     ] = False,
+    num_beams: Annotated[
+        int, typer.Option(help="With --greedy: search for the likeliest text with so many beams.")
+    ] = 1,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be given several times.")
+    ] = None,
+    precision: PrecisionName = "fp32",
+    draft: Annotated[
+        str | None,
+        typer.Option(metavar="STUDENT", help="A student that drafts; the text is the model's own."),
+    ] = None,
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue a text with a causal model.
 
-    Prints each text, the prompt included.
+    Prints each text, the prompt included. With --draft, how much of the draft was kept goes to
+    stderr.
     """
-    from stillhouse.generation import Generation, load
+    from stillhouse.generation import Generation
+    from stillhouse.generation.gate import load_at_precision
+    from stillhouse.generation.speculative import continue_by_draft
 
     settings = Generation(
-        max_new_tokens, num_return_sequences, temperature, top_k, top_p, greedy, seed
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=num_return_sequences,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=repetition_penalty,
+        greedy=greedy,
+        num_beams=num_beams,
+        stop=tuple(stop or ()),
+        seed=seed,
     )
-    texts = [prompt + rest for rest in load(model, offline=offline).continuations(prompt, settings)]
+    loaded, _, _ = load_at_precision(model, precision, offline=offline)
+    if draft is None:
+        found = loaded.continuations(prompt, settings)
+    else:
+        student, _, _ = load_at_precision(draft, precision, offline=offline)
+        text, kept = continue_by_draft(loaded, student, prompt, settings)
+        typer.echo(kept, err=True)
+        found = [text]
+    texts = [prompt + rest for rest in found]
     if as_json:
         _print_json([{"generated_text": text} for text in texts])
     else:
         print("\n---\n".join(texts))
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Model folders, hub names, sample, or minilm."),
+    ],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    precision: PrecisionName = "auto",
+    slots: Annotated[int, typer.Option(min=1, help="Texts generated at once.")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 64,
+    seconds: Annotated[float, typer.Option(min=1, help="Work on one request, at most.")] = 120.0,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="STILLHOUSE_API_KEY", help="What clients must send as their key."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
+    ] = False,
+    offline: Offline = False,
+) -> None:
+    """Serve models over HTTP, in the dialects of OpenAI and Hugging Face.
+
+    The first model answers where a request names none. Ends on Ctrl+C, when requests that were
+    taken are finished.
+    """
+    from stillhouse.errors import RecipeError
+
+    try:
+        from stillhouse.serving.limits import Limits
+        from stillhouse.serving.server import Serving, serve_models
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"Serving needs {error.name}; install it with `pip install 'stillhouse[serve]'`."
+        ) from error
+    limits = Limits(slots, queue, seconds)
+    serving = Serving(tuple(models), host, port, precision, api_key, insecure, offline, limits)
+    serve_models(serving)
 
 
 @app.command()

@@ -1,0 +1,112 @@
+"""The HTTP application: every dialect on one port.
+
+It answers from the moment it is started; while its models are being loaded, with 503.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from stillhouse import __version__
+from stillhouse.errors import StillhouseError
+from stillhouse.serving import classic_api, hub_api, openai_api, system_api
+from stillhouse.serving.catalog import Models
+from stillhouse.serving.guards import Guards, body_of
+from stillhouse.serving.metrics import Metrics
+from stillhouse.serving.problems import Problem, from_error, from_validation
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
+    for status, text in {
+        400: "The request cannot be right.",
+        401: "The API key is missing or wrong.",
+        404: "There is no such model.",
+        413: "The body is too long.",
+        429: "Too many requests wait.",
+        503: "The model is being loaded.",
+    }.items()
+}
+
+
+def create_app(
+    load: Callable[[], Models], *, api_key: str | None = None, hosts: tuple[str, ...] = ("*",)
+) -> FastAPI:
+    """Args:
+    load: Loads the models; runs in a thread when the application starts.
+    api_key: What clients must send as `Authorization: Bearer KEY`.
+    hosts: The names this server may be called by: a page of another site, which has its own
+        name point here, is refused.
+    """
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(app, load, metrics))
+        yield
+        await asyncio.gather(loading, return_exceptions=True)
+        if app.state.models is not None:
+            await asyncio.to_thread(app.state.models.close)
+
+    app = FastAPI(
+        title="Stillhouse",
+        version=__version__,
+        docs_url=None,  # these pages fetch their scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        responses=RESPONSES,
+    )
+    app.state.models = None
+    app.state.failure = None
+    app.state.metrics = metrics
+    for api in (openai_api, hub_api, classic_api, system_api):
+        app.include_router(api.router)
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(StillhouseError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_middleware(Guards, metrics=metrics, api_key=api_key)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    return app
+
+
+async def _load(app: FastAPI, load: Callable[[], Models], metrics: Metrics) -> None:
+    try:
+        models = await asyncio.to_thread(load)
+    except BaseException as error:
+        app.state.failure = error
+        raise
+    metrics.watch(models)
+    app.state.models = models
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    content = body_of(error, request.url.path)
+    return JSONResponse(content, status_code=error.status, headers=error.headers)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StillhouseError)
+    return await _on_problem(request, from_error(error))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """What the framework refuses: an unknown path or method."""
+    assert isinstance(error, HTTPException)
+    problem = Problem(error.status_code, str(error.detail))
+    content = body_of(problem, request.url.path)
+    return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    """A body that does not fit."""
+    assert isinstance(error, RequestValidationError)
+    return await _on_problem(request, from_validation(error.errors()))

@@ -1,0 +1,137 @@
+"""Models that are being served, and the way from a request to their answers."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from stillhouse.errors import StillhouseError
+from stillhouse.generation.batching import (
+    Ended,
+    Event,
+    Failed,
+    NewToken,
+    PromptRead,
+    Reason,
+    Request,
+    ScoredToken,
+)
+from stillhouse.generation.loaded import LoadedModel
+from stillhouse.generation.worker import Worker
+from stillhouse.serving.limits import Limits
+from stillhouse.serving.problems import Problem, from_error, overloaded
+
+Told = PromptRead | NewToken | Ended
+
+
+@dataclass
+class Continuation:
+    """One text, as far as it has come."""
+
+    text: str = ""
+    tokens: list[ScoredToken] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # what each token added to the text
+    reason: Reason | None = None
+
+
+@dataclass
+class Answer:
+    """The texts of one prompt."""
+
+    prompt: tuple[ScoredToken, ...]
+    continuations: list[Continuation]
+
+
+class Hosted:
+    """One model, with the thread that does its work."""
+
+    def __init__(self, name: str, loaded: LoadedModel, limits: Limits) -> None:
+        self.name = name
+        self.loaded = loaded
+        self.created = int(time.time())
+        self.limits = limits
+        batcher = loaded.batcher(limits.num_slots) if loaded.is_causal else None
+        self.worker = Worker(batcher)
+
+    async def do(self, work: Any, *arguments: Any) -> Any:
+        """Have the model's thread do this between two steps, and wait for it."""
+        try:
+            return await asyncio.wrap_future(self.worker.call(lambda: work(*arguments)))
+        except StillhouseError as error:
+            raise from_error(error) from error
+
+    def check_free(self, count: int) -> None:
+        """Refuse what there is no room for in the queue.
+
+        Raises:
+            Problem: 429, or 400 where there never will be.
+        """
+        batcher = self.worker.batcher
+        if batcher is None:
+            raise Problem(400, f"{self.name} does not continue text.")
+        if batcher.num_waiting + count > self.limits.queue + batcher.model.num_free:
+            raise overloaded(batcher.num_waiting)
+
+    async def events(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Told], None]:
+        """The events of these requests as they come, each with its request's number. Whoever stops
+        listening frees their room.
+
+        Raises:
+            Problem: what cannot be answered.
+        """
+        self.check_free(len(requests))
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+        def listener(number: int) -> Any:
+            def tell(event: Event) -> None:
+                loop.call_soon_threadsafe(queue.put_nowait, (number, event))
+
+            return tell
+
+        tickets = []
+        try:
+            for number, request in enumerate(requests):
+                tickets.append(self.worker.submit(request, listener(number)))
+            left = sum(request.settings.num_return_sequences for request in requests)
+            while left:
+                number, event = await queue.get()
+                if isinstance(event, Failed):
+                    raise from_error(event.error)
+                left -= isinstance(event, Ended)
+                yield number, event
+        except StillhouseError as error:
+            raise from_error(error) from error
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+
+    async def answers(self, requests: Sequence[Request]) -> list[Answer]:
+        """The whole answers to these requests.
+
+        Raises:
+            Problem: what cannot be answered.
+        """
+        answers = [
+            Answer((), [Continuation() for _ in range(request.settings.num_return_sequences)])
+            for request in requests
+        ]
+        async with aclosing(self.events(requests)) as events:
+            async for number, event in events:
+                if isinstance(event, PromptRead):
+                    answers[number].prompt = event.tokens
+                else:
+                    add(answers[number].continuations[event.sequence], event)
+        return answers
+
+
+def add(continuation: Continuation, event: NewToken | Ended) -> None:
+    """Add what an event brings to the text it belongs to."""
+    continuation.text += event.text
+    if isinstance(event, NewToken):
+        continuation.tokens.append(event.token)
+        continuation.texts.append(event.text)
+    else:
+        continuation.reason = event.reason

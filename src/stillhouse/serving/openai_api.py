@@ -1,0 +1,459 @@
+"""OpenAI's dialect: completions, chat completions, embeddings, models.
+
+What is not known is refused, and so is what is known and would do nothing. Beside OpenAI's own
+parameters there are those that vLLM has, under its names: top_k, min_p, typical_p and
+repetition_penalty.
+"""
+
+import base64
+import json
+import re
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from starlette.responses import JSONResponse, Response
+
+from stillhouse.generation.batching import Ended, PromptRead, Request, ScoredToken
+from stillhouse.generation.loaded import LoadedModel
+from stillhouse.generation.settings import Generation
+from stillhouse.serving.depends import Catalog, Served
+from stillhouse.serving.hosted import Answer, Continuation, Hosted
+from stillhouse.serving.limits import LIKELIEST, PROMPTS, SEQUENCES, STOP_CHARACTERS, STOPS
+from stillhouse.serving.problems import Problem
+from stillhouse.serving.streaming import ANSWERS, event_stream
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+Stop = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
+TokenIds = Annotated[list[int], Field(min_length=1)]
+SURROGATE = re.compile("[\ud800-\udfff]")
+Finish = {"stop": "stop", "length": "length", "time": "length"}
+
+
+class Strict(BaseModel):
+    """A body whose every field is known and of its type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        """JSON can escape half a character, which no text has."""
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and SURROGATE.search(text) for text in texts):
+            raise ValueError("it has half of a surrogate pair, which is no character")
+        return value
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+
+
+class Sampling(Strict):
+    """What completions and chat completions have in common."""
+
+    model: str
+    n: int = Field(1, ge=1, le=SEQUENCES)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    typical_p: float = Field(1.0, gt=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="Who asks; nothing is done with it.")
+
+    def generation(self, max_new_tokens: int) -> Generation:
+        """The settings; a temperature of zero is greedy."""
+        greedy = self.temperature == 0
+        if greedy and self.n > 1:
+            raise Problem(400, "At temperature 0 all n texts would be the same; ask for n=1.")
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Generation(
+            max_new_tokens=max_new_tokens,
+            num_return_sequences=self.n,
+            temperature=1.0 if greedy else self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            repetition_penalty=self.repetition_penalty,
+            greedy=greedy,
+            stop=stops,
+            seed=self.seed,
+        )
+
+
+class CompletionBody(Sampling):
+    """`POST /v1/completions`."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=PROMPTS)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=PROMPTS)]
+    )
+    max_tokens: int | None = Field(16, ge=0)
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=LIKELIEST)
+
+
+class ChatMessage(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+
+class ChatBody(Sampling):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1_000)]
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=LIKELIEST)
+
+
+class EmbeddingsBody(Strict):
+    """`POST /v1/embeddings`."""
+
+    model: str
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=PROMPTS)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=PROMPTS)]
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+
+
+@router.get("/models")
+async def list_models(catalog: Catalog) -> dict[str, Any]:
+    """The models that are served."""
+    return {"object": "list", "data": [_described(hosted) for hosted in catalog.models]}
+
+
+@router.get("/models/{model_id:path}")
+async def describe_model(model_id: str, catalog: Catalog) -> dict[str, Any]:
+    """One model."""
+    return _described(catalog.named(model_id))
+
+
+def _described(hosted: Hosted) -> dict[str, Any]:
+    return {
+        "id": hosted.name,
+        "object": "model",
+        "created": hosted.created,
+        "owned_by": "stillhouse",
+        "max_model_len": hosted.loaded.context,
+    }
+
+
+@router.post("/completions", responses=ANSWERS)
+async def complete(body: CompletionBody, catalog: Catalog, served: Served) -> Response:
+    """Continue prompts, as text or as token ids."""
+    hosted = catalog.named(body.model)
+    prompts = [_ids(hosted.loaded, prompt) for prompt in _prompts(body.prompt)]
+    max_tokens = 16 if body.max_tokens is None else body.max_tokens
+    settings = body.generation(max_tokens)
+    if body.stream and body.echo and body.logprobs is not None:
+        raise Problem(400, "echo with logprobs cannot be streamed; drop stream.", param="stream")
+    seed = settings.drawn_seed()
+    requests = [
+        Request(
+            ids,
+            settings,
+            (seed + number) % 2**64,
+            body.logprobs,
+            echo=body.echo and body.logprobs is not None,
+            max_seconds=hosted.limits.seconds,
+        )
+        for number, ids in enumerate(prompts)
+    ]
+    form = _CompletionForm(hosted, body, prompts)
+    served.count(hosted, requests)
+    if body.stream:
+        hosted.check_free(len(requests))
+        return event_stream(form.streamed(requests))
+    answers = await served.unless_gone(hosted.answers(requests))
+    return JSONResponse(form.whole(answers))
+
+
+class _CompletionForm:
+    """The shape of a completion."""
+
+    def __init__(
+        self, hosted: Hosted, body: CompletionBody, prompts: Sequence[tuple[int, ...]]
+    ) -> None:
+        self._hosted, self._body, self._prompts = hosted, body, prompts
+        self._frame = {
+            "id": f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": hosted.name,
+        }
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        choices, num_new = [], 0
+        for number, answer in enumerate(answers):
+            before = self._hosted.loaded.decode(self._prompts[number]) if self._body.echo else ""
+            for sequence, each in enumerate(answer.continuations):
+                num_new += len(each.tokens)
+                choices.append(
+                    {
+                        "index": number * self._body.n + sequence,
+                        "text": before + each.text,
+                        "logprobs": self._log_probabilities(answer, each, before),
+                        "finish_reason": Finish[each.reason or "stop"],
+                    }
+                )
+        return {**self._frame, "choices": choices, "usage": self._usage(num_new)}
+
+    async def streamed(self, requests: Sequence[Request]) -> AsyncGenerator[str, None]:
+        """One event a token, the last of each sequence with why it ended."""
+        num_new, offsets = 0, [0] * (len(requests) * self._body.n)
+        async with aclosing(self._hosted.events(requests)) as events:
+            async for number, event in events:
+                if isinstance(event, PromptRead):
+                    if self._body.echo:
+                        text = self._hosted.loaded.decode(self._prompts[number])
+                        for sequence in range(self._body.n):
+                            index = number * self._body.n + sequence
+                            offsets[index] += len(text)
+                            yield self._chunk(index, text, None, None)
+                    continue
+                index = number * self._body.n + event.sequence
+                reason, likely = None, None
+                if isinstance(event, Ended):
+                    reason = Finish[event.reason]
+                else:
+                    num_new += 1
+                    if self._body.logprobs is not None:
+                        likely = self._as_lists([event.token], [offsets[index]])
+                offsets[index] += len(event.text)
+                if event.text or reason or likely:
+                    yield self._chunk(index, event.text, likely, reason)
+        options = self._body.stream_options
+        if options is not None and options.include_usage:
+            yield json.dumps({**self._frame, "choices": [], "usage": self._usage(num_new)})
+        yield "[DONE]"
+
+    def _chunk(self, index: int, text: str, likely: Any, reason: str | None) -> str:
+        choice = {"index": index, "text": text, "logprobs": likely, "finish_reason": reason}
+        return json.dumps({**self._frame, "choices": [choice]}, ensure_ascii=False)
+
+    def _usage(self, num_new: int) -> dict[str, int]:
+        num_prompt = sum(map(len, self._prompts))
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_new,
+            "total_tokens": num_prompt + num_new,
+        }
+
+    def _log_probabilities(
+        self, answer: Answer, continuation: Continuation, before: str
+    ) -> dict[str, Any] | None:
+        if self._body.logprobs is None:
+            return None
+        decode = self._hosted.loaded.decode
+        offsets, place = [], 0
+        for token in answer.prompt:
+            offsets.append(place)
+            place += len(decode([token.id]))
+        place = len(before)
+        for text in continuation.texts:
+            offsets.append(place)
+            place += len(text)
+        return self._as_lists([*answer.prompt, *continuation.tokens], offsets)
+
+    def _as_lists(self, tokens: Sequence[ScoredToken], offsets: Sequence[int]) -> dict[str, Any]:
+        name = self._hosted.loaded.token_text
+        return {
+            "tokens": [name(token.id) for token in tokens],
+            "token_logprobs": [token.log_probability for token in tokens],
+            "top_logprobs": [_likeliest(name, token) for token in tokens],
+            "text_offset": list(offsets),
+        }
+
+
+def _likeliest(name: Any, token: ScoredToken) -> dict[str, float] | None:
+    """The likeliest tokens and the chosen one, by their texts: where two tokens have the same text
+    (parts of characters), the likelier counts, but the chosen one always does."""
+    if token.log_probability is None:
+        return None
+    found: dict[str, float] = {}
+    for id, value in token.likeliest:
+        found.setdefault(name(id), value)
+    return found | {name(token.id): token.log_probability}
+
+
+@router.post("/chat/completions", responses=ANSWERS)
+async def chat(body: ChatBody, catalog: Catalog, served: Served) -> Response:
+    """Answer a conversation. A model without a chat template of its own gets a plain one: the
+    messages as paragraphs, each after its speaker's name."""
+    hosted = catalog.named(body.model)
+    if not hosted.loaded.is_causal:
+        raise Problem(400, f"{hosted.name} does not continue text, so it cannot chat.")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise Problem(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
+    messages = [message.model_dump() for message in body.messages]
+    ids, ends = await hosted.do(_conversation, hosted.loaded, messages)
+    room = hosted.loaded.context - len(ids)
+    wanted = body.max_completion_tokens or body.max_tokens or min(room, 256)
+    settings = body.generation(max(wanted, 1))
+    settings = Generation(**{**vars(settings), "stop": (*settings.stop, *ends)})
+    likeliest = (body.top_logprobs or 0) if body.logprobs else None
+    request = Request(
+        ids, settings, settings.drawn_seed(), likeliest, max_seconds=hosted.limits.seconds
+    )
+    form = _ChatForm(hosted, body, len(ids))
+    served.count(hosted, [request])
+    if body.stream:
+        hosted.check_free(1)
+        return event_stream(form.streamed(request))
+    (answer,) = await served.unless_gone(hosted.answers([request]))
+    return JSONResponse(form.whole(answer))
+
+
+def _conversation(
+    loaded: LoadedModel, messages: list[dict[str, str]]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The tokens of a conversation, ready for its answer, and the texts that end that answer."""
+    if loaded.tokenizer.chat_template is not None:
+        text = loaded.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        assert isinstance(text, str)
+        return tuple(loaded.encode(text)), ()
+    said = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+    return tuple(loaded.encode("\n\n".join([*said, "Assistant:"]))), ("\n\nUser:", "\n\nSystem:")
+
+
+class _ChatForm:
+    """The shape of a chat completion."""
+
+    def __init__(self, hosted: Hosted, body: ChatBody, num_prompt: int) -> None:
+        self._hosted, self._body, self._num_prompt = hosted, body, num_prompt
+        self._frame = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": hosted.name,
+        }
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        choices = [
+            {
+                "index": number,
+                "message": {"role": "assistant", "content": each.text.strip()},
+                "logprobs": self._log_probabilities(each.tokens),
+                "finish_reason": Finish[each.reason or "stop"],
+            }
+            for number, each in enumerate(answer.continuations)
+        ]
+        usage = self._usage(sum(len(each.tokens) for each in answer.continuations))
+        return {**self._frame, "object": "chat.completion", "choices": choices, "usage": usage}
+
+    async def streamed(self, request: Request) -> AsyncGenerator[str, None]:
+        for number in range(self._body.n):
+            yield self._chunk(number, {"role": "assistant", "content": ""}, None, None)
+        num_new, begun = 0, [False] * self._body.n
+        async with aclosing(self._hosted.events([request])) as events:
+            async for _, event in events:
+                if isinstance(event, PromptRead):
+                    continue
+                text = event.text if begun[event.sequence] else event.text.lstrip()
+                begun[event.sequence] |= bool(text)
+                reason, likely = None, None
+                if isinstance(event, Ended):
+                    reason = Finish[event.reason]
+                else:
+                    num_new += 1
+                    likely = self._log_probabilities([event.token])
+                if text or reason or likely:
+                    delta = {"content": text} if text else {}
+                    yield self._chunk(event.sequence, delta, likely, reason)
+        options = self._body.stream_options
+        if options is not None and options.include_usage:
+            frame = {**self._frame, "object": "chat.completion.chunk"}
+            yield json.dumps({**frame, "choices": [], "usage": self._usage(num_new)})
+        yield "[DONE]"
+
+    def _chunk(self, index: int, delta: dict[str, Any], likely: Any, reason: str | None) -> str:
+        choice = {"index": index, "delta": delta, "logprobs": likely, "finish_reason": reason}
+        frame = {**self._frame, "object": "chat.completion.chunk"}
+        return json.dumps({**frame, "choices": [choice]}, ensure_ascii=False)
+
+    def _usage(self, num_new: int) -> dict[str, int]:
+        return {
+            "prompt_tokens": self._num_prompt,
+            "completion_tokens": num_new,
+            "total_tokens": self._num_prompt + num_new,
+        }
+
+    def _log_probabilities(self, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
+        if not self._body.logprobs:
+            return None
+        return {
+            "content": [
+                self._described(token.id, token.log_probability)
+                | {"top_logprobs": [self._described(*pair) for pair in token.likeliest]}
+                for token in tokens
+            ]
+        }
+
+    def _described(self, id: int, log_probability: float | None) -> dict[str, Any]:
+        text = self._hosted.loaded.token_text(id)
+        return {"token": text, "logprob": log_probability, "bytes": list(text.encode())}
+
+
+@router.post("/embeddings")
+async def embed(body: EmbeddingsBody, catalog: Catalog, served: Served) -> Response:
+    """Vectors of length one, by a model that was made to give them."""
+    hosted = catalog.named(body.model)
+    given = _prompts(body.input)
+    loaded = hosted.loaded
+    texts = [each if isinstance(each, str) else loaded.decode(each) for each in given]
+    vectors: np.ndarray = await served.unless_gone(hosted.do(loaded.embed, texts))
+    if body.dimensions is not None:
+        if body.dimensions > vectors.shape[1]:
+            raise Problem(
+                400,
+                f"dimensions is {body.dimensions}; the vectors have {vectors.shape[1]}.",
+                param="dimensions",
+            )
+        vectors = vectors[:, : body.dimensions]
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+    data = [
+        {"object": "embedding", "index": number, "embedding": _vector(row, body.encoding_format)}
+        for number, row in enumerate(vectors.astype("<f4"))
+    ]
+    num_tokens = sum(len(loaded.encode(text)) for text in texts)
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    return JSONResponse({"object": "list", "data": data, "model": hosted.name, "usage": usage})
+
+
+def _vector(row: np.ndarray, encoding: str) -> Any:
+    if encoding == "float":
+        return row.tolist()
+    return base64.b64encode(row.tobytes()).decode()
+
+
+def _prompts(given: Any) -> list[Any]:
+    """One or several prompts, each a text or a list of ids."""
+    if isinstance(given, str) or isinstance(given[0], int):
+        return [given]
+    return given
+
+
+def _ids(loaded: LoadedModel, prompt: str | list[int]) -> tuple[int, ...]:
+    return loaded.prompt_ids(prompt) if isinstance(prompt, str) else tuple(prompt)

@@ -1,0 +1,92 @@
+"""A real server: the command line's own, in a process of its own, with a model of every kind."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.task_models import make_task_folder, make_tokenizer
+from tests.tiny_models import make_config
+from transformers import AutoModelForMaskedLM
+
+from stillhouse.families import save_model
+
+READY_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server's address, its process, and the folders of its models."""
+
+    url: str
+    process: subprocess.Popen[str]
+    folders: dict[str, Path]
+
+
+def start(*arguments: str, environment: dict[str, str] | None = None) -> Server:
+    """`stillhouse serve` with these arguments, ready to answer."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "stillhouse", "serve", *arguments, "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--offline"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
+    url = f"http://127.0.0.1:{port}"
+    until = time.monotonic() + READY_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return Server(url, process, {})
+        except urllib.error.HTTPError as error:
+            error.close()  # it is loading
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"the server did not start: {process.communicate()[1]}")
+
+
+def stop(server: Server) -> int:
+    """End a server as Ctrl+C does; its exit code."""
+    server.process.terminate()
+    server.process.communicate(timeout=90)
+    return server.process.returncode
+
+
+@pytest.fixture(scope="session")
+def served_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small model of each kind but the causal one, by its name."""
+    root = tmp_path_factory.mktemp("served")
+    heads = {
+        "classifier": ("SequenceClassification", {"num_labels": 3}),
+        "tagger": ("TokenClassification", {"num_labels": 3}),
+        "answerer": ("QuestionAnswering", {}),
+    }
+    folders = {
+        name: make_task_folder(root / name, "bert", head, **settings)
+        for name, (head, settings) in heads.items()
+    }
+    tokenizer = make_tokenizer("bert")
+    config = make_config("bert", vocabulary=len(tokenizer), positions=64)
+    folders["masked"] = root / "masked"
+    save_model(AutoModelForMaskedLM.from_config(config), tokenizer, folders["masked"])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def server(served_folders: dict[str, Path]) -> Iterator[Server]:
+    """The sample teacher, MiniLM, and a small model of each other kind."""
+    started = start("sample", "minilm", *map(str, served_folders.values()), "--precision", "fp32")
+    yield Server(started.url, started.process, served_folders)
+    stop(started)

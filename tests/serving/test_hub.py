@@ -1,0 +1,154 @@
+"""Hugging Face's own client against a real server: every task a model may do."""
+
+import numpy as np
+import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import BadRequestError, ValidationError
+
+import stillhouse
+from stillhouse.generation.loaded import load_for_task
+
+PROMPT = "def __init__(self"
+
+
+@pytest.fixture
+def client_of(server):
+    """client_of(name=None): a client whose model is this server's first, or the named one."""
+
+    def make(name=None):
+        return InferenceClient(f"{server.url}/models/{name}" if name else server.url)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return stillhouse.load("sample", offline=True)
+
+
+def test_text_is_generated(client_of, sample):
+    """Greedy unless sampling is asked for; with the prompt where that is; the same for a seed."""
+    client = client_of()
+    text = client.text_generation(PROMPT, max_new_tokens=12)
+    assert [PROMPT + text] == sample.generate(PROMPT, greedy=True, max_new_tokens=12)
+    whole = client.text_generation(PROMPT, max_new_tokens=12, return_full_text=True)
+    assert whole == PROMPT + text
+    drawn = [client.text_generation(PROMPT, do_sample=True, seed=3) for _ in range(2)]
+    assert drawn[0] == drawn[1] != client.text_generation(PROMPT)
+    assert len(drawn[0]) > len(text)
+
+
+def test_a_text_has_details(client_of):
+    """Its tokens and the prompt's, with their log-probabilities, and why it ended."""
+    found = client_of().text_generation(
+        PROMPT, max_new_tokens=6, details=True, decoder_input_details=True
+    )
+    assert "".join(token.text for token in found.details.tokens) == found.generated_text
+    assert "".join(token.text for token in found.details.prefill) == PROMPT
+    assert found.details.prefill[0].logprob is None
+    assert all(token.logprob <= 0 for token in found.details.tokens)
+    assert found.details.finish_reason == "length"
+    assert found.details.generated_tokens == 6
+
+
+def test_a_stream_is_the_whole_text_in_pieces(client_of):
+    """Token by token; the last has all of it, and why it ended."""
+    client = client_of()
+    asked = {"max_new_tokens": 20, "temperature": 0.9, "seed": 1}
+    whole = client.text_generation(PROMPT, **asked)
+    assert "".join(client.text_generation(PROMPT, **asked, stream=True)) == whole
+    *_, last = client.text_generation(PROMPT, **asked, stream=True, details=True)
+    assert last.generated_text == whole
+    assert last.details.finish_reason == "length"
+
+
+def test_a_stop_ends_a_text(client_of):
+    """And the reason is said."""
+    client = client_of()
+    text = client.text_generation(PROMPT, max_new_tokens=30)
+    found = client.text_generation(PROMPT, max_new_tokens=30, stop=[text[10:13]], details=True)
+    assert found.generated_text == text[: text.index(text[10:13])]
+    assert found.details.finish_reason == "stop_sequence"
+
+
+def test_a_conversation_is_answered(client_of):
+    """The client puts its own path after the server's address."""
+    answer = client_of().chat_completion(
+        [{"role": "user", "content": "Why?"}], model="sample", max_tokens=8, seed=1
+    )
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.usage.completion_tokens <= 8
+
+
+def test_gaps_are_filled(client_of, server):
+    """The likeliest tokens, with the whole sentence."""
+    text = "what is [MASK] into"
+    found = client_of("masked").fill_mask(text)
+    expected = stillhouse.load(server.folders["masked"]).fill_mask(text)
+    assert [(each.token_str, each.token) for each in found] == [
+        (each.text, each.id) for each in expected
+    ]
+    assert found[0].score == pytest.approx(expected[0].probability)
+    assert found[0].sequence == f"what is {expected[0].text} into"
+    assert len(client_of("masked").fill_mask(text, top_k=2)) == 2
+
+
+def test_texts_are_classified(client_of, server):
+    """Every label with its probability, the likeliest first."""
+    text = "The still turns once more."
+    found = client_of("classifier").text_classification(text)
+    best = load_for_task(server.folders["classifier"]).classify(text)
+    assert found[0].label == best["label"]
+    assert found[0].score == pytest.approx(best["score"])
+    assert sum(each.score for each in found) == pytest.approx(1)
+    assert len(found) == 3
+    assert len(client_of("classifier").text_classification(text, top_k=1)) == 1
+
+
+def test_questions_are_answered(client_of, server):
+    """With the place of the answer."""
+    question, context = "Who turns the still?", "The distiller of Islay does, in the old house."
+    found = client_of("answerer").question_answering(question=question, context=context)
+    expected = load_for_task(server.folders["answerer"]).answer(question, context)
+    assert (found.answer, found.start, found.end) == (
+        expected["answer"], expected["start"], expected["end"],
+    )  # fmt: skip
+    assert found.score == pytest.approx(expected["score"])
+
+
+def test_entities_are_found(client_of, server):
+    """Each with its kind and place."""
+    text = "The distiller of Islay in London"
+    found = client_of("tagger").token_classification(text)
+    expected = load_for_task(server.folders["tagger"]).tag(text)
+    assert [(each.entity_group, each.word, each.start, each.end) for each in found] == [
+        (each["entity_group"], each["word"], each["start"], each["end"]) for each in expected
+    ]
+
+
+def test_vectors_and_similarities(client_of):
+    """The vectors of texts, and how near they are to one of them."""
+    client, texts = client_of("minilm"), ["A still.", "A distillery.", "Seven cats."]
+    expected = stillhouse.load("minilm", offline=True).embed(texts)
+    np.testing.assert_allclose(client.feature_extraction(texts[0]), expected[:1], atol=1e-6)
+    near = client.sentence_similarity(texts[0], other_sentences=texts[1:])
+    np.testing.assert_allclose(near, expected[1:] @ expected[0], atol=1e-6)
+    assert near[0] > near[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "message"),
+    [
+        ("masked", lambda c: c.fill_mask("no gap"), "has 0 mask tokens"),
+        ("masked", lambda c: c.text_generation("text", stream=True), "Only generated text"),
+        ("classifier", lambda c: c.text_classification(""), "at least 1 character"),
+        (None, lambda c: c.text_generation("text", watermark=True), "watermark is not known"),
+        (None, lambda c: c.text_generation("text", max_new_tokens=10**9), "the model takes"),
+        (None, lambda c: c.text_generation("text", top_p=2.0), "less than or equal to 1"),
+        ("answerer", lambda c: c.text_classification("text"), "valid dictionary"),
+    ],
+)
+def test_what_cannot_be_done_is_said(client_of, name, call, message):
+    """A 400 with words."""
+    with pytest.raises((BadRequestError, ValidationError), match=message):
+        call(client_of(name))

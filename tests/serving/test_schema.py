@@ -1,0 +1,29 @@
+"""The server's own description of itself, tried by schemathesis: what it allows is answered, what
+it forbids is refused, and nothing that is sent makes the server fail."""
+
+import os
+import subprocess
+import sys
+
+NUMBER = os.environ.get("SCHEMATHESIS_EXAMPLES", "20")
+
+
+def test_nothing_that_is_sent_makes_the_server_fail(server, tmp_path):
+    """Every path and method, with bodies that fit the schema and bodies that do not."""
+    command = [
+        os.path.join(os.path.dirname(sys.executable), "schemathesis"),
+        "run",
+        f"{server.url}/openapi.json",
+        "--max-examples",
+        NUMBER,
+        "--checks",
+        "not_a_server_error,status_code_conformance,content_type_conformance",
+        "--seed",
+        "1",
+        "--request-timeout",
+        "60",
+        "--generation-database",
+        "none",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280)
+    assert result.returncode == 0, result.stdout[-4_000:] + result.stderr[-1_000:]

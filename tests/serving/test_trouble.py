@@ -1,0 +1,214 @@
+"""What goes wrong between a client and a server, and what is done about it."""
+
+import json
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.serving.conftest import start, stop
+
+LONG = {"model": "sample", "prompt": "def ", "max_tokens": 200, "temperature": 0}
+
+
+def ask(url, path="/v1/completions", body=None, *, key=None, method=None):
+    """Status, headers and JSON of an answer."""
+    headers = {"Content-Type": "application/json"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read()
+
+
+def metric(url, name):
+    text = ask(url, "/metrics")[2].decode()
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+def wait_for(condition, seconds=20):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A server with a key, two slots, and a queue of three."""
+    server = start(
+        "sample", "--precision", "fp32", "--slots", "2", "--queue", "3",
+        environment={"STILLHOUSE_API_KEY": "secret"},
+    )  # fmt: skip
+    yield server
+    stop(server)
+
+
+@pytest.mark.parametrize("key", [None, "", "other", "secret "])
+def test_a_wrong_key_is_refused(small, key):
+    """On every path but the one that says whether the server is there."""
+    for path in ("/v1/models", "/metrics", "/openapi.json", "/tokenize"):
+        status, headers, _ = ask(small.url, path, key=key)
+        assert status == 401
+        assert headers["WWW-Authenticate"] == "Bearer"
+    assert ask(small.url, "/health")[0] == 200
+    assert ask(small.url, "/v1/models", key="secret")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b"null",
+        b'{"model": "sample", "prompt": "a", "temperature": NaN}',
+        b'{"model": "sample", "prompt": "a", "temperature": Infinity}',
+        b'{"model": "sample", "prompt": "a", "n": 1e9}',
+        b'{"model": "sample", "prompt": "a", "max_tokens": 99999999999999999999999999}',
+        b'{"model": "sample", "prompt": [' + b"[" * 5_000 + b"]" * 5_000 + b"]}",
+        b'{"model": "sample", "prompt": "\xff"}',
+        b'{"model": "sample", "prompt": "\\ud800"}',
+        b'{"model": 3, "prompt": "a"}',
+        b'{"prompt": "a"}',
+        json.dumps({**LONG, "prompt": "x" * 900_000}).encode(),
+    ],
+    ids=range(13),
+)
+def test_bodies_that_cannot_be_right_are_refused(server, body):
+    """With 400 and words, at once; the server is well afterwards."""
+    started = time.monotonic()
+    status, _, answer = ask(server.url, body=body)
+    assert status == 400, answer
+    assert json.loads(answer)["error"]["message"]
+    assert time.monotonic() - started < 5
+    assert ask(server.url, "/health")[0] == 200
+
+
+def test_a_body_that_is_too_long_is_not_read(server):
+    """Whether its length is said beforehand or only found."""
+    status, _, answer = ask(server.url, body=b" " * (2**20 + 1))
+    assert status == 413
+    assert "1,048,576 bytes" in json.loads(answer)["error"]["message"]
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        chunk = b"10000\r\n" + b" " * 2**16 + b"\r\n"
+        for _ in range(17):
+            connection.sendall(chunk)
+        assert b" 413 " in connection.recv(200)
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [("/nothing", "GET", 404), ("/v1/completions", "GET", 405), ("/v1/models/no", "GET", 404)],
+)
+def test_paths_and_methods_that_do_not_exist(server, path, method, status):
+    """In JSON, like all else."""
+    found, _, answer = ask(server.url, path, method=method)
+    assert found == status
+    assert json.loads(answer)["error"]
+
+
+def test_another_site_s_name_is_refused(server):
+    """A page elsewhere that lets its own name point here cannot use the model."""
+    request = urllib.request.Request(server.url + "/v1/models", headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=10)
+    with caught.value as answer:
+        assert answer.code == 400
+
+
+def test_a_full_queue_says_when_to_come_back(small):
+    """Two run and three wait; of what comes then each is told so at once, and all others are
+    answered."""
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(ask, small.url, body=LONG, key="secret") for _ in range(12)]
+        answers = [each.result() for each in asked]
+    statuses = [status for status, _, _ in answers]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 5
+    texts = {json.loads(body)["choices"][0]["text"] for status, _, body in answers if status == 200}
+    assert len(texts) == 1
+    refused = [headers for status, headers, _ in answers if status == 429]
+    assert all(headers["Retry-After"] == "1" for headers in refused)
+
+
+def test_a_client_that_goes_away_frees_its_place(server):
+    """In the middle of a stream, and while it waits for a whole answer."""
+    port = int(server.url.rpartition(":")[2])
+    for stream in (True, False):
+        body = json.dumps({**LONG, "stream": stream}).encode()
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+            b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+        wait_for(lambda: metric(server.url, "stillhouse_running") > 0)
+        connection.close()
+        wait_for(lambda: metric(server.url, "stillhouse_running") == 0)
+
+
+def test_many_clients_get_their_own_text(server):
+    """Forty at once, a third of which leave early: greedy text is what each would get alone."""
+    prompts = [f"def function_{number}(" for number in range(40)]
+    body = {**LONG, "max_tokens": 24}
+    alone = [
+        json.loads(ask(server.url, body={**body, "prompt": prompt})[2])["choices"][0]["text"]
+        for prompt in prompts[:4]
+    ]
+    found: dict[int, str] = {}
+
+    def one(number):
+        asked = {**body, "prompt": prompts[number], "stream": True}
+        request = urllib.request.Request(
+            server.url + "/v1/completions",
+            json.dumps(asked).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = ""
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    if number % 3 == 2:
+                        return
+                    text += json.loads(line[6:])["choices"][0]["text"]
+        found[number] = text
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in (0, 1, 3)] == [alone[number] for number in (0, 1, 3)]
+    assert len(found) == 27
+    assert len({*found.values()}) > 1
+    wait_for(lambda: metric(server.url, "stillhouse_running") == 0)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_stopped_finishes_what_it_took(sign):
+    """The request under way is answered in full, a new one is not taken, and it ends with 0."""
+    server = start("sample", "--precision", "fp32")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, server.url, body=LONG)
+        wait_for(lambda: metric(server.url, "stillhouse_running") > 0)
+        server.process.send_signal(sign)
+        status, _, answer = asked.result()
+    assert status == 200
+    assert json.loads(answer)["usage"]["completion_tokens"] == 200
+    _, errors = server.process.communicate(timeout=30)
+    assert server.process.returncode == 0
+    assert "Traceback" not in errors
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(server.url + "/health", timeout=5)
