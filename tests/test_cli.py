@@ -193,3 +193,33 @@ def test_a_folder_that_is_no_model_is_exit_code_4(capsys, monkeypatch, tmp_path)
     code, _, err = call(capsys, monkeypatch, "generate", tmp_path, "--prompt", "a")
     assert code == 4
     assert f"{tmp_path} is not a model folder: it has no config.json" in err
+
+
+def test_a_student_drafts_and_the_text_stays_the_model_s(capsys, monkeypatch, model):
+    """The same text as without it; how much of the draft was kept goes to stderr."""
+    asked = ("generate", model, "--prompt", "The still", "--greedy", "--max-new-tokens", 12)
+    _, alone, _ = call(capsys, monkeypatch, *asked)
+    code, drafted, said = call(capsys, monkeypatch, *asked, "--draft", model)
+    assert code == 0
+    assert drafted == alone
+    assert "drafted tokens were kept" in said
+
+
+def test_beams_and_stops_reach_the_model(capsys, monkeypatch, model):
+    """Beams are transformers' own; a stop ends the text before it."""
+    asked = ("generate", model, "--prompt", "The still", "--greedy", "--max-new-tokens", 12)
+    code, searched, _ = call(capsys, monkeypatch, *asked, "--num-beams", 3)
+    assert code == 0
+    loaded = stillhouse.load(model)
+    ids = torch.tensor([loaded.prompt_ids("The still")])
+    output = loaded.model.generate(  # pyright: ignore[reportCallIssue]
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, num_beams=3, pad_token_id=0
+    )
+    assert searched == loaded.decode(output[0].tolist()) + "\n"
+    _, plain, _ = call(capsys, monkeypatch, *asked)
+    stop = plain[len("The still") + 4 :][:3]
+    _, stopped, _ = call(capsys, monkeypatch, *asked, "--stop", stop)
+    assert stopped == plain[: plain.index(stop, len("The still"))] + "\n"
+    code, _, error = call(capsys, monkeypatch, *asked, "--num-beams", 2, "--draft", model)
+    assert code == 2
+    assert "one text at a time" in error

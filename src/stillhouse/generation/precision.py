@@ -39,15 +39,14 @@ class Int8Linear(nn.Module):
         self._bias = torch.zeros(num_outputs) if bias is None else bias.clone()
 
     def forward(self, inputs: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch M"]:
-        rows = inputs.flatten(0, -2)
-        scale = rows.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
-        scale /= LARGEST
-        quantized = (rows / scale).round_().to(torch.int8)
+        # A row of zeros becomes any numbers, times its scale, which is zero.
+        scale = inputs.abs().amax(-1, keepdim=True).div_(LARGEST)
+        quantized = (inputs / scale).round_().to(torch.int8)
         product = torch.ops.onednn.qlinear_pointwise(
             quantized, 1.0, 0, self._packed, self._scale, self._zeros,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        return torch.addcmul(self._bias, product, scale).unflatten(0, inputs.shape[:-1])
+        return torch.addcmul(self._bias, product, scale)
 
 
 def has_int8() -> bool:

@@ -60,7 +60,7 @@ class SlottedModel:
         self.num_slots = num_slots
         self._offset = family.position_offset(model.config)
         self._places: list[Place] = []
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys, values (P H L D)
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys, values (P L H D)
 
     @property
     def num_free(self) -> int:
@@ -104,7 +104,7 @@ class SlottedModel:
     def _copy(self, source: Place, target: Place) -> None:
         for kept in self._kept.values():
             for each in kept:
-                each[target.slot, :, : source.length] = each[source.slot, :, : source.length]
+                each[target.slot, : source.length] = each[source.slot, : source.length]
 
     @torch.inference_mode()
     def read(self, pieces: Sequence[Piece]) -> Float[Tensor, "R V"]:
@@ -130,7 +130,7 @@ class SlottedModel:
     def keys_and_values(self, layer: int, like: Float[Tensor, "1 H N D"]) -> tuple[Tensor, Tensor]:
         """What the layer keeps of all places; memory is taken as it is written to."""
         if layer not in self._kept:
-            shape = (self.num_slots, like.shape[1], self.context, like.shape[3])
+            shape = (self.num_slots, self.context, like.shape[1], like.shape[3])
             self._kept[layer] = like.new_zeros(shape), like.new_zeros(shape)
         return self._kept[layer]
 
@@ -161,7 +161,8 @@ class _Step:
             else:
                 self._longer.append(_Longer(first, piece.place.slot, start, count, device))
         self.positions: Int[Tensor, " N"] = torch.tensor(positions, device=device)
-        self._slots = torch.tensor(slots, device=device)
+        rows = [slot * model.context + at for slot, at in zip(slots, positions, strict=True)]
+        self._rows = torch.tensor(rows, device=device)
         self._singles = _Singles(singles, device) if singles else None
 
     def attend(
@@ -169,8 +170,9 @@ class _Step:
     ) -> Float[Tensor, "1 N H D"]:
         """Keep the new keys and values; each token attends to its own sequence up to itself."""
         keys, values = self._model.keys_and_values(layer, key)
-        keys[self._slots, :, self.positions] = key[0].transpose(0, 1)
-        values[self._slots, :, self.positions] = value[0].transpose(0, 1)
+        for kept, new in ((keys, key), (values, value)):
+            kept.flatten(0, 1).index_copy_(0, self._rows, new[0].transpose(0, 1))
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         if self._singles is not None and not self._longer:
             return self._singles.attend(query, keys, values, scale)[None]
         found = torch.empty_like(query[0].transpose(0, 1))

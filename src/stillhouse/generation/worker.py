@@ -1,7 +1,12 @@
-"""A thread that does all the work of one model, so that its callers need not wait for each other.
+"""A thread that does all the work of models, so that its callers need not wait for each other.
 
-Steps of the batcher run as long as there is anything to generate; other work on the same model (the
-features of a text, say) is done between two steps.
+Steps of the batchers run as long as there is anything to generate; other work (the features of a
+text, say, or loading a model) is done between two steps.
+
+One thread, however many models: GNU's OpenMP keeps workers for each thread that multiplies
+matrices, and as soon as there are more of them than processors it lets them sleep between any two
+products. One more thread that did so took a third of the speed (docs/experiments.md, "A second
+thread").
 """
 
 import threading
@@ -17,26 +22,29 @@ Result = TypeVar("Result")
 
 
 class Worker:
-    """Runs a batcher, and other work between its steps, in a thread of its own."""
+    """Runs batchers, and other work between their steps, in a thread of its own."""
 
-    def __init__(self, batcher: Batcher | None) -> None:
-        """Args: batcher: None for a model that does not generate."""
-        self.batcher = batcher
+    def __init__(self) -> None:
+        self._batchers: list[Batcher] = []
         self._wake = threading.Condition()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, listener: Listener) -> Ticket:
-        """Take a request; the listener is called in the worker's thread.
+    def add(self, batcher: Batcher) -> None:
+        """Step this batcher too, from now on."""
+        with self._wake:
+            self._batchers.append(batcher)
+
+    def submit(self, batcher: Batcher, request: Request, listener: Listener) -> Ticket:
+        """Take a request for one of the batchers; the listener is called in the worker's thread.
 
         Raises:
             DataError: a prompt that cannot be read.
         """
-        assert self.batcher is not None, "this model does not generate"
         with self._wake:
-            ticket = self.batcher.submit(request, listener)
+            ticket = batcher.submit(request, listener)
             self._wake.notify()
         return ticket
 
@@ -64,19 +72,21 @@ class Worker:
                 call = self._calls.popleft() if self._calls else None
             if call is not None:
                 _answer(*call)
-            if self.batcher is not None and not self.batcher.is_idle:
-                self._step(self.batcher)
-
-    def _step(self, batcher: Batcher) -> None:
-        """An error of a step, such as memory that has run out, ends what was under way; the thread
-        goes on with what comes."""
-        try:
-            batcher.step()
-        except Exception as error:
-            batcher.abandon(ResourceError(f"Generating failed: {error}"))
+            for batcher in self._batchers:
+                if not batcher.is_idle:
+                    _step(batcher)
 
     def _has_work(self) -> bool:
-        return bool(self._calls) or (self.batcher is not None and not self.batcher.is_idle)
+        return bool(self._calls) or not all(batcher.is_idle for batcher in self._batchers)
+
+
+def _step(batcher: Batcher) -> None:
+    """An error of a step, such as memory that has run out, ends what was under way; the thread goes
+    on with what comes."""
+    try:
+        batcher.step()
+    except Exception as error:
+        batcher.abandon(ResourceError(f"Generating failed: {error}"))
 
 
 def _answer(future: Future[Any], work: Callable[[], Any]) -> None:

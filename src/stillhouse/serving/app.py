@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from stillhouse import __version__
 from stillhouse.errors import StillhouseError
+from stillhouse.generation.worker import Worker
 from stillhouse.serving import classic_api, hub_api, openai_api, system_api
 from stillhouse.serving.catalog import Models
 from stillhouse.serving.guards import Guards, body_of
@@ -37,10 +38,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    load: Callable[[], Models], *, api_key: str | None = None, hosts: tuple[str, ...] = ("*",)
+    load: Callable[[Worker], Models], *, api_key: str | None = None, hosts: tuple[str, ...] = ("*",)
 ) -> FastAPI:
     """Args:
-    load: Loads the models; runs in a thread when the application starts.
+    load: Loads the models; runs in their worker's thread when the application starts.
     api_key: What clients must send as `Authorization: Bearer KEY`.
     hosts: The names this server may be called by: a page of another site, which has its own
         name point here, is refused.
@@ -49,11 +50,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(app, load, metrics))
+        worker = Worker()
+        loading = asyncio.create_task(_load(app, load, worker))
         yield
         await asyncio.gather(loading, return_exceptions=True)
-        if app.state.models is not None:
-            await asyncio.to_thread(app.state.models.close)
+        await asyncio.to_thread(worker.close)
 
     app = FastAPI(
         title="Stillhouse",
@@ -77,13 +78,13 @@ def create_app(
     return app
 
 
-async def _load(app: FastAPI, load: Callable[[], Models], metrics: Metrics) -> None:
+async def _load(app: FastAPI, load: Callable[[Worker], Models], worker: Worker) -> None:
     try:
-        models = await asyncio.to_thread(load)
+        models = await asyncio.wrap_future(worker.call(lambda: load(worker)))
     except BaseException as error:
         app.state.failure = error
         raise
-    metrics.watch(models)
+    app.state.metrics.watch(models)
     app.state.models = models
 
 

@@ -27,8 +27,3 @@ class Models:
                 return hosted
         names = ", ".join(hosted.name for hosted in self.models)
         raise Problem(404, f"There is no model {name!r} here; there is {names}.", param="model")
-
-    def close(self) -> None:
-        """Finish what was begun, then let the models go."""
-        for hosted in self.models:
-            hosted.worker.close()

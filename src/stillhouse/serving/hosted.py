@@ -9,6 +9,7 @@ from typing import Any
 
 from stillhouse.errors import StillhouseError
 from stillhouse.generation.batching import (
+    Batcher,
     Ended,
     Event,
     Failed,
@@ -45,34 +46,37 @@ class Answer:
 
 
 class Hosted:
-    """One model, with the thread that does its work."""
+    """One model, and the thread that does its work and that of the others."""
 
-    def __init__(self, name: str, loaded: LoadedModel, limits: Limits) -> None:
+    def __init__(self, name: str, loaded: LoadedModel, limits: Limits, worker: Worker) -> None:
         self.name = name
         self.loaded = loaded
         self.created = int(time.time())
         self.limits = limits
-        batcher = loaded.batcher(limits.num_slots) if loaded.is_causal else None
-        self.worker = Worker(batcher)
+        self.batcher = loaded.batcher(limits.num_slots) if loaded.is_causal else None
+        self._worker = worker
+        if self.batcher is not None:
+            worker.add(self.batcher)
 
     async def do(self, work: Any, *arguments: Any) -> Any:
         """Have the model's thread do this between two steps, and wait for it."""
         try:
-            return await asyncio.wrap_future(self.worker.call(lambda: work(*arguments)))
+            return await asyncio.wrap_future(self._worker.call(lambda: work(*arguments)))
         except StillhouseError as error:
             raise from_error(error) from error
 
-    def check_free(self, count: int) -> None:
-        """Refuse what there is no room for in the queue.
+    def check_free(self, count: int) -> Batcher:
+        """What continues text here, if its queue has room.
 
         Raises:
             Problem: 429, or 400 where there never will be.
         """
-        batcher = self.worker.batcher
+        batcher = self.batcher
         if batcher is None:
             raise Problem(400, f"{self.name} does not continue text.")
         if batcher.num_waiting + count > self.limits.queue + batcher.model.num_free:
             raise overloaded(batcher.num_waiting)
+        return batcher
 
     async def events(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Told], None]:
         """The events of these requests as they come, each with its request's number. Whoever stops
@@ -81,7 +85,7 @@ class Hosted:
         Raises:
             Problem: what cannot be answered.
         """
-        self.check_free(len(requests))
+        batcher = self.check_free(len(requests))
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
@@ -94,7 +98,7 @@ class Hosted:
         tickets = []
         try:
             for number, request in enumerate(requests):
-                tickets.append(self.worker.submit(request, listener(number)))
+                tickets.append(self._worker.submit(batcher, request, listener(number)))
             left = sum(request.settings.num_return_sequences for request in requests)
             while left:
                 number, event = await queue.get()

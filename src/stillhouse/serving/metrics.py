@@ -59,7 +59,7 @@ class _OfModels(Collector):
         for name, (text, attribute) in shown.items():
             family = GaugeMetricFamily(f"stillhouse_{name}", text, labels=["model"])
             for hosted in self._models.models:
-                if (batcher := hosted.worker.batcher) is not None:
+                if (batcher := hosted.batcher) is not None:
                     family.add_metric([hosted.name], getattr(batcher, attribute))
             found.append(family)
         return found

@@ -10,6 +10,7 @@ import uvicorn
 
 from stillhouse.errors import RecipeError
 from stillhouse.generation.gate import load_at_precision
+from stillhouse.generation.worker import Worker
 from stillhouse.serving.app import create_app
 from stillhouse.serving.catalog import Models
 from stillhouse.serving.hosted import Hosted
@@ -57,9 +58,10 @@ def serve_models(serving: Serving) -> None:
     if len(set(names)) < len(names):
         raise RecipeError(f"Two models have the name {names[0]}; rename a folder.")
 
-    def load() -> Models:
+    def load(worker: Worker) -> Models:
         hosted = [
-            _hosted(model, name, serving) for model, name in zip(serving.models, names, strict=True)
+            _hosted(model, name, serving, worker)
+            for model, name in zip(serving.models, names, strict=True)
         ]
         _say(serving, hosted)
         return Models(hosted)
@@ -89,11 +91,11 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _hosted(model: str, name: str, serving: Serving) -> Hosted:
+def _hosted(model: str, name: str, serving: Serving, worker: Worker) -> Hosted:
     loaded, precision, change = load_at_precision(model, serving.precision, offline=serving.offline)
     if precision != "fp32":
         print(f"{name}: {precision}, perplexity {change:+.2%}", file=sys.stderr)
-    return Hosted(name, loaded, serving.limits)
+    return Hosted(name, loaded, serving.limits, worker)
 
 
 def _say(serving: Serving, hosted: list[Hosted]) -> None:

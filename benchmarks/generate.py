@@ -1,0 +1,207 @@
+"""How fast text is continued, against what people use: transformers' `generate` in float32.
+
+    python -m benchmarks.generate --output generate.json
+
+Shapes of DistilGPT2 and GPT-2 with random weights; greedy, prompts of 32 random tokens, 64 new
+ones. First shown: whether the tokens of our float32 are those of transformers, and whether
+requests that share their steps get the tokens that they get alone. Then, in turns (A B A B), tokens
+per second of
+
+- one text: transformers with both shapes, ours in each precision;
+- eight texts: one call of transformers, eight requests of ours;
+- sixteen requests that arrive at random (exponential gaps, all within about half the time that one
+  takes alone), against the same requests one after the other.
+
+CTranslate2 has no such steps; what it does with one and eight texts is in docs/experiments.md.
+"""
+
+import argparse
+import copy
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks import measure
+from stillhouse.families import family_of
+from stillhouse.generation import Generation
+from stillhouse.generation.batching import Batcher, Event, NewToken, Request
+from stillhouse.generation.precision import Precision, has_int8, to_precision
+from stillhouse.generation.slots import SlottedModel
+from stillhouse.tokens.tokenizer_training import train_tokenizer
+
+LAYERS = {"distilgpt2": 6, "gpt2": 12}
+PROMPT, NEW, TOGETHER, ARRIVALS = 32, 64, 8, 16
+GREEDY = Generation(greedy=True, max_new_tokens=NEW)
+
+
+def make_model(layers: int) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(n_layer=layers)).eval()
+
+
+def prompts(number: int) -> list[tuple[int, ...]]:
+    draw = random.Random(0)
+    return [tuple(draw.choices(range(50_000), k=PROMPT)) for _ in range(number)]
+
+
+@torch.inference_mode()
+def by_transformers(model: Any, asked: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """The new tokens of each prompt, all in one call."""
+    inputs = torch.tensor(asked)
+    output = model.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=NEW,
+        min_new_tokens=NEW,
+        do_sample=False,
+        pad_token_id=model.config.eos_token_id,
+    )
+    return output[:, PROMPT:].tolist()
+
+
+class Ours:
+    """The batcher with a model of its own; texts end at their length alone."""
+
+    def __init__(self, model: GPT2LMHeadModel, precision: Precision) -> None:
+        own = copy.deepcopy(model)
+        to_precision(own, precision)
+        # Its texts are read by nobody: a tokenizer of bytes will do.
+        tokenizer = train_tokenizer("byte_bpe", 257, iter([""]), "causal")
+        slots = SlottedModel(family_of(own.config), own, ARRIVALS)
+        self._batcher = Batcher(slots, tokenizer, frozenset())
+
+    def __call__(
+        self, asked: Sequence[tuple[int, ...]], after: Sequence[float] | None = None
+    ) -> list[list[int]]:
+        """The new tokens of each prompt; given `after`, each is asked for that many seconds from
+        now, or as soon as a step lets it."""
+        found: list[list[int]] = [[] for _ in asked]
+        started, next_one = time.perf_counter(), 0
+        while next_one < len(asked) or not self._batcher.is_idle:
+            now = time.perf_counter() - started
+            while next_one < len(asked) and (after is None or after[next_one] <= now):
+                self._submit(asked[next_one], found[next_one])
+                next_one += 1
+            self._batcher.step()
+        return found
+
+    def _submit(self, prompt: tuple[int, ...], tokens: list[int]) -> None:
+        def listen(event: Event) -> None:
+            if isinstance(event, NewToken):
+                tokens.append(event.token.id)
+
+        self._batcher.submit(Request(prompt, GREEDY, 0), listen)
+
+
+def measured(
+    works: dict[str, Callable[[], Any]], tokens: int, repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Seconds and tokens per second of each, in turns."""
+    seconds = measure.interleaved_seconds(works, repeats=repeats)
+    return {
+        name: {"seconds": own, "tokens_per_second": tokens / statistics.median(own)}
+        for name, own in seconds.items()
+    }
+
+
+def ratio(found: dict[str, dict[str, Any]], name: str, reference: str) -> float:
+    """How many times as fast, the median over turns."""
+    pairs = zip(found[reference]["seconds"], found[name]["seconds"], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="a JSON file for every raw number")
+    options = parser.parse_args()
+    precisions: list[Precision] = ["fp32", "bf16", *(["int8"] if has_int8() else [])]
+    models = {name: make_model(layers) for name, layers in LAYERS.items()}
+    ours: dict[tuple[str, Precision], Ours] = {
+        (name, precision): Ours(model, precision)
+        for name, model in models.items()
+        for precision in precisions
+    }
+    console = Console()
+    equal = _equalities(models, ours)
+    console.print(equal)
+    results: dict[str, Any] = {}
+    for number in (1, TOGETHER):
+        asked = prompts(number)
+        works: dict[str, Callable[[], Any]] = {
+            f"{name}, transformers": partial(by_transformers, model, asked)
+            for name, model in models.items()
+        }
+        works |= {
+            f"{name}, {precision}": partial(engine, asked)
+            for (name, precision), engine in ours.items()
+        }
+        results[str(number)] = found = measured(works, number * NEW, options.repeats)
+        console.print(_table(found, number))
+    fastest = ours["distilgpt2", precisions[-1]]
+    results["arrivals"] = found = _arrivals(fastest, options.repeats)
+    console.print(
+        f"{ARRIVALS} requests at random, distilgpt2 in {precisions[-1]}: "
+        f"{found['together']['tokens_per_second']:.0f} tokens/s, one after the other "
+        f"{found['alone']['tokens_per_second']:.0f}: {ratio(found, 'together', 'alone'):.2f} times"
+    )
+    if options.output is not None:
+        content = {
+            "command": " ".join(["python -m benchmarks.generate", *sys.argv[1:]]),
+            **measure.environment(),
+            "equal": equal,
+            "results": results,
+        }
+        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _equalities(models: dict[str, Any], ours: dict[tuple[str, Precision], Ours]) -> dict[str, bool]:
+    asked = prompts(TOGETHER)
+    found = {
+        f"{name}: fp32 is transformers": by_transformers(model, asked) == ours[name, "fp32"](asked)
+        for name, model in models.items()
+    }
+    for (name, precision), engine in ours.items():
+        alone = [engine([prompt])[0] for prompt in asked]
+        found[f"{name}: {precision} together is alone"] = engine(asked) == alone
+    return found
+
+
+def _arrivals(engine: Ours, repeats: int) -> dict[str, dict[str, Any]]:
+    asked = prompts(ARRIVALS)
+    started = time.perf_counter()
+    engine(asked[:1])
+    gap = (time.perf_counter() - started) / 2
+    draw, after, now = random.Random(0), [], 0.0
+    for _ in asked:
+        after.append(now)
+        now += draw.expovariate(1 / gap) / ARRIVALS
+    works: dict[str, Callable[[], Any]] = {
+        "alone": lambda: [engine([prompt]) for prompt in asked],
+        "together": lambda: engine(asked, after),
+    }
+    return measured(works, ARRIVALS * NEW, repeats)
+
+
+def _table(found: dict[str, dict[str, Any]], number: int) -> Table:
+    table = Table("model", "tokens/s", *(f"times {name}'s transformers" for name in LAYERS))
+    table.title = f"{number} at once"
+    for name, own in found.items():
+        ratios = (f"{ratio(found, name, f'{other}, transformers'):.2f}" for other in LAYERS)
+        table.add_row(name, f"{own['tokens_per_second']:.0f}", *ratios)
+    return table
+
+
+if __name__ == "__main__":
+    main()
