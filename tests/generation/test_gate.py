@@ -71,6 +71,8 @@ def test_a_precision_that_does_not_exist_is_named():
 
 
 def test_a_model_of_a_task_stays_as_it_is():
-    """There is no perplexity to measure."""
+    """There is no perplexity to measure; asked for less, it says so."""
     _, precision, _ = load_at_precision("minilm", "auto", offline=True)
     assert precision == "fp32"
+    with pytest.raises(ModelError, match="minilm has no perplexity to measure"):
+        load_at_precision("minilm", "bf16", offline=True)

@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -212,3 +214,31 @@ def test_a_server_that_is_stopped_finishes_what_it_took(sign):
     assert "Traceback" not in errors
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(server.url + "/health", timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["./absent/folder"], 4, "is not a model folder"),
+        (["sample", "sample"], 2, "Two models have the name sample"),
+        (["sample", "--host", "0.0.0.0"], 2, "Set a key"),
+        (["sample", "--precision", "fp9"], 2, "choose from auto, fp32, bf16, int8"),
+    ],
+)
+def test_a_server_that_cannot_be_ends_with_words(arguments, code, message):
+    """At once, and with the exit code of its kind; nothing is left running."""
+    command = [sys.executable, "-m", "stillhouse", "serve", *arguments, "--offline", "--port", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_address_in_use_is_known_before_anything_is_loaded(server):
+    """With the address, and what to do."""
+    port = server.url.rpartition(":")[2]
+    command = [sys.executable, "-m", "stillhouse", "serve", "sample", "--offline", "--port", port]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert f"port {port}, cannot be listened on (Address already in use)" in result.stderr
+    assert "ready" not in result.stderr

@@ -46,6 +46,11 @@ def load_at_precision(
     folder = resolve_folder(str(name), offline=offline)
     model = load(folder)
     if not model.is_causal:
+        if wanted not in ("auto", "fp32"):
+            raise ModelError(
+                f"{name} has no perplexity to measure, so it stays in float32; take --precision "
+                "auto, or fp32."
+            )
         return model, "fp32", 0.0
     if wanted == "int8" and not has_int8():
         raise ModelError(

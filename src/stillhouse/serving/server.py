@@ -2,6 +2,7 @@
 
 import ipaddress
 import signal
+import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,35 +52,50 @@ def serve_models(serving: Serving) -> None:
     """Serve until a signal; requests that were taken are finished.
 
     Raises:
-        RecipeError: the address is in use.
+        RecipeError: the address cannot be listened on.
         ModelError: a model that cannot be loaded.
     """
     names = [served_name(model) for model in serving.models]
-    if len(set(names)) < len(names):
-        raise RecipeError(f"Two models have the name {names[0]}; rename a folder.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RecipeError(f"Two models have the name {twice[0]}; rename a folder.")
+    listening = _listening(serving.host, serving.port)
+    address = f"http://{serving.host}:{listening.getsockname()[1]}"
 
     def load(worker: Worker) -> Models:
-        hosted = [
-            _hosted(model, name, serving, worker)
-            for model, name in zip(serving.models, names, strict=True)
-        ]
-        _say(serving, hosted)
+        try:
+            hosted = [
+                _hosted(*each, serving, worker) for each in zip(serving.models, names, strict=True)
+            ]
+        except BaseException:
+            server.should_exit = True
+            raise
+        for each in hosted:
+            _say(f"{each.name}: {each.loaded.pipeline_task}, ready at {address}")
         return Models(hosted)
 
     hosts = ("*",) if not _is_local(serving.host) else LOCAL_NAMES
     app = create_app(load, api_key=serving.api_key, hosts=hosts)
     config = uvicorn.Config(
-        app,
-        host=serving.host,
-        port=serving.port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
     )
     server = _Server(config)
-    server.run()
+    with listening:
+        server.run(sockets=[listening])
     if app.state.failure is not None:
         raise app.state.failure
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Taken before anything is loaded, so that an address in use is known at once."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2_048)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]  # Python adds the address once more
+        raise RecipeError(
+            f"The address {host}, port {port}, cannot be listened on ({reason}). Give "
+            "another --port or --host."
+        ) from error
 
 
 class _Server(uvicorn.Server):
@@ -94,14 +110,12 @@ class _Server(uvicorn.Server):
 def _hosted(model: str, name: str, serving: Serving, worker: Worker) -> Hosted:
     loaded, precision, change = load_at_precision(model, serving.precision, offline=serving.offline)
     if precision != "fp32":
-        print(f"{name}: {precision}, perplexity {change:+.2%}", file=sys.stderr)
+        _say(f"{name}: {precision}, perplexity {change:+.2%}")
     return Hosted(name, loaded, serving.limits, worker)
 
 
-def _say(serving: Serving, hosted: list[Hosted]) -> None:
-    address = f"http://{serving.host}:{serving.port}"
-    for each in hosted:
-        print(f"{each.name}: {each.loaded.pipeline_task}, ready at {address}", file=sys.stderr)
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _is_local(host: str) -> bool:
