@@ -241,4 +241,4 @@ def test_an_address_in_use_is_known_before_anything_is_loaded(server):
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
     assert f"port {port}, cannot be listened on (Address already in use)" in result.stderr
-    assert "ready" not in result.stderr
+    assert "ready at" not in result.stderr
