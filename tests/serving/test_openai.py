@@ -156,6 +156,7 @@ def test_models_are_listed_and_described(client):
     [
         ({"max_tokens": 100_000}, "the model takes"),
         ({"prompt": "a " * 5_000}, "Shorten the prompt"),
+        ({"prompt": "a " * 5_000, "stream": True}, "Shorten the prompt"),
         ({"prompt": [10**9]}, "token ids the model does not know"),
         ({"n": 9}, "n: Input should be less than or equal to 8"),
         ({"n": 2, "temperature": 0}, "ask for n=1"),

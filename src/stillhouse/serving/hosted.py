@@ -65,16 +65,21 @@ class Hosted:
         except StillhouseError as error:
             raise from_error(error) from error
 
-    def check_free(self, count: int) -> Batcher:
-        """What continues text here, if its queue has room.
+    def check(self, requests: Sequence[Request]) -> Batcher:
+        """What continues text here, if it can answer these and its queue has room.
 
         Raises:
-            Problem: 429, or 400 where there never will be.
+            Problem: 400 or 429.
         """
         batcher = self.batcher
         if batcher is None:
             raise Problem(400, f"{self.name} does not continue text.")
-        if batcher.num_waiting + count > self.limits.queue + batcher.model.num_free:
+        try:
+            for request in requests:
+                batcher.check(request)
+        except StillhouseError as error:
+            raise from_error(error) from error
+        if batcher.num_waiting + len(requests) > self.limits.queue + batcher.model.num_free:
             raise overloaded(batcher.num_waiting)
         return batcher
 
@@ -85,7 +90,7 @@ class Hosted:
         Raises:
             Problem: what cannot be answered.
         """
-        batcher = self.check_free(len(requests))
+        batcher = self.check(requests)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 

@@ -183,7 +183,7 @@ async def complete(body: CompletionBody, catalog: Catalog, served: Served) -> Re
     form = _CompletionForm(hosted, body, prompts)
     served.count(hosted, requests)
     if body.stream:
-        hosted.check_free(len(requests))
+        hosted.check(requests)
         return event_stream(form.streamed(requests))
     answers = await served.unless_gone(hosted.answers(requests))
     return JSONResponse(form.whole(answers))
@@ -319,7 +319,7 @@ async def chat(body: ChatBody, catalog: Catalog, served: Served) -> Response:
     form = _ChatForm(hosted, body, len(ids))
     served.count(hosted, [request])
     if body.stream:
-        hosted.check_free(1)
+        hosted.check([request])
         return event_stream(form.streamed(request))
     (answer,) = await served.unless_gone(hosted.answers([request]))
     return JSONResponse(form.whole(answer))
