@@ -19,6 +19,7 @@ MODEL_KEYS = {
     "perplexity",
     "speed",
     "peak_memory_bytes",
+    "agreement",
     "training",
 }
 RESULT_KEYS = {

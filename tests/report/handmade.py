@@ -56,6 +56,7 @@ def make_model(name: str, loss: float | None, *, kind: str = "causal") -> dict[s
         "validation_loss": loss if causal else None,
         "masked_loss": None if causal else loss,
         "perplexity": perplexity,
+        "agreement": {"acceptance": 0.71, "same_choice": 0.62},
         "speed": {
             "forward_tokens_per_second": speed,
             "generate_tokens_per_second": speed / 40 if causal else None,

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from stillhouse.evaluation.agreement import ROWS, WITH_ITSELF, agreement
 from stillhouse.evaluation.perplexity import mean_loss, perplexity
 from stillhouse.evaluation.samples import text_samples
 from stillhouse.evaluation.speed import measure_speed, peak_memory_bytes, shape_key
@@ -80,6 +81,7 @@ def evaluate(
         models[name] = {
             **_size(folder, model),
             **measured.quality[folder],
+            "agreement": _agreement(recipe, run, loaded, name),
             **_training_facts(folder),
         }
     speeds = _by_shape(folders, loaded) if recipe.evaluation.speed else {}
@@ -189,6 +191,18 @@ def _quality(
     )
 
 
+def _agreement(
+    recipe: Recipe,
+    run: RunFolder,
+    loaded: Mapping[str, tuple[Family, PreTrainedModel]],
+    name: str,
+) -> dict[str, float]:
+    if name == "teacher":
+        return WITH_ITSELF
+    source = open_source(run.tokens, recipe.tokens, "validation")
+    return agreement(loaded["teacher"], loaded[name], source)
+
+
 def _by_shape(
     folders: Mapping[str, Path], loaded: Mapping[str, tuple[Family, PreTrainedModel]]
 ) -> dict[str, dict[str, float | None]]:
@@ -251,6 +265,10 @@ def _protocol(recipe: Recipe, student: tuple[Family, PreTrainedModel]) -> dict[s
         )
     return {
         "validation": validation,
+        "agreement": "With the teacher, over the predicted tokens of the first validation "
+        f"sequences, {ROWS:,} or a few more: acceptance is the mean of the sum of min(p, q) over "
+        "the vocabulary, at temperature 1; same_choice the share of tokens where both find the "
+        "same one likeliest.",
         "perplexity_block": context,
         "stride_s512": min(512, context // 2),
         "speed": "float32, forward over 8 sequences with the head and greedy generation of one; "

@@ -9,7 +9,7 @@ before tokenizing) and UTF-8 bytes, so models with different tokenizers can be c
 Masked protocol: the packed validation sequences under one fixed mask, the same for every model with
 the same tokenizer; the mean over the predicted tokens.
 
-Axes: B sequences, T positions.
+Axes: B sequences, T positions, R rows, V vocabulary.
 """
 
 import math
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
@@ -27,6 +29,7 @@ from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
 from stillhouse.tokens.packing import positions_in_segments
 
 TOKENS_PER_BATCH = 8_192
+ROWS_PER_CHUNK = 2_048
 MASK_SEED = 20_191_002  # one fixed mask for every model and run
 
 
@@ -117,14 +120,19 @@ def mean_loss(family: Family, model: PreTrainedModel, source: SequenceSource) ->
     predicted with little context; `perplexity` is the measure of text.)
     """
     total, count = 0.0, 0
-    size = max(1, TOKENS_PER_BATCH // source.sequence_length)
-    for start in range(0, source.num_sequences, size):
-        numbers = np.arange(start, min(start + size, source.num_sequences))
-        batch = source.batch(numbers, np.zeros_like(numbers), MASK_SEED)
+    for batch in fixed_batches(source):
         total += _loss_sum(family, model, batch)
         count += batch.num_rows("predicted")
     _check_finite(total)
     return total / max(1, count), count
+
+
+def fixed_batches(source: SequenceSource) -> Iterator[Batch]:
+    """All sequences of a source in order, under the one fixed mask."""
+    size = max(1, TOKENS_PER_BATCH // source.sequence_length)
+    for start in range(0, source.num_sequences, size):
+        numbers = np.arange(start, min(start + size, source.num_sequences))
+        yield source.batch(numbers, np.zeros_like(numbers), MASK_SEED)
 
 
 def _check_finite(total: float) -> None:
@@ -152,13 +160,18 @@ def _scored_batch(windows: Sequence[tuple[np.ndarray, int]]) -> Batch:
 
 
 def _loss_sum(family: Family, model: PreTrainedModel, batch: Batch) -> float:
-    batch = batch.to(model.device)
-    head = family.head(model)
-    features = head.transform(family.run_rows(model, batch, "predicted"))
-    labels = batch.labels[batch.rows("predicted")]
+    labels = batch.labels[batch.rows("predicted")].to(model.device).split(ROWS_PER_CHUNK)
     total = torch.zeros((), dtype=torch.float64, device=model.device)
-    for start in range(0, len(features), 2048):
-        part = slice(start, start + 2048)
-        logits = F.linear(features[part], head.weight, head.bias).float()
-        total += F.cross_entropy(logits, labels[part], reduction="sum").double()
+    for logits, own in zip(row_logits(family, model, batch), labels, strict=True):
+        total += F.cross_entropy(logits, own, reduction="sum").double()
     return float(total)
+
+
+def row_logits(
+    family: Family, model: PreTrainedModel, batch: Batch
+) -> Iterator[Float[Tensor, "R V"]]:
+    """Float32 logits of the rows that are predicted, some at a time."""
+    head = family.head(model)
+    features = head.transform(family.run_rows(model, batch.to(model.device), "predicted"))
+    for part in features.split(ROWS_PER_CHUNK):
+        yield F.linear(part, head.weight, head.bias).float()

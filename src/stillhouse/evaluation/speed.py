@@ -5,21 +5,20 @@ greedy, 64 new tokens after 16, key/value cache on. Models take turns (A B C A B
 of 5 turns after one warm-up counts. Models with the same configuration are measured once."""
 
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from stillhouse.families import Family
+from stillhouse.generation.reference import greedy_tokens, interleaved_rates
 
 BATCH, LENGTH = 8, 256
 PROMPT, NEW_TOKENS = 16, 64
-TURNS = 5
 
 MEMORY_PROGRAM = """
 import resource, sys
@@ -46,23 +45,14 @@ def run_forward(family: Family, model: PreTrainedModel) -> int:
     return BATCH * length
 
 
-@torch.inference_mode()
 def run_generation(family: Family, model: PreTrainedModel) -> int:
     """Greedy continuation of one random prompt; returns the number of new tokens."""
     positions = family.num_positions(model.config)
     prompt = min(PROMPT, positions // 2)
     new_tokens = min(NEW_TOKENS, positions - prompt)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (1, prompt), generator=generator).to(model.device)
-    model.generate(  # pyright: ignore[reportCallIssue]
-        ids,
-        attention_mask=torch.ones_like(ids),
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=model.config.eos_token_id,
-    )
-    return new_tokens
+    ids = torch.randint(model.config.vocab_size, (prompt,), generator=generator).tolist()
+    return len(greedy_tokens(model, ids, new_tokens))
 
 
 def measure_speed(
@@ -85,14 +75,7 @@ def _interleaved(
     work: Callable[[Family, PreTrainedModel], int],
     models: Mapping[str, tuple[Family, PreTrainedModel]],
 ) -> dict[str, float]:
-    rates: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(TURNS + 1):
-        for name, (family, model) in models.items():
-            started = time.perf_counter()
-            tokens = work(family, model)
-            if turn:
-                rates[name].append(tokens / (time.perf_counter() - started))
-    return {name: statistics.median(values) for name, values in rates.items()}
+    return interleaved_rates({name: partial(work, *pair) for name, pair in models.items()})
 
 
 def peak_memory_bytes(folder: Path) -> int | None:

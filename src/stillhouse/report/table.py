@@ -73,6 +73,10 @@ GENERATION = Measure(
     units.times,
 )
 MEMORY = Measure("Peak memory", "peak_memory_bytes", units.size_bytes, units.percent)
+AGREEMENT = [
+    Measure("Drafts the teacher would accept", "agreement.acceptance", units.percent),
+    Measure("Same first choice as the teacher", "agreement.same_choice", units.percent),
+]
 TRAINING = [
     Measure("Training tokens", "training.tokens", units.tokens, missing=NOT_TRAINED),
     Measure("Training steps", "training.steps", units.count, missing=NOT_TRAINED),
@@ -89,7 +93,7 @@ def measures(recipe: Recipe, stride: int | None = None) -> list[Measure]:
     """The rows that make sense for this kind of language modeling."""
     if recipe.tokens.language_modeling == "masked":
         loss = Measure("Masked loss per token", "masked_loss", units.nats, units.times, NOT_FINITE)
-        return [*COSTS, MEMORY, loss, *TRAINING]
+        return [*COSTS, MEMORY, loss, *AGREEMENT, *TRAINING]
     overlap = f", stride {stride}" if stride else ", overlapping windows"
     quality = [
         ("Validation loss per token", "validation_loss", units.nats),
@@ -99,7 +103,7 @@ def measures(recipe: Recipe, stride: int | None = None) -> list[Measure]:
         ("Bits per byte", "perplexity.bits_per_byte", units.bits),
     ]
     rows = [Measure(label, path, show, units.times, NOT_FINITE) for label, path, show in quality]
-    return [*COSTS, GENERATION, MEMORY, *rows, *TRAINING]
+    return [*COSTS, GENERATION, MEMORY, *rows, *AGREEMENT, *TRAINING]
 
 
 def comparison(recipe: Recipe, results: Sequence[SeedResult]) -> Table:

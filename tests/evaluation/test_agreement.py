@@ -1,0 +1,95 @@
+"""How far a student agrees with its teacher."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny_models import make_config
+from transformers import AutoModelForCausalLM
+
+from stillhouse.evaluation.agreement import agreement, overlaps
+from stillhouse.families import family_of
+from stillhouse.generation import Generation
+from stillhouse.generation.slots import SlottedModel
+from stillhouse.generation.speculative import Speculation
+from stillhouse.tokens.packing import CausalSequences
+from stillhouse.tokens.shards import TokenSplit
+
+VOCABULARY, LENGTH = 30, 16
+
+
+def make_model(seed: int):
+    torch.manual_seed(seed)
+    config = make_config("gpt2", vocabulary=VOCABULARY, positions=64)
+    config.initializer_range = 0.5
+    return family_of(config), AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture
+def source() -> CausalSequences:
+    ids = np.random.default_rng(0).integers(1, VOCABULARY, 130)
+    starts, counts = np.array([0, 130], np.uint64), np.bincount(ids, minlength=VOCABULARY)
+    split = TokenSplit(
+        "validation", VOCABULARY, (ids,), starts, counts.astype(np.uint64), (Path("none"),)
+    )
+    return CausalSequences(split, LENGTH, end_of_text=0, attend_across_documents=True)
+
+
+def by_hand(teacher, student, source: CausalSequences) -> dict[str, float]:
+    """Token by token, in float64."""
+    shared, same, count = 0.0, 0, 0
+    for number in range(source.num_sequences):
+        batch = source.batch(np.array([number]), np.array([0]), 0)
+        with torch.no_grad():
+            p, q = (
+                model.double()(input_ids=batch.input_ids).logits[0].softmax(-1)
+                for _, model in (teacher, student)
+            )
+        for place in range(int(batch.rows("predicted").sum())):
+            shared += float(torch.minimum(p[place], q[place]).sum())
+            same += int(p[place].argmax() == q[place].argmax())
+            count += 1
+    for _, model in (teacher, student):
+        model.float()
+    return {"acceptance": shared / count, "same_choice": same / count}
+
+
+def test_agreement_is_the_mean_overlap_over_all_predicted_tokens(source):
+    """Against sums written out, of two models that know nothing of each other."""
+    teacher, student = make_model(0), make_model(1)
+    found = agreement(teacher, student, source)
+    assert found == pytest.approx(by_hand(teacher, student, source), rel=1e-5)
+    assert 0 < found["acceptance"] < 0.9
+
+
+def test_a_copy_agrees_with_its_teacher(source):
+    assert agreement(make_model(0), make_model(0), source) == pytest.approx(
+        {"acceptance": 1, "same_choice": 1}
+    )
+
+
+def test_models_that_share_nothing_do_not_overlap():
+    """All the probability on one token each."""
+    certain = torch.full((2, 4), -1e9)
+    p, q = certain.clone(), certain.clone()
+    p[:, 0], q[0, 1], q[1, 0] = 0, 0, 0
+    assert overlaps(p, q).tolist() == [0, 1]
+
+
+def test_it_is_how_often_drafts_are_accepted():
+    """Of the first token drafted after many prompts, the share that the teacher keeps: within four
+    standard errors of the mean overlap on those prompts."""
+    teacher, student = make_model(0), make_model(1)
+    prompts = np.random.default_rng(1).integers(1, VOCABULARY, (400, 5))
+    inputs = torch.from_numpy(prompts)
+    with torch.no_grad():
+        p, q = (model(input_ids=inputs).logits[:, -1] for _, model in (teacher, student))
+    expected = float(overlaps(p, q).mean())
+    speculation = Speculation(SlottedModel(*teacher, 1), SlottedModel(*student, 1), num_drafted=1)
+    settings = Generation(max_new_tokens=2, top_k=0)
+    for seed, prompt in enumerate(prompts.tolist()):
+        next(speculation.generate(prompt, settings, seed, frozenset()))
+    assert speculation.num_drafted == len(prompts)
+    error = (expected * (1 - expected) / len(prompts)) ** 0.5
+    assert speculation.acceptance == pytest.approx(expected, abs=4 * error)
