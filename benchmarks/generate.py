@@ -10,7 +10,8 @@ per second of
 - one text: transformers with both shapes, ours in each precision;
 - eight texts: one call of transformers, eight requests of ours;
 - sixteen requests that arrive at random (exponential gaps, all within about half the time that one
-  takes alone), against the same requests one after the other.
+  takes alone), against the same requests one after the other;
+- an encoder of DistilBERT's shape, 8 texts of 128 tokens: its last hidden states.
 
 CTranslate2 has no such steps; what it does with one and eight texts is in docs/experiments.md.
 """
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import DistilBertConfig, DistilBertModel, GPT2Config, GPT2LMHeadModel
 
 from benchmarks import measure
 from stillhouse.families import family_of
@@ -41,6 +42,7 @@ from stillhouse.generation.slots import SlottedModel
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 LAYERS = {"distilgpt2": 6, "gpt2": 12}
+TEXTS, LENGTH = 8, 128
 PROMPT, NEW, TOGETHER, ARRIVALS = 32, 64, 8, 16
 GREEDY = Generation(greedy=True, max_new_tokens=NEW)
 
@@ -156,6 +158,12 @@ def main() -> None:
         f"{found['together']['tokens_per_second']:.0f} tokens/s, one after the other "
         f"{found['alone']['tokens_per_second']:.0f}: {ratio(found, 'together', 'alone'):.2f} times"
     )
+    results["encoder"] = found = measured(_encoders(precisions), TEXTS * LENGTH, options.repeats)
+    for name, own in found.items():
+        console.print(
+            f"distilbert, {TEXTS} x {LENGTH}, {name}: {own['tokens_per_second']:,.0f} tokens/s, "
+            f"{ratio(found, name, 'transformers'):.2f} times"
+        )
     if options.output is not None:
         content = {
             "command": " ".join(["python -m benchmarks.generate", *sys.argv[1:]]),
@@ -192,6 +200,23 @@ def _arrivals(engine: Ours, repeats: int) -> dict[str, dict[str, Any]]:
         "together": lambda: engine(asked, after),
     }
     return measured(works, ARRIVALS * NEW, repeats)
+
+
+def _encoders(precisions: Sequence[Precision]) -> dict[str, Callable[[], Any]]:
+    torch.manual_seed(0)
+    plain = DistilBertModel(DistilBertConfig()).eval()
+    ids = torch.randint(plain.config.vocab_size, (TEXTS, LENGTH))
+
+    @torch.inference_mode()
+    def read(model: DistilBertModel) -> None:
+        model(input_ids=ids)
+
+    works: dict[str, Callable[[], Any]] = {"transformers": partial(read, plain)}
+    for precision in precisions[1:]:
+        own = copy.deepcopy(plain)
+        to_precision(own, precision)
+        works[precision] = partial(read, own)
+    return works
 
 
 def _table(found: dict[str, dict[str, Any]], number: int) -> Table:

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError, ModelError, StillhouseError
+from stillhouse.generation.resume import Beginning
 from stillhouse.generation.sampling import next_token
 from stillhouse.generation.settings import Generation
 from stillhouse.generation.slots import Piece, Place, SlottedModel
@@ -38,6 +39,8 @@ class Request:
         seed: What is drawn depends on it; see `Generation.seed`.
         num_likeliest: With each token, the log-probabilities of this many likeliest; None: of none.
         echo: Those of the prompt's tokens too.
+        begins: The beginning that the first new token shares with the text before it; it is not
+            shown again. See `resume.resumed`.
         max_seconds: From when it is accepted; what there is then is the result.
     """
 
@@ -46,15 +49,18 @@ class Request:
     seed: int
     num_likeliest: int | None = None
     echo: bool = False
+    begins: Beginning | None = None
     max_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """A token, its log-probability in nats (None for the first of all), and the likeliest."""
+    """A token, its log-probability in nats (None for the first of all), how many are likelier, and
+    the likeliest."""
 
     id: int
     log_probability: float | None = None
+    rank: int | None = None
     likeliest: tuple[tuple[int, float], ...] = ()
 
 
@@ -311,7 +317,12 @@ class Batcher:
                 prompt.ticket,
                 each,
                 place,
-                TextStream(self._tokenizer, request.prompt_ids, request.settings.stop),
+                TextStream(
+                    self._tokenizer,
+                    request.prompt_ids,
+                    request.settings.stop,
+                    request.begins.text if request.begins else "",
+                ),
             )
             for each, place in enumerate(places)
         ]
@@ -339,7 +350,10 @@ class Batcher:
             if request.settings.repetition_penalty != 1
             else ()
         )
-        token = next_token(logits, request.settings, so_far, at)
+        allowed = logits
+        if request.begins is not None and not sequence.new_ids:
+            allowed = request.begins.only(logits)
+        token = next_token(allowed, request.settings, so_far, at)
         sequence.new_ids.append(token)
         self.num_generated += 1
         scored = ScoredToken(token)
@@ -393,13 +407,16 @@ def _scored(
     """Each token with its log-probability given what is before it, of the model itself (without
     temperature or any other setting)."""
     log_probabilities = logits.log_softmax(-1)
-    chosen = log_probabilities.gather(1, torch.tensor(list(ids))[:, None])[:, 0].tolist()
+    chosen = log_probabilities.gather(1, torch.tensor(list(ids))[:, None])
+    ranks = (log_probabilities > chosen).sum(1).tolist()
     best = log_probabilities.topk(min(num_likeliest or 0, logits.shape[1]))
     likeliest = [
         tuple(zip(row_ids, row, strict=True))
         for row_ids, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
     return [
-        ScoredToken(id, value, likely)
-        for id, value, likely in zip(ids, chosen, likeliest, strict=True)
+        ScoredToken(id, value, rank, likely)
+        for id, value, rank, likely in zip(
+            ids, chosen[:, 0].tolist(), ranks, likeliest, strict=True
+        )
     ]

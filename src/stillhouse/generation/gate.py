@@ -1,92 +1,155 @@
-"""Less precision only where it costs next to nothing: measured on this model, before it is used."""
+"""Less precision only where it costs next to nothing: measured on this model, before it is used.
+
+A language model is measured by its perplexity, one with the head of a task by how far its outputs
+move: probabilities by their divergence KL(float32 || less) in nats, vectors and values by the
+square of the error over the square of what they are.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import resolve_folder
 from stillhouse.generation.loaded import LoadedModel, load
-from stillhouse.generation.precision import Precision, has_int8, to_precision
+from stillhouse.generation.precision import Precision, has_bf16_tiles, has_int8, to_precision
 from stillhouse.generation.slots import Piece, SlottedModel
 from stillhouse.samples.text import sample_documents
 
-ALLOWED = 0.01  # of the perplexity
-# What is tried for what is asked for; float32 is what is left.
-PRECISIONS: dict[str, tuple[Precision, ...]] = {
-    "auto": ("int8",),
-    "fp32": (),
-    "bf16": ("bf16",),
-    "int8": ("int8",),
-}
+ALLOWED = 0.01  # of the perplexity, or of the outputs
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 BLOCKS, BLOCK = 4, 256  # of the sample text, in tokens
+MASK_EVERY = 7
+OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
 
-def load_at_precision(
-    name: str | Path, wanted: str, *, offline: bool = False
-) -> tuple[LoadedModel, Precision, float]:
-    """A model; a causal one in less precision, if it keeps its perplexity on the sample text.
+class AtPrecision(NamedTuple):
+    """A model, its precision, and by how much what was measured changed (0.01 is a percent)."""
+
+    model: LoadedModel
+    precision: Precision
+    change: float
+
+    @property
+    def measured(self) -> str:
+        """What was."""
+        return _measured(self.model)
+
+
+def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -> AtPrecision:
+    """A model, in less precision if it stays what it is on the sample text.
 
     Args:
-        wanted: fp32, bf16 or int8; `auto` takes the fastest that keeps it.
-
-    Returns:
-        The model, its precision, and by how much its perplexity changed (0.01 is one percent).
+        wanted: fp32, bf16 or int8; `auto` takes the fastest of them that keeps it.
 
     Raises:
         RecipeError: a precision that does not exist.
-        ModelError: its perplexity rises by more than a hundredth in the precision asked for, or
-            this machine does not have it.
+        ModelError: it changes by more than a hundredth in the precision asked for, or this machine
+            does not have it.
     """
     if wanted not in PRECISIONS:
         raise RecipeError(f"The precision is {wanted}; choose from {', '.join(PRECISIONS)}.")
-    folder = resolve_folder(str(name), offline=offline)
-    model = load(folder)
-    if not model.is_causal:
-        if wanted not in ("auto", "fp32"):
-            raise ModelError(
-                f"{name} has no perplexity to measure, so it stays in float32; take --precision "
-                "auto, or fp32."
-            )
-        return model, "fp32", 0.0
     if wanted == "int8" and not has_int8():
         raise ModelError(
             "This machine does not multiply eight-bit matrices; take --precision bf16, or fp32."
         )
-    choices = PRECISIONS[wanted] if wanted != "auto" or has_int8() else ()
-    if choices:
-        blocks = _blocks(model)
-        before = _loss(model, blocks)
-        for choice in choices:
-            to_precision(model.model, choice)
-            change = math.expm1(_loss(model, blocks) - before)
-            if change <= ALLOWED:
-                return model, choice, change
-            if wanted != "auto":
-                raise ModelError(
-                    f"In {choice} the perplexity of {name} rises by {change:.1%} on the sample "
-                    f"text; {ALLOWED:.0%} is allowed. Take --precision fp32."
-                )
-            model = load(folder)
-    return model, "fp32", 0.0
+    folder = resolve_folder(str(name), offline=offline)
+    model = load(folder)
+    if choice := _choice(wanted, model):
+        change_since = _measure(model)
+        to_precision(model.model, choice)
+        change = change_since(model)
+        if change <= ALLOWED:
+            return AtPrecision(model, choice, change)
+        if wanted != "auto":
+            raise ModelError(
+                f"In {choice} the {_measured(model)} of {name} changes by {change:.1%} on the "
+                f"sample text; {ALLOWED:.0%} is allowed. Take --precision fp32."
+            )
+        model = load(folder)
+    return AtPrecision(model, "fp32", 0.0)
 
 
-def _blocks(model: LoadedModel) -> list[list[int]]:
+def _choice(wanted: str, model: LoadedModel) -> Precision | None:
+    """What is tried. A model that continues text waits for its weights, of which int8 has the
+    fewest bytes; one that reads whole texts waits for products."""
+    if wanted == "fp32":
+        return None
+    if wanted == "bf16":
+        return "bf16"
+    if wanted == "auto" and not model.is_causal and has_bf16_tiles():
+        return "bf16"
+    return "int8" if has_int8() else None
+
+
+def _measured(model: LoadedModel) -> str:
+    return "perplexity" if model.models_language else "outputs"
+
+
+def _measure(model: LoadedModel) -> Callable[[LoadedModel], float]:
+    """What a model is measured by, and how far another has moved from it."""
+    if model.models_language:
+        loss = _causal_loss if model.is_causal else _masked_loss
+        before = loss(model)
+        return lambda other: math.expm1(loss(other) - before)
+    outputs = _outputs(model)
+    return lambda other: _distance(outputs, _outputs(other))
+
+
+def blocks_of(model: LoadedModel) -> list[list[int]]:
+    """The stretches of the sample text on which a model is measured, with the special tokens that
+    it reads around a text."""
     length = min(BLOCK, model.context)
-    blocks = (model.encode(text)[:length] for _, text in sample_documents())
+    blocks = (
+        model.tokenizer(
+            text, add_special_tokens=not model.is_causal, truncation=True, max_length=length
+        )["input_ids"]
+        for _, text in sample_documents()
+    )
     return list(islice((block for block in blocks if len(block) == length), BLOCKS))
 
 
-def _loss(model: LoadedModel, blocks: Iterable[list[int]]) -> float:
+def _causal_loss(model: LoadedModel) -> float:
     """Mean negative log-likelihood of a token, in nats."""
     slots = SlottedModel(model.family, model.model, 1)
     losses = []
-    for block in blocks:
+    for block in blocks_of(model):
         place = slots.open()
         logits = slots.read([Piece(place, block, len(block))])
         slots.close(place)
-        losses.append(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(block[1:])))
+        losses.append(F.cross_entropy(logits[:-1], torch.tensor(block[1:])))
     return float(torch.stack(losses).mean())
+
+
+@torch.inference_mode()
+def _masked_loss(model: LoadedModel) -> float:
+    """The same, of every seventh token, for which a mask stands."""
+    ids = torch.tensor(blocks_of(model))
+    places = torch.arange(MASK_EVERY, ids.shape[1] - 1, MASK_EVERY)
+    mask = torch.tensor(model.tokenizer.mask_token_id)
+    logits = model.model(input_ids=ids.index_fill(1, places, mask)).logits[:, places]
+    return float(F.cross_entropy(logits.float().flatten(0, 1), ids[:, places].flatten()))
+
+
+@torch.inference_mode()
+def _outputs(model: LoadedModel) -> dict[str, Tensor]:
+    """All that the model says of the sample text, by the names of transformers' outputs."""
+    found = model.model(input_ids=torch.tensor(blocks_of(model)))
+    return {name: found[name].float() for name in OUTPUTS if name in found}
+
+
+def _distance(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+    return max(_moved(name, before[name], after[name]) for name in before)
+
+
+def _moved(name: str, old: Tensor, new: Tensor) -> float:
+    if name == "last_hidden_state" or old.shape[-1] == 1:
+        return float((new - old).square().sum() / old.square().sum())
+    p, q = old.log_softmax(-1), new.log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())

@@ -65,6 +65,7 @@ class LoadedModel:
         self.model = model
         self.tokenizer = tokenizer
         self._task = task
+        self._token_texts: dict[int, str] = {}
 
     @property
     def task(self) -> Task:
@@ -81,6 +82,11 @@ class LoadedModel:
     def is_causal(self) -> bool:
         """Whether it continues text."""
         return self._task is None and self.family.language_modeling == "causal"
+
+    @property
+    def models_language(self) -> bool:
+        """Whether it has no task of its own: it continues text, or fills gaps."""
+        return self._task is None
 
     @property
     def pipeline_task(self) -> str:
@@ -195,7 +201,8 @@ class LoadedModel:
         if not 0 < len(ids) <= self.context:
             raise DataError(f"The text has {len(ids)} tokens; the model takes 1 to {self.context}.")
         body = self.model.base_model
-        return body(input_ids=torch.tensor([ids], device=self.model.device)).last_hidden_state[0]
+        found = body(input_ids=torch.tensor([ids], device=self.model.device))
+        return found.last_hidden_state[0].float()
 
     @torch.inference_mode()
     def fill_mask(self, text: str, *, top_k: int = 5) -> list[Filled]:
@@ -223,7 +230,7 @@ class LoadedModel:
         hidden = self.model.base_model(input_ids=ids[None]).last_hidden_state[0, places]
         head = self.family.head(self.model)
         logits = torch.nn.functional.linear(head.transform(hidden), head.weight, head.bias)[0]
-        known = logits[: len(self.tokenizer)]
+        known = logits[: len(self.tokenizer)].float()
         best = known.softmax(-1).topk(min(top_k, len(known)))
         return [
             Filled(self.decode([token]).strip(), probability, token)
@@ -297,11 +304,13 @@ class LoadedModel:
     def token_text(self, token: int) -> str:
         """What stands for one token: its text, or, where that is no whole character, its name in
         the vocabulary."""
-        text = self.tokenizer.decode([token])
-        name = self.tokenizer.convert_ids_to_tokens(token)
-        assert isinstance(text, str)
-        assert isinstance(name, str)
-        return name if HALF in text else text
+        if token not in self._token_texts:
+            text = self.tokenizer.decode([token])
+            name = self.tokenizer.convert_ids_to_tokens(token)
+            assert isinstance(text, str)
+            assert isinstance(name, str)
+            self._token_texts[token] = name if HALF in text else text
+        return self._token_texts[token]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""

@@ -49,6 +49,11 @@ class Int8Linear(nn.Module):
         return torch.addcmul(self._bias, product, scale)
 
 
+def has_bf16_tiles() -> bool:
+    """Whether this processor has a unit for products of bfloat16 matrices."""
+    return torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
 def has_int8() -> bool:
     """Whether this processor and this PyTorch multiply eight-bit matrices."""
     return torch.cpu.get_capabilities().get("avx512_vnni", False) and hasattr(
@@ -63,9 +68,11 @@ def to_precision(model: PreTrainedModel, precision: Precision) -> None:
         model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
     if precision != "int8":
         return
-    for name, module in list(model.named_modules()):
+    # An encoder's heads are small, or read at few places: they stay as they are.
+    body = model if model.can_generate() else model.base_model
+    for name, module in list(body.named_modules()):
         if isinstance(module, NewGELUActivation):  # the same function as one operation of eight
-            model.set_submodule(name, nn.GELU(approximate="tanh"))
+            body.set_submodule(name, nn.GELU(approximate="tanh"))
         if isinstance(module, nn.Linear | Conv1D):
             weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
-            model.set_submodule(name, Int8Linear(weight.detach().contiguous(), module.bias))
+            body.set_submodule(name, Int8Linear(weight.detach().contiguous(), module.bias))

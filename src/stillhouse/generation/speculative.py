@@ -10,7 +10,8 @@ agree.
 Axes: C tokens that may follow.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +63,7 @@ class Speculation:
 
     def generate(
         self, prompt_ids: Sequence[int], settings: Generation, seed: int, end_ids: frozenset[int]
-    ) -> Iterator[Verified]:
+    ) -> Generator[Verified, None, None]:
         """New tokens as the teacher settles them; the last may be one that ends the text.
 
         The prompt and the new tokens must fit both contexts.
@@ -139,6 +140,49 @@ class Speculation:
         return drafted, guesses
 
 
+class DraftedText:
+    """What follows a prompt by the teacher, the student drafting: its pieces as they are settled,
+    each with whether it was drafted."""
+
+    def __init__(
+        self,
+        teacher: LoadedModel,
+        student: LoadedModel,
+        prompt_ids: tuple[int, ...],
+        settings: Generation,
+    ) -> None:
+        """Raises:
+        RecipeError: several sequences, or beams.
+        ModelError: models that do not share a vocabulary, or do not continue text.
+        DataError: the prompt and the new tokens do not fit.
+        """
+        if settings.num_return_sequences > 1 or settings.num_beams > 1:
+            raise RecipeError(
+                "A student drafts one text at a time; ask for one sequence, no beams."
+            )
+        self._teacher, self._prompt_ids, self._settings = teacher, prompt_ids, settings
+        self._seed = settings.drawn_seed()
+        for model in (teacher, student):
+            model.batcher(1).check(Request(prompt_ids, settings, self._seed))
+        self.speculation = Speculation(
+            SlottedModel(teacher.family, teacher.model, 1),
+            SlottedModel(student.family, student.model, 1),
+        )
+
+    def __iter__(self) -> Generator[tuple[str, bool], None, None]:
+        ids, settings, end_ids = self._prompt_ids, self._settings, self._teacher.end_ids
+        stream = TextStream(self._teacher.tokenizer, ids, settings.stop)
+        tokens = self.speculation.generate(ids, settings, self._seed, end_ids)
+        with closing(tokens):
+            for token in tokens:
+                if token.id in end_ids:
+                    break
+                yield stream.push(token.id), token.is_drafted
+                if stream.stopped:
+                    break
+        yield stream.finish(), False
+
+
 def continue_by_draft(
     teacher: LoadedModel, student: LoadedModel, prompt: str, settings: Generation
 ) -> tuple[str, str]:
@@ -146,30 +190,16 @@ def continue_by_draft(
     draft was kept.
 
     Raises:
-        RecipeError: several sequences, or beams.
-        ModelError: models that do not share a vocabulary, or do not continue text.
-        DataError: the prompt and the new tokens do not fit.
+        RecipeError, ModelError, DataError: see `DraftedText`.
     """
-    if settings.num_return_sequences > 1 or settings.num_beams > 1:
-        raise RecipeError("A student drafts one text at a time; ask for one sequence, no beams.")
-    ids, seed = teacher.prompt_ids(prompt), settings.drawn_seed()
-    for model in (teacher, student):
-        model.batcher(1).check(Request(ids, settings, seed))
-    speculation = Speculation(
-        SlottedModel(teacher.family, teacher.model, 1),
-        SlottedModel(student.family, student.model, 1),
-    )
-    stream = TextStream(teacher.tokenizer, ids, settings.stop)
-    text = ""
-    for token in speculation.generate(ids, settings, seed, teacher.end_ids):
-        if token.id in teacher.end_ids or stream.stopped:
-            break
-        text += stream.push(token.id)
+    drafted = DraftedText(teacher, student, teacher.prompt_ids(prompt), settings)
+    text = "".join(piece for piece, _ in drafted)
+    speculation = drafted.speculation
     kept = (
         f"{speculation.num_accepted} of {speculation.num_drafted} drafted tokens were kept, in "
         f"{speculation.num_rounds} rounds"
     )
-    return text + stream.finish(), kept
+    return text, kept
 
 
 def _probability(of: Candidates, token: int) -> float:

@@ -21,7 +21,9 @@ class TextStream:
         tokenizer: PreTrainedTokenizerFast,
         prompt_ids: Sequence[int],
         stop: Sequence[str] = (),
+        known: str = "",
     ) -> None:
+        """Args: known: What the text begins with that is not to be shown."""
         self._tokenizer = tokenizer
         self._stop = stop
         self._before = list(prompt_ids[-CONTEXT:])
@@ -32,7 +34,7 @@ class TextStream:
         for token in self._new:
             self._stream.step(tokenizer.backend_tokenizer, token)
         self._decoded = ""  # of the new tokens, as far as characters are whole
-        self._shown = 0
+        self._shown = len(known)
         self.stopped = False
 
     def push(self, token: int) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from stillhouse.errors import StillhouseError
@@ -20,6 +21,8 @@ from stillhouse.generation.batching import (
     ScoredToken,
 )
 from stillhouse.generation.loaded import LoadedModel
+from stillhouse.generation.precision import Precision
+from stillhouse.generation.resume import Resumer
 from stillhouse.generation.worker import Worker
 from stillhouse.serving.limits import Limits
 from stillhouse.serving.problems import Problem, from_error, overloaded
@@ -48,11 +51,24 @@ class Answer:
 class Hosted:
     """One model, and the thread that does its work and that of the others."""
 
-    def __init__(self, name: str, loaded: LoadedModel, limits: Limits, worker: Worker) -> None:
+    def __init__(
+        self,
+        name: str,
+        loaded: LoadedModel,
+        limits: Limits,
+        worker: Worker,
+        *,
+        precision: Precision = "fp32",
+        note: str = "",
+    ) -> None:
+        """Args: note: What the model's card says of its limits."""
         self.name = name
         self.loaded = loaded
         self.created = int(time.time())
         self.limits = limits
+        self.precision: Precision = precision
+        self.note = note
+        self.is_drafted_for = False
         self.batcher = loaded.batcher(limits.num_slots) if loaded.is_causal else None
         self._worker = worker
         if self.batcher is not None:
@@ -65,15 +81,27 @@ class Hosted:
         except StillhouseError as error:
             raise from_error(error) from error
 
+    @cached_property
+    def resumer(self) -> Resumer:
+        return Resumer(self.loaded.tokenizer)
+
+    def must_continue_text(self) -> Batcher:
+        """What continues text here.
+
+        Raises:
+            Problem: 400, nothing does.
+        """
+        if self.batcher is None:
+            raise Problem(400, f"{self.name} does not continue text.")
+        return self.batcher
+
     def check(self, requests: Sequence[Request]) -> Batcher:
         """What continues text here, if it can answer these and its queue has room.
 
         Raises:
             Problem: 400 or 429.
         """
-        batcher = self.batcher
-        if batcher is None:
-            raise Problem(400, f"{self.name} does not continue text.")
+        batcher = self.must_continue_text()
         try:
             for request in requests:
                 batcher.check(request)

@@ -1,15 +1,20 @@
 """Starting the server: which models, on which address, and how it ends."""
 
 import ipaddress
+import re
 import signal
 import socket
 import sys
+import webbrowser
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from stillhouse.errors import RecipeError
+from stillhouse.families import resolve_folder
 from stillhouse.generation.gate import load_at_precision
 from stillhouse.generation.worker import Worker
 from stillhouse.serving.app import create_app
@@ -19,6 +24,10 @@ from stillhouse.serving.limits import Limits
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 DRAIN_SECONDS = 60
+LIMITS = re.compile(
+    r"^#+ [^\n]*(?:limit|bias)[^\n]*\n(?P<body>.*?)(?=^#|\Z)",
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class Serving:
     insecure: bool = False
     offline: bool = False
     limits: Limits = field(default_factory=Limits)
+    has_page: bool = False
+    opens_browser: bool = False
 
     def __post_init__(self) -> None:
         if not _is_local(self.host) and self.api_key is None and not self.insecure:
@@ -40,6 +51,13 @@ class Serving:
                 f"On {self.host} anyone who reaches this machine could use the model. Set a key in "
                 "the environment variable STILLHOUSE_API_KEY, or say --insecure."
             )
+        if twice := [name for name in self.names if self.names.count(name) > 1]:
+            raise RecipeError(f"Two models have the name {twice[0]}; rename a folder.")
+
+    @property
+    def names(self) -> list[str]:
+        """The names that the models are asked for by."""
+        return [served_name(model) for model in self.models]
 
 
 def served_name(model: str) -> str:
@@ -55,26 +73,19 @@ def serve_models(serving: Serving) -> None:
         RecipeError: the address cannot be listened on.
         ModelError: a model that cannot be loaded.
     """
-    names = [served_name(model) for model in serving.models]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise RecipeError(f"Two models have the name {twice[0]}; rename a folder.")
     listening = _listening(serving.host, serving.port)
     address = f"http://{serving.host}:{listening.getsockname()[1]}"
 
-    def load(worker: Worker) -> Models:
-        try:
-            hosted = [
-                _hosted(*each, serving, worker) for each in zip(serving.models, names, strict=True)
-            ]
-        except BaseException:
+    def loaded(models: Models | None) -> None:
+        if models is None:
             server.should_exit = True
-            raise
-        for each in hosted:
+            return
+        for each in models.models:
             _say(f"{each.name}: {each.loaded.pipeline_task}, ready at {address}")
-        return Models(hosted)
+        if serving.opens_browser:
+            webbrowser.open(address)
 
-    hosts = ("*",) if not _is_local(serving.host) else LOCAL_NAMES
-    app = create_app(load, api_key=serving.api_key, hosts=hosts)
+    app = application(serving, loaded)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
     )
@@ -83,6 +94,35 @@ def serve_models(serving: Serving) -> None:
         server.run(sockets=[listening])
     if app.state.failure is not None:
         raise app.state.failure
+
+
+def application(
+    serving: Serving,
+    loaded: Callable[[Models | None], None] = lambda _: None,
+    *,
+    waits: bool = False,
+) -> FastAPI:
+    """The application with its models.
+
+    Args:
+        loaded: Is told the models when they are there, or None when they cannot be loaded.
+        waits: See `create_app`.
+    """
+
+    def load(worker: Worker) -> Models:
+        named = zip(serving.models, serving.names, strict=True)
+        try:
+            models = Models([_hosted(*each, serving, worker) for each in named])
+        except BaseException:
+            loaded(None)
+            raise
+        loaded(models)
+        return models
+
+    hosts = ("*",) if not _is_local(serving.host) else LOCAL_NAMES
+    return create_app(
+        load, api_key=serving.api_key, hosts=hosts, has_page=serving.has_page, waits=waits
+    )
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -108,10 +148,21 @@ class _Server(uvicorn.Server):
 
 
 def _hosted(model: str, name: str, serving: Serving, worker: Worker) -> Hosted:
-    loaded, precision, change = load_at_precision(model, serving.precision, offline=serving.offline)
-    if precision != "fp32":
-        _say(f"{name}: {precision}, perplexity {change:+.2%}")
-    return Hosted(name, loaded, serving.limits, worker)
+    found = load_at_precision(model, serving.precision, offline=serving.offline)
+    if found.precision != "fp32":
+        _say(f"{name}: {found.precision}, {found.measured} {found.change:+.2%}")
+    note = _note_on_limits(resolve_folder(model, offline=serving.offline) / "README.md")
+    return Hosted(name, found.model, serving.limits, worker, precision=found.precision, note=note)
+
+
+def _note_on_limits(card: Path) -> str:
+    """The section of a model's card on its limits and biases; empty where it has none."""
+    try:
+        text = card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    found = LIMITS.search(text)
+    return found["body"].strip() if found else ""
 
 
 def _say(text: str) -> None:
