@@ -34,6 +34,8 @@ COMMANDS = {
     "predict": ["answers to the examples of a file", "shape of transformers' pipelines"],
     "generate": ["Prints each text"],
     "serve": ["over HTTP", "The first model answers", "finished"],
+    "write": ["a page to write with them", "stays in the browser"],
+    "export": ["Reads a model folder, writes DIR", "is not kept"],
     "features": ["last hidden states to a file"],
     "recipes": ["List the packaged recipes"],
     "doctor": ["this machine", "intact"],

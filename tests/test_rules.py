@@ -39,6 +39,7 @@ STAGES = {
     "distillation",
     "finetuning",
     "evaluation",
+    "export",
     "report",
     "serving",
 }

@@ -59,8 +59,17 @@ PrecisionName = Annotated[
     str,
     typer.Option(
         metavar="PRECISION",
-        help="auto, fp32, bf16 or int8; less only where perplexity rises by at most 1 %.",
+        help="auto, fp32, bf16 or int8; less only where the model changes by at most 1 %.",
     ),
+]
+Host = Annotated[str, typer.Option(help="The address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535)]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="STILLHOUSE_API_KEY", help="What clients must send as their key."),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -376,11 +385,11 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    loaded, _, _ = load_at_precision(model, precision, offline=offline)
+    loaded = load_at_precision(model, precision, offline=offline).model
     if draft is None:
         found = loaded.continuations(prompt, settings)
     else:
-        student, _, _ = load_at_precision(draft, precision, offline=offline)
+        student = load_at_precision(draft, precision, offline=offline).model
         text, kept = continue_by_draft(loaded, student, prompt, settings)
         typer.echo(kept, err=True)
         found = [text]
@@ -397,38 +406,101 @@ def serve(
         list[str],
         typer.Argument(metavar="MODEL...", help="Model folders, hub names, sample, or minilm."),
     ],
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     precision: PrecisionName = "auto",
     slots: Annotated[int, typer.Option(min=1, help="Texts generated at once.")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 64,
     seconds: Annotated[float, typer.Option(min=1, help="Work on one request, at most.")] = 120.0,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="STILLHOUSE_API_KEY", help="What clients must send as their key."),
+    api_key: ApiKey = None,
+    insecure: Insecure = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Serve by so many processes, under Ray Serve.")
     ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
-    ] = False,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="As the load grows, by up to so many.")
+    ] = None,
     offline: Offline = False,
 ) -> None:
     """Serve models over HTTP, in the dialects of OpenAI and Hugging Face.
 
     The first model answers where a request names none. Ends on Ctrl+C, when requests that were
-    taken are finished.
+    taken are finished. With --replicas it runs under Ray Serve, on the cluster of RAY_ADDRESS
+    where that is set.
     """
-    from stillhouse.errors import RecipeError
+    _serve(
+        replicas=(replicas or 1, max_replicas or replicas or 1)
+        if replicas or max_replicas
+        else None,
+        models=tuple(models),
+        host=host,
+        port=port,
+        precision=precision,
+        api_key=api_key,
+        insecure=insecure,
+        offline=offline,
+        limits={"num_slots": slots, "queue": queue, "seconds": seconds},
+    )
 
-    try:
-        from stillhouse.serving.limits import Limits
-        from stillhouse.serving.server import Serving, serve_models
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"Serving needs {error.name}; install it with `pip install 'stillhouse[serve]'`."
-        ) from error
-    limits = Limits(slots, queue, seconds)
-    serving = Serving(tuple(models), host, port, precision, api_key, insecure, offline, limits)
-    serve_models(serving)
+
+@app.command()
+def write(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Model folders, hub names, sample, or minilm."),
+    ],
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    precision: PrecisionName = "auto",
+    api_key: ApiKey = None,
+    insecure: Insecure = False,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Only say where the page is.")
+    ] = False,
+    offline: Offline = False,
+) -> None:
+    """Serve models, and open a page to write with them.
+
+    Two models, such as a student and its teacher, can be compared there. What is written stays in
+    the browser.
+    """
+    _serve(
+        models=tuple(models),
+        host=host,
+        port=port,
+        precision=precision,
+        api_key=api_key,
+        insecure=insecure,
+        offline=offline,
+        has_page=True,
+        opens_browser=not no_browser,
+    )
+
+
+@app.command()
+def export(
+    model: Model,
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="ctranslate2, gguf or onnx.")],
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRECISION",
+            help="fp32, fp16 or int8; by default what the format is used for.",
+        ),
+    ] = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for another engine.
+
+    Reads a model folder, writes DIR. What was written is loaded again and held against the model on
+    real text, and its speed against transformers; one that does not come out the same is not kept.
+    """
+    from stillhouse.export.export import export_model, print_export
+
+    found = export_model(model, to, target, precision=precision, offline=offline)
+    _print_json(found) if as_json else print_export(found, target)
 
 
 @app.command()
@@ -510,6 +582,30 @@ def _run_stages(
             pipeline.run_stages(stages)
         if ranks.is_first and (text := pipeline.summary(stages)):
             print(text)
+
+
+def _serve(
+    limits: dict[str, Any] | None = None,
+    replicas: tuple[int, int] | None = None,
+    **asked: Any,
+) -> None:
+    from stillhouse.errors import RecipeError
+
+    extra = "serve" if replicas is None else "ray"
+    try:
+        from stillhouse.serving.limits import Limits
+        from stillhouse.serving.server import Serving, serve_models
+
+        serving = Serving(limits=Limits(**(limits or {})), **asked)
+        if replicas is None:
+            serve_models(serving)
+            return
+        from stillhouse.serving.ray_app import Replicas, serve_replicas
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"Serving needs {error.name}; install it with `pip install 'stillhouse[{extra}]'`."
+        ) from error
+    serve_replicas(serving, Replicas(*replicas))
 
 
 def _print_json(value: Any) -> None:

@@ -1,7 +1,7 @@
 """A few trials of every row of faults; `make faults` runs them all."""
 
 import pytest
-from tests.faults import files, ranks, training  # noqa: F401 (they register their rows)
+from tests.faults import files, ranks, server, training  # noqa: F401 (they register their rows)
 from tests.faults.harness import ROWS, Row, randomness
 
 SAMPLED = [row for row in ROWS if row.sample]

@@ -30,14 +30,19 @@ class Server:
     folders: dict[str, Path]
 
 
-def start(*arguments: str, environment: dict[str, str] | None = None) -> Server:
-    """`stillhouse serve` with these arguments, ready to answer."""
+def start(
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    command: str = "serve",
+    port: int | None = None,
+) -> Server:
+    """`stillhouse serve` (or another command) with these arguments, ready to answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "stillhouse", "serve", *arguments, "--port", str(port)]
+        port = port or free.getsockname()[1]
+    line = [sys.executable, "-m", "stillhouse", command, *arguments, "--port", str(port)]
     process = subprocess.Popen(
-        [*command, "--offline"],
+        [*line, "--offline"],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(environment or {})},
@@ -50,7 +55,7 @@ def start(*arguments: str, environment: dict[str, str] | None = None) -> Server:
                 return Server(url, process, {})
         except urllib.error.HTTPError as error:
             error.close()  # it is loading
-        except (urllib.error.URLError, ConnectionError):
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
             pass
         time.sleep(0.1)
     process.kill()
@@ -86,7 +91,9 @@ def served_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def server(served_folders: dict[str, Path]) -> Iterator[Server]:
-    """The sample teacher, MiniLM, and a small model of each other kind."""
-    started = start("sample", "minilm", *map(str, served_folders.values()), "--precision", "fp32")
+    """The sample teacher, MiniLM, and a small model of each other kind; with the writing page,
+    whose paths stand beside all others."""
+    models = ("sample", "minilm", *map(str, served_folders.values()))
+    started = start(*models, "--precision", "fp32", "--no-browser", command="write")
     yield Server(started.url, started.process, served_folders)
     stop(started)

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from stillhouse import __version__
 from stillhouse.errors import StillhouseError
 from stillhouse.generation.worker import Worker
-from stillhouse.serving import classic_api, hub_api, openai_api, system_api
+from stillhouse.serving import classic_api, editor_api, hub_api, openai_api, system_api
 from stillhouse.serving.catalog import Models
 from stillhouse.serving.guards import Guards, body_of
 from stillhouse.serving.metrics import Metrics
@@ -38,13 +38,20 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    load: Callable[[Worker], Models], *, api_key: str | None = None, hosts: tuple[str, ...] = ("*",)
+    load: Callable[[Worker], Models],
+    *,
+    api_key: str | None = None,
+    hosts: tuple[str, ...] = ("*",),
+    has_page: bool = False,
+    waits: bool = False,
 ) -> FastAPI:
     """Args:
     load: Loads the models; runs in their worker's thread when the application starts.
     api_key: What clients must send as `Authorization: Bearer KEY`.
     hosts: The names this server may be called by: a page of another site, which has its own
         name point here, is refused.
+    has_page: The writing page is served too.
+    waits: It answers only when the models are loaded; otherwise with 503 until then.
     """
     metrics = Metrics()
 
@@ -52,6 +59,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         worker = Worker()
         loading = asyncio.create_task(_load(app, load, worker))
+        if waits:
+            await loading
         yield
         await asyncio.gather(loading, return_exceptions=True)
         await asyncio.to_thread(worker.close)
@@ -69,6 +78,8 @@ def create_app(
     app.state.metrics = metrics
     for api in (openai_api, hub_api, classic_api, system_api):
         app.include_router(api.router)
+    if has_page:
+        app.include_router(editor_api.router)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(StillhouseError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

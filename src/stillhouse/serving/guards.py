@@ -19,7 +19,6 @@ from stillhouse.serving.problems import Problem, as_hub, as_openai
 
 DROPPED_BYTES = 16 * BODY_BYTES
 PATIENCE_SECONDS = 0.5
-OPEN = ("/health",)  # needs no key
 
 
 def body_of(problem: Problem, path: str) -> dict[str, Any]:
@@ -70,7 +69,7 @@ class Guards:
 
     def _refused(self, scope: Scope) -> Problem | None:
         headers = Headers(scope=scope)
-        if self._api_key is not None and scope["path"] not in OPEN:
+        if self._api_key is not None and not _is_open(scope):
             given = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self._api_key.encode()):
                 return Problem(401, "The API key is missing or wrong.")
@@ -78,6 +77,11 @@ class Guards:
         if not length.isdecimal() or int(length) > BODY_BYTES:
             return _too_long()
         return None
+
+
+def _is_open(scope: Scope) -> bool:
+    path, is_get = scope["path"], scope["method"] == "GET"
+    return path == "/health" or (is_get and (path == "/" or path.startswith("/web/")))
 
 
 def _too_long() -> Problem:

@@ -1,0 +1,138 @@
+"""Writes docs/pages/*.png: what the writing page looks like, taken in Chromium from a real server.
+
+    python docs/screenshots.py STUDENT TEACHER
+
+Both continue text, the student of the teacher; `minilm` (extra `samples`) is shown beside them.
+"""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+PAGES = Path(__file__).parent / "pages"
+PORT = 8765
+URL = f"http://127.0.0.1:{PORT}"
+TEXT = "The old man went down to the sea. The wind had been rising since noon, and now"
+WIDE, PHONE = {"width": 1100, "height": 720}, {"width": 390, "height": 844}
+
+
+def write(page: Page) -> None:
+    page.locator("#text").click()
+    page.keyboard.type(TEXT)
+    page.keyboard.press("Tab")
+    finished(page)
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    finished(page)
+
+
+def finished(page: Page) -> None:
+    expect(page.locator("#suggestions")).to_have_attribute("aria-busy", "false")
+
+
+def heat(page: Page) -> None:
+    page.locator("#text").fill(TEXT)
+    page.get_by_role("tab", name="Heat map").click()
+    expect(page.locator("#heat-stop")).to_be_hidden()
+    page.locator("#heat-text").focus()
+    page.keyboard.press("ArrowDown")
+
+
+def rank(page: Page) -> None:
+    heat(page)
+    page.get_by_label("Rank").check()
+
+
+def compare(page: Page) -> None:
+    page.locator("#text").fill(TEXT)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="Draft for the teacher").click()
+    expect(page.locator("#draft-facts")).to_contain_text("Speed-up")
+    page.get_by_role("button", name="Let both go on").click()
+    expect(page.locator("#agreement")).not_to_be_empty()
+
+
+def story(page: Page) -> None:
+    page.get_by_role("tab", name="Story").click()
+    page.get_by_label("Always remember").fill("You keep the lighthouse. A storm is coming.")
+    field = page.get_by_label("What happens next")
+    for words in ("light the lamp", "look out to sea"):
+        field.fill(words)
+        field.press("Enter")
+        expect(page.locator("#turn-stop")).to_be_hidden()
+
+
+def tasks(page: Page) -> None:
+    page.get_by_role("tab", name="Tasks").click()
+    page.locator("#tasks button").first.click()
+    expect(page.locator("#tasks li").first).to_be_visible()
+
+
+def settings(page: Page) -> None:
+    page.get_by_role("button", name="Settings").click()
+
+
+def phone(page: Page) -> None:
+    page.locator("#text").fill(TEXT)
+    page.locator("#suggest").tap()
+    finished(page)
+
+
+SHOTS: dict[str, tuple[Callable[[Page], None], dict]] = {
+    "write": (write, {"viewport": WIDE}),
+    "heat": (heat, {"viewport": WIDE}),
+    "rank": (rank, {"viewport": WIDE}),
+    "compare": (compare, {"viewport": {"width": 1100, "height": 900}}),
+    "story": (story, {"viewport": WIDE}),
+    "tasks": (tasks, {"viewport": WIDE}),
+    "settings": (settings, {"viewport": {"width": 1100, "height": 820}}),
+    "dark": (write, {"viewport": WIDE, "color_scheme": "dark"}),
+    "dark-heat": (heat, {"viewport": WIDE, "color_scheme": "dark"}),
+    "phone": (phone, {"viewport": PHONE, "has_touch": True, "is_mobile": True}),
+}
+
+
+def main() -> None:
+    PAGES.mkdir(exist_ok=True)
+    models = [*sys.argv[1:], "minilm"]
+    line = [sys.executable, "-m", "stillhouse", "write", *models, "--port", str(PORT)]
+    server = subprocess.Popen([*line, "--no-browser", "--offline"])
+    try:
+        wait_for_server()
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+            )
+            for name, (act, context) in SHOTS.items():
+                page = browser.new_context(**context, reduced_motion="reduce").new_page()
+                kept = json.dumps({"fixedSeed": True, "seed": 3, "tokens": 16})
+                page.add_init_script(f"localStorage['stillhouse.settings'] = '{kept}'")
+                page.goto(URL)
+                expect(page.locator("#status")).to_contain_text("Ready")
+                act(page)
+                page.wait_for_timeout(200)
+                page.screenshot(path=PAGES / f"{name}.png")
+                page.context.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def wait_for_server() -> None:
+    while True:
+        try:
+            with urllib.request.urlopen(f"{URL}/health"):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+// How surprising each token of a text was to a model, and what it would have written itself.
+
+import { stream } from "./server.js";
+
+const BITS = 1 / Math.LN2;
+// Upper bounds, and what is said of what lies below them.
+const SCALES = {
+  surprisal: {
+    of: (token) => -token.log_probability * BITS,
+    steps: [[1, "under 1 bit"], [3, "1 to 3"], [6, "3 to 6"], [10, "6 to 10"], [Infinity, "over 10 bits"]],
+  },
+  rank: {
+    of: (token) => token.rank,
+    steps: [[1, "its first choice"], [10, "among its first 10"], [100, "among 100"], [1000, "among 1,000"], [Infinity, "beyond"]],
+  },
+};
+
+export class Heat {
+  constructor(elements, { say, failed, goOn }) {
+    Object.assign(this, elements); // text, detail, legend, summary, stopButton
+    this.say = say;
+    this.failed = failed;
+    this.goOn = goOn;
+    this.by = "surprisal";
+    this.tokens = [];
+    this.active = -1;
+    this.text.addEventListener("keydown", (event) => this.#key(event));
+    this.text.addEventListener("pointerover", ({ target }) => this.#point(target));
+    this.text.addEventListener("click", ({ target }) => {
+      this.#point(target);
+      if (this.active >= 0 && target !== this.text) this.#goOn();
+    });
+    this.text.addEventListener("focus", () => this.active < 0 && this.show(0));
+    this.colorBy("surprisal");
+  }
+
+  async read(source, model) {
+    this.stop();
+    const stopping = new AbortController();
+    this.stopping = stopping;
+    this.source = source;
+    this.tokens = [];
+    this.active = -1;
+    this.text.replaceChildren();
+    this.detail.replaceChildren();
+    if (!source.trim()) {
+      this.summary.textContent = "There is nothing to read yet: write something first.";
+      return;
+    }
+    this.summary.textContent = "Reading…";
+    this.stopButton.hidden = false;
+    try {
+      const body = { model, text: source };
+      for await (const { tokens } of stream("/editor/surprisal", body, stopping.signal)) {
+        this.#add(tokens);
+      }
+      if (!stopping.signal.aborted) this.say(this.summary.textContent, { aloud: true });
+    } catch (error) {
+      if (!stopping.signal.aborted) this.failed(error, () => this.read(source, model));
+    } finally {
+      if (this.stopping === stopping) this.stopButton.hidden = true;
+    }
+  }
+
+  stop() {
+    this.stopping?.abort();
+    this.stopButton.hidden = true;
+  }
+
+  colorBy(by) {
+    this.by = by;
+    this.legend.replaceChildren(
+      ...SCALES[by].steps.map(([, words], step) => {
+        const item = document.createElement("li");
+        const swatch = document.createElement("span");
+        swatch.className = `token step-${step}`;
+        swatch.textContent = "abc";
+        item.append(swatch, ` ${words}`);
+        return item;
+      }),
+    );
+    this.tokens.forEach((token, at) => this.#color(this.text.children[at], token));
+  }
+
+  #add(tokens) {
+    const spans = tokens.map((token) => {
+      token.start = this.tokens.at(-1)?.end ?? 0;
+      token.words = this.source.slice(token.start, token.end);
+      this.tokens.push(token);
+      const span = document.createElement("span");
+      span.role = "option";
+      span.id = `token-${this.tokens.length - 1}`;
+      span.ariaSelected = "false";
+      span.textContent = token.words;
+      if (!token.words.trim()) span.ariaLabel = token.words.includes("\n") ? "line break" : "space";
+      this.#color(span, token);
+      return span;
+    });
+    this.text.append(...spans);
+    const { length } = this.tokens;
+    const share = this.tokens.filter(({ rank }) => rank === 0).length / length;
+    const total = this.tokens.reduce((sum, token) => sum - token.log_probability, 0);
+    this.summary.textContent =
+      `${length.toLocaleString("en")} tokens, ${(total * BITS / length).toFixed(2)} bits each ` +
+      `(perplexity ${Math.exp(total / length).toFixed(1)}); ${Math.round(100 * share)} % are ` +
+      "what the model would have written first.";
+  }
+
+  #color(span, token) {
+    const { of, steps } = SCALES[this.by];
+    span.className = `token step-${steps.findIndex(([below]) => of(token) < below)}`;
+  }
+
+  #point(target) {
+    if (target.parentNode === this.text) this.show([...this.text.children].indexOf(target));
+  }
+
+  show(at) {
+    const token = this.tokens[at];
+    if (!token) return;
+    const { children } = this.text;
+    if (children[this.active]) children[this.active].ariaSelected = "false";
+    this.active = at;
+    children[at].ariaSelected = "true";
+    this.text.setAttribute("aria-activedescendant", children[at].id);
+    const title = document.createElement("h2");
+    title.textContent = `“${token.words.replaceAll("\n", "⏎")}”`;
+    const facts = document.createElement("p");
+    const odds = Math.round(Math.exp(-token.log_probability));
+    facts.textContent =
+      `1 in ${odds.toLocaleString("en")}; ${(-token.log_probability * BITS).toFixed(1)} bits; ` +
+      `the model's choice number ${(token.rank + 1).toLocaleString("en")}`;
+    const list = document.createElement("ol");
+    list.append(...token.likeliest.map((each) => bar(...each, token.words)));
+    const button = document.createElement("button");
+    button.textContent = "Go on from here";
+    button.addEventListener("click", () => this.#goOn());
+    this.detail.replaceChildren(title, facts, list, button);
+  }
+
+  #goOn() {
+    this.goOn(this.tokens[this.active].start);
+  }
+
+  #key(event) {
+    const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 };
+    const last = this.tokens.length - 1;
+    if (event.key in moves) this.show(Math.min(Math.max(this.active + moves[event.key], 0), last));
+    else if (event.key === "Home") this.show(0);
+    else if (event.key === "End") this.show(last);
+    else if (event.key === "Enter" && this.active >= 0) this.#goOn();
+    else return;
+    this.text.children[this.active]?.scrollIntoView({ block: "nearest" });
+    event.preventDefault();
+  }
+}
+
+function bar(text, logProbability, chosen) {
+  const item = document.createElement("li");
+  const probability = Math.exp(logProbability);
+  const words = document.createElement("span");
+  words.textContent = text.replaceAll("\n", "⏎") || "∅";
+  if (text === chosen) words.className = "chosen";
+  const meter = document.createElement("span");
+  meter.className = "meter";
+  meter.style.width = `${100 * probability}%`;
+  const share = document.createElement("span");
+  share.className = "quiet";
+  share.textContent = `${(100 * probability).toFixed(1)} %`;
+  item.append(words, share, meter);
+  return item;
+}

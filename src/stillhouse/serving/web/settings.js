@@ -1,0 +1,65 @@
+// The writer's settings, kept on this device.
+
+const KEPT = "stillhouse.settings";
+const DEFAULTS = {
+  model: null,
+  number: 3,
+  tokens: 12,
+  temperature: 1,
+  top_p: 0.9,
+  repetition_penalty: 1.1,
+  fixedSeed: false,
+  seed: 1,
+  theme: "auto",
+};
+
+export const settings = { ...DEFAULTS, ...stored() };
+
+function stored() {
+  try {
+    const found = JSON.parse(localStorage.getItem(KEPT)) ?? {};
+    const isKnown = ([name, value]) =>
+      name in DEFAULTS && (name === "model" || typeof value === typeof DEFAULTS[name]);
+    return Object.fromEntries(Object.entries(found).filter(isKnown));
+  } catch {
+    return {};
+  }
+}
+
+// Show the settings in the form, and keep what is changed there.
+export function bind(form, changed) {
+  for (const field of form.elements) {
+    if (!(field.name in DEFAULTS)) continue;
+    if (field.type === "checkbox") field.checked = settings[field.name];
+    else if (settings[field.name] !== null) field.value = settings[field.name];
+    show(field);
+  }
+  form.addEventListener("input", ({ target }) => {
+    if (!(target.name in DEFAULTS) || !target.checkValidity()) return;
+    if (target.type === "checkbox") settings[target.name] = target.checked;
+    else if (target.type === "range" || target.type === "number") {
+      settings[target.name] = target.valueAsNumber;
+    } else settings[target.name] = target.value;
+    show(target);
+    try {
+      localStorage.setItem(KEPT, JSON.stringify(settings));
+    } catch {
+      // They hold for this visit.
+    }
+    changed(target.name);
+  });
+}
+
+function show(field) {
+  const output = field.form.querySelector(`output[for="${field.id}"]`);
+  if (output) output.value = field.value;
+}
+
+// What the server is asked for; `set` counts the sets of suggestions, so that each is another.
+export function sampling(set = 0) {
+  const { tokens, temperature, top_p, repetition_penalty } = settings;
+  const seed = settings.fixedSeed
+    ? settings.seed + set
+    : crypto.getRandomValues(new Uint32Array(1))[0];
+  return { tokens, temperature, top_p, repetition_penalty, seed };
+}

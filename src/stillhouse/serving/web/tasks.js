@@ -1,0 +1,125 @@
+// What the loaded encoders can do: a form for each, and its answer.
+
+import { post } from "./server.js";
+
+const KINDS = {
+  "fill-mask": {
+    title: "Fill the gap",
+    fields: [["text", (model) => `The capital of France is ${model.mask}.`]],
+    inputs: ({ text }) => text,
+    show: (found) => bars(found.map(({ sequence, score }) => [sequence, score])),
+  },
+  "text-classification": {
+    title: "Classify",
+    fields: [["text", () => "A warm, funny, engaging film."]],
+    inputs: ({ text }) => text,
+    show: ([found]) => bars(found.map(({ label, score }) => [label, score])),
+  },
+  "token-classification": {
+    title: "Find entities",
+    fields: [["text", () => "Ada Lovelace met Charles Babbage in London."]],
+    inputs: ({ text }) => text,
+    show: (found, { text }) => entities(found, text),
+  },
+  "question-answering": {
+    title: "Answer from a text",
+    fields: [
+      ["question", () => "Who keeps the light?"],
+      ["context", () => "The lighthouse stands on the northern cape. Old Marten keeps the light."],
+    ],
+    inputs: ({ question, context }) => ({ question, context }),
+    show: ({ answer, score }) => bars([[answer || "(no answer)", score]]),
+  },
+  "feature-extraction": {
+    title: "Compare sentences",
+    fields: [
+      ["sentence", () => "The sea was rough that night."],
+      ["others, one on each line", () => "Waves beat against the shore.\nHe paid the bill and left."],
+    ],
+    inputs: (given) => ({
+      source_sentence: given.sentence,
+      sentences: given["others, one on each line"].split("\n").filter((line) => line.trim()),
+    }),
+    show: (found, given, asked) => bars(found.map((score, at) => [asked.sentences[at], score])),
+  },
+};
+
+export const canDo = (model) => model.does in KINDS;
+
+export function taskForm(model, { say, failed }) {
+  const kind = KINDS[model.does];
+  const article = document.createElement("article");
+  article.className = "card";
+  const title = document.createElement("h2");
+  title.textContent = `${kind.title}: ${model.name}`;
+  const form = document.createElement("form");
+  const fields = kind.fields.map(([name, example]) => {
+    const label = document.createElement("label");
+    label.className = "wide";
+    const field = document.createElement("textarea");
+    field.name = name;
+    field.rows = 2;
+    field.value = example(model);
+    label.append(name[0].toUpperCase() + name.slice(1), field);
+    return label;
+  });
+  const button = document.createElement("button");
+  button.className = "main";
+  button.textContent = kind.title;
+  const answer = document.createElement("div");
+  form.append(...fields, button);
+  article.append(title, form, answer);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    button.disabled = true;
+    const given = Object.fromEntries(new FormData(form));
+    try {
+      const inputs = kind.inputs(given);
+      const found = await post(`/models/${encodeURI(model.name)}`, { inputs });
+      answer.replaceChildren(kind.show(found, given, inputs));
+      say(answer.innerText, { aloud: true });
+    } catch (error) {
+      failed(error, () => form.requestSubmit());
+    } finally {
+      button.disabled = false;
+    }
+  });
+  return article;
+}
+
+function bars(rows) {
+  const list = document.createElement("ol");
+  list.append(
+    ...rows.map(([text, score]) => {
+      const item = document.createElement("li");
+      const words = document.createElement("span");
+      words.textContent = text;
+      const meter = document.createElement("span");
+      meter.className = "meter";
+      meter.style.width = `${100 * Math.min(1, Math.max(0, score))}%`;
+      const share = document.createElement("span");
+      share.className = "quiet";
+      share.textContent = score.toFixed(3);
+      item.append(words, share, meter);
+      return item;
+    }),
+  );
+  return list;
+}
+
+function entities(found, text) {
+  const line = document.createElement("p");
+  line.className = "text";
+  const letters = [...text]; // the server counts characters, not units of UTF-16
+  let at = 0;
+  for (const { start, end, entity_group: group } of found) {
+    const mark = document.createElement("mark");
+    const kind = document.createElement("small");
+    kind.textContent = ` ${group}`;
+    mark.append(letters.slice(start, end).join(""), kind);
+    line.append(letters.slice(at, start).join(""), mark);
+    at = end;
+  }
+  line.append(letters.slice(at).join(""));
+  return line;
+}

@@ -1,0 +1,82 @@
+"""The writing page in a real browser, before a real server."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from tests.serving.conftest import Server, start, stop
+
+from stillhouse.families import load_model, resolve_folder, save_model
+from stillhouse.tokens.tokenizer import load_tokenizer
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for each module: while it is there, no other loop of asyncio can run in this thread."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: apt-get install chromium, or put one on the PATH")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def writing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A student beside its teacher, and an encoder with real weights."""
+    student = make_student(tmp_path_factory.mktemp("page") / "student")
+    started = start(
+        str(student), "sample", "minilm", "--no-browser", "--precision", "fp32", command="write"
+    )
+    yield started
+    stop(started)
+
+
+def make_student(folder: Path) -> Path:
+    """The sample teacher's first half."""
+    source = resolve_folder("sample", offline=True)
+    _, model = load_model(source)
+    del model.transformer.h[3:]  # pyright: ignore
+    model.config.n_layer = 3
+    save_model(model, load_tokenizer(source), folder)
+    return folder
+
+
+@pytest.fixture
+def open_page(browser: Browser, writing: Server) -> Iterator[Callable[..., Page]]:
+    """open_page(width=, ...): the page, its models loaded. Afterwards: no script has failed, and
+    nothing was asked of any other server."""
+    contexts, trouble = [], []
+
+    def opened(url: str = "/", *, width: int = 1100, height: int = 800, **settings: object) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": height}, **settings)  # pyright: ignore
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("request", lambda request: _own(request.url, writing.url, trouble))
+        page.goto(writing.url + url)
+        expect(page.locator("#status")).to_contain_text("Ready")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not trouble
+
+
+def _own(url: str, server: str, trouble: list[str]) -> None:
+    if not url.startswith((server, "blob:", "data:", "file:")):
+        trouble.append(f"asked of another server: {url}")

@@ -1,0 +1,158 @@
+"""The other views: how surprising a text is, student beside teacher, stories, encoders."""
+
+import re
+
+import pytest
+import torch
+from playwright.sync_api import Page, expect
+from tests.page.acts import TEXT, finished, keep_settings, text_of
+
+import stillhouse
+
+
+@pytest.fixture
+def page(open_page) -> Page:
+    opened = open_page()
+    keep_settings(opened, {"fixedSeed": True, "seed": 5, "model": "sample", "tokens": 24})
+    return opened
+
+
+def number_in(page: Page, place: str, pattern: str) -> float:
+    found = re.search(pattern, page.locator(place).text_content() or "")
+    assert found
+    return float(found[1])
+
+
+def heat_of(page: Page, text: str) -> list[str]:
+    """The tokens of the heat map of this text."""
+    page.locator("#text").fill(text)
+    page.get_by_role("tab", name="Heat map").click()
+    page.locator("#heat-model").select_option("sample")
+    expect(page.locator("#heat-stop")).to_be_hidden()
+    expect(page.locator("#heat-summary")).to_contain_text("perplexity")
+    return page.locator("#heat-text .token").all_text_contents()
+
+
+def test_the_heat_map_has_every_token_with_the_model_s_own_probability(page):
+    """A line break and a character of two units among them; against transformers' logits."""
+    text = "The sea — 🌊 —\nwas rough that night."
+    tokens = heat_of(page, text)
+    assert "".join(tokens) == text
+    loaded = stillhouse.load("sample")
+    ids = loaded.encode(text)
+    assert len(tokens) == len(ids)
+    begun = torch.tensor([[loaded.model.config.bos_token_id, *ids]])
+    with torch.no_grad():
+        logits = loaded.model(input_ids=begun).logits[0, :-1].double().log_softmax(-1)
+    own = logits[torch.arange(len(ids)), begun[0, 1:]]
+    perplexity = float((-own.mean()).exp())
+    shown = number_in(page, "#heat-summary", r"perplexity ([\d.]+)")
+    assert shown == pytest.approx(perplexity, abs=0.06)
+    page.locator("#heat-text").focus()
+    page.keyboard.press("End")
+    last = int((logits[-1] > own[-1]).sum()) + 1
+    expect(page.locator("#heat-token")).to_contain_text(f"choice number {last:,}")
+    best = loaded.token_text(int(logits[-1].argmax()))
+    first = page.locator("#heat-token li").first
+    expect(first).to_contain_text(best.strip())
+    expect(first).to_contain_text(f"{100 * float(logits[-1].max().exp()):.1f} %")
+
+
+def test_a_text_longer_than_the_context_is_read_to_its_end(page):
+    text = "The wind rose and the sea with it. " * 120
+    tokens = heat_of(page, text)
+    assert "".join(tokens) == text
+
+
+def test_by_rank_it_says_which_tokens_the_model_would_have_written(page):
+    heat_of(page, TEXT)
+    page.get_by_label("Rank").check()
+    expect(page.locator("#heat-legend li").first).to_contain_text("its first choice")
+    share = page.locator("#heat-text .step-0").count() / page.locator("#heat-text .token").count()
+    expect(page.locator("#heat-summary")).to_contain_text(f"{round(100 * share)} % are")
+
+
+def test_writing_goes_on_from_a_token_of_the_heat_map(page):
+    """What follows it is replaced when a suggestion is taken, and one undo brings it back."""
+    tokens = heat_of(page, TEXT)
+    page.locator("#heat-text").focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    kept = "".join(tokens[:4])
+    texts = finished(page)
+    page.keyboard.press("Enter")
+    assert text_of(page) == kept + texts[0]
+    page.keyboard.press("Control+z")
+    assert text_of(page) == TEXT
+
+
+def test_a_student_is_shown_beside_its_teacher(page):
+    page.locator("#text").fill(TEXT)
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-student").select_option("student")
+    page.locator("#compare-teacher").select_option("sample")
+    page.get_by_role("button", name="Let both go on").click()
+    expect(page.locator("#agreement")).to_contain_text("are what sample would have written first")
+    for column in ("student", "teacher"):
+        expect(page.locator(f"#{column}-text")).not_to_be_empty()
+        expect(page.locator(f"#{column}-facts")).to_contain_text("tokens/s")
+    assert text_of(page) == TEXT
+
+
+def test_a_student_s_drafts_give_the_teacher_s_own_text(page):
+    """Greedy, so that the text is known: the teacher's, whoever drafted it."""
+    keep_settings(page, {"temperature": 0, "tokens": 40, "model": "sample"})
+    page.locator("#text").fill(TEXT)
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-student").select_option("student")
+    page.locator("#compare-teacher").select_option("sample")
+    page.get_by_role("button", name="Draft for the teacher").click()
+    expect(page.locator("#draft-facts")).to_contain_text("Speed-up")
+    page.get_by_role("button", name="Let both go on").click()
+    expect(page.locator("#agreement")).not_to_be_empty()
+    drafted = page.locator("#draft-text").text_content()
+    assert drafted == page.locator("#teacher-text").text_content()
+    kept = number_in(page, "#draft-facts", r"(\d+) of")
+    assert kept >= page.locator("#draft-text mark").count()
+
+
+def test_a_story_is_told_in_turns(page):
+    page.get_by_role("tab", name="Story").click()
+    page.get_by_label("Always remember").fill("You are a lighthouse keeper.")
+    field = page.get_by_label("What happens next")
+    field.fill("light the lamp")
+    field.press("Enter")
+    turns = page.locator("#turns li")
+    expect(page.locator("#turn-stop")).to_be_hidden()
+    expect(turns).to_have_count(2)
+    expect(turns.first).to_have_text("> You light the lamp")
+    told = turns.nth(1).text_content()
+    assert told
+    assert "\n>" not in told
+    page.get_by_role("button", name="Retry").click()
+    expect(turns.nth(1)).not_to_have_text(told)
+    page.get_by_label("Say").check()
+    field.fill("Who is there?")
+    page.get_by_role("button", name="Go", exact=True).click()
+    expect(page.locator("#turn-stop")).to_be_hidden()
+    expect(turns.nth(2)).to_have_text('> You say "Who is there?"')
+    page.get_by_role("button", name="Undo").click()
+    expect(turns).to_have_count(2)
+    page.reload()
+    page.get_by_role("tab", name="Story").click()
+    expect(turns).to_have_count(2)
+    page.get_by_role("button", name="Copy to the page").click()
+    assert text_of(page).strip().startswith("> You light the lamp")
+    expect(page.locator("#counts")).to_contain_text("% machine")
+
+
+def test_an_encoder_compares_sentences(page):
+    page.get_by_role("tab", name="Tasks").click()
+    card = page.locator("#tasks article").filter(has_text="minilm")
+    card.get_by_label("Sentence").fill("A cat sleeps.")
+    card.get_by_label("Others").fill("A kitten is asleep.\nTaxes are due in April.")
+    card.get_by_role("button").click()
+    expect(card.locator("li")).to_have_count(2)
+    near, far = (float(each) for each in card.locator("li .quiet").all_text_contents())
+    assert near > far + 0.3

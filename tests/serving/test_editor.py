@@ -1,0 +1,120 @@
+"""What the writing page asks of its server."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from tests.serving.conftest import Server, start, stop
+
+TEXT = "The old man went down to the har"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    started = start("sample", "minilm", "--no-browser", "--precision", "fp32", command="write")
+    yield started
+    stop(started)
+
+
+@pytest.fixture
+def ask(server):
+    """ask(path, body): the status, and the events or the problem."""
+
+    def send(path: str, body: dict) -> tuple[int, list[dict]]:
+        request = urllib.request.Request(
+            server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                lines = answer.read().decode().split("\n\n")
+                return answer.status, [json.loads(line[6:]) for line in lines if line]
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, [json.load(error)]
+
+    return send
+
+
+def test_suggestions_are_told_by_their_numbers_and_each_ends(ask):
+    status, events = ask(
+        "/editor/suggestions", {"model": "sample", "text": TEXT, "number": 4, "seed": 1}
+    )
+    assert status == 200
+    texts = [""] * 4
+    for event in events:
+        texts[event["sequence"]] += event["text"]
+    assert len(set(texts)) == 4
+    assert sorted(e["sequence"] for e in events if e.get("reason") == "length") == [0, 1, 2, 3]
+
+
+def test_the_end_of_a_long_text_is_what_is_gone_on_from(ask):
+    """Longer than the model's context: only its end is read, and is the same as that end alone."""
+    end = "The wind rose and the sea with it. " * 200
+    asked = {"model": "sample", "temperature": 0, "number": 1}
+    long = ask("/editor/suggestions", {**asked, "text": "Another beginning altogether. " + end})
+    short = ask("/editor/suggestions", {**asked, "text": end})
+    assert long[0] == 200
+    assert long[1] == short[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("suggestions", {"model": "nobody"}, "There is no model 'nobody' here"),
+        ("suggestions", {"model": "minilm"}, "minilm does not continue text."),
+        ("suggestions", {"number": 9}, "number: Input should be less than or equal to 8."),
+        ("suggestions", {"tokens": 0}, "tokens: Input should be greater than or equal to 1."),
+        ("suggestions", {"best_of": 2}, "The parameter best_of is not known here."),
+        ("surprisal", {"model": "minilm"}, "minilm does not continue text."),
+    ],
+)
+def test_what_cannot_be_done_is_a_400_or_404_with_the_reason(ask, path, body, message):
+    status, (problem,) = ask(f"/editor/{path}", {"model": "sample", "text": TEXT, **body})
+    assert status in (400, 404)
+    assert message in problem["error"]
+
+
+def test_a_draft_by_an_encoder_is_refused(ask):
+    status, (problem,) = ask(
+        "/editor/draft", {"teacher": "sample", "student": "minilm", "text": TEXT}
+    )
+    assert (status, problem["error"]) == (400, "minilm does not continue text.")
+
+
+def test_drafting_again_at_once_works(ask):
+    """Nothing of a finished draft is held on to."""
+    body = {"teacher": "sample", "student": "sample", "text": TEXT, "temperature": 0, "tokens": 20}
+    for _ in range(2):
+        status, events = ask("/editor/draft", body)
+        assert status == 200
+        assert events[-1]["num_accepted"] == events[-1]["num_drafted"] > 0
+
+
+def test_the_models_are_described(server):
+    with urllib.request.urlopen(f"{server.url}/editor/models") as answer:
+        sample, minilm = json.load(answer)["models"]
+    assert (sample["does"], minilm["does"]) == ("text-generation", "feature-extraction")
+    assert sample["precision"] == "fp32"
+    assert "Do not use it" in sample["limits"]
+
+
+def test_a_server_without_the_page_does_not_have_it(ask):
+    plain = start("sample", "--precision", "fp32")
+    try:
+        for path in ("/", "/editor/models", "/web/main.js"):
+            with pytest.raises(urllib.error.HTTPError) as raised:
+                urllib.request.urlopen(plain.url + path)
+            raised.value.close()
+            assert raised.value.code in (404, 405)
+    finally:
+        stop(plain)
+
+
+@pytest.mark.parametrize("name", ["..%2Fapp.py", "none.js", "%2e%2e/app.py"])
+def test_only_parts_of_the_page_are_given_out(server, name):
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(f"{server.url}/web/{name}")
+    raised.value.close()
+    assert raised.value.code == 404
