@@ -4,16 +4,17 @@ Models come from transformers; a family only knows where their parts are, how a 
 configuration follows from its teacher's, and which teacher parameter each student parameter starts
 from. Adding an architecture is one file here.
 
-Axes: B sequences, T positions, N rows that count, D hidden size, V vocabulary.
+Axes: B sequences, T positions, N rows that count or tokens, D hidden size (of a head beside H
+heads), V vocabulary.
 """
 
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -34,6 +35,30 @@ class Head:
     bias: Float[Tensor, " V"] | None
 
 
+@runtime_checkable
+class Attend(Protocol):
+    """Attention of N tokens that need not belong together, each to those before it in its own
+    sequence, whose keys and values are kept."""
+
+    def __call__(
+        self,
+        layer: int,
+        query: Float[Tensor, "N H D"],
+        key: Float[Tensor, "N H D"],
+        value: Float[Tensor, "N H D"],
+        scale: float,
+    ) -> Float[Tensor, "N H D"]: ...
+
+
+@runtime_checkable
+class RunTokens(Protocol):
+    """Hidden states of N tokens before the final norm; `ids` and `positions` say which they are."""
+
+    def __call__(
+        self, model: Any, ids: Int[Tensor, " N"], positions: Int[Tensor, " N"], attend: Attend
+    ) -> Float[Tensor, "N D"]: ...
+
+
 @dataclass(frozen=True)
 class StudentKind:
     """How a student of one family follows from a teacher of another, or of the same."""
@@ -48,7 +73,8 @@ class Family:
 
     `attention_projections` are relative to a layer: the modules, in the order they run, whose
     outputs side by side are its queries, keys and values. `row_wise` are those after its attention
-    that treat each position by itself and hold matrices.
+    that treat each position by itself and hold matrices. `run_tokens` is how a causal model reads
+    tokens of many sequences at once, each of which attends as it is told to.
     """
 
     model_type: str
@@ -65,6 +91,7 @@ class Family:
     scratch_config: Callable[[TeacherRecipe, int, int, Mapping[str, int]], PretrainedConfig] | None
     position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
     ignored_on_load: tuple[str, ...] = ()
+    run_tokens: RunTokens | None = None
 
     def num_positions(self, config: PretrainedConfig) -> int:
         """The longest sequence the model takes, in tokens."""

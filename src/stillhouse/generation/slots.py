@@ -2,28 +2,23 @@
 
 Every sequence has a place, which keeps the keys and values of its tokens; in one step some places
 read one token and others a piece of a prompt. The tokens of all of them go through the model's
-matrices side by side, and only attention tells them apart: it is a function of our own that
-transformers calls in each layer. So any model that attends through that interface runs here as it
-is, and nothing is ever padded.
+matrices side by side, and only attention tells them apart. The modules are those of transformers;
+a family says in which order they run (`Family.run_tokens`). Nothing is ever padded.
 
 Axes: N tokens of a step, R rows whose logits are wanted, H heads, P places, L tokens kept in a
 place, D size of a head, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
 from stillhouse.families import Family
-
-NAME = "stillhouse_slots"
 
 
 @dataclass
@@ -56,6 +51,7 @@ class SlottedModel:
                 "model, such as a GPT-2 student."
             )
         self.model = model
+        self._family = family
         self.context = family.num_positions(model.config)
         self.num_slots = num_slots
         self._offset = family.position_offset(model.config)
@@ -115,22 +111,23 @@ class SlottedModel:
         """
         device = self.model.device
         step = _Step(self, pieces)
-        with _attending_by_slots(self.model.config):
-            output = self.model(
-                input_ids=torch.tensor([[id for piece in pieces for id in piece.ids]]).to(device),
-                position_ids=step.positions[None] + self._offset,
-                use_cache=False,
-                logits_to_keep=torch.tensor(_rows_wanted(pieces), device=device),
-                slots=step,
-            )
+        run_tokens, head = self._family.run_tokens, self.model.get_output_embeddings()
+        assert run_tokens is not None, "every causal family has it"
+        assert head is not None
+        ids = torch.tensor([id for piece in pieces for id in piece.ids], device=device)
+        hidden = run_tokens(self.model, ids, step.positions + self._offset, step.attend)
+        if (rows := _rows_wanted(pieces)) != list(range(len(hidden))):
+            hidden = hidden[torch.tensor(rows, device=device)]
+        normed = self.model.get_submodule(str(self._family.final_norm))(hidden)
+        logits = head(normed)
         for piece in pieces:
             piece.place.length += len(piece.ids)
-        return output.logits[0].float().cpu()
+        return logits.float().cpu()
 
-    def keys_and_values(self, layer: int, like: Float[Tensor, "1 H N D"]) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, layer: int, like: Float[Tensor, "N H D"]) -> tuple[Tensor, Tensor]:
         """What the layer keeps of all places; memory is taken as it is written to."""
         if layer not in self._kept:
-            shape = (self.num_slots, self.context, like.shape[1], like.shape[3])
+            shape = (self.num_slots, self.context, *like.shape[1:])
             self._kept[layer] = like.new_zeros(shape), like.new_zeros(shape)
         return self._kept[layer]
 
@@ -166,22 +163,27 @@ class _Step:
         self._singles = _Singles(singles, device) if singles else None
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float
-    ) -> Float[Tensor, "1 N H D"]:
+        self,
+        layer: int,
+        query: Float[Tensor, "N H D"],
+        key: Float[Tensor, "N H D"],
+        value: Float[Tensor, "N H D"],
+        scale: float,
+    ) -> Float[Tensor, "N H D"]:
         """Keep the new keys and values; each token attends to its own sequence up to itself."""
         keys, values = self._model.keys_and_values(layer, key)
         for kept, new in ((keys, key), (values, value)):
-            kept.flatten(0, 1).index_copy_(0, self._rows, new[0].transpose(0, 1))
+            kept.flatten(0, 1).index_copy_(0, self._rows, new)
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         if self._singles is not None and not self._longer:
-            return self._singles.attend(query, keys, values, scale)[None]
-        found = torch.empty_like(query[0].transpose(0, 1))
+            return self._singles.attend(query, keys, values, scale)
+        found = torch.empty_like(query)
         if self._singles is not None:
             rows = self._singles.rows
-            found[rows] = self._singles.attend(query[:, :, rows], keys, values, scale)
+            found[rows] = self._singles.attend(query[rows], keys, values, scale)
         for longer in self._longer:
-            found[longer.rows] = longer.attend(query[:, :, longer.rows], keys, values, scale)
-        return found[None]
+            found[longer.rows] = longer.attend(query[longer.rows], keys, values, scale)
+        return found
 
 
 class _Singles:
@@ -202,13 +204,12 @@ class _Singles:
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scale: float
     ) -> Float[Tensor, "N H D"]:
-        queries = query[0].transpose(0, 1)
         if not self._in_order:
-            spread = queries.new_zeros(self._end - self._first, *queries.shape[1:])
-            spread[self._slots] = queries
-            queries = spread
+            spread = query.new_zeros(self._end - self._first, *query.shape[1:])
+            spread[self._slots] = query
+            query = spread
         span = (slice(self._first, self._end), slice(None), slice(self._length))
-        found = _attention(queries[:, :, None], keys[span], values[span], self._visible, scale)
+        found = _attention(query[:, :, None], keys[span], values[span], self._visible, scale)
         found = found[:, :, 0]
         return found if self._in_order else found[self._slots]
 
@@ -226,7 +227,8 @@ class _Longer:
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scale: float
     ) -> Float[Tensor, "N H D"]:
-        found = _attention(query, keys[self._span], values[self._span], self._visible, scale)
+        queries = query.transpose(0, 1)[None]
+        found = _attention(queries, keys[self._span], values[self._span], self._visible, scale)
         return found[0].transpose(0, 1)
 
 
@@ -246,32 +248,3 @@ def _attention(
         scale=scale,
         enable_gqa=query.shape[1] != keys.shape[1],
     )
-
-
-def _from_transformers(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    slots: _Step,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """What transformers calls in each layer."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return slots.attend(module.layer_idx, query, key, value, scale), None
-
-
-AttentionInterface.register(NAME, _from_transformers)
-
-
-@contextmanager
-def _attending_by_slots(config: PretrainedConfig) -> Iterator[None]:
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

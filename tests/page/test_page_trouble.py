@@ -55,9 +55,10 @@ def test_what_the_server_says_is_shown(page, status, body, shown):
     def answer(route: Route) -> None:
         route.fulfill(status=status, body=json.dumps(body) if body else "<html>")
 
-    page.route("**/editor/suggestions", answer, times=1)
+    page.route("**/editor/suggestions", answer)
     page.keyboard.press("Tab")
     expect(page.locator("#trouble")).to_contain_text(shown)
+    page.unroute("**/editor/suggestions")
     try_again(page)
 
 
@@ -65,16 +66,17 @@ def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(page):
     def answer(route: Route) -> None:
         route.fulfill(content_type="text/event-stream", body='data: {"sequence": 0, "text": "bo')
 
-    page.route("**/editor/suggestions", answer, times=1)
+    page.route("**/editor/suggestions", answer)
     page.keyboard.press("Tab")
     expect(page.locator("#trouble")).to_contain_text("broke off")
+    page.unroute("**/editor/suggestions")
     try_again(page)
 
 
 def test_no_spinner_turns_for_ever(page):
     """A server that says nothing is given up after half a minute."""
     page.clock.install()
-    page.route("**/editor/suggestions", lambda route: None, times=1)
+    page.route("**/editor/suggestions", lambda route: None)
     page.keyboard.press("Tab")
     expect(page.locator("#stop")).to_be_visible()
     page.clock.fast_forward(29_000)
