@@ -64,6 +64,9 @@ def open_page(browser: Browser, writing: Server) -> Iterator[Callable[..., Page]
     def opened(url: str = "/", *, width: int = 1100, height: int = 800, **settings: object) -> Page:
         context = browser.new_context(viewport={"width": width, "height": height}, **settings)  # pyright: ignore
         contexts.append(context)
+        # From the first request on, so that one caught later is not sent past Playwright: Chromium
+        # takes a moment to begin.
+        context.route("**/never-asked-for", lambda route: route.abort())
         page = context.new_page()
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("request", lambda request: _own(request.url, writing.url, trouble))
