@@ -7,6 +7,7 @@ depend on the others (see `sampling`).
 Axes: R rows of logits, V vocabulary.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -199,9 +200,9 @@ class Batcher:
             return
         sequences = list(self._sequences)
         logits = self.model.read([*pieces, *(piece for _, piece in reading)])
-        rows = logits.split([piece.num_logits for piece in [*pieces, *(p for _, p in reading)]])
+        ends = logits[len(sequences) :].split([piece.num_logits for _, piece in reading])
         self._choose(sequences, logits[: len(sequences)])
-        for (prompt, piece), own in zip(reading, rows[len(sequences) :], strict=True):
+        for (prompt, piece), own in zip(reading, ends, strict=True):
             self._advance(prompt, piece, own)
 
     def run(self) -> None:
@@ -398,7 +399,7 @@ class Batcher:
     @staticmethod
     def _are_finite(logits: Float[Tensor, "R V"]) -> bool:
         """One pass: a sum is not finite where a term is not."""
-        return bool(logits.sum().isfinite())
+        return math.isfinite(float(logits.sum()))
 
 
 def _scored(

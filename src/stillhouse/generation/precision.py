@@ -6,16 +6,19 @@ a row's result is the same to the bit whatever rows are beside it (a scale for a
 as PyTorch's dynamic quantization has, would let requests change each other). Products are summed in
 32 bits; norms, attention, keys and values stay float32.
 
-oneDNN's int8 operators are called in one place, `Int8Linear`: the only ones of PyTorch that take
-plain tensors and are not on their way out.
+PyTorch's int8 operators are called in one place, `Int8Linear`: FBGEMM's for few rows, where it
+reaches its sums sooner, oneDNN's for more. What is rounded and what is done with the sums is the
+same, so a row's result does not depend on which of them it was.
 
 Axes: N rows, K inputs, M outputs.
 """
 
+import math
+import warnings
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
@@ -23,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 Precision = Literal["fp32", "bf16", "int8"]
 LARGEST = 127
+FEW = 4  # rows
 
 
 class Int8Linear(nn.Module):
@@ -30,23 +34,36 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "M K"], bias: Float[Tensor, " M"] | None) -> None:
         super().__init__()
-        num_outputs = len(weight)
         scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
         quantized = (weight / scale[:, None]).round().to(torch.int8)
-        self._packed: Int8[Tensor, "M K"] = torch.ops.onednn.qlinear_prepack(quantized, None)
-        self._scale = scale
-        self._zeros = torch.zeros(num_outputs, dtype=torch.long)
-        self._bias = torch.zeros(num_outputs) if bias is None else bias.clone()
+        self._bias = torch.zeros(len(weight)) if bias is None else bias.clone()
+        self._offset = torch.tensor(float(LARGEST))
+        self._zeros = torch.zeros(len(weight), dtype=torch.long)
+        # As FBGEMM scales its sums, and in whatever order oneDNN does.
+        self._scale = scale * torch.tensor(1 / LARGEST)
+        self._packed = torch.ops.onednn.qlinear_prepack(quantized, None)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of what is to come
+            tensor = torch._make_per_channel_quantized_tensor(  # pyright: ignore[reportPrivateImportUsage]
+                quantized, scale.double(), self._zeros, 0
+            )
+        self._packed_for_few = torch.ops.quantized.linear_prepack(tensor, None)
+        self._times_few = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def forward(self, inputs: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch M"]:
-        # A row of zeros becomes any numbers, times its scale, which is zero.
-        scale = inputs.abs().amax(-1, keepdim=True).div_(LARGEST)
-        quantized = (inputs / scale).round_().to(torch.int8)
-        product = torch.ops.onednn.qlinear_pointwise(
-            quantized, 1.0, 0, self._packed, self._scale, self._zeros,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        return torch.addcmul(self._bias, product, scale)
+        # A row of zeros becomes any numbers, times its largest value, which is zero.
+        largest = inputs.abs().amax(-1, keepdim=True)
+        parts = inputs / largest
+        if math.prod(parts.shape[:-1]) <= FEW:
+            product = self._times_few(parts, 1 / LARGEST, LARGEST, self._packed_for_few)
+        else:
+            # As FBGEMM rounds: the offset comes first, in one operation with the product.
+            torch.add(self._offset, parts, alpha=LARGEST, out=parts)
+            rounded = parts.round_().sub_(LARGEST).to(torch.int8)
+            product = torch.ops.onednn.qlinear_pointwise(
+                rounded, 1.0, 0, self._packed, self._scale, self._zeros,
+                None, 1.0, 0, torch.float32, "none", [], "",
+            )  # fmt: skip
+        return torch.addcmul(self._bias, product, largest)
 
 
 def has_bf16_tiles() -> bool:
@@ -57,7 +74,7 @@ def has_bf16_tiles() -> bool:
 def has_int8() -> bool:
     """Whether this processor and this PyTorch multiply eight-bit matrices."""
     return torch.cpu.get_capabilities().get("avx512_vnni", False) and hasattr(
-        torch.ops.onednn, "qlinear_pointwise"
+        torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32"
     )
 
 

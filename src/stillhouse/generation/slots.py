@@ -56,7 +56,7 @@ class SlottedModel:
         self.num_slots = num_slots
         self._offset = family.position_offset(model.config)
         self._places: list[Place] = []
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys, values (P L H D)
+        self._kept: dict[int, _Kept] = {}  # by layer
 
     @property
     def num_free(self) -> int:
@@ -89,8 +89,7 @@ class SlottedModel:
         """
         if not is_finite:
             for kept in self._kept.values():
-                for each in kept:
-                    each[place.slot] = 0
+                kept.forget(place.slot)
         last = self._places.pop()
         if last is not place:
             self._copy(last, place)
@@ -99,8 +98,7 @@ class SlottedModel:
 
     def _copy(self, source: Place, target: Place) -> None:
         for kept in self._kept.values():
-            for each in kept:
-                each[target.slot, : source.length] = each[source.slot, : source.length]
+            kept.copy(source, target)
 
     @torch.inference_mode()
     def read(self, pieces: Sequence[Piece]) -> Float[Tensor, "R V"]:
@@ -124,12 +122,34 @@ class SlottedModel:
             piece.place.length += len(piece.ids)
         return logits.float().cpu()
 
-    def keys_and_values(self, layer: int, like: Float[Tensor, "N H D"]) -> tuple[Tensor, Tensor]:
-        """What the layer keeps of all places; memory is taken as it is written to."""
+    def kept(self, layer: int, like: Float[Tensor, "N H D"]) -> "_Kept":
+        """What the layer keeps of all places."""
         if layer not in self._kept:
-            shape = (self.num_slots, self.context, *like.shape[1:])
-            self._kept[layer] = like.new_zeros(shape), like.new_zeros(shape)
+            self._kept[layer] = _Kept(self.num_slots, self.context, like)
         return self._kept[layer]
+
+
+class _Kept:
+    """The keys and values of a layer; memory is taken as it is written to."""
+
+    def __init__(self, num_slots: int, context: int, like: Float[Tensor, "N H D"]) -> None:
+        self._both = [like.new_zeros(num_slots, context, *like.shape[1:]) for _ in range(2)]
+        self._rows = [each.flatten(0, 1) for each in self._both]
+        # Views of the same memory, made once: P H L D
+        self.keys, self.values = (each.transpose(1, 2) for each in self._both)
+
+    def write(self, rows: Int[Tensor, " N"], *new: Float[Tensor, "N H D"]) -> None:
+        """Keep keys and values; a row is a token's place in all slots, one after the other."""
+        for kept, each in zip(self._rows, new, strict=True):
+            kept.index_copy_(0, rows, each)
+
+    def copy(self, source: Place, target: Place) -> None:
+        for each in self._both:
+            each[target.slot, : source.length] = each[source.slot, : source.length]
+
+    def forget(self, slot: int) -> None:
+        for each in self._both:
+            each[slot] = 0
 
 
 def _rows_wanted(pieces: Sequence[Piece]) -> list[int]:
@@ -171,10 +191,9 @@ class _Step:
         scale: float,
     ) -> Float[Tensor, "N H D"]:
         """Keep the new keys and values; each token attends to its own sequence up to itself."""
-        keys, values = self._model.keys_and_values(layer, key)
-        for kept, new in ((keys, key), (values, value)):
-            kept.flatten(0, 1).index_copy_(0, self._rows, new)
-        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        kept = self._model.kept(layer, key)
+        kept.write(self._rows, key, value)
+        keys, values = kept.keys, kept.values
         if self._singles is not None and not self._longer:
             return self._singles.attend(query, keys, values, scale)
         found = torch.empty_like(query)
@@ -192,25 +211,27 @@ class _Singles:
     def __init__(self, singles: Sequence[tuple[int, int, int]], device: torch.device) -> None:
         rows, slots, lengths = (list(column) for column in zip(*singles, strict=True))
         self.rows = torch.tensor(rows, device=device)
-        self._first, self._end, self._length = min(slots), max(slots) + 1, max(lengths)
-        self._slots = torch.tensor(slots, device=device) - self._first
-        self._in_order = slots == list(range(self._first, self._end))
-        # Slots between that read nothing in this step, or a longer piece, take part unseen.
-        seen = torch.ones(self._end - self._first, dtype=torch.long)
-        seen[self._slots.cpu()] = torch.tensor(lengths)
-        visible = torch.arange(self._length) < seen[:, None]
-        self._visible = None if bool(visible.all()) else visible[:, None, None].to(device)
+        first, end = min(slots), max(slots) + 1
+        self._span = (slice(first, end), slice(None), slice(max(lengths)))
+        self._in_order = slots == list(range(first, end))
+        self._slots = torch.tensor(slots, device=device) - first
+        self._visible = None
+        if not self._in_order or min(lengths) < max(lengths):
+            # Slots between that read nothing in this step, or a longer piece, take part unseen.
+            seen = torch.ones(end - first, dtype=torch.long)
+            seen[self._slots.cpu()] = torch.tensor(lengths)
+            visible = torch.arange(max(lengths)) < seen[:, None]
+            self._visible = visible[:, None, None].to(device)
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, scale: float
     ) -> Float[Tensor, "N H D"]:
         if not self._in_order:
-            spread = query.new_zeros(self._end - self._first, *query.shape[1:])
+            spread = query.new_zeros(self._span[0].stop - self._span[0].start, *query.shape[1:])
             spread[self._slots] = query
             query = spread
-        span = (slice(self._first, self._end), slice(None), slice(self._length))
-        found = _attention(query[:, :, None], keys[span], values[span], self._visible, scale)
-        found = found[:, :, 0]
+        keys, values = keys[self._span], values[self._span]
+        found = _attention(query.unsqueeze(2), keys, values, self._visible, scale).squeeze(2)
         return found if self._in_order else found[self._slots]
 
 

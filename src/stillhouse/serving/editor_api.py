@@ -265,13 +265,13 @@ async def draft(body: DraftBody, catalog: Catalog) -> Response:
     if teacher.is_drafted_for:
         raise Problem(429, f"A text by {teacher.name} is being drafted; try again in a moment.")
     text = await teacher.do(DraftedText, teacher.loaded, student.loaded, ids, body.generation())
-    teacher.is_drafted_for = True
     return event_stream(_drafted(teacher, text), as_hub)
 
 
 async def _drafted(teacher: Hosted, text: DraftedText) -> AsyncGenerator[str, None]:
     started = time.perf_counter()
     pieces = text.__iter__()
+    teacher.is_drafted_for = True  # only now: what never begins would never end it
     try:
         while time.perf_counter() - started < teacher.limits.seconds:
             piece = await teacher.do(next, pieces, None)
