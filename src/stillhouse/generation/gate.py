@@ -24,7 +24,7 @@ from stillhouse.samples.text import sample_documents
 
 ALLOWED = 0.01  # of the perplexity, or of the outputs
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
-BLOCKS, BLOCK = 4, 256  # of the sample text, in tokens
+BLOCKS, BLOCK = 2, 256  # of the sample text, in tokens
 MASK_EVERY = 7
 OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 

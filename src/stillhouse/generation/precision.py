@@ -18,7 +18,7 @@ import warnings
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 Precision = Literal["fp32", "bf16", "int8"]
 LARGEST = 127
 FEW = 4  # rows
+PART = 256  # outputs
 
 
 class Int8Linear(nn.Module):
@@ -34,8 +35,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "M K"], bias: Float[Tensor, " M"] | None) -> None:
         super().__init__()
-        scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
-        quantized = (weight / scale[:, None]).round().to(torch.int8)
+        quantized, scale = _quantized(weight)
         self._bias = torch.zeros(len(weight)) if bias is None else bias.clone()
         self._offset = torch.tensor(float(LARGEST))
         self._zeros = torch.zeros(len(weight), dtype=torch.long)
@@ -66,6 +66,19 @@ class Int8Linear(nn.Module):
         return torch.addcmul(self._bias, product, largest)
 
 
+def _quantized(weight: Float[Tensor, "M K"]) -> tuple[Int8[Tensor, "M K"], Float[Tensor, " M"]]:
+    """The weight in eight bits, and what one of them is worth in each output. A part at a time:
+    what is made on the way stays in the processor's cache."""
+    whole = torch.empty(weight.shape, dtype=torch.int8)
+    scales = []
+    for part, quantized in zip(weight.split(PART), whole.split(PART), strict=True):
+        smallest = torch.finfo(torch.float32).tiny
+        scale = part.abs().amax(1, keepdim=True).clamp(min=smallest) / LARGEST
+        quantized.copy_((part / scale).round_())
+        scales.append(scale[:, 0])
+    return whole, torch.cat(scales)
+
+
 def has_bf16_tiles() -> bool:
     """Whether this processor has a unit for products of bfloat16 matrices."""
     return torch.cpu.get_capabilities().get("amx_bf16", False)
@@ -92,4 +105,4 @@ def to_precision(model: PreTrainedModel, precision: Precision) -> None:
             body.set_submodule(name, nn.GELU(approximate="tanh"))
         if isinstance(module, nn.Linear | Conv1D):
             weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
-            body.set_submodule(name, Int8Linear(weight.detach().contiguous(), module.bias))
+            body.set_submodule(name, Int8Linear(weight.detach(), module.bias))
