@@ -80,7 +80,7 @@ def test_other_work_is_done_between_two_steps(worker, batcher, sample):
 def test_a_step_that_fails_ends_what_was_under_way(worker, batcher, sample):
     """With an error for each request; the next one is answered."""
     model = batcher.model.model
-    layer = model.get_submodule("transformer.h.0.mlp")
+    layer = model.get_submodule("transformer.ln_f")
     hook = layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError("full")))
     events = queue.Queue()
     worker.submit(batcher, Request(sample.prompt_ids("def "), GREEDY, 0), events.put)

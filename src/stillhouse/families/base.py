@@ -43,11 +43,10 @@ class Attend(Protocol):
     def __call__(
         self,
         layer: int,
-        query: Float[Tensor, "N H D"],
-        key: Float[Tensor, "N H D"],
-        value: Float[Tensor, "N H D"],
+        query: Float[Tensor, "N Hq D"],
+        key_and_value: Float[Tensor, "N 2 H D"],
         scale: float,
-    ) -> Float[Tensor, "N H D"]: ...
+    ) -> Float[Tensor, "N Hq D"]: ...
 
 
 @runtime_checkable
@@ -55,7 +54,7 @@ class RunTokens(Protocol):
     """Hidden states of N tokens before the final norm; `ids` and `positions` say which they are."""
 
     def __call__(
-        self, model: Any, ids: Int[Tensor, " N"], positions: Int[Tensor, " N"], attend: Attend
+        self, ids: Int[Tensor, " N"], positions: Int[Tensor, " N"], attend: Attend
     ) -> Float[Tensor, "N D"]: ...
 
 
@@ -73,8 +72,8 @@ class Family:
 
     `attention_projections` are relative to a layer: the modules, in the order they run, whose
     outputs side by side are its queries, keys and values. `row_wise` are those after its attention
-    that treat each position by itself and hold matrices. `run_tokens` is how a causal model reads
-    tokens of many sequences at once, each of which attends as it is told to.
+    that treat each position by itself and hold matrices. `token_runner` gives how a causal model,
+    as it is now, reads tokens of many sequences at once, each of which attends as it is told to.
     """
 
     model_type: str
@@ -91,7 +90,7 @@ class Family:
     scratch_config: Callable[[TeacherRecipe, int, int, Mapping[str, int]], PretrainedConfig] | None
     position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
     ignored_on_load: tuple[str, ...] = ()
-    run_tokens: RunTokens | None = None
+    token_runner: Callable[[Any], RunTokens] | None = None
 
     def num_positions(self, config: PretrainedConfig) -> int:
         """The longest sequence the model takes, in tokens."""

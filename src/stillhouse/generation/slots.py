@@ -3,7 +3,7 @@
 Every sequence has a place, which keeps the keys and values of its tokens; in one step some places
 read one token and others a piece of a prompt. The tokens of all of them go through the model's
 matrices side by side, and only attention tells them apart. The modules are those of transformers;
-a family says in which order they run (`Family.run_tokens`). Nothing is ever padded.
+a family says in which order they run (`Family.token_runner`). Nothing is ever padded.
 
 Axes: N tokens of a step, R rows whose logits are wanted, H heads, P places, L tokens kept in a
 place, D size of a head, V vocabulary.
@@ -11,6 +11,7 @@ place, D size of a head, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -41,7 +42,8 @@ class Piece:
 class SlottedModel:
     """A causal model with room for `num_slots` sequences.
 
-    Not for use from several threads at once.
+    It runs the modules that the model has when this is made. Not for use from several threads at
+    once.
     """
 
     def __init__(self, family: Family, model: PreTrainedModel, num_slots: int) -> None:
@@ -51,7 +53,10 @@ class SlottedModel:
                 "model, such as a GPT-2 student."
             )
         self.model = model
-        self._family = family
+        assert family.token_runner is not None, "every causal family has it"
+        self._run_tokens = family.token_runner(model)
+        self._final_norm = model.get_submodule(str(family.final_norm))
+        self._head = cast(nn.Module, model.get_output_embeddings())
         self.context = family.num_positions(model.config)
         self.num_slots = num_slots
         self._offset = family.position_offset(model.config)
@@ -109,20 +114,16 @@ class SlottedModel:
         """
         device = self.model.device
         step = _Step(self, pieces)
-        run_tokens, head = self._family.run_tokens, self.model.get_output_embeddings()
-        assert run_tokens is not None, "every causal family has it"
-        assert head is not None
         ids = torch.tensor([id for piece in pieces for id in piece.ids], device=device)
-        hidden = run_tokens(self.model, ids, step.positions + self._offset, step.attend)
+        hidden = self._run_tokens(ids, step.positions + self._offset, step.attend)
         if (rows := _rows_wanted(pieces)) != list(range(len(hidden))):
             hidden = hidden[torch.tensor(rows, device=device)]
-        normed = self.model.get_submodule(str(self._family.final_norm))(hidden)
-        logits = head(normed)
+        logits = self._head(self._final_norm(hidden))
         for piece in pieces:
             piece.place.length += len(piece.ids)
         return logits.float().cpu()
 
-    def kept(self, layer: int, like: Float[Tensor, "N H D"]) -> "_Kept":
+    def kept(self, layer: int, like: Float[Tensor, "N 2 H D"]) -> "_Kept":
         """What the layer keeps of all places."""
         if layer not in self._kept:
             self._kept[layer] = _Kept(self.num_slots, self.context, like)
@@ -132,24 +133,21 @@ class SlottedModel:
 class _Kept:
     """The keys and values of a layer; memory is taken as it is written to."""
 
-    def __init__(self, num_slots: int, context: int, like: Float[Tensor, "N H D"]) -> None:
-        self._both = [like.new_zeros(num_slots, context, *like.shape[1:]) for _ in range(2)]
-        self._rows = [each.flatten(0, 1) for each in self._both]
-        # Views of the same memory, made once: P H L D
-        self.keys, self.values = (each.transpose(1, 2) for each in self._both)
+    def __init__(self, num_slots: int, context: int, like: Float[Tensor, "N 2 H D"]) -> None:
+        self._all = like.new_zeros(num_slots, context, *like.shape[1:])
+        # Views of it, made once.
+        self._rows = self._all.flatten(0, 1)
+        self.keys, self.values = self._all.permute(2, 0, 3, 1, 4)  # P H L D
 
-    def write(self, rows: Int[Tensor, " N"], *new: Float[Tensor, "N H D"]) -> None:
+    def write(self, rows: Int[Tensor, " N"], new: Float[Tensor, "N 2 H D"]) -> None:
         """Keep keys and values; a row is a token's place in all slots, one after the other."""
-        for kept, each in zip(self._rows, new, strict=True):
-            kept.index_copy_(0, rows, each)
+        self._rows.index_copy_(0, rows, new)
 
     def copy(self, source: Place, target: Place) -> None:
-        for each in self._both:
-            each[target.slot, : source.length] = each[source.slot, : source.length]
+        self._all[target.slot, : source.length] = self._all[source.slot, : source.length]
 
     def forget(self, slot: int) -> None:
-        for each in self._both:
-            each[slot] = 0
+        self._all[slot] = 0
 
 
 def _rows_wanted(pieces: Sequence[Piece]) -> list[int]:
@@ -185,14 +183,13 @@ class _Step:
     def attend(
         self,
         layer: int,
-        query: Float[Tensor, "N H D"],
-        key: Float[Tensor, "N H D"],
-        value: Float[Tensor, "N H D"],
+        query: Float[Tensor, "N Hq D"],
+        key_and_value: Float[Tensor, "N 2 H D"],
         scale: float,
-    ) -> Float[Tensor, "N H D"]:
+    ) -> Float[Tensor, "N Hq D"]:
         """Keep the new keys and values; each token attends to its own sequence up to itself."""
-        kept = self._model.kept(layer, key)
-        kept.write(self._rows, key, value)
+        kept = self._model.kept(layer, key_and_value)
+        kept.write(self._rows, key_and_value)
         keys, values = kept.keys, kept.values
         if self._singles is not None and not self._longer:
             return self._singles.attend(query, keys, values, scale)
