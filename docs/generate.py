@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
-from speed import speed_table
+from speed import serving_table, speed_table
 
 from faults import fault_table
 from stillhouse.cli import app
@@ -125,12 +125,15 @@ def with_table(page: Path, name: str, table: str) -> str:
 
 
 def main() -> None:
-    readme, reliability = DOCS.parent / "README.md", DOCS / "reliability.md"
+    readme, reliability, serving = (
+        DOCS.parent / "README.md", DOCS / "reliability.md", DOCS / "serving.md"
+    )  # fmt: skip
     pages = {
         DOCS / "cli.md": cli_page(),
         DOCS / "recipe.md": recipe_page(),
         readme: with_table(readme, "speed", speed_table()),
         reliability: with_table(reliability, "faults", fault_table()),
+        serving: with_table(serving, "speed", serving_table()),
     }
     if "--check" in sys.argv:
         stale = [

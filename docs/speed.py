@@ -1,4 +1,4 @@
-"""The README's table of speed, from the raw numbers in benchmarks/results.
+"""The tables of speed in README.md and docs/serving.md, from the raw numbers in benchmarks/results.
 
 Each row names the file it comes from; a ratio is the median over rounds that hold both sides.
 """
@@ -34,6 +34,38 @@ def speed_table() -> str:
         for name, ratio, seconds, file in rows
     ]
     return "\n".join(lines)
+
+
+def serving_table() -> str:
+    """Markdown: what is at work, tokens a second, and how many times as fast as what."""
+    found = _read("generate.json")["results"]
+    served = _read("serve.json")["results"]
+    one, eight, plain = found["1"], found["8"], "transformers in float32"
+    rows = [
+        ("DistilGPT2, one text", one, "distilgpt2, int8", "distilgpt2, transformers", plain),
+        ("", one, "distilgpt2, int8", "gpt2, transformers", f"GPT-2 in {plain}"),
+        ("GPT-2, one text", one, "gpt2, int8", "gpt2, transformers", plain),
+        ("DistilGPT2, eight texts", eight, "distilgpt2, int8", "distilgpt2, transformers", plain),
+        ("DistilGPT2, sixteen requests at random moments", found["arrivals"], "together", "alone",
+         "the same one after the other"),
+        ("DistilBERT, eight texts of 128 tokens", found["encoder"], "bf16", "transformers", plain),
+    ]  # fmt: skip
+    lines = ["| | tokens/s | times as fast | as |", "|---|---|---|---|"]
+    lines += [f"| {name} | {_against(*sides)} | {what} |" for name, *sides, what in rows]
+    for number in ("1", "16"):
+        sides = served[f"{number} at once"], "HTTP", "bare"
+        lines.append(f"| over HTTP, {number} at once | {_against(*sides)} | without HTTP |")
+    suggestions = statistics.median(served["suggestions"]["HTTP"]["seconds"])
+    ready = statistics.median(served["seconds_to_ready"])
+    lines += ["", f"Three suggestions of 12 tokens: {suggestions:.2f} s. From the command to the first"]
+    lines += [f"answer of `/health`: {ready:.1f} s."]
+    return "\n".join(lines)
+
+
+def _against(found: Mapping[str, Mapping[str, Any]], ours: str, theirs: str) -> str:
+    pairs = zip(found[theirs]["seconds"], found[ours]["seconds"], strict=True)
+    ratio = statistics.median(other / own for other, own in pairs)
+    return f"{found[ours]['tokens_per_second']:,.0f} | **{ratio:.2f}**"
 
 
 Row = tuple[float, str, str]
