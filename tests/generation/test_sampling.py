@@ -139,3 +139,13 @@ def test_settings_that_cannot_be_right_are_named(setting, message):
     """Before any model runs."""
     with pytest.raises(RecipeError, match=message):
         Generation(**setting)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 4e-237])
+@pytest.mark.parametrize("others", [{}, {"top_k": 5}, {"top_p": 0.2}, {"typical_p": 0.5}])
+def test_the_least_temperature_leaves_the_likeliest(temperature, others):
+    """However little it is: no number overflows."""
+    logits = 30 * random_logits(0)
+    found = candidates(logits, Generation(temperature=temperature, **others), [])
+    assert found.ids[found.probabilities.argmax()] == logits.argmax()
+    assert found.probabilities.max() == 1

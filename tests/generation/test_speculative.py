@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 from stillhouse.errors import ModelError
 from stillhouse.families import family_of
 from stillhouse.generation import Generation
+from stillhouse.generation.batching import NotFiniteError
 from stillhouse.generation.sampling import candidates
 from stillhouse.generation.slots import Piece, SlottedModel
 from stillhouse.generation.speculative import Speculation
@@ -111,6 +112,17 @@ def test_an_end_token_ends_the_text():
     end = free[4]
     tokens = Speculation(teacher, make_model(0)).generate(PROMPT, asked, 0, frozenset({end}))
     assert [token.id for token in tokens] == free[: free.index(end) + 1]
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_numbers_that_are_not_finite_are_told(broken):
+    """Of the teacher as of the student: nothing is drawn from them."""
+    models = make_model(0), make_model(1)
+    with torch.no_grad():
+        models[broken].model.transformer.wpe.weight[9] = torch.nan  # pyright: ignore
+    with pytest.raises(NotFiniteError, match="not finite"):
+        generated(Speculation(*models), Generation(max_new_tokens=20))
+    assert [model.num_free for model in models] == [2, 2]
 
 
 def test_other_vocabularies_cannot_draft():

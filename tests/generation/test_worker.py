@@ -8,7 +8,7 @@ import pytest
 import stillhouse
 from stillhouse.errors import ResourceError
 from stillhouse.generation import Generation
-from stillhouse.generation.batching import Ended, Failed, NewToken, Request
+from stillhouse.generation.batching import Ended, Failed, NewToken, PromptRead, Request
 from stillhouse.generation.worker import Worker
 
 GREEDY = Generation(greedy=True, max_new_tokens=20)
@@ -75,6 +75,23 @@ def test_other_work_is_done_between_two_steps(worker, batcher, sample):
         worker.call(lambda: 1 / 0).result(timeout=30)
     while not isinstance(events.get(timeout=30), Ended):
         pass
+
+
+def test_a_text_that_cannot_begin_is_told_so(worker, batcher, sample, monkeypatch):
+    """Its prompt has been read; its room is free again."""
+
+    def refuse(*_: object) -> None:
+        raise MemoryError("full")
+
+    events = queue.Queue()
+    with monkeypatch.context() as patched:
+        patched.setattr("stillhouse.generation.batching.TextStream", refuse)
+        worker.submit(batcher, Request(sample.prompt_ids("def "), GREEDY, 0), events.put)
+        assert isinstance(events.get(timeout=30), PromptRead)
+        assert isinstance(events.get(timeout=30), Failed)
+    (expected,) = sample.generate("def ", greedy=True, max_new_tokens=20)
+    assert answered(worker, batcher, sample, "def ") == expected
+    assert batcher.model.num_free == 4
 
 
 def test_a_step_that_fails_ends_what_was_under_way(worker, batcher, sample):

@@ -16,7 +16,8 @@ from tests.task_models import make_task_folder, make_tokenizer
 from tests.tiny_models import make_config
 from transformers import AutoModelForMaskedLM
 
-from stillhouse.families import save_model
+from stillhouse.families import load_model, resolve_folder, save_model
+from stillhouse.tokens.tokenizer import load_tokenizer
 
 READY_SECONDS = 60
 
@@ -84,6 +85,14 @@ def served_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     tokenizer = make_tokenizer("bert")
     config = make_config("bert", vocabulary=len(tokenizer), positions=64)
+    folders["picky"] = root / "picky"
+    source = resolve_folder("sample", offline=True)
+    picky, speaker = load_model(source)[1], load_tokenizer(source)
+    speaker.chat_template = (
+        "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}"
+        "{% endif %}{{ messages[0].content }}"
+    )
+    save_model(picky, speaker, folders["picky"])
     folders["masked"] = root / "masked"
     save_model(AutoModelForMaskedLM.from_config(config), tokenizer, folders["masked"])
     return folders

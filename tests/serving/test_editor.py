@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 from tests.serving.conftest import Server, start, stop
 
+import stillhouse
+from stillhouse.generation import Generation
+
 TEXT = "The old man went down to the har"
 
 
@@ -57,6 +60,22 @@ def test_the_end_of_a_long_text_is_what_is_gone_on_from(ask):
     short = ask("/editor/suggestions", {**asked, "text": end})
     assert long[0] == 200
     assert long[1] == short[1]
+
+
+def test_what_is_pinned_is_read_however_long_the_text_is(ask):
+    """It stands in front of as much of the text as there is room for."""
+    asked = {"model": "sample", "temperature": 0, "number": 1, "tokens": 40, "pinned": "def twice("}
+    asked |= {"within_words": False}
+    long = "The wind rose and the sea with it. " * 200
+    _, pinned = ask("/editor/suggestions", {**asked, "text": long})
+    model = stillhouse.load("sample", offline=True)
+    always, ids = model.encode("def twice("), model.encode(long)
+    kept = model.decode([*always, *ids[-(model.context - 40 - len(always)) :]])
+    settings = Generation(greedy=True, max_new_tokens=40)
+    assert "".join(event["text"] for event in pinned) == model.continuations(kept, settings)[0]
+    status, (problem,) = ask("/editor/suggestions", {**asked, "text": "a", "pinned": long})
+    assert status == 400
+    assert "pin less" in problem["error"]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,8 @@ def test_vectors_and_similarities(client_of):
     client, texts = client_of("minilm"), ["A still.", "A distillery.", "Seven cats."]
     expected = stillhouse.load("minilm", offline=True).embed(texts)
     np.testing.assert_allclose(client.feature_extraction(texts[0]), expected[:1], atol=1e-6)
+    asked = client.feature_extraction(texts[0], normalize=True, truncate=True)
+    np.testing.assert_allclose(asked, expected[:1], atol=1e-6)
     near = client.sentence_similarity(texts[0], other_sentences=texts[1:])
     np.testing.assert_allclose(near, expected[1:] @ expected[0], atol=1e-6)
     assert near[0] > near[1]
@@ -145,6 +147,8 @@ def test_vectors_and_similarities(client_of):
         (None, lambda c: c.text_generation("text", watermark=True), "watermark is not known"),
         (None, lambda c: c.text_generation("text", max_new_tokens=10**9), "the model takes"),
         (None, lambda c: c.text_generation("text", top_p=2.0), "less than or equal to 1"),
+        ("minilm", lambda c: c.feature_extraction("text", normalize=False), "should be True"),
+        ("minilm", lambda c: c.feature_extraction("text", truncate=False), "should be True"),
         ("answerer", lambda c: c.text_classification("text"), "valid dictionary"),
     ],
 )

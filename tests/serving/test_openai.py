@@ -185,6 +185,39 @@ def test_a_model_without_vectors_says_so(client):
         client.embeddings.create(model="sample", input="text")
 
 
+@pytest.mark.parametrize("ids", [[-1], [10**9], [[5], [10**6]], [2**40]])
+def test_vectors_of_tokens_that_do_not_exist_are_refused(client, ids):
+    """Not of something else."""
+    with pytest.raises(BadRequestError, match="token ids the model does not know"):
+        client.embeddings.create(model="minilm", input=ids)
+
+
+def test_a_chat_template_may_refuse_a_conversation(client):
+    """In its own words, as the request's fault."""
+    with pytest.raises(BadRequestError, match="roles must alternate"):
+        client.chat.completions.create(
+            model="picky", messages=[{"role": "assistant", "content": "a"}], max_tokens=2
+        )
+    asked = [{"role": "user", "content": "a"}]
+    assert client.chat.completions.create(model="picky", messages=asked, max_tokens=2).choices
+
+
+def test_a_character_of_several_tokens_has_one_place(client):
+    """The offsets after it are those of the text; a part of it has no bytes of its own text."""
+    text = "a wave 🌊 and more"
+    answer = client.completions.create(
+        model="sample", prompt=text, max_tokens=0, echo=True, logprobs=1
+    )
+    found = answer.choices[0].logprobs
+    assert found.tokens[-1] == text[found.text_offset[-1] :]
+    asked = [{"role": "user", "content": "🌊"}]
+    chat = client.chat.completions.create(
+        model="sample", messages=asked, max_tokens=20, logprobs=True, seed=0
+    )
+    for token in chat.choices[0].logprobs.content:
+        assert token.bytes is None or bytes(token.bytes).decode() == token.token
+
+
 def test_numbers_are_numbers(client):
     """No probability is above one."""
     answer = client.completions.create(model="sample", prompt=PROMPT, max_tokens=6, logprobs=5)

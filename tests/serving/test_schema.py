@@ -4,7 +4,9 @@ it forbids is refused, and nothing that is sent makes the server fail."""
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 NUMBER = os.environ.get("SCHEMATHESIS_EXAMPLES", "20")
 
 
@@ -25,5 +27,9 @@ def test_nothing_that_is_sent_makes_the_server_fail(server, tmp_path):
         "--generation-database",
         "none",
     ]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280)
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.serving.schema_hooks"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, timeout=280, env=environment
+    )
     assert result.returncode == 0, result.stdout[-4_000:] + result.stderr[-1_000:]

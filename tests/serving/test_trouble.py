@@ -12,7 +12,10 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.conftest import start, stop
+
+import stillhouse
 
 LONG = {"model": "sample", "prompt": "def ", "max_tokens": 200, "temperature": 0}
 
@@ -144,6 +147,29 @@ def test_a_full_queue_says_when_to_come_back(small):
     assert len(texts) == 1
     refused = [headers for status, headers, _ in answers if status == 429]
     assert all(headers["Retry-After"] == "1" for headers in refused)
+
+
+def test_what_an_idle_server_could_not_take_is_not_to_be_tried_again(small):
+    """More prompts than its slots and its queue hold: a 400, not a 429."""
+    body = {"model": "sample", "prompt": ["a"] * 6, "max_tokens": 1}
+    status, _, answer = ask(small.url, body=body, key="secret")
+    assert status == 400
+    assert "6 prompts at once are more than the 5" in json.loads(answer)["error"]["message"]
+
+
+def test_a_text_is_split_and_counted(server):
+    """By `/tokenize` as the model does, and by `/metrics` as Prometheus reads it."""
+    status, _, answer = ask(server.url, "/tokenize", {"prompt": "def main():"})
+    ids = stillhouse.load("sample", offline=True).encode("def main():")
+    expected = {"tokens": ids, "count": len(ids), "max_model_len": 256}
+    assert (status, json.loads(answer)) == (200, expected)
+    before = metric(server.url, "stillhouse_prompt_tokens")
+    ask(server.url, body={"model": "sample", "prompt": "def main():", "max_tokens": 1})
+    assert metric(server.url, "stillhouse_prompt_tokens") == before + len(ids)
+    with urllib.request.urlopen(f"{server.url}/metrics") as found:
+        families = list(text_string_to_metric_families(found.read().decode()))
+    answered = [sample for each in families for sample in each.samples if "status" in sample.labels]
+    assert any(sample.labels["status"] == "200" for sample in answered)
 
 
 def test_a_client_that_goes_away_frees_its_place(server):

@@ -134,9 +134,9 @@ def _check_encoder(
     errors = {}
     for output, other in engine.outputs(inputs).items():
         right = own[output]
-        rows = (mask, mask) if right.shape[:2] == mask.shape else (slice(None), slice(None))
-        difference = other[rows[0]] - right[rows[1]]
-        errors[output] = float(np.linalg.norm(difference) / np.linalg.norm(right[rows[1]]))
+        rows = mask if right.shape[:2] == mask.shape else slice(None)
+        difference = other[rows] - right[rows]
+        errors[output] = float(np.linalg.norm(difference) / np.linalg.norm(right[rows]))
     worst = max(errors.values())
     if not worst <= ALLOWED_ERROR[precision]:
         raise ModelError(

@@ -43,7 +43,6 @@ class Format:
     """One format.
 
     Attributes:
-        needs: The library it takes, to say where it is missing.
         precisions: What it can be written in; the first where nothing is asked for.
         refusal: Why a model cannot be written so; None where it can.
         write: Writes a model (and the folder it is from) into an empty folder.
@@ -51,7 +50,6 @@ class Format:
         times: Whether that engine is one people serve with, so that its speed means something.
     """
 
-    needs: str
     precisions: tuple[Precision, ...]
     refusal: Callable[[LoadedModel], str | None]
     write: Callable[[LoadedModel, Path, Path, Precision], None]

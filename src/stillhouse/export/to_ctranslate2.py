@@ -73,4 +73,4 @@ def _open(loaded: LoadedModel, folder: Path) -> CausalEngine | EncoderEngine:
     return _Causal(loaded, folder) if loaded.is_causal else _Encoder(folder)
 
 
-CTRANSLATE2 = Format("ctranslate2", ("int8", "fp32", "fp16"), _refusal, _write, _open)
+CTRANSLATE2 = Format(("int8", "fp32", "fp16"), _refusal, _write, _open)

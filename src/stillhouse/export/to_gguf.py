@@ -109,4 +109,4 @@ def _open(loaded: LoadedModel, folder: Path) -> CausalEngine:
     return _ReadBack(folder, loaded.model.config)
 
 
-GGUF = Format("gguf", ("fp16", "fp32", "int8"), _refusal, _write, _open, times=False)
+GGUF = Format(("fp16", "fp32", "int8"), _refusal, _write, _open, times=False)

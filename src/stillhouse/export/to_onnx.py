@@ -73,4 +73,4 @@ def _open(loaded: LoadedModel, folder: Path) -> EncoderEngine:
     return _Encoder(folder)
 
 
-ONNX = Format("onnxruntime", ("fp32",), _refusal, _write, _open)
+ONNX = Format(("fp32",), _refusal, _write, _open)

@@ -101,6 +101,16 @@ Event = PromptRead | NewToken | Ended | Failed
 Listener = Callable[[Event], None]
 
 
+class NotFiniteError(ModelError):
+    """The model gave numbers that are none."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model gives numbers that are not finite for this text; its weights are damaged, "
+            "or too large for this precision. Try --precision fp32."
+        )
+
+
 class Ticket:
     """A request under way; `cancel` may be called from any thread."""
 
@@ -217,8 +227,7 @@ class Batcher:
             self._waiting.clear()
         under_way = [*self._prompts, *self._sequences]
         self._prompts, self._sequences = [], []
-        for each in under_way:
-            self.model.close(each.place, is_finite=False)
+        self.model.clear()
         for ticket in dict.fromkeys([*tickets, *(each.ticket for each in under_way)]):
             ticket.tell(Failed(error))
 
@@ -232,12 +241,7 @@ class Batcher:
         context, vocabulary = self.model.context, self.model.model.config.vocab_size
         if num_prompt == 0:
             raise DataError("The prompt has no tokens; give at least one.")
-        unknown = [id for id in request.prompt_ids if not 0 <= id < vocabulary]
-        if unknown:
-            raise DataError(
-                f"The prompt has token ids the model does not know: {unknown[:3]}; they go from 0 "
-                f"to {vocabulary - 1}."
-            )
+        must_be_known(request.prompt_ids, vocabulary)
         if num_prompt + num_new > context:
             raise DataError(
                 f"The prompt has {num_prompt} tokens and {num_new} new ones are asked for, but the "
@@ -284,7 +288,7 @@ class Batcher:
 
     def _advance(self, prompt: _Prompt, piece: Piece, logits: Float[Tensor, "R V"]) -> None:
         """A piece of a prompt has been read; after the last its sequences begin."""
-        if not self._are_finite(logits):
+        if not are_finite(logits):
             self._prompts.remove(prompt)
             self._fail([prompt.place], prompt.ticket)
             return
@@ -300,9 +304,9 @@ class Batcher:
             prompt.logits = logits[-1:]
         if prompt.num_left:
             return
-        self._prompts.remove(prompt)
         prompt.ticket.tell(PromptRead(tuple(prompt.scored)))
         self._begin(prompt, logits[-1:])
+        self._prompts.remove(prompt)
 
     def _begin(self, prompt: _Prompt, logits: Float[Tensor, "1 V"]) -> None:
         request = prompt.ticket.request
@@ -334,7 +338,7 @@ class Batcher:
         """The next token of each sequence."""
         if not sequences:
             return
-        finite = logits.isfinite().all(-1).tolist() if not self._are_finite(logits) else None
+        finite = logits.isfinite().all(-1).tolist() if not are_finite(logits) else None
         for number, (sequence, row) in enumerate(zip(sequences, logits, strict=True)):
             if sequence.ticket.is_cancelled:
                 continue
@@ -387,19 +391,23 @@ class Batcher:
         for place in places:
             self.model.close(place, is_finite=False)
         ticket.is_cancelled = True
-        ticket.tell(
-            Failed(
-                ModelError(
-                    "The model gives numbers that are not finite for this text; its weights are "
-                    "damaged, or too large for this precision. Try --precision fp32."
-                )
-            )
-        )
+        ticket.tell(Failed(NotFiniteError()))
 
-    @staticmethod
-    def _are_finite(logits: Float[Tensor, "R V"]) -> bool:
-        """One pass: a sum is not finite where a term is not."""
-        return math.isfinite(float(logits.sum()))
+
+def are_finite(logits: Float[Tensor, "R V"]) -> bool:
+    """One pass: a sum is not finite where a term is not."""
+    return math.isfinite(float(logits.sum()))
+
+
+def must_be_known(ids: Sequence[int], vocabulary: int) -> None:
+    """Raises:
+    DataError: ids that no token of the vocabulary has.
+    """
+    if unknown := [id for id in ids if not 0 <= id < vocabulary]:
+        raise DataError(
+            f"There are token ids the model does not know: {unknown[:3]}; they go from 0 to "
+            f"{vocabulary - 1}."
+        )
 
 
 def _scored(

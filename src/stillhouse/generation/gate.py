@@ -46,7 +46,7 @@ def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -
     """A model, in less precision if it stays what it is on the sample text.
 
     Args:
-        wanted: fp32, bf16 or int8; `auto` takes the fastest of them that keeps it.
+        wanted: fp32, bf16 or int8; `auto` tries the one that is fastest for such a model.
 
     Raises:
         RecipeError: a precision that does not exist.

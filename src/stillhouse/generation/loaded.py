@@ -26,7 +26,15 @@ from stillhouse.families import (
     load_task_model,
     resolve_folder,
 )
-from stillhouse.generation.batching import Batcher, Ended, Event, Failed, NewToken, Request
+from stillhouse.generation.batching import (
+    Batcher,
+    Ended,
+    Event,
+    Failed,
+    NewToken,
+    Request,
+    must_be_known,
+)
 from stillhouse.generation.settings import Generation
 from stillhouse.generation.slots import SlottedModel
 from stillhouse.generation.text_stream import HALF, TextStream
@@ -184,6 +192,15 @@ class LoadedModel:
                 break
             text += stream.push(token)
         return text + stream.finish()
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of tokens that someone else chose.
+
+        Raises:
+            DataError: ids that no token has.
+        """
+        must_be_known(ids, len(self.tokenizer))
+        return self.decode(ids)
 
     @torch.inference_mode()
     def features(self, text: str) -> Float[Tensor, "T D"]:

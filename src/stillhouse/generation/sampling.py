@@ -41,7 +41,9 @@ def candidates(
     if settings.greedy:
         best = penalized(logits, settings, so_far).numpy().argmax()  # 20 times torch's speed
         return Candidates(torch.tensor([best]), torch.ones(1, dtype=torch.float64))
-    scores = penalized(logits, settings, so_far) / settings.temperature
+    scores = penalized(logits, settings, so_far)
+    # From the likeliest down, so that the least temperature makes the others impossible, not all.
+    scores = (scores - scores.max()) / max(settings.temperature, torch.finfo(torch.float32).tiny)
     ids = None
     if 0 < settings.top_k < len(scores):
         scores, ids = scores.topk(settings.top_k)

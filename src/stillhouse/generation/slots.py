@@ -101,6 +101,11 @@ class SlottedModel:
             last.slot = place.slot
             self._places[place.slot] = last
 
+    def clear(self) -> None:
+        """Give all places back, and what they keep."""
+        self._places.clear()
+        self._kept.clear()
+
     def _copy(self, source: Place, target: Place) -> None:
         for kept in self._kept.values():
             kept.copy(source, target)

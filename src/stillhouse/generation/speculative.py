@@ -7,7 +7,7 @@ al. 2023, section 2.3 and appendix A.1; Chen et al. 2023); greedy, it is the tea
 probability that a token is accepted, the sum over the vocabulary of min(p, q), says how far the two
 agree.
 
-Axes: C tokens that may follow.
+Axes: C tokens that may follow, R rows of logits, V vocabulary.
 """
 
 from collections.abc import Generator, Sequence
@@ -15,9 +15,11 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.generation.batching import Request
+from stillhouse.generation.batching import NotFiniteError, Request, are_finite
 from stillhouse.generation.loaded import LoadedModel
 from stillhouse.generation.sampling import Candidates, candidates, uniform_at
 from stillhouse.generation.settings import Generation
@@ -95,7 +97,7 @@ class Speculation:
         drafted, guesses = self._draft(ids, count, places[1], settings, (seed, num_prompt))
         known = places[0].length
         unread = [*ids[known:], *drafted]
-        logits = self._teacher.read([Piece(places[0], unread, count + 1)])
+        logits = _read(self._teacher, Piece(places[0], unread, count + 1))
         accepted: list[Verified] = []
         for number, row in enumerate(logits):
             so_far = [*ids, *drafted[:number]]
@@ -133,7 +135,7 @@ class Speculation:
         guesses: list[Candidates] = []
         for _ in range(count):
             so_far = [*ids, *drafted]
-            (row,) = self._student.read([Piece(place, so_far[place.length :])])
+            (row,) = _read(self._student, Piece(place, so_far[place.length :]))
             guesses.append(candidates(row, settings, so_far))
             at = len(so_far) - num_prompt
             drafted.append(guesses[-1].draw(uniform_at(seed, 0, at, DRAFT)))
@@ -200,6 +202,13 @@ def continue_by_draft(
         f"{speculation.num_rounds} rounds"
     )
     return text, kept
+
+
+def _read(model: SlottedModel, piece: Piece) -> Float[Tensor, "R V"]:
+    logits = model.read([piece])
+    if not are_finite(logits):
+        raise NotFiniteError
+    return logits
 
 
 def _probability(of: Candidates, token: int) -> float:

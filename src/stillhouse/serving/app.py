@@ -84,6 +84,7 @@ def create_app(
     app.add_exception_handler(StillhouseError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
     app.add_middleware(Guards, metrics=metrics, api_key=api_key)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
@@ -116,6 +117,11 @@ async def _on_http(request: Request, error: Exception) -> Response:
     problem = Problem(error.status_code, str(error.detail))
     content = body_of(problem, request.url.path)
     return JSONResponse(content, status_code=error.status_code, headers=error.headers)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """Its traceback goes to the server's log."""
+    return await _on_problem(request, Problem(500, f"A bug of the server: {type(error).__name__}."))
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

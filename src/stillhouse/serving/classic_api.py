@@ -10,10 +10,10 @@ from starlette.responses import JSONResponse, Response
 
 from stillhouse.generation.batching import Request
 from stillhouse.generation.settings import Generation
+from stillhouse.serving.bodies import Seed, Strict
 from stillhouse.serving.depends import Catalog, Client, Served
 from stillhouse.serving.hosted import Hosted
 from stillhouse.serving.limits import PROMPTS
-from stillhouse.serving.openai_api import Strict
 
 router = APIRouter(tags=["Cards and editors of 2019"])
 
@@ -31,7 +31,7 @@ class ScoreParameters(Strict):
     top_k: int = Field(default=50, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     return_full_text: bool = True
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    seed: Seed | None = None
 
 
 class ScoreInputs(Strict):
@@ -55,7 +55,7 @@ class AutocompleteBody(Strict):
     top_p: float = Field(0.9, gt=0, le=1)
     temperature: float = Field(1.0, gt=0, le=100)
     max_time: float = Field(2.0, gt=0, le=60)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: Seed | None = None
 
 
 @router.post("/score")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from itertools import islice
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -19,10 +19,10 @@ from stillhouse.generation.batching import Ended, PromptRead, Request, ScoredTok
 from stillhouse.generation.settings import Generation
 from stillhouse.generation.speculative import DraftedText
 from stillhouse.generation.windows import windows
+from stillhouse.serving.bodies import Seed, Stops, Strict
 from stillhouse.serving.depends import Catalog, Served
 from stillhouse.serving.hosted import Hosted
-from stillhouse.serving.limits import SEQUENCES, STOP_CHARACTERS, STOPS
-from stillhouse.serving.openai_api import Strict
+from stillhouse.serving.limits import SEQUENCES
 from stillhouse.serving.problems import Problem, as_hub
 from stillhouse.serving.streaming import ANSWERS, event_stream
 
@@ -49,8 +49,6 @@ LIKELIEST = 10
 CONTEXT = 512  # tokens that a surprisal is given, at most
 WINDOWS = 4  # are asked for at once
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
 
 class Asked(Strict):
     """What all of these say: the text before the caret, and how to go on."""
@@ -60,10 +58,7 @@ class Asked(Strict):
     temperature: float = Field(1.0, ge=0, le=2, description="0 takes the likeliest token.")
     top_p: float = Field(0.9, gt=0, le=1)
     repetition_penalty: float = Field(1.0, ge=1, le=2)
-    stop: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]],
-        Field(max_length=STOPS),
-    ] = Field(default=[])
+    stop: Stops = Field(default=[])
     seed: Seed | None = None
 
     def generation(self, number: int = 1) -> Generation:
@@ -87,6 +82,7 @@ class SuggestionsBody(Asked):
     model: str
     number: int = Field(3, ge=1, le=SEQUENCES)
     within_words: bool = Field(True, description="Whether a word that is cut off is completed.")
+    pinned: str = Field("", description="Stands before the text, of which the rest is cut off.")
 
 
 class DraftBody(Asked):
@@ -160,7 +156,8 @@ async def suggestions(body: SuggestionsBody, catalog: Catalog, served: Served) -
 
 def _request(hosted: Hosted, body: SuggestionsBody) -> Request:
     """From as much of the end of the text as the model takes."""
-    settings, ids, begins = body.generation(body.number), _recent(hosted, body), None
+    settings, begins = body.generation(body.number), None
+    ids = _recent(hosted, body, pinned=body.pinned)
     if body.within_words:
         ids, begins = hosted.resumer.resumed(ids)
     if begins is not None:  # the first new token is the last of the text, or begins with it
@@ -174,12 +171,15 @@ def _request(hosted: Hosted, body: SuggestionsBody) -> Request:
     )
 
 
-def _recent(hosted: Hosted, body: Asked) -> tuple[int, ...]:
+def _recent(hosted: Hosted, body: Asked, *, pinned: str = "") -> tuple[int, ...]:
+    """What is pinned, and as much of the end of the text as there is room for after it."""
     hosted.must_continue_text()
-    room = hosted.loaded.context - body.tokens
+    always = tuple(hosted.loaded.encode(pinned))
+    room = hosted.loaded.context - body.tokens - len(always)
     if room < 2:
-        raise Problem(400, f"{hosted.name} takes {hosted.loaded.context} tokens; ask for fewer.")
-    return hosted.loaded.prompt_ids(body.text)[-room:]
+        fewer = "pin less, or ask for fewer" if pinned else "ask for fewer"
+        raise Problem(400, f"{hosted.name} takes {hosted.loaded.context} tokens; {fewer}.")
+    return always + hosted.loaded.prompt_ids(body.text)[-room:]
 
 
 async def _suggested(hosted: Hosted, request: Request) -> AsyncGenerator[str, None]:
@@ -219,7 +219,7 @@ async def _surprisals(hosted: Hosted, ids: list[int], ends: list[int]) -> AsyncG
     begin = hosted.loaded.prompt_ids("")  # the first token is given the beginning of a document
     settings = Generation(max_new_tokens=0, greedy=True)
     left = windows(len(ids), min(CONTEXT, hosted.loaded.context - len(begin)))
-    while several := list(islice(left, WINDOWS)):
+    while several := list(islice(left, min(WINDOWS, hosted.limits.queue))):
         requests = [
             Request(
                 (*(begin if start == 0 else ids[start - 1 : start]), *ids[start:end]),

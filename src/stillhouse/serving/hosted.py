@@ -107,6 +107,11 @@ class Hosted:
                 batcher.check(request)
         except StillhouseError as error:
             raise from_error(error) from error
+        most = self.limits.queue + self.limits.num_slots
+        if len(requests) > most:
+            raise Problem(
+                400, f"{len(requests)} prompts at once are more than the {most} this server takes."
+            )
         if batcher.num_waiting + len(requests) > self.limits.queue + batcher.model.num_free:
             raise overloaded(batcher.num_waiting)
         return batcher

@@ -7,7 +7,7 @@ Inference; `huggingface_hub.InferenceClient` reads them, given this server's add
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import Field, TypeAdapter, ValidationError
@@ -15,11 +15,11 @@ from starlette.responses import JSONResponse, Response
 
 from stillhouse.generation.batching import Ended, PromptRead, Request, ScoredToken
 from stillhouse.generation.settings import Generation
+from stillhouse.serving.bodies import Seed, Strict
 from stillhouse.serving.depends import Catalog, Client, Served
 from stillhouse.serving.hosted import Answer, Hosted, add
 from stillhouse.serving.hosted import Continuation as Text
 from stillhouse.serving.limits import LIKELIEST, PROMPTS, STOP_CHARACTERS, STOPS
-from stillhouse.serving.openai_api import Strict
 from stillhouse.serving.problems import Problem, as_hub, from_validation
 from stillhouse.serving.streaming import ANSWERS, event_stream
 
@@ -29,8 +29,16 @@ NEW_TOKENS = 100
 Finish = {"length": "length", "time": "length", "stop": "stop_sequence"}
 
 
-class HubBody(Strict):
-    """`POST /` and `POST /models/{id}`; what `inputs` and `parameters` hold depends on the task."""
+class FeatureParameters(Strict):
+    """Vectors have length one, and texts are cut to the context, as they were in training."""
+
+    normalize: Literal[True] = True
+    truncate: Literal[True] = True
+
+
+class HubBody(FeatureParameters):
+    """`POST /` and `POST /models/{id}`; what `inputs` and `parameters` hold depends on the task.
+    InferenceClient puts the parameters of vectors beside the inputs."""
 
     inputs: str | list[str] | dict[str, Any]
     parameters: dict[str, Any] | None = None
@@ -48,7 +56,7 @@ class TextParameters(Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: Seed | None = None
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]],
         Field(max_length=STOPS),
@@ -90,11 +98,6 @@ class TagParameters(Strict):
     """Entities come grouped, however they are asked for to be."""
 
     aggregation_strategy: str | None = None
-
-
-class FeatureParameters(Strict):
-    normalize: bool = True
-    truncate: bool = True
 
 
 class Question(Strict):

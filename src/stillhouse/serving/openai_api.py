@@ -7,7 +7,6 @@ repetition_penalty.
 
 import base64
 import json
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -16,39 +15,26 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from jinja2 import TemplateError
+from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
+from stillhouse.errors import DataError
 from stillhouse.generation.batching import Ended, PromptRead, Request, ScoredToken
 from stillhouse.generation.loaded import LoadedModel
 from stillhouse.generation.settings import Generation
+from stillhouse.generation.text_stream import HALF, TextStream
+from stillhouse.serving.bodies import Seed, Stop, Stops, Strict
 from stillhouse.serving.depends import Catalog, Served
 from stillhouse.serving.hosted import Answer, Continuation, Hosted
-from stillhouse.serving.limits import LIKELIEST, PROMPTS, SEQUENCES, STOP_CHARACTERS, STOPS
+from stillhouse.serving.limits import LIKELIEST, PROMPTS, SEQUENCES
 from stillhouse.serving.problems import Problem
 from stillhouse.serving.streaming import ANSWERS, event_stream
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-Stop = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
 TokenIds = Annotated[list[int], Field(min_length=1)]
-SURROGATE = re.compile("[\ud800-\udfff]")
 Finish = {"stop": "stop", "length": "length", "time": "length"}
-
-
-class Strict(BaseModel):
-    """A body whose every field is known and of its type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        """JSON can escape half a character, which no text has."""
-        texts = value if isinstance(value, list) else [value]
-        if any(isinstance(text, str) and SURROGATE.search(text) for text in texts):
-            raise ValueError("it has half of a surrogate pair, which is no character")
-        return value
 
 
 class StreamOptions(Strict):
@@ -66,8 +52,8 @@ class Sampling(Strict):
     min_p: float = Field(0.0, ge=0, le=1)
     typical_p: float = Field(1.0, gt=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
-    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: Stop | Stops | None = None
+    seed: Seed | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Who asks; nothing is done with it.")
@@ -265,11 +251,11 @@ class _CompletionForm:
     ) -> dict[str, Any] | None:
         if self._body.logprobs is None:
             return None
-        decode = self._hosted.loaded.decode
+        decoded = TextStream(self._hosted.loaded.tokenizer, ())
         offsets, place = [], 0
         for token in answer.prompt:
             offsets.append(place)
-            place += len(decode([token.id]))
+            place += len(decoded.push(token.id))  # a part of a character has no length of its own
         place = len(before)
         for text in continuation.texts:
             offsets.append(place)
@@ -330,9 +316,12 @@ def _conversation(
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The tokens of a conversation, ready for its answer, and the texts that end that answer."""
     if loaded.tokenizer.chat_template is not None:
-        text = loaded.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text = loaded.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise DataError(f"The model's own chat template refuses this: {error}.") from error
         assert isinstance(text, str)
         return tuple(loaded.encode(text)), ()
     said = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
@@ -412,8 +401,11 @@ class _ChatForm:
         }
 
     def _described(self, id: int, log_probability: float | None) -> dict[str, Any]:
-        text = self._hosted.loaded.token_text(id)
-        return {"token": text, "logprob": log_probability, "bytes": list(text.encode())}
+        loaded = self._hosted.loaded
+        text = loaded.token_text(id)
+        is_part = HALF in loaded.decode([id])  # of a character
+        octets = None if is_part else list(text.encode())
+        return {"token": text, "logprob": log_probability, "bytes": octets}
 
 
 @router.post("/embeddings")
@@ -421,9 +413,7 @@ async def embed(body: EmbeddingsBody, catalog: Catalog, served: Served) -> Respo
     """Vectors of length one, by a model that was made to give them."""
     hosted = catalog.named(body.model)
     given = _prompts(body.input)
-    loaded = hosted.loaded
-    texts = [each if isinstance(each, str) else loaded.decode(each) for each in given]
-    vectors: np.ndarray = await served.unless_gone(hosted.do(loaded.embed, texts))
+    vectors, num_tokens = await served.unless_gone(hosted.do(_embedded, hosted.loaded, given))
     if body.dimensions is not None:
         if body.dimensions > vectors.shape[1]:
             raise Problem(
@@ -437,9 +427,14 @@ async def embed(body: EmbeddingsBody, catalog: Catalog, served: Served) -> Respo
         {"object": "embedding", "index": number, "embedding": _vector(row, body.encoding_format)}
         for number, row in enumerate(vectors.astype("<f4"))
     ]
-    num_tokens = sum(len(loaded.encode(text)) for text in texts)
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     return JSONResponse({"object": "list", "data": data, "model": hosted.name, "usage": usage})
+
+
+def _embedded(loaded: LoadedModel, given: Sequence[str | list[int]]) -> tuple[np.ndarray, int]:
+    """The vectors, and how many tokens the texts have."""
+    texts = [each if isinstance(each, str) else loaded.text_of(each) for each in given]
+    return loaded.embed(texts), sum(len(loaded.encode(text)) for text in texts)
 
 
 def _vector(row: np.ndarray, encoding: str) -> Any:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from stillhouse.errors import ModelError, ResourceError, StillhouseError
+from stillhouse.errors import ResourceError, StillhouseError
+from stillhouse.generation.batching import NotFiniteError
 
 FIELD = re.compile(r"[a-z_]+|\d+")
 
@@ -58,8 +59,8 @@ def overloaded(queue: int) -> Problem:
 
 def from_error(error: StillhouseError) -> Problem:
     """An error of ours: the request's fault, unless the model gave numbers that are not finite."""
-    broken = isinstance(error, ModelError) and "not finite" in str(error)
-    return Problem(500 if broken or isinstance(error, ResourceError) else 400, str(error))
+    is_ours = isinstance(error, NotFiniteError | ResourceError)
+    return Problem(500 if is_ours else 400, str(error))
 
 
 def as_openai(problem: Problem) -> dict[str, object]:

@@ -74,7 +74,7 @@ def serve_models(serving: Serving) -> None:
         ModelError: a model that cannot be loaded.
     """
     listening = _listening(serving.host, serving.port)
-    address = f"http://{serving.host}:{listening.getsockname()[1]}"
+    address = f"http://{_in_address(serving.host)}:{listening.getsockname()[1]}"
 
     def loaded(models: Models | None) -> None:
         if models is None:
@@ -119,7 +119,7 @@ def application(
         loaded(models)
         return models
 
-    hosts = ("*",) if not _is_local(serving.host) else LOCAL_NAMES
+    hosts = (*LOCAL_NAMES, _in_address(serving.host)) if _is_local(serving.host) else ("*",)
     return create_app(
         load, api_key=serving.api_key, hosts=hosts, has_page=serving.has_page, waits=waits
     )
@@ -167,6 +167,10 @@ def _note_on_limits(card: Path) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _is_local(host: str) -> bool:

@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from stillhouse.serving.bodies import Strict
 from stillhouse.serving.depends import Catalog
-from stillhouse.serving.openai_api import Strict
 
 router = APIRouter(tags=["Server"])
 
@@ -38,8 +38,13 @@ async def metrics(request: Request) -> Response:
 async def tokenize(body: TokenizeBody, catalog: Catalog) -> dict[str, Any]:
     """The tokens of a text."""
     hosted = catalog.first if body.model is None else catalog.named(body.model)
-    tokenizer = hosted.loaded.tokenizer
-    ids: list[int] = tokenizer(
-        body.prompt, add_special_tokens=body.add_special_tokens, verbose=False
-    )["input_ids"]
+
+    def tokenized() -> list[int]:
+        """In the model's thread: where a tokenizer cuts is set in it, for all that use it."""
+        special = body.add_special_tokens
+        return hosted.loaded.tokenizer(body.prompt, add_special_tokens=special, verbose=False)[
+            "input_ids"
+        ]
+
+    ids = await hosted.do(tokenized)
     return {"tokens": ids, "count": len(ids), "max_model_len": hosted.loaded.context}
