@@ -41,7 +41,7 @@ def serving_table() -> str:
     found = _read("generate.json")["results"]
     served = _read("serve.json")["results"]
     one, eight, plain = found["1"], found["8"], "transformers in float32"
-    rows = [
+    rows: list[tuple[str, Mapping[str, Any], str, str, str]] = [
         ("DistilGPT2, one text", one, "distilgpt2, int8", "distilgpt2, transformers", plain),
         ("", one, "distilgpt2, int8", "gpt2, transformers", f"GPT-2 in {plain}"),
         ("GPT-2, one text", one, "gpt2, int8", "gpt2, transformers", plain),
@@ -51,13 +51,19 @@ def serving_table() -> str:
         ("DistilBERT, eight texts of 128 tokens", found["encoder"], "bf16", "transformers", plain),
     ]  # fmt: skip
     lines = ["| | tokens/s | times as fast | as |", "|---|---|---|---|"]
-    lines += [f"| {name} | {_against(*sides)} | {what} |" for name, *sides, what in rows]
+    lines += [
+        f"| {name} | {_against(group, ours, theirs)} | {what} |"
+        for name, group, ours, theirs, what in rows
+    ]
     for number in ("1", "16"):
-        sides = served[f"{number} at once"], "HTTP", "bare"
-        lines.append(f"| over HTTP, {number} at once | {_against(*sides)} | without HTTP |")
+        figures = _against(served[f"{number} at once"], "HTTP", "bare")
+        lines.append(f"| over HTTP, {number} at once | {figures} | without HTTP |")
     suggestions = statistics.median(served["suggestions"]["HTTP"]["seconds"])
     ready = statistics.median(served["seconds_to_ready"])
-    lines += ["", f"Three suggestions of 12 tokens: {suggestions:.2f} s. From the command to the first"]
+    lines += [
+        "",
+        f"Three suggestions of 12 tokens: {suggestions:.2f} s. From the command to the first",
+    ]
     lines += [f"answer of `/health`: {ready:.1f} s."]
     return "\n".join(lines)
 

@@ -149,9 +149,8 @@ async def suggestions(body: SuggestionsBody, catalog: Catalog, served: Served) -
     come: `{"sequence", "text"}`, and last `{"sequence", "reason"}`."""
     hosted = catalog.named(body.model)
     request = _request(hosted, body)
-    hosted.check([request])
     served.count(hosted, [request])
-    return event_stream(_suggested(hosted, request), as_hub)
+    return await event_stream(_suggested(hosted, request), served, as_hub)
 
 
 def _request(hosted: Hosted, body: SuggestionsBody) -> Request:
@@ -194,14 +193,14 @@ async def _suggested(hosted: Hosted, request: Request) -> AsyncGenerator[str, No
 
 
 @router.post("/editor/surprisal", responses=ANSWERS)
-async def surprisal(body: SurprisalBody, catalog: Catalog) -> Response:
+async def surprisal(body: SurprisalBody, catalog: Catalog, served: Served) -> Response:
     """How likely each token of a text was, given those before it: for a stretch of the text at a
     time `{"tokens": [{"end", "log_probability", "rank", "likeliest"}]}`: where the token ends in
     UTF-16, how many tokens were likelier, and `[text, log_probability]` of the likeliest."""
     hosted = catalog.named(body.model)
     hosted.must_continue_text()
     ids, ends = _with_ends(hosted, body.text)
-    return event_stream(_surprisals(hosted, ids, ends), as_hub)
+    return await event_stream(_surprisals(hosted, ids, ends), served, as_hub)
 
 
 def _with_ends(hosted: Hosted, text: str) -> tuple[list[int], list[int]]:
@@ -256,22 +255,22 @@ def _seen(hosted: Hosted, token: ScoredToken) -> dict[str, Any]:
 
 
 @router.post("/editor/draft", responses=ANSWERS)
-async def draft(body: DraftBody, catalog: Catalog) -> Response:
+async def draft(body: DraftBody, catalog: Catalog, served: Served) -> Response:
     """A text by the teacher, its student drafting: `{"text", "drafted"}` as it is settled, and last
     `{"num_accepted", "num_drafted", "num_rounds", "seconds"}`."""
     teacher, student = catalog.named(body.teacher), catalog.named(body.student)
     student.must_continue_text()
     ids = _recent(teacher, body)[-(student.loaded.context - body.tokens) :]
-    if teacher.is_drafted_for:
-        raise Problem(429, f"A text by {teacher.name} is being drafted; try again in a moment.")
     text = await teacher.do(DraftedText, teacher.loaded, student.loaded, ids, body.generation())
-    return event_stream(_drafted(teacher, text), as_hub)
+    return await event_stream(_drafted(teacher, text), served, as_hub)
 
 
 async def _drafted(teacher: Hosted, text: DraftedText) -> AsyncGenerator[str, None]:
+    if teacher.is_drafted_for:
+        raise Problem(429, f"A text by {teacher.name} is being drafted; try again in a moment.")
+    teacher.is_drafted_for = True
     started = time.perf_counter()
     pieces = text.__iter__()
-    teacher.is_drafted_for = True  # only now: what never begins would never end it
     try:
         while time.perf_counter() - started < teacher.limits.seconds:
             piece = await teacher.do(next, pieces, None)

@@ -173,8 +173,7 @@ async def _continue(hosted: Hosted, body: HubBody, served: Client) -> Response:
     form = _TextForm(hosted, prompt, parameters, request)
     served.count(hosted, [request])
     if body.stream:
-        hosted.check([request])
-        return event_stream(form.streamed(), as_hub)
+        return await event_stream(form.streamed(), served, as_hub)
     (answer,) = await served.unless_gone(hosted.answers([request]))
     return JSONResponse([form.whole(answer)])
 

@@ -169,8 +169,7 @@ async def complete(body: CompletionBody, catalog: Catalog, served: Served) -> Re
     form = _CompletionForm(hosted, body, prompts)
     served.count(hosted, requests)
     if body.stream:
-        hosted.check(requests)
-        return event_stream(form.streamed(requests))
+        return await event_stream(form.streamed(requests), served)
     answers = await served.unless_gone(hosted.answers(requests))
     return JSONResponse(form.whole(answers))
 
@@ -305,8 +304,7 @@ async def chat(body: ChatBody, catalog: Catalog, served: Served) -> Response:
     form = _ChatForm(hosted, body, len(ids))
     served.count(hosted, [request])
     if body.stream:
-        hosted.check([request])
-        return event_stream(form.streamed(request))
+        return await event_stream(form.streamed(request), served)
     (answer,) = await served.unless_gone(hosted.answers([request]))
     return JSONResponse(form.whole(answer))
 
@@ -353,12 +351,12 @@ class _ChatForm:
         return {**self._frame, "object": "chat.completion", "choices": choices, "usage": usage}
 
     async def streamed(self, request: Request) -> AsyncGenerator[str, None]:
-        for number in range(self._body.n):
-            yield self._chunk(number, {"role": "assistant", "content": ""}, None, None)
         num_new, begun = 0, [False] * self._body.n
         async with aclosing(self._hosted.events([request])) as events:
             async for _, event in events:
                 if isinstance(event, PromptRead):
+                    for number in range(self._body.n):
+                        yield self._chunk(number, {"role": "assistant", "content": ""}, None, None)
                     continue
                 text = event.text if begun[event.sequence] else event.text.lstrip()
                 begun[event.sequence] |= bool(text)

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.responses import StreamingResponse
 
+from stillhouse.serving.depends import Client
 from stillhouse.serving.problems import Problem, as_openai
 
 # What a route that can stream says of its answers.
@@ -22,14 +23,23 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-def event_stream(
-    events: AsyncGenerator[str, None], problem_form: Callable[[Problem], Any] = as_openai
+async def event_stream(
+    events: AsyncGenerator[str, None],
+    served: Client,
+    problem_form: Callable[[Problem], Any] = as_openai,
 ) -> StreamingResponse:
-    """Each item as an event. A problem on the way is the last one: its status can no longer be
-    sent."""
+    """Each item as an event. The first is waited for, so that what is refused has the status that
+    says so; a later problem is the last event.
+
+    Raises:
+        Problem: what would have been the first event.
+    """
+    first = await served.unless_gone(anext(events, None))
 
     async def encoded() -> AsyncIterator[bytes]:
         async with aclosing(events) as source:
+            if first is not None:
+                yield f"data: {first}\n\n".encode()
             try:
                 async for event in source:
                     yield f"data: {event}\n\n".encode()
