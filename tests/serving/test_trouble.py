@@ -149,6 +149,17 @@ def test_a_full_queue_says_when_to_come_back(small):
     assert all(headers["Retry-After"] == "1" for headers in refused)
 
 
+def test_a_stream_past_the_queue_has_a_status_too(small):
+    """However many ask at the same moment: 429, not an error in the middle of a 200."""
+    body = {**LONG, "stream": True}
+    with ThreadPoolExecutor(24) as pool:
+        asked = [pool.submit(ask, small.url, body=body, key="secret") for _ in range(24)]
+        answers = [each.result() for each in asked]
+    assert {status for status, _, _ in answers} == {200, 429}
+    for status, _, answer in answers:
+        assert status == 429 or answer.endswith(b"data: [DONE]\n\n")
+
+
 def test_what_an_idle_server_could_not_take_is_not_to_be_tried_again(small):
     """More prompts than its slots and its queue hold: a 400, not a 429."""
     body = {"model": "sample", "prompt": ["a"] * 6, "max_tokens": 1}
