@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import pytest
 from playwright.sync_api import Page, Route, expect
-from tests.page.acts import TEXT, ask, finished, marked, text_of
+from tests.page.acts import TEXT, ask, finished, marked, reload, text_of
 from tests.serving.conftest import start, stop
 
 COMPRESSED_BYTES = 150_000
@@ -168,3 +168,163 @@ def test_the_page_is_small_and_strict(writing):
         policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+
+
+def test_a_further_set_that_fails_leaves_the_earlier_ones(page):
+    first = ask(page)
+
+    def answer(route: Route) -> None:
+        route.fulfill(status=429, body=json.dumps({"error": "Too many are waiting."}))
+
+    page.route("**/editor/suggestions", answer)
+    page.keyboard.press("Tab")
+    expect(page.locator("#trouble")).to_contain_text("Too many are waiting.")
+    assert finished(page) == first
+    expect(page.locator("#set")).to_have_text("1 of 1")
+    page.unroute("**/editor/suggestions")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#set")).to_have_text("2 of 2")
+    assert finished(page) != first
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    assert text_of(page) == TEXT + first[0]
+
+
+def test_no_word_is_taken_before_it_is_whole_and_what_has_not_come_yet_is_not_dropped(page):
+    """An answer that stands still in the midst of its words: the second has not begun."""
+    page.evaluate(
+        """() => {
+          const told = (event) => new TextEncoder().encode(`data: ${JSON.stringify(event)}\\n\\n`);
+          window.fetch = async () => new Response(new ReadableStream({
+            start(controller) {
+              window.come = (...events) => {
+                for (const event of events) controller.enqueue(told(event));
+              };
+            },
+          }));
+        }"""
+    )
+    page.keyboard.press("Tab")
+    options = page.locator("#suggestions li span")
+    page.evaluate("come({sequence: 0, text: 'bor an'}, {sequence: 2, text: 'vest '})")
+    expect(options).to_have_text(["bor an", "…", "vest "])
+    page.keyboard.press("Control+ArrowRight")
+    page.keyboard.press("Control+ArrowRight")
+    assert text_of(page) == f"{TEXT}bor", "' an' may yet become another word"
+    expect(options).to_have_text([" an", "…"])
+    page.evaluate("come({sequence: 0, text: 'd'}, {sequence: 1, text: 'bor is'})")
+    expect(options).to_have_text([" and", " is"])
+    page.evaluate("come({sequence: 0, text: '', reason: 'length'})")
+    page.wait_for_timeout(100)
+    page.keyboard.press("Control+ArrowRight")
+    assert text_of(page) == f"{TEXT}bor and"
+
+
+NO_STORAGE = """
+for (const area of ["localStorage", "sessionStorage"]) {
+  Object.defineProperty(window, area, { get() { throw new DOMException("no", "SecurityError"); } });
+}
+"""
+
+
+def test_where_the_browser_keeps_nothing_the_page_works_and_says_so_once(open_page):
+    page = open_page()
+    page.add_init_script(NO_STORAGE)
+    reload(page)
+    page.locator("#text").click()
+    page.keyboard.type(TEXT)
+    expect(page.locator("#trouble")).to_contain_text("keeps nothing")
+    page.get_by_role("button", name="Dismiss").click()
+    page.locator("#text").focus()
+    assert len(ask(page)) == 3
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(500)
+    expect(page.locator("#trouble")).to_be_hidden()
+    text = text_of(page)
+    page.get_by_role("button", name="New", exact=True).click()
+    page.get_by_role("button", name="Bring the other text back").click()
+    assert text_of(page) == text
+
+
+def test_who_has_no_key_can_leave_the_question_for_it(open_page):
+    page = open_page()
+    refused = []
+
+    def answer(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer secret":
+            route.continue_()
+        else:
+            refused.append(route)
+            route.fulfill(status=401, body=json.dumps({"error": "A key is needed."}))
+
+    page.route("**/editor/models", answer)
+    page.reload()
+    expect(page.locator("#asking-key")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#trouble")).to_contain_text("A key is needed.")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#asking-key")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.locator("#trouble")).to_contain_text("A key is needed.")
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_label("Key", exact=True).fill("secret")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text("Ready")
+    assert len(refused) == 3, "an empty key is not tried"
+
+
+def test_a_task_without_an_answer_can_be_asked_again(page):
+    """A silent server is given up after half a minute here too."""
+    page.clock.install()
+    page.get_by_role("tab", name="Tasks").click()
+    page.route("**/models/minilm", lambda route: None)
+    button = page.locator("#tasks button").first
+    button.click()
+    expect(button).to_be_disabled()
+    page.clock.fast_forward(31_000)
+    expect(page.locator("#trouble")).to_contain_text("silent")
+    expect(button).to_be_enabled()
+    page.unroute("**/models/minilm")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#tasks li").first).to_be_visible()
+
+
+@pytest.mark.parametrize("ends", ["by hand", "by an error"])
+def test_a_heat_map_that_is_not_read_does_not_go_on_reading(page, ends):
+    def answer(route: Route) -> None:
+        if ends == "by an error":
+            route.fulfill(status=500, body=json.dumps({"error": "Reading failed."}))
+
+    page.route("**/editor/surprisal", answer)
+    page.get_by_role("tab", name="Heat map").click()
+    if ends == "by hand":
+        expect(page.locator("#heat-summary")).to_contain_text("Reading")
+        page.locator("#heat-stop").click()
+    expect(page.locator("#heat-stop")).to_be_hidden()
+    expect(page.locator("#heat-summary")).to_have_text("Nothing was read.")
+
+
+def test_a_retry_that_fails_costs_no_turn_of_the_story(page):
+    """Nor does a reload while it waits."""
+    page.get_by_role("tab", name="Story").click()
+    page.get_by_label("What happens next").fill("wait")
+    page.get_by_label("What happens next").press("Enter")
+    turns = page.locator("#turns li")
+    expect(turns).to_have_count(2)
+    expect(page.locator("#turn-stop")).to_be_hidden()
+    told = turns.all_text_contents()
+    page.context.set_offline(True)
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator("#trouble")).to_contain_text("does not answer")
+    assert turns.all_text_contents() == told
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Try again").click()
+    expect(turns.nth(1)).not_to_have_text(told[1])
+    expect(page.locator("#turn-stop")).to_be_hidden()
+    told = turns.all_text_contents()
+    page.route("**/editor/suggestions", lambda route: None)
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator("#turn-stop")).to_be_visible()
+    reload(page)
+    page.get_by_role("tab", name="Story").click()
+    assert turns.all_text_contents() == told

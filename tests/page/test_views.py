@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from playwright.sync_api import Page, expect
-from tests.page.acts import TEXT, finished, keep_settings, text_of
+from tests.page.acts import TEXT, finished, keep_settings, reload, text_of
 
 import stillhouse
 
@@ -145,6 +145,65 @@ def test_a_story_is_told_in_turns(page):
     page.get_by_role("button", name="Copy to the page").click()
     assert text_of(page).strip().startswith("> You light the lamp")
     expect(page.locator("#counts")).to_contain_text("% machine")
+
+
+def tell(page: Page, words: str) -> None:
+    """A turn of the story, and what follows from it."""
+    page.get_by_role("tab", name="Story").click()
+    page.get_by_label("What happens next").fill(words)
+    page.get_by_label("What happens next").press("Enter")
+    expect(page.locator("#turns .model").last).to_be_visible()
+    expect(page.locator("#turn-stop")).to_be_hidden()
+
+
+def test_what_is_to_be_remembered_is_pinned_and_the_story_is_the_text(page):
+    asked = []
+    page.on("request", lambda request: asked.append(request))
+    tell(page, "wait")
+    page.get_by_label("Always remember").fill("You are a lighthouse keeper.")
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator("#turn-stop")).to_be_hidden()
+    first, second = (each.post_data_json for each in asked if "suggestions" in each.url)
+    assert "pinned" not in first
+    assert second["pinned"] == "You are a lighthouse keeper.\n"
+    assert first["text"] == second["text"] == "> You wait\n"
+
+
+def test_a_new_story_does_not_cost_the_old_one(page):
+    """Nor does a reload in between; bringing it back sets the new one aside."""
+    tell(page, "light the lamp")
+    turns = page.locator("#turns li")
+    told = turns.all_text_contents()
+    expect(page.get_by_role("button", name="Bring the other story back")).to_be_hidden()
+    page.get_by_role("button", name="New story").click()
+    expect(turns).to_have_count(0)
+    page.get_by_role("button", name="New story").click()
+    reload(page)
+    page.get_by_role("tab", name="Story").click()
+    page.get_by_role("button", name="Bring the other story back").click()
+    assert turns.all_text_contents() == told
+
+
+def test_each_turn_of_a_story_is_marked_with_the_model_that_told_it(page):
+    tell(page, "light the lamp")
+    keep_settings(page, {"model": "student"})
+    tell(page, "wait")
+    keep_settings(page, {"model": "sample"})
+    page.get_by_role("tab", name="Story").click()
+    page.get_by_role("button", name="Copy to the page").click()
+    page.wait_for_timeout(500)  # it is kept a moment after the last change
+    marks = page.evaluate("JSON.parse(localStorage.getItem('stillhouse.manuscript')).marks")
+    assert [mark["model"] for mark in marks] == ["sample", "student"]
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_the_smallest_model_is_the_student_and_the_largest_the_teacher(page, writing, step):
+    """In whatever order the server names them."""
+    found = page.request.get(f"{writing.url}/editor/models").json()["models"][::step]
+    page.route("**/editor/models", lambda route: route.fulfill(json={"models": found}))
+    reload(page)
+    expect(page.locator("#compare-student")).to_have_value("student")
+    expect(page.locator("#compare-teacher")).to_have_value("sample")
 
 
 def test_an_encoder_compares_sentences(page):

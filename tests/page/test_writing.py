@@ -195,3 +195,124 @@ def test_on_a_phone_buttons_do_what_keys_do(open_page):
     page.locator("#take").tap()
     assert text_of(page) == TEXT + text
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def own_link(page: Page, text: str) -> str:
+    """A link to this text, as another writer would send it."""
+    page.locator("#text").fill(text)
+    page.get_by_role("button", name="Share").click()
+    expect(page.locator("#sharing")).to_be_visible()
+    link = page.locator("#link").input_value()
+    page.locator("#sharing").get_by_role("button", name="Close").click()
+    return link
+
+
+def bring_back(page: Page) -> str:
+    page.get_by_role("button", name="Bring the other text back").click()
+    return text_of(page)
+
+
+def test_after_two_links_in_a_row_one_s_own_text_can_be_had_back(page):
+    """Opened in the tab that has the page already, where the address alone changes; and going
+    through all texts loses none."""
+    first, second = own_link(page, "The first."), own_link(page, "The second.")
+    page.locator("#text").fill("My own text.")
+    page.goto(first)
+    expect(page.locator("#text")).to_have_value("The first.")
+    page.goto(second)
+    expect(page.locator("#text")).to_have_value("The second.")
+    texts = [bring_back(page) for _ in range(6)]
+    assert texts == ["The first.", "My own text.", "The second."] * 2
+    reload(page)
+    assert bring_back(page) == "The first."
+
+
+def test_new_twice_keeps_both_texts(page):
+    for text in ("One.", "Two."):
+        page.locator("#text").fill(text)
+        page.get_by_role("button", name="New", exact=True).click()
+        assert text_of(page) == ""
+    page.get_by_role("button", name="New", exact=True).click()
+    assert [bring_back(page) for _ in range(3)] == ["Two.", "One.", "Two."]
+
+
+def test_of_many_texts_the_last_five_are_kept(page):
+    """Also after one of them was brought back: what lies there longest goes, not what lies last."""
+    for number in range(6):
+        page.locator("#text").fill(f"Text {number}.")
+        page.get_by_role("button", name="New", exact=True).click()
+    page.locator("#text").fill("Text 6.")
+    assert bring_back(page) == "Text 5."
+    page.get_by_role("button", name="New", exact=True).click()
+    texts = {bring_back(page) for _ in range(8)}
+    assert texts == {f"Text {number}." for number in range(2, 7)}
+
+
+@pytest.mark.parametrize("hash", ["#text=", "#text=AAAA", "#text=%20%20"])
+def test_a_damaged_link_says_so_and_the_text_stays(page, hash):
+    page.keyboard.type(TEXT)
+    page.evaluate("given => (location.hash = given)", hash)
+    expect(page.locator("#trouble")).to_contain_text("This link is damaged")
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+    assert text_of(page) == TEXT
+
+
+def test_two_tabs_lose_nothing_of_each_other_s(page, writing):
+    """The one that hears of the other's text says so once, and sets its own aside."""
+    other = page.context.new_page()
+    other.goto(writing.url)
+    expect(other.locator("#status")).to_contain_text("Ready")
+    page.keyboard.type("Here.")
+    page.wait_for_timeout(500)
+    expect(other.locator("#trouble")).to_contain_text("open in another tab")
+    other.locator("#trouble-close").click()
+    other.locator("#text").click()
+    other.keyboard.type("There")
+    other.wait_for_timeout(500)
+    page.keyboard.type(" Still here.")
+    page.wait_for_timeout(500)
+    other.keyboard.type(", too.")
+    other.wait_for_timeout(500)
+    expect(other.locator("#trouble")).to_be_hidden()
+    expect(page.locator("#trouble")).to_be_hidden()
+    reload(page)
+    assert text_of(page) == "Here. Still here."
+    assert bring_back(page) == "There, too."
+    assert bring_back(page) == "Here. Still here."
+
+
+def test_suggestions_are_marked_with_the_model_that_was_asked(page):
+    """Not with the one that is chosen when they are taken."""
+    page.keyboard.type(TEXT)
+    ask(page)
+    page.evaluate(
+        """() => {
+          const select = document.querySelector("[name=model]");
+          select.value = "sample";
+          select.dispatchEvent(new Event("input", { bubbles: true }));
+        }"""
+    )
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Export").click()
+    with page.expect_download() as download:
+        page.locator("[data-format=json]").click()
+    parts = json.loads(download.value.path().read_text(encoding="utf-8"))["parts"]
+    assert [part.get("model") for part in parts] == [None, "student"]
+
+
+@pytest.mark.parametrize("taken", ["the sea was rough", "the old sea", "the sea"])
+def test_what_a_machine_writes_over_a_selection_is_its_own_to_the_last_letter(page, taken):
+    """Also where it begins or ends as what was there, which a person had written."""
+    events = [{"sequence": 0, "text": taken}, {"sequence": 0, "text": "", "reason": "length"}]
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    keep_settings(page, {**SETTINGS, "number": 1})
+    page.route(
+        "**/editor/suggestions",
+        lambda route: route.fulfill(content_type="text/event-stream", body=body),
+    )
+    page.locator("#text").fill("I saw the sea. It rose.")
+    page.evaluate("document.getElementById('text').setSelectionRange(6, 13)")
+    ask(page)
+    page.keyboard.press("Enter")
+    assert text_of(page) == f"I saw {taken}. It rose."
+    assert marked(page) == [taken]

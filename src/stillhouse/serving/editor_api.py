@@ -178,7 +178,8 @@ def _recent(hosted: Hosted, body: Asked, *, pinned: str = "") -> tuple[int, ...]
     if room < 2:
         fewer = "pin less, or ask for fewer" if pinned else "ask for fewer"
         raise Problem(400, f"{hosted.name} takes {hosted.loaded.context} tokens; {fewer}.")
-    return always + hosted.loaded.prompt_ids(body.text)[-room:]
+    ids = always + tuple(hosted.loaded.encode(body.text)[-room:])
+    return ids or hosted.loaded.prompt_ids("")
 
 
 async def _suggested(hosted: Hosted, request: Request) -> AsyncGenerator[str, None]:
@@ -257,7 +258,7 @@ def _seen(hosted: Hosted, token: ScoredToken) -> dict[str, Any]:
 @router.post("/editor/draft", responses=ANSWERS)
 async def draft(body: DraftBody, catalog: Catalog, served: Served) -> Response:
     """A text by the teacher, its student drafting: `{"text", "drafted"}` as it is settled, and last
-    `{"num_accepted", "num_drafted", "num_rounds", "seconds"}`."""
+    `{"num_accepted", "num_drafted", "num_rounds"}`."""
     teacher, student = catalog.named(body.teacher), catalog.named(body.student)
     student.must_continue_text()
     ids = _recent(teacher, body)[-(student.loaded.context - body.tokens) :]
@@ -283,7 +284,6 @@ async def _drafted(teacher: Hosted, text: DraftedText) -> AsyncGenerator[str, No
                 "num_accepted": counts.num_accepted,
                 "num_drafted": counts.num_drafted,
                 "num_rounds": counts.num_rounds,
-                "seconds": time.perf_counter() - started,
             }
         )
     finally:

@@ -54,10 +54,11 @@ export class Compare {
       const asked = { text, ...sampling(), tokens: Math.max(40, sampling().tokens) };
       const alone = { text: document.createElement("p"), facts: document.createElement("dl") };
       await this.#goOn(alone, teacher, asked, signal);
+      const started = performance.now(); // as for the teacher alone: what the writer waits
       for await (const told of stream("/editor/draft", { ...asked, student, teacher }, signal)) {
         if (signal.aborted) return;
         if ("text" in told) this.#addPiece(told);
-        else this.#tellDraft(told, alone.seconds);
+        else this.#tellDraft(told, (performance.now() - started) / 1000, alone.seconds);
       }
     });
   }
@@ -69,7 +70,7 @@ export class Compare {
     this.draft.text.append(piece);
   }
 
-  #tellDraft({ num_accepted, num_drafted, num_rounds, seconds }, alone) {
+  #tellDraft({ num_accepted, num_drafted, num_rounds }, seconds, alone) {
     const percent = num_drafted ? Math.round((100 * num_accepted) / num_drafted) : 0;
     facts(this.draft.facts, {
       "Drafts kept": `${num_accepted} of ${num_drafted} (${percent} %), in ${num_rounds} rounds`,

@@ -58,7 +58,10 @@ export class Heat {
     } catch (error) {
       if (!stopping.signal.aborted) this.failed(error, () => this.read(source, model));
     } finally {
-      if (this.stopping === stopping) this.stopButton.hidden = true;
+      if (this.stopping === stopping) {
+        this.stopButton.hidden = true;
+        if (!this.tokens.length) this.summary.textContent = "Nothing was read.";
+      }
     }
   }
 

@@ -1,33 +1,46 @@
 // Keeping a text: on this device as it is written, in files, and in links.
 
 import { validMarks } from "./manuscript.js";
+import { read, store } from "./stored.js";
 
-const KEPT = "stillhouse.manuscript";
-const BEFORE = "stillhouse.manuscript.before";
+export const KEPT = "stillhouse.manuscript";
+const ASIDE = "stillhouse.manuscript.aside";
+const ASIDE_MOST = 5;
 const LINK_CHARACTERS = 16_000;
 
-export function keep({ text, marks }) {
-  localStorage.setItem(KEPT, JSON.stringify({ text, marks }));
+export const keep = ({ text, marks }) => store(KEPT, { text, marks });
+
+export const kept = () => sound(read(KEPT));
+
+// Texts that gave way to others, the next to bring back first.
+const aside = () => [read(ASIDE)].flat().filter(sound);
+
+export const nextAside = ({ text }) => sound(aside().find((each) => each.text !== text));
+
+// `last` is for a text that another is brought back for, so that bringing back goes through all in
+// turn. Of what is set aside again and again under one name, as it is written, the latest stays.
+export function setAside({ text, marks }, { last = false, name = null } = {}) {
+  if (!text.trim()) return;
+  const isOther = (each) => each.text !== text && (name === null || each.name !== name);
+  const others = aside().filter(isOther);
+  const own = { text, marks, name, since: Date.now() };
+  const all = last ? [...others, own] : [own, ...others];
+  const oldest = all.reduce((a, b) => (b.since < a.since ? b : a));
+  store(ASIDE, all.length > ASIDE_MOST ? all.filter((each) => each !== oldest) : all);
 }
 
-export const kept = () => read(localStorage.getItem(KEPT));
-
-// What was there before a text from a link, or a new one, took its place.
-export const keptBefore = () => read(localStorage.getItem(BEFORE));
-
-export function setAside() {
-  const own = localStorage.getItem(KEPT);
-  if (read(own)?.text.trim()) localStorage.setItem(BEFORE, own);
+// The next text to bring back in the place of this one, which is set aside.
+export function broughtBack(own) {
+  const next = nextAside(own);
+  store(ASIDE, aside().filter(({ text }) => text !== next.text));
+  setAside(own, { last: true });
+  return next;
 }
 
-function read(json) {
-  try {
-    const { text, marks } = JSON.parse(json);
-    if (typeof text !== "string") return null;
-    return { text, marks: validMarks(text, marks) ? marks : [] };
-  } catch {
-    return null;
-  }
+function sound(found) {
+  if (typeof found?.text !== "string") return null;
+  const { text, marks } = found;
+  return { text, marks: validMarks(text, marks) ? marks : [] };
 }
 
 async function through(transform, bytes) {
@@ -46,15 +59,16 @@ export async function linkTo({ text, marks }) {
   return data.length > LINK_CHARACTERS ? null : link.href;
 }
 
-// The text of the link that the page was opened by; null where it was none, or is damaged.
+export const isLink = () => location.hash.startsWith("#text=");
+
+// The text of the link that the page was opened by; null where it is damaged.
 export async function fromLink() {
-  const data = /^#text=([\w-]+)$/.exec(location.hash)?.[1];
-  if (!data) return null;
+  const data = location.hash.slice("#text=".length);
   try {
     const letters = atob(data.replaceAll("-", "+").replaceAll("_", "/"));
     const packed = Uint8Array.from(letters, (letter) => letter.charCodeAt(0));
     const bytes = await through(new DecompressionStream("deflate-raw"), packed);
-    return read(new TextDecoder().decode(bytes));
+    return sound(JSON.parse(new TextDecoder().decode(bytes)));
   } catch {
     return null;
   }

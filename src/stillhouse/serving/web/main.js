@@ -2,7 +2,9 @@
 
 import { Compare } from "./compare.js";
 import { Heat } from "./heat.js";
-import { download, fromLink, keep, kept, keptBefore, linkTo, setAside } from "./keeping.js";
+import {
+  KEPT, broughtBack, download, fromLink, isLink, keep, kept, linkTo, nextAside, setAside,
+} from "./keeping.js";
 import { models, setKey } from "./server.js";
 import { bind, settings } from "./settings.js";
 import { Story } from "./story.js";
@@ -20,10 +22,11 @@ function say(text, { aloud = false } = {}) {
   requestAnimationFrame(() => (place.textContent = text));
 }
 
-function failed(error, retry) {
-  if (error.status === 401) return askKey(retry);
-  $("trouble-text").textContent = `${error.message} Your text is safe.`;
+// What must not be missed; `retry` where it can be tried again.
+function tell(text, retry = null) {
+  $("trouble-text").textContent = text;
   $("trouble").hidden = false;
+  $("trouble-retry").hidden = !retry;
   $("trouble-retry").onclick = () => {
     $("trouble").hidden = true;
     retry();
@@ -31,27 +34,50 @@ function failed(error, retry) {
   $("trouble-close").onclick = () => ($("trouble").hidden = true);
 }
 
-function askKey(retry) {
-  $("asking-key").addEventListener("close", () => {
+function failed(error, retry) {
+  const shown = () => tell(`${error.message} Your text is safe.`, retry);
+  if (error.status === 401) askKey(retry, shown);
+  else shown();
+}
+
+function askKey(retry, left) {
+  const dialog = $("asking-key");
+  dialog.returnValue = ""; // as Esc leaves it
+  dialog.addEventListener("close", () => {
+    if (dialog.returnValue !== "given" || !$("key").value) return left();
     setKey($("key").value);
     retry();
   }, { once: true });
-  $("asking-key").showModal();
+  dialog.showModal();
 }
 
 // Keeping what is written.
 
 let keeping = null;
+let tab = null; // the name of this tab's own text, once another tab's is the one that is kept
 
 function keepNow() {
   clearTimeout(keeping);
   keeping = null;
-  try {
-    keep(writer.manuscript);
-  } catch {
-    say("This device cannot keep the text; export it before you leave.");
-  }
+  if (tab) setAside(writer.manuscript, { name: tab });
+  else keep(writer.manuscript);
+  showBefore();
 }
+
+// Two tabs would overwrite each other's text: the one that hears of the other's gives way.
+addEventListener("storage", ({ key }) => {
+  if (tab || key !== KEPT || kept()?.text === writer.manuscript.text) return;
+  tab = String(Math.random());
+  keepNow();
+  tell(
+    "This page is open in another tab too, and will open with the text of that one. " +
+      "What you write here is set aside.",
+  );
+});
+
+addEventListener("unkept", () => {
+  tell("This browser keeps nothing of what you write here; export it before you leave.");
+});
 
 function changed(model) {
   if (model === null && suggestions.isOpen) suggestions.close();
@@ -109,7 +135,7 @@ const compare = new Compare(
 const story = new Story(
   {
     memory: $("memory"), turns: $("turns"), form: $("turn-form"), field: $("turn"),
-    stopButton: $("turn-stop"),
+    stopButton: $("turn-stop"), beforeButton: $("story-before"),
   },
   { say, failed },
 );
@@ -149,16 +175,18 @@ $("tabs").addEventListener("keydown", ({ key }) => {
 });
 
 // Another text in place of this one, which is set aside.
-function put({ text, marks }) {
-  keepNow();
-  setAside();
+function put(other) {
+  setAside(writer.manuscript);
+  place(other);
+}
+
+function place({ text, marks }) {
   writer.replace(text, marks);
   keepNow();
-  showBefore();
 }
 
 function showBefore() {
-  $("before").hidden = !keptBefore();
+  $("before").hidden = !nextAside(writer.manuscript);
 }
 
 // Buttons.
@@ -168,7 +196,7 @@ $("suggest").addEventListener("click", () => {
   suggestions.open();
 });
 $("new").addEventListener("click", () => put({ text: "", marks: [] }));
-$("before").addEventListener("click", () => put(keptBefore()));
+$("before").addEventListener("click", () => place(broughtBack(writer.manuscript)));
 $("open-settings").addEventListener("click", () => $("settings").showModal());
 $("export").addEventListener("click", () => $("exporting").showModal());
 $("exporting").addEventListener("click", ({ target }) => {
@@ -210,15 +238,15 @@ $("turn-stop").addEventListener("click", () => story.stop());
 $("turn-retry").addEventListener("click", () => story.retry());
 $("turn-undo").addEventListener("click", () => story.undo());
 $("story-new").addEventListener("click", () => story.begin());
+$("story-before").addEventListener("click", () => story.bringBack());
 $("story-write").addEventListener("click", () => {
   show("write");
-  const model = settings.model;
   const marks = [];
   let text = "";
   for (const turn of story.told) {
     const start = text.length;
     text += turn.text;
-    if (turn.by === "model" && turn.text) marks.push({ start, end: text.length, model });
+    if (turn.by === "model") marks.push({ start, end: text.length, model: turn.model });
   }
   put({ text, marks });
 });
@@ -236,8 +264,9 @@ function fill(found) {
     select.replaceChildren(...causal.map(({ name }) => new Option(name, name)));
   }
   if (!causal.some(({ name }) => name === settings.model)) settings.model = causal[0]?.name ?? null;
-  const largest = causal.reduce((a, b) => (b.parameters > a.parameters ? b : a), causal[0]);
-  if (largest) $("compare-teacher").value = largest.name;
+  const bySize = causal.toSorted((a, b) => a.parameters - b.parameters);
+  $("compare-student").value = bySize[0]?.name;
+  $("compare-teacher").value = bySize.at(-1)?.name;
   const encoders = found.filter(canDo);
   $("tab-tasks").hidden = !encoders.length;
   $("tasks").replaceChildren(...encoders.map((model) => taskForm(model, { say, failed })));
@@ -265,22 +294,23 @@ function useTheme() {
 
 async function start() {
   useTheme();
-  const linked = await fromLink();
-  const own = kept();
-  if (linked) {
-    setAside();
-    history.replaceState(null, "", location.pathname);
-  }
-  const { text, marks } = linked ?? own ?? { text: "", marks: [] };
+  const { text, marks } = kept() ?? { text: "", marks: [] };
   writer.open(text, marks);
   writer.textarea.setSelectionRange(text.length, text.length);
   showCounts();
-  if (linked) {
-    say("The text of the link. Your own is kept.");
-    keepNow();
-  }
   showBefore();
+  await openLink();
   await loadModels();
+}
+
+async function openLink() {
+  if (!isLink()) return;
+  const linked = await fromLink();
+  history.replaceState(null, "", location.pathname);
+  if (!linked) return tell("This link is damaged: its text cannot be read.");
+  show("write");
+  put(linked);
+  say("The text of the link. Your own is kept.");
 }
 
 async function loadModels() {
@@ -292,6 +322,7 @@ async function loadModels() {
   }
 }
 
+addEventListener("hashchange", openLink);
 addEventListener("pagehide", () => keeping && keepNow());
 document.addEventListener("visibilitychange", () => keeping && keepNow());
 start();

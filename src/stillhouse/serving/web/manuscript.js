@@ -12,10 +12,18 @@ export class Manuscript {
     this.states = new Map([[text, marks]]);
   }
 
-  // The text has become `next`, with the caret at `caret`; what is new was written by `model`, or by
-  // a person if there is none.
-  edit(next, caret, model = null) {
-    const { start, oldEnd, newEnd } = change(this.text, next, caret);
+  // The text has become `next`, with the caret at `caret`: a person wrote what is new.
+  edit(next, caret) {
+    this.#change(next, change(this.text, next, caret), null);
+  }
+
+  // A model wrote what is now from `start` to `newEnd`, in the place of what was up to `oldEnd`: all
+  // of it, also where a person had written the same.
+  insert(next, stretch, model) {
+    this.#change(next, stretch, model);
+  }
+
+  #change(next, { start, oldEnd, newEnd }, model) {
     const shift = newEnd - oldEnd;
     const marks = [];
     for (const mark of this.marks) {

@@ -1,15 +1,33 @@
 // Talking to the server: answers, streams of events, and what goes wrong.
 
+import { read, store } from "./stored.js";
+
+const KEY = "stillhouse.key";
 const SILENCE_MS = 30_000; // without an event, the server is taken to be gone
 const RETRY_MS = 1_000;
+const BROKEN = "The connection broke off.";
 
 export class Trouble extends Error {}
 
-let key = sessionStorage.getItem("stillhouse.key") ?? "";
+let key = read(KEY, "sessionStorage") ?? "";
 
 export function setKey(given) {
   key = given;
-  sessionStorage.setItem("stillhouse.key", given);
+  store(KEY, given, "sessionStorage");
+}
+
+// A signal that is aborted, too, when nothing was `heard` for too long.
+function patience(signal) {
+  const silence = new AbortController();
+  const trouble = new Trouble(`The server has been silent for ${SILENCE_MS / 1000} seconds.`);
+  let timer = null;
+  const end = () => clearTimeout(timer);
+  const heard = () => {
+    end();
+    timer = setTimeout(() => silence.abort(trouble), SILENCE_MS);
+  };
+  heard();
+  return { either: AbortSignal.any([signal, silence.signal].filter(Boolean)), heard, end };
 }
 
 async function ask(path, body, signal) {
@@ -23,8 +41,8 @@ async function ask(path, body, signal) {
   let response;
   try {
     response = await fetch(path, request);
-  } catch (error) {
-    if (signal?.aborted) throw error;
+  } catch {
+    signal.throwIfAborted();
     throw new Trouble("The server does not answer. Is `stillhouse write` still running?");
   }
   if (response.ok) return response;
@@ -34,15 +52,24 @@ async function ask(path, body, signal) {
   throw trouble;
 }
 
-export async function post(path, body, signal) {
-  return (await ask(path, body, signal)).json();
+// The answer to a body, or to a GET where there is none.
+export async function answerTo(path, body) {
+  const { either, end } = patience();
+  try {
+    return await (await ask(path, body, either)).json();
+  } catch (error) {
+    either.throwIfAborted();
+    throw error instanceof Trouble ? error : new Trouble(BROKEN);
+  } finally {
+    end();
+  }
 }
 
 // The models, as soon as the server has loaded them.
 export async function models(waiting) {
   for (;;) {
     try {
-      return (await (await ask("/editor/models")).json()).models;
+      return (await answerTo("/editor/models")).models;
     } catch (error) {
       if (error.status !== 503) throw error;
       waiting();
@@ -53,9 +80,7 @@ export async function models(waiting) {
 
 // The events of an answer as they come. Ends early, without complaint, where `signal` is aborted.
 export async function* stream(path, body, signal) {
-  const silence = new AbortController();
-  const either = AbortSignal.any([signal, silence.signal]);
-  let timer = setTimeout(() => silence.abort(), SILENCE_MS);
+  const { either, heard, end } = patience(signal);
   try {
     const response = await ask(path, body, either);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -66,8 +91,7 @@ export async function* stream(path, body, signal) {
         if (waiting) throw new Trouble("The answer broke off.");
         return;
       }
-      clearTimeout(timer);
-      timer = setTimeout(() => silence.abort(), SILENCE_MS);
+      heard();
       waiting += value;
       const whole = waiting.split("\n\n");
       waiting = whole.pop();
@@ -79,11 +103,9 @@ export async function* stream(path, body, signal) {
     }
   } catch (error) {
     if (signal.aborted) return;
-    if (silence.signal.aborted) {
-      throw new Trouble(`The server has been silent for ${SILENCE_MS / 1000} seconds.`);
-    }
-    throw error instanceof Trouble ? error : new Trouble("The connection broke off.");
+    either.throwIfAborted();
+    throw error instanceof Trouble ? error : new Trouble(BROKEN);
   } finally {
-    clearTimeout(timer);
+    end();
   }
 }

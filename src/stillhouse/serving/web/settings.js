@@ -1,5 +1,7 @@
 // The writer's settings, kept on this device.
 
+import { read, store } from "./stored.js";
+
 const KEPT = "stillhouse.settings";
 const DEFAULTS = {
   model: null,
@@ -16,14 +18,9 @@ const DEFAULTS = {
 export const settings = { ...DEFAULTS, ...stored() };
 
 function stored() {
-  try {
-    const found = JSON.parse(localStorage.getItem(KEPT)) ?? {};
-    const isKnown = ([name, value]) =>
-      name in DEFAULTS && (name === "model" || typeof value === typeof DEFAULTS[name]);
-    return Object.fromEntries(Object.entries(found).filter(isKnown));
-  } catch {
-    return {};
-  }
+  const isKnown = ([name, value]) =>
+    name in DEFAULTS && (name === "model" || typeof value === typeof DEFAULTS[name]);
+  return Object.fromEntries(Object.entries(read(KEPT) ?? {}).filter(isKnown));
 }
 
 // Show the settings in the form, and keep what is changed there.
@@ -41,11 +38,7 @@ export function bind(form, changed) {
       settings[target.name] = target.valueAsNumber;
     } else settings[target.name] = target.value;
     show(target);
-    try {
-      localStorage.setItem(KEPT, JSON.stringify(settings));
-    } catch {
-      // They hold for this visit.
-    }
+    store(KEPT, settings);
     changed(target.name);
   });
 }

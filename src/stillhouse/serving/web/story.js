@@ -2,9 +2,10 @@
 
 import { stream } from "./server.js";
 import { sampling, settings } from "./settings.js";
+import { read, store } from "./stored.js";
 
 const KEPT = "stillhouse.story";
-const READ = 6_000; // characters of the story, at most; what is to be remembered comes before them
+const READ = 6_000; // characters of the story, at most
 const TOKENS = 60;
 const FORMS = {
   do: (words) => `\n> You ${words}\n`,
@@ -14,10 +15,11 @@ const FORMS = {
 
 export class Story {
   constructor(elements, { say, failed }) {
-    Object.assign(this, elements); // memory, turns, form, field, stopButton
+    Object.assign(this, elements); // memory, turns, form, field, stopButton, beforeButton
     this.say = say;
     this.failed = failed;
-    this.told = []; // {by: "you" or "model", text}
+    this.told = []; // {by: "you", text} or {by: "model", model, text}
+    this.before = []; // the story that was told before this one
     this.tries = 0; // so that a retry is another, from a fixed seed too
     this.#restore();
     this.memory.addEventListener("input", () => this.#keep());
@@ -27,21 +29,18 @@ export class Story {
     });
   }
 
-  get text() {
-    return this.told.map(({ text }) => text).join("").trim();
-  }
-
   // What you add, and then what follows from it. Nothing to add lets the story go on by itself.
   async go(kind, words) {
     if (words) this.told.push({ by: "you", text: FORMS[kind](words) });
     this.field.value = "";
+    this.#render();
     await this.#continue();
   }
 
-  // Another way for the last turn to have gone.
+  // Another way for the last turn to have gone, which stays until the other begins to come.
   async retry() {
-    if (this.told.at(-1)?.by === "model") this.told.pop();
-    await this.#continue();
+    const last = this.told.at(-1);
+    await this.#continue(last?.by === "model" ? last : null);
   }
 
   // Take back the last turn, with what followed from it.
@@ -55,9 +54,15 @@ export class Story {
 
   begin() {
     this.stop();
-    this.told = [];
+    if (this.told.length) [this.told, this.before] = [[], this.told];
     this.#render();
     this.field.focus();
+  }
+
+  bringBack() {
+    this.stop();
+    [this.told, this.before] = [this.before, this.told];
+    this.#render();
   }
 
   stop() {
@@ -65,31 +70,36 @@ export class Story {
     this.stopButton.hidden = true;
   }
 
-  async #continue() {
+  // What follows, in the place of the turn `old` if there is one.
+  async #continue(old = null) {
     this.stop();
     const stopping = new AbortController();
     this.stopping = stopping;
     this.stopButton.hidden = false;
-    const turn = { by: "model", text: "" };
-    const before = `${this.memory.value.trim()}\n${this.text.slice(-READ)}`.trimStart();
-    this.told.push(turn);
-    this.#render();
+    const { model } = settings;
+    const turn = { by: "model", model, text: "" };
+    const before = this.told.filter((each) => each !== old);
+    const story = before.map(({ text }) => text).join("").trim().slice(-READ);
+    const text = before.at(-1)?.by === "you" ? `${story}\n` : story;
+    const memory = this.memory.value.trim();
     this.tries += 1;
     const asked = { ...sampling(this.tries), tokens: TOKENS, stop: ["\n>"], number: 1 };
-    const text = this.told.at(-2)?.by === "you" ? `${before}\n` : before;
+    // What is pinned stays before the story, however much of that has to be cut off.
+    const body = { ...asked, model, text, ...(memory && { pinned: `${memory}\n` }) };
     try {
-      const body = { ...asked, model: settings.model, text };
       for await (const { text: more } of stream("/editor/suggestions", body, stopping.signal)) {
+        if (stopping.signal.aborted) return;
         turn.text += more;
+        if (!turn.text) continue;
+        this.told = [...before, turn];
         this.#render();
       }
       if (!stopping.signal.aborted) this.say(turn.text.trim() || "Nothing came; try again.", { aloud: true });
     } catch (error) {
-      if (!stopping.signal.aborted) this.failed(error, () => this.retry());
+      const again = () => this.#continue(turn.text ? turn : old);
+      if (!stopping.signal.aborted) this.failed(error, again);
     } finally {
-      if (!turn.text) this.told = this.told.filter((each) => each !== turn);
       if (this.stopping === stopping) this.stopButton.hidden = true;
-      this.#render();
     }
   }
 
@@ -103,27 +113,26 @@ export class Story {
       }),
     );
     this.turns.lastElementChild?.scrollIntoView({ block: "nearest" });
+    this.beforeButton.hidden = !this.before.length;
     this.#keep();
   }
 
   #keep() {
-    try {
-      const { told } = this;
-      localStorage.setItem(KEPT, JSON.stringify({ memory: this.memory.value, told }));
-    } catch {
-      this.say("This device cannot keep the story; copy it to the page and export it.");
-    }
+    const { told, before } = this;
+    store(KEPT, { memory: this.memory.value, told, before });
   }
 
   #restore() {
-    try {
-      const { memory, told } = JSON.parse(localStorage.getItem(KEPT));
-      const isTurn = ({ by, text }) => ["you", "model"].includes(by) && typeof text === "string";
-      this.memory.value = memory;
-      this.told = told.filter(isTurn);
-      this.#render();
-    } catch {
-      // There is none yet.
-    }
+    const found = read(KEPT);
+    if (!found) return; // there is none yet
+    const turns = (told) => (Array.isArray(told) ? told.filter(isTurn) : []);
+    this.memory.value = found.memory ?? "";
+    this.told = turns(found.told);
+    this.before = turns(found.before);
+    this.#render();
   }
 }
+
+const isTurn = (turn) =>
+  typeof turn?.text === "string" &&
+  (turn.by === "you" || (turn.by === "model" && typeof turn.model === "string"));

@@ -5,6 +5,7 @@ import { sampling, settings } from "./settings.js";
 
 const READ = 20_000; // characters before the caret, at most; no model here takes more
 const WORD = /^\s*\S+/u;
+const WHOLE_WORD = /^\s*\S+(?=\s)/u;
 
 export class Suggestions {
   // `say` tells a screen reader, `failed` shows a trouble and offers to try again.
@@ -16,7 +17,7 @@ export class Suggestions {
     this.say = say;
     this.failed = failed;
     this.anchor = null; // {start, end} of what a suggestion replaces
-    this.sets = [];
+    this.sets = []; // {model, options: {text, isDone}, taken: of each option already, isDone}
     this.set = 0;
     this.active = 0;
     this.stopping = null;
@@ -42,7 +43,22 @@ export class Suggestions {
   }
 
   get options() {
-    return this.sets[this.set]?.options.filter((option) => !option.isDropped) ?? [];
+    const set = this.sets[this.set];
+    return set?.options.filter((option) => goesAsTaken(option, set)) ?? [];
+  }
+
+  // The option that is chosen stays so, also where one before it goes.
+  get active() {
+    return Math.max(0, this.options.indexOf(this.chosen));
+  }
+
+  set active(at) {
+    this.chosen = this.options[at];
+  }
+
+  // What is left of an option.
+  #rest(option) {
+    return option?.text.slice(this.sets[this.set].taken.length) ?? "";
   }
 
   // Ask at the caret; what is selected would be replaced.
@@ -86,63 +102,58 @@ export class Suggestions {
   }
 
   take() {
-    const option = this.options[this.active];
-    if (!option?.text) return;
+    const rest = this.#rest(this.options[this.active]);
+    if (!rest) return;
     const { start, end } = this.anchor;
+    const { model } = this.sets[this.set];
     this.close();
-    this.writer.insert(start, end, option.text, settings.model);
+    this.writer.insert(start, end, rest, model);
     this.say("Taken.");
   }
 
   // The next word of a suggestion; it and those that go the same way stay.
   takeWord() {
+    const set = this.sets[this.set];
     const option = this.options[this.active];
-    const word = option && WORD.exec(option.text)?.[0];
+    const isDone = set.isDone || option?.isDone;
+    const word = (isDone ? WORD : WHOLE_WORD).exec(this.#rest(option))?.[0];
     if (!word) return;
+    if (set.isDone) this.stop(); // a later set would be for the text as it was
     const { start, end } = this.anchor;
-    for (const each of this.options) {
-      if (each.text.startsWith(word)) each.text = each.text.slice(word.length);
-      else each.isDropped = true;
-    }
-    this.active = this.options.indexOf(option);
-    this.anchor = { start: start + word.length, end: start + word.length };
-    this.sets = [this.sets[this.set]];
+    this.sets = [set];
     this.set = 0;
-    this.writer.insert(start, end, word, settings.model);
-    if (option.text || !this.sets[0].isDone) this.#render();
+    set.taken += word;
+    this.anchor = { start: start + word.length, end: start + word.length };
+    this.writer.insert(start, end, word, set.model);
+    if (this.#rest(option) || !isDone) this.#render();
     else this.close();
   }
 
   async #ask() {
-    const set = { options: [], isDone: false };
+    const { model } = settings;
+    const number = settings.temperature === 0 ? 1 : settings.number;
+    const options = Array.from({ length: number }, () => ({ text: "", isDone: false }));
+    const set = { model, options, taken: "", isDone: false };
     this.sets.push(set);
     this.set = this.sets.length - 1;
     this.active = 0;
-    const number = settings.temperature === 0 ? 1 : settings.number;
-    set.options = Array.from({ length: number }, () => ({ text: "", isDropped: false }));
     const stopping = new AbortController();
     this.stopping = stopping;
     this.#render();
     const { start } = this.anchor;
     const text = this.writer.textarea.value.slice(Math.max(0, start - READ), start);
-    const body = { model: settings.model, text, number, ...sampling(this.set) };
+    const body = { model, text, number, ...sampling(this.set) };
     try {
-      for await (const { sequence, text: more } of stream(
+      for await (const { sequence, text: more, reason } of stream(
         "/editor/suggestions", body, stopping.signal,
       )) {
         if (stopping.signal.aborted) return;
-        set.options[sequence].text += more;
+        options[sequence].text += more;
+        options[sequence].isDone = reason !== undefined;
         this.#renderSoon();
       }
     } catch (error) {
-      if (stopping.signal.aborted) return;
-      const place = this.anchor;
-      this.close();
-      this.failed(error, () => {
-        this.writer.textarea.focus();
-        this.writer.textarea.setSelectionRange(place.start, place.end);
-        this.open();
-      });
+      if (!stopping.signal.aborted) this.#fail(error, set);
       return;
     }
     if (stopping.signal.aborted) return;
@@ -152,8 +163,25 @@ export class Suggestions {
     this.#announce();
   }
 
+  // Without the set that failed; the earlier ones stay.
+  #fail(error, set) {
+    const place = this.anchor;
+    if (this.sets.length === 1) this.close();
+    else {
+      this.sets = this.sets.filter((each) => each !== set);
+      this.turn(Math.min(0, this.sets.length - 1 - this.set));
+    }
+    this.failed(error, () => {
+      this.writer.textarea.focus();
+      if (this.isOpen) return this.turn(this.sets.length - this.set);
+      this.writer.textarea.setSelectionRange(place.start, place.end);
+      this.open();
+    });
+  }
+
   #announce() {
-    const texts = this.options.map(({ text }, at) => `${at + 1}: ${text.trim() || "nothing"}`);
+    const rests = this.options.map((option) => this.#rest(option).trim() || "nothing");
+    const texts = rests.map((rest, at) => `${at + 1}: ${rest}`);
     this.say(`${texts.length} suggestions. ${texts.join(". ")}`, { aloud: true });
   }
 
@@ -168,7 +196,7 @@ export class Suggestions {
     const set = this.sets[this.set];
     const { textarea } = this.writer;
     this.list.replaceChildren(
-      ...this.options.map(({ text }, at) => {
+      ...this.options.map((option, at) => {
         const item = document.createElement("li");
         item.id = `suggestion-${at}`;
         item.role = "option";
@@ -176,7 +204,7 @@ export class Suggestions {
         const number = document.createElement("kbd");
         number.textContent = String(at + 1);
         const words = document.createElement("span");
-        words.textContent = text || (set.isDone ? "(nothing)" : "…");
+        words.textContent = this.#rest(option) || (set.isDone ? "(nothing)" : "…");
         item.append(number, words);
         return item;
       }),
@@ -256,4 +284,9 @@ export class Suggestions {
       act();
     }
   }
+}
+
+// Whether an option begins as what was taken does; one whose words have not come yet still may.
+function goesAsTaken({ text, isDone }, set) {
+  return text.startsWith(set.taken) || (!isDone && !set.isDone && set.taken.startsWith(text));
 }

@@ -1,6 +1,6 @@
 // What the loaded encoders can do: a form for each, and its answer.
 
-import { post } from "./server.js";
+import { answerTo } from "./server.js";
 
 const KINDS = {
   "fill-mask": {
@@ -75,7 +75,7 @@ export function taskForm(model, { say, failed }) {
     const given = Object.fromEntries(new FormData(form));
     try {
       const inputs = kind.inputs(given);
-      const found = await post(`/models/${encodeURI(model.name)}`, { inputs });
+      const found = await answerTo(`/models/${encodeURI(model.name)}`, { inputs });
       answer.replaceChildren(kind.show(found, given, inputs));
       say(answer.innerText, { aloud: true });
     } catch (error) {

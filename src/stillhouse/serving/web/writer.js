@@ -30,7 +30,7 @@ export class Writer {
   insert(start, end, text, model) {
     this.textarea.focus();
     this.textarea.setSelectionRange(start, end);
-    this.inserting = model;
+    this.inserting = { start, oldEnd: end, model };
     // Deprecated, and still the only way in which a page's change can be undone by the browser.
     const done = document.execCommand("insertText", false, text);
     if (!done) {
@@ -71,9 +71,12 @@ export class Writer {
   #input(event) {
     const { value } = this.textarea;
     if (UNDOING.has(event.inputType)) this.manuscript.restore(value, this.caret);
-    else this.manuscript.edit(value, this.caret, this.inserting);
+    else if (this.inserting) {
+      const { model, ...stretch } = this.inserting;
+      this.manuscript.insert(value, { ...stretch, newEnd: this.caret }, model);
+    } else this.manuscript.edit(value, this.caret);
     this.#render();
-    this.changed(this.inserting);
+    this.changed(this.inserting?.model ?? null);
   }
 
   #render() {
