@@ -42,6 +42,7 @@ def test_auto_is_int8_where_the_perplexity_stays():
     plain = stillhouse.load("sample", offline=True)
     asked = {"greedy": True, "max_new_tokens": 4}
     assert model.generate(PROMPT, **asked) == plain.generate(PROMPT, **asked)
+    assert model.num_parameters == plain.model.num_parameters()
 
 
 @needs_int8

@@ -71,6 +71,7 @@ class LoadedModel:
         """A language model has no `task`."""
         self.family = family_of(model.config)
         self.model = model
+        self.num_parameters = model.num_parameters()  # in less precision some are none of PyTorch's
         self.tokenizer = tokenizer
         self._task = task
         self._token_texts: dict[int, str] = {}

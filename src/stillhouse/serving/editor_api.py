@@ -134,7 +134,7 @@ def _described(hosted: Hosted) -> dict[str, Any]:
     return {
         "name": hosted.name,
         "does": loaded.pipeline_task,
-        "parameters": loaded.model.num_parameters(),
+        "parameters": loaded.num_parameters,
         "precision": hosted.precision,
         "context": loaded.context,
         "vocabulary": loaded.model.config.vocab_size,
