@@ -1,18 +1,19 @@
 """The distillation step on one CUDA device: tokens per second, the device's use, memory.
 
     python -m benchmarks.gpu --output gpu.json
+    python -m benchmarks.gpu --device cpu --tiny    # a dry run: the script itself, on any machine
 
 GPT-2 to DistilGPT2 at 1,024 tokens, BERT-base to DistilBERT at 512: whole sequences of random
 tokens, as packing gives them; random weights from a seed; the configurations' own dropout. Ours in
 bfloat16, eager and compiled, beside the step of 2019 in float32 and in bfloat16, where it fits.
 Equal in float32 on two sequences first, then warmed up and timed in turns by the device's events.
-Reads nothing; writes a table, and with --output every raw number. Exits with 1 where losses or
-gradients of the two are not equal, with 2 where there is no CUDA device.
+Reads nothing; writes a table, and with --output every raw number, after each case. Exits with 1
+where losses or gradients of the two are not equal, with 2 where there is no such device.
 
 Utilization is that of model FLOPs: two operations a multiply-add, over the vendor's dense bfloat16
 peak. The floor is that of `stillhouse.training.floor`, from bfloat16 rates measured on this
 device. Memory is the highest that was allocated in a step, with the step's own models and
-optimizer.
+optimizer; on the CPU it is not measured.
 """
 
 import argparse
@@ -52,6 +53,19 @@ from stillhouse.training.work import count_work
 PAIRS = {
     "gpt2": Pair(GPT2Config, 16, 1024, ragged=False),
     "bert": Pair(BertConfig, 32, 512, ragged=False),
+}
+TINY = {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_positions": 64, "vocab_size": 500}
+TINY_BERT = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+    "vocab_size": 500,
+}
+TINY_PAIRS = {
+    "gpt2": Pair(functools.partial(GPT2Config, **TINY), 2, 64, ragged=False),
+    "bert": Pair(functools.partial(BertConfig, **TINY_BERT), 2, 64, ragged=False),
 }
 ROWS: dict[str, list[Rows]] = {"gpt2": ["all"], "bert": ["all", "predicted"]}
 OURS = {"ours": Variant("bf16"), "ours-compiled": Variant("bf16", compiled=True)}
@@ -144,7 +158,7 @@ def measure_case(case: Case, repeats: int, peak_flops: float | None) -> Result:
     steps: dict[str, measure.Step] = {}
     memory: dict[str, int | None] = {}
     for name in (*OURS, *REFERENCES):
-        step, memory[name] = warmed_up(functools.partial(case.prepare, name))
+        step, memory[name] = warmed_up(functools.partial(case.prepare, name), case.device)
         if step is not None:
             steps[name] = step
     return Result(
@@ -168,20 +182,26 @@ def equal_in_float32(case: Case) -> Equality:
     return equality(our_outcome(models, batch, classic_losses(few.rows)), expected)
 
 
-def warmed_up(prepare: Callable[[], measure.Step]) -> tuple[measure.Step | None, int | None]:
+def warmed_up(
+    prepare: Callable[[], measure.Step], device: torch.device
+) -> tuple[measure.Step | None, int | None]:
     """A step after its first runs, and the most it had allocated in one more; None: no room."""
     gc.collect()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
+    on_gpu = device.type == "cuda"
+    before = 0
+    if on_gpu:
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
     try:
         step = prepare()
         for _ in range(WARM_UP_STEPS):
             step()
-        torch.cuda.reset_peak_memory_stats()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         step()
     except torch.OutOfMemoryError:
         return None, None
-    return step, torch.cuda.max_memory_allocated() - before
+    return step, torch.cuda.max_memory_allocated() - before if on_gpu else None
 
 
 def known_peak(name: str) -> float | None:
@@ -211,24 +231,33 @@ def case_table(result: Result) -> Table:
 
 def report(results: Sequence[Result], options: argparse.Namespace) -> dict[str, Any]:
     """Every raw number, and what it was measured with."""
-    properties = torch.cuda.get_device_properties(0)
     return {
         "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
         "settings": {"seed": options.seed, "repeats": options.repeats, "warm_up": WARM_UP_STEPS},
         **measure.environment(),
-        "device": {
-            "name": properties.name,
-            "memory_bytes": properties.total_memory,
-            "capability": [properties.major, properties.minor],
-            "cuda": torch.version.cuda,
-            "float32_products": torch.get_float32_matmul_precision(),
-        },
+        "device": describe_device(torch.device(options.device)),
         "results": [asdict(result) | {"summary": result.summary()} for result in results],
+    }
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured on; of the CPU `environment` tells more."""
+    if device.type == "cpu":
+        return {"name": "cpu"}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "capability": [properties.major, properties.minor],
+        "cuda": torch.version.cuda,
+        "float32_products": torch.get_float32_matmul_precision(),
     }
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="shapes for a dry run")
     parser.add_argument("--pair", choices=PAIRS, nargs="+", default=list(PAIRS))
     parser.add_argument(
         "--sequences", type=int, help="sequences of a batch; by default 16,384 tokens"
@@ -242,29 +271,32 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options, console = parse_options(), Console()
-    if not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("This benchmark needs a CUDA device, and torch finds none here.", file=sys.stderr)
         return 2
-    device = torch.device("cuda", 0)
-    given = options.peak_tflops
-    peak = 1e12 * given if given else known_peak(torch.cuda.get_device_name(device))
+    device, pairs = torch.device(options.device), TINY_PAIRS if options.tiny else PAIRS
+    peak = 1e12 * options.peak_tflops if options.peak_tflops else None
+    if peak is None and device.type == "cuda":
+        peak = known_peak(torch.cuda.get_device_name(device))
     results = []
     for name in options.pair:
-        pair = replace(PAIRS[name], sequences=options.sequences or PAIRS[name].sequences)
+        pair = replace(pairs[name], sequences=options.sequences or pairs[name].sequences)
         for rows in ROWS[name]:
-            result = measure_case(
-                Case(name, pair, rows, options.seed, device), options.repeats, peak
-            )
-            results.append(result)
-            console.print(case_table(result))
-            verdict = "equal" if result.equality.holds() else "NOT EQUAL"
-            console.print(f"In float32 {verdict} to 2019: {result.equality}")
-            console.print(f"{result.floor}", soft_wrap=True)
+            case = Case(name, pair, rows, options.seed, device)
+            results.append(measure_case(case, options.repeats, peak))
+            print_result(console, results[-1])
+            if options.output is not None:
+                text = json.dumps(report(results, options), indent=1)
+                options.output.write_text(text + "\n", encoding="utf-8")
             torch._dynamo.reset()
-    if options.output is not None:
-        text = json.dumps(report(results, options), indent=1)
-        options.output.write_text(text + "\n", encoding="utf-8")
     return 0 if all(result.equality.holds() for result in results) else 1
+
+
+def print_result(console: Console, result: Result) -> None:
+    console.print(case_table(result))
+    verdict = "equal" if result.equality.holds() else "NOT EQUAL"
+    console.print(f"In float32 {verdict} to 2019: {result.equality}")
+    console.print(f"{result.floor}", soft_wrap=True)
 
 
 if __name__ == "__main__":

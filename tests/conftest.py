@@ -18,6 +18,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from stillhouse.families import TaskHead, family_of
 from stillhouse.tokens.batches import IGNORED, Batch
 
+pytest_plugins = ["tests.cpu_time"]
+
 FIRST_WORD = 5  # ids below stand for special tokens
 
 # One thread, here and in the processes that tests start: faster for models this small, and results

@@ -120,7 +120,8 @@ class Family:
         """
         numbers, shape = batch.row_numbers(rows), batch.input_ids.shape
         body = model.get_submodule(self.body)
-        seen = body._compiled_call_impl is None and not model.is_activation_checkpointing
+        recomputed = getattr(self.layers_of(model)[0], "gradient_checkpointing", False)
+        seen = body._compiled_call_impl is None and not recomputed
         few = seen and 2 * len(numbers) <= shape.numel()
         with at_rows(self.last_row_wise(model) if few else (), numbers, shape):
             return self.run_body(model, batch).flatten(0, 1).index_select(0, numbers)

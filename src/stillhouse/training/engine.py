@@ -6,11 +6,13 @@ micro-batches; each term is divided once by its own rows in the whole batch, so 
 change the result. A step waits for the device once, at its end, when it reads what it logs.
 """
 
+import functools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -122,7 +124,10 @@ def keep_few_activations(model: PreTrainedModel) -> None:
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), masks_as_given(model.config)  # the second time as the first
 
-    model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    # On the layers themselves: the model's own method has another name in each minor version.
+    recompute = functools.partial(checkpoint, use_reentrant=False, context_fn=contexts)
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
+            module.gradient_checkpointing = True
+            module._gradient_checkpointing_func = recompute
             module.training = True  # a layer asks itself alone; its dropout stays as it is
