@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from benchmarks import measure
 from benchmarks.cached import KIND, SIZE, CachedTeacher, teacher_logits
+from stillhouse.data.sample import sample_documents
 from stillhouse.errors import DataError, StillhouseError
 from stillhouse.families import Family, load_model, resolve_folder
 from stillhouse.objectives.language_model import (
@@ -45,7 +46,6 @@ from stillhouse.recipe import (
     OptimizerRecipe,
     StudentRecipe,
 )
-from stillhouse.samples.text import sample_documents
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
 from stillhouse.tokens.batches import IGNORED, Batch

@@ -21,8 +21,6 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 GROUND = {
     "errors",
-    "files",
-    "hub",
     "machine",
     "recipe",
     "recipe_file",
@@ -31,7 +29,16 @@ GROUND = {
     "section",
     "stages",
 }
-TOOLS = {"families", "objectives", "tokens", "training", "generation", "samples", "tasks"}
+TOOLS = {
+    "data",
+    "families",
+    "objectives",
+    "tokens",
+    "training",
+    "generation",
+    "samples",
+    "tasks",
+}
 STAGES = {
     "corpus",
     "teacher",
@@ -50,18 +57,12 @@ ARROWS = {
     "families": {"tokens"},  # a body runs on a batch
     "objectives": {"families", "tokens"},
     "training": {"families", "objectives", "tokens"},  # a floor is counted from both
-    "generation": {
-        "families",
-        "samples",
-        "tasks",
-        "tokens",
-    },  # less precision is tried on the sample
+    "generation": {"data", "families", "tasks", "tokens"},  # less precision is tried on the sample
+    "data": set(),
     "tokens": set(),
     "samples": set(),
-    "tasks": {"families", "tokens"},  # heads, and how a batch is moved
+    "tasks": {"data", "families", "tokens"},  # rows, heads, and how a batch is moved
     "errors": set(),
-    "files": {"errors"},
-    "hub": {"errors"},
     "machine": set(),
     "recipe": {"errors", "recipe_tasks", "section", "stages"},
     "recipe_file": {"errors", "recipe", "recipe_tasks"},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
+from stillhouse.data.hub import HUB_PREFIX
 from stillhouse.distillation.cache import cache_format
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import (
@@ -23,7 +24,6 @@ from stillhouse.families import (
     resolve_folder,
 )
 from stillhouse.finetuning.fitting import fitted
-from stillhouse.hub import HUB_PREFIX
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.objectives.chunks import CHUNK_BYTES
 from stillhouse.objectives.relation_term import check_relation

@@ -17,8 +17,8 @@ from pyarrow import parquet
 from stillhouse.corpus import pieces
 from stillhouse.corpus.documents import describe_sources, hub_pieces, read_documents
 from stillhouse.corpus.pieces import MAX_PIECE_CHARACTERS, pieces_of, stretches
+from stillhouse.data.hub import HubDataset
 from stillhouse.errors import DataError, NetworkError, RecipeError
-from stillhouse.hub import HubDataset
 from stillhouse.recipe import CorpusRecipe
 
 

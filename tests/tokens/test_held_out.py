@@ -2,7 +2,7 @@
 
 import pytest
 
-from stillhouse.samples.text import sample_files
+from stillhouse.data.sample import sample_files
 from stillhouse.tokens.held_out import is_validation
 
 IDS = [f"folder/{number}.txt" for number in range(20_000)]

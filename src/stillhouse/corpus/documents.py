@@ -17,11 +17,11 @@ from typing import Any
 from stillhouse.corpus.files import JSON_SUFFIXES, SourceFile, find_files
 from stillhouse.corpus.pieces import MAX_PIECE_CHARACTERS, Piece, pieces_of
 from stillhouse.corpus.records import read_json_lines, read_parquet, record_pieces
+from stillhouse.data.compression import opened
+from stillhouse.data.hub import HUB_PREFIX, HubDataset, must_be_online
+from stillhouse.data.sample import sample_documents, sample_files
 from stillhouse.errors import DataError
-from stillhouse.files import opened
-from stillhouse.hub import HUB_PREFIX, HubDataset, must_be_online
 from stillhouse.recipe import CorpusRecipe
-from stillhouse.samples.text import sample_documents, sample_files
 
 SAMPLE = "sample"
 BLOCK_BYTES = 2**20

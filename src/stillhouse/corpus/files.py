@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from stillhouse.data.compression import COMPRESSED, format_of
 from stillhouse.errors import DataError
-from stillhouse.files import COMPRESSED, format_of
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".py")
 JSON_SUFFIXES = (".jsonl", ".json")

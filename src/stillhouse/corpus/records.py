@@ -11,8 +11,8 @@ from typing import Any
 
 from stillhouse.corpus.files import SourceFile
 from stillhouse.corpus.pieces import Piece, pieces_of
+from stillhouse.data.compression import reading
 from stillhouse.errors import DataError
-from stillhouse.files import reading
 
 MAX_LINE_BYTES = 64 * 2**20
 ROWS_PER_READ = 32  # few, since one row may be a whole book

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stillhouse.data.sample import sample_documents
 from stillhouse.errors import DataError, ModelError
 from stillhouse.evaluation.perplexity import ScoredText, mean_loss, perplexity
 from stillhouse.evaluation.speed import measure_speed, peak_memory_bytes
@@ -14,7 +15,6 @@ from stillhouse.evaluation.texts import read_text, scored_text
 from stillhouse.families import count_parameters, load_model, resolve_folder
 from stillhouse.machine import describe_machine
 from stillhouse.recipe import MaskingRecipe
-from stillhouse.samples.text import sample_documents
 from stillhouse.tokens.held_out import is_validation
 from stillhouse.tokens.packing import MaskedSequences
 from stillhouse.tokens.shards import TokenSplit

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from stillhouse.data.sample import sample_documents
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.export.exported import CausalEngine, EncoderEngine, Format, Precision
 from stillhouse.families import resolve_folder
@@ -20,7 +21,6 @@ from stillhouse.generation.loaded import LoadedModel, load
 from stillhouse.generation.reference import greedy_tokens, interleaved_rates, log_probabilities
 from stillhouse.machine import describe_machine, library_versions
 from stillhouse.run_folder import Inputs, commit_folder, sha256_of
-from stillhouse.samples.text import sample_documents
 
 FORMATS = ("ctranslate2", "gguf", "onnx")
 PROMPT, NEW_TOKENS = 32, 64

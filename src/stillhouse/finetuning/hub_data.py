@@ -5,8 +5,8 @@ import json
 import re
 from pathlib import Path
 
+from stillhouse.data.hub import HUB_PREFIX, HubDataset, must_be_online
 from stillhouse.errors import DataError
-from stillhouse.hub import HUB_PREFIX, HubDataset, must_be_online
 from stillhouse.run_folder import Inputs, commit_file, is_up_to_date
 from stillhouse.training.progress import Reporter
 

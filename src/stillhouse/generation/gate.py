@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from stillhouse.data.sample import sample_documents
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import resolve_folder
 from stillhouse.generation.loaded import LoadedModel, load
 from stillhouse.generation.precision import Precision, has_bf16_tiles, has_int8, to_precision
 from stillhouse.generation.slots import Piece, SlottedModel
-from stillhouse.samples.text import sample_documents
 
 ALLOWED = 0.01  # of the perplexity, or of the outputs
 PRECISIONS = ("auto", "fp32", "bf16", "int8")

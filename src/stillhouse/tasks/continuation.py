@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.rows import Row
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import ContinuationTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure, bleu, bleu_counts, mean, rouge_f1
-from stillhouse.tasks.rows import Row
 from stillhouse.tasks.texts import TextExample, read_texts
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.rows import Row
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import Columns, EmbeddingsTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import METRICS, Measure
 from stillhouse.tasks.model_inputs import run
-from stillhouse.tasks.rows import Row
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
 

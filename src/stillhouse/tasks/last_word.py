@@ -19,13 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.rows import read_rows
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import LastWordTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure, mean
 from stillhouse.tasks.model_inputs import run
-from stillhouse.tasks.rows import read_rows
 from stillhouse.tokens.batches import IGNORED
 
 LOG_PROBABILITY, IS_LIKELIEST = 0, 1

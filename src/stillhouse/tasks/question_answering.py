@@ -17,13 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.compression import format_of
+from stillhouse.data.rows import read_rows
 from stillhouse.families import TaskHead
-from stillhouse.files import format_of
 from stillhouse.recipe_tasks import QuestionAnsweringTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure
 from stillhouse.tasks.model_inputs import run
-from stillhouse.tasks.rows import read_rows
 from stillhouse.tasks.squad import Answer, Question, read_squad, score_each
 from stillhouse.tasks.squad_windows import Found, Window, best_answers, windows_of
 

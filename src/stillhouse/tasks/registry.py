@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
+from stillhouse.data.rows import read_rows
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import family_of, head_of, load_config
 from stillhouse.recipe_tasks import (
@@ -21,7 +22,6 @@ from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings
 from stillhouse.tasks.last_word import LastWord
 from stillhouse.tasks.question_answering import QuestionAnswering
-from stillhouse.tasks.rows import read_rows
 from stillhouse.tasks.sentence_transformers import MODULES, pooling_of
 from stillhouse.tasks.task import Task
 from stillhouse.tasks.text_classification import TextClassification, TextRegression

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from stillhouse.data.compression import format_of
+from stillhouse.data.rows import read_json, read_rows
 from stillhouse.errors import DataError
-from stillhouse.files import format_of
-from stillhouse.tasks.rows import read_json, read_rows
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")

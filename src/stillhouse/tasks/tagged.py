@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stillhouse.data.rows import read_lines, read_rows
 from stillhouse.errors import DataError
-from stillhouse.tasks.rows import read_lines, read_rows
 
 TAG = re.compile(r"O|[BI]-\S+")
 DOCUMENT = "-DOCSTART-"

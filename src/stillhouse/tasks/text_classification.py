@@ -12,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.rows import Row
 from stillhouse.errors import RecipeError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import ClassificationTask, RegressionTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import METRICS, Measure
 from stillhouse.tasks.model_inputs import run
-from stillhouse.tasks.rows import Row
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
 TWO_CLASSES = ("f1", "accuracy_and_f1")

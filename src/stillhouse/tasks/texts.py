@@ -10,9 +10,9 @@ from jaxtyping import Float
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.data.rows import Row, read_rows
 from stillhouse.recipe_tasks import Columns
 from stillhouse.tasks.encoded import Encoded
-from stillhouse.tasks.rows import Row, read_rows
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.compression import format_of
+from stillhouse.data.rows import JSON_SUFFIXES, read_rows
 from stillhouse.errors import DataError
 from stillhouse.families import TaskHead
-from stillhouse.files import format_of
 from stillhouse.recipe_tasks import TokenClassificationTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure, span_counts, span_f1
 from stillhouse.tasks.model_inputs import run
-from stillhouse.tasks.rows import JSON_SUFFIXES, read_rows
 from stillhouse.tasks.tagged import Sentence, as_iob2, read_tagged, read_tagged_rows
 from stillhouse.tasks.text_classification import labelled
 from stillhouse.tokens.batches import IGNORED

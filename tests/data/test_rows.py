@@ -4,8 +4,8 @@ import gzip
 
 import pytest
 
+from stillhouse.data.rows import read_rows
 from stillhouse.errors import DataError
-from stillhouse.tasks.rows import read_rows
 
 
 def write(path, content):

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillhouse.data.compression import format_of, opened
 from stillhouse.errors import DataError
-from stillhouse.files import format_of, opened
 
 JSON_SUFFIXES = (".jsonl", ".json")
 DIALECTS: Mapping[str, Mapping[str, Any]] = {
