@@ -22,6 +22,21 @@ from stillhouse.section import Section
 Length = Annotated[int, Field(ge=8)]
 
 
+def _as_text(value: Any) -> Any:
+    """What YAML has read as a number or as true or false, as the text that a label is."""
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    if isinstance(value, Mapping):
+        return {_as_text(key): _as_text(each) for key, each in value.items()}
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+LabelNames = Annotated[list[str], BeforeValidator(_as_text), Field(min_length=2)]
+LabelMapping = Annotated[dict[str, str], BeforeValidator(_as_text), Field(min_length=2)]
+
+
 class Columns(Section):
     """The names of the columns of a table: a text, a second one, and what is asked of them."""
 
@@ -33,14 +48,15 @@ class Columns(Section):
 class ClassificationTask(Section):
     """One of several labels for a text or a pair of texts; or any number of them, each by itself.
 
-    The labels are in the order of the model's outputs; where they are left out they are those of
-    the training data, sorted.
+    `labels` names them in the order of a new model's outputs, or maps what the data calls each to
+    what models call it; where they are left out they are those of the training data, numbers in
+    numeric order. A model that has names for its outputs keeps its own order.
     """
 
     kind: Literal["classification"] = "classification"
     columns: Columns = Columns()
     header: list[str] | None = None
-    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    labels: LabelNames | LabelMapping | None = None
     multi_label: bool = False  # the target lists the labels that hold, apart by commas
     length: Length = 128
     metric: Literal["accuracy", "f1", "accuracy_and_f1", "matthews"] = "accuracy"
@@ -75,7 +91,9 @@ class QuestionAnsweringTask(Section):
 class TokenClassificationTask(Section):
     """Entities in a sentence: data as in CoNLL's files, a token and its tag a line.
 
-    In lines of JSON two lists of a sentence, `tokens` and `tags`, hold its tokens and their tags.
+    In tables two lists of a sentence, `tokens` and `tags`, hold its tokens and their tags. `labels`
+    names tags that are numbers, in their order, and the outputs of a new model; where it is left
+    out a model has the tags of the training data.
     """
 
     kind: Literal["token_classification"] = "token_classification"
@@ -83,6 +101,7 @@ class TokenClassificationTask(Section):
     tags: str = "ner_tags"
     token_column: int = 0
     tag_column: int = -1
+    labels: LabelNames | None = None
     prefix: str = ""  # what stands before every token and is no part of it
     length: Length = 128
     metric: Literal["strict", "default"] = "strict"
@@ -150,6 +169,13 @@ def _glue(text: str, pair: str | None, **settings: Any) -> dict[str, Any]:
 
 
 ENTAILMENT = ["entailment", "not_entailment"]
+
+
+def _numbered(*names: str) -> dict[str, str]:
+    """What models and the hub call the labels 0, 1, ... of a published table."""
+    return {str(number): name for number, name in enumerate(names)}
+
+
 STS_HEADER = ["genre", "file", "year", "index", "score", "sentence1", "sentence2"]
 
 # The tables of GLUE as they are published (Wang et al. 2019), and of what is published beside it.
@@ -158,7 +184,7 @@ NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
         "sentence",
         None,
         header=["source", "label", "mark", "sentence"],
-        labels=["0", "1"],
+        labels=_numbered("unacceptable", "acceptable"),
         metric="matthews",
     ),
     "mnli": _glue(
@@ -168,23 +194,27 @@ NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
         labels=["entailment", "neutral", "contradiction"],
     ),
     "mrpc": _glue(
-        "#1 String", "#2 String", target="Quality", labels=["0", "1"], metric="accuracy_and_f1"
+        "#1 String",
+        "#2 String",
+        target="Quality",
+        labels=_numbered("not_equivalent", "equivalent"),
+        metric="accuracy_and_f1",
     ),
     "qnli": _glue("question", "sentence", labels=ENTAILMENT),
     "qqp": _glue(
         "question1",
         "question2",
         target="is_duplicate",
-        labels=["0", "1"],
+        labels=_numbered("not_duplicate", "duplicate"),
         metric="accuracy_and_f1",
     ),
     "rte": _glue("sentence1", "sentence2", labels=ENTAILMENT),
-    "sst2": _glue("sentence", None, labels=["0", "1"]),
+    "sst2": _glue("sentence", None, labels=_numbered("negative", "positive")),
     "stsb": {
         "kind": "regression",
         "columns": {"text": "sentence1", "pair": "sentence2", "target": "score"},
     },
-    "wnli": _glue("sentence1", "sentence2", labels=["0", "1"]),
+    "wnli": _glue("sentence1", "sentence2", labels=_numbered("not_entailment", "entailment")),
     "xnli": _glue(
         "sentence1",
         "sentence2",

@@ -32,56 +32,32 @@ class Row:
 
     def text(self, column: str) -> str:
         """A text that is not blank."""
-        value = self._value(column)
+        value = self.value(column)
         if not isinstance(value, str) or not value.strip():
-            raise self._wrong(column, "a text that is not blank")
+            raise self.wrong(column, "a text that is not blank")
         return value
 
     def number(self, column: str) -> float:
         """A finite number, or a text that is one."""
         try:
-            value = float(self._value(column))
+            value = float(self.value(column))
         except (TypeError, ValueError) as error:
-            raise self._wrong(column, "a number") from error
+            raise self.wrong(column, "a number") from error
         if not math.isfinite(value):
-            raise self._wrong(column, "a finite number")
+            raise self.wrong(column, "a finite number")
         return value
-
-    def label(self, column: str, labels: Sequence[str]) -> int:
-        """The place among `labels` of a name; a whole number is taken for its own name."""
-        value = self._value(column)
-        if isinstance(value, bool) or not isinstance(value, str | int) or str(value) not in labels:
-            raise self._wrong(column, f"one of {', '.join(labels)}")
-        return labels.index(str(value))
-
-    def labels(self, column: str, labels: Sequence[str]) -> tuple[int, ...]:
-        """The places among `labels` of several names: a list, or a text with commas between; none
-        where it is empty."""
-        names = self.names(column)
-        if any(name not in labels for name in names):
-            raise self._wrong(column, f"names out of {', '.join(labels)}, apart by commas")
-        return tuple(labels.index(name) for name in names)
-
-    def names(self, column: str) -> list[str]:
-        """A name, or several: a list, or a text with commas between."""
-        value = self._value(column)
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        names = value.split(",") if isinstance(value, str) else value
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise self._wrong(column, "a name, or several apart by commas")
-        return [name.strip() for name in names if name.strip()]
 
     def texts(self, column: str) -> list[str]:
         """A list of texts, none of them blank."""
-        values = self._value(column)
+        values = self.value(column)
         if not isinstance(values, list) or not all(
             isinstance(value, str) and value.strip() for value in values
         ):
-            raise self._wrong(column, "a list of texts that are not blank")
+            raise self.wrong(column, "a list of texts that are not blank")
         return values
 
-    def _value(self, column: str) -> Any:
+    def value(self, column: str) -> Any:
+        """What stands there, whatever it is."""
         if column not in self.fields:
             raise DataError(
                 f"{self.where} has no column {column!r}; it has "
@@ -89,7 +65,8 @@ class Row:
             )
         return self.fields[column]
 
-    def _wrong(self, column: str, wanted: str) -> DataError:
+    def wrong(self, column: str, wanted: str) -> DataError:
+        """The error for a field that does not hold what is wanted."""
         found = repr(self.fields[column])
         return DataError(
             f"{self.where}: the column {column!r} must hold {wanted}; it holds {found:.60}. "

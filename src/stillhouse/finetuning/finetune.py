@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import (
-    head_of,
     load_config,
     load_task_model,
     save_model,
@@ -35,7 +34,7 @@ from stillhouse.recipe import (
     recipe_part,
     shaping_part,
 )
-from stillhouse.recipe_tasks import ClassificationTask, EmbeddingsTask, TokenClassificationTask
+from stillhouse.recipe_tasks import EmbeddingsTask
 from stillhouse.run_folder import (
     Inputs,
     RunFolder,
@@ -47,7 +46,7 @@ from stillhouse.run_folder import (
 from stillhouse.tasks.asking import ask
 from stillhouse.tasks.encoded import Encoded
 from stillhouse.tasks.metrics import Measure
-from stillhouse.tasks.registry import in_the_models_order, labels_in, labels_of, make_task
+from stillhouse.tasks.registry import task_for_training
 from stillhouse.tasks.sentence_transformers import write_modules
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import StepBatches
@@ -123,25 +122,10 @@ class Finetuning:
         Raises:
             RecipeError: a teacher that was made for something else, or for other labels.
         """
-        recipe, labels = self.recipe.task, labels_in(self.recipe.task, self._train_file)
-        task = make_task(recipe, labels)
-        for teacher in self.teachers.values():
-            config = load_config(teacher.folder)
-            if head_of(config) != task.head:
-                raise RecipeError(
-                    f"The teacher in {teacher.folder} is a "
-                    f"{(config.architectures or ['model'])[0]}, which was not made for "
-                    f"{recipe.kind}. Give one that was trained on the task, or another model of "
-                    "the task."
-                )
-            if isinstance(recipe, ClassificationTask | TokenClassificationTask):
-                given = recipe.labels if isinstance(recipe, ClassificationTask) else None
-                own = labels_of(config)
-                labels = in_the_models_order(given or labels, own, teacher.folder)
-                if given is not None:
-                    recipe = recipe.model_copy(update={"labels": labels})
-                task = make_task(recipe, labels)
-        return task
+        teachers = {
+            str(teacher.folder): load_config(teacher.folder) for teacher in self.teachers.values()
+        }
+        return task_for_training(self.recipe.task, self._train_file, teachers)
 
     def check(self, starts: Mapping[str, Found], reporter: Reporter, *, offline: bool) -> None:
         """Fetch what is on the hub, and say what is wrong before anything is trained.

@@ -118,20 +118,25 @@ def glue_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def span_counts(
-    predicted: Sequence[Sequence[str]], right: Sequence[Sequence[str]], *, strict: bool
+    predicted: Sequence[Sequence[str]],
+    right: Sequence[Sequence[str]],
+    *,
+    strict: bool,
+    scheme: str = "IOB2",
 ) -> Int[np.ndarray, "N 3"]:
     """For each sentence the entities that were predicted and right, were predicted, and are right.
 
-    `strict` takes spans of the scheme IOB2 alone; else one that begins with `I-` counts too, as
+    `strict` takes spans of the scheme alone; else one that begins with `I-` counts too, as
     conlleval has it.
 
     Args:
+        scheme: IOB2, IOBES or BILOU.
         predicted: Tags of each sentence.
         right: The same number of sentences and tags.
     """
     counts = []
     for said, true in zip(predicted, right, strict=True):
-        ours, theirs = (_entities(list(tags), strict=strict) for tags in (said, true))
+        ours, theirs = (_entities(list(tags), scheme if strict else None) for tags in (said, true))
         counts.append((len(ours & theirs), len(ours), len(theirs)))
     return np.array(counts, np.int64)
 
@@ -177,11 +182,11 @@ def rouge_f1(
     return np.array([[100 * row[name].fmeasure for name in names] for row in rows])
 
 
-def _entities(tags: list[str], *, strict: bool) -> set[Any]:
-    if not strict:
+def _entities(tags: list[str], scheme: str | None) -> set[Any]:
+    if scheme is None:
         return set(_library("seqeval.metrics.sequence_labeling").get_entities(tags))
-    scheme = _library("seqeval.scheme")
-    found = scheme.Entities([tags], scheme.IOB2).entities[0]
+    library = _library("seqeval.scheme")
+    found = library.Entities([tags], getattr(library, scheme)).entities[0]
     return {(entity.tag, entity.start, entity.end) for entity in found}
 
 

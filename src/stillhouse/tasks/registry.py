@@ -1,11 +1,10 @@
 """Tasks by their recipes, and the task that a model folder was trained for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from stillhouse.data.rows import read_rows
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import family_of, head_of, load_config
 from stillhouse.recipe_tasks import (
@@ -20,32 +19,42 @@ from stillhouse.recipe_tasks import (
 )
 from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings
+from stillhouse.tasks.labels import Labels, labels_of_data
 from stillhouse.tasks.last_word import LastWord
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.sentence_transformers import MODULES, pooling_of
 from stillhouse.tasks.task import Task
-from stillhouse.tasks.text_classification import TextClassification, TextRegression
-from stillhouse.tasks.token_classification import TokenClassification, read_sentences, tags_in
+from stillhouse.tasks.text_classification import TextClassification, TextRegression, labels_shown
+from stillhouse.tasks.token_classification import (
+    TokenClassification,
+    read_sentences,
+    tags_in,
+    tags_of_model,
+)
 
 
-def make_task(recipe: TaskRecipe, labels: Sequence[str] = ()) -> Task:
+def make_task(recipe: TaskRecipe, labels: Sequence[str] | Labels = ()) -> Task:
     """The task of a recipe.
 
     Args:
-        labels: Of a classification or of tags, where the recipe does not give them.
+        labels: In the order of the outputs of a classification or of tags, where they are not the
+            recipe's own.
 
     Raises:
         RecipeError: a metric that does not suit the labels.
     """
     match recipe:
         case ClassificationTask():
-            return TextClassification(recipe, recipe.labels or labels)
+            if not isinstance(labels, Labels):
+                labels = Labels.given(recipe.labels or labels)
+            return TextClassification(recipe, labels)
         case RegressionTask():
             return TextRegression(recipe)
         case QuestionAnsweringTask():
             return QuestionAnswering(recipe)
         case TokenClassificationTask():
-            return TokenClassification(recipe, labels)
+            names = labels.names if isinstance(labels, Labels) else labels
+            return TokenClassification(recipe, names or recipe.labels or ())
         case EmbeddingsTask():
             return Embeddings(recipe)
         case LastWordTask():
@@ -54,20 +63,69 @@ def make_task(recipe: TaskRecipe, labels: Sequence[str] = ()) -> Task:
             return Continuation(recipe)
 
 
-def labels_in(recipe: TaskRecipe, path: Path) -> list[str]:
-    """The labels of a classification or of tags that a file of training data shows, sorted; none
-    for other tasks.
+def task_for_training(
+    recipe: TaskRecipe, train: Path, teachers: Mapping[str, PretrainedConfig]
+) -> Task:
+    """The task that models are trained for: its labels are the recipe's, or else those that the
+    training data shows, in the order and with the names of a teacher that is there already.
+
+    Args:
+        teachers: The configuration of each, by what a message calls it.
+
+    Raises:
+        DataError: what cannot be read, with its file and row.
+        RecipeError: a teacher that was made for something else, or for other labels.
+    """
+    head = make_task(recipe).head
+    for name, config in teachers.items():
+        if head_of(config) != head:
+            raise RecipeError(
+                f"The teacher in {name} is a {(config.architectures or ['model'])[0]}, which was "
+                f"not made for {recipe.kind}. Give one that was trained on the task, or another "
+                "model of the task."
+            )
+    names = labels_of(next(iter(teachers.values()))) if teachers else ()
+    task = make_task(recipe, labels_in(recipe, train, names))
+    for place, (name, config) in enumerate(teachers.items()):
+        found = _in_the_order_of(task, labels_of(config), f"the teacher in {name}")
+        task = found if place == 0 else task
+    return task
+
+
+def _in_the_order_of(task: Task, own: Sequence[str], model: str) -> Task:
+    """The same task with its labels in the order of a model's outputs.
+
+    Raises:
+        RecipeError: the model has other labels.
+    """
+    recipe = task.recipe
+    if isinstance(task, TextClassification) and isinstance(recipe, ClassificationTask):
+        if recipe.labels:
+            return make_task(recipe, task.spellings.in_order_of(own, model))
+        return make_task(recipe, labels_of_data(task.labels, own, model))
+    if isinstance(task, TokenClassification):
+        named = task.recipe.labels is not None
+        tags = tags_of_model(task.labels, own, model, named=named)
+        return TokenClassification(task.recipe, tags)
+    return task
+
+
+def labels_in(recipe: TaskRecipe, path: Path, names: Sequence[str] = ()) -> list[str]:
+    """The labels of a classification or of tags that a file of training data shows, numbers in
+    numeric order; none for other tasks, and where the recipe names them.
+
+    Args:
+        names: Of tags that are numbers.
 
     Raises:
         DataError: what cannot be read, with its file and row.
     """
     match recipe:
         case ClassificationTask(labels=None):
-            rows = read_rows(path, header=recipe.header)
-            shown = (row.names(recipe.columns.target) for row in rows)
-            return sorted({name for names in shown for name in names})
-        case TokenClassificationTask():
-            return tags_in(sentence.tags for sentence in read_sentences(recipe, path))
+            return labels_shown(recipe, path)
+        case TokenClassificationTask(labels=None):
+            sentences = read_sentences(recipe, path, names)
+            return tags_in(sentence.tags for sentence in sentences)
         case _:
             return []
 
@@ -88,17 +146,16 @@ def task_of_model(folder: Path, recipe: TaskRecipe | None = None) -> Task:
         return _of_a_language_model(recipe, config, folder)
     own = _recipe_of(folder, config)
     if recipe is None:
-        return make_task(own, labels_of(config))
+        return make_task(own, Labels.of_model(labels_of(config)))
     if recipe.kind != own.kind:
         raise RecipeError(
             f"The task is {recipe.kind}, but the model in {folder} was made for {own.kind}. Give a "
             "model that was trained on the task, or another task."
         )
     check_length(recipe, config, str(folder))
-    if isinstance(recipe, ClassificationTask) and recipe.labels:
-        labels = in_the_models_order(recipe.labels, labels_of(config), folder)
-        recipe = recipe.model_copy(update={"labels": labels})
-    return make_task(recipe, labels_of(config))
+    if isinstance(recipe, ClassificationTask | TokenClassificationTask) and recipe.labels:
+        return _in_the_order_of(make_task(recipe), labels_of(config), f"the model in {folder}")
+    return make_task(recipe, Labels.of_model(labels_of(config)))
 
 
 def labels_of(config: PretrainedConfig) -> list[str]:
@@ -158,20 +215,3 @@ def _recipe_of(folder: Path, config: PretrainedConfig) -> TaskRecipe:
                 f"The model in {folder} has no head for a task: it is a "
                 f"{(config.architectures or ['model of no class'])[0]}. Fine-tune it first."
             )
-
-
-def in_the_models_order(wanted: Sequence[str], own: Sequence[str], folder: Path) -> list[str]:
-    """A recipe's labels as the model's outputs stand for them: numbers are places, and so are all
-    labels where the model names none."""
-    nameless = all(label == f"LABEL_{number}" for number, label in enumerate(own))
-    numbers = list(wanted) == [str(number) for number in range(len(wanted))]
-    names = [label.lower() for label in own]
-    if len(wanted) == len(own) and (nameless or numbers):
-        return list(wanted)
-    if sorted(label.lower() for label in wanted) != sorted(names):
-        raise RecipeError(
-            f"The task's labels are {', '.join(wanted)}, but those of the model in {folder} are "
-            f"{', '.join(own)}. Name in `labels`, for each output of the model in turn, what the "
-            "data calls it."
-        )
-    return sorted(wanted, key=lambda label: names.index(label.lower()))

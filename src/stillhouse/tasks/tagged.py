@@ -1,20 +1,26 @@
 """Tagged sentences: a token and its tag on each line, as in CoNLL's files, blank lines between.
 
-Tags are `O`, or `B-` or `I-` with a kind of entity. A span that begins with `I-`, as the older IOB1
-scheme has it, is read as if it began with `B-` (IOB2).
+Tags are `O`, or a letter and a kind of entity. All schemes are read, and become IOB2: IOB1 and IO,
+whose spans begin with `I-`; IOBES, which ends them with `E-` and has `S-` for one of a single word;
+and BILOU, whose letters for these are `L-` and `U-`. Numbers are positions among the names of tags.
 
-Source: Tjong Kim Sang and De Meulder 2003 (arXiv:cs/0306050).
+Source: Tjong Kim Sang and De Meulder 2003 (arXiv:cs/0306050); Ratinov and Roth 2009 for BILOU.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from stillhouse.data.rows import read_lines, read_rows
+from stillhouse.data.rows import Row, read_lines, read_rows
 from stillhouse.errors import DataError
+from stillhouse.tasks.labels import WHOLE_NUMBER, label_name, listed
 
-TAG = re.compile(r"O|[BI]-\S+")
+TAG = re.compile(r"O|[BIESLU]-\S+")
+TAGS = "O, B-KIND or I-KIND (E-, S-, L-, U-KIND where the scheme has them)"
+Scheme = Literal["IOB2", "IO", "IOBES", "BILOU"]
+ENDS_AND_SINGLES = {"IOBES": ("E", "S"), "BILOU": ("L", "U")}
 DOCUMENT = "-DOCSTART-"
 COMMENT = "#\t"
 
@@ -29,7 +35,12 @@ class Sentence:
 
 
 def read_tagged(
-    path: Path, *, token_column: int = 0, tag_column: int = -1, prefix: str = ""
+    path: Path,
+    *,
+    token_column: int = 0,
+    tag_column: int = -1,
+    prefix: str = "",
+    names: Sequence[str] = (),
 ) -> list[Sentence]:
     """The sentences of a file, in order.
 
@@ -40,6 +51,7 @@ def read_tagged(
         token_column: Counted from 0; from the end where negative.
         tag_column: The same.
         prefix: What stands before every token and is no part of it, such as `en:`.
+        names: Of tags that the file gives as numbers.
 
     Raises:
         DataError: no such file, no sentence, or a line that is not like this.
@@ -62,45 +74,108 @@ def read_tagged(
             end()
             continue
         first = first if tokens else number
-        token, tag = _columns(line, f"{path} row {number}", token_column, tag_column)
+        where = f"{path} row {number}"
+        token, tag = _columns(line, where, token_column, tag_column)
         tokens.append(token.removeprefix(prefix))
-        tags.append(tag)
+        tags.append(tag_name(tag, names, where))
     end()
     if not sentences:
         raise DataError(f"{path} holds no sentence. Give a file with a token and its tag a line.")
     return sentences
 
 
-def read_tagged_rows(path: Path, tokens: str, tags: str) -> list[Sentence]:
-    """The sentences of lines of JSON, as datasets have them.
+def read_tagged_rows(
+    path: Path, tokens: str, tags: str, *, names: Sequence[str] = ()
+) -> list[Sentence]:
+    """The sentences of a table, as datasets have them.
 
     Args:
-        tokens: The name of a sentence's list of tokens.
+        tokens: The name of a sentence's list of tokens, of which some may be empty.
         tags: The name of the list of their tags.
+        names: Of tags that the list gives as numbers.
 
     Raises:
         DataError: no such file, no sentence, or a row that is not like this.
     """
     sentences = []
     for row in read_rows(path):
-        found, marks = row.texts(tokens), row.texts(tags)
+        found, marks = words_in_row(row, tokens), row.value(tags)
+        if not isinstance(marks, list):
+            raise row.wrong(tags, "a list of tags")
         if len(found) != len(marks):
             raise DataError(f"{row.where} has {len(found)} tokens and {len(marks)} tags.")
-        wrong = next((tag for tag in marks if not TAG.fullmatch(tag)), None)
-        if wrong is not None:
-            raise DataError(f"{row.where}: {wrong!r} is no tag O, B-KIND or I-KIND.")
-        if found:
-            sentences.append(Sentence(row.where, tuple(found), tuple(as_iob2(marks))))
+        own = tuple(as_iob2([tag_name(each, names, row.where) for each in marks]))
+        sentences.append(Sentence(row.where, found, own))
+    if not any(sentence.tokens for sentence in sentences):
+        raise DataError(f"{path} holds no sentence. Give a file with tokens and their tags.")
     return sentences
 
 
+def words_in_row(row: Row, column: str) -> tuple[str, ...]:
+    """A list of words, of which some may be empty."""
+    values = row.value(column)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise row.wrong(column, "a list of texts")
+    return tuple(values)
+
+
+def tag_name(value: Any, names: Sequence[str], where: str) -> str:
+    """A tag in data, by its name where it is a number.
+
+    Raises:
+        DataError: no tag, or a number that has no name.
+    """
+    text = label_name(value) or ""
+    if not WHOLE_NUMBER.fullmatch(text):
+        if isinstance(value, str) and TAG.fullmatch(value.strip()):
+            return value.strip()
+        raise DataError(f"{where}: {value!r:.60} is no tag {TAGS}. Correct the row.")
+    if not names:
+        raise DataError(
+            f"{where}: the tags are numbers, such as {text}, whose names are not known. Name them "
+            "in `labels`, in the order of their numbers, such as [O, B-PER, I-PER]."
+        )
+    if not 0 <= int(text) < len(names):
+        raise DataError(
+            f"{where}: the tag {text} is none of the {len(names)} of `labels` (0 to "
+            f"{len(names) - 1}: {listed(names)}). Correct it, or name all tags."
+        )
+    return tag_name(names[int(text)], (), where)
+
+
 def as_iob2(tags: Sequence[str]) -> Iterator[str]:
-    """The same spans, each beginning with `B-`."""
-    before = "O"
+    """The same spans of any scheme, each beginning with `B-` and going on with `I-`."""
+    open_kind = ""
     for tag in tags:
-        begins = tag.startswith("I-") and before[2:] != tag[2:]
-        before = f"B-{tag[2:]}" if begins else tag
-        yield before
+        letter, _, kind = tag.partition("-")
+        begins = letter in "BSU" or kind != open_kind
+        yield "O" if letter == "O" else f"{'B' if begins else 'I'}-{kind}"
+        open_kind = "" if letter in "OESLU" else kind
+
+
+def scheme_of(labels: Sequence[str]) -> Scheme:
+    """The scheme that a model's tags belong to."""
+    letters = {label[0] for label in labels if label != "O"}
+    if letters & set("ES"):
+        return "IOBES"
+    if letters & set("LU"):
+        return "BILOU"
+    return "IO" if letters == {"I"} else "IOB2"
+
+
+def as_scheme(tags: Sequence[str], scheme: Scheme) -> list[str]:
+    """The spans of IOB2 in another scheme."""
+    if scheme == "IOB2":
+        return list(tags)
+    if scheme == "IO":
+        return [f"I-{tag[2:]}" if tag != "O" else "O" for tag in tags]
+    found, (end, single) = [], ENDS_AND_SINGLES[scheme]
+    for tag, after in zip(tags, [*tags[1:], "O"], strict=True):
+        goes_on = after == f"I-{tag[2:]}"
+        if tag != "O" and not goes_on:
+            tag = f"{single if tag[0] == 'B' else end}-{tag[2:]}"
+        found.append(tag)
+    return found
 
 
 def _columns(line: str, where: str, token_column: int, tag_column: int) -> tuple[str, str]:
@@ -112,9 +187,10 @@ def _columns(line: str, where: str, token_column: int, tag_column: int) -> tuple
             f"{where} has {len(values)} columns, too few for a token in {token_column} and a tag "
             f"in {tag_column} (counted from 0): {line!r:.60}."
         ) from None
-    if len(values) < 2 or not token or not TAG.fullmatch(tag):
+    is_tag = TAG.fullmatch(tag) or WHOLE_NUMBER.fullmatch(tag)
+    if len(values) < 2 or not token or not is_tag:
         raise DataError(
-            f"{where}: {line!r:.60} is no token with a tag O, B-KIND or I-KIND. Correct the line, "
-            "or name the columns."
+            f"{where}: {line!r:.60} is no token with a tag {TAGS}. Correct the line, or name the "
+            "columns."
         )
     return token, tag

@@ -4,6 +4,7 @@ Axes: B sequences, C classes, N examples.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.rows import Row
-from stillhouse.errors import RecipeError
+from stillhouse.data.rows import Row, read_rows
+from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import ClassificationTask, RegressionTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
+from stillhouse.tasks.labels import Labels, label_name, label_names, listed, sorted_labels
 from stillhouse.tasks.metrics import METRICS, Measure
 from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
@@ -31,7 +33,7 @@ class TextClassification:
     head: TaskHead = "SequenceClassification"
     per_token = False
 
-    def __init__(self, recipe: ClassificationTask, labels: Sequence[str]) -> None:
+    def __init__(self, recipe: ClassificationTask, labels: Labels) -> None:
         """The labels in the order of the model's outputs.
 
         Raises:
@@ -42,13 +44,14 @@ class TextClassification:
                 f"The metric {recipe.metric} is not of several labels at once. Take "
                 f"{' or '.join(MULTI_LABEL)}."
             )
-        if not recipe.multi_label and len(labels) > 2 and recipe.metric in TWO_CLASSES:
+        if not recipe.multi_label and len(labels.names) > 2 and recipe.metric in TWO_CLASSES:
             raise RecipeError(
-                f"The metric {recipe.metric} is of two labels, but there are {len(labels)}: "
-                f"{', '.join(labels)}. Take accuracy or matthews."
+                f"The metric {recipe.metric} is of two labels, but there are {len(labels.names)}: "
+                f"{listed(labels.names)}. Take accuracy or matthews."
             )
         self.recipe = recipe
-        self.labels = list(labels)
+        self.spellings = labels
+        self.labels = labels.names
 
     @property
     def says(self) -> Says:
@@ -60,16 +63,20 @@ class TextClassification:
         return {**labelled(self.labels), "problem_type": f"{kind}_classification"}
 
     def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
-        target = self._labels_of if self.recipe.multi_label else self._label_of
-        return read_texts(
-            path, self.recipe.columns, self.recipe.header, target if targets else None
-        )
+        target = partial(self._target_of, path) if targets else None
+        return read_texts(path, self.recipe.columns, self.recipe.header, target)
 
-    def _label_of(self, row: Row, column: str) -> int:
-        return row.label(column, self.labels)
-
-    def _labels_of(self, row: Row, column: str) -> tuple[int, ...]:
-        return row.labels(column, self.labels)
+    def _target_of(self, path: Path, row: Row, column: str) -> int | tuple[int, ...]:
+        value, several = row.value(column), self.recipe.multi_label
+        found = self.spellings.find_all(value) if several else self.spellings.find(value)
+        if found is not None:
+            return found
+        what = "names out of" if several else "one of"
+        message = str(row.wrong(column, f"{what} {listed(self.labels)}"))
+        shown = labels_shown(self.recipe, path)
+        if not any(self.spellings.find(name) is not None for name in shown):
+            message += f" None of the file's labels is known; they are {listed(shown)}."
+        raise DataError(message)
 
     def read_training(self, path: Path) -> list[TextExample]:
         return self.read(path)
@@ -119,6 +126,25 @@ class TextClassification:
         if self.recipe.multi_label:
             return [each for each in scored if each["score"] > 0.5]
         return max(scored, key=lambda each: each["score"])
+
+
+def labels_shown(recipe: ClassificationTask, path: Path) -> list[str]:
+    """The labels in a file, numbers in numeric order; none where it has no column of them.
+
+    Raises:
+        DataError: what cannot be read, with its file and row.
+    """
+    found: set[str] = set()
+    column = recipe.columns.target
+    for row in read_rows(path, header=recipe.header):
+        if column not in row.fields and not found:
+            return []
+        value = row.value(column)
+        names = label_names(value) if recipe.multi_label else [label_name(value)]
+        if names is None or None in names:
+            raise row.wrong(column, "labels" if recipe.multi_label else "a label")
+        found.update(name for name in names if name is not None)
+    return sorted_labels(found)
 
 
 class TextRegression:

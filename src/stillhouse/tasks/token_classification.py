@@ -1,6 +1,8 @@
 """Entities in sentences: a tag for each word, asked at the word's first token.
 
-A sentence longer than the model's sequences is cut into several, so that every word is asked.
+Data may have tags of any scheme; a new model has those of IOB2, and one from elsewhere keeps its
+own. A word without a token, such as an empty one, is not asked, and is predicted as no entity. A
+sentence longer than the model's sequences is cut into several, so that every word is asked.
 
 Axes: B sequences, T tokens, C tags, W words.
 """
@@ -18,14 +20,24 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.compression import format_of
-from stillhouse.data.rows import JSON_SUFFIXES, read_rows
-from stillhouse.errors import DataError
+from stillhouse.data.rows import JSON_SUFFIXES, Row, read_rows
+from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import TokenClassificationTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
+from stillhouse.tasks.labels import is_generic, listed
 from stillhouse.tasks.metrics import Measure, span_counts, span_f1
 from stillhouse.tasks.model_inputs import run
-from stillhouse.tasks.tagged import Sentence, as_iob2, read_tagged, read_tagged_rows
+from stillhouse.tasks.tagged import (
+    TAG,
+    Sentence,
+    as_iob2,
+    as_scheme,
+    read_tagged,
+    read_tagged_rows,
+    scheme_of,
+    words_in_row,
+)
 from stillhouse.tasks.text_classification import labelled
 from stillhouse.tokens.batches import IGNORED
 
@@ -35,7 +47,7 @@ NO_WORD = -1
 
 @dataclass(frozen=True)
 class Words:
-    """A text, the begin and end of each of its words, and the tag of each where it is known."""
+    """A text, the begin and end of each of its words, and the tag of each (IOB2) where known."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
@@ -62,24 +74,31 @@ class TokenClassification:
         """The tags in the order of the model's outputs."""
         self.recipe = recipe
         self.labels = list(labels)
+        self.scheme = scheme_of(self.labels)
 
     @property
     def settings(self) -> Mapping[str, Any]:
         return labelled(self.labels)
 
     def read(self, path: Path, *, targets: bool = True) -> list[Words]:
-        """Tagged sentences; or, without targets, lines with a column `text`."""
+        """Tagged sentences; or, without targets, rows with `text`, or with a list of tokens."""
         if not targets:
-            return [words_in(row.text("text")) for row in read_rows(path)]
+            return [self._untagged(row) for row in read_rows(path)]
         found = []
-        for sentence in read_sentences(self.recipe, path):
-            if unknown := set(sentence.tags) - set(self.labels):
+        for sentence in read_sentences(self.recipe, path, self.labels):
+            if unknown := set(as_scheme(sentence.tags, self.scheme)) - set(self.labels):
                 raise DataError(
                     f"{sentence.where}: the tag {min(unknown)!r} is none of the model's, which are "
-                    f"{', '.join(self.labels)}. Correct it, or add its kind to the training data."
+                    f"{listed(self.labels)}. Correct it, or add its kind to the training data."
                 )
             found.append(words_of(sentence.tokens, sentence.tags))
         return found
+
+    def _untagged(self, row: Row) -> Words:
+        tokens = self.recipe.tokens
+        if tokens in row.fields and "text" not in row.fields:
+            return words_of(words_in_row(row, tokens))
+        return words_in(row.text("text"))
 
     def read_training(self, path: Path) -> list[Words]:
         return self.read(path)
@@ -101,20 +120,19 @@ class TokenClassification:
             found["overflow_to_sample_mapping"], found.encodings, strict=True
         ):
             own = sequences[number]
-            before = own[-1].source if own else NO_WORD
-            own.append(self._encoded(encoding, examples[number], before))
+            last = max((int(each.source.max(initial=NO_WORD)) for each in own), default=NO_WORD)
+            own.append(self._encoded(encoding, examples[number], last))
         return sequences
 
-    def _encoded(
-        self, encoding: Encoding, words: Words, before: Int[np.ndarray, " _"] | int
-    ) -> Encoded:
+    def _encoded(self, encoding: Encoding, words: Words, last: int) -> Encoded:
         """A sequence whose `source` is the word that each token begins, if it begins one.
 
         Args:
-            before: The same of the sequence before, if there is one.
+            last: The last word that the sequences before have begun.
         """
-        begins = begun_words(encoding, words, int(np.max(before)))
-        tags = words.tags or self.labels[:1] * len(words.spans)
+        begins = begun_words(encoding, words, last)
+        known = as_scheme(words.tags or (), self.scheme)
+        tags = known or self.labels[:1] * len(words.spans)
         numbers = np.array([self.labels.index(tag) for tag in tags] or [IGNORED])
         target = np.where(begins == NO_WORD, IGNORED, numbers[begins])
         ids, types = (np.array(values, np.int64) for values in (encoding.ids, encoding.type_ids))
@@ -126,7 +144,7 @@ class TokenClassification:
     def predict(
         self, example: Words, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
     ) -> TaggedWords:
-        """A word that the tokenizer leaves out, such as an odd control character, is no entity."""
+        """A word without a token, such as an empty one or a control character, is no entity."""
         tags, scores = ["O"] * len(example.spans), [0.0] * len(example.spans)
         for sequence, logits in zip(sequences, outputs, strict=True):
             shares = logits.double().softmax(-1).numpy()
@@ -138,11 +156,22 @@ class TokenClassification:
     def measures(
         self, predictions: Sequence[TaggedWords], examples: Sequence[Words]
     ) -> dict[str, Measure]:
+        """F1 over entities: `strict` takes what the scheme allows alone, `default` is conlleval's.
+
+        A scheme without a tag for the beginning (IO) has nothing that is not allowed.
+        """
         said = [each.tags for each in predictions]
-        right = [words.tags or () for words in examples]
+        right = [list(words.tags or ()) for words in examples]
+        loose = [list(as_iob2(tags)) for tags in said]
+        if self.scheme == "IOB2":
+            loose = said
+        elif self.scheme == "IO":
+            said = loose
         found = {}
-        for name in ("strict", "default"):
-            counts = span_counts(said, right, strict=name == "strict")
+        for name, tags in (("strict", said), ("default", loose)):
+            scheme = "IOB2" if tags is loose else self.scheme
+            expected = [as_scheme(each, scheme) for each in right]
+            counts = span_counts(tags, expected, strict=name == "strict", scheme=scheme)
             found[name] = Measure(span_f1, counts, counts)
         return found
 
@@ -173,15 +202,23 @@ def words_in(text: str) -> Words:
     return Words(text, tuple(match.span() for match in WORD.finditer(text)))
 
 
-def read_sentences(recipe: TokenClassificationTask, path: Path) -> list[Sentence]:
-    """The tagged sentences of a file, as the recipe says."""
+def read_sentences(
+    recipe: TokenClassificationTask, path: Path, names: Sequence[str] = ()
+) -> list[Sentence]:
+    """The tagged sentences of a file, as the recipe says.
+
+    Args:
+        names: Of tags that are numbers, where the recipe does not name them.
+    """
+    names = recipe.labels or names
     if format_of(path) in JSON_SUFFIXES:
-        return read_tagged_rows(path, recipe.tokens, recipe.tags)
+        return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
     return read_tagged(
         path,
         token_column=recipe.token_column,
         tag_column=recipe.tag_column,
         prefix=recipe.prefix,
+        names=names,
     )
 
 
@@ -189,6 +226,28 @@ def tags_in(sentences: Iterable[Sequence[str]]) -> list[str]:
     """The tags that a model needs for sentences with these: both of each kind, sorted."""
     kinds = sorted({tag[2:] for tags in sentences for tag in tags if tag != "O"})
     return ["O", *(f"{place}-{kind}" for kind in kinds for place in "BI")]
+
+
+def tags_of_model(tags: Sequence[str], own: Sequence[str], model: str, *, named: bool) -> list[str]:
+    """The tags of a model's outputs, by its own names.
+
+    Args:
+        tags: Those of the data.
+        named: Whether the recipe names them, in the order of outputs that have no names.
+
+    Raises:
+        RecipeError: outputs that are no tags, or none for a kind of entity in the data.
+    """
+    if is_generic(own) and named and len(own) == len(tags):
+        return list(tags)
+    missing = {tag[2:] for tag in tags} - {label[2:] for label in own}
+    if missing or not all(TAG.fullmatch(label) for label in own):
+        raise RecipeError(
+            f"The data's tags are {listed(tags)}, but those of {model} are {listed(own)}. "
+            "Give a model that was trained on these kinds of entities, or, for one whose labels "
+            "have no names, name its tags in `labels` in the order of its outputs."
+        )
+    return list(own)
 
 
 def begun_words(encoding: Encoding, words: Words, last: int) -> Int[np.ndarray, " T"]:

@@ -1,0 +1,189 @@
+"""Labels of a classification: one spelling for what data, recipes and models call them, and the
+order of a model's outputs.
+
+A label in data is a text, a whole number (also written 1.0) or true or false. Outputs of a model
+are matched with labels by name. Positions count only where names say nothing: for the generic
+names LABEL_0, LABEL_1, ... of transformers, and where the recipe lists the numbers 0 to n - 1.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stillhouse.errors import RecipeError
+
+WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?")
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+TRUTH = {"0": "false", "1": "true"}
+MOST_SHOWN = 12
+
+
+def label_name(value: Any) -> str | None:
+    """The spelling of a label in data; None for what is none, such as null, a list or a blank.
+
+    Text loses the spaces around it, a whole number its fraction (1.0 is 1), and true and false are
+    lower case, as JSON has them.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).strip() if isinstance(value, str | int | float) else ""
+    if text.lower() in TRUTH.values():
+        return text.lower()
+    if WHOLE_NUMBER.fullmatch(text):
+        return str(int(text.partition(".")[0]))
+    return None if text.lower() in ("", "nan") else text
+
+
+def label_names(value: Any) -> list[str] | None:
+    """The spellings of several labels: of a list, of a text with commas between them, or of one
+    label; blank ones are left out. None for anything else."""
+    if isinstance(value, str):
+        value = value.split(",")
+    values = value if isinstance(value, list) else [value]
+    names = [label_name(each) for each in values if each != "" and not str(each).isspace()]
+    return None if None in names else [name for name in names if name is not None]
+
+
+def sorted_labels(names: Iterable[str]) -> list[str]:
+    """Each label once: numbers in numeric order, then texts in alphabetical order."""
+
+    def key(name: str) -> tuple[bool, float, str]:
+        is_text = NUMBER.fullmatch(name) is None
+        return is_text, 0.0 if is_text else float(name), name
+
+    return sorted(set(names), key=key)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Labels in a message, the first dozen of them."""
+    rest = len(names) - MOST_SHOWN
+    return ", ".join(names[:MOST_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+class Labels:
+    """Labels in the order of a model's outputs.
+
+    A label is found by its name, in upper or lower case where that leaves one, or by another
+    spelling. The numbers 0 and 1 stand for false and true, and the reverse.
+    """
+
+    def __init__(self, names: Sequence[str], others: Mapping[str, int] | None = None) -> None:
+        """`others` are further spellings, each with the output that it stands for.
+
+        Raises:
+            RecipeError: two labels that are one, such as 1 and 1.0, or a blank one.
+        """
+        self.names = list(names)
+        self._others = dict(others or {})
+        self._exact: dict[str, int] = {}
+        for place, name in enumerate(names):
+            spelling = label_name(name)
+            if spelling is None or spelling in self._exact:
+                raise RecipeError(
+                    f"The labels {listed(self.names)} are not {len(names)} different ones: "
+                    f"{name!r} is blank or comes twice. Name each label once."
+                )
+            self._exact[spelling] = place
+        folded = [name.casefold() for name in self._exact]
+        self._loose = {name: place for place, name in enumerate(folded) if folded.count(name) == 1}
+        for name, place in self._others.items():
+            self._loose.setdefault(str(label_name(name)).casefold(), place)
+        for pair in (TRUTH, {truth: digit for digit, truth in TRUTH.items()}):
+            if set(pair) == set(self._exact):
+                for name, other in pair.items():
+                    self._loose.setdefault(other, self._exact[name])
+
+    @classmethod
+    def given(cls, labels: Sequence[str] | Mapping[str, str]) -> "Labels":
+        """Labels of a recipe: what the data calls each, and with a mapping what models call it.
+
+        In data that gives numbers for labels with names, a number is a position among them.
+        """
+        names = list(labels)
+        others = (
+            {}
+            if not isinstance(labels, Mapping)
+            else {name: place for place, name in enumerate(labels.values())}
+        )
+        if not any(NUMBER.fullmatch(name) or label_name(name) in TRUTH.values() for name in names):
+            others |= {str(place): place for place in range(len(names))}
+        return cls(names, others)
+
+    @classmethod
+    def of_model(cls, names: Sequence[str]) -> "Labels":
+        """A model's own labels; generic ones are also found by their numbers."""
+        others = {str(place): place for place in range(len(names))} if is_generic(names) else {}
+        return cls(names, others)
+
+    def find(self, value: Any) -> int | None:
+        """The output of a label in data; None for one that is not known."""
+        name = label_name(value)
+        if name is None:
+            return None
+        place = self._exact.get(name)
+        return self._loose.get(name.casefold()) if place is None else place
+
+    def find_all(self, value: Any) -> tuple[int, ...] | None:
+        """The outputs of a list of labels, or of a text with commas between them; None where one
+        is not known."""
+        whole = self.find(value) if isinstance(value, str) else None
+        if whole is not None:
+            return (whole,)
+        names = label_names(value)
+        places = [self.find(name) for name in names or ()]
+        if names is None or None in places:
+            return None
+        return tuple(place for place in places if place is not None)
+
+    def in_order_of(self, own: Sequence[str], model: str) -> "Labels":
+        """The same labels in the order of a model's outputs, by the names that it has for them.
+
+        Raises:
+            RecipeError: names that are not those of the labels, with both lists.
+        """
+        size = len(self.names)
+        if is_generic(own) and len(own) == size:
+            order = list(range(size))
+        else:
+            order = [place for name in own if (place := self.find(name)) is not None]
+        if sorted(order) != list(range(size)) or len(own) != size:
+            positions = [str(place) for place in range(size)]
+            if self.names != positions or len(own) != size:
+                raise mismatch(self.names, own, model)
+            order = list(range(size))
+        others = {name: order.index(place) for name, place in self._others.items()}
+        others |= {name: place for place, name in enumerate(own)}
+        return Labels([self.names[place] for place in order], others)
+
+
+def labels_of_data(shown: Sequence[str], own: Sequence[str], model: str) -> Labels:
+    """The labels of a model, spelled as data shows them where it does.
+
+    Raises:
+        RecipeError: data with labels that the model does not name, with both lists.
+    """
+    outputs = Labels.of_model(own)
+    found = {name: outputs.find(name) for name in shown}
+    if None in found.values():
+        raise mismatch(shown, own, model)
+    names = list(own)
+    if is_generic(own) and shown:
+        names = [str(place) for place in range(len(own))]
+    for name, place in found.items():
+        assert place is not None
+        names[place] = name
+    return Labels(names, {name: place for place, name in enumerate(own)})
+
+
+def is_generic(names: Sequence[str]) -> bool:
+    """Whether these are the names of transformers for labels that nobody named."""
+    return all(name == f"LABEL_{place}" for place, name in enumerate(names))
+
+
+def mismatch(labels: Sequence[str], own: Sequence[str], model: str) -> RecipeError:
+    """The error for labels and a model's names for its outputs that do not belong together."""
+    return RecipeError(
+        f"The data's labels are {listed(labels)}, but those of {model} are {listed(own)}. Say in "
+        "`labels` which name the model has for each label of the data, such as "
+        f"{{{labels[0]}: NAME, {labels[-1]}: NAME}}."
+    )
