@@ -12,6 +12,13 @@ from stillhouse.families.folder import (
 )
 from stillhouse.families.layer_map import evenly_spread, layers_from
 from stillhouse.families.registry import check_sequence_length, family_named, family_of
+from stillhouse.families.special_ids import (
+    end_token_ids,
+    one_or_several,
+    padding_id,
+    take_generation_config,
+    without_generation_defaults,
+)
 from stillhouse.families.task_models import (
     TaskHead,
     head_of,
@@ -30,6 +37,7 @@ __all__ = [
     "check_sequence_length",
     "count_parameters",
     "empty_model",
+    "end_token_ids",
     "evenly_spread",
     "family_named",
     "family_of",
@@ -38,9 +46,13 @@ __all__ = [
     "load_config",
     "load_model",
     "load_task_model",
+    "one_or_several",
+    "padding_id",
     "reads_token_types",
     "resolve_folder",
     "save_model",
     "shallower_config",
     "shallower_task_model",
+    "take_generation_config",
+    "without_generation_defaults",
 ]

@@ -15,7 +15,6 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -24,6 +23,14 @@ from transformers import (
 from stillhouse.errors import ModelError, NetworkError, StillhouseError
 from stillhouse.families.base import Family
 from stillhouse.families.registry import family_of
+from stillhouse.families.special_ids import (
+    CONFIG,
+    GENERATION_CONFIG,
+    end_token_ids,
+    one_or_several,
+    padding_id,
+    read_settings,
+)
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -133,6 +140,7 @@ def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
     """
     config = load_config(folder)
     family = family_of(config)
+    end_token_ids(folder)  # transformers passes over a damaged generation_config.json in silence
     model, report = load_weights(folder, getattr(transformers, family.model_class), config)
     _check_complete(folder, family, report)
     return family, model.eval()
@@ -199,9 +207,22 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     """Write a model folder: configuration, safetensors, generation configuration, tokenizer."""
     model.save_pretrained(folder)
     if model.can_generate():
-        ids = {"bos_token_id": model.config.bos_token_id, "eos_token_id": model.config.eos_token_id}
-        GenerationConfig(**ids, pad_token_id=model.config.eos_token_id).save_pretrained(folder)
+        _write_end_tokens(model, folder)
     tokenizer.save_pretrained(folder)
+
+
+def _write_end_tokens(model: PreTrainedModel, folder: Path) -> None:
+    """All end tokens into both files: some programs read one of them, some the other. (Set in the
+    model's own generation configuration they would make transformers refuse to save sampling
+    defaults that it had loaded.)"""
+    ends = one_or_several(end_token_ids(model))
+    for name in (CONFIG, GENERATION_CONFIG):
+        settings = read_settings(folder / name) | {"eos_token_id": ends}
+        if name == GENERATION_CONFIG:
+            settings.pop("_from_model_config", None)
+            settings.setdefault("bos_token_id", model.config.bos_token_id)
+            settings.setdefault("pad_token_id", padding_id(model.config))
+        (folder / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:

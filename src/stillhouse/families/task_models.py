@@ -4,6 +4,7 @@ The body comes from the folder whole or not at all; a head that the folder does 
 from a seed, by the rules of the architecture. Classes are those of transformers' `AutoModelFor...`.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from stillhouse.errors import ModelError
 from stillhouse.families.base import renumber_layers
 from stillhouse.families.folder import load_config, load_weights
 from stillhouse.families.registry import family_of
+from stillhouse.families.special_ids import padding_id
 
 TaskHead = Literal[
     "SequenceClassification", "QuestionAnswering", "TokenClassification", "CausalLM", "Body"
@@ -51,6 +53,8 @@ def shallower_task_model(model: PreTrainedModel, layer_map: Sequence[int]) -> Pr
     shallower = type(model)(shallower_config(model.config, len(layer_map)))
     weights = renumber_layers(layers)(model.state_dict(), layer_map)
     shallower.load_state_dict(weights)
+    if shallower.can_generate():
+        shallower.generation_config = copy.deepcopy(model.generation_config)
     return shallower.eval()
 
 
@@ -65,7 +69,7 @@ def configured(config: PretrainedConfig, settings: Mapping[str, Any]) -> Pretrai
     for name, value in settings.items():
         setattr(config, name, value)
     if config.pad_token_id is None:
-        config.pad_token_id = config.eos_token_id
+        config.pad_token_id = padding_id(config)
     return config
 
 

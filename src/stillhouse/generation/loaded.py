@@ -19,12 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError, ModelError
 from stillhouse.families import (
+    end_token_ids,
     family_of,
     head_of,
     load_config,
     load_model,
     load_task_model,
     resolve_folder,
+    without_generation_defaults,
 )
 from stillhouse.generation.batching import (
     Batcher,
@@ -159,8 +161,7 @@ class LoadedModel:
     @property
     def end_ids(self) -> frozenset[int]:
         """The tokens that end a text."""
-        end = self.model.config.eos_token_id
-        return frozenset(end if isinstance(end, list) else [end] if end is not None else [])
+        return end_token_ids(self.model)
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
         """The tokens of a prompt; those of an empty one begin a new document."""
@@ -170,16 +171,16 @@ class LoadedModel:
     def _search_beams(self, ids: Sequence[int], settings: Generation) -> list[str]:
         """Beam search as transformers does it."""
         inputs = torch.tensor([ids], device=self.model.device)
-        output = self.model.generate(  # pyright: ignore[reportCallIssue]
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=settings.max_new_tokens,
-            num_beams=settings.num_beams,
-            num_return_sequences=settings.num_return_sequences,
-            repetition_penalty=settings.repetition_penalty,
-            do_sample=False,
-            pad_token_id=self.model.config.eos_token_id,
-        )
+        with without_generation_defaults(self.model):
+            output = self.model.generate(  # pyright: ignore[reportCallIssue]
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=settings.max_new_tokens,
+                num_beams=settings.num_beams,
+                num_return_sequences=settings.num_return_sequences,
+                repetition_penalty=settings.repetition_penalty,
+                do_sample=False,
+            )
         return [self._continuation(ids, row[len(ids) :].tolist(), settings) for row in output]
 
     def _continuation(

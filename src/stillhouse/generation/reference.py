@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from transformers import PreTrainedModel
 
+from stillhouse.families import without_generation_defaults
+
 TURNS = 5
 
 
@@ -25,14 +27,14 @@ def log_probabilities(model: PreTrainedModel, ids: Sequence[int]) -> list[float]
 def greedy_tokens(model: PreTrainedModel, ids: Sequence[int], number: int) -> list[int]:
     """The likeliest next tokens, one after the other, whether the text has ended or not."""
     inputs = torch.tensor([list(ids)], device=model.device)
-    output = model.generate(  # pyright: ignore[reportCallIssue]
-        inputs,
-        attention_mask=torch.ones_like(inputs),
-        max_new_tokens=number,
-        min_new_tokens=number,
-        do_sample=False,
-        pad_token_id=model.config.eos_token_id,
-    )
+    with without_generation_defaults(model):
+        output = model.generate(  # pyright: ignore[reportCallIssue]
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=number,
+            min_new_tokens=number,
+            do_sample=False,
+        )
     return output[0, len(ids) :].tolist()
 
 

@@ -11,7 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
-from stillhouse.families import check_sequence_length, load_config, load_model, save_model
+from stillhouse.families import (
+    check_sequence_length,
+    load_config,
+    load_model,
+    save_model,
+    take_generation_config,
+)
 from stillhouse.recipe import Recipe, recipe_part
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder
 from stillhouse.student.plan import StudentPlan, plan_student
@@ -52,6 +58,8 @@ def initialize(
         student = random_student(plan, seed)
     else:
         student = student_from_folder(Path(recipe.student.weights), plan)
+    if recipe.student.weights in ("teacher", "random"):
+        take_generation_config(student, teacher_folder)
     with commit_folder(
         run.student_init, inputs, {"layer_map": plan.layer_map}, overwrite=overwrite
     ) as folder:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stillhouse.families import padding_id
 from stillhouse.tasks.encoded import Encoded, collate
 from stillhouse.tasks.task import Task
 
@@ -50,6 +51,5 @@ def batches_by_length(sequences: Sequence[Encoded], tokens: int) -> Iterator[lis
 
 @torch.inference_mode()
 def _outputs(task: Task, model: PreTrainedModel, sequences: Sequence[Encoded]) -> Tensor:
-    padding = model.config.pad_token_id or 0
-    batch = collate(sequences, pad_token_id=padding, per_token=task.per_token)
+    batch = collate(sequences, pad_token_id=padding_id(model.config), per_token=task.per_token)
     return task.outputs(model, batch.to(model.device)).float().cpu()

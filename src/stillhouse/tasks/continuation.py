@@ -21,13 +21,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.families import TaskHead
+from stillhouse.families import TaskHead, end_token_ids, without_generation_defaults
 from stillhouse.recipe_tasks import ContinuationTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure, bleu, bleu_counts, mean, rouge_f1
 from stillhouse.tasks.texts import TextExample, read_texts
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+NOTHING = -1  # where nothing is written
 ROUGE = ("rouge1", "rouge2", "rougeLsum")
 
 
@@ -89,31 +90,34 @@ class Continuation:
         return Encoded(found, np.zeros_like(found), is_cut=is_cut, source=tokenizer)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B N"]:
-        """The numbers of the tokens that are written, up to 16.7 million exactly."""
+        """The ids of the tokens that are written, up to 16.7 million exactly; NOTHING from an end
+        token on."""
         ids, mask = _padded_in_front(batch)
         # transformers types `generate` as a method of a mixin.
         write = cast("Any", model).generate
         sampled: dict[str, Any] = {"do_sample": False}
         if self.recipe.top_k > 1:
             sampled = {"do_sample": True, "top_k": self.recipe.top_k}
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), without_generation_defaults(model):
             torch.manual_seed(self.recipe.seed)
             written = write(
                 ids,
                 attention_mask=mask,
                 max_new_tokens=self.recipe.max_new_tokens,
-                pad_token_id=model.config.eos_token_id,
                 **sampled,
             )
         new = written[:, ids.shape[1] :]
+        ends = torch.tensor(sorted(end_token_ids(model)), dtype=new.dtype, device=new.device)
+        ended = torch.isin(new, ends).cumsum(1) > 0
         missing = self.recipe.max_new_tokens - new.shape[1]  # where all end before
-        return F.pad(new, (0, missing), value=model.config.eos_token_id).float()
+        return F.pad(new.masked_fill(ended, NOTHING), (0, missing), value=NOTHING).float()
 
     def predict(
         self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
     ) -> str:
         (sequence,), (output,) = sequences, outputs
-        text = sequence.source.decode(output.long().tolist(), skip_special_tokens=True).strip()
+        ids = [id for id in output.long().tolist() if id != NOTHING]
+        text = sequence.source.decode(ids, skip_special_tokens=True).strip()
         if self.recipe.stop is not None:
             text = text.partition(self.recipe.stop)[0]
         if self.recipe.sentences is not None:

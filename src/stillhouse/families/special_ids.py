@@ -1,0 +1,105 @@
+"""The token ids that a model folder gives a meaning: what ends a text, what pads one.
+
+`config.json` and `generation_config.json` may each name one token, several, or none; published
+models keep some of their end tokens in the second file alone. Every reader takes them from here.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from stillhouse.errors import ModelError
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+KEY = "eos_token_id"
+
+
+def end_token_ids(source: Path | PreTrainedModel) -> frozenset[int]:
+    """The tokens that end a text: the union of both files of a model folder, or of a model's
+    configuration and generation configuration. Empty where neither names one.
+
+    Raises:
+        ModelError: a file that cannot be read, or names something that is no token.
+    """
+    if isinstance(source, Path):
+        named = {
+            str(source / file): read_settings(source / file).get(KEY)
+            for file in (CONFIG, GENERATION_CONFIG)
+        }
+    else:
+        named = {
+            "The model's configuration": source.config.eos_token_id,
+            "The model's generation configuration": getattr(
+                getattr(source, "generation_config", None), KEY, None
+            ),
+        }
+    return frozenset(id for where, value in named.items() for id in _ids(value, where))
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings in a JSON file of a model folder; none where there is no such file.
+
+    Raises:
+        ModelError: it is not a JSON object.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read ({error}). Fetch or save it again.") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{file} is not a JSON object. Fetch or save it again.")
+    return settings
+
+
+def padding_id(config: PretrainedConfig) -> int:
+    """The token that fills a sequence up; no position of it is ever read, so any will do where the
+    configuration names none."""
+    ends = _ids(config.eos_token_id, "The model's configuration")
+    return next(iter([*_ids(config.pad_token_id, "The model's configuration"), *ends]), 0)
+
+
+def one_or_several(ids: frozenset[int]) -> int | list[int] | None:
+    """Token ids as transformers writes them: a number, a list, or null."""
+    ordered = sorted(ids)
+    return ordered[0] if len(ordered) == 1 else ordered or None
+
+
+def take_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    """Give a model that continues text the generation configuration of a folder, where there is
+    one: its end tokens, and the sampling defaults that it was published with."""
+    if model.can_generate() and read_settings(folder / GENERATION_CONFIG):
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def without_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Within, `model.generate` follows its arguments and the end tokens alone: no temperature or
+    penalty of the folder's `generation_config.json` slips in."""
+    before = model.generation_config
+    ends = one_or_several(end_token_ids(model))
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=ends,  # pyright: ignore[reportArgumentType]
+        pad_token_id=padding_id(model.config),
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _ids(value: Any, where: str) -> list[int]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    wrong = [id for id in ids if isinstance(id, bool) or not isinstance(id, int) or id < 0]
+    if wrong:
+        raise ModelError(
+            f"{where} names {wrong[0]!r} as a special token; it takes a token id, a list of them, "
+            "or null."
+        )
+    return ids
