@@ -238,10 +238,10 @@ class Batcher:
             DataError: see `submit`.
         """
         num_prompt, num_new = len(request.prompt_ids), request.settings.max_new_tokens
-        context, vocabulary = self.model.context, self.model.model.config.vocab_size
+        context = self.model.context
         if num_prompt == 0:
             raise DataError("The prompt has no tokens; give at least one.")
-        must_be_known(request.prompt_ids, vocabulary)
+        must_be_known(request.prompt_ids, self.model.num_tokens)
         if num_prompt + num_new > context:
             raise DataError(
                 f"The prompt has {num_prompt} tokens and {num_new} new ones are asked for, but the "
@@ -399,14 +399,14 @@ def are_finite(logits: Float[Tensor, "R V"]) -> bool:
     return math.isfinite(float(logits.sum()))
 
 
-def must_be_known(ids: Sequence[int], vocabulary: int) -> None:
+def must_be_known(ids: Sequence[int], num_tokens: int) -> None:
     """Raises:
-    DataError: ids that no token of the vocabulary has.
+    DataError: ids that no token has.
     """
-    if unknown := [id for id in ids if not 0 <= id < vocabulary]:
+    if unknown := [id for id in ids if not 0 <= id < num_tokens]:
         raise DataError(
             f"There are token ids the model does not know: {unknown[:3]}; they go from 0 to "
-            f"{vocabulary - 1}."
+            f"{num_tokens - 1}."
         )
 
 

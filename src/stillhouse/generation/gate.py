@@ -20,7 +20,7 @@ from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import resolve_folder
 from stillhouse.generation.loaded import LoadedModel, load
 from stillhouse.generation.precision import Precision, has_bf16_tiles, has_int8, to_precision
-from stillhouse.generation.slots import Piece, SlottedModel
+from stillhouse.generation.slots import Piece
 
 ALLOWED = 0.01  # of the perplexity, or of the outputs
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
@@ -117,7 +117,7 @@ def blocks_of(model: LoadedModel) -> list[list[int]]:
 
 def _causal_loss(model: LoadedModel) -> float:
     """Mean negative log-likelihood of a token, in nats."""
-    slots = SlottedModel(model.family, model.model, 1)
+    slots = model.slots(1)
     losses = []
     for block in blocks_of(model):
         place = slots.open()

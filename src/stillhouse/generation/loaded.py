@@ -8,6 +8,7 @@ Axes: T tokens of the text, D hidden size, N texts.
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ from stillhouse.tasks.task import Task
 from stillhouse.tasks.text_classification import TextClassification, TextRegression
 from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import TokenClassification, words_in
-from stillhouse.tokens.tokenizer import load_tokenizer
+from stillhouse.tokens.tokenizer import load_tokenizer, unused_ids
 
 
 class Filled(NamedTuple):
@@ -154,9 +155,17 @@ class LoadedModel:
         Raises:
             ModelError: a model that does not continue text.
         """
+        return Batcher(self.slots(num_slots), self.tokenizer, self.end_ids)
+
+    def slots(self, num_slots: int) -> SlottedModel:
+        """The model with room for so many sequences at once; see `batcher`."""
         self._must_model_language()
-        slots = SlottedModel(self.family, self.model, num_slots)
-        return Batcher(slots, self.tokenizer, self.end_ids)
+        return SlottedModel(self.family, self.model, num_slots, self.unused_ids)
+
+    @cached_property
+    def unused_ids(self) -> tuple[int, ...]:
+        """Rows of the embedding that no token has."""
+        return unused_ids(self.tokenizer, self.model.config.vocab_size)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -180,6 +189,8 @@ class LoadedModel:
                 num_return_sequences=settings.num_return_sequences,
                 repetition_penalty=settings.repetition_penalty,
                 do_sample=False,
+                suppress_tokens=list(self.unused_ids) or None,
+                renormalize_logits=bool(self.unused_ids),
             )
         return [self._continuation(ids, row[len(ids) :].tolist(), settings) for row in output]
 
@@ -249,8 +260,9 @@ class LoadedModel:
         hidden = self.model.base_model(input_ids=ids[None]).last_hidden_state[0, places]
         head = self.family.head(self.model)
         logits = torch.nn.functional.linear(head.transform(hidden), head.weight, head.bias)[0]
-        known = logits[: len(self.tokenizer)].float()
-        best = known.softmax(-1).topk(min(top_k, len(known)))
+        unused = torch.tensor(self.unused_ids, dtype=torch.long, device=logits.device)
+        known = logits.float().index_fill(0, unused, -torch.inf)
+        best = known.softmax(-1).topk(min(top_k, len(known) - len(unused)))
         return [
             Filled(self.decode([token]).strip(), probability, token)
             for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)

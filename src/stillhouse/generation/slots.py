@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 from stillhouse.errors import ModelError
 from stillhouse.families import Family
 
+IMPOSSIBLE = -1e30  # as a logit; finite, for what is not finite is a model's fault
+
 
 @dataclass
 class Place:
@@ -44,9 +46,21 @@ class SlottedModel:
 
     It runs the modules that the model has when this is made. Not for use from several threads at
     once.
+
+    Attributes:
+        num_tokens: V: the logits end with the last id that a token has, whatever the embedding is
+            padded to (50,304 rows for 50,257 tokens).
     """
 
-    def __init__(self, family: Family, model: PreTrainedModel, num_slots: int) -> None:
+    def __init__(
+        self,
+        family: Family,
+        model: PreTrainedModel,
+        num_slots: int,
+        unused_ids: Sequence[int] = (),
+    ) -> None:
+        """Args: unused_ids: Ids that no token has (see `tokens.tokenizer.unused_ids`): they are
+        not drawn, not listed, and have no part in a probability."""
         if family.language_modeling != "causal":
             raise ModelError(
                 f"A {family.model_type} model fills gaps; it does not continue text. Give a causal "
@@ -59,6 +73,9 @@ class SlottedModel:
         self._head = cast(nn.Module, model.get_output_embeddings())
         self.context = family.num_positions(model.config)
         self.num_slots = num_slots
+        used = set(range(model.config.vocab_size)).difference(unused_ids)
+        self.num_tokens = max(used) + 1
+        self._gaps = torch.tensor([id for id in unused_ids if id < self.num_tokens], dtype=torch.long)
         self._offset = family.position_offset(model.config)
         self._places: list[Place] = []
         self._kept: dict[int, _Kept] = {}  # by layer
@@ -123,10 +140,10 @@ class SlottedModel:
         hidden = self._run_tokens(ids, step.positions + self._offset, step.attend)
         if (rows := _rows_wanted(pieces)) != list(range(len(hidden))):
             hidden = hidden[torch.tensor(rows, device=device)]
-        logits = self._head(self._final_norm(hidden))
+        logits = self._head(self._final_norm(hidden))[:, : self.num_tokens].float().cpu()
         for piece in pieces:
             piece.place.length += len(piece.ids)
-        return logits.float().cpu()
+        return logits.index_fill(1, self._gaps, IMPOSSIBLE) if len(self._gaps) else logits
 
     def kept(self, layer: int, like: Float[Tensor, "N 2 H D"]) -> "_Kept":
         """What the layer keeps of all places."""

@@ -46,7 +46,7 @@ class Speculation:
         Raises:
             ModelError: their vocabularies differ.
         """
-        sizes = [each.model.config.vocab_size for each in (teacher, student)]
+        sizes = [each.num_tokens for each in (teacher, student)]
         if sizes[0] != sizes[1]:
             raise ModelError(
                 f"The teacher has {sizes[0]:,} tokens and the student {sizes[1]:,}; a student can "
@@ -166,10 +166,7 @@ class DraftedText:
         self._seed = settings.drawn_seed()
         for model in (teacher, student):
             model.batcher(1).check(Request(prompt_ids, settings, self._seed))
-        self.speculation = Speculation(
-            SlottedModel(teacher.family, teacher.model, 1),
-            SlottedModel(student.family, student.model, 1),
-        )
+        self.speculation = Speculation(teacher.slots(1), student.slots(1))
 
     def __iter__(self) -> Generator[tuple[str, bool], None, None]:
         ids, settings, end_ids = self._prompt_ids, self._settings, self._teacher.end_ids

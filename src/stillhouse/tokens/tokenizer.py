@@ -85,6 +85,12 @@ def _id_of(tokenizer: PreTrainedTokenizerFast, kind: str) -> int | None:
     return None if token is None else tokenizer.backend_tokenizer.token_to_id(str(token))
 
 
+def unused_ids(tokenizer: PreTrainedTokenizerFast, vocabulary_size: int) -> tuple[int, ...]:
+    """Ids below `vocabulary_size` that no token has, in order: the padding of an embedding (50,304
+    rows for 50,257 tokens), and gaps before added tokens."""
+    return tuple(sorted(set(range(vocabulary_size)).difference(tokenizer.get_vocab().values())))
+
+
 def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a folder, or that of a single WordPiece vocabulary file.
 
