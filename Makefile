@@ -1,15 +1,20 @@
-# On a machine with Python 3.11, make and git: `make quickstart`, `make test`.
+# On a machine with Python 3.11 or newer and make: `make quickstart`; to develop, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: .venv quickstart test test-slow faults audit check lint types docs clean
 
-# The environment, made anew when the constraints or the project's own requirements change.
-.venv: .venv/.installed
+# The environment, rebuilt when the constraints or the project's own requirements change.
+.venv: .venv/.dev
 
 .venv/.installed: constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Stillhouse needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+# Developers' tools and every optional dependency, in the same environment: several gigabytes.
+.venv/.dev: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -17,35 +22,36 @@ BIN := .venv/bin
 quickstart: .venv/.installed
 	$(BIN)/stillhouse quickstart
 
-test: .venv/.installed
+test: .venv/.dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-slow: .venv/.installed
+test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow --timeout=3600
 
 # Every row of docs/reliability.md in full: an hour or two. SECONDS bounds each row.
 SECONDS ?= 3600
-faults: .venv/.installed
+faults: .venv/.dev
 	$(BIN)/python -m tests.faults --seconds $(SECONDS) --output docs/reliability.json
 	$(BIN)/python docs/generate.py
 
-lint: .venv/.installed
+lint: .venv/.dev
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/ruff format --check src tests benchmarks docs
 
-types: .venv/.installed
+types: .venv/.dev
 	$(BIN)/pyright
 
 # Generated pages: the command line and the recipe, from the code itself.
-docs: .venv/.installed
+docs: .venv/.dev
 	$(BIN)/python docs/generate.py
 
 # Known vulnerabilities of the pinned libraries; needs the network and `pip install pip-audit`.
-audit: .venv/.installed
+audit: .venv/.dev
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 check: lint types test
 	$(BIN)/python docs/generate.py --check
 
+# What can be rebuilt. Trained models (runs/) are the user's: no target removes them.
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv build dist

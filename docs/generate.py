@@ -61,7 +61,9 @@ def recipe_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows(section: type[BaseModel], prefix: str) -> list[str]:
+def _rows(section: type[BaseModel], prefix: str, in_force: BaseModel | None = None) -> list[str]:
+    """The keys of a section; `in_force` is the section that stands where a recipe leaves it out,
+    which a preset may have filled."""
     rows = []
     for name, field in section.model_fields.items():
         inner = _sections(field.annotation)
@@ -69,6 +71,8 @@ def _rows(section: type[BaseModel], prefix: str) -> list[str]:
         by_name = getattr(field.annotation, "__origin__", None) is dict and bool(inner)
         others = ["by name"] if by_name else _other_types(field.annotation)
         default = field.get_default(call_default_factory=True, validated_data={})
+        if in_force is not None and not inner:
+            default = getattr(in_force, name)
         shown = (
             ""
             if default is PydanticUndefined or isinstance(default, BaseModel)
@@ -77,7 +81,8 @@ def _rows(section: type[BaseModel], prefix: str) -> list[str]:
         if not inner or others:
             rows.append(f"| `{key}` | {_cell(', '.join(others) or 'value')} | {shown} |")
         for each in inner:
-            rows += _rows(each, f"{key}.NAME." if by_name else f"{key}.")
+            known = default if isinstance(default, each) else None
+            rows += _rows(each, f"{key}.NAME." if by_name else f"{key}.", known)
     return rows
 
 

@@ -285,8 +285,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_of(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a distillation section starts from; none under a name that is refused."""
-    return PRESETS.get(str(section.get("preset", DEFAULT_PRESET)), {})
+    """The values that a distillation section starts from; a name that is refused stands for the
+    default, so that it is the one mistake."""
+    return PRESETS.get(str(section.get("preset", DEFAULT_PRESET)), PRESETS[DEFAULT_PRESET])
 
 
 class DistillationRecipe(PretrainingRecipe):
@@ -507,9 +508,12 @@ class ReportRecipe(Section):
 
 
 def _kind_of_teacher(value: object) -> str:
-    if isinstance(value, TunedTeacherRecipe) or (isinstance(value, Mapping) and "start" in value):
+    if isinstance(value, Mapping):
+        described = set(TeacherRecipe.model_fields) - {"training"}
+        return "trained" if described & set(value) and "start" not in value else "tuned"
+    if isinstance(value, TunedTeacherRecipe):
         return "tuned"
-    return "trained" if isinstance(value, (Mapping, TeacherRecipe)) else "named"
+    return "trained" if isinstance(value, TeacherRecipe) else "named"
 
 
 class Recipe(Section):

@@ -5,14 +5,15 @@ the nearest valid name.
 """
 
 import difflib
-import re
+import os
+import types
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
@@ -20,11 +21,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.recipe import Recipe, preset_of
 from stillhouse.recipe_tasks import NAMED_TASKS, TASK_KINDS, TaskRecipe, task_recipes
 
-# How pydantic calls the members of a union where it says which of them a value is not.
-UNION_MEMBER = re.compile(
-    r"named|trained|cached|int|str|bool|constrained-int|list\[.*\]|literal\[.*\]|"
-    + "|".join(TASK_KINDS)
-)
+Key = int | str
 
 
 def recipe_names() -> list[str]:
@@ -34,23 +31,46 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name_or_path: str) -> tuple[str, str]:
-    """The recipe's name (the file's stem) and its text, from a packaged name or a path."""
-    path = Path(name_or_path)
+    """The recipe's name (the file's stem) and its text, from a packaged name or a path.
+
+    Raises:
+        RecipeError: neither, or a file that cannot be read.
+    """
     if name_or_path in recipe_names():
         packaged = resources.files("stillhouse") / "recipes" / f"{name_or_path}.yaml"
         return name_or_path, packaged.read_text(encoding="utf-8")
-    if path.is_file():
-        try:
-            return path.stem, path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise RecipeError(
-                f"{path} is not UTF-8 text ({error.reason} at byte {error.start})."
-            ) from error
-    near = _nearest(name_or_path, recipe_names())
-    raise RecipeError(
-        f"There is no recipe {name_or_path!r}: neither a file nor a packaged recipe."
-        f"{near} `stillhouse recipes` lists the packaged ones."
-    )
+    path = Path(name_or_path)
+    if not os.path.exists(name_or_path):  # False for every path that cannot be, however odd
+        raise RecipeError(
+            f"There is no recipe {name_or_path!r:.200}: neither a file (seen from {Path.cwd()}) "
+            f"nor a packaged recipe.{_nearest_recipe(path)}"
+        )
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        advice = f" Did you mean {str(inside)!r}?" if inside.is_file() else ""
+        raise RecipeError(f"{path} is a folder; a recipe is a YAML file.{advice}")
+    try:
+        return path.stem, path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start})."
+        ) from error
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def _nearest_recipe(path: Path) -> str:
+    """Advice on a recipe that is not there: files beside it come before packaged names."""
+    try:
+        beside = sorted(path.parent.glob("*.y*ml"))
+    except (OSError, ValueError):  # a path that cannot be
+        beside = []
+    same = [file for file in beside if file.stem in (path.stem, path.name)]
+    near = difflib.get_close_matches(path.name, [file.name for file in beside], n=1, cutoff=0.8)
+    if found := [*same, *(path.parent / name for name in near)]:
+        return f" Did you mean {str(found[0])!r}?"
+    named = _nearest(path.name, recipe_names(), or_all=False)
+    return f"{named} `stillhouse recipes` lists the packaged recipes."
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe]:
@@ -88,14 +108,13 @@ def parse_task(name: str, overrides: Sequence[str] = ()) -> TaskRecipe:
     known = [*NAMED_TASKS, *TASK_KINDS]
     if name not in known:
         raise RecipeError(f"There is no task {name!r}.{_nearest(name, known)}")
-    kind = NAMED_TASKS[name]["kind"] if name in NAMED_TASKS else name
     data: dict[str, Any] = {"kind": name}
     for override in overrides:
         _apply_override(data, override)
     try:
         return task_recipes.validate_python(data)
     except ValidationError as error:
-        raise RecipeError(_explain(error, f"task {name}", TASK_KINDS[kind])) from error
+        raise RecipeError(_explain(error, f"task {name}", TaskRecipe)) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -165,13 +184,13 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     target[keys[-1]] = _parse_yaml(value, f"--set {path}")
 
 
-def _explain(error: ValidationError, where: str, root: type[BaseModel] = Recipe) -> str:
+def _explain(error: ValidationError, where: str, root: Any = Recipe) -> str:
     lines = []
     for problem in error.errors():
-        keys = _path_of(problem["loc"], unknown_key=problem["type"] == "extra_forbidden")
+        keys, section = _users_path(problem["loc"], root)
         path = ".".join(map(str, keys))
         if problem["type"] == "extra_forbidden":
-            known = _fields_at(keys[:-1], root)
+            known = list(section.model_fields) if section is not None else []
             lines.append(f"{path} is not a key of a recipe.{_nearest(str(keys[-1]), known)}")
         elif problem["type"] == "missing":
             lines.append(f"{path} is missing.")
@@ -187,36 +206,72 @@ def _explain(error: ValidationError, where: str, root: type[BaseModel] = Recipe)
     )
 
 
-def _path_of(location: Sequence[int | str], *, unknown_key: bool) -> list[int | str]:
-    """The user's own keys, without the members of unions that pydantic went through."""
-    own = location[-1:] if unknown_key else ()
-    inner = location[: len(location) - len(own)]
-    return [*(key for key in inner if not UNION_MEMBER.fullmatch(str(key))), *own]
+def _users_path(location: Sequence[Key], root: Any) -> tuple[list[Key], type[BaseModel] | None]:
+    """The keys that a user wrote on the way to a problem, and the section that the last one is in.
+
+    pydantic's location also names each member of a union that it went through; the types on the way
+    tell those from keys.
+    """
+    keys: list[Key] = []
+    section: type[BaseModel] | None = None
+    kind: Any = root
+    for part in location:
+        members = _union_members(kind)
+        if len(members) > 1:  # the part is pydantic's name of one of them
+            kind = _member_named(str(part), members)
+            continue
+        kind = members[0]
+        if part == "[key]":  # what is wrong is the key before it
+            break
+        keys.append(part)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            section = kind
+            field = kind.model_fields.get(str(part))
+            kind = None if field is None else field.annotation
+        else:
+            section, arguments = None, get_args(kind)
+            kind = arguments[-1] if arguments else None
+    return keys, section
 
 
-def _fields_at(keys: Sequence[int | str], root: type[BaseModel]) -> list[str]:
-    """Names of the fields of the section that `keys` lead to from `root`."""
-    section = root
-    for key in keys:
-        candidates = (
-            _sections_in(section.model_fields[str(key)].annotation)
-            if str(key) in section.model_fields
-            else []
-        )
-        if not candidates:
-            return []
-        section = candidates[0]
-    return list(section.model_fields)
+def _union_members(annotation: Any) -> list[Any]:
+    """The members of a union, None aside, each without its annotations; else the type itself."""
+    while get_origin(annotation) is Annotated and not _tag(annotation):
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [
+            each
+            for part in get_args(annotation)
+            if part is not type(None)
+            for each in ([part] if _tag(part) else _union_members(part))
+        ]
+    return [annotation]
 
 
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for part in getattr(annotation, "__args__", ()) for found in _sections_in(part)]
+def _tag(annotation: Any) -> str | None:
+    tags = [part.tag for part in getattr(annotation, "__metadata__", ()) if isinstance(part, Tag)]
+    return tags[0] if tags else None
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def _member_named(name: str, members: Sequence[Any]) -> Any:
+    """The member of a union that pydantic calls so: by its tag, its `kind`, or its type."""
+    for member in members:
+        if _tag(member) == name:
+            return get_args(member)[0]
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            kind = member.model_fields.get("kind")
+            if name == member.__name__ or (kind is not None and kind.default == name):
+                return member
+        elif name.startswith(getattr(get_origin(member), "__name__", "no container")):
+            return member
+    return None
+
+
+def _nearest(name: str, known: Sequence[str], *, or_all: bool = True) -> str:
+    """Advice on a name that is not known: those it begins, the most similar one, or all."""
+    longer = [each for each in known if len(name) > 2 and each.startswith(name)]
+    near = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
-        return f" Did you mean {near[0]!r}?"
-    return f" Known here: {', '.join(known)}." if known else ""
+        *others, last = map(repr, near)
+        return f" Did you mean {', '.join(others) + ' or ' if others else ''}{last}?"
+    return f" Known here: {', '.join(known)}." if known and or_all else ""

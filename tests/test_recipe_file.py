@@ -1,0 +1,183 @@
+"""Mistakes in a recipe's file: each error has the path that the user wrote, whatever the section's
+type, and the advice that fits."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin
+
+import pytest
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from tests.pipeline.tiny_run import call, refused
+
+from stillhouse.errors import RecipeError
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import parse_recipe, parse_task, recipe_text
+from stillhouse.recipe_tasks import NAMED_TASKS, TASK_KINDS
+
+Path = tuple[str, ...]
+
+# What a section needs to be taken for what it is, where a recipe has several kinds in one place.
+GIVEN: dict[str, dict[str, Any]] = {
+    "TeacherRecipe": {"family": "gpt2"},
+    "TunedTeacherRecipe": {"start": "a"},
+    "CacheRecipe": {"cache": "sampled"},
+    "TrainedTokenizer": {"train": "byte_bpe"},
+    **{section.__name__: {"kind": kind} for kind, section in TASK_KINDS.items()},
+}
+
+
+def kinds_in(annotation: Any) -> Iterator[Any]:
+    """The types of a union (None aside) without their annotations."""
+    if get_origin(annotation) is Annotated:
+        yield from kinds_in(get_args(annotation)[0])
+    elif get_origin(annotation) in (list, dict, tuple) or not get_args(annotation):
+        yield annotation
+    else:
+        for part in get_args(annotation):
+            yield from kinds_in(part)
+
+
+def sections(
+    section: type[BaseModel] = Recipe, path: Path = (), around: tuple[dict[str, Any], ...] = ({},)
+) -> Iterator[tuple[type[BaseModel], Path, tuple[dict[str, Any], ...]]]:
+    """Every section of a recipe, its path, and what each section on the way must hold. A key that a
+    user chooses is called as the tag of a union."""
+    yield section, path, around
+    for name, field in section.model_fields.items():
+        for kind in kinds_in(field.annotation):
+            keys: Path = (name,)
+            if get_origin(kind) is dict:
+                keys, kind = (name, "classification"), get_args(kind)[1]
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                between = ({},) * (len(keys) - 1)
+                given = GIVEN.get(kind.__name__, {})
+                yield from sections(kind, path + keys, (*around, *between, given))
+
+
+def nested(path: Path, around: tuple[dict[str, Any], ...], last: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that holds `last` at the path."""
+    data = {**around[-1], **last}
+    for key, given in zip(reversed(path), reversed(around[:-1]), strict=True):
+        data = {**given, key: data}
+    return data
+
+
+def mistakes_in(data: dict[str, Any]) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(yaml.safe_dump(data), where="r")
+    return [line.removeprefix("r:").strip() for line in str(caught.value).splitlines()]
+
+
+SECTIONS = list(sections())
+
+
+@pytest.mark.parametrize(
+    ("section", "path", "around"),
+    SECTIONS,
+    ids=[f"{'.'.join(path)}-{section.__name__}" for section, path, _ in SECTIONS],
+)
+def test_an_unknown_key_has_the_path_that_the_user_wrote(section, path, around):
+    """In every section, through every union on the way; the nearest name is one of its own."""
+    own = max(section.model_fields, key=len)
+    wrong = own[:-1] + "q"
+    for line in mistakes_in(nested(path, around, {wrong: 1})):
+        if wrong in line:
+            assert line.startswith(f"{'.'.join((*path, wrong))} is not a key of a recipe. ")
+            assert f"'{own}'" in line
+            break
+    else:
+        pytest.fail(f"{wrong} is not named")
+
+
+@pytest.mark.parametrize(
+    ("section", "path", "around"),
+    SECTIONS,
+    ids=[f"{'.'.join(path)}-{section.__name__}" for section, path, _ in SECTIONS],
+)
+def test_a_wrong_value_has_the_path_that_the_user_wrote(section, path, around):
+    """For every key of every section, a value that its type cannot be."""
+    for name, field in section.model_fields.items():
+        for wrong in ({"odd": {}}, 5.5, [[]], None):
+            try:
+                TypeAdapter(field.annotation).validate_python(wrong)
+            except ValidationError:
+                break
+            except Exception:  # a discriminator that stands at the field
+                break
+        else:
+            continue
+        if name == "kind" or (wrong == {"odd": {}} and field.discriminator is not None):
+            continue
+        full = ".".join((*path, name))
+        found = mistakes_in(nested(path, around, {name: wrong}))
+        lines = [line for line in found if line.startswith(full)]
+        assert lines, found
+        for line in lines:
+            rest = line.removeprefix(full)
+            assert re.match(r"(\.(odd|[0-9]+|[a-z_]+))*(:| is not a key| is missing)", rest), line
+            for inside in ("named", "trained", "tuned", "cached", "int:", "str:", "list[", "["):
+                assert not rest.partition(":")[0].startswith(f".{inside}"), line
+
+
+@pytest.mark.parametrize("name", [*NAMED_TASKS, *TASK_KINDS])
+def test_a_task_s_unknown_key_has_its_path_and_its_task_s_names(name):
+    """`length` misspelled, under the name of a task and under its kind."""
+    task = {"task": {"kind": name, "lenght": 8}}
+    (line,) = [line for line in mistakes_in({"finetuning": {name: task}}) if "lenght" in line]
+    assert line == (
+        f"finetuning.{name}.task.lenght is not a key of a recipe. Did you mean 'length'?"
+    )
+
+
+def test_a_task_s_settings_have_their_own_paths():
+    """Where a task is all there is (`score`, `predict`)."""
+    with pytest.raises(RecipeError, match=r"^task sst2: lenght is not .* Did you mean 'length'\?$"):
+        parse_task("sst2", ["lenght=8"])
+    with pytest.raises(RecipeError, match=r"^task sts: columns.txt is not .* 'text'"):
+        parse_task("sts", ["columns.txt=8"])
+
+
+def test_a_preset_that_is_not_there_is_one_mistake():
+    """What the preset would have given is not missing."""
+    lines = mistakes_in(
+        {"teacher": "a", "corpus": {"source": "b"}, "distillation": {"preset": "slow"}}
+    )
+    assert lines == ["distillation.preset: input should be 'fast' or 'classic', got 'slow'."]
+
+
+def test_a_teacher_s_misspelled_start_is_not_taken_for_a_shape():
+    """Nothing of a teacher from random weights is asked for."""
+    lines = mistakes_in({"teacher": {"strat": "a"}, "corpus": {"source": "b"}})[1:]
+    assert lines == [
+        "teacher.start is missing.",
+        "teacher.strat is not a key of a recipe. Did you mean 'start'?",
+    ]
+
+
+def test_a_recipe_with_the_other_suffix_is_suggested(tmp_path, monkeypatch):
+    """`own.yml` for `own.yaml`, and a name without its suffix."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("teacher: sample\n")
+    for wrong in ("own.yml", "own", "./own.yml", str(tmp_path / "own.yml"), "onw.yaml"):
+        with pytest.raises(RecipeError, match=r"Did you mean '.*own\.yaml'\?$"):
+            recipe_text(wrong)
+
+
+def test_the_beginning_of_a_packaged_name_lists_those_that_begin_so():
+    """Not another family's."""
+    with pytest.raises(RecipeError) as caught:
+        recipe_text("distilbert")
+    assert "'distilbert-base-uncased'" in str(caught.value)
+    assert "roberta" not in str(caught.value)
+
+
+def test_a_recipe_that_is_not_a_file_is_a_mistake_of_the_recipe(tmp_path):
+    """A folder, a run's folder, a name too long, one with a NUL: exit code 2, never a bug."""
+    (tmp_path / "run").mkdir()
+    refused(call("check", tmp_path / "run"), 2, "run is a folder; a recipe is a YAML file")
+    (tmp_path / "run/recipe.yaml").touch()
+    refused(call("check", tmp_path / "run"), 2, "Did you mean '.*run/recipe.yaml'")
+    for odd in ("x" * 5000, f"{tmp_path}/a\0b.yaml", "", "/proc/self/mem/x.yaml"):
+        refused(call("run", odd), 2, "There is no recipe")
+    refused(call("run", "/proc/self/mem"), 2, "/proc/self/mem cannot be read")
