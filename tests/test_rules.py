@@ -30,6 +30,7 @@ GROUND = {
     "run_folder",
     "section",
     "stages",
+    "wording",
 }
 TOOLS = {"families", "objectives", "tokens", "training", "generation", "samples", "tasks"}
 STAGES = {
@@ -69,6 +70,7 @@ ARROWS = {
     "run_folder": {"errors", "machine"},
     "section": set(),
     "stages": {"errors"},
+    "wording": set(),
 }
 HELP_SECONDS = 0.3
 
