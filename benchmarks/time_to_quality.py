@@ -36,7 +36,7 @@ from transformers import PreTrainedModel
 
 from benchmarks import measure, reference_2019
 from stillhouse.errors import StillhouseError
-from stillhouse.evaluation.perplexity import mean_loss
+from stillhouse.evaluation.perplexity import masked_losses
 from stillhouse.families import family_of, load_model
 from stillhouse.pipeline import Options, Pipeline
 from stillhouse.recipe import Recipe
@@ -143,7 +143,8 @@ class Bench:
         return parse_recipe(self.text, [*fixed, *settings], where=self.where)
 
     def loss_of(self, model: PreTrainedModel) -> float:
-        return mean_loss(family_of(model.config), model.eval(), self.held_out)[0]
+        loss = masked_losses(family_of(model.config), model.eval(), self.held_out).mean
+        return math.nan if loss is None else loss
 
     def teacher_folder(self) -> Path:
         return Pipeline(self.recipe, self.run, self.reporter, Options()).teacher_folder()

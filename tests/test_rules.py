@@ -28,6 +28,7 @@ GROUND = {
     "run_folder",
     "section",
     "stages",
+    "wording",
 }
 TOOLS = {
     "data",
@@ -70,6 +71,7 @@ ARROWS = {
     "run_folder": {"errors", "machine"},
     "section": set(),
     "stages": {"errors"},
+    "wording": set(),
 }
 HELP_SECONDS = 0.3
 

@@ -238,18 +238,25 @@ def compare(
         typer.Argument(metavar="MODEL...", help="Model folders, hub names, sample, or minilm."),
     ],
     text: Annotated[
-        Path | None, typer.Option(help="Score this text; by default the sample's validation split.")
+        Path | None,
+        typer.Option(
+            help="Score this text; by default the held-out text of the models' run, or of the "
+            "sample."
+        ),
     ] = None,
     offline: Offline = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare size, speed, memory and perplexity of models.
 
-    All models are scored on the same text and timed in turns.
+    All models are scored on the same text and timed in turns; progress goes to stderr.
     """
-    from stillhouse.evaluation.compare import compare_models, print_comparison
+    from stillhouse.evaluation.compare import compare_models
+    from stillhouse.evaluation.comparison_table import print_comparison
+    from stillhouse.training.progress import ConsoleReporter
 
-    result = compare_models(models, text, offline=offline)
+    with ConsoleReporter() as reporter:
+        result = compare_models(models, text, offline=offline, reporter=reporter)
     _print_json(result) if as_json else print_comparison(result)
 
 

@@ -16,6 +16,7 @@ from stillhouse.corpus.prepare import prepare, prepare_inputs
 from stillhouse.distillation.distill import Distillation, output_folder, wanted_models
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.evaluation.evaluate import Measured, evaluate, evaluate_inputs, summarize
+from stillhouse.evaluation.teacher_fit import warning_of_a_weak_teacher
 from stillhouse.finetuning.finetune import Finetuning, Found
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
@@ -236,15 +237,22 @@ class Pipeline:
             "prepare",
             self.run.tokens,
             lambda: prepare_inputs(self.recipe, teacher_tokenizer=teacher_tokenizer),
-            lambda: prepare(
-                self.recipe,
-                self.run,
-                teacher_tokenizer=teacher_tokenizer,
-                offline=self.options.offline,
-                overwrite=self._overwrites("prepare"),
-                progress=self.reporter.say,
-            ),
+            lambda: self._write_tokens(teacher_tokenizer),
         )
+
+    def _write_tokens(self, teacher_tokenizer: Path | None) -> None:
+        prepare(
+            self.recipe,
+            self.run,
+            teacher_tokenizer=teacher_tokenizer,
+            offline=self.options.offline,
+            overwrite=self._overwrites("prepare"),
+            progress=self.reporter.say,
+        )
+        if self.recipe.named_model is not None:
+            folder = self._named_folder()
+            if warning := warning_of_a_weak_teacher(self.recipe, self.run, folder):
+                self.reporter.say(f"prepare: {warning}")
 
     def _make_teacher(self) -> None:
         start, start_fingerprint = None, None

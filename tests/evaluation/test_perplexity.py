@@ -8,15 +8,16 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from stillhouse.errors import DataError
 from stillhouse.evaluation.perplexity import (
     MASK_SEED,
     ScoredText,
     blocks_of,
-    mean_loss,
+    masked_losses,
     perplexity,
+    score_text,
     windows_of,
 )
+from stillhouse.evaluation.quality import has_diverged
 from stillhouse.families import family_of
 from stillhouse.recipe import MaskingRecipe
 from stillhouse.tokens.batches import IGNORED
@@ -143,12 +144,82 @@ def test_a_shorter_context_may_be_asked_for(model, text):
     assert results[1] == results[2] != results[0]
 
 
-def test_weights_that_are_not_finite_are_an_error(model, text):
-    """A damaged model gets no number."""
+PERPLEXITIES = ("token", "token_s512", "word")
+
+
+def test_weights_that_are_not_finite_give_no_number(model, text):
+    """A damaged model has neither a perplexity nor a loss; what was read is counted all the
+    same."""
     with torch.no_grad():
         model.transformer.wte.weight[3, 3] = math.nan
-    with pytest.raises(DataError, match="not finite"):
-        perplexity(family_of(model.config), model, text, end_of_text=END)
+    figures, losses = score_text(family_of(model.config), model, text, end_of_text=END)
+    assert [figures[key] for key in (*PERPLEXITIES, "bits_per_byte")] == [None] * 4
+    assert figures["tokens_scored"] == losses.tokens.sum() == sum(map(len, text.documents))
+    assert losses.mean is None
+
+
+def test_a_perplexity_beyond_float64_is_none_and_its_loss_stays(model, text):
+    """Weights after a training with a huge learning rate: exp(loss) overflows, the loss does
+    not."""
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(1e5)
+    figures, losses = score_text(family_of(model.config), model, text, end_of_text=END)
+    assert [figures[key] for key in PERPLEXITIES] == [None] * 3
+    assert losses.mean is not None
+    assert losses.mean > 709
+    assert has_diverged(losses.mean, VOCABULARY)
+    bits = losses.mean * figures["tokens_scored"] / math.log(2) / text.bytes
+    assert figures["bits_per_byte"] == pytest.approx(bits)
+
+
+@pytest.mark.parametrize(
+    ("loss", "diverged"),
+    [(None, True), (math.log(VOCABULARY) + 1.01, True), (math.log(VOCABULARY) + 0.5, False)],
+)
+def test_a_model_diverged_when_a_guess_is_far_better(loss, diverged):
+    """An untrained model is about as good as a guess, and did not diverge."""
+    assert has_diverged(loss, VOCABULARY) == diverged
+
+
+def test_few_documents_are_kept_block_by_block(model, text):
+    """Each block's sum is that of its own tokens, in the order of the text."""
+    _, losses = score_text(family_of(model.config), model, text, end_of_text=END)
+    assert losses.unit == "blocks of 15 tokens"
+    blocks = [
+        document[start : start + POSITIONS - 1]
+        for document in text.documents
+        for start in range(0, len(document), POSITIONS - 1)
+    ]
+    assert losses.tokens.tolist() == [len(block) for block in blocks]
+    by_hand = [sum(losses_by_hand(model, block, stride=1, context=10**6)) for block in blocks]
+    assert losses.sums == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_many_documents_are_kept_one_by_one(model):
+    """Each document's sum is that of all its blocks."""
+    draw = np.random.default_rng(1)
+    documents = [draw.integers(1, VOCABULARY, size) for size in (*range(1, 21), 40)]
+    text = ScoredText(documents, 10, 10)
+    _, losses = score_text(family_of(model.config), model, text, end_of_text=END)
+    assert losses.unit == "documents"
+    assert losses.tokens.tolist() == [len(document) for document in documents]
+    alone = [
+        score_text(family_of(model.config), model, ScoredText([each], 1, 1), end_of_text=END)[1]
+        for each in documents
+    ]
+    assert losses.sums == pytest.approx([each.sums.sum() for each in alone], rel=1e-5)
+
+
+def test_units_are_pooled_where_there_are_very_many(model):
+    """The file stays small, and no token is lost."""
+    documents = [np.array([1 + number % 9, 2]) for number in range(2_500)]
+    figures, losses = score_text(
+        family_of(model.config), model, ScoredText(documents, 1, 1), end_of_text=END
+    )
+    assert losses.unit == "groups of 3 documents"
+    assert len(losses.tokens) == 834
+    assert losses.tokens.sum() == figures["tokens_scored"] == 5_000
+    assert math.exp(losses.mean) == pytest.approx(figures["token"])
 
 
 @pytest.fixture
@@ -180,7 +251,7 @@ def masked(text):
 
 def test_the_masked_loss_is_the_mean_over_the_predicted_tokens(bert, masked):
     """Under the fixed mask, equal to transformers' own logits in float64, one sequence a time."""
-    loss, count = mean_loss(family_of(bert.config), bert, masked)
+    found = masked_losses(family_of(bert.config), bert, masked)
     losses = []
     for number in range(masked.num_sequences):
         batch = masked.batch(np.array([number]), np.array([0]), MASK_SEED)
@@ -192,22 +263,21 @@ def test_the_masked_loss_is_the_mean_over_the_predicted_tokens(bert, masked):
             kept = labels != IGNORED
             losses += (-torch.log_softmax(logits, -1)[kept, labels[kept]]).tolist()
     bert.float()
-    assert count == len(losses)
-    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert found.tokens.sum() == len(losses)
+    assert found.mean == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_the_masked_loss_is_the_same_at_every_call(bert, masked):
     """The mask is fixed, so that models can be compared with each other."""
     family = family_of(bert.config)
     torch.manual_seed(1)
-    first = mean_loss(family, bert, masked)
+    first = masked_losses(family, bert, masked)
     torch.manual_seed(2)
-    assert mean_loss(family, bert, masked) == first
+    assert masked_losses(family, bert, masked).mean == first.mean
 
 
 def test_a_masked_model_with_damaged_weights_gets_no_number(bert, masked):
-    """NaN is an error here too, not a result."""
+    """NaN is no result here either."""
     with torch.no_grad():
         bert.bert.embeddings.word_embeddings.weight[7] = math.nan
-    with pytest.raises(DataError, match="not finite"):
-        mean_loss(family_of(bert.config), bert, masked)
+    assert masked_losses(family_of(bert.config), bert, masked).mean is None

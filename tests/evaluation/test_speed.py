@@ -48,10 +48,21 @@ def test_every_model_gets_a_rate():
     """Both kinds of speed for a causal model; a masked model does not generate."""
     models = {"gpt2": gpt2(), "bert": bert()}
     speeds = measure_speed({name: (family_of(m.config), m) for name, m in models.items()})
-    rates = [*speeds["gpt2"].values(), speeds["bert"]["forward_tokens_per_second"]]
+    names = ("forward_tokens_per_second", "generate_tokens_per_second")
+    rates = [speeds["gpt2"][name] for name in names] + [speeds["bert"][names[0]]]
     assert all(rate is not None and rate > 0 for rate in rates)
-    assert len(rates) == 3
     assert speeds["bert"]["generate_tokens_per_second"] is None
+
+
+def test_the_range_of_a_ratio_holds_the_quotient_of_the_rates():
+    """What is told beside two rates never contradicts their quotient."""
+    models = {"deep": gpt2(num_layers=4), "flat": gpt2()}
+    speeds = measure_speed({name: (family_of(m.config), m) for name, m in models.items()})
+    for kind in ("forward", "generate"):
+        rates = [speeds[name][f"{kind}_tokens_per_second"] for name in models]
+        low, high = speeds["flat"]["ratio_to_first"][kind]
+        assert low <= rates[1] / rates[0] <= high
+        assert speeds["deep"]["ratio_to_first"][kind] == [1.0, 1.0]
 
 
 def test_models_of_one_shape_have_one_key(tmp_path):

@@ -44,6 +44,7 @@ from stillhouse.tokens.tokenizer import (
     text_encoder,
     tokenizer_fingerprint,
 )
+from stillhouse.wording import counted
 
 BATCH_BYTES = 2**20
 STRETCH_CHARACTERS = 2**15  # small enough that a batch keeps every core busy
@@ -270,9 +271,10 @@ def _write_tokens(
 
 def _progress(counts: dict[str, TextCounts], writers: dict[str, ShardWriter]) -> str:
     documents = sum(count.documents for count in counts.values())
-    megabytes = sum(count.bytes for count in counts.values()) / 1e6
+    size = sum(count.bytes for count in counts.values())
+    text = f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
     tokens = sum(writer.num_tokens for writer in writers.values())
-    return f"{documents:,} documents, {megabytes:,.1f} MB of text, {tokens:,} tokens"
+    return f"{counted(documents, 'document')}, {text} of text, {counted(tokens, 'token')}"
 
 
 def _empty_split(
@@ -282,7 +284,8 @@ def _empty_split(
     fraction = corpus.validation_fraction
     message = (
         f"The {split} split is empty: at corpus.validation_fraction {fraction:g} none of the "
-        f"{documents} documents with text falls into it (the hash of a document's id decides). "
+        f"{counted(documents, 'document')} with text falls into it (the hash of a document's id "
+        "decides). "
     )
     if documents == 1:
         return (

@@ -8,6 +8,9 @@ section 3.2), so it says how useful a student is as a draft.
 Axes: R rows, V vocabulary.
 """
 
+import math
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,7 +21,7 @@ from stillhouse.families import Family
 from stillhouse.tokens.batches import SequenceSource
 
 ROWS = 16_384  # predicted tokens, at least, where there are as many
-WITH_ITSELF = {"acceptance": 1.0, "same_choice": 1.0}
+WITH_ITSELF: Mapping[str, float | None] = {"acceptance": 1.0, "same_choice": 1.0}
 
 
 @torch.inference_mode()
@@ -26,9 +29,10 @@ def agreement(
     teacher: tuple[Family, PreTrainedModel],
     model: tuple[Family, PreTrainedModel],
     source: SequenceSource,
-) -> dict[str, float]:
+) -> Mapping[str, float | None]:
     """The mean overlap of the two distributions (`acceptance`), and the share of tokens where both
-    find the same one likeliest (`same_choice`), over the first predicted tokens of the source."""
+    find the same one likeliest (`same_choice`), over the first predicted tokens of the source;
+    None of both where a model's logits are not finite."""
     overlap, same, count = 0.0, 0, 0
     for batch in fixed_batches(source):
         if count >= ROWS:
@@ -38,6 +42,8 @@ def agreement(
             p, q = (each.argmax(-1) for each in logits)
             same += int((p == q).sum())
             count += len(p)
+    if not math.isfinite(overlap):
+        return {"acceptance": None, "same_choice": None}
     return {"acceptance": overlap / max(1, count), "same_choice": same / max(1, count)}
 
 

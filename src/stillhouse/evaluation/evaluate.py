@@ -1,5 +1,10 @@
 """Measures teacher, student and controls side by side: model folders -> evaluation.json (schema
-1)."""
+1).
+
+`validation_units` keeps every model's losses document by document (or block by block), and
+`intervals` how sure each difference to the student is. A number that is not finite is null, and
+its model stands under `diverged`.
+"""
 
 import json
 import math
@@ -13,11 +18,15 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from stillhouse.evaluation.agreement import ROWS, WITH_ITSELF, agreement
-from stillhouse.evaluation.perplexity import mean_loss, perplexity
+from stillhouse.evaluation.intervals import difference
+from stillhouse.evaluation.perplexity import UnitLosses, stride_of
+from stillhouse.evaluation.progress import Progress
+from stillhouse.evaluation.quality import context_of, has_diverged, num_batches, score_on_run
 from stillhouse.evaluation.samples import text_samples
 from stillhouse.evaluation.speed import measure_speed, peak_memory_bytes, shape_key
-from stillhouse.evaluation.texts import file_text, validation_text
+from stillhouse.evaluation.teacher_fit import advice, teacher_fit, weakness
 from stillhouse.families import Family, count_parameters, load_model
+from stillhouse.generation.reference import MOST_TURNS, TURNS
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.recipe import Recipe, recipe_part
 from stillhouse.run_folder import (
@@ -29,7 +38,6 @@ from stillhouse.run_folder import (
     sha256_of,
 )
 from stillhouse.tokens.source import open_source, open_tokenizer
-from stillhouse.tokens.tokenizer import special_tokens
 from stillhouse.training.device import pick_device
 from stillhouse.training.progress import Reporter
 
@@ -40,7 +48,7 @@ NO_SPEED = {"forward_tokens_per_second": None, "generate_tokens_per_second": Non
 class Measured:
     """What was measured once and holds for several seeds: by model folder, or by configuration."""
 
-    quality: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    quality: dict[Path, tuple[dict[str, Any], UnitLosses]] = field(default_factory=dict)
     memory: dict[str, int | None] = field(default_factory=dict)
 
 
@@ -72,26 +80,19 @@ def evaluate(
     loaded = {name: load_model(folder) for name, folder in folders.items()}
     for _, model in loaded.values():
         model.to(device=pick_device())  # pyright: ignore[reportCallIssue]
-    models: dict[str, dict[str, Any]] = {}
-    for name, (family, model) in loaded.items():
-        folder = folders[name]
-        if folder not in measured.quality:
-            reporter.say(f"evaluate: quality of {name}")
-            measured.quality[folder] = _quality(recipe, run, family, model)
-        models[name] = {
-            **_size(folder, model),
-            **measured.quality[folder],
+    losses = _measure_quality(recipe, run, folders, loaded, measured, reporter)
+    models = {
+        name: {
+            **_size(folder, loaded[name][1]),
+            **measured.quality[folder][0],
             "agreement": _agreement(recipe, run, loaded, name),
             **_training_facts(folder),
         }
-    speeds = _by_shape(folders, loaded) if recipe.evaluation.speed else {}
-    for name, folder in folders.items():
-        shape = shape_key(folder)
-        if recipe.evaluation.speed and shape not in measured.memory:
-            reporter.say(f"evaluate: memory of {name}")
-            measured.memory[shape] = peak_memory_bytes(folder)
-        models[name]["speed"] = speeds.get(shape, NO_SPEED)
-        models[name]["peak_memory_bytes"] = measured.memory.get(shape)
+        for name, folder in folders.items()
+    }
+    _measure_costs(recipe, folders, loaded, models, measured, reporter)
+    vocabulary_size = len(open_tokenizer(run.tokens))
+    diverged = [name for name, own in losses.items() if has_diverged(own.mean, vocabulary_size)]
     result = {
         "schema": 1,
         "protocol": _protocol(recipe, loaded["student"]),
@@ -100,10 +101,83 @@ def evaluate(
         "commit": source_commit(),
         "seed": inputs.seed,
         "models": models,
+        "diverged": diverged,
         "comparison": _comparison(models),
-        "samples": text_samples(recipe, run, loaded),
+        "intervals": {
+            name: {**difference(losses["student"], own), "units": len(own.tokens), "unit": own.unit}
+            for name, own in losses.items()
+            if name != "student"
+        },
+        "validation_units": _units(losses),
+        "teacher_fit": _teacher_fit(recipe, run, loaded["teacher"]),
+        "samples": text_samples(recipe, run, loaded, diverged),
     }
     commit_file(run.evaluation, _json(result), inputs, seconds=time.monotonic() - started)
+
+
+def _measure_quality(
+    recipe: Recipe,
+    run: RunFolder,
+    folders: Mapping[str, Path],
+    loaded: Mapping[str, tuple[Family, PreTrainedModel]],
+    measured: Measured,
+    reporter: Reporter,
+) -> dict[str, UnitLosses]:
+    """Score each model that was not scored for another seed; one bar over all."""
+    waiting = [name for name, folder in folders.items() if folder not in measured.quality]
+    total = len(waiting) * num_batches(recipe, run, loaded["student"])
+    with Progress(reporter, f"evaluate: quality of {', '.join(waiting)}", total) as progress:
+        for name in waiting:
+            measured.quality[folders[name]] = score_on_run(recipe, run, *loaded[name], progress.add)
+    return {name: measured.quality[folder][1] for name, folder in folders.items()}
+
+
+def _measure_costs(
+    recipe: Recipe,
+    folders: Mapping[str, Path],
+    loaded: Mapping[str, tuple[Family, PreTrainedModel]],
+    models: Mapping[str, dict[str, Any]],
+    measured: Measured,
+    reporter: Reporter,
+) -> None:
+    """Add speed and peak memory, once for each configuration, where the recipe asks for them."""
+    speeds = _by_shape(folders, loaded, reporter) if recipe.evaluation.speed else {}
+    for name, folder in folders.items():
+        shape = shape_key(folder)
+        if recipe.evaluation.speed and shape not in measured.memory:
+            reporter.say(f"evaluate: memory of {name}")
+            measured.memory[shape] = peak_memory_bytes(folder)
+        models[name]["speed"] = speeds.get(shape, NO_SPEED)
+        models[name]["peak_memory_bytes"] = measured.memory.get(shape)
+
+
+def _units(losses: Mapping[str, UnitLosses]) -> dict[str, Any]:
+    """The losses that intervals follow from, in nats, as JSON holds them."""
+    any_model = next(iter(losses.values()))
+    return {
+        "unit": any_model.unit,
+        "tokens": any_model.tokens.tolist(),
+        "loss_sums": {
+            name: [round(value, 4) if math.isfinite(value) else None for value in own.sums.tolist()]
+            for name, own in losses.items()
+        },
+    }
+
+
+def _teacher_fit(
+    recipe: Recipe, run: RunFolder, teacher: tuple[Family, PreTrainedModel]
+) -> dict[str, Any]:
+    """How well the teacher knows the text, and what to do where it does not."""
+    fit = teacher_fit(recipe, run, *teacher)
+    return {
+        "loss": _finite(fit.loss),
+        "unigram_loss": fit.unigram_loss,
+        "warning": f"{weakness(fit)} {advice(recipe)}" if fit.is_weak else None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def summarize(recipe: Recipe, run: RunFolder, seed_runs: Sequence[RunFolder]) -> None:
@@ -157,46 +231,12 @@ def _size(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _quality(
-    recipe: Recipe, run: RunFolder, family: Family, model: PreTrainedModel
-) -> dict[str, Any]:
-    tokenizer = open_tokenizer(run.tokens)
-    special = special_tokens(tokenizer, family.language_modeling)
-    if family.language_modeling == "masked":
-        loss, _ = mean_loss(family, model, open_source(run.tokens, recipe.tokens, "validation"))
-        return {"validation_loss": loss, "masked_loss": loss, "perplexity": None}
-    assert special.end_of_text is not None
-    figures = {}
-    for name in recipe.evaluation.perplexity:
-        text = (
-            validation_text(run.tokens)
-            if name == "validation"
-            else file_text(Path(name), tokenizer)
-        )
-        figures[name] = perplexity(
-            family,
-            model,
-            text,
-            end_of_text=special.end_of_text,
-            context=recipe.tokens.sequence_length,
-        )
-    first, *others = figures
-    result = {
-        "validation_loss": math.log(figures[first]["token"]),
-        "masked_loss": None,
-        "perplexity": figures[first],
-    }
-    return (
-        {**result, "perplexity_of": {name: figures[name] for name in others}} if others else result
-    )
-
-
 def _agreement(
     recipe: Recipe,
     run: RunFolder,
     loaded: Mapping[str, tuple[Family, PreTrainedModel]],
     name: str,
-) -> dict[str, float]:
+) -> Mapping[str, float | None]:
     if name == "teacher":
         return WITH_ITSELF
     source = open_source(run.tokens, recipe.tokens, "validation")
@@ -204,11 +244,15 @@ def _agreement(
 
 
 def _by_shape(
-    folders: Mapping[str, Path], loaded: Mapping[str, tuple[Family, PreTrainedModel]]
-) -> dict[str, dict[str, float | None]]:
-    """Speed of each distinct configuration, measured side by side."""
-    names = {shape_key(folder): name for name, folder in reversed(list(folders.items()))}
-    speeds = measure_speed({name: loaded[name] for name in reversed(list(names.values()))})
+    folders: Mapping[str, Path],
+    loaded: Mapping[str, tuple[Family, PreTrainedModel]],
+    reporter: Reporter,
+) -> dict[str, dict[str, Any]]:
+    """Speed of each distinct configuration, measured side by side, the teacher's first."""
+    names: dict[str, str] = {}
+    for name, folder in folders.items():
+        names.setdefault(shape_key(folder), name)
+    speeds = measure_speed({name: loaded[name] for name in names.values()}, reporter)
     return {shape: speeds[name] for shape, name in names.items()}
 
 
@@ -238,7 +282,8 @@ def _comparison(models: Mapping[str, Mapping[str, Any]]) -> dict[str, float | No
         ("control_same_time", "loss_over_control_same_time"),
     ):
         if name in models:
-            comparison[key] = student["validation_loss"] - models[name]["validation_loss"]
+            losses = [model["validation_loss"] for model in (student, models[name])]
+            comparison[key] = None if None in losses else losses[0] - losses[1]
     return comparison
 
 
@@ -248,32 +293,32 @@ def _ratio(top: float | None, bottom: float | None) -> float | None:
 
 def _protocol(recipe: Recipe, student: tuple[Family, PreTrainedModel]) -> dict[str, Any]:
     """In words and numbers, how the figures were taken."""
-    family, model = student
-    context = min(recipe.tokens.sequence_length, family.num_positions(model.config))
-    if family.language_modeling == "masked":
+    context = context_of(recipe, student)
+    if recipe.tokens.language_modeling == "masked":
         validation = (
             f"Mean loss in nats over the predicted tokens of all validation sequences of {context} "
-            "tokens, "
-            "under one fixed mask that is the same for every model."
+            "tokens, under one fixed mask that is the same for every model."
         )
     else:
         validation = (
-            f"Every token of the held-out documents is scored, in blocks of {context} that begin "
-            "with "
+            f"Every token of the text is scored, in blocks of {context} that begin with "
             "end-of-text; token_s512 slides with the stride below. Words and bytes are counted on "
             "the text."
         )
     return {
         "validation": validation,
+        "intervals": "95 % of a paired bootstrap over the documents of the text (over blocks where "
+        "they are few): both models on the same resampled documents.",
         "agreement": "With the teacher, over the predicted tokens of the first validation "
-        f"sequences, {ROWS:,} or a few more: acceptance is the mean of the sum of min(p, q) over "
-        "the vocabulary, at temperature 1; same_choice the share of tokens where both find the "
-        "same one likeliest.",
+        f"sequences, at most {ROWS:,} or a few more: acceptance is the mean of the sum of "
+        "min(p, q) over the vocabulary, at temperature 1; same_choice the share of tokens where "
+        "both find the same one likeliest.",
         "perplexity_block": context,
-        "stride_s512": min(512, context // 2),
+        "stride_s512": stride_of(context),
         "speed": "float32, forward over 8 sequences with the head and greedy generation of one; "
-        "models take turns, "
-        "median of 5 after a warm-up; models of one configuration are measured once.",
+        f"models take turns, median of {TURNS} after a warm-up, or of up to {MOST_TURNS} where "
+        "they vary; the range of a ratio is the 95 % interval of its median over turns. Models of "
+        "one configuration are measured once.",
         "memory": "Peak resident memory of a fresh process that loads the model and runs one "
         "forward pass.",
         "texts": recipe.evaluation.perplexity,

@@ -9,21 +9,22 @@ before tokenizing) and UTF-8 bytes, so models with different tokenizers can be c
 Masked protocol: the packed validation sequences under one fixed mask, the same for every model with
 the same tokenizer; the mean over the predicted tokens.
 
-Axes: B sequences, T positions, R rows, V vocabulary.
+A figure that is not finite (NaN, infinity, a perplexity beyond float64) is None.
+
+Axes: B sequences, T positions, R rows, V vocabulary, W windows, U units of text.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
-from stillhouse.errors import DataError
 from stillhouse.families import Family
 from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
 from stillhouse.tokens.packing import positions_in_segments
@@ -31,6 +32,11 @@ from stillhouse.tokens.packing import positions_in_segments
 TOKENS_PER_BATCH = 8_192
 ROWS_PER_CHUNK = 2_048
 MASK_SEED = 20_191_002  # one fixed mask for every model and run
+FEWEST_DOCUMENTS = 20  # of fewer, the blocks are the units that intervals are drawn over
+MOST_UNITS = 1_000  # neighbors are pooled beyond, so that evaluation.json stays small
+
+Window = tuple[np.ndarray, int]  # token ids, and how many of the last ones are scored
+Tick = Callable[[int], None]  # called after each batch with its number of tokens
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,22 @@ class ScoredText:
     bytes: int
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class UnitLosses:
+    """A model's losses on the units of a text (documents, or blocks where these are few), in nats:
+    what the interval of a difference follows from."""
+
+    unit: str
+    sums: Float[np.ndarray, " U"]
+    tokens: Int[np.ndarray, " U"]
+
+    @property
+    def mean(self) -> float | None:
+        """Nats per token; None where it is not finite, or nothing was scored."""
+        total, count = float(self.sums.sum()), int(self.tokens.sum())
+        return total / count if count and math.isfinite(total) else None
+
+
 def perplexity(
     family: Family,
     model: PreTrainedModel,
@@ -51,24 +72,71 @@ def perplexity(
     *,
     end_of_text: int,
     context: int | None = None,
-) -> dict[str, float | int]:
+) -> dict[str, float | int | None]:
     """The perplexities of a causal model, with what was counted; see the module for the
     protocol."""
+    return score_text(family, model, text, end_of_text=end_of_text, context=context)[0]
+
+
+@torch.inference_mode()
+def score_text(
+    family: Family,
+    model: PreTrainedModel,
+    text: ScoredText,
+    *,
+    end_of_text: int,
+    context: int | None = None,
+    tick: Tick = lambda _: None,
+) -> tuple[dict[str, float | int | None], UnitLosses]:
+    """The figures of `perplexity`, and the losses of each unit of the text (from the blocks)."""
     context = min(context or 10**9, family.num_positions(model.config))
-    blocks = sum_of_losses(family, model, blocks_of(text.documents, context, end_of_text))
-    stride = min(512, context // 2)
-    sliding = sum_of_losses(family, model, windows_of(text.documents, context, stride, end_of_text))
-    num_tokens = sum(map(len, text.documents))
-    assert blocks[1] == sliding[1] == num_tokens, (blocks, sliding, num_tokens)
-    return {
-        "token": math.exp(blocks[0] / num_tokens),
-        "token_s512": math.exp(sliding[0] / num_tokens),
-        "word": math.exp(min(blocks[0] / text.words, 700.0)),
-        "bits_per_byte": blocks[0] / math.log(2) / text.bytes,
+    blocks, windows = cut_text(text, context, end_of_text)
+    sums, counts = window_losses(family, model, blocks, tick=tick)
+    sliding, sliding_counts = window_losses(family, model, windows, tick=tick)
+    total, num_tokens = float(sums.sum()), int(counts.sum())
+    assert num_tokens == sliding_counts.sum() == sum(map(len, text.documents))
+    figures = {
+        "token": _exp(total / num_tokens),
+        "token_s512": _exp(float(sliding.sum()) / num_tokens),
+        "word": _exp(total / text.words),
+        "bits_per_byte": total / math.log(2) / text.bytes if math.isfinite(total) else None,
         "tokens_scored": num_tokens,
         "words": text.words,
         "bytes": text.bytes,
     }
+    sizes = [-(-len(ids) // (context - 1)) for ids in text.documents if len(ids)]
+    if len(sizes) < FEWEST_DOCUMENTS:
+        return figures, _pooled(f"blocks of {context - 1} tokens", sums, counts)
+    first = np.cumsum([0, *sizes[:-1]])
+    return figures, _pooled(
+        "documents", np.add.reduceat(sums, first), np.add.reduceat(counts, first)
+    )
+
+
+def cut_text(text: ScoredText, context: int, end_of_text: int) -> tuple[list[Window], list[Window]]:
+    """The blocks and the sliding windows of a text."""
+    blocks = list(blocks_of(text.documents, context, end_of_text))
+    return blocks, list(windows_of(text.documents, context, stride_of(context), end_of_text))
+
+
+def stride_of(context: int) -> int:
+    """Tokens that each sliding window scores, but the first one of a document."""
+    return max(1, min(512, context // 2))
+
+
+def _exp(nats: float) -> float | None:
+    """None where the result is beyond float64, or the loss was not finite."""
+    return math.exp(nats) if math.isfinite(nats) and nats < 709 else None
+
+
+def _pooled(unit: str, sums: np.ndarray, counts: np.ndarray) -> UnitLosses:
+    """Neighbors put together where there are more units than are kept."""
+    size = -(-len(sums) // MOST_UNITS)
+    if size <= 1:
+        return UnitLosses(unit, sums, counts)
+    first = np.arange(0, len(sums), size)
+    sums, counts = np.add.reduceat(sums, first), np.add.reduceat(counts, first)
+    return UnitLosses(f"groups of {size} {unit}", sums, counts)
 
 
 def blocks_of(
@@ -96,48 +164,68 @@ def windows_of(
             scored = stop
 
 
-def sum_of_losses(
-    family: Family, model: PreTrainedModel, windows: Iterator[tuple[np.ndarray, int]]
-) -> tuple[float, int]:
-    """Sum of -log p over the scored tokens in nats, and their number."""
-    total, count = 0.0, 0
-    ordered = sorted(windows, key=lambda window: len(window[0]), reverse=True)
-    while ordered:
-        size = max(1, TOKENS_PER_BATCH // len(ordered[0][0]))
-        batch = _scored_batch(ordered[:size])
-        del ordered[:size]
-        total += _loss_sum(family, model, batch)
-        count += batch.num_rows("predicted")
-    _check_finite(total)
-    return total, count
+def batches_of(windows: Iterable[Window]) -> list[list[int]]:
+    """The numbers of the windows that run together: of like length, the longest first."""
+    lengths = [len(ids) for ids, _ in windows]
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    batches = []
+    while order:
+        size = max(1, TOKENS_PER_BATCH // lengths[order[0]])
+        batches.append(order[:size])
+        del order[:size]
+    return batches
 
 
 @torch.inference_mode()
-def mean_loss(family: Family, model: PreTrainedModel, source: SequenceSource) -> tuple[float, int]:
-    """Mean loss over all predicted tokens of packed sequences, and their number.
+def window_losses(
+    family: Family,
+    model: PreTrainedModel,
+    windows: Sequence[Window],
+    *,
+    tick: Tick = lambda _: None,
+) -> tuple[Float[np.ndarray, " W"], Int[np.ndarray, " W"]]:
+    """For each window the sum of -log p over its scored tokens in nats, and their number."""
+    sums, counts = np.zeros(len(windows)), np.zeros(len(windows), np.int64)
+    for numbers in batches_of(windows):
+        batch = _scored_batch([windows[number] for number in numbers])
+        sums[numbers] = sequence_losses(family, model, batch)
+        counts[numbers] = batch.rows("predicted").sum(1).numpy()
+        tick(batch.input_ids.numel())
+    return sums, counts
 
-    A masked source is masked by one fixed seed. (Of a causal one, a sequence's first tokens are
-    predicted with little context; `perplexity` is the measure of text.)
+
+@torch.inference_mode()
+def masked_losses(
+    family: Family, model: PreTrainedModel, source: SequenceSource, *, tick: Tick = lambda _: None
+) -> UnitLosses:
+    """The losses of the predicted tokens of packed sequences, masked by one fixed seed.
+
+    (Of a causal source, a sequence's first tokens are predicted with little context; `perplexity`
+    is the measure of text.)
     """
-    total, count = 0.0, 0
+    sums, counts = [np.zeros(0)], [np.zeros(0, np.int64)]
     for batch in fixed_batches(source):
-        total += _loss_sum(family, model, batch)
-        count += batch.num_rows("predicted")
-    _check_finite(total)
-    return total / max(1, count), count
+        sums.append(sequence_losses(family, model, batch))
+        counts.append(batch.rows("predicted").sum(1).numpy())
+        tick(batch.input_ids.numel())
+    unit = f"sequences of {source.sequence_length} tokens"
+    return _pooled(unit, np.concatenate(sums), np.concatenate(counts))
 
 
 def fixed_batches(source: SequenceSource) -> Iterator[Batch]:
     """All sequences of a source in order, under the one fixed mask."""
-    size = max(1, TOKENS_PER_BATCH // source.sequence_length)
+    size = _sequences_per_batch(source)
     for start in range(0, source.num_sequences, size):
         numbers = np.arange(start, min(start + size, source.num_sequences))
         yield source.batch(numbers, np.zeros_like(numbers), MASK_SEED)
 
 
-def _check_finite(total: float) -> None:
-    if not math.isfinite(total):
-        raise DataError("The model's loss on this text is not finite; its weights are damaged.")
+def num_fixed_batches(source: SequenceSource) -> int:
+    return -(-source.num_sequences // _sequences_per_batch(source))
+
+
+def _sequences_per_batch(source: SequenceSource) -> int:
+    return max(1, TOKENS_PER_BATCH // source.sequence_length)
 
 
 def _scored_batch(windows: Sequence[tuple[np.ndarray, int]]) -> Batch:
@@ -159,12 +247,20 @@ def _scored_batch(windows: Sequence[tuple[np.ndarray, int]]) -> Batch:
     )
 
 
-def _loss_sum(family: Family, model: PreTrainedModel, batch: Batch) -> float:
+def sequence_losses(
+    family: Family, model: PreTrainedModel, batch: Batch
+) -> Float[np.ndarray, " B"]:
+    """The sum over each sequence's predicted tokens, in float64."""
     labels = batch.labels[batch.rows("predicted")].to(model.device).split(ROWS_PER_CHUNK)
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
-    for logits, own in zip(row_logits(family, model, batch), labels, strict=True):
-        total += F.cross_entropy(logits, own, reduction="sum").double()
-    return float(total)
+    losses = [
+        F.cross_entropy(logits, own, reduction="none").double().cpu()
+        for logits, own in zip(row_logits(family, model, batch), labels, strict=True)
+    ]
+    sequences = batch.row_numbers("predicted") // batch.labels.shape[1]
+    sums = torch.zeros(len(batch.labels), dtype=torch.float64)
+    return (
+        sums.index_add_(0, sequences.cpu(), torch.cat(losses)).numpy() if losses else sums.numpy()
+    )
 
 
 def row_logits(

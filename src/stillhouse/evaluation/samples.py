@@ -1,6 +1,6 @@
 """Samples for people: what each model makes of the same beginnings, with the same seed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -15,12 +15,17 @@ from stillhouse.tokens.source import open_tokenizer
 NUM_SAMPLES = 3
 PROMPT_TOKENS = 24
 NEW_TOKENS = 60
+DIVERGED = "(nothing: this model diverged)"
 
 
 def text_samples(
-    recipe: Recipe, run: RunFolder, models: Mapping[str, tuple[Family, PreTrainedModel]]
+    recipe: Recipe,
+    run: RunFolder,
+    models: Mapping[str, tuple[Family, PreTrainedModel]],
+    diverged: Collection[str],
 ) -> list[dict[str, Any]]:
-    """Beginnings of held-out documents, continued by each model (or a masked word, filled)."""
+    """Beginnings of held-out documents, continued by each model (or a masked word, filled); those
+    that `diverged` have no distribution to draw from."""
     tokenizer = open_tokenizer(run.tokens)
     loaded = {name: LoadedModel(model, tokenizer) for name, (_, model) in models.items()}
     complete = _fill if recipe.tokens.language_modeling == "masked" else _continue
@@ -29,7 +34,8 @@ def text_samples(
         {
             "prompt": prompt,
             "continuations": {
-                name: complete(model, prompt, recipe.seeds[0]) for name, model in loaded.items()
+                name: DIVERGED if name in diverged else complete(model, prompt, recipe.seeds[0])
+                for name, model in loaded.items()
             },
         }
         for prompt in prompts

@@ -1,24 +1,36 @@
 """Speed and memory: interleaved timing of several models, and peak memory in fresh processes.
 
 Forward: a batch of 8 sequences of up to 256 tokens, with the head. Generation: one sequence,
-greedy, 64 new tokens after 16, key/value cache on. Models take turns (A B C A B C ...); the median
-of 5 turns after one warm-up counts. Models with the same configuration are measured once."""
+greedy, 64 new tokens after 16, key/value cache on. Models take turns (A B C A B C ...), at least
+five after one to warm up, and more while they vary; the median counts. Beside each rate stands the
+95 % interval of its ratio to the first model's, from the ratios within each turn: a wide one says
+that the machine was busy. Models with the same configuration are measured once."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from stillhouse.evaluation.progress import Progress
 from stillhouse.families import Family
-from stillhouse.generation.reference import greedy_tokens, interleaved_rates
+from stillhouse.generation.reference import (
+    TURNS,
+    greedy_tokens,
+    paired_ratio_interval,
+    timed_turns,
+)
+from stillhouse.training.progress import Reporter
 
 BATCH, LENGTH = 8, 256
 PROMPT, NEW_TOKENS = 16, 64
+NOISY = 1.25
 
 MEMORY_PROGRAM = """
 import resource, sys
@@ -57,25 +69,52 @@ def run_generation(family: Family, model: PreTrainedModel) -> int:
 
 def measure_speed(
     models: Mapping[str, tuple[Family, PreTrainedModel]],
-) -> dict[str, dict[str, float | None]]:
-    """Tokens per second of each model, forward and generating (None for masked models)."""
+    reporter: Reporter | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Tokens per second of each model, forward and generating (None for masked models), and under
+    `ratio_to_first` the interval of each ratio to the first model's rate."""
     causal = {name: pair for name, pair in models.items() if pair[0].language_modeling == "causal"}
-    forward = _interleaved(run_forward, models)
-    generating = _interleaved(run_generation, causal)
+    forward = _timed("forward passes", run_forward, models, reporter)
+    generating = _timed("generation", run_generation, causal, reporter)
     return {
         name: {
-            "forward_tokens_per_second": forward[name],
-            "generate_tokens_per_second": generating.get(name),
+            "forward_tokens_per_second": median(forward[name]),
+            "generate_tokens_per_second": median(generating[name]) if name in generating else None,
+            "ratio_to_first": {
+                "forward": _ratio_interval(forward, name),
+                "generate": _ratio_interval(generating, name),
+            },
         }
         for name in models
     }
 
 
-def _interleaved(
+def is_noisy(interval: Sequence[float] | None) -> bool:
+    """Whether a ratio's interval is so wide that the ratio should not be told alone."""
+    return interval is not None and interval[1] > NOISY * interval[0]
+
+
+def _ratio_interval(rates: Mapping[str, list[float]], name: str) -> list[float] | None:
+    """Stretched, where need be, to hold the ratio of the medians, which is the one that is told."""
+    if name not in rates:
+        return None
+    first = next(iter(rates.values()))
+    low, high = paired_ratio_interval(rates[name], first)
+    ratio = median(rates[name]) / median(first)
+    return [min(low, ratio), max(high, ratio)]
+
+
+def _timed(
+    what: str,
     work: Callable[[Family, PreTrainedModel], int],
     models: Mapping[str, tuple[Family, PreTrainedModel]],
-) -> dict[str, float]:
-    return interleaved_rates({name: partial(work, *pair) for name, pair in models.items()})
+    reporter: Reporter | None,
+) -> dict[str, list[float]]:
+    works = {name: partial(work, *pair) for name, pair in models.items()}
+    if not works:
+        return {}
+    with Progress(reporter, f"speed, {what}", (TURNS + 1) * len(works)) as progress:
+        return timed_turns(works, progress.add)
 
 
 def peak_memory_bytes(folder: Path) -> int | None:

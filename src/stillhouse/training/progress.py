@@ -1,5 +1,5 @@
-"""What a person sees while a model trains: a bar on a terminal, a plain line now and then
-elsewhere."""
+"""What a person sees while a model trains or is measured: a bar on a terminal, a plain
+line now and then elsewhere."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @runtime_checkable
 class Reporter(Protocol):
-    """Shows messages, and the steps of one training run."""
+    """Shows messages, and the steps of one training run or measurement."""
 
     def say(self, message: str) -> None: ...
 
@@ -79,9 +79,8 @@ class ConsoleReporter:
                 / max(1, step - self._first)
                 * (self._total - step)
             )
-            self.say(
-                f"{self._name}: step {step} of {self._total}, {left:.0f} s left, {_summary(values)}"
-            )
+            parts = [f"step {step} of {self._total}", f"{left:.0f} s left", _summary(values)]
+            self.say(f"{self._name}: {', '.join(part for part in parts if part)}")
 
     def finish(self) -> None:
         if self._bar is not None:
@@ -111,4 +110,6 @@ def _summary(values: dict[str, int | float]) -> str:
         for name, value in values.items()
         if name not in hidden and not name.startswith("grad_norm/")
     ]
-    return ", ".join([*terms, f"{values['tokens_per_second']:,.0f} tokens/s"])
+    if "tokens_per_second" in values:
+        terms.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+    return ", ".join(terms)

@@ -1,0 +1,115 @@
+"""Whether a teacher knows the text it is to teach: its loss against that of token counts alone.
+
+A unigram model (each token by how often it stands in the training split) knows nothing of order. A
+teacher on its own ground leaves about half of that model's loss or less; one that leaves more than
+`WEAK` of it knows little of such text, and is worth training on it first.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from transformers import PreTrainedModel
+
+from stillhouse.errors import DataError, ModelError, RecipeError
+from stillhouse.evaluation.perplexity import MASK_SEED, sequence_losses
+from stillhouse.families import Family, check_sequence_length, load_config, load_model
+from stillhouse.recipe import Recipe, TeacherRecipe, TunedTeacherRecipe
+from stillhouse.run_folder import RunFolder
+from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.shards import open_split
+from stillhouse.tokens.source import check_vocabulary, open_source, open_tokenizer
+from stillhouse.training.device import pick_device
+
+NUM_TOKENS = 4_096  # read, about
+WEAK = 0.75
+
+
+@dataclass(frozen=True)
+class TeacherFit:
+    """A teacher's loss on some validation tokens, and that of their unigram counts, in nats."""
+
+    loss: float
+    unigram_loss: float
+
+    @property
+    def share(self) -> float:
+        """Of the unigram loss, what the teacher leaves; NaN where its loss is."""
+        return self.loss / self.unigram_loss
+
+    @property
+    def is_weak(self) -> bool:
+        return not self.share <= WEAK
+
+
+def warning_of_a_weak_teacher(recipe: Recipe, run: RunFolder, folder: Path) -> str | None:
+    """What to tell a user whose teacher, in `folder`, hardly knows the text.
+
+    None where it knows enough, is trained on the text anyway, or cannot be asked: what is wrong
+    with it, the stage that needs it says.
+    """
+    if recipe.trains_its_teacher or recipe.tokens.tokenizer != "teacher":
+        return None
+    try:
+        check_sequence_length(recipe.tokens, load_config(folder))
+        family, model = load_model(folder)
+        check_vocabulary(open_tokenizer(run.tokens), model.config.vocab_size, str(folder))
+    except (DataError, ModelError, RecipeError):
+        return None
+    model.to(device=pick_device())  # pyright: ignore[reportCallIssue]
+    fit = teacher_fit(recipe, run, family, model)
+    return f"{weakness(fit)} {advice(recipe)}" if fit.is_weak else None
+
+
+@torch.inference_mode()
+def teacher_fit(
+    recipe: Recipe, run: RunFolder, family: Family, model: PreTrainedModel
+) -> TeacherFit:
+    """Measure a teacher on sequences spread over the validation split."""
+    source = open_source(run.tokens, recipe.tokens, "validation")
+    most = max(1, NUM_TOKENS // source.sequence_length)
+    numbers = np.linspace(0, source.num_sequences - 1, min(most, source.num_sequences))
+    batch: Batch = source.batch(
+        numbers.astype(np.int64), np.zeros(len(numbers), np.int64), MASK_SEED
+    )
+    labels = batch.labels[batch.rows("predicted")].numpy()
+    log_unigram = unigram_log_probabilities(open_split(run.tokens, "train").counts)
+    total = float(sequence_losses(family, model, batch).sum())
+    return TeacherFit(total / max(1, len(labels)), -float(log_unigram[labels].mean()))
+
+
+def unigram_log_probabilities(counts: Int[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
+    """log p of each token, from its counts; tokens that were not seen share a part.
+
+    With T tokens seen N times in all, a seen one has count / (N + T), and all others share
+    T / (N + T) evenly. Source: Witten and Bell 1991, method C.
+    """
+    counts = counts.astype(np.float64)
+    total, seen = counts.sum(), int((counts > 0).sum())
+    unseen = len(counts) - seen
+    spare = seen / unseen if unseen else 0.0
+    return np.log(np.where(counts > 0, counts, spare)) - np.log(total + (seen if unseen else 0))
+
+
+def weakness(fit: TeacherFit) -> str:
+    """What a weak teacher's figures say."""
+    return (
+        f"The teacher hardly knows this text: its loss of {fit.loss:.2f} nats per token is "
+        f"{fit.share:.0%} of what token counts alone give ({fit.unigram_loss:.2f}), where "
+        f"{WEAK:.0%} or less is usual."
+    )
+
+
+def advice(recipe: Recipe) -> str:
+    """What to change in the recipe for a teacher that knows the text better."""
+    if isinstance(recipe.teacher, TeacherRecipe | TunedTeacherRecipe):
+        return "Train it longer: raise teacher.training.epochs, or give it more text."
+    distillation = recipe.distillation
+    return (
+        "Train it on the text first; in the recipe: "
+        f"teacher: {{start: {recipe.teacher}, training: "
+        f"{{tokens_per_step: {distillation.tokens_per_step}, "
+        f"optimizer: {{learning_rate: {distillation.optimizer.learning_rate:g}}}}}}}"
+    )
