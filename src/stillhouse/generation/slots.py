@@ -75,7 +75,9 @@ class SlottedModel:
         self.num_slots = num_slots
         used = set(range(model.config.vocab_size)).difference(unused_ids)
         self.num_tokens = max(used) + 1
-        self._gaps = torch.tensor([id for id in unused_ids if id < self.num_tokens], dtype=torch.long)
+        self._gaps = torch.tensor(
+            [id for id in unused_ids if id < self.num_tokens], dtype=torch.long
+        )
         self._offset = family.position_offset(model.config)
         self._places: list[Place] = []
         self._kept: dict[int, _Kept] = {}  # by layer
