@@ -13,9 +13,9 @@ import gigatoken
 import numpy as np
 import pytest
 
-from stillhouse.corpus.documents import read_documents
-from stillhouse.corpus.pieces import Piece
 from stillhouse.corpus.prepare import TextCounts, prepare, prepare_inputs
+from stillhouse.data.documents import read_documents
+from stillhouse.data.pieces import Piece
 from stillhouse.errors import DataError, NetworkError, RecipeError
 from stillhouse.recipe import Recipe
 from stillhouse.run_folder import RunFolder, is_up_to_date, read_manifest, sha256_of, verify
@@ -186,27 +186,6 @@ def test_words_are_counted_once_when_a_cut_splits_them():
         counts.add(Piece("a", text, starts), len(text))
     counts.add(Piece("b", "five", True), 4)
     assert counts.facts() == {"documents": 2, "bytes": 22, "words": 5}
-
-
-def test_a_single_document_cannot_be_split(tmp_path, tokenizers):
-    """The commonest first mistake, one big file, is answered with what to change."""
-    (tmp_path / "book.txt").write_text(SENTENCE * 100)
-    run = RunFolder.at(tmp_path / "run")
-    with pytest.raises(DataError, match=r"1 documents .*per_line or per_block") as error:
-        prepare(recipe_for(tmp_path / "book.txt"), run, teacher_tokenizer=tokenizers["causal"])
-    assert error.value.exit_code == 3
-    assert not run.tokens.exists()
-
-
-def test_an_empty_validation_split_says_which_fraction_would_do(texts, tokenizers, tmp_path):
-    """The fraction that the error advises holds a document out."""
-    run = RunFolder.at(tmp_path / "run")
-    recipe = recipe_for(texts, validation_fraction=0.0001)
-    with pytest.raises(DataError, match=r"validation split is empty.* 0\.0001 .*40 doc") as error:
-        prepare(recipe, run, teacher_tokenizer=tokenizers["causal"])
-    advised = float(str(error.value).split("validation_fraction to ")[1].split()[0])
-    recipe = recipe_for(texts, validation_fraction=advised)
-    prepare(recipe, run, teacher_tokenizer=tokenizers["causal"])
 
 
 def test_an_empty_training_split_is_refused(texts, tokenizers, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.hub import fetch, path_of
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import (
     load_config,
@@ -24,7 +25,6 @@ from stillhouse.families import (
 )
 from stillhouse.finetuning.data import TaskSource, some_of
 from stillhouse.finetuning.fitting import fitted, layer_map_of
-from stillhouse.finetuning.hub_data import fetch, path_of
 from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
 from stillhouse.finetuning.scores import task_scores
 from stillhouse.machine import describe_machine, library_versions, source_commit
@@ -140,7 +140,7 @@ class Finetuning:
         """
         for key, source in self.recipe.data.sources.items():
             where = f"finetuning.{self.name}.data.{key}"
-            fetch(source, self.run.task_data, where, reporter, offline=offline)
+            fetch(source, self.run.task_data, where, reporter.say, offline=offline)
         examples = some_of(self.task.read_training(self._train_file), self.recipe.data.num_train)
         self._check_number(len(examples))
         _ = self._validation, self._transfer

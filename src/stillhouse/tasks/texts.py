@@ -29,15 +29,21 @@ def read_texts(
     columns: Columns,
     header: Sequence[str] | None,
     target: Callable[[Row, str], Any] | None,
+    *,
+    keep_blank: bool = False,
 ) -> list[TextExample]:
-    """The examples of a table; `target` reads the right answer from a row's column."""
+    """The examples of a table; `target` reads the right answer from a row's column.
+
+    Args:
+        keep_blank: A row without any field is an example with empty texts.
+    """
     return [
         TextExample(
             row.text(columns.text),
             None if columns.pair is None else row.text(columns.pair),
             None if target is None else target(row, columns.target),
         )
-        for row in read_rows(path, header=header)
+        for row in read_rows(path, header=header, keep_blank=keep_blank)
     ]
 
 

@@ -19,8 +19,8 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.compression import format_of
-from stillhouse.data.rows import JSON_SUFFIXES, Row, read_rows
+from stillhouse.data.formats import format_of
+from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import TokenClassificationTask
@@ -43,6 +43,7 @@ from stillhouse.tokens.batches import IGNORED
 
 WORD = re.compile(r"\w+|[^\w\s]")
 NO_WORD = -1
+LISTS = ("JSON lines", "JSON", "Parquet")  # formats whose rows are sentences
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class TokenClassification:
     def read(self, path: Path, *, targets: bool = True) -> list[Words]:
         """Tagged sentences; or, without targets, rows with `text`, or with a list of tokens."""
         if not targets:
-            return [self._untagged(row) for row in read_rows(path)]
+            return [self._untagged(row) for row in read_rows(path, keep_blank=True)]
         found = []
         for sentence in read_sentences(self.recipe, path, self.labels):
             if unknown := set(as_scheme(sentence.tags, self.scheme)) - set(self.labels):
@@ -211,7 +212,7 @@ def read_sentences(
         names: Of tags that are numbers, where the recipe does not name them.
     """
     names = recipe.labels or names
-    if format_of(path) in JSON_SUFFIXES:
+    if format_of(path) in LISTS:
         return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
     return read_tagged(
         path,

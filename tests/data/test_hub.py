@@ -4,8 +4,8 @@ network."""
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
+from stillhouse.data.hub import fetch, path_of
 from stillhouse.errors import DataError, NetworkError
-from stillhouse.finetuning.hub_data import fetch, path_of
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks.registry import make_task
 from stillhouse.training.progress import QuietReporter
@@ -26,7 +26,7 @@ def source(tmp_path):
 
 
 def fetched(source, folder, *, offline=False):
-    fetch(source, folder, "finetuning.t.data.train", QuietReporter(), offline=offline)
+    fetch(source, folder, "finetuning.t.data.train", QuietReporter().say, offline=offline)
     return path_of(source, folder)
 
 

@@ -14,10 +14,10 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from stillhouse.corpus import pieces
-from stillhouse.corpus.documents import describe_sources, hub_pieces, read_documents
-from stillhouse.corpus.pieces import MAX_PIECE_CHARACTERS, pieces_of, stretches
+from stillhouse.data import pieces
+from stillhouse.data.documents import describe_sources, hub_documents, read_documents
 from stillhouse.data.hub import HubDataset
+from stillhouse.data.pieces import MAX_PIECE_CHARACTERS, pieces_of, stretches
 from stillhouse.errors import DataError, NetworkError, RecipeError
 from stillhouse.recipe import CorpusRecipe
 
@@ -199,8 +199,8 @@ def test_hub_rows_are_streamed(folder, tmp_path):
     shutil.copy(folder / "table.parquet", tmp_path / "train.parquet")
     (tmp_path / "data").mkdir()
     shutil.move(tmp_path / "train.parquet", tmp_path / "data" / "train.parquet")
-    found = hub_pieces(HubDataset(str(tmp_path / "data")), CorpusRecipe(source="hf://x/y"))
-    assert {piece.document_id: piece.text for piece in found} == {"r": "red", "b": "blue"}
+    found = hub_documents(HubDataset(str(tmp_path / "data")), CorpusRecipe(source="hf://x/y"))
+    assert {name: "".join(parts) for name, parts in found} == {"r": "red", "b": "blue"}
 
 
 def test_the_hub_is_not_asked_when_offline():
@@ -311,7 +311,7 @@ def test_sources_are_described_without_their_text(folder):
 
 MEASURE = """
 import re, sys
-from stillhouse.corpus.documents import read_documents
+from stillhouse.data.documents import read_documents
 from stillhouse.recipe import CorpusRecipe
 size = sum(len(p.text) for p in read_documents(CorpusRecipe(source=sys.argv[1]), offline=True))
 print(size, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
