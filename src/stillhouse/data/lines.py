@@ -3,6 +3,7 @@
 import codecs
 import io
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from stillhouse.data.compression import opened
@@ -80,18 +81,22 @@ def read_lines(
     Raises:
         DataError: as `decoded`, or a line that is too long for memory.
     """
-    number = 0
-    held = ""
-    for block in decoded(path, unit) if blocks is None else blocks:
-        held += block
-        lines = io.StringIO(held, newline="").readlines()
-        held = "" if lines[-1].endswith("\n") else lines.pop()  # a last \r may go on with \n
-        for number, line in enumerate(lines, start=number + 1):  # noqa: B020
+    number = size = 0
+    held: list[str] = []  # what stands after the last line that is whole
+    for block in chain(decoded(path, unit) if blocks is None else blocks, [""]):
+        held.append(block)
+        size += len(block)
+        if block and "\n" not in block and "\r" not in block:
+            if size > MAX_LINE_CHARACTERS:
+                raise DataError(
+                    f"{path} {unit} {number + 1} is longer than {MAX_LINE_CHARACTERS // 2**20} "
+                    "MiB. Store a text of this length as a plain text file."
+                )
+            continue
+        lines = io.StringIO("".join(held), newline="").readlines()
+        is_last = not block
+        held = [] if is_last or lines[-1].endswith("\n") else [lines.pop()]  # \r may go on with \n
+        size = sum(map(len, held))
+        for line in lines:
+            number += 1
             yield number, line
-        if len(held) > MAX_LINE_CHARACTERS:
-            raise DataError(
-                f"{path} {unit} {number + 1} is longer than {MAX_LINE_CHARACTERS // 2**20} MiB. "
-                "Store a text of this length as a plain text file."
-            )
-    if held:
-        yield number + 1, held

@@ -44,6 +44,7 @@ from stillhouse.run_folder import (
     sha256_of,
 )
 from stillhouse.tasks.asking import ask
+from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.encoded import Encoded
 from stillhouse.tasks.metrics import Measure
 from stillhouse.tasks.registry import task_for_training
@@ -141,6 +142,9 @@ class Finetuning:
         for key, source in self.recipe.data.sources.items():
             where = f"finetuning.{self.name}.data.{key}"
             fetch(source, self.run.task_data, where, reporter.say, offline=offline)
+            if blank := blank_rows(self.recipe.task, path_of(source, self.run.task_data)):
+                what = "read as empty text" if key == "transfer" else "left out"
+                reporter.say(f"{source}: {rows_listed(blank)} without any field: {what}")
         examples = some_of(self.task.read_training(self._train_file), self.recipe.data.num_train)
         self._check_number(len(examples))
         _ = self._validation, self._transfer

@@ -39,6 +39,7 @@ from stillhouse.tasks.tagged import (
     words_in_row,
 )
 from stillhouse.tasks.text_classification import labelled
+from stillhouse.tasks.texts import ids_and_types
 from stillhouse.tokens.batches import IGNORED
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -122,21 +123,23 @@ class TokenClassification:
         ):
             own = sequences[number]
             last = max((int(each.source.max(initial=NO_WORD)) for each in own), default=NO_WORD)
-            own.append(self._encoded(encoding, examples[number], last))
+            ids, types = ids_and_types(encoding, tokenizer)
+            begins = begun_words(encoding, examples[number], last)
+            own.append(self._encoded(ids, types, examples[number], begins))
         return sequences
 
-    def _encoded(self, encoding: Encoding, words: Words, last: int) -> Encoded:
-        """A sequence whose `source` is the word that each token begins, if it begins one.
-
-        Args:
-            last: The last word that the sequences before have begun.
-        """
-        begins = begun_words(encoding, words, last)
+    def _encoded(
+        self,
+        ids: Int[np.ndarray, " T"],
+        types: Int[np.ndarray, " T"],
+        words: Words,
+        begins: Int[np.ndarray, " T"],
+    ) -> Encoded:
+        """A sequence whose `source` is the word that each token begins, if it begins one."""
         known = as_scheme(words.tags or (), self.scheme)
         tags = known or self.labels[:1] * len(words.spans)
         numbers = np.array([self.labels.index(tag) for tag in tags] or [IGNORED])
         target = np.where(begins == NO_WORD, IGNORED, numbers[begins])
-        ids, types = (np.array(values, np.int64) for values in (encoding.ids, encoding.type_ids))
         return Encoded(ids, types, target, source=begins, is_labeled=words.tags is not None)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B T C"]:
@@ -257,7 +260,7 @@ def begun_words(encoding: Encoding, words: Words, last: int) -> Int[np.ndarray, 
     Args:
         last: The last word that was begun before.
     """
-    begins = np.full(len(encoding.ids), NO_WORD)
+    begins = np.full(max(1, len(encoding.ids)), NO_WORD)  # an empty text is an end of text
     for place, (start, end) in enumerate(encoding.offsets):
         token = words.text[start:end]
         first = start + len(token) - len(token.lstrip())  # some tokens begin with the space before
