@@ -27,7 +27,7 @@ def blank_rows(recipe: TaskRecipe, path: Path) -> list[int]:
 
 
 def rows_listed(numbers: Sequence[int]) -> str:
-    """Such as "2 rows (4 and 17)"."""
+    """Such as "2 rows (4, 17)"."""
     shown = [str(number) for number in numbers[:MOST_SHOWN]]
     rest = len(numbers) - len(shown)
     listed = ", ".join(shown) + (f" and {rest:,} more" if rest else "")
