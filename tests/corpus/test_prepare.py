@@ -217,7 +217,7 @@ def test_progress_ends_with_the_totals(texts, tokenizers, tmp_path):
     lines: list[str] = []
     run = RunFolder.at(tmp_path / "run")
     prepare(recipe_for(texts), run, teacher_tokenizer=tokenizers["causal"], progress=lines.append)
-    assert lines[-1].startswith("40 documents, 0.1 MB of text, ")
+    assert lines[-1].startswith("40 documents, 60.5 kB of text, ")
 
 
 def shards_of(run: RunFolder) -> dict[str, str]:
@@ -328,6 +328,7 @@ def prepare_in_a_process(source: Path, tokenizer: Path, run: Path, **environment
     return int(done.stdout.split()[0])
 
 
+@pytest.mark.e2e
 def test_the_number_of_threads_does_not_show(texts, tokenizers, tmp_path):
     """One thread and two write the same bytes."""
     hashes = []
@@ -353,6 +354,7 @@ def test_a_huge_line_is_prepared_in_bounded_memory(tokenizers, tmp_path, unit):
     assert peak < 1_000_000
 
 
+@pytest.mark.e2e
 def test_a_long_line_is_prepared_in_bounded_memory(texts, tokenizers, tmp_path):
     """10 MB in one line take little more than the libraries themselves."""
     (texts / "long.txt").write_text("word and more " * 700_000)

@@ -96,3 +96,23 @@ def test_two_names_that_read_alike_have_a_file_each(tmp_path):
     names = ("hf://a/b#train", "hf://a/b:train", "hf://a-b#train", "hf://a/b#train ")
     assert len({path_of(name, tmp_path) for name in names}) == len(names)
     assert path_of("hf/train.tsv", tmp_path).parts == ("hf", "train.tsv")
+
+
+def test_messages_name_the_dataset_and_not_its_copy(source, tmp_path):
+    """A person knows the row of what they named; blank rows of it, too."""
+    rows = [{"sentence": "a", "label": 0}, {"sentence": "", "label": 7}]
+    name = source(rows, sentence=Value("string"), label=Value("int64"))
+    path = fetched(name, tmp_path / "data")
+    task = make_task(parse_task("sst2", []))
+    with pytest.raises(DataError, match="row 2: the column 'label' must hold one of") as error:
+        task.read(path)
+    assert str(error.value).startswith(f"{name} row 2")
+    assert [each.text for each in task.read(path, targets=False)] == ["a", ""]
+
+
+def test_a_manifest_beside_a_file_that_is_no_copy_changes_nothing(tmp_path):
+    """Such as one of another program."""
+    (tmp_path / "a.jsonl").write_text('{"sentence": 1}\n')
+    (tmp_path / "a.manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"a\.jsonl row 1: the column 'sentence' must hold a text"):
+        make_task(parse_task("sst2", [])).read(tmp_path / "a.jsonl", targets=False)
