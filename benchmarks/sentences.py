@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.reference_2019 import PaddedBatch
-from stillhouse.corpus.documents import read_documents
+from stillhouse.data.documents import read_documents
 from stillhouse.errors import DataError
 from stillhouse.recipe import CorpusRecipe, MaskingRecipe
 from stillhouse.tokens.batches import IGNORED, Batch

@@ -31,9 +31,9 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks import measure
 from stillhouse import families
-from stillhouse.corpus.documents import SAMPLE, read_documents
-from stillhouse.corpus.pieces import stretches
 from stillhouse.corpus.prepare import BATCH_BYTES, STRETCH_CHARACTERS, prepare
+from stillhouse.data.documents import SAMPLE, read_documents
+from stillhouse.data.pieces import stretches
 from stillhouse.recipe import Recipe
 from stillhouse.run_folder import RunFolder
 from stillhouse.tokens.engines import FAST, REFERENCE, UnfitError, open_fast, version_of

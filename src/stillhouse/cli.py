@@ -42,10 +42,6 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub name, sample, or minilm.")
 ]
 TaskName = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="A task's name or kind, such as sst2 or classification."),
-]
-OptionalTaskName = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="A task's name or kind, such as sst2 or classification."),
 ]
@@ -263,7 +259,7 @@ def compare(
 @app.command()
 def score(
     model: Model,
-    task: OptionalTaskName = None,
+    task: TaskName = None,
     data: Annotated[Path | None, typer.Option(help="The examples, with what is right.")] = None,
     overrides: TaskSettings = None,
     lm_eval: Annotated[
@@ -302,30 +298,38 @@ def score(
 @app.command()
 def predict(
     model: Model,
-    task: TaskName,
     source: Annotated[
         Path, typer.Option("--input", help="The examples: a .jsonl file, or a table.")
     ],
     output: Annotated[Path, typer.Option(help="Where to write, a line for each: a .jsonl file.")],
+    task: TaskName = None,
     overrides: TaskSettings = None,
     offline: Offline = False,
 ) -> None:
     """Write a model's answers to the examples of a file.
 
-    Each line has the shape of transformers' pipelines: a label, an answer, entities, a vector.
+    Line n has the text of row n and an answer in the shape of transformers' pipelines: a label, an
+    answer, entities, an embedding. A blank row is an empty text. Without --task the task is the one
+    that the model was trained on.
     """
     from stillhouse.families import resolve_folder
     from stillhouse.generation.loaded import cut_text, load_for_task
     from stillhouse.generation.predict import check_output, predict_file
     from stillhouse.recipe_file import parse_task
+    from stillhouse.tasks.blank_rows import blank_rows, rows_listed
+    from stillhouse.tasks.registry import settings_of_model
     from stillhouse.training.device import pick_device
 
     check_output(output)
-    recipe = parse_task(task, overrides or [])
-    loaded = load_for_task(resolve_folder(model, offline=offline), recipe, pick_device())
+    folder = resolve_folder(model, offline=offline)
+    recipe = parse_task(task or settings_of_model(folder), overrides or [])
+    loaded = load_for_task(folder, recipe, pick_device())
     number, num_cut = predict_file(loaded, source, output)
     if num_cut:
         typer.echo(cut_text(num_cut, loaded.task), err=True)
+    if blank := blank_rows(loaded.task.recipe, source):
+        where = f"{source}: {rows_listed(blank)} without any field"
+        typer.echo(f"{where}: read as empty text", err=True)
     print(f"{output}: {number:,} predictions")
 
 

@@ -7,7 +7,7 @@ the nearest valid name.
 import difflib
 import os
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -99,16 +99,17 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
         raise RecipeError(_explain(error, where)) from error
 
 
-def parse_task(name: str, overrides: Sequence[str] = ()) -> TaskRecipe:
-    """A task by its name or kind, with `overrides` (`a.b=c`) applied.
+def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> TaskRecipe:
+    """A task by its name or kind, or with its settings, with `overrides` (`a.b=c`) applied.
 
     Raises:
         RecipeError: no such task, an unknown key, a wrong type or value.
     """
     known = [*NAMED_TASKS, *TASK_KINDS]
+    data: dict[str, Any] = {"kind": task} if isinstance(task, str) else dict(task)
+    name = data["kind"]
     if name not in known:
         raise RecipeError(f"There is no task {name!r}.{_nearest(name, known)}")
-    data: dict[str, Any] = {"kind": name}
     for override in overrides:
         _apply_override(data, override)
     try:

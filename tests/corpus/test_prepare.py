@@ -13,9 +13,9 @@ import gigatoken
 import numpy as np
 import pytest
 
-from stillhouse.corpus.documents import read_documents
-from stillhouse.corpus.pieces import Piece
 from stillhouse.corpus.prepare import TextCounts, prepare, prepare_inputs
+from stillhouse.data.documents import read_documents
+from stillhouse.data.pieces import Piece
 from stillhouse.errors import DataError, NetworkError, RecipeError
 from stillhouse.recipe import Recipe
 from stillhouse.run_folder import RunFolder, is_up_to_date, read_manifest, sha256_of, verify
@@ -188,27 +188,6 @@ def test_words_are_counted_once_when_a_cut_splits_them():
     assert counts.facts() == {"documents": 2, "bytes": 22, "words": 5}
 
 
-def test_a_single_document_cannot_be_split(tmp_path, tokenizers):
-    """The commonest first mistake, one big file, is answered with what to change."""
-    (tmp_path / "book.txt").write_text(SENTENCE * 100)
-    run = RunFolder.at(tmp_path / "run")
-    with pytest.raises(DataError, match=r"1 documents .*per_line or per_block") as error:
-        prepare(recipe_for(tmp_path / "book.txt"), run, teacher_tokenizer=tokenizers["causal"])
-    assert error.value.exit_code == 3
-    assert not run.tokens.exists()
-
-
-def test_an_empty_validation_split_says_which_fraction_would_do(texts, tokenizers, tmp_path):
-    """The fraction that the error advises holds a document out."""
-    run = RunFolder.at(tmp_path / "run")
-    recipe = recipe_for(texts, validation_fraction=0.0001)
-    with pytest.raises(DataError, match=r"validation split is empty.* 0\.0001 .*40 doc") as error:
-        prepare(recipe, run, teacher_tokenizer=tokenizers["causal"])
-    advised = float(str(error.value).split("validation_fraction to ")[1].split()[0])
-    recipe = recipe_for(texts, validation_fraction=advised)
-    prepare(recipe, run, teacher_tokenizer=tokenizers["causal"])
-
-
 def test_an_empty_training_split_is_refused(texts, tokenizers, tmp_path):
     """A fraction so large that nothing is left to train on is named."""
     recipe = recipe_for(texts, validation_fraction=0.9999999)
@@ -238,7 +217,7 @@ def test_progress_ends_with_the_totals(texts, tokenizers, tmp_path):
     lines: list[str] = []
     run = RunFolder.at(tmp_path / "run")
     prepare(recipe_for(texts), run, teacher_tokenizer=tokenizers["causal"], progress=lines.append)
-    assert lines[-1].startswith("40 documents, 0.1 MB of text, ")
+    assert lines[-1].startswith("40 documents, 60.5 kB of text, ")
 
 
 def shards_of(run: RunFolder) -> dict[str, str]:
@@ -349,6 +328,7 @@ def prepare_in_a_process(source: Path, tokenizer: Path, run: Path, **environment
     return int(done.stdout.split()[0])
 
 
+@pytest.mark.e2e
 def test_the_number_of_threads_does_not_show(texts, tokenizers, tmp_path):
     """One thread and two write the same bytes."""
     hashes = []
@@ -374,6 +354,7 @@ def test_a_huge_line_is_prepared_in_bounded_memory(tokenizers, tmp_path, unit):
     assert peak < 1_000_000
 
 
+@pytest.mark.e2e
 def test_a_long_line_is_prepared_in_bounded_memory(texts, tokenizers, tmp_path):
     """10 MB in one line take little more than the libraries themselves."""
     (texts / "long.txt").write_text("word and more " * 700_000)

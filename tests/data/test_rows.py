@@ -76,7 +76,6 @@ def test_what_is_broken_is_refused_with_its_row(tmp_path, name, content, message
     ("ask", "message"),
     [
         (lambda row: row.text("sentence"), "has no column 'sentence'; it has 'text', 'label'"),
-        (lambda row: row.text("text"), "'text' must hold a text that is not blank; it holds ' '"),
         (lambda row: row.number("label"), "must hold a number; it holds 'maybe'"),
     ],
 )

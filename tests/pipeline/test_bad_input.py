@@ -134,9 +134,9 @@ def latin(content: bytes) -> bytes:
         (lambda _: b"", ["text.txt holds no text: every document is empty or blank"]),
         (latin, ["text.txt is not UTF-8: byte 1000 is 0xe9", "iconv"]),
         (binary, ["text.txt holds a NUL character in line 4", "binary file"]),
-        (lambda content: content[:300], ["The validation split is empty", "give more documents"]),
+        (lambda _: b"one short line", ["text.txt has 14 characters", "too little to hold a part"]),
     ],
-    ids=["empty", "not-utf8", "nul", "too-few-documents"],
+    ids=["empty", "not-utf8", "nul", "too-short"],
 )
 def test_text_that_cannot_be_used(tiny, change, messages):
     """Exit code 3; the file and the place are named, and no tokens are left behind."""

@@ -38,6 +38,19 @@ CASES = {
         "classification", "train.tsv", TABLE + "one field\n",
         "train.tsv row 5 has 1 fields, where the columns are 2: text, label",
     ),
+    "commas in a TSV": (
+        "classification", "train.tsv", TABLE.replace("\t", ","),
+        r"train.tsv row 1 names one column, 'text,label': the file looks like comma-separated "
+        r"values, not TSV; rename it to end in .csv",
+    ),
+    "a column twice": (
+        "classification", "train.tsv", TABLE.replace("label", "text"),
+        "train.tsv row 1 names a column twice: text, text. Rename one of them",
+    ),
+    "UTF-16": (
+        "classification", "train.tsv", TABLE.encode("utf-16"),
+        "train.tsv row 1 is not UTF-8: byte 0 .*iconv -f UTF-16 -t UTF-8",
+    ),
     "wrong label": (
         "classification", "dev.tsv", TABLE.replace("strong", "weak"),
         r"dev.tsv row 3: .* one of strong, thin; it holds 'weak'",

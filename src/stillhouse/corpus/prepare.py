@@ -2,7 +2,8 @@
 
 Reads `corpus.source` and a tokenizer. Writes `corpus/` (what was read, counted) and `tokens/`
 (shards, token counts, the tokenizer). Contract: bounded memory for any input; the output follows
-from the text, the tokenizer and the recipe, not from the machine or the number of its cores.
+from the text, the tokenizer and the recipe, not from the machine or the number of its cores. What
+was read as what, what was left out and how text was held out is said, and stands in the manifest.
 """
 
 import contextlib
@@ -17,8 +18,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.corpus.documents import describe_sources, read_documents
-from stillhouse.corpus.pieces import Piece, stretches
+from stillhouse.corpus.splits import Splitting, plan_splits
+from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
+from stillhouse.data.files import ReadSummary
+from stillhouse.data.pieces import Piece, stretches
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.recipe import (
     CorpusRecipe,
@@ -36,7 +39,6 @@ from stillhouse.tokens.engines import (
     open_fast,
     version_of,
 )
-from stillhouse.tokens.held_out import is_validation, validation_point
 from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
 from stillhouse.tokens.tokenizer import (
     load_tokenizer,
@@ -106,12 +108,14 @@ def prepare(
     """
     report = progress or (lambda message: None)
     inputs = prepare_inputs(recipe, teacher_tokenizer=teacher_tokenizer)
+    summary = summarize_sources(recipe.text)
+    splitting = plan_splits(recipe.text, offline=offline)
     chosen = recipe.tokens.tokenizer
     if isinstance(chosen, TrainedTokenizer):
-        tokenizer = _train(recipe, chosen, offline=offline, report=report)
+        tokenizer = _train(recipe, chosen, splitting, offline=offline, report=report)
     else:
         tokenizer = load_tokenizer(_tokenizer_path(chosen, teacher_tokenizer))
-    work = _Work(recipe, run, tokenizer, inputs, offline, overwrite, report)
+    work = _Work(recipe, run, tokenizer, inputs, summary, splitting, offline, overwrite, report)
     try:
         encoding = open_fast(tokenizer)
         report(f"tokenizing with {version_of(FAST)}, compared with {REFERENCE} on the way")
@@ -129,6 +133,8 @@ class _Work:
     run: RunFolder
     tokenizer: PreTrainedTokenizerFast
     inputs: Inputs
+    summary: ReadSummary
+    splitting: Splitting
     offline: bool
     overwrite: bool
     report: Progress
@@ -138,6 +144,9 @@ def _write_folders(
     work: _Work, engine: str, encoding: contextlib.AbstractContextManager[Encode]
 ) -> None:
     """Write both folders with one engine; should it prove unfit, neither is there."""
+    work.report(f"reading {work.summary}")
+    if work.splitting.note:
+        work.report(work.splitting.note)
     corpus, tokenizer = work.recipe.text, work.tokenizer
     language_modeling = work.recipe.tokens.language_modeling
     special = special_tokens(tokenizer, language_modeling)
@@ -161,12 +170,17 @@ def _write_folders(
             for split in ("train", "validation")
         }
         with writers["train"], writers["validation"], encoding as encode:
-            encoded = _with_ids(read_documents(corpus, offline=work.offline), encode)
-            counts = _write_tokens(encoded, writers, corpus, work.report)
+            work.summary.blank_documents = 0
+            pieces = read_documents(corpus, offline=work.offline, summary=work.summary)
+            encoded = _with_ids(work.splitting.cut(pieces), encode)
+            counts = _write_tokens(encoded, writers, work.splitting, work.report)
+            if number := work.summary.blank_documents:
+                work.report(f"left out {counted(number, 'blank document')}")
         token_facts["splits"] = {
             split: _split_facts(writer, counts[split]) for split, writer in writers.items()
         }
         text_facts["splits"] = {split: count.facts() for split, count in counts.items()}
+        text_facts |= {"read": work.summary.facts(), "splitting": work.splitting.facts()}
         (tokens_folder / COUNTS).write_bytes(writers["train"].counts.tobytes())
         tokenizer.save_pretrained(tokens_folder / "tokenizer")
         (folder / "sources.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
@@ -183,21 +197,28 @@ def _tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
     return teacher_tokenizer
 
 
-def _train(recipe: Recipe, chosen: TrainedTokenizer, *, offline: bool, report: Progress) -> Any:
+def _train(
+    recipe: Recipe,
+    chosen: TrainedTokenizer,
+    splitting: Splitting,
+    *,
+    offline: bool,
+    report: Progress,
+) -> Any:
     from stillhouse.tokens.tokenizer_training import train_tokenizer
 
     report(f"training a {chosen.train} tokenizer of {chosen.vocabulary_size:,} entries")
-    texts = _training_texts(recipe.text, offline=offline)
+    texts = _training_texts(recipe.text, splitting, offline=offline)
     return train_tokenizer(
         chosen.train, chosen.vocabulary_size, texts, recipe.tokens.language_modeling
     )
 
 
-def _training_texts(corpus: CorpusRecipe, *, offline: bool) -> Iterator[str]:
+def _training_texts(corpus: CorpusRecipe, splitting: Splitting, *, offline: bool) -> Iterator[str]:
     """The first texts of the training split; the validation split stays unseen."""
     left = TRAINING_BYTES
-    for piece in read_documents(corpus, offline=offline):
-        if is_validation(piece.document_id, corpus.validation_fraction):
+    for piece in splitting.cut(read_documents(corpus, offline=offline)):
+        if splitting.is_validation(piece):
             continue
         yield piece.text
         left -= len(piece.text.encode())
@@ -247,16 +268,13 @@ def _joined(
 def _write_tokens(
     encoded: Iterator[tuple[Piece, int, np.ndarray]],
     writers: dict[str, ShardWriter],
-    corpus: CorpusRecipe,
+    splitting: Splitting,
     report: Progress,
 ) -> dict[str, TextCounts]:
     counts = {split: TextCounts() for split in writers}
-    lowest = 1.0  # the smallest fraction that would hold a document out
     last = time.monotonic()
     for piece, size, ids in encoded:
-        point = validation_point(piece.document_id)
-        lowest = min(lowest, point)
-        split = "validation" if point < corpus.validation_fraction else "train"
+        split = "validation" if splitting.is_validation(piece) else "train"
         counts[split].add(piece, size)
         writers[split].add(ids, starts_document=piece.starts_document)
         if time.monotonic() - last >= PROGRESS_SECONDS:
@@ -265,7 +283,10 @@ def _write_tokens(
     report(_progress(counts, writers))
     for split, writer in writers.items():
         if not writer.num_documents:
-            raise DataError(_empty_split(split, counts, lowest, corpus))
+            raise DataError(
+                f"The {split} split is empty: the tokenizer gives no token for any of its "
+                f"{counts[split].documents} documents. Give other text, or another tokenizer."
+            )
     return counts
 
 
@@ -275,29 +296,6 @@ def _progress(counts: dict[str, TextCounts], writers: dict[str, ShardWriter]) ->
     text = f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
     tokens = sum(writer.num_tokens for writer in writers.values())
     return f"{counted(documents, 'document')}, {text} of text, {counted(tokens, 'token')}"
-
-
-def _empty_split(
-    split: str, counts: dict[str, TextCounts], lowest: float, corpus: CorpusRecipe
-) -> str:
-    documents = sum(count.documents for count in counts.values())
-    fraction = corpus.validation_fraction
-    message = (
-        f"The {split} split is empty: at corpus.validation_fraction {fraction:g} none of the "
-        f"{counted(documents, 'document')} with text falls into it (the hash of a document's id "
-        "decides). "
-    )
-    if documents == 1:
-        return (
-            message
-            + "Give more files, or cut this one with corpus.documents per_line or per_block."
-        )
-    if split == "train":
-        return message + "Give more documents, or a smaller corpus.validation_fraction."
-    larger = np.ceil((lowest + 1e-9) * 1000) / 1000
-    return (
-        message + f"Set corpus.validation_fraction to {larger:g} or more, or give more documents."
-    )
 
 
 def _split_facts(writer: ShardWriter, count: TextCounts) -> dict[str, Any]:

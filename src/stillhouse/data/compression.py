@@ -1,4 +1,4 @@
-"""Reading files: decompressed where their name says so, and what is wrong with them named."""
+"""Opening files: decompressed where their name says so, and what is wrong with them named."""
 
 import contextlib
 import gzip
@@ -10,31 +10,41 @@ from pathlib import Path
 
 from stillhouse.errors import DataError, StillhouseError
 
-COMPRESSED = (".gz", ".zst", ".zstd")
-
-
-def format_of(path: Path) -> str:
-    """The suffix that tells the format, after one that tells the compression."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BufferedIOBase]:
     """A file's content, decompressed; what disk or decompressor find wrong is a DataError."""
+    ending = path.suffix.lower()
     with reading(path):
-        ending = path.suffix.lower()
         if ending == ".gz":
             with gzip.open(path, "rb") as file:
                 yield file
-        elif ending in COMPRESSED:
+        elif ending in (".zst", ".zstd"):
             with path.open("rb") as compressed, io.BufferedReader(_ZstdReader(compressed)) as file:
+                yield file
+        elif ending == ".bz2":
+            import bz2
+
+            with bz2.open(path, "rb") as file:
+                yield file
+        elif ending == ".xz":
+            import lzma
+
+            with lzma.open(path, "rb") as file, _as_end_of_file(lzma.LZMAError):
                 yield file
         else:
             with path.open("rb") as file:
                 yield file
+
+
+@contextlib.contextmanager
+def _as_end_of_file(kind: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kind as error:
+        raise EOFError(error) from error
 
 
 @contextlib.contextmanager
@@ -46,13 +56,13 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except StillhouseError:
         raise
-    except (EOFError, gzip.BadGzipFile, zlib.error, ZstdError) as error:
+    except (EOFError, OSError, zlib.error, ZstdError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
         raise DataError(
             f"{path} is damaged or cut short: it cannot be decompressed ({error}). "
             "Fetch or compress it again."
         ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
 class _ZstdReader(io.RawIOBase):

@@ -1,16 +1,22 @@
-"""Datasets of the Hugging Face hub, streamed row by row.
+"""Datasets of the Hugging Face hub, streamed row by row, or copied once into a run.
 
 Contract: `hf://owner/name`, with `:configuration` and then `#split` where they matter, gives the
 rows of that split (by default `train`) in order; a class is given by its name. The network is used
 only here, for model names and by lm-evaluation-harness, and only when it is allowed.
 """
 
+import contextlib
+import hashlib
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import DataError, NetworkError, RecipeError, StillhouseError
+from stillhouse.data.records import with_class_names
+from stillhouse.errors import DataError, NetworkError, RecipeError, RunError, StillhouseError
+from stillhouse.run_folder import Inputs, commit_file, is_up_to_date, manifest_path, read_manifest
 
 HUB_PREFIX = "hf://"
 
@@ -50,9 +56,9 @@ class HubDataset:
             rows: Any = datasets.load_dataset(
                 self.name, self.configuration, split=self.split, streaming=True
             )
-            named = _named_classes(rows.features or {})
+            classes = _classes(rows.features or {})
             for row in rows:
-                yield {key: named.get(key, _as_it_is)(value) for key, value in row.items()}
+                yield dict(with_class_names(row, classes))
         except StillhouseError:
             raise
         except Exception as error:  # the hub's clients raise errors of many libraries
@@ -85,28 +91,57 @@ def must_be_online(source: str, key: str, *, offline: bool) -> None:
         )
 
 
-def _named_classes(features: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:
-    """For each column of classes, or of lists of them, what turns numbers into names."""
+def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """For each column of classes, or of lists of them, their names."""
     from datasets import ClassLabel
 
-    found: dict[str, Callable[[Any], Any]] = {}
-    for column, feature in features.items():
-        inner = getattr(feature, "feature", None)
-        if isinstance(feature, ClassLabel):
-            found[column] = partial(_name, feature.names)
-        elif isinstance(inner, ClassLabel):
-            found[column] = partial(_names, inner.names)
-    return found
+    inner = {column: getattr(each, "feature", each) for column, each in features.items()}
+    return {column: each.names for column, each in inner.items() if isinstance(each, ClassLabel)}
 
 
-def _name(names: list[str], value: int | None) -> str | None:
-    """(A class below 0 stands for one that is not known.)"""
-    return names[value] if value is not None and value >= 0 else None
+COPY = "data "  # what the manifest of a copy begins its stage with, before the dataset's name
 
 
-def _names(names: list[str], values: list[int | None]) -> list[str | None]:
-    return [_name(names, value) for value in values]
+def path_of(source: str, folder: Path) -> Path:
+    """Where the examples of `source` are, or will be once they are fetched into `folder`."""
+    if not source.startswith(HUB_PREFIX):
+        return Path(source)
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", source.removeprefix(HUB_PREFIX))
+    digest = hashlib.sha256(source.encode()).hexdigest()[:8]  # two names may read alike
+    return folder / f"{name}-{digest}.jsonl"
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
+def name_of(path: Path) -> str:
+    """What the user calls a file: of a copy that `fetch` made, the name of its dataset."""
+    if path.suffix == ".jsonl" and manifest_path(path).is_file():
+        with contextlib.suppress(RunError):  # the manifest of something else
+            manifest = read_manifest(path)
+            if manifest is not None and manifest.inputs.stage.startswith(COPY):
+                return manifest.inputs.stage.removeprefix(COPY)
+    return str(path)
+
+
+def fetch(
+    source: str, folder: Path, key: str, say: Callable[[str], None], *, offline: bool
+) -> None:
+    """Write a dataset of the hub as lines of JSON, once.
+
+    Raises:
+        NetworkError: offline, or the hub cannot be reached.
+        RecipeError: the `datasets` package is not installed.
+        DataError: there is no such dataset, configuration or split.
+    """
+    path, inputs = path_of(source, folder), Inputs(f"{COPY}{source}", {}, {})
+    if not source.startswith(HUB_PREFIX) or is_up_to_date(path, inputs):
+        return
+    must_be_online(source, key, offline=offline)
+    say(f"fetching {source}")
+    rows = HubDataset.named(source).rows()
+    try:
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except TypeError as error:  # a picture, a date
+        raise DataError(
+            f"{source} has a column that is neither text nor numbers: {error}."
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    commit_file(path, content.encode(), inputs)

@@ -1,11 +1,10 @@
-"""Rows: the named fields of a table, from JSON lines, CSV or TSV files.
+"""Rows: the records of a task's file, whole, each with its place and checked as it is asked for.
 
-Contract: what cannot be read raises a DataError that names the file and the row, which is the
-number of the line in the file. A TSV file has no quotes, as those of GLUE have none; a CSV file
-quotes what holds commas. The first line names the columns unless `header` does.
+Contract: what cannot be read raises a DataError that names the user's own file and the row. A blank
+field is a text like any other; a row without any field, that is a blank line, is left out unless it
+is asked for, and `blank_rows` tells which those are.
 """
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse.data.compression import format_of, opened
+from stillhouse.data.formats import SUFFIXES, format_of
+from stillhouse.data.hub import name_of
+from stillhouse.data.lines import decoded
+from stillhouse.data.records import RECORDS, Fields, Record, read_records
+from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError
-
-JSON_SUFFIXES = (".jsonl", ".json")
-DIALECTS: Mapping[str, Mapping[str, Any]] = {
-    ".csv": {"delimiter": ",", "strict": True},
-    ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "strict": True},
-}
 
 
 @dataclass(frozen=True)
@@ -31,30 +28,27 @@ class Row:
     fields: Mapping[str, Any]
 
     def text(self, column: str) -> str:
-        """A text that is not blank."""
+        """A text, which may be blank; null (NaN) stands for an empty one."""
         value = self.value(column)
-        if not isinstance(value, str) or not value.strip():
-            raise self.wrong(column, "a text that is not blank")
+        if value is None or value != value:
+            return ""
+        if not isinstance(value, str):
+            raise self.wrong(column, "a text")
+        check_characters(value, f"{self.where}: the column {column!r}")
         return value
 
     def number(self, column: str) -> float:
         """A finite number, or a text that is one."""
+        value = self.value(column)
         try:
-            value = float(self.value(column))
-        except (TypeError, ValueError) as error:
+            if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+                raise ValueError
+            number = float(value)
+        except (TypeError, ValueError, OverflowError) as error:
             raise self.wrong(column, "a number") from error
-        if not math.isfinite(value):
+        if not math.isfinite(number):
             raise self.wrong(column, "a finite number")
-        return value
-
-    def texts(self, column: str) -> list[str]:
-        """A list of texts, none of them blank."""
-        values = self.value(column)
-        if not isinstance(values, list) or not all(
-            isinstance(value, str) and value.strip() for value in values
-        ):
-            raise self.wrong(column, "a list of texts that are not blank")
-        return values
+        return number
 
     def value(self, column: str) -> Any:
         """What stands there, whatever it is."""
@@ -74,28 +68,46 @@ class Row:
         )
 
 
-def read_rows(path: Path, *, header: Sequence[str] | None = None) -> list[Row]:
-    """All rows of a file, in order; blank lines are passed over.
+def read_rows(
+    path: Path, *, header: Sequence[str] | None = None, keep_blank: bool = False
+) -> list[Row]:
+    """All rows of a file, in order; a field that only some rows have is null in the others.
 
     Args:
         header: The names of the first columns, where the first line does not give them.
+        keep_blank: Rows without any field are there too, each field null.
 
     Raises:
         DataError: no such file, another format, no rows, or a row that is not like the others.
     """
-    suffix = format_of(path)
-    if suffix in JSON_SUFFIXES:
-        rows = list(_json_rows(path))
-    elif suffix in DIALECTS:
-        rows = list(_table_rows(path, DIALECTS[suffix], header))
-    else:
+    found = [record for record in _records(path, header) if keep_blank or record.fields is not None]
+    columns = dict.fromkeys(name for record in found for name in record.fields or ())
+    if not columns:
+        raise DataError(f"{name_of(path)} holds no rows. Give a file with some.")
+    return [Row(record.where, _filled(record.fields or {}, columns)) for record in found]
+
+
+def blank_rows(path: Path, *, header: Sequence[str] | None = None) -> list[int]:
+    """The numbers of the rows without any field.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    return [record.number for record in _records(path, header) if record.fields is None]
+
+
+def _records(path: Path, header: Sequence[str] | None) -> Iterator[Record]:
+    format = format_of(path)
+    if format not in RECORDS:
+        endings = [suffix for suffix, known in SUFFIXES.items() if known in RECORDS]
         raise DataError(
-            f"{path} is no table: its name must end in {', '.join([*JSON_SUFFIXES, *DIALECTS])} "
-            "(or these with .gz)."
+            f"{path} is no table: its name must end in {', '.join(endings)} (or these with .gz)."
         )
-    if not rows:
-        raise DataError(f"{path} holds no rows. Give a file with some.")
-    return rows
+    return read_records(path, format, name=name_of(path), header=header)
+
+
+def _filled(fields: Fields, columns: Mapping[str, None]) -> Fields:
+    return fields if len(fields) == len(columns) else {**columns, **fields}
 
 
 def read_json(path: Path) -> Any:
@@ -104,67 +116,7 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: no such file, or not JSON.
     """
-    text = "".join(line for _, line in read_lines(path))
     try:
-        return json.loads(text)
+        return json.loads("".join(decoded(path, "row")))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}).") from error
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file with their numbers, with their ends, after a byte order mark.
-
-    Raises:
-        DataError: no such file, or not UTF-8.
-    """
-    with opened(path) as content:
-        for number, line in enumerate(content, start=1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path} row {number} is not UTF-8 ({error.reason}). Convert the file, such as "
-                    "with `iconv -f LATIN1 -t UTF-8`."
-                ) from error
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in read_lines(path):
-        where = f"{path} row {number}"
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where} is not JSON ({error}). Each line must be one JSON object."
-            ) from error
-        if not isinstance(fields, dict):
-            raise DataError(f"{where} is a JSON {type(fields).__name__}, not an object.")
-        yield Row(where, fields)
-
-
-def _table_rows(
-    path: Path, dialect: Mapping[str, Any], header: Sequence[str] | None
-) -> Iterator[Row]:
-    reader = csv.reader((line for _, line in read_lines(path)), **dialect)
-    names = list(header or ())
-    start = 1
-    try:
-        for values in reader:
-            where, start = f"{path} row {start}", reader.line_num + 1
-            if not any(values):
-                continue
-            if not names:
-                names = values
-                if len(set(names)) < len(names):
-                    raise DataError(f"{where} names a column twice: {', '.join(names)}.")
-                continue
-            if len(values) < len(names) or (len(values) > len(names) and header is None):
-                raise DataError(
-                    f"{where} has {len(values)} fields, where the columns are {len(names)}: "
-                    f"{', '.join(names)}."
-                )
-            yield Row(where, dict(zip(names, values, strict=False)))
-    except csv.Error as error:
-        raise DataError(f"{path} row {start} cannot be read ({error}).") from error

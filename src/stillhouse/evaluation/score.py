@@ -10,6 +10,7 @@ from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.recipe import recipe_part
 from stillhouse.recipe_tasks import TaskRecipe
 from stillhouse.run_folder import sha256_of
+from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.training.device import pick_device
 
 
@@ -33,6 +34,7 @@ def score_model(name: str, recipe: TaskRecipe, data: Path, *, offline: bool) -> 
         "versions": library_versions(),
         "commit": source_commit(),
         "num_examples": len(examples),
+        "blank_rows": blank_rows(model.task.recipe, data),
         "num_cut": num_cut,
         "metrics": {name: asdict(measure.interval()) for name, measure in measures.items()},
     }
@@ -54,6 +56,8 @@ def print_scores(result: dict[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if blank := result["blank_rows"]:
+        console.print(f"Left out: {rows_listed(blank)} without any field.", markup=False)
     if result["num_cut"]:
         length = result["protocol"]["length"]
         console.print(

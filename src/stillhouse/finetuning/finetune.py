@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.hub import fetch, path_of
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import (
     load_config,
@@ -24,7 +25,6 @@ from stillhouse.families import (
 )
 from stillhouse.finetuning.data import TaskSource, some_of
 from stillhouse.finetuning.fitting import fitted, layer_map_of
-from stillhouse.finetuning.hub_data import fetch, path_of
 from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
 from stillhouse.finetuning.scores import task_scores
 from stillhouse.machine import describe_machine, library_versions, source_commit
@@ -44,6 +44,7 @@ from stillhouse.run_folder import (
     sha256_of,
 )
 from stillhouse.tasks.asking import ask
+from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.encoded import Encoded
 from stillhouse.tasks.metrics import Measure
 from stillhouse.tasks.registry import task_for_training
@@ -140,7 +141,10 @@ class Finetuning:
         """
         for key, source in self.recipe.data.sources.items():
             where = f"finetuning.{self.name}.data.{key}"
-            fetch(source, self.run.task_data, where, reporter, offline=offline)
+            fetch(source, self.run.task_data, where, reporter.say, offline=offline)
+            if blank := blank_rows(self.recipe.task, path_of(source, self.run.task_data)):
+                what = "read as empty text" if key == "transfer" else "left out"
+                reporter.say(f"{source}: {rows_listed(blank)} without any field: {what}")
         examples = some_of(self.task.read_training(self._train_file), self.recipe.data.num_train)
         self._check_number(len(examples))
         _ = self._validation, self._transfer

@@ -1,4 +1,5 @@
-"""A file of examples to a file of predictions, one JSON line each, in order."""
+"""A file of examples to a file of predictions: line n is a JSON object for row n of the input, with
+its text and what the model says of it."""
 
 import json
 import os
@@ -12,6 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stillhouse.errors import RecipeError
 from stillhouse.generation.loaded import LoadedModel
 from stillhouse.run_folder import explained_os_errors, fsync_path, temporary_path
+from stillhouse.tasks.last_word import Passage
+from stillhouse.tasks.squad import Question
+from stillhouse.tasks.task import Task
+from stillhouse.tasks.texts import TextExample
+from stillhouse.tasks.token_classification import Words
 
 AT_ONCE = 4_096  # examples whose predictions are in memory
 
@@ -61,5 +67,35 @@ def predict_file(model: LoadedModel, source: Path, output: Path) -> tuple[int, i
 
 def _results(model: LoadedModel, examples: list[Any]) -> Iterator[tuple[list[Any], int]]:
     for first in range(0, len(examples), AT_ONCE):
-        found, num_cut = model.predictions_and_cuts(examples[first : first + AT_ONCE])
-        yield [model.task.result(prediction) for prediction in found], num_cut
+        some = examples[first : first + AT_ONCE]
+        found, num_cut = model.predictions_and_cuts(some)
+        results = [
+            {**_text_of(example), **_named(model.task, model.task.result(prediction))}
+            for example, prediction in zip(some, found, strict=True)
+        ]
+        yield results, num_cut
+
+
+def _text_of(example: Any) -> dict[str, str]:
+    """What the model was given."""
+    match example:
+        case TextExample():
+            pair = {} if example.pair is None else {"text_pair": example.pair}
+            return {"text": example.text, **pair}
+        case Question():
+            return {"id": example.id, "question": example.question, "context": example.context}
+        case Words():
+            return {"text": example.text}
+        case Passage():
+            return {"text": example.before + example.last}
+        case _:
+            raise AssertionError(example)
+
+
+def _named(task: Task, result: Any) -> dict[str, Any]:
+    """An answer as keys and values: several labels, entities and a vector by their name."""
+    if isinstance(result, dict):
+        return result
+    if task.says == "vectors":
+        return {"embedding": result}
+    return {"entities" if task.per_token else "labels": result}

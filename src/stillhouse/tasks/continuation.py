@@ -47,9 +47,9 @@ class Continuation:
     def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
         """Texts, and what should follow; the first `shots` rows are shown and not asked."""
         wanted = self.recipe.shots
-        found = read_texts(
-            path, self.recipe.columns, self.recipe.header, Row.text if targets or wanted else None
-        )
+        target = Row.text if targets or wanted else None
+        columns, header = self.recipe.columns, self.recipe.header
+        found = read_texts(path, columns, header, target, keep_blank=not targets)
         if len(found) <= wanted:
             raise DataError(
                 f"{path} has {len(found)} rows, of which {wanted} are shown to the model; nothing "

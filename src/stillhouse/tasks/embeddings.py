@@ -39,7 +39,8 @@ class Embeddings:
         columns, header = self.recipe.columns, self.recipe.header
         if targets:
             return read_texts(path, columns, header, Row.number)
-        return read_texts(path, columns.model_copy(update={"pair": None}), header, None)
+        columns = columns.model_copy(update={"pair": None})
+        return read_texts(path, columns, header, None, keep_blank=True)
 
     def read_training(self, path: Path) -> list[TextExample]:
         """Texts alone, each of which is asked for its vector."""

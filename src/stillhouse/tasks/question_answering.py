@@ -17,14 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.compression import format_of
 from stillhouse.data.rows import read_rows
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import QuestionAnsweringTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure
 from stillhouse.tasks.model_inputs import run
-from stillhouse.tasks.squad import Answer, Question, read_squad, score_each
+from stillhouse.tasks.squad import Answer, Question, read_articles, read_squad, score_each
 from stillhouse.tasks.squad_windows import Found, Window, best_answers, windows_of
 
 FAR_BELOW = -1e9  # a logit whose probability is 0 at any temperature, and finite
@@ -43,13 +42,13 @@ class QuestionAnswering:
         self.recipe = recipe
 
     def read(self, path: Path, *, targets: bool = True) -> list[Question]:
-        """Questions in SQuAD's format; or, without targets, also lines of `question` and
-        `context`."""
-        if targets or format_of(path) == ".json":
+        """Questions in SQuAD's format; or, without targets, also a table of `question` and
+        `context`, of which each row is one."""
+        if targets or read_articles(path) is not None:
             return read_squad(path)
         return [
             Question(str(number), row.text("question"), row.text("context"), ())
-            for number, row in enumerate(read_rows(path))
+            for number, row in enumerate(read_rows(path, keep_blank=True))
         ]
 
     def read_training(self, path: Path) -> list[Question]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PretrainedConfig
 
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import family_of, head_of, load_config
+from stillhouse.recipe import recipe_part
 from stillhouse.recipe_tasks import (
     ClassificationTask,
     ContinuationTask,
@@ -17,6 +19,7 @@ from stillhouse.recipe_tasks import (
     TaskRecipe,
     TokenClassificationTask,
 )
+from stillhouse.run_folder import read_manifest
 from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings
 from stillhouse.tasks.labels import Labels, labels_of_data
@@ -156,6 +159,19 @@ def task_of_model(folder: Path, recipe: TaskRecipe | None = None) -> Task:
     if isinstance(recipe, ClassificationTask | TokenClassificationTask) and recipe.labels:
         return _in_the_order_of(make_task(recipe), labels_of(config), f"the model in {folder}")
     return make_task(recipe, Labels.of_model(labels_of(config)))
+
+
+def settings_of_model(folder: Path) -> dict[str, Any]:
+    """The settings of the task that a model was trained on here; of a model from elsewhere what its
+    configuration says.
+
+    Raises:
+        ModelError: a model without the head of a task.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None and "task" in manifest.inputs.settings:
+        return dict(manifest.inputs.settings["task"])
+    return recipe_part(_recipe_of(folder, load_config(folder)))
 
 
 def labels_of(config: PretrainedConfig) -> list[str]:

@@ -4,6 +4,7 @@ Source: Rajpurkar et al. 2016 (arXiv:1606.05250), evaluation of version 1.1: ans
 lower case, without punctuation and articles, against the reference that fits best.
 """
 
+import json
 import re
 import string
 from collections import Counter
@@ -13,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stillhouse.data.compression import format_of
+from stillhouse.data.formats import format_of
 from stillhouse.data.rows import read_json, read_rows
 from stillhouse.errors import DataError
 
@@ -54,16 +55,16 @@ class AnswerScore:
 def read_squad(path: Path) -> list[Question]:
     """The questions of a file in SQuAD's format, in order; `.gz` is decompressed.
 
-    Lines of JSON, as datasets have them, hold `id`, `question`, `context`, and `answers` with the
-    lists `text` and `answer_start`.
+    A table, as datasets have them, holds `id`, `question`, `context`, and `answers` with the lists
+    `text` and `answer_start`.
 
     Raises:
         DataError: no such file, not in that format, a question without an answer, an answer that
             does not stand where it is said to, or an id that comes twice.
     """
     questions: dict[str, Question] = {}
-    of_rows = format_of(path) == ".jsonl"
-    for question in _rows(path) if of_rows else _questions(read_json(path), path):
+    articles = read_articles(path)
+    for question in _rows(path) if articles is None else _questions(articles, path):
         if question.id in questions:
             raise DataError(
                 f"{path}: the question id {question.id!r} comes twice. Ids must differ."
@@ -72,6 +73,25 @@ def read_squad(path: Path) -> list[Question]:
     if not questions:
         raise DataError(f"{path} holds no question. Give a file in SQuAD's format.")
     return list(questions.values())
+
+
+def read_articles(path: Path) -> Any:
+    """The content of a JSON file in SQuAD's own format; None for a table of questions.
+
+    Raises:
+        DataError: no such file, or not JSON.
+    """
+    if format_of(path) != "JSON":
+        return None
+    try:
+        content = read_json(path)
+    except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, json.JSONDecodeError) and cause.msg == "Extra data":
+            return None  # an object a line
+        raise
+    is_row = isinstance(content, dict) and "question" in content
+    return None if is_row or (isinstance(content, list) and content) else content
 
 
 def score(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stillhouse.data.rows import Row, read_lines, read_rows
+from stillhouse.data.lines import read_lines
+from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError
 from stillhouse.tasks.labels import WHOLE_NUMBER, label_name, listed
 
@@ -112,8 +113,8 @@ def read_tagged_rows(
 
 
 def words_in_row(row: Row, column: str) -> tuple[str, ...]:
-    """A list of words, of which some may be empty."""
-    values = row.value(column)
+    """A list of words, of which some may be empty; none where it is null."""
+    values = [] if row.value(column) is None else row.value(column)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise row.wrong(column, "a list of texts")
     return tuple(values)

@@ -64,7 +64,8 @@ class TextClassification:
 
     def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
         target = partial(self._target_of, path) if targets else None
-        return read_texts(path, self.recipe.columns, self.recipe.header, target)
+        columns, header = self.recipe.columns, self.recipe.header
+        return read_texts(path, columns, header, target, keep_blank=not targets)
 
     def _target_of(self, path: Path, row: Row, column: str) -> int | tuple[int, ...]:
         value, several = row.value(column), self.recipe.multi_label
@@ -162,8 +163,9 @@ class TextRegression:
         return {**labelled(["value"]), "problem_type": "regression"}
 
     def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
+        columns, header = self.recipe.columns, self.recipe.header
         return read_texts(
-            path, self.recipe.columns, self.recipe.header, Row.number if targets else None
+            path, columns, header, Row.number if targets else None, keep_blank=not targets
         )
 
     def read_training(self, path: Path) -> list[TextExample]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from tokenizers import processors
+from jaxtyping import Float, Int
+from tokenizers import Encoding, processors
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row, read_rows
@@ -29,15 +29,21 @@ def read_texts(
     columns: Columns,
     header: Sequence[str] | None,
     target: Callable[[Row, str], Any] | None,
+    *,
+    keep_blank: bool = False,
 ) -> list[TextExample]:
-    """The examples of a table; `target` reads the right answer from a row's column."""
+    """The examples of a table; `target` reads the right answer from a row's column.
+
+    Args:
+        keep_blank: A row without any field is an example with empty texts.
+    """
     return [
         TextExample(
             row.text(columns.text),
             None if columns.pair is None else row.text(columns.pair),
             None if target is None else target(row, columns.target),
         )
-        for row in read_rows(path, header=header)
+        for row in read_rows(path, header=header, keep_blank=keep_blank)
     ]
 
 
@@ -72,8 +78,7 @@ def encode_texts(
     return [
         [
             Encoded(
-                np.array(encoding.ids, np.int64),
-                np.array(encoding.type_ids, np.int64),
+                *ids_and_types(encoding, tokenizer),
                 target(unknown if example.target is None else example.target),
                 is_cut=bool(encoding.overflowing),
                 is_labeled=example.target is not None,
@@ -81,6 +86,15 @@ def encode_texts(
         ]
         for example, encoding in zip(examples, encodings, strict=True)
     ]
+
+
+def ids_and_types(
+    encoding: Encoding, tokenizer: PreTrainedTokenizerFast
+) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
+    """Token ids and types of a text; of an empty one that has no special tokens, as with causal
+    models, the end of text."""
+    ids = encoding.ids or [tokenizer.eos_token_id]
+    return np.array(ids, np.int64), np.array(encoding.type_ids or [0], np.int64)
 
 
 def as_number(value: float) -> Float[np.ndarray, ""]:

@@ -19,8 +19,8 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.compression import format_of
-from stillhouse.data.rows import JSON_SUFFIXES, Row, read_rows
+from stillhouse.data.formats import format_of
+from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import TokenClassificationTask
@@ -39,10 +39,12 @@ from stillhouse.tasks.tagged import (
     words_in_row,
 )
 from stillhouse.tasks.text_classification import labelled
+from stillhouse.tasks.texts import ids_and_types
 from stillhouse.tokens.batches import IGNORED
 
 WORD = re.compile(r"\w+|[^\w\s]")
 NO_WORD = -1
+LISTS = ("JSON lines", "JSON", "Parquet")  # formats whose rows are sentences
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class TokenClassification:
     def read(self, path: Path, *, targets: bool = True) -> list[Words]:
         """Tagged sentences; or, without targets, rows with `text`, or with a list of tokens."""
         if not targets:
-            return [self._untagged(row) for row in read_rows(path)]
+            return [self._untagged(row) for row in read_rows(path, keep_blank=True)]
         found = []
         for sentence in read_sentences(self.recipe, path, self.labels):
             if unknown := set(as_scheme(sentence.tags, self.scheme)) - set(self.labels):
@@ -121,21 +123,23 @@ class TokenClassification:
         ):
             own = sequences[number]
             last = max((int(each.source.max(initial=NO_WORD)) for each in own), default=NO_WORD)
-            own.append(self._encoded(encoding, examples[number], last))
+            ids, types = ids_and_types(encoding, tokenizer)
+            begins = begun_words(encoding, examples[number], last)
+            own.append(self._encoded(ids, types, examples[number], begins))
         return sequences
 
-    def _encoded(self, encoding: Encoding, words: Words, last: int) -> Encoded:
-        """A sequence whose `source` is the word that each token begins, if it begins one.
-
-        Args:
-            last: The last word that the sequences before have begun.
-        """
-        begins = begun_words(encoding, words, last)
+    def _encoded(
+        self,
+        ids: Int[np.ndarray, " T"],
+        types: Int[np.ndarray, " T"],
+        words: Words,
+        begins: Int[np.ndarray, " T"],
+    ) -> Encoded:
+        """A sequence whose `source` is the word that each token begins, if it begins one."""
         known = as_scheme(words.tags or (), self.scheme)
         tags = known or self.labels[:1] * len(words.spans)
         numbers = np.array([self.labels.index(tag) for tag in tags] or [IGNORED])
         target = np.where(begins == NO_WORD, IGNORED, numbers[begins])
-        ids, types = (np.array(values, np.int64) for values in (encoding.ids, encoding.type_ids))
         return Encoded(ids, types, target, source=begins, is_labeled=words.tags is not None)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B T C"]:
@@ -211,7 +215,7 @@ def read_sentences(
         names: Of tags that are numbers, where the recipe does not name them.
     """
     names = recipe.labels or names
-    if format_of(path) in JSON_SUFFIXES:
+    if format_of(path) in LISTS:
         return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
     return read_tagged(
         path,
@@ -256,7 +260,7 @@ def begun_words(encoding: Encoding, words: Words, last: int) -> Int[np.ndarray, 
     Args:
         last: The last word that was begun before.
     """
-    begins = np.full(len(encoding.ids), NO_WORD)
+    begins = np.full(max(1, len(encoding.ids)), NO_WORD)  # an empty text is an end of text
     for place, (start, end) in enumerate(encoding.offsets):
         token = words.text[start:end]
         first = start + len(token) - len(token.lstrip())  # some tokens begin with the space before

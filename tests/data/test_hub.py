@@ -4,8 +4,8 @@ network."""
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
+from stillhouse.data.hub import fetch, path_of
 from stillhouse.errors import DataError, NetworkError
-from stillhouse.finetuning.hub_data import fetch, path_of
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks.registry import make_task
 from stillhouse.training.progress import QuietReporter
@@ -26,7 +26,7 @@ def source(tmp_path):
 
 
 def fetched(source, folder, *, offline=False):
-    fetch(source, folder, "finetuning.t.data.train", QuietReporter(), offline=offline)
+    fetch(source, folder, "finetuning.t.data.train", QuietReporter().say, offline=offline)
     return path_of(source, folder)
 
 
@@ -78,7 +78,7 @@ def test_questions_and_entities_have_the_columns_of_their_datasets(source, tmp_p
         ("squad", '{"question": "?"}', "row 1: 'answers' is missing"),
         ("conll", '{"tokens": ["a", "b"], "ner_tags": ["O"]}', "row 1 has 2 tokens and 1 tags"),
         ("conll", '{"tokens": ["a"], "ner_tags": ["LOC"]}', "row 1: 'LOC' is no tag O, B-KIND"),
-        ("conll", '{"tokens": ["a"], "ner_tags": [0]}', "'ner_tags' must hold a list of texts"),
+        ("conll", '{"tokens": ["a"], "ner_tags": [7]}', "row 1: the tag 7 is none of the 3"),
         ("conll", '{"tokens": ["a"]}', "row 1 has no column 'ner_tags'"),
     ],
 )  # fmt: skip
@@ -96,3 +96,23 @@ def test_two_names_that_read_alike_have_a_file_each(tmp_path):
     names = ("hf://a/b#train", "hf://a/b:train", "hf://a-b#train", "hf://a/b#train ")
     assert len({path_of(name, tmp_path) for name in names}) == len(names)
     assert path_of("hf/train.tsv", tmp_path).parts == ("hf", "train.tsv")
+
+
+def test_messages_name_the_dataset_and_not_its_copy(source, tmp_path):
+    """A person knows the row of what they named; blank rows of it, too."""
+    rows = [{"sentence": "a", "label": 0}, {"sentence": "", "label": 7}]
+    name = source(rows, sentence=Value("string"), label=Value("int64"))
+    path = fetched(name, tmp_path / "data")
+    task = make_task(parse_task("sst2", []))
+    with pytest.raises(DataError, match="row 2: the column 'label' must hold one of") as error:
+        task.read(path)
+    assert str(error.value).startswith(f"{name} row 2")
+    assert [each.text for each in task.read(path, targets=False)] == ["a", ""]
+
+
+def test_a_manifest_beside_a_file_that_is_no_copy_changes_nothing(tmp_path):
+    """Such as one of another program."""
+    (tmp_path / "a.jsonl").write_text('{"sentence": 1}\n')
+    (tmp_path / "a.manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"a\.jsonl row 1: the column 'sentence' must hold a text"):
+        make_task(parse_task("sst2", [])).read(tmp_path / "a.jsonl", targets=False)

@@ -14,10 +14,16 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from stillhouse.corpus import pieces
-from stillhouse.corpus.documents import describe_sources, hub_pieces, read_documents
-from stillhouse.corpus.pieces import MAX_PIECE_CHARACTERS, pieces_of, stretches
+from stillhouse.data import pieces
+from stillhouse.data.documents import (
+    describe_sources,
+    hub_documents,
+    read_documents,
+    summarize_sources,
+)
+from stillhouse.data.files import ReadSummary
 from stillhouse.data.hub import HubDataset
+from stillhouse.data.pieces import MAX_PIECE_CHARACTERS, pieces_of, stretches
 from stillhouse.errors import DataError, NetworkError, RecipeError
 from stillhouse.recipe import CorpusRecipe
 
@@ -199,8 +205,8 @@ def test_hub_rows_are_streamed(folder, tmp_path):
     shutil.copy(folder / "table.parquet", tmp_path / "train.parquet")
     (tmp_path / "data").mkdir()
     shutil.move(tmp_path / "train.parquet", tmp_path / "data" / "train.parquet")
-    found = hub_pieces(HubDataset(str(tmp_path / "data")), CorpusRecipe(source="hf://x/y"))
-    assert {piece.document_id: piece.text for piece in found} == {"r": "red", "b": "blue"}
+    found = hub_documents(HubDataset(str(tmp_path / "data")), CorpusRecipe(source="hf://x/y"))
+    assert {name: "".join(parts) for name, parts in found} == {"r": "red", "b": "blue"}
 
 
 def test_the_hub_is_not_asked_when_offline():
@@ -287,13 +293,95 @@ def test_a_parquet_file_without_text_is_named(tmp_path, columns, message):
         read(tmp_path / "a.parquet")
 
 
+MIXED = {
+    "a.ndjson": '{"text": "one"}\n',
+    "b.jsonlines": '{"text": "two"}\n',
+    "c.jl": '{"text": "three"}\n',
+    "d.json": '[{"text": "four", "id": "d"}, {"text": "five"}]',
+    "e.csv": 'id,text\nx,"six, ""6"""\n,seven\n',
+    "f.tsv": 'text\tn\n"eight"\t8\n',
+    "g.html": "<title>no</title><p>nine<script>no()</script>",
+    "h.rst": "ten",
+}
+
+
+def test_known_endings_are_read_as_what_they_are(tmp_path):
+    """Never the markup or the JSON itself."""
+    for name, content in MIXED.items():
+        (tmp_path / name).write_text(content)
+    expected = {
+        "a.ndjson:1": "one", "b.jsonlines:1": "two", "c.jl:1": "three", "d": "four",
+        "d.json:2": "five", "x": 'six, "6"', "e.csv:3": "seven", "f.tsv:2": '"eight"',
+        "g.html": "nine", "h.rst": "ten",
+    }  # fmt: skip
+    assert read(tmp_path) == expected
+    for name in MIXED:
+        assert read(tmp_path / name).items() <= expected.items()
+    summary = summarize_sources(CorpusRecipe(source=[str(tmp_path), f"{tmp_path}/a.*"]))
+    assert str(summary) == (
+        "3 files as JSON lines, 1 as CSV, 1 as HTML, 1 as JSON, 1 as TSV, 1 as text"
+    )
+
+
+def test_what_a_folder_holds_besides_is_counted(tmp_path):
+    """By suffix, with hidden files; nothing is passed over without a word."""
+    for name in ("a.txt", "b.PDF", "c.pdf", "d.png.gz", "README", ".hidden.txt", ".git/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    summary = summarize_sources(CorpusRecipe(source=str(tmp_path)))
+    skipped = "skipped 6: 2 .pdf, 2 hidden, 1 .png, 1 without a suffix"
+    assert str(summary) == f"1 file as text; {skipped}"
+    assert summary.facts() == {
+        "files": {"text": 1},
+        "skipped": {".pdf": 2, ".png": 1, "hidden": 2, "without a suffix": 1},
+        "blank_documents": 0,
+    }
+    assert read(tmp_path) == {"a.txt": "text"}
+
+
+def test_a_glob_names_a_suffix(tmp_path):
+    """`*.log` asks for logs; `*` asks for what is known, as the folder does."""
+    for name in ("a.txt", "b.log", "c.log", "d.pdf", "README"):
+        (tmp_path / name).write_text(name)
+    assert read(f"{tmp_path}/*.log") == {"b.log": "b.log", "c.log": "c.log"}
+    assert read(f"{tmp_path}/*") == {"a.txt": "a.txt"}
+    assert read(tmp_path / "README") == {"README": "README"}
+    with pytest.raises(DataError, match=r"d\.pdf cannot be read as text.*Convert it to text"):
+        read(f"{tmp_path}/*.pdf")
+    with pytest.raises(
+        DataError, match=r"No file matches .* but for 1 \.pdf, which cannot be read"
+    ):
+        read(f"{tmp_path}/d*")
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.xlsx", "a.ipynb", "a.zip", "a.epub.gz"])
+def test_what_is_no_text_is_refused_by_name(tmp_path, name):
+    """With what to do, also where its bytes would pass for text."""
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=rf"{name} cannot be read as text.*Convert it"):
+        read(tmp_path / name)
+
+
+def test_blank_documents_are_counted(tmp_path):
+    """Of every kind."""
+    (tmp_path / "a.txt").write_text("one\n\n two \n")
+    (tmp_path / "b.jsonl").write_text('{"text": ""}\n\n{"text": "three"}\n')
+    summary = ReadSummary()
+    corpus = CorpusRecipe(source=str(tmp_path), documents="per_line")
+    assert len(list(read_documents(corpus, offline=True, summary=summary))) == 3
+    assert summary.blank_documents == 3
+
+
 def test_nothing_found_says_where_it_looked(tmp_path, monkeypatch):
     """The error has the pattern and the folder that it is seen from."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=rf"No file matches.*'texts/\*\.txt'.*{tmp_path}"):
         read("texts/*.txt")
     (tmp_path / "texts").mkdir()
-    with pytest.raises(DataError, match=r"folder texts holds no file with one of the endings"):
+    with pytest.raises(DataError, match=r"folder texts holds no file with one of .*; it is empty"):
+        read("texts")
+    (tmp_path / "texts" / "a.pdf").touch()
+    with pytest.raises(DataError, match=r"folder texts holds no file with one.*it holds 1 \.pdf"):
         read("texts")
 
 
@@ -311,7 +399,7 @@ def test_sources_are_described_without_their_text(folder):
 
 MEASURE = """
 import re, sys
-from stillhouse.corpus.documents import read_documents
+from stillhouse.data.documents import read_documents
 from stillhouse.recipe import CorpusRecipe
 size = sum(len(p.text) for p in read_documents(CorpusRecipe(source=sys.argv[1]), offline=True))
 print(size, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])

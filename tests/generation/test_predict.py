@@ -1,0 +1,156 @@
+"""`predict`: line n of the output is for row n of the input, whatever stands there."""
+
+import json
+import sys
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from stillhouse.__main__ import _run
+from stillhouse.families import load_task_model, save_model
+from stillhouse.recipe import recipe_part
+from stillhouse.recipe_tasks import (
+    ClassificationTask,
+    Columns,
+    EmbeddingsTask,
+    QuestionAnsweringTask,
+    TokenClassificationTask,
+)
+from stillhouse.run_folder import Inputs, commit_folder
+from stillhouse.tasks.registry import make_task
+from stillhouse.tokens.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def predict(capsys, monkeypatch, tmp_path):
+    """predict(model, content, *options): the lines of the output, and what was said."""
+
+    def run(model, name, content, *options):
+        source, output = tmp_path / name, tmp_path / "out.jsonl"
+        output.unlink(missing_ok=True)
+        if isinstance(content, dict):
+            parquet.write_table(pyarrow.table(content), source)
+        else:
+            source.write_text(content)
+        arguments = ["--input", source, "--output", output, *options]
+        monkeypatch.setattr(sys, "argv", ["stillhouse", "predict", *map(str, [model, *arguments])])
+        code = _run()
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return [json.loads(line) for line in output.read_text().splitlines()], captured.err
+
+    return run
+
+
+@pytest.fixture
+def folder_for(task_folder):
+    """folder_for(recipe, labels): a random model with the head of a task."""
+
+    def make(recipe, labels=(), family="bert"):
+        task = make_task(recipe, labels)
+        return task_folder(family, task.head, **task.settings)
+
+    return make
+
+
+ROWS = ["a warm fire", "", "a cold wind", " "]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("in.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in ROWS)),
+        ("in.jsonl", '{"text": "a warm fire"}\n\n{"text": "a cold wind"}\n{"text": " "}\n'),
+        (
+            "in.jsonl",
+            '{"text": "a warm fire"}\n{"text": null}\n{"text": "a cold wind"}\n{"text": " "}\n',
+        ),
+        ("in.json", json.dumps([{"text": text} for text in ROWS], indent=1)),
+        ("in.csv", 'text\na warm fire\n""\na cold wind\n" "\n'),
+        ("in.csv", "text,id\na warm fire,1\n,2\na cold wind,3\n ,4\n"),
+        ("in.tsv", "text\na warm fire\n\na cold wind\n \n"),
+        ("in.parquet", {"text": ["a warm fire", None, "a cold wind", " "]}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_blank_text_gets_its_line(predict, folder_for, name, content, family):
+    """Empty, null, a blank line or white space: each row has a line, with its text."""
+    folder = folder_for(ClassificationTask(labels=["no", "yes"]), family=family)
+    lines, err = predict(folder, name, content)
+    assert [line["text"] for line in lines] == ROWS
+    assert all(line["label"] in ("no", "yes") and 0 <= line["score"] <= 1 for line in lines)
+    is_blank_line = "\n\n" in content if isinstance(content, str) else False
+    assert ("without any field: read as empty text" in err) == is_blank_line
+
+
+def test_a_blank_line_among_a_thousand(predict, folder_for):
+    """Neither stops the file nor shifts what comes after it."""
+    texts = [f"text {number}" for number in range(1000)]
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    folder = folder_for(ClassificationTask(labels=["no", "yes"]))
+    lines, err = predict(folder, "in.jsonl", content.replace('{"text": "text 500"}\n', "\n"))
+    assert [line["text"] for line in lines] == [*texts[:500], "", *texts[501:]]
+    assert "in.jsonl: 1 row (501) without any field: read as empty text" in err
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+@pytest.mark.parametrize(
+    ("recipe", "labels"),
+    [
+        (ClassificationTask(labels=["no", "yes"]), ()),
+        (TokenClassificationTask(), ["O", "B-X", "I-X"]),
+        (EmbeddingsTask(), ()),
+    ],
+)
+def test_a_file_of_blank_texts_alone(predict, folder_for, recipe, labels, family):
+    """A causal model has no special tokens around a text: an empty one is its end of text."""
+    lines, _ = predict(folder_for(recipe, labels, family), "in.jsonl", '{"text": ""}\n' * 3)
+    assert len(lines) == 3
+    assert lines[0] == lines[1] == lines[2]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "labels", "row", "keys"),
+    [
+        (ClassificationTask(labels=["a", "b"], multi_label=True), (), {"text": "x"}, {"labels"}),
+        (TokenClassificationTask(), ["O", "B-X", "I-X"], {"text": "x"}, {"entities"}),
+        (EmbeddingsTask(), (), {"text": "x"}, {"embedding"}),
+        (
+            QuestionAnsweringTask(length=64, step=16, question_length=16),
+            (),
+            {"question": "Who?", "context": "The distiller of Islay."},
+            {"id", "score", "start", "end", "answer"},
+        ),
+    ],
+)
+def test_each_task_gives_objects_with_the_text(predict, folder_for, recipe, labels, row, keys):
+    """Lists stand under a name, so that the text can stand beside them."""
+    settings = ["--set", "length=64", "--set", "step=16", "--set", "question_length=16"]
+    options = settings if recipe.kind == "question_answering" else []
+    folder = folder_for(recipe, labels)
+    lines, _ = predict(folder, "in.jsonl", f"{json.dumps(row)}\n\n", *options)
+    assert len(lines) == 2
+    assert set(lines[0]) == {*row, *keys}
+    assert {key: lines[0][key] for key in row} == row
+    assert {lines[1][key] for key in row} == {""}
+
+
+def test_a_model_of_ours_knows_its_task(predict, folder_for, tmp_path):
+    """Without --task: the columns, labels and length are those that it was trained with."""
+    columns = Columns(text="question1", pair="question2")
+    recipe = ClassificationTask(columns=columns, labels=["0", "1"], length=16)
+    start = folder_for(recipe)
+    task, folder = make_task(recipe), tmp_path / "finetuned" / "it" / "model"
+    inputs = Inputs("finetune it model", {"task": recipe_part(recipe)}, {})
+    with commit_folder(folder, inputs) as made:
+        save_model(load_task_model(start, task.head, {}), load_tokenizer(start), made)
+    row = '{"question1": "a warm fire", "question2": ""}\n'
+    lines, _ = predict(folder, "in.jsonl", row)
+    assert (lines[0]["text"], lines[0]["text_pair"]) == ("a warm fire", "")
+    named = ["--task", "qqp", "--set", "length=16"]
+    assert predict(folder, "in.jsonl", row, *named)[0] == lines
+    lines, _ = predict(
+        folder, "in.csv", "a,b\nx,y\n", "--set", "columns.text=a", "--set", "columns.pair=b"
+    )
+    assert (lines[0]["text"], lines[0]["text_pair"]) == ("x", "y")
