@@ -22,6 +22,7 @@ from stillhouse.families import (
     save_model,
     shallower_task_model,
 )
+from stillhouse.finetuning.costs import task_costs
 from stillhouse.finetuning.data import TaskSource, some_of
 from stillhouse.finetuning.fitting import fitted, layer_map_of
 from stillhouse.finetuning.hub_data import fetch, path_of
@@ -259,14 +260,16 @@ class Finetuning:
         started = time.monotonic()
         folders = {name: found.folder for name, found in self.teachers.items()}
         folders |= {name: self.folder(name) for name in self.recipe.models}
-        measured = {}
+        models, measured = {}, {}
         for name, folder in folders.items():
             reporter.say(f"{self.name}: scores of {name}")
-            model = load_task_model(folder, self.task.head, {})
+            models[name] = model = load_task_model(folder, self.task.head, {})
             model.to(self.device)  # pyright: ignore[reportArgumentType]
             measured[name] = self._measured(model, load_tokenizer(folder))
+        reporter.say(f"{self.name}: speed of {', '.join(models)}")
         scores = {
             **task_scores(self.recipe, measured),
+            "costs": task_costs(folders, models, self.recipe.task.length),
             "machine": describe_machine(),
             "versions": library_versions(),
             "commit": source_commit(),
