@@ -41,7 +41,7 @@ def test_unigram_probabilities_are_those_of_witten_and_bell():
 
 @pytest.mark.parametrize(("loss", "weak"), [(3.0, False), (5.0, True), (math.nan, True)])
 def test_a_teacher_is_weak_where_counts_alone_do_nearly_as_well(loss, weak):
-    assert TeacherFit(loss, 6.0).is_weak == weak
+    assert TeacherFit(loss, 6.0, 4_096).is_weak == weak
 
 
 def test_a_teacher_that_is_trained_here_is_to_be_trained_longer(tmp_path):

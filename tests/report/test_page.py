@@ -152,7 +152,7 @@ def test_the_range_of_a_noisy_speed_stands_beside_its_ratio(make_run, losses):
     speed = evaluation["models"]["student"]["speed"]
     speed["ratio_to_first"] = {"forward": [1.2, 2.1], "generate": None}
     run.evaluation.write_text(json.dumps(evaluation))
-    shown = f"1.60{units.TIMES} teacher (noisy: 1.20{units.TIMES} to 2.10{units.TIMES})"
+    shown = f"1.60{units.TIMES} teacher, noisy: 1.20{units.TIMES} to 2.10{units.TIMES}"
     assert shown in report(run).text
 
 
@@ -160,6 +160,7 @@ def test_each_difference_stands_with_its_interval(make_run, losses):
     text = report(make_run(losses)).text
     minus = units.MINUS
     assert f"{minus}0.030 nats {minus}0.034 to {minus}0.026" in text
+    assert "Its 95 % interval is over the 40 documents of the text." in text
 
 
 def test_a_text_of_the_user_is_named_in_place_of_the_validation_split(make_run, losses):

@@ -20,7 +20,14 @@ from stillhouse.report.markdown import (
 from stillhouse.report.origin import hub_name_of, origin_of
 from stillhouse.report.outcome import state_outcome
 from stillhouse.report.page import command_line, model_name
-from stillhouse.report.results import CONTROLS, SeedResult, models_of, scored_text, seeds_of
+from stillhouse.report.results import (
+    CONTROLS,
+    SeedResult,
+    models_of,
+    resampled,
+    scored_text,
+    seeds_of,
+)
 from stillhouse.report.table import by_seed, comparison
 from stillhouse.run_folder import RunFolder, read_manifest
 from stillhouse.wording import counted
@@ -105,7 +112,7 @@ def _results_note(recipe: Recipe, results: Sequence[SeedResult], result: SeedRes
     has_control = bool(set(CONTROLS) & set(models_of(results)))
     control = (
         " A control is the same student trained from the same initial weights without the teacher; "
-        "differences stand with their 95 % interval over the documents of the text."
+        f"differences stand with their 95 % interval over {resampled(results)}."
         if has_control
         else ""
     )

@@ -15,6 +15,7 @@ from stillhouse.report.results import (
     SeedResult,
     label_of,
     models_of,
+    resampled,
     scored_text,
     seeds_of,
 )
@@ -80,7 +81,7 @@ def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> str:
         note += (
             " The control is the same student, trained from the same initial weights without the "
             "teacher, so each difference is paired within its seed; below zero the student is "
-            "better. Its 95 % interval is over the documents of the text."
+            f"better. Its 95 % interval is over {resampled(results)}."
         )
     if len(results) == 1:
         note += (
@@ -97,6 +98,7 @@ def _legend(results: Sequence[SeedResult]) -> str:
         f'<li><svg viewBox="0 0 44 12" aria-hidden="true"><path class="line {escape(model)}" '
         f'd="M2 6H42"/></svg>{escape(label_of(model))}</li>'
         for model in models_of(results)
+        if model != "teacher"  # which these charts do not show
     )
     return f'<ul class="legend">{items}</ul>'
 

@@ -162,6 +162,13 @@ def seeds_of(seeds: Sequence[int]) -> str:
     return f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})"
 
 
+def resampled(results: Sequence[SeedResult]) -> str:
+    """What intervals are drawn over: 57 documents of the text."""
+    for interval in (results[0].evaluation.get("intervals") or {}).values():
+        return f"the {interval['units']:,} {interval['unit']} of the text"
+    return "the text"
+
+
 def scored_text(recipe: Recipe) -> str:
     """What the first loss and perplexity are of: the validation split, or a file."""
     first = recipe.evaluation.perplexity[0]

@@ -201,5 +201,5 @@ def _cell(results: Sequence[SeedResult], model: str, measure: Measure) -> Cell:
         ratio = ratio_of_medians(results, model, "teacher", measure.path)
     shown = _to_teacher(measure.ratio(ratio)) if measure.ratio and ratio else ""
     if isinstance(measure.path, str) and (range_ := noise(results, model, measure.path)):
-        shown += f" (noisy: {units.between(*range_, units.times)})"
+        shown += f", noisy: {units.between(*range_, units.times)}"
     return Cell(measure.show(found.median), _range(found, measure.show), shown)

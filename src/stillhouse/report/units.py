@@ -27,7 +27,8 @@ def size_bytes(value: int | float) -> str:
 
 
 def tokens_per_second(value: int | float) -> str:
-    return f"{value:,.0f} tokens/s" if value >= 10 else f"{value:.2g} tokens/s"
+    """Three digits at least: ratios are read from them."""
+    return f"{value:,.0f} tokens/s" if value >= 100 else f"{value:.3g} tokens/s"
 
 
 def seconds(value: int | float) -> str:
