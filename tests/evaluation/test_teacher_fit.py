@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stillhouse.corpus.prepare import prepare
+from stillhouse.data.sample import sample_documents
 from stillhouse.evaluation.teacher_fit import (
     TeacherFit,
     advice,
@@ -15,7 +16,6 @@ from stillhouse.evaluation.teacher_fit import (
 from stillhouse.families import resolve_folder
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.run_folder import RunFolder
-from stillhouse.samples.text import sample_documents
 from stillhouse.tokens.held_out import is_validation
 
 RECIPE = """

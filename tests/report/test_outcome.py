@@ -92,11 +92,19 @@ def test_a_diverged_student_is_said_with_the_learning_rate_to_lower(run, loss):
     assert "Lower distillation.optimizer.learning_rate (now 0.0005)" in told.text
 
 
-def test_a_diverged_control_is_said(run):
-    told = outcome(run, {**LOSSES, "control": None})
+@pytest.mark.parametrize("loss", [None, 11.9])
+def test_a_diverged_control_shows_nothing(run, loss):
+    """Being better than a control that diverged is no merit of the teacher."""
+    told = outcome(run, {**LOSSES, "control": loss})
     assert told.verdict == "unknown"
-    assert "The loss of the control of the same tokens is not finite" in told.text
+    assert "the control of the same tokens: training diverged" in told.text
     assert "Lower distillation.optimizer.learning_rate" in told.text
+    assert "lower by" not in told.text
+
+
+def test_a_diverged_teacher_is_said_with_its_own_learning_rate(run):
+    told = outcome(run, {**LOSSES, "teacher": None})
+    assert "the teacher: its weights are damaged, or it knows nothing of this text." in told.text
 
 
 def test_a_weak_teacher_is_named_with_what_helps(run):

@@ -45,6 +45,7 @@ AGAINST: dict[Verdict, str] = {
     "unknown": "not comparable with",
 }
 
+NO_USE = "No finite loss, or one far above a guess among all tokens:"
 NAMES = {
     "teacher": "the teacher",
     "student": "the student",
@@ -69,11 +70,13 @@ class Outcome:
 def state_outcome(recipe: Recipe, results: Sequence[SeedResult]) -> Outcome:
     """Put the results into words; several seeds speak through their medians."""
     controls = [control for control in CONTROLS if control in models_of(results)]
-    verdicts: list[Verdict] = [
-        VERDICTS[judge(differences(results, each, loss_path(recipe)))] for each in controls
-    ]
+    verdicts: list[Verdict] = [_judge(recipe, results, control) for control in controls]
     sentences = [*_diverged(recipe, results), _cost(results), _quality(recipe, results)]
-    sentences += [_against(recipe, results, control) for control in controls]
+    sentences += [
+        _against(recipe, results, control)
+        for control in controls
+        if _seeds_diverged(results, "student") is None and _seeds_diverged(results, control) is None
+    ]
     sentences += [_confidence(results), _weak_teacher(results)]
     verdict, title = _conclude(verdicts)
     if any(result.has_diverged("student") for result in results):
@@ -82,31 +85,44 @@ def state_outcome(recipe: Recipe, results: Sequence[SeedResult]) -> Outcome:
 
 
 def _diverged(recipe: Recipe, results: Sequence[SeedResult]) -> list[str]:
-    """A sentence for each model that is worse than a guess, with what to do."""
+    """What is said of models that are worse than a guess, with what to do."""
+    students = [
+        f"{NAMES.get(model, model)}{_seeds_diverged(results, model)}"
+        for model in models_of(results)
+        if model != "teacher" and _seeds_diverged(results, model) is not None
+    ]
     sentences = []
-    for model in models_of(results):
-        seeds = [str(result.seed) for result in results if result.has_diverged(model)]
-        if not seeds:
-            continue
-        where = f" with seed {', '.join(seeds)}" if len(results) > 1 else ""
-        what = NAMES.get(model, model)
+    if (seeds := _seeds_diverged(results, "teacher")) is not None:
+        sentences.append(f"{NO_USE} {NAMES['teacher']}{seeds}: {_teacher_remedy(recipe)}.")
+    if students:
+        rate = recipe.distillation.optimizer.learning_rate
         sentences.append(
-            f"The loss of {what}{where} is not finite, or far above that of a guess among all "
-            f"tokens: {_remedy(recipe, model)}"
+            f"{NO_USE} {', '.join(students)}: training diverged. "
+            f"Lower distillation.optimizer.learning_rate (now {rate:g})."
         )
     return sentences
 
 
-def _remedy(recipe: Recipe, model: str) -> str:
-    if model != "teacher":
-        rate = recipe.distillation.optimizer.learning_rate
-        key = "distillation.optimizer.learning_rate"
-    elif isinstance(recipe.teacher, TeacherRecipe | TunedTeacherRecipe):
+def _seeds_diverged(results: Sequence[SeedResult], model: str) -> str | None:
+    """The seeds with which a model diverged, where there are several; None where it did not."""
+    seeds = [str(result.seed) for result in results if result.has_diverged(model)]
+    if not seeds:
+        return None
+    return f" (seed {', '.join(seeds)})" if len(results) > 1 else ""
+
+
+def _teacher_remedy(recipe: Recipe) -> str:
+    if isinstance(recipe.teacher, TeacherRecipe | TunedTeacherRecipe):
         rate = recipe.teacher.training.optimizer.learning_rate
-        key = "teacher.training.optimizer.learning_rate"
-    else:
-        return "its weights are damaged, or it knows nothing of this text."
-    return f"its training diverged. Lower {key} (now {rate:g})."
+        return f"training diverged. Lower teacher.training.optimizer.learning_rate (now {rate:g})"
+    return "its weights are damaged, or it knows nothing of this text"
+
+
+def _judge(recipe: Recipe, results: Sequence[SeedResult], control: str) -> Verdict:
+    """The verdict against one control; none where either model diverged."""
+    if any(result.has_diverged(each) for result in results for each in ("student", control)):
+        return "unknown"
+    return VERDICTS[judge(differences(results, control, loss_path(recipe)))]
 
 
 def _conclude(verdicts: Sequence[Verdict]) -> tuple[Verdict, str]:

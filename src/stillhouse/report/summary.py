@@ -58,7 +58,7 @@ def _models(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
         ("parameters", units.count),
         ("speed.forward_tokens_per_second", lambda rate: f"{rate:,.0f}/s"),
         ("speed.generate_tokens_per_second", lambda rate: f"{rate:,.0f}/s"),
-        (loss_path(recipe), lambda loss: f"{loss:.3f}"),
+        (loss_path(recipe), _loss),
         ("perplexity.token", units.perplexity),
         ("training.tokens", units.count),
         ("training.seconds", units.short_time),
@@ -81,7 +81,7 @@ def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
     _align(table)
     for result in results:
         losses = [result.value(model, path) for model in models]
-        cells = ["" if loss is None else f"{loss:.3f}" for loss in losses]
+        cells = ["" if loss is None else _loss(loss) for loss in losses]
         table.add_row(f"seed {result.seed}", *cells)
     return table
 
@@ -100,6 +100,11 @@ def _differences(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
         ]
         table.add_row(f"seed {result.seed}", *cells)
     return table
+
+
+def _loss(value: float) -> str:
+    """Three decimals, but for the huge loss of a model that diverged."""
+    return f"{value:.3f}" if value < 1_000 else f"{value:.1e}"
 
 
 def _align(table: Table) -> None:
