@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stillhouse.wording import counted
+
 app = typer.Typer(
     name="stillhouse",
     help="Distil a language model into a smaller, faster one, and prove what it kept.",
@@ -326,7 +328,7 @@ def predict(
     number, num_cut = predict_file(loaded, source, output)
     if num_cut:
         typer.echo(cut_text(num_cut, loaded.task), err=True)
-    print(f"{output}: {number:,} predictions")
+    print(f"{output}: {counted(number, 'prediction')}")
 
 
 @app.command()
@@ -527,7 +529,7 @@ def features(
     check_target(output)
     states = load(model, offline=offline).features(text)
     save_features(states, output)
-    print(f"{output}: {states.shape[0]} tokens x {states.shape[1]}")
+    print(f"{output}: {counted(states.shape[0], 'token')} x {states.shape[1]}")
 
 
 @app.command()

@@ -61,6 +61,7 @@ from stillhouse.training.parallel import whole_model
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks, finishing
 from stillhouse.training.work import StepShape, Work, count_work
+from stillhouse.wording import counted
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,8 @@ class Finetuning:
             )
         if number < wanted:
             raise DataError(
-                f"{self._train_file} gives {number} examples, fewer than a step's {wanted}. Give "
-                f"more, or lower finetuning.{self.name}.training.examples_per_step."
+                f"{self._train_file} gives {counted(number, 'example')}, fewer than a step's "
+                f"{wanted}. Give more, or lower finetuning.{self.name}.training.examples_per_step."
             )
 
     @property
@@ -405,8 +406,9 @@ class Finetuning:
         found = [each for own in self.task.encode(examples, tokenizer) for each in own]
         if cut := sum(each.is_cut for each in found):
             reporter.say(
-                f"{self.name}: {cut:,} of {len(found):,} texts are longer than "
-                f"{self.recipe.task.length} tokens; their ends are not read"
+                f"{self.name}: of {counted(len(found), 'text')} {cut:,} "
+                f"{'is' if cut == 1 else 'are'} longer than "
+                f"{counted(self.recipe.task.length, 'token')}; what is beyond is not read"
             )
         return found
 
