@@ -15,6 +15,8 @@ from stillhouse.families import save_model
 from stillhouse.recipe_file import load_recipe
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
+pytestmark = pytest.mark.e2e  # peak memory is measured in processes of their own
+
 TEXT = "The still turns what is thin into what is strong, drop by drop, and then once more.\n" * 9
 
 
