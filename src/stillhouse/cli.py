@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stillhouse.wording import counted
+
 app = typer.Typer(
     name="stillhouse",
     help="Distil a language model into a smaller, faster one, and prove what it kept.",
@@ -330,7 +332,7 @@ def predict(
     if blank := blank_rows(loaded.task.recipe, source):
         where = f"{source}: {rows_listed(blank)} without any field"
         typer.echo(f"{where}: read as empty text", err=True)
-    print(f"{output}: {number:,} predictions")
+    print(f"{output}: {counted(number, 'prediction')}")
 
 
 @app.command()
@@ -531,7 +533,7 @@ def features(
     check_target(output)
     states = load(model, offline=offline).features(text)
     save_features(states, output)
-    print(f"{output}: {states.shape[0]} tokens x {states.shape[1]}")
+    print(f"{output}: {counted(states.shape[0], 'token')} x {states.shape[1]}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -9,8 +10,12 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from stillhouse.__main__ import _run
+from stillhouse.evaluation.compare import SAMPLE_FRACTION
 from stillhouse.families import save_model
+from stillhouse.recipe_file import load_recipe
 from stillhouse.tokens.tokenizer_training import train_tokenizer
+
+pytestmark = pytest.mark.e2e  # peak memory is measured in processes of their own
 
 TEXT = "The still turns what is thin into what is strong, drop by drop, and then once more.\n" * 9
 
@@ -44,8 +49,8 @@ def text(tmp_path):
     return path
 
 
-def compare(capsys, monkeypatch, *arguments):
-    monkeypatch.setenv("COLUMNS", "200")
+def compare(capsys, monkeypatch, *arguments, columns=200):
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "argv", ["stillhouse", "compare", *map(str, arguments)])
     code = _run()
     return code, *capsys.readouterr()
@@ -71,6 +76,68 @@ def test_models_are_measured_on_the_same_text(tmp_path, text, capsys, monkeypatc
         assert model["speed"]["forward_tokens_per_second"] > 0
         assert 50e6 < model["peak_memory_bytes"] < 5e9
         assert model["masked_loss"] is None
+
+
+def test_progress_goes_to_stderr_and_json_stays_alone(tmp_path, text, capsys, monkeypatch):
+    """What is being measured is said while it is, and stdout parses."""
+    model = make_causal(tmp_path / "model", 1)
+    code, out, err = compare(capsys, monkeypatch, model, "--text", text, "--json")
+    assert code == 0
+    json.loads(out)
+    for said in ("quality of", "0 s left", "speed, forward passes", "speed, generation", "memory"):
+        assert said in err
+
+
+def test_the_table_is_readable_on_80_columns(tmp_path, text, capsys, monkeypatch):
+    """Of three models with long names, each number stands on one line, and the text is named."""
+    models = [make_causal(tmp_path / f"model-number-{n}", n) for n in (1, 2, 3)]
+    code, out, _ = compare(capsys, monkeypatch, *models, "--text", text, columns=80)
+    assert code == 0
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if "perplexity per token" in line]
+    assert len(rows) == 2  # two tables, the first model in both
+    numbers = [re.findall(r"\d+\.\d\d(?=x\)|\s)", row) for row in rows]
+    assert [len(found) for found in numbers] == [3, 3]
+    said = " ".join("".join(lines[:6]).split())
+    assert "1 document," in said
+    assert "in blocks of 32 tokens" in said
+
+
+def test_the_difference_to_the_first_model_has_an_interval(tmp_path, text, capsys, monkeypatch):
+    """Models that read the same tokens are compared block by block."""
+    text.write_text(TEXT * 5)
+    models = [make_causal(tmp_path / str(seed), 1, seed=seed) for seed in (0, 1)]
+    code, out, _ = compare(capsys, monkeypatch, *models, "--text", text, "--json")
+    assert code == 0
+    first, second = json.loads(out)["models"].values()
+    found = second["loss_minus_first"]
+    assert found["value"] == pytest.approx(second["loss"] - first["loss"])
+    assert found["low"] < found["value"] < found["high"]
+    assert first["loss_minus_first"] is None
+
+
+def test_a_diverged_model_is_said_and_the_others_are_measured(tmp_path, text, capsys, monkeypatch):
+    """Weights of NaN, or of 1e5: no crash, no number that hides it."""
+    models = [make_causal(tmp_path / name, 1) for name in ("good", "nan", "huge")]
+    for folder, factor in zip(models[1:], (math.nan, 1e5), strict=True):
+        model = GPT2LMHeadModel.from_pretrained(folder)
+        with torch.no_grad():
+            model.transformer.wte.weight.mul_(factor)
+        model.save_pretrained(folder)
+    code, out, err = compare(capsys, monkeypatch, *models, "--text", text, "--json")
+    assert code == 0, err
+    found = json.loads(out)["models"]
+    assert [model["diverged"] for model in found.values()] == [False, True, True]
+    assert [model["perplexity"]["token"] is None for model in found.values()] == [False, True, True]
+    code, out, _ = compare(capsys, monkeypatch, *models, "--text", text)
+    assert code == 0
+    assert "training diverged, or its weights are damaged" in " ".join(out.split())
+
+
+def test_the_sample_text_is_what_quickstart_holds_out():
+    """A student of quickstart is not scored on what it was trained on."""
+    assert load_recipe("quickstart")[1].text.validation_fraction == SAMPLE_FRACTION
 
 
 def test_masked_models_are_compared_by_their_loss(tmp_path, text, capsys, monkeypatch):

@@ -95,7 +95,7 @@ def test_models_learn_the_task_and_are_scored(recipe, tmp_path, capsys, monkeypa
     assert gain["value"] == pytest.approx(values["distilled"] - values["student"])
     for name, value in values.items():
         assert name in out
-        assert f"{value:.4g}" in out
+        assert f"{value:.4f}" in out
     student = stillhouse.load(run / "finetuned" / "heat" / "distilled")
     assert student.model.config.num_hidden_layers == 1
     assert student.classify("a warm fire")["label"] == "warm"
@@ -353,9 +353,9 @@ def test_the_page_shows_what_each_model_scores_and_what_the_teacher_gave(recipe,
     ]
     assert "distilled less student" in page
     for gain in gains:
-        assert f"{units.signed(gain['low'])} to {units.signed(gain['high'])}" in page
-    middle = units.signed(sum(gain["value"] for gain in gains) / 2)
-    assert f"heat, validation: distilled scores {middle} accuracy against student" in page
+        assert f"{units.signed(gain['low'], 4)} to {units.signed(gain['high'], 4)}" in page
+    middle = units.signed(sum(gain["value"] for gain in gains) / 2, 4)
+    assert f"distilled scores {middle} accuracy against student" in page
     for model in ("teacher", "student", "distilled"):
         assert f'<th scope="row">{model}</th>' in page
         assert re.search(rf'class="label [a-z_]+"[^>]*>{model}<', page)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from handmade import FIGURES, write_results
@@ -19,9 +20,9 @@ def losses() -> dict[str, float | None]:
 def make_run(tmp_path: Path) -> Callable[..., RunFolder]:
     """Makes a run folder with one seed's results."""
 
-    def make(losses: dict[str, float | None], *, kind: str = "causal") -> RunFolder:
+    def make(losses: dict[str, float | None], **changes: Any) -> RunFolder:
         run = RunFolder.at(tmp_path / "a run")
-        write_results(run, losses, kind=kind)
+        write_results(run, losses, **changes)
         return run
 
     return make

@@ -37,7 +37,7 @@ def make_model(name: str, loss: float | None, *, kind: str = "causal") -> dict[s
     causal = kind == "causal"
     perplexity = None
     if causal:
-        token = math.exp(loss) if loss is not None else None
+        token = math.exp(loss) if loss is not None and loss < 709 else None
         perplexity = {
             "token": token,
             "token_s512": token and token * 0.97,
@@ -60,18 +60,44 @@ def make_model(name: str, loss: float | None, *, kind: str = "causal") -> dict[s
         "speed": {
             "forward_tokens_per_second": speed,
             "generate_tokens_per_second": speed / 40 if causal else None,
+            "ratio_to_first": {"forward": [speed / 4_200, speed / 4_000], "generate": None},
         },
         "peak_memory_bytes": 412_000_000,
         "training": None if name == "teacher" else trained,
     }
 
 
+def make_intervals(losses: dict[str, float | None], width: float | None) -> dict[str, Any]:
+    """Each difference to the student, give or take `width`; no ends where that is None."""
+    found = {}
+    for name, loss in losses.items():
+        if name == "student":
+            continue
+        student = losses["student"]
+        value = None if loss is None or student is None else student - loss
+        has_ends = value is not None and width is not None
+        found[name] = {
+            "value": value,
+            "low": value - width if has_ends else None,
+            "high": value + width if has_ends else None,
+            "unit": "documents",
+            "units": 40 if has_ends else 4,
+        }
+    return found
+
+
 def make_evaluation(
-    losses: dict[str, float | None], *, seed: int = 0, kind: str = "causal"
+    losses: dict[str, float | None],
+    *,
+    seed: int = 0,
+    kind: str = "causal",
+    width: float | None = 0.004,
 ) -> dict[str, Any]:
     models = {name: make_model(name, loss, kind=kind) for name, loss in losses.items()}
     return {
         "schema": 1,
+        "intervals": make_intervals(losses, width),
+        "diverged": [name for name, loss in losses.items() if loss is None or loss > 9],
         "protocol": {
             "validation": "Every token of the validation split is scored, in blocks of 256.",
             "perplexity_block": 256,
@@ -134,9 +160,16 @@ def make_metrics(models: list[str], *, num_steps: int = 60, nan_at: int | None =
 
 
 def write_results(
-    run: RunFolder, losses: dict[str, float | None], *, seed: int = 0, kind: str = "causal"
+    run: RunFolder,
+    losses: dict[str, float | None],
+    *,
+    seed: int = 0,
+    kind: str = "causal",
+    **changes: Any,
 ) -> None:
+    """`changes` are those of `make_evaluation`, or replace its keys."""
     run.student.mkdir(parents=True)
-    evaluation = make_evaluation(losses, seed=seed, kind=kind)
+    width = changes.pop("width", 0.004)
+    evaluation = make_evaluation(losses, seed=seed, kind=kind, width=width) | changes
     run.evaluation.write_text(json.dumps(evaluation), encoding="utf-8")
     run.metrics.write_text(make_metrics([name for name in losses if name != "teacher"]))

@@ -9,6 +9,7 @@ import pytest
 from handmade import FIGURES, make_metrics, make_recipe, write_results
 
 from stillhouse.errors import RunError
+from stillhouse.recipe import EvaluationRecipe
 from stillhouse.report import units
 from stillhouse.report.write import write_report
 from stillhouse.run_folder import RunFolder, read_manifest, verify
@@ -114,6 +115,80 @@ def test_without_a_control_nothing_is_claimed(make_run, losses):
     assert "No control was trained. Whether the teacher helped is not known." in page.text
 
 
+def test_no_validation_level_is_laid_over_the_training_losses(make_run, losses):
+    """The teacher was not measured on the training text: its validation loss would make the student
+    seem to beat it."""
+    run = make_run(losses)
+    page = report(run)
+    figures = run.report.read_text(encoding="utf-8").split("<figure>")
+    [training] = [each for each in figures if "<b>Training loss (language modeling)" in each]
+    assert "line student" in training
+    assert "teacher" not in re.findall(r'class="line (\w+)', training)
+    assert "losses on the validation split, in the table above, are not to be compared" in page.text
+
+
+def test_ratios_are_the_quotients_of_the_numbers_shown(tmp_path):
+    """Over several seeds too: the median of the seeds' ratios, 1.25, is not what a reader finds."""
+    run = RunFolder.at(tmp_path)
+    seed_runs = [run.for_seed(seed) for seed in (0, 1, 2)]
+    for seed, each, pair in zip(
+        (0, 1, 2), seed_runs, ((100, 200), (400, 500), (800, 900)), strict=True
+    ):
+        write_results(each, {"teacher": 3.2, "student": 3.3}, seed=seed)
+        evaluation = json.loads(each.evaluation.read_text())
+        for name, speed in zip(("teacher", "student"), pair, strict=True):
+            evaluation["models"][name]["speed"] = {"forward_tokens_per_second": float(speed)}
+        evaluation["models"]["teacher"]["speed"]["forward_tokens_per_second"] *= 1 + seed % 2
+        each.evaluation.write_text(json.dumps(evaluation))
+    write_report(make_recipe(seed="[0, 1, 2]"), run, seed_runs)
+    text = Page(run.report.read_text(encoding="utf-8")).text
+    assert "800 tokens/s 100 to 800 tokens/s 500 tokens/s 200 to 900 tokens/s 0.62" in text
+    assert "reads text at 0.62\N{MULTIPLICATION SIGN} the teacher's speed" in text
+
+
+def test_the_range_of_a_noisy_speed_stands_beside_its_ratio(make_run, losses):
+    run = make_run(losses)
+    evaluation = json.loads(run.evaluation.read_text())
+    speed = evaluation["models"]["student"]["speed"]
+    speed["ratio_to_first"] = {"forward": [1.2, 2.1], "generate": None}
+    run.evaluation.write_text(json.dumps(evaluation))
+    shown = f"1.60{units.TIMES} teacher, noisy: 1.20{units.TIMES} to 2.10{units.TIMES}"
+    assert shown in report(run).text
+
+
+def test_each_difference_stands_with_its_interval(make_run, losses):
+    text = report(make_run(losses)).text
+    minus = units.MINUS
+    assert f"{minus}0.030 nats {minus}0.034 to {minus}0.026" in text
+    assert "Its 95 % interval is over the 40 documents of the text." in text
+
+
+def test_a_text_of_the_user_is_named_in_place_of_the_validation_split(make_run, losses):
+    """`evaluation.perplexity` names what is scored; a second text has a row of its own."""
+    run = make_run(losses)
+    evaluation = json.loads(run.evaluation.read_text())
+    for model in evaluation["models"].values():
+        model["perplexity_of"] = {"b.txt": {"token": 77.125}}
+    run.evaluation.write_text(json.dumps(evaluation))
+    recipe = make_recipe().model_copy(
+        update={"evaluation": EvaluationRecipe(perplexity=["texts/a.txt", "b.txt"])}
+    )
+    write_report(recipe, run, [run])
+    text = Page(run.report.read_text(encoding="utf-8")).text
+    assert "On a.txt. Lower is better" in text
+    assert "Loss on a.txt, in nats" in text
+    assert "On the validation split" not in text
+    assert "Perplexity per token, b.txt 77.12" in text
+
+
+def test_without_a_control_no_control_is_described(make_run, losses):
+    del losses["control"]
+    run = make_run(losses)
+    assert "A control is" not in report(run).text
+    card = (run.student / "README.md").read_text(encoding="utf-8")
+    assert "control is the same student" not in card
+
+
 def test_one_seed_is_called_no_evidence_of_spread(make_run, losses):
     assert "no evidence of the spread between seeds" in report(make_run(losses)).text
 
@@ -155,6 +230,7 @@ def test_several_seeds_are_all_listed_with_their_median(tmp_path):
     write_report(make_recipe(seed="[7, 8, 9]"), run, seed_runs)
     page = Page(run.report.read_text(encoding="utf-8"))
     for shown in (
+        "Median of 3 seeds (7, 8, 9)",
         "Seed 7 3.200 nats 3.310 nats 3.360 nats \N{MINUS SIGN}0.050 nats",
         "Seed 8 3.200 nats 3.330 nats 3.360 nats \N{MINUS SIGN}0.030 nats",
         "Seed 9 3.200 nats 3.380 nats 3.360 nats +0.020 nats",

@@ -37,15 +37,31 @@ def interval(value, spread):
     return {"value": value, "low": value - spread, "high": value + spread}
 
 
+def cost(parameters, speed):
+    return {
+        "parameters": parameters,
+        "size_bytes": parameters * 4,
+        "forward_tokens_per_second": speed,
+    }
+
+
 @pytest.fixture
 def card(tmp_path):
     """card(kind, model, ...): the text of one model's README.md, with handmade scores."""
 
-    def make(kind="classification", model="distilled", *, teacher="minilm", seeds=(4, 7)):
+    def make(
+        kind="classification",
+        model="distilled",
+        *,
+        teacher="minilm",
+        seeds=(4, 7),
+        gain=0.02,
+        edit=lambda text: text,
+    ):
         vectors = kind == "embeddings"
         losses = "{hard_target: 0, soft_target: 0, similarity: 1}" if vectors else "{}"
         text = RECIPE.format(kind=kind, teacher=teacher, seeds=list(seeds), losses=losses)
-        recipe = parse_recipe(text.replace("the task", "the_task"))
+        recipe = parse_recipe(edit(text.replace("the task", "the_task")))
         metric = recipe.finetuning["the_task"].task.metric
         scores = [
             {
@@ -56,11 +72,18 @@ def card(tmp_path):
                             name: {metric: interval(value + place / 100, 0.0125)}
                             for name, value in (("teacher", 0.9), ("distilled", 0.85))
                         },
-                        "gains": {
-                            "distilled less student": {metric: interval(0.02 + place / 100, 0.015)}
+                        "gains": {}
+                        if gain is None
+                        else {
+                            "distilled less student": {metric: interval(gain + place / 100, 0.015)}
                         },
                     }
                 },
+                "costs": {
+                    "teacher": cost(22_700_000, 1_000.0),
+                    "distilled": cost(17_400_000, 2_000.0 + place),
+                },
+                "task": {"kind": kind},
                 "machine": {"processor": "a <processor>", "cores": 2},
                 "versions": {"torch": "2.13.0"},
                 "commit": "abc1234",
@@ -115,12 +138,66 @@ def test_the_front_matter_is_what_the_hub_reads(card, kind, tag):
 
 def test_scores_and_gains_stand_there_for_every_seed(card):
     text = card()
-    assert "| distilled less student | +0.025 (+0.020 to +0.030) |" in text
-    for gain in ("+0.020 (+0.005 to +0.035)", "+0.030 (+0.015 to +0.045)"):
+    assert "| distilled less student | +0.0250 (+0.0200 to +0.0300) |" in text
+    for gain in ("+0.0200 (+0.0050 to +0.0350)", "+0.0300 (+0.0150 to +0.0450)"):
         assert gain in text
     assert "The models with a teacher are better: the teacher helped." in text
     assert "One seed is no evidence" not in text
     assert "One seed is no evidence" in card(seeds=(4,))
+
+
+def test_parameters_size_and_speed_of_each_model_stand_there(card):
+    """Ratios are the quotients of the cells, to the teacher."""
+    text = card()
+    assert "| teacher | 22.7 M | 90.8 MB | 1,000 tokens/s |" in text
+    distilled = "17.4 M (77% of teacher) | 69.6 MB (77% of teacher) | 2,000 tokens/s (2.00"
+    assert f"| distilled | {distilled}" in text
+
+
+def test_a_teacher_that_nothing_is_compared_with_is_not_called_absent(card):
+    """The taught model has no counterpart without a teacher: that is said, and no verdict."""
+
+    def without_the_student(text):
+        return text.replace("      student: {start: teacher, layer_map: 1}\n", "")
+
+    text = card(gain=None, edit=without_the_student)
+    assert "No model had a teacher." not in text
+    assert "Whether the teacher helped is not known." in text
+    shown = (
+        "the_task: distilled had a teacher, but no model without one starts from the same weights"
+    )
+    assert shown in text
+    assert "`A less B`" not in text
+
+
+def test_models_that_were_all_trained_alone_had_no_teacher(card):
+    text = card(
+        model="student", gain=None, edit=lambda text: text.replace(", teacher: teacher}", "}")
+    )
+    assert "No model had a teacher." in text
+    assert "`A less B`" not in text
+
+
+def test_a_gain_within_its_interval_is_no_verdict(card):
+    text = card(seeds=(4,), gain=0.001)
+    assert "Whether the teacher helped is not clear." in text
+    assert "no difference could be shown: distilled scores +0.0010" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"), [("token_classification", "F1, strict"), ("classification", "accuracy")]
+)
+def test_the_metric_is_named(card, kind, label):
+    """The F1 of entities is called F1."""
+    assert f"|  | {label} |" in card(kind)
+
+
+def test_all_scores_of_a_metric_have_as_many_decimals(card):
+    """0.9 beside 0.8303 would look like another precision."""
+    table = card(seeds=(4,)).split("## Results")[1].split("Size and speed")[0]
+    numbers = re.findall(r"\d+\.\d+", table)
+    assert len(numbers) == 9
+    assert {len(number.partition(".")[2]) for number in numbers} == {4}
 
 
 def test_it_says_how_the_model_was_made(card):

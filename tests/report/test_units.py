@@ -13,6 +13,7 @@ from stillhouse.report import units
         (units.count(9_999), "9,999"),
         (units.size_bytes(11_240_000), "11.2 MB"),
         (units.tokens_per_second(1234.4), "1,234 tokens/s"),
+        (units.tokens_per_second(28.14), "28.1 tokens/s"),
         (units.seconds(0.84), "0.8 s"),
         (units.seconds(754), "12 min 34 s"),
         (units.seconds(3600 * 26 + 61), "26 h 1 min"),

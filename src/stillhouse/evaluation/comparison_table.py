@@ -44,7 +44,7 @@ def _text(result: dict[str, Any]) -> str:
     if "documents" in facts:
         parts.append(counted(facts["documents"], "document"))
     if model["perplexity"]:
-        parts.append(f"{counted(model['perplexity']['tokens_scored'], 'token')} for the first")
+        parts.append(f"{counted(model['perplexity']['tokens_scored'], 'token')} of the first model")
     if "perplexity_block" in facts:
         parts.append(f"in blocks of {counted(facts['perplexity_block'], 'token')}")
     else:
@@ -77,25 +77,34 @@ def _quality(key: str) -> Callable[[Model], float | None]:
     return lambda model: model["perplexity"][key] if model["perplexity"] else None
 
 
-_MEASURES: list[tuple[str, Callable[[Model], float | None], str]] = [
-    ("parameters", lambda model: model["parameters"] / 1e6, "{:.1f} M"),
-    ("size on disk", lambda model: model["size_bytes"] / 1e6, "{:.1f} MB"),
-    ("reads", lambda model: model["speed"]["forward_tokens_per_second"], "{:,.0f} tokens/s"),
-    ("writes", lambda model: model["speed"]["generate_tokens_per_second"], "{:,.0f} tokens/s"),
-    ("peak memory", lambda model: (model["peak_memory_bytes"] or 0) / 1e6 or None, "{:.0f} MB"),
-    ("masked loss", lambda model: model["masked_loss"], "{:.3f} nats"),
-    ("perplexity per token", _quality("token"), "{:.2f}"),
-    ("perplexity per word", _quality("word"), "{:,.1f}"),
-    ("bits per byte", _quality("bits_per_byte"), "{:.3f}"),
+def _rate(value: float) -> str:
+    """Three digits at least: ratios are read from them."""
+    return f"{value:,.0f} tokens/s" if value >= 100 else f"{value:.3g} tokens/s"
+
+
+_MEASURES: list[tuple[str, Callable[[Model], float | None], Callable[[float], str]]] = [
+    ("parameters", lambda model: model["parameters"] / 1e6, "{:.1f} M".format),
+    ("size on disk", lambda model: model["size_bytes"] / 1e6, "{:.1f} MB".format),
+    ("reads", lambda model: model["speed"]["forward_tokens_per_second"], _rate),
+    ("writes", lambda model: model["speed"]["generate_tokens_per_second"], _rate),
+    (
+        "peak memory",
+        lambda model: (model["peak_memory_bytes"] or 0) / 1e6 or None,
+        "{:.0f} MB".format,
+    ),
+    ("masked loss", lambda model: model["masked_loss"], "{:.3f} nats".format),
+    ("perplexity per token", _quality("token"), "{:.2f}".format),
+    ("perplexity per word", _quality("word"), "{:,.1f}".format),
+    ("bits per byte", _quality("bits_per_byte"), "{:.3f}".format),
 ]
 _NOISY = {"reads": "forward", "writes": "generate"}
 
 
-def _against(value: float | None, base: float | None, show: str) -> str:
+def _against(value: float | None, base: float | None, show: Callable[[float], str]) -> str:
     if value is None:
         return ""
     ratio = f" ({value / base:.2f}x)" if base and value is not base else ""
-    return show.format(value) + ratio
+    return show(value) + ratio
 
 
 def _noise(model: Model, key: str) -> str:

@@ -170,6 +170,7 @@ def _teacher_fit(
     """How well the teacher knows the text, and what to do where it does not."""
     fit = teacher_fit(recipe, run, *teacher)
     return {
+        "tokens": fit.tokens,
         "loss": _finite(fit.loss),
         "unigram_loss": fit.unigram_loss,
         "warning": f"{weakness(fit)} {advice(recipe)}" if fit.is_weak else None,

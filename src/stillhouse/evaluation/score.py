@@ -12,6 +12,7 @@ from stillhouse.recipe_tasks import TaskRecipe
 from stillhouse.run_folder import sha256_of
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.training.device import pick_device
+from stillhouse.wording import counted
 
 
 def score_model(name: str, recipe: TaskRecipe, data: Path, *, offline: bool) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def print_scores(result: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"{result['model']} on {result['num_examples']:,} examples of {result['data']}",
+        f"{result['model']} on {counted(result['num_examples'], 'example')} of {result['data']}",
         markup=False,
         soft_wrap=True,
     )
@@ -60,8 +61,10 @@ def print_scores(result: dict[str, Any]) -> None:
         console.print(f"Left out: {rows_listed(blank)} without any field.", markup=False)
     if result["num_cut"]:
         length = result["protocol"]["length"]
+        texts = counted(result["num_cut"], "text has", "texts have")
         console.print(
-            f"{result['num_cut']:,} texts have more than {length} tokens and were not read whole.",
+            f"{texts} more than {counted(length, 'token')} and "
+            f"{'was' if result['num_cut'] == 1 else 'were'} not read whole.",
             markup=False,
         )
 

@@ -22,13 +22,15 @@ from stillhouse.evaluation.progress import Progress
 from stillhouse.families import Family
 from stillhouse.generation.reference import (
     TURNS,
+    forward_pass,
     greedy_tokens,
-    paired_ratio_interval,
+    ratio_to_first,
+    shape_key,
     timed_turns,
 )
 from stillhouse.training.progress import Reporter
 
-BATCH, LENGTH = 8, 256
+LENGTH = 256
 PROMPT, NEW_TOKENS = 16, 64
 NOISY = 1.25
 
@@ -47,14 +49,9 @@ print(torch.cuda.max_memory_allocated() if device.type == "cuda" else on_host)
 """
 
 
-@torch.inference_mode()
 def run_forward(family: Family, model: PreTrainedModel) -> int:
     """One forward pass over a batch of random tokens; returns the number of tokens."""
-    length = min(LENGTH, family.num_positions(model.config))
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (BATCH, length), generator=generator)
-    model(input_ids=ids.to(model.device))
-    return BATCH * length
+    return forward_pass(model, model, min(LENGTH, family.num_positions(model.config)))
 
 
 def run_generation(family: Family, model: PreTrainedModel) -> int:
@@ -81,8 +78,8 @@ def measure_speed(
             "forward_tokens_per_second": median(forward[name]),
             "generate_tokens_per_second": median(generating[name]) if name in generating else None,
             "ratio_to_first": {
-                "forward": _ratio_interval(forward, name),
-                "generate": _ratio_interval(generating, name),
+                "forward": ratio_to_first(forward, name),
+                "generate": ratio_to_first(generating, name),
             },
         }
         for name in models
@@ -92,16 +89,6 @@ def measure_speed(
 def is_noisy(interval: Sequence[float] | None) -> bool:
     """Whether a ratio's interval is so wide that the ratio should not be told alone."""
     return interval is not None and interval[1] > NOISY * interval[0]
-
-
-def _ratio_interval(rates: Mapping[str, list[float]], name: str) -> list[float] | None:
-    """Stretched, where need be, to hold the ratio of the medians, which is the one that is told."""
-    if name not in rates:
-        return None
-    first = next(iter(rates.values()))
-    low, high = paired_ratio_interval(rates[name], first)
-    ratio = median(rates[name]) / median(first)
-    return [min(low, ratio), max(high, ratio)]
 
 
 def _timed(
@@ -127,9 +114,4 @@ def peak_memory_bytes(folder: Path) -> int | None:
     return json.loads(result.stdout) if result.returncode == 0 else None
 
 
-def shape_key(folder: Path) -> str:
-    """Equal for models of equal configuration, whose speed and memory are the same."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return json.dumps(
-        {key: value for key, value in config.items() if not key.startswith("_")}, sort_keys=True
-    )
+__all__ = ["is_noisy", "measure_speed", "peak_memory_bytes", "run_forward", "shape_key"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from transformers import PreTrainedModel
 
 from stillhouse.errors import DataError, ModelError, RecipeError
@@ -22,6 +22,7 @@ from stillhouse.tokens.batches import Batch
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.source import check_vocabulary, open_source, open_tokenizer
 from stillhouse.training.device import pick_device
+from stillhouse.wording import counted
 
 NUM_TOKENS = 4_096  # read, about
 WEAK = 0.75
@@ -33,6 +34,7 @@ class TeacherFit:
 
     loss: float
     unigram_loss: float
+    tokens: int
 
     @property
     def share(self) -> float:
@@ -41,7 +43,7 @@ class TeacherFit:
 
     @property
     def is_weak(self) -> bool:
-        return not self.share <= WEAK
+        return self.tokens > 0 and not self.loss <= WEAK * self.unigram_loss
 
 
 def warning_of_a_weak_teacher(recipe: Recipe, run: RunFolder, folder: Path) -> str | None:
@@ -77,10 +79,11 @@ def teacher_fit(
     labels = batch.labels[batch.rows("predicted")].numpy()
     log_unigram = unigram_log_probabilities(open_split(run.tokens, "train").counts)
     total = float(sequence_losses(family, model, batch).sum())
-    return TeacherFit(total / max(1, len(labels)), -float(log_unigram[labels].mean()))
+    count = max(1, len(labels))
+    return TeacherFit(total / count, -float(log_unigram[labels].sum()) / count, len(labels))
 
 
-def unigram_log_probabilities(counts: Int[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
+def unigram_log_probabilities(counts: Integer[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
     """log p of each token, from its counts; tokens that were not seen share a part.
 
     With T tokens seen N times in all, a seen one has count / (N + T), and all others share
@@ -96,9 +99,9 @@ def unigram_log_probabilities(counts: Int[np.ndarray, " V"]) -> Float[np.ndarray
 def weakness(fit: TeacherFit) -> str:
     """What a weak teacher's figures say."""
     return (
-        f"The teacher hardly knows this text: its loss of {fit.loss:.2f} nats per token is "
-        f"{fit.share:.0%} of what token counts alone give ({fit.unigram_loss:.2f}), where "
-        f"{WEAK:.0%} or less is usual."
+        f"The teacher hardly knows this text: over {counted(fit.tokens, 'token')} of the "
+        f"validation split its loss of {fit.loss:.2f} nats is {fit.share:.0%} of what token counts "
+        f"alone give ({fit.unigram_loss:.2f}), where {WEAK:.0%} or less is usual."
     )
 
 

@@ -6,6 +6,7 @@ round(i * (L - 1) / (n - 1)), halves to even; n = 1 takes layer 0. For 6 of 12 t
 """
 
 from stillhouse.errors import RecipeError
+from stillhouse.wording import counted
 
 
 def evenly_spread(num_student_layers: int, num_teacher_layers: int) -> list[int]:
@@ -36,7 +37,7 @@ def layers_from(wanted: int | list[int] | None, num_teacher_layers: int, *, key:
     num_layers = wanted or max(1, num_teacher_layers // 2)
     if num_layers > num_teacher_layers:
         raise RecipeError(
-            f"{key} asks for {num_layers} layers, but the teacher has "
+            f"{key} asks for {counted(num_layers, 'layer')}, but the teacher has "
             f"{num_teacher_layers}. "
             f"Give a number from 1 to {num_teacher_layers}."
         )

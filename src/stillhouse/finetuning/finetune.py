@@ -23,6 +23,7 @@ from stillhouse.families import (
     save_model,
     shallower_task_model,
 )
+from stillhouse.finetuning.costs import task_costs
 from stillhouse.finetuning.data import TaskSource, some_of
 from stillhouse.finetuning.fitting import fitted, layer_map_of
 from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
@@ -61,6 +62,7 @@ from stillhouse.training.parallel import whole_model
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks, finishing
 from stillhouse.training.work import StepShape, Work, count_work
+from stillhouse.wording import counted
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,8 @@ class Finetuning:
             )
         if number < wanted:
             raise DataError(
-                f"{self._train_file} gives {number} examples, fewer than a step's {wanted}. Give "
-                f"more, or lower finetuning.{self.name}.training.examples_per_step."
+                f"{self._train_file} gives {counted(number, 'example')}, fewer than a step's "
+                f"{wanted}. Give more, or lower finetuning.{self.name}.training.examples_per_step."
             )
 
     @property
@@ -263,14 +265,16 @@ class Finetuning:
         started = time.monotonic()
         folders = {name: found.folder for name, found in self.teachers.items()}
         folders |= {name: self.folder(name) for name in self.recipe.models}
-        measured = {}
+        models, measured = {}, {}
         for name, folder in folders.items():
             reporter.say(f"{self.name}: scores of {name}")
-            model = load_task_model(folder, self.task.head, {})
+            models[name] = model = load_task_model(folder, self.task.head, {})
             model.to(self.device)  # pyright: ignore[reportArgumentType]
             measured[name] = self._measured(model, load_tokenizer(folder))
+        reporter.say(f"{self.name}: speed of {', '.join(models)}")
         scores = {
             **task_scores(self.recipe, measured),
+            "costs": task_costs(folders, models, self.recipe.task.length),
             "machine": describe_machine(),
             "versions": library_versions(),
             "commit": source_commit(),
@@ -406,8 +410,9 @@ class Finetuning:
         found = [each for own in self.task.encode(examples, tokenizer) for each in own]
         if cut := sum(each.is_cut for each in found):
             reporter.say(
-                f"{self.name}: {cut:,} of {len(found):,} texts are longer than "
-                f"{self.recipe.task.length} tokens; their ends are not read"
+                f"{self.name}: of {counted(len(found), 'text')} {cut:,} "
+                f"{'is' if cut == 1 else 'are'} longer than "
+                f"{counted(self.recipe.task.length, 'token')}; what is beyond is not read"
             )
         return found
 

@@ -52,6 +52,7 @@ from stillhouse.tasks.text_classification import TextClassification, TextRegress
 from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import TokenClassification, words_in
 from stillhouse.tokens.tokenizer import load_tokenizer, unused_ids
+from stillhouse.wording import counted
 
 
 class Filled(NamedTuple):
@@ -385,5 +386,5 @@ def load_for_task(
 
 def cut_text(number: int, task: Task) -> str:
     """What to say where texts are longer than a task reads."""
-    are = "1 text has" if number == 1 else f"{number:,} texts have"
+    are = counted(number, "text has", "texts have")
     return f"{are} more than {task.recipe.length} tokens; the rest was not read."

@@ -3,16 +3,19 @@
 Axes: T tokens.
 """
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from stillhouse.families import without_generation_defaults
 
+BATCH = 8  # sequences of a forward pass that is timed
 TURNS = 5  # at least
 MOST_TURNS = 15
 MOST_SECONDS = 20.0  # for the turns beyond the first ones
@@ -42,6 +45,24 @@ def greedy_tokens(model: PreTrainedModel, ids: Sequence[int], number: int) -> li
             do_sample=False,
         )
     return output[0, len(ids) :].tolist()
+
+
+@torch.inference_mode()
+def forward_pass(model: PreTrainedModel, part: torch.nn.Module, length: int) -> int:
+    """One pass of a model, or of a `part` of it such as its body, over a batch of 8 sequences of
+    random tokens; returns the number of tokens."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (BATCH, length), generator=generator)
+    part(input_ids=ids.to(model.device))
+    return BATCH * length
+
+
+def shape_key(folder: Path) -> str:
+    """Equal for models of equal configuration, whose speed and memory are the same."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return json.dumps(
+        {key: value for key, value in config.items() if not key.startswith("_")}, sort_keys=True
+    )
 
 
 def interleaved_rates(works: Mapping[str, Callable[[], int]]) -> dict[str, float]:
@@ -102,6 +123,17 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 def paired_ratio_interval(rates: Sequence[float], to: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of how many times as fast one is as another in the same turn."""
     return median_interval([own / other for own, other in zip(rates, to, strict=True)])
+
+
+def ratio_to_first(rates: Mapping[str, list[float]], name: str) -> list[float] | None:
+    """The interval of one's ratio to the first one, stretched, where need be, to hold the ratio of
+    their medians, which is the one that is told; None for one that was not timed."""
+    if name not in rates:
+        return None
+    first = next(iter(rates.values()))
+    low, high = paired_ratio_interval(rates[name], first)
+    ratio = statistics.median(rates[name]) / statistics.median(first)
+    return [min(low, ratio), max(high, ratio)]
 
 
 def _is_steady(rates: Mapping[str, Sequence[float]]) -> bool:

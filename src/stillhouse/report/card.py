@@ -20,9 +20,17 @@ from stillhouse.report.markdown import (
 from stillhouse.report.origin import hub_name_of, origin_of
 from stillhouse.report.outcome import state_outcome
 from stillhouse.report.page import command_line, model_name
-from stillhouse.report.results import SeedResult
+from stillhouse.report.results import (
+    CONTROLS,
+    SeedResult,
+    models_of,
+    resampled,
+    scored_text,
+    seeds_of,
+)
 from stillhouse.report.table import by_seed, comparison
 from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.wording import counted
 
 
 def model_card(
@@ -37,7 +45,7 @@ def model_card(
         f"{_what_it_is(recipe)} {outcome.title} {outcome.text}\n",
         "## Results\n",
         markdown(comparison(recipe, results)),
-        _results_note(results, result),
+        _results_note(recipe, results, result),
         markdown(by_seed(recipe, results)),
         "## How it was made\n",
         _how_it_was_made(recipe, result),
@@ -89,7 +97,8 @@ def _what_it_is(recipe: Recipe) -> str:
     kind = "causal" if recipe.tokens.language_modeling == "causal" else "masked"
     if isinstance(recipe.teacher, TeacherRecipe):
         teacher = (
-            f"a {recipe.teacher.family} teacher of {recipe.teacher.num_layers} layers, "
+            f"a {recipe.teacher.family} teacher of "
+            f"{counted(recipe.teacher.num_layers, 'layer')}, "
             "trained for it on the same text"
         )
     else:
@@ -99,16 +108,22 @@ def _what_it_is(recipe: Recipe) -> str:
     return f"A small {kind} language model, distilled with Stillhouse from {teacher}."
 
 
-def _results_note(results: Sequence[SeedResult], result: SeedResult) -> str:
+def _results_note(recipe: Recipe, results: Sequence[SeedResult], result: SeedResult) -> str:
+    has_control = bool(set(CONTROLS) & set(models_of(results)))
+    control = (
+        " A control is the same student trained from the same initial weights without the teacher; "
+        f"differences stand with their 95 % interval over {resampled(results)}."
+        if has_control
+        else ""
+    )
     if len(results) == 1:
         return (
-            f"Seed {result.seed}; ratios are to the teacher. The control is the same student "
-            "trained without the teacher. One seed is no evidence of the spread between seeds.\n"
+            f"Seed {result.seed}; ratios are to the teacher.{control} One seed is no evidence of "
+            "the spread between seeds.\n"
         )
     return (
-        f"Medians of {len(results)} seeds (smallest to largest); ratios are to the teacher. "
-        f"This folder holds the student of seed {result.seed}. Each control is the same student "
-        "trained without the teacher, from the same initial weights:\n"
+        f"Medians of {seeds_of(recipe.seeds)}, smallest to largest; ratios are to the teacher. "
+        f"This folder holds the student of seed {result.seed}.{control}\n"
     )
 
 
@@ -173,7 +188,14 @@ def _limits(recipe: Recipe) -> str:
         "- A student inherits its teacher's errors and biases, and those of the text it was "
         "trained on; it can make them stronger.\n"
         "- It was not tested for fairness, toxicity, truthfulness or memorized text.\n"
-        "- The results hold for the validation text named below; other text and other tasks "
-        "were not measured.\n"
+        f"- The results hold for {_scored(recipe)}; other text and other tasks were not "
+        "measured.\n"
         f"{license_note(recipe)}"
     )
+
+
+def _scored(recipe: Recipe) -> str:
+    """The text of the results, by a name that stands in the card."""
+    text = scored_text(recipe)
+    held_out = "the held-out part of the text named above"
+    return held_out if text == "the validation split" else f"`{text}`"

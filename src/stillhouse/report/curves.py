@@ -15,10 +15,10 @@ from stillhouse.report.results import (
     CONTROLS,
     SeedResult,
     label_of,
-    loss_path,
-    spread_of,
+    scored_text,
 )
 from stillhouse.report.svg import Chart, Line, Point, draw
+from stillhouse.wording import counted
 
 NUM_POINTS = 400
 # The frame is fitted to what follows this share of the tokens: the first steps fall from ln(V).
@@ -137,15 +137,11 @@ def _loss_figure(recipe: Recipe, results: Sequence[SeedResult]) -> str:
             label = f"{_short(series.model)}{value}"
         lines.append(Line(series.model, label, thin(curve), thin(series.points), series.not_finite))
     top, cut = _frame_top(lines)
-    teacher = spread_of(results, "teacher", loss_path(recipe))
-    if teacher and found:
-        end = max(line.points[-1][0] for line in lines if line.points)
-        level = [(0.0, teacher.median), (end, teacher.median)]
-        lines.append(Line("teacher", f"Teacher\n{teacher.median:.3f}", level))
     caption = (
-        "Nats per predicted token. Lines: smoothed training loss"
+        "Nats per predicted token of the training text. Lines: smoothed"
         f"{'' if len(results) == 1 else ', one per seed'}; dots: the steps. "
-        "The teacher's level is its loss on the validation split."
+        "The teacher was not measured on this text; losses on "
+        f"{scored_text(recipe)}, in the table above, are not to be compared with these."
     )
     if "student" not in {series.model for series in found}:
         caption += (
@@ -154,7 +150,7 @@ def _loss_figure(recipe: Recipe, results: Sequence[SeedResult]) -> str:
     if cut:
         caption += f" The first steps start above the frame, at {cut:.2f}."
     caption += _not_finite_words(found)
-    title = "Language modeling loss over training tokens"
+    title = "Training loss (language modeling) over tokens"
     return _wide(title, caption, lines, top=top, show_y=lambda value: f"{value:.4g}")
 
 
@@ -219,7 +215,7 @@ def _difference_figure(recipe: Recipe, results: Sequence[SeedResult]) -> str:
     if cut:
         caption += f" The first steps lie outside the frame, up to {units.signed(cut)}."
     return _wide(
-        "Student minus control, language modeling loss",
+        "Student minus control, training loss (language modeling)",
         caption,
         lines,
         top=top,
@@ -283,7 +279,7 @@ def _not_finite_words(found: Sequence[Series]) -> str:
     for name in dict.fromkeys(series.name for series in found):
         places = [place for series in found if series.name == name for place in series.not_finite]
         if places:
-            steps = "1 step" if len(places) == 1 else f"{len(places):,} steps"
+            steps = counted(len(places), "step")
             first = units.tokens(min(places))
             parts.append(
                 f" {name}: {steps} without a finite value (\N{MULTIPLICATION SIGN}), the "

@@ -74,13 +74,12 @@ def words(key: str) -> str:
 
 
 def plain(key: str, value: Any) -> str:
-    """A fact as one line of text."""
+    """A fact as one line of text; within a mapping, what was not given is left out."""
     if key.endswith("_bytes") and isinstance(value, (int, float)):
         return units.size_bytes(value)
     if isinstance(value, Mapping):
-        return "; ".join(
-            f"{words(str(name))}: {plain(str(name), each)}" for name, each in value.items()
-        )
+        given = {name: plain(str(name), each) for name, each in value.items() if each is not None}
+        return "; ".join(f"{words(str(name))}: {each}" for name, each in given.items() if each)
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return "unknown" if value is None else str(value)

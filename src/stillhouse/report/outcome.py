@@ -1,13 +1,14 @@
 """The outcome in words: what the student costs, what it keeps, whether the teacher was worth it.
 
-The teacher's worth is the student's validation loss minus that of its own control, seed by seed.
+The teacher's worth is the student's validation loss minus that of its own control, seed by seed,
+and nothing is claimed that the interval of that difference does not show.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from statistics import median
 
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, TeacherRecipe, TunedTeacherRecipe
 from stillhouse.report import units
 from stillhouse.report.results import (
     CONTROLS,
@@ -15,15 +16,21 @@ from stillhouse.report.results import (
     differences,
     loss_path,
     models_of,
-    ratios,
-    spread,
+    noise,
+    ratio_of_medians,
+    seeds_of,
     spread_of,
 )
+from stillhouse.report.verdict import Difference, Side, Verdict, judge
+from stillhouse.wording import counted
 
-# Below this the difference is zero at the third decimal that the report shows.
-SMALLEST_DIFFERENCE_NATS = 0.0005
-
-Verdict = Literal["better", "worse", "unclear", "unknown"]
+FORWARD = "speed.forward_tokens_per_second"
+VERDICTS: dict[Side, Verdict] = {
+    "below": "better",
+    "above": "worse",
+    "unclear": "unclear",
+    "unknown": "unknown",
+}
 TITLES: dict[Verdict, str] = {
     "better": "The student is better than its control: the teacher helped.",
     "worse": "The student is worse than its control: the teacher did not help.",
@@ -36,6 +43,14 @@ AGAINST: dict[Verdict, str] = {
     "worse": "worse than",
     "unclear": "not clearly different from",
     "unknown": "not comparable with",
+}
+
+NO_USE = "No finite loss, or one far above a guess among all tokens:"
+NAMES = {
+    "teacher": "the teacher",
+    "student": "the student",
+    "control": "the control of the same tokens",
+    "control_same_time": "the control of the same time",
 }
 
 
@@ -55,14 +70,59 @@ class Outcome:
 def state_outcome(recipe: Recipe, results: Sequence[SeedResult]) -> Outcome:
     """Put the results into words; several seeds speak through their medians."""
     controls = [control for control in CONTROLS if control in models_of(results)]
-    verdicts: list[Verdict] = [
-        judge(differences(results, each, loss_path(recipe))) for each in controls
+    verdicts: list[Verdict] = [_judge(recipe, results, control) for control in controls]
+    sentences = [*_diverged(recipe, results), _cost(results), _quality(recipe, results)]
+    sentences += [
+        _against(recipe, results, control)
+        for control in controls
+        if _seeds_diverged(results, "student") is None and _seeds_diverged(results, control) is None
     ]
-    sentences = [_cost(results), _quality(recipe, results)]
-    sentences += [_against(recipe, results, control) for control in controls]
-    sentences.append(_confidence(results))
+    sentences += [_confidence(results), _weak_teacher(results)]
     verdict, title = _conclude(verdicts)
+    if any(result.has_diverged("student") for result in results):
+        verdict, title = "worse", "The student diverged: it cannot be used."
     return Outcome(verdict, title, [sentence for sentence in sentences if sentence])
+
+
+def _diverged(recipe: Recipe, results: Sequence[SeedResult]) -> list[str]:
+    """What is said of models that are worse than a guess, with what to do."""
+    students = [
+        f"{NAMES.get(model, model)}{_seeds_diverged(results, model)}"
+        for model in models_of(results)
+        if model != "teacher" and _seeds_diverged(results, model) is not None
+    ]
+    sentences = []
+    if (seeds := _seeds_diverged(results, "teacher")) is not None:
+        sentences.append(f"{NO_USE} {NAMES['teacher']}{seeds}: {_teacher_remedy(recipe)}.")
+    if students:
+        rate = recipe.distillation.optimizer.learning_rate
+        sentences.append(
+            f"{NO_USE} {', '.join(students)}: training diverged. "
+            f"Lower distillation.optimizer.learning_rate (now {rate:g})."
+        )
+    return sentences
+
+
+def _seeds_diverged(results: Sequence[SeedResult], model: str) -> str | None:
+    """The seeds with which a model diverged, where there are several; None where it did not."""
+    seeds = [str(result.seed) for result in results if result.has_diverged(model)]
+    if not seeds:
+        return None
+    return f" (seed {', '.join(seeds)})" if len(results) > 1 else ""
+
+
+def _teacher_remedy(recipe: Recipe) -> str:
+    if isinstance(recipe.teacher, TeacherRecipe | TunedTeacherRecipe):
+        rate = recipe.teacher.training.optimizer.learning_rate
+        return f"training diverged. Lower teacher.training.optimizer.learning_rate (now {rate:g})"
+    return "its weights are damaged, or it knows nothing of this text"
+
+
+def _judge(recipe: Recipe, results: Sequence[SeedResult], control: str) -> Verdict:
+    """The verdict against one control; none where either model diverged."""
+    if any(result.has_diverged(each) for result in results for each in ("student", control)):
+        return "unknown"
+    return VERDICTS[judge(differences(results, control, loss_path(recipe)))]
 
 
 def _conclude(verdicts: Sequence[Verdict]) -> tuple[Verdict, str]:
@@ -78,27 +138,17 @@ def _conclude(verdicts: Sequence[Verdict]) -> tuple[Verdict, str]:
     )
 
 
-def judge(paired: Sequence[float | None]) -> Verdict:
-    """The verdict of the seeds' differences student minus control; all must agree to count."""
-    if any(difference is None for difference in paired):
-        return "unknown"
-    present = [difference for difference in paired if difference is not None]
-    if all(difference < -SMALLEST_DIFFERENCE_NATS for difference in present):
-        return "better"
-    if all(difference > SMALLEST_DIFFERENCE_NATS for difference in present):
-        return "worse"
-    return "unclear"
-
-
 def _cost(results: Sequence[SeedResult]) -> str:
-    size = spread(ratios(results, "student", "teacher", "parameters"))
-    speed = spread(ratios(results, "student", "teacher", "speed.forward_tokens_per_second"))
+    size = ratio_of_medians(results, "student", "teacher", "parameters")
+    speed = ratio_of_medians(results, "student", "teacher", FORWARD)
     parts = []
     if size:
-        parts.append(f"has {units.percent(size.median)} of the teacher's parameters")
+        parts.append(f"has {units.percent(size)} of the teacher's parameters")
     if speed:
-        slower = ", which is slower" if speed.median < 0.995 else ""
-        parts.append(f"reads text at {units.times(speed.median)} the teacher's speed{slower}")
+        range_ = noise(results, "student", FORWARD)
+        noisy = f" (noisy: {units.between(*range_, units.times)})" if range_ else ""
+        slower = ", which is slower" if speed < 0.995 and not (range_ and range_[1] >= 1) else ""
+        parts.append(f"reads text at {units.times(speed)} the teacher's speed{slower}{noisy}")
     return f"The student {' and '.join(parts)}." if parts else ""
 
 
@@ -118,7 +168,7 @@ def _quality(recipe: Recipe, results: Sequence[SeedResult]) -> str:
     student, teacher = (spread_of(results, model, path) for model in ("student", "teacher"))
     if student is None:
         return f"The student's {name} is not a finite number: it cannot be used."
-    seeds = f" (median of {len(results)} seeds)" if len(results) > 1 else ""
+    seeds = f" (median of {seeds_of(recipe.seeds)})" if len(results) > 1 else ""
     reached = f"Its {name} is {_show(recipe, student.median)}{seeds}"
     if teacher is None:
         return f"{reached}; the teacher's is not a finite number."
@@ -136,25 +186,47 @@ def _against(recipe: Recipe, results: Sequence[SeedResult], control: str) -> str
         f"The same student trained {budget} without the teacher reaches "
         f"{_show(recipe, reached.median)}"
     )
-    middle = spread(paired)
-    if middle is None:
+    known = [each.value for each in paired if each.value is not None]
+    if not known:
         return f"{start}."
-    nats = f"{abs(middle.median):.3f} nats"
-    num_lower = sum(1 for each in paired if each is not None and each < 0)
+    middle, side = median(known), judge(paired)
+    told = f"{units.signed(middle)} nats per token"
+    certainty = _certainty(results, control, paired)
+    if side == "unclear":
+        return f"{start}: no difference could be shown ({told}, {certainty})."
     ending = {
-        "better": f": the student's loss is lower by {nats} per token.",
-        "worse": f": the student is worse, its loss higher by {nats} per token.",
-        "unclear": f": no clear difference ({units.signed(middle.median)} nats per token).",
-        "unknown": f"; the seeds with a finite loss differ by {units.signed(middle.median)} nats.",
-    }[judge(paired)]
-    if len(results) > 1:
-        ending = (
-            f"{ending[:-1]}; the student has the lower loss in {num_lower} of {len(results)} seeds."
-        )
-    return start + ending
+        "below": f"the student's loss is lower by {abs(middle):.3f} nats per token",
+        "above": f"the student is worse, its loss higher by {abs(middle):.3f} nats per token",
+        "unknown": f"nothing can be told from a difference of {told}",
+    }[side]
+    return f"{start}: {ending} ({certainty})."
+
+
+def _certainty(results: Sequence[SeedResult], control: str, paired: Sequence[Difference]) -> str:
+    """How sure a difference is: its interval, or why there is none; of several seeds how many."""
+    if len(paired) == 1:
+        if interval := paired[0].interval():
+            return f"95 % interval {interval}"
+        found = (results[0].evaluation.get("intervals") or {}).get(control)
+        return "evaluated without intervals" if found is None else "the text is too short"
+    lower = sum(1 for each in paired if each.value is not None and each.value < 0)
+    clear = sum(each.side in ("below", "above") for each in paired)
+    return (
+        f"median of {counted(len(paired), 'seed')}; the student has the lower loss in {lower} of "
+        f"{len(paired)} seeds, and the 95 % interval leaves out zero in {clear}"
+    )
+
+
+def _weak_teacher(results: Sequence[SeedResult]) -> str:
+    """What the evaluation says of a teacher that hardly knows the text."""
+    warnings = [(result.evaluation.get("teacher_fit") or {}).get("warning") for result in results]
+    return next((str(warning) for warning in warnings if warning), "")
 
 
 def _confidence(results: Sequence[SeedResult]) -> str:
     if len(results) > 1:
         return ""
-    return "This is one seed: it is no evidence of the spread between seeds."
+    return (
+        f"This is one seed ({results[0].seed}): it is no evidence of the spread between seeds, and "
+        "an interval is over the text alone."
+    )

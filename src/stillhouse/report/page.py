@@ -10,11 +10,20 @@ from stillhouse.recipe_file import dump_recipe
 from stillhouse.report.curves import draw_curves
 from stillhouse.report.html import definitions, table_html, whole_page
 from stillhouse.report.outcome import state_outcome
-from stillhouse.report.results import CONTROLS, SeedResult, label_of, models_of
+from stillhouse.report.results import (
+    CONTROLS,
+    SeedResult,
+    label_of,
+    models_of,
+    resampled,
+    scored_text,
+    seeds_of,
+)
 from stillhouse.report.standing import draw_standing
 from stillhouse.report.table import by_seed, comparison
 from stillhouse.report.task_page import TaskResult, task_section
 from stillhouse.run_folder import RunFolder
+from stillhouse.wording import counted
 
 
 def model_name(recipe: Recipe, run: RunFolder) -> str:
@@ -50,24 +59,30 @@ def report_page(
 
 def _comparison(recipe: Recipe, results: Sequence[SeedResult]) -> str:
     note = (
-        f"Median of {len(results)} seeds, with the smallest and the largest value below it. "
+        f"Median of {seeds_of(recipe.seeds)}, with the smallest and the largest value below it. "
         if len(results) > 1
         else f"Seed {results[0].seed}. "
     )
-    note += "Ratios are to the teacher. How each number is measured stands under Protocol."
+    note += (
+        "Ratios are to the teacher, number by number as they stand here. How each is measured "
+        "stands under Protocol."
+    )
     models = models_of(results)
     return f'<p class="note">{escape(note)}</p>{table_html(comparison(recipe, results), models)}'
 
 
 def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> str:
     """Every seed's losses and differences; nothing where one seed has no control to be held to."""
-    if len(results) == 1 and not set(CONTROLS) & set(models_of(results)):
+    has_control = bool(set(CONTROLS) & set(models_of(results)))
+    if len(results) == 1 and not has_control:
         return ""
-    note = (
-        "Validation loss in nats per predicted token. The control is the same student, trained "
-        "from the same initial weights without the teacher, so each difference is paired within "
-        "its seed; below zero the student is better."
-    )
+    note = f"Loss on {scored_text(recipe)}, in nats per predicted token."
+    if has_control:
+        note += (
+            " The control is the same student, trained from the same initial weights without the "
+            "teacher, so each difference is paired within its seed; below zero the student is "
+            f"better. Its 95 % interval is over {resampled(results)}."
+        )
     if len(results) == 1:
         note += (
             " One seed is no evidence of the spread between seeds; "
@@ -83,6 +98,7 @@ def _legend(results: Sequence[SeedResult]) -> str:
         f'<li><svg viewBox="0 0 44 12" aria-hidden="true"><path class="line {escape(model)}" '
         f'd="M2 6H42"/></svg>{escape(label_of(model))}</li>'
         for model in models_of(results)
+        if model != "teacher"  # which these charts do not show
     )
     return f'<ul class="legend">{items}</ul>'
 
@@ -97,9 +113,9 @@ def _skipped(results: Sequence[SeedResult]) -> str:
             most[model] = max(most.get(model, 0), int(line.get("skipped_steps") or 0))
         seed = f" (seed {result.seed})" if len(results) > 1 else ""
         found += [
-            f'<p class="bad">{escape(label_of(model))}{seed}: {number:,} optimizer '
-            f"{'step was' if number == 1 else 'steps were'} skipped because the loss or the "
-            "gradient was not finite.</p>"
+            f'<p class="bad">{escape(label_of(model))}{seed}: '
+            f"{counted(number, 'optimizer step was', 'optimizer steps were')} skipped because the "
+            "loss or the gradient was not finite.</p>"
             for model, number in most.items()
             if number
         ]

@@ -7,12 +7,15 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import RunError
 from stillhouse.recipe import Recipe
+from stillhouse.report.verdict import Difference
 from stillhouse.run_folder import RunFolder
 from stillhouse.training.metrics import read_metrics
+from stillhouse.wording import counted
 
 MODEL_LABELS = {
     "teacher": "Teacher",
@@ -21,6 +24,7 @@ MODEL_LABELS = {
     "control_same_time": "Control, same time",
 }
 CONTROLS = ("control", "control_same_time")
+NOISY = 1.25  # how far apart the ends of a ratio's interval may lie for it to be told alone
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,24 @@ class SeedResult:
     evaluation: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
 
-    def value(self, model: str, path: str) -> float | None:
-        """A number of one model, such as `perplexity.token`."""
+    def value(self, model: str, path: str | Sequence[str]) -> float | None:
+        """A number of one model, such as `perplexity.token`, or its keys one by one."""
         value: Any = self.evaluation["models"].get(model)
-        for key in path.split("."):
+        for key in path.split(".") if isinstance(path, str) else path:
             if not isinstance(value, Mapping):
                 return None
             value = value.get(key)
         return float(value) if isinstance(value, (int, float)) else None
+
+    def minus(self, model: str, path: str) -> Difference:
+        """The student's loss less another model's, with the interval that was measured."""
+        student, other = self.value("student", path), self.value(model, path)
+        value = student - other if student is not None and other is not None else None
+        found = (self.evaluation.get("intervals") or {}).get(model) or {}
+        return Difference(value, found.get("low"), found.get("high"))
+
+    def has_diverged(self, model: str) -> bool:
+        return model in (self.evaluation.get("diverged") or ())
 
 
 @dataclass(frozen=True)
@@ -109,23 +123,55 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     )
 
 
-def spread_of(results: Sequence[SeedResult], model: str, path: str) -> Spread | None:
+def spread_of(
+    results: Sequence[SeedResult], model: str, path: str | Sequence[str]
+) -> Spread | None:
     return spread([result.value(model, path) for result in results])
 
 
-def ratios(results: Sequence[SeedResult], model: str, over: str, path: str) -> list[float | None]:
-    """Each seed's number of `model` divided by that of `over`."""
-    found = []
-    for result in results:
-        top, bottom = result.value(model, path), result.value(over, path)
-        found.append(top / bottom if top is not None and bottom else None)
-    return found
+def ratio_of_medians(
+    results: Sequence[SeedResult], model: str, over: str, path: str | Sequence[str]
+) -> float | None:
+    """The quotient of two numbers as they stand in a table: each the median of its seeds."""
+    top, bottom = (spread_of(results, each, path) for each in (model, over))
+    return top.median / bottom.median if top and bottom and bottom.median else None
 
 
-def differences(results: Sequence[SeedResult], control: str, path: str) -> list[float | None]:
-    """Each seed's student minus its own control: below zero, the student is better."""
+def noise(results: Sequence[SeedResult], model: str, path: str) -> tuple[float, float] | None:
+    """The range of a ratio of speeds to the teacher's, where it is too wide to tell the ratio
+    alone; over several seeds the widest."""
+    kind = path.removeprefix("speed.").removesuffix("_tokens_per_second")
     found = []
     for result in results:
-        student, other = result.value("student", path), result.value(control, path)
-        found.append(student - other if student is not None and other is not None else None)
-    return found
+        speed = result.evaluation["models"].get(model, {}).get("speed") or {}
+        found.append((speed.get("ratio_to_first") or {}).get(kind))
+    known = [interval for interval in found if interval]
+    if not known:
+        return None
+    low, high = min(low for low, _ in known), max(high for _, high in known)
+    return (low, high) if high > NOISY * low else None
+
+
+def differences(results: Sequence[SeedResult], model: str, path: str) -> list[Difference]:
+    """Each seed's student less its own control (or teacher): below zero, the student is better."""
+    return [result.minus(model, path) for result in results]
+
+
+def seeds_of(seeds: Sequence[int]) -> str:
+    """3 seeds (0, 1, 2)."""
+    return f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})"
+
+
+def resampled(results: Sequence[SeedResult]) -> str:
+    """What intervals are drawn over: 57 documents of the text."""
+    for interval in (results[0].evaluation.get("intervals") or {}).values():
+        return f"the {interval['units']:,} {interval['unit']} of the text"
+    return "the text"
+
+
+def scored_text(recipe: Recipe) -> str:
+    """What the first loss and perplexity are of: the validation split, or a file."""
+    first = recipe.evaluation.perplexity[0]
+    if first == "validation" or recipe.tokens.language_modeling == "masked":
+        return "the validation split"
+    return Path(first).name

@@ -6,7 +6,14 @@ from html import escape
 
 from stillhouse.recipe import Recipe
 from stillhouse.report import units
-from stillhouse.report.results import SeedResult, label_of, models_of, spread, spread_of
+from stillhouse.report.results import (
+    SeedResult,
+    label_of,
+    models_of,
+    scored_text,
+    spread,
+    spread_of,
+)
 from stillhouse.report.svg import ticks
 
 
@@ -51,8 +58,8 @@ def draw_standing(recipe: Recipe, results: Sequence[SeedResult]) -> str:
     narrow = _Strip(390, 12, 54, low - pad, high + pad, causal)
     seeds = " Each dot is one seed, the bar their median." if len(results) > 1 else ""
     return (
-        f"<figure><figcaption><b>{name}</b><small>On the validation split. Lower is better, so "
-        f"left is better.{seeds}</small></figcaption>"
+        f"<figure><figcaption><b>{name}</b><small>On {escape(scored_text(recipe))}. Lower is "
+        f"better, so left is better.{seeds}</small></figcaption>"
         f'<div class="wide">{_draw(wide, results, path, name)}</div>'
         f'<div class="narrow">{_draw(narrow, results, path, name)}</div></figure>'
     )

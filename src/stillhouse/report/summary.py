@@ -14,7 +14,6 @@ from stillhouse.report.outcome import state_outcome
 from stillhouse.report.results import (
     CONTROLS,
     SeedResult,
-    differences,
     loss_path,
     models_of,
     read_results,
@@ -42,9 +41,9 @@ def summary(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> str:
     console.print(_models(recipe, results))
     if len(results) > 1:
         console.print(_seeds(recipe, results))
-        console.print(
-            "diff: the student's loss less the control's; below zero the teacher helped.\n"
-        )
+    if len(results) > 1 and set(CONTROLS) & set(models_of(results)):
+        console.print("The student's loss less its control's, with its 95 % interval:")
+        console.print(_differences(recipe, results))
     console.print(f"{outcome.title} {outcome.text}", markup=False)
     console.print(f"\nStudent  {seed_runs[0].student}", markup=False, soft_wrap=True)
     console.print(f"Report   {run.report}", markup=False, soft_wrap=True)
@@ -59,7 +58,7 @@ def _models(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
         ("parameters", units.count),
         ("speed.forward_tokens_per_second", lambda rate: f"{rate:,.0f}/s"),
         ("speed.generate_tokens_per_second", lambda rate: f"{rate:,.0f}/s"),
-        (loss_path(recipe), lambda loss: f"{loss:.3f}"),
+        (loss_path(recipe), _loss),
         ("perplexity.token", units.perplexity),
         ("training.tokens", units.count),
         ("training.seconds", units.short_time),
@@ -76,23 +75,36 @@ def _models(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
 
 
 def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
-    """Each seed's validation losses in nats; diff is the student's less the control's."""
+    """Each seed's losses in nats per token."""
     path, models = loss_path(recipe), models_of(results)
-    titles = [
-        part for model in models for part in ([SHORT[model]] + ["diff"] * (model in CONTROLS))
-    ]
-    table = Table("", *titles, **PLAIN)
+    table = Table("loss", *(SHORT[model] for model in models), **PLAIN)
     _align(table)
     for result in results:
-        cells = []
-        for model in models:
-            loss = result.value(model, path)
-            cells.append("" if loss is None else f"{loss:.3f}")
-            if model in CONTROLS:
-                paired = differences([result], model, path)[0]
-                cells.append("" if paired is None else units.signed(paired))
+        losses = [result.value(model, path) for model in models]
+        cells = ["" if loss is None else _loss(loss) for loss in losses]
         table.add_row(f"seed {result.seed}", *cells)
     return table
+
+
+def _differences(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
+    """Each seed's student less its controls, with the 95 % interval; below zero the teacher
+    helped."""
+    path, controls = loss_path(recipe), [each for each in CONTROLS if each in models_of(results)]
+    table = Table("", *(SHORT[each] for each in controls), **PLAIN)
+    _align(table)
+    for result in results:
+        found = [result.minus(control, path) for control in controls]
+        cells = [
+            "" if each.value is None else f"{units.signed(each.value)} ({each.interval() or '?'})"
+            for each in found
+        ]
+        table.add_row(f"seed {result.seed}", *cells)
+    return table
+
+
+def _loss(value: float) -> str:
+    """Three decimals, but for the huge loss of a model that diverged."""
+    return f"{value:.3f}" if value < 1_000 else f"{value:.1e}"
 
 
 def _align(table: Table) -> None:

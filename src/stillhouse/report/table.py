@@ -5,6 +5,7 @@ With several seeds a cell is the median, with the smallest and largest value bes
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from stillhouse.recipe import Recipe
 from stillhouse.report import units
@@ -16,10 +17,12 @@ from stillhouse.report.results import (
     label_of,
     loss_path,
     models_of,
-    ratios,
+    noise,
+    ratio_of_medians,
     spread,
     spread_of,
 )
+from stillhouse.report.verdict import Difference
 
 NOT_MEASURED = "not measured"
 NOT_FINITE = "no finite value"
@@ -31,7 +34,7 @@ class Measure:
     """One row: where its number is, how it is written, how it is held against the teacher."""
 
     label: str
-    path: str
+    path: str | tuple[str, ...]
     show: Callable[[float], str]
     ratio: Callable[[float], str] | None = None
     missing: str = NOT_MEASURED
@@ -39,7 +42,8 @@ class Measure:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number as text: the median, min to max (several seeds), the ratio to the teacher."""
+    """One number as text: the median, min to max (several seeds) or an interval, the ratio to the
+    teacher."""
 
     text: str
     range: str = ""
@@ -103,6 +107,16 @@ def measures(recipe: Recipe, stride: int | None = None) -> list[Measure]:
         ("Bits per byte", "perplexity.bits_per_byte", units.bits),
     ]
     rows = [Measure(label, path, show, units.times, NOT_FINITE) for label, path, show in quality]
+    rows += [
+        Measure(
+            f"Perplexity per token, {Path(text).name}",
+            ("perplexity_of", text, "token"),
+            units.perplexity,
+            units.times,
+            NOT_FINITE,
+        )
+        for text in recipe.evaluation.perplexity[1:]
+    ]
     return [*COSTS, GENERATION, MEMORY, *rows, *AGREEMENT, *TRAINING]
 
 
@@ -120,7 +134,8 @@ def comparison(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
 
 
 def by_seed(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
-    """Every seed's validation loss per model, and the paired differences student minus control."""
+    """Every seed's validation loss per model, and the paired differences student minus control,
+    each with its 95 % interval."""
     path = loss_path(recipe)
     models = models_of(results)
     controls = [model for model in CONTROLS if model in models]
@@ -129,14 +144,17 @@ def by_seed(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
             f"Seed {result.seed}",
             [
                 *(_number(result.value(model, path), units.nats) for model in models),
-                *(_number(differences([result], name, path)[0], _signed_nats) for name in controls),
+                *(_difference(result.minus(name, path)) for name in controls),
             ],
         )
         for result in results
     ]
     if len(results) > 1:
         summaries = [spread_of(results, model, path) for model in models]
-        summaries += [spread(differences(results, control, path)) for control in controls]
+        summaries += [
+            spread([each.value for each in differences(results, control, path)])
+            for control in controls
+        ]
         shows = [units.nats] * len(models) + [_signed_nats] * len(controls)
         medians = [
             _number(each.median if each else None, show, _range(each, show) if each else "")
@@ -145,6 +163,10 @@ def by_seed(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
         rows.append(("Median", medians))
     titles = [f"Student {units.MINUS} {label_of(control).lower()}" for control in controls]
     return Table([*(label_of(model) for model in models), *titles], rows)
+
+
+def _difference(found: Difference) -> Cell:
+    return _number(found.value, _signed_nats, found.interval())
 
 
 def _signed_nats(value: float) -> str:
@@ -176,9 +198,8 @@ def _cell(results: Sequence[SeedResult], model: str, measure: Measure) -> Cell:
         return Cell(measure.missing, is_missing=True)
     ratio = None
     if measure.ratio and model != "teacher":
-        ratio = spread(ratios(results, model, "teacher", measure.path))
-    return Cell(
-        measure.show(found.median),
-        _range(found, measure.show),
-        _to_teacher(measure.ratio(ratio.median)) if measure.ratio and ratio else "",
-    )
+        ratio = ratio_of_medians(results, model, "teacher", measure.path)
+    shown = _to_teacher(measure.ratio(ratio)) if measure.ratio and ratio else ""
+    if isinstance(measure.path, str) and (range_ := noise(results, model, measure.path)):
+        shown += f", noisy: {units.between(*range_, units.times)}"
+    return Cell(measure.show(found.median), _range(found, measure.show), shown)

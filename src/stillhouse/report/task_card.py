@@ -15,8 +15,16 @@ from stillhouse.report.markdown import (
     text,
 )
 from stillhouse.report.origin import hub_name_of, origin_of
-from stillhouse.report.task_page import TaskResult, outcome_of, scores_table, seeds_table
+from stillhouse.report.results import seeds_of
+from stillhouse.report.task_page import (
+    TaskResult,
+    costs_table,
+    outcome_of,
+    scores_table,
+    seeds_table,
+)
 from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.wording import counted
 
 # What a task may start from that the run itself makes.
 MODELS_OF_A_RUN = ("teacher", "student", "student_init", "control")
@@ -70,7 +78,7 @@ def task_card(
     """
     settings = recipe.finetuning[task.name]
     scores = task.scores[recipe.seeds.index(seed)]
-    outcome = outcome_of([task])
+    outcome = outcome_of(recipe, [task])
     _, what, code = ABOUT[settings.task.kind]
     parts = [
         f"---\n{_front_matter(recipe, settings, model)}---\n",
@@ -121,17 +129,21 @@ def _start(recipe: Recipe, settings: FinetuningRecipe, model: str) -> str | None
 def _results(recipe: Recipe, task: TaskResult) -> list[str]:
     several = len(recipe.seeds) > 1
     parts = [
-        f"Medians of {len(recipe.seeds)} seeds (smallest to largest), then each seed with its 95 % "
+        f"Medians of {seeds_of(recipe.seeds)}, smallest to largest, then each seed with its 95 % "
         "interval over the examples. "
         if several
         else "With the 95 % interval over the examples. One seed is no evidence of the spread "
         "between seeds. "
     ]
-    parts[0] += "`A less B` is the difference on the same examples.\n"
+    if any(task.scores[0]["splits"][split]["gains"] for split in task.splits):
+        parts[0] += "`A less B` is the difference on the same examples."
+    parts[0] += "\n"
     for split in task.splits:
         parts += [f"On `{text(split)}`:\n", markdown(scores_table(task, split))]
         if several:
             parts.append(markdown(seeds_table(recipe, task, split)))
+    if (costs := costs_table(recipe, task)) is not None:
+        parts += ["Size and speed:\n", markdown(costs)]
     return parts
 
 
@@ -144,11 +156,11 @@ def _how_it_was_made(recipe: Recipe, task: str, seed: int, run: RunFolder, model
         "Layers taken from it": "all" if own.layer_map is None else _layers(own.layer_map),
         "Teacher": _teacher(settings, own.teacher),
         "Examples": _number_of(settings.data.num_train, settings.data.train),
-        "Longest text": f"{settings.task.length:,} tokens",
+        "Longest text": counted(settings.task.length, "token"),
         "Optimizer": (
             f"{training.optimizer.name}, learning rate {training.optimizer.learning_rate:g}, "
             f"{training.schedule.name} schedule, {training.examples_per_step:,} examples per step, "
-            f"read {training.epochs:,} times"
+            f"read {counted(training.epochs, 'time')}"
         ),
         "Seed": str(seed),
     }

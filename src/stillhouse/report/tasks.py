@@ -28,8 +28,12 @@ def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
         found = [read_scores(run, task) for run in seed_runs]
         for split in found[0]["splits"]:
             metric = found[0]["metric"]
-            console.print(f"{task}, {split}: {metric}", markup=False)
-            console.print(_table(recipe.seeds, metric, [each["splits"][split] for each in found]))
+            label = metric_label(found[0]["task"]["kind"], metric)
+            console.print(f"{task}, {split}: {label}", markup=False)
+            for table in _tables(recipe.seeds, metric, [each["splits"][split] for each in found]):
+                console.print(table)
+        if found[0].get("costs"):
+            console.print(_costs(found))
         console.print(f"Models   {seed_runs[0].finetuned(task)}", markup=False, soft_wrap=True)
     for line in glue_lines(recipe, seed_runs):
         console.print(line, markup=False, soft_wrap=True)
@@ -85,23 +89,67 @@ def read_scores(run: RunFolder, task: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _table(seeds: Sequence[int], metric: str, found: Sequence[dict[str, Any]]) -> Table:
-    several = len(seeds) > 1
-    columns = [f"seed {seed}" for seed in seeds] + (["median"] if several else [])
-    table = Table("", *columns, **PLAIN)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for model in found[0]["models"]:
-        values = [each["models"][model][metric]["value"] for each in found]
-        cells = [f"{value:.4g}" for value in values]
-        table.add_row(model, *cells, *([f"{statistics.median(values):.4g}"] if several else []))
-    for pair in found[0]["gains"]:
-        gains = [each["gains"][pair][metric] for each in found]
-        cells = [
-            f"{units.signed(gain['value'])} ({units.signed(gain['low'])} to "
-            f"{units.signed(gain['high'])})"
-            for gain in gains
-        ]
-        middle = statistics.median(gain["value"] for gain in gains)
-        table.add_row(pair, *cells, *([units.signed(middle)] if several else []))
+def metric_label(kind: str, metric: str) -> str:
+    """A metric as people name it; those of entities are both F1, over two readings of tags."""
+    if kind == "token_classification":
+        return {"strict": "F1, strict", "default": "F1, default"}.get(metric, metric)
+    return metric
+
+
+def _costs(found: Sequence[dict[str, Any]]) -> Table:
+    """Parameters, size and speed of each model; over several seeds the medians."""
+    table = _plain_table("", "params", "size", "reads")
+    for model in found[0]["costs"]:
+        own = [each["costs"][model] for each in found]
+        speed = statistics.median(each["forward_tokens_per_second"] for each in own)
+        size = units.size_bytes(own[0]["size_bytes"])
+        table.add_row(model, units.count(own[0]["parameters"]), size, f"{speed:,.0f}/s")
     return table
+
+
+def _tables(seeds: Sequence[int], metric: str, found: Sequence[dict[str, Any]]) -> list[Table]:
+    """A row for each model and gain; of several seeds a column each, and the gains' intervals in a
+    table of their own."""
+    rows = {
+        name: (kind, [each[kind][name][metric] for each in found])
+        for kind in ("models", "gains")
+        for name in found[0][kind]
+    }
+    digits = units.score_digits(
+        number for _, own in rows.values() for each in own for number in each.values()
+    )
+    if len(seeds) == 1:
+        table = _plain_table("", metric, "95 % interval")
+        for name, (kind, own) in rows.items():
+            table.add_row(
+                name, shown(own[0]["value"], kind, digits), _interval(own[0], kind, digits)
+            )
+        return [table]
+    table = _plain_table("", *(f"seed {seed}" for seed in seeds), "median")
+    intervals = _plain_table("", "seed", metric, "95 % interval")
+    for name, (kind, own) in rows.items():
+        values = [each["value"] for each in own]
+        table.add_row(
+            name, *(shown(each, kind, digits) for each in (*values, statistics.median(values)))
+        )
+        if kind == "gains":
+            for seed, each in zip(seeds, own, strict=True):
+                value = shown(each["value"], kind, digits)
+                intervals.add_row(name, str(seed), value, _interval(each, kind, digits))
+    return [table, intervals] if intervals.row_count else [table]
+
+
+def _plain_table(*columns: str) -> Table:
+    table = Table(*columns, **PLAIN)
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    return table
+
+
+def _interval(found: dict[str, float], kind: str, digits: int) -> str:
+    return f"{shown(found['low'], kind, digits)} to {shown(found['high'], kind, digits)}"
+
+
+def shown(value: float, kind: str, digits: int) -> str:
+    """A score, or a gain with its sign."""
+    return units.signed(value, digits) if kind == "gains" else f"{value:.{digits}f}"

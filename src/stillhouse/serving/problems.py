@@ -6,6 +6,7 @@ from typing import Any
 
 from stillhouse.errors import ResourceError, StillhouseError
 from stillhouse.generation.batching import NotFiniteError
+from stillhouse.wording import counted
 
 FIELD = re.compile(r"[a-z_]+|\d+")
 
@@ -54,7 +55,10 @@ def from_validation(errors: Sequence[Any], root: str = "") -> Problem:
 
 def overloaded(queue: int) -> Problem:
     """More requests wait than may."""
-    return Problem(429, f"{queue} requests are waiting already; try again in a moment.")
+    return Problem(
+        429,
+        f"{counted(queue, 'request is', 'requests are')} waiting already; try again in a moment.",
+    )
 
 
 def from_error(error: StillhouseError) -> Problem:

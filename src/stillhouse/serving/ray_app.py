@@ -22,6 +22,7 @@ from ray import serve
 
 from stillhouse.errors import RecipeError
 from stillhouse.serving.server import Serving, application
+from stillhouse.wording import counted
 
 NAME = "stillhouse"
 
@@ -83,13 +84,14 @@ def serve_replicas(serving: Serving, replicas: Replicas) -> None:
         found = ray.cluster_resources().get("CPU", 0)
         if replicas.number * replicas.num_cpus > found:
             raise RecipeError(
-                f"{replicas.number} replicas take {replicas.number * replicas.num_cpus:g} "
-                f"processors, and {found:g} are there; ask for fewer."
+                f"{counted(replicas.number, 'replica takes', 'replicas take')} "
+                f"{replicas.number * replicas.num_cpus:g} processors, and {found:g} are there; ask "
+                "for fewer."
             )
         serve.start(http_options={"host": serving.host, "port": serving.port})
         serve.run(deployment(serving, replicas), name=NAME)
         print(
-            f"{replicas.number} replicas, ready at http://{serving.host}:{serving.port}",
+            f"{counted(replicas.number, 'replica')}, ready at http://{serving.host}:{serving.port}",
             file=sys.stderr,
         )
         ended = threading.Event()

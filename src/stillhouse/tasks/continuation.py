@@ -26,6 +26,7 @@ from stillhouse.recipe_tasks import ContinuationTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure, bleu, bleu_counts, mean, rouge_f1
 from stillhouse.tasks.texts import TextExample, read_texts
+from stillhouse.wording import counted
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 NOTHING = -1  # where nothing is written
@@ -52,8 +53,8 @@ class Continuation:
         found = read_texts(path, columns, header, target, keep_blank=not targets)
         if len(found) <= wanted:
             raise DataError(
-                f"{path} has {len(found)} rows, of which {wanted} are shown to the model; nothing "
-                "is left to ask."
+                f"{path} has {counted(len(found), 'row')}, of which {wanted} are shown to the "
+                "model; nothing is left to ask."
             )
         self._shown = found[:wanted]
         return found[wanted:]
