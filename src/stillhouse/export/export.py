@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.data.sample import sample_documents
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.export.check import (
     LENGTH,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+from torch import nn
 
 from stillhouse.export.plain import Exported
 
@@ -22,6 +23,11 @@ class CausalEngine(Protocol):
     @property
     def end_ids(self) -> frozenset[int]:
         """The tokens at which the engine ends a text."""
+        ...
+
+    @property
+    def activation(self) -> nn.Module | None:
+        """What the engine computes for the model's activation function; None for just that."""
         ...
 
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:

@@ -46,9 +46,8 @@ class ConfigKeys:
     @property
     def known(self) -> frozenset[str]:
         """All of them."""
-        return self.carried | self.folded | self.fixed.keys() | self.without_effect | {
-            self.activation
-        }  # fmt: skip
+        names = frozenset({self.activation, *self.fixed})
+        return names | self.carried | self.folded | self.without_effect
 
 
 _ANY_MODEL = frozenset(

@@ -97,24 +97,34 @@ def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
     exported.loaded.tokenizer.save_pretrained(target)
     if not exported.loaded.is_causal:
         return []
-    ends = exported.vocabulary.end_ids
+    vocabulary = exported.vocabulary
+    ends = [vocabulary.names[id] for id in vocabulary.end_ids]
+    unused = [[vocabulary.names[id]] for id in sorted(vocabulary.unused)]
     GenerationConfig(
-        bos_token_id=exported.vocabulary.begin_id, eos_token_id=list(ends)
+        bos_token_id=vocabulary.begin_id, eos_token_id=list(vocabulary.end_ids)
     ).save_pretrained(target)
-    if len(ends) == 1:
-        return []
-    names = [exported.vocabulary.names[id] for id in ends]
-    return [
-        f"CTranslate2's config.json holds one token that ends a text, {names[0]!r}; give all of "
-        f"them to generate_batch: end_token={names!r}."
-    ]
+    notes = []
+    if len(ends) > 1:
+        notes.append(
+            f"CTranslate2's config.json holds one token that ends a text, {ends[0]!r}; give all of "
+            f"them to generate_batch: end_token={ends!r}."
+        )
+    if unused:
+        notes.append(
+            f"{len(unused)} ids of the vocabulary are no token; keep generate_batch from them: "
+            f"suppress_sequences=[{unused[0]!r}{', ...' if len(unused) > 1 else ''}]."
+        )
+    return notes
 
 
 class _Causal:
+    activation = None
+
     def __init__(self, exported: Exported, folder: Path) -> None:
         self._generator = ctranslate2.Generator(str(folder), intra_threads=torch.get_num_threads())
         self._names = exported.vocabulary.names
         self.end_ids = frozenset(exported.vocabulary.end_ids)
+        self._unused = [[self._names[id]] for id in sorted(exported.vocabulary.unused)]
 
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:
         (found,) = self._generator.score_batch([self._named(ids)])
@@ -128,6 +138,7 @@ class _Causal:
             include_prompt_in_result=False,
             sampling_topk=1,
             end_token=self._named(sorted(self.end_ids)),
+            suppress_sequences=self._unused,
         )
         return list(found.sequences_ids[0])
 

@@ -3,6 +3,7 @@ than text."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from stillhouse.errors import ModelError
 from stillhouse.generation.loaded import LoadedModel
@@ -17,8 +18,8 @@ class Vocabulary:
         unused: Ids in between that are no token; their names are <|padding_ID|>.
         special: Special tokens.
         added: Other tokens that were added to the tokenizer's own.
-        end_ids: The tokens that end a text, the chief one first: those of config.json and
-            generation_config.json, else the tokenizer's. Empty for a model that ends nothing.
+        end_ids: The tokens that end a text, the tokenizer's own first: those that the model's files
+            name, else the tokenizer's. Empty where none does.
         begin_id: The token that begins a text, if there is one.
     """
 
@@ -40,6 +41,7 @@ def vocabulary_of(name: str, loaded: LoadedModel) -> Vocabulary:
         ModelError: the tokenizer has tokens that the model has no embedding for, or none at all.
     """
     tokenizer, config = loaded.tokenizer, loaded.model.config
+    begin: Any = tokenizer.bos_token_id
     by_id = {id: token for token, id in tokenizer.get_vocab().items()}
     size = max(by_id, default=-1) + 1
     if not 0 < size <= config.vocab_size:
@@ -48,7 +50,7 @@ def vocabulary_of(name: str, loaded: LoadedModel) -> Vocabulary:
             f"{config.vocab_size}. Save the tokenizer that belongs to the model, or call "
             "model.resize_token_embeddings(len(tokenizer)) and train it."
         )
-    unused = frozenset(range(size)) - by_id.keys()
+    unused = frozenset(id for id in loaded.unused_ids if id < size)
     added = tokenizer.added_tokens_decoder
     special = {id for id, token in added.items() if token.special}.union(tokenizer.all_special_ids)
     return Vocabulary(
@@ -57,7 +59,7 @@ def vocabulary_of(name: str, loaded: LoadedModel) -> Vocabulary:
         frozenset(special),
         frozenset(added) - special,
         _end_ids(loaded, size),
-        _first_known([config.bos_token_id, tokenizer.bos_token_id], size),
+        _first_known([config.bos_token_id, begin], size),
     )
 
 
@@ -67,20 +69,12 @@ def _unused_name(id: int, taken: Iterable[str]) -> str:
 
 
 def _end_ids(loaded: LoadedModel, size: int) -> tuple[int, ...]:
-    """Those of both files that the vocabulary has; a default of transformers can lie outside."""
-    generation = getattr(loaded.model, "generation_config", None)  # an encoder's body has none
-    named = [
-        *_listed(loaded.model.config.eos_token_id),
-        *_listed(getattr(generation, "eos_token_id", None)),
-    ]
-    known = dict.fromkeys(id for id in named if 0 <= id < size)
-    if not known and (own := loaded.tokenizer.eos_token_id) is not None:
-        known = {own: None}
-    return tuple(known)
-
-
-def _listed(ids: int | list[int] | None) -> list[int]:
-    return [] if ids is None else ids if isinstance(ids, list) else [ids]
+    """Those that the vocabulary has: a default of transformers can lie outside."""
+    own: Any = loaded.tokenizer.eos_token_id
+    known = {id for id in loaded.end_ids if id < size}
+    if not known and own is not None:
+        known = {own}
+    return tuple(sorted(known, key=lambda id: (id != own, id)))
 
 
 def _first_known(ids: list[int | None], size: int) -> int | None:
