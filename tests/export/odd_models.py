@@ -1,6 +1,7 @@
 """The sample teacher made into models such as people have: untied, padded, with added tokens, other
 attention scales, end tokens in one file alone."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 import torch
 from transformers import AddedToken, PreTrainedTokenizerFast
 
+import stillhouse
+from stillhouse.export.check import Check
+from stillhouse.export.plain import plain
+from stillhouse.export.vocabulary import vocabulary_of
 from stillhouse.families import load_model, resolve_folder, save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
@@ -31,6 +36,19 @@ def odd_model(folder: Path, change: Change | None = None, **config: Any) -> Path
 def edit_json(path: Path, **values: Any) -> None:
     """Set keys of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=1))
+
+
+def parity_of(model: Path, to: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """How a model written in float32 compares in its engine, and the notes on it; as `export_model`
+    does, without timing it."""
+    form = getattr(importlib.import_module(f"stillhouse.export.to_{to}"), to.upper())
+    loaded = stillhouse.load(model)
+    exported = plain(loaded, vocabulary_of("model", loaded))
+    assert form.refusal(exported) is None
+    folder.mkdir()
+    notes = form.write(exported, folder, "fp32")
+    engine = form.open(exported, folder)
+    return Check("model", to, "fp32", exported).run(engine), notes
 
 
 def untie(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:

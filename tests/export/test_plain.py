@@ -1,5 +1,7 @@
 """What becomes of each key of a configuration: carried, folded into the weights, or refused."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -53,7 +55,8 @@ def test_attention_scales_are_folded_into_the_queries(by_size, by_layer):
     torch.testing.assert_close(logits, right, atol=2e-5, rtol=1e-5)
     assert found.model.config.scale_attn_weights
     assert not found.model.config.scale_attn_by_inverse_layer_idx
-    assert {block.attn.scaling for block in found.model.base_model.h} == {8**-0.5}
+    body: Any = found.model.base_model
+    assert {block.attn.scaling for block in body.h} == {8**-0.5}
     assert found.loaded.model.config.scale_attn_weights == by_size  # the original is left alone
 
 
@@ -86,7 +89,7 @@ def test_the_padding_of_a_vocabulary_is_cut(family):
     ],
 )
 def test_what_a_format_does_not_compute_is_refused_by_name(form, family, config, reason):
-    assert reason in form.refusal(exported(family, **config))
+    assert reason in (form.refusal(exported(family, **config)) or "none")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ The names and values that llama.cpp expects are those of its `gguf` package, but
 tokens that are never drawn, which that does not know yet.
 """
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -191,10 +190,10 @@ def _token_type(id: int, vocabulary: Vocabulary) -> gguf.TokenType:
 
 
 def _open(exported: Exported, folder: Path) -> CausalEngine | None:
-    if importlib.util.find_spec("xllamacpp") is None:
+    try:
+        from stillhouse.export.llama_cpp import LlamaCpp
+    except ModuleNotFoundError:
         return None
-    from stillhouse.export.llama_cpp import LlamaCpp
-
     vocabulary = exported.vocabulary
     others = sorted(vocabulary.special | vocabulary.added)[:STOPS]
     stops = {*vocabulary.end_ids, *others}
