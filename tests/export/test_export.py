@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tests.export.odd_models import ODD_MODELS, odd_model
+from tests.export.odd_models import ODD_MODELS, odd_model, parity_of
 from tests.export.test_plain import make_loaded
 from tests.task_models import make_task_folder
 from transformers import AutoModelForCausalLM
@@ -23,6 +23,7 @@ from stillhouse.export.export import export_model
 from stillhouse.families import load_model, resolve_folder, save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
+MASKED: Any = "MaskedLM"  # no head of a task
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
@@ -101,28 +102,28 @@ def test_an_encoder_with_real_weights_comes_out_the_same_in_ctranslate2(tmp_path
 )
 def test_keys_that_change_the_computation_are_carried_to_ctranslate2(tmp_path, config):
     model = odd_model(tmp_path / "model", **config)
-    found = export_model(str(model), "ctranslate2", tmp_path / "out", precision="fp32")
-    assert found["parity"]["largest_difference_nats"] < 1e-3
-    assert found["parity"]["same_first_tokens"] == found["parity"]["of_generated_tokens"]
+    parity, _ = parity_of(model, "ctranslate2", tmp_path / "out")
+    assert parity["largest_difference_nats"] < 1e-3
+    assert parity["same_first_tokens"] == parity["of_generated_tokens"]
 
 
 @pytest.mark.parametrize("name", ODD_MODELS)
 def test_odd_models_come_out_the_same_in_ctranslate2(tmp_path, name):
     """Untied, padded, with added tokens, with end tokens in one file: as in llama.cpp."""
     model = ODD_MODELS[name](tmp_path / "model")
-    found = export_model(str(model), "ctranslate2", tmp_path / "out", precision="fp32")
-    assert found["parity"]["largest_difference_nats"] < 1e-3
+    parity, notes = parity_of(model, "ctranslate2", tmp_path / "out")
+    assert parity["largest_difference_nats"] < 1e-3
     loaded = stillhouse.load(model)
     names = json.loads((tmp_path / "out" / "vocabulary.json").read_text())
     assert names == loaded.tokenizer.convert_ids_to_tokens(list(range(len(loaded.tokenizer))))
     settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert set(settings["eos_token_id"]) == loaded.end_ids
-    assert ("end_token=" in "".join(found["notes"])) == (len(loaded.end_ids) > 1)
+    assert ("end_token=" in "".join(notes)) == (len(loaded.end_ids) > 1)
 
 
 @pytest.mark.parametrize("head", ["Body", "MaskedLM"])
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
-def test_encoders_that_transformers_saves_come_out_the_same_in_ctranslate2(tmp_path, family, head):
+def test_encoders_of_transformers_5_come_out_the_same_in_ctranslate2(tmp_path, family, head):
     """Pairs of texts too; the vocabulary of the second is padded."""
     folder = make_task_folder(tmp_path / "model", family, head)
     if head == "MaskedLM":
@@ -130,13 +131,13 @@ def test_encoders_that_transformers_saves_come_out_the_same_in_ctranslate2(tmp_p
         tokenizer = load_tokenizer(folder)
         model.resize_token_embeddings(len(tokenizer) + 28)
         save_model(model, tokenizer, folder)
-    found = export_model(str(folder), "ctranslate2", tmp_path / "out", precision="fp32")
-    assert found["parity"]["largest_row_error"]["last_hidden_state"] < 1e-4
+    parity, _ = parity_of(folder, "ctranslate2", tmp_path / "out")
+    assert parity["largest_row_error"]["last_hidden_state"] < 1e-4
 
 
 def test_a_pooler_that_a_model_has_not_is_not_written(tmp_path):
     """BERT's masked model has none; random weights were written once."""
-    folder = make_task_folder(tmp_path / "model", "bert", "MaskedLM")
+    folder = make_task_folder(tmp_path / "model", "bert", MASKED)
     export_model(str(folder), "ctranslate2", tmp_path / "out")
     found = ctranslate2.Encoder(str(tmp_path / "out")).forward_batch([[1, 2, 3]])
     assert found.pooler_output is None
@@ -146,7 +147,7 @@ def test_onnx_tells_a_first_text_from_a_second(tmp_path):
     """As BERT does, by token types; what a pair gives depends on them."""
     folder = make_task_folder(tmp_path / "model", "bert", "SequenceClassification", num_labels=3)
     export_model(str(folder), "onnx", tmp_path / "out")
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    session: Any = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     loaded = stillhouse.load(folder)
     inputs = loaded.tokenizer("The still turns", "by the sea", return_tensors="np")
     inputs = {name: np.asarray(values, np.int64) for name, values in inputs.items()}
@@ -161,13 +162,13 @@ def test_onnx_tells_a_first_text_from_a_second(tmp_path):
 
 
 def test_onnx_has_no_logits_for_the_padding_of_a_vocabulary(tmp_path):
-    folder = make_task_folder(tmp_path / "model", "roberta", "MaskedLM")
+    folder = make_task_folder(tmp_path / "model", "roberta", MASKED)
     _, model = load_model(folder)
     tokenizer = load_tokenizer(folder)
     model.resize_token_embeddings(len(tokenizer) + 28)
     save_model(model, tokenizer, folder)
     export_model(str(folder), "onnx", tmp_path / "out")
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    session: Any = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     assert session.get_outputs()[0].shape[-1] == len(tokenizer)
 
 
@@ -271,8 +272,8 @@ def test_a_context_shorter_than_the_prompt_is_no_obstacle(tmp_path):
     model.transformer.wpe.weight = torch.nn.Parameter(model.transformer.wpe.weight[:16].clone())  # pyright: ignore
     save_model(model, load_tokenizer(source), tmp_path / "model")
     for to in ("gguf", "ctranslate2"):
-        found = export_model(str(tmp_path / "model"), to, tmp_path / to, precision="fp32")
-        assert found["parity"]["of_generated_tokens"] == 8
+        parity, _ = parity_of(tmp_path / "model", to, tmp_path / to)
+        assert parity["of_generated_tokens"] == 8
 
 
 def test_a_gguf_file_is_a_checkpoint_of_transformers(tmp_path):
