@@ -1,32 +1,35 @@
-"""Writes a model for another engine, holds it against the model on real text, and times both."""
+"""Writes a model for another engine, compares it there with the original, and times both."""
 
 import importlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from stillhouse.data.sample import sample_documents
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.export.exported import CausalEngine, EncoderEngine, Format, Precision
+from stillhouse.export.check import (
+    LENGTH,
+    NEW_TOKENS,
+    PROMPT,
+    TEXTS,
+    Check,
+    encoder_inputs,
+    model_outputs,
+    text_blocks,
+)
+from stillhouse.export.exported import Format, Precision
+from stillhouse.export.plain import plain
+from stillhouse.export.vocabulary import vocabulary_of
 from stillhouse.families import resolve_folder
-from stillhouse.generation.gate import ALLOWED, blocks_of
-from stillhouse.generation.loaded import LoadedModel, load
-from stillhouse.generation.reference import greedy_tokens, interleaved_rates, log_probabilities
+from stillhouse.generation.loaded import load
+from stillhouse.generation.reference import greedy_tokens, interleaved_rates
 from stillhouse.machine import describe_machine, library_versions
 from stillhouse.run_folder import Inputs, commit_folder, sha256_of
 
 FORMATS = ("ctranslate2", "gguf", "onnx")
-PROMPT, NEW_TOKENS = 32, 64
-TEXTS, LENGTH = 8, 128
-# How far an encoder's outputs may lie from the model's, of their own length.
-ALLOWED_ERROR: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.15}
 
 
 def export_model(
@@ -45,25 +48,24 @@ def export_model(
         raise RecipeError(f"{target} is there already; name a folder that is not.")
     source = resolve_folder(name, offline=offline)
     loaded = load(source)
-    if (reason := form.refusal(loaded)) is not None:
+    exported = plain(loaded, vocabulary_of(name, loaded))
+    if (reason := form.refusal(exported)) is not None:
         raise ModelError(f"{name} cannot be written as {to}: {reason}.")
+    check = Check(name, to, wanted, exported)
     weights = {path.name: sha256_of(path) for path in sorted(source.glob("*.safetensors"))}
     inputs = Inputs("export", {"to": to, "precision": wanted}, weights)
     with commit_folder(target, inputs) as folder:
-        form.write(loaded, source, folder, wanted)
-        engine = form.open(loaded, folder)
-        checked = (
-            _check_causal(name, loaded, engine, wanted)
-            if isinstance(engine, CausalEngine)
-            else _check_encoder(name, loaded, engine, wanted)
-        )
+        notes = form.write(exported, folder, wanted)
+        engine = form.open(exported, folder)
         found = {
             "model": name,
             "format": to,
             "precision": wanted,
             "size_bytes": sum(path.stat().st_size for path in folder.rglob("*")),
-            **checked,
-            "speed": _speed(loaded, engine) if form.times else None,
+            "end_tokens": [exported.vocabulary.names[id] for id in exported.vocabulary.end_ids],
+            "notes": [*notes, *_engine_notes(form, check, engine)],
+            "parity": None if engine is None else check.run(engine),
+            "speed": None if engine is None or not form.times else _speed(check, engine),
             "machine": describe_machine(),
             "versions": library_versions(),
         }
@@ -91,93 +93,39 @@ def _precision(form: Format, to: str, precision: str | None) -> Precision:
     )
 
 
-def _check_causal(
-    name: str, loaded: LoadedModel, engine: CausalEngine, precision: Precision
-) -> dict[str, Any]:
-    """Perplexity on the sample text, and the likeliest continuation of a prompt."""
-    blocks = blocks_of(loaded)
-    own = [log_probabilities(loaded.model, block) for block in blocks]
-    others = [engine.log_probabilities(block) for block in blocks]
-    change = math.expm1(float(np.mean(own) - np.mean(others)))
-    furthest = float(np.abs(np.array(own) - np.array(others)).max())
-    if not change <= ALLOWED:
-        raise ModelError(
-            f"Written in {precision}, the perplexity of {name} rises by {change:.1%} on the sample "
-            f"text; {ALLOWED:.0%} is allowed. Take --precision fp32."
-        )
-    prompt = blocks[0][:PROMPT]
-    number = min(NEW_TOKENS, loaded.context - PROMPT)
-    own_tokens, others_tokens = (
-        greedy_tokens(loaded.model, prompt, number),
-        engine.generate(prompt, number),
-    )
-    pairs = enumerate(zip(own_tokens, others_tokens, strict=True))
-    same = next((at for at, (a, b) in pairs if a != b), number)
-    return {
-        "parity": {
-            "perplexity_change": change,
-            "largest_difference_nats": furthest,
-            "tokens_compared": sum(map(len, own)),
-            "same_first_tokens": same,
-            "of_generated_tokens": number,
-        }
-    }
+def _engine_notes(form: Format, check: Check, engine: Any) -> list[str]:
+    """What the engine makes of the file that a user should know."""
+    if engine is None:
+        return [
+            f"Not compared with {check.name}: {form.engine}, which reads the file, is not "
+            "installed. `pip install 'stillhouse[export]'` brings it."
+        ]
+    vocabulary = check.exported.vocabulary
+    others = getattr(engine, "end_ids", frozenset()) - set(vocabulary.end_ids)
+    if not others:
+        return []
+    names = ", ".join(repr(vocabulary.names[id]) for id in sorted(others))
+    return [f"{form.engine} also ends a text at {names}, which it knows by name."]
 
 
-def _check_encoder(
-    name: str, loaded: LoadedModel, engine: EncoderEngine, precision: Precision
-) -> dict[str, Any]:
-    """The outputs for texts of the sample, of several lengths in one batch."""
-    inputs = _encoder_inputs(loaded)
-    mask = inputs["attention_mask"].astype(bool)
-    own = {**_outputs(loaded.model.base_model, inputs), **_outputs(loaded.model, inputs)}
-    errors = {}
-    for output, other in engine.outputs(inputs).items():
-        right = own[output]
-        rows = mask if right.shape[:2] == mask.shape else slice(None)
-        difference = other[rows] - right[rows]
-        errors[output] = float(np.linalg.norm(difference) / np.linalg.norm(right[rows]))
-    worst = max(errors.values())
-    if not worst <= ALLOWED_ERROR[precision]:
-        raise ModelError(
-            f"Written in {precision}, the outputs of {name} differ by {worst:.2%} of their length; "
-            f"{ALLOWED_ERROR[precision]:.2%} is allowed. Take --precision fp32."
-        )
-    return {"parity": {"relative_error": errors, "tokens_compared": int(mask.sum())}}
-
-
-def _encoder_inputs(loaded: LoadedModel) -> dict[str, np.ndarray]:
-    length = min(LENGTH, loaded.context)
-    documents = sample_documents()
-    texts = [next(documents)[1][: 60 * (number + 1)] for number in range(TEXTS)]
-    found = loaded.tokenizer(
-        texts, padding=True, truncation=True, max_length=length, return_tensors="np"
-    )
-    return {name: np.asarray(found[name], np.int64) for name in ("input_ids", "attention_mask")}
-
-
-@torch.inference_mode()
-def _outputs(model: nn.Module, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    found = model(**{name: torch.from_numpy(values) for name, values in inputs.items()})
-    return {name: value.numpy() for name, value in found.items() if torch.is_tensor(value)}
-
-
-def _speed(loaded: LoadedModel, engine: Any) -> dict[str, Any]:
+def _speed(check: Check, engine: Any) -> dict[str, Any]:
     """Tokens per second, in turns with transformers in float32."""
+    loaded = check.exported.loaded
     if loaded.is_causal:
-        prompt = blocks_of(loaded)[0][:PROMPT]
-        number = min(NEW_TOKENS, loaded.context - PROMPT)
+        prompt = text_blocks(check)[0][: min(PROMPT, loaded.context // 2)]
+        number = min(NEW_TOKENS, loaded.context - len(prompt))
         works: dict[str, Callable[[], int]] = {
             "transformers": lambda: len(greedy_tokens(loaded.model, prompt, number)),
             "exported": lambda: len(engine.generate(prompt, number)),
         }
-        what = f"one text, greedy, {number} new tokens after {PROMPT}"
+        what = f"one text, greedy, {number} new tokens after {len(prompt)}"
     else:
         length = min(LENGTH, loaded.context)
-        ids = np.resize(_encoder_inputs(loaded)["input_ids"][-1], (TEXTS, length))
-        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        rows = encoder_inputs(check.exported)
+        inputs = {name: np.resize(values[-1], (TEXTS, length)) for name, values in rows.items()}
+        inputs["attention_mask"][:] = 1
         works = {
-            "transformers": lambda: _tokens_read(partial(_outputs, loaded.model), inputs),
+            "transformers": lambda: _tokens_read(partial(model_outputs, loaded.model), inputs),
             "exported": lambda: _tokens_read(engine.outputs, inputs),
         }
         what = f"a batch of {TEXTS} x {length} tokens"
@@ -199,13 +147,15 @@ def print_export(found: Mapping[str, Any], target: Path) -> None:
     """The result for people."""
     parity, speed = found["parity"], found["speed"]
     print(f"{target}: {found['format']}, {found['precision']}, {found['size_bytes'] / 1e6:.1f} MB")
-    if "perplexity_change" in parity:
+    if parity is not None and "loss_change_nats" in parity:
         print(
-            f"Same text: perplexity {parity['perplexity_change']:+.3%} over "
-            f"{parity['tokens_compared']:,} tokens; of {parity['of_generated_tokens']} tokens "
-            f"generated, the first {parity['same_first_tokens']} are the same."
+            f"Same text: loss {parity['loss_change_nats']:+.5f} nats a token over "
+            f"{parity['tokens_compared']:,} tokens, at most "
+            f"{parity['largest_difference_nats']:.5f} for one of them; of "
+            f"{parity['of_generated_tokens']} tokens generated, the first "
+            f"{parity['same_first_tokens']} are the same."
         )
-    else:
+    elif parity is not None:
         for output, error in parity["relative_error"].items():
             print(f"Same outputs: {output} within {error:.1e} of its length.")
     if speed is not None:
@@ -213,3 +163,5 @@ def print_export(found: Mapping[str, Any], target: Path) -> None:
             f"Speed: {speed['tokens_per_second']:,.0f} tokens/s, {speed['ratio']:.2f} times "
             f"transformers in float32 ({speed['what']})."
         )
+    for note in found["notes"]:
+        print(f"Note: {note}")

@@ -1,61 +1,155 @@
 """CTranslate2: fast on processors, for models that continue text and for the bodies of encoders."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ctranslate2
 import numpy as np
 import torch
-from ctranslate2.converters import TransformersConverter
+from ctranslate2.converters import Converter
+from ctranslate2.converters.transformers import (
+    BertLoader,
+    DistilBertLoader,
+    GPT2Loader,
+    RobertaLoader,
+)
+from transformers import GenerationConfig
+from transformers.models.bert.modeling_bert import BertPooler
 
 from stillhouse.export.exported import CausalEngine, EncoderEngine, Format, Precision
-from stillhouse.generation.loaded import LoadedModel
+from stillhouse.export.plain import GELU, TANH_GELU, Exported, config_refusal
+from stillhouse.export.vocabulary import Vocabulary
 
 QUANTIZATION = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
-COPIED = ["tokenizer.json", "tokenizer_config.json"]
+LOADERS = {
+    "gpt2": GPT2Loader,
+    "bert": BertLoader,
+    "distilbert": DistilBertLoader,
+    "roberta": RobertaLoader,
+}
+ACTIVATIONS = TANH_GELU | GELU | {"quick_gelu", "relu", "silu", "swish"}
 
 
-def _refusal(loaded: LoadedModel) -> str | None:
-    if loaded.pipeline_task in ("text-generation", "fill-mask", "feature-extraction"):
-        return None
-    return "CTranslate2 has no heads for tasks; take onnx"
+def _refusal(exported: Exported) -> str | None:
+    loaded = exported.loaded
+    if loaded.pipeline_task not in ("text-generation", "fill-mask", "feature-extraction"):
+        return "CTranslate2 has no heads for tasks; take onnx"
+    if loaded.is_causal and not exported.vocabulary.end_ids:
+        return (
+            "CTranslate2 must know a token that ends a text; set eos_token_id in the model's "
+            "generation_config.json"
+        )
+    return config_refusal(loaded.model.config, ACTIVATIONS)
 
 
-def _write(loaded: LoadedModel, source: Path, target: Path, precision: Precision) -> None:
-    del loaded  # the converter reads the folder itself
-    converter = TransformersConverter(str(source), copy_files=COPIED)
-    converter.convert(str(target), quantization=QUANTIZATION[precision], force=True)
-    path = target / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("unk_token", "") is None:  # byte-level tokenizers have none; CTranslate2 must
-        config["unk_token"] = config["eos_token"]
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+@dataclass(frozen=True)
+class _Tokens:
+    """What CTranslate2's loaders ask of a tokenizer."""
+
+    vocabulary: Vocabulary
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+
+    def get_vocab(self) -> dict[str, int]:
+        return {name: id for id, name in enumerate(self.vocabulary.names)}
+
+
+class _Converter(Converter):
+    """Writes a model that is in memory."""
+
+    def __init__(self, exported: Exported) -> None:
+        self._exported = exported
+
+    @torch.no_grad()
+    def _load(self) -> Any:
+        loaded, config = self._exported.loaded, self._exported.model.config
+        # The loaders ask for a key that transformers 5 no longer has: all positions are absolute.
+        config.position_embedding_type = "absolute"
+        loader = LOADERS[config.model_type]()
+        if loaded.is_causal:
+            spec = loader(self._exported.model, _tokens(self._exported))
+            spec.config.layer_norm_epsilon = config.layer_norm_epsilon
+            return spec
+        body: Any = self._exported.model.base_model
+        has_pooler = getattr(body, "pooler", None) is not None
+        if config.model_type == "bert" and not has_pooler:
+            body.pooler = BertPooler(config)  # BERT's loader needs one; it is not written
+        spec = loader(body, _tokens(self._exported))
+        if config.model_type == "bert" and not has_pooler:
+            del spec.pooler_dense, spec.pooler_activation
+        return spec
+
+
+def _tokens(exported: Exported) -> _Tokens:
+    vocabulary = exported.vocabulary
+    end = vocabulary.names[vocabulary.end_ids[0]] if vocabulary.end_ids else None
+    begin = None if vocabulary.begin_id is None else vocabulary.names[vocabulary.begin_id]
+    # Byte-level tokenizers have no unknown token; CTranslate2 must.
+    unknown: Any = exported.loaded.tokenizer.unk_token or end
+    return _Tokens(vocabulary, begin or end, end, unknown)
+
+
+def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
+    _Converter(exported).convert(str(target), quantization=QUANTIZATION[precision], force=True)
+    exported.loaded.tokenizer.save_pretrained(target)
+    if not exported.loaded.is_causal:
+        return []
+    vocabulary = exported.vocabulary
+    ends = [vocabulary.names[id] for id in vocabulary.end_ids]
+    unused = [[vocabulary.names[id]] for id in sorted(vocabulary.unused)]
+    GenerationConfig(
+        bos_token_id=vocabulary.begin_id, eos_token_id=list(vocabulary.end_ids)
+    ).save_pretrained(target)
+    notes = []
+    if len(ends) > 1:
+        notes.append(
+            f"CTranslate2's config.json holds one token that ends a text, {ends[0]!r}; give all of "
+            f"them to generate_batch: end_token={ends!r}."
+        )
+    if unused:
+        notes.append(
+            f"{len(unused)} ids of the vocabulary are no token; keep generate_batch from them: "
+            f"suppress_sequences=[{unused[0]!r}{', ...' if len(unused) > 1 else ''}]."
+        )
+    return notes
 
 
 class _Causal:
-    def __init__(self, loaded: LoadedModel, folder: Path) -> None:
+    activation = None
+
+    def __init__(self, exported: Exported, folder: Path) -> None:
         self._generator = ctranslate2.Generator(str(folder), intra_threads=torch.get_num_threads())
-        self._tokenizer = loaded.tokenizer
+        self._names = exported.vocabulary.names
+        self.end_ids = frozenset(exported.vocabulary.end_ids)
+        self._unused = [[self._names[id]] for id in sorted(exported.vocabulary.unused)]
 
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:
-        (found,) = self._generator.score_batch([self._names(ids)])
+        (found,) = self._generator.score_batch([self._named(ids)])
         return list(found.log_probs)
 
     def generate(self, ids: Sequence[int], number: int) -> list[int]:
         (found,) = self._generator.generate_batch(
-            [self._names(ids)],
+            [self._named(ids)],
             max_length=number,
             min_length=number,
             include_prompt_in_result=False,
             sampling_topk=1,
+            end_token=self._named(sorted(self.end_ids)),
+            suppress_sequences=self._unused,
         )
         return list(found.sequences_ids[0])
 
-    def _names(self, ids: Sequence[int]) -> list[str]:
-        names = self._tokenizer.convert_ids_to_tokens(list(ids))
-        assert isinstance(names, list)
-        return names
+    def tokens_of(self, text: str) -> None:
+        del text
+
+    def text_of(self, ids: Sequence[int]) -> None:
+        del ids
+
+    def _named(self, ids: Sequence[int]) -> list[str]:
+        return [self._names[id] for id in ids]
 
 
 class _Encoder:
@@ -64,13 +158,24 @@ class _Encoder:
 
     def outputs(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         lengths = inputs["attention_mask"].sum(1).tolist()
-        rows = zip(inputs["input_ids"].tolist(), lengths, strict=True)
-        found = self._encoder.forward_batch([row[:length] for row, length in rows])
+
+        def rows(name: str) -> list[list[int]]:
+            pairs = zip(inputs[name].tolist(), lengths, strict=True)
+            return [row[:length] for row, length in pairs]
+
+        types = rows("token_type_ids") if "token_type_ids" in inputs else None
+        found = self._encoder.forward_batch(rows("input_ids"), token_type_ids=types)
         return {"last_hidden_state": np.array(found.last_hidden_state, np.float32)}
 
 
-def _open(loaded: LoadedModel, folder: Path) -> CausalEngine | EncoderEngine:
-    return _Causal(loaded, folder) if loaded.is_causal else _Encoder(folder)
+def _open(exported: Exported, folder: Path) -> CausalEngine | EncoderEngine:
+    return _Causal(exported, folder) if exported.loaded.is_causal else _Encoder(folder)
 
 
-CTRANSLATE2 = Format(("int8", "fp32", "fp16"), _refusal, _write, _open)
+CTRANSLATE2 = Format(
+    ("int8", "fp32", "fp16"),
+    _refusal,
+    _write,
+    _open,
+    engine="ctranslate2",
+)

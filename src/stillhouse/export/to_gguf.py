@@ -1,20 +1,21 @@
 """GGUF, the file of llama.cpp and what is built on it, for GPT-2 and its students.
 
-The names and values that llama.cpp expects are those of its `gguf` package.
+The names and values that llama.cpp expects are those of its `gguf` package, but for the list of
+tokens that are never drawn, which that does not know yet.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 from gguf.quants import quantize
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from stillhouse.export.exported import CausalEngine, Format, Precision
-from stillhouse.generation.loaded import LoadedModel
-from stillhouse.generation.reference import greedy_tokens, log_probabilities
+from stillhouse.export.plain import TANH_GELU, Exported, config_refusal
+from stillhouse.export.vocabulary import Vocabulary
 
 FILE = "model.gguf"
 TYPES = {
@@ -23,18 +24,80 @@ TYPES = {
     "int8": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # transformers keeps them so
+SUPPRESSED = "tokenizer.ggml.suppress_tokens"
+STOPS = 256  # added tokens that are tried for whether llama.cpp stops at them
+# What a tokenizer.json must hold for llama.cpp to split text as it does; "" and None are one.
+PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+BPE: Mapping[str, Any] = {
+    "type": "BPE",
+    "dropout": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
+TOKEN_FLAGS = ("lstrip", "rstrip", "single_word")
 
 
-def _refusal(loaded: LoadedModel) -> str | None:
-    if loaded.is_causal and loaded.family.model_type == "gpt2":
-        return None
-    return "only GPT-2 and its students are written as GGUF; take onnx"
+def _refusal(exported: Exported) -> str | None:
+    loaded, ends = exported.loaded, exported.vocabulary.end_ids
+    if not loaded.is_causal or loaded.family.model_type != "gpt2":
+        return "only GPT-2 and its students are written as GGUF; take onnx"
+    if reason := config_refusal(loaded.model.config, TANH_GELU):
+        return reason
+    if not 0 < len(ends) <= 3:
+        return (
+            "a GGUF file names one to three tokens that end a text, and the model has "
+            f"{len(ends)}; set eos_token_id in its generation_config.json"
+        )
+    return _tokenizer_refusal(exported)
 
 
-def _write(loaded: LoadedModel, source: Path, target: Path, precision: Precision) -> None:
-    config, kind = loaded.model.config, TYPES[precision]
+def _tokenizer_refusal(exported: Exported) -> str | None:
+    """What llama.cpp has no way to be told, named."""
+    tokenizer = exported.loaded.tokenizer
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    if state["normalizer"] is not None:
+        return (
+            f"its tokenizer's normalizer, {state['normalizer']['type']}, has no place in the file"
+        )
+    for part, wanted in (("model", BPE), ("pre_tokenizer", PRE_TOKENIZER)):
+        found = state[part] or {}
+        for key, value in wanted.items():
+            if (found.get(key) or None) != (value or None):
+                return (
+                    f"its tokenizer's {part} has the {key} {found.get(key)!r}; llama.cpp splits "
+                    f"text as GPT-2 does, with {value!r}"
+                )
+    for token in tokenizer.added_tokens_decoder.values():
+        for flag in TOKEN_FLAGS:
+            if getattr(token, flag):
+                return (
+                    f"its added token {token.content!r} has {flag} set, which has no place in the "
+                    "file; add the token without it"
+                )
+    if _added_around(exported) is None:
+        return "its tokenizer adds more around a text than a token before and one after it"
+    return None
+
+
+def _added_around(exported: Exported) -> tuple[bool, bool] | None:
+    """Whether the tokenizer begins each text with the token for it, and ends each; None where it
+    does something else."""
+    vocabulary, tokenizer = exported.vocabulary, exported.loaded.tokenizer
+    ids, own = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    for begins in (False, True):
+        for ends in (False, True):
+            first = [vocabulary.begin_id] if begins else []
+            if ids == first + own + (list(vocabulary.end_ids[:1]) if ends else []):
+                return begins, ends
+    return None
+
+
+def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
+    config, kind = exported.model.config, TYPES[precision]
+    # No general.name: llama.cpp strips spaces after special tokens where it holds "phi-3".
     writer = gguf.GGUFWriter(target / FILE, "gpt2")
-    writer.add_name(source.name)
     writer.add_block_count(config.n_layer)
     writer.add_context_length(config.n_positions)
     writer.add_embedding_length(config.n_embd)
@@ -42,71 +105,106 @@ def _write(loaded: LoadedModel, source: Path, target: Path, precision: Precision
     writer.add_head_count(config.n_head)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
     writer.add_file_type(kind[1])
-    _add_tokenizer(writer, loaded)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
-    for name, tensor in loaded.model.state_dict().items():
-        if name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
-            continue  # constants, and the embeddings again
-        values = tensor.float().numpy()
-        if name.endswith(TRANSPOSED):
-            values = values.T
-        stem, _, suffix = name.rpartition(".")
-        _add_tensor(writer, f"{names.get_name(stem)}.{suffix}", values, kind[0])
+    _add_tokenizer(writer, exported)
+    kept = [
+        name
+        for name, values in _tensors(exported.model).items()
+        if not _add_tensor(writer, name, values, kind[0])
+    ]
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if not kept:
+        return []
+    return [
+        f"{len(kept)} matrices, such as {kept[0]}, stay in float32: their rows do not divide into "
+        f"blocks of {gguf.GGML_QUANT_SIZES[kind[0]][0]}."
+    ]
+
+
+def _tensors(model: Any) -> dict[str, np.ndarray]:
+    """By llama.cpp's names; the output matrix only where it is not the embeddings again."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
+    tied = model.lm_head.weight is model.transformer.wte.weight
+    found = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith((".attn.bias", ".attn.masked_bias")):  # constants
+            continue
+        if tied and name == "lm_head.weight":
+            continue
+        stem, _, suffix = name.rpartition(".")
+        values = tensor.float().numpy()
+        found[f"{names.get_name(stem)}.{suffix}"] = (
+            values.T if name.endswith(TRANSPOSED) else values
+        )
+    return found
 
 
 def _add_tensor(
     writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: gguf.GGMLQuantizationType
-) -> None:
-    """Matrices in the precision asked for, if their rows are whole blocks of it; vectors and
-    positions in float32, as llama.cpp wants them."""
-    block = gguf.GGML_QUANT_SIZES[kind][0]
-    if values.ndim == 1 or name.startswith("position_embd") or values.shape[-1] % block:
+) -> bool:
+    """Matrices in the precision asked for, if their rows are whole blocks of it (False if not);
+    vectors and positions in float32, as llama.cpp wants them."""
+    fits = values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+    stays = values.ndim == 1 or name.startswith("position_embd")
+    if stays or not fits:
         kind = gguf.GGMLQuantizationType.F32
     writer.add_tensor(name, quantize(np.ascontiguousarray(values), kind), raw_dtype=kind)
+    return stays or fits
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, loaded: LoadedModel) -> None:
-    tokenizer, config = loaded.tokenizer, loaded.model.config
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    assert isinstance(tokens, list)
-    unused = [f"[PAD{id}]" for id in range(len(tokens), config.vocab_size)]
-    special = set(tokenizer.all_special_ids)
-    kinds = [
-        gguf.TokenType.CONTROL if id in special else gguf.TokenType.NORMAL
-        for id in range(len(tokens))
-    ] + [gguf.TokenType.UNUSED for _ in unused]
+def _add_tokenizer(writer: gguf.GGUFWriter, exported: Exported) -> None:
+    vocabulary, tokenizer = exported.vocabulary, exported.loaded.tokenizer
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*tokens, *unused])
-    writer.add_token_types(kinds)
+    writer.add_token_list(vocabulary.names)
+    writer.add_token_types([_token_type(id, vocabulary) for id in range(len(vocabulary))])
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
-    writer.add_bos_token_id(config.bos_token_id)
-    writer.add_eos_token_id(config.eos_token_id)
-    writer.add_add_bos_token(False)
+    add_end = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, id in zip(add_end, vocabulary.end_ids, strict=False):
+        add(id)
+    # llama.cpp has a default where none is given: 11.
+    begin = vocabulary.end_ids[0] if vocabulary.begin_id is None else vocabulary.begin_id
+    writer.add_bos_token_id(begin)
+    around = _added_around(exported)
+    assert around is not None, "refused before"
+    writer.add_add_bos_token(around[0])
+    writer.add_add_eos_token(around[1])
+    if vocabulary.unused:
+        writer.add_array(SUPPRESSED, sorted(vocabulary.unused))
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    if template:
+        writer.add_chat_template(template)
 
 
-class _ReadBack:
-    """The file as transformers reads it."""
-
-    def __init__(self, folder: Path, config: PretrainedConfig) -> None:
-        # (What transformers makes of its settings has 1,024 positions, however many it says.)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, config=config)
-        self._model = model.eval()
-
-    def log_probabilities(self, ids: Sequence[int]) -> list[float]:
-        return log_probabilities(self._model, ids)
-
-    def generate(self, ids: Sequence[int], number: int) -> list[int]:
-        return greedy_tokens(self._model, ids, number)
+def _token_type(id: int, vocabulary: Vocabulary) -> gguf.TokenType:
+    if id in vocabulary.unused:
+        return gguf.TokenType.UNUSED
+    if id in vocabulary.special:
+        return gguf.TokenType.CONTROL
+    return gguf.TokenType.USER_DEFINED if id in vocabulary.added else gguf.TokenType.NORMAL
 
 
-def _open(loaded: LoadedModel, folder: Path) -> CausalEngine:
-    return _ReadBack(folder, loaded.model.config)
+def _open(exported: Exported, folder: Path) -> CausalEngine | None:
+    try:
+        from stillhouse.export.llama_cpp import LlamaCpp
+    except ModuleNotFoundError:
+        return None
+    vocabulary = exported.vocabulary
+    others = sorted(vocabulary.special | vocabulary.added)[:STOPS]
+    stops = {*vocabulary.end_ids, *others}
+    return LlamaCpp(folder / FILE, exported.loaded.context, stops)
 
 
-GGUF = Format(("fp16", "fp32", "int8"), _refusal, _write, _open, times=False)
+GGUF = Format(
+    ("fp16", "fp32", "int8"),
+    _refusal,
+    _write,
+    _open,
+    engine="xllamacpp",
+    times=False,
+)

@@ -1,5 +1,9 @@
-"""ONNX, for encoders: with their heads, whatever they were made for."""
+"""ONNX, for encoders: with their heads, whatever they were made for.
 
+A model is traced as transformers runs it, so every key of its configuration is carried.
+"""
+
+import logging
 import warnings
 from pathlib import Path
 
@@ -9,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from stillhouse.export.exported import EncoderEngine, Format, Precision
-from stillhouse.generation.loaded import LoadedModel
+from stillhouse.export.plain import Exported
+from stillhouse.families import reads_token_types
 
 FILE = "model.onnx"
 OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision aloud
 
-def _refusal(loaded: LoadedModel) -> str | None:
-    if loaded.is_causal:
+
+def _refusal(exported: Exported) -> str | None:
+    if exported.loaded.is_causal:
         return "a model that continues text needs a cache, which this has not; take ctranslate2"
     return None
 
@@ -28,30 +35,41 @@ class _Outputs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        found = self.model(input_ids=input_ids, attention_mask=attention_mask)
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, *token_type_ids: Tensor
+    ) -> tuple[Tensor, ...]:
+        types = {"token_type_ids": token_type_ids[0]} if token_type_ids else {}
+        found = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
         return tuple(found[name] for name in OUTPUTS if name in found)
 
 
-def _write(loaded: LoadedModel, source: Path, target: Path, precision: Precision) -> None:
-    del source, precision  # float32 alone: what quantizing did to MiniLM is in docs/experiments.md
-    ids = torch.zeros((2, 8), dtype=torch.long)
-    names = [name for name in OUTPUTS if name in loaded.model(input_ids=ids)]
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=loaded.context)}
+def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
+    del precision  # float32 alone: what quantizing did to MiniLM is in docs/experiments.md
+    model, ids = exported.model, torch.zeros((2, 8), dtype=torch.long)
+    outputs = [name for name in OUTPUTS if name in model(input_ids=ids)]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if reads_token_types(model.config):
+        inputs["token_type_ids"] = torch.zeros_like(ids)  # a tensor of its own
+    axes = {
+        0: torch.export.Dim("batch"),
+        1: torch.export.Dim("length", max=exported.loaded.context),
+    }
+    shapes = (axes, axes, *([(axes,)] if len(inputs) == 3 else []))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that two inputs share their axes' names, as they must
+        warnings.simplefilter("ignore")  # that inputs share their axes' names, as they must
         torch.onnx.export(
-            _Outputs(loaded.model).eval(),
-            (ids, torch.ones_like(ids)),
+            _Outputs(model).eval(),
+            tuple(inputs.values()),
             str(target / FILE),
-            input_names=["input_ids", "attention_mask"],
-            output_names=names,
-            dynamic_shapes=(axes, axes),
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_shapes=shapes,
             external_data=False,
             verbose=False,
         )
-    loaded.tokenizer.save_pretrained(target)
-    loaded.model.config.save_pretrained(target)
+    exported.loaded.tokenizer.save_pretrained(target)
+    model.config.save_pretrained(target)
+    return []
 
 
 class _Encoder:
@@ -68,9 +86,15 @@ class _Encoder:
         return {name: np.asarray(each) for name, each in zip(names, found, strict=True)}
 
 
-def _open(loaded: LoadedModel, folder: Path) -> EncoderEngine:
-    del loaded
+def _open(exported: Exported, folder: Path) -> EncoderEngine:
+    del exported
     return _Encoder(folder)
 
 
-ONNX = Format(("fp32",), _refusal, _write, _open)
+ONNX = Format(
+    ("fp32",),
+    _refusal,
+    _write,
+    _open,
+    engine="onnxruntime",
+)

@@ -1,0 +1,123 @@
+"""llama.cpp reads a GGUF file: its tokens, their text, their probabilities, and where it stops.
+
+Keys and values are kept in float32 and flash attention is off, so that nothing stands between its
+numbers and the model's but the file's own precision and llama.cpp's GELU.
+"""
+
+import http.client
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+import xllamacpp
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stillhouse.errors import ModelError
+
+llama: Any = xllamacpp  # a module of C++, without types
+
+FORCED = 1e9  # added to a token's logit, it is drawn; log-probabilities are those before it
+
+
+class TableGelu(nn.Module):
+    """GELU as llama.cpp has it on processors: a table of half-precision values, for arguments of
+    half precision; 0 up to -10, and the argument itself from 10. In most models that moves a
+    log-probability by 0.002 nats at most, in one with very sharp attention by ten times that."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        entries = functional.gelu(inputs.half().float(), approximate="tanh").half().float()
+        return torch.where(inputs <= -10, 0.0, torch.where(inputs >= 10, inputs, entries))
+
+
+class LlamaCpp:
+    """A model in llama.cpp's server, in this process."""
+
+    activation = TableGelu()
+
+    def __init__(self, path: Path, context: int, stops: Iterable[int]) -> None:
+        """Load a file.
+
+        Args:
+            context: The longest text, in tokens.
+            stops: The tokens that may end a text; each is tried.
+
+        Raises:
+            ModelError: llama.cpp does not load it.
+        """
+        try:
+            self._server = llama.Server(_settings(path, context))
+        except Exception as error:  # the bindings raise what C++ threw
+            raise ModelError(
+                f"llama.cpp does not load the file that was written: {error}"
+            ) from error
+        self._address = urlsplit(self._server.listening_address).netloc
+        self.end_ids = frozenset(token for token in stops if self._stops_at(token))
+
+    def log_probabilities(self, ids: Sequence[int]) -> list[float]:
+        found = []
+        for length in range(1, len(ids)):
+            (token,) = self._complete(ids[:length], 1, logit_bias=[[ids[length], FORCED]])
+            assert token["id"] == ids[length], "llama.cpp drew another token than it was told to"
+            found.append(token["logprob"])
+        return found
+
+    def generate(self, ids: Sequence[int], number: int) -> list[int]:
+        return [token["id"] for token in self._complete(ids, number, ignore_eos=True)]
+
+    def continue_to_end(self, ids: Sequence[int], number: int) -> list[int]:
+        """The likeliest next tokens, to the first that ends the text."""
+        return [token["id"] for token in self._complete(ids, number)]
+
+    def tokens_of(self, text: str) -> list[int]:
+        body = {"content": text, "add_special": False, "parse_special": True}
+        return self._post("/tokenize", body)["tokens"]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        return self._post("/detokenize", {"tokens": list(ids)})["content"]
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
+        """The messages in the file's own chat template."""
+        return self._post("/apply-template", {"messages": list(messages)})["prompt"]
+
+    def _stops_at(self, token: int) -> bool:
+        found = self._ask([token], 2, logit_bias=[[token, FORCED]])
+        return found["finish_reason"] == "stop"
+
+    def _complete(self, ids: Sequence[int], number: int, **settings: Any) -> list[dict[str, Any]]:
+        return self._ask(ids, number, **settings)["logprobs"]["content"]
+
+    def _ask(self, ids: Sequence[int], number: int, **settings: Any) -> dict[str, Any]:
+        request = {
+            "prompt": list(ids),
+            "n_predict": number,
+            "temperature": 0,
+            "logprobs": 1,
+            "cache_prompt": True,
+            **settings,
+        }
+        (choice,) = self._server.handle_completions(request)["choices"]
+        return choice
+
+    def _post(self, path: str, body: Any) -> dict[str, Any]:
+        with closing(http.client.HTTPConnection(self._address, timeout=60)) as connection:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", path, json.dumps(body).encode(), headers)
+            return json.loads(connection.getresponse().read())
+
+
+def _settings(path: Path, context: int) -> Any:
+    settings = llama.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = context, 1, 0
+    settings.cache_type_k = settings.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = torch.get_num_threads()
+    settings.fit_params = settings.warmup = settings.ui = False
+    settings.cache_ram_mib = 0
+    settings.verbosity = -1
+    return settings

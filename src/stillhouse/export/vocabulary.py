@@ -1,0 +1,81 @@
+"""What an exported file says of a vocabulary: a name for every id, and the tokens that mean more
+than text."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from stillhouse.errors import ModelError
+from stillhouse.generation.loaded import LoadedModel
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a model, without the padding behind the last of them.
+
+    Attributes:
+        names: Of each id; an added token is named by its text.
+        unused: Ids in between that are no token; their names are <|padding_ID|>.
+        special: Special tokens.
+        added: Other tokens that were added to the tokenizer's own.
+        end_ids: The tokens that end a text, the tokenizer's own first: those that the model's files
+            name, else the tokenizer's. Empty where none does.
+        begin_id: The token that begins a text, if there is one.
+    """
+
+    names: tuple[str, ...]
+    unused: frozenset[int]
+    special: frozenset[int]
+    added: frozenset[int]
+    end_ids: tuple[int, ...]
+    begin_id: int | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def vocabulary_of(name: str, loaded: LoadedModel) -> Vocabulary:
+    """The vocabulary of a model and its tokenizer.
+
+    Raises:
+        ModelError: the tokenizer has tokens that the model has no embedding for, or none at all.
+    """
+    tokenizer, config = loaded.tokenizer, loaded.model.config
+    begin: Any = tokenizer.bos_token_id
+    by_id = {id: token for token, id in tokenizer.get_vocab().items()}
+    size = max(by_id, default=-1) + 1
+    if not 0 < size <= config.vocab_size:
+        raise ModelError(
+            f"The tokenizer of {name} has {size} tokens, and the model has embeddings for "
+            f"{config.vocab_size}. Save the tokenizer that belongs to the model, or call "
+            "model.resize_token_embeddings(len(tokenizer)) and train it."
+        )
+    unused = frozenset(id for id in loaded.unused_ids if id < size)
+    added = tokenizer.added_tokens_decoder
+    special = {id for id, token in added.items() if token.special}.union(tokenizer.all_special_ids)
+    return Vocabulary(
+        tuple(by_id[id] if id in by_id else _unused_name(id, by_id.values()) for id in range(size)),
+        unused,
+        frozenset(special),
+        frozenset(added) - special,
+        _end_ids(loaded, size),
+        _first_known([config.bos_token_id, begin], size),
+    )
+
+
+def _unused_name(id: int, taken: Iterable[str]) -> str:
+    name = f"<|padding_{id}|>"
+    return f"{name}_" if name in taken else name
+
+
+def _end_ids(loaded: LoadedModel, size: int) -> tuple[int, ...]:
+    """Those that the vocabulary has: a default of transformers can lie outside."""
+    own: Any = loaded.tokenizer.eos_token_id
+    known = {id for id in loaded.end_ids if id < size}
+    if not known and own is not None:
+        known = {own}
+    return tuple(sorted(known, key=lambda id: (id != own, id)))
+
+
+def _first_known(ids: list[int | None], size: int) -> int | None:
+    return next((id for id in ids if id is not None and 0 <= id < size), None)

@@ -1,0 +1,143 @@
+"""Names of ids, end tokens and added tokens, as an export takes them from a model's files."""
+
+import json
+
+import pytest
+from tests.export.test_plain import exported, make_loaded
+from tokenizers import Tokenizer
+from transformers import AddedToken
+
+from stillhouse.errors import ModelError
+from stillhouse.export.plain import plain
+from stillhouse.export.to_ctranslate2 import CTRANSLATE2
+from stillhouse.export.to_gguf import GGUF
+from stillhouse.export.vocabulary import vocabulary_of
+from stillhouse.generation.loaded import LoadedModel
+
+
+def with_state(loaded: LoadedModel, **changes) -> LoadedModel:
+    """The same model, with parts of its tokenizer.json replaced."""
+    state = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
+    for part, value in changes.items():
+        state[part] = state[part] | value if part == "model" else value
+    loaded.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return loaded
+
+
+def refusal(loaded: LoadedModel) -> str:
+    return GGUF.refusal(plain(loaded, vocabulary_of("model", loaded))) or "none"
+
+
+@pytest.mark.parametrize(
+    ("own", "generation", "expected"),
+    [
+        (0, None, (0,)),
+        (0, [0, 40], (0, 40)),
+        ([5, 0], None, (0, 5)),  # the tokenizer's own first
+        (7, 9, (7, 9)),
+        (None, None, (0,)),  # the tokenizer's
+        (50_256, None, (0,)),  # outside the vocabulary: a default of transformers
+    ],
+)
+def test_end_tokens_are_those_of_both_files(own, generation, expected):
+    loaded = make_loaded("gpt2", eos_token_id=own)
+    loaded.model.generation_config.eos_token_id = generation
+    assert vocabulary_of("model", loaded).end_ids == expected
+
+
+def test_a_model_that_ends_nothing_is_refused():
+    """Both formats must name a token; llama.cpp would take token 11."""
+    loaded = make_loaded("gpt2", eos_token_id=None)
+    loaded.model.generation_config.eos_token_id = None
+    loaded.tokenizer.eos_token = None
+    found = plain(loaded, vocabulary_of("model", loaded))
+    for form in (GGUF, CTRANSLATE2):
+        assert "set eos_token_id in" in (form.refusal(found) or "none")
+
+
+def test_more_end_tokens_than_a_gguf_file_names_are_refused():
+    loaded = make_loaded("gpt2", eos_token_id=[0, 5, 6, 7])
+    assert "the model has 4" in refusal(loaded)
+
+
+def test_added_tokens_keep_their_kind():
+    loaded = make_loaded("gpt2", extra_embeddings=9)
+    number = len(loaded.tokenizer)
+    loaded.tokenizer.add_tokens(["<|user|>", "New York"])
+    loaded.tokenizer.add_tokens([AddedToken("<|sep|>", special=True)], special_tokens=True)
+    found = vocabulary_of("model", loaded)
+    assert found.names[number:] == ("<|user|>", "New York", "<|sep|>")
+    assert found.added == {number, number + 1}
+    assert found.special == {0, number + 2}
+
+
+def test_ids_between_tokens_have_names_that_no_token_has():
+    loaded = make_loaded("gpt2", extra_embeddings=9)
+    state = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
+    size = len(loaded.tokenizer)
+    taken = state["added_tokens"][0] | {"id": size + 3, "content": f"<|padding_{size}|>"}
+    loaded = with_state(loaded, added_tokens=[*state["added_tokens"], taken])
+    state["model"]["vocab"][taken["content"]] = size + 3
+    loaded = with_state(loaded, model={"vocab": state["model"]["vocab"]})
+    found = vocabulary_of("model", loaded)
+    assert len(set(found.names)) == len(found) == size + 4
+    assert found.unused == {size, size + 1, size + 2}
+    assert found.names[size:] == (
+        f"<|padding_{size}|>_", f"<|padding_{size + 1}|>", f"<|padding_{size + 2}|>",
+        f"<|padding_{size}|>",
+    )  # fmt: skip
+
+
+def test_a_tokenizer_larger_than_its_model_is_refused():
+    loaded = make_loaded("gpt2")
+    size = len(loaded.tokenizer)
+    loaded.tokenizer.add_tokens(["<|user|>"])
+    with pytest.raises(ModelError, match=f"has {size + 1} tokens, and the model has embeddings"):
+        vocabulary_of("model", loaded)
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_flags_of_added_tokens_that_gguf_has_no_place_for_are_refused(flag):
+    loaded = make_loaded("gpt2", extra_embeddings=1)
+    loaded.tokenizer.add_tokens([AddedToken("<|user|>", **{flag: True})])
+    assert f"its added token '<|user|>' has {flag} set" in refusal(loaded)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"normalizer": {"type": "NFC"}}, "tokenizer's normalizer, NFC, has no place"),
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer, Lowercase, has no place"),
+        ({"pre_tokenizer": None}, "pre_tokenizer has the type None"),
+        (
+            {
+                "pre_tokenizer": {
+                    "type": "ByteLevel",
+                    "add_prefix_space": True,
+                    "trim_offsets": True,
+                    "use_regex": True,
+                }
+            },
+            "pre_tokenizer has the add_prefix_space True",
+        ),
+        (
+            {"pre_tokenizer": {"type": "Digits", "individual_digits": True}},
+            "pre_tokenizer has the type 'Digits'",
+        ),
+        ({"model": {"byte_fallback": True}}, "model has the byte_fallback True"),
+        ({"model": {"ignore_merges": True}}, "model has the ignore_merges True"),
+        ({"model": {"dropout": 0.1}}, "model has the dropout 0.1"),
+    ],
+)
+def test_tokenizers_that_llama_cpp_does_not_split_like_are_refused(changes, reason):
+    assert reason in refusal(with_state(make_loaded("gpt2"), **changes))
+
+
+def test_other_models_than_bpe_are_refused_as_gguf():
+    """A GPT-2 with a WordPiece vocabulary."""
+    found = exported("gpt2")
+    words = make_loaded("bert").tokenizer
+    loaded = LoadedModel(found.loaded.model, words)
+    loaded.tokenizer.eos_token = "[SEP]"
+    loaded.tokenizer.backend_tokenizer.normalizer = None  # pyright: ignore
+    assert "model has the type 'WordPiece'" in refusal(loaded)
