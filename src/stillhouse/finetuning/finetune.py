@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import (
     load_config,
+    load_model_tokenizer,
     load_task_model,
     save_model,
     shallower_task_model,
@@ -50,7 +51,6 @@ from stillhouse.tasks.registry import task_for_training
 from stillhouse.tasks.sentence_transformers import write_modules
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import StepBatches
-from stillhouse.tokens.tokenizer import load_tokenizer
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train
@@ -197,7 +197,7 @@ class Finetuning:
         """Train one model to the end and commit its folder; goes on from a checkpoint if there is
         one."""
         inputs, where = self.inputs(name, start, teacher), f"{self.name}-{name}"
-        tokenizer = load_tokenizer(start.folder)
+        tokenizer = load_model_tokenizer(start.folder)
         model = self._initial(name, start)
         objective = TaskObjective(
             self.task,
@@ -264,7 +264,7 @@ class Finetuning:
             reporter.say(f"{self.name}: scores of {name}")
             model = load_task_model(folder, self.task.head, {})
             model.to(self.device)  # pyright: ignore[reportArgumentType]
-            measured[name] = self._measured(model, load_tokenizer(folder))
+            measured[name] = self._measured(model, load_model_tokenizer(folder))
         scores = {
             **task_scores(self.recipe, measured),
             "machine": describe_machine(),
@@ -454,7 +454,7 @@ def check_tokenizers(teacher: Found, student: Found) -> None:
     Raises:
         RecipeError: their vocabularies differ.
     """
-    vocabularies = [load_tokenizer(found.folder).get_vocab() for found in (teacher, student)]
+    vocabularies = [load_model_tokenizer(found.folder).get_vocab() for found in (teacher, student)]
     if vocabularies[0] != vocabularies[1]:
         raise RecipeError(
             f"The teacher in {teacher.folder} has another tokenizer than the student, which "

@@ -25,6 +25,7 @@ from stillhouse.families import (
     head_of,
     load_config,
     load_model,
+    load_model_tokenizer,
     load_task_model,
     resolve_folder,
     without_generation_defaults,
@@ -51,7 +52,7 @@ from stillhouse.tasks.task import Task
 from stillhouse.tasks.text_classification import TextClassification, TextRegression
 from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import TokenClassification, words_in
-from stillhouse.tokens.tokenizer import load_tokenizer, unused_ids
+from stillhouse.tokens.tokenizer import find_special_tokens, num_ids, unused_ids
 
 
 class Filled(NamedTuple):
@@ -173,8 +174,17 @@ class LoadedModel:
         return end_token_ids(self.model)
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """The tokens of a prompt; those of an empty one begin a new document."""
-        return tuple(self.encode(prompt) or [self.model.config.bos_token_id])
+        """The tokens of a prompt, as the model's documents begin: with the start token that the
+        tokenizer puts there, or none. An empty prompt begins a new document."""
+        special, ids = find_special_tokens(self.tokenizer), self.encode(prompt)
+        if ids and special.document_start == special.end_of_text:
+            return tuple(ids)
+        if special.document_start is None:
+            raise DataError(
+                "The model's tokenizer has no token that begins or ends a text, so an empty prompt "
+                "has nothing to start from. Give a prompt."
+            )
+        return (special.document_start, *ids)
 
     @torch.inference_mode()
     def _search_beams(self, ids: Sequence[int], settings: Generation) -> list[str]:
@@ -212,7 +222,7 @@ class LoadedModel:
         Raises:
             DataError: ids that no token has.
         """
-        must_be_known(ids, len(self.tokenizer))
+        must_be_known(ids, num_ids(self.tokenizer))
         return self.decode(ids)
 
     @torch.inference_mode()
@@ -360,8 +370,9 @@ def load(name: str | Path, *, offline: bool = False) -> LoadedModel:
     folder = resolve_folder(str(name), offline=offline)
     if head_of(load_config(folder)) is not None:
         return load_for_task(folder)
+    tokenizer = load_model_tokenizer(folder)
     _, model = load_model(folder)
-    return LoadedModel(model, load_tokenizer(folder))
+    return LoadedModel(model, tokenizer)
 
 
 def load_for_task(
@@ -377,10 +388,10 @@ def load_for_task(
         ModelError: a model without the head of a task, or one that is not complete.
         RecipeError: another task than the model's.
     """
-    task = task_of_model(folder, recipe)
+    task, tokenizer = task_of_model(folder, recipe), load_model_tokenizer(folder)
     model = load_task_model(folder, task.head, {})
     model.to(device or torch.device("cpu"))  # pyright: ignore[reportArgumentType]
-    return LoadedModel(model, load_tokenizer(folder), task)
+    return LoadedModel(model, tokenizer, task)
 
 
 def cut_text(number: int, task: Task) -> str:
