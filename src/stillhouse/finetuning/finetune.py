@@ -48,7 +48,7 @@ from stillhouse.tasks.asking import ask
 from stillhouse.tasks.encoded import Encoded
 from stillhouse.tasks.metrics import Measure
 from stillhouse.tasks.registry import task_for_training
-from stillhouse.tasks.sentence_transformers import write_modules
+from stillhouse.tasks.sentence_transformers import check_recipe_of, write_modules
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
@@ -155,6 +155,8 @@ class Finetuning:
                 continue
             teacher = self.teachers.get(model.teacher) or starts[model.teacher]
             check_tokenizers(teacher, starts[name])
+            if isinstance(self.recipe.task, EmbeddingsTask):
+                check_recipe_of(teacher.folder, self.recipe.task, trains=True)
 
     def _check_number(self, number: int) -> None:
         """Refuse a step that groups do not fill, and data that does not fill a step."""
