@@ -16,7 +16,11 @@ __all__ = ["StillhouseError", "__version__", "load", "run", "set_seed"]
 
 
 def load(name: str | Path, *, offline: bool = False) -> "LoadedModel":
-    """Load a model folder, a hub name, or `sample`; the result has `.generate()` and `.features()`.
+    """Load a model folder, a hub name, or the packaged `sample` or `minilm`.
+
+    What comes back has, for language models, `.generate()`, `.fill_mask()` and `.features()`; for
+    models of a task `.classify()`, `.answer()`, `.tag()` or `.embed()`. Each takes a text, or a
+    list of texts, for which a list comes back.
 
     Raises:
         ModelError: no such folder, or one that is not a complete model.

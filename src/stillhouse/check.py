@@ -16,6 +16,7 @@ from stillhouse.data.hub import HUB_PREFIX
 from stillhouse.distillation.cache import cache_format
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import (
+    check_folder,
     check_sequence_length,
     count_parameters,
     empty_model,
@@ -37,7 +38,7 @@ from stillhouse.recipe import (
 )
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.tokens.source import check_vocabulary
-from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens
+from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, special_tokens
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.floor import DTYPES, matmul_rate
 from stillhouse.training.work import Work, count_work, planned_step
@@ -102,7 +103,7 @@ def _task_models(
     def config(model: str) -> PretrainedConfig:
         if model in starts:
             return starts[model]
-        return load_config(resolve_folder(model, offline=offline, weights=False))
+        return _checked(model, offline, head=False)[0]
 
     teachers = {
         model.teacher: config(model.teacher)
@@ -174,14 +175,13 @@ def _teacher_config(recipe: Recipe, *, offline: bool) -> PretrainedConfig:
         if isinstance(chosen, str):
             tokenizer = load_tokenizer(Path(chosen))
             special = special_tokens(tokenizer, recipe.tokens.language_modeling)
-            size = len(tokenizer)
+            size = num_ids(tokenizer)
             ids = {key: value for key, value in asdict(special).items() if isinstance(value, int)}
         scratch = family_named(recipe.teacher.family).scratch_config
         assert scratch is not None
         return scratch(recipe.teacher, size, recipe.tokens.sequence_length, ids)
     assert recipe.named_model is not None
-    folder = resolve_folder(recipe.named_model, offline=offline, weights=False)
-    config = load_config(folder)
+    config, folder = _checked(recipe.named_model, offline, head=recipe.corpus is not None)
     named = recipe.tokens.tokenizer
     if isinstance(named, TrainedTokenizer):
         raise RecipeError(
@@ -197,6 +197,13 @@ def _teacher_config(recipe: Recipe, *, offline: bool) -> PretrainedConfig:
     else:
         check_vocabulary(tokenizer, config.vocab_size, f"the teacher in {folder}")
     return config
+
+
+def _checked(name: str, offline: bool, *, head: bool) -> tuple[PretrainedConfig, Path]:
+    """The configuration and folder of a model; its weights may yet be fetched."""
+    folder = resolve_folder(name, offline=offline, weights=False)
+    check_folder(folder, needs_weights=False, head=head)
+    return load_config(folder), folder
 
 
 def _sizes(config: PretrainedConfig) -> dict[str, Any]:

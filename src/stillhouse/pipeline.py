@@ -68,6 +68,7 @@ class Pipeline:
         self.ranks = ranks
         self.models = wanted_models(recipe.distillation)
         self._measured = Measured()
+        self._resolved: dict[str, Path] = {}
 
     def run_stages(self, stages: Collection[str]) -> None:
         """Run the named stages in order; what is up to date is left alone.
@@ -381,7 +382,14 @@ class Pipeline:
         return Found(folder, self.ranks.from_first(lambda: committed_fingerprint(folder)))
 
     def _resolve(self, name: str) -> Path:
-        return families.resolve_folder(name, offline=self.options.offline)
+        """The folder of a model, looked over when its name is first met; what a task starts from
+        needs no language modeling head."""
+        if name not in self._resolved:
+            folder = families.resolve_folder(name, offline=self.options.offline)
+            needs_head = self.recipe.corpus is not None and name == self.recipe.named_model
+            families.check_folder(folder, head=needs_head)
+            self._resolved[name] = folder
+        return self._resolved[name]
 
     def _evaluate(self, run: RunFolder, seed: int) -> None:
         outputs = {model: output_folder(run, model) for model in self.models}
@@ -420,5 +428,5 @@ def committed_fingerprint(folder: Path) -> str:
 
 def folder_fingerprint(folder: Path) -> str:
     """SHA-256 over the files of a model folder."""
-    files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
-    return fingerprint({file.name: sha256_of(file) for file in files})
+    files = families.result_files(folder)
+    return fingerprint({file.relative_to(folder).as_posix(): sha256_of(file) for file in files})

@@ -76,7 +76,7 @@ def losses_by_hand(model, document, stride, context) -> list[float]:
 
 def test_blocks_equal_an_independent_computation(model, text):
     """Each block is a text of its own that begins with end-of-text; mean over all tokens."""
-    result = perplexity(family_of(model.config), model, text, end_of_text=END)
+    result = perplexity(family_of(model.config), model, text, document_start=END)
     losses = []
     for document in text.documents:
         for start in range(0, len(document), POSITIONS - 1):
@@ -88,7 +88,7 @@ def test_blocks_equal_an_independent_computation(model, text):
 
 def test_the_sliding_window_equals_an_independent_computation(model, text):
     """Each window scores its last tokens after all the context that fits."""
-    result = perplexity(family_of(model.config), model, text, end_of_text=END)
+    result = perplexity(family_of(model.config), model, text, document_start=END)
     losses = [
         loss
         for document in text.documents
@@ -118,7 +118,7 @@ def test_no_window_is_longer_than_the_context(text):
 
 def test_words_and_bytes_divide_the_same_sum(model, text):
     """Word perplexity and bits per byte follow from the mean loss a token by arithmetic."""
-    result = perplexity(family_of(model.config), model, text, end_of_text=END)
+    result = perplexity(family_of(model.config), model, text, document_start=END)
     total = math.log(result["token"]) * result["tokens_scored"]
     assert result["word"] == pytest.approx(math.exp(total / 100), rel=1e-6)
     assert result["bits_per_byte"] == pytest.approx(total / math.log(2) / 456, rel=1e-6)
@@ -129,7 +129,7 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(model, 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    result = perplexity(family_of(model.config), model, text, end_of_text=END)
+    result = perplexity(family_of(model.config), model, text, document_start=END)
     assert result["token"] == pytest.approx(VOCABULARY, rel=1e-6)
     assert result["token_s512"] == pytest.approx(VOCABULARY, rel=1e-6)
 
@@ -138,7 +138,7 @@ def test_a_shorter_context_may_be_asked_for(model, text):
     """The recipe's sequence length bounds the blocks, never beyond the model's positions."""
     family = family_of(model.config)
     results = [
-        perplexity(family, model, text, end_of_text=END, context=context)["token"]
+        perplexity(family, model, text, document_start=END, context=context)["token"]
         for context in (4, POSITIONS, 10**6)
     ]
     assert results[1] == results[2] != results[0]
@@ -152,7 +152,7 @@ def test_weights_that_are_not_finite_give_no_number(model, text):
     same."""
     with torch.no_grad():
         model.transformer.wte.weight[3, 3] = math.nan
-    figures, losses = score_text(family_of(model.config), model, text, end_of_text=END)
+    figures, losses = score_text(family_of(model.config), model, text, document_start=END)
     assert [figures[key] for key in (*PERPLEXITIES, "bits_per_byte")] == [None] * 4
     assert figures["tokens_scored"] == losses.tokens.sum() == sum(map(len, text.documents))
     assert losses.mean is None
@@ -163,7 +163,7 @@ def test_a_perplexity_beyond_float64_is_none_and_its_loss_stays(model, text):
     not."""
     with torch.no_grad():
         model.transformer.wte.weight.mul_(1e5)
-    figures, losses = score_text(family_of(model.config), model, text, end_of_text=END)
+    figures, losses = score_text(family_of(model.config), model, text, document_start=END)
     assert [figures[key] for key in PERPLEXITIES] == [None] * 3
     assert losses.mean is not None
     assert losses.mean > 709
@@ -183,7 +183,7 @@ def test_a_model_diverged_when_a_guess_is_far_better(loss, diverged):
 
 def test_few_documents_are_kept_block_by_block(model, text):
     """Each block's sum is that of its own tokens, in the order of the text."""
-    _, losses = score_text(family_of(model.config), model, text, end_of_text=END)
+    _, losses = score_text(family_of(model.config), model, text, document_start=END)
     assert losses.unit == "blocks of 15 tokens"
     blocks = [
         document[start : start + POSITIONS - 1]
@@ -200,11 +200,11 @@ def test_many_documents_are_kept_one_by_one(model):
     draw = np.random.default_rng(1)
     documents = [draw.integers(1, VOCABULARY, size) for size in (*range(1, 21), 40)]
     text = ScoredText(documents, 10, 10)
-    _, losses = score_text(family_of(model.config), model, text, end_of_text=END)
+    _, losses = score_text(family_of(model.config), model, text, document_start=END)
     assert losses.unit == "documents"
     assert losses.tokens.tolist() == [len(document) for document in documents]
     alone = [
-        score_text(family_of(model.config), model, ScoredText([each], 1, 1), end_of_text=END)[1]
+        score_text(family_of(model.config), model, ScoredText([each], 1, 1), document_start=END)[1]
         for each in documents
     ]
     assert losses.sums == pytest.approx([each.sums.sum() for each in alone], rel=1e-5)
@@ -214,7 +214,7 @@ def test_units_are_pooled_where_there_are_very_many(model):
     """The file stays small, and no token is lost."""
     documents = [np.array([1 + number % 9, 2]) for number in range(2_500)]
     figures, losses = score_text(
-        family_of(model.config), model, ScoredText(documents, 1, 1), end_of_text=END
+        family_of(model.config), model, ScoredText(documents, 1, 1), document_start=END
     )
     assert losses.unit == "groups of 3 documents"
     assert len(losses.tokens) == 834
@@ -243,7 +243,7 @@ def masked(text):
     starts = np.cumsum([0, *map(len, text.documents)]).astype(np.uint64)
     counts = np.bincount(ids, minlength=VOCABULARY).astype(np.uint64)
     split = TokenSplit("validation", VOCABULARY, (ids,), starts, counts, (Path("none"),))
-    special = SpecialTokens(None, cls=2, sep=3, mask=4, pad=1, unk=0, all_ids=(0, 1, 2, 3, 4))
+    special = SpecialTokens(None, None, cls=2, sep=3, mask=4, pad=1, unk=0, all_ids=(0, 1, 2, 3, 4))
     return MaskedSequences(
         split, POSITIONS, special, MaskingRecipe(), vocabulary_size=VOCABULARY, counts=counts
     )

@@ -1,11 +1,14 @@
 """Attention in plain products: the values and gradients of the definition, in every layer."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
+from stillhouse.errors import ModelError
 from stillhouse.families import attention, family_of
 from stillhouse.families.attention import plain_attention
 
@@ -131,3 +134,76 @@ def test_long_sequences_go_to_the_fused_kernel(tiny_model, batch_of, words, monk
     batch = batch_of([[words(12, 1)]], 12, causal=False)
     family_of(model.config).run_body(model, batch)
     assert not called
+
+
+def sliding_models() -> dict[str, transformers.PreTrainedModel]:
+    """Tiny models whose attention sees a window of 4 positions: in each layer, or in every other
+    one; to the left, or to both sides; with fewer heads of keys than of queries."""
+    shape: dict[str, Any] = {
+        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    heads: dict[str, Any] = {"num_key_value_heads": 1, "head_dim": 8}
+    kinds = ["sliding_attention", "full_attention"]
+    configs = [
+        transformers.MistralConfig(**shape, **heads, sliding_window=4),
+        transformers.Qwen2Config(
+            **shape, num_key_value_heads=2, use_sliding_window=True, sliding_window=4,
+            layer_types=kinds,
+        ),
+        transformers.Gemma3TextConfig(**shape, **heads, sliding_window=4, layer_types=kinds),
+        transformers.ModernBertConfig(
+            **shape, cls_token_id=1, sep_token_id=2, local_attention=6, layer_types=kinds
+        ),
+    ]  # fmt: skip
+    torch.manual_seed(0)
+    return {config.model_type: transformers.AutoModel.from_config(config) for config in configs}
+
+
+@pytest.mark.parametrize("longest", [attention.LONGEST, 0], ids=["products", "sdpa"])
+@pytest.mark.parametrize("given", ["none", "all", "floats"])
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "gemma3_text", "modernbert"])
+def test_a_sliding_window_is_kept(name, given, longest, monkeypatch):
+    """Past the window, with a caller's mask or none: the hidden states of plain transformers."""
+    monkeypatch.setattr(attention, "LONGEST", longest)
+    model = sliding_models()[name].eval()
+    ids = torch.randint(3, 50, (2, 13), generator=torch.Generator().manual_seed(1))
+    seen = torch.ones(2, 1, 13, 13, dtype=torch.bool)
+    if name != "modernbert":
+        seen = seen.tril()
+    mask = {
+        "none": None, "all": seen,
+        "floats": torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min),
+    }[given]  # fmt: skip
+    with torch.no_grad():
+        expected = model(input_ids=ids).last_hidden_state
+        with attention.masks_as_given(model.config):
+            found = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_is_a_band(causal):
+    """Which keys a query sees, one by one; the queries may be the last of the positions alone."""
+    found = attention.within_window(3, 6, 2, causal=causal)[0, 0]
+    for row, query in enumerate(range(3, 6)):
+        for key in range(6):
+            near = abs(query - key) < 2 and (key <= query or not causal)
+            assert bool(found[row, key]) == near
+
+
+def test_attention_that_cannot_take_a_mask_is_refused():
+    """Chunked layers would lose their chunks, and a soft cap its cap, in silence."""
+    config: Any = transformers.GPT2Config()
+    config.layer_types = ["chunked_attention"] * 12
+    config._attn_implementation = "sdpa"
+    with (
+        pytest.raises(ModelError, match="chunked attention cannot take"),
+        attention.masks_as_given(config),
+    ):
+        pass
+    query = torch.zeros(1, 1, 2, 4)
+    function = transformers.AttentionInterface()[attention.NAME]
+    with pytest.raises(ModelError, match="softcap"):
+        function(torch.nn.Identity(), query, query, query, None, softcap=30.0)

@@ -3,6 +3,7 @@ one."""
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_sampling_defaults_of_a_teacher_are_kept(folder, tmp_path, tiny_tokenize
     """Even those that transformers refuses to save once anything beside them has changed."""
     defaults = {"eos_token_id": [0, 9], "temperature": 0.6, "top_p": 0.9, "pad_token_id": 3}
     set_end_tokens(folder, 0, defaults)
-    student = GPT2LMHeadModel(load_config(folder))
+    student = GPT2LMHeadModel(cast("GPT2Config", load_config(folder)))
     take_generation_config(student, folder)
     save_model(student, tiny_tokenizer, tmp_path / "student")
     found = json.loads((tmp_path / "student" / "generation_config.json").read_text())

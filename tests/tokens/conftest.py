@@ -35,5 +35,12 @@ def split_of(tmp_path) -> Callable[..., TokenSplit]:
 def special() -> SpecialTokens:
     """Pad 0, unknown 1, CLS 2, SEP 3, mask 4."""
     return SpecialTokens(
-        end_of_text=None, cls=2, sep=3, mask=4, pad=0, unk=1, all_ids=(0, 1, 2, 3, 4)
+        end_of_text=None,
+        document_start=None,
+        cls=2,
+        sep=3,
+        mask=4,
+        pad=0,
+        unk=1,
+        all_ids=(0, 1, 2, 3, 4),
     )

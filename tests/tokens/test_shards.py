@@ -12,7 +12,7 @@ from stillhouse.tokens.shards import COUNTS, ShardWriter, TokenSplit, open_split
 DOCUMENTS = [[5, 6, 7], [8], [], [9, 9, 9, 9, 9], [4]]
 
 
-def write(folder, documents, *, lead=None, vocabulary_size=10, tokens_per_shard=4):
+def write(folder, documents, *, lead=(), vocabulary_size=10, tokens_per_shard=4):
     """A committed tokens folder whose two splits both hold `documents`."""
     facts = {"dtype": token_dtype(vocabulary_size).name, "vocabulary_size": vocabulary_size}
     facts["splits"] = {}
@@ -65,14 +65,14 @@ def test_a_read_spans_shards(tmp_path):
 
 def test_each_document_begins_with_the_lead(tmp_path):
     """Causal documents begin with end-of-text; one without tokens does not leave a lead behind."""
-    write(tmp_path / "tokens", DOCUMENTS, lead=0)
+    write(tmp_path / "tokens", DOCUMENTS, lead=(0,))
     split = open_split(tmp_path / "tokens", "train")
     assert documents_of(split) == [[0, *document] for document in DOCUMENTS if document]
 
 
 def test_a_document_may_come_in_parts(tmp_path):
     """Tokens that do not start a document go on with the last, even where it began with none."""
-    with ShardWriter(tmp_path, "train", vocabulary_size=10, lead=0) as writer:
+    with ShardWriter(tmp_path, "train", vocabulary_size=10, lead=(0,)) as writer:
         for part, starts in (([], True), ([1, 2], False), ([3], False), ([4], True), ([], False)):
             writer.add(np.array(part, np.int64), starts_document=starts)
     assert np.fromfile(tmp_path / "train-00000.bin", "<u2").tolist() == [0, 1, 2, 3, 0, 4]
@@ -82,7 +82,7 @@ def test_a_document_may_come_in_parts(tmp_path):
 
 def test_counts_are_those_of_the_tokens(tmp_path):
     """Every token on disk is counted once, the leads too."""
-    write(tmp_path / "tokens", DOCUMENTS, lead=0)
+    write(tmp_path / "tokens", DOCUMENTS, lead=(0,))
     split = open_split(tmp_path / "tokens", "validation")
     expected = np.bincount(split.read(0, split.num_tokens), minlength=10)
     assert split.counts.tolist() == expected.tolist()

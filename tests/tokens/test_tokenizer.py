@@ -1,15 +1,19 @@
 """Tokenizers: loaded from any of their forms, trained alike everywhere, deaf to special text."""
 
+import copy
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError
 from stillhouse.tokens.tokenizer import (
     load_tokenizer,
+    save_tokenizer,
     special_tokens,
     text_encoder,
     tokenizer_fingerprint,
@@ -251,3 +255,129 @@ def test_bert_ids_are_the_published_ones(name, ids):
     """Known ids of BERT, with and without case."""
     tokenizer = load_tokenizer(SHARED / "bert" / f"bert-base-{name}-vocab.txt")
     assert text_encoder(tokenizer)(["Hello world!"])[0].tolist() == ids
+
+
+def write_vocabulary(tokenizer, folder: Path, **config) -> None:
+    """A folder of vocab.json and merges.txt; with a tokenizer_config.json where one is given."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()))
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+class TestMask:
+    """A mask stands for a word with the space before it, as in the published RoBERTa."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def roberta():
+        return trained("byte_bpe", "masked")
+
+    @staticmethod
+    def check(tokenizer) -> None:
+        tokens = tokenizer.convert_ids_to_tokens(tokenizer("ban <mask> bab")["input_ids"])
+        place = tokens.index("<mask>")
+        assert "Ġ" not in tokens
+        assert tokens[place + 1].startswith("Ġ")
+        masked = tokenizer("ban <mask> bab")["input_ids"]
+        assert len(masked) == len(tokenizer("ban")["input_ids"]) + len(
+            tokenizer(" bab", add_special_tokens=False)["input_ids"]
+        ) + 1  # fmt: skip
+
+    def test_of_a_tokenizer_trained_here(self, roberta, tmp_path):
+        """As it is made, as it is saved, and as plain transformers loads it then."""
+        self.check(roberta)
+        roberta.save_pretrained(tmp_path)
+        self.check(load_tokenizer(tmp_path))
+        self.check(AutoTokenizer.from_pretrained(tmp_path))
+
+    @pytest.mark.parametrize("config", [{}, {"tokenizer_class": "RobertaTokenizer"}])
+    def test_of_vocab_json_and_merges_txt(self, roberta, tmp_path, config):
+        """With and without a tokenizer_config.json."""
+        write_vocabulary(roberta, tmp_path, **config)
+        self.check(load_tokenizer(tmp_path))
+
+    def test_of_a_tokenizer_json_with_a_plain_mask(self, roberta, tmp_path):
+        """As training scripts often write it."""
+        roberta.save_pretrained(tmp_path)
+        file = tmp_path / "tokenizer.json"
+        file.write_text(file.read_text().replace('"lstrip": true', '"lstrip": false'))
+        self.check(load_tokenizer(tmp_path))
+
+
+def test_truncation_and_padding_that_someone_saved_are_not_obeyed(causal, tmp_path):
+    """A tokenizer.json of a sentence model cuts at 128 and pads to it: no text is cut by that."""
+    causal.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    saved["truncation"] = {
+        "direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0
+    }  # fmt: skip
+    saved["padding"] = {
+        "strategy": {"Fixed": 5}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "<|endoftext|>",
+    }  # fmt: skip
+    file.write_text(json.dumps(saved))
+    loaded = load_tokenizer(tmp_path)
+    expected = causal(TEXTS[0])["input_ids"]
+    assert len(expected) > 5
+    assert loaded(TEXTS[0])["input_ids"] == expected
+    assert loaded.backend_tokenizer.encode(TEXTS[0]).ids == expected
+    assert loaded("ban")["input_ids"] == causal("ban")["input_ids"]
+
+
+def test_a_tokenizer_that_cannot_read_its_own_words_is_refused(tmp_path):
+    """Words without white space rules: every text is one unknown token."""
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="made of its own tokens, into unknown tokens alone"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_sentencepiece_model_alone_is_explained(tmp_path):
+    """What it is, and how it becomes a tokenizer.json."""
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"sentencepiece\.bpe\.model alone .* save_pretrained"):
+        load_tokenizer(tmp_path)
+
+
+def test_chat_templates_travel_with_the_tokenizer(causal, tmp_path):
+    """`chat_template.jinja` beside a tokenizer.json, or beside a bare vocabulary; others too."""
+    for name in ("full", "bare"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "full":
+            causal.save_pretrained(folder)
+        else:
+            write_vocabulary(causal, folder)
+        before = tokenizer_fingerprint(folder)
+        (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+        assert tokenizer_fingerprint(folder) != before
+        loaded = load_tokenizer(folder)
+        said = [{"role": "user", "content": "Hi"}]
+        assert loaded.apply_chat_template(said, tokenize=False) == "Hi!"
+        save_tokenizer(loaded, folder / "saved")
+        assert (folder / "saved" / "chat_template.jinja").read_text().endswith("!")
+    more = tmp_path / "full" / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool.jinja").write_text("tools")
+    save_tokenizer(load_tokenizer(tmp_path / "full"), tmp_path / "both")
+    assert (tmp_path / "both" / "additional_chat_templates" / "tool.jinja").read_text() == "tools"
+
+
+def test_a_document_starts_with_what_its_tokenizer_puts_before_a_text(causal):
+    """End-of-text as in GPT-2, or a token of its own as in Llama, after the end of the last one."""
+    special = special_tokens(causal, "causal")
+    assert special.document_start == special.end_of_text
+    assert special.document_prefix == (special.end_of_text,)
+    llama = copy.deepcopy(causal)
+    llama.add_special_tokens({"bos_token": "<s>"})
+    start = llama.convert_tokens_to_ids("<s>")
+    assert special_tokens(llama, "causal").document_start == special.end_of_text
+    llama.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", start)]
+    )
+    assert special_tokens(llama, "causal").document_start == start
+    assert special_tokens(llama, "causal").document_prefix == (special.end_of_text, start)

@@ -43,7 +43,6 @@ def shape(*, micro_batches: int = 1, precision: Precision = "fp32", **changes: A
 def test_multiply_adds_are_those_that_torch_counts(tiny_model, batch_of, words, family, num_rows):
     """Forward and backward of a student, forward of a teacher: two operations each, exactly."""
     model = tiny_model(family)
-    model.set_attn_implementation("eager")
     kind = family_of(model.config)
     causal = kind.language_modeling == "causal"
     batch = batch_of([[words(LENGTH, row)] for row in range(ROWS)], LENGTH, causal=causal)

@@ -42,6 +42,8 @@ from stillhouse.tokens.engines import (
 from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
 from stillhouse.tokens.tokenizer import (
     load_tokenizer,
+    num_ids,
+    save_tokenizer,
     special_tokens,
     text_encoder,
     tokenizer_fingerprint,
@@ -150,12 +152,12 @@ def _write_folders(
     corpus, tokenizer = work.recipe.text, work.tokenizer
     language_modeling = work.recipe.tokens.language_modeling
     special = special_tokens(tokenizer, language_modeling)
-    lead = special.end_of_text if language_modeling == "causal" else None
+    lead = special.document_prefix if language_modeling == "causal" else ()
     files = describe_sources(corpus)
     token_facts: dict[str, Any] = {
         "language_modeling": language_modeling,
-        "dtype": token_dtype(len(tokenizer)).name,
-        "vocabulary_size": len(tokenizer),
+        "dtype": token_dtype(num_ids(tokenizer)).name,
+        "vocabulary_size": num_ids(tokenizer),
         "special_tokens": asdict(special),
         "engine": version_of(engine),
     }
@@ -166,7 +168,7 @@ def _write_folders(
         commit_folder(work.run.corpus, work.inputs, text_facts, overwrite=overwrite) as folder,
     ):
         writers = {
-            split: ShardWriter(tokens_folder, split, vocabulary_size=len(tokenizer), lead=lead)
+            split: ShardWriter(tokens_folder, split, vocabulary_size=num_ids(tokenizer), lead=lead)
             for split in ("train", "validation")
         }
         with writers["train"], writers["validation"], encoding as encode:
@@ -182,7 +184,7 @@ def _write_folders(
         text_facts["splits"] = {split: count.facts() for split, count in counts.items()}
         text_facts |= {"read": work.summary.facts(), "splitting": work.splitting.facts()}
         (tokens_folder / COUNTS).write_bytes(writers["train"].counts.tobytes())
-        tokenizer.save_pretrained(tokens_folder / "tokenizer")
+        save_tokenizer(tokenizer, tokens_folder / "tokenizer")
         (folder / "sources.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
 
 

@@ -31,7 +31,13 @@ from stillhouse.evaluation.progress import Progress
 from stillhouse.evaluation.quality import context_of, has_diverged, num_batches, score_on_run
 from stillhouse.evaluation.speed import measure_speed, peak_memory_bytes
 from stillhouse.evaluation.texts import read_text, scored_text
-from stillhouse.families import Family, count_parameters, load_model, resolve_folder
+from stillhouse.families import (
+    Family,
+    count_parameters,
+    load_model,
+    load_model_tokenizer,
+    resolve_folder,
+)
 from stillhouse.machine import describe_machine
 from stillhouse.recipe import MaskingRecipe, Recipe
 from stillhouse.recipe_file import load_recipe
@@ -40,7 +46,7 @@ from stillhouse.tokens.held_out import is_validation
 from stillhouse.tokens.packing import MaskedSequences
 from stillhouse.tokens.shards import TokenSplit
 from stillhouse.tokens.source import open_tokenizer
-from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens
+from stillhouse.tokens.tokenizer import num_ids, special_tokens
 from stillhouse.training.device import pick_device
 from stillhouse.training.progress import Reporter
 
@@ -90,7 +96,7 @@ def compare_models(
             "perplexity": quality["perplexity"],
             "masked_loss": quality["masked_loss"],
             "loss": losses.mean,
-            "diverged": has_diverged(losses.mean, len(load_tokenizer(folders[name]))),
+            "diverged": has_diverged(losses.mean, num_ids(load_model_tokenizer(folders[name]))),
             "loss_minus_first": _to_first(scores, name),
             "speed": speeds[name],
             "peak_memory_bytes": peak_memory_bytes(folders[name]),
@@ -127,21 +133,21 @@ def _protocol(folders: Mapping[str, Path], loaded: Loaded, text: Path | None) ->
         return _as_in_the_report(*found, loaded)
     texts = _sample_validation() if text is None else [read_text(text)]
     where = "the sample's held-out documents" if text is None else str(text)
-    tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
+    tokenizers = {name: load_model_tokenizer(folder) for name, folder in folders.items()}
     scored = {name: scored_text(texts, each, where=where) for name, each in tokenizers.items()}
     context = min(family.num_positions(model.config) for family, model in loaded.values())
     family, _ = next(iter(loaded.values()))
     facts = {"documents": len(texts)}
     if family.language_modeling == "causal":
         ends = {
-            name: special_tokens(each, "causal").end_of_text for name, each in tokenizers.items()
+            name: special_tokens(each, "causal").document_start for name, each in tokenizers.items()
         }
 
         def score(name: str, tick: Tick) -> Scores:
             end = ends[name]
             assert end is not None
             figures, losses = score_text(
-                *loaded[name], scored[name], end_of_text=end, context=context, tick=tick
+                *loaded[name], scored[name], document_start=end, context=context, tick=tick
             )
             return {"perplexity": figures, "masked_loss": None}, losses
 
@@ -193,7 +199,7 @@ def _common_run(folders: Mapping[str, Path]) -> tuple[Recipe, RunFolder] | None:
         return None
     run = next(iter(runs.values()))
     vocabulary = open_tokenizer(run.tokens).get_vocab()
-    if any(load_tokenizer(folder).get_vocab() != vocabulary for folder in folders.values()):
+    if any(load_model_tokenizer(folder).get_vocab() != vocabulary for folder in folders.values()):
         return None
     return load_recipe(str(run.recipe))[1], run
 
@@ -208,14 +214,14 @@ def _sample_validation() -> list[str]:
 
 
 def _masked_source(text: ScoredText, folder: Path, length: int) -> MaskedSequences:
-    tokenizer = load_tokenizer(folder)
-    split = _in_memory(text, len(tokenizer))
+    tokenizer = load_model_tokenizer(folder)
+    split = _in_memory(text, num_ids(tokenizer))
     return MaskedSequences(
         split,
         length,
         special_tokens(tokenizer, "masked"),
         MaskingRecipe(rarity_exponent=0),
-        vocabulary_size=len(tokenizer),
+        vocabulary_size=num_ids(tokenizer),
         counts=split.counts,
     )
 

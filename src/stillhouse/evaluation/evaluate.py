@@ -303,8 +303,8 @@ def _protocol(recipe: Recipe, student: tuple[Family, PreTrainedModel]) -> dict[s
     else:
         validation = (
             f"Every token of the text is scored, in blocks of {context} that begin with "
-            "end-of-text; token_s512 slides with the stride below. Words and bytes are counted on "
-            "the text."
+            "the document start; token_s512 slides with the stride below. Words and bytes are "
+            "counted on the text."
         )
     return {
         "validation": validation,

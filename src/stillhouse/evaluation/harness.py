@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import DataError, ModelError, RecipeError
-from stillhouse.families import family_of, load_config, load_model, resolve_folder
+from stillhouse.families import (
+    family_of,
+    load_config,
+    load_model,
+    load_model_tokenizer,
+    resolve_folder,
+)
 from stillhouse.machine import describe_machine, library_versions, source_commit
-from stillhouse.tokens.tokenizer import load_tokenizer
 from stillhouse.training.device import pick_device
 
 BATCH = {"cpu": 8, "cuda": 64}
@@ -55,7 +60,7 @@ def score_by_harness(
         raise RecipeError(f"The harness has no task {unknown[0]!r}. It has {known or 'none'}, ...")
     loaded = hf_model(
         pretrained=model,
-        tokenizer=load_tokenizer(folder),
+        tokenizer=load_model_tokenizer(folder),
         backend="causal",
         batch_size=BATCH[device.type],
         max_length=family.num_positions(model.config),

@@ -1,10 +1,10 @@
 """Perplexity of a causal model, and the masked loss of a masked one; every token is scored.
 
 Causal protocol: each document is cut into blocks of one token less than the model's context; a
-block begins with end-of-text, which is not scored itself. `token_s512` slides instead: each window
-scores the last `stride` tokens after all the context that fits before them, with stride = min(512,
-context / 2). Word perplexity and bits per byte divide the same sum by words (split at white space
-before tokenizing) and UTF-8 bytes, so models with different tokenizers can be compared.
+block begins with the document start, which is not scored itself. `token_s512` slides instead: each
+window scores the last `stride` tokens after all the context that fits before them, with stride =
+min(512, context / 2). Word perplexity and bits per byte divide the same sum by words (split at
+white space before tokenizing) and UTF-8 bytes, so models with different tokenizers can be compared.
 
 Masked protocol: the packed validation sequences under one fixed mask, the same for every model with
 the same tokenizer; the mean over the predicted tokens.
@@ -70,12 +70,12 @@ def perplexity(
     model: PreTrainedModel,
     text: ScoredText,
     *,
-    end_of_text: int,
+    document_start: int,
     context: int | None = None,
 ) -> dict[str, float | int | None]:
     """The perplexities of a causal model, with what was counted; see the module for the
     protocol."""
-    return score_text(family, model, text, end_of_text=end_of_text, context=context)[0]
+    return score_text(family, model, text, document_start=document_start, context=context)[0]
 
 
 @torch.inference_mode()
@@ -84,13 +84,13 @@ def score_text(
     model: PreTrainedModel,
     text: ScoredText,
     *,
-    end_of_text: int,
+    document_start: int,
     context: int | None = None,
     tick: Tick = lambda _: None,
 ) -> tuple[dict[str, float | int | None], UnitLosses]:
     """The figures of `perplexity`, and the losses of each unit of the text (from the blocks)."""
     context = min(context or 10**9, family.num_positions(model.config))
-    blocks, windows = cut_text(text, context, end_of_text)
+    blocks, windows = cut_text(text, context, document_start)
     sums, counts = window_losses(family, model, blocks, tick=tick)
     sliding, sliding_counts = window_losses(family, model, windows, tick=tick)
     total, num_tokens = float(sums.sum()), int(counts.sum())
@@ -113,10 +113,12 @@ def score_text(
     )
 
 
-def cut_text(text: ScoredText, context: int, end_of_text: int) -> tuple[list[Window], list[Window]]:
+def cut_text(
+    text: ScoredText, context: int, document_start: int
+) -> tuple[list[Window], list[Window]]:
     """The blocks and the sliding windows of a text."""
-    blocks = list(blocks_of(text.documents, context, end_of_text))
-    return blocks, list(windows_of(text.documents, context, stride_of(context), end_of_text))
+    blocks = list(blocks_of(text.documents, context, document_start))
+    return blocks, list(windows_of(text.documents, context, stride_of(context), document_start))
 
 
 def stride_of(context: int) -> int:
@@ -140,23 +142,23 @@ def _pooled(unit: str, sums: np.ndarray, counts: np.ndarray) -> UnitLosses:
 
 
 def blocks_of(
-    documents: Sequence[np.ndarray], context: int, end_of_text: int
+    documents: Sequence[np.ndarray], context: int, document_start: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Ids of each block, end-of-text first, and how many of its last tokens are scored: all
+    """Ids of each block, the document start first, and how many of its last tokens are scored: all
     others."""
     for ids in documents:
         for start in range(0, len(ids), context - 1):
             part = ids[start : start + context - 1]
-            yield np.concatenate([[end_of_text], part]), len(part)
+            yield np.concatenate([[document_start], part]), len(part)
 
 
 def windows_of(
-    documents: Sequence[np.ndarray], context: int, stride: int, end_of_text: int
+    documents: Sequence[np.ndarray], context: int, stride: int, document_start: int
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Ids of each window and how many of its last tokens are scored: those no window before
     scored."""
     for ids in documents:
-        whole = np.concatenate([[end_of_text], ids])
+        whole = np.concatenate([[document_start], ids])
         scored = 1
         while scored < len(whole):
             stop = min(len(whole), context if scored == 1 else scored + stride)

@@ -44,13 +44,13 @@ def score_on_run(
         losses = masked_losses(family, model, source, tick=tick)
         figures = {"validation_loss": losses.mean, "masked_loss": losses.mean, "perplexity": None}
         return figures, losses
-    assert special.end_of_text is not None
+    assert special.document_start is not None
     scored = {
         name: score_text(
             family,
             model,
             text,
-            end_of_text=special.end_of_text,
+            document_start=special.document_start,
             context=recipe.tokens.sequence_length,
             tick=tick,
         )

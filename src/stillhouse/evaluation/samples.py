@@ -11,6 +11,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.run_folder import RunFolder
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.source import open_tokenizer
+from stillhouse.tokens.tokenizer import special_tokens
 
 NUM_SAMPLES = 3
 PROMPT_TOKENS = 24
@@ -49,9 +50,10 @@ def _prompts(run: RunFolder, tokenizer: PreTrainedTokenizerFast, masked: bool) -
     longest = sorted(range(split.num_documents), key=lambda i: starts[i] - starts[i + 1])[
         :NUM_SAMPLES
     ]
+    prefix = 0 if masked else len(special_tokens(tokenizer, "causal").document_prefix)
     prompts = []
     for number in longest:
-        start = int(starts[number]) + (0 if masked else 1)
+        start = int(starts[number]) + prefix
         ids = split.read(start, min(start + PROMPT_TOKENS, int(starts[number + 1]))).tolist()
         if masked and len(ids) > 2:
             assert tokenizer.mask_token_id is not None

@@ -9,14 +9,16 @@ from stillhouse.errors import DataError
 from stillhouse.evaluation.perplexity import ScoredText
 from stillhouse.run_folder import read_manifest
 from stillhouse.tokens.shards import open_split
-from stillhouse.tokens.tokenizer import text_encoder
+from stillhouse.tokens.source import open_tokenizer
+from stillhouse.tokens.tokenizer import special_tokens, text_encoder
 
 
 def validation_text(tokens_folder: Path) -> ScoredText:
-    """The held-out documents of a run, from its shards, without the end-of-text before each."""
+    """The held-out documents of a run, from its shards, without what stands before each."""
     split = open_split(tokens_folder, "validation")
     starts = split.document_starts.astype(int).tolist()
-    documents = [split.read(start + 1, stop) for start, stop in pairwise(starts)]
+    prefix = len(special_tokens(open_tokenizer(tokens_folder), "causal").document_prefix)
+    documents = [split.read(start + prefix, stop) for start, stop in pairwise(starts)]
     manifest = read_manifest(tokens_folder)
     assert manifest is not None
     facts = manifest.facts["splits"]["validation"]

@@ -5,10 +5,15 @@ from stillhouse.families.base import Family, Head, StudentKind
 from stillhouse.families.folder import (
     count_parameters,
     empty_model,
-    load_config,
     load_model,
     resolve_folder,
     save_model,
+)
+from stillhouse.families.folder_check import (
+    check_folder,
+    load_config,
+    load_model_tokenizer,
+    result_files,
 )
 from stillhouse.families.layer_map import evenly_spread, layers_from
 from stillhouse.families.registry import check_sequence_length, family_named, family_of
@@ -34,6 +39,7 @@ __all__ = [
     "Head",
     "StudentKind",
     "TaskHead",
+    "check_folder",
     "check_sequence_length",
     "count_parameters",
     "empty_model",
@@ -45,11 +51,13 @@ __all__ = [
     "layers_from",
     "load_config",
     "load_model",
+    "load_model_tokenizer",
     "load_task_model",
     "one_or_several",
     "padding_id",
     "reads_token_types",
     "resolve_folder",
+    "result_files",
     "save_model",
     "shallower_config",
     "shallower_task_model",

@@ -21,6 +21,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig
 
+from stillhouse.errors import ModelError
+
 NAME = "stillhouse"
 LONGEST = 256  # positions; at 512 nothing is gained
 
@@ -38,17 +40,50 @@ def _attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer."""
-    if not _is_for_products(query, key, attention_mask):
+    """What transformers calls in each layer; one with a sliding window names it, and its caller's
+    mask does not know of it."""
+    unknown = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
+    if unknown:
+        raise ModelError(
+            f"The model's attention takes {', '.join(unknown)}, which this attention does not know."
+        )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    window = kwargs.pop("sliding_window", None)
+    if window is not None and window < key.shape[2]:
+        seen = within_window(query.shape[2], key.shape[2], window, causal=causal)
+        attention_mask = _both(attention_mask, seen.to(query.device))
+    if kwargs.get("position_bias") is not None or not _is_for_products(query, key, attention_mask):
         given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
         return _sdpa(module, query, key, value, attention_mask, **given)
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     visible = attention_mask
     if visible is None and causal:
         visible = query.new_ones(1, 1, *[query.shape[2]] * 2, dtype=torch.bool).tril()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     found = plain_attention(query, key, value, visible, scale=scale, dropout=dropout)
     return found.transpose(1, 2).contiguous(), None
+
+
+def within_window(
+    num_queries: int, num_keys: int, window: int, *, causal: bool
+) -> Bool[Tensor, "1 1 Q K"]:
+    """True where a key is less than `window` positions from a query, and, if causal, not after it.
+
+    The queries are the last of the keys' positions. (transformers' convention for both kinds: a
+    model that sees w positions to each side passes w + 1.)
+    """
+    queries = torch.arange(num_keys - num_queries, num_keys)[:, None]
+    distance = queries - torch.arange(num_keys)[None]
+    near = distance.abs() < window
+    return (near & (distance >= 0) if causal else near)[None, None]
+
+
+def _both(mask: Tensor | None, seen: Bool[Tensor, "1 1 Q K"]) -> Tensor:
+    """What a caller's mask (of booleans, or added to the scores) and a window both let through."""
+    if mask is None:
+        return seen
+    if mask.dtype == torch.bool:
+        return mask & seen
+    return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
 
 
 def _is_for_products(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
@@ -111,9 +146,20 @@ AttentionInterface.register(NAME, _attention)
 
 @contextmanager
 def masks_as_given(config: PretrainedConfig) -> Iterator[None]:
-    """Within, the model of this configuration believes its caller; generation must not run here."""
+    """Within, the model of this configuration believes its caller; generation must not run here.
+
+    Raises:
+        ModelError: its attention could not take a caller's mask.
+    """
     before = config._attn_implementation
-    config._attn_implementation = NAME if before == "sdpa" else before
+    chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
+    if before not in ("sdpa", NAME) or chunked:
+        raise ModelError(
+            f"A {config.model_type} model with "
+            f"{'chunked' if chunked else before} attention cannot take an explicit attention mask; "
+            "only sdpa attention can. Load it with attn_implementation sdpa."
+        )
+    config._attn_implementation = NAME
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ A model is a folder or a hub name. Nothing is fetched unless a hub name was give
 allowed; no code from a model folder runs; weights are float32 in memory.
 """
 
+import copy
 import importlib.util
 import json
 import os
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
-    AutoConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -22,6 +22,15 @@ from transformers import (
 
 from stillhouse.errors import ModelError, NetworkError, StillhouseError
 from stillhouse.families.base import Family
+from stillhouse.families.folder_check import (
+    SETTINGS,
+    WEIGHTS,
+    first_line,
+    fit_tokenizer,
+    load_config,
+    no_head,
+    weight_names,
+)
 from stillhouse.families.registry import family_of
 from stillhouse.families.special_ids import (
     CONFIG,
@@ -31,8 +40,8 @@ from stillhouse.families.special_ids import (
     padding_id,
     read_settings,
 )
+from stillhouse.tokens.tokenizer import save_tokenizer
 
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 transformers.logging.set_verbosity_error()
@@ -81,9 +90,7 @@ def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
         RepositoryNotFoundError,
     )
 
-    patterns = (
-        HUB_FILES if weights else [pattern for pattern in HUB_FILES if pattern != "*.safetensors"]
-    )
+    patterns = [*SETTINGS, WEIGHTS] if weights else [*SETTINGS]  # in subfolders too: * takes a /
     advice = (
         f"In place of {name!r}, give a folder with its config, safetensors and tokenizer files."
     )
@@ -106,32 +113,6 @@ def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
         ) from error
 
 
-def load_config(folder: Path) -> PretrainedConfig:
-    """The configuration of a model folder.
-
-    Raises:
-        ModelError: no `config.json`, one that cannot be read, or an unknown architecture.
-    """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ModelError(f"{folder} is not a model folder: it has no config.json.")
-    try:
-        model_type = json.loads(file.read_text(encoding="utf-8"))["model_type"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(f"{file} cannot be read as a model configuration ({error!r}).") from error
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a hostile file can raise anything in the library
-        raise ModelError(
-            f"{file} is not a usable {model_type} configuration: {_first_line(error)}"
-        ) from error
-    try:
-        family_of(config)
-    except ModelError as error:
-        raise ModelError(f"{file}: {error}") from error
-    return config
-
-
 def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
     """The model of a folder in float32 on the CPU, in evaluation mode, with its family.
 
@@ -142,7 +123,7 @@ def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
     family = family_of(config)
     end_token_ids(folder)  # transformers passes over a damaged generation_config.json in silence
     model, report = load_weights(folder, getattr(transformers, family.model_class), config)
-    _check_complete(folder, family, report)
+    _check_complete(folder, family, config, report)
     return family, model.eval()
 
 
@@ -155,15 +136,7 @@ def load_weights(
     Raises:
         ModelError: weights are not safetensors, or damaged.
     """
-    if not list(folder.glob("*.safetensors")):
-        others = sorted(path.name for path in folder.glob("*.bin"))
-        found = (
-            f"only {', '.join(others)}, which can run code when loaded" if others else "no weights"
-        )
-        raise ModelError(
-            f"{folder} has {found}; Stillhouse reads model.safetensors. Save the model with "
-            "save_pretrained()."
-        )
+    weight_names(folder, config)
     try:
         return model_class.from_pretrained(
             folder,
@@ -178,12 +151,15 @@ def load_weights(
         raise
     except Exception as error:  # a damaged file can raise anything in the library
         raise ModelError(
-            f"The weights in {folder} cannot be loaded: {_first_line(error)}. "
+            f"The weights in {folder} cannot be loaded: {first_line(error)}. "
             "Fetch them, or save them, again."
         ) from error
 
 
-def _check_complete(folder: Path, family: Family, report: Any) -> None:
+def _check_complete(folder: Path, family: Family, config: PretrainedConfig, report: Any) -> None:
+    missing = [str(name) for name in report["missing_keys"]]
+    if missing and not any(name.startswith(f"{family.body}.") for name in missing):
+        raise ModelError(no_head(folder, family, config, sorted(missing)))
     unexpected = [
         name
         for name in report["unexpected_keys"]
@@ -193,7 +169,7 @@ def _check_complete(folder: Path, family: Family, report: Any) -> None:
         f"{len(names)} {kind} "
         f"({', '.join(sorted(map(str, names))[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in (
-            ("parameters missing", report["missing_keys"]),
+            ("parameters missing", missing),
             ("parameters unknown to the model", unexpected),
             ("parameters of another shape", report["mismatched_keys"]),
         )
@@ -208,7 +184,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     model.save_pretrained(folder)
     if model.can_generate():
         _write_end_tokens(model, folder)
-    tokenizer.save_pretrained(folder)
+    own = copy.deepcopy(tokenizer)
+    fit_tokenizer(own, model.config)
+    save_tokenizer(own, folder)
 
 
 def _write_end_tokens(model: PreTrainedModel, folder: Path) -> None:
@@ -239,7 +217,3 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     body = model.get_submodule(family_of(model.config).body)
     total = sum(parameter.numel() for parameter in model.parameters())
     return total, sum(parameter.numel() for parameter in body.parameters())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PretrainedConfig, RobertaConfig, RobertaForMaskedLM
 
+from stillhouse.errors import ModelError
 from stillhouse.families.base import (
     Family,
     Head,
@@ -52,6 +53,15 @@ def _scratch_config(
     )
 
 
+def _position_offset(config: PretrainedConfig) -> int:
+    if not isinstance(config.pad_token_id, int):
+        raise ModelError(
+            f"pad_token_id is {config.pad_token_id}, but positions of a RoBERTa model begin after "
+            "its padding token. Set it to the tokenizer's (1 in the published models)."
+        )
+    return config.pad_token_id + 1
+
+
 FAMILY = Family(
     model_type="roberta",
     language_modeling="masked",
@@ -69,6 +79,6 @@ FAMILY = Family(
     head=_head,
     students={"roberta": StudentKind(shallower("num_hidden_layers"), renumber_layers(LAYERS))},
     scratch_config=_scratch_config,
-    position_offset=lambda config: config.pad_token_id + 1,
+    position_offset=_position_offset,
     ignored_on_load=(r"^roberta\.pooler\.", r"\.position_ids$"),
 )

@@ -15,7 +15,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import ModelError
 from stillhouse.families.base import renumber_layers
-from stillhouse.families.folder import load_config, load_weights
+from stillhouse.families.folder import load_weights
+from stillhouse.families.folder_check import load_config
 from stillhouse.families.registry import family_of
 from stillhouse.families.special_ids import padding_id
 

@@ -19,6 +19,7 @@ from stillhouse.data.hub import fetch, path_of
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import (
     load_config,
+    load_model_tokenizer,
     load_task_model,
     save_model,
     shallower_task_model,
@@ -49,10 +50,9 @@ from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.encoded import Encoded
 from stillhouse.tasks.metrics import Measure
 from stillhouse.tasks.registry import task_for_training
-from stillhouse.tasks.sentence_transformers import write_modules
+from stillhouse.tasks.sentence_transformers import check_recipe_of, write_modules
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import StepBatches
-from stillhouse.tokens.tokenizer import load_tokenizer
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train
@@ -161,6 +161,8 @@ class Finetuning:
                 continue
             teacher = self.teachers.get(model.teacher) or starts[model.teacher]
             check_tokenizers(teacher, starts[name])
+            if isinstance(self.recipe.task, EmbeddingsTask):
+                check_recipe_of(teacher.folder, self.recipe.task, trains=True)
 
     def _check_number(self, number: int) -> None:
         """Refuse a step that groups do not fill, and data that does not fill a step."""
@@ -203,7 +205,7 @@ class Finetuning:
         """Train one model to the end and commit its folder; goes on from a checkpoint if there is
         one."""
         inputs, where = self.inputs(name, start, teacher), f"{self.name}-{name}"
-        tokenizer = load_tokenizer(start.folder)
+        tokenizer = load_model_tokenizer(start.folder)
         model = self._initial(name, start)
         objective = TaskObjective(
             self.task,
@@ -270,7 +272,7 @@ class Finetuning:
             reporter.say(f"{self.name}: scores of {name}")
             models[name] = model = load_task_model(folder, self.task.head, {})
             model.to(self.device)  # pyright: ignore[reportArgumentType]
-            measured[name] = self._measured(model, load_tokenizer(folder))
+            measured[name] = self._measured(model, load_model_tokenizer(folder))
         reporter.say(f"{self.name}: speed of {', '.join(models)}")
         scores = {
             **task_scores(self.recipe, measured),
@@ -463,7 +465,7 @@ def check_tokenizers(teacher: Found, student: Found) -> None:
     Raises:
         RecipeError: their vocabularies differ.
     """
-    vocabularies = [load_tokenizer(found.folder).get_vocab() for found in (teacher, student)]
+    vocabularies = [load_model_tokenizer(found.folder).get_vocab() for found in (teacher, student)]
     if vocabularies[0] != vocabularies[1]:
         raise RecipeError(
             f"The teacher in {teacher.folder} has another tokenizer than the student, which "

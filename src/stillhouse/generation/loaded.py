@@ -6,6 +6,7 @@ What it says of a text has the shape of transformers' pipelines.
 Axes: T tokens of the text, D hidden size, N texts.
 """
 
+import functools
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -25,9 +26,17 @@ from stillhouse.families import (
     head_of,
     load_config,
     load_model,
+    load_model_tokenizer,
     load_task_model,
     resolve_folder,
     without_generation_defaults,
+)
+from stillhouse.generation.arguments import (
+    checked_arguments,
+    examples_of,
+    generation_of,
+    questions_of,
+    texts_of,
 )
 from stillhouse.generation.batching import (
     Batcher,
@@ -51,8 +60,10 @@ from stillhouse.tasks.task import Task
 from stillhouse.tasks.text_classification import TextClassification, TextRegression
 from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import TokenClassification, words_in
-from stillhouse.tokens.tokenizer import load_tokenizer, unused_ids
+from stillhouse.tokens.tokenizer import find_special_tokens, num_ids, unused_ids
 from stillhouse.wording import counted
+
+PROMPTS_AT_ONCE = 8  # of a list of prompts; their keys and values are in memory together
 
 
 class Filled(NamedTuple):
@@ -121,34 +132,45 @@ class LoadedModel:
         """The longest sequence the model takes, in tokens."""
         return self.family.num_positions(self.model.config)
 
-    def generate(self, prompt: str, **settings: Any) -> list[str]:
-        """Texts that begin with `prompt`; see `Generation` for the settings, such as
-        `max_new_tokens=50`, `top_p=0.9`, `greedy=True` or `seed=1`.
+    def generate(self, prompt: Any, **settings: Any) -> Any:
+        """Texts that begin with the prompt: a list of `num_return_sequences`; for a list of
+        prompts, such a list for each. See `Generation` for the settings, such as
+        `max_new_tokens=50`, `top_p=0.9`, `greedy=True`, `stop="\\n"` or `seed=1`.
 
         Raises:
+            RecipeError: a setting that is not known, with the name that is meant, or cannot be.
             ModelError: a masked model, which fills gaps and does not continue text.
             DataError: the prompt and the new tokens do not fit the model's context.
         """
-        return [prompt + text for text in self.continuations(prompt, Generation(**settings))]
+        prompts, single = texts_of(prompt, "prompt")
+        known = generation_of(settings)
+        found = [
+            [each + text for text in texts]
+            for each, texts in zip(prompts, self._continue_all(prompts, known), strict=True)
+        ]
+        return found[0] if single else found
 
     def continuations(self, prompt: str, settings: Generation) -> list[str]:
         """What follows the prompt, without it. An empty prompt begins a new document."""
-        batcher = self.batcher(settings.num_return_sequences)
-        ids = self.prompt_ids(prompt)
-        if settings.num_beams > 1:
-            batcher.check(Request(ids, settings, 0))
-            return self._search_beams(ids, settings)
-        texts = [""] * settings.num_return_sequences
-
-        def collect(event: Event) -> None:
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, NewToken | Ended):
-                texts[event.sequence] += event.text
-
-        batcher.submit(Request(ids, settings, settings.drawn_seed()), collect)
-        batcher.run()
+        (texts,) = self._continue_all([prompt], settings)
         return texts
+
+    def _continue_all(self, prompts: Sequence[str], settings: Generation) -> list[list[str]]:
+        """The continuations of each prompt; what one gets does not depend on the others."""
+        number = settings.num_return_sequences
+        batcher = self.batcher(number * max(1, min(len(prompts), PROMPTS_AT_ONCE)))
+        requests = [
+            Request(self.prompt_ids(prompt), settings, settings.drawn_seed()) for prompt in prompts
+        ]
+        for request in requests:
+            batcher.check(request)
+        if settings.num_beams > 1:
+            return [self._search_beams(request.prompt_ids, settings) for request in requests]
+        found = [[""] * number for _ in prompts]
+        for texts, request in zip(found, requests, strict=True):
+            batcher.submit(request, functools.partial(_collect, texts))
+        batcher.run()
+        return found
 
     def batcher(self, num_slots: int) -> Batcher:
         """What generates with this model, with room for so many sequences at once.
@@ -174,8 +196,17 @@ class LoadedModel:
         return end_token_ids(self.model)
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """The tokens of a prompt; those of an empty one begin a new document."""
-        return tuple(self.encode(prompt) or [self.model.config.bos_token_id])
+        """The tokens of a prompt, as the model's documents begin: with the start token that the
+        tokenizer puts there, or none. An empty prompt begins a new document."""
+        special, ids = find_special_tokens(self.tokenizer), self.encode(prompt)
+        if ids and special.document_start == special.end_of_text:
+            return tuple(ids)
+        if special.document_start is None:
+            raise DataError(
+                "The model's tokenizer has no token that begins or ends a text, so an empty prompt "
+                "has nothing to start from. Give a prompt."
+            )
+        return (special.document_start, *ids)
 
     @torch.inference_mode()
     def _search_beams(self, ids: Sequence[int], settings: Generation) -> list[str]:
@@ -213,16 +244,23 @@ class LoadedModel:
         Raises:
             DataError: ids that no token has.
         """
-        must_be_known(ids, len(self.tokenizer))
+        must_be_known(ids, num_ids(self.tokenizer))
         return self.decode(ids)
 
-    @torch.inference_mode()
-    def features(self, text: str) -> Float[Tensor, "T D"]:
-        """Last hidden states of the text's tokens, special tokens of masked models included.
+    @checked_arguments
+    def features(self, text: Any) -> Any:
+        """Last hidden states of the text's tokens, special tokens of masked models included: a
+        float32 tensor (T, D); for a list of texts, a list of them.
 
         Raises:
-            DataError: the text has no tokens, or more than the model's context.
+            DataError: a text has no tokens, or more than the model's context.
         """
+        texts, single = texts_of(text, "text")
+        found = [self._features(each) for each in texts]
+        return found[0] if single else found
+
+    @torch.inference_mode()
+    def _features(self, text: str) -> Float[Tensor, "T D"]:
         masked = self.family.language_modeling == "masked"
         ids = (
             self.tokenizer(text, add_special_tokens=True)["input_ids"]
@@ -235,19 +273,28 @@ class LoadedModel:
         found = body(input_ids=torch.tensor([ids], device=self.model.device))
         return found.last_hidden_state[0].float()
 
-    @torch.inference_mode()
-    def fill_mask(self, text: str, *, top_k: int = 5) -> list[Filled]:
-        """The likeliest tokens for the one mask token in `text`, with their probabilities.
+    @checked_arguments
+    def fill_mask(self, text: Any, *, top_k: int = 5) -> Any:
+        """The `top_k` likeliest tokens for the one mask token in the text, with their
+        probabilities: a list of `Filled`; for a list of texts, such a list for each.
 
         Raises:
             ModelError: a causal model.
-            DataError: no mask token in the text, or more than one.
+            DataError: no mask token in a text, or more than one.
         """
+        texts, single = texts_of(text, "text")
+        found = [self._fill_mask(each, top_k) for each in texts]
+        return found[0] if single else found
+
+    @torch.inference_mode()
+    def _fill_mask(self, text: str, top_k: int) -> list[Filled]:
         self._must_model_language()
         if self.family.language_modeling != "masked":
             raise ModelError(
                 f"A {self.family.model_type} model continues text; it does not fill gaps."
             )
+        if self.tokenizer.mask_token_id is None:
+            raise DataError("The model's tokenizer has no mask token, so there is no gap to fill.")
         ids = torch.tensor(self.tokenizer(text)["input_ids"], device=self.model.device)
         if len(ids) > self.context:
             raise DataError(f"The text has {len(ids)} tokens; the model takes {self.context}.")
@@ -269,14 +316,22 @@ class LoadedModel:
             for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-    def classify(self, text: str, pair: str | None = None) -> Any:
+    @checked_arguments
+    def classify(self, text: Any, pair: Any = None) -> Any:
         """The likeliest label and its probability; all that hold where a model gives several; the
         value of a regression.
 
+        Args:
+            text: A text; a pair of texts as a tuple, or as a dictionary of `text` and `text_pair`;
+                or a list of any of these, for which a list comes back.
+            pair: The second text, or the list of second texts, beside `text`.
+
         Raises:
+            RecipeError: an input of another form; so too below.
             ModelError: a model that was made for something else; so too below.
         """
-        return self._result(TextExample(text, pair), TextClassification, TextRegression)
+        examples, single = examples_of(text, pair)
+        return self._results(examples, single, TextClassification, TextRegression)
 
     def label_scores(self, text: str) -> list[dict[str, Any]]:
         """Every label with its probability, the likeliest first; or the one value."""
@@ -290,18 +345,33 @@ class LoadedModel:
             for label, score in sorted(scored, key=lambda pair: -pair[1])
         ]
 
-    def answer(self, question: str, context: str) -> dict[str, Any]:
-        """The stretch of the context that answers the question."""
-        return self._result(Question("", question, context, ()), QuestionAnswering)
+    @checked_arguments
+    def answer(self, question: Any, context: Any = None) -> Any:
+        """The stretch of the context that answers the question.
 
-    def tag(self, text: str) -> list[dict[str, Any]]:
-        """The entities in a text."""
-        return self._result(words_in(text), TokenClassification)
+        Args:
+            question: A question; a dictionary of `question` and `context`; or a list of either,
+                for which a list comes back.
+            context: The context, or the list of contexts, of the questions.
+        """
+        asked, single = questions_of(question, context)
+        examples = [Question("", one, about, ()) for one, about in asked]
+        return self._results(examples, single, QuestionAnswering)
 
-    def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-        """A vector of length 1 for each text."""
-        found = self.predictions([TextExample(text) for text in texts], Embeddings)
-        return np.concatenate([np.zeros((0, self.model.config.hidden_size), np.float32), *found])
+    @checked_arguments
+    def tag(self, text: Any) -> Any:
+        """The entities in a text: a list of them; for a list of texts, such a list for each."""
+        texts, single = texts_of(text, "text")
+        return self._results([words_in(each) for each in texts], single, TokenClassification)
+
+    @checked_arguments
+    def embed(self, texts: Any) -> Float[np.ndarray, "*N D"]:
+        """The vector of a text (D,); for a list of N texts, an array (N, D). Vectors have length 1
+        unless the model's own files say otherwise."""
+        given, single = texts_of(texts, "texts")
+        found = self.predictions([TextExample(text) for text in given], Embeddings)
+        vectors = np.concatenate([np.zeros((0, self.model.config.hidden_size), np.float32), *found])
+        return vectors[0] if single else vectors
 
     def predictions(self, examples: Sequence[Any], *kinds: type) -> list[Any]:
         """The predictions of the model's task, of one of these kinds, for its examples in order."""
@@ -311,7 +381,7 @@ class LoadedModel:
             )
         found, num_cut = self.predictions_and_cuts(examples)
         if num_cut:
-            warnings.warn(cut_text(num_cut, self.task), stacklevel=3)
+            warnings.warn(cut_text(num_cut, self.task), stacklevel=4)
         return found
 
     def predictions_and_cuts(self, examples: Sequence[Any]) -> tuple[list[Any], int]:
@@ -320,8 +390,9 @@ class LoadedModel:
         num_cut = sum(sequence.is_cut for own in encoded for sequence in own)
         return ask(self.task, self.model, examples, encoded), num_cut
 
-    def _result(self, example: Any, *kinds: type) -> Any:
-        return self.task.result(self.predictions([example], *kinds)[0])
+    def _results(self, examples: Sequence[Any], single: bool, *kinds: type) -> Any:
+        found = [self.task.result(each) for each in self.predictions(examples, *kinds)]
+        return found[0] if single else found
 
     def _must_model_language(self) -> None:
         if self._task is not None:
@@ -351,6 +422,13 @@ class LoadedModel:
         return text
 
 
+def _collect(texts: list[str], event: Event) -> None:
+    if isinstance(event, Failed):
+        raise event.error
+    if isinstance(event, NewToken | Ended):
+        texts[event.sequence] += event.text
+
+
 def load(name: str | Path, *, offline: bool = False) -> LoadedModel:
     """Load a model folder, the packaged `sample` teacher, or a hub name, for what it was made for.
 
@@ -361,8 +439,9 @@ def load(name: str | Path, *, offline: bool = False) -> LoadedModel:
     folder = resolve_folder(str(name), offline=offline)
     if head_of(load_config(folder)) is not None:
         return load_for_task(folder)
+    tokenizer = load_model_tokenizer(folder)
     _, model = load_model(folder)
-    return LoadedModel(model, load_tokenizer(folder))
+    return LoadedModel(model, tokenizer)
 
 
 def load_for_task(
@@ -378,10 +457,10 @@ def load_for_task(
         ModelError: a model without the head of a task, or one that is not complete.
         RecipeError: another task than the model's.
     """
-    task = task_of_model(folder, recipe)
+    task, tokenizer = task_of_model(folder, recipe), load_model_tokenizer(folder)
     model = load_task_model(folder, task.head, {})
     model.to(device or torch.device("cpu"))  # pyright: ignore[reportArgumentType]
-    return LoadedModel(model, load_tokenizer(folder), task)
+    return LoadedModel(model, tokenizer, task)
 
 
 def cut_text(number: int, task: Task) -> str:

@@ -10,29 +10,35 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from tokenizers.normalizers import Lowercase
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row
+from stillhouse.errors import ModelError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import Columns, EmbeddingsTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import METRICS, Measure
 from stillhouse.tasks.model_inputs import run
+from stillhouse.tasks.sentence_transformers import VectorSettings
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
 
 class Embeddings:
-    """A vector of length 1 for each text; pairs are scored by their cosine."""
+    """A vector for each text, of length 1 unless its model says otherwise; pairs are scored by
+    their cosine."""
 
     head: TaskHead = "Body"
     says: Says = "vectors"
     per_token = False
     settings: Mapping[str, Any] = {}
 
-    def __init__(self, recipe: EmbeddingsTask) -> None:
+    def __init__(self, recipe: EmbeddingsTask, vectors: VectorSettings | None = None) -> None:
+        """Args: vectors: What a model's folder says beyond the recipe."""
         self.recipe = recipe
+        self._vectors = vectors or VectorSettings()
 
     def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
         """Pairs of texts and how near they are; or, without targets, texts alone."""
@@ -52,17 +58,24 @@ class Embeddings:
     ) -> list[list[Encoded]]:
         """A sequence for each of an example's texts."""
         texts = [
-            TextExample(text, target=each.target) for each in examples for text in _texts(each)
+            TextExample(self._as_read(text), target=each.target)
+            for each in examples
+            for text in _texts(each)
         ]
         sequences = iter(encode_texts(texts, tokenizer, self.recipe.length, as_number, unknown=0.0))
         return [[next(sequences)[0] for _ in _texts(each)] for each in examples]
 
+    def _as_read(self, text: str) -> str:
+        text = self._vectors.prompt + text
+        return Lowercase().normalize_str(text) if self._vectors.lower_case else text
+
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B D"]:
         hidden = run(model, batch).last_hidden_state.float()
-        if self.recipe.pooling == "cls":
-            return F.normalize(hidden[:, 0], dim=-1)
         mask = batch.attention_mask[:, :, None]
-        return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+        pooled = (
+            hidden[:, 0] if self.recipe.pooling == "cls" else (hidden * mask).sum(1) / mask.sum(1)
+        )
+        return F.normalize(pooled, dim=-1) if self._vectors.normalize else pooled
 
     def predict(
         self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
@@ -73,7 +86,17 @@ class Embeddings:
     def measures(
         self, predictions: Sequence[np.ndarray], examples: Sequence[TextExample]
     ) -> dict[str, Measure]:
-        cosines = np.array([np.dot(*vectors.astype(np.float64)) for vectors in predictions])
+        """Of the cosines of the examples' pairs.
+
+        Raises:
+            ModelError: vectors that were made to be compared otherwise.
+        """
+        if self._vectors.similarity not in ("cosine", "dot" if self._vectors.normalize else ""):
+            raise ModelError(
+                f"The model's vectors are made to be compared by {self._vectors.similarity} "
+                "(similarity_fn_name); Stillhouse scores them by their cosine."
+            )
+        cosines = np.array([_cosine(*vectors.astype(np.float64)) for vectors in predictions])
         right = np.array([example.target for example in examples])
         names = ("pearson", "spearman", "pearson_and_spearman")
         return {name: Measure(METRICS[name], cosines, right) for name in names}
@@ -81,6 +104,10 @@ class Embeddings:
     def result(self, prediction: np.ndarray) -> Any:
         """The vector of the text."""
         return prediction[0].tolist()
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.dot(one, other) / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 
 def _texts(example: TextExample) -> tuple[str, ...]:

@@ -25,7 +25,12 @@ from stillhouse.tasks.embeddings import Embeddings
 from stillhouse.tasks.labels import Labels, labels_of_data
 from stillhouse.tasks.last_word import LastWord
 from stillhouse.tasks.question_answering import QuestionAnswering
-from stillhouse.tasks.sentence_transformers import MODULES, pooling_of
+from stillhouse.tasks.sentence_transformers import (
+    MODULES,
+    VectorSettings,
+    check_recipe_of,
+    vector_settings,
+)
 from stillhouse.tasks.task import Task
 from stillhouse.tasks.text_classification import TextClassification, TextRegression, labels_shown
 from stillhouse.tasks.token_classification import (
@@ -147,8 +152,12 @@ def task_of_model(folder: Path, recipe: TaskRecipe | None = None) -> Task:
     config = load_config(folder)
     if isinstance(recipe, LastWordTask | ContinuationTask):
         return _of_a_language_model(recipe, config, folder)
-    own = _recipe_of(folder, config)
+    has_modules = (folder / MODULES).is_file()
+    vectors = vector_settings(folder) if has_modules else VectorSettings()
+    own = _recipe_of(folder, config, vectors if has_modules else None)
     if recipe is None:
+        if isinstance(own, EmbeddingsTask):
+            return Embeddings(own, vectors)
         return make_task(own, Labels.of_model(labels_of(config)))
     if recipe.kind != own.kind:
         raise RecipeError(
@@ -156,6 +165,9 @@ def task_of_model(folder: Path, recipe: TaskRecipe | None = None) -> Task:
             "model that was trained on the task, or another task."
         )
     check_length(recipe, config, str(folder))
+    if isinstance(recipe, EmbeddingsTask):
+        check_recipe_of(folder, recipe)
+        return Embeddings(recipe, vectors)
     if isinstance(recipe, ClassificationTask | TokenClassificationTask) and recipe.labels:
         return _in_the_order_of(make_task(recipe), labels_of(config), f"the model in {folder}")
     return make_task(recipe, Labels.of_model(labels_of(config)))
@@ -208,11 +220,13 @@ def _of_a_language_model(
     return make_task(recipe.model_copy(update={"length": length}))
 
 
-def _recipe_of(folder: Path, config: PretrainedConfig) -> TaskRecipe:
+def _recipe_of(
+    folder: Path, config: PretrainedConfig, vectors: VectorSettings | None
+) -> TaskRecipe:
     """Sequences may be as long as the model takes, and for answers as usual at most."""
     most = family_of(config).num_positions(config)
-    if (folder / MODULES).is_file():
-        return EmbeddingsTask(pooling=pooling_of(folder), length=most)
+    if vectors is not None:
+        return EmbeddingsTask(pooling=vectors.pooling, length=min(most, vectors.length or most))
     match head_of(config):
         case "SequenceClassification" if config.num_labels == 1:
             return RegressionTask(length=most)

@@ -2,42 +2,87 @@
 made."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stillhouse.errors import ModelError
+from stillhouse.errors import ModelError, RecipeError
 from stillhouse.recipe_tasks import EmbeddingsTask
 
 MODULES = "modules.json"
 POOLING = "1_Pooling"
 STEPS = ("Transformer", "Pooling", "Normalize")
+SETTINGS = "config_sentence_transformers.json"
+UNLIMITED = 10**6  # transformers writes 1e30 where a tokenizer has no limit
 
 
-def pooling_of(folder: Path) -> Literal["mean", "cls"]:
-    """How the model of a folder makes a vector of its hidden states.
+@dataclass(frozen=True)
+class VectorSettings:
+    """How the model of a folder makes its vectors.
+
+    Attributes:
+        length: The most tokens of a text that are read; None: as many as the model takes.
+        normalize: Whether a vector is scaled to length 1.
+        lower_case: Whether texts are put into lower case first.
+        prompt: What stands before every text.
+        similarity: How two vectors are compared.
+    """
+
+    pooling: Literal["mean", "cls"] = "mean"
+    length: int | None = None
+    normalize: bool = True
+    lower_case: bool = False
+    prompt: str = ""
+    similarity: str = "cosine"
+
+
+def vector_settings(folder: Path) -> VectorSettings:
+    """How the model of a folder makes its vectors, as sentence-transformers would.
 
     Raises:
         ModelError: a way that is not one of ours, or files that cannot be read.
     """
-    steps = [str(module.get("type", "")).rpartition(".")[2] for module in _modules(folder)]
-    if not steps or tuple(steps) != STEPS[: len(steps)]:
+    modules = _modules(folder)
+    steps = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    places = [str(module.get("path", "")) for module in modules]
+    if len(steps) < 2 or tuple(steps) != STEPS[: len(steps)] or places[0]:
         raise ModelError(
-            f"{folder / MODULES} asks for {', '.join(steps) or 'nothing'}; Stillhouse makes "
-            f"vectors by {', '.join(STEPS)} alone."
+            f"{folder / MODULES} asks for {', '.join(steps) or 'nothing'}"
+            f"{f' in {places[0]}' if places and places[0] else ''}; Stillhouse makes vectors by a "
+            "Transformer in the folder itself, then Pooling, then perhaps Normalize."
         )
-    settings = _read(folder / POOLING / "config.json", dict)
-    modes = settings.get("pooling_mode") or [name for name in settings if settings[name] is True]
-    wanted = modes[0] if isinstance(modes, list) and len(modes) == 1 else modes
-    match wanted:
-        case "mean" | "pooling_mode_mean_tokens":
-            return "mean"
-        case "cls" | "pooling_mode_cls_token":
-            return "cls"
-        case _:
-            raise ModelError(
-                f"{folder / POOLING / 'config.json'} asks for {wanted or 'no pooling'}; Stillhouse "
-                "knows the mean of the tokens and the first one (cls)."
-            )
+    prompt = _default_prompt(folder)
+    length, lower_case = _text_settings(folder)
+    similarity = _optional(folder / SETTINGS).get("similarity_fn_name") or "cosine"
+    pooling = _pooling(folder / places[1] / "config.json", has_prompt=bool(prompt))
+    return VectorSettings(pooling, length, len(steps) > 2, lower_case, prompt, str(similarity))
+
+
+def check_recipe_of(folder: Path, recipe: EmbeddingsTask, *, trains: bool = False) -> None:
+    """Refuse a recipe by which the model of a folder would make other vectors than its own.
+
+    Args:
+        trains: The model teaches: its texts are read as the recipe says, without a prompt.
+
+    Raises:
+        ModelError: see `vector_settings`.
+        RecipeError: another pooling than the model's; a prompt or lower case that it needs.
+    """
+    if not (folder / MODULES).is_file():
+        return
+    own = vector_settings(folder)
+    if own.pooling != recipe.pooling:
+        raise RecipeError(
+            f"The task's pooling is {recipe.pooling}, but the model in {folder} makes its vectors "
+            f"by {own.pooling}. Set pooling to {own.pooling}."
+        )
+    if trains and (own.prompt or own.lower_case):
+        needed = f"the prompt {own.prompt!r} before" if own.prompt else "lower case in"
+        raise RecipeError(
+            f"The model in {folder} is made for {needed} every text, which a student would not "
+            "see. Write the texts of the task so, and take it out of the teacher's "
+            f"{SETTINGS if own.prompt else 'sentence_bert_config.json'}."
+        )
 
 
 def write_modules(folder: Path, task: EmbeddingsTask, hidden_size: int) -> None:
@@ -68,9 +113,62 @@ def write_modules(folder: Path, task: EmbeddingsTask, hidden_size: int) -> None:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def _pooling(path: Path, *, has_prompt: bool) -> Literal["mean", "cls"]:
+    settings = _read(path, dict)
+    if has_prompt and settings.get("include_prompt") is False:
+        raise ModelError(
+            f"{path} leaves the prompt out of the pooling (include_prompt), and {SETTINGS} names a "
+            "default prompt; Stillhouse pools all tokens."
+        )
+    flags = [name for name in settings if name.startswith("pooling_mode_") and settings[name]]
+    modes = settings.get("pooling_mode") or flags
+    wanted = modes[0] if isinstance(modes, list) and len(modes) == 1 else modes
+    match wanted:
+        case "mean" | "pooling_mode_mean_tokens":
+            return "mean"
+        case "cls" | "pooling_mode_cls_token":
+            return "cls"
+        case _:
+            raise ModelError(
+                f"{path} asks for {wanted or 'no pooling'}; Stillhouse knows the mean of the "
+                "tokens and the first one (cls)."
+            )
+
+
+def _text_settings(folder: Path) -> tuple[int | None, bool]:
+    """The most tokens that are read, and whether they are put into lower case."""
+    files = [folder / "sentence_bert_config.json", *sorted(folder.glob("sentence_*_config.json"))]
+    settings = next((found for file in files if (found := _optional(file))), {})
+    tokenizer = _optional(folder / "tokenizer_config.json").get("model_max_length")
+    length = settings.get("max_seq_length") or tokenizer
+    if length is not None and (not isinstance(length, int) or length < 1):
+        raise ModelError(
+            f"max_seq_length is {length!r} in {files[0]}; it must be a number of tokens, or null."
+        )
+    known = length is not None and length < UNLIMITED
+    return length if known else None, bool(settings.get("do_lower_case"))
+
+
+def _default_prompt(folder: Path) -> str:
+    settings = _optional(folder / SETTINGS)
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise ModelError(
+            f"{folder / SETTINGS} names the default prompt {name!r}, but its prompts are "
+            f"{', '.join(map(repr, prompts)) or 'none'}."
+        )
+    return prompts[name]
+
+
 def _modules(folder: Path) -> list[Any]:
     found = _read(folder / MODULES, list)
     return [module if isinstance(module, dict) else {} for module in found]
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return _read(path, dict) if path.is_file() else {}
 
 
 def _read(path: Path, kind: type) -> Any:

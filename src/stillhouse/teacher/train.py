@@ -27,7 +27,7 @@ from stillhouse.recipe import (
 )
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder, read_manifest, verify
 from stillhouse.tokens.source import open_source, open_tokenizer
-from stillhouse.tokens.tokenizer import special_tokens
+from stillhouse.tokens.tokenizer import num_ids, special_tokens
 from stillhouse.training.device import pick_device
 from stillhouse.training.engine import train
 from stillhouse.training.floor import measure_floor
@@ -114,7 +114,7 @@ def _random_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrai
     assert family.scratch_config is not None
     ids = {name: number for name, number in asdict(special).items() if isinstance(number, int)}
     config = family.scratch_config(
-        recipe.teacher, len(tokenizer), recipe.tokens.sequence_length, ids
+        recipe.teacher, num_ids(tokenizer), recipe.tokens.sequence_length, ids
     )
     torch.manual_seed(recipe.seeds[0])
     return getattr(transformers, family.model_class)(config)

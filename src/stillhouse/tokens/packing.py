@@ -1,6 +1,6 @@
 """Packing: documents on disk become sequences of a fixed length, with no token lost.
 
-Causal: documents, each led by its end-of-text token, form one stream; sequence i is the window of T
+Causal: documents, each led by its start token, form one stream; sequence i is the window of T
 tokens from i*T, and its labels are the same window one token later, so every token but the very
 first is predicted exactly once. Masked: documents are cut into segments, each wrapped in CLS and
 SEP, and segments fill a sequence one after another without seeing each other.
@@ -30,10 +30,13 @@ class CausalSequences:
         end_of_text: int,
         *,
         attend_across_documents: bool,
+        document_start: int | None = None,
     ) -> None:
+        """Args: document_start: The first token of each document; end-of-text if not given."""
         self.split = split
         self.sequence_length = sequence_length
         self.end_of_text = end_of_text
+        self.document_start = end_of_text if document_start is None else document_start
         self.attend_across_documents = attend_across_documents
 
     @property
@@ -56,7 +59,7 @@ class CausalSequences:
         if self.attend_across_documents:
             segments = real.astype(np.int64)
         else:
-            segments = np.where(real, 1 + np.cumsum(inputs == self.end_of_text, axis=1), 0)
+            segments = np.where(real, 1 + np.cumsum(inputs == self.document_start, axis=1), 0)
         return _batch(inputs, labels, segments, causal=True)
 
 

@@ -7,11 +7,12 @@ Files of a tokens folder, all little-endian:
     validation-00000.bin, .idx
     train-counts.bin   uint64[vocabulary_size]: how often each token occurs in the training split
 
-A causal document is stored as [end_of_text, t1, ..., tn], a masked one as [t1, ..., tn].
+A causal document is stored as [*document_prefix, t1, ..., tn], a masked one as [t1, ..., tn].
 Contract: a document never spans two shards; one without tokens is counted, not stored.
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -34,7 +35,7 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 class ShardWriter:
     """Writes one split, token by token, in bounded memory.
 
-    `lead` is the token that stands before each document: end-of-text, or None.
+    `lead` is what stands before each document; see `SpecialTokens.document_prefix`.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class ShardWriter:
         split: str,
         *,
         vocabulary_size: int,
-        lead: int | None,
+        lead: Sequence[int] = (),
         tokens_per_shard: int = TOKENS_PER_SHARD,
     ) -> None:
         self.counts = np.zeros(vocabulary_size, "<u8")
@@ -54,7 +55,7 @@ class ShardWriter:
         self._folder = folder
         self._split = split
         self._dtype = token_dtype(vocabulary_size)
-        self._lead = [] if lead is None else [lead]
+        self._lead = np.array(lead, np.int64)
         self._tokens_per_shard = tokens_per_shard
         self._file: BinaryIO | None = None
         self._starts = array("Q")
@@ -75,7 +76,7 @@ class ShardWriter:
             self._place_for_a_document()
             self._starts.append(self._shard_tokens)
             self.num_documents += 1
-            self._append(np.array(self._lead, np.int64))
+            self._append(self._lead)
         self._append(ids)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from stillhouse.recipe import TokensRecipe
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.packing import CausalSequences, MaskedSequences
 from stillhouse.tokens.shards import open_split
-from stillhouse.tokens.tokenizer import SpecialTokens, load_tokenizer, special_tokens
+from stillhouse.tokens.tokenizer import SpecialTokens, load_tokenizer, num_ids, special_tokens
 
 
 def open_tokenizer(tokens_folder: Path) -> PreTrainedTokenizerFast:
@@ -31,13 +31,14 @@ def open_source(tokens_folder: Path, recipe: TokensRecipe, split: str) -> Sequen
             recipe.sequence_length,
             special.end_of_text,
             attend_across_documents=recipe.attend_across_documents,
+            document_start=special.document_start,
         )
     return MaskedSequences(
         tokens,
         recipe.sequence_length,
         special,
         recipe.masking,
-        vocabulary_size=len(tokenizer),
+        vocabulary_size=num_ids(tokenizer),
         counts=open_split(tokens_folder, "train").counts,
     )
 
@@ -53,12 +54,12 @@ def check_vocabulary(
     Raises:
         DataError: they disagree.
     """
-    if not 0 <= model_vocabulary_size - len(tokenizer) < 1024:
+    if not 0 <= model_vocabulary_size - num_ids(tokenizer) < 1024:
         raise DataError(
-            f"The tokenizer has {len(tokenizer)} tokens, but {model} has a vocabulary of "
-            f"{model_vocabulary_size}: "
-            "they do not belong together. Set tokens.tokenizer to the teacher's own (tokenizer: "
-            "teacher)."
+            f"The tokenizer has {num_ids(tokenizer)} tokens, but {model} has a vocabulary of "
+            f"{model_vocabulary_size}: they do not belong together. Set tokens.tokenizer to the "
+            "teacher's own (tokenizer: teacher); where tokens were added to that one, call "
+            "model.resize_token_embeddings(len(tokenizer)) and save the model again."
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError
 from stillhouse.recipe import LanguageModeling
@@ -25,6 +25,9 @@ OWN_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+TEMPLATE = "chat_template.jinja"
+TEMPLATES = (TEMPLATE, "additional_chat_templates/*.jinja")  # they travel with the tokenizer
+SAMPLED_TOKENS = 200  # of a vocabulary, to see whether it can be read
 END_OF_TEXT = "<|endoftext|>"
 BERT_TOKENS = {
     "pad_token": "[PAD]",
@@ -47,15 +50,27 @@ CAUSAL_LENGTH, MASKED_LENGTH = 1024, 512  # model_max_length where no file says 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of a tokenizer's special tokens; None where it has no such token."""
+    """Ids of a tokenizer's special tokens; None where it has no such token.
+
+    `document_start` is the token before a document's first: the one that the tokenizer itself puts
+    there (`<s>` of Llama and Mistral), or, where it puts none, end-of-text (GPT-2).
+    """
 
     end_of_text: int | None
+    document_start: int | None
     cls: int | None
     sep: int | None
     mask: int | None
     pad: int | None
     unk: int | None
     all_ids: tuple[int, ...]
+
+    @property
+    def document_prefix(self) -> tuple[int, ...]:
+        """What stands before each document in a stream of them: the end of the one before, where
+        that is another token, and the start of its own."""
+        ends = dict.fromkeys((self.end_of_text, self.document_start))
+        return tuple(id for id in ends if id is not None)
 
 
 def special_tokens(
@@ -66,18 +81,36 @@ def special_tokens(
     Raises:
         DataError: one that is needed is not there.
     """
-    names = {kind: _id_of(tokenizer, kind) for kind in ("cls", "sep", "mask", "pad", "unk")}
-    end, begin = _id_of(tokenizer, "eos"), _id_of(tokenizer, "bos")
-    found = {"end_of_text": begin if end is None else end, **names}
+    found = find_special_tokens(tokenizer)
     needed = ["end_of_text"] if language_modeling == "causal" else ["cls", "sep", "mask", "pad"]
-    missing = [name for name in needed if found[name] is None]
+    missing = [name for name in needed if getattr(found, name) is None]
     if missing:
         raise DataError(
             f"The tokenizer has no {', '.join(missing)} token, which {language_modeling} language "
             "modeling needs. Add it to its tokenizer_config.json, or give another tokenizer as "
             "tokens.tokenizer."
         )
-    return SpecialTokens(**found, all_ids=tuple(sorted(set(tokenizer.all_special_ids))))
+    return found
+
+
+def find_special_tokens(tokenizer: PreTrainedTokenizerFast) -> SpecialTokens:
+    """The special tokens that the tokenizer has."""
+    names = {kind: _id_of(tokenizer, kind) for kind in ("cls", "sep", "mask", "pad", "unk")}
+    end, begin = _id_of(tokenizer, "eos"), _id_of(tokenizer, "bos")
+    end_of_text = begin if end is None else end
+    added = tokenizer.backend_tokenizer.encode("", add_special_tokens=True).ids
+    return SpecialTokens(
+        end_of_text,
+        added[0] if added else end_of_text,
+        **names,
+        all_ids=tuple(sorted(set(tokenizer.all_special_ids))),
+    )
+
+
+def num_ids(tokenizer: PreTrainedTokenizerFast) -> int:
+    """One more than the highest token id: the embeddings that a model needs for its texts. (Where
+    ids have gaps, that is more than the tokenizer has tokens.)"""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _id_of(tokenizer: PreTrainedTokenizerFast, kind: str) -> int | None:
@@ -94,8 +127,10 @@ def unused_ids(tokenizer: PreTrainedTokenizerFast, vocabulary_size: int) -> tupl
 def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a folder, or that of a single WordPiece vocabulary file.
 
+    Texts are never cut or padded by settings that someone saved in its `tokenizer.json`.
+
     Raises:
-        DataError: no tokenizer there, or one that cannot be read.
+        DataError: no tokenizer there, or one that cannot be read, or has no vocabulary.
     """
     if not source.exists():
         raise DataError(
@@ -108,7 +143,8 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
         raise
     except Exception as error:  # the libraries raise bare Exception on a file that makes no sense
         raise DataError(
-            f"The tokenizer at {source} cannot be read ({type(error).__name__}: {error}). "
+            f"The tokenizer at {source} cannot be read ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}). "
             "Fetch its files again."
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -116,7 +152,54 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
             f"The tokenizer at {source} is a {type(tokenizer).__name__}, without a tokenizer.json. "
             "Save its fast version with save_pretrained, and give that folder."
         )
+    _check_vocabulary(tokenizer, source)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    _strip_before_mask(tokenizer)
     return tokenizer
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
+    """Refuse a tokenizer that cannot read its own words: its vocabulary did not load, or belongs to
+    other rules. transformers loads a folder without vocabulary files in silence."""
+    special = set(tokenizer.all_special_ids)
+    ids = sorted(set(tokenizer.get_vocab().values()) - special)
+    sample = ids[:: max(1, len(ids) // SAMPLED_TOKENS)]
+    text = tokenizer.decode(sample)
+    found = tokenizer.backend_tokenizer.encode(str(text), add_special_tokens=False).ids
+    unknown = find_special_tokens(tokenizer).unk
+    if any(id != unknown for id in found):
+        return
+    names = ", ".join(sorted(path.name for path in tokenizer_files(source))) or source.name
+    what = (
+        f"turns {str(text)[:40]!r}, made of its own tokens, into unknown tokens alone"
+        if ids and found
+        else f"gives no tokens for any text: {len(ids)} of its {len(tokenizer)} tokens are no "
+        "special ones"
+    )
+    raise DataError(
+        f"The tokenizer at {source} {what} (read from {names}). Fetch all files of the tokenizer "
+        "again: tokenizer.json, or vocab.json and merges.txt, or vocab.txt."
+    )
+
+
+def _strip_before_mask(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let the mask of a byte-level tokenizer stand for a word with the space before it, as in the
+    published RoBERTa: otherwise "a <mask>" has a lone space, which no training text has there."""
+    mask = tokenizer.mask_token
+    if mask is None or "ByteLevel" not in str(tokenizer.backend_tokenizer.pre_tokenizer):
+        return
+    stripped = AddedToken(str(mask), lstrip=True, normalized=False, special=True)
+    tokenizer.add_tokens([stripped], special_tokens=True)
+    tokenizer.mask_token = stripped
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a tokenizer and its chat templates. (A task's encoding leaves its own length in the
+    tokenizer; saved, it would cut the texts of whoever reads the file without transformers.)"""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
 
 
 def tokenizer_files(source: Path) -> list[Path]:
@@ -124,7 +207,8 @@ def tokenizer_files(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     names = [*OWN_FILES, *(name for pair in BPE_FILES for name in pair), "vocab.txt"]
-    return [source / name for name in names if (source / name).is_file()]
+    found = [source / name for name in names if (source / name).is_file()]
+    return found + [path for pattern in TEMPLATES for path in sorted(source.glob(pattern))]
 
 
 def tokenizer_fingerprint(source: Path) -> str:
@@ -146,6 +230,14 @@ def _load(source: Path) -> object:
         return _wordpiece(source)
     if any((source / name).is_file() for name in OWN_FILES[:2]):
         return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    tokenizer = _from_vocabulary(source)
+    if (source / TEMPLATE).is_file():
+        tokenizer.chat_template = (source / TEMPLATE).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _from_vocabulary(source: Path) -> PreTrainedTokenizerFast:
+    """A tokenizer whose folder has nothing but a vocabulary."""
     for vocabulary, merges in BPE_FILES:
         if (source / vocabulary).is_file() and (source / merges).is_file():
             return _byte_bpe(source / vocabulary, source / merges)
@@ -155,9 +247,16 @@ def _load(source: Path) -> object:
 
 
 def _no_tokenizer(source: Path) -> DataError:
+    pieces = sorted(path.name for path in source.glob("*.model"))
+    convert = (
+        f" {pieces[0]} alone is a SentencePiece model: load it with transformers' AutoTokenizer "
+        "(and the sentencepiece package), and save_pretrained() writes tokenizer.json."
+        if pieces
+        else ""
+    )
     return DataError(
         f"{source} holds no tokenizer. It needs tokenizer.json, or vocab.json and merges.txt, "
-        "or encoder.json and vocab.bpe, or vocab.txt."
+        f"or encoder.json and vocab.bpe, or vocab.txt.{convert}"
     )
 
 
@@ -188,7 +287,9 @@ def wrap_byte_bpe(backend: Tokenizer, names: dict[str, str]) -> PreTrainedTokeni
             ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), trim_offsets=True, add_prefix_space=False
         )
         length = MASKED_LENGTH
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=length, **names)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=length, **names)
+    _strip_before_mask(tokenizer)
+    return tokenizer
 
 
 def _wordpiece(path: Path) -> PreTrainedTokenizerFast:

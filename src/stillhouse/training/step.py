@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stillhouse.errors import ResourceError, TrainingError
-from stillhouse.tokens.batches import AnyBatch
+from stillhouse.tokens.batches import AnyBatch, visit_key
 from stillhouse.training.checkpoint import Progress
 from stillhouse.training.device import (
     Precision,
@@ -163,8 +164,8 @@ class Steps:
         self, batch: AnyBatch, coefficients: Mapping[str, float], number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Dropout is drawn from (seed, step, micro-batch), whatever ran before."""
-        seed = hash((self.job.batches.seed, self.progress.step, number)) % 2**63
-        seed_generators(self.job.device, seed)
+        key = visit_key(self.job.batches.seed, self.progress.step, number)
+        seed_generators(self.job.device, int(np.random.Philox(key=key).random_raw()) % 2**63)
         with autocast(self.job.device, self.precision):
             return self.lesson(batch, coefficients)
 

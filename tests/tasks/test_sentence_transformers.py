@@ -1,0 +1,170 @@
+"""Vectors are those of sentence-transformers, whatever the files beside a model say; what cannot be
+obeyed is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import stillhouse
+from stillhouse.errors import ModelError, RecipeError
+from stillhouse.recipe_tasks import EmbeddingsTask
+from stillhouse.tasks.registry import task_of_model
+from stillhouse.tasks.sentence_transformers import (
+    VectorSettings,
+    check_recipe_of,
+    vector_settings,
+    write_modules,
+)
+
+TEXTS = ["Ba da ba ri lo", "so ", "ba ta " * 40, "BA DA"]
+
+
+def write(folder: Path, name: str, content: Any) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+
+
+@pytest.fixture
+def folder(task_folder) -> Path:
+    """A sentence model of a random BERT that takes 64 tokens."""
+    folder = task_folder("bert", "Body")
+    write_modules(folder, EmbeddingsTask(length=64), 16)
+    return folder
+
+
+def drop_normalize(folder: Path) -> None:
+    write(folder, "modules.json", json.loads((folder / "modules.json").read_text())[:2])
+
+
+VARIANTS = {
+    "as it is": lambda folder: None,
+    "16 tokens": lambda folder: write(
+        folder, "sentence_bert_config.json", {"max_seq_length": 16, "do_lower_case": False}
+    ),
+    "the tokenizer's limit": lambda folder: [
+        write(folder, "sentence_bert_config.json", {"max_seq_length": None}),
+        write(
+            folder,
+            "tokenizer_config.json",
+            {**json.loads((folder / "tokenizer_config.json").read_text()), "model_max_length": 9},
+        ),
+    ],
+    "an older name of the file": lambda folder: (folder / "sentence_bert_config.json").replace(
+        folder / "sentence_roberta_config.json"
+    ),
+    "not normalized": drop_normalize,
+    "first token": lambda folder: write(
+        folder, "1_Pooling/config.json", {"embedding_dimension": 16, "pooling_mode": "cls"}
+    ),
+    "a default prompt": lambda folder: write(
+        folder,
+        "config_sentence_transformers.json",
+        {"prompts": {"query": "ba so: ", "doc": "x"}, "default_prompt_name": "query"},
+    ),
+    "prompts without a default": lambda folder: write(
+        folder, "config_sentence_transformers.json", {"prompts": {"query": "ba so: "}}
+    ),
+    "lower case": lambda folder: write(
+        folder, "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": True}
+    ),
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_vectors_are_those_of_sentence_transformers(folder, variant):
+    """Every setting that changes them, on texts that are cut, short and of upper case."""
+    from sentence_transformers import SentenceTransformer
+
+    VARIANTS[variant](folder)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    with pytest.warns(UserWarning, match="more than"):
+        found = stillhouse.load(folder).embed(TEXTS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.e2e
+def test_all_minilm_reads_as_many_tokens_as_it_was_published_with():
+    """450 words: 256 tokens are read, not the 512 that the model has positions for."""
+    from sentence_transformers import SentenceTransformer
+
+    model = stillhouse.load("minilm")
+    assert model.task.recipe.length == 256
+    words = (f"still{place % 7} {place % 31} drops of" for place in range(150))
+    texts = [" ".join(words), "a cat"]
+    folder = Path(str(model.model.config._name_or_path))
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    with pytest.warns(UserWarning, match="1 text has more than 256 tokens"):
+        found = model.embed(texts)
+    assert np.einsum("nd,nd->n", found, expected) == pytest.approx([1, 1], abs=1e-4)
+
+
+@pytest.mark.parametrize("length", [16, 64])
+def test_a_student_is_read_back_with_its_own_length(folder, length):
+    """What was trained on texts of 16 tokens reads 16 tokens."""
+    for name in ("1_Pooling", "2_Normalize"):
+        (folder / name / "config.json").unlink()
+        (folder / name).rmdir()
+    write_modules(folder, EmbeddingsTask(length=length), 16)
+    assert task_of_model(folder).recipe.length == length
+
+
+def test_what_the_files_say_is_read(folder):
+    """Length, pooling, normalization, case, prompt and similarity, each by its own file."""
+    assert vector_settings(folder) == VectorSettings(length=64)
+    for variant in ("16 tokens", "not normalized", "a default prompt", "first token"):
+        VARIANTS[variant](folder)
+    assert vector_settings(folder) == VectorSettings("cls", 16, False, False, "ba so: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        *(
+            ("1_Pooling/config.json", {f"pooling_mode_{mode}": True}, f"for pooling_mode_{mode}")
+            for mode in ("max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+        ),
+        ("1_Pooling/config.json", {"pooling_mode": ["mean", "cls"]}, "asks for .*'mean', 'cls'"),
+        ("1_Pooling/config.json", {}, "asks for no pooling"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "default prompt 'q'"),
+        ("sentence_bert_config.json", {"max_seq_length": "long"}, "max_seq_length is 'long'"),
+        ("modules.json", [{"type": "x.Transformer", "path": "0_Transformer"}], "in 0_Transformer"),
+        ("modules.json", [{"type": "x.StaticEmbedding", "path": ""}], "asks for StaticEmbedding"),
+        ("modules.json", [], "asks for nothing"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_refused_by_name(folder, name, content, message):
+    """A pooling, a module, a prompt that is not there."""
+    write(folder, name, content)
+    with pytest.raises(ModelError, match=message):
+        stillhouse.load(folder)
+
+
+def test_a_prompt_that_is_not_pooled_is_refused(folder):
+    """Its tokens are read, and left out of the mean: Stillhouse has no such mean."""
+    VARIANTS["a default prompt"](folder)
+    write(folder, "1_Pooling/config.json", {"pooling_mode": "mean", "include_prompt": False})
+    with pytest.raises(ModelError, match="include_prompt"):
+        stillhouse.load(folder)
+
+
+def test_a_recipe_does_not_change_how_a_model_pools(folder):
+    """Other vectors than the model's own would be scored in silence."""
+    with pytest.raises(RecipeError, match=r"pooling is cls, but .* by mean"):
+        task_of_model(folder, EmbeddingsTask(pooling="cls", length=64))
+    VARIANTS["a default prompt"](folder)
+    check_recipe_of(folder, EmbeddingsTask())
+    with pytest.raises(RecipeError, match="prompt 'ba so: ' before every text"):
+        check_recipe_of(folder, EmbeddingsTask(), trains=True)
+
+
+def test_vectors_for_another_similarity_are_not_scored_by_their_cosine(folder):
+    """They can be had, but the score would be another model's."""
+    write(folder, "config_sentence_transformers.json", {"similarity_fn_name": "euclidean"})
+    model = stillhouse.load(folder)
+    assert model.embed(["ba"]).shape == (1, 16)
+    with pytest.raises(ModelError, match="compared by euclidean"):
+        model.task.measures([], [])
