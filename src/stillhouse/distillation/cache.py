@@ -114,12 +114,12 @@ def cache_format(
         vocabulary_size: Without the rows that pad the teacher's vocabulary, where it is known.
     """
     assert recipe.cache is not None
-    vocabulary_size = vocabulary_size or teacher.vocab_size
+    size = teacher.vocab_size if vocabulary_size is None else vocabulary_size
     return CacheFormat(
         recipe.cache.cache,
-        min(recipe.cache.size, vocabulary_size),
+        min(recipe.cache.size, size),
         cached_rows(recipe),
-        vocabulary_size,
+        size,
         family_of(teacher).hidden_size(teacher) if _needs_hidden(recipe) else None,
         max(1, TOKENS_PER_PART // sequence_length),
     )
