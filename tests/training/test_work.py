@@ -51,7 +51,7 @@ def test_multiply_adds_are_those_that_torch_counts(tiny_model, batch_of, words, 
     batch = replace(batch, labels=labels.view(ROWS, LENGTH))
 
     def logits() -> torch.Tensor:
-        head = kind.head(model)
+        head = kind.whole_head(model)
         return head.transform(kind.run_rows(model, batch, "predicted")) @ head.weight.T
 
     with FlopCounterMode(display=False) as student:

@@ -101,14 +101,25 @@ def _needs_hidden(recipe: Recipe) -> bool:
     return any(name in HIDDEN_LOSSES for name in recipe.distillation.losses.active())
 
 
-def cache_format(recipe: Recipe, teacher: PretrainedConfig, sequence_length: int) -> CacheFormat:
-    """The shape of the cache that the recipe asks for."""
+def cache_format(
+    recipe: Recipe,
+    teacher: PretrainedConfig,
+    sequence_length: int,
+    *,
+    vocabulary_size: int | None = None,
+) -> CacheFormat:
+    """The shape of the cache that the recipe asks for.
+
+    Args:
+        vocabulary_size: Without the rows that pad the teacher's vocabulary, where it is known.
+    """
     assert recipe.cache is not None
+    size = teacher.vocab_size if vocabulary_size is None else vocabulary_size
     return CacheFormat(
         recipe.cache.cache,
-        min(recipe.cache.size, teacher.vocab_size),
+        min(recipe.cache.size, size),
         cached_rows(recipe),
-        teacher.vocab_size,
+        size,
         family_of(teacher).hidden_size(teacher) if _needs_hidden(recipe) else None,
         max(1, TOKENS_PER_PART // sequence_length),
     )
@@ -127,7 +138,12 @@ class CacheWriter:
         self.ranks = ranks
         self.device = pick_device()
         self.source = open_source(run.tokens, recipe.tokens, "train")
-        self.layout = cache_format(recipe, teacher.model.config, self.source.sequence_length)
+        self.layout = cache_format(
+            recipe,
+            teacher.model.config,
+            self.source.sequence_length,
+            vocabulary_size=len(teacher.family.head(teacher.model).weight),
+        )
 
     @property
     def num_parts(self) -> int:

@@ -85,12 +85,20 @@ class Family:
     row_wise: tuple[str, ...]
     final_norm: str | None
     embeddings: Mapping[str, str]
-    head: Callable[[Any], Head]
+    whole_head: Callable[[Any], Head]
     students: Mapping[str, StudentKind]
     scratch_config: Callable[[TeacherRecipe, int, int, Mapping[str, int]], PretrainedConfig] | None
     position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
     ignored_on_load: tuple[str, ...] = ()
     token_runner: Callable[[Any], RunTokens] | None = None
+
+    def head(self, model: PreTrainedModel) -> Head:
+        """The language modeling head, without the rows that pad its vocabulary."""
+        head, size = self.whole_head(model), num_tokens(model)
+        if size is None or size >= len(head.weight):
+            return head
+        bias = None if head.bias is None else head.bias[:size]
+        return Head(head.transform, head.weight[:size], bias)
 
     def num_positions(self, config: PretrainedConfig) -> int:
         """The longest sequence the model takes, in tokens."""
@@ -140,6 +148,16 @@ class Family:
 
     def hidden_size(self, config: PretrainedConfig) -> int:
         return config.hidden_size
+
+
+def num_tokens(model: PreTrainedModel) -> int | None:
+    """How many token ids the tokenizer of a loaded model has, the gaps between them counted; None
+    where nothing is known of one.
+
+    A vocabulary may be padded beyond it (50,257 tokens in 50,304 rows). Those rows stand for no
+    text: they take part in no loss, no probability and no cache.
+    """
+    return getattr(model, "num_tokens", None)
 
 
 def renumber_layers(layers: str) -> Callable[[Parameters, Sequence[int]], dict[str, Tensor]]:

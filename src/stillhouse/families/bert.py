@@ -111,7 +111,7 @@ FAMILY = Family(
         "position_embeddings": "bert.embeddings.position_embeddings.weight",
         "token_type_embeddings": "bert.embeddings.token_type_embeddings.weight",
     },
-    head=_head,
+    whole_head=_head,
     students={
         "distilbert": StudentKind(_distilbert_config, _distilbert_weights),
         "bert": StudentKind(shallower("num_hidden_layers"), renumber_layers(LAYERS)),

@@ -37,7 +37,7 @@ FAMILY = Family(
         "word_embeddings": "distilbert.embeddings.word_embeddings.weight",
         "position_embeddings": "distilbert.embeddings.position_embeddings.weight",
     },
-    head=_head,
+    whole_head=_head,
     students={"distilbert": StudentKind(shallower("n_layers"), renumber_layers(LAYERS))},
     scratch_config=None,
 )

@@ -40,7 +40,7 @@ from stillhouse.families.special_ids import (
     padding_id,
     read_settings,
 )
-from stillhouse.tokens.tokenizer import save_tokenizer
+from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, save_tokenizer, tokenizer_files
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -138,7 +138,7 @@ def load_weights(
     """
     weight_names(folder, config)
     try:
-        return model_class.from_pretrained(
+        model, report = model_class.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -154,6 +154,9 @@ def load_weights(
             f"The weights in {folder} cannot be loaded: {first_line(error)}. "
             "Fetch them, or save them, again."
         ) from error
+    if tokenizer_files(folder):
+        model.num_tokens = num_ids(load_tokenizer(folder))
+    return model, report
 
 
 def _check_complete(folder: Path, family: Family, config: PretrainedConfig, report: Any) -> None:

@@ -87,7 +87,7 @@ FAMILY = Family(
         "word_embeddings": "transformer.wte.weight",
         "position_embeddings": "transformer.wpe.weight",
     },
-    head=_head,
+    whole_head=_head,
     students={"gpt2": StudentKind(shallower("n_layer"), renumber_layers(LAYERS))},
     scratch_config=_scratch_config,
     token_runner=_token_runner,

@@ -76,7 +76,7 @@ FAMILY = Family(
         "position_embeddings": "roberta.embeddings.position_embeddings.weight",
         "token_type_embeddings": "roberta.embeddings.token_type_embeddings.weight",
     },
-    head=_head,
+    whole_head=_head,
     students={"roberta": StudentKind(shallower("num_hidden_layers"), renumber_layers(LAYERS))},
     scratch_config=_scratch_config,
     position_offset=_position_offset,

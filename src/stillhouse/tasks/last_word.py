@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import read_rows
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.families import TaskHead
+from stillhouse.families import TaskHead, family_of
 from stillhouse.recipe_tasks import LastWordTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure, mean
@@ -103,9 +103,9 @@ class LastWord:
         it is the likeliest (1 or 0)."""
         hidden = run(model.base_model, batch).last_hidden_state  # pyright: ignore
         assert batch.choices is not None
-        head = model.get_output_embeddings()
-        assert head is not None
-        logits = head(hidden[batch.choices]).float()
+        head = family_of(model.config).head(model)
+        asked = head.transform(hidden[batch.choices])
+        logits = torch.nn.functional.linear(asked, head.weight, head.bias).float()
         right = batch.targets[batch.choices]
         log_probability = -torch.nn.functional.cross_entropy(logits, right, reduction="none")
         found = logits.new_zeros(2, *batch.choices.shape)
