@@ -35,8 +35,9 @@ from torch.nn import functional as F  # noqa: N812
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.run_folder import write_atomic
 
-ROWS = (1, 8, 64)  # a token of one text, a step of several texts, a prompt
-PASS_SECONDS = 0.35  # of one pass; there are two at most
+ROWS: tuple[int, ...] = (1, 8, 64)  # a token of one text, a step of several texts, a prompt
+# Of a pass in all threads, and of one in a single thread: together less than a second.
+PASS_SECONDS, ONE_THREAD_SECONDS = 0.35, 0.55
 MAX_ROUNDS = 20
 MAX_SHAPES = 4  # the largest by all that they hold
 MAX_ELEMENTS = 2**21  # of one matrix; a larger one is measured by some of its outputs
@@ -138,7 +139,7 @@ def measure_kernels(shapes: Sequence[Shape], kernels: Mapping[str, Kernel]) -> K
         products = _products(largest, usable)
     if threads > 1:
         before, started = _interruptions(), time.perf_counter()
-        best = _fastest(products, min_rounds=0)
+        best = _fastest(products, PASS_SECONDS, min_rounds=0)
         rate = (_interruptions() - before) / (time.perf_counter() - started)
         complete = all(
             set(each.calls) == set(own) for each, own in zip(products, best, strict=True)
@@ -146,7 +147,7 @@ def measure_kernels(shapes: Sequence[Shape], kernels: Mapping[str, Kernel]) -> K
         if complete and rate <= MAX_INTERRUPTIONS:
             return KernelTimes(_in_all(products, best), threads)
     with one_thread():
-        best = _fastest(products, min_rounds=3)
+        best = _fastest(products, ONE_THREAD_SECONDS, min_rounds=3)
     return KernelTimes(_in_all(products, best), 1)
 
 
@@ -188,10 +189,12 @@ def _has_its_bits(
 
 
 @torch.inference_mode()
-def _fastest(products: Sequence[_Products], *, min_rounds: int) -> list[dict[str, float]]:
-    """Seconds of the fastest call of each product by each kernel, in turns, for `PASS_SECONDS` and
+def _fastest(
+    products: Sequence[_Products], seconds: float, *, min_rounds: int
+) -> list[dict[str, float]]:
+    """Seconds of the fastest call of each product by each kernel, in turns, for some seconds and
     at least so many rounds."""
-    deadline = time.perf_counter() + PASS_SECONDS
+    deadline = time.perf_counter() + seconds
     best: list[dict[str, float]] = [{} for _ in products]
     for number in range(MAX_ROUNDS):
         for product, own in zip(products, best, strict=True):

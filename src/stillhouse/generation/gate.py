@@ -23,15 +23,15 @@ from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import resolve_folder
 from stillhouse.generation.loaded import LoadedModel, load
 from stillhouse.generation.precision import (
-    FASTER,
     Precision,
     has_int8,
+    is_faster_than_float32,
+    precisions,
     speedups,
     times_of,
     to_precision,
 )
 from stillhouse.generation.slots import Piece
-from stillhouse.kernels import KernelTimes
 
 ALLOWED = 0.01  # of the perplexity, or of the outputs
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
@@ -84,9 +84,11 @@ def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -
         return AtPrecision(model, "fp32")
     times = times_of(model.model)
     refused = [] if has_int8() else ["int8 is not exact on this machine"]
-    for precision in _candidates(wanted, model, times):
+    wanted_ones = [wanted] if wanted != "auto" else precisions(times, is_causal=model.is_causal)
+    for precision in wanted_ones:
         speed = _speed_text(speedups(times, precision))
-        if wanted == "auto" and not _is_faster(precision, model, times):
+        is_faster = is_faster_than_float32(times, precision, is_causal=model.is_causal)
+        if wanted == "auto" and not is_faster:
             refused.append(f"{precision} {speed}")
             continue
         change_since = _measure(model)
@@ -95,7 +97,7 @@ def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -
         quality = f"{_measured(model)} {100 * change:+.1f} %"
         if abs(change) <= ALLOWED:
             reason = f"{speed}; {quality}"
-            if not _is_faster(precision, model, times):
+            if not is_faster:
                 reason += "; no faster than float32 on this machine"
             return AtPrecision(model, precision, change, reason)
         if wanted != "auto":
@@ -106,29 +108,6 @@ def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -
         refused.append(f"{precision} {quality}")
         model = load(folder)
     return AtPrecision(model, "fp32", reason=f"not taken: {'; '.join(refused)}")
-
-
-def _candidates(wanted: str, model: LoadedModel, times: KernelTimes) -> list[Precision]:
-    """What is tried, in this order. Generation shares its steps among requests, which bfloat16's
-    rounding would let change each other: `auto` does not take it there."""
-    if wanted in ("bf16", "int8"):
-        return [wanted]
-    possible: list[Precision] = ["int8"] if has_int8() else []
-    if not model.is_causal:
-        possible.append("bf16")
-    main = _places(model)[0]
-    return sorted(possible, key=lambda each: -(speedups(times, each) or {main: 0.0})[main])
-
-
-def _places(model: LoadedModel) -> tuple[int, ...]:
-    """Numbers of rows that the model multiplies, the commonest first. Text is continued token by
-    token; an encoder never reads a single one."""
-    return (1, 8, 64) if model.is_causal else (64, 8)
-
-
-def _is_faster(precision: Precision, model: LoadedModel, times: KernelTimes) -> bool:
-    found = speedups(times, precision)
-    return found is not None and all(found[rows] >= FASTER for rows in _places(model))
 
 
 def _speed_text(found: Mapping[int, float] | None) -> str:

@@ -163,6 +163,28 @@ def speedups(times: KernelTimes, precision: Precision) -> dict[int, float] | Non
     return found
 
 
+def precisions(times: KernelTimes, *, is_causal: bool) -> list[Precision]:
+    """Those that `auto` considers, the fastest first. Generation shares its steps among requests,
+    which the rounding of bfloat16 products would let change each other: not there."""
+    possible: list[Precision] = ["int8"] if has_int8() else []
+    if not is_causal:
+        possible.append("bf16")
+    main = _places(is_causal)[0]
+    return sorted(possible, key=lambda each: -(speedups(times, each) or {main: 0.0})[main])
+
+
+def is_faster_than_float32(times: KernelTimes, precision: Precision, *, is_causal: bool) -> bool:
+    """Whether it is, for every number of rows that such a model multiplies."""
+    found = speedups(times, precision)
+    return found is not None and all(found[rows] >= FASTER for rows in _places(is_causal))
+
+
+def _places(is_causal: bool) -> tuple[int, ...]:
+    """Numbers of rows that a model multiplies, the commonest first. Text is continued token by
+    token; an encoder never reads a single one."""
+    return ROWS if is_causal else ROWS[:0:-1]
+
+
 def _matrices(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
     """The matrices that int8 is for. An encoder's heads are small, or read at few places."""
     for name, module in _body(model).named_modules():
