@@ -8,9 +8,9 @@ Contract: `kernel_times` takes a second at most, and is remembered in the user's
 the same processor, instruction sets, threads, PyTorch and shapes. A kernel that is far slower than
 float32's, that does not finish in time, or whose bits are not those it must have, is left out.
 
-The fastest of several interleaved calls counts, for other processes only ever add time. With
-several threads they add so much (all threads wait for the one that was interrupted) that a
-measurement which was interrupted is repeated in one thread, and not remembered.
+The fastest of several interleaved calls counts, of those that no other process interrupted where
+there are any. With several threads all wait for the one that was interrupted, so a measurement
+beside other work is repeated in one thread. What was interrupted is not remembered.
 
 Axes: N rows, K inputs, M outputs.
 """
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -104,10 +104,11 @@ class Shape:
 @dataclass(frozen=True)
 class KernelTimes:
     """Seconds of one pass over a model's matrices, by kernel and by number of rows; kernels that
-    were left out are absent."""
+    were left out are absent. `is_undisturbed`: no interruption is in them."""
 
     seconds: Mapping[str, Mapping[int, float]]
     threads: int
+    is_undisturbed: bool = True
 
     def speedups(self, kernel: str, reference: str = "fp32") -> dict[int, float]:
         """How many times as fast as the reference, by number of rows."""
@@ -122,7 +123,7 @@ def kernel_times(shapes: Sequence[Shape], kernels: Mapping[str, Kernel]) -> Kern
     if path is not None and (known := _read_cache(path, key)) is not None:
         return known
     found = measure_kernels(shapes, kernels)
-    if path is not None and found.threads == torch.get_num_threads():
+    if path is not None and found.is_undisturbed and found.threads == torch.get_num_threads():
         _write_cache(path, key, found)
     return found
 
@@ -141,14 +142,20 @@ def measure_kernels(shapes: Sequence[Shape], kernels: Mapping[str, Kernel]) -> K
         before, started = _interruptions(), time.perf_counter()
         best = _fastest(products, PASS_SECONDS, min_rounds=0)
         rate = (_interruptions() - before) / (time.perf_counter() - started)
-        complete = all(
-            set(each.calls) == set(own) for each, own in zip(products, best, strict=True)
-        )
+        complete = [set(own) for own in best] == [set(each.calls) for each in products]
         if complete and rate <= MAX_INTERRUPTIONS:
             return KernelTimes(_in_all(products, best), threads)
     with one_thread():
         best = _fastest(products, ONE_THREAD_SECONDS, min_rounds=3)
-    return KernelTimes(_in_all(products, best), 1)
+    is_undisturbed = not any(each.interrupted for own in best for each in own.values())
+    return KernelTimes(_in_all(products, best), 1, is_undisturbed)
+
+
+class _Call(NamedTuple):
+    """Those that were not interrupted are less than those that were."""
+
+    interrupted: bool
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -191,31 +198,33 @@ def _has_its_bits(
 @torch.inference_mode()
 def _fastest(
     products: Sequence[_Products], seconds: float, *, min_rounds: int
-) -> list[dict[str, float]]:
-    """Seconds of the fastest call of each product by each kernel, in turns, for some seconds and
+) -> list[dict[str, _Call]]:
+    """The fastest call of each product by each kernel, in turns, for some seconds and
     at least so many rounds."""
     deadline = time.perf_counter() + seconds
-    best: list[dict[str, float]] = [{} for _ in products]
+    best: list[dict[str, _Call]] = [{} for _ in products]
     for number in range(MAX_ROUNDS):
         for product, own in zip(products, best, strict=True):
             for name, call in product.calls.items():
-                began = time.perf_counter()
+                before, began = _interruptions(), time.perf_counter()
                 if number >= min_rounds and began > deadline:
                     return best
                 call()
-                own[name] = min(own.get(name, math.inf), time.perf_counter() - began)
+                took = time.perf_counter() - began
+                new = _Call(_interruptions() > before, took)
+                own[name] = min(own.get(name, new), new)
     return best
 
 
 def _in_all(
-    products: Sequence[_Products], best: Sequence[Mapping[str, float]]
+    products: Sequence[_Products], best: Sequence[Mapping[str, _Call]]
 ) -> dict[str, dict[int, float]]:
     """Seconds by kernel and rows, of the kernels that every product was measured with."""
     names = [name for name in best[0] if all(name in own for own in best)] if best else []
     found = {name: dict.fromkeys(ROWS, 0.0) for name in names}
     for product, own in zip(products, best, strict=True):
         for name in names:
-            found[name][product.rows] += product.times * own[name]
+            found[name][product.rows] += product.times * own[name].seconds
     return found
 
 

@@ -78,11 +78,11 @@ def test_auto_takes_int8_where_it_is_faster_and_says_so(wide):
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     line = (
         r"precision: int8 \((\d+\.\d)x float32 at 1 row, (\d+\.\d)x at 64 rows; "
-        r"perplexity [+-]0\.\d %\)$"
+        r"perplexity [+-]0\.\d %(; speeds measured beside other work)?\)$"
     )
     speeds = re.search(line, found.stderr, re.MULTILINE)
     assert speeds is not None, found.stderr
-    assert min(map(float, speeds.groups())) >= 1.1
+    assert min(map(float, speeds.groups()[:2])) >= 1.1
 
 
 @needs_int8
@@ -165,4 +165,4 @@ def test_an_encoder_is_chosen_for_by_the_same_measurement():
     """The fastest precision for whole texts; both figures and what it costs are said."""
     found = load_at_precision("minilm", "auto", offline=True)
     assert found.precision in ("int8", "bf16")
-    assert re.search(r"x at 64 rows; outputs \+0\.\d %\)$", str(found))
+    assert re.search(r"x at 64 rows; outputs \+0\.\d %", str(found))

@@ -97,6 +97,8 @@ def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -
         quality = f"{_measured(model)} {100 * change:+.1f} %"
         if abs(change) <= ALLOWED:
             reason = f"{speed}; {quality}"
+            if not times.is_undisturbed:
+                reason += "; speeds measured beside other work"
             if not is_faster:
                 reason += "; no faster than float32 on this machine"
             return AtPrecision(model, precision, change, reason)
