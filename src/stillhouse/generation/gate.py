@@ -85,8 +85,9 @@ def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -
         return AtPrecision(model, "fp32")
     times = times_of(model.model)
     refused = [] if has_int8() else ["int8 is not exact on this machine"]
-    named = [cast(Precision, wanted)]
-    tried = precisions(times, is_causal=model.is_causal) if wanted == "auto" else named
+    tried: list[Precision] = [cast(Precision, wanted)]
+    if wanted == "auto":
+        tried = precisions(times, is_causal=model.is_causal)
     for precision in tried:
         speed = _speed_text(speedups(times, precision))
         is_faster = is_faster_than_float32(times, precision, is_causal=model.is_causal)
