@@ -1,6 +1,9 @@
 """How fast text is continued, against what people use: transformers' `generate` in float32.
 
-    python -m benchmarks.generate --output generate.json
+    python -m benchmarks.generate --save
+
+writes benchmarks/results/generate-KIND.json, KIND being this CPU's: a processor with AMX and one
+without differ in which kernels are fast. Each precision runs on the kernels measured for it.
 
 Shapes of DistilGPT2 and GPT-2 with random weights; greedy, prompts of 32 random tokens, 64 new
 ones. First shown: whether the tokens of our float32 are those of transformers, and whether
@@ -9,6 +12,7 @@ per second of
 
 - one text: transformers with both shapes, ours in each precision;
 - eight texts: one call of transformers, eight requests of ours;
+- the first token after a prompt of 80, which must not take longer than float32's;
 - sixteen requests that arrive at random (exponential gaps, all within about half the time that one
   takes alone), against the same requests one after the other;
 - an encoder of DistilBERT's shape, 8 texts of 128 tokens: its last hidden states.
@@ -37,14 +41,25 @@ from benchmarks import measure
 from stillhouse.families import family_of
 from stillhouse.generation import Generation
 from stillhouse.generation.batching import Batcher, Event, NewToken, Request
-from stillhouse.generation.precision import Precision, has_int8, to_precision
+from stillhouse.generation.precision import (
+    Precision,
+    has_int8,
+    onednn_rows,
+    speedups,
+    times_of,
+    to_precision,
+)
 from stillhouse.generation.slots import SlottedModel
+from stillhouse.kernels import KernelTimes
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 LAYERS = {"distilgpt2": 6, "gpt2": 12}
 TEXTS, LENGTH = 8, 128
 PROMPT, NEW, TOGETHER, ARRIVALS = 32, 64, 8, 16
+LONG_PROMPT = 80
 GREEDY = Generation(greedy=True, max_new_tokens=NEW)
+FIRST = Generation(greedy=True, max_new_tokens=1)
+RESULTS = Path(__file__).parent / "results"
 
 
 def make_model(layers: int) -> GPT2LMHeadModel:
@@ -52,24 +67,26 @@ def make_model(layers: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(n_layer=layers)).eval()
 
 
-def prompts(number: int) -> list[tuple[int, ...]]:
+def prompts(number: int, length: int = PROMPT) -> list[tuple[int, ...]]:
     draw = random.Random(0)
-    return [tuple(draw.choices(range(50_000), k=PROMPT)) for _ in range(number)]
+    return [tuple(draw.choices(range(50_000), k=length)) for _ in range(number)]
 
 
 @torch.inference_mode()
-def by_transformers(model: Any, asked: Sequence[tuple[int, ...]]) -> list[list[int]]:
+def by_transformers(
+    model: Any, asked: Sequence[tuple[int, ...]], new: int = NEW
+) -> list[list[int]]:
     """The new tokens of each prompt, all in one call."""
     inputs = torch.tensor(asked)
     output = model.generate(
         inputs,
         attention_mask=torch.ones_like(inputs),
-        max_new_tokens=NEW,
-        min_new_tokens=NEW,
+        max_new_tokens=new,
+        min_new_tokens=new,
         do_sample=False,
         pad_token_id=model.config.eos_token_id,
     )
-    return output[:, PROMPT:].tolist()
+    return output[:, inputs.shape[1] :].tolist()
 
 
 class Ours:
@@ -77,7 +94,7 @@ class Ours:
 
     def __init__(self, model: GPT2LMHeadModel, precision: Precision) -> None:
         own = copy.deepcopy(model)
-        to_precision(own, precision)
+        to_precision(own, precision, times=times_of(own))
         # Its texts are read by nobody: a tokenizer of bytes will do.
         tokenizer = train_tokenizer("byte_bpe", 257, iter([""]), "causal")
         slots = SlottedModel(family_of(own.config), own, ARRIVALS)
@@ -98,12 +115,21 @@ class Ours:
             self._batcher.step()
         return found
 
-    def _submit(self, prompt: tuple[int, ...], tokens: list[int]) -> None:
+    def first_token(self, prompt: tuple[int, ...]) -> list[int]:
+        """The token after a prompt."""
+        found: list[int] = []
+        self._submit(prompt, found, FIRST)
+        self._batcher.run()
+        return found
+
+    def _submit(
+        self, prompt: tuple[int, ...], tokens: list[int], settings: Generation = GREEDY
+    ) -> None:
         def listen(event: Event) -> None:
             if isinstance(event, NewToken):
                 tokens.append(event.token.id)
 
-        self._batcher.submit(Request(prompt, GREEDY, 0), listen)
+        self._batcher.submit(Request(prompt, settings, 0), listen)
 
 
 def measured(
@@ -126,7 +152,7 @@ def ratio(found: dict[str, dict[str, Any]], name: str, reference: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="a JSON file for every raw number")
+    parser.add_argument("--save", action="store_true", help="write every raw number to results/")
     options = parser.parse_args()
     precisions: list[Precision] = ["fp32", "bf16", *(["int8"] if has_int8() else [])]
     models = {name: make_model(layers) for name, layers in LAYERS.items()}
@@ -136,6 +162,9 @@ def main() -> None:
         for precision in precisions
     }
     console = Console()
+    kernels = {name: times_of(model) for name, model in models.items()}
+    for name, times in kernels.items():
+        console.print(f"{name}: {_kernels_text(times)}")
     equal = _equalities(models, ours)
     console.print(equal)
     results: dict[str, Any] = {}
@@ -151,6 +180,8 @@ def main() -> None:
         }
         results[str(number)] = found = measured(works, number * NEW, options.repeats)
         console.print(_table(found, number))
+    results["prompt"] = found = _prompts(models, ours, options.repeats)
+    console.print(_table(found, 1, f"first token after a prompt of {LONG_PROMPT}"))
     fastest = ours["distilgpt2", precisions[-1]]
     results["arrivals"] = found = _arrivals(fastest, options.repeats)
     console.print(
@@ -164,14 +195,42 @@ def main() -> None:
             f"distilbert, {TEXTS} x {LENGTH}, {name}: {own['tokens_per_second']:,.0f} tokens/s, "
             f"{ratio(found, name, 'transformers'):.2f} times"
         )
-    if options.output is not None:
+    if options.save:
         content = {
             "command": " ".join(["python -m benchmarks.generate", *sys.argv[1:]]),
             **measure.environment(),
+            "kernels": {name: times.seconds for name, times in kernels.items()},
             "equal": equal,
             "results": results,
         }
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        path = RESULTS / f"generate-{measure.processor_kind()}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _kernels_text(times: KernelTimes) -> str:
+    """What was measured of the kernels, times float32's by rows."""
+    found = {each: speedups(times, each) for each in ("bf16", "int8")}
+    parts = [
+        f"{name} " + (", ".join(f"{own[rows]:.1f}x at {rows}" for rows in own) if own else "no")
+        for name, own in found.items()
+    ]
+    return f"{'; '.join(parts)} rows; oneDNN's int8 from {onednn_rows(times)} rows"
+
+
+def _prompts(
+    models: dict[str, Any], ours: dict[tuple[str, Precision], Ours], repeats: int
+) -> dict[str, dict[str, Any]]:
+    """How long a prompt is read."""
+    asked = prompts(1, LONG_PROMPT)
+    works: dict[str, Callable[[], Any]] = {
+        f"{name}, transformers": partial(by_transformers, model, asked, 1)
+        for name, model in models.items()
+    }
+    works |= {
+        f"{name}, {precision}": partial(engine.first_token, asked[0])
+        for (name, precision), engine in ours.items()
+    }
+    return measured(works, LONG_PROMPT, repeats)
 
 
 def _equalities(models: dict[str, Any], ours: dict[tuple[str, Precision], Ours]) -> dict[str, bool]:
@@ -214,14 +273,14 @@ def _encoders(precisions: Sequence[Precision]) -> dict[str, Callable[[], Any]]:
     works: dict[str, Callable[[], Any]] = {"transformers": partial(read, plain)}
     for precision in precisions[1:]:
         own = copy.deepcopy(plain)
-        to_precision(own, precision)
+        to_precision(own, precision, times=times_of(own))
         works[precision] = partial(read, own)
     return works
 
 
-def _table(found: dict[str, dict[str, Any]], number: int) -> Table:
+def _table(found: dict[str, dict[str, Any]], number: int, title: str = "") -> Table:
     table = Table("model", "tokens/s", *(f"times {name}'s transformers" for name in LAYERS))
-    table.title = f"{number} at once"
+    table.title = title or f"{number} at once"
     for name, own in found.items():
         ratios = (f"{ratio(found, name, f'{other}, transformers'):.2f}" for other in LAYERS)
         table.add_row(name, f"{own['tokens_per_second']:.0f}", *ratios)

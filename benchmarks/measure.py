@@ -5,6 +5,7 @@ The models and steps that are measured live elsewhere; nothing here knows of dis
 
 import contextlib
 import multiprocessing
+import platform
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,12 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from stillhouse.machine import describe_machine, library_versions, source_commit
+from stillhouse.machine import (
+    describe_machine,
+    library_versions,
+    processor_name,
+    source_commit,
+)
 from stillhouse.training.floor import seconds_of
 
 CPU = torch.device("cpu")
@@ -41,8 +47,21 @@ def environment() -> dict[str, Any]:
     return {
         "commit": source_commit(),
         "versions": library_versions(),
-        "machine": describe_machine(),
+        "machine": {**describe_machine(), "instruction_set": instruction_set()},
     }
+
+
+def instruction_set() -> str:
+    """The most that this CPU has for products of lower precision."""
+    has = torch.cpu.get_capabilities()
+    names = {"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx512_f": "AVX512", "avx2": "AVX2"}
+    return next((name for flag, name in names.items() if has.get(flag)), platform.machine())
+
+
+def processor_kind() -> str:
+    """The kind of CPU, for the name of a file of results: `amd-epyc-avx512-vnni`."""
+    name = re.sub(r"\(\w+\)|\bprocessor\b|\bcpu\b|@.*", "", processor_name().lower())
+    return re.sub(r"[^a-z0-9]+", "-", f"{name} {instruction_set()}".lower()).strip("-")
 
 
 def interleaved_seconds(

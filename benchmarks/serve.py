@@ -1,6 +1,8 @@
 """What HTTP and scheduling cost over the bare engine, and how soon a server answers.
 
-    python -m benchmarks.serve --output serve.json
+    python -m benchmarks.serve --save
+
+writes benchmarks/results/serve-KIND.json, KIND being this CPU's.
 
 A server of `stillhouse serve` in a process of its own, with a model of DistilGPT2's shape and
 random weights, beside the same engine in this process; they take turns (A B A B), each waits for
@@ -31,7 +33,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import measure
-from benchmarks.generate import ARRIVALS, LAYERS, NEW, Ours, make_model, measured, prompts, ratio
+from benchmarks.generate import (
+    ARRIVALS,
+    LAYERS,
+    NEW,
+    RESULTS,
+    Ours,
+    make_model,
+    measured,
+    prompts,
+    ratio,
+)
 from stillhouse.families import save_model
 from stillhouse.generation.precision import Precision, has_int8
 from stillhouse.tokens.tokenizer_training import train_tokenizer
@@ -123,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--starts", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="a JSON file for every raw number")
+    parser.add_argument("--save", action="store_true", help="write every raw number to results/")
     options = parser.parse_args()
     precision: Precision = "int8" if has_int8() else "fp32"
     model = make_model(LAYERS["distilgpt2"])
@@ -149,13 +161,14 @@ def main() -> None:
             results["suggestions"] = measured({"HTTP": suggest}, tokens, options.repeats)
     results["seconds_to_ready"] = starts
     _print(results)
-    if options.output is not None:
+    if options.save:
         content = {
             "command": " ".join(["python -m benchmarks.serve", *sys.argv[1:]]),
             **measure.environment(),
             "results": results,
         }
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        path = RESULTS / f"serve-{measure.processor_kind()}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _print(results: dict[str, Any]) -> None:

@@ -37,10 +37,20 @@ def speed_table() -> str:
 
 
 def serving_table() -> str:
-    """Markdown: what is at work, tokens a second, and how many times as fast as what."""
-    found = _read("generate.json")["results"]
-    served = _read("serve.json")["results"]
+    """Markdown, for each kind of CPU that was measured: what is at work, tokens a second, and how
+    many times as fast as what."""
+    kinds = sorted(path.stem.removeprefix("generate-") for path in RESULTS.glob("generate-*.json"))
+    return "\n\n".join(_serving_table(kind) for kind in kinds)
+
+
+def _serving_table(kind: str) -> str:
+    generate = _read(f"generate-{kind}.json")
+    machine, found = generate["machine"], generate["results"]
     one, eight, plain = found["1"], found["8"], "transformers in float32"
+    encoder = max(
+        (name for name in found["encoder"] if name != "transformers"),
+        key=lambda name: found["encoder"][name]["tokens_per_second"],
+    )
     rows: list[tuple[str, Mapping[str, Any], str, str, str]] = [
         ("DistilGPT2, one text", one, "distilgpt2, int8", "distilgpt2, transformers", plain),
         ("", one, "distilgpt2, int8", "gpt2, transformers", f"GPT-2 in {plain}"),
@@ -48,24 +58,44 @@ def serving_table() -> str:
         ("DistilGPT2, eight texts", eight, "distilgpt2, int8", "distilgpt2, transformers", plain),
         ("DistilGPT2, sixteen requests at random moments", found["arrivals"], "together", "alone",
          "the same one after the other"),
-        ("DistilBERT, eight texts of 128 tokens", found["encoder"], "bf16", "transformers", plain),
+        (f"DistilBERT in {encoder}, eight texts of 128 tokens", found["encoder"], encoder,
+         "transformers", plain),
     ]  # fmt: skip
+    if "prompt" in found:
+        prompt = ("DistilGPT2, a prompt of 80 tokens", found["prompt"], "distilgpt2, int8")
+        rows += [
+            (*prompt, "distilgpt2, transformers", plain),
+            (*prompt, "distilgpt2, fp32", "the same in float32"),
+        ]
+    files = [f"generate-{kind}.json"]
     lines = ["| | tokens/s | times as fast | as |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {_against(group, ours, theirs)} | {what} |"
         for name, group, ours, theirs, what in rows
     ]
+    if (RESULTS / f"serve-{kind}.json").exists():
+        files.append(f"serve-{kind}.json")
+        lines += _http_lines(_read(files[-1])["results"])
+    links = ", ".join(f"[{file}](../benchmarks/results/{file})" for file in files)
+    instructions = machine.get("instruction_set", kind.rpartition("-")[2].upper())
+    name = machine["processor"].replace("(R)", "")
+    title = f"{machine['cores']} cores of {name}, {instructions} ({links}):"
+    return "\n".join([title, "", *lines])
+
+
+def _http_lines(served: Mapping[str, Any]) -> list[str]:
+    lines = []
     for number in ("1", "16"):
         figures = _against(served[f"{number} at once"], "HTTP", "bare")
         lines.append(f"| over HTTP, {number} at once | {figures} | without HTTP |")
     suggestions = statistics.median(served["suggestions"]["HTTP"]["seconds"])
     ready = statistics.median(served["seconds_to_ready"])
-    lines += [
+    return [
+        *lines,
         "",
         f"Three suggestions of 12 tokens: {suggestions:.2f} s. From the command to the first",
+        f"answer of `/health`: {ready:.1f} s.",
     ]
-    lines += [f"answer of `/health`: {ready:.1f} s."]
-    return "\n".join(lines)
 
 
 def _against(found: Mapping[str, Mapping[str, Any]], ours: str, theirs: str) -> str:

@@ -21,6 +21,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 GROUND = {
     "errors",
+    "kernels",
     "machine",
     "recipe",
     "recipe_file",
@@ -64,6 +65,7 @@ ARROWS = {
     "samples": set(),
     "tasks": {"data", "families", "tokens"},  # rows, heads, and how a batch is moved
     "errors": set(),
+    "kernels": {"machine", "run_folder"},
     "machine": set(),
     "recipe": {"errors", "recipe_tasks", "section", "stages"},
     "recipe_file": {"errors", "recipe", "recipe_tasks"},

@@ -10,7 +10,7 @@ from stillhouse.families import family_of
 from stillhouse.generation.precision import Int8Linear, has_int8, to_precision
 from stillhouse.generation.slots import Piece, SlottedModel
 
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="needs a processor with AVX512-VNNI")
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="int8 is not exact on this machine")
 
 
 @needs_int8
@@ -43,6 +43,18 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(num_outputs, num_inputs):
     for size in (1, 4, 5, 77):
         parts = [linear(part) for part in rows.split(size)]
         assert torch.equal(torch.cat(parts), everything)
+
+
+@needs_int8
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(40, 96), (7, 13), (64, 256)])
+def test_onednn_gives_the_bits_of_fbgemm(num_outputs, num_inputs):
+    """From the number of rows on that it was told, whether its kernel is fast here or not."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(num_outputs, num_inputs), torch.randn(num_outputs)
+    fbgemm, both = Int8Linear(weight, bias), Int8Linear(weight, bias, onednn_rows=5)
+    for num_rows in (1, 4, 5, 9):
+        rows = torch.randn(num_rows, num_inputs)
+        assert torch.equal(both(rows), fbgemm(rows))
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_int8)])

@@ -1,15 +1,19 @@
-"""Less precision only where it costs next to nothing: measured on this model, before it is used.
+"""A model in the precision that is fastest here, where it stays what it is: both are measured on
+this model and this machine, before it is used.
 
-A language model is measured by its perplexity, one with the head of a task by how far its outputs
-move: probabilities by their divergence KL(float32 || less) in nats, vectors and values by the
-square of the error over the square of what they are.
+Speed: products with the model's matrices, of a single row and of many (`stillhouse.kernels`). A
+precision that is slower than float32 in either place is not taken, nor one that is no faster.
+Quality: a language model is measured by its perplexity, one with the head of a task by how far its
+outputs move: probabilities by their divergence KL(float32 || less) in nats, vectors and values by
+the square of the error over the square of what they are.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +23,15 @@ from stillhouse.data.sample import sample_documents
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import resolve_folder
 from stillhouse.generation.loaded import LoadedModel, load
-from stillhouse.generation.precision import Precision, has_bf16_tiles, has_int8, to_precision
+from stillhouse.generation.precision import (
+    Precision,
+    has_int8,
+    is_faster_than_float32,
+    precisions,
+    speedups,
+    times_of,
+    to_precision,
+)
 from stillhouse.generation.slots import Piece
 
 ALLOWED = 0.01  # of the perplexity, or of the outputs
@@ -29,24 +41,31 @@ MASK_EVERY = 7
 OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
 
-class AtPrecision(NamedTuple):
-    """A model, its precision, and by how much what was measured changed (0.01 is a percent)."""
+@dataclass(frozen=True)
+class AtPrecision:
+    """A model, its precision, by how much what was measured changed (0.01 is a percent), and in
+    one line why it has that precision."""
 
     model: LoadedModel
     precision: Precision
-    change: float
+    change: float = 0.0
+    reason: str = "as asked"
 
     @property
     def measured(self) -> str:
         """What was."""
         return _measured(self.model)
 
+    def __str__(self) -> str:
+        return f"{self.precision} ({self.reason})"
+
 
 def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -> AtPrecision:
     """A model, in less precision if it stays what it is on the sample text.
 
     Args:
-        wanted: fp32, bf16 or int8; `auto` tries the one that is fastest for such a model.
+        wanted: fp32, bf16 or int8; `auto` tries what is faster than float32 on this machine, the
+            fastest first.
 
     Raises:
         RecipeError: a precision that does not exist.
@@ -57,35 +76,49 @@ def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -
         raise RecipeError(f"The precision is {wanted}; choose from {', '.join(PRECISIONS)}.")
     if wanted == "int8" and not has_int8():
         raise ModelError(
-            "This machine does not multiply eight-bit matrices; take --precision bf16, or fp32."
+            "This machine does not multiply eight-bit matrices exactly; take --precision bf16, or "
+            "fp32."
         )
     folder = resolve_folder(str(name), offline=offline)
     model = load(folder)
-    if choice := _choice(wanted, model):
+    if wanted == "fp32":
+        return AtPrecision(model, "fp32")
+    times = times_of(model.model)
+    refused = [] if has_int8() else ["int8 is not exact on this machine"]
+    tried: list[Precision] = [cast(Precision, wanted)]
+    if wanted == "auto":
+        tried = precisions(times, is_causal=model.is_causal)
+    for precision in tried:
+        speed = _speed_text(speedups(times, precision))
+        is_faster = is_faster_than_float32(times, precision, is_causal=model.is_causal)
+        if wanted == "auto" and not is_faster:
+            refused.append(f"{precision} {speed}")
+            continue
         change_since = _measure(model)
-        to_precision(model.model, choice)
+        to_precision(model.model, precision, times=times)
         change = change_since(model)
-        if change <= ALLOWED:
-            return AtPrecision(model, choice, change)
+        quality = f"{_measured(model)} {100 * change:+.1f} %"
+        if abs(change) <= ALLOWED:
+            reason = f"{speed}; {quality}"
+            if not times.is_undisturbed:
+                reason += "; speeds measured beside other work"
+            if not is_faster:
+                reason += "; no faster than float32 on this machine"
+            return AtPrecision(model, precision, change, reason)
         if wanted != "auto":
             raise ModelError(
-                f"In {choice} the {_measured(model)} of {name} changes by {change:.1%} on the "
+                f"In {precision} the {_measured(model)} of {name} changes by {change:.1%} on the "
                 f"sample text; {ALLOWED:.0%} is allowed. Take --precision fp32."
             )
+        refused.append(f"{precision} {quality}")
         model = load(folder)
-    return AtPrecision(model, "fp32", 0.0)
+    return AtPrecision(model, "fp32", reason=f"not taken: {'; '.join(refused)}")
 
 
-def _choice(wanted: str, model: LoadedModel) -> Precision | None:
-    """What is tried. A model that continues text waits for its weights, of which int8 has the
-    fewest bytes; one that reads whole texts waits for products."""
-    if wanted == "fp32":
-        return None
-    if wanted == "bf16":
-        return "bf16"
-    if wanted == "auto" and not model.is_causal and has_bf16_tiles():
-        return "bf16"
-    return "int8" if has_int8() else None
+def _speed_text(found: Mapping[int, float] | None) -> str:
+    if found is None:
+        return "far slower than float32"
+    return f"{found[1]:.1f}x float32 at 1 row, {found[64]:.1f}x at 64 rows"
 
 
 def _measured(model: LoadedModel) -> str:

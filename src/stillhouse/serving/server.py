@@ -149,8 +149,8 @@ class _Server(uvicorn.Server):
 
 def _hosted(model: str, name: str, serving: Serving, worker: Worker) -> Hosted:
     found = load_at_precision(model, serving.precision, offline=serving.offline)
-    if found.precision != "fp32":
-        _say(f"{name}: {found.precision}, {found.measured} {found.change:+.2%}")
+    if serving.precision != "fp32":
+        _say(f"{name}: precision: {found}")
     note = _note_on_limits(resolve_folder(model, offline=serving.offline) / "README.md")
     return Hosted(name, found.model, serving.limits, worker, precision=found.precision, note=note)
 
