@@ -17,6 +17,7 @@ from stillhouse.report.outcome import Outcome, Verdict
 from stillhouse.report.table import Cell, Table
 from stillhouse.report.tasks import read_scores
 from stillhouse.run_folder import RunFolder
+from stillhouse.tasks.metrics import format_score, metric_label
 from stillhouse.training.metrics import read_metrics
 
 # The colors of `page.css`, in the order in which models of a task are given.
@@ -95,8 +96,9 @@ def outcome_of(tasks: Sequence[TaskResult]) -> Outcome:
             taught, _, alone = pair.partition(" less ")
             middle = statistics.median(gain["value"] for gain in gains)
             sentences.append(
-                f"{task.name}, {split}: {taught} scores {units.signed(middle)} {task.metric} "
-                f"against {alone}, which had no teacher ({_certainty(gains)})."
+                f"{task.name}, {split}: {taught} scores {units.signed(middle)} "
+                f"{metric_label(task.metric)} against {alone}, which had no teacher "
+                f"({_certainty(gains)})."
             )
     if not sentences:
         return Outcome("unknown", "No model had a teacher.", ["The scores stand below."])
@@ -162,7 +164,7 @@ def scores_table(task: TaskResult, split: str) -> Table:
         for kind in ("models", "gains")
         for name in kinds[kind]
     ]
-    return Table(metrics, rows)
+    return Table([metric_label(metric) for metric in metrics], rows)
 
 
 def _cell(found: Sequence[Mapping[str, float]], kind: str) -> Cell:
@@ -189,11 +191,11 @@ def seeds_table(recipe: Recipe, task: TaskResult, split: str) -> Table:
         for kind in ("models", "gains")
         for name in kinds[kind]
     ]
-    return Table([f"{task.metric}, seed {seed}" for seed in recipe.seeds], rows)
+    return Table([f"{metric_label(task.metric)}, seed {seed}" for seed in recipe.seeds], rows)
 
 
 def _shown(value: float, kind: str) -> str:
-    return units.signed(value) if kind == "gains" else f"{value:.4g}"
+    return units.signed(value) if kind == "gains" else format_score(value)
 
 
 def _series(task: TaskResult, recipe: FinetuningRecipe) -> list[Series]:

@@ -16,7 +16,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.report import units
 from stillhouse.report.summary import LARGEST_WIDTH, PLAIN
 from stillhouse.run_folder import RunFolder, read_manifest, verify
-from stillhouse.tasks.metrics import GLUE, glue_scores
+from stillhouse.tasks.metrics import GLUE, format_score, glue_scores, metric_label
 
 
 def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
@@ -28,7 +28,7 @@ def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
         found = [read_scores(run, task) for run in seed_runs]
         for split in found[0]["splits"]:
             metric = found[0]["metric"]
-            console.print(f"{task}, {split}: {metric}", markup=False)
+            console.print(f"{task}, {split}: {metric_label(metric)}", markup=False)
             console.print(_table(recipe.seeds, metric, [each["splits"][split] for each in found]))
         console.print(f"Models   {seed_runs[0].finetuned(task)}", markup=False, soft_wrap=True)
     for line in glue_lines(recipe, seed_runs):
@@ -93,8 +93,10 @@ def _table(seeds: Sequence[int], metric: str, found: Sequence[dict[str, Any]]) -
         column.justify = "right"
     for model in found[0]["models"]:
         values = [each["models"][model][metric]["value"] for each in found]
-        cells = [f"{value:.4g}" for value in values]
-        table.add_row(model, *cells, *([f"{statistics.median(values):.4g}"] if several else []))
+        cells = [format_score(value) for value in values]
+        table.add_row(
+            model, *cells, *([format_score(statistics.median(values))] if several else [])
+        )
     for pair in found[0]["gains"]:
         gains = [each["gains"][pair][metric] for each in found]
         cells = [

@@ -113,6 +113,19 @@ GLUE: Mapping[str, str] = {
 }
 
 
+LABELS: Mapping[str, str] = {"strict": "strict F1", "default": "conlleval F1"}
+
+
+def metric_label(name: str) -> str:
+    """What a metric is called in tables and cards, where its key alone does not say it."""
+    return LABELS.get(name, name)
+
+
+def format_score(value: int | float) -> str:
+    """Four decimals for a score of at most 1, two for one in percent: 0.7970, 1.0000, 86.21."""
+    return f"{value:.4f}" if abs(value) <= 1 else f"{value:,.2f}"
+
+
 def glue_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
     """The macro scores over GLUE's tasks, with WNLI and without; null where a task is missing."""
     without = [scores[task] for task in GLUE if task != "wnli" and task in scores]

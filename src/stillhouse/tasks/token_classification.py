@@ -131,23 +131,23 @@ class TokenClassification:
         ):
             own = sequences[number]
             last = max((int(each.source.max(initial=NO_WORD)) for each in own), default=NO_WORD)
-            ids, types = ids_and_types(encoding, tokenizer)
-            begins = begun_words(encoding, examples[number], last)
-            own.append(self._encoded(ids, types, examples[number], begins))
+            own.append(self._encoded(encoding, examples[number], last, tokenizer))
         return sequences
 
     def _encoded(
-        self,
-        ids: Int[np.ndarray, " T"],
-        types: Int[np.ndarray, " T"],
-        words: Words,
-        begins: Int[np.ndarray, " T"],
+        self, encoding: Encoding, words: Words, last: int, tokenizer: PreTrainedTokenizerFast
     ) -> Encoded:
-        """A sequence whose `source` is the word that each token begins, if it begins one."""
+        """A sequence whose `source` is the word that each token begins, if it begins one.
+
+        Args:
+            last: The last word that the sequences before have begun.
+        """
+        begins = begun_words(encoding, words, last) if encoding.ids else np.array([NO_WORD])
         known = as_scheme(words.tags or (), self.scheme)
         tags = known or self.labels[:1] * len(words.spans)
         numbers = np.array([self.labels.index(tag) for tag in tags] or [IGNORED])
         target = np.where(begins == NO_WORD, IGNORED, numbers[begins])
+        ids, types = ids_and_types(encoding, tokenizer)
         return Encoded(ids, types, target, source=begins, is_labeled=words.tags is not None)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B T C"]:
