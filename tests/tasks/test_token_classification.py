@@ -148,7 +148,7 @@ def test_a_model_of_another_scheme_is_scored_by_it(tokenizer_of, scheme):
     if scheme == "IO":
         labels = ["O", "I-PER"]
     task = make_task(TokenClassificationTask(), labels)
-    assert task.scheme == scheme
+    assert task.scheme == scheme  # pyright: ignore[reportAttributeAccessIssue]
     examples = [
         words_of(["the", "old", "sea", "a"], ["B-PER", "I-PER", "I-PER", "O"]),
         words_of(["sea"], ["B-PER"]),
