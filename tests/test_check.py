@@ -104,7 +104,7 @@ def test_the_published_task_models_have_their_recipes(tmp_path, capsys, monkeypa
     for split in ("train", "dev", "test"):
         file = tmp_path / "data" / "germeval2014" / f"NER-de-{split}.tsv"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        file.write_text("1\tIn\tO\tO\n2\tBern\tB-LOC\tO\n\n" * 32)
     settings = ["--set", f"teacher={tmp_path / 'teacher'}"]
     for model in ("student", "distilled"):
         start = f"finetuning.{task}.models.{model}.start={tmp_path / 'student'}"

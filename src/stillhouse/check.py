@@ -24,6 +24,7 @@ from stillhouse.families import (
     load_config,
     resolve_folder,
 )
+from stillhouse.finetuning.examples import check_task_data
 from stillhouse.finetuning.fitting import fitted
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.objectives.chunks import CHUNK_BYTES
@@ -112,6 +113,10 @@ def _task_models(
     }
     begun = {model: config(settings.start) for model, settings in recipe.models.items()}
     found = fitted(name, recipe, begun, teachers)
+    sources = recipe.data.sources
+    if not any(source.startswith(HUB_PREFIX) for source in sources.values()):
+        paths = {key: Path(source) for key, source in sources.items()}
+        check_task_data(name, recipe, teachers, paths)
     return {
         "task": recipe_part(recipe.task),
         "models": {

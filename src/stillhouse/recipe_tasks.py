@@ -75,6 +75,10 @@ class RegressionTask(Section):
 class QuestionAnsweringTask(Section):
     """An answer that stands in a passage: data in SQuAD's format, windows over long passages.
 
+    A question has no answer (SQuAD 2.0) where the score of that exceeds the best answer's by more
+    than `null_score_diff_threshold`. Left out, it is the model's own: where training data has such
+    questions, the best one on the split `training.select`, or on the first split.
+
     Lengths are in tokens. `step` is how far a window begins after the one before. (Programs that
     speak of a stride mean either this, as here and in 2019, or what two windows share.)
     """
@@ -85,6 +89,7 @@ class QuestionAnsweringTask(Section):
     question_length: PositiveInt = 64
     n_best: PositiveInt = 20
     longest_answer: PositiveInt = 30
+    null_score_diff_threshold: float | None = None
     metric: Literal["exact_match", "f1"] = "f1"
 
 

@@ -14,6 +14,7 @@ TEXTS = [("the still turns", "thin"), ("a cold wind", "strong"), ("a warm fire",
 TABLE = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in TEXTS)
 TAGGED = "Ada B-PER\nof O\nLondon B-LOC\n\nthe O\nstill O\n"
 CONTEXT = "The distiller of Islay turns the still."
+ANSWERS = [{"text": "Islay", "answer_start": 17}]
 
 
 def squad(answer: str = "Islay", start: int = 17) -> str:
@@ -85,6 +86,35 @@ CASES = {
         r"dev.txt row 1: the tag 'B-SEA' is none of the model's",
     ),
     "no sentence": ("token_classification", "train.txt", "\n\n", "train.txt holds no sentence"),
+    "one label": (
+        "classification", "train.tsv", TABLE.replace("strong", "thin"),
+        r"train.tsv: all 3 examples have the same label, thin, so there is nothing to learn",
+    ),
+    "labels of another task": (
+        "classification", "dev.tsv", TABLE.replace("strong", "good").replace("thin", "bad"),
+        r"dev.tsv row 2: .* one of strong, thin; it holds 'bad'. .* they are bad, good",
+    ),
+    "one value": (
+        "regression", "train.tsv", TABLE.replace("thin", "1").replace("strong", "1.0"),
+        r"train.tsv: all 3 examples have the same value, 1.0, so there is nothing to learn",
+    ),
+    "no entity": (
+        "token_classification", "train.txt", TAGGED.replace("B-PER", "O").replace("B-LOC", "O"),
+        r"train.txt: all 2 examples have no entity \(every tag is O\), so there is nothing",
+    ),
+    "tags without names": (
+        "token_classification", "train.txt", TAGGED.replace("B-PER", "1").replace("B-LOC", "2"),
+        r"train.txt row 1: the tags are numbers, such as 1, .* Name them in `labels`",
+    ),
+    "no question has an answer": (
+        "question_answering", "train.json", squad().replace(json.dumps(ANSWERS), "[]"),
+        r"train.json: all 1 examples are questions without an answer, so there is nothing",
+    ),
+    "impossible, and an answer": (
+        "question_answering", "train.json",
+        squad().replace('"id": "q1"', '"id": "q1", "is_impossible": true'),
+        r"question q1: is_impossible is true, but it has 1 answers",
+    ),
     "not UTF-8": (
         "classification", "train.tsv", TABLE.encode() + b"caf\xe9\tthin\n",
         r"train.tsv row 5 is not UTF-8",
@@ -132,6 +162,7 @@ def test_examples_that_cannot_be_used(recipe, tmp_path, case):
         (tmp_path / name).unlink()
     else:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(call("check", str(path)), 3, message)
     refused(call("run", str(path), "--run-dir", str(tmp_path / "run")), 3, message)
     assert not (tmp_path / "run" / "finetuned").exists()
 

@@ -193,6 +193,24 @@ def test_a_teacher_from_elsewhere_teaches_in_its_own_order(recipe, tmp_path, tas
         stillhouse.run(recipe(models=models), tmp_path / "other")
 
 
+def test_a_student_learns_from_unlabeled_text_alone(recipe, tmp_path, task_folder):
+    """What the teacher says of it; with the labels of the teacher. Where a model needs labels, the
+    message says how to do without."""
+    settings = {"id2label": {0: "warm", 1: "cold"}, "label2id": {"warm": 0, "cold": 1}}
+    folder = task_folder("bert", "SequenceClassification", **settings)
+    texts = "".join(json.dumps({"text": text}) + "\n" for text, _ in sentences(64, 5))
+    (tmp_path / "texts.jsonl").write_text(texts)
+    data = {"train": str(tmp_path / "texts.jsonl"), "validation": str(tmp_path / "dev.tsv")}
+    models = {"a": {"start": "teacher", "teacher": str(folder)}}
+    losses = {"hard_target": 0, "soft_target": 1}
+    stillhouse.run(recipe(models=models, data=data, losses=losses), tmp_path / "run")
+    config = json.loads((tmp_path / "run/finetuned/heat/a/config.json").read_text())
+    assert config["id2label"] == {"0": "warm", "1": "cold"}
+    message = r"texts.jsonl row 1 has no column 'label'.* unlabeled examples where losses.hard_tar"
+    with pytest.raises(DataError, match=message):
+        stillhouse.run(recipe(models=models, data=data), tmp_path / "other")
+
+
 def test_what_is_up_to_date_is_left_alone(recipe, tmp_path):
     """And a changed term trains the taught model again, not the others."""
     run = tmp_path / "run"

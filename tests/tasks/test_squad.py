@@ -79,10 +79,31 @@ def test_another_format_is_refused_by_name(tmp_path, content, message):
     assert str(path) in str(error.value)
 
 
-def test_questions_without_answers_and_ids_that_come_twice_are_refused(tmp_path):
-    """Neither can be scored."""
-    with pytest.raises(DataError, match="question q1 has no answer"):
-        read_squad(write(tmp_path))
+def test_questions_without_an_answer_are_read(tmp_path):
+    """By `is_impossible`, as SQuAD 2.0 has it, or by an empty list, as the hub does."""
+    for path in (write(tmp_path, is_impossible=True), write(tmp_path)):
+        (question,) = read_squad(path)
+        assert question.is_impossible
+        assert question.is_labeled
+        assert question.answers == ()
+    rows = tmp_path / "rows.jsonl"
+    empty = {"text": [], "answer_start": []}
+    rows.write_text(json.dumps({"id": "q", "question": "?", "context": CONTEXT, "answers": empty}))
+    assert read_squad(rows)[0].is_impossible
+    (question,) = read_squad(write(tmp_path, ("Alps", 23), is_impossible=False))
+    assert not question.is_impossible
+
+
+def test_answers_that_contradict_is_impossible_are_refused(tmp_path):
+    """Either may be the mistake."""
+    with pytest.raises(DataError, match="question q1: is_impossible is true, but it has 1 answers"):
+        read_squad(write(tmp_path, ("Alps", 23), is_impossible=True))
+    with pytest.raises(DataError, match="is_impossible is false, but it has 0 answers"):
+        read_squad(write(tmp_path, is_impossible=False))
+
+
+def test_ids_that_come_twice_are_refused(tmp_path):
+    """They could not be scored."""
     path = write(tmp_path, ("Alps", 23))
     content = json.loads(path.read_text())
     content["data"] *= 2

@@ -3,7 +3,7 @@
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.tasks.tagged import as_iob2, read_tagged
+from stillhouse.tasks.tagged import as_iob2, read_tagged, read_tagged_rows, scheme_of
 
 
 def write(tmp_path, text):
@@ -61,3 +61,35 @@ def test_too_few_columns_are_refused_with_the_row(tmp_path):
         DataError, match="row 1 has 2 columns, too few for a token in 1 and a tag in 2"
     ):
         read_tagged(write(tmp_path, "In O\n"), token_column=1, tag_column=2)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        ["B-PER", "E-PER", "S-LOC", "S-LOC", "O", "B-ORG", "I-ORG", "E-ORG"],
+        ["B-PER", "L-PER", "U-LOC", "U-LOC", "O", "B-ORG", "I-ORG", "L-ORG"],
+    ],
+)
+def test_schemes_that_mark_ends_are_read(tmp_path, tags):
+    """IOBES and BILOU; neighbors of one kind stay apart."""
+    path = write(tmp_path, "".join(f"w {tag}\n" for tag in tags))
+    (sentence,) = read_tagged(path)
+    assert sentence.tags == (
+        "B-PER", "I-PER", "B-LOC", "B-LOC", "O", "B-ORG", "I-ORG", "I-ORG",
+    )  # fmt: skip
+    assert scheme_of(tags) == ("IOBES" if "E-PER" in tags else "BILOU")
+
+
+def test_tags_that_are_numbers_have_names(tmp_path):
+    """In lists and in columns; without names, and past them, they are refused."""
+    names = ["O", "B-PER", "I-PER"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"tokens": ["Ann", "Lee", "sat"], "ner_tags": [1, 2, 0]}\n')
+    (sentence,) = read_tagged_rows(rows, "tokens", "ner_tags", names=names)
+    assert sentence.tags == ("B-PER", "I-PER", "O")
+    (sentence,) = read_tagged(write(tmp_path, "Ann 1\nsat 0\n"), names=names)
+    assert sentence.tags == ("B-PER", "O")
+    with pytest.raises(DataError, match=r"row 1: the tags are numbers, .* Name them in `labels`"):
+        read_tagged_rows(rows, "tokens", "ner_tags")
+    with pytest.raises(DataError, match=r"row 1: the tag 2 is none of the 2 of `labels`"):
+        read_tagged_rows(rows, "tokens", "ner_tags", names=names[:2])

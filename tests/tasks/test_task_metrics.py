@@ -10,13 +10,20 @@ import sklearn.metrics
 
 from stillhouse.errors import RecipeError
 from stillhouse.tasks.metrics import (
+    CORRELATION,
     GLUE,
     METRICS,
+    PERCENT,
+    UNIT,
     Measure,
+    format_score,
     glue_scores,
+    mean_percent,
+    metric_label,
     span_counts,
     span_f1,
 )
+from stillhouse.tasks.tagged import as_iob2, as_scheme
 
 PREDICTED = np.array([1, 1, 0, 0, 1, 0, 1, 1])
 RIGHT = np.array([1, 0, 0, 1, 1, 0, 1, 0])  # 3 true and 2 false positives, 2 true, 1 false negative
@@ -161,3 +168,65 @@ def test_a_paired_interval_sees_what_two_single_ones_cannot():
     assert found.low > 0
     assert first.interval().low < second.interval().high
     assert first.minus(second) == found
+
+
+def wilson(successes, size):
+    """The two roots of (p - k/n)^2 = z^2 p (1 - p) / n, by numpy."""
+    share, z = successes / size, 1.959964
+    a, b, c = 1 + z**2 / size, -(2 * share + z**2 / size), share**2
+    return sorted(np.roots([a, b, c]).real)
+
+
+@pytest.mark.parametrize(("successes", "size"), [(80, 80), (0, 5), (70, 80), (1, 1), (37, 500)])
+def test_the_interval_of_a_share_is_wilsons(successes, size):
+    """80 of 80 right is 0.954 to 1, not 1 to 1."""
+    said = np.arange(size) < successes
+    found = Measure(METRICS["accuracy"], said, np.ones(size, bool)).interval()
+    assert (found.low, found.high) == pytest.approx(wilson(successes, size), abs=1e-6)
+    percent = Measure(mean_percent, said.astype(float), said, PERCENT).interval()
+    assert percent.low == pytest.approx(100 * found.low)
+    assert percent.high == pytest.approx(100 * found.high)
+
+
+@pytest.mark.parametrize("name", ["f1", "matthews", "accuracy_and_f1"])
+def test_no_interval_has_zero_width(name):
+    """Where every example is right, some doubt is left, the less the more examples there are."""
+    bounds = CORRELATION if name == "matthews" else UNIT
+    widths = []
+    for size in (8, 80):
+        right = np.arange(size) % 2
+        measure = Measure(METRICS[name], right, right, bounds)
+        found = measure.interval()
+        assert found.low < found.value == pytest.approx(found.high) == pytest.approx(1)
+        widths.append(found.high - found.low)
+        gain = measure.minus(measure)
+        assert gain.low < gain.value == 0 < gain.high
+    assert widths[1] < widths[0]
+
+
+def test_scores_have_the_same_number_of_decimals():
+    """1 is 1.0000 beside 0.8303; metrics whose key does not say it are named."""
+    assert [format_score(value) for value in (1, 0, 0.797, 86.2109)] == [
+        "1.0000", "0.0000", "0.7970", "86.21",
+    ]  # fmt: skip
+    assert metric_label("strict") == "F1, strict"
+    assert metric_label("accuracy") == "accuracy"
+
+
+@pytest.mark.parametrize("scheme", ["IOBES", "BILOU"])
+def test_strict_spans_of_other_schemes_are_those_of_the_library(scheme):
+    """Random tags against the spans of random sentences."""
+    draw = np.random.default_rng(3)
+    plain = [list(as_iob2([str(tag) for tag in draw.choice(["O", "B-PER", "I-PER", "I-LOC"], 9)]))
+             for _ in range(60)]  # fmt: skip
+    right = [as_scheme(tags, scheme) for tags in plain]
+    tags = sorted({tag for sentence in right for tag in sentence})
+    said = [
+        [str(draw.choice(tags)) if draw.random() < 0.2 else tag for tag in sentence]
+        for sentence in right
+    ]
+    counts = span_counts(said, right, strict=True, scheme=scheme)
+    kind = getattr(seqeval.scheme, scheme)
+    expected = seqeval.metrics.f1_score(right, said, mode="strict", scheme=kind)
+    assert span_f1(counts, counts) == pytest.approx(expected)
+    assert [list(as_iob2(sentence)) for sentence in right] == plain

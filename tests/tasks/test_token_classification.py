@@ -1,5 +1,7 @@
 """Words and tokens: every word is asked once, and entities stand where the text has them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ def oracle(task, examples, tokenizer):
     for example, sequences in zip(examples, task.encode(examples, tokenizer), strict=True):
         outputs = []
         for sequence in sequences:
-            said = np.where(sequence.target == IGNORED, 3, sequence.target)
+            said = np.where(sequence.target == IGNORED, len(task.labels) - 1, sequence.target)
             outputs.append(
                 9 * torch.nn.functional.one_hot(torch.from_numpy(said), len(task.labels))
             )
@@ -106,3 +108,54 @@ def test_right_tags_of_real_data_score_one(shared_data, tokenizer_of):
     examples = task.read(file)
     found = oracle(task, examples, tokenizer_of("roberta"))
     assert task.measures(found, examples)["strict"].value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+@pytest.mark.parametrize("odd", ["", " ", "\u200b", "\x07"])
+def test_words_without_a_token_keep_the_tags_of_the_others(tmp_path, tokenizer_of, family, odd):
+    """Empty ones, white space, characters that a tokenizer drops."""
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"tokens": ["the", odd, "sea", odd], "ner_tags": ["B-PER", "B-LOC", "I-LOC", "O"]},
+        {"tokens": [odd], "ner_tags": ["O"]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = make_task(TokenClassificationTask(length=16), LABELS)
+    examples = task.read(path)
+    first, second = oracle(task, examples, tokenizer_of(family))
+    assert (first.tags[0], first.tags[2]) == ("B-PER", "I-LOC")
+    assert len(first.tags) == 4
+    assert second.tags == ["O"]
+    assert all(len(each.input_ids) for own in task.encode(examples, tokenizer_of(family))
+               for each in own)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_word_longer_than_several_windows_is_asked_once(tokenizer_of, family):
+    """At its first token; the word after it keeps its own tag."""
+    words = words_of(["the", "distiller" * 11, "sea"], ["O", "B-PER", "B-LOC"])
+    task = make_task(TokenClassificationTask(length=8), LABELS)
+    (sequences,) = task.encode([words], tokenizer_of(family))
+    assert len(sequences) > 3
+    assert [int(word) for each in sequences for word in each.source if word >= 0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("scheme", ["IOBES", "BILOU", "IO"])
+def test_a_model_of_another_scheme_is_scored_by_it(tokenizer_of, scheme):
+    """Right tags score 1 by strict F1; a span cut short does not count."""
+    end, single = {"IOBES": "ES", "BILOU": "LU", "IO": "II"}[scheme]
+    labels = ["O", *dict.fromkeys(f"{letter}-PER" for letter in f"BI{end}{single}")]
+    if scheme == "IO":
+        labels = ["O", "I-PER"]
+    task = make_task(TokenClassificationTask(), labels)
+    assert task.scheme == scheme  # pyright: ignore[reportAttributeAccessIssue]
+    examples = [
+        words_of(["the", "old", "sea", "a"], ["B-PER", "I-PER", "I-PER", "O"]),
+        words_of(["sea"], ["B-PER"]),
+    ]
+    found = oracle(task, examples, tokenizer_of("bert"))
+    measures = task.measures(found, examples)
+    assert measures["strict"].value == measures["default"].value == 1.0
+    assert [each["word"] for each in task.result(found[0])] == ["the old sea"]
+    found[0].tags[2] = "O"
+    assert task.measures(found, examples)["strict"].value < 1

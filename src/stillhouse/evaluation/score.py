@@ -11,6 +11,7 @@ from stillhouse.recipe import recipe_part
 from stillhouse.recipe_tasks import TaskRecipe
 from stillhouse.run_folder import sha256_of
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
+from stillhouse.tasks.metrics import format_score, metric_label
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted
 
@@ -48,8 +49,8 @@ def print_scores(result: dict[str, Any]) -> None:
 
     table = Table("", "value", "95 % interval")
     for name, found in result["metrics"].items():
-        value, low, high = (_shown(found[key]) for key in ("value", "low", "high"))
-        table.add_row(name, value, f"{low} to {high}")
+        value, low, high = (format_score(found[key]) for key in ("value", "low", "high"))
+        table.add_row(metric_label(name), value, f"{low} to {high}")
     console = Console()
     console.print(table)
     console.print(
@@ -67,7 +68,3 @@ def print_scores(result: dict[str, Any]) -> None:
             f"{'was' if result['num_cut'] == 1 else 'were'} not read whole.",
             markup=False,
         )
-
-
-def _shown(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"

@@ -29,6 +29,7 @@ from stillhouse.families.task_models import (
     head_of,
     load_task_model,
     reads_token_types,
+    reorder_outputs,
     shallower_config,
     shallower_task_model,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "one_or_several",
     "padding_id",
     "reads_token_types",
+    "reorder_outputs",
     "resolve_folder",
     "result_files",
     "save_model",

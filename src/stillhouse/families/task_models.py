@@ -59,6 +59,16 @@ def shallower_task_model(model: PreTrainedModel, layer_map: Sequence[int]) -> Pr
     return shallower.eval()
 
 
+def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
+    """Rearrange a classification head: output i becomes what output order[i] was."""
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    head = next(layer for layer in reversed(layers) if layer.out_features == len(order))
+    with torch.no_grad():
+        head.weight.copy_(head.weight[list(order)])
+        if head.bias is not None:
+            head.bias.copy_(head.bias[list(order)])
+
+
 def shallower_config(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
     """The configuration of the same model with fewer layers."""
     family = family_of(config)

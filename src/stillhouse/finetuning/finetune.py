@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.hub import fetch, path_of
-from stillhouse.errors import DataError, RecipeError
+from stillhouse.errors import RecipeError
 from stillhouse.families import (
     load_config,
     load_model_tokenizer,
-    load_task_model,
     save_model,
     shallower_task_model,
 )
 from stillhouse.finetuning.costs import task_costs
 from stillhouse.finetuning.data import TaskSource, some_of
+from stillhouse.finetuning.examples import check_task_data, group_size, training_examples
 from stillhouse.finetuning.fitting import fitted, layer_map_of
+from stillhouse.finetuning.models import load_start, load_trained, set_threshold, threshold_split
 from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
 from stillhouse.finetuning.scores import task_scores
 from stillhouse.machine import describe_machine, library_versions, source_commit
@@ -49,7 +50,7 @@ from stillhouse.tasks.asking import ask
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.encoded import Encoded
 from stillhouse.tasks.metrics import Measure
-from stillhouse.tasks.registry import task_for_training
+from stillhouse.tasks.registry import task_for_training, with_threshold_of
 from stillhouse.tasks.sentence_transformers import check_recipe_of, write_modules
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import StepBatches
@@ -111,6 +112,8 @@ class Finetuning:
             sources["transfer"] = sha256_of(self._transfer_file)
         if (split := self.recipe.training.select) is not None:
             sources["select"] = sha256_of(self._split_files[split])
+        if (split := threshold_split(self.recipe)) is not None:
+            sources["threshold"] = sha256_of(self._split_files[split])
         if teacher is not None:
             settings["losses"] = recipe_part(self.recipe.losses)
             settings["temperature"] = self.recipe.temperature
@@ -125,10 +128,11 @@ class Finetuning:
         Raises:
             RecipeError: a teacher that was made for something else, or for other labels.
         """
-        teachers = {
-            str(teacher.folder): load_config(teacher.folder) for teacher in self.teachers.values()
-        }
-        return task_for_training(self.recipe.task, self._train_file, teachers)
+        return task_for_training(self.recipe.task, self._train_file, self._teacher_configs)
+
+    @property
+    def _teacher_configs(self) -> dict[str, PretrainedConfig]:
+        return {name: load_config(teacher.folder) for name, teacher in self.teachers.items()}
 
     def check(self, starts: Mapping[str, Found], reporter: Reporter, *, offline: bool) -> None:
         """Fetch what is on the hub, and say what is wrong before anything is trained.
@@ -141,20 +145,24 @@ class Finetuning:
             RecipeError: a model that does not fit the task, or its teacher.
             NetworkError: data on the hub that cannot be fetched.
         """
-        for key, source in self.recipe.data.sources.items():
+        sources = self.recipe.data.sources
+        for key, source in sources.items():
             where = f"finetuning.{self.name}.data.{key}"
             fetch(source, self.run.task_data, where, reporter.say, offline=offline)
             if blank := blank_rows(self.recipe.task, path_of(source, self.run.task_data)):
                 what = "read as empty text" if key == "transfer" else "left out"
                 reporter.say(f"{source}: {rows_listed(blank)} without any field: {what}")
-        examples = some_of(self.task.read_training(self._train_file), self.recipe.data.num_train)
-        self._check_number(len(examples))
-        _ = self._validation, self._transfer
+        check_task_data(
+            self.name,
+            self.recipe,
+            self._teacher_configs,
+            {key: path_of(source, self.run.task_data) for key, source in sources.items()},
+        )
         fitted(
             self.name,
             self.recipe,
             {name: load_config(start.folder) for name, start in starts.items()},
-            {name: load_config(teacher.folder) for name, teacher in self.teachers.items()},
+            self._teacher_configs,
         )
         for name, model in self.recipe.models.items():
             if model.teacher is None:
@@ -163,26 +171,6 @@ class Finetuning:
             check_tokenizers(teacher, starts[name])
             if isinstance(self.recipe.task, EmbeddingsTask):
                 check_recipe_of(teacher.folder, self.recipe.task, trains=True)
-
-    def _check_number(self, number: int) -> None:
-        """Refuse a step that groups do not fill, and data that does not fill a step."""
-        wanted, group = self.recipe.training.examples_per_step, self._group
-        if wanted % group:
-            raise RecipeError(
-                f"finetuning.{self.name}.training.examples_per_step is {wanted}, no multiple of "
-                f"the task's group, {group}."
-            )
-        if number < wanted:
-            raise DataError(
-                f"{self._train_file} gives {counted(number, 'example')}, fewer than a step's "
-                f"{wanted}. Give more, or lower finetuning.{self.name}.training.examples_per_step."
-            )
-
-    @property
-    def _group(self) -> int:
-        """Examples that are compared with each other."""
-        recipe = self.recipe.task
-        return recipe.group if isinstance(recipe, EmbeddingsTask) else 1
 
     @property
     def _train_file(self) -> Path:
@@ -243,6 +231,9 @@ class Finetuning:
 
             def commit() -> None:
                 states = self._keep_the_best(trained, tokenizer, checkpoints, batches.num_steps)
+                split = threshold_split(self.recipe)
+                examples = [] if split is None else self._validation[split]
+                set_threshold(self.task, trained, tokenizer, examples)
                 self._commit(name, trained, tokenizer, inputs, {**facts, **states}, overwrite)
 
             self.ranks.from_first(commit)
@@ -270,7 +261,7 @@ class Finetuning:
         models, measured = {}, {}
         for name, folder in folders.items():
             reporter.say(f"{self.name}: scores of {name}")
-            models[name] = model = load_task_model(folder, self.task.head, {})
+            models[name] = model = load_trained(self.task, folder)
             model.to(self.device)  # pyright: ignore[reportArgumentType]
             measured[name] = self._measured(model, load_model_tokenizer(folder))
         reporter.say(f"{self.name}: speed of {', '.join(models)}")
@@ -298,8 +289,8 @@ class Finetuning:
     def _measures(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, examples: list[Any]
     ) -> dict[str, Measure]:
-        encoded = self.task.encode(examples, tokenizer)
-        return self.task.measures(ask(self.task, model, examples, encoded), examples)
+        task = with_threshold_of(model.config, self.task)
+        return task.measures(ask(task, model, examples, task.encode(examples, tokenizer)), examples)
 
     def _keep_the_best(
         self,
@@ -355,15 +346,13 @@ class Finetuning:
         return {split: self.task.read(file) for split, file in self._split_files.items()}
 
     def _initial(self, name: str, start: Found) -> PreTrainedModel:
-        model = load_task_model(
-            start.folder, self.task.head, self.task.settings, new_head_seed=self.seed
-        )
+        model = load_start(self.task, start.folder, seed=self.seed)
         layer_map = layer_map_of(self.name, self.recipe, name, model.config)
         return model if layer_map is None else shallower_task_model(model, layer_map)
 
     def _teacher(self, teacher: Found) -> PreTrainedModel:
         """The teacher with its own head, frozen."""
-        model = load_task_model(teacher.folder, self.task.head, {})
+        model = load_trained(self.task, teacher.folder)
         precision = pick_precision(self.recipe.training.precision, self.device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model.requires_grad_(False).to(device=self.device, dtype=dtype)  # pyright: ignore
@@ -383,10 +372,10 @@ class Finetuning:
         Where vectors are contrasted each text stands twice, since its vectors under two draws of
         dropout are partners (Gao et al. 2021, section 3).
         """
-        training, data = self.recipe.training, self.recipe.data
-        examples = some_of(self.task.read_training(self._train_file), data.num_train)
+        training = self.recipe.training
+        examples = training_examples(self.recipe, self.task, self._train_file)
         sequences = self._sequences(examples, tokenizer, reporter)
-        visits = len(sequences) // self._group
+        visits = len(sequences) // group_size(self.recipe.task)
         if self._transfer and self._sees_transfer(name):
             transfer = self._sequences(self._transfer, tokenizer, reporter)
             visits += len(transfer)
@@ -395,13 +384,13 @@ class Finetuning:
             sequences,
             pad_token_id=model.config.pad_token_id,
             per_token=self.task.per_token,
-            group=self._group,
+            group=group_size(self.recipe.task),
             twice=self.task.says == "vectors" and HARD_TARGET in objective.weights,
         )
         return StepBatches(
             source,
             seed=self.seed,
-            sequences_per_step=max(1, training.examples_per_step // self._group),
+            sequences_per_step=max(1, training.examples_per_step // group_size(self.recipe.task)),
             num_samples=training.epochs * visits,
             lengths=source.lengths,
         )

@@ -16,9 +16,10 @@ from stillhouse.report.html import definitions, table_html, whole_page
 from stillhouse.report.outcome import Outcome
 from stillhouse.report.results import seeds_of
 from stillhouse.report.table import Cell, Table
-from stillhouse.report.tasks import metric_label, read_scores, shown
+from stillhouse.report.tasks import read_scores, shown
 from stillhouse.report.verdict import Difference, Side, Verdict, judge
 from stillhouse.run_folder import RunFolder
+from stillhouse.tasks.metrics import metric_label
 from stillhouse.training.metrics import read_metrics
 from stillhouse.wording import counted
 
@@ -151,7 +152,7 @@ def _gain_in_words(task: TaskResult, pair: str, found: Sequence[Difference]) -> 
     lead = "no difference could be shown: " if judge(found) == "unclear" else ""
     return (
         f"{task.name}, {task.splits[0]}: {lead}{taught} scores "
-        f"{units.signed(middle, digits)} {metric_label(task.kind, task.metric)} against {alone}, "
+        f"{units.signed(middle, digits)} {metric_label(task.metric)} against {alone}, "
         f"which had no teacher ({certainty})."
     )
 
@@ -201,7 +202,7 @@ def scores_table(task: TaskResult, split: str) -> Table:
         for kind in ("models", "gains")
         for name in kinds[kind]
     ]
-    return Table([metric_label(task.kind, metric) for metric in metrics], rows)
+    return Table([metric_label(metric) for metric in metrics], rows)
 
 
 def _cell(task: TaskResult, split: str, kind: str, name: str, metric: str) -> Cell:
@@ -232,7 +233,7 @@ def seeds_table(recipe: Recipe, task: TaskResult, split: str) -> Table:
         for kind in ("models", "gains")
         for name in kinds[kind]
     ]
-    label = metric_label(task.kind, task.metric)
+    label = metric_label(task.metric)
     return Table([f"{label}, seed {seed}" for seed in recipe.seeds], rows)
 
 

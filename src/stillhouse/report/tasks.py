@@ -16,7 +16,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.report import units
 from stillhouse.report.summary import LARGEST_WIDTH, PLAIN
 from stillhouse.run_folder import RunFolder, read_manifest, verify
-from stillhouse.tasks.metrics import GLUE, glue_scores
+from stillhouse.tasks.metrics import GLUE, glue_scores, metric_label
 
 
 def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
@@ -28,7 +28,7 @@ def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
         found = [read_scores(run, task) for run in seed_runs]
         for split in found[0]["splits"]:
             metric = found[0]["metric"]
-            label = metric_label(found[0]["task"]["kind"], metric)
+            label = metric_label(metric)
             console.print(f"{task}, {split}: {label}", markup=False)
             for table in _tables(recipe.seeds, metric, [each["splits"][split] for each in found]):
                 console.print(table)
@@ -87,13 +87,6 @@ def read_scores(run: RunFolder, task: str) -> dict[str, Any]:
         raise RunError(f"{path} is not there yet: run the stage finetune first.")
     verify(path)
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def metric_label(kind: str, metric: str) -> str:
-    """A metric as people name it; those of entities are both F1, over two readings of tags."""
-    if kind == "token_classification":
-        return {"strict": "F1, strict", "default": "F1, default"}.get(metric, metric)
-    return metric
 
 
 def _costs(found: Sequence[dict[str, Any]]) -> Table:

@@ -24,7 +24,7 @@ from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead, end_token_ids, without_generation_defaults
 from stillhouse.recipe_tasks import ContinuationTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.metrics import Measure, bleu, bleu_counts, mean, rouge_f1
+from stillhouse.tasks.metrics import PERCENT, Measure, bleu, bleu_counts, mean, rouge_f1
 from stillhouse.tasks.texts import TextExample, read_texts
 from stillhouse.wording import counted
 
@@ -130,9 +130,9 @@ class Continuation:
     ) -> dict[str, Measure]:
         targets = [str(example.target) for example in examples]
         counts = bleu_counts(predictions, targets)
-        found = {"bleu": Measure(bleu, counts, counts)}
+        found = {"bleu": Measure(bleu, counts, counts, PERCENT)}
         for name, values in zip(ROUGE, rouge_f1(predictions, targets, ROUGE).T, strict=True):
-            found[name] = Measure(mean, values, values)
+            found[name] = Measure(mean, values, values, PERCENT)
         return found
 
     def result(self, prediction: str) -> Any:

@@ -20,7 +20,7 @@ from stillhouse.errors import ModelError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import Columns, EmbeddingsTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.metrics import METRICS, Measure
+from stillhouse.tasks.metrics import CORRELATION, METRICS, Measure
 from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.sentence_transformers import VectorSettings
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
@@ -99,7 +99,7 @@ class Embeddings:
         cosines = np.array([_cosine(*vectors.astype(np.float64)) for vectors in predictions])
         right = np.array([example.target for example in examples])
         names = ("pearson", "spearman", "pearson_and_spearman")
-        return {name: Measure(METRICS[name], cosines, right) for name in names}
+        return {name: Measure(METRICS[name], cosines, right, CORRELATION) for name in names}
 
     def result(self, prediction: np.ndarray) -> Any:
         """The vector of the text."""

@@ -136,7 +136,7 @@ class LastWord:
         return {
             "last_word": Measure(mean, words, words),
             "last_token": Measure(mean, tokens, tokens),
-            "perplexity": Measure(_perplexity, nats, nats),
+            "perplexity": Measure(_perplexity, nats, nats, bounds=None),
         }
 
     def result(self, prediction: SaidOfTheWord) -> Any:

@@ -1,10 +1,13 @@
 """Metrics of tasks, and how sure they are, on plain arrays.
 
 Every metric takes what was predicted and what is right, in this order, and gives a number.
-Intervals are percentile bootstraps over examples (Efron 1979), from a seed.
+Intervals of a share of examples are Wilson's (1927); all others are percentile bootstraps over
+examples (Efron 1979), from a seed. Where all resamples agree, as they do when every example is
+right, a bootstrap has no width, and the interval is as wide as Wilson's for n of n.
 """
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -20,6 +23,9 @@ Metric = Callable[[Values, Values], float]
 
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
+Z = 1.959964  # of the normal distribution, for 95 %
+Bounds = tuple[float, float]
+UNIT, PERCENT, CORRELATION = (0.0, 1.0), (0.0, 100.0), (-1.0, 1.0)
 DRAWN_AT_ONCE = 10**6  # numbers in memory
 
 
@@ -107,6 +113,19 @@ GLUE: Mapping[str, str] = {
 }
 
 
+LABELS: Mapping[str, str] = {"strict": "F1, strict", "default": "F1, conlleval"}
+
+
+def metric_label(name: str) -> str:
+    """What a metric is called in tables and cards, where its key alone does not say it."""
+    return LABELS.get(name, name)
+
+
+def format_score(value: int | float) -> str:
+    """Four decimals for a score of at most 1, two for one in percent: 0.7970, 1.0000, 86.21."""
+    return f"{value:.4f}" if abs(value) <= 1 else f"{value:,.2f}"
+
+
 def glue_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
     """The macro scores over GLUE's tasks, with WNLI and without; null where a task is missing."""
     without = [scores[task] for task in GLUE if task != "wnli" and task in scores]
@@ -150,6 +169,11 @@ def span_f1(counts: Values, _: Values) -> float:
 def mean(values: Values, _: Values) -> float:
     """Of one number for each example."""
     return float(values.mean())
+
+
+def mean_percent(values: Values, _: Values) -> float:
+    """Of one number from 0 to 1 for each example."""
+    return float(100 * values.mean())
 
 
 def bleu_counts(predicted: Sequence[str], right: Sequence[str]) -> Int[np.ndarray, "N 10"]:
@@ -202,11 +226,13 @@ class Interval:
 @dataclass(frozen=True)
 class Measure:
     """A metric, what was predicted and what is right, example by example: what a value follows
-    from, and how sure it is."""
+    from, and how sure it is. `bounds` are the lowest and the highest value; None where there are
+    none."""
 
     metric: Metric
     predicted: Values
     right: Values
+    bounds: Bounds | None = UNIT
 
     @property
     def value(self) -> float:
@@ -214,17 +240,58 @@ class Measure:
 
     def interval(self, *, seed: int = 0) -> Interval:
         """The value with its interval over examples."""
+        if self._is_share and self.bounds is not None:
+            return _wilson(self.value, len(self.right), self.bounds)
         draws = [self._of(rows) for rows in _resamples(len(self.right), seed)]
-        return _interval(self.value, draws)
+        return self._widened(_interval(self.value, draws), self.bounds)
 
     def minus(self, other: "Measure", *, seed: int = 0) -> Interval:
         """How much higher than another model's value for the same examples, with the paired
         interval: each resample asks both about the same ones."""
         draws = [self._of(rows) - other._of(rows) for rows in _resamples(len(self.right), seed)]
-        return _interval(self.value - other.value, draws)
+        bounds = None if self.bounds is None else (-self._span, self._span)
+        return self._widened(_interval(self.value - other.value, draws), bounds)
+
+    @property
+    def _is_share(self) -> bool:
+        """Whether the value is a share of the examples: a mean of what is 0 or 1."""
+        if self.metric in (mean, mean_percent):
+            return bool(np.isin(self.predicted, (0.0, 1.0)).all())
+        return self.metric is accuracy
+
+    @property
+    def _span(self) -> float:
+        low, high = self.bounds or UNIT
+        return high - low
+
+    def _widened(self, found: Interval, bounds: Bounds | None) -> Interval:
+        """An interval that has some width, as n examples that agree leave some doubt."""
+        if bounds is None or found.high - found.low > 1e-12 * self._span:
+            return found
+        margin = self._span * Z**2 / (len(self.right) + Z**2)
+        low, high = max(bounds[0], found.value - margin), min(bounds[1], found.value + margin)
+        return Interval(found.value, low, high)
 
     def _of(self, rows: Int[np.ndarray, " N"]) -> float:
         return self.metric(self.predicted[rows], self.right[rows])
+
+
+def _wilson(value: float, size: int, bounds: Bounds) -> Interval:
+    """Wilson's score interval for a share of `size` examples.
+
+    With p the share and n their number, at a confidence of 95 % (z = 1.96):
+
+        (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    Source: Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1.
+    """
+    low, high = bounds
+    share = (value - low) / (high - low)
+    center = share + Z**2 / (2 * size)
+    margin = Z * math.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2))
+    ends = ((center + sign * margin) / (1 + Z**2 / size) for sign in (-1, 1))
+    first, last = (low + (high - low) * min(1.0, max(0.0, end)) for end in ends)
+    return Interval(value, min(first, value), max(last, value))
 
 
 def _resamples(size: int, seed: int) -> Iterator[Int[np.ndarray, " N"]]:

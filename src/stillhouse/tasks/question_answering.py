@@ -1,13 +1,13 @@
 """Answers that stand in a passage: where they begin and where they end.
 
 A window in which the answer does not stand has its first token for both (Devlin et al. 2019,
-section 4.2), so that the logits of different windows can be compared.
+section 4.2), so that the logits of different windows can be compared. Its two logits together are
+the null score of a window; that of a question, which may have no answer, is the lowest of them.
 
 Axes: B windows, T tokens.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from stillhouse.data.rows import read_rows
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import QuestionAnsweringTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.metrics import Measure
+from stillhouse.tasks.metrics import PERCENT, Measure, mean_percent
 from stillhouse.tasks.model_inputs import run
-from stillhouse.tasks.squad import Answer, Question, read_articles, read_squad, score_each
+from stillhouse.tasks.squad import Question, read_articles, read_squad, score_each
+from stillhouse.tasks.squad_no_answer import Answered, chosen_threshold, measures_with_no_answers
 from stillhouse.tasks.squad_windows import Found, Window, best_answers, windows_of
 
 FAR_BELOW = -1e9  # a logit whose probability is 0 at any temperature, and finite
+NO_THRESHOLD = 0.0  # of a model that has none, for questions of which some have no answer
 FIRST = (0, 0)  # where the answer of a window is that does not show it
 
 
@@ -58,10 +60,7 @@ class QuestionAnswering:
         self, examples: Sequence[Question], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[Encoded]]:
         return [
-            [
-                _encoded(window, question.answers)
-                for window in windows_of(question, tokenizer, self.recipe)
-            ]
+            [_encoded(window, question) for window in windows_of(question, tokenizer, self.recipe)]
             for question in examples
         ]
 
@@ -75,7 +74,7 @@ class QuestionAnswering:
     def predict(
         self, example: Question, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
     ) -> list[Found]:
-        """The best answers, the best first."""
+        """The best answers, the best first; at the end the one that says that there is none."""
         windows = [each.source for each in sequences]
         starts, ends = (
             [
@@ -84,39 +83,73 @@ class QuestionAnswering:
             ]
             for place in (0, 1)
         )
-        return best_answers(example.context, windows, starts, ends, self.recipe)
+        null = min(float(start[0] + end[0]) for start, end in zip(starts, ends, strict=True))
+        answers = best_answers(example.context, windows, starts, ends, self.recipe)
+        return [*answers, Found("", 0, null)]
 
     def measures(
         self, predictions: Sequence[list[Found]], examples: Sequence[Question]
     ) -> dict[str, Measure]:
-        said = {
-            question.id: found[0].text if found else ""
-            for question, found in zip(examples, predictions, strict=True)
-        }
-        right = {question.id: [each.text for each in question.answers] for question in examples}
-        scores = [asdict(each) for each in score_each(said, right).values()]
-        full = np.ones(len(scores))
-        return {
-            name: Measure(_mean_in_percent, np.array([each[name] for each in scores]), full)
-            for name in ("exact_match", "f1")
-        }
+        """Those of SQuAD 1.1; or, where questions have no answer, of SQuAD 2.0."""
+        references = [[answer.text for answer in question.answers] for question in examples]
+        answered = _answered(predictions)
+        if any(question.is_impossible for question in examples):
+            threshold = self.recipe.null_score_diff_threshold
+            threshold = NO_THRESHOLD if threshold is None else threshold
+            return measures_with_no_answers(answered, references, threshold)
+        texts = answered.texts
+        if self.recipe.null_score_diff_threshold is not None:
+            texts = answered.at(self.recipe.null_score_diff_threshold)
+        ids = [question.id for question in examples]
+        scores = score_each(
+            dict(zip(ids, texts, strict=True)), dict(zip(ids, references, strict=True))
+        )
+        found = {}
+        for name in ("exact_match", "f1"):
+            values = np.array([getattr(each, name) for each in scores.values()])
+            found[name] = Measure(mean_percent, values, values, bounds=PERCENT)
+        return found
+
+    def best_threshold(
+        self, predictions: Sequence[list[Found]], examples: Sequence[Question]
+    ) -> float:
+        """The threshold for saying that a question has no answer that is best on these examples,
+        by the task's metric."""
+        references = [[answer.text for answer in question.answers] for question in examples]
+        return chosen_threshold(_answered(predictions), references, self.recipe.metric)
 
     def result(self, prediction: list[Found]) -> Any:
-        """The best answer; its score is its share among the best ones."""
-        if not prediction:
+        """The best answer, empty where a model that has a threshold says that there is none; its
+        score is its share among the best ones."""
+        *answers, null = prediction
+        threshold = self.recipe.null_score_diff_threshold
+        if not answers and threshold is None:
             return {"score": 0.0, "start": 0, "end": 0, "answer": ""}
-        best = prediction[0]
-        shares = np.exp([each.score - best.score for each in prediction])
+        candidates = answers if threshold is None else prediction
+        best = candidates[0]
+        if threshold is not None and not _answered([prediction]).at(threshold)[0]:
+            best = null
+        scores = np.array([each.score for each in candidates])
         return {
-            "score": float(1 / shares.sum()),
+            "score": float(1 / np.exp(scores - best.score).sum()),
             "start": best.start,
             "end": best.start + len(best.text),
             "answer": best.text,
         }
 
 
-def _encoded(window: Window, answers: Sequence[Answer]) -> Encoded:
-    """The first of the answers is what a model learns."""
+def _answered(predictions: Sequence[list[Found]]) -> Answered:
+    texts = [found[0].text for found in predictions]
+    # Where no window has an answer the only one is that there is none.
+    differences = [
+        found[-1].score - (found[0].score if len(found) > 1 else FAR_BELOW) for found in predictions
+    ]
+    return Answered(texts, np.array(differences))
+
+
+def _encoded(window: Window, question: Question) -> Encoded:
+    """The first of the answers is what a model learns; of no answer, the first token."""
+    answers = question.answers
     choices = window.in_passage.copy()
     choices[0] = True
     place = (window.place_of(answers[0]) if answers else None) or FIRST
@@ -126,9 +159,5 @@ def _encoded(window: Window, answers: Sequence[Answer]) -> Encoded:
         np.array(place, np.int64),
         choices,
         source=window,
-        is_labeled=bool(answers),
+        is_labeled=question.is_labeled,
     )
-
-
-def _mean_in_percent(scores: np.ndarray, _: np.ndarray) -> float:
-    return float(100 * scores.mean())

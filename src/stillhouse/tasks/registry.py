@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from stillhouse.data.rows import read_rows
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import family_of, head_of, load_config
 from stillhouse.recipe import recipe_part
@@ -22,7 +23,7 @@ from stillhouse.recipe_tasks import (
 from stillhouse.run_folder import read_manifest
 from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings
-from stillhouse.tasks.labels import Labels, labels_of_data
+from stillhouse.tasks.labels import Labels, is_generic, labels_of_data, listed
 from stillhouse.tasks.last_word import LastWord
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.sentence_transformers import (
@@ -31,10 +32,12 @@ from stillhouse.tasks.sentence_transformers import (
     check_recipe_of,
     vector_settings,
 )
+from stillhouse.tasks.squad import read_articles
 from stillhouse.tasks.task import Task
 from stillhouse.tasks.text_classification import TextClassification, TextRegression, labels_shown
 from stillhouse.tasks.token_classification import (
     TokenClassification,
+    is_table,
     read_sentences,
     tags_in,
     tags_of_model,
@@ -95,7 +98,13 @@ def task_for_training(
     names = labels_of(next(iter(teachers.values()))) if teachers else ()
     task = make_task(recipe, labels_in(recipe, train, names))
     for place, (name, config) in enumerate(teachers.items()):
-        found = _in_the_order_of(task, labels_of(config), f"the teacher in {name}")
+        own = labels_of(config)
+        found = _in_the_order_of(task, own, f"the teacher in {name}")
+        if place and isinstance(task, TokenClassification) and set(own) != set(task.labels):
+            raise RecipeError(
+                f"The tags of the teacher in {name} are {listed(own)}, but those of another "
+                f"teacher of the task are {listed(task.labels)}. Take teachers with the same tags."
+            )
         task = found if place == 0 else task
     return task
 
@@ -114,7 +123,7 @@ def _in_the_order_of(task: Task, own: Sequence[str], model: str) -> Task:
     if isinstance(task, TokenClassification):
         named = task.recipe.labels is not None
         tags = tags_of_model(task.labels, own, model, named=named)
-        return TokenClassification(task.recipe, tags)
+        return TokenClassification(task.recipe, tags, names=own)
     return task
 
 
@@ -132,10 +141,44 @@ def labels_in(recipe: TaskRecipe, path: Path, names: Sequence[str] = ()) -> list
         case ClassificationTask(labels=None):
             return labels_shown(recipe, path)
         case TokenClassificationTask(labels=None):
+            if not is_labeled(recipe, path):
+                return []
             sentences = read_sentences(recipe, path, names)
             return tags_in(sentence.tags for sentence in sentences)
         case _:
             return []
+
+
+def is_labeled(recipe: TaskRecipe, path: Path) -> bool:
+    """Whether a file of training data has the column of a task's labels, if it is a table.
+
+    Raises:
+        DataError: what cannot be read, with its file and row.
+    """
+    match recipe:
+        case ClassificationTask() | RegressionTask():
+            return recipe.columns.target in read_rows(path, header=recipe.header)[0].fields
+        case TokenClassificationTask() if is_table(path):
+            return recipe.tags in read_rows(path)[0].fields
+        case QuestionAnsweringTask() if read_articles(path) is None:
+            return "answers" in read_rows(path)[0].fields
+        case _:
+            return True
+
+
+def output_order(task: Task, own: Sequence[str]) -> list[int] | None:
+    """For each label of a task the output of a model that has it, by the model's own names; None
+    where those do not say."""
+    if isinstance(task, TextClassification):
+        places = [task.spellings.find(name) for name in own]
+    elif isinstance(task, TokenClassification):
+        places = [task.labels.index(name) if name in task.labels else None for name in own]
+    else:
+        return None
+    size = len(task.labels)
+    if is_generic(own) or len(own) != size or set(places) != set(range(size)):
+        return None
+    return [places.index(place) for place in range(size)]
 
 
 def task_of_model(folder: Path, recipe: TaskRecipe | None = None) -> Task:
@@ -158,7 +201,7 @@ def task_of_model(folder: Path, recipe: TaskRecipe | None = None) -> Task:
     if recipe is None:
         if isinstance(own, EmbeddingsTask):
             return Embeddings(own, vectors)
-        return make_task(own, Labels.of_model(labels_of(config)))
+        return with_threshold_of(config, make_task(own, Labels.of_model(labels_of(config))))
     if recipe.kind != own.kind:
         raise RecipeError(
             f"The task is {recipe.kind}, but the model in {folder} was made for {own.kind}. Give a "
@@ -168,8 +211,12 @@ def task_of_model(folder: Path, recipe: TaskRecipe | None = None) -> Task:
     if isinstance(recipe, EmbeddingsTask):
         check_recipe_of(folder, recipe)
         return Embeddings(recipe, vectors)
+    if isinstance(recipe, QuestionAnsweringTask):
+        return with_threshold_of(config, QuestionAnswering(recipe))
     if isinstance(recipe, ClassificationTask | TokenClassificationTask) and recipe.labels:
         return _in_the_order_of(make_task(recipe), labels_of(config), f"the model in {folder}")
+    if isinstance(recipe, TokenClassificationTask):
+        return TokenClassification(recipe, labels_of(config), names=labels_of(config))
     return make_task(recipe, Labels.of_model(labels_of(config)))
 
 
@@ -184,6 +231,17 @@ def settings_of_model(folder: Path) -> dict[str, Any]:
     if manifest is not None and "task" in manifest.inputs.settings:
         return dict(manifest.inputs.settings["task"])
     return recipe_part(_recipe_of(folder, load_config(folder)))
+
+
+def with_threshold_of(config: PretrainedConfig, task: Task) -> Task:
+    """The same task; for answers with the model's threshold, where the recipe has none."""
+    threshold = getattr(config, "null_score_diff_threshold", None)
+    if not isinstance(task, QuestionAnswering) or threshold is None:
+        return task
+    if task.recipe.null_score_diff_threshold is not None:
+        return task
+    update = {"null_score_diff_threshold": float(threshold)}
+    return QuestionAnswering(task.recipe.model_copy(update=update))
 
 
 def labels_of(config: PretrainedConfig) -> list[str]:

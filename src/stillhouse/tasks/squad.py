@@ -1,7 +1,8 @@
 """SQuAD: questions about a passage, and the official rules by which answers are scored.
 
 Source: Rajpurkar et al. 2016 (arXiv:1606.05250), evaluation of version 1.1: answers are compared in
-lower case, without punctuation and articles, against the reference that fits best.
+lower case, without punctuation and articles, against the reference that fits best. The module
+`squad_no_answer` scores version 2.0, some of whose questions have no answer.
 """
 
 import json
@@ -36,12 +37,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the passage that holds its answer, and the answers that people gave."""
+    """A question, a passage, and the answers that people gave; none where it `is_impossible` to
+    answer it from the passage, and where they are not known."""
 
     id: str
     question: str
     context: str
     answers: tuple[Answer, ...]
+    is_impossible: bool = False
+
+    @property
+    def is_labeled(self) -> bool:
+        """Whether it is known what is right."""
+        return self.is_impossible or bool(self.answers)
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,11 @@ def read_squad(path: Path) -> list[Question]:
     """The questions of a file in SQuAD's format, in order; `.gz` is decompressed.
 
     A table, as datasets have them, holds `id`, `question`, `context`, and `answers` with the lists
-    `text` and `answer_start`.
+    `text` and `answer_start`. Where these are empty a question has no answer (SQuAD 2.0).
 
     Raises:
-        DataError: no such file, not in that format, a question without an answer, an answer that
-            does not stand where it is said to, or an id that comes twice.
+        DataError: no such file, not in that format, `is_impossible` beside answers or false without
+            any, an answer that does not stand where it is said to, or an id that comes twice.
     """
     questions: dict[str, Question] = {}
     articles = read_articles(path)
@@ -134,7 +142,9 @@ def score_each(
 def _score(prediction: str, references: Sequence[str]) -> AnswerScore:
     said = normalized(prediction)
     right = [normalized(text) for text in references]
-    return AnswerScore(float(said in right), max(_f1(said.split(), text.split()) for text in right))
+    return AnswerScore(
+        float(said in right), max(word_f1(said.split(), text.split()) for text in right)
+    )
 
 
 def normalized(text: str) -> str:
@@ -142,7 +152,7 @@ def normalized(text: str) -> str:
     return " ".join(ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split())
 
 
-def _f1(said: Sequence[str], right: Sequence[str]) -> float:
+def word_f1(said: Sequence[str], right: Sequence[str]) -> float:
     """Harmonic mean of precision and recall over words, each counted as often as it stands."""
     shared = (Counter(said) & Counter(right)).total()
     return 2 * shared / (len(said) + len(right)) if shared else 0.0
@@ -181,8 +191,12 @@ def _question(entry: Any, context: str, where: str) -> Question:
         Answer(_field(answer, "text", str, where), _field(answer, "answer_start", int, where))
         for answer in _list(entry, "answers", where)
     )
-    if not answers:
-        raise DataError(f"{where} has no answer. Leave the question out, or give an answer.")
+    stated = entry.get("is_impossible")
+    if stated is not None and _field(entry, "is_impossible", bool, where) == bool(answers):
+        raise DataError(
+            f"{where}: is_impossible is {str(stated).lower()}, but it has {len(answers)} answers. "
+            "Correct the one or the other, or leave the question out."
+        )
     for answer in answers:
         stands = answer.start >= 0 and context.startswith(answer.text, answer.start)
         if not stands or not answer.text:
@@ -192,7 +206,8 @@ def _question(entry: Any, context: str, where: str) -> Question:
                 f"{where}: the answer {answer.text!r} does not stand at character {answer.start} "
                 f"of the context; {hint}. Correct answer_start, or leave the question out."
             )
-    return Question(name, _field(entry, "question", str, where), context, answers)
+    asked = _field(entry, "question", str, where)
+    return Question(name, asked, context, answers, is_impossible=not answers)
 
 
 def _list(holder: Any, key: str, where: str) -> list[Any]:

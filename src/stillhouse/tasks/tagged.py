@@ -19,7 +19,7 @@ from stillhouse.errors import DataError
 from stillhouse.tasks.labels import WHOLE_NUMBER, label_name, listed
 
 TAG = re.compile(r"O|[BIESLU]-\S+")
-TAGS = "O, B-KIND or I-KIND (E-, S-, L-, U-KIND where the scheme has them)"
+TAGS = "O, B-KIND or I-KIND"
 Scheme = Literal["IOB2", "IO", "IOBES", "BILOU"]
 ENDS_AND_SINGLES = {"IOBES": ("E", "S"), "BILOU": ("L", "U")}
 DOCUMENT = "-DOCSTART-"

@@ -19,7 +19,7 @@ from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import ClassificationTask, RegressionTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.labels import Labels, label_name, label_names, listed, sorted_labels
-from stillhouse.tasks.metrics import METRICS, Measure
+from stillhouse.tasks.metrics import CORRELATION, METRICS, UNIT, Measure
 from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
@@ -109,14 +109,20 @@ class TextClassification:
         if self.recipe.multi_label:
             right = np.stack([self._target(example.target) > 0 for example in examples])
             predicted = np.stack(predictions) > 0.5
+            exact = (predicted == right).all(1)
             return {
-                "accuracy": Measure(lambda p, r: float((p == r).all(1).mean()), predicted, right),
+                "accuracy": Measure(METRICS["accuracy"], exact, np.ones_like(exact)),
                 "f1": Measure(METRICS["f1"], predicted, right),
             }
         right = np.array([example.target for example in examples])
         predicted = np.array([each.argmax() for each in predictions])
         names = ["accuracy", "matthews", *(TWO_CLASSES if len(self.labels) == 2 else ())]
-        return {name: Measure(METRICS[name], predicted, right) for name in names}
+        return {
+            name: Measure(
+                METRICS[name], predicted, right, CORRELATION if name == "matthews" else UNIT
+            )
+            for name in names
+        }
 
     def result(self, prediction: np.ndarray) -> Any:
         """The likeliest label; of several at once those more likely than not."""
@@ -189,7 +195,8 @@ class TextRegression:
     ) -> dict[str, Measure]:
         right = np.array([example.target for example in examples])
         names = ("pearson", "spearman", "pearson_and_spearman")
-        return {name: Measure(METRICS[name], np.array(predictions), right) for name in names}
+        predicted = np.array(predictions)
+        return {name: Measure(METRICS[name], predicted, right, CORRELATION) for name in names}
 
     def result(self, prediction: float) -> Any:
         return {"label": "value", "score": prediction}

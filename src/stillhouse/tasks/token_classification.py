@@ -30,6 +30,7 @@ from stillhouse.tasks.metrics import Measure, span_counts, span_f1
 from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.tagged import (
     TAG,
+    Scheme,
     Sentence,
     as_iob2,
     as_scheme,
@@ -72,11 +73,18 @@ class TokenClassification:
     says: Says = "classes"
     per_token = True
 
-    def __init__(self, recipe: TokenClassificationTask, labels: Sequence[str]) -> None:
-        """The tags in the order of the model's outputs."""
+    def __init__(
+        self, recipe: TokenClassificationTask, labels: Sequence[str], *, names: Sequence[str] = ()
+    ) -> None:
+        """The tags in the order of the model's outputs.
+
+        Args:
+            names: Of tags that are numbers in data, where the recipe does not name them.
+        """
         self.recipe = recipe
+        self.names = names
         self.labels = list(labels)
-        self.scheme = scheme_of(self.labels)
+        self.scheme: Scheme = scheme_of(self.labels)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -87,7 +95,7 @@ class TokenClassification:
         if not targets:
             return [self._untagged(row) for row in read_rows(path, keep_blank=True)]
         found = []
-        for sentence in read_sentences(self.recipe, path, self.labels):
+        for sentence in read_sentences(self.recipe, path, self.names):
             if unknown := set(as_scheme(sentence.tags, self.scheme)) - set(self.labels):
                 raise DataError(
                     f"{sentence.where}: the tag {min(unknown)!r} is none of the model's, which are "
@@ -123,23 +131,23 @@ class TokenClassification:
         ):
             own = sequences[number]
             last = max((int(each.source.max(initial=NO_WORD)) for each in own), default=NO_WORD)
-            ids, types = ids_and_types(encoding, tokenizer)
-            begins = begun_words(encoding, examples[number], last)
-            own.append(self._encoded(ids, types, examples[number], begins))
+            own.append(self._encoded(encoding, examples[number], last, tokenizer))
         return sequences
 
     def _encoded(
-        self,
-        ids: Int[np.ndarray, " T"],
-        types: Int[np.ndarray, " T"],
-        words: Words,
-        begins: Int[np.ndarray, " T"],
+        self, encoding: Encoding, words: Words, last: int, tokenizer: PreTrainedTokenizerFast
     ) -> Encoded:
-        """A sequence whose `source` is the word that each token begins, if it begins one."""
+        """A sequence whose `source` is the word that each token begins, if it begins one.
+
+        Args:
+            last: The last word that the sequences before have begun.
+        """
+        begins = begun_words(encoding, words, last) if encoding.ids else np.array([NO_WORD])
         known = as_scheme(words.tags or (), self.scheme)
         tags = known or self.labels[:1] * len(words.spans)
         numbers = np.array([self.labels.index(tag) for tag in tags] or [IGNORED])
         target = np.where(begins == NO_WORD, IGNORED, numbers[begins])
+        ids, types = ids_and_types(encoding, tokenizer)
         return Encoded(ids, types, target, source=begins, is_labeled=words.tags is not None)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B T C"]:
@@ -173,7 +181,7 @@ class TokenClassification:
             said = loose
         found = {}
         for name, tags in (("strict", said), ("default", loose)):
-            scheme = "IOB2" if tags is loose else self.scheme
+            scheme: Scheme = "IOB2" if tags is loose else self.scheme
             expected = [as_scheme(each, scheme) for each in right]
             counts = span_counts(tags, expected, strict=name == "strict", scheme=scheme)
             found[name] = Measure(span_f1, counts, counts)
@@ -215,7 +223,7 @@ def read_sentences(
         names: Of tags that are numbers, where the recipe does not name them.
     """
     names = recipe.labels or names
-    if format_of(path) in LISTS:
+    if is_table(path):
         return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
     return read_tagged(
         path,
@@ -224,6 +232,11 @@ def read_sentences(
         prefix=recipe.prefix,
         names=names,
     )
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file has sentences as rows with lists, and not a token a line."""
+    return format_of(path) in LISTS
 
 
 def tags_in(sentences: Iterable[Sequence[str]]) -> list[str]:

@@ -1,0 +1,194 @@
+"""The examples of a task: read from its files, and refused before training where nothing could be
+learned from them or measured on them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.finetuning.data import some_of
+from stillhouse.finetuning.objective import HARD_TARGET
+from stillhouse.recipe import FinetuningRecipe
+from stillhouse.recipe_tasks import (
+    ClassificationTask,
+    EmbeddingsTask,
+    QuestionAnsweringTask,
+    RegressionTask,
+    TaskRecipe,
+    TokenClassificationTask,
+)
+from stillhouse.tasks.labels import listed
+from stillhouse.tasks.registry import is_labeled, task_for_training
+from stillhouse.tasks.task import Task
+from stillhouse.tasks.text_classification import TextClassification
+
+UNLABELED = (
+    "A student learns from unlabeled examples where losses.hard_target is 0 and every model of "
+    "the task has a teacher."
+)
+
+
+def check_task_data(
+    name: str,
+    recipe: FinetuningRecipe,
+    teachers: Mapping[str, PretrainedConfig],
+    paths: Mapping[str, Path],
+) -> None:
+    """Read all examples of the task `name`, and refuse those that no model could learn from.
+
+    Args:
+        teachers: The configurations of teachers that are no models of the task.
+        paths: The file of each source, by its key.
+
+    Raises:
+        DataError: what cannot be read, with its file and row; a step that the examples do not
+            fill; labels that are all the same.
+        RecipeError: a teacher for another task or other labels; a step that groups do not fill.
+    """
+    task = task_for_training(recipe.task, paths["train"], teachers)
+    examples = training_examples(recipe, task, paths["train"])
+    check_number(name, recipe, len(examples), paths["train"])
+    check_training(task, examples, paths["train"])
+    for split in recipe.data.splits:
+        check_split(task, task.read(paths[split]), paths[split], examples, paths["train"])
+    if "transfer" in paths:
+        task.read(paths["transfer"], targets=False)
+
+
+def training_examples(recipe: FinetuningRecipe, task: Task, path: Path) -> list[Any]:
+    """The examples that models learn from, without labels where there are none and nobody needs
+    them.
+
+    Raises:
+        DataError: what cannot be read, with its file and row.
+    """
+    if is_labeled(recipe.task, path):
+        examples = task.read_training(path)
+    elif needs_labels(recipe):
+        try:
+            task.read_training(path)
+        except DataError as error:
+            raise DataError(f"{error} {UNLABELED}") from error
+        raise AssertionError(f"{path} has labels after all")
+    else:
+        examples = task.read(path, targets=False)
+    return some_of(examples, recipe.data.num_train)
+
+
+def needs_labels(recipe: FinetuningRecipe) -> bool:
+    """Whether a model learns from the labels of the training data."""
+    alone = any(model.teacher is None for model in recipe.models.values())
+    return alone or HARD_TARGET in recipe.losses.active()
+
+
+def group_size(recipe: TaskRecipe) -> int:
+    """Examples that are compared with each other."""
+    return recipe.group if isinstance(recipe, EmbeddingsTask) else 1
+
+
+def check_number(name: str, recipe: FinetuningRecipe, number: int, path: Path) -> None:
+    """Refuse a step that groups do not fill, and data that does not fill a step."""
+    wanted, group = recipe.training.examples_per_step, group_size(recipe.task)
+    if wanted % group:
+        raise RecipeError(
+            f"finetuning.{name}.training.examples_per_step is {wanted}, no multiple of the task's "
+            f"group, {group}."
+        )
+    if number < wanted:
+        raise DataError(
+            f"{path} gives {number} examples, fewer than a step's {wanted}. Give more, or lower "
+            f"finetuning.{name}.training.examples_per_step."
+        )
+
+
+def check_training(task: Task, examples: Sequence[Any], path: Path) -> None:
+    """Refuse training data whose labels are all the same.
+
+    Raises:
+        DataError: they are.
+    """
+    found = _distinct_answers(task, examples)
+    if found is None or len(found) > 1:
+        return
+    what = {
+        ClassificationTask: "Give examples of at least two labels.",
+        RegressionTask: "Give examples of different values.",
+        TokenClassificationTask: "Give sentences with entities.",
+        QuestionAnsweringTask: "Give questions with answers.",
+    }[type(task.recipe)]
+    raise DataError(
+        f"{path}: all {len(examples):,} examples {_described(task, found)}, so there is nothing to "
+        f"learn from them. {what}"
+    )
+
+
+def check_split(
+    task: Task, examples: Sequence[Any], path: Path, training: Sequence[Any], train: Path
+) -> None:
+    """Refuse data on which the task's metric would say nothing: labels that never occur in
+    training, or a correlation with values that are all the same.
+
+    Raises:
+        DataError: such data.
+    """
+    found, learned = _distinct_answers(task, examples), _distinct_answers(task, training)
+    is_constant = found is not None and len(found) == 1
+    correlates = isinstance(task.recipe, RegressionTask) or task.recipe.metric == "matthews"
+    no_entity = isinstance(task.recipe, TokenClassificationTask) and is_constant
+    if found is not None and is_constant and (correlates or no_entity):
+        raise DataError(
+            f"{path}: all {len(examples):,} examples {_described(task, found)}, so "
+            f"{task.recipe.metric} cannot be measured on them. Give examples that differ."
+        )
+    if isinstance(task.recipe, ClassificationTask | TokenClassificationTask):
+        ours, known = _names(task, found), _names(task, learned)
+        if ours and known and not ours & known:
+            raise DataError(
+                f"{path}: none of its labels ({listed(sorted(ours))}) occurs in {train} "
+                f"({listed(sorted(known))}). Give validation data of the same task."
+            )
+
+
+def _distinct_answers(task: Task, examples: Sequence[Any]) -> set[Any] | None:
+    """The answers to the examples; None for a task or for examples that have none."""
+    match task.recipe:
+        case ClassificationTask() | RegressionTask():
+            found = {example.target for example in examples}
+            return None if None in found else found
+        case TokenClassificationTask():
+            if any(words.tags is None for words in examples):
+                return None
+            return {"O", *(tag[2:] for words in examples for tag in words.tags if tag != "O")}
+        case QuestionAnsweringTask():
+            if not all(question.is_labeled for question in examples):
+                return None
+            return {bool(question.answers) for question in examples} | {False}
+        case _:
+            return None
+
+
+def _names(task: Task, answers: set[Any] | None) -> set[str]:
+    """The names of labels or of kinds of entities among the answers."""
+    if answers is None:
+        return set()
+    if isinstance(task, TextClassification):
+        places = {
+            place for each in answers for place in (each if isinstance(each, tuple) else (each,))
+        }
+        return {task.labels[place] for place in places}
+    return answers - {"O"}
+
+
+def _described(task: Task, answers: set[Any]) -> str:
+    match task.recipe:
+        case TokenClassificationTask():
+            return "have no entity (every tag is O)"
+        case QuestionAnsweringTask():
+            return "are questions without an answer"
+        case ClassificationTask():
+            names = sorted(_names(task, answers))
+            return f"have the same label, {listed(names)}" if names else "have no label"
+        case _:
+            return f"have the same value, {next(iter(answers))}"
