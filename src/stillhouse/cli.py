@@ -427,6 +427,13 @@ def serve(
     seconds: Annotated[float, typer.Option(min=1, help="Work on one request, at most.")] = 120.0,
     api_key: ApiKey = None,
     insecure: Insecure = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="A site whose pages may use this server, such as https://example.com; * for all.",
+        ),
+    ] = None,
     replicas: Annotated[
         int | None, typer.Option(min=1, help="Serve by so many processes, under Ray Serve.")
     ] = None,
@@ -451,6 +458,7 @@ def serve(
         precision=precision,
         api_key=api_key,
         insecure=insecure,
+        cors_origins=tuple(cors_origin or ()),
         offline=offline,
         limits={"num_slots": slots, "queue": queue, "seconds": seconds},
     )

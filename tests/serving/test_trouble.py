@@ -17,6 +17,8 @@ from tests.serving.conftest import start, stop
 
 import stillhouse
 
+pytestmark = pytest.mark.e2e
+
 LONG = {"model": "sample", "prompt": "def ", "max_tokens": 200, "temperature": 0}
 
 
