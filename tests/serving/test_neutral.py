@@ -1,7 +1,7 @@
 """What clients send without being asked: values that change nothing are taken as absent, and what
 would change the result is refused by name."""
 
-from typing import get_args, get_type_hints
+from typing import get_type_hints
 
 import huggingface_hub.inference._generated.types as hub_types
 import pytest
@@ -191,9 +191,3 @@ def test_the_oldest_clients_options_change_nothing(http):
     asked = {"inputs": "def ", "parameters": {"max_new_tokens": 3}}
     options = {"options": {"use_cache": False, "wait_for_model": True}}
     assert http.post("/", json=asked | options).json() == http.post("/", json=asked).json()
-
-
-def test_known_literals_are_not_lost():
-    """`get_args` sees the roles that messages may have."""
-    roles = get_args(openai_schemas.ChatMessage.model_fields["role"].annotation)
-    assert roles == ("system", "developer", "user", "assistant")
