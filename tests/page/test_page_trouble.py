@@ -11,6 +11,8 @@ from playwright.sync_api import Page, Route, expect
 from tests.page.acts import TEXT, ask, finished, marked, reload, text_of
 from tests.serving.conftest import start, stop
 
+pytestmark = pytest.mark.page
+
 COMPRESSED_BYTES = 150_000
 
 
