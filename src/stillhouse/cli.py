@@ -444,9 +444,9 @@ def serve(
 ) -> None:
     """Serve models over HTTP, in the dialects of OpenAI and Hugging Face.
 
-    The first model answers where a request names none. Ends on Ctrl+C, when requests that were
-    taken are finished. With --replicas it runs under Ray Serve, on the cluster of RAY_ADDRESS
-    where that is set.
+    Where a request names no model, the first that does its task answers. Ends on Ctrl+C, when
+    requests that were taken are finished. With --replicas it runs under Ray Serve, on the cluster
+    of RAY_ADDRESS where that is set.
     """
     _serve(
         replicas=(replicas or 1, max_replicas or replicas or 1)

@@ -50,10 +50,14 @@ def test_huggingface_hub_s_client_needs_only_the_address(server):
 def test_langchain_s_classes_work_with_their_defaults(server):
     """Which send many neutral values, batch, and stream."""
     given = {"base_url": f"{server.url}/v1", "api_key": "none", "max_retries": 0}
-    chat = ChatOpenAI(model="sample", max_tokens=5, seed=1, **given)
+    chat = ChatOpenAI(model="sample", max_completion_tokens=5, seed=1, **given)
     answer = chat.invoke([("system", "Be brief."), ("user", "Why?")])
+    assert answer.usage_metadata is not None
     assert answer.usage_metadata["output_tokens"] <= 5
-    assert "".join(chunk.text for chunk in chat.stream("Why?")) is not None
+    streamed = "".join(
+        chunk.text for chunk in chat.stream([("system", "Be brief."), ("user", "Why?")])
+    )
+    assert streamed.strip() == answer.text
     text = LangChainOpenAI(model="sample", max_tokens=5, **given)
     assert len(text.batch(["def ", "import "])) == 2
     assert "".join(text.stream("def "))
