@@ -85,7 +85,7 @@ def test_a_wrong_key_is_refused(small, key):
         b'{"model": "sample", "prompt": "\xff"}',
         b'{"model": "sample", "prompt": "\\ud800"}',
         b'{"model": 3, "prompt": "a"}',
-        b'{"prompt": "a"}',
+        b'{"model": "sample", "prompt": {}}',
         json.dumps({**LONG, "prompt": "x" * 900_000}).encode(),
     ],
     ids=range(13),

@@ -174,8 +174,20 @@ class LoadedModel:
         return end_token_ids(self.model)
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """The tokens of a prompt; those of an empty one begin a new document."""
-        return tuple(self.encode(prompt) or [self.model.config.bos_token_id])
+        """The tokens of a prompt. An empty one begins a new document: with the token that begins
+        texts, or, where there is none, one that ends them.
+
+        Raises:
+            DataError: an empty prompt, and neither.
+        """
+        if ids := self.encode(prompt):
+            return tuple(ids)
+        begin = self.model.config.bos_token_id
+        if begin is not None:
+            return (begin,)
+        if not self.end_ids:
+            raise DataError("This model has no token that begins a text; give a prompt.")
+        return (min(self.end_ids),)
 
     @torch.inference_mode()
     def _search_beams(self, ids: Sequence[int], settings: Generation) -> list[str]:
