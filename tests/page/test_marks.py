@@ -122,6 +122,23 @@ def test_machine_text_that_is_moved_or_copied_stays_a_machine_s(page):
     assert marked(page) == ["the sea\nwent down"]
 
 
+def test_what_is_copied_from_another_view_is_a_machine_s(page):
+    """What the student wrote beside its teacher."""
+    suggest(page, ["the sea\nwent down"])
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-student").select_option("student")
+    page.get_by_role("button", name="Let both go on").click()
+    expect(page.locator("#student-text")).to_have_text("the sea\nwent down")
+    page.evaluate("getSelection().selectAllChildren(document.getElementById('student-text'))")
+    page.keyboard.press("Control+c")
+    page.get_by_role("tab", name="Write").click()
+    page.locator("#text").click()
+    page.keyboard.type(START)
+    page.keyboard.press("Control+v")
+    assert text_of(page) == START + "the sea\nwent down"
+    assert marked(page) == ["the sea\nwent down"]
+
+
 def test_what_a_person_pastes_is_the_person_s(page):
     """Though a machine wrote something else before."""
     page.keyboard.type("one\ntwo ")

@@ -50,6 +50,7 @@ export class Compare {
       const { draft } = this;
       draft.section.hidden = false;
       draft.text.replaceChildren();
+      draft.text.dataset.model = teacher;
       draft.facts.replaceChildren();
       const text = lastPart(this.before(), READ);
       const asked = { text, ...sampling(), tokens: Math.max(40, sampling().tokens) };
@@ -88,6 +89,7 @@ export class Compare {
     let count = 0;
     let own = "";
     column.text.textContent = "";
+    column.text.dataset.model = model;
     // Words are not completed, as a draft does not do it either: all three have one task.
     const body = { ...asked, model, number: 1, within_words: false };
     for await (const { text, reason } of stream("/editor/suggestions", body, signal)) {

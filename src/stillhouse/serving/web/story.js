@@ -106,9 +106,10 @@ export class Story {
 
   #render() {
     this.turns.replaceChildren(
-      ...this.told.map(({ by, text }) => {
+      ...this.told.map(({ by, text, model }) => {
         const item = document.createElement("li");
         item.className = by;
+        if (by === "model") item.dataset.model = model;
         item.textContent = text.trim();
         return item;
       }),

@@ -16,7 +16,9 @@ export class Writer {
     this.copied = null; // {text, marks}, so that what is moved keeps its marks
     textarea.addEventListener("input", (event) => this.#input(event));
     for (const leaving of ["copy", "cut", "dragstart"]) {
-      textarea.addEventListener(leaving, () => this.#copy());
+      document.addEventListener(leaving, ({ target }) => {
+        this.copied = target === textarea ? this.#selected() : elsewhere(target);
+      });
     }
   }
 
@@ -79,10 +81,10 @@ export class Writer {
     return range.getClientRects()[0] ?? node.parentElement.getBoundingClientRect();
   }
 
-  #copy() {
+  #selected() {
     const { value, selectionStart, selectionEnd } = this.textarea;
     const marks = this.manuscript.marksIn(selectionStart, selectionEnd);
-    this.copied = { text: value.slice(selectionStart, selectionEnd), marks };
+    return { text: value.slice(selectionStart, selectionEnd), marks };
   }
 
   #input({ inputType }) {
@@ -104,4 +106,12 @@ export class Writer {
     // Something behind the last line break, without which it has no height.
     this.behind.replaceChildren(...nodes, document.createTextNode("\u200b"));
   }
+}
+
+// What is selected in another view; all of it is a machine's where the view says of which.
+function elsewhere(target) {
+  const text = withLineFeeds(getSelection().toString());
+  const place = target instanceof Element ? target : target.parentElement;
+  const model = place?.closest("[data-model]")?.dataset.model;
+  return { text, marks: text && model ? [{ start: 0, end: text.length, model }] : [] };
 }
