@@ -435,6 +435,13 @@ def serve(
     seconds: Annotated[float, typer.Option(min=1, help="Work on one request, at most.")] = 120.0,
     api_key: ApiKey = None,
     insecure: Insecure = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="A site whose pages may use this server, such as https://example.com; * for all.",
+        ),
+    ] = None,
     replicas: Annotated[
         int | None, typer.Option(min=1, help="Serve by so many processes, under Ray Serve.")
     ] = None,
@@ -445,9 +452,9 @@ def serve(
 ) -> None:
     """Serve models over HTTP, in the dialects of OpenAI and Hugging Face.
 
-    The first model answers where a request names none. Ends on Ctrl+C, when requests that were
-    taken are finished. With --replicas it runs under Ray Serve, on the cluster of RAY_ADDRESS
-    where that is set.
+    Where a request names no model, the first that does its task answers. Ends on Ctrl+C, when
+    requests that were taken are finished. With --replicas it runs under Ray Serve, on the cluster
+    of RAY_ADDRESS where that is set.
     """
     _serve(
         replicas=(replicas or 1, max_replicas or replicas or 1)
@@ -459,6 +466,7 @@ def serve(
         precision=precision,
         api_key=api_key,
         insecure=insecure,
+        cors_origins=tuple(cors_origin or ()),
         offline=offline,
         limits={"num_slots": slots, "queue": queue, "seconds": seconds},
     )

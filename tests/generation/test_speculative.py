@@ -67,6 +67,7 @@ def exact(teacher: SlottedModel, settings: Generation) -> torch.Tensor:
     return torch.stack([p * distribution((*PROMPT, token)) for token, p in enumerate(first)])
 
 
+@pytest.mark.e2e  # thousands of samples: over 2 s of CPU
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.5, "top_k": 6, "top_p": 0.9}], ids=str)
 def test_samples_are_distributed_as_the_teacher_s(settings):
     """4,000 pairs of tokens against the exact probabilities of all pairs: the chi-squared statistic

@@ -27,7 +27,7 @@ ARGUMENTS = (
 def browser() -> Iterator[Browser]:
     """One for each module: while it is there, no other loop of asyncio can run in this thread."""
     if CHROMIUM is None:
-        pytest.skip("no chromium here: apt-get install chromium, or put one on the PATH")
+        pytest.fail("no chromium here: apt-get install chromium, or put one on the PATH")
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield launched

@@ -11,6 +11,8 @@ from playwright.sync_api import Page, Route, expect
 from tests.page.acts import TEXT, ask, finished, marked, reload, text_of
 from tests.serving.conftest import start, stop
 
+pytestmark = pytest.mark.page
+
 COMPRESSED_BYTES = 150_000
 
 
@@ -117,7 +119,9 @@ def test_a_server_that_was_killed_and_started_again_goes_on(browser):
         expect(page.locator("#trouble")).to_contain_text("does not answer")
         assert text_of(page) == TEXT
         port = first.url.rpartition(":")[2]
-        second = start("sample", "--no-browser", command="write", port=int(port))
+        second = start(
+            "sample", "--no-browser", "--precision", "fp32", command="write", port=int(port)
+        )
         try:
             try_again(page)
         finally:
@@ -129,7 +133,12 @@ def test_a_server_that_was_killed_and_started_again_goes_on(browser):
 
 def test_a_server_with_a_key_asks_the_writer_for_it(browser):
     server = start(
-        "sample", "--no-browser", command="write", environment={"STILLHOUSE_API_KEY": "secret"}
+        "sample",
+        "--no-browser",
+        "--precision",
+        "fp32",
+        command="write",
+        environment={"STILLHOUSE_API_KEY": "secret"},
     )
     context = browser.new_context()
     try:

@@ -9,6 +9,8 @@ from tests.page.acts import TEXT, finished, keep_settings, reload, text_of
 
 import stillhouse
 
+pytestmark = pytest.mark.page
+
 
 @pytest.fixture
 def page(open_page) -> Page:

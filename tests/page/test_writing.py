@@ -6,6 +6,8 @@ import pytest
 from playwright.sync_api import Page, expect
 from tests.page.acts import TEXT, ask, finished, keep_settings, marked, reload, text_of
 
+pytestmark = pytest.mark.page
+
 SETTINGS = {"fixedSeed": True, "seed": 5, "model": "student"}
 
 

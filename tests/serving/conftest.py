@@ -1,4 +1,5 @@
-"""A real server: the command line's own, in a process of its own, with a model of every kind."""
+"""A model of every kind, served in this process; and a real server, the command line's own, for the
+tests of what only a process has: its start, its end, its sockets."""
 
 import os
 import socket
@@ -12,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 from tests.task_models import make_task_folder, make_tokenizer
 from tests.tiny_models import make_config
 from transformers import AutoModelForMaskedLM
 
 from stillhouse.families import load_model, resolve_folder, save_model
+from stillhouse.serving.server import Serving, application
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 READY_SECONDS = 60
+URL = "http://localhost"  # of what is served in this process
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,22 @@ def served_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders["masked"] = root / "masked"
     save_model(AutoModelForMaskedLM.from_config(config), tokenizer, folders["masked"])
     return folders
+
+
+@pytest.fixture(scope="session")
+def served_app(served_folders: dict[str, Path]) -> Iterator[FastAPI]:
+    """The application with the models of `server`, without a process or a port."""
+    models = ("sample", "minilm", *map(str, served_folders.values()))
+    serving = Serving(models=models, precision="fp32", offline=True, has_page=True)
+    app = application(serving, waits=True)
+    with TestClient(app, base_url=URL):  # loads the models, and ends their thread
+        yield app
+
+
+@pytest.fixture
+def http(served_app: FastAPI) -> TestClient:
+    """An HTTP client of `served_app`; OpenAI's and Hugging Face's clients take it for a network."""
+    return TestClient(served_app, base_url=URL)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,5 @@
 """The sample requests of DistilGPT2's card and of the first editor, answered in their shapes."""
 
-import json
-import urllib.error
-import urllib.request
-
 import pytest
 
 import stillhouse
@@ -21,19 +17,12 @@ CARD = {
 
 
 @pytest.fixture
-def post(server):
+def post(http):
     """post(path, body): the status and the JSON that comes back."""
 
     def send(path, body):
-        request = urllib.request.Request(
-            server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.load(error)
+        answer = http.post(path, json=body)
+        return answer.status_code, answer.json()
 
     return send
 

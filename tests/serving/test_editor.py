@@ -1,41 +1,26 @@
 """What the writing page asks of its server."""
 
 import json
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 
 import pytest
-from tests.serving.conftest import Server, start, stop
+from starlette.testclient import TestClient
 
 import stillhouse
 from stillhouse.generation import Generation
+from stillhouse.serving.app import create_app
 
 TEXT = "The old man went down to the har"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    started = start("sample", "minilm", "--no-browser", "--precision", "fp32", command="write")
-    yield started
-    stop(started)
-
-
 @pytest.fixture
-def ask(server):
+def ask(http):
     """ask(path, body): the status, and the events or the problem."""
 
     def send(path: str, body: dict) -> tuple[int, list[dict]]:
-        request = urllib.request.Request(
-            server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                lines = answer.read().decode().split("\n\n")
-                return answer.status, [json.loads(line[6:]) for line in lines if line]
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, [json.load(error)]
+        answer = http.post(path, json=body)
+        if answer.status_code != 200:
+            return answer.status_code, [answer.json()]
+        return 200, [json.loads(line[6:]) for line in answer.text.split("\n\n") if line]
 
     return send
 
@@ -111,29 +96,21 @@ def test_drafting_again_at_once_works(ask):
         assert events[-1]["num_accepted"] == events[-1]["num_drafted"] > 0
 
 
-def test_the_models_are_described(server):
-    with urllib.request.urlopen(f"{server.url}/editor/models") as answer:
-        sample, minilm = json.load(answer)["models"]
+def test_the_models_are_described(http):
+    sample, minilm, *_ = http.get("/editor/models").json()["models"]
     assert (sample["does"], minilm["does"]) == ("text-generation", "feature-extraction")
     assert sample["precision"] == "fp32"
     assert "Do not use it" in sample["limits"]
 
 
-def test_a_server_without_the_page_does_not_have_it(ask):
-    plain = start("sample", "--precision", "fp32")
-    try:
-        for path in ("/", "/editor/models", "/web/main.js"):
-            with pytest.raises(urllib.error.HTTPError) as raised:
-                urllib.request.urlopen(plain.url + path)
-            raised.value.close()
-            assert raised.value.code in (404, 405)
-    finally:
-        stop(plain)
+def test_a_server_without_the_page_does_not_have_it(served_app):
+    app = create_app(lambda worker: served_app.state.models, waits=True)
+    with TestClient(app) as plain:
+        for path in ("/editor/models", "/web/main.js"):
+            assert plain.get(path).status_code == 404
+        assert "main.js" not in plain.get("/").text
 
 
 @pytest.mark.parametrize("name", ["..%2Fapp.py", "none.js", "%2e%2e/app.py"])
-def test_only_parts_of_the_page_are_given_out(server, name):
-    with pytest.raises(urllib.error.HTTPError) as raised:
-        urllib.request.urlopen(f"{server.url}/web/{name}")
-    raised.value.close()
-    assert raised.value.code == 404
+def test_only_parts_of_the_page_are_given_out(http, name):
+    assert http.get(f"/web/{name}").status_code == 404

@@ -1,9 +1,13 @@
-"""Hugging Face's own client against a real server: every task a model may do."""
+"""Hugging Face's own client against the application: every task a model may do."""
+
+import json
 
 import numpy as np
 import pytest
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, set_client_factory
 from huggingface_hub.errors import BadRequestError, ValidationError
+from huggingface_hub.utils._http import default_client_factory
+from tests.serving.conftest import URL
 
 import stillhouse
 from stillhouse.generation.loaded import load_for_task
@@ -12,13 +16,15 @@ PROMPT = "def __init__(self"
 
 
 @pytest.fixture
-def client_of(server):
-    """client_of(name=None): a client whose model is this server's first, or the named one."""
+def client_of(http):
+    """client_of(name=None): a client whose model is the application's first, or the named one."""
 
     def make(name=None):
-        return InferenceClient(f"{server.url}/models/{name}" if name else server.url)
+        return InferenceClient(f"{URL}/models/{name}" if name else URL)
 
-    return make
+    set_client_factory(lambda: http)
+    yield make
+    set_client_factory(default_client_factory)
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +39,9 @@ def test_text_is_generated(client_of, sample):
     assert [PROMPT + text] == sample.generate(PROMPT, greedy=True, max_new_tokens=12)
     whole = client.text_generation(PROMPT, max_new_tokens=12, return_full_text=True)
     assert whole == PROMPT + text
-    drawn = [client.text_generation(PROMPT, do_sample=True, seed=3) for _ in range(2)]
-    assert drawn[0] == drawn[1] != client.text_generation(PROMPT)
-    assert len(drawn[0]) > len(text)
+    asked = {"max_new_tokens": 12, "do_sample": True}
+    drawn = [client.text_generation(PROMPT, **asked, seed=3) for _ in range(2)]
+    assert drawn[0] == drawn[1] != text
 
 
 def test_a_text_has_details(client_of):
@@ -80,11 +86,11 @@ def test_a_conversation_is_answered(client_of):
     assert answer.usage.completion_tokens <= 8
 
 
-def test_gaps_are_filled(client_of, server):
+def test_gaps_are_filled(client_of, served_folders):
     """The likeliest tokens, with the whole sentence."""
     text = "what is [MASK] into"
     found = client_of("masked").fill_mask(text)
-    expected = stillhouse.load(server.folders["masked"]).fill_mask(text)
+    expected = stillhouse.load(served_folders["masked"]).fill_mask(text)
     assert [(each.token_str, each.token) for each in found] == [
         (each.text, each.id) for each in expected
     ]
@@ -93,11 +99,11 @@ def test_gaps_are_filled(client_of, server):
     assert len(client_of("masked").fill_mask(text, top_k=2)) == 2
 
 
-def test_texts_are_classified(client_of, server):
+def test_texts_are_classified(client_of, served_folders):
     """Every label with its probability, the likeliest first."""
     text = "The still turns once more."
     found = client_of("classifier").text_classification(text)
-    best = load_for_task(server.folders["classifier"]).classify(text)
+    best = load_for_task(served_folders["classifier"]).classify(text)
     assert found[0].label == best["label"]
     assert found[0].score == pytest.approx(best["score"])
     assert sum(each.score for each in found) == pytest.approx(1)
@@ -105,22 +111,22 @@ def test_texts_are_classified(client_of, server):
     assert len(client_of("classifier").text_classification(text, top_k=1)) == 1
 
 
-def test_questions_are_answered(client_of, server):
+def test_questions_are_answered(client_of, served_folders):
     """With the place of the answer."""
     question, context = "Who turns the still?", "The distiller of Islay does, in the old house."
     found = client_of("answerer").question_answering(question=question, context=context)
-    expected = load_for_task(server.folders["answerer"]).answer(question, context)
+    expected = load_for_task(served_folders["answerer"]).answer(question, context)
     assert (found.answer, found.start, found.end) == (
         expected["answer"], expected["start"], expected["end"],
     )  # fmt: skip
     assert found.score == pytest.approx(expected["score"])
 
 
-def test_entities_are_found(client_of, server):
+def test_entities_are_found(client_of, served_folders):
     """Each with its kind and place."""
     text = "The distiller of Islay in London"
     found = client_of("tagger").token_classification(text)
-    expected = load_for_task(server.folders["tagger"]).tag(text)
+    expected = load_for_task(served_folders["tagger"]).tag(text)
     assert [(each.entity_group, each.word, each.start, each.end) for each in found] == [
         (each["entity_group"], each["word"], each["start"], each["end"]) for each in expected
     ]
@@ -142,13 +148,21 @@ def test_vectors_and_similarities(client_of):
     ("name", "call", "message"),
     [
         ("masked", lambda c: c.fill_mask("no gap"), "has 0 mask tokens"),
-        ("masked", lambda c: c.text_generation("text", stream=True), "Only generated text"),
+        ("masked", lambda c: c.text_generation("text", stream=True), "Only one generated text"),
         ("classifier", lambda c: c.text_classification(""), "at least 1 character"),
-        (None, lambda c: c.text_generation("text", watermark=True), "watermark is not known"),
+        (None, lambda c: c.text_generation("text", watermark=True), "watermark is not supported"),
         (None, lambda c: c.text_generation("text", max_new_tokens=10**9), "the model takes"),
         (None, lambda c: c.text_generation("text", top_p=2.0), "less than or equal to 1"),
-        ("minilm", lambda c: c.feature_extraction("text", normalize=False), "should be True"),
-        ("minilm", lambda c: c.feature_extraction("text", truncate=False), "should be True"),
+        (
+            "minilm",
+            lambda c: c.feature_extraction("text", normalize=False),
+            "normalize is not supported",
+        ),
+        (
+            "minilm",
+            lambda c: c.feature_extraction("text", truncate=False),
+            "truncate is not supported",
+        ),
         ("answerer", lambda c: c.text_classification("text"), "valid dictionary"),
     ],
 )
@@ -156,3 +170,51 @@ def test_what_cannot_be_done_is_said(client_of, name, call, message):
     """A 400 with words."""
     with pytest.raises((BadRequestError, ValidationError), match=message):
         call(client_of(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "is_nested"),
+    [
+        ("sample", ["def ", ""], False),
+        ("masked", ["what is [MASK] into", "the [MASK] turns"], False),
+        ("classifier", ["The still turns.", "Once more."], True),
+        ("tagger", ["The distiller of Islay", "in London"], False),
+        ("minilm", ["A still.", ""], True),
+        ("answerer", [{"question": "Who?", "context": "The distiller of Islay."}] * 2, False),
+    ],
+)
+def test_a_list_of_inputs_gives_the_result_of_each(http, name, inputs, is_nested):
+    """One input of classes or vectors gives a list of one, as the Inference API does."""
+    more = {"parameters": {"max_new_tokens": 5}} if name == "sample" else {}
+
+    def ask(given):
+        return http.post(f"/models/{name}", json={"inputs": given, **more}).json()
+
+    found, alone = ask(inputs), [ask(each) for each in inputs]
+    expected = [each[0] for each in alone] if is_nested else alone
+    assert len(found) == len(inputs) == 2
+    if name == "minilm":
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    else:
+        assert json.dumps(found) == json.dumps(expected)
+
+
+@pytest.mark.parametrize("inputs", [[], ["a"] * 65, [["a"]], [1]])
+def test_a_list_that_is_too_long_or_no_list_of_texts_is_refused(http, inputs):
+    assert http.post("/models/sample", json={"inputs": inputs}).status_code == 400
+    assert http.post("/models/minilm", json={"inputs": inputs}).status_code == 400
+
+
+def test_a_list_cannot_be_streamed(http):
+    answer = http.post("/", json={"inputs": ["a", "b"], "stream": True})
+    assert answer.status_code == 400
+    assert "Only one generated text" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["", "/models/sample"])
+def test_a_conversation_needs_no_model_name(client_of, path):
+    """The client sends a name of its own, and adds its path to the address."""
+    client = client_of("sample") if path else client_of()
+    answer = client.chat_completion([{"role": "user", "content": "Why?"}], max_tokens=4)
+    assert answer.model == "sample"
+    assert answer.usage.completion_tokens <= 4

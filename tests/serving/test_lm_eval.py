@@ -10,6 +10,8 @@ from tests.evaluation.test_harness import PASSAGES, TASK
 
 from stillhouse.families import resolve_folder
 
+pytestmark = pytest.mark.e2e
+
 
 def test_served_scores_are_those_of_this_process(server, tmp_path):
     """Log-likelihoods of last words: the same perplexity, and as often the likeliest."""

@@ -1,4 +1,4 @@
-"""OpenAI's own client against a real server: what it asks for is what it gets."""
+"""OpenAI's own client against the application: what it asks for is what it gets."""
 
 import math
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from openai import BadRequestError, NotFoundError, OpenAI
+from tests.serving.conftest import URL
 
 import stillhouse
 from stillhouse.families import load_model, resolve_folder
@@ -14,9 +15,8 @@ PROMPT = "def __init__(self"
 
 
 @pytest.fixture
-def client(server):
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
+def client(http):
+    return OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, http_client=http)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,9 @@ def test_models_are_listed_and_described(client):
         ({"stop": ["x" * 65]}, "at most 64 characters"),
         ({"stop": list("abcdefghi")}, "at most 8 items"),
         ({"prompt": []}, "prompt"),
-        ({"extra_body": {"best_of": 3}}, "The parameter best_of is not known here"),
+        ({"best_of": 3}, "best_of is not supported here, got 3; leave it out, or send n, 1"),
+        ({"extra_body": {"best_off": 3}}, "The parameter best_off is not known here"),
+        ({"extra_body": {"best_off": None}}, "The parameter best_off is not known here"),
         ({"extra_body": {"top_k": "many"}}, "top_k: Input should be a valid integer"),
         ({"model": "minilm"}, "minilm does not continue text"),
         ({"stream": True, "echo": True, "logprobs": 1}, "cannot be streamed"),

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[2]
 NUMBER = os.environ.get("SCHEMATHESIS_EXAMPLES", "20")
 

@@ -17,6 +17,8 @@ from tests.serving.conftest import start, stop
 
 import stillhouse
 
+pytestmark = pytest.mark.e2e
+
 LONG = {"model": "sample", "prompt": "def ", "max_tokens": 200, "temperature": 0}
 
 
@@ -83,7 +85,7 @@ def test_a_wrong_key_is_refused(small, key):
         b'{"model": "sample", "prompt": "\xff"}',
         b'{"model": "sample", "prompt": "\\ud800"}',
         b'{"model": 3, "prompt": "a"}',
-        b'{"prompt": "a"}',
+        b'{"model": "sample", "prompt": {}}',
         json.dumps({**LONG, "prompt": "x" * 900_000}).encode(),
     ],
     ids=range(13),

@@ -197,16 +197,22 @@ class LoadedModel:
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
         """The tokens of a prompt, as the model's documents begin: with the start token that the
-        tokenizer puts there, or none. An empty prompt begins a new document."""
+        tokenizer puts there, or none. An empty prompt begins a new document.
+
+        Raises:
+            DataError: an empty prompt, and no token that begins or ends a text.
+        """
         special, ids = find_special_tokens(self.tokenizer), self.encode(prompt)
-        if ids and special.document_start == special.end_of_text:
+        if ids and special.document_start in (special.end_of_text, None):
             return tuple(ids)
-        if special.document_start is None:
+        if special.document_start is not None:
+            return (special.document_start, *ids)
+        if not self.end_ids:
             raise DataError(
-                "The model's tokenizer has no token that begins or ends a text, so an empty prompt "
-                "has nothing to start from. Give a prompt."
+                "This model has no token that begins or ends a text, so an empty prompt has "
+                "nothing to start from; give a prompt."
             )
-        return (special.document_start, *ids)
+        return (min(self.end_ids),)
 
     @torch.inference_mode()
     def _search_beams(self, ids: Sequence[int], settings: Generation) -> list[str]:

@@ -197,5 +197,5 @@ def _limits(recipe: Recipe) -> str:
 def _scored(recipe: Recipe) -> str:
     """The text of the results, by a name that stands in the card."""
     text = scored_text(recipe)
-    held_out = "the held-out part of the text named above"
+    held_out = "the held-out part of the text it was trained on"
     return held_out if text == "the validation split" else f"`{text}`"

@@ -96,7 +96,7 @@ def task_card(
         "- A model inherits the errors and biases of what it starts from, of its teacher, and of "
         "the examples; it can make them stronger.\n"
         "- It was not tested for fairness, toxicity or truthfulness.\n"
-        "- The results hold for the examples named above; others were not measured.\n"
+        "- The results hold for the examples they were measured on; others were not measured.\n"
         f"{license_note(recipe)}",
         "## How it was measured\n",
         where_it_comes_from(recipe, name, scores),

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,7 +19,14 @@ from starlette.responses import JSONResponse, Response
 from stillhouse import __version__
 from stillhouse.errors import StillhouseError
 from stillhouse.generation.worker import Worker
-from stillhouse.serving import classic_api, editor_api, hub_api, openai_api, system_api
+from stillhouse.serving import (
+    classic_api,
+    editor_api,
+    hub_api,
+    index_page,
+    openai_api,
+    system_api,
+)
 from stillhouse.serving.catalog import Models
 from stillhouse.serving.guards import Guards, body_of
 from stillhouse.serving.metrics import Metrics
@@ -42,6 +50,7 @@ def create_app(
     *,
     api_key: str | None = None,
     hosts: tuple[str, ...] = ("*",),
+    cors_origins: tuple[str, ...] = (),
     has_page: bool = False,
     waits: bool = False,
 ) -> FastAPI:
@@ -50,6 +59,7 @@ def create_app(
     api_key: What clients must send as `Authorization: Bearer KEY`.
     hosts: The names this server may be called by: a page of another site, which has its own
         name point here, is refused.
+    cors_origins: Sites whose pages may read the answers, such as https://example.com; * for all.
     has_page: The writing page is served too.
     waits: It answers only when the models are loaded; otherwise with 503 until then.
     """
@@ -68,7 +78,7 @@ def create_app(
     app = FastAPI(
         title="Stillhouse",
         version=__version__,
-        docs_url=None,  # these pages fetch their scripts from elsewhere
+        docs_url=None,  # `index_page` has them
         redoc_url=None,
         lifespan=lifespan,
         responses=RESPONSES,
@@ -76,16 +86,29 @@ def create_app(
     app.state.models = None
     app.state.failure = None
     app.state.metrics = metrics
-    for api in (openai_api, hub_api, classic_api, system_api):
-        app.include_router(api.router)
-    if has_page:
-        app.include_router(editor_api.router)
+    pages = (editor_api.router, index_page.router) if has_page else (index_page.router,)
+    for router in (
+        openai_api.router,
+        openai_api.hub_router,
+        hub_api.router,
+        classic_api.router,
+        system_api.router,
+        *pages,
+    ):
+        app.include_router(router)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(StillhouseError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
     app.add_middleware(Guards, metrics=metrics, api_key=api_key)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
 

@@ -61,7 +61,7 @@ class AutocompleteBody(Strict):
 @router.post("/score")
 async def score(body: ScoreBody, catalog: Catalog, served: Served) -> Response:
     """Continue texts; a list of texts comes back."""
-    hosted = catalog.first
+    hosted = catalog.named(None, "text-generation")
     if isinstance(body.input_data, ScoreInputs):
         texts, parameters = body.input_data.input_string, body.input_data.parameters
     else:

@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 0.5
 
 def body_of(problem: Problem, path: str) -> dict[str, Any]:
     """A problem in the words of the dialect that a path belongs to."""
-    return as_openai(problem) if path.startswith("/v1/") else as_hub(problem)
+    return as_openai(problem) if "/v1/" in path else as_hub(problem)
 
 
 class Guards:
@@ -81,7 +81,7 @@ class Guards:
 
 def _is_open(scope: Scope) -> bool:
     path, is_get = scope["path"], scope["method"] == "GET"
-    return path == "/health" or (is_get and (path == "/" or path.startswith("/web/")))
+    return path == "/health" or (is_get and (path in ("/", "/docs") or path.startswith("/web/")))
 
 
 def _too_long() -> Problem:

@@ -5,9 +5,9 @@ Inference; `huggingface_hub.InferenceClient` reads them, given this server's add
 """
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter
 from pydantic import Field, TypeAdapter, ValidationError
@@ -15,39 +15,67 @@ from starlette.responses import JSONResponse, Response
 
 from stillhouse.generation.batching import Ended, PromptRead, Request, ScoredToken
 from stillhouse.generation.settings import Generation
-from stillhouse.serving.bodies import Seed, Strict
+from stillhouse.serving.bodies import Neutral, Seed, Strict, anything, only
 from stillhouse.serving.depends import Catalog, Client, Served
 from stillhouse.serving.hosted import Answer, Hosted, add
 from stillhouse.serving.hosted import Continuation as Text
 from stillhouse.serving.limits import LIKELIEST, PROMPTS, STOP_CHARACTERS, STOPS
 from stillhouse.serving.problems import Problem, as_hub, from_validation
 from stillhouse.serving.streaming import ANSWERS, event_stream
+from stillhouse.tasks.text_classification import TextClassification
 
 router = APIRouter(tags=["Hugging Face"])
 
 NEW_TOKENS = 100
+Task = Callable[[Hosted, Any, dict[str, Any]], Awaitable[Any]]
 Finish = {"length": "length", "time": "length", "stop": "stop_sequence"}
 
 
 class FeatureParameters(Strict):
     """Vectors have length one, and texts are cut to the context, as they were in training."""
 
-    normalize: Literal[True] = True
-    truncate: Literal[True] = True
+    neutral: ClassVar[Mapping[str, Neutral]] = {
+        "dimensions": only(),
+        "encoding_format": only("float"),
+        "normalize": only(True),
+        "prompt_name": only(),
+        "truncate": only(True),
+        "truncation_direction": only("right", "Right"),
+    }
+
+
+class Options(Strict):
+    """Of the Inference API; nothing is cached here, and a model is loaded or is not."""
+
+    neutral: ClassVar[Mapping[str, Neutral]] = {
+        "use_cache": anything,
+        "wait_for_model": anything,
+        "use_gpu": anything,
+    }
 
 
 class HubBody(FeatureParameters):
     """`POST /` and `POST /models/{id}`; what `inputs` and `parameters` hold depends on the task.
     InferenceClient puts the parameters of vectors beside the inputs."""
 
-    inputs: str | list[str] | dict[str, Any]
-    parameters: dict[str, Any] | None = None
+    inputs: str | list[Any] | dict[str, Any]
+    parameters: dict[str, Any] = Field(default={})
+    options: Options = Options()
     stream: bool = False
 
 
 class TextParameters(Strict):
     """Of text generation. As in Text Generation Inference, a text is sampled where `do_sample` or
     a setting of sampling is given, and greedy otherwise."""
+
+    neutral: ClassVar[Mapping[str, Neutral]] = {
+        "adapter_id": only(),
+        "best_of": only(1),
+        "frequency_penalty": only(0),
+        "grammar": only(),
+        "num_return_sequences": only(1),
+        "watermark": only(False),
+    }
 
     max_new_tokens: int = Field(NEW_TOKENS, ge=1)
     do_sample: bool = False
@@ -65,7 +93,7 @@ class TextParameters(Strict):
     truncate: int | None = Field(None, ge=1)
     details: bool = False
     decoder_input_details: bool = False
-    top_n_tokens: int | None = Field(None, ge=0, le=LIKELIEST)
+    top_n_tokens: int = Field(0, ge=0, le=LIKELIEST)
 
     def generation(self) -> Generation:
         sampling = (self.temperature, self.top_k, self.top_p, self.typical_p)
@@ -83,21 +111,40 @@ class TextParameters(Strict):
 
 
 class FillMaskParameters(Strict):
+    neutral: ClassVar[Mapping[str, Neutral]] = {"targets": only([])}
+
     top_k: int = Field(5, ge=1, le=100)
 
 
 class LabelParameters(Strict):
     top_k: int | None = Field(None, ge=1)
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
 
 
 class NoParameters(Strict):
     pass
 
 
-class TagParameters(Strict):
-    """Entities come grouped, however they are asked for to be."""
+class AnswerParameters(Strict):
+    neutral: ClassVar[Mapping[str, Neutral]] = {
+        "align_to_words": only(True),
+        "doc_stride": only(),
+        "handle_impossible_answer": only(),
+        "max_answer_len": only(),
+        "max_question_len": only(),
+        "max_seq_len": only(),
+        "top_k": only(1),
+    }
 
-    aggregation_strategy: str | None = None
+
+class TagParameters(Strict):
+    """Words are tagged at their first token, and entities come grouped."""
+
+    neutral: ClassVar[Mapping[str, Neutral]] = {
+        "aggregation_strategy": only("simple", "first"),
+        "ignore_labels": only(["O"]),
+        "stride": only(0),
+    }
 
 
 class Question(Strict):
@@ -113,7 +160,7 @@ class Similarity(Strict):
 @router.post("/", responses=ANSWERS)
 async def infer(body: HubBody, catalog: Catalog, served: Served) -> Response:
     """Do what the first model does."""
-    return await _infer(catalog.first, body, served)
+    return await _infer(catalog.named(None), body, served)
 
 
 @router.post("/models/{model_id:path}", responses=ANSWERS)
@@ -123,19 +170,30 @@ async def infer_by(model_id: str, body: HubBody, catalog: Catalog, served: Serve
 
 
 async def _infer(hosted: Hosted, body: HubBody, served: Client) -> Response:
+    """A list of inputs gives a list with the result of each."""
     task = hosted.loaded.pipeline_task
+    if body.stream and (isinstance(body.inputs, list) or task != "text-generation"):
+        raise Problem(400, "Only one generated text can be streamed.", param="stream")
     if task == "text-generation":
         return await _continue(hosted, body, served)
-    if body.stream:
-        raise Problem(400, "Only generated text can be streamed.", param="stream")
-    answer = {
-        "fill-mask": _fill_mask,
-        "text-classification": _classify,
-        "token-classification": _tag,
-        "question-answering": _answer,
-        "feature-extraction": _embed,
-    }[task]
-    return JSONResponse(await served.unless_gone(answer(hosted, body)))
+    inputs = _several(body.inputs)
+    if task == "feature-extraction" and isinstance(body.inputs, dict):
+        work = _similarities(hosted, body)
+    elif task == "feature-extraction":
+        work = _embed(hosted, inputs, body.parameters)
+    else:
+        work = _one_by_one(TASKS[task], hosted, inputs, body.parameters)
+    found = await served.unless_gone(work)
+    # As the Inference API has it, one text has a list of one vector, or of one list of labels.
+    is_alone = not isinstance(body.inputs, list) and task not in LISTS
+    return JSONResponse(found[0] if is_alone else found)
+
+
+async def _one_by_one(
+    task: Task, hosted: Hosted, inputs: list[Any], parameters: dict[str, Any]
+) -> list[Any]:
+    """Each between two steps of what is generated, so that nobody waits for all of them."""
+    return [await task(hosted, each, parameters) for each in inputs]
 
 
 def _parsed(kind: Any, given: Any, name: str) -> Any:
@@ -150,32 +208,43 @@ def _parsed(kind: Any, given: Any, name: str) -> Any:
         raise from_validation(error.errors(), name) from error
 
 
-def _text(body: HubBody) -> str:
-    return _parsed(Annotated[str, Field(min_length=1)], body.inputs, "inputs")
+def _several(inputs: Any) -> list[Any]:
+    """One or several inputs, as a list."""
+    if not isinstance(inputs, list):
+        return [inputs]
+    return _parsed(Annotated[list[Any], Field(min_length=1, max_length=PROMPTS)], inputs, "inputs")
+
+
+def _text(given: Any) -> str:
+    return _parsed(Annotated[str, Field(min_length=1)], given, "inputs")
 
 
 async def _continue(hosted: Hosted, body: HubBody, served: Client) -> Response:
-    prompt = _parsed(str, body.inputs, "inputs")
-    parameters: TextParameters = _parsed(TextParameters, body.parameters or {}, "parameters")
-    ids = hosted.loaded.prompt_ids(prompt)
-    if parameters.truncate is not None:
-        ids = ids[-parameters.truncate :]
+    prompts = [_parsed(str, each, "inputs") for each in _several(body.inputs)]
+    parameters: TextParameters = _parsed(TextParameters, body.parameters, "parameters")
     settings = parameters.generation()
-    likeliest = parameters.top_n_tokens or 0
-    request = Request(
-        ids,
-        settings,
-        settings.drawn_seed(),
-        likeliest if parameters.details or body.stream else None,
-        echo=parameters.decoder_input_details,
-        max_seconds=hosted.limits.seconds,
-    )
-    form = _TextForm(hosted, prompt, parameters, request)
-    served.count(hosted, [request])
+    seed = settings.drawn_seed()
+    forms = []
+    for number, prompt in enumerate(prompts):
+        ids = hosted.loaded.prompt_ids(prompt)
+        if parameters.truncate is not None:
+            ids = ids[-parameters.truncate :]
+        request = Request(
+            ids,
+            settings,
+            (seed + number) % 2**64,
+            parameters.top_n_tokens if parameters.details or body.stream else None,
+            echo=parameters.decoder_input_details,
+            max_seconds=hosted.limits.seconds,
+        )
+        forms.append(_TextForm(hosted, prompt, parameters, request))
+    requests = [form.request for form in forms]
+    served.count(hosted, requests)
     if body.stream:
-        return await event_stream(form.streamed(), served, as_hub)
-    (answer,) = await served.unless_gone(hosted.answers([request]))
-    return JSONResponse([form.whole(answer)])
+        return await event_stream(forms[0].streamed(), served, as_hub)
+    answers = await served.unless_gone(hosted.answers(requests))
+    found = [[form.whole(answer)] for form, answer in zip(forms, answers, strict=True)]
+    return JSONResponse(found if isinstance(body.inputs, list) else found[0])
 
 
 class _TextForm:
@@ -185,7 +254,7 @@ class _TextForm:
         self, hosted: Hosted, prompt: str, parameters: TextParameters, request: Request
     ) -> None:
         self._hosted, self._prompt = hosted, prompt
-        self._parameters, self._request = parameters, request
+        self._parameters, self.request = parameters, request
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         (text,) = answer.continuations
@@ -202,7 +271,7 @@ class _TextForm:
     async def streamed(self) -> AsyncGenerator[str, None]:
         """An event a token; the last has the whole text. So each waits for the next event."""
         text, waiting = Text(), None
-        async with aclosing(self._hosted.events([self._request])) as events:
+        async with aclosing(self._hosted.events([self.request])) as events:
             async for _, event in events:
                 if isinstance(event, PromptRead):
                     continue
@@ -232,8 +301,8 @@ class _TextForm:
         return {
             "finish_reason": "eos_token" if ended else Finish[text.reason],
             "generated_tokens": len(text.tokens),
-            "input_length": len(self._request.prompt_ids),
-            "seed": None if self._request.settings.greedy else self._request.seed,
+            "input_length": len(self.request.prompt_ids),
+            "seed": None if self.request.settings.greedy else self.request.seed,
         }
 
     def _token(self, token: ScoredToken) -> dict[str, Any]:
@@ -248,11 +317,11 @@ class _TextForm:
         return [self._token(ScoredToken(*pair)) for pair in token.likeliest]
 
 
-async def _fill_mask(hosted: Hosted, body: HubBody) -> Any:
-    text, loaded = _text(body), hosted.loaded
-    parameters = _parsed(FillMaskParameters, body.parameters or {}, "parameters")
+async def _fill_mask(hosted: Hosted, given: Any, parameters: dict[str, Any]) -> Any:
+    text, loaded = _text(given), hosted.loaded
+    asked: FillMaskParameters = _parsed(FillMaskParameters, parameters, "parameters")
     mask = loaded.tokenizer.mask_token
-    found = await hosted.do(lambda: loaded.fill_mask(text, top_k=parameters.top_k))
+    found = await hosted.do(lambda: loaded.fill_mask(text, top_k=asked.top_k))
     return [
         {
             "score": each.probability,
@@ -264,33 +333,52 @@ async def _fill_mask(hosted: Hosted, body: HubBody) -> Any:
     ]
 
 
-async def _classify(hosted: Hosted, body: HubBody) -> Any:
-    text = _text(body)
-    parameters = _parsed(LabelParameters, body.parameters or {}, "parameters")
+async def _classify(hosted: Hosted, given: Any, parameters: dict[str, Any]) -> Any:
+    text = _text(given)
+    asked: LabelParameters = _parsed(LabelParameters, parameters, "parameters")
+    task = hosted.loaded.task
+    own = "none"
+    if isinstance(task, TextClassification):
+        own = "sigmoid" if task.recipe.multi_label else "softmax"
+    if asked.function_to_apply not in (None, own):
+        raise Problem(
+            400,
+            f"parameters.function_to_apply is {asked.function_to_apply!r}, but {hosted.name} was "
+            f"trained with {own!r}; leave it out.",
+            param="parameters.function_to_apply",
+        )
     found = await hosted.do(lambda: hosted.loaded.label_scores(text))
-    return [found[: parameters.top_k]]
+    return found[: asked.top_k]
 
 
-async def _tag(hosted: Hosted, body: HubBody) -> Any:
-    _parsed(TagParameters, body.parameters or {}, "parameters")
-    return await hosted.do(hosted.loaded.tag, _text(body))
+async def _tag(hosted: Hosted, given: Any, parameters: dict[str, Any]) -> Any:
+    _parsed(TagParameters, parameters, "parameters")
+    return await hosted.do(hosted.loaded.tag, _text(given))
 
 
-async def _answer(hosted: Hosted, body: HubBody) -> Any:
-    asked = _parsed(Question, body.inputs, "inputs")
-    _parsed(NoParameters, body.parameters or {}, "parameters")
+async def _answer(hosted: Hosted, given: Any, parameters: dict[str, Any]) -> Any:
+    asked: Question = _parsed(Question, given, "inputs")
+    _parsed(AnswerParameters, parameters, "parameters")
     return await hosted.do(hosted.loaded.answer, asked.question, asked.context)
 
 
-async def _embed(hosted: Hosted, body: HubBody) -> Any:
-    """Vectors of texts; or, given `{source_sentence, sentences}`, how near they are."""
-    if isinstance(body.inputs, dict):
-        asked = _parsed(Similarity, body.inputs, "inputs")
-        _parsed(NoParameters, body.parameters or {}, "parameters")
-        texts = [asked.source_sentence, *asked.sentences]
-        vectors = await hosted.do(hosted.loaded.embed, texts)
-        return (vectors[1:] @ vectors[0]).tolist()
-    _parsed(FeatureParameters, body.parameters or {}, "parameters")
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    _parsed(Annotated[list[str], Field(min_length=1, max_length=PROMPTS)], texts, "inputs")
-    return (await hosted.do(hosted.loaded.embed, texts)).tolist()
+async def _embed(hosted: Hosted, texts: list[Any], parameters: dict[str, Any]) -> Any:
+    _parsed(FeatureParameters, parameters, "parameters")
+    return (await hosted.do(hosted.loaded.embed, _parsed(list[str], texts, "inputs"))).tolist()
+
+
+async def _similarities(hosted: Hosted, body: HubBody) -> Any:
+    """How near texts are to one of them."""
+    asked: Similarity = _parsed(Similarity, body.inputs, "inputs")
+    _parsed(NoParameters, body.parameters, "parameters")
+    vectors = await hosted.do(hosted.loaded.embed, [asked.source_sentence, *asked.sentences])
+    return (vectors[1:] @ vectors[0]).tolist()
+
+
+LISTS = ("text-classification", "feature-extraction")
+TASKS: dict[str, Task] = {
+    "fill-mask": _fill_mask,
+    "text-classification": _classify,
+    "token-classification": _tag,
+    "question-answering": _answer,
+}

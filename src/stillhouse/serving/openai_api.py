@@ -1,9 +1,4 @@
-"""OpenAI's dialect: completions, chat completions, embeddings, models.
-
-What is not known is refused, and so is what is known and would do nothing. Beside OpenAI's own
-parameters there are those that vLLM has, under its names: top_k, min_p, typical_p and
-repetition_penalty.
-"""
+"""OpenAI's dialect: completions, chat completions, embeddings, models."""
 
 import base64
 import json
@@ -11,12 +6,11 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter
 from jinja2 import TemplateError
-from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
 from stillhouse.errors import DataError
@@ -24,103 +18,16 @@ from stillhouse.generation.batching import Ended, PromptRead, Request, ScoredTok
 from stillhouse.generation.loaded import LoadedModel
 from stillhouse.generation.settings import Generation
 from stillhouse.generation.text_stream import HALF, TextStream
-from stillhouse.serving.bodies import Seed, Stop, Stops, Strict
-from stillhouse.serving.depends import Catalog, Served
+from stillhouse.serving.depends import Catalog, Client, Served
 from stillhouse.serving.hosted import Answer, Continuation, Hosted
-from stillhouse.serving.limits import LIKELIEST, PROMPTS, SEQUENCES
+from stillhouse.serving.openai_schemas import ChatBody, CompletionBody, EmbeddingsBody
 from stillhouse.serving.problems import Problem
 from stillhouse.serving.streaming import ANSWERS, event_stream
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
+hub_router = APIRouter(tags=["Hugging Face"])
 
-TokenIds = Annotated[list[int], Field(min_length=1)]
 Finish = {"stop": "stop", "length": "length", "time": "length"}
-
-
-class StreamOptions(Strict):
-    include_usage: bool = False
-
-
-class Sampling(Strict):
-    """What completions and chat completions have in common."""
-
-    model: str
-    n: int = Field(1, ge=1, le=SEQUENCES)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    min_p: float = Field(0.0, ge=0, le=1)
-    typical_p: float = Field(1.0, gt=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
-    stop: Stop | Stops | None = None
-    seed: Seed | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="Who asks; nothing is done with it.")
-
-    def generation(self, max_new_tokens: int) -> Generation:
-        """The settings; a temperature of zero is greedy."""
-        greedy = self.temperature == 0
-        if greedy and self.n > 1:
-            raise Problem(400, "At temperature 0 all n texts would be the same; ask for n=1.")
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return Generation(
-            max_new_tokens=max_new_tokens,
-            num_return_sequences=self.n,
-            temperature=1.0 if greedy else self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            typical_p=self.typical_p,
-            repetition_penalty=self.repetition_penalty,
-            greedy=greedy,
-            stop=stops,
-            seed=self.seed,
-        )
-
-
-class CompletionBody(Sampling):
-    """`POST /v1/completions`."""
-
-    prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=PROMPTS)]
-        | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=PROMPTS)]
-    )
-    max_tokens: int | None = Field(16, ge=0)
-    echo: bool = False
-    logprobs: int | None = Field(None, ge=0, le=LIKELIEST)
-
-
-class ChatMessage(Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
-
-
-class ChatBody(Sampling):
-    """`POST /v1/chat/completions`."""
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1_000)]
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=LIKELIEST)
-
-
-class EmbeddingsBody(Strict):
-    """`POST /v1/embeddings`."""
-
-    model: str
-    input: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=PROMPTS)]
-        | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=PROMPTS)]
-    )
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
-    user: str | None = None
 
 
 @router.get("/models")
@@ -148,10 +55,9 @@ def _described(hosted: Hosted) -> dict[str, Any]:
 @router.post("/completions", responses=ANSWERS)
 async def complete(body: CompletionBody, catalog: Catalog, served: Served) -> Response:
     """Continue prompts, as text or as token ids."""
-    hosted = catalog.named(body.model)
+    hosted = catalog.named(body.model, "text-generation")
     prompts = [_ids(hosted.loaded, prompt) for prompt in _prompts(body.prompt)]
-    max_tokens = 16 if body.max_tokens is None else body.max_tokens
-    settings = body.generation(max_tokens)
+    settings = body.generation(body.max_tokens)
     if body.stream and body.echo and body.logprobs is not None:
         raise Problem(400, "echo with logprobs cannot be streamed; drop stream.", param="stream")
     seed = settings.drawn_seed()
@@ -286,18 +192,28 @@ def _likeliest(name: Any, token: ScoredToken) -> dict[str, float] | None:
 async def chat(body: ChatBody, catalog: Catalog, served: Served) -> Response:
     """Answer a conversation. A model without a chat template of its own gets a plain one: the
     messages as paragraphs, each after its speaker's name."""
-    hosted = catalog.named(body.model)
+    return await _answer(catalog.named(body.model, "text-generation"), body, served)
+
+
+# Where `huggingface_hub.InferenceClient` finds it, given the address of one of several models.
+@hub_router.post("/models/{model_id:path}/v1/chat/completions", responses=ANSWERS)
+async def chat_by(model_id: str, body: ChatBody, catalog: Catalog, served: Served) -> Response:
+    """The same, by the model of the path."""
+    return await _answer(catalog.named(model_id), body, served)
+
+
+async def _answer(hosted: Hosted, body: ChatBody, served: Client) -> Response:
     if not hosted.loaded.is_causal:
         raise Problem(400, f"{hosted.name} does not continue text, so it cannot chat.")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise Problem(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
-    messages = [message.model_dump() for message in body.messages]
+    messages = [message.for_template() for message in body.messages]
     ids, ends = await hosted.do(_conversation, hosted.loaded, messages)
     room = hosted.loaded.context - len(ids)
     wanted = body.max_completion_tokens or body.max_tokens or min(room, 256)
     settings = body.generation(max(wanted, 1))
     settings = Generation(**{**vars(settings), "stop": (*settings.stop, *ends)})
-    likeliest = (body.top_logprobs or 0) if body.logprobs else None
+    likeliest = body.top_logprobs if body.logprobs else None
     request = Request(
         ids, settings, settings.drawn_seed(), likeliest, max_seconds=hosted.limits.seconds
     )
@@ -409,7 +325,7 @@ class _ChatForm:
 @router.post("/embeddings")
 async def embed(body: EmbeddingsBody, catalog: Catalog, served: Served) -> Response:
     """Vectors of length one, by a model that was made to give them."""
-    hosted = catalog.named(body.model)
+    hosted = catalog.named(body.model, "feature-extraction")
     given = _prompts(body.input)
     vectors, num_tokens = await served.unless_gone(hosted.do(_embedded, hosted.loaded, given))
     if body.dimensions is not None:

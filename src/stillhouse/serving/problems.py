@@ -39,18 +39,27 @@ class Problem(Exception):  # noqa: N818 (a problem of a request, told to its cli
 def from_validation(errors: Sequence[Any], root: str = "") -> Problem:
     """What is wrong with a body, where, and why: of the forms that it could have, the one that it
     comes nearest to."""
-    nearest = max(errors, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
+    nearest = max(errors, key=_nearness)
     # Between the names of fields stand those of the forms, such as `list[constrained-str]`.
     parts = [str(part) for part in nearest["loc"] if FIELD.fullmatch(str(part))]
+    if nearest["type"] == "unsupported":  # found before the body was taken apart
+        parts.append(nearest["ctx"]["name"])
     where = ".".join(part for part in [root, *parts] if part not in ("", "body", "str"))
     match nearest["type"]:
         case "extra_forbidden":
             message = f"The parameter {where} is not known here."
+        case "unsupported":
+            message = f"{where} {nearest['msg']}."
         case "json_invalid":
             message = f"The body is not JSON: {nearest['ctx']['error']}."
         case _:
             message = f"{where or 'The body'}: {nearest['msg']}."
     return Problem(400, message, param=where or None)
+
+
+def _nearness(error: Any) -> tuple[int, bool]:
+    depth = len(error["loc"]) + (error["type"] == "unsupported")
+    return depth, not error["type"].endswith("_type")
 
 
 def overloaded(queue: int) -> Problem:

@@ -24,6 +24,7 @@ from stillhouse.serving.limits import Limits
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 DRAIN_SECONDS = 60
+ORIGIN = re.compile(r"\*|https?://[^/\s]+")
 LIMITS = re.compile(
     r"^#+ [^\n]*(?:limit|bias)[^\n]*\n(?P<body>.*?)(?=^#|\Z)",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
@@ -40,6 +41,7 @@ class Serving:
     precision: str = "auto"
     api_key: str | None = None
     insecure: bool = False
+    cors_origins: tuple[str, ...] = ()
     offline: bool = False
     limits: Limits = field(default_factory=Limits)
     has_page: bool = False
@@ -51,6 +53,12 @@ class Serving:
                 f"On {self.host} anyone who reaches this machine could use the model. Set a key in "
                 "the environment variable STILLHOUSE_API_KEY, or say --insecure."
             )
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise RecipeError(
+                    f"--cors-origin is {origin!r}; give the scheme, host and port of a site, such "
+                    "as https://example.com or http://localhost:3000, or * for all."
+                )
         if twice := [name for name in self.names if self.names.count(name) > 1]:
             raise RecipeError(f"Two models have the name {twice[0]}; rename a folder.")
 
@@ -121,7 +129,12 @@ def application(
 
     hosts = (*LOCAL_NAMES, _in_address(serving.host)) if _is_local(serving.host) else ("*",)
     return create_app(
-        load, api_key=serving.api_key, hosts=hosts, has_page=serving.has_page, waits=waits
+        load,
+        api_key=serving.api_key,
+        hosts=hosts,
+        cors_origins=serving.cors_origins,
+        has_page=serving.has_page,
+        waits=waits,
     )
 
 

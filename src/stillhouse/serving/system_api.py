@@ -37,7 +37,7 @@ async def metrics(request: Request) -> Response:
 @router.post("/tokenize")
 async def tokenize(body: TokenizeBody, catalog: Catalog) -> dict[str, Any]:
     """The tokens of a text."""
-    hosted = catalog.first if body.model is None else catalog.named(body.model)
+    hosted = catalog.named(body.model)
 
     def tokenized() -> list[int]:
         """In the model's thread: where a tokenizer cuts is set in it, for all that use it."""

@@ -156,7 +156,7 @@ def as_iob2(tags: Sequence[str]) -> Iterator[str]:
 
 def scheme_of(labels: Sequence[str]) -> Scheme:
     """The scheme that a model's tags belong to."""
-    letters = {label[0] for label in labels if label != "O"}
+    letters = {label[0] for label in labels if label[1:2] == "-"}
     if letters & set("ES"):
         return "IOBES"
     if letters & set("LU"):
@@ -171,7 +171,7 @@ def as_scheme(tags: Sequence[str], scheme: Scheme) -> list[str]:
     if scheme == "IO":
         return [f"I-{tag[2:]}" if tag != "O" else "O" for tag in tags]
     found, (end, single) = [], ENDS_AND_SINGLES[scheme]
-    for tag, after in zip(tags, [*tags[1:], "O"], strict=True):
+    for tag, after in zip(tags, [*tags, "O"][1:], strict=True):
         goes_on = after == f"I-{tag[2:]}"
         if tag != "O" and not goes_on:
             tag = f"{single if tag[0] == 'B' else end}-{tag[2:]}"

@@ -1,5 +1,6 @@
 // A student beside its teacher: the same text to go on from, the same settings, the same seed.
 
+import { lastPart } from "./manuscript.js";
 import { stream } from "./server.js";
 import { sampling } from "./settings.js";
 
@@ -21,7 +22,7 @@ export class Compare {
   async run(student, teacher) {
     await this.#work(() => this.run(student, teacher), async (signal) => {
       this.agreement.textContent = "";
-      const text = this.before().slice(-READ);
+      const text = lastPart(this.before(), READ);
       const asked = { text, ...sampling(), tokens: Math.max(40, sampling().tokens) };
       const own = await this.#goOn(this.student, student, asked, signal);
       await this.#goOn(this.teacher, teacher, asked, signal);
@@ -49,8 +50,9 @@ export class Compare {
       const { draft } = this;
       draft.section.hidden = false;
       draft.text.replaceChildren();
+      draft.text.dataset.model = teacher;
       draft.facts.replaceChildren();
-      const text = this.before().slice(-READ);
+      const text = lastPart(this.before(), READ);
       const asked = { text, ...sampling(), tokens: Math.max(40, sampling().tokens) };
       const alone = { text: document.createElement("p"), facts: document.createElement("dl") };
       await this.#goOn(alone, teacher, asked, signal);
@@ -87,6 +89,7 @@ export class Compare {
     let count = 0;
     let own = "";
     column.text.textContent = "";
+    column.text.dataset.model = model;
     // Words are not completed, as a draft does not do it either: all three have one task.
     const body = { ...asked, model, number: 1, within_words: false };
     for await (const { text, reason } of stream("/editor/suggestions", body, signal)) {

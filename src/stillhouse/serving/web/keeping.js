@@ -1,6 +1,6 @@
 // Keeping a text: on this device as it is written, in files, and in links.
 
-import { validMarks } from "./manuscript.js";
+import { areValid } from "./manuscript.js";
 import { read, store } from "./stored.js";
 
 export const KEPT = "stillhouse.manuscript";
@@ -37,10 +37,12 @@ export function broughtBack(own) {
   return next;
 }
 
+// A text whose marks are damaged may be a machine's, any part of it.
 function sound(found) {
   if (typeof found?.text !== "string") return null;
   const { text, marks } = found;
-  return { text, marks: validMarks(text, marks) ? marks : [] };
+  if (areValid(text, marks)) return { text, marks };
+  return { text, marks: text ? [{ start: 0, end: text.length, model: null }] : [], isDamaged: true };
 }
 
 async function through(transform, bytes) {
@@ -86,20 +88,24 @@ export function download(manuscript, format) {
 
 // How much a machine wrote, in words.
 export function provenance(manuscript) {
-  const { machineShare, models } = manuscript;
-  if (!models.length) return "No part of this text was written by a machine.";
-  const percent = Math.max(1, Math.round(100 * machineShare));
-  return `${percent} % of this text was written by a machine (${models.join(", ")}).`;
+  const [machine, unknown] = [manuscript.percentBy("machine"), manuscript.percentBy("unknown")];
+  const said = [];
+  if (machine) {
+    const models = manuscript.models.join(", ");
+    said.push(`${machine} % of this text was written by a machine (${models}).`);
+  }
+  if (unknown) said.push(`Who wrote ${unknown} % of this text is not known: its marks were lost.`);
+  return said.join(" ") || "No part of this text was written by a machine.";
 }
 
 export function exported(manuscript, format) {
   const note = provenance(manuscript);
   if (format === "txt") return `${manuscript.text.trimEnd()}\n\n[${note}]\n`;
   if (format === "html") return page(manuscript, note);
-  const parts = manuscript.parts.map(({ text, model }) => ({
+  const parts = manuscript.parts.map(({ text, by, model }) => ({
     text,
-    written_by: model ? "machine" : "person",
-    ...(model && { model }),
+    written_by: by,
+    ...(model !== null && { model }),
   }));
   return `${JSON.stringify({ note, written: new Date().toISOString(), parts }, null, 1)}\n`;
 }
@@ -111,12 +117,14 @@ function page(manuscript, note) {
     "body{font:1.1rem/1.6 Georgia,serif;max-width:40rem;margin:3rem auto;padding:0 1rem}" +
     "p{white-space:pre-wrap}mark{background:#fbe3c8}";
   const body = found.createElement("p");
-  for (const { text, model } of manuscript.parts) {
-    const part = model ? found.createElement("mark") : found.createTextNode(text);
-    if (model) {
-      part.textContent = text;
-      part.title = `written by ${model}`;
+  for (const { text, by, model } of manuscript.parts) {
+    if (by === "person") {
+      body.append(text);
+      continue;
     }
+    const part = found.createElement("mark");
+    part.textContent = text;
+    part.title = `written by ${model ?? "an unknown author"}`;
     body.append(part);
   }
   const footer = found.createElement("footer");

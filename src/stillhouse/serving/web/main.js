@@ -87,10 +87,10 @@ function changed(model) {
 }
 
 function showCounts() {
-  const { text, machineShare } = writer.manuscript;
-  const words = (text.match(/\S+/g) ?? []).length;
-  const share = machineShare ? `, ${Math.max(1, Math.round(100 * machineShare))} % machine` : "";
-  $("counts").textContent = `${words.toLocaleString("en")} words${share}`;
+  const words = (writer.manuscript.text.match(/\S+/g) ?? []).length;
+  const shares = ["machine", "unknown"].map((by) => [writer.manuscript.percentBy(by), by]);
+  const said = shares.filter(([percent]) => percent).map(([percent, by]) => `, ${percent} % ${by}`);
+  $("counts").textContent = `${words.toLocaleString("en")} ${words === 1 ? "word" : "words"}${said.join("")}`;
 }
 
 const writer = new Writer($("text"), $("marks"), changed);
@@ -146,6 +146,7 @@ const tabs = [...document.querySelectorAll("[role=tab]")];
 
 function show(name) {
   suggestions.close();
+  say(""); // what was said was of another tab
   for (const tab of tabs) {
     const isShown = tab.id === `tab-${name}`;
     tab.ariaSelected = String(isShown);
@@ -180,9 +181,15 @@ function put(other) {
   place(other);
 }
 
-function place({ text, marks }) {
-  writer.replace(text, marks);
+function place(other) {
+  writer.replace(other);
   keepNow();
+  tellDamage(other);
+}
+
+function tellDamage({ isDamaged }) {
+  if (!isDamaged) return;
+  tell("What says who wrote this text was damaged: all of it is marked, and exports say so.");
 }
 
 function showBefore() {
@@ -294,9 +301,11 @@ function useTheme() {
 
 async function start() {
   useTheme();
-  const { text, marks } = kept() ?? { text: "", marks: [] };
-  writer.open(text, marks);
-  writer.textarea.setSelectionRange(text.length, text.length);
+  const own = kept() ?? { text: "", marks: [] };
+  writer.open(own);
+  tellDamage(own);
+  const { length } = writer.manuscript.text;
+  writer.textarea.setSelectionRange(length, length);
   showCounts();
   showBefore();
   await openLink();

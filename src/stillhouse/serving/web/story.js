@@ -1,5 +1,6 @@
 // A story told in turns: what you do or say, and what the model makes of it.
 
+import { lastPart } from "./manuscript.js";
 import { stream } from "./server.js";
 import { sampling, settings } from "./settings.js";
 import { read, store } from "./stored.js";
@@ -79,7 +80,7 @@ export class Story {
     const { model } = settings;
     const turn = { by: "model", model, text: "" };
     const before = this.told.filter((each) => each !== old);
-    const story = before.map(({ text }) => text).join("").trim().slice(-READ);
+    const story = lastPart(before.map(({ text }) => text).join("").trim(), READ);
     const text = before.at(-1)?.by === "you" ? `${story}\n` : story;
     const memory = this.memory.value.trim();
     this.tries += 1;
@@ -105,9 +106,10 @@ export class Story {
 
   #render() {
     this.turns.replaceChildren(
-      ...this.told.map(({ by, text }) => {
+      ...this.told.map(({ by, text, model }) => {
         const item = document.createElement("li");
         item.className = by;
+        if (by === "model") item.dataset.model = model;
         item.textContent = text.trim();
         return item;
       }),

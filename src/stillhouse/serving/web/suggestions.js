@@ -1,5 +1,6 @@
 // Suggestions at the caret: asked for, shown as they come, chosen with keys, clicks or taps.
 
+import { lastPart, withLineFeeds } from "./manuscript.js";
 import { stream } from "./server.js";
 import { sampling, settings } from "./settings.js";
 
@@ -132,7 +133,7 @@ export class Suggestions {
   async #ask() {
     const { model } = settings;
     const number = settings.temperature === 0 ? 1 : settings.number;
-    const options = Array.from({ length: number }, () => ({ text: "", isDone: false }));
+    const options = Array.from({ length: number }, () => ({ raw: "", text: "", isDone: false }));
     const set = { model, options, taken: "", isDone: false };
     this.sets.push(set);
     this.set = this.sets.length - 1;
@@ -141,14 +142,15 @@ export class Suggestions {
     this.stopping = stopping;
     this.#render();
     const { start } = this.anchor;
-    const text = this.writer.textarea.value.slice(Math.max(0, start - READ), start);
+    const text = lastPart(this.writer.textarea.value.slice(0, start), READ);
     const body = { model, text, number, ...sampling(this.set) };
     try {
       for await (const { sequence, text: more, reason } of stream(
         "/editor/suggestions", body, stopping.signal,
       )) {
         if (stopping.signal.aborted) return;
-        options[sequence].text += more;
+        options[sequence].raw += more;
+        options[sequence].text = withLineFeeds(options[sequence].raw);
         options[sequence].isDone = reason !== undefined;
         this.#renderSoon();
       }
