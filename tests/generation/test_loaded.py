@@ -204,5 +204,5 @@ def test_an_empty_prompt_begins_with_the_token_that_the_model_has(causal, begin,
 def test_an_empty_prompt_needs_a_token_that_begins_a_text(causal):
     causal.model.config.bos_token_id = causal.model.config.eos_token_id = None
     causal.model.generation_config.eos_token_id = None
-    with pytest.raises(DataError, match="no token that begins a text; give a prompt"):
+    with pytest.raises(DataError, match="no token that begins or ends a text"):
         causal.generate("", max_new_tokens=2)
