@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.model_shapes import write_shape
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import stillhouse
@@ -116,7 +117,7 @@ def test_a_recipe_is_printed_to_copy_and_edit(capsys, monkeypatch, tmp_path):
     code, out, _ = call(capsys, monkeypatch, "recipes", "distilgpt2")
     assert code == 0
     assert yaml.safe_load(out)["teacher"] == "openai-community/gpt2"
-    GPT2Config().save_pretrained(tmp_path / "teacher")
+    write_shape(tmp_path / "teacher", GPT2Config())
     copy = tmp_path / "mine.yaml"
     copy.write_text(out, encoding="utf-8")
     override = f"teacher={tmp_path / 'teacher'}"

@@ -28,7 +28,13 @@ def _run() -> int:
     from stillhouse.cli import app
 
     try:
-        app()  # it exits by itself: 0, 2 for a usage error, 130 for Ctrl-C
+        try:
+            app()  # it exits by itself: 0, 2 for a usage error, 130 for Ctrl-C
+        except OSError:
+            from stillhouse.run_folder import explained_os_errors
+
+            with explained_os_errors():
+                raise
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except StillhouseError as error:

@@ -6,47 +6,27 @@ rate times an assumed utilization, energy is time times the stated watts. Both a
 so."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
-from stillhouse.data.hub import HUB_PREFIX
 from stillhouse.distillation.cache import cache_format
-from stillhouse.errors import DataError, RecipeError
-from stillhouse.families import (
-    check_sequence_length,
-    count_parameters,
-    empty_model,
-    family_named,
-    load_config,
-    resolve_folder,
-)
-from stillhouse.finetuning.fitting import fitted
+from stillhouse.families import count_parameters, empty_model
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.objectives.chunks import CHUNK_BYTES
-from stillhouse.objectives.relation_term import check_relation
-from stillhouse.recipe import (
-    FinetuningRecipe,
-    PretrainingRecipe,
-    Recipe,
-    TeacherRecipe,
-    TrainedTokenizer,
-    recipe_part,
-)
-from stillhouse.student.plan import StudentPlan, plan_student
-from stillhouse.tokens.source import check_vocabulary
-from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens
+from stillhouse.recipe import FinetuningRecipe, PretrainingRecipe, Recipe, recipe_part
+from stillhouse.run_folder import RunFolder
+from stillhouse.student.plan import StudentPlan
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.floor import DTYPES, matmul_rate
 from stillhouse.training.work import Work, count_work, planned_step
+from stillhouse.validate import validate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 UTILIZATION = 0.4
-TRAINED_HERE_IDS = {"end_of_text": 0, "pad": 1, "cls": 0, "sep": 2}
 
 
 @dataclass(frozen=True)
@@ -70,67 +50,38 @@ REFERENCE_HARDWARE = (
 )
 
 
-def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
+def check_recipe(
+    name: str, recipe: Recipe, *, offline: bool, run: RunFolder | None = None
+) -> dict[str, Any]:
     """Everything `stillhouse check` says, as plain values.
 
+    Args:
+        run: The run folder, where the text may be prepared already.
+
     Raises:
-        RecipeError, ModelError, DataError: whatever would stop the run for reasons known by now.
+        RecipeError, ModelError, DataError, NetworkError: whatever would stop the run for reasons
+            known by now.
     """
-    teacher = _teacher_config(recipe, offline=offline)
-    result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds, "teacher": _sizes(teacher)}
-    student = teacher
-    if recipe.corpus is not None:
-        plan = _student_plan(recipe, teacher)
-        student = plan.config
-        result |= _distillation_cost(recipe, plan, teacher)
-    starts = {"teacher": teacher, **dict.fromkeys(("student", "student_init", "control"), student)}
+    models = validate(recipe, recipe.stages, offline=offline, run=run)
+    result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds}
+    result["teacher"] = _sizes(models.teacher)
+    if models.student is not None:
+        result |= _distillation_cost(recipe, models.student, models.teacher)
     result["tasks"] = {
-        task: _task_models(task, settings, starts, offline=offline)
-        for task, settings in recipe.finetuning.items()
+        task: _task_models(recipe.finetuning[task], configs)
+        for task, configs in models.tasks.items()
     }
     return result
 
 
-def _task_models(
-    name: str, recipe: FinetuningRecipe, starts: Mapping[str, PretrainedConfig], *, offline: bool
-) -> dict[str, Any]:
-    """What a task's models are; data on this disk must be there."""
-    for key, source in recipe.data.sources.items():
-        if not source.startswith(HUB_PREFIX) and not Path(source).is_file():
-            raise DataError(f"finetuning.{name}.data.{key}: there is no file {source}.")
-
-    def config(model: str) -> PretrainedConfig:
-        if model in starts:
-            return starts[model]
-        return load_config(resolve_folder(model, offline=offline, weights=False))
-
-    teachers = {
-        model.teacher: config(model.teacher)
-        for model in recipe.models.values()
-        if model.teacher is not None and model.teacher not in recipe.models
-    }
-    begun = {model: config(settings.start) for model, settings in recipe.models.items()}
-    found = fitted(name, recipe, begun, teachers)
+def _task_models(recipe: FinetuningRecipe, configs: Mapping[str, PretrainedConfig]) -> Any:
     return {
         "task": recipe_part(recipe.task),
         "models": {
-            model: {**_sizes(found[model]), "start": settings.start, "teacher": settings.teacher}
+            model: {**_sizes(configs[model]), "start": settings.start, "teacher": settings.teacher}
             for model, settings in recipe.models.items()
         },
     }
-
-
-def _student_plan(recipe: Recipe, teacher: PretrainedConfig) -> StudentPlan:
-    check_sequence_length(recipe.tokens, teacher)
-    plan = plan_student(teacher, recipe.student)
-    check_relation(recipe.distillation.losses.relation, plan.config, teacher)
-    unknown = [part for part in recipe.student.freeze if part not in plan.family.embeddings]
-    if unknown:
-        raise RecipeError(
-            f"student.freeze names {unknown}, which a {plan.family.model_type} student does not "
-            "have."
-        )
-    return plan
 
 
 def _distillation_cost(
@@ -165,38 +116,6 @@ def _distillation_cost(
         ],
         "assumed_utilization": UTILIZATION,
     }
-
-
-def _teacher_config(recipe: Recipe, *, offline: bool) -> PretrainedConfig:
-    if isinstance(recipe.teacher, TeacherRecipe):
-        chosen, ids = recipe.tokens.tokenizer, dict(TRAINED_HERE_IDS)
-        size = chosen.vocabulary_size if isinstance(chosen, TrainedTokenizer) else 0
-        if isinstance(chosen, str):
-            tokenizer = load_tokenizer(Path(chosen))
-            special = special_tokens(tokenizer, recipe.tokens.language_modeling)
-            size = len(tokenizer)
-            ids = {key: value for key, value in asdict(special).items() if isinstance(value, int)}
-        scratch = family_named(recipe.teacher.family).scratch_config
-        assert scratch is not None
-        return scratch(recipe.teacher, size, recipe.tokens.sequence_length, ids)
-    assert recipe.named_model is not None
-    folder = resolve_folder(recipe.named_model, offline=offline, weights=False)
-    config = load_config(folder)
-    named = recipe.tokens.tokenizer
-    if isinstance(named, TrainedTokenizer):
-        raise RecipeError(
-            "tokens.tokenizer trains a new vocabulary, but the teacher already has one, and its "
-            "student must read "
-            "the same tokens. Set tokens.tokenizer to teacher."
-        )
-    try:
-        tokenizer = load_tokenizer(folder if named == "teacher" else Path(named))
-    except DataError:
-        if named != "teacher":
-            raise
-    else:
-        check_vocabulary(tokenizer, config.vocab_size, f"the teacher in {folder}")
-    return config
 
 
 def _sizes(config: PretrainedConfig) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from stillhouse.student.initialize import initialize, initialize_inputs
 from stillhouse.teacher.train import teacher_inputs, train_teacher
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import ALONE, Ranks
+from stillhouse.validate import validate
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Pipeline:
         """
         self._check_ranks()
         stages = self._with_something_to_do(stages)
+        self.ranks.from_first(lambda: self._validate(stages))
         with self._held(), explained_os_errors(self.run.shared):
             self.ranks.from_first(self._keep_recipe)
             if "prepare" in stages:
@@ -103,6 +105,12 @@ class Pipeline:
             if "report" in stages:
                 self.ranks.from_first(lambda: write_report(self.recipe, self.run, runs))
                 self.reporter.say(f"report: {self.run.report}")
+
+    def _validate(self, stages: Collection[str]) -> None:
+        """Refuse, before anything is written, what `stillhouse check` refuses."""
+        if {*stages} != {"report"}:
+            offline = self.options.offline
+            validate(self.recipe, stages, offline=offline, run=self.run, fetch_weights=True)
 
     def _check_ranks(self) -> None:
         restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")

@@ -3,6 +3,7 @@
 Its weights are carried over from the teacher's layers, drawn at random, or read from a folder.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -13,10 +14,17 @@ from transformers import PreTrainedModel
 from stillhouse.errors import ModelError
 from stillhouse.families import (
     check_sequence_length,
+<<<<<<< HEAD
     load_config,
     load_model,
     save_model,
     take_generation_config,
+=======
+    empty_model,
+    load_config,
+    load_model,
+    save_model,
+>>>>>>> 8e105f3 (check and run validate a recipe by one function, before anything is written)
 )
 from stillhouse.recipe import Recipe, recipe_part
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder
@@ -57,9 +65,13 @@ def initialize(
     elif recipe.student.weights == "random":
         student = random_student(plan, seed)
     else:
+<<<<<<< HEAD
         student = student_from_folder(Path(recipe.student.weights), plan)
     if recipe.student.weights in ("teacher", "random"):
         take_generation_config(student, teacher_folder)
+=======
+        student = student_from_folder(Path(recipe.student.weights).expanduser(), plan)
+>>>>>>> 8e105f3 (check and run validate a recipe by one function, before anything is written)
     with commit_folder(
         run.student_init, inputs, {"layer_map": plan.layer_map}, overwrite=overwrite
     ) as folder:
@@ -80,18 +92,31 @@ def random_student(plan: StudentPlan, seed: int) -> PreTrainedModel:
     return getattr(transformers, plan.family.model_class)(plan.config).eval()
 
 
-def student_from_folder(folder: Path, plan: StudentPlan) -> PreTrainedModel:
+def check_initial_weights(weights: str, plan: StudentPlan) -> None:
+    """Refuse a folder that `student_from_folder` would refuse, from the headers of its weights.
+
+    Raises:
+        ModelError: no such folder, or a model of another shape.
+    """
+    if weights not in ("teacher", "random"):
+        student_from_folder(Path(weights).expanduser(), plan, headers_only=True)
+
+
+def student_from_folder(
+    folder: Path, plan: StudentPlan, *, headers_only: bool = False
+) -> PreTrainedModel:
     """A student that goes on from a model folder of the planned shape.
 
     Raises:
         ModelError: no such folder, or a model of another shape.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for every path that cannot be
         raise ModelError(
             f"student.weights is {folder}, which is neither teacher, random nor a folder."
         )
-    _, student = load_model(folder)
-    wanted = {name: tuple(p.shape) for name, p in random_student(plan, seed=0).named_parameters()}
+    _, student = load_model(folder, headers_only=headers_only)
+    planned = empty_model(plan.config)
+    wanted = {name: tuple(p.shape) for name, p in planned.named_parameters()}
     found = {name: tuple(p.shape) for name, p in student.named_parameters()}
     if wanted != found:
         differ = sorted(set(wanted.items()) ^ set(found.items()))
