@@ -124,12 +124,6 @@ BAD_TASKS: list[tuple[Callable[[], object], list[str], int, str]] = [
     (nothing, ["finetuning.t.models.two.teacher=bert"], 2, "which was not made for class"),
     (nothing, ["finetuning.t.task.length=64"], 2, "length is 64 tokens, but the start of one"),
     (nothing, ["finetuning.t.models.one.layer_map=[5]"], 2, "names teacher layers .5."),
-    (
-        nothing,
-        ["finetuning.t.task={kind: embeddings, length: 16}"],
-        2,
-        "examples_per_step is 2, no multiple of the task's group, 32",
-    ),
     (nothing, ["finetuning.t.models.two.start=gpt2"], 2, "another tokenizer than the student"),
     (
         lambda: Path("bert/model.safetensors").rename("bert/pytorch_model.bin"),

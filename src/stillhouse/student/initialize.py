@@ -14,17 +14,11 @@ from transformers import PreTrainedModel
 from stillhouse.errors import ModelError
 from stillhouse.families import (
     check_sequence_length,
-<<<<<<< HEAD
-    load_config,
-    load_model,
-    save_model,
-    take_generation_config,
-=======
     empty_model,
     load_config,
     load_model,
     save_model,
->>>>>>> 8e105f3 (check and run validate a recipe by one function, before anything is written)
+    take_generation_config,
 )
 from stillhouse.recipe import Recipe, recipe_part
 from stillhouse.run_folder import Inputs, RunFolder, commit_folder
@@ -65,13 +59,9 @@ def initialize(
     elif recipe.student.weights == "random":
         student = random_student(plan, seed)
     else:
-<<<<<<< HEAD
-        student = student_from_folder(Path(recipe.student.weights), plan)
+        student = student_from_folder(Path(recipe.student.weights).expanduser(), plan)
     if recipe.student.weights in ("teacher", "random"):
         take_generation_config(student, teacher_folder)
-=======
-        student = student_from_folder(Path(recipe.student.weights).expanduser(), plan)
->>>>>>> 8e105f3 (check and run validate a recipe by one function, before anything is written)
     with commit_folder(
         run.student_init, inputs, {"layer_map": plan.layer_map}, overwrite=overwrite
     ) as folder:
