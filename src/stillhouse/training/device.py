@@ -61,17 +61,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or refused
 
 
-def out_of_memory(sequences: int, sequence_length: int) -> ResourceError:
-    """What to say of a micro-batch that is too large."""
+def out_of_memory(
+    sequences: int, sequence_length: int, section: str = "distillation"
+) -> ResourceError:
+    """What to say of a micro-batch that is too large; `section` of the recipe has its settings."""
     return ResourceError(
         f"Out of memory in a micro-batch of {sequences} sequences of {sequence_length} "
-        "tokens. Lower distillation.micro_batch_tokens, set "
-        "distillation.activation_checkpointing, or take a smaller model."
+        f"tokens. Lower {section}.micro_batch_tokens, set "
+        f"{section}.activation_checkpointing, or take a smaller model."
     )
 
 
 @contextmanager
-def explained_memory_errors(sequences: int, sequence_length: int) -> Iterator[None]:
+def explained_memory_errors(
+    sequences: int, sequence_length: int, section: str = "distillation"
+) -> Iterator[None]:
     """Within, an allocation that fails becomes one clear error.
 
     Raises:
@@ -82,4 +86,4 @@ def explained_memory_errors(sequences: int, sequence_length: int) -> Iterator[No
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(sequences, sequence_length) from error
+        raise out_of_memory(sequences, sequence_length, section) from error

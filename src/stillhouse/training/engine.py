@@ -42,7 +42,8 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
 
     Raises:
         Stopped: it was asked for; the last completed step is committed.
-        TrainingError: several steps in a row were not finite, or another rank is lost.
+        TrainingError: it diverged, or several steps in a row were not finite, or another rank is
+            lost.
         ResourceError: out of memory or disk.
     """
     keep_freed_memory()
@@ -50,7 +51,7 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
     if job.recipe.activation_checkpointing:
         keep_few_activations(model)
     length = job.batches.source.sequence_length
-    with explained_memory_errors(1, length), lost_ranks_explained():
+    with explained_memory_errors(1, length, job.section), lost_ranks_explained():
         lesson = _on_the_ranks(job, model)
     optimizer = make_optimizer(model, job.recipe.optimizer)
     progress = job.checkpoints.load_newest(model, optimizer) or Progress()
@@ -72,6 +73,8 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
                 job.checkpoints.check()
                 if job.is_committed_at(steps.progress.step):
                     job.checkpoints.save(model, optimizer, steps.progress, stop)
+            else:
+                steps.check_outcome()
             number = job.ranks.highest(stop.signal_number or 0)
             if number:  # also one that came during the last step
                 job.checkpoints.save(model, optimizer, steps.progress, stop)

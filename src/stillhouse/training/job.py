@@ -51,6 +51,7 @@ class TrainingJob:
     floor: Floor
     ranks: Ranks = ALONE
     teacher_sharded: bool = False
+    section: str = "distillation"  # of the recipe, where the training's settings are
 
     @property
     def gathers(self) -> bool:
