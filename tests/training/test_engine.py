@@ -138,7 +138,7 @@ def test_every_step_is_held_against_the_floor(tmp_path):
     job, reporter = make_job(tmp_path), Silent()
     progress = train(job, reporter)
     assert [line for line in reporter.said if "so the floor is 1,000 tokens/s" in line] == [
-        f"student: {FLOOR}"
+        f"student (seed 3): {FLOOR}"
     ]
     for line in lines(job):
         assert line["floor_share"] == pytest.approx(line["tokens_per_second"] / 1000)
@@ -211,9 +211,12 @@ def test_a_learning_rate_that_is_far_too_high_is_named(tmp_path, learning_rate, 
         max_tokens=6 * num_steps * LENGTH,
         optimizer={"learning_rate": learning_rate},
     )
-    with pytest.raises(TrainingError, match="student: training diverged at step") as error:
+    with pytest.raises(
+        TrainingError, match=r"student \(seed 3\): training diverged at step"
+    ) as error:
         train(job, Silent())
     assert error.value.exit_code == 8
+    assert str(error.value).startswith("student (seed 3): ")
     assert f"distillation.optimizer.learning_rate (now {learning_rate:g})" in str(error.value)
 
 

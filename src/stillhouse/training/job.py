@@ -54,6 +54,11 @@ class TrainingJob:
     section: str = "distillation"  # of the recipe, where the training's settings are
 
     @property
+    def label(self) -> str:
+        """What progress calls it."""
+        return f"{self.name} (seed {self.batches.seed})"
+
+    @property
     def gathers(self) -> bool:
         """Whether ranks wait for each other inside a pass, where layers are gathered."""
         return self.ranks.size > 1 and (self.recipe.sharded or self.teacher_sharded)

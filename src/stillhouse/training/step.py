@@ -142,7 +142,7 @@ class Steps:
     def _diverged(self, reason: str) -> TrainingError:
         section, recipe = self.job.section, self.job.recipe
         return TrainingError(
-            f"{self.job.name}: training diverged at step {self.progress.step}: {reason}. Lower "
+            f"{self.job.label}: training diverged at step {self.progress.step}: {reason}. Lower "
             f"{section}.optimizer.learning_rate (now {recipe.optimizer.learning_rate:g}); with "
             "the same --run-dir, name the stage in --overwrite."
         )
@@ -262,7 +262,7 @@ class Steps:
         if self.job.device.type == "cuda":
             torch.cuda.empty_cache()
         self.reporter.say(
-            f"{self.job.name}: out of memory in a micro-batch of {size} sequences; going on with "
+            f"{self.job.label}: out of memory in a micro-batch of {size} sequences; going on with "
             f"{-(-size // 2)}, in steps of as many tokens as before"
         )
 
@@ -313,7 +313,7 @@ class Steps:
         else:
             self._skipped_in_a_row += 1
             self.progress = replace(done, skipped_steps=done.skipped_steps + 1)
-            self.reporter.say(f"{self.job.name}: step {done.step + 1} is skipped: {wrong}")
+            self.reporter.say(f"{self.job.label}: step {done.step + 1} is skipped: {wrong}")
         self.optimizer.zero_grad(set_to_none=True)
         if self._skipped_in_a_row == SKIPPED_STEPS_IN_A_ROW:
             raise self._stuck(wrong or "")
@@ -326,12 +326,12 @@ class Steps:
         section, recipe = self.job.section, self.job.recipe
         if step == SKIPPED_STEPS_IN_A_ROW:  # no step has changed anything yet
             return TrainingError(
-                f"{self.job.name}: {skipped}: {wrong}. No step was taken before: the weights that "
+                f"{self.job.label}: {skipped}: {wrong}. No step was taken before: the weights that "
                 "training starts from, or its teacher's, hold NaN or infinity, or a product "
                 f"overflows. Compare the models on some text, or set {section}.precision to fp32."
             )
         return TrainingError(
-            f"{self.job.name}: training diverged at step {step}: {skipped}: {wrong}. Lower "
+            f"{self.job.label}: training diverged at step {step}: {skipped}: {wrong}. Lower "
             f"{section}.optimizer.learning_rate (now {recipe.optimizer.learning_rate:g}), or set "
             f"{section}.precision to fp32."
         )
