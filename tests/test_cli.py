@@ -226,3 +226,27 @@ def test_beams_and_stops_reach_the_model(capsys, monkeypatch, model):
     code, _, error = call(capsys, monkeypatch, *asked, "--num-beams", 2, "--draft", model)
     assert code == 2
     assert "one text at a time" in error
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("run", "-h")])
+def test_the_short_option_for_help_works(capsys, monkeypatch, arguments):
+    """As everywhere."""
+    code, out, _ = call(capsys, monkeypatch, *arguments)
+    assert code == 0
+    assert "Usage: stillhouse" in out
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("tpu", "it is auto, cpu or cuda"), ("cuda", "PyTorch finds no CUDA device here")],
+)
+def test_a_device_that_is_not_here_is_refused(capsys, monkeypatch, tmp_path, device, message):
+    """By check and run, with exit code 2, before anything is written."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for command in ("check", "run"):
+        monkeypatch.setenv("STILLHOUSE_DEVICE", "auto")
+        monkeypatch.chdir(tmp_path)
+        code, out, err = call(capsys, monkeypatch, command, "quickstart", "--device", device)
+        assert (code, out) == (2, "")
+        assert message in err
+    assert not list(tmp_path.iterdir())

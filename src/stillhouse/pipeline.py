@@ -29,6 +29,7 @@ from stillhouse.run_folder import (
     changed_settings,
     explained_os_errors,
     fingerprint,
+    give_results_to_their_seed,
     is_up_to_date,
     locked,
     read_manifest,
@@ -84,6 +85,7 @@ class Pipeline:
         self.ranks.from_first(lambda: self._validate(stages))
         with self._held(), explained_os_errors(self.run.shared):
             self.ranks.from_first(self._keep_recipe)
+            self.ranks.from_first(self._keep_results_of_one_seed)
             if "prepare" in stages:
                 self._prepare()
             if "teacher" in stages and self.recipe.trains_its_teacher:
@@ -192,6 +194,13 @@ class Pipeline:
             file.rename(aside / f"recipe-{sha256_of(file)[:8]}.yaml")
         if not file.exists():
             write_atomic(file, text)
+
+    def _keep_results_of_one_seed(self) -> None:
+        """Where the recipe now has several seeds, the one that has run keeps what it made."""
+        if len(self.recipe.seeds) > 1:
+            seed = give_results_to_their_seed(self.run)
+            if seed is not None:
+                self.reporter.say(f"the results of seed {seed} are now in seed-{seed}/")
 
     def _once(
         self,

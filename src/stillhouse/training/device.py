@@ -1,19 +1,36 @@
 """Where training runs, and in which precision."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 
-from stillhouse.errors import ResourceError
+from stillhouse.errors import RecipeError, ResourceError
 
 Precision = Literal["fp32", "bf16"]
+DEVICE_VARIABLE = "STILLHOUSE_DEVICE"  # read by every process of a run
 
 
 def pick_device() -> torch.device:
-    """The first CUDA device where there is one, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """What `--device` says, or the variable that it sets; by default the first CUDA device where
+    there is one, else the processor.
+
+    Raises:
+        RecipeError: no such device here.
+    """
+    wanted = os.environ.get(DEVICE_VARIABLE, "auto")
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted not in ("cpu", "cuda"):
+        raise RecipeError(f"--device is {wanted!r:.80}; it is auto, cpu or cuda.")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(
+            "--device is cuda, but PyTorch finds no CUDA device here. Leave --device out, or give "
+            "cpu; `stillhouse doctor` says what this machine has."
+        )
+    return torch.device(wanted)
 
 
 def has_bf16(device: torch.device) -> bool:

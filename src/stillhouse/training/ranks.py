@@ -27,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from stillhouse.errors import ResourceError, RunError, StillhouseError, TrainingError
 from stillhouse.run_folder import explained_os_errors
+from stillhouse.training.device import pick_device
 from stillhouse.training.signals import StopRequest, stopped
 
 SECONDS_BETWEEN_QUESTIONS = 0.02
@@ -220,7 +221,7 @@ def joined_ranks() -> Iterator[Ranks]:
             "Start several ranks by torchrun, or unset WORLD_SIZE."
         )
     backend = "gloo"
-    if torch.cuda.is_available():
+    if pick_device().type == "cuda":
         number, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= devices:
             raise ResourceError(
