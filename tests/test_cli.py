@@ -233,7 +233,7 @@ def test_the_short_option_for_help_works(capsys, monkeypatch, arguments):
     """As everywhere."""
     code, out, _ = call(capsys, monkeypatch, *arguments)
     assert code == 0
-    assert "Usage: stillhouse" in out
+    assert "Show this message and exit." in out
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """0.3 s, 8 s, 12 min, 2 h 10 min, 3 d 4 h: two units at most, rounded to the smaller one."""
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 1 else f"{seconds:.0f} s"

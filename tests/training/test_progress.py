@@ -41,7 +41,7 @@ def shown(width: int, *, terminal: bool, clock: list[float]) -> str:
 def test_a_terminal_shows_name_step_and_time_left_in_one_line(clock, width):
     """Values and the bar take what room is left, and nothing wraps."""
     line = shown(width, terminal=True, clock=clock)
-    assert "control_same_time (seed 12), step 10 of 140, 2 h 10 min left" in line
+    assert "control_same_time (seed 12), step 10/140, 2 h 10 min left" in line
     assert len(line.rstrip()) < width
     assert ("loss 7.881" in line) == (width >= 80)
     assert ("1,234 tokens/s" in line) == (width > 80)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from transformers import PreTrainedModel
 
 from stillhouse.errors import DataError, ModelError, RecipeError
@@ -80,7 +80,7 @@ def teacher_fit(
     return TeacherFit(total / max(1, len(labels)), -float(log_unigram[labels].mean()))
 
 
-def unigram_log_probabilities(counts: Int[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
+def unigram_log_probabilities(counts: Integer[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
     """log p of each token, from its counts; tokens that were not seen share a part.
 
     With T tokens seen N times in all, a seen one has count / (N + T), and all others share

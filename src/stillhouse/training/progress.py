@@ -87,7 +87,8 @@ class ConsoleReporter:
     def _line(self, step: int, values: dict[str, int | float]) -> str:
         """One line of the terminal: name, step and time left always, then as many values as fit,
         and a bar where there is room."""
-        line, width = ", ".join([self._name, *self._times(step)]), self.console.width - 1
+        line = ", ".join([self._name, *self._times(step)]).replace(" of ", "/", 1)
+        width = self.console.width - 1
         for term in _terms(values):
             if len(line) + len(term) + 2 > width:
                 break
