@@ -217,3 +217,24 @@ def test_embeddings_that_the_student_does_not_have_cannot_be_frozen(tmp_path, ca
     monkeypatch.setattr(sys, "argv", ["stillhouse", "check", "distilbert-base-uncased", *arguments])
     assert _run() == 2
     assert "token_type_embeddings" in capsys.readouterr().err
+
+
+def test_all_trainings_have_their_time(tmp_path, capsys, monkeypatch):
+    """Teacher, student and controls, of every seed; the length of a step, and what shortens it."""
+    recipe = tmp_path / "here.yaml"
+    recipe.write_text(
+        "seed: [0, 1]\n"
+        "teacher: {family: gpt2, num_layers: 4, hidden_size: 32, num_heads: 2,\n"
+        "  training: {max_tokens: 1000}}\n"
+        "corpus: {source: sample}\n"
+        "tokens: {tokenizer: {train: byte_bpe, vocabulary_size: 400}, sequence_length: 64}\n"
+        "distillation: {max_tokens: 1000, control: both, tokens_per_step: 1_000_000_000}\n",
+        encoding="utf-8",
+    )
+    result = json.loads(check(capsys, monkeypatch, recipe, "--json"))
+    seconds = result["training_seconds"]
+    assert set(seconds) == {"teacher", "student", "control", "control_same_time"}
+    assert seconds["control"] < seconds["student"] == seconds["control_same_time"]
+    page = check(capsys, monkeypatch, recipe)
+    assert "lower distillation.tokens_per_step for shorter steps" in page
+    assert "power of this machine: unknown" in page

@@ -112,6 +112,7 @@ def test_recipes_are_listed_with_what_they_are(capsys, monkeypatch):
     assert {"quickstart", "distilbert-base-uncased", "distilroberta-base"} <= set(lines)
 
 
+@pytest.mark.e2e
 def test_a_recipe_is_printed_to_copy_and_edit(capsys, monkeypatch, tmp_path):
     """What is printed is a recipe that `check` takes."""
     code, out, _ = call(capsys, monkeypatch, "recipes", "distilgpt2")

@@ -12,21 +12,25 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig
 
 from stillhouse.distillation.cache import cache_format
+from stillhouse.distillation.distill import wanted_models
 from stillhouse.families import count_parameters, empty_model
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.objectives.chunks import CHUNK_BYTES
+from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
 from stillhouse.recipe import FinetuningRecipe, PretrainingRecipe, Recipe, recipe_part
-from stillhouse.run_folder import RunFolder
+from stillhouse.run_folder import RunFolder, read_manifest
 from stillhouse.student.plan import StudentPlan
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.floor import DTYPES, matmul_rate
 from stillhouse.training.work import Work, count_work, planned_step
 from stillhouse.validate import validate
+from stillhouse.wording import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 UTILIZATION = 0.4
+LONG_STEP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def check_recipe(
     result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds}
     result["teacher"] = _sizes(models.teacher)
     if models.student is not None:
-        result |= _distillation_cost(recipe, models.student, models.teacher)
+        result |= _distillation_cost(recipe, models.student, models.teacher, run)
     result["tasks"] = {
         task: _task_models(recipe.finetuning[task], configs)
         for task, configs in models.tasks.items()
@@ -85,16 +89,41 @@ def _task_models(recipe: FinetuningRecipe, configs: Mapping[str, PretrainedConfi
 
 
 def _distillation_cost(
-    recipe: Recipe, plan: StudentPlan, teacher: PretrainedConfig
+    recipe: Recipe, plan: StudentPlan, teacher: PretrainedConfig, run: RunFolder | None
 ) -> dict[str, Any]:
-    """The student, and what its training takes."""
+    """The student, and what training takes: of teacher, students and controls, for all seeds."""
     sizes = {"teacher": _sizes(teacher), "student": _sizes(plan.config)}
     step = planned_step(
         recipe.distillation.losses, recipe.tokens, recipe.distillation, pick_device()
     )
     work = count_work(step, plan.config, teacher if recipe.cache is None else None)
-    tokens = _tokens_to_train(recipe.distillation)
+    tokens = _tokens_to_train(recipe.distillation, run)
+    trainings = {"student": (work, tokens)}
+    for control in wanted_models(recipe.distillation)[1:]:
+        alone = planned_step(
+            LANGUAGE_MODELING_ALONE, recipe.tokens, recipe.distillation, pick_device()
+        )
+        cost = work if control == "control_same_time" else count_work(alone, plan.config, None)
+        trainings[control] = (cost, tokens)
+    if not isinstance(recipe.teacher, str):
+        training = recipe.teacher.training
+        alone = planned_step(LANGUAGE_MODELING_ALONE, recipe.tokens, training, pick_device())
+        trainings["teacher"] = (count_work(alone, teacher, None), _tokens_to_train(training, run))
+    rate = _measured_rate() * UTILIZATION
+    seconds = {
+        name: None
+        if number is None
+        else number
+        * sum(cost.multiply_adds.values())
+        / rate
+        * (1 if name == "teacher" else len(recipe.seeds))
+        for name, (cost, number) in trainings.items()
+    }
     return {
+        "training_seconds": seconds,
+        "step_seconds": recipe.distillation.tokens_per_step
+        * sum(work.multiply_adds.values())
+        / rate,
         "student": {
             **sizes["student"],
             "layer_map": plan.layer_map,
@@ -131,9 +160,14 @@ def _sizes(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _tokens_to_train(training: PretrainingRecipe) -> int | None:
-    """Tokens the student will read, where the recipe alone tells."""
-    return training.max_tokens
+def _tokens_to_train(training: PretrainingRecipe, run: RunFolder | None) -> int | None:
+    """Tokens that are read, where the recipe or a prepared run tells."""
+    if training.max_tokens is not None:
+        return training.max_tokens
+    manifest = None if run is None else read_manifest(run.tokens)
+    if manifest is None:
+        return None
+    return training.epochs * manifest.facts["splits"]["train"]["tokens"]
 
 
 def _cache_cost(recipe: Recipe, teacher: PretrainedConfig, live: Work) -> dict[str, Any] | None:
@@ -247,6 +281,19 @@ def _print_distillation(console: "Console", result: dict[str, Any]) -> None:
         f"{step['micro_batch_tokens']:,}, "
         f"{step['precision']}, about {_megabytes(step['memory_bytes'])} of memory"
     )
+    console.print(f"a step takes about {duration(result['step_seconds'])} here", markup=False)
+    if result["step_seconds"] > LONG_STEP_SECONDS:
+        console.print("  lower distillation.tokens_per_step for shorter steps, and more of them")
+    known = {name: each for name, each in result["training_seconds"].items() if each is not None}
+    if known:
+        parts = ", ".join(f"{name} {duration(each)}" for name, each in known.items())
+        total = duration(sum(known.values()))
+        console.print(
+            f"training here, {len(result['seeds'])} seed(s): about {total} ({parts}); tasks and "
+            "evaluation come on top; power of this machine: unknown",
+            markup=False,
+            soft_wrap=True,
+        )
     tokens = result["tokens"]
     console.print(f"tokens: {tokens:,}" if tokens else "tokens: known once the text is prepared")
     if cache := result["teacher_cache"]:

@@ -142,6 +142,7 @@ def run(
 @app.command()
 def check(
     recipe: RecipeName,
+    run_dir: RunDir = None,
     overrides: Overrides = None,
     offline: Offline = False,
     as_json: AsJson = False,
@@ -153,9 +154,11 @@ def check(
     """
     from stillhouse.check import check_recipe, print_check
     from stillhouse.recipe_file import load_recipe
+    from stillhouse.run_folder import RunFolder
 
     name, parsed = load_recipe(recipe, overrides or [])
-    result = check_recipe(name, parsed, offline=offline)
+    run = RunFolder.at(run_dir or Path("runs") / name)
+    result = check_recipe(name, parsed, offline=offline, run=run)
     _print_json(result) if as_json else print_check(result)
 
 
