@@ -10,6 +10,8 @@ from transformers import BertConfig, DistilBertConfig, GPT2Config, RobertaConfig
 
 from stillhouse.__main__ import _run
 
+pytestmark = pytest.mark.e2e  # tokenizers and structures of the published sizes
+
 PUBLISHED = {
     "distilgpt2": (GPT2Config(), 124.4, 81.9),
     "distilbert-base-uncased": (BertConfig(vocab_size=30522), 109.5, 67.0),

@@ -10,6 +10,8 @@ from tests.model_shapes import write_shape, write_words
 from tests.pipeline.tiny_run import call, refused, write_text
 from transformers import BertConfig, GPT2Config
 
+pytestmark = pytest.mark.e2e
+
 GPT2 = GPT2Config(vocab_size=320, n_positions=32, n_embd=16, n_layer=3, n_head=2)
 BERT = BertConfig(
     vocab_size=320, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
