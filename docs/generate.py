@@ -28,7 +28,7 @@ def cli_page() -> str:
         lines += [f"## `stillhouse {name}`", "", command.help or "", ""]
         lines += ["```", *command.get_usage(context).splitlines(), "```", ""]
         rows = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-        kept = [row for row in rows if row and row[0] != "--help"]
+        kept = [row for row in rows if row and "--help" not in row[0]]
         if kept:
             lines += ["| | |", "|---|---|"]
             lines += [f"| `{_cell(names)}` | {_cell(text)} |" for names, text in kept]

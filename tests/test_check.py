@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.model_shapes import write_shape
 from transformers import BertConfig, DistilBertConfig, GPT2Config, RobertaConfig
 
 from stillhouse.__main__ import _run
+
+pytestmark = pytest.mark.e2e  # tokenizers and structures of the published sizes
 
 PUBLISHED = {
     "distilgpt2": (GPT2Config(), 124.4, 81.9),
@@ -36,7 +39,7 @@ def check(capsys, monkeypatch, *arguments: object) -> str:
 def test_the_published_recipes_give_the_published_sizes(tmp_path, capsys, monkeypatch, recipe):
     """Parameters of teacher and student in millions, from the teacher's config.json alone."""
     config, teacher, student = PUBLISHED[recipe]
-    config.save_pretrained(tmp_path / "teacher")
+    write_shape(tmp_path / "teacher", config)
     override = f"teacher={tmp_path / 'teacher'}"
     result = json.loads(check(capsys, monkeypatch, recipe, "--set", override, "--json"))
     sizes = [round(result[name]["parameters"] / 1e6, 1) for name in ("teacher", "student")]
@@ -53,7 +56,7 @@ def test_the_published_recipes_give_the_published_sizes(tmp_path, capsys, monkey
 
 def test_the_page_for_people_says_the_same(tmp_path, capsys, monkeypatch):
     """The table holds the sizes, and each estimate names its machine and its source."""
-    GPT2Config().save_pretrained(tmp_path / "teacher")
+    write_shape(tmp_path / "teacher", GPT2Config())
     page = check(capsys, monkeypatch, "distilgpt2", "--set", f"teacher={tmp_path / 'teacher'}")
     for part in (
         "distilgpt2 is valid",
@@ -78,7 +81,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_glue_is_for_a_model_of_any_family(tmp_path, capsys, monkeypatch, family):
     """All nine tasks, by the name of one model."""
-    FAMILIES[family].save_pretrained(tmp_path / "model")
+    write_shape(tmp_path / "model", FAMILIES[family])
     output = check(capsys, monkeypatch, "glue", "--set", f"teacher={tmp_path / 'model'}", "--json")
     tasks = json.loads(output)["tasks"]
     names = {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"}
@@ -98,8 +101,8 @@ def test_glue_is_for_a_model_of_any_family(tmp_path, capsys, monkeypatch, family
 )
 def test_the_published_task_models_have_their_recipes(tmp_path, capsys, monkeypatch, recipe, task):
     """A BERT-base teacher, and a DistilBERT of six layers alone and under it."""
-    BertConfig().save_pretrained(tmp_path / "teacher")
-    DistilBertConfig().save_pretrained(tmp_path / "student")
+    write_shape(tmp_path / "teacher", BertConfig())
+    write_shape(tmp_path / "student", DistilBertConfig())
     monkeypatch.chdir(tmp_path)
     for split in ("train", "dev", "test"):
         file = tmp_path / "data" / "germeval2014" / f"NER-de-{split}.tsv"
@@ -122,12 +125,12 @@ def test_the_published_task_models_have_their_recipes(tmp_path, capsys, monkeypa
 
 def test_a_task_that_cannot_be_is_found(tmp_path, capsys, monkeypatch):
     """A file that is not there, a layer that is not, before anything runs."""
-    BertConfig().save_pretrained(tmp_path / "teacher")
+    write_shape(tmp_path / "teacher", BertConfig())
     (tmp_path / "a.tsv").touch()
     data = f"{{train: {tmp_path / 'a.tsv'}, validation: {tmp_path / 'a.tsv'}}}"
     for task, message in (
         ("{task: sst2, data: {train: no.tsv, validation: no.tsv}, models: {a: {start: teacher}}}",
-         "there is no file no.tsv"),
+         "there is no file 'no.tsv'"),
         (f"{{task: sst2, data: {data}, models: {{a: {{start: teacher, layer_map: [12]}}}}}}",
          r"finetuning.t.models.a.layer_map names teacher layers [12]"),
         (f"{{task: {{kind: sst2, length: 600}}, data: {data}, models: {{a: {{start: teacher}}}}}}",
@@ -161,7 +164,7 @@ def test_a_teacher_trained_here_is_sized_from_its_description(tmp_path, capsys, 
 
 def test_the_relation_term_has_its_cost(tmp_path, capsys, monkeypatch):
     """Three kinds of 768 numbers against 1,024 positions, forward in both and twice back in one."""
-    GPT2Config().save_pretrained(tmp_path / "teacher")
+    write_shape(tmp_path / "teacher", GPT2Config())
     settings = ["--set", f"teacher={tmp_path / 'teacher'}", "--json"]
     plain = json.loads(check(capsys, monkeypatch, "distilgpt2", *settings))
     settings += ["--set", "distillation.losses.relation={weight: 1}"]
@@ -174,7 +177,7 @@ def test_the_relation_term_has_its_cost(tmp_path, capsys, monkeypatch):
 
 def test_a_relation_that_the_models_cannot_have_is_found(tmp_path, capsys, monkeypatch):
     """Before anything runs, from the configurations alone."""
-    GPT2Config().save_pretrained(tmp_path / "teacher")
+    write_shape(tmp_path / "teacher", GPT2Config())
     term = "distillation.losses.relation={weight: 1, teacher_layer: 12}"
     arguments = ["--set", f"teacher={tmp_path / 'teacher'}", "--set", term]
     monkeypatch.setattr(sys, "argv", ["stillhouse", "check", "distilgpt2", *arguments])
@@ -184,7 +187,7 @@ def test_a_relation_that_the_models_cannot_have_is_found(tmp_path, capsys, monke
 
 def test_a_teacher_cache_takes_the_teacher_out_of_the_step(tmp_path, capsys, monkeypatch):
     """32 tokens of 2 + 2 bytes and one number of 4 a row; no teacher in the step or its memory."""
-    GPT2Config().save_pretrained(tmp_path / "teacher")
+    write_shape(tmp_path / "teacher", GPT2Config())
     settings = ["--set", f"teacher={tmp_path / 'teacher'}", "--json"]
     settings += ["--set", "distillation.losses.hidden_cosine.weight=0"]
     live = json.loads(check(capsys, monkeypatch, "distilgpt2", *settings))
@@ -201,7 +204,7 @@ def test_a_teacher_cache_takes_the_teacher_out_of_the_step(tmp_path, capsys, mon
 
 def test_check_writes_nothing(tmp_path, capsys, monkeypatch):
     """Asking costs nothing and leaves nothing behind."""
-    GPT2Config().save_pretrained(tmp_path / "teacher")
+    write_shape(tmp_path / "teacher", GPT2Config())
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     check(capsys, monkeypatch, "distilgpt2", "--set", f"teacher={tmp_path / 'teacher'}", "--json")
@@ -210,9 +213,30 @@ def test_check_writes_nothing(tmp_path, capsys, monkeypatch):
 
 def test_embeddings_that_the_student_does_not_have_cannot_be_frozen(tmp_path, capsys, monkeypatch):
     """A DistilBERT student has no token types; the mistake is found before anything runs."""
-    BertConfig().save_pretrained(tmp_path / "teacher")
+    write_shape(tmp_path / "teacher", BertConfig())
     settings = (f"teacher={tmp_path / 'teacher'}", "student.freeze=[token_type_embeddings]")
     arguments = [part for key in settings for part in ("--set", key)]
     monkeypatch.setattr(sys, "argv", ["stillhouse", "check", "distilbert-base-uncased", *arguments])
     assert _run() == 2
     assert "token_type_embeddings" in capsys.readouterr().err
+
+
+def test_all_trainings_have_their_time(tmp_path, capsys, monkeypatch):
+    """Teacher, student and controls, of every seed; the length of a step, and what shortens it."""
+    recipe = tmp_path / "here.yaml"
+    recipe.write_text(
+        "seed: [0, 1]\n"
+        "teacher: {family: gpt2, num_layers: 4, hidden_size: 32, num_heads: 2,\n"
+        "  training: {max_tokens: 1000}}\n"
+        "corpus: {source: sample}\n"
+        "tokens: {tokenizer: {train: byte_bpe, vocabulary_size: 400}, sequence_length: 64}\n"
+        "distillation: {max_tokens: 1000, control: both, tokens_per_step: 1_000_000_000}\n",
+        encoding="utf-8",
+    )
+    result = json.loads(check(capsys, monkeypatch, recipe, "--json"))
+    seconds = result["training_seconds"]
+    assert set(seconds) == {"teacher", "student", "control", "control_same_time"}
+    assert seconds["control"] < seconds["student"] == seconds["control_same_time"]
+    page = check(capsys, monkeypatch, recipe)
+    assert "lower distillation.tokens_per_step for shorter steps" in page
+    assert "power of this machine: unknown" in page

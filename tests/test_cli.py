@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.model_shapes import write_shape
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import stillhouse
@@ -111,12 +112,13 @@ def test_recipes_are_listed_with_what_they_are(capsys, monkeypatch):
     assert {"quickstart", "distilbert-base-uncased", "distilroberta-base"} <= set(lines)
 
 
+@pytest.mark.e2e
 def test_a_recipe_is_printed_to_copy_and_edit(capsys, monkeypatch, tmp_path):
     """What is printed is a recipe that `check` takes."""
     code, out, _ = call(capsys, monkeypatch, "recipes", "distilgpt2")
     assert code == 0
     assert yaml.safe_load(out)["teacher"] == "openai-community/gpt2"
-    GPT2Config().save_pretrained(tmp_path / "teacher")
+    write_shape(tmp_path / "teacher", GPT2Config())
     copy = tmp_path / "mine.yaml"
     copy.write_text(out, encoding="utf-8")
     override = f"teacher={tmp_path / 'teacher'}"
@@ -225,3 +227,27 @@ def test_beams_and_stops_reach_the_model(capsys, monkeypatch, model):
     code, _, error = call(capsys, monkeypatch, *asked, "--num-beams", 2, "--draft", model)
     assert code == 2
     assert "one text at a time" in error
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("run", "-h")])
+def test_the_short_option_for_help_works(capsys, monkeypatch, arguments):
+    """As everywhere."""
+    code, out, _ = call(capsys, monkeypatch, *arguments)
+    assert code == 0
+    assert "Show this message and exit." in out
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("tpu", "it is auto, cpu or cuda"), ("cuda", "PyTorch finds no CUDA device here")],
+)
+def test_a_device_that_is_not_here_is_refused(capsys, monkeypatch, tmp_path, device, message):
+    """By check and run, with exit code 2, before anything is written."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for command in ("check", "run"):
+        monkeypatch.setenv("STILLHOUSE_DEVICE", "auto")
+        monkeypatch.chdir(tmp_path)
+        code, out, err = call(capsys, monkeypatch, command, "quickstart", "--device", device)
+        assert (code, out) == (2, "")
+        assert message in err
+    assert not list(tmp_path.iterdir())

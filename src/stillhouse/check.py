@@ -6,49 +6,31 @@ rate times an assumed utilization, energy is time times the stated watts. Both a
 so."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
-from stillhouse.data.hub import HUB_PREFIX
 from stillhouse.distillation.cache import cache_format
-from stillhouse.errors import DataError, RecipeError
-from stillhouse.families import (
-    check_folder,
-    check_sequence_length,
-    count_parameters,
-    empty_model,
-    family_named,
-    load_config,
-    resolve_folder,
-)
-from stillhouse.finetuning.examples import check_task_data
-from stillhouse.finetuning.fitting import fitted
+from stillhouse.distillation.distill import wanted_models
+from stillhouse.families import count_parameters, empty_model
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.objectives.chunks import CHUNK_BYTES
-from stillhouse.objectives.relation_term import check_relation
-from stillhouse.recipe import (
-    FinetuningRecipe,
-    PretrainingRecipe,
-    Recipe,
-    TeacherRecipe,
-    TrainedTokenizer,
-    recipe_part,
-)
-from stillhouse.student.plan import StudentPlan, plan_student
-from stillhouse.tokens.source import check_vocabulary
-from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, special_tokens
+from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
+from stillhouse.recipe import FinetuningRecipe, PretrainingRecipe, Recipe, recipe_part
+from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.student.plan import StudentPlan
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.floor import DTYPES, matmul_rate
 from stillhouse.training.work import Work, count_work, planned_step
+from stillhouse.validate import validate
+from stillhouse.wording import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 UTILIZATION = 0.4
-TRAINED_HERE_IDS = {"end_of_text": 0, "pad": 1, "cls": 0, "sep": 2}
+LONG_STEP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -72,84 +54,76 @@ REFERENCE_HARDWARE = (
 )
 
 
-def check_recipe(name: str, recipe: Recipe, *, offline: bool) -> dict[str, Any]:
+def check_recipe(
+    name: str, recipe: Recipe, *, offline: bool, run: RunFolder | None = None
+) -> dict[str, Any]:
     """Everything `stillhouse check` says, as plain values.
 
+    Args:
+        run: The run folder, where the text may be prepared already.
+
     Raises:
-        RecipeError, ModelError, DataError: whatever would stop the run for reasons known by now.
+        RecipeError, ModelError, DataError, NetworkError: whatever would stop the run for reasons
+            known by now.
     """
-    teacher = _teacher_config(recipe, offline=offline)
-    result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds, "teacher": _sizes(teacher)}
-    student = teacher
-    if recipe.corpus is not None:
-        plan = _student_plan(recipe, teacher)
-        student = plan.config
-        result |= _distillation_cost(recipe, plan, teacher)
-    starts = {"teacher": teacher, **dict.fromkeys(("student", "student_init", "control"), student)}
+    models = validate(recipe, recipe.stages, offline=offline, run=run)
+    result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds}
+    result["teacher"] = _sizes(models.teacher)
+    if models.student is not None:
+        result |= _distillation_cost(recipe, models.student, models.teacher, run)
     result["tasks"] = {
-        task: _task_models(task, settings, starts, offline=offline)
-        for task, settings in recipe.finetuning.items()
+        task: _task_models(recipe.finetuning[task], configs)
+        for task, configs in models.tasks.items()
     }
     return result
 
 
-def _task_models(
-    name: str, recipe: FinetuningRecipe, starts: Mapping[str, PretrainedConfig], *, offline: bool
-) -> dict[str, Any]:
-    """What a task's models are; data on this disk must be there."""
-    for key, source in recipe.data.sources.items():
-        if not source.startswith(HUB_PREFIX) and not Path(source).is_file():
-            raise DataError(f"finetuning.{name}.data.{key}: there is no file {source}.")
-
-    def config(model: str) -> PretrainedConfig:
-        if model in starts:
-            return starts[model]
-        return _checked(model, offline, head=False)[0]
-
-    teachers = {
-        model.teacher: config(model.teacher)
-        for model in recipe.models.values()
-        if model.teacher is not None and model.teacher not in recipe.models
-    }
-    begun = {model: config(settings.start) for model, settings in recipe.models.items()}
-    found = fitted(name, recipe, begun, teachers)
-    sources = recipe.data.sources
-    if not any(source.startswith(HUB_PREFIX) for source in sources.values()):
-        paths = {key: Path(source) for key, source in sources.items()}
-        check_task_data(name, recipe, teachers, paths)
+def _task_models(recipe: FinetuningRecipe, configs: Mapping[str, PretrainedConfig]) -> Any:
     return {
         "task": recipe_part(recipe.task),
         "models": {
-            model: {**_sizes(found[model]), "start": settings.start, "teacher": settings.teacher}
+            model: {**_sizes(configs[model]), "start": settings.start, "teacher": settings.teacher}
             for model, settings in recipe.models.items()
         },
     }
 
 
-def _student_plan(recipe: Recipe, teacher: PretrainedConfig) -> StudentPlan:
-    check_sequence_length(recipe.tokens, teacher)
-    plan = plan_student(teacher, recipe.student)
-    check_relation(recipe.distillation.losses.relation, plan.config, teacher)
-    unknown = [part for part in recipe.student.freeze if part not in plan.family.embeddings]
-    if unknown:
-        raise RecipeError(
-            f"student.freeze names {unknown}, which a {plan.family.model_type} student does not "
-            "have."
-        )
-    return plan
-
-
 def _distillation_cost(
-    recipe: Recipe, plan: StudentPlan, teacher: PretrainedConfig
+    recipe: Recipe, plan: StudentPlan, teacher: PretrainedConfig, run: RunFolder | None
 ) -> dict[str, Any]:
-    """The student, and what its training takes."""
+    """The student, and what training takes: of teacher, students and controls, for all seeds."""
     sizes = {"teacher": _sizes(teacher), "student": _sizes(plan.config)}
     step = planned_step(
         recipe.distillation.losses, recipe.tokens, recipe.distillation, pick_device()
     )
     work = count_work(step, plan.config, teacher if recipe.cache is None else None)
-    tokens = _tokens_to_train(recipe.distillation)
+    tokens = _tokens_to_train(recipe.distillation, run)
+    trainings = {"student": (work, tokens)}
+    for control in wanted_models(recipe.distillation)[1:]:
+        alone = planned_step(
+            LANGUAGE_MODELING_ALONE, recipe.tokens, recipe.distillation, pick_device()
+        )
+        cost = work if control == "control_same_time" else count_work(alone, plan.config, None)
+        trainings[control] = (cost, tokens)
+    if not isinstance(recipe.teacher, str):
+        training = recipe.teacher.training
+        alone = planned_step(LANGUAGE_MODELING_ALONE, recipe.tokens, training, pick_device())
+        trainings["teacher"] = (count_work(alone, teacher, None), _tokens_to_train(training, run))
+    rate = _measured_rate() * UTILIZATION
+    seconds = {
+        name: None
+        if number is None
+        else number
+        * sum(cost.multiply_adds.values())
+        / rate
+        * (1 if name == "teacher" else len(recipe.seeds))
+        for name, (cost, number) in trainings.items()
+    }
     return {
+        "training_seconds": seconds,
+        "step_seconds": recipe.distillation.tokens_per_step
+        * sum(work.multiply_adds.values())
+        / rate,
         "student": {
             **sizes["student"],
             "layer_map": plan.layer_map,
@@ -173,44 +147,6 @@ def _distillation_cost(
     }
 
 
-def _teacher_config(recipe: Recipe, *, offline: bool) -> PretrainedConfig:
-    if isinstance(recipe.teacher, TeacherRecipe):
-        chosen, ids = recipe.tokens.tokenizer, dict(TRAINED_HERE_IDS)
-        size = chosen.vocabulary_size if isinstance(chosen, TrainedTokenizer) else 0
-        if isinstance(chosen, str):
-            tokenizer = load_tokenizer(Path(chosen))
-            special = special_tokens(tokenizer, recipe.tokens.language_modeling)
-            size = num_ids(tokenizer)
-            ids = {key: value for key, value in asdict(special).items() if isinstance(value, int)}
-        scratch = family_named(recipe.teacher.family).scratch_config
-        assert scratch is not None
-        return scratch(recipe.teacher, size, recipe.tokens.sequence_length, ids)
-    assert recipe.named_model is not None
-    config, folder = _checked(recipe.named_model, offline, head=recipe.corpus is not None)
-    named = recipe.tokens.tokenizer
-    if isinstance(named, TrainedTokenizer):
-        raise RecipeError(
-            "tokens.tokenizer trains a new vocabulary, but the teacher already has one, and its "
-            "student must read "
-            "the same tokens. Set tokens.tokenizer to teacher."
-        )
-    try:
-        tokenizer = load_tokenizer(folder if named == "teacher" else Path(named))
-    except DataError:
-        if named != "teacher":
-            raise
-    else:
-        check_vocabulary(tokenizer, config.vocab_size, f"the teacher in {folder}")
-    return config
-
-
-def _checked(name: str, offline: bool, *, head: bool) -> tuple[PretrainedConfig, Path]:
-    """The configuration and folder of a model; its weights may yet be fetched."""
-    folder = resolve_folder(name, offline=offline, weights=False)
-    check_folder(folder, needs_weights=False, head=head)
-    return load_config(folder), folder
-
-
 def _sizes(config: PretrainedConfig) -> dict[str, Any]:
     total, body = count_parameters(empty_model(config))
     return {
@@ -224,9 +160,14 @@ def _sizes(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _tokens_to_train(training: PretrainingRecipe) -> int | None:
-    """Tokens the student will read, where the recipe alone tells."""
-    return training.max_tokens
+def _tokens_to_train(training: PretrainingRecipe, run: RunFolder | None) -> int | None:
+    """Tokens that are read, where the recipe or a prepared run tells."""
+    if training.max_tokens is not None:
+        return training.max_tokens
+    manifest = None if run is None else read_manifest(run.tokens)
+    if manifest is None:
+        return None
+    return training.epochs * manifest.facts["splits"]["train"]["tokens"]
 
 
 def _cache_cost(recipe: Recipe, teacher: PretrainedConfig, live: Work) -> dict[str, Any] | None:
@@ -340,6 +281,19 @@ def _print_distillation(console: "Console", result: dict[str, Any]) -> None:
         f"{step['micro_batch_tokens']:,}, "
         f"{step['precision']}, about {_megabytes(step['memory_bytes'])} of memory"
     )
+    console.print(f"a step takes about {duration(result['step_seconds'])} here", markup=False)
+    if result["step_seconds"] > LONG_STEP_SECONDS:
+        console.print("  lower distillation.tokens_per_step for shorter steps, and more of them")
+    known = {name: each for name, each in result["training_seconds"].items() if each is not None}
+    if known:
+        parts = ", ".join(f"{name} {duration(each)}" for name, each in known.items())
+        total = duration(sum(known.values()))
+        console.print(
+            f"training here, {len(result['seeds'])} seed(s): about {total} ({parts}); tasks and "
+            "evaluation come on top; power of this machine: unknown",
+            markup=False,
+            soft_wrap=True,
+        )
     tokens = result["tokens"]
     console.print(f"tokens: {tokens:,}" if tokens else "tokens: known once the text is prepared")
     if cache := result["teacher_cache"]:

@@ -3,6 +3,7 @@
 Results go to stdout, progress and errors to stderr. Each command imports what it needs when it
 runs, so that `--help` answers at once."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ app = typer.Typer(
     name="stillhouse",
     help="Distil a language model into a smaller, faster one, and prove what it kept.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -70,6 +71,24 @@ ApiKey = Annotated[
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
 ]
+
+
+def _set_device(device: str | None) -> str | None:
+    if device is not None:
+        os.environ["STILLHOUSE_DEVICE"] = device
+    return device
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        envvar="STILLHOUSE_DEVICE",
+        callback=_set_device,
+        help="auto, cpu or cuda; by default a GPU where there is one.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -88,7 +107,10 @@ def _main(
 
 @app.command()
 def quickstart(
-    run_dir: RunDir = None, overrides: Overrides = None, overwrite: Overwrite = ""
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = "",
+    device: Device = None,
 ) -> None:
     """Distil the packaged teacher on this machine's own text.
 
@@ -107,6 +129,7 @@ def run(
     ] = None,
     offline: Offline = False,
     overwrite: Overwrite = "",
+    device: Device = None,
 ) -> None:
     """Run a recipe's stages in order, from text to report.
 
@@ -118,9 +141,11 @@ def run(
 @app.command()
 def check(
     recipe: RecipeName,
+    run_dir: RunDir = None,
     overrides: Overrides = None,
     offline: Offline = False,
     as_json: AsJson = False,
+    device: Device = None,
 ) -> None:
     """Validate a recipe, and say what it makes and costs.
 
@@ -128,9 +153,11 @@ def check(
     """
     from stillhouse.check import check_recipe, print_check
     from stillhouse.recipe_file import load_recipe
+    from stillhouse.run_folder import RunFolder
 
     name, parsed = load_recipe(recipe, overrides or [])
-    result = check_recipe(name, parsed, offline=offline)
+    run = RunFolder.at(run_dir or Path("runs") / name)
+    result = check_recipe(name, parsed, offline=offline, run=run)
     _print_json(result) if as_json else print_check(result)
 
 
@@ -153,6 +180,7 @@ def teacher(
     overrides: Overrides = None,
     offline: Offline = False,
     overwrite: Overwrite = "",
+    device: Device = None,
 ) -> None:
     """Train the recipe's own teacher: tokens/ to teacher/.
 
@@ -180,6 +208,7 @@ def distill(
     overrides: Overrides = None,
     offline: Offline = False,
     overwrite: Overwrite = "",
+    device: Device = None,
 ) -> None:
     """Train the student, then its control.
 
@@ -195,6 +224,7 @@ def finetune(
     overrides: Overrides = None,
     offline: Offline = False,
     overwrite: Overwrite = "",
+    device: Device = None,
 ) -> None:
     """Train the recipe's models of tasks, alone or under a teacher, and score them.
 
@@ -210,6 +240,7 @@ def evaluate(
     overrides: Overrides = None,
     offline: Offline = False,
     overwrite: Overwrite = "",
+    device: Device = None,
 ) -> None:
     """Measure all models of a run into evaluation.json."""
     _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="evaluate")
@@ -245,6 +276,7 @@ def compare(
     ] = None,
     offline: Offline = False,
     as_json: AsJson = False,
+    device: Device = None,
 ) -> None:
     """Compare size, speed, memory and perplexity of models.
 
@@ -274,6 +306,7 @@ def score(
     ] = None,
     offline: Offline = False,
     as_json: AsJson = False,
+    device: Device = None,
 ) -> None:
     """Score a model on a task.
 
@@ -308,6 +341,7 @@ def predict(
     task: TaskName = None,
     overrides: TaskSettings = None,
     offline: Offline = False,
+    device: Device = None,
 ) -> None:
     """Write a model's answers to the examples of a file.
 
@@ -375,6 +409,7 @@ def generate(
     ] = None,
     offline: Offline = False,
     as_json: AsJson = False,
+    device: Device = None,
 ) -> None:
     """Continue a text with a causal model.
 
@@ -538,6 +573,7 @@ def features(
     text: Annotated[str, typer.Option(help="The text to read.")],
     output: Annotated[Path, typer.Option(help="Where to write: a .safetensors or .npy file.")],
     offline: Offline = False,
+    device: Device = None,
 ) -> None:
     """Write a text's last hidden states to a file.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from stillhouse.errors import RunError, StillhouseError
 from stillhouse.machine import library_versions, memory_bytes, num_cores, processor_name
 from stillhouse.run_folder import RunFolder, read_manifest, verify
+from stillhouse.wording import duration
 
 EXTRAS = {
     "datasets": "hub datasets as a corpus (pip install 'stillhouse[hub]')",
@@ -108,7 +109,9 @@ def _examine(output: Path, folder: Path) -> dict[str, str]:
         return _finding(name, str(error), "damaged")
     assert manifest is not None
     size = sum(facts["size_bytes"] for facts in manifest.files.values())
-    return _finding(name, f"intact, {size / 1e6:.1f} MB, made in {manifest.seconds:.0f} s")
+    training = manifest.facts.get("training") or {}
+    seconds = manifest.seconds + training.get("seconds", 0)
+    return _finding(name, f"intact, {size / 1e6:.1f} MB, made in {duration(seconds)}")
 
 
 def _examine_metrics(path: Path, folder: Path) -> dict[str, str]:

@@ -29,6 +29,7 @@ from stillhouse.run_folder import (
     changed_settings,
     explained_os_errors,
     fingerprint,
+    give_results_to_their_seed,
     is_up_to_date,
     locked,
     read_manifest,
@@ -40,6 +41,7 @@ from stillhouse.student.initialize import initialize, initialize_inputs
 from stillhouse.teacher.train import teacher_inputs, train_teacher
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import ALONE, Ranks
+from stillhouse.validate import validate
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ class Pipeline:
         """
         self._check_ranks()
         stages = self._with_something_to_do(stages)
+        self.ranks.from_first(lambda: self._validate(stages))
         with self._held(), explained_os_errors(self.run.shared):
             self.ranks.from_first(self._keep_recipe)
+            self.ranks.from_first(self._keep_results_of_one_seed)
             if "prepare" in stages:
                 self._prepare()
             if "teacher" in stages and self.recipe.trains_its_teacher:
@@ -104,6 +108,12 @@ class Pipeline:
             if "report" in stages:
                 self.ranks.from_first(lambda: write_report(self.recipe, self.run, runs))
                 self.reporter.say(f"report: {self.run.report}")
+
+    def _validate(self, stages: Collection[str]) -> None:
+        """Refuse, before anything is written, what `stillhouse check` refuses."""
+        if {*stages} != {"report"}:
+            offline = self.options.offline
+            validate(self.recipe, stages, offline=offline, run=self.run, fetch_weights=True)
 
     def _check_ranks(self) -> None:
         restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
@@ -185,6 +195,13 @@ class Pipeline:
             file.rename(aside / f"recipe-{sha256_of(file)[:8]}.yaml")
         if not file.exists():
             write_atomic(file, text)
+
+    def _keep_results_of_one_seed(self) -> None:
+        """Where the recipe now has several seeds, the one that has run keeps what it made."""
+        if len(self.recipe.seeds) > 1:
+            seed = give_results_to_their_seed(self.run)
+            if seed is not None:
+                self.reporter.say(f"the results of seed {seed} are now in seed-{seed}/")
 
     def _once(
         self,

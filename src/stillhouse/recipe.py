@@ -496,7 +496,7 @@ class FinetuningRecipe(Section):
 class EvaluationRecipe(Section):
     """What is measured: perplexity on the validation split or on files, and speed."""
 
-    perplexity: list[str] = Field(default=["validation"])
+    perplexity: Annotated[list[str], Field(min_length=1)] = Field(default=["validation"])
     speed: bool = True
 
 

@@ -93,6 +93,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
     _write_out_preset(data, overrides)
     for override in overrides:
         _apply_override(data, override)
+    _check_characters(data, where)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -112,6 +113,7 @@ def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> 
         raise RecipeError(f"There is no task {name!r}.{_nearest(name, known)}")
     for override in overrides:
         _apply_override(data, override)
+    _check_characters(data, f"task {name}")
     try:
         return task_recipes.validate_python(data)
     except ValidationError as error:
@@ -183,6 +185,21 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise RecipeError(f"--set {override}: {key} is a value here, not a section.")
     target[keys[-1]] = _parse_yaml(value, f"--set {path}")
+
+
+def _check_characters(data: Any, where: str, path: str = "") -> None:
+    """Refuse a NUL character, which no file's name and no text holds."""
+    if isinstance(data, str) and "\0" in data:
+        raise RecipeError(f"{where}: {path} holds a NUL character, got {data!r:.80}.")
+    parts = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
+    for key, value in parts:
+        _check_characters(value, where, f"{path}.{key}" if path else str(key))
 
 
 def _explain(error: ValidationError, where: str, root: Any = Recipe) -> str:

@@ -26,6 +26,9 @@ from stillhouse.errors import ResourceError, RunError
 from stillhouse.machine import library_versions, source_commit
 
 MANIFEST = "manifest.json"
+# What the operating system says of a full disk, and of a path that cannot be.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,32 @@ def manifest_path(output: Path) -> Path:
         if output.suffix in (".json", ".jsonl", ".html")
         else output / MANIFEST
     )
+
+
+def give_results_to_their_seed(run: RunFolder) -> int | None:
+    """Move the results of a run of one seed into that seed's folder, where a run of several looks
+    for them; what all seeds share stays. Returns the seed, or None where there is nothing to move.
+    """
+    outputs = [run.student_init, run.student, run.control, run.control_same_time]
+    checkpoints = [path for path in run.checkpoints("").glob("*") if path.name != "teacher"]
+    made = [
+        *outputs,
+        *run.finetuned("").glob("*/*"),
+        *(c for p in checkpoints for c in p.glob("*")),
+    ]
+    manifests = [read_manifest(path) for path in made if path.is_dir()]
+    seeds = [each.inputs.seed for each in manifests if each and each.inputs.seed is not None]
+    if not seeds or (target := run.for_seed(seeds[0])).path.exists():
+        return None
+    files = [run.evaluation, manifest_path(run.evaluation), run.report]
+    for path in [*outputs, *checkpoints, run.finetuned(""), *files]:
+        if path.exists():
+            place = target.path / path.relative_to(run.path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place)
+    if run.metrics.exists():  # the teacher's lines are among them
+        shutil.copy(run.metrics, target.metrics)
+    return seeds[0]
 
 
 def read_manifest(output: Path) -> Manifest | None:
@@ -342,11 +371,15 @@ def locked(run: RunFolder) -> Iterator[None]:
     """Hold a run for one process, so that two commands cannot write the same folder.
 
     Raises:
-        RunError: another process holds it, or the folder cannot be written.
+        RunError: another process holds it, or the folder cannot be made or written.
     """
-    with explained_os_errors(run.shared):
+    try:
         run.shared.mkdir(parents=True, exist_ok=True)
         lock = (run.shared / ".lock").open("w")
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise _full_disk(run.shared, error) from error
+        raise _unusable(run.shared, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -355,7 +388,28 @@ def locked(run: RunFolder) -> Iterator[None]:
                 f"{run.shared} is in use by another stillhouse process. Wait for it, or give "
                 "another --run-dir."
             ) from error
+        except OSError as error:
+            raise _unusable(run.shared, error) from error
         yield
+
+
+def _unusable(path: Path, error: OSError | ValueError) -> RunError:
+    """Why no run can be kept under a path."""
+    place = next((each for each in (path, *path.parents) if os.path.lexists(each)), None)
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    if place is not None and not place.is_dir():
+        reason = f"{place} is a file" if place.is_file() else f"{place} is no folder"
+    return RunError(
+        f"The run folder {str(path)!r:.200} cannot be written ({reason}). Give a folder that you "
+        "may write with --run-dir."
+    )
+
+
+def _full_disk(where: Path | str, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"The disk is full: writing {where} failed ({error.strerror}). Nothing half-written was "
+        "kept. Free some space and give the same command again; it goes on from the last commit."
+    )
 
 
 @contextlib.contextmanager
@@ -366,15 +420,16 @@ def explained_os_errors(path: Path | str = "a file") -> Iterator[None]:
             yield
     except OSError as error:
         where = error.filename or path
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceError(
-                f"The disk is full: writing {where} failed ({error.strerror}). Nothing "
-                "half-written was kept. "
-                "Free some space and give the same command again; it goes on from the last commit."
-            ) from error
+        if error.errno in FULL:
+            raise _full_disk(where, error) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise RunError(
                 f"{where} cannot be written ({error.strerror}). Give another folder with --run-dir."
+            ) from error
+        if error.errno in PATHS:
+            raise RunError(
+                f"{str(where)!r:.200} cannot be used ({error.strerror}). Move what is there away, "
+                "or give another path."
             ) from error
         if error.errno == errno.EIO:
             raise ResourceError(

@@ -4,3 +4,17 @@
 def counted(number: int, noun: str, plural: str = "") -> str:
     """1 document, 2 documents, 1,234 entries (with `plural="entries"`)."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def duration(seconds: int | float) -> str:
+    """0.3 s, 8 s, 12 min, 2 h 10 min, 3 d 4 h: two units at most, rounded to the smaller one."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 1 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.model_shapes import write_words
 from tests.pipeline.tiny_run import Outcome, TinyRun, call, refused, write_recipe
 from tokenizers import Tokenizer
 
@@ -202,11 +203,18 @@ def given(initialized: TinyRun, tmp_path: Path) -> Callable[..., Outcome]:
     return run
 
 
-def test_a_tokenizer_of_another_size_than_the_teachers(given):
+def test_a_tokenizer_of_another_size_than_the_teachers(given, tmp_path):
     """The two sizes, and the key to set."""
-    outcome = given("tokens.tokenizer={train: byte_bpe, vocabulary_size: 400}")
+    write_words(tmp_path / "other", 400)
+    outcome = given(f"tokens.tokenizer={tmp_path / 'other'}")
     message = "tokenizer has 400 tokens, but the teacher in .*given has a vocabulary of 320"
     refused(outcome, 3, message, "tokenizer: teacher")
+
+
+def test_a_tokenizer_trained_here_beside_a_teacher_that_has_one(given):
+    """A student reads its teacher's tokens."""
+    outcome = given("tokens.tokenizer={train: byte_bpe, vocabulary_size: 320}")
+    refused(outcome, 2, "trains a new vocabulary, but the teacher already has one")
 
 
 def test_a_tokenizer_with_other_tokens_than_the_teachers(given, initialized, tmp_path):
@@ -350,7 +358,7 @@ def test_a_run_folder_that_is_read_only(tiny, tmp_path):
             folder.chmod(0o755)
     with powerless():
         outcome = tiny.call("run")
-    refused(outcome, 5, "cannot be written .Permission denied.. Give another folder with --run-dir")
+    refused(outcome, 5, "cannot be written .Permission denied.. Give a folder .* with --run-dir")
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def test_every_step_is_held_against_the_floor(tmp_path):
     job, reporter = make_job(tmp_path), Silent()
     progress = train(job, reporter)
     assert [line for line in reporter.said if "so the floor is 1,000 tokens/s" in line] == [
-        f"student: {FLOOR}"
+        f"student (seed 3): {FLOOR}"
     ]
     for line in lines(job):
         assert line["floor_share"] == pytest.approx(line["tokens_per_second"] / 1000)
@@ -199,6 +199,38 @@ def test_five_bad_steps_in_a_row_end_the_training(tmp_path):
     assert "at step 5" in str(error.value)
     assert [line["loss"] for line in lines(job)] == [None] * len(lines(job))
     assert lines(job)[-1]["skipped_steps"] >= 4
+
+
+@pytest.mark.parametrize("learning_rate", [1.0, 50.0, 1e30])
+@pytest.mark.parametrize("num_steps", [4, 40])
+def test_a_learning_rate_that_is_far_too_high_is_named(tmp_path, learning_rate, num_steps):
+    """Training ends with exit code 8 and the setting to lower, soon or at its end."""
+    job = make_job(
+        tmp_path,
+        losses={"language_modeling": {"weight": 1.0}},
+        max_tokens=6 * num_steps * LENGTH,
+        optimizer={"learning_rate": learning_rate},
+    )
+    with pytest.raises(
+        TrainingError, match=r"student \(seed 3\): training diverged at step"
+    ) as error:
+        train(job, Silent())
+    assert error.value.exit_code == 8
+    assert str(error.value).startswith("student (seed 3): ")
+    assert f"distillation.optimizer.learning_rate (now {learning_rate:g})" in str(error.value)
+
+
+@pytest.mark.parametrize("learning_rate", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 30])
+def test_ordinary_training_does_not_diverge(tmp_path, learning_rate, num_steps):
+    """From random weights, of any length, at learning rates that people use."""
+    job = make_job(
+        tmp_path,
+        max_tokens=6 * num_steps * LENGTH,
+        optimizer={"learning_rate": learning_rate},
+        schedule={"warmup_fraction": 0.5},
+    )
+    assert train(job, Silent()).step == num_steps
 
 
 def test_four_bad_steps_in_a_row_do_not(tmp_path):
@@ -368,7 +400,8 @@ def test_activations_may_be_computed_twice(tmp_path, dropout):
         norm.register_forward_hook(lambda *_, counted=counted: counted.append(1))
         train(job, Silent())
         passes.append(len(counted))
-    assert passes[1] == 2 * passes[0]
+    once, twice = (number - 1 for number in passes)  # the last loss is computed without gradients
+    assert twice == 2 * once
     for one, other in zip(*(job.model.parameters() for job in jobs), strict=True):
         assert torch.equal(one, other)
 

@@ -85,7 +85,7 @@ def prepare_inputs(recipe: Recipe, *, teacher_tokenizer: Path | None) -> Inputs:
     sources = {"text": fingerprint(describe_sources(recipe.text))}
     tokenizer = recipe.tokens.tokenizer
     if not isinstance(tokenizer, TrainedTokenizer):
-        sources["tokenizer"] = tokenizer_fingerprint(_tokenizer_path(tokenizer, teacher_tokenizer))
+        sources["tokenizer"] = tokenizer_fingerprint(tokenizer_path(tokenizer, teacher_tokenizer))
     tokens = {
         "language_modeling": recipe.tokens.language_modeling,
         "tokenizer": recipe_part(tokenizer),
@@ -116,7 +116,7 @@ def prepare(
     if isinstance(chosen, TrainedTokenizer):
         tokenizer = _train(recipe, chosen, splitting, offline=offline, report=report)
     else:
-        tokenizer = load_tokenizer(_tokenizer_path(chosen, teacher_tokenizer))
+        tokenizer = load_tokenizer(tokenizer_path(chosen, teacher_tokenizer))
     work = _Work(recipe, run, tokenizer, inputs, summary, splitting, offline, overwrite, report)
     try:
         encoding = open_fast(tokenizer)
@@ -188,7 +188,12 @@ def _write_folders(
         (folder / "sources.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
 
 
-def _tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
+def tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
+    """Where the tokenizer of a recipe is.
+
+    Raises:
+        RecipeError: the teacher's, where there is none yet.
+    """
     if tokenizer != "teacher":
         return Path(tokenizer).expanduser()
     if teacher_tokenizer is None:

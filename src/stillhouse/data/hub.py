@@ -8,6 +8,7 @@ only here, for model names and by lm-evaluation-harness, and only when it is all
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -109,6 +110,16 @@ def path_of(source: str, folder: Path) -> Path:
     name = re.sub(r"[^A-Za-z0-9.]+", "-", source.removeprefix(HUB_PREFIX))
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]  # two names may read alike
     return folder / f"{name}-{digest}.jsonl"
+
+
+def check_file(source: str, key: str) -> None:
+    """Refuse a file of this disk that is not there.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not source.startswith(HUB_PREFIX) and not os.path.isfile(source):
+        raise DataError(f"{key}: there is no file {source!r:.200} (seen from {Path.cwd()}).")
 
 
 def name_of(path: Path) -> str:

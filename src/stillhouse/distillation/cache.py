@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from stillhouse.errors import RunError, Stopped
+from stillhouse.errors import RunError
 from stillhouse.families import family_of
 from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.language_model import HIDDEN_LOSSES, Teacher, project
@@ -60,7 +60,7 @@ from stillhouse.training.device import (
 )
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks
-from stillhouse.training.signals import StopRequest
+from stillhouse.training.signals import StopRequest, stopped
 
 TOKENS_PER_PART = 2**18
 CHECKED_ROWS, FEWEST_CHECKED_SEQUENCES = 1_000, 4
@@ -205,12 +205,8 @@ class CacheWriter:
             for sequences in self._micro_batches(first, last):
                 if stop.signal_number is not None:
                     kept = len(list(self.run.teacher_cache.glob("part-*")))
-                    raise Stopped(
-                        f"Stopped by signal {stop.signal_number} while the teacher cache was "
-                        f"written; {kept} of {self.num_parts} parts are kept. Give the same "
-                        "command again to go on.",
-                        stop.signal_number,
-                    )
+                    parts = f"{kept} of {self.num_parts} parts of the teacher cache are committed."
+                    raise stopped(stop.signal_number, parts)
                 started = time.monotonic()
                 batch = self._batch(sequences)
                 with explained_memory_errors(len(sequences), self.source.sequence_length):

@@ -275,9 +275,20 @@ def freeze(model: PreTrainedModel, family: Family, names: Sequence[str]) -> None
     Raises:
         RecipeError: the student's family has no such embeddings.
     """
+    check_frozen(family, names)
+    for name in names:
+        model.get_parameter(family.embeddings[name]).requires_grad_(False)
+
+
+def check_frozen(family: Family, names: Sequence[str]) -> None:
+    """Refuse embeddings that a student of this family does not have.
+
+    Raises:
+        RecipeError: there are some.
+    """
     for name in names:
         if name not in family.embeddings:
             raise RecipeError(
-                f"student.freeze names {name}, which a {family.model_type} student does not have."
+                f"student.freeze names {name}, which a {family.model_type} student does not have. "
+                f"It has {', '.join(family.embeddings)}."
             )
-        model.get_parameter(family.embeddings[name]).requires_grad_(False)

@@ -113,8 +113,12 @@ def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
         ) from error
 
 
-def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
+def load_model(folder: Path, *, headers_only: bool = False) -> tuple[Family, PreTrainedModel]:
     """The model of a folder in float32 on the CPU, in evaluation mode, with its family.
+
+    Args:
+        headers_only: Read the headers of the weights alone, which say whether the model is whole;
+            it is then on torch's meta device, and takes no memory.
 
     Raises:
         ModelError: weights are missing, damaged, of the wrong shape, or not safetensors.
@@ -122,16 +126,17 @@ def load_model(folder: Path) -> tuple[Family, PreTrainedModel]:
     config = load_config(folder)
     family = family_of(config)
     end_token_ids(folder)  # transformers passes over a damaged generation_config.json in silence
-    model, report = load_weights(folder, getattr(transformers, family.model_class), config)
+    model_class = getattr(transformers, family.model_class)
+    model, report = load_weights(folder, model_class, config, headers_only=headers_only)
     _check_complete(folder, family, config, report)
     return family, model.eval()
 
 
 def load_weights(
-    folder: Path, model_class: Any, config: PretrainedConfig
+    folder: Path, model_class: Any, config: PretrainedConfig, *, headers_only: bool = False
 ) -> tuple[PreTrainedModel, Any]:
     """A model of this class with the weights of a folder, and transformers' report of what was
-    missing or unexpected.
+    missing, unexpected or of another shape.
 
     Raises:
         ModelError: weights are not safetensors, or damaged.
@@ -146,6 +151,8 @@ def load_weights(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+            **({"device_map": "meta"} if headers_only else {}),
         )
     except StillhouseError:
         raise

@@ -26,13 +26,19 @@ TaskHead = Literal[
 
 
 def load_task_model(
-    folder: Path, head: TaskHead, settings: Mapping[str, Any], *, new_head_seed: int | None = None
+    folder: Path,
+    head: TaskHead,
+    settings: Mapping[str, Any],
+    *,
+    new_head_seed: int | None = None,
+    headers_only: bool = False,
 ) -> PreTrainedModel:
     """A model with this head, in float32 on the processor, in evaluation mode.
 
     Args:
         settings: Values of the configuration, such as the labels.
         new_head_seed: Draws the parameters of a head that the folder does not have.
+        headers_only: As in `load_model`.
 
     Raises:
         ModelError: no such model, damaged weights, a body that is not whole, or, without a seed, a
@@ -41,7 +47,7 @@ def load_task_model(
     config = configured(load_config(folder), settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(new_head_seed or 0)
-        model, report = load_weights(folder, _model_class(head), config)
+        model, report = load_weights(folder, _model_class(head), config, headers_only=headers_only)
     _check_whole(folder, model, head, report, new_head=new_head_seed is not None)
     return model.eval()
 

@@ -224,6 +224,7 @@ class Finetuning:
             self.device,
             measure_floor(self._work(batches, model, objective.teacher), self.device),
             self.ranks,
+            section=f"finetuning.{self.name}.training",
         )
         with finishing(f"the model {name} of {self.name}", self.ranks) as stop:
             facts = {"training": job.facts(train(job, reporter, stop))}

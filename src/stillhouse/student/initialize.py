@@ -3,6 +3,7 @@
 Its weights are carried over from the teacher's layers, drawn at random, or read from a folder.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from stillhouse.errors import ModelError
 from stillhouse.families import (
     check_sequence_length,
+    empty_model,
     load_config,
     load_model,
     save_model,
@@ -57,7 +59,7 @@ def initialize(
     elif recipe.student.weights == "random":
         student = random_student(plan, seed)
     else:
-        student = student_from_folder(Path(recipe.student.weights), plan)
+        student = student_from_folder(Path(recipe.student.weights).expanduser(), plan)
     if recipe.student.weights in ("teacher", "random"):
         take_generation_config(student, teacher_folder)
     with commit_folder(
@@ -80,18 +82,31 @@ def random_student(plan: StudentPlan, seed: int) -> PreTrainedModel:
     return getattr(transformers, plan.family.model_class)(plan.config).eval()
 
 
-def student_from_folder(folder: Path, plan: StudentPlan) -> PreTrainedModel:
+def check_initial_weights(weights: str, plan: StudentPlan) -> None:
+    """Refuse a folder that `student_from_folder` would refuse, from the headers of its weights.
+
+    Raises:
+        ModelError: no such folder, or a model of another shape.
+    """
+    if weights not in ("teacher", "random"):
+        student_from_folder(Path(weights).expanduser(), plan, headers_only=True)
+
+
+def student_from_folder(
+    folder: Path, plan: StudentPlan, *, headers_only: bool = False
+) -> PreTrainedModel:
     """A student that goes on from a model folder of the planned shape.
 
     Raises:
         ModelError: no such folder, or a model of another shape.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for every path that cannot be
         raise ModelError(
             f"student.weights is {folder}, which is neither teacher, random nor a folder."
         )
-    _, student = load_model(folder)
-    wanted = {name: tuple(p.shape) for name, p in random_student(plan, seed=0).named_parameters()}
+    _, student = load_model(folder, headers_only=headers_only)
+    planned = empty_model(plan.config)
+    wanted = {name: tuple(p.shape) for name, p in planned.named_parameters()}
     found = {name: tuple(p.shape) for name, p in student.named_parameters()}
     if wanted != found:
         differ = sorted(set(wanted.items()) ^ set(found.items()))

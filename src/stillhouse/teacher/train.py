@@ -94,6 +94,7 @@ def train_teacher(
         device,
         measure_floor(count_work(step, config, None), device),
         ranks,
+        section="teacher.training",
     )
     with finishing("the teacher", ranks) as stop:
         facts = {"training": job.facts(train(job, reporter, stop))}

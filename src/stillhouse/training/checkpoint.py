@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ from stillhouse.run_folder import (
     verify,
 )
 from stillhouse.training.device import is_out_of_memory
+from stillhouse.training.divergence import LossTrend
 from stillhouse.training.parts import (
     Part,
     State,
@@ -56,7 +57,7 @@ class Progress:
     """How far a run is, and what it found out on its way.
 
     `micro_batch_sequences` is set where memory did not allow as many as were planned.
-    `recent_norms` are the gradient's norms at the last steps.
+    `recent_norms` are the gradient's norms at the last steps, `trend` is how the loss goes.
     """
 
     step: int = 0
@@ -65,6 +66,7 @@ class Progress:
     skipped_steps: int = 0
     micro_batch_sequences: int | None = None
     recent_norms: tuple[float, ...] = ()
+    trend: LossTrend = field(default_factory=LossTrend)
 
     def facts(self) -> dict[str, int | float]:
         """What a manifest says of a finished training."""
@@ -356,7 +358,9 @@ def _read_progress(path: Path) -> Progress:
     """Raises ValueError, TypeError or KeyError where a value is not what it should be."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     state["recent_norms"] = tuple(map(float, state["recent_norms"]))
-    progress = Progress(**state)
+    trend = state.pop("trend", {})
+    trend["recent"] = tuple(map(float, trend.get("recent", ())))
+    progress = Progress(**state, trend=LossTrend(**trend))
     counts = (progress.step, progress.tokens, progress.skipped_steps)
     optional = progress.micro_batch_sequences
     if not all(type(count) is int for count in counts) or (optional is not None and optional < 1):

@@ -1,6 +1,7 @@
 """Where training runs, and in which precision."""
 
 import functools
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,17 +9,33 @@ from typing import Literal
 
 import torch
 
-from stillhouse.errors import ResourceError
+from stillhouse.errors import RecipeError, ResourceError
 from stillhouse.kernels import one_thread
 
 Precision = Literal["fp32", "bf16"]
+DEVICE_VARIABLE = "STILLHOUSE_DEVICE"  # read by every process of a run
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_PASSES = 10
 
 
 def pick_device() -> torch.device:
-    """The first CUDA device where there is one, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """What `--device` says, or the variable that it sets; by default the first CUDA device where
+    there is one, else the processor.
+
+    Raises:
+        RecipeError: no such device here.
+    """
+    wanted = os.environ.get(DEVICE_VARIABLE, "auto")
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted not in ("cpu", "cuda"):
+        raise RecipeError(f"--device is {wanted!r:.80}; it is auto, cpu or cuda.")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(
+            "--device is cuda, but PyTorch finds no CUDA device here. Leave --device out, or give "
+            "cpu; `stillhouse doctor` says what this machine has."
+        )
+    return torch.device(wanted)
 
 
 @functools.cache
@@ -93,17 +110,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or refused
 
 
-def out_of_memory(sequences: int, sequence_length: int) -> ResourceError:
-    """What to say of a micro-batch that is too large."""
+def out_of_memory(
+    sequences: int, sequence_length: int, section: str = "distillation"
+) -> ResourceError:
+    """What to say of a micro-batch that is too large; `section` of the recipe has its settings."""
     return ResourceError(
         f"Out of memory in a micro-batch of {sequences} sequences of {sequence_length} "
-        "tokens. Lower distillation.micro_batch_tokens, set "
-        "distillation.activation_checkpointing, or take a smaller model."
+        f"tokens. Lower {section}.micro_batch_tokens, set "
+        f"{section}.activation_checkpointing, or take a smaller model."
     )
 
 
 @contextmanager
-def explained_memory_errors(sequences: int, sequence_length: int) -> Iterator[None]:
+def explained_memory_errors(
+    sequences: int, sequence_length: int, section: str = "distillation"
+) -> Iterator[None]:
     """Within, an allocation that fails becomes one clear error.
 
     Raises:
@@ -114,4 +135,4 @@ def explained_memory_errors(sequences: int, sequence_length: int) -> Iterator[No
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise out_of_memory(sequences, sequence_length) from error
+        raise out_of_memory(sequences, sequence_length, section) from error

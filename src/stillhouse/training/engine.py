@@ -16,9 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from stillhouse.errors import Stopped
 from stillhouse.families.attention import masks_as_given
-from stillhouse.recipe import TrainingRecipe
+from stillhouse.recipe import PretrainingRecipe, TrainingRecipe
 from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.checkpoint import Progress
 from stillhouse.training.device import autocast, explained_memory_errors, pick_precision
@@ -28,8 +27,11 @@ from stillhouse.training.optimizer import make_optimizer
 from stillhouse.training.parallel import Lesson, replicate, shard
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import lost_ranks_explained
-from stillhouse.training.signals import NEVER, StopRequest
+from stillhouse.training.signals import NEVER, StopRequest, stopped
 from stillhouse.training.step import Steps, micro_batch_size
+from stillhouse.wording import counted, duration
+
+LONG_STEP_SECONDS = 60.0
 
 
 def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Progress:
@@ -42,7 +44,8 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
 
     Raises:
         Stopped: it was asked for; the last completed step is committed.
-        TrainingError: several steps in a row were not finite, or another rank is lost.
+        TrainingError: it diverged, or several steps in a row were not finite, or another rank is
+            lost.
         ResourceError: out of memory or disk.
     """
     keep_freed_memory()
@@ -50,16 +53,17 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
     if job.recipe.activation_checkpointing:
         keep_few_activations(model)
     length = job.batches.source.sequence_length
-    with explained_memory_errors(1, length), lost_ranks_explained():
+    with explained_memory_errors(1, length, job.section), lost_ranks_explained():
         lesson = _on_the_ranks(job, model)
     optimizer = make_optimizer(model, job.recipe.optimizer)
     progress = job.checkpoints.load_newest(model, optimizer) or Progress()
     if progress.step:
-        reporter.say(f"{job.name}: going on after step {progress.step}")
-    reporter.say(f"{job.name}: {job.floor}")
+        reporter.say(f"{job.label}: going on after step {progress.step}")
+    reporter.say(f"{job.label}: {job.floor}")
+    reporter.say(f"{job.label}: {_length_of_a_step(job)}")
     precision = pick_precision(job.recipe.precision, job.device)
     steps = Steps(job, lesson, optimizer, progress, precision, reporter)
-    reporter.start(job.name, progress.step, job.batches.num_steps)
+    reporter.start(job.label, progress.step, job.batches.num_steps)
     log = MetricsLog if job.ranks.is_first else NoMetrics
     try:
         with log(job.metrics, job.name, progress.step + 1) as lines:
@@ -72,15 +76,16 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
                 job.checkpoints.check()
                 if job.is_committed_at(steps.progress.step):
                     job.checkpoints.save(model, optimizer, steps.progress, stop)
+            else:
+                steps.check_outcome()
             number = job.ranks.highest(stop.signal_number or 0)
             if number:  # also one that came during the last step
                 job.checkpoints.save(model, optimizer, steps.progress, stop)
                 job.checkpoints.finish()
-                raise Stopped(
-                    f"Stopped by signal {number} after step {steps.progress.step} of "
-                    f"{job.batches.num_steps}, which is committed. Give the same command again to "
-                    "go on.",
+                raise stopped(
                     number,
+                    f"Step {steps.progress.step} of {job.batches.num_steps} of {job.label} is "
+                    "committed.",
                 )
             job.checkpoints.finish()
     except Exception:
@@ -90,6 +95,20 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
         reporter.finish()
     model.eval()
     return steps.progress
+
+
+def _length_of_a_step(job: TrainingJob) -> str:
+    """How many steps there are and how long one is, with the setting that makes it shorter."""
+    tokens = job.batches.sequences_per_step * job.batches.source.sequence_length
+    seconds = tokens / (job.floor.tokens_per_second * job.ranks.size)
+    text = (
+        f"{counted(job.batches.num_steps, 'step')} of up to {tokens:,} tokens, each at least "
+        f"{duration(seconds)}"
+    )
+    if seconds < LONG_STEP_SECONDS:
+        return text
+    key = "tokens_per_step" if isinstance(job.recipe, PretrainingRecipe) else "examples_per_step"
+    return f"{text}; lower {job.section}.{key} for shorter steps, and more of them"
 
 
 def _on_the_ranks(job: TrainingJob, model: PreTrainedModel) -> nn.Module:

@@ -51,6 +51,12 @@ class TrainingJob:
     floor: Floor
     ranks: Ranks = ALONE
     teacher_sharded: bool = False
+    section: str = "distillation"  # of the recipe, where the training's settings are
+
+    @property
+    def label(self) -> str:
+        """What progress calls it."""
+        return f"{self.name} (seed {self.batches.seed})"
 
     @property
     def gathers(self) -> bool:

@@ -6,9 +6,13 @@ import time
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
+from rich.table import Column
+
+from stillhouse.wording import duration
 
 SECONDS_BETWEEN_LINES = 10.0
+BAR_WIDTH = 20
 
 
 @runtime_checkable
@@ -58,29 +62,41 @@ class ConsoleReporter:
         self._name, self._total, self._first = name, total, done
         self._started = self._last_line = time.monotonic()
         if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[values]}"),
-                console=self.console,
-            )
+            column = Column(no_wrap=True, overflow="ellipsis")
+            line = TextColumn("{task.description}", markup=False, table_column=column)
+            self._bar = Progress(line, console=self.console)
             self._bar.start()
-            self._bar.add_task(name, total=total, completed=done, values="")
+            self._bar.add_task(self._line(done, {}), total=total, completed=done)
 
     def step(self, step: int, values: dict[str, int | float]) -> None:
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, values=_summary(values))
+            line = self._line(step, values)
+            self._bar.update(self._bar.task_ids[0], completed=step, description=line)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or step == self._total:
             self._last_line = time.monotonic()
-            left = (
-                (self._last_line - self._started)
-                / max(1, step - self._first)
-                * (self._total - step)
-            )
-            parts = [f"step {step} of {self._total}", f"{left:.0f} s left", _summary(values)]
-            self.say(f"{self._name}: {', '.join(part for part in parts if part)}")
+            self.say(f"{self._name}: {', '.join([*self._times(step), *_terms(values)])}")
+
+    def _times(self, step: int) -> list[str]:
+        """How far it is, and how long the rest takes."""
+        done = [f"step {step:,} of {self._total:,}"]
+        if step > self._first:
+            seconds = (time.monotonic() - self._started) / (step - self._first)
+            done.append(f"{duration(seconds * (self._total - step))} left")
+        return done
+
+    def _line(self, step: int, values: dict[str, int | float]) -> str:
+        """One line of the terminal: name, step and time left always, then as many values as fit,
+        and a bar where there is room."""
+        line = ", ".join([self._name, *self._times(step)]).replace(" of ", "/", 1)
+        width = self.console.width - 1
+        for term in _terms(values):
+            if len(line) + len(term) + 2 > width:
+                break
+            line += f", {term}"
+        if len(line) + BAR_WIDTH + 1 > width:
+            return line
+        filled = BAR_WIDTH * step // max(1, self._total)
+        return f"{'━' * filled}{'·' * (BAR_WIDTH - filled)} {line}"
 
     def finish(self) -> None:
         if self._bar is not None:
@@ -95,7 +111,8 @@ class ConsoleReporter:
         sys.stderr.flush()
 
 
-def _summary(values: dict[str, int | float]) -> str:
+def _terms(values: dict[str, int | float]) -> list[str]:
+    """The values that tell how it goes, the loss and the speed first."""
     hidden = (
         "learning_rate",
         "tokens",
@@ -111,5 +128,5 @@ def _summary(values: dict[str, int | float]) -> str:
         if name not in hidden and not name.startswith("grad_norm/")
     ]
     if "tokens_per_second" in values:
-        terms.append(f"{values['tokens_per_second']:,.0f} tokens/s")
-    return ", ".join(terms)
+        terms.insert(1, f"{values['tokens_per_second']:,.0f} tokens/s")
+    return terms

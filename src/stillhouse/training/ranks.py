@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from stillhouse.errors import ResourceError, RunError, StillhouseError, Stopped, TrainingError
+from stillhouse.errors import ResourceError, RunError, StillhouseError, TrainingError
 from stillhouse.run_folder import explained_os_errors
-from stillhouse.training.signals import StopRequest
+from stillhouse.training.device import pick_device
+from stillhouse.training.signals import StopRequest, stopped
 
 SECONDS_BETWEEN_QUESTIONS = 0.02
 LONGEST_COLLECTIVE = timedelta(minutes=30)  # compiling included; saving is waited for elsewhere
@@ -204,11 +205,7 @@ def finishing(what: str, ranks: Ranks) -> Iterator[StopRequest]:
         yield stop
         number = ranks.highest(stop.signal_number or 0)
     if number:
-        raise Stopped(
-            f"Stopped by signal {number}; {what} is committed. Give the same command again to go "
-            "on.",
-            number,
-        )
+        raise stopped(number, f"{what[0].upper()}{what[1:]} is committed.")
 
 
 @contextmanager
@@ -224,7 +221,7 @@ def joined_ranks() -> Iterator[Ranks]:
             "Start several ranks by torchrun, or unset WORLD_SIZE."
         )
     backend = "gloo"
-    if torch.cuda.is_available():
+    if pick_device().type == "cuda":
         number, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= devices:
             raise ResourceError(

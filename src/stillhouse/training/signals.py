@@ -4,6 +4,8 @@ import signal
 import threading
 from types import FrameType
 
+from stillhouse.errors import Stopped
+
 
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM is noted; a second SIGINT interrupts at once."""
@@ -26,6 +28,14 @@ class StopRequest:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
+
+
+def stopped(number: int, committed: str) -> Stopped:
+    """What to say of a stop that a signal asked for, once what was done is committed."""
+    by = "Interrupted (Ctrl-C)" if number == signal.SIGINT else "Stopped by SIGTERM"
+    if number not in (signal.SIGINT, signal.SIGTERM):
+        by = f"Stopped by signal {number}"
+    return Stopped(f"{by}. {committed} Give the same command again to go on.", number)
 
 
 NEVER = StopRequest()  # nobody asks

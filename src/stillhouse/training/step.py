@@ -30,6 +30,7 @@ from stillhouse.training.device import (
     out_of_memory,
     seed_generators,
 )
+from stillhouse.training.divergence import FINAL_FACTOR, loss_floor
 from stillhouse.training.job import TrainingJob
 from stillhouse.training.optimizer import (
     learning_parameters,
@@ -68,7 +69,8 @@ class Steps:
     def run(self, stop: StopRequest) -> dict[str, int | float] | None:
         """One optimizer step's metrics; None where a stop was asked for before it was complete."""
         length = self.job.batches.source.sequence_length
-        with explained_memory_errors(micro_batch_size(self.job, self.progress), length):
+        size = micro_batch_size(self.job, self.progress)
+        with explained_memory_errors(size, length, self.job.section):
             return self._run(stop)
 
     def _run(self, stop: StopRequest) -> dict[str, int | float] | None:
@@ -88,7 +90,8 @@ class Steps:
         self.progress = replace(
             done, step=done.step + 1, tokens=done.tokens + tokens, seconds=done.seconds + seconds
         )
-        loss = sum(self.job.objective.weights[name] * mean for name, mean in means.items())
+        loss = self._weighted(means)
+        self._watch(loss)
         return {
             "loss": loss,
             **(means if len(means) > 1 else {}),
@@ -101,6 +104,49 @@ class Steps:
             "skipped_steps": self.progress.skipped_steps,
             **norms,
         }
+
+    def _weighted(self, means: Mapping[str, float]) -> float:
+        return sum(self.job.objective.weights[name] * mean for name, mean in means.items())
+
+    def _watch(self, loss: float) -> None:
+        """Note a step's loss.
+
+        Raises:
+            TrainingError: the training diverges.
+        """
+        floor = loss_floor(self.job.objective.weights)
+        trend = self.progress.trend.after(loss, floor)
+        self.progress = replace(self.progress, trend=trend)
+        if trend.has_diverged(is_last=self.progress.step == self.job.batches.num_steps):
+            raise self._diverged(f"the loss is {loss:.3g} and was {trend.best:.3g} at best")
+
+    def check_outcome(self) -> None:
+        """Refuse weights that the last step has ruined, by the loss of one micro-batch.
+
+        Raises:
+            TrainingError: it is not finite, or far above every level of the training.
+        """
+        job, trend = self.job, self.progress.trend
+        step = max(0, self.progress.step - 1)
+        size = min(micro_batch_size(job, self.progress), len(job.batches.samples(step)[0]))
+        batch = job.batches.step(step, slice(0, size)).to(job.device)
+        rows = job.objective.rows.items()
+        counts = {name: max(1, batch.num_rows(kind)) for name, kind in rows}
+        coefficients = {name: job.objective.weights[name] / count for name, count in counts.items()}
+        sums = self._forward(batch, coefficients, 0)[1]
+        means = {name: value / counts[name] for name, value in self._read(sums).items()}
+        loss = self._weighted({name: mean / job.ranks.size for name, mean in means.items()})
+        if trend.is_far(loss, loss_floor(job.objective.weights), FINAL_FACTOR):
+            best = "" if trend.best is None else f" and was {trend.best:.3g} at best"
+            raise self._diverged(f"the loss is {loss:.3g}{best}")
+
+    def _diverged(self, reason: str) -> TrainingError:
+        section, recipe = self.job.section, self.job.recipe
+        return TrainingError(
+            f"{self.job.label}: training diverged at step {self.progress.step}: {reason}. Lower "
+            f"{section}.optimizer.learning_rate (now {recipe.optimizer.learning_rate:g}); with "
+            "the same --run-dir, name the stage in --overwrite."
+        )
 
     def _accumulate(
         self, stop: StopRequest
@@ -217,7 +263,7 @@ class Steps:
         if self.job.device.type == "cuda":
             torch.cuda.empty_cache()
         self.reporter.say(
-            f"{self.job.name}: out of memory in a micro-batch of {size} sequences; going on with "
+            f"{self.job.label}: out of memory in a micro-batch of {size} sequences; going on with "
             f"{-(-size // 2)}, in steps of as many tokens as before"
         )
 
@@ -232,7 +278,7 @@ class Steps:
 
     def _too_large(self) -> ResourceError:
         size = micro_batch_size(self.job, self.progress)
-        return out_of_memory(size, self.job.batches.source.sequence_length)
+        return out_of_memory(size, self.job.batches.source.sequence_length, self.job.section)
 
     def _clip(self) -> Tensor:
         """Limit the gradient's norm; returns what it was before."""
@@ -268,15 +314,28 @@ class Steps:
         else:
             self._skipped_in_a_row += 1
             self.progress = replace(done, skipped_steps=done.skipped_steps + 1)
-            self.reporter.say(f"{self.job.name}: step {done.step + 1} is skipped: {wrong}")
+            self.reporter.say(f"{self.job.label}: step {done.step + 1} is skipped: {wrong}")
         self.optimizer.zero_grad(set_to_none=True)
         if self._skipped_in_a_row == SKIPPED_STEPS_IN_A_ROW:
-            raise TrainingError(
-                f"{self.job.name}: {SKIPPED_STEPS_IN_A_ROW} steps in a row were skipped, the last "
-                f"at step {done.step + 1}: {wrong}. The weights are unharmed; lower the learning "
-                "rate, or train in fp32."
-            )
+            raise self._stuck(wrong or "")
         return learning_rate
+
+    def _stuck(self, wrong: str) -> TrainingError:
+        """What to say of a training that only skips steps."""
+        step = self.progress.step + 1
+        skipped = f"{SKIPPED_STEPS_IN_A_ROW} steps in a row were skipped, the last at step {step}"
+        section, recipe = self.job.section, self.job.recipe
+        if step == SKIPPED_STEPS_IN_A_ROW:  # no step has changed anything yet
+            return TrainingError(
+                f"{self.job.label}: {skipped}: {wrong}. No step was taken before: the weights that "
+                "training starts from, or its teacher's, hold NaN or infinity, or a product "
+                f"overflows. Compare the models on some text, or set {section}.precision to fp32."
+            )
+        return TrainingError(
+            f"{self.job.label}: training diverged at step {step}: {skipped}: {wrong}. Lower "
+            f"{section}.optimizer.learning_rate (now {recipe.optimizer.learning_rate:g}), or set "
+            f"{section}.precision to fp32."
+        )
 
 
 def micro_batch_size(job: TrainingJob, progress: Progress) -> int:
