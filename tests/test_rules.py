@@ -51,7 +51,7 @@ STAGES = {
     "report",
     "serving",
 }
-TOP = {"__init__", "__main__", "cli", "pipeline", "check", "doctor"}
+TOP = {"__init__", "__main__", "cli", "pipeline", "check", "doctor", "verification"}
 
 # Below a tool, the tools it may use; below a part of the ground, the ground it stands on.
 ARROWS = {
