@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from laws import law_table
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from speed import serving_table, speed_table
 
 from faults import fault_table
-from laws import law_table
 from stillhouse.cli import app
 from stillhouse.recipe import PRESETS, Recipe
 from stillhouse.recipe_file import recipe_names, recipe_text
