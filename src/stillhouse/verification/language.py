@@ -140,7 +140,7 @@ def language_checks(case: LanguageCase) -> Iterator[Check]:
         case.student,
         case.objective(case.recipe.distillation.losses, case.teacher),
         case.source,
-        case.run,
+        case.run.path,
     )
     yield from layout_checks(case)
     yield transformers_check(case)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse.recipe import TrainingRecipe
-from stillhouse.run_folder import Inputs, RunFolder
+from stillhouse.run_folder import Inputs
 from stillhouse.tokens.batches import AnySource, StepBatches
 from stillhouse.training.checkpoint import Progress
 from stillhouse.training.floor import Floor, Rates
@@ -32,7 +32,7 @@ def split_check(
     model: PreTrainedModel,
     objective: Objective,
     source: AnySource,
-    run: RunFolder,
+    folder: Path,
 ) -> Check:
     """The training engine's own step, whole and split into micro-batches of two sequences."""
     number = min(SEQUENCES, source.num_sequences)
@@ -41,7 +41,7 @@ def split_check(
         tokens = at_once * source.sequence_length
         settings = recipe.model_copy(update={"micro_batch_tokens": tokens, "precision": "fp32"})
         batches = StepBatches(source, seed=0, sequences_per_step=number, num_samples=number)
-        found[name] = gradient_of(settings, model, objective, batches, run)
+        found[name] = gradient_of(settings, model, objective, batches, folder)
     (whole_means, whole), (split_means, split) = found["whole"], found["split"]
     apart = {f"loss {name}": relative(split_means[name], whole_means[name]) for name in whole_means}
     apart["gradient"] = float(np.linalg.norm(split - whole) / (np.linalg.norm(whole) or 1.0))
@@ -55,10 +55,10 @@ def gradient_of(
     model: PreTrainedModel,
     objective: Objective,
     batches: StepBatches,
-    run: RunFolder,
+    folder: Path,
 ) -> tuple[dict[str, float], np.ndarray]:
     """Each term's mean in the first step, and the gradient of all that learns, side by side."""
-    with TemporaryDirectory(dir=run.path) as folder:
+    with TemporaryDirectory(dir=folder) as temporary:
         reporter: Any = QuietReporter()
         inputs = Inputs("verify", {}, {})
         job = TrainingJob(
@@ -67,8 +67,8 @@ def gradient_of(
             objective,
             batches,
             recipe,
-            checkpoints_for(Path(folder), inputs, recipe, reporter),
-            Path(folder) / "metrics.jsonl",
+            checkpoints_for(Path(temporary), inputs, recipe, reporter),
+            Path(temporary) / "metrics.jsonl",
             model.device,
             UNMEASURED,
         )
