@@ -7,7 +7,7 @@ good it is.
 import json
 from pathlib import Path
 
-from stillhouse.corpus.documents import read_documents
+from stillhouse.data.documents import read_documents
 from stillhouse.pipeline import Options, Pipeline
 from stillhouse.recipe import Recipe, TeacherRecipe
 from stillhouse.run_folder import RunFolder
