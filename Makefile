@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv quickstart test test-slow faults audit check lint types docs clean
+.PHONY: .venv quickstart test test-all test-slow faults audit check check-all lint types docs clean
 
 # The environment, rebuilt when the constraints or the project's own requirements change.
 .venv: .venv/.dev
@@ -22,9 +22,16 @@ BIN := .venv/bin
 quickstart: .venv/.installed
 	$(BIN)/stillhouse quickstart
 
+# The fast tests: at most two minutes on two cores.
 test: .venv/.dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
+# The same, those that start processes, and those in a browser (Chromium must be installed).
+test-all: .venv/.dev
+	$(BIN)/python -m pytest -m 'not slow and not gpu' --numprocesses 2 --dist worksteal \
+	    --cov=stillhouse --cov-report=term:skip-covered
+
+# Minutes each.
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow --timeout=3600
 
@@ -50,6 +57,10 @@ audit: .venv/.dev
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 check: lint types test
+	$(BIN)/python docs/generate.py --check
+
+# All that a change must pass: at most forty minutes on two cores.
+check-all: lint types test-all
 	$(BIN)/python docs/generate.py --check
 
 # What can be rebuilt. Trained models (runs/) are the user's: no target removes them.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from laws import law_table
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from speed import serving_table, speed_table
@@ -130,15 +131,15 @@ def with_table(page: Path, name: str, table: str) -> str:
 
 
 def main() -> None:
-    readme, reliability, serving = (
-        DOCS.parent / "README.md", DOCS / "reliability.md", DOCS / "serving.md"
-    )  # fmt: skip
+    readme, correctness = DOCS.parent / "README.md", DOCS / "correctness.md"
+    reliability, serving = DOCS / "reliability.md", DOCS / "serving.md"
     pages = {
         DOCS / "cli.md": cli_page(),
         DOCS / "recipe.md": recipe_page(),
         readme: with_table(readme, "speed", speed_table()),
         reliability: with_table(reliability, "faults", fault_table()),
         serving: with_table(serving, "speed", serving_table()),
+        correctness: with_table(correctness, "laws", law_table()),
     }
     if "--check" in sys.argv:
         stale = [

@@ -1,8 +1,8 @@
 """Keeps the fast tests fast: one that uses more CPU time than it may fails.
 
 CPU time of this process and of the processes it waited for, since the wall clock of a busy machine
-says nothing about a test. Fixtures count towards the test that first needs them. Markers name the
-tests that may take longer.
+says nothing about a test. What fixtures of a module or session cost is not counted: no single test
+pays for them. Markers name the tests that may take longer.
 """
 
 import os
@@ -20,24 +20,44 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    item.stash[STARTED] = cpu_seconds()
-    return (yield)
+class FastTests:
+    """Measures each test, and fails one of the fast tier that takes too long."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+        self.shared = 0.0  # of fixtures that other tests use too
+        self.nested = 0  # how many of those are being set up just now
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
+        self.started, self.shared = cpu_seconds(), 0.0
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef) -> Iterator[None]:
+        if fixturedef.scope == "function":
+            return (yield)
+        started = cpu_seconds()
+        self.nested += 1
+        try:
+            return (yield)
+        finally:
+            self.nested -= 1
+            if not self.nested:
+                self.shared += cpu_seconds() - started
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        result = yield
+        seconds = cpu_seconds() - self.started - self.shared
+        if seconds > FAST_TEST_SECONDS and not any(map(item.get_closest_marker, SLOWER_TIERS)):
+            pytest.fail(
+                f"a fast test used {seconds:.1f} s of CPU time, more than {FAST_TEST_SECONDS} s: "
+                "make it smaller, or mark it e2e",
+                pytrace=False,
+            )
+        return result
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    result = yield
-    seconds = cpu_seconds() - item.stash[STARTED]
-    item.user_properties.append(("cpu_seconds", seconds))
-    if seconds > FAST_TEST_SECONDS and not any(map(item.get_closest_marker, SLOWER_TIERS)):
-        pytest.fail(
-            f"a fast test used {seconds:.1f} s of CPU time, more than {FAST_TEST_SECONDS} s: make "
-            "it smaller, or mark it e2e",
-            pytrace=False,
-        )
-    return result
-
-
-STARTED = pytest.StashKey[float]()
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(FastTests(), "fast-tests")

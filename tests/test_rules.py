@@ -52,7 +52,16 @@ STAGES = {
     "report",
     "serving",
 }
-TOP = {"__init__", "__main__", "cli", "pipeline", "check", "doctor", "validate"}
+TOP = {
+    "__init__",
+    "__main__",
+    "cli",
+    "pipeline",
+    "check",
+    "doctor",
+    "validate",
+    "verification",
+}
 
 # Below a tool, the tools it may use; below a part of the ground, the ground it stands on.
 ARROWS = {

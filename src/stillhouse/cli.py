@@ -162,6 +162,34 @@ def check(
 
 
 @app.command()
+def verify(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a recipe's losses on its own teacher and text, against independent references.
+
+    Reads the first documents; takes about a minute; writes to a temporary folder only. Ends with 1
+    where a check fails.
+    """
+    from stillhouse.recipe_file import load_recipe
+    from stillhouse.verification.checks import print_checks
+    from stillhouse.verification.verify import verify_recipe
+
+    name, parsed = load_recipe(recipe, overrides or [])
+    result = verify_recipe(name, parsed, offline=offline)
+    tables = result.pop("tables")
+    if as_json:
+        _print_json(result)
+    else:
+        for part, checks in tables.items():
+            print_checks(f"{name}: {part}", checks)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def prepare(
     recipe: RecipeName,
     run_dir: RunDir = None,

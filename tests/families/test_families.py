@@ -28,6 +28,7 @@ def test_body_and_head_apart_equal_the_models_own_logits(name, tiny_model, batch
 
 
 @every_family
+@pytest.mark.law("packing")
 def test_packed_documents_do_not_see_each_other(name, tiny_model, batch_of, words):
     """Each segment's hidden states are those it has when the library runs it alone."""
     model, family = tiny_model(name), family_named(name)

@@ -82,6 +82,7 @@ def test_a_saved_folder_holds_json_and_safetensors_only(folder):
 
 
 @every_family
+@pytest.mark.law("reload")
 def test_a_saved_model_is_loaded_as_it_was(name, tmp_path, tiny_model, tiny_tokenizer):
     """Every parameter, bit for bit, in evaluation mode, with its family."""
     model = tiny_model(name)

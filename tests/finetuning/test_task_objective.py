@@ -123,6 +123,7 @@ def changed(model):
 @pytest.mark.parametrize(
     "name", ["classification", "multi_label", "regression", "token_classification"]
 )
+@pytest.mark.law("formula")
 def test_right_answers_cost_what_the_library_says(lesson, name, family):
     """Its mean times what is asked."""
     task, model, batch = lesson(name, family)
@@ -173,6 +174,7 @@ def test_texts_without_answers_are_learned_from_a_teacher_alone(lesson, name):
 
 
 @pytest.mark.parametrize("name", TASKS)
+@pytest.mark.law("copy")
 def test_nothing_is_learned_from_a_copy(lesson, name):
     """Every term of a teacher is zero for a student that equals it, and not for another."""
     task, model, batch = lesson(name, together=2 if name == "embeddings" else 1)
@@ -188,6 +190,7 @@ def test_nothing_is_learned_from_a_copy(lesson, name):
 
 
 @pytest.mark.parametrize("name", TASKS)
+@pytest.mark.law("accumulation")
 def test_micro_batches_add_up_and_blank_ones_add_nothing(lesson, name):
     """Each term over the whole batch, and over its parts with a blank one among them."""
     task, model, batch = lesson(name, together=2 if name == "embeddings" else 1)

@@ -113,6 +113,7 @@ def assert_equal_to_plain(
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", LOGIT_TERMS)
+@pytest.mark.law("formula")
 def test_each_term_has_the_value_and_gradients_of_the_plain_loss(
     name, masked, student, teacher, labels, mask
 ):
@@ -149,6 +150,7 @@ def test_skew_without_skew_is_the_soft_target(student, teacher, labels):
 
 
 @pytest.mark.parametrize("name", LOGIT_TERMS)
+@pytest.mark.law("gradient")
 def test_the_gradient_is_the_slope_of_the_value(name, student, teacher, labels):
     """Independent of autograd: a small step along any direction changes the value by its slope."""
     features, weight, bias = (part.detach().double() for part in student)

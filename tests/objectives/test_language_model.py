@@ -144,6 +144,7 @@ def assert_equals_dense(pair: Pair, batch: Batch, recipe: LossesRecipe) -> None:
 
 @pytest.mark.parametrize("rows", ["all", "predicted"])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.law("gradient")
 def test_each_term_equals_that_of_dense_logits(name, rows, pair, batch):
     """Value and gradients, over all rows and over the predicted ones."""
     assert_equals_dense(pair, batch, recipe_of([name], rows))
@@ -162,6 +163,7 @@ def test_all_terms_with_their_own_rows_equal_dense_logits(pair, batch):
 
 
 @every_family
+@pytest.mark.law("padding")
 def test_padding_is_not_seen(pair, batch):
     """More padding, whatever stands in it, and whole rows of it change nothing."""
     shape = (len(batch.input_ids) + 2, batch.input_ids.shape[1] + 5)
@@ -190,6 +192,7 @@ def batch_padding(batch: Batch) -> Tensor:
 
 @pytest.mark.parametrize("rows", ["all", "predicted"])
 @every_family
+@pytest.mark.law("accumulation")
 def test_micro_batches_add_up(rows, pair, batch):
     """Whole or one sequence at a time: the same values and gradients, once added."""
     objective = objective_of(pair, recipe_of(NAMES, rows))
@@ -203,6 +206,7 @@ def test_micro_batches_add_up(rows, pair, batch):
 
 
 @every_family
+@pytest.mark.law("formula")
 def test_language_modeling_alone_is_the_librarys_own_loss(pair, batch_of, words):
     """As transformers computes it from labels, times the labels it averaged over."""
     student, _ = pair
@@ -215,6 +219,7 @@ def test_language_modeling_alone_is_the_librarys_own_loss(pair, batch_of, words)
     assert_same(run(objective, student, batch), wanted)
 
 
+@pytest.mark.law("copy")
 def test_a_student_that_is_its_teacher_has_nothing_to_copy(pair, batch):
     """Every term but language modeling is zero for a copy."""
     student = pair[0]
@@ -315,6 +320,7 @@ CACHED = ("soft_target", "language_modeling", "hidden_cosine", "hidden_mse")
 
 @pytest.mark.parametrize("cached_rows", ["all", "predicted"])
 @every_family
+@pytest.mark.law("cache")
 def test_a_cached_teacher_teaches_like_a_live_one(cached_rows, pair, batch):
     """Whole or one sequence at a time, all terms or some: what the live teacher gives."""
     recipe = recipe_of(CACHED, cached_rows)

@@ -78,6 +78,7 @@ FORMULAS: dict[str, Callable[[Row, Row], float]] = {
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.law("formula")
 def test_a_divergence_is_its_formula(name, temperature, pair):
     """The sum over rows of the formula, times temperature^2 for all but the total variation."""
     student, teacher = pair
@@ -111,6 +112,7 @@ def test_logit_mse_is_the_mean_over_the_vocabulary(pair):
     assert losses.hidden_mse_loss(*pair).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.law("formula")
 def test_hidden_cosine_is_one_minus_the_cosine(pair):
     """Of each row, whatever the lengths of the two vectors."""
     student, teacher = (hidden.double().tolist() for hidden in pair)
@@ -137,6 +139,7 @@ def test_language_modeling_is_minus_the_log_probability_of_the_label(pair):
 
 
 @every_paired_loss
+@pytest.mark.law("copy")
 def test_a_perfect_copy_has_nothing_to_learn(loss, pair):
     """Zero, and no gradient, for a student that equals its teacher."""
     student = pair[0].clone().requires_grad_()

@@ -97,6 +97,7 @@ def test_likely_tokens_of_a_sample_keep_their_own_probability(logits):
     assert certain.any()
 
 
+@pytest.mark.law("cache")
 def test_the_sampled_loss_is_unbiased(logits, student_logits):
     """Its mean over the chance is the exact loss, and so is its gradient's."""
     student = student_logits.requires_grad_()
@@ -169,6 +170,7 @@ def reference_value(student_logits: Tensor, rows: SparseRows, temperature: float
 
 @each_kind
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.law("cache")
 def test_the_value_is_that_of_a_float64_reference(kind, temperature, logits, student_logits):
     rows = kept(logits, kind, 6, temperature=temperature)
     found = float(sparse_soft_target_loss(student_logits, rows, temperature=temperature))

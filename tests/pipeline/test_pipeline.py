@@ -9,6 +9,8 @@ import torch
 from tests.pipeline.tiny_run import TinyRun, call, sha256, snapshot, write_recipe
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from stillhouse.tokens.shards import open_split
+
 MODEL_KEYS = {
     "path",
     "parameters",
@@ -103,6 +105,7 @@ def test_every_training_is_held_against_what_the_machine_allows(finished):
     assert "Training speed, of what this machine allows" in page
 
 
+@pytest.mark.law("reload")
 def test_the_student_loads_in_plain_transformers(finished):
     """A student is an ordinary checkpoint: model and tokenizer load by its folder alone."""
     folder = finished.folder / "student"
@@ -112,6 +115,26 @@ def test_the_student_loads_in_plain_transformers(finished):
     assert model.config.n_layer == 2
     assert logits.shape[-1] == len(tokenizer) == 320
     assert torch.isfinite(logits).all()
+
+
+@pytest.mark.law("reload")
+def test_a_reloaded_student_has_the_loss_that_was_reported(finished):
+    """Loaded by transformers alone, by transformers' own loss over the validation text, the student
+    scores what `evaluation.json` says."""
+    model = AutoModelForCausalLM.from_pretrained(finished.folder / "student")
+    split = open_split(finished.folder / "tokens", "validation")
+    context, end = model.config.n_positions, model.config.eos_token_id
+    total = count = 0
+    for start, stop in pairwise(split.document_starts.astype(int).tolist()):
+        ids = split.read(start + 1, stop).tolist()  # without the end-of-text before it
+        for first in range(0, len(ids), context - 1):
+            block = torch.tensor([[end, *ids[first : first + context - 1]]])
+            with torch.no_grad():
+                mean = model(input_ids=block, labels=block).loss
+            total, count = total + float(mean) * (block.shape[1] - 1), count + block.shape[1] - 1
+    student = json.loads((finished.folder / "evaluation.json").read_text())["models"]["student"]
+    assert count == student["perplexity"]["tokens_scored"]
+    assert total / count == pytest.approx(student["validation_loss"], rel=1e-5)
 
 
 def test_a_second_run_does_nothing(done):

@@ -75,6 +75,7 @@ def stopped(server: Server, run: TinyRun, *overrides: str, ranks: int, step: int
 
 @layouts
 @pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.law("ranks")
 def test_many_ranks_train_as_one(server, initialized, alone, tmp_path, ranks, layout):
     """Losses, tokens and weights are those of one rank; stopped, and on as many ranks as before,
     training ends with the same bits as without."""
@@ -89,6 +90,7 @@ def test_many_ranks_train_as_one(server, initialized, alone, tmp_path, ranks, la
     assert runs[1].weights() == runs[0].weights()
 
 
+@pytest.mark.law("ranks")
 def test_the_number_of_ranks_may_change(server, ready, alone):
     """1, 2 sharded, 4, then 2 ranks: each goes on from the others' checkpoint, to the same end."""
     stopped(server, ready, ranks=1, step=2)

@@ -44,6 +44,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.law("resume")
 def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterrupted, number):
     """A signal commits the last completed step; the same command goes on from there."""
     said = interrupted(server, ready, step=7, number=number)

@@ -20,6 +20,7 @@ def losses(run: TinyRun) -> list[float]:
     return [line["loss"] for line in run.metrics()]
 
 
+@pytest.mark.law("cache")
 def test_a_cache_of_the_whole_vocabulary_teaches_like_the_live_teacher(ready, tmp_path):
     """With nothing left out, training follows the live teacher's to float16's precision."""
     live = ready.copy(tmp_path / "live")

@@ -61,6 +61,7 @@ def test_the_shortest_sequence_predicts_one_token(masker):
     assert (np.count_nonzero(labels != IGNORED, axis=1) == 1).all()
 
 
+@pytest.mark.law("masks")
 def test_labels_are_the_tokens_that_stood_there(masker):
     """A drawn position's label is its original token; elsewhere there is none and no change."""
     inputs, segments = sequences_of(20)
@@ -100,6 +101,7 @@ def test_random_words_are_any_word_but_no_special_token(masker):
     assert all(within(count, trials / len(WORDS), trials) for count in found[5:])
 
 
+@pytest.mark.law("masks")
 def test_special_tokens_and_padding_are_never_drawn(masker):
     """Even when everything may be drawn, CLS, SEP, unknown, mask and padding are not."""
     inputs = np.tile(np.array([2, 7, 1, 8, 4, 9, 3, 0, 9, 9]), (50, 1))
@@ -130,6 +132,7 @@ def test_a_token_that_never_occurred_does_not_break_the_draw(masker):
     assert within((labels == 5).sum(), 2000, 4000)
 
 
+@pytest.mark.law("masks")
 def test_a_visit_is_masked_the_same_in_any_batch(masker):
     """(seed, epoch, sequence) alone decide, whatever else is in the batch, in whatever place."""
     inputs, segments = sequences_of(10)

@@ -30,6 +30,7 @@ def causal_of(split_of, documents, length, *, attend_across_documents=False) -> 
 
 
 @pytest.mark.parametrize("length", [1, 4, 5, 15, 20])
+@pytest.mark.law("shift")
 def test_every_token_but_the_first_is_predicted_once(length, split_of):
     """Read row by row, labels are the stream from its second token, closed by end-of-text."""
     stream = [token for document in CAUSAL for token in document]
@@ -39,6 +40,7 @@ def test_every_token_but_the_first_is_predicted_once(length, split_of):
     assert batch.input_ids[batch.rows("all")].tolist() == stream
 
 
+@pytest.mark.law("shift")
 def test_a_label_is_the_next_token(split_of):
     """Written out by hand, with the short last window padded and unlabeled."""
     batch = whole(causal_of(split_of, CAUSAL, 4))
@@ -57,6 +59,7 @@ def test_a_label_is_the_next_token(split_of):
     assert batch.segment_ids[3].tolist()[-1] == 0
 
 
+@pytest.mark.law("packing")
 def test_positions_restart_with_each_document(split_of):
     """A document begins at position 0, and so does a window that begins within one."""
     batch = whole(causal_of(split_of, CAUSAL, 4))
@@ -64,6 +67,7 @@ def test_positions_restart_with_each_document(split_of):
     assert batch.position_ids[3, :3].tolist() == [0, 0, 1]
 
 
+@pytest.mark.law("packing")
 def test_documents_in_one_window_are_apart(split_of):
     """Two positions share a segment exactly where no end-of-text stands between them."""
     batch = whole(causal_of(split_of, CAUSAL, 15))
@@ -169,6 +173,7 @@ def test_short_tails_are_kept():
     assert (starts.tolist(), lengths.tolist()) == ([0, 22], [22, 1])
 
 
+@pytest.mark.law("padding")
 def test_padding_fills_the_rest(split_of, special):
     """What no segment fills is the pad token, of segment 0, without a label."""
     batch = whole(masked_of(split_of, special, documents_of(10), 24))

@@ -42,6 +42,7 @@ def lines(job: TrainingJob) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 4])
+@pytest.mark.law("accumulation")
 def test_micro_batches_do_not_change_the_result(tmp_path, sequences):
     """However a step is split, losses and weights agree to 1e-5 in float32."""
     whole = make_job(tmp_path / "whole", micro_batch_tokens=6 * LENGTH)
@@ -57,6 +58,7 @@ def test_micro_batches_do_not_change_the_result(tmp_path, sequences):
         )
 
 
+@pytest.mark.law("accumulation")
 def test_a_term_is_the_mean_over_its_own_rows_of_the_whole_step(tmp_path):
     """Each logged term is the objective's sum over the global batch divided by its rows once."""
     losses = {

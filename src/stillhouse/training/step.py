@@ -75,7 +75,7 @@ class Steps:
 
     def _run(self, stop: StopRequest) -> dict[str, int | float] | None:
         started = time.monotonic()
-        while isinstance(found := self._accumulate(stop), int):
+        while isinstance(found := self.accumulate(stop), int):
             self.optimizer.zero_grad(set_to_none=True)
             reshard(self.lesson)
             if found != OUT_OF_MEMORY:
@@ -148,9 +148,7 @@ class Steps:
             "the same --run-dir, name the stage in --overwrite."
         )
 
-    def _accumulate(
-        self, stop: StopRequest
-    ) -> tuple[dict[str, float], dict[str, float], int] | int:
+    def accumulate(self, stop: StopRequest) -> tuple[dict[str, float], dict[str, float], int] | int:
         """Gradients of the whole step. Returns each term's mean, the terms' norms where they are
         due, and the step's tokens; or why the ranks agreed to end it."""
         job, ranks = self.job, self.job.ranks

@@ -1,0 +1,321 @@
+"""Checks of language model distillation, on the user's own teacher and text.
+
+Two sides are compared each time: what Stillhouse trains on, and the same computed in another way.
+The reference side is transformers' own forward pass of one document at a time, and losses written
+out row by row in float64.
+"""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stillhouse.distillation.cache import CacheWriter, cache_inputs
+from stillhouse.families import Family
+from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
+from stillhouse.recipe import (
+    CacheKind,
+    CacheRecipe,
+    HardLossRecipe,
+    LossesRecipe,
+    LossRecipe,
+    Recipe,
+)
+from stillhouse.run_folder import RunFolder
+from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
+from stillhouse.tokens.packing import CausalSequences
+from stillhouse.tokens.teacher_cache import FixedVisits, TeacherCache
+from stillhouse.tokens.teacher_rows import SparseRows
+from stillhouse.training.progress import QuietReporter
+from stillhouse.training.ranks import ALONE
+from stillhouse.verification import references
+from stillhouse.verification.checks import Check, relative
+from stillhouse.verification.layouts import (
+    Span,
+    cropped,
+    document_spans,
+    each_alone,
+    one_document_a_row,
+    plain_outputs,
+    selected,
+    transformers_loss,
+    without_last_labels,
+)
+from stillhouse.verification.split import split_check
+
+REFERENCE_SEQUENCES, REFERENCE_LENGTH = 2, 64  # a row costs milliseconds in float64
+EXACT = 1e-4  # relative: float32 against float64, or in another order
+ZERO = 1e-5  # nats a row: rounding alone
+CACHE_ROUNDING = 5e-3  # nats a row: weights are kept in float16
+STANDARD_ERRORS = 6
+CACHE_SIZE = 32
+LossMeans = dict[str, float]
+
+
+@dataclass(frozen=True)
+class LanguageCase:
+    """A prepared recipe, its models in float32 without dropout, and the sequences looked at."""
+
+    recipe: Recipe
+    run: RunFolder
+    teacher: Teacher
+    family: Family
+    student: PreTrainedModel
+    source: SequenceSource
+    sequences: np.ndarray
+    document_start: int | None
+    pad: int
+
+    @property
+    def temperature(self) -> float:
+        return self.recipe.distillation.temperature
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The sequences as the first epoch sees them."""
+        return self.batch_of(self.source)
+
+    def batch_of(self, source: SequenceSource, *, epoch: int = 0) -> Batch:
+        epochs = np.full_like(self.sequences, epoch)
+        return source.batch(self.sequences, epochs, self.recipe.seeds[0])
+
+    def spans(self, batch: Batch) -> list[Span]:
+        pads = None if batch.causal else self.pad
+        return document_spans(batch, begins=self.document_start, pads=pads)
+
+    def losses(self) -> LossesRecipe:
+        """Every term there is: those of the recipe as it has them, the others with weight 1."""
+        own = self.recipe.distillation.losses
+        terms: dict[str, Any] = {"language_modeling": {"weight": 1.0}}
+        for name in (*references.LOGIT_REFERENCES, *references.HIDDEN_REFERENCES):
+            terms[name] = {"weight": 1.0, "rows": "all"}
+        terms |= {name: term.model_dump() for name, term in own.active().items()}
+        if self.student.config.hidden_size != self.teacher.model.config.hidden_size:
+            terms = {k: v for k, v in terms.items() if k not in references.HIDDEN_REFERENCES}
+        return LossesRecipe.model_validate(terms)
+
+    def objective(
+        self, losses: LossesRecipe, teacher: Teacher | Literal["cached"] | None
+    ) -> LanguageModelObjective:
+        return LanguageModelObjective(
+            self.family, losses, teacher=teacher, temperature=self.temperature
+        )
+
+
+@torch.no_grad()
+def means_of(
+    objective: LanguageModelObjective, model: PreTrainedModel, batches: list[Batch]
+) -> LossMeans:
+    """Each term's mean over its rows in all the batches together."""
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(objective.rows, 0)
+    for batch in batches:
+        moved = batch.to(model.device)
+        for name, value in objective(model, moved, objective.weights)[1].items():
+            sums[name] = sums.get(name, torch.zeros(())) + value.double().cpu()
+        for name, rows in objective.rows.items():
+            counts[name] += batch.num_rows(rows)
+    return {name: float(value) / max(1, counts[name]) for name, value in sums.items()}
+
+
+def worst(found: Mapping[str, float], expected: Mapping[str, float]) -> tuple[str, float]:
+    """The term that is farthest from its expected value, relative to it, and how far."""
+    apart = {name: relative(found[name], expected[name]) for name in expected}
+    name = max(apart, key=lambda key: apart[key] if apart[key] == apart[key] else np.inf)
+    return name, apart[name]
+
+
+def language_checks(case: LanguageCase) -> Iterator[Check]:
+    """All checks, one after the other."""
+    yield from label_checks(case)
+    yield student_equals_teacher(case)
+    yield split_check(
+        case.recipe.distillation,
+        case.student,
+        case.objective(case.recipe.distillation.losses, case.teacher),
+        case.source,
+        case.run.path,
+    )
+    yield from layout_checks(case)
+    yield transformers_check(case)
+    yield from divergence_checks(case)
+    if not {"language_modeling", "relation"} >= set(case.recipe.distillation.losses.active()):
+        for kind in ("top_k", "sampled"):
+            yield cache_check(case, kind)
+
+
+def label_checks(case: LanguageCase) -> Iterator[Check]:
+    """Labels against the tokens on disk: the next token, or the one under the mask."""
+    batch = case.batch
+    if isinstance(case.source, CausalSequences):
+        length, stream = case.source.sequence_length, case.source.split
+        wrong = 0
+        for row, sequence in enumerate(case.sequences.tolist()):
+            tokens = stream.read(sequence * length, (sequence + 1) * length + 1)
+            for found, at in ((batch.input_ids[row], 0), (batch.labels[row], 1)):
+                expected = tokens[at : at + length]
+                wrong += int((found[: len(expected)].numpy() != expected).sum())
+        yield Check("labels", "the next token on disk", wrong, 0, "tokens")
+        return
+    seen = [case.batch_of(case.source, epoch=epoch) for epoch in (0, 1)]
+    recovered = [torch.where(each.labels == IGNORED, each.input_ids, each.labels) for each in seen]
+    wrong = int((recovered[0] != recovered[1]).sum())
+    yield Check("labels", "tokens recovered from two maskings", wrong, 0, "tokens")
+
+
+def student_equals_teacher(case: LanguageCase) -> Check:
+    """A copy of the teacher has nothing to learn from it: every term of the teacher is 0."""
+    terms = case.losses().model_dump(exclude_none=True)
+    del terms["language_modeling"]
+    losses = LossesRecipe.model_validate(terms)
+    copy = deepcopy(case.teacher.model)
+    objective = LanguageModelObjective(
+        case.teacher.family, losses, teacher=case.teacher, temperature=case.temperature
+    )
+    means = means_of(objective, copy, [case.batch])
+    name = max(means, key=lambda key: abs(means[key]))
+    return Check(
+        "student = teacher",
+        f"every term with 0 (farthest: {name})",
+        abs(means[name]),
+        ZERO,
+        "a row",
+    )
+
+
+def layout_checks(case: LanguageCase) -> Iterator[Check]:
+    """Documents packed, padded, and each alone without padding: the same losses."""
+    spans = case.spans(case.batch)
+    objective = case.objective(case.losses(), case.teacher)
+    alone = means_of(objective, case.student, list(each_alone(case.batch, spans)))
+    layouts = {
+        "packed": [case.batch],
+        "padded": [one_document_a_row(case.batch, spans, case.pad)],
+    }
+    for name, batches in layouts.items():
+        term, apart = worst(means_of(objective, case.student, batches), alone)
+        compared = f"{len(spans)} documents, each alone ({term})"
+        yield Check(f"{name} vs alone", compared, apart, EXACT, "rel.")
+
+
+def transformers_check(case: LanguageCase) -> Check:
+    """The language modeling loss against transformers' own, document by document."""
+    spans = case.spans(case.batch)
+    batch = without_last_labels(case.batch, spans) if case.batch.causal else case.batch
+    alone = LossesRecipe(language_modeling=HardLossRecipe(weight=1.0))
+    found = means_of(case.objective(alone, None), case.student, [batch])["language_modeling"]
+    with torch.inference_mode():
+        total, count = transformers_loss(case.student, case.batch, spans)
+    apart = relative(found, total / max(1, count))
+    if count != batch.num_rows("predicted"):
+        apart = float("inf")
+    compared = f"transformers' own loss, {count:,} labels"
+    return Check("language_modeling", compared, apart, EXACT, "rel.")
+
+
+def divergence_checks(case: LanguageCase) -> Iterator[Check]:
+    """Each loss against its formula in float64, over outputs that transformers computed."""
+    batch = cropped(case.batch, REFERENCE_SEQUENCES, REFERENCE_LENGTH)
+    spans = case.spans(batch)
+    losses = case.losses()
+    found = means_of(case.objective(losses, case.teacher), case.student, [batch])
+    ours, theirs = (
+        plain_outputs(model, batch, spans) for model in (case.student, case.teacher.model)
+    )
+    for name, term in losses.active().items():
+        mask = batch.labels != IGNORED
+        if term.rows == "all":
+            mask = torch.zeros_like(mask)
+            for span in spans:
+                mask[span.row, span.places] = True
+        if name in references.LOGIT_REFERENCES:
+            reference, pair = references.LOGIT_REFERENCES[name], (ours.logits, theirs.logits)
+        elif name in references.HIDDEN_REFERENCES:
+            reference, pair = references.HIDDEN_REFERENCES[name], (ours.hidden, theirs.hidden)
+        else:
+            continue
+        settings = {key: getattr(term, key) for key in ("beta", "alpha") if hasattr(term, key)}
+        rows = [selected(values, mask) for values in pair]
+        total = references.sum_over_rows(reference, *rows, case.temperature, **settings)
+        apart = relative(found[name], total / max(1, len(rows[0])))
+        yield Check(name, f"float64 loop, {len(rows[0])} rows", apart, EXACT, "rel.")
+
+
+def cache_check(case: LanguageCase, kind: CacheKind) -> Check:
+    """The soft target from a teacher cache, written now, against the live teacher's.
+
+    Of the teacher itself it must be 0, of the student what float64 gives: for `top_k` the
+    divergence of k tokens and one outcome for the others; for `sampled`, which is unbiased, the
+    exact one, up to the noise of the sample.
+    """
+    batch, losses, size = _cached_batch(case, kind)
+    assert batch.teacher is not None
+    live = replace(batch, teacher=None)
+    mask = live.rows(losses.active()["soft_target"].rows)
+    spans, temperature = case.spans(live), case.temperature
+    ours, theirs = (
+        selected(plain_outputs(model, live, spans).logits, mask)
+        for model in (case.student, case.teacher.model)
+    )
+    off, noise = 0.0, 0.0
+    for model, logits in ((case.student, ours), (case.teacher.model, theirs)):
+        objective = case.objective(losses, "cached")
+        if model is case.teacher.model:
+            objective = LanguageModelObjective(
+                case.teacher.family, losses, teacher="cached", temperature=temperature
+            )
+        found = means_of(objective, model, [batch])["soft_target"] / temperature**2
+        pairs = list(zip(logits, theirs, strict=True))
+        if kind == "top_k":
+            tops = [np.argsort(-row)[:size].tolist() for row in theirs]
+            exact = [
+                references.top_k_kl(s, ids, t, temperature)
+                for (s, t), ids in zip(pairs, tops, strict=True)
+            ]
+        else:
+            exact = [references.soft_target(s, t, temperature) / temperature**2 for s, t in pairs]
+            spread = _sampled_kl(logits, batch.teacher.targets, temperature) - np.array(exact)
+            noise = max(noise, float(spread.std() / max(1, len(exact)) ** 0.5))
+        off = max(off, abs(found - float(np.mean(exact))))
+    compared = f"live teacher, float64, {len(ours):,} rows"
+    bound = CACHE_ROUNDING + STANDARD_ERRORS * noise
+    return Check(f"cached vs live ({kind})", compared, off, bound, "nats")
+
+
+def _cached_batch(case: LanguageCase, kind: CacheKind) -> tuple[Batch, LossesRecipe, int]:
+    """The case's sequences with their rows of a cache that is written now, the one loss that reads
+    it, and the tokens it keeps of each row."""
+    cached = case.recipe.cache
+    setting = CacheRecipe(cache=kind, size=cached.size if cached else CACHE_SIZE)
+    term = case.recipe.distillation.losses.soft_target
+    losses = LossesRecipe(
+        soft_target=LossRecipe(weight=1.0, rows=term.rows if term else "predicted")
+    )
+    distillation = case.recipe.distillation.model_copy(
+        update={"teacher_outputs": setting, "precision": "fp32", "losses": losses}
+    )
+    recipe = case.recipe.model_copy(update={"distillation": distillation})
+    inputs = cache_inputs(recipe, case.run, "verification")
+    writer = CacheWriter(recipe, case.run, case.teacher, inputs, ALONE)
+    writer.write(QuietReporter(), overwrite=True)
+    cache = TeacherCache(case.run.teacher_cache)
+    batch = case.batch_of(FixedVisits(case.source, cache))
+    return batch, losses, min(setting.size, case.teacher.model.config.vocab_size)
+
+
+def _sampled_kl(logits: np.ndarray, kept: SparseRows, temperature: float) -> np.ndarray:
+    """Each row's divergence by the sample alone, in float64: sum p log p, which the cache keeps,
+    less the weighted log q of the tokens kept."""
+    columns = (kept.ids.numpy(), kept.weights.double().numpy(), kept.rest.double().numpy())
+    return np.array(
+        [
+            rest - weights @ references.log_softmax(row, temperature)[ids]
+            for row, ids, weights, rest in zip(logits, *columns, strict=True)
+        ]
+    )

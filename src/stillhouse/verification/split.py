@@ -1,0 +1,82 @@
+"""One optimizer step in one micro-batch and in many: the same losses, the same gradient."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from stillhouse.recipe import TrainingRecipe
+from stillhouse.run_folder import Inputs
+from stillhouse.tokens.batches import AnySource, StepBatches
+from stillhouse.training.checkpoint import Progress
+from stillhouse.training.floor import Floor, Rates
+from stillhouse.training.job import Objective, TrainingJob, checkpoints_for
+from stillhouse.training.optimizer import make_optimizer
+from stillhouse.training.parallel import Lesson
+from stillhouse.training.progress import QuietReporter
+from stillhouse.training.signals import NEVER
+from stillhouse.training.step import Steps
+from stillhouse.training.work import Work
+from stillhouse.verification.checks import Check, relative
+
+SPLIT = 1e-4  # relative: sums in another order
+SEQUENCES = 5  # of the step: an odd number, so that the last micro-batch is a short one
+UNMEASURED = Floor(Work({}, {}, (1, 1, 1), "fp32"), Rates(1.0, 1.0))
+
+
+def split_check(
+    recipe: TrainingRecipe,
+    model: PreTrainedModel,
+    objective: Objective,
+    source: AnySource,
+    folder: Path,
+) -> Check:
+    """The training engine's own step, whole and split into micro-batches of two sequences."""
+    number = min(SEQUENCES, source.num_sequences)
+    found = {}
+    for name, at_once in (("whole", number), ("split", 2)):
+        tokens = at_once * source.sequence_length
+        settings = recipe.model_copy(update={"micro_batch_tokens": tokens, "precision": "fp32"})
+        batches = StepBatches(source, seed=0, sequences_per_step=number, num_samples=number)
+        found[name] = gradient_of(settings, model, objective, batches, folder)
+    (whole_means, whole), (split_means, split) = found["whole"], found["split"]
+    apart = {f"loss {name}": relative(split_means[name], whole_means[name]) for name in whole_means}
+    apart["gradient"] = float(np.linalg.norm(split - whole) / (np.linalg.norm(whole) or 1.0))
+    worst = max(apart, key=lambda key: apart[key])
+    compared = f"{number} sequences at once ({worst})"
+    return Check("split of a step", compared, apart[worst], SPLIT, "rel.")
+
+
+def gradient_of(
+    recipe: TrainingRecipe,
+    model: PreTrainedModel,
+    objective: Objective,
+    batches: StepBatches,
+    folder: Path,
+) -> tuple[dict[str, float], np.ndarray]:
+    """Each term's mean in the first step, and the gradient of all that learns, side by side."""
+    with TemporaryDirectory(dir=folder) as temporary:
+        reporter: Any = QuietReporter()
+        inputs = Inputs("verify", {}, {})
+        job = TrainingJob(
+            "verify",
+            model,
+            objective,
+            batches,
+            recipe,
+            checkpoints_for(Path(temporary), inputs, recipe, reporter),
+            Path(temporary) / "metrics.jsonl",
+            model.device,
+            UNMEASURED,
+        )
+        optimizer = make_optimizer(model, recipe.optimizer)
+        steps = Steps(job, Lesson(model, objective), optimizer, Progress(), "fp32", reporter)
+        accumulated = steps.accumulate(NEVER)
+        assert not isinstance(accumulated, int)
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        gradient = torch.cat(gradients).double().cpu().numpy()
+        optimizer.zero_grad(set_to_none=True)
+    return accumulated[0], gradient

@@ -1,0 +1,266 @@
+"""Checks of task distillation, on the user's own models and examples.
+
+The reference side runs transformers' own model on one sequence at a time, without padding, and
+states each loss again in float64.
+
+Axes: T tokens of a sequence, C classes, D hidden size.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stillhouse.families import reads_token_types
+from stillhouse.finetuning.data import TaskSource
+from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
+from stillhouse.recipe import FinetuningRecipe, TaskLossesRecipe
+from stillhouse.tasks.encoded import Encoded, TaskBatch, collate
+from stillhouse.tasks.task import Task
+from stillhouse.tokens.batches import IGNORED
+from stillhouse.verification import references
+from stillhouse.verification.checks import Check, relative
+from stillhouse.verification.split import split_check
+
+EXACT = 1e-4  # relative: float32 against float64, or in another order
+ZERO = 1e-5  # a row: rounding alone
+CONTRAST_TEMPERATURE = 0.05  # Gao et al. 2021, section 3
+TERMS = {
+    "classes": ("soft_target",),
+    "labels": ("soft_target",),
+    "values": ("soft_target",),
+    "vectors": ("vector_cosine", "vector_mse", "similarity"),
+}
+
+
+@dataclass(frozen=True)
+class TaskCase:
+    """A student and its teacher in float32 without dropout, and encoded examples.
+
+    `group` sequences that follow one another are compared with each other; 1 where none are.
+    """
+
+    task: Task
+    recipe: FinetuningRecipe
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    sequences: Sequence[Encoded]
+    group: int
+
+    def batch(self, sequences: Sequence[Encoded]) -> TaskBatch:
+        return collate(
+            sequences,
+            pad_token_id=self.student.config.pad_token_id or 0,
+            per_token=self.task.per_token,
+            together=self.group,
+        ).to(self.student.device)
+
+    def losses(self) -> TaskLossesRecipe:
+        """Every term of this kind of task, each with weight 1, and the recipe's relation."""
+        terms: dict[str, Any] = dict.fromkeys((HARD_TARGET, *TERMS[self.task.says]), 1.0)
+        same_size = self.student.config.hidden_size == self.teacher.config.hidden_size
+        for name in ("vector_cosine", "vector_mse"):
+            if name in terms and not same_size:
+                del terms[name]
+        return TaskLossesRecipe.model_validate(
+            {
+                "hard_target": 0.0,
+                "soft_target": 0.0,
+                **terms,
+                "relation": self.recipe.losses.relation,
+            }
+        )
+
+    def objective(self, teacher: PreTrainedModel) -> TaskObjective:
+        return TaskObjective(
+            self.task, self.losses(), teacher=teacher, temperature=self.recipe.temperature
+        )
+
+
+@torch.no_grad()
+def means_of(
+    objective: TaskObjective, model: PreTrainedModel, batches: Sequence[TaskBatch]
+) -> dict[str, float]:
+    """Each term's mean over its rows in all the batches together."""
+    sums, counts = dict.fromkeys(objective.rows, 0.0), dict.fromkeys(objective.rows, 0)
+    for batch in batches:
+        for name, value in objective(model, batch, objective.weights)[1].items():
+            sums[name] += float(value.double())
+        for name, rows in objective.rows.items():
+            counts[name] += batch.num_rows(rows)
+    return {name: value / max(1, counts[name]) for name, value in sums.items()}
+
+
+def task_checks(case: TaskCase, folder: Path) -> Iterator[Check]:
+    """All checks, one after the other; `folder` is for temporary files."""
+    yield student_equals_teacher(case)
+    copies = 2 if case.task.says == "vectors" else 1
+    source = TaskSource(
+        case.sequences,
+        pad_token_id=case.student.config.pad_token_id or 0,
+        per_token=case.task.per_token,
+        group=case.group,
+        twice=copies == 2,
+    )
+    objective = TaskObjective(
+        case.task,
+        case.recipe.losses,
+        teacher=case.teacher,
+        temperature=case.recipe.temperature,
+    )
+    yield split_check(case.recipe.training, case.student, objective, source, folder)
+    yield batched_check(case)
+    yield from reference_checks(case)
+
+
+def student_equals_teacher(case: TaskCase) -> Check:
+    """A copy of the teacher has nothing to learn from it: every term of the teacher is 0."""
+    copy = deepcopy(case.teacher)
+    means = means_of(case.objective(case.teacher), copy, [case.batch(case.sequences)])
+    del means[HARD_TARGET]
+    name = max(means, key=lambda key: abs(means[key]))
+    return Check("student = teacher", f"0 for every term ({name})", abs(means[name]), ZERO, "")
+
+
+def batched_check(case: TaskCase) -> Check:
+    """Sequences side by side with padding, and each unit alone: the same losses."""
+    objective, size = case.objective(case.teacher), case.group
+    units = [case.sequences[at : at + size] for at in range(0, len(case.sequences), size)]
+    together = means_of(objective, case.student, [case.batch(case.sequences)])
+    alone = means_of(objective, case.student, [case.batch(unit) for unit in units])
+    apart = {name: relative(together[name], alone[name]) for name in alone}
+    worst = max(apart, key=lambda key: apart[key])
+    what = "examples" if size == 1 else f"groups of {size}"
+    compared = f"{len(units)} {what}, each alone ({worst})"
+    return Check("batched vs alone", compared, apart[worst], EXACT, "rel.")
+
+
+def reference_checks(case: TaskCase) -> Iterator[Check]:
+    """Each loss in float64, from what transformers computes for one sequence at a time."""
+    found = means_of(case.objective(case.teacher), case.student, [case.batch(case.sequences)])
+    ours = [plain_output(case, case.student, each) for each in case.sequences]
+    theirs = [plain_output(case, case.teacher, each) for each in case.sequences]
+    for name, (total, count) in expected_sums(case, ours, theirs).items():
+        if name in found and count:
+            compared = f"float64 loop, {count} rows"
+            yield Check(name, compared, relative(found[name], total / count), EXACT, "rel.")
+
+
+@torch.inference_mode()
+def plain_output(case: TaskCase, model: PreTrainedModel, sequence: Encoded) -> np.ndarray:
+    """Logits (C), (T, C) or (2, T), a value (1), or a vector of length 1 (D), in float64."""
+    inputs = {"input_ids": sequence.input_ids}
+    if reads_token_types(model.config):
+        inputs["token_type_ids"] = sequence.token_type_ids
+    tensors = {
+        name: torch.from_numpy(np.ascontiguousarray(ids))[None].to(model.device)
+        for name, ids in inputs.items()
+    }
+    output: Any = model(**tensors)
+    if case.task.says == "vectors":
+        hidden = _float64(output.last_hidden_state)
+        pooled = hidden[0] if getattr(case.task.recipe, "pooling", "") == "cls" else hidden.mean(0)
+        return pooled / math.sqrt(float(pooled @ pooled))
+    if case.task.head == "QuestionAnswering":
+        return np.stack([_float64(output.start_logits), _float64(output.end_logits)])
+    return _float64(output.logits)
+
+
+def _float64(tensor: Tensor) -> np.ndarray:
+    return tensor[0].double().cpu().numpy()
+
+
+def expected_sums(
+    case: TaskCase, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
+) -> Mapping[str, tuple[float, int]]:
+    """Sum and number of rows of each term."""
+    if case.task.says == "vectors":
+        return _vector_sums(case, ours, theirs)
+    hard: list[float] = []
+    soft: list[float] = []
+    temperature = case.recipe.temperature
+    for sequence, student, teacher in zip(case.sequences, ours, theirs, strict=True):
+        for row, target in _rows_of(case, sequence, student, teacher):
+            soft.append(_soft(case, *row, temperature))
+            if sequence.is_labeled:
+                hard.append(_hard(case, row[0], target))
+    return {
+        HARD_TARGET: (math.fsum(hard), len(hard)),
+        "soft_target": (math.fsum(soft), len(soft)),
+    }
+
+
+def _rows_of(
+    case: TaskCase, sequence: Encoded, student: np.ndarray, teacher: np.ndarray
+) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], Any]]:
+    """The rows of a sequence that are asked for: both sides, and the target."""
+    target = sequence.target
+    if target is None:
+        return
+    if case.task.head == "QuestionAnswering":
+        assert sequence.choices is not None
+        places = np.flatnonzero(sequence.choices)
+        for edge in (0, 1):
+            if target[edge] != IGNORED:
+                pair = (student[edge][places], teacher[edge][places])
+                yield pair, int(np.flatnonzero(places == target[edge])[0])
+    elif case.task.per_token:
+        for at in np.flatnonzero(target != IGNORED).tolist():
+            yield (student[at], teacher[at]), int(target[at])
+    elif case.task.says == "classes":
+        yield (student, teacher), int(np.atleast_1d(target)[0])
+    else:
+        for s, t, value in zip(student, teacher, np.atleast_1d(target).tolist(), strict=True):
+            yield (np.array([s]), np.array([t])), value
+
+
+def _hard(case: TaskCase, logits: np.ndarray, target: Any) -> float:
+    if case.task.says == "classes":
+        return references.cross_entropy(logits, target)
+    if case.task.says == "labels":
+        return references.cross_entropy(np.array([0.0, logits[0]]), int(target))
+    return float(logits[0] - target) ** 2
+
+
+def _soft(case: TaskCase, student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
+    if case.task.says == "classes":
+        return references.soft_target(student, teacher, temperature)
+    if case.task.says == "labels":
+        return references.binary_soft_target(student, teacher, temperature)
+    return float(student[0] - teacher[0]) ** 2
+
+
+def _vector_sums(
+    case: TaskCase, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
+) -> Mapping[str, tuple[float, int]]:
+    """Of vectors: each with the teacher's, and each with the others of its group."""
+    student, teacher = np.stack(ours), np.stack(theirs)
+    similarity, contrast = [], []
+    for start in range(0, len(student), case.group):
+        part = slice(start, start + case.group)
+        own, other = student[part], teacher[part]
+        for i in range(len(own)):
+            rest = [j for j in range(len(own)) if j != i]
+            squares = [float(own[i] @ own[j] - other[i] @ other[j]) ** 2 for j in rest]
+            similarity.append(math.fsum(squares) / max(1, len(rest)))
+        # Rows 0 and 1, 2 and 3, ... are partners; each side is held against all of the other.
+        first, second = own[0::2], own[1::2]
+        for left, right in ((first, second), (second, first)):
+            for i, vector in enumerate(left):
+                scores = np.array([vector @ each for each in right]) / CONTRAST_TEMPERATURE
+                contrast.append(references.cross_entropy(scores, i))
+    sums = {"similarity": similarity, HARD_TARGET: contrast}
+    for name, reference in (
+        ("vector_cosine", references.hidden_cosine),
+        ("vector_mse", references.hidden_mse),
+    ):
+        if student.shape == teacher.shape:
+            sums[name] = [reference(s, t, 1.0) for s, t in zip(student, teacher, strict=True)]
+    return {name: (math.fsum(values), len(values)) for name, values in sums.items()}

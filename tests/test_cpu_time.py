@@ -1,0 +1,31 @@
+"""The rule for fast tests, on tests of its own."""
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+BUSY = """
+import pytest, time
+def burn(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until: pass
+@pytest.fixture(scope="module")
+def shared(): burn(2.2)
+def test_quick(shared): pass
+{marker}
+def test_busy(): burn(3)
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("marker", "failed"), [("", 1), ("@pytest.mark.e2e", 0)])
+def test_a_fast_test_of_three_seconds_fails(
+    pytester: pytest.Pytester, marker: str, failed: int
+) -> None:
+    """Unless it is marked as slower; what a shared fixture takes is nobody's fault."""
+    pytester.makeini("[pytest]\nmarkers = e2e: slower\n")
+    pytester.makepyfile(BUSY.format(marker=marker))
+    result = pytester.runpytest_inprocess("-p", "tests.cpu_time", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=2 - failed, failed=failed)
+    if failed:
+        result.stdout.fnmatch_lines(["*a fast test used 3.* s of CPU time, more than 2.0 s*"])

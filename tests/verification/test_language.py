@@ -1,0 +1,193 @@
+"""`stillhouse verify` for language models: every check holds, and fails on a planted mistake."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.pipeline.tiny_run import write_text
+
+from stillhouse.objectives import logit_gradients
+from stillhouse.recipe_file import parse_recipe
+from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.packing import CausalSequences, MaskedSequences
+from stillhouse.tokens.teacher_cache import TeacherCache
+from stillhouse.training.step import Steps
+from stillhouse.verification import language, split
+from stillhouse.verification.checks import Check
+from stillhouse.verification.language import LanguageCase
+from stillhouse.verification.verify import language_case
+
+CAUSAL = """
+teacher: {{family: gpt2, num_layers: 3, hidden_size: 16, num_heads: 2, training: {{max_tokens: 1}}}}
+corpus: {{source: {text}, documents: per_line}}
+tokens:
+  language_modeling: causal
+  tokenizer: {{train: byte_bpe, vocabulary_size: 320}}
+  sequence_length: 32
+student: {{layer_map: 2}}
+distillation:
+  temperature: 2.0
+  losses:
+    soft_target: {{weight: 5.0, rows: all}}
+    jsd: {{weight: 1.0, beta: 0.3}}
+    language_modeling: {{weight: 2.0}}
+    hidden_cosine: {{weight: 1.0}}
+"""
+MASKED = CAUSAL.replace("family: gpt2", "family: bert").replace("causal", "masked")
+MASKED = MASKED.replace("byte_bpe, vocabulary_size: 320", "wordpiece, vocabulary_size: 300")
+
+
+@pytest.fixture(scope="module", params=["causal", "masked"])
+def case(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LanguageCase:
+    """A tiny recipe, prepared once. What a test changes it changes by monkeypatch alone."""
+    folder = tmp_path_factory.mktemp(request.param)
+    text = write_text(folder / "text.txt", num_lines=60)
+    recipe = CAUSAL if request.param == "causal" else MASKED
+    case = language_case(parse_recipe(recipe.format(text=text)), folder, offline=True)
+    torch.manual_seed(0)
+    with torch.no_grad():  # so that no parameter is idle, and no loss is near zero
+        for model in (case.student, case.teacher.model):
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return case
+
+
+def checks_of(case: LanguageCase) -> dict[str, Check]:
+    case = replace(case)  # without the batch it has kept
+    return {check.name: check for check in language.language_checks(case)}
+
+
+def failed(case: LanguageCase) -> set[str]:
+    return {name for name, check in checks_of(case).items() if not check.passed}
+
+
+def test_every_check_passes(case: LanguageCase) -> None:
+    """And every loss there is has been looked at."""
+    checks = checks_of(case)
+    assert {name for name, check in checks.items() if not check.passed} == set()
+    losses = {"soft_target", "reverse_kl", "jsd", "skew_kl", "total_variation", "logit_mse"}
+    losses |= {"hidden_cosine", "hidden_mse", "language_modeling"}
+    others = {"labels", "student = teacher", "split of a step", "packed vs alone"}
+    others |= {"padded vs alone", "cached vs live (top_k)", "cached vs live (sampled)"}
+    assert set(checks) == losses | others
+
+
+def wrapped(change: Callable[[Any], Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments, **more: change(original(*arguments, **more))
+
+
+@pytest.mark.law("shift")
+def test_labels_shifted_by_one_are_found(
+    case: LanguageCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every position learns the token after the next."""
+
+    def shift(batch: Batch) -> Batch:
+        return replace(batch, labels=batch.labels.roll(-1, dims=1))
+
+    for sequences in (CausalSequences, MaskedSequences):
+        monkeypatch.setattr(sequences, "batch", wrapped(shift, sequences.batch))
+    found = failed(case)
+    assert "labels" in found
+    if case.batch.causal:
+        assert "language_modeling" in found
+
+
+@pytest.mark.law("padding")
+def test_counted_padding_is_found(case: LanguageCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding positions take part in the losses of all rows."""
+    original = Batch.rows
+
+    def rows(batch: Batch, kind: Any) -> torch.Tensor:
+        return (
+            torch.ones_like(batch.labels, dtype=torch.bool)
+            if kind == "all"
+            else original(batch, kind)
+        )
+
+    monkeypatch.setattr(Batch, "rows", rows)
+    assert "padded vs alone" in failed(case)
+
+
+@pytest.mark.law("accumulation")
+def test_a_dropped_micro_batch_is_found(
+    case: LanguageCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of several never contributes its gradient."""
+    original = Steps._micro_batches
+
+    def all_but_the_last(steps: Steps) -> Iterator[Any]:
+        parts = list(original(steps))
+        yield from parts[:-1] or parts
+
+    monkeypatch.setattr(Steps, "_micro_batches", all_but_the_last)
+    assert failed(case) == {"split of a step"}
+
+
+@pytest.mark.law("accumulation")
+def test_a_mean_of_micro_batch_means_is_found(
+    case: LanguageCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient accumulation bug of many trainers: each micro-batch divided by its own rows."""
+    original = Steps._counts
+
+    def counts(steps: Steps, parts: list[Any]) -> dict[str, int]:
+        return {name: value // len(parts) for name, value in original(steps, parts).items()}
+
+    monkeypatch.setattr(Steps, "_counts", counts)
+    assert failed(case) == {"split of a step"}
+
+
+@pytest.mark.law("cache")
+def test_a_cache_of_other_tokens_is_found(
+    case: LanguageCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each cached probability is given to the token after its own."""
+
+    def others(rows: Any) -> Any:
+        ids = (rows.targets.ids + 1) % case.teacher.model.config.vocab_size
+        return replace(rows, targets=replace(rows.targets, ids=ids))
+
+    monkeypatch.setattr(TeacherCache, "rows", wrapped(others, TeacherCache.rows))
+    assert failed(case) == {"cached vs live (top_k)", "cached vs live (sampled)"}
+
+
+@pytest.mark.law("packing")
+def test_documents_that_see_each_other_are_found(
+    case: LanguageCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention ignores where a packed document begins."""
+
+    def visible(batch: Batch) -> torch.Tensor:
+        every = torch.ones(*batch.input_ids.shape, batch.input_ids.shape[1], dtype=torch.bool)
+        return every.tril() if batch.causal else every
+
+    monkeypatch.setattr(Batch, "visible", visible)
+    assert {"packed vs alone", "language_modeling"} <= failed(case)
+
+
+@pytest.mark.law("formula")
+def test_a_divergence_in_the_other_direction_is_found(
+    case: LanguageCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Student and teacher exchanged: still zero for a copy, and wrong for everything else."""
+    original = logit_gradients._softened_divergence
+
+    def exchanged(name: str, term: Any, log_p: Any, log_q: Any, scratch: Any) -> Any:
+        return original(name, term, log_q, log_p, scratch)
+
+    monkeypatch.setattr(logit_gradients, "_softened_divergence", exchanged)
+    assert failed(case) == {"reverse_kl", "jsd", "skew_kl"}
+
+
+def test_a_step_of_an_odd_number_of_sequences_is_split(case: LanguageCase) -> None:
+    """So that the last micro-batch is shorter than the others."""
+    assert case.source.num_sequences >= split.SEQUENCES
+    assert split.SEQUENCES % 2 == 1
+
+
+def test_a_nan_never_passes() -> None:
+    """Whatever the bound."""
+    assert not Check("x", "y", float("nan"), float("inf"), "").passed
