@@ -4,6 +4,7 @@ the tokenizer has made-up words."""
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -32,7 +33,8 @@ def write_shape(folder: Path, config: PretrainedConfig, model_class: str | None 
         model = getattr(transformers, name)(config)
     config.architectures = [name]
     config.save_pretrained(folder)
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for key, parameter in model.named_parameters():
         end = offset + 4 * parameter.numel()
         shape, offsets = list(parameter.shape), [offset, end]

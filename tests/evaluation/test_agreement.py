@@ -60,6 +60,7 @@ def test_agreement_is_the_mean_overlap_over_all_predicted_tokens(source):
     teacher, student = make_model(0), make_model(1)
     found = agreement(teacher, student, source)
     assert found == pytest.approx(by_hand(teacher, student, source), rel=1e-5)
+    assert found["acceptance"] is not None
     assert 0 < found["acceptance"] < 0.9
 
 

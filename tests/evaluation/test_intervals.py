@@ -57,6 +57,8 @@ def test_what_both_models_find_hard_does_not_widen_the_interval(pair):
     """Paired: the documents' own hardness, far above the difference, cancels."""
     first, second = pair
     found = difference(second, first)
+    assert found["low"] is not None
+    assert found["high"] is not None
     assert found["low"] > 0
     apart = paired_interval(second.sums - first.sums[::-1], first.tokens)
     assert apart[1] - apart[0] > 3 * (found["high"] - found["low"])
@@ -65,6 +67,8 @@ def test_what_both_models_find_hard_does_not_widen_the_interval(pair):
 def test_the_difference_turns_around_with_the_models(pair):
     first, second = pair
     one, other = difference(second, first), difference(first, second)
+    assert other["value"] is not None
+    assert other["high"] is not None
     assert one["value"] == -other["value"]
     assert one["low"] == pytest.approx(-other["high"], abs=1e-3)
 

@@ -119,6 +119,8 @@ def test_no_window_is_longer_than_the_context(text):
 def test_words_and_bytes_divide_the_same_sum(model, text):
     """Word perplexity and bits per byte follow from the mean loss a token by arithmetic."""
     result = perplexity(family_of(model.config), model, text, document_start=END)
+    assert result["token"] is not None
+    assert result["tokens_scored"] is not None
     total = math.log(result["token"]) * result["tokens_scored"]
     assert result["word"] == pytest.approx(math.exp(total / 100), rel=1e-6)
     assert result["bits_per_byte"] == pytest.approx(total / math.log(2) / 456, rel=1e-6)
@@ -168,6 +170,7 @@ def test_a_perplexity_beyond_float64_is_none_and_its_loss_stays(model, text):
     assert losses.mean is not None
     assert losses.mean > 709
     assert has_diverged(losses.mean, VOCABULARY)
+    assert figures["tokens_scored"] is not None
     bits = losses.mean * figures["tokens_scored"] / math.log(2) / text.bytes
     assert figures["bits_per_byte"] == pytest.approx(bits)
 
@@ -219,6 +222,7 @@ def test_units_are_pooled_where_there_are_very_many(model):
     assert losses.unit == "groups of 3 documents"
     assert len(losses.tokens) == 834
     assert losses.tokens.sum() == figures["tokens_scored"] == 5_000
+    assert losses.mean is not None
     assert math.exp(losses.mean) == pytest.approx(figures["token"])
 
 

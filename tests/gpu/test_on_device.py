@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from stillhouse.families import family_of
 from stillhouse.families.registry import FAMILIES
 from stillhouse.objectives.fused import Projection, fused_losses
+from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS
 from stillhouse.objectives.losses import language_modeling_loss
 from stillhouse.tokens.batches import IGNORED, Batch
@@ -119,8 +120,9 @@ def test_fused_losses_equal_plain_losses_on_the_cpu(name: str, device: torch.dev
 
 def job_on(device: torch.device, folder: Path, **settings: Any) -> TrainingJob:
     job = make_job(folder, **settings)
-    assert job.objective.teacher is not None
-    job.objective.teacher.model.to(device)
+    assert isinstance(job.objective, LanguageModelObjective)
+    assert isinstance(job.objective.teacher, Teacher)
+    job.objective.teacher.model.to(device)  # pyright: ignore[reportArgumentType]
     return dataclasses.replace(job, device=device)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from stillhouse.recipe import Recipe
@@ -67,7 +68,7 @@ def make_model(name: str, loss: float | None, *, kind: str = "causal") -> dict[s
     }
 
 
-def make_intervals(losses: dict[str, float | None], width: float | None) -> dict[str, Any]:
+def make_intervals(losses: Mapping[str, float | None], width: float | None) -> dict[str, Any]:
     """Each difference to the student, give or take `width`; no ends where that is None."""
     found = {}
     for name, loss in losses.items():
@@ -75,19 +76,19 @@ def make_intervals(losses: dict[str, float | None], width: float | None) -> dict
             continue
         student = losses["student"]
         value = None if loss is None or student is None else student - loss
-        has_ends = value is not None and width is not None
+        ends = None if value is None or width is None else (value - width, value + width)
         found[name] = {
             "value": value,
-            "low": value - width if has_ends else None,
-            "high": value + width if has_ends else None,
+            "low": ends[0] if ends else None,
+            "high": ends[1] if ends else None,
             "unit": "documents",
-            "units": 40 if has_ends else 4,
+            "units": 40 if ends else 4,
         }
     return found
 
 
 def make_evaluation(
-    losses: dict[str, float | None],
+    losses: Mapping[str, float | None],
     *,
     seed: int = 0,
     kind: str = "causal",
@@ -161,7 +162,7 @@ def make_metrics(models: list[str], *, num_steps: int = 60, nan_at: int | None =
 
 def write_results(
     run: RunFolder,
-    losses: dict[str, float | None],
+    losses: Mapping[str, float | None],
     *,
     seed: int = 0,
     kind: str = "causal",

@@ -11,7 +11,7 @@ from stillhouse.run_folder import RunFolder
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 
-def found(value, width=0.005):
+def found(value: float | None, width: float | None = 0.005) -> Difference:
     if value is None:
         return Difference(None)
     ends = (None, None) if width is None else (value - width, value + width)

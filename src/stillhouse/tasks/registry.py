@@ -195,9 +195,8 @@ def task_of_model(folder: Path, recipe: TaskRecipe | None = None) -> Task:
     config = load_config(folder)
     if isinstance(recipe, LastWordTask | ContinuationTask):
         return _of_a_language_model(recipe, config, folder)
-    has_modules = (folder / MODULES).is_file()
-    vectors = vector_settings(folder) if has_modules else VectorSettings()
-    own = _recipe_of(folder, config, vectors if has_modules else None)
+    own = _recipe_of(folder, config)
+    vectors = _vectors_of(folder) or VectorSettings()
     if recipe is None:
         if isinstance(own, EmbeddingsTask):
             return Embeddings(own, vectors)
@@ -278,11 +277,14 @@ def _of_a_language_model(
     return make_task(recipe.model_copy(update={"length": length}))
 
 
-def _recipe_of(
-    folder: Path, config: PretrainedConfig, vectors: VectorSettings | None
-) -> TaskRecipe:
+def _vectors_of(folder: Path) -> VectorSettings | None:
+    """What the modules of sentence-transformers say; None in a folder without them."""
+    return vector_settings(folder) if (folder / MODULES).is_file() else None
+
+
+def _recipe_of(folder: Path, config: PretrainedConfig) -> TaskRecipe:
     """Sequences may be as long as the model takes, and for answers as usual at most."""
-    most = family_of(config).num_positions(config)
+    most, vectors = family_of(config).num_positions(config), _vectors_of(folder)
     if vectors is not None:
         return EmbeddingsTask(pooling=vectors.pooling, length=min(most, vectors.length or most))
     match head_of(config):

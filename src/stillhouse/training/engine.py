@@ -148,5 +148,5 @@ def keep_few_activations(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.gradient_checkpointing = True
-            module._gradient_checkpointing_func = recompute
+            module._gradient_checkpointing_func = recompute  # pyright: ignore
             module.training = True  # a layer asks itself alone; its dropout stays as it is
