@@ -344,6 +344,7 @@ def test_a_hub_name_while_offline(tmp_path):
         refused(call(command, recipe, "--offline", *overrides), 7, message, advice)
 
 
+@pytest.mark.e2e
 def test_a_hub_name_without_a_network(tmp_path):
     """The same, when the network was allowed and is not there."""
     source = str(Path(stillhouse.__file__).parents[1])
