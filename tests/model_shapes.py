@@ -10,6 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 SPECIAL = {
@@ -53,4 +54,5 @@ def write_words(folder: Path, number: int) -> None:
     """A tokenizer of so many words."""
     words = [*SPECIAL.values(), *(f"w{place}" for place in range(number - len(SPECIAL)))]
     backend = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, "<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL).save_pretrained(folder)

@@ -4,6 +4,8 @@ import pytest
 from tests.faults import files, ranks, server, training  # noqa: F401 (they register their rows)
 from tests.faults.harness import ROWS, Row, randomness
 
+pytestmark = pytest.mark.e2e  # most rows start processes, or train and prepare again and again
+
 SAMPLED = [row for row in ROWS if row.sample]
 
 

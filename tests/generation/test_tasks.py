@@ -195,6 +195,7 @@ def test_bad_data_is_one_message_with_file_and_row(call, folder_for, tmp_path, c
     assert message in " ".join(err.split())
 
 
+@pytest.mark.e2e
 def test_the_real_weights_find_what_means_the_same(call, shared_data, tmp_path):
     """Every fifth pair of STS-B's development part, of which all give 0.867."""
     lines = (shared_data / "glue" / "STS-B" / "sts-dev.tsv").read_text().splitlines(keepends=True)

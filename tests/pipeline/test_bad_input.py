@@ -182,6 +182,64 @@ def test_text_in_one_huge_line_is_just_text(tiny, initialized):
     assert sum(split["bytes"] for split in splits) == 3_000_000 + len(content) - 120
 
 
+def read_facts(run: TinyRun) -> dict:
+    """What the manifest of the corpus says of its reading and its splits."""
+    return json.loads((run.folder / "corpus/manifest.json").read_text(encoding="utf-8"))["facts"]
+
+
+def prepare_with(tiny: TinyRun, initialized: TinyRun, *settings: str) -> Outcome:
+    """`prepare` with a tokenizer that is there."""
+    keys = (f"tokens.tokenizer={initialized.folder / 'tokens/tokenizer'}", *settings)
+    return tiny.call("prepare", *(part for key in keys for part in ("--set", key)))
+
+
+def test_one_big_file_is_held_out_by_blocks(tiny, initialized):
+    """It works without another word; how it is done is said, and stands in the manifest."""
+    outcome = prepare_with(tiny, initialized, "corpus.documents=per_file")
+    assert outcome.code == 0, outcome.err
+    note = (
+        "too few documents to hold out whole ones: blocks of the document are held out, each of "
+        "about 512 characters"
+    )
+    assert note in outcome.err
+    facts = read_facts(tiny)
+    assert note in facts["splitting"]["note"]
+    size = tiny.recipe.with_name("text.txt").stat().st_size
+    assert sum(split["bytes"] for split in facts["splits"].values()) == size
+    assert 0 < facts["splits"]["validation"]["bytes"] < size / 2
+
+
+def test_files_of_a_folder_that_cannot_be_read_are_said(tiny, initialized, tmp_path):
+    """What is read as what, and how many files of which suffix are skipped."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    tiny.recipe.with_name("text.txt").rename(folder / "text.txt")
+    (folder / "page.html").write_text("<p>the still turns</p>")
+    for name in ("a.pdf", "b.pdf", "c.PDF", "d.png", "e.png"):
+        (folder / name).write_bytes(b"%PDF-1.7 \xff\0")
+    outcome = prepare_with(tiny, initialized, f"corpus.source={folder}")
+    assert outcome.code == 0, outcome.err
+    said = "reading 1 file as HTML, 1 as text; skipped 5: 3 .pdf, 2 .png"
+    assert said in outcome.err
+    assert read_facts(tiny)["read"]["skipped"] == {".pdf": 3, ".png": 2}
+
+
+def test_a_file_that_is_no_text(tiny, tmp_path):
+    """A PDF that is named is refused with how to convert it; alone in a folder, it is counted."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.pdf").write_bytes(b"%PDF-1.7 \xff\0")
+    outcome = tiny.call("run", "--set", f"corpus.source={folder / '0.pdf'}")
+    message = (
+        r"0\.pdf cannot be read as text: it is a \.pdf file\. Convert it to text, such as with"
+    )
+    refused(outcome, 3, message, "`pdftotext`")
+    outcome = tiny.call("run", "--set", f"corpus.source={folder}")
+    message = r"The folder .*scans holds no file with one of the endings \.txt"
+    refused(outcome, 3, message, r"it holds 3 \.pdf\. Name other files of text by a glob")
+
+
 # Teachers
 
 
@@ -286,6 +344,7 @@ def test_a_hub_name_while_offline(tmp_path):
         refused(call(command, recipe, "--offline", *overrides), 7, message, advice)
 
 
+@pytest.mark.e2e
 def test_a_hub_name_without_a_network(tmp_path):
     """The same, when the network was allowed and is not there."""
     source = str(Path(stillhouse.__file__).parents[1])

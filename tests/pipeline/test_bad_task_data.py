@@ -167,6 +167,29 @@ def test_examples_that_cannot_be_used(recipe, tmp_path, case):
     assert not (tmp_path / "run" / "finetuned").exists()
 
 
+def test_semicolons_in_a_csv_file(recipe, tmp_path):
+    """The separators that were found, and what to do about them."""
+    path = recipe("classification")
+    (tmp_path / "train.csv").write_text(TABLE.replace("\t", ";"))
+    message = (
+        r"train.csv row 1 names one column, 'text;label': the file looks like semicolon-separated "
+        r"values, not CSV; save it with commas"
+    )
+    refused(call("check", path, "--set", "finetuning.it.data.train=train.csv"), 3, message)
+
+
+def test_blank_lines_are_left_out_and_said(recipe, tmp_path):
+    """By their rows; the other rows are trained on."""
+    path = recipe("classification")
+    rows = [json.dumps({"text": text, "label": label}) for text, label in TEXTS]
+    (tmp_path / "train.jsonl").write_text("\n".join([*rows, "", *rows, "  ", ""]))
+    settings = ("--set", "finetuning.it.data.train=train.jsonl")
+    outcome = call("run", path, "--run-dir", tmp_path / "run", *settings)
+    assert outcome.code == 0, outcome
+    assert "train.jsonl: 2 rows (4, 8) without any field: left out" in outcome.err
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("kind", sorted({kind for kind, *_ in CASES.values()}))
 def test_the_same_recipes_run_on_good_examples(recipe, tmp_path, kind):
     """So what was refused above was the examples."""

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+# What the command line imports on first use, so that no single test pays for it.
+import stillhouse.check
+import stillhouse.pipeline  # noqa: F401
 from stillhouse.__main__ import _run
 
 CAUSAL = """
