@@ -92,7 +92,7 @@ def test_auto_stays_with_float32_where_int8_is_slower(wide, monkeypatch):
     monkeypatch.setattr(precision, "kernels", lambda: slow)
     found = load_at_precision(wide, "auto")
     assert found.precision == "fp32"
-    assert re.search(r"not taken: int8 0\.\dx float32 at 1 row", str(found))
+    assert re.search(r"not taken: int8 \d\.\dx float32 at 1 row", str(found))
     asked = load_at_precision(wide, "int8")
     assert asked.precision == "int8"
     assert "no faster than float32 on this machine" in str(asked)

@@ -193,7 +193,7 @@ def test_a_causal_model_fills_no_gaps(causal):
         causal.fill_mask("a [MASK]")
 
 
-@pytest.mark.parametrize(("begin", "end", "expected"), [(7, 0, 7), (None, [9, 5], 5), (0, None, 0)])
+@pytest.mark.parametrize(("begin", "end", "expected"), [(7, 0, 7), (None, [9, 5], 0), (0, None, 0)])
 def test_an_empty_prompt_begins_with_the_token_that_the_model_has(causal, begin, end, expected):
     causal.model.config.bos_token_id, causal.model.config.eos_token_id = begin, end
     causal.model.generation_config.eos_token_id = end
@@ -204,5 +204,6 @@ def test_an_empty_prompt_begins_with_the_token_that_the_model_has(causal, begin,
 def test_an_empty_prompt_needs_a_token_that_begins_a_text(causal):
     causal.model.config.bos_token_id = causal.model.config.eos_token_id = None
     causal.model.generation_config.eos_token_id = None
+    causal.tokenizer.bos_token = causal.tokenizer.eos_token = None
     with pytest.raises(DataError, match="no token that begins or ends a text"):
         causal.generate("", max_new_tokens=2)

@@ -50,11 +50,12 @@ def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterru
     said = interrupted(server, ready, step=7, number=number)
     committed = json.loads((ready.checkpoints()[-1] / "state.json").read_text())["step"]
     assert 7 <= committed < STEPS
-    assert f"Stopped by signal {int(number)} after step {committed} of {STEPS}" in said
+    by = "Interrupted (Ctrl-C)" if number == signal.SIGINT else "Stopped by SIGTERM"
+    assert f"{by}. Step {committed} of {STEPS} of student (seed 0) is committed" in said
     assert "Traceback" not in said
     code, log = server.distill(ready, *LONGER)
     assert code == 0
-    assert f"student: going on after step {committed}" in log
+    assert f"student (seed 0): going on after step {committed}" in log
     assert result(ready) == uninterrupted
     assert not (ready.folder / "checkpoints/student").exists()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import FIGURES, write_results
+from tests.report.handmade import FIGURES, write_results
 
 from stillhouse.run_folder import RunFolder
 

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from handmade import make_recipe
+from tests.report.handmade import make_recipe
 
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.report import units

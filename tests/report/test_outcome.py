@@ -1,7 +1,7 @@
 """The verdict on the teacher's worth, from each seed's student minus its control."""
 
 import pytest
-from handmade import make_recipe, write_results
+from tests.report.handmade import make_recipe, write_results
 
 from stillhouse.report.outcome import state_outcome
 from stillhouse.report.results import read_results

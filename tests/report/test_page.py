@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from handmade import FIGURES, make_metrics, make_recipe, write_results
+from tests.report.handmade import FIGURES, make_metrics, make_recipe, write_results
 
 from stillhouse.errors import RunError
 from stillhouse.recipe import EvaluationRecipe

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from handmade import FIGURES, make_recipe, write_results
+from tests.report.handmade import FIGURES, make_recipe, write_results
 
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.report.summary import summary

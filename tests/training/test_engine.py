@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jobs import FLOOR, LENGTH, LOSSES, Failing, Poison, Silent, make_job, make_model, make_source
+from tests.training.jobs import (
+    FLOOR,
+    LENGTH,
+    LOSSES,
+    Failing,
+    Poison,
+    Silent,
+    make_job,
+    make_model,
+    make_source,
+)
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stillhouse.distillation.distill import freeze
@@ -258,7 +268,7 @@ def test_a_signal_stops_after_a_whole_step_even_the_last(tmp_path, last):
 
     with (
         StopRequest() as stop,
-        pytest.raises(Stopped, match=f"after step {last} of 4, which is committed") as stopped,
+        pytest.raises(Stopped, match=f"Step {last} of 4 of student \\(seed 3\\) is committed") as stopped,
     ):
         train(make_job(tmp_path / "stopped"), Impatient(), stop)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
@@ -276,7 +286,7 @@ def test_a_stop_that_was_asked_for_during_the_set_up_is_heeded(tmp_path):
     stop = StopRequest()
     stop.signal_number = signal.SIGINT
     job = make_job(tmp_path)
-    with pytest.raises(Stopped, match="after step 0 of 4") as stopped:
+    with pytest.raises(Stopped, match="Step 0 of 4") as stopped:
         train(job, Silent(), stop)
     assert stopped.value.exit_code == 130
     assert not lines(job)

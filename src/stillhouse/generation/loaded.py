@@ -196,23 +196,24 @@ class LoadedModel:
         return end_token_ids(self.model)
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """The tokens of a prompt, as the model's documents begin: with the start token that the
-        tokenizer puts there, or none. An empty prompt begins a new document.
+        """The tokens of a prompt, after the start token that the tokenizer puts before a text, if
+        it puts one. An empty prompt begins a new document: with the model's start token, or else
+        with one that ends a text.
 
         Raises:
             DataError: an empty prompt, and no token that begins or ends a text.
         """
         special, ids = find_special_tokens(self.tokenizer), self.encode(prompt)
-        if ids and special.document_start in (special.end_of_text, None):
-            return tuple(ids)
-        if special.document_start is not None:
+        if special.document_start not in (special.end_of_text, None):
             return (special.document_start, *ids)
-        if not self.end_ids:
+        starts = (self.model.config.bos_token_id, special.document_start, *sorted(self.end_ids))
+        ids = ids or [token for token in starts if token is not None][:1]
+        if not ids:
             raise DataError(
                 "This model has no token that begins or ends a text, so an empty prompt has "
                 "nothing to start from; give a prompt."
             )
-        return (min(self.end_ids),)
+        return tuple(ids)
 
     @torch.inference_mode()
     def _search_beams(self, ids: Sequence[int], settings: Generation) -> list[str]:
