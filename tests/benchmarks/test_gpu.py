@@ -68,6 +68,7 @@ def test_utilization_is_two_operations_a_multiply_add(case):
     json.dumps(dataclasses.asdict(result))
 
 
+@pytest.mark.e2e
 def test_without_a_device_it_says_so():
     """One sentence, and the exit code of wrong use."""
     done = subprocess.run(

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import measure
 
+pytestmark = pytest.mark.e2e
+
 
 def prepare(log: Path, name: str) -> measure.Step:
     """A step that says who took it, and where."""

@@ -15,6 +15,8 @@ from benchmarks.memory import (
 
 from stillhouse.errors import ResourceError
 
+pytestmark = pytest.mark.e2e
+
 SHAPE = Shape(rows=512, hidden=8, vocabulary=16_384)
 
 

@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from stillhouse.recipe_tasks import RegressionTask
 from stillhouse.tasks.registry import make_task
 
 
+@pytest.mark.e2e
 def test_models_are_timed_beside_the_first(task_folder, tmp_path):
     """Over the same pairs, each several times."""
     task = make_task(RegressionTask())

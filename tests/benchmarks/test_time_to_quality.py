@@ -31,6 +31,7 @@ def options(tmp_path) -> argparse.Namespace:
     return argparse.Namespace(recipe=str(recipe), run_dir=tmp_path / "run", validation_tokens=64)
 
 
+@pytest.mark.e2e
 def test_both_steps_come_to_the_same_loss_and_a_run_goes_on(options, monkeypatch):
     """The engine's gain is one of time alone; what is done is not done again."""
     monkeypatch.setattr(time_to_quality, "LEARNING_RATES", (1e-3,))

@@ -53,6 +53,7 @@ def tasks(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("default")  # of libraries that the harness loads
+@pytest.mark.e2e
 def test_the_harness_finds_what_we_find(score, tasks):
     """Last words: whether they are the likeliest, and their perplexity."""
     folder, data = tasks

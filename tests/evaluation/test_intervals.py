@@ -43,6 +43,7 @@ def test_the_interval_equals_a_bootstrap_by_hand(pair):
 
 
 @pytest.mark.parametrize("num_units", [12, 40])
+@pytest.mark.e2e
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(num_units):
     """95 % of 400 texts, also where the documents are few; the truth is zero."""
     draw, held = np.random.default_rng(5), 0

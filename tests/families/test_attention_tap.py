@@ -135,6 +135,7 @@ def test_a_run_that_fails_leaves_nothing_behind(model, batch):
     assert len(catch(tap, model, batch)) == 3
 
 
+@pytest.mark.e2e
 def test_a_compiled_body_is_caught_as_well(model, batch):
     """Also where the first run, whose trace is kept, asked for nothing."""
     family = family_of(model.config)

@@ -50,6 +50,7 @@ def test_a_body_is_whole_again_afterwards(family, tiny_model, batch_of, words):
     assert torch.equal(before, kind.run_body(model, batch))
 
 
+@pytest.mark.e2e
 def test_a_compiled_body_is_compiled_once(tiny_model, batch_of, words):
     """It computes all positions, whatever number of them is read."""
     torch.compiler.reset()  # what other tests compiled counts against a limit

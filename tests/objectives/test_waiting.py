@@ -144,6 +144,7 @@ def test_whole_sequences_need_no_mask(models, batch_of, words, monkeypatch):
     assert watch.attention == [{"mask": None, "causal": causal}] * (2 + 3)
 
 
+@pytest.mark.e2e
 def test_whole_sequences_need_no_mask_when_compiled(models, batch_of, words):
     """A compiled body cannot look at values, and must not build a mask for want of them."""
     causal = models[0].config.model_type == "gpt2"

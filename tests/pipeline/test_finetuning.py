@@ -22,6 +22,8 @@ from stillhouse.recipe_file import parse_recipe
 from stillhouse.report import units
 from stillhouse.run_folder import read_manifest
 
+pytestmark = pytest.mark.e2e
+
 TRAINING = {
     "epochs": 3, "examples_per_step": 16, "optimizer": {"learning_rate": 5e-3}, "precision": "fp32",
     "checkpoint": {"every_steps": 5},

@@ -240,6 +240,7 @@ def test_without_a_control_only_the_student_is_trained(ready):
     assert not (ready.folder / "control").exists()
 
 
+@pytest.mark.e2e
 def test_the_control_of_the_same_time_gets_more_steps(ready):
     """Without a teacher a step is faster, so the same seconds hold as many steps as fit."""
     assert ready.call("distill", "--set", "distillation.control=both").code == 0
@@ -263,6 +264,7 @@ def test_the_control_differs_from_the_student_by_the_teacher_alone(finished):
     assert "soft_target" not in control[0]
 
 
+@pytest.mark.e2e
 def test_seeds_share_text_and_teacher_and_are_reported_together(ready):
     """Each seed has its own student; the run's evaluation holds their median and range."""
     outcome = ready.call("run", "--set", "seed=[0, 1]")

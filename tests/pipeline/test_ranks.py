@@ -17,6 +17,8 @@ from tests.pipeline.tiny_run import TinyRun, sha256
 
 import stillhouse
 
+pytestmark = pytest.mark.e2e
+
 STEPS = 12
 # Seven sequences a step: no number of ranks divides them, and the last step is shorter still.
 SETTINGS = (

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tests.pipeline.tiny_run import TinyRun, write_recipe
 
+pytestmark = pytest.mark.e2e
+
 SETTINGS = ["distillation.max_tokens=16384", "distillation.optimizer.learning_rate=3e-3"]
 
 

@@ -8,6 +8,8 @@ import pytest
 from tests.pipeline.processes import Server, kill, wait_for_step
 from tests.pipeline.tiny_run import TinyRun
 
+pytestmark = pytest.mark.e2e
+
 STEPS = 60
 LONGER = (f"distillation.max_tokens={STEPS * 256}", "distillation.micro_batch_tokens=128")
 EVERY_STEP = "distillation.checkpoint.every_steps=1"

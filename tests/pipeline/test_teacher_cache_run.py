@@ -11,6 +11,8 @@ from tests.pipeline.tiny_run import TinyRun, sha256
 
 from stillhouse.run_folder import fingerprint, read_manifest
 
+pytestmark = pytest.mark.e2e
+
 CACHE = ("--set", "distillation.teacher_outputs={cache: sampled, size: 16}")
 WHOLE = ("--set", "distillation.teacher_outputs={cache: top_k, size: 320}")
 SOFT = ("--set", "distillation.losses.hidden_cosine.weight=0")

@@ -10,6 +10,8 @@ from tests.pipeline.tiny_run import Outcome, TinyRun, call, sha256, write_recipe
 
 from stillhouse.run_folder import read_manifest
 
+pytestmark = pytest.mark.e2e
+
 TRAINING = {"tokens_per_step": 256, "max_tokens": 5120, "precision": "fp32"}
 
 

@@ -268,6 +268,7 @@ def test_a_run_without_metrics_has_a_report_without_curves(make_run, losses):
     assert "There is no metrics.jsonl in this run" in report(run).text
 
 
+@pytest.mark.e2e
 def test_a_long_run_is_drawn_with_few_points(make_run, losses):
     run = make_run(losses)
     run.metrics.write_text(make_metrics(["student", "control"], num_steps=20_000))

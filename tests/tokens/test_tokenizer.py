@@ -223,6 +223,7 @@ for kind in ("byte_bpe", "wordpiece"):
 """
 
 
+@pytest.mark.e2e
 def test_training_gives_the_same_tokenizer_in_every_process():
     """Neither hash tables, which differ from process to process, nor threads show in the result."""
     results = {

@@ -268,7 +268,9 @@ def test_a_signal_stops_after_a_whole_step_even_the_last(tmp_path, last):
 
     with (
         StopRequest() as stop,
-        pytest.raises(Stopped, match=f"Step {last} of 4 of student \\(seed 3\\) is committed") as stopped,
+        pytest.raises(
+            Stopped, match=f"Step {last} of 4 of student \\(seed 3\\) is committed"
+        ) as stopped,
     ):
         train(make_job(tmp_path / "stopped"), Impatient(), stop)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
