@@ -123,7 +123,7 @@ def task_case(
 
 def _origin(model: str, settings: FinetuningRecipe, recipe: Recipe) -> str:
     """The name or folder that a model of a task starts from in the end."""
-    while model in settings.models:
+    if model in settings.models:
         model = settings.models[model].start
     if model in ("teacher", "student", "student_init", "control"):
         if recipe.named_model is None:
