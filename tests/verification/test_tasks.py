@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.task_models import SENTENCES, make_task_folder
 
+from stillhouse.families import TaskHead
 from stillhouse.finetuning import objective
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.tasks.encoded import TaskBatch
@@ -18,7 +19,7 @@ from stillhouse.verification.tasks import TaskCase, task_checks
 from stillhouse.verification.verify import task_case
 
 WORDS = SENTENCES[0].split()
-ROWS: dict[str, tuple[str, dict[str, Any], list[Any]]] = {
+ROWS: dict[str, tuple[TaskHead, dict[str, Any], list[Any]]] = {
     "classification": (
         "SequenceClassification",
         {"labels": ["no", "yes"]},
@@ -58,7 +59,9 @@ def case(request: Any, tmp_path_factory: pytest.TempPathFactory) -> TaskCase:
     folder = tmp_path_factory.mktemp(request.param)
     kind, losses = request.param, {"hard_target": 0.5, "soft_target": 0.5}
     if kind == "question_answering":
-        head, settings, train = "QuestionAnswering", {"length": 48}, folder / "squad.json"
+        head: TaskHead = "QuestionAnswering"
+        settings: dict[str, Any] = {"length": 48}
+        train = folder / "squad.json"
         train.write_text(json.dumps(squad()), encoding="utf-8")
     else:
         head, settings, rows = ROWS[kind]
