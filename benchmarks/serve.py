@@ -31,6 +31,8 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks import measure
 from benchmarks.generate import (
@@ -109,6 +111,20 @@ async def _stream(session: aiohttp.ClientSession, prompt: tuple[int, ...]) -> in
     return usage
 
 
+def tokenizer_of(vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """One of bytes, filled up with tokens that no text has: prompts are ids, and nobody reads what
+    is generated, but every id that is drawn must be a token."""
+    tokenizer = train_tokenizer("byte_bpe", 257, iter([""]), "causal")
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = settings["model"]["vocab"]
+    for number in range(len(tokenizer), vocabulary_size):
+        vocabulary[f"token{number}"] = number
+    backend = Tokenizer.from_str(json.dumps(settings))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=tokenizer.eos_token, bos_token=tokenizer.bos_token
+    )
+
+
 def suggest() -> None:
     """What the editor asks for."""
     asyncio.run(_suggest())
@@ -142,8 +158,7 @@ def main() -> None:
     results: dict[str, Any] = {"precision": precision}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        # The text is read by nobody: prompts are ids, and a tokenizer of bytes will do.
-        save_model(model, train_tokenizer("byte_bpe", 257, iter([""]), "causal"), folder)
+        save_model(model, tokenizer_of(model.config.vocab_size), folder)
         bare = Ours(model, precision)
         starts = []
         for _ in range(options.starts - 1):
