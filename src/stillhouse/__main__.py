@@ -13,9 +13,6 @@ from stillhouse.errors import ResourceError, StillhouseError
 def main() -> None:
     """Run the command line and exit with its code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # A thread that waits for the others of a step sleeps: spinning takes the core from whatever
-    # the others need it for (docs/experiments.md). Read by OpenMP when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is one message, not fifty
     # torch and transformers make 365,000 objects that stay. To look through them for garbage after
     # every few hundred would be a fifth of the time they take to import.

@@ -657,9 +657,11 @@ def _run_stages(
     only: str | None = None,
     until: str | None = None,
 ) -> None:
+    from stillhouse.machine import yield_beside_other_work
     from stillhouse.recipe_file import load_recipe
 
     name, parsed = load_recipe(recipe, overrides or [])
+    yield_beside_other_work()  # before torch is loaded
     from stillhouse.pipeline import Options, Pipeline
     from stillhouse.run_folder import RunFolder
     from stillhouse.stages import stages_named, stages_until

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,38 @@ def num_cores() -> int:
 def memory_bytes() -> int:
     """Physical memory of the machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def yield_beside_other_work() -> None:
+    """Let threads that wait for each other sleep rather than spin, where other processes use the
+    same cores just now: spinning takes the time from the thread that is waited for. On idle cores
+    they spin, which is faster (docs/experiments.md, "Training beside other work").
+
+    To be called before torch is loaded, when OpenMP reads its settings; the user's own come first.
+    """
+    if busy_cores() > BUSY_CORES:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+BUSY_CORES = 0.5
+
+
+def busy_cores(seconds: float = 0.1) -> float:
+    """Cores in use on this machine while this process sleeps; 0 where the system does not say."""
+    before = _core_seconds()
+    time.sleep(seconds)
+    after = _core_seconds()
+    return 0.0 if before is None or after is None else max(0.0, after - before) / seconds
+
+
+def _core_seconds() -> float | None:
+    """Seconds that all cores together have worked since the system started."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, irq, softirq = map(int, fields[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def describe_machine() -> dict[str, Any]:
