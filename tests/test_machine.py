@@ -18,15 +18,16 @@ def test_other_processes_are_seen():
     try:
         assert busy_cores(0.5) > machine.BUSY_CORES
     finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
+        for each in loops:
+            each.kill()
+            each.wait()
 
 
 @pytest.mark.parametrize(("busy", "policy"), [(1.0, "passive"), (0.1, None)])
 def test_threads_sleep_beside_other_work_alone(busy, policy, monkeypatch):
     """On idle cores OpenMP's own default, which is faster there."""
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is put back
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setattr(machine, "busy_cores", lambda: busy)
     yield_beside_other_work()
     assert machine.os.environ.get("OMP_WAIT_POLICY") == policy
