@@ -214,7 +214,9 @@ def _kernels_text(times: KernelTimes) -> str:
         f"{name} " + (", ".join(f"{own[rows]:.1f}x at {rows}" for rows in own) if own else "no")
         for name, own in found.items()
     ]
-    return f"{'; '.join(parts)} rows; oneDNN's int8 from {onednn_rows(times)} rows"
+    first = onednn_rows(times)
+    onednn = "not taken" if first is None else f"from {first} rows"
+    return f"{'; '.join(parts)} rows; oneDNN's int8 {onednn}"
 
 
 def _prompts(
