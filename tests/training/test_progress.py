@@ -60,7 +60,7 @@ def test_a_file_gets_the_whole_line(clock):
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.26, "0.3 s"), (1, "1 s"), (59.4, "59 s"), (59.6, "1 min"), (3570, "1 h"),
+        (0, "0 s"), (0.0321, "0.03 s"), (0.26, "0.3 s"), (1, "1 s"), (59.4, "59 s"), (59.6, "1 min"), (3570, "1 h"),
         (7809, "2 h 10 min"), (86_399, "1 d"), (360_000, "4 d 4 h"),
     ],
 )  # fmt: skip
