@@ -1,5 +1,7 @@
 """The rule for fast tests, on tests of its own."""
 
+from pathlib import Path
+
 import pytest
 
 pytest_plugins = ["pytester"]
@@ -20,12 +22,13 @@ def test_busy(): burn(3)
 @pytest.mark.e2e
 @pytest.mark.parametrize(("marker", "failed"), [("", 1), ("@pytest.mark.e2e", 0)])
 def test_a_fast_test_of_three_seconds_fails(
-    pytester: pytest.Pytester, marker: str, failed: int
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, marker: str, failed: int
 ) -> None:
     """Unless it is marked as slower; what a shared fixture takes is nobody's fault."""
     pytester.makeini("[pytest]\nmarkers = e2e: slower\n")
     pytester.makepyfile(BUSY.format(marker=marker))
-    result = pytester.runpytest_inprocess("-p", "tests.cpu_time", "-p", "no:cacheprovider")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    result = pytester.runpytest_subprocess("-p", "tests.cpu_time", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=2 - failed, failed=failed)
     if failed:
         result.stdout.fnmatch_lines(["*a fast test used 3.* s of CPU time, more than 2.0 s*"])
