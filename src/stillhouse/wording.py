@@ -7,7 +7,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
 
 def duration(seconds: int | float) -> str:
-    """0.03 s, 0.3 s, 8 s, 12 min, 2 h 10 min, 3 d 4 h: two units at most, rounded to the smaller one."""
+    """0.03 s, 8 s, 12 min, 2 h 10 min, 3 d 4 h: two units at most, rounded to the smaller one."""
     if seconds < 59.5:
         return f"{float(f'{seconds:.1g}'):g} s" if seconds < 1 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
