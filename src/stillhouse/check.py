@@ -24,7 +24,7 @@ from stillhouse.training.device import micro_batch_sequences, pick_device, pick_
 from stillhouse.training.floor import DTYPES, matmul_rate
 from stillhouse.training.work import Work, count_work, planned_step
 from stillhouse.validate import validate
-from stillhouse.wording import duration
+from stillhouse.wording import counted, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -288,9 +288,10 @@ def _print_distillation(console: "Console", result: dict[str, Any]) -> None:
     if known:
         parts = ", ".join(f"{name} {duration(each)}" for name, each in known.items())
         total = duration(sum(known.values()))
+        seeds = counted(len(result["seeds"]), "seed")
         console.print(
-            f"training here, {len(result['seeds'])} seed(s): about {total} ({parts}); tasks and "
-            "evaluation come on top; power of this machine: unknown",
+            f"training here, {seeds}: about {total} ({parts}); tasks and evaluation come on top; "
+            "power of this machine: unknown",
             markup=False,
             soft_wrap=True,
         )
@@ -314,16 +315,9 @@ def _estimate_line(estimate: dict[str, Any]) -> str:
     what = "a billion tokens" if seconds is None else "training"
     return (
         f"{estimate['hardware']}: about {estimate['tokens_per_second']:,.0f} tokens/s, {what} in "
-        f"{_duration(span)}"
+        f"{duration(span)}"
         f"{energy} ({estimate['source']})"
     )
-
-
-def _duration(seconds: int | float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def _megabytes(size: int | float) -> str:

@@ -38,14 +38,14 @@ def write_first_documents(recipe: Recipe, target: Path, *, offline: bool) -> Non
     """The beginnings of the recipe's first documents, as JSON lines."""
     assert recipe.corpus is not None
     wanted = SEQUENCES * CHARACTERS_PER_TOKEN * recipe.tokens.sequence_length
-    written, documents, room = 0, 0, 0
+    room = max(DOCUMENT_CHARACTERS, wanted // FEWEST_DOCUMENTS)
+    written, documents = 0, 0
     with target.open("w", encoding="utf-8") as file:
         for piece in read_documents(recipe.corpus, offline=offline):
             if not piece.starts_document:
                 continue
             if written >= wanted and documents >= FEWEST_DOCUMENTS:
                 break
-            room = max(DOCUMENT_CHARACTERS, wanted // FEWEST_DOCUMENTS)
             beginning = piece.text[:room]
             file.write(json.dumps({"id": piece.document_id, "text": beginning}) + "\n")
             written, documents = written + len(beginning), documents + 1
