@@ -161,11 +161,13 @@ def test_scores_come_with_their_interval(call, folder_for, tmp_path):
     assert (result["num_examples"], result["num_cut"]) == (30, 0)
     assert result["protocol"]["length"] == 64
     assert set(result["metrics"]) == {"accuracy", "f1", "accuracy_and_f1", "matthews"}
+    assert result["positive_label"] == "1"
     found = result["metrics"]["accuracy"]
     assert found["low"] <= found["value"] <= found["high"]
     code, out, _ = call("score", folder, "--task", "sst2", "--data", data, "--set", "length=64")
     assert code == 0
     assert "accuracy" in out
+    assert "F1 of class 1" in out
     assert f"{found['value']:.4f}" in out
     code, out, _ = call("score", folder, "--task", "sst2", "--data", data, "--set", "length=8")
     assert code == 0

@@ -215,7 +215,10 @@ def test_scores_have_the_same_number_of_decimals():
         "1.0000", "0.0000", "0.7970", "86.21",
     ]  # fmt: skip
     assert metric_label("strict") == "F1, strict"
-    assert metric_label("accuracy") == "accuracy"
+    assert metric_label("accuracy", "yes") == metric_label("accuracy") == "accuracy"
+    assert metric_label("f1") == "f1"
+    assert metric_label("f1", "yes") == "F1 of class yes"
+    assert metric_label("accuracy_and_f1", "1") == "accuracy and F1 of class 1"
 
 
 @pytest.mark.parametrize("scheme", ["IOBES", "BILOU"])

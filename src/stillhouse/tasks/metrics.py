@@ -169,8 +169,14 @@ GLUE: Mapping[str, str] = {
 LABELS: Mapping[str, str] = {"strict": "F1, strict", "default": "F1, conlleval"}
 
 
-def metric_label(name: str) -> str:
-    """What a metric is called in tables and cards, where its key alone does not say it."""
+OF_A_CLASS: Mapping[str, str] = {"f1": "F1", "accuracy_and_f1": "accuracy and F1"}
+
+
+def metric_label(name: str, positive: str | None = None) -> str:
+    """What a metric is called in tables and cards, where its key alone does not say it; with the
+    positive class where it is about one."""
+    if positive is not None and name in OF_A_CLASS:
+        return f"{OF_A_CLASS[name]} of class {positive}"
     return LABELS.get(name, name)
 
 
