@@ -353,17 +353,27 @@ class LoadedModel:
         ]
 
     @checked_arguments
-    def answer(self, question: Any, context: Any = None) -> Any:
+    def answer(
+        self, question: Any, context: Any = None, *, handle_impossible_answer: bool = False
+    ) -> Any:
         """The stretch of the context that answers the question.
 
         Args:
             question: A question; a dictionary of `question` and `context`; or a list of either,
                 for which a list comes back.
             context: The context, or the list of contexts, of the questions.
+            handle_impossible_answer: The answer is empty where the model finds it likelier, by
+                more than its threshold, that the context does not hold one.
         """
         asked, single = questions_of(question, context)
         examples = [Question("", one, about, ()) for one, about in asked]
-        return self._results(examples, single, QuestionAnswering)
+        predictions = self.predictions(examples, QuestionAnswering)
+        assert isinstance(self.task, QuestionAnswering)
+        found = [
+            self.task.answer(each, handle_impossible_answer=handle_impossible_answer)
+            for each in predictions
+        ]
+        return found[0] if single else found
 
     @checked_arguments
     def tag(self, text: Any) -> Any:
