@@ -397,13 +397,9 @@ class Pipeline:
         return Found(folder, self.ranks.from_first(lambda: committed_fingerprint(folder)))
 
     def _resolve(self, name: str) -> Path:
-        """The folder of a model, looked over when its name is first met; what a task starts from
-        needs no language modeling head."""
+        """The folder of a model, which `validate` has looked over."""
         if name not in self._resolved:
-            folder = families.resolve_folder(name, offline=self.options.offline)
-            needs_head = self.recipe.corpus is not None and name == self.recipe.named_model
-            families.check_folder(folder, head=needs_head)
-            self._resolved[name] = folder
+            self._resolved[name] = families.resolve_folder(name, offline=self.options.offline)
         return self._resolved[name]
 
     def _evaluate(self, run: RunFolder, seed: int) -> None:

@@ -457,7 +457,7 @@ def load(name: str | Path, *, offline: bool = False) -> LoadedModel:
     if head_of(load_config(folder)) is not None:
         return load_for_task(folder)
     tokenizer = load_model_tokenizer(folder)
-    _, model = load_model(folder)
+    _, model = load_model(folder, tokenizer)
     return LoadedModel(model, tokenizer)
 
 
@@ -475,7 +475,7 @@ def load_for_task(
         RecipeError: another task than the model's.
     """
     task, tokenizer = task_of_model(folder, recipe), load_model_tokenizer(folder)
-    model = load_task_model(folder, task.head, {})
+    model = load_task_model(folder, task.head, {}, tokenizer)
     model.to(device or torch.device("cpu"))  # pyright: ignore[reportArgumentType]
     return LoadedModel(model, tokenizer, task)
 

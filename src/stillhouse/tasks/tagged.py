@@ -85,7 +85,10 @@ def read_tagged(
         tags.append(tag_name(tag, names, where))
     end()
     if not sentences:
-        raise DataError(f"{path} holds no sentence. Give a file with a token and its tag a line.")
+        raise DataError(
+            f"{path} holds no sentence. Give a file with a token and its tag a line, or a "
+            "table with a list of tokens and one of tags in each row."
+        )
     return sentences
 
 

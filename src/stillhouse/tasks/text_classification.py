@@ -24,6 +24,7 @@ from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
 TWO_CLASSES = ("f1", "accuracy_and_f1")
+ANY_CLASSES = ("accuracy", "matthews")
 MULTI_LABEL = ("accuracy", "f1")
 
 
@@ -48,7 +49,7 @@ class TextClassification:
         if not recipe.multi_label and len(labels.names) > 2 and recipe.metric in TWO_CLASSES:
             raise RecipeError(
                 f"The metric {recipe.metric} is of two labels, but there are {len(labels.names)}: "
-                f"{listed(labels.names)}. Take accuracy or matthews."
+                f"{listed(labels.names)}. Take {' or '.join(ANY_CLASSES)}."
             )
         self.recipe = recipe
         self.spellings = labels
@@ -58,7 +59,7 @@ class TextClassification:
             raise RecipeError(
                 f"The metric {recipe.metric} is about one class, but nothing says which of {one} "
                 f"and {other}. Name the labels in `labels` with the positive class second, such as "
-                f"[{one}, {other}]; or take accuracy or matthews."
+                f"[{one}, {other}]; or take {' or '.join(ANY_CLASSES)}."
             )
 
     @property
