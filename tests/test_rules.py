@@ -28,6 +28,7 @@ GROUND = {
     "recipe_tasks",
     "run_folder",
     "section",
+    "seed_results",
     "stages",
     "wording",
 }
@@ -81,6 +82,7 @@ ARROWS = {
     "recipe_tasks": {"section"},
     "run_folder": {"errors", "machine"},
     "section": set(),
+    "seed_results": {"run_folder"},
     "stages": {"errors"},
     "wording": set(),
 }

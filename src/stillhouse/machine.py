@@ -11,7 +11,7 @@ from typing import Any
 
 LIBRARIES = (
     "stillhouse", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow",
-    "scipy", "seqeval", "sacrebleu", "rouge-score", "lm-eval",
+    "seqeval", "sacrebleu", "rouge-score", "lm-eval",
 )  # fmt: skip
 
 

@@ -29,7 +29,6 @@ from stillhouse.run_folder import (
     changed_settings,
     explained_os_errors,
     fingerprint,
-    give_results_to_their_seed,
     is_up_to_date,
     locked,
     read_manifest,
@@ -37,6 +36,7 @@ from stillhouse.run_folder import (
     verify,
     write_atomic,
 )
+from stillhouse.seed_results import arrange_results
 from stillhouse.student.initialize import initialize, initialize_inputs
 from stillhouse.teacher.train import teacher_inputs, train_teacher
 from stillhouse.training.progress import Reporter
@@ -86,7 +86,7 @@ class Pipeline:
         self.ranks.from_first(lambda: self._validate(stages))
         with self._held(), explained_os_errors(self.run.shared):
             self.ranks.from_first(self._keep_recipe)
-            self.ranks.from_first(self._keep_results_of_one_seed)
+            self.ranks.from_first(self._arrange_results)
             if "prepare" in stages:
                 self._prepare()
             if "teacher" in stages and self.recipe.trains_its_teacher:
@@ -196,12 +196,10 @@ class Pipeline:
         if not file.exists():
             write_atomic(file, text)
 
-    def _keep_results_of_one_seed(self) -> None:
-        """Where the recipe now has several seeds, the one that has run keeps what it made."""
-        if len(self.recipe.seeds) > 1:
-            seed = give_results_to_their_seed(self.run)
-            if seed is not None:
-                self.reporter.say(f"the results of seed {seed} are now in seed-{seed}/")
+    def _arrange_results(self) -> None:
+        """Results of seeds that have run are kept where the recipe now looks for them."""
+        for sentence in arrange_results(self.run, self.recipe.seeds):
+            self.reporter.say(sentence)
 
     def _once(
         self,
@@ -399,13 +397,9 @@ class Pipeline:
         return Found(folder, self.ranks.from_first(lambda: committed_fingerprint(folder)))
 
     def _resolve(self, name: str) -> Path:
-        """The folder of a model, looked over when its name is first met; what a task starts from
-        needs no language modeling head."""
+        """The folder of a model, which `validate` has looked over."""
         if name not in self._resolved:
-            folder = families.resolve_folder(name, offline=self.options.offline)
-            needs_head = self.recipe.corpus is not None and name == self.recipe.named_model
-            families.check_folder(folder, head=needs_head)
-            self._resolved[name] = folder
+            self._resolved[name] = families.resolve_folder(name, offline=self.options.offline)
         return self._resolved[name]
 
     def _evaluate(self, run: RunFolder, seed: int) -> None:

@@ -6,7 +6,7 @@ needs the teacher's configuration (is layer 12 there?) is checked by `stillhouse
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -128,10 +128,16 @@ class CorpusRecipe(Section):
         return self
 
 
+Trainable = Literal["byte_bpe", "wordpiece"]
+OWN_TOKENIZER = (
+    f"a tokenizer's folder, or {{train: {' or '.join(get_args(Trainable))}, vocabulary_size: N}}"
+)
+
+
 class TrainedTokenizer(Section):
     """A tokenizer trained on the corpus itself."""
 
-    train: Literal["byte_bpe", "wordpiece"]
+    train: Trainable
     vocabulary_size: Annotated[int, Field(ge=300)] = 32_000
 
 
@@ -605,7 +611,7 @@ class Recipe(Section):
             if self.tokens.tokenizer == "teacher":
                 raise ValueError(
                     "tokens.tokenizer is 'teacher', but the teacher is trained here and has none; "
-                    "give a tokenizer's folder or {train: byte_bpe, vocabulary_size: N}"
+                    f"give {OWN_TOKENIZER}"
                 )
             causal = self.teacher.family == "gpt2"
             if causal != (self.tokens.language_modeling == "causal"):

@@ -158,32 +158,6 @@ def manifest_path(output: Path) -> Path:
     )
 
 
-def give_results_to_their_seed(run: RunFolder) -> int | None:
-    """Move the results of a run of one seed into that seed's folder, where a run of several looks
-    for them; what all seeds share stays. Returns the seed, or None where there is nothing to move.
-    """
-    outputs = [run.student_init, run.student, run.control, run.control_same_time]
-    checkpoints = [path for path in run.checkpoints("").glob("*") if path.name != "teacher"]
-    made = [
-        *outputs,
-        *run.finetuned("").glob("*/*"),
-        *(c for p in checkpoints for c in p.glob("*")),
-    ]
-    manifests = [read_manifest(path) for path in made if path.is_dir()]
-    seeds = [each.inputs.seed for each in manifests if each and each.inputs.seed is not None]
-    if not seeds or (target := run.for_seed(seeds[0])).path.exists():
-        return None
-    files = [run.evaluation, manifest_path(run.evaluation), run.report]
-    for path in [*outputs, *checkpoints, run.finetuned(""), *files]:
-        if path.exists():
-            place = target.path / path.relative_to(run.path)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(place)
-    if run.metrics.exists():  # the teacher's lines are among them
-        shutil.copy(run.metrics, target.metrics)
-    return seeds[0]
-
-
 def read_manifest(output: Path) -> Manifest | None:
     """The manifest of a stage's output, or None where the stage has not run.
 

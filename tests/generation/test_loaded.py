@@ -16,7 +16,8 @@ from transformers import (
 
 import stillhouse
 from stillhouse.errors import DataError, ModelError, RecipeError
-from stillhouse.families import save_model
+from stillhouse.families import folder as families_folder
+from stillhouse.families import folder_check, load_model, save_model
 from stillhouse.generation.save_features import check_target, save_features
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
@@ -207,3 +208,21 @@ def test_an_empty_prompt_needs_a_token_that_begins_a_text(causal):
     causal.tokenizer.bos_token = causal.tokenizer.eos_token = None
     with pytest.raises(DataError, match="no token that begins or ends a text"):
         causal.generate("", max_new_tokens=2)
+
+
+def test_a_tokenizer_is_read_once(causal_folder, monkeypatch):
+    """The model learns from it how many ids there are, and does not read it again."""
+    reads = []
+    load = families_folder.load_tokenizer
+
+    def counted(folder):
+        reads.append(folder)
+        return load(folder)
+
+    for module in (families_folder, folder_check):
+        monkeypatch.setattr(module, "load_tokenizer", counted)
+    model = stillhouse.load(causal_folder)
+    assert reads == [causal_folder]
+    assert model.model.num_tokens == 300
+    _, alone = load_model(causal_folder)
+    assert alone.num_tokens == 300

@@ -94,6 +94,25 @@ def test_an_answer_stands_in_the_context(folder_for):
     assert 0 < found["score"] <= 1
 
 
+def test_a_question_without_an_answer(call, folder_for, tmp_path):
+    """As by transformers' pipeline an answer is empty only where that is asked for; `predict` keeps
+    to the model's threshold."""
+    folder = folder_for(QuestionAnsweringTask())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"null_score_diff_threshold": -100}))
+    model, question = stillhouse.load(folder), "Who turns the still?"
+    assert model.answer(question, TEXT)["answer"] in TEXT
+    assert model.answer(question, TEXT)["answer"]
+    empty = model.answer(question, TEXT, handle_impossible_answer=True)
+    assert (empty["answer"], empty["start"], empty["end"]) == ("", 0, 0)
+    assert 0 < empty["score"] < 1
+    data, output = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    data.write_text(json.dumps({"question": question, "context": TEXT}) + "\n")
+    code, _, err = call("predict", folder, "--input", data, "--output", output)
+    assert code == 0, err
+    assert json.loads(output.read_text())["answer"] == ""
+
+
 @pytest.mark.filterwarnings("default")  # of libraries that sentence-transformers loads
 def test_vectors_of_real_weights_are_those_of_sentence_transformers():
     """all-MiniLM-L6-v2, by the library that its authors use."""
@@ -161,11 +180,13 @@ def test_scores_come_with_their_interval(call, folder_for, tmp_path):
     assert (result["num_examples"], result["num_cut"]) == (30, 0)
     assert result["protocol"]["length"] == 64
     assert set(result["metrics"]) == {"accuracy", "f1", "accuracy_and_f1", "matthews"}
+    assert result["positive_label"] == "1"
     found = result["metrics"]["accuracy"]
     assert found["low"] <= found["value"] <= found["high"]
     code, out, _ = call("score", folder, "--task", "sst2", "--data", data, "--set", "length=64")
     assert code == 0
     assert "accuracy" in out
+    assert "F1 of class 1" in out
     assert f"{found['value']:.4f}" in out
     code, out, _ = call("score", folder, "--task", "sst2", "--data", data, "--set", "length=8")
     assert code == 0

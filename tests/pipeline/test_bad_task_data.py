@@ -75,11 +75,12 @@ CASES = {
     "cut-off JSON": ("question_answering", "train.json", squad()[:-9], "train.json is not JSON"),
     "broken CoNLL": (
         "token_classification", "train.txt", TAGGED.replace("of O", "of"),
-        r"train.txt row 2: 'of' is no token with a tag O, B-KIND or I-KIND. Correct the line",
+        r"train.txt row 2: 'of' is no token with a tag \(O, or one of "
+        r"B-, I-, E-, S-, L-, U- before a kind, such as B-PER\). Correct the line",
     ),
     "wrong tag": (
         "token_classification", "train.txt", TAGGED.replace("B-LOC", "LOC"),
-        r"train.txt row 3: 'London LOC' is no token with a tag O, B-KIND or I-KIND",
+        r"train.txt row 3: 'London LOC' is no token with a tag \(O, or one of B-",
     ),
     "unknown kind": (
         "token_classification", "dev.txt", TAGGED.replace("B-LOC", "B-SEA"),

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tests.pipeline.tiny_run import call
 
 pytestmark = pytest.mark.e2e
 
@@ -20,5 +21,28 @@ def test_a_seed_that_has_run_is_not_trained_again(done):
     done.copy(done.folder.with_name("copy"))
     weights.parent.rename(done.folder / "student")
     assert done.weights() == before
+    summary = json.loads((done.folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert summary["seeds"] == [0, 1]
+
+
+def test_the_way_back_to_one_seed_keeps_its_results(done):
+    """From `[0, 1]` to `0` and to `[0, 1]` again nothing is trained, and the report is of one."""
+    before = done.weights()
+    lines = (done.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    assert done.call("run", "--set", "seed=[0, 1]").code == 0
+    outcome = done.call("run", "--set", "seed=0")
+    assert outcome.code == 0, outcome.err
+    assert ": step" not in outcome.err
+    assert "the results of seed 0 are no longer in seed-0/" in outcome.err
+    assert done.weights() == before
+    assert not (done.folder / "seed-0").exists()
+    assert (done.folder / "seed-1/student/model.safetensors").is_file()
+    assert (done.folder / "metrics.jsonl").read_text(encoding="utf-8") == lines
+    assert json.loads((done.folder / "evaluation.json").read_text(encoding="utf-8"))["seed"] == 0
+    assert "seed-1" not in (done.folder / "report.html").read_text(encoding="utf-8")
+    assert call("doctor", done.folder).code == 0
+    again = done.call("run", "--set", "seed=[0, 1]")
+    assert again.code == 0, again.err
+    assert ": step" not in again.err
     summary = json.loads((done.folder / "evaluation.json").read_text(encoding="utf-8"))
     assert summary["seeds"] == [0, 1]

@@ -82,7 +82,7 @@ def served_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     heads = {
         "classifier": ("SequenceClassification", {"num_labels": 3}),
         "tagger": ("TokenClassification", {"num_labels": 3}),
-        "answerer": ("QuestionAnswering", {}),
+        "answerer": ("QuestionAnswering", {"null_score_diff_threshold": -100.0}),
     }
     folders = {
         name: make_task_folder(root / name, "bert", head, **settings)

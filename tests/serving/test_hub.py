@@ -122,6 +122,18 @@ def test_questions_are_answered(client_of, served_folders):
     assert found.score == pytest.approx(expected["score"])
 
 
+def test_a_question_may_have_no_answer(client_of):
+    """`handle_impossible_answer`, of a model that finds nothing answered; false is the default."""
+    asked = {"question": "Who turns the still?", "context": "The distiller of Islay does."}
+    ask = client_of("answerer").question_answering
+    found = ask(**asked, handle_impossible_answer=True)
+    assert (found.answer, found.start, found.end) == ("", 0, 0)
+    assert 0 < found.score < 1
+    for value in (False, None):
+        assert ask(**asked, handle_impossible_answer=value) == ask(**asked)
+    assert ask(**asked).answer
+
+
 def test_entities_are_found(client_of, served_folders):
     """Each with its kind and place."""
     text = "The distiller of Islay in London"

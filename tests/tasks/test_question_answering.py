@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers.pipelines.document_question_answering import select_starts_ends
 
 from stillhouse.families import load_task_model
 from stillhouse.recipe_tasks import QuestionAnsweringTask
 from stillhouse.tasks.encoded import collate
-from stillhouse.tasks.question_answering import FAR_BELOW
+from stillhouse.tasks.question_answering import FAR_BELOW, QuestionAnswering
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.squad import Answer, Question
 from stillhouse.tokens.tokenizer import load_tokenizer
@@ -89,3 +90,37 @@ def test_questions_without_answers_are_read_from_json_lines(tmp_path, tokenizer_
     assert [each.context for each in questions] == [PASSAGE, "Here."]
     (sequences,) = task.encode(questions[1:], tokenizer_of("bert"))
     assert not sequences[0].is_labeled
+
+
+@pytest.mark.parametrize("handle_impossible_answer", [False, True])
+def test_an_impossible_answer_is_handled_as_by_transformers(tokenizer_of, handle_impossible_answer):
+    """The best stretch; with the parameter, empty where transformers ranks that first."""
+    longest = 6
+    task = QuestionAnswering(QuestionAnsweringTask(length=64, n_best=64, longest_answer=longest))
+    question, draw = asked(PASSAGE, "Islay"), np.random.default_rng(0)
+    ((sequence,),) = task.encode([question], tokenizer_of("bert"))
+    window = sequence.source
+    answers = []
+    for _ in range(40):
+        logits = draw.normal(size=(2, len(window.input_ids))).astype(np.float32)
+        logits[:, 0] += 1
+        outside = ~window.in_passage
+        outside[0] = False  # the first token stands for no answer
+        masked = np.where(outside, FAR_BELOW, logits).astype(np.float32)
+        found = task.answer(
+            task.predict(question, [sequence], [torch.from_numpy(masked)]),
+            handle_impossible_answer=handle_impossible_answer,
+        )
+        (first,), (last,), (score,), null = select_starts_ends(
+            logits[:1].copy(), logits[1:].copy(), outside[None].astype(int),
+            np.ones((1, len(outside)), int),
+            handle_impossible_answer=handle_impossible_answer, max_answer_len=longest,
+        )  # fmt: skip
+        begin, end = window.characters[first, 0], window.characters[last, 1]
+        if handle_impossible_answer and null > score:
+            begin = end = 0
+        assert (found["start"], found["end"], found["answer"]) == (begin, end, PASSAGE[begin:end])
+        assert 0 < found["score"] <= 1
+        answers.append(found["answer"])
+    assert ("" in answers) == handle_impossible_answer
+    assert any(answers)

@@ -1,5 +1,9 @@
 """Tagged sentences: CoNLL's columns in the shapes in which they are found."""
 
+import contextlib
+import re
+import string
+
 import pytest
 
 from stillhouse.errors import DataError
@@ -93,3 +97,19 @@ def test_tags_that_are_numbers_have_names(tmp_path):
         read_tagged_rows(rows, "tokens", "ner_tags")
     with pytest.raises(DataError, match=r"row 1: the tag 2 is none of the 2 of `labels`"):
         read_tagged_rows(rows, "tokens", "ner_tags", names=names[:2])
+
+
+def test_a_wrong_tag_is_shown_every_letter_that_is_read(tmp_path):
+    """Each letter that the message lists is a tag; no other is."""
+    path = tmp_path / "train.txt"
+    path.write_text("London LOC\n")
+    with pytest.raises(DataError, match="O, or one of") as raised:
+        read_tagged(path)
+    listed = set(re.findall(r"\b([A-Z])-(?=[, ])", str(raised.value)))
+    read = set()
+    for letter in string.ascii_uppercase:
+        path.write_text(f"London {letter}-LOC\n")
+        with contextlib.suppress(DataError):
+            read_tagged(path)
+            read.add(letter)
+    assert listed == read == set("BIESLU")

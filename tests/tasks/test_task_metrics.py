@@ -16,10 +16,12 @@ from stillhouse.tasks.metrics import (
     PERCENT,
     UNIT,
     Measure,
+    bleu_counts,
     format_score,
     glue_scores,
     mean_percent,
     metric_label,
+    rouge_f1,
     span_counts,
     span_f1,
 )
@@ -61,16 +63,19 @@ def test_a_model_that_always_says_the_same_scores_nothing(name):
     assert METRICS[name](np.zeros(4, int), np.array([0, 1, 0, 1])) == 0.0
 
 
-@pytest.mark.parametrize("library", ["scipy.stats", "seqeval.scheme"])
+LIBRARIES = {
+    "sacrebleu.metrics": lambda: bleu_counts(["a"], ["a"]),
+    "rouge_score.rouge_scorer": lambda: rouge_f1(["a"], ["a"], ["rouge1"]),
+    "seqeval.scheme": lambda: span_counts([["O"]], [["O"]], strict=True),
+}
+
+
+@pytest.mark.parametrize("library", list(LIBRARIES))
 def test_without_its_libraries_a_metric_says_what_to_install(monkeypatch, library):
     """They come with an extra."""
     monkeypatch.setitem(sys.modules, library, None)
-    ask = {
-        "scipy.stats": lambda: METRICS["spearman"](PREDICTED, RIGHT),
-        "seqeval.scheme": lambda: span_counts([["O"]], [["O"]], strict=True),
-    }
     with pytest.raises(RecipeError, match=r"pip install 'stillhouse\[tasks\]'"):
-        ask[library]()
+        LIBRARIES[library]()
 
 
 def test_glue_is_given_with_and_without_wnli():
@@ -210,7 +215,10 @@ def test_scores_have_the_same_number_of_decimals():
         "1.0000", "0.0000", "0.7970", "86.21",
     ]  # fmt: skip
     assert metric_label("strict") == "F1, strict"
-    assert metric_label("accuracy") == "accuracy"
+    assert metric_label("accuracy", "yes") == metric_label("accuracy") == "accuracy"
+    assert metric_label("f1") == "f1"
+    assert metric_label("f1", "yes") == "F1 of class yes"
+    assert metric_label("accuracy_and_f1", "1") == "accuracy and F1 of class 1"
 
 
 @pytest.mark.parametrize("scheme", ["IOBES", "BILOU"])

@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.recipe_tasks import ClassificationTask, Columns, RegressionTask
+from stillhouse.tasks.labels import Labels
 from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.text_classification import TextClassification, positive_label
 from stillhouse.tasks.texts import TextExample
 
 PAIR = Columns(text="a", pair="b", target="c")
@@ -119,3 +122,70 @@ def test_a_metric_of_two_classes_is_refused_for_three():
     """Before anything is trained for it."""
     with pytest.raises(RecipeError, match="f1 is of two labels, but there are 3"):
         make_task(ClassificationTask(labels=["x", "y", "z"], metric="f1"))
+
+
+def scored(task, predicted, right):
+    """The measures for labels by name."""
+    assert isinstance(task, TextClassification)
+    shares = [np.eye(2)[task.labels.index(name)] for name in predicted]
+    examples = [TextExample("", target=task.labels.index(name)) for name in right]
+    return task.measures(shares, examples)
+
+
+RIGHT = ["a", "a", "b", "a", "b", "a"]
+SAID = ["a", "b", "b", "a", "a", "a"]
+
+
+@pytest.mark.parametrize("own", [["no", "yes"], ["yes", "no"]])
+def test_f1_is_of_the_second_label_of_a_recipe_in_any_order_of_outputs(own):
+    """A model with its outputs the other way around has the same F1, that of scikit-learn."""
+    names = {"a": "no", "b": "yes"}
+    recipe = ClassificationTask(labels=["no", "yes"], metric="f1")
+    task = make_task(recipe, Labels.given(["no", "yes"]).in_order_of(own, "the model"))
+    assert isinstance(task, TextClassification)
+    assert task.labels == own
+    assert positive_label(task) == "yes"
+    said, right = ([names[name] for name in side] for side in (SAID, RIGHT))
+    found = scored(task, said, right)
+    expected, of_no = (
+        sklearn.metrics.f1_score(
+            [name == label for name in right], [name == label for name in said]
+        )
+        for label in ("yes", "no")
+    )
+    assert found["f1"].value == pytest.approx(expected)
+    assert expected != pytest.approx(of_no)
+    both = (expected + found["accuracy"].value) / 2
+    assert found["accuracy_and_f1"].value == pytest.approx(both)
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive"),
+    [
+        (["0", "1"], "1"),
+        (["1", "0"], "1"),
+        (["-1", "1"], "1"),
+        (["1", "2"], "1"),
+        (["false", "true"], "true"),
+        (["LABEL_0", "LABEL_1"], "LABEL_1"),
+        (["0", "2"], None),
+        (["bad", "good"], None),
+    ],
+)
+def test_without_labels_in_the_recipe_f1_is_of_label_1_or_of_none(labels, positive):
+    """As scikit-learn's `pos_label=1`; for labels that are words nothing is assumed."""
+    task = make_task(ClassificationTask(), labels)
+    assert positive_label(task) == positive
+    assert ("f1" in scored(task, labels, labels)) == (positive is not None)
+    if positive is None:
+        message = rf"nothing says which of {labels[0]} and {labels[1]}.*positive class second"
+        for metric in ("f1", "accuracy_and_f1"):
+            with pytest.raises(RecipeError, match=message):
+                make_task(ClassificationTask(metric=metric), labels)
+            assert positive_label(make_task(ClassificationTask(metric=metric, labels=labels)))
+
+
+def test_f1_of_several_labels_is_about_no_single_one():
+    """Two labels that each hold or not are counted together."""
+    task = make_task(ClassificationTask(labels=["x", "y"], multi_label=True, metric="f1"))
+    assert positive_label(task) is None

@@ -24,6 +24,7 @@ from stillhouse.data.files import ReadSummary
 from stillhouse.data.pieces import Piece, stretches
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.recipe import (
+    OWN_TOKENIZER,
     CorpusRecipe,
     Recipe,
     TrainedTokenizer,
@@ -199,7 +200,7 @@ def tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
     if teacher_tokenizer is None:
         raise RecipeError(
             "tokens.tokenizer is 'teacher', but there is no teacher folder to take it from. "
-            "Give a tokenizer's folder, or {train: byte_bpe, vocabulary_size: N}."
+            f"Give {OWN_TOKENIZER}."
         )
     return teacher_tokenizer
 

@@ -48,7 +48,8 @@ def score_by_harness(
             f"The harness scores causal language models; the one in {folder} is a "
             f"{family.model_type}."
         )
-    _, model = load_model(folder)
+    tokenizer = load_model_tokenizer(folder)
+    _, model = load_model(folder, tokenizer)
     device = pick_device()
     model.to(device)  # pyright: ignore[reportArgumentType]
     manager = task_manager(
@@ -60,7 +61,7 @@ def score_by_harness(
         raise RecipeError(f"The harness has no task {unknown[0]!r}. It has {known or 'none'}, ...")
     loaded = hf_model(
         pretrained=model,
-        tokenizer=load_model_tokenizer(folder),
+        tokenizer=tokenizer,
         backend="causal",
         batch_size=BATCH[device.type],
         max_length=family.num_positions(model.config),

@@ -12,6 +12,7 @@ from stillhouse.recipe_tasks import TaskRecipe
 from stillhouse.run_folder import sha256_of
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.metrics import format_score, metric_label
+from stillhouse.tasks.text_classification import positive_label
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted
 
@@ -38,6 +39,7 @@ def score_model(name: str, recipe: TaskRecipe, data: Path, *, offline: bool) -> 
         "num_examples": len(examples),
         "blank_rows": blank_rows(model.task.recipe, data),
         "num_cut": num_cut,
+        "positive_label": positive_label(model.task),
         "metrics": {name: asdict(measure.interval()) for name, measure in measures.items()},
     }
 
@@ -46,11 +48,12 @@ def print_scores(result: dict[str, Any]) -> None:
     """The scores as a table on stdout."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("", "value", "95 % interval")
     for name, found in result["metrics"].items():
         value, low, high = (format_score(found[key]) for key in ("value", "low", "high"))
-        table.add_row(metric_label(name), value, f"{low} to {high}")
+        table.add_row(Text(metric_label(name, result["positive_label"])), value, f"{low} to {high}")
     console = Console()
     console.print(table)
     console.print(

@@ -113,10 +113,13 @@ def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
         ) from error
 
 
-def load_model(folder: Path, *, headers_only: bool = False) -> tuple[Family, PreTrainedModel]:
+def load_model(
+    folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, *, headers_only: bool = False
+) -> tuple[Family, PreTrainedModel]:
     """The model of a folder in float32 on the CPU, in evaluation mode, with its family.
 
     Args:
+        tokenizer: The folder's, where it is loaded already; else it is read for its ids.
         headers_only: Read the headers of the weights alone, which say whether the model is whole;
             it is then on torch's meta device, and takes no memory.
 
@@ -127,16 +130,21 @@ def load_model(folder: Path, *, headers_only: bool = False) -> tuple[Family, Pre
     family = family_of(config)
     end_token_ids(folder)  # transformers passes over a damaged generation_config.json in silence
     model_class = getattr(transformers, family.model_class)
-    model, report = load_weights(folder, model_class, config, headers_only=headers_only)
+    model, report = load_weights(folder, model_class, config, tokenizer, headers_only=headers_only)
     _check_complete(folder, family, config, report)
     return family, model.eval()
 
 
 def load_weights(
-    folder: Path, model_class: Any, config: PretrainedConfig, *, headers_only: bool = False
+    folder: Path,
+    model_class: Any,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    headers_only: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     """A model of this class with the weights of a folder, and transformers' report of what was
-    missing, unexpected or of another shape.
+    missing, unexpected or of another shape. Its `num_tokens` are the ids that the tokenizer has.
 
     Raises:
         ModelError: weights are not safetensors, or damaged.
@@ -161,8 +169,12 @@ def load_weights(
             f"The weights in {folder} cannot be loaded: {first_line(error)}. "
             "Fetch them, or save them, again."
         ) from error
-    if tokenizer_files(folder):
-        model.num_tokens = num_ids(load_tokenizer(folder))
+    if headers_only:
+        return model, report
+    if tokenizer is None and tokenizer_files(folder):
+        tokenizer = load_tokenizer(folder)
+    if tokenizer is not None:
+        model.num_tokens = num_ids(tokenizer)
     return model, report
 
 

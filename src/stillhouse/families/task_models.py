@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import ModelError
 from stillhouse.families.base import renumber_layers
@@ -29,6 +29,7 @@ def load_task_model(
     folder: Path,
     head: TaskHead,
     settings: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerFast | None = None,
     *,
     new_head_seed: int | None = None,
     headers_only: bool = False,
@@ -38,7 +39,7 @@ def load_task_model(
     Args:
         settings: Values of the configuration, such as the labels.
         new_head_seed: Draws the parameters of a head that the folder does not have.
-        headers_only: As in `load_model`.
+        tokenizer, headers_only: As in `load_model`.
 
     Raises:
         ModelError: no such model, damaged weights, a body that is not whole, or, without a seed, a
@@ -47,7 +48,9 @@ def load_task_model(
     config = configured(load_config(folder), settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(new_head_seed or 0)
-        model, report = load_weights(folder, _model_class(head), config, headers_only=headers_only)
+        model, report = load_weights(
+            folder, _model_class(head), config, tokenizer, headers_only=headers_only
+        )
     _check_whole(folder, model, head, report, new_head=new_head_seed is not None)
     return model.eval()
 

@@ -53,6 +53,7 @@ from stillhouse.tasks.metrics import Measure
 from stillhouse.tasks.registry import task_for_training, with_threshold_of
 from stillhouse.tasks.sentence_transformers import check_recipe_of, write_modules
 from stillhouse.tasks.task import Task
+from stillhouse.tasks.text_classification import positive_label
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
@@ -268,6 +269,7 @@ class Finetuning:
         reporter.say(f"{self.name}: speed of {', '.join(models)}")
         scores = {
             **task_scores(self.recipe, measured),
+            "positive_label": positive_label(self.task),
             "costs": task_costs(folders, models, self.recipe.task.length),
             "machine": describe_machine(),
             "versions": library_versions(),

@@ -353,17 +353,27 @@ class LoadedModel:
         ]
 
     @checked_arguments
-    def answer(self, question: Any, context: Any = None) -> Any:
+    def answer(
+        self, question: Any, context: Any = None, *, handle_impossible_answer: bool = False
+    ) -> Any:
         """The stretch of the context that answers the question.
 
         Args:
             question: A question; a dictionary of `question` and `context`; or a list of either,
                 for which a list comes back.
             context: The context, or the list of contexts, of the questions.
+            handle_impossible_answer: The answer is empty where the model finds it likelier, by
+                more than its threshold, that the context does not hold one.
         """
         asked, single = questions_of(question, context)
         examples = [Question("", one, about, ()) for one, about in asked]
-        return self._results(examples, single, QuestionAnswering)
+        predictions = self.predictions(examples, QuestionAnswering)
+        assert isinstance(self.task, QuestionAnswering)
+        found = [
+            self.task.answer(each, handle_impossible_answer=handle_impossible_answer)
+            for each in predictions
+        ]
+        return found[0] if single else found
 
     @checked_arguments
     def tag(self, text: Any) -> Any:
@@ -447,7 +457,7 @@ def load(name: str | Path, *, offline: bool = False) -> LoadedModel:
     if head_of(load_config(folder)) is not None:
         return load_for_task(folder)
     tokenizer = load_model_tokenizer(folder)
-    _, model = load_model(folder)
+    _, model = load_model(folder, tokenizer)
     return LoadedModel(model, tokenizer)
 
 
@@ -465,7 +475,7 @@ def load_for_task(
         RecipeError: another task than the model's.
     """
     task, tokenizer = task_of_model(folder, recipe), load_model_tokenizer(folder)
-    model = load_task_model(folder, task.head, {})
+    model = load_task_model(folder, task.head, {}, tokenizer)
     model.to(device or torch.device("cpu"))  # pyright: ignore[reportArgumentType]
     return LoadedModel(model, tokenizer, task)
 

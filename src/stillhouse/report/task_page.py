@@ -47,6 +47,10 @@ class TaskResult:
     def kind(self) -> str:
         return (self.scores[0].get("task") or {}).get("kind", "")
 
+    def label(self, metric: str) -> str:
+        """What a metric of the task is called."""
+        return metric_label(metric, self.scores[0].get("positive_label"))
+
     def found(self, split: str, kind: str, name: str, metric: str) -> list[Mapping[str, float]]:
         """For each seed the value and interval of a model, or of a gain."""
         return [each["splits"][split][kind][name][metric] for each in self.scores]
@@ -152,7 +156,7 @@ def _gain_in_words(task: TaskResult, pair: str, found: Sequence[Difference]) -> 
     lead = "no difference could be shown: " if judge(found) == "unclear" else ""
     return (
         f"{task.name}, {task.splits[0]}: {lead}{taught} scores "
-        f"{units.signed(middle, digits)} {metric_label(task.metric)} against {alone}, "
+        f"{units.signed(middle, digits)} {task.label(task.metric)} against {alone}, "
         f"which had no teacher ({certainty})."
     )
 
@@ -202,7 +206,7 @@ def scores_table(task: TaskResult, split: str) -> Table:
         for kind in ("models", "gains")
         for name in kinds[kind]
     ]
-    return Table([metric_label(metric) for metric in metrics], rows)
+    return Table([task.label(metric) for metric in metrics], rows)
 
 
 def _cell(task: TaskResult, split: str, kind: str, name: str, metric: str) -> Cell:
@@ -233,7 +237,7 @@ def seeds_table(recipe: Recipe, task: TaskResult, split: str) -> Table:
         for kind in ("models", "gains")
         for name in kinds[kind]
     ]
-    label = metric_label(task.metric)
+    label = task.label(task.metric)
     return Table([f"{label}, seed {seed}" for seed in recipe.seeds], rows)
 
 

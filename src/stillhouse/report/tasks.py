@@ -28,7 +28,7 @@ def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
         found = [read_scores(run, task) for run in seed_runs]
         for split in found[0]["splits"]:
             metric = found[0]["metric"]
-            label = metric_label(metric)
+            label = metric_label(metric, found[0].get("positive_label"))
             console.print(f"{task}, {split}: {label}", markup=False)
             for table in _tables(recipe.seeds, metric, [each["splits"][split] for each in found]):
                 console.print(table)

@@ -129,12 +129,13 @@ class AnswerParameters(Strict):
     neutral: ClassVar[Mapping[str, Neutral]] = {
         "align_to_words": only(True),
         "doc_stride": only(),
-        "handle_impossible_answer": only(),
         "max_answer_len": only(),
         "max_question_len": only(),
         "max_seq_len": only(),
         "top_k": only(1),
     }
+
+    handle_impossible_answer: bool = False
 
 
 class TagParameters(Strict):
@@ -358,8 +359,13 @@ async def _tag(hosted: Hosted, given: Any, parameters: dict[str, Any]) -> Any:
 
 async def _answer(hosted: Hosted, given: Any, parameters: dict[str, Any]) -> Any:
     asked: Question = _parsed(Question, given, "inputs")
-    _parsed(AnswerParameters, parameters, "parameters")
-    return await hosted.do(hosted.loaded.answer, asked.question, asked.context)
+    settings: AnswerParameters = _parsed(AnswerParameters, parameters, "parameters")
+    impossible = settings.handle_impossible_answer
+    return await hosted.do(
+        lambda: hosted.loaded.answer(
+            asked.question, asked.context, handle_impossible_answer=impossible
+        )
+    )
 
 
 async def _embed(hosted: Hosted, texts: list[Any], parameters: dict[str, Any]) -> Any:

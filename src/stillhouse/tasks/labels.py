@@ -1,6 +1,9 @@
 """Labels of a classification: one spelling for what data, recipes and models call them, and the
 order of a model's outputs.
 
+Of two labels F1 is about one, the positive class: the label 1 or true (as in scikit-learn), else
+the second one that a recipe names. Where neither says which it is, nothing is assumed.
+
 A label in data is a text, a whole number (also written 1.0) or true or false. Outputs of a model
 are matched with labels by name. Positions count only where names say nothing: for the generic
 names LABEL_0, LABEL_1, ... of transformers, and where the recipe lists the numbers 0 to n - 1.
@@ -67,14 +70,22 @@ class Labels:
     spelling. The numbers 0 and 1 stand for false and true, and the reverse.
     """
 
-    def __init__(self, names: Sequence[str], others: Mapping[str, int] | None = None) -> None:
-        """`others` are further spellings, each with the output that it stands for.
+    def __init__(
+        self,
+        names: Sequence[str],
+        others: Mapping[str, int] | None = None,
+        *,
+        second: str | None = None,
+    ) -> None:
+        """`others` are further spellings, each with the output that it stands for; `second` is the
+        second label of a recipe that names them.
 
         Raises:
             RecipeError: two labels that are one, such as 1 and 1.0, or a blank one.
         """
         self.names = list(names)
         self._others = dict(others or {})
+        self._second = second
         self._exact: dict[str, int] = {}
         for place, name in enumerate(names):
             spelling = label_name(name)
@@ -94,8 +105,11 @@ class Labels:
                     self._loose.setdefault(other, self._exact[name])
 
     @classmethod
-    def given(cls, labels: Sequence[str] | Mapping[str, str]) -> "Labels":
-        """Labels of a recipe: what the data calls each, and with a mapping what models call it.
+    def given(
+        cls, labels: Sequence[str] | Mapping[str, str], *, by_recipe: bool = True
+    ) -> "Labels":
+        """Labels of a recipe: what the data calls each, and with a mapping what models call it; or
+        those that the data shows.
 
         In data that gives numbers for labels with names, a number is a position among them.
         """
@@ -107,13 +121,23 @@ class Labels:
         )
         if not any(NUMBER.fullmatch(name) or label_name(name) in TRUTH.values() for name in names):
             others |= {str(place): place for place in range(len(names))}
-        return cls(names, others)
+        return cls(names, others, second=names[1] if by_recipe and len(names) > 1 else None)
 
     @classmethod
     def of_model(cls, names: Sequence[str]) -> "Labels":
         """A model's own labels; generic ones are also found by their numbers."""
         others = {str(place): place for place in range(len(names))} if is_generic(names) else {}
         return cls(names, others)
+
+    @property
+    def positive(self) -> int | None:
+        """The output of the positive class of two labels; None where nothing says which it is."""
+        for name in ("1", "true"):
+            if name in self._exact:
+                return self._exact[name]
+        if is_generic(self.names):
+            return 1
+        return None if self._second is None else self.names.index(self._second)
 
     def find(self, value: Any) -> int | None:
         """The output of a label in data; None for one that is not known."""
@@ -153,7 +177,8 @@ class Labels:
             order = list(range(size))
         others = {name: order.index(place) for name, place in self._others.items()}
         others |= {name: place for place, name in enumerate(own)}
-        return Labels([self.names[place] for place in order], others)
+        names = [self.names[place] for place in order]
+        return Labels(names, others, second=self._second)
 
 
 def labels_of_data(shown: Sequence[str], own: Sequence[str], model: str) -> Labels:

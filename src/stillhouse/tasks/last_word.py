@@ -24,7 +24,7 @@ from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead, family_of
 from stillhouse.recipe_tasks import LastWordTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.metrics import Measure, mean
+from stillhouse.tasks.metrics import Draws, Measure, Metric, Times, mean
 from stillhouse.tasks.model_inputs import run
 from stillhouse.tokens.batches import IGNORED
 
@@ -146,6 +146,7 @@ class LastWord:
         }
 
 
-def _perplexity(nats: np.ndarray, _: np.ndarray) -> float:
+@Metric
+def _perplexity(nats: np.ndarray, _: np.ndarray, times: Times) -> Draws:
     """Of a word; the lower the better."""
-    return float(np.exp(nats.mean()))
+    return np.exp(times @ nats / times.sum(1))

@@ -4,6 +4,11 @@ Every metric takes what was predicted and what is right, in this order, and give
 Intervals of a share of examples are Wilson's (1927); all others are percentile bootstraps over
 examples (Efron 1979), from a seed. Where all resamples agree, as they do when every example is
 right, a bootstrap has no width, and the interval is as wide as Wilson's for n of n.
+
+A resample is how many times each example was drawn, and a metric takes all resamples at once, as
+weights of the examples: nothing is copied, sorted or counted anew for each of them.
+
+Axes: N examples, D resamples, C classes or labels, G different values.
 """
 
 import importlib
@@ -19,7 +24,8 @@ from jaxtyping import Float, Int, Shaped
 from stillhouse.errors import RecipeError
 
 Values = Shaped[np.ndarray, "N ..."]
-Metric = Callable[[Values, Values], float]
+Times = Float[np.ndarray, "D N"]  # whole numbers, in the type of a fast matrix product
+Draws = Float[np.ndarray, " D"]
 
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
@@ -29,49 +35,92 @@ UNIT, PERCENT, CORRELATION = (0.0, 1.0), (0.0, 100.0), (-1.0, 1.0)
 DRAWN_AT_ONCE = 10**6  # numbers in memory
 
 
-def accuracy(predicted: Values, right: Values) -> float:
+@dataclass(frozen=True)
+class Metric:
+    """A metric: `metric(predicted, right)` is its value, `of_resamples` its values where example n
+    counts `times[d, n]` times."""
+
+    of_resamples: Callable[[Values, Values, Times], Draws]
+
+    def __call__(self, predicted: Values, right: Values) -> float:
+        return float(self.of_resamples(predicted, right, np.ones((1, len(right))))[0])
+
+
+@Metric
+def accuracy(predicted: Values, right: Values, times: Times) -> Draws:
     """Share of examples that are right."""
-    return float(np.mean(predicted == right))
+    return times @ (predicted == right) / times.sum(1)
 
 
-def f1(predicted: Values, right: Values) -> float:
+@Metric
+def f1(predicted: Values, right: Values, times: Times) -> Draws:
     """F1 of the class 1 (or, for rows of labels that each hold or not, over all of them): twice
     what is in both over what is in either, 0 where that is nothing."""
-    said, true = predicted == 1, right == 1
-    either = int(said.sum() + true.sum())
-    return 2 * int((said & true).sum()) / either if either else 0.0
+    size = len(right)
+    said, true = ((side == 1).reshape(size, -1) for side in (predicted, right))
+    both, either = times @ (said & true).sum(1), times @ (said.sum(1) + true.sum(1))
+    return 2 * both / np.maximum(either, 1)
 
 
-def matthews(predicted: Values, right: Values) -> float:
+@Metric
+def matthews(predicted: Values, right: Values, times: Times) -> Draws:
     """Matthews' correlation of classes from 0 on, from -1 to 1; 0 where one side is constant.
 
     Source: Gorodkin 2004, equation 8 (two classes or more).
     """
-    num_classes = 1 + max(int(predicted.max()), int(right.max()))
-    said, true = (
-        np.bincount(side, minlength=num_classes).astype(np.float64) for side in (predicted, right)
-    )
-    size = len(right)
-    spreads = (size**2 - said @ said) * (size**2 - true @ true)
-    if spreads == 0:
-        return 0.0
-    return float((size * np.sum(predicted == right) - said @ true) / np.sqrt(spreads))
+    classes = np.arange(1 + max(int(predicted.max()), int(right.max())))
+    said, true = (times @ (side[:, None] == classes) for side in (predicted, right))
+    size, num_right = times.sum(1), times @ (predicted == right)
+    spreads = (size**2 - (said**2).sum(1)) * (size**2 - (true**2).sum(1))
+    covariance = size * num_right - (said * true).sum(1)
+    return np.where(spreads > 0, covariance / np.sqrt(np.maximum(spreads, 1)), 0.0)
 
 
-def pearson(predicted: Values, right: Values) -> float:
+@Metric
+def pearson(predicted: Values, right: Values, times: Times) -> Draws:
     """Linear correlation; 0 where one side is constant."""
-    return _correlation("pearsonr", predicted, right)
+    return _correlation(_scaled(predicted), _scaled(right), times)
 
 
-def spearman(predicted: Values, right: Values) -> float:
+@Metric
+def spearman(predicted: Values, right: Values, times: Times) -> Draws:
     """Correlation of ranks; 0 where one side is constant."""
-    return _correlation("spearmanr", predicted, right)
+    return _correlation(_ranks(predicted, times), _ranks(right, times), times)
 
 
-def _correlation(name: str, predicted: Values, right: Values) -> float:
-    if np.ptp(predicted) == 0 or np.ptp(right) == 0:
-        return 0.0
-    return float(getattr(_library("scipy.stats"), name)(predicted, right).statistic)
+def _correlation(
+    one: Float[np.ndarray, "*D N"], other: Float[np.ndarray, "*D N"], times: Times
+) -> Draws:
+    """Pearson's correlation with weights: covariance over both standard deviations."""
+    size, was_drawn = times.sum(1, keepdims=True), times > 0
+    varies = np.ones(len(times), bool)
+    centered = []
+    for side in (one, other):
+        lowest = np.where(was_drawn, side, np.inf).min(1)
+        highest = np.where(was_drawn, side, -np.inf).max(1)
+        varies &= lowest != highest
+        centered.append(side - (times * side).sum(1, keepdims=True) / size)
+    one, other = centered
+    covariance = (times * one * other).sum(1)
+    spread = np.sqrt((times * one**2).sum(1)) * np.sqrt((times * other**2).sum(1))
+    return np.where(varies, np.clip(covariance / np.where(varies, spread, 1), -1, 1), 0.0)
+
+
+def _scaled(values: Shaped[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """The same from -1 to 1, so that no square overflows."""
+    values = np.asarray(values, np.float64)
+    return values / (np.abs(values).max() or 1.0)
+
+
+def _ranks(values: Shaped[np.ndarray, " N"], times: Times) -> Float[np.ndarray, "D N"]:
+    """The rank of each example in each resample, the mean rank for equal ones; NaN for NaN."""
+    different, group = np.unique(values, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    firsts = np.searchsorted(group[order], np.arange(len(different)))
+    drawn = np.add.reduceat(times[:, order], firsts, axis=1)  # (D, G)
+    ranks = drawn.cumsum(1) - (drawn - 1) / 2
+    ranks[:, np.isnan(different)] = np.nan
+    return ranks[:, group]
 
 
 def _library(name: str) -> Any:
@@ -86,7 +135,11 @@ def _library(name: str) -> Any:
 
 def mean_of(*metrics: Metric) -> Metric:
     """The mean of several metrics, as GLUE takes it."""
-    return lambda predicted, right: fmean(metric(predicted, right) for metric in metrics)
+
+    def of_resamples(predicted: Values, right: Values, times: Times) -> Draws:
+        return np.mean([each.of_resamples(predicted, right, times) for each in metrics], axis=0)
+
+    return Metric(of_resamples)
 
 
 METRICS: Mapping[str, Metric] = {
@@ -116,8 +169,14 @@ GLUE: Mapping[str, str] = {
 LABELS: Mapping[str, str] = {"strict": "F1, strict", "default": "F1, conlleval"}
 
 
-def metric_label(name: str) -> str:
-    """What a metric is called in tables and cards, where its key alone does not say it."""
+OF_A_CLASS: Mapping[str, str] = {"f1": "F1", "accuracy_and_f1": "accuracy and F1"}
+
+
+def metric_label(name: str, positive: str | None = None) -> str:
+    """What a metric is called in tables and cards, where its key alone does not say it; with the
+    positive class where it is about one."""
+    if positive is not None and name in OF_A_CLASS:
+        return f"{OF_A_CLASS[name]} of class {positive}"
     return LABELS.get(name, name)
 
 
@@ -160,20 +219,23 @@ def span_counts(
     return np.array(counts, np.int64)
 
 
-def span_f1(counts: Values, _: Values) -> float:
+@Metric
+def span_f1(counts: Values, _: Values, times: Times) -> Draws:
     """Micro F1 over entities, from `span_counts`."""
-    shared, said, true = counts.sum(0).tolist()
-    return 2 * shared / (said + true) if shared else 0.0
+    shared, said, true = (times @ counts).T
+    return 2 * shared / np.maximum(said + true, 1)
 
 
-def mean(values: Values, _: Values) -> float:
+@Metric
+def mean(values: Values, _: Values, times: Times) -> Draws:
     """Of one number for each example."""
-    return float(values.mean())
+    return times @ values / times.sum(1)
 
 
-def mean_percent(values: Values, _: Values) -> float:
+@Metric
+def mean_percent(values: Values, _: Values, times: Times) -> Draws:
     """Of one number from 0 to 1 for each example."""
-    return float(100 * values.mean())
+    return 100 * (times @ values) / times.sum(1)
 
 
 def bleu_counts(predicted: Sequence[str], right: Sequence[str]) -> Int[np.ndarray, "N 10"]:
@@ -187,13 +249,13 @@ def bleu_counts(predicted: Sequence[str], right: Sequence[str]) -> Int[np.ndarra
     return np.array(counts, np.int64)
 
 
-def bleu(counts: Values, _: Values) -> float:
+@Metric
+def bleu(counts: Values, _: Values, times: Times) -> Draws:
     """BLEU of the whole set, from `bleu_counts`, smoothed as sacreBLEU does by default (exp)."""
-    totals = counts.sum(0).tolist()
-    score = _library("sacrebleu.metrics").BLEU.compute_bleu(
-        totals[:4], totals[4:8], *totals[8:], smooth_method="exp"
-    )
-    return score.score
+    score = _library("sacrebleu.metrics").BLEU.compute_bleu
+    sums = (times @ counts).astype(np.int64).tolist()
+    found = [score(each[:4], each[4:8], *each[8:], smooth_method="exp") for each in sums]
+    return np.array([each.score for each in found])
 
 
 def rouge_f1(
@@ -242,13 +304,13 @@ class Measure:
         """The value with its interval over examples."""
         if self._is_share and self.bounds is not None:
             return _wilson(self.value, len(self.right), self.bounds)
-        draws = [self._of(rows) for rows in _resamples(len(self.right), seed)]
+        draws = [self._of(times) for times in _resamples(len(self.right), seed)]
         return self._widened(_interval(self.value, draws), self.bounds)
 
     def minus(self, other: "Measure", *, seed: int = 0) -> Interval:
         """How much higher than another model's value for the same examples, with the paired
         interval: each resample asks both about the same ones."""
-        draws = [self._of(rows) - other._of(rows) for rows in _resamples(len(self.right), seed)]
+        draws = [self._of(times) - other._of(times) for times in _resamples(len(self.right), seed)]
         bounds = None if self.bounds is None else (-self._span, self._span)
         return self._widened(_interval(self.value - other.value, draws), bounds)
 
@@ -272,8 +334,8 @@ class Measure:
         low, high = max(bounds[0], found.value - margin), min(bounds[1], found.value + margin)
         return Interval(found.value, low, high)
 
-    def _of(self, rows: Int[np.ndarray, " N"]) -> float:
-        return self.metric(self.predicted[rows], self.right[rows])
+    def _of(self, times: Times) -> Draws:
+        return self.metric.of_resamples(self.predicted, self.right, times)
 
 
 def _wilson(value: float, size: int, bounds: Bounds) -> Interval:
@@ -294,13 +356,19 @@ def _wilson(value: float, size: int, bounds: Bounds) -> Interval:
     return Interval(value, min(first, value), max(last, value))
 
 
-def _resamples(size: int, seed: int) -> Iterator[Int[np.ndarray, " N"]]:
+def _resamples(size: int, seed: int) -> Iterator[Times]:
+    """How many times each example is drawn, in RESAMPLES draws of `size` with replacement, some of
+    them at a time."""
     generator = np.random.default_rng(seed)
     at_once = max(1, min(RESAMPLES, DRAWN_AT_ONCE // size))
     for first in range(0, RESAMPLES, at_once):
-        yield from generator.integers(0, size, (min(at_once, RESAMPLES - first), size))
+        rows = generator.integers(0, size, (min(at_once, RESAMPLES - first), size))
+        places = rows + size * np.arange(len(rows))[:, None]
+        counts = np.bincount(places.ravel(), minlength=places.size)
+        yield counts.reshape(rows.shape).astype(np.float64)
 
 
-def _interval(value: float, draws: Sequence[float]) -> Interval:
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+def _interval(value: float, draws: Sequence[Draws]) -> Interval:
+    ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(np.concatenate(draws), ends)
     return Interval(value, float(low), float(high))

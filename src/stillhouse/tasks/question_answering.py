@@ -121,21 +121,16 @@ class QuestionAnswering:
     def result(self, prediction: list[Found]) -> Any:
         """The best answer, empty where a model that has a threshold says that there is none; its
         score is its share among the best ones."""
-        *answers, null = prediction
+        return _best(prediction, self.recipe.null_score_diff_threshold)
+
+    def answer(self, prediction: list[Found], *, handle_impossible_answer: bool) -> Any:
+        """The same as transformers' pipeline has it: the best stretch of the passage, whatever the
+        threshold; with `handle_impossible_answer` empty where the score of no answer exceeds its by
+        more than the model's threshold (0 where it has none)."""
+        if not handle_impossible_answer:
+            return _best(prediction, None)
         threshold = self.recipe.null_score_diff_threshold
-        if not answers and threshold is None:
-            return {"score": 0.0, "start": 0, "end": 0, "answer": ""}
-        candidates = answers if threshold is None else prediction
-        best = candidates[0]
-        if threshold is not None and not _answered([prediction]).at(threshold)[0]:
-            best = null
-        scores = np.array([each.score for each in candidates])
-        return {
-            "score": float(1 / np.exp(scores - best.score).sum()),
-            "start": best.start,
-            "end": best.start + len(best.text),
-            "answer": best.text,
-        }
+        return _best(prediction, NO_THRESHOLD if threshold is None else threshold)
 
 
 def _answered(predictions: Sequence[list[Found]]) -> Answered:
@@ -145,6 +140,24 @@ def _answered(predictions: Sequence[list[Found]]) -> Answered:
         found[-1].score - (found[0].score if len(found) > 1 else FAR_BELOW) for found in predictions
     ]
     return Answered(texts, np.array(differences))
+
+
+def _best(prediction: list[Found], threshold: float | None) -> dict[str, Any]:
+    """The best answer, among them that there is none where there is a threshold for it."""
+    *answers, null = prediction
+    if not answers and threshold is None:
+        return {"score": 0.0, "start": 0, "end": 0, "answer": ""}
+    candidates = answers if threshold is None else prediction
+    best = candidates[0]
+    if threshold is not None and not _answered([prediction]).at(threshold)[0]:
+        best = null
+    scores = np.array([each.score for each in candidates])
+    return {
+        "score": float(1 / np.exp(scores - best.score).sum()),
+        "start": best.start,
+        "end": best.start + len(best.text),
+        "answer": best.text,
+    }
 
 
 def _encoded(window: Window, question: Question) -> Encoded:

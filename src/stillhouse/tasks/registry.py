@@ -52,12 +52,13 @@ def make_task(recipe: TaskRecipe, labels: Sequence[str] | Labels = ()) -> Task:
             recipe's own.
 
     Raises:
-        RecipeError: a metric that does not suit the labels.
+        RecipeError: a metric that does not suit the labels, or needs to know the positive one.
     """
     match recipe:
         case ClassificationTask():
             if not isinstance(labels, Labels):
-                labels = Labels.given(recipe.labels or labels)
+                named = recipe.labels is not None
+                labels = Labels.given(recipe.labels or labels, by_recipe=named)
             return TextClassification(recipe, labels)
         case RegressionTask():
             return TextRegression(recipe)

@@ -25,6 +25,12 @@ JSON_NAMES = {
     list: "a list", dict: "an object", str: "a string", int: "a whole number", float: "a number",
     bool: "true or false",
 }  # fmt: skip
+FORMATS = (
+    "Give a file in SQuAD's format: "
+    '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", '
+    '"answers": [{"text", "answer_start"}]}]}]}]}; or a table of id, question, context, and '
+    'answers as {"text": [...], "answer_start": [...]}.'
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def read_squad(path: Path) -> list[Question]:
             )
         questions[question.id] = question
     if not questions:
-        raise DataError(f"{path} holds no question. Give a file in SQuAD's format.")
+        raise DataError(f"{path} holds no question. {FORMATS}")
     return list(questions.values())
 
 
@@ -218,9 +224,5 @@ def _field(holder: Any, key: str, kind: type, where: str) -> Any:
     value = holder.get(key) if isinstance(holder, dict) else None
     if not isinstance(value, kind):
         found = "is missing" if value is None else f"is {JSON_NAMES[type(value)]}"
-        raise DataError(
-            f"{where}: {key!r} {found}; it must be {JSON_NAMES[kind]}. Give a file in SQuAD's "
-            'format: {"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", '
-            '"answers": [{"text", "answer_start"}]}]}]}]}.'
-        )
+        raise DataError(f"{where}: {key!r} {found}; it must be {JSON_NAMES[kind]}. {FORMATS}")
     return value

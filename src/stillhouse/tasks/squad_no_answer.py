@@ -6,16 +6,16 @@ the lowest of all windows) exceeds the score of its best answer by more than a t
 Source: Rajpurkar et al. 2018 (arXiv:1806.03822) and the evaluation published with it; Devlin et al.
 2019, section 4.3, for the threshold.
 
-Axes: N questions.
+Axes: N questions, D resamples of them.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from stillhouse.tasks.metrics import PERCENT, Measure, mean_percent
+from stillhouse.tasks.metrics import PERCENT, Draws, Measure, Metric, Times, mean_percent
 from stillhouse.tasks.squad import AnswerScore, normalized, word_f1
 
 HAS_ANSWER, SCORE, DIFFERENCE, SAYS_SOMETHING = range(4)  # columns: what a threshold follows from
@@ -73,29 +73,37 @@ def chosen_threshold(answered: Answered, references: Sequence[Sequence[str]], me
     return best_threshold(columns, columns)
 
 
-def best_threshold(columns: Float[np.ndarray, "N 4"], _: Float[np.ndarray, "N 4"]) -> float:
+@Metric
+def best_threshold(
+    columns: Float[np.ndarray, "N 4"], _: Float[np.ndarray, "N 4"], times: Times
+) -> Draws:
     """The threshold with the best score: the largest difference of an answer that is given."""
-    order, running, nothing = _running_scores(columns)
-    if running.max() <= nothing:  # no answer is given at all
-        return float(min(0.0, np.nextafter(columns[:, DIFFERENCE].min(), -np.inf)))
-    return float(columns[order[running.argmax()], DIFFERENCE])
+    order, running, nothing = _running_scores(columns, times)
+    differences = columns[order, DIFFERENCE]
+    # Where no answer is given at all:
+    first = (times[:, order] > 0).argmax(1)
+    below = np.minimum(0.0, np.nextafter(differences[first], -np.inf))
+    return np.where(running.max(1) <= nothing, below, differences[running.argmax(1)])
 
 
-def _best_score(columns: Float[np.ndarray, "N 4"], _: Float[np.ndarray, "N 4"]) -> float:
-    _, running, nothing = _running_scores(columns)
-    return float(100 * max(running.max(), nothing) / len(columns))
+@Metric
+def _best_score(
+    columns: Float[np.ndarray, "N 4"], _: Float[np.ndarray, "N 4"], times: Times
+) -> Draws:
+    _, running, nothing = _running_scores(columns, times)
+    return 100 * np.maximum(running.max(1), nothing) / times.sum(1)
 
 
 def _running_scores(
-    columns: Float[np.ndarray, "N 4"],
-) -> tuple[np.ndarray, Float[np.ndarray, " N"], float]:
+    columns: Float[np.ndarray, "N 4"], times: Times
+) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, "D N"], Draws]:
     """Questions by their difference, the sum of scores where those up to each one are answered and
     the others are not, and that sum where none is."""
     has_answer = columns[:, HAS_ANSWER] > 0
     order = np.argsort(columns[:, DIFFERENCE], kind="stable")
     gains = np.where(has_answer, columns[:, SCORE], -columns[:, SAYS_SOMETHING])
-    nothing = float((~has_answer).sum())
-    return order, nothing + np.cumsum(gains[order]), nothing
+    nothing = times @ ~has_answer
+    return order, nothing[:, None] + np.cumsum(times[:, order] * gains[order], axis=1), nothing
 
 
 def _columns(

@@ -18,10 +18,14 @@ from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError
 from stillhouse.tasks.labels import WHOLE_NUMBER, label_name, listed
 
-TAG = re.compile(r"O|[BIESLU]-\S+")
-TAGS = "O, B-KIND or I-KIND"
+BEGINS_AND_GOES_ON = ("B", "I")
 Scheme = Literal["IOB2", "IO", "IOBES", "BILOU"]
 ENDS_AND_SINGLES = {"IOBES": ("E", "S"), "BILOU": ("L", "U")}
+LETTERS = [*BEGINS_AND_GOES_ON, *(each for pair in ENDS_AND_SINGLES.values() for each in pair)]
+TAG = re.compile(rf"O|[{''.join(LETTERS)}]-\S+")
+TAGS = (
+    f"(O, or one of {', '.join(f'{letter}-' for letter in LETTERS)} before a kind, such as B-PER)"
+)
 DOCUMENT = "-DOCSTART-"
 COMMENT = "#\t"
 
@@ -81,7 +85,10 @@ def read_tagged(
         tags.append(tag_name(tag, names, where))
     end()
     if not sentences:
-        raise DataError(f"{path} holds no sentence. Give a file with a token and its tag a line.")
+        raise DataError(
+            f"{path} holds no sentence. Give a file with a token and its tag a line, or a "
+            "table with a list of tokens and one of tags in each row."
+        )
     return sentences
 
 

@@ -19,11 +19,12 @@ from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import ClassificationTask, RegressionTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.labels import Labels, label_name, label_names, listed, sorted_labels
-from stillhouse.tasks.metrics import CORRELATION, METRICS, UNIT, Measure
+from stillhouse.tasks.metrics import CORRELATION, METRICS, Measure
 from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
 TWO_CLASSES = ("f1", "accuracy_and_f1")
+ANY_CLASSES = ("accuracy", "matthews")
 MULTI_LABEL = ("accuracy", "f1")
 
 
@@ -37,7 +38,8 @@ class TextClassification:
         """The labels in the order of the model's outputs.
 
         Raises:
-            RecipeError: a metric of two classes for more of them.
+            RecipeError: a metric of two classes for more of them, or for two of which nothing says
+                which one is positive.
         """
         if recipe.multi_label and recipe.metric not in MULTI_LABEL:
             raise RecipeError(
@@ -47,11 +49,32 @@ class TextClassification:
         if not recipe.multi_label and len(labels.names) > 2 and recipe.metric in TWO_CLASSES:
             raise RecipeError(
                 f"The metric {recipe.metric} is of two labels, but there are {len(labels.names)}: "
-                f"{listed(labels.names)}. Take accuracy or matthews."
+                f"{listed(labels.names)}. Take {' or '.join(ANY_CLASSES)}."
             )
         self.recipe = recipe
         self.spellings = labels
         self.labels = labels.names
+        if recipe.metric in TWO_CLASSES and len(self.labels) == 2 and self._about is None:
+            one, other = self.labels
+            raise RecipeError(
+                f"The metric {recipe.metric} is about one class, but nothing says which of {one} "
+                f"and {other}. Name the labels in `labels` with the positive class second, such as "
+                f"[{one}, {other}]; or take {' or '.join(ANY_CLASSES)}."
+            )
+
+    @property
+    def _about(self) -> int | None:
+        """The output of the positive class of two labels, where it is known; 1 for several at
+        once, each of which holds or does not."""
+        if self.recipe.multi_label:
+            return 1
+        return self.spellings.positive if len(self.labels) == 2 else None
+
+    @property
+    def positive_label(self) -> str | None:
+        """The class that F1 is about, where it is about one."""
+        place = None if self.recipe.multi_label else self._about
+        return None if place is None else self.labels[place]
 
     @property
     def says(self) -> Says:
@@ -116,13 +139,14 @@ class TextClassification:
             }
         right = np.array([example.target for example in examples])
         predicted = np.array([each.argmax() for each in predictions])
-        names = ["accuracy", "matthews", *(TWO_CLASSES if len(self.labels) == 2 else ())]
-        return {
-            name: Measure(
-                METRICS[name], predicted, right, CORRELATION if name == "matthews" else UNIT
-            )
-            for name in names
+        found = {
+            "accuracy": Measure(METRICS["accuracy"], predicted, right),
+            "matthews": Measure(METRICS["matthews"], predicted, right, CORRELATION),
         }
+        if self._about is not None:
+            said, true = ((each == self._about).astype(int) for each in (predicted, right))
+            found |= {name: Measure(METRICS[name], said, true) for name in TWO_CLASSES}
+        return found
 
     def result(self, prediction: np.ndarray) -> Any:
         """The likeliest label; of several at once those more likely than not."""
@@ -133,6 +157,11 @@ class TextClassification:
         if self.recipe.multi_label:
             return [each for each in scored if each["score"] > 0.5]
         return max(scored, key=lambda each: each["score"])
+
+
+def positive_label(task: object) -> str | None:
+    """The class that a task's F1 is about; None where it is about none, or about all."""
+    return task.positive_label if isinstance(task, TextClassification) else None
 
 
 def labels_shown(recipe: ClassificationTask, path: Path) -> list[str]:
