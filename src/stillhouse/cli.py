@@ -657,11 +657,10 @@ def _run_stages(
     only: str | None = None,
     until: str | None = None,
 ) -> None:
-    from stillhouse.machine import yield_beside_other_work
+    from stillhouse.machine import sharing_cores
     from stillhouse.recipe_file import load_recipe
 
     name, parsed = load_recipe(recipe, overrides or [])
-    yield_beside_other_work()  # before torch is loaded
     from stillhouse.pipeline import Options, Pipeline
     from stillhouse.run_folder import RunFolder
     from stillhouse.stages import stages_named, stages_until
@@ -671,7 +670,7 @@ def _run_stages(
     stages = (only,) if only else stages_until(until)
     options = Options(offline=offline, overwrite=stages_named(overwrite))
     folder = RunFolder.at(run_dir or Path("runs") / name)
-    with joined_ranks() as ranks:
+    with sharing_cores(), joined_ranks() as ranks:
         with ConsoleReporter() if ranks.is_first else QuietReporter() as reporter:
             pipeline = Pipeline(parsed, folder, reporter, options, ranks)
             pipeline.run_stages(stages)

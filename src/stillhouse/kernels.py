@@ -4,13 +4,15 @@ A processor's flags do not tell: with the same flag, one library's int8 product 
 fast as float32's and another's, a reference implementation, several hundred times slower. So each
 kernel is timed here, on matrices of the model's shapes, before it is used.
 
-Contract: `kernel_times` takes a second at most, and is remembered in the user's cache folder for
-the same processor, instruction sets, threads, PyTorch and shapes. A kernel that is far slower than
-float32's, that does not finish in time, or whose bits are not those it must have, is left out.
+Contract: `kernel_times` takes a second at most, and is cached in the user's cache folder for the
+same CPU, instruction sets, settings of the libraries, threads, PyTorch and shapes. A kernel that is
+far slower than float32's, that does not finish in time, or whose bits are not those it must have,
+is left out.
 
 The fastest of several interleaved calls counts, of those that no other process interrupted where
-there are any. With several threads all wait for the one that was interrupted, so a measurement
-beside other work is repeated in one thread. What was interrupted is not remembered.
+there are any, else in CPU time. With several threads all wait for the one that was interrupted, so
+a measurement beside other work is repeated in one thread. What was interrupted is not cached. Each
+kernel has its own copy of a matrix: it is not faster because another one has just read it.
 
 Axes: N rows, K inputs, M outputs.
 """
@@ -18,8 +20,8 @@ Axes: N rows, K inputs, M outputs.
 import contextlib
 import hashlib
 import json
-import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,23 +37,28 @@ from torch.nn import functional as F  # noqa: N812
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.run_folder import write_atomic
 
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None
+
 ROWS: tuple[int, ...] = (1, 8, 64)  # a token of one text, a step of several texts, a prompt
-# Of a pass in all threads, and of one in a single thread: together less than a second.
-PASS_SECONDS, ONE_THREAD_SECONDS = 0.35, 0.55
-MAX_ROUNDS = 20
+# When a pass in all threads ends, and when one in a single thread, if need be, ends.
+PASS_SECONDS, TOTAL_SECONDS = 0.5, 0.8
+MIN_ROUNDS, MAX_ROUNDS = 3, 20  # of a pass in a single thread; of any
+WARM_ROUNDS, HOPELESS = 2, 5  # after so many, a kernel so many times as slow is not timed any more
 MAX_SHAPES = 4  # the largest by all that they hold
 MAX_ELEMENTS = 2**21  # of one matrix; a larger one is measured by some of its outputs
-MAX_INTERRUPTIONS = 30  # a second; a quiet machine has a handful
+MAX_INTERRUPTIONS = 10  # of a pass in several threads; on a quiet machine there are a few
+FASTER = 1.1  # times as fast as the kernel that it would replace; less is a tie
 # Far slower than float32 is more than this many times as slow on a small matrix, where a kernel
 # that is fast on large ones still has its fixed cost.
 FAR_SLOWER, FIXED_SECONDS = 20, 2e-4
 SMALL = (64, 256)  # M K
-CACHE_FORMAT = 1
-# Settings of libraries that hide instruction sets from them, or choose among them.
-ISA_VARIABLES = (
-    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS",
-    "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE",
-)  # fmt: skip
+SMALL_CALLS, SMALL_SECONDS = 4, 0.1  # the first prepares others; for all calls of a kernel
+CACHE_FORMAT = 2
+# Environment variables that choose instruction sets, precisions or ways to wait for threads.
+SETTINGS = ("ATEN_", "DNNL_", "FBGEMM_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_")
 
 Product = Callable[[Float[Tensor, "N K"]], Float[Tensor, "N M"]]
 
@@ -104,7 +111,7 @@ class Shape:
 @dataclass(frozen=True)
 class KernelTimes:
     """Seconds of one pass over a model's matrices, by kernel and by number of rows; kernels that
-    were left out are absent. `is_undisturbed`: no interruption is in them."""
+    were left out are absent. `is_undisturbed`: no call that counts was interrupted."""
 
     seconds: Mapping[str, Mapping[int, float]]
     threads: int
@@ -116,39 +123,38 @@ class KernelTimes:
         return {rows: plain[rows] / own[rows] for rows in own}
 
 
-def kernel_times(shapes: Sequence[Shape], kernels: Mapping[str, Kernel]) -> KernelTimes:
+def kernel_times(
+    shapes: Sequence[Shape], kernels: Mapping[str, Kernel], rows: Sequence[int] = ROWS
+) -> KernelTimes:
     """The times of these kernels on this machine, from the cache where it has them."""
-    key = _cache_key(shapes, kernels)
+    key = _cache_key(shapes, kernels, rows)
     path = _cache_path(key)
     if path is not None and (known := _read_cache(path, key)) is not None:
         return known
-    found = measure_kernels(shapes, kernels)
+    found = measure_kernels(shapes, kernels, rows)
     if path is not None and found.is_undisturbed and found.threads == torch.get_num_threads():
         _write_cache(path, key, found)
     return found
 
 
-def measure_kernels(shapes: Sequence[Shape], kernels: Mapping[str, Kernel]) -> KernelTimes:
+def measure_kernels(
+    shapes: Sequence[Shape], kernels: Mapping[str, Kernel], rows: Sequence[int] = ROWS
+) -> KernelTimes:
     """The times of these kernels, measured now; `fp32` must be among them."""
     assert "fp32" in kernels
+    started, threads = time.perf_counter(), torch.get_num_threads()
     largest = sorted(shapes, key=lambda shape: shape.num_elements)[-MAX_SHAPES:]
-    threads = torch.get_num_threads()
     with one_thread():
-        usable = {
-            name: kernel for name, kernel in kernels.items() if not _is_far_slower(kernel, kernels)
-        }
-        products = _products(largest, usable)
+        products = _products(largest, _without_far_slower(kernels, rows), rows)
     if threads > 1:
-        before, started = _interruptions(), time.perf_counter()
-        best = _fastest(products, PASS_SECONDS, min_rounds=0)
-        rate = (_interruptions() - before) / (time.perf_counter() - started)
+        before = _interruptions()
+        best = _fastest(products, started + PASS_SECONDS, most_interruptions=MAX_INTERRUPTIONS)
         complete = [set(own) for own in best] == [set(each.calls) for each in products]
-        if complete and rate <= MAX_INTERRUPTIONS:
+        if complete and _interruptions() - before <= MAX_INTERRUPTIONS and _is_undisturbed(best):
             return KernelTimes(_in_all(products, best), threads)
     with one_thread():
-        best = _fastest(products, ONE_THREAD_SECONDS, min_rounds=3)
-    is_undisturbed = not any(each.interrupted for own in best for each in own.values())
-    return KernelTimes(_in_all(products, best), 1, is_undisturbed)
+        best = _fastest(products, started + TOTAL_SECONDS, min_rounds=MIN_ROUNDS)
+    return KernelTimes(_in_all(products, best), 1, _is_undisturbed(best))
 
 
 class _Call(NamedTuple):
@@ -156,6 +162,24 @@ class _Call(NamedTuple):
 
     interrupted: bool
     seconds: float
+
+
+def _timed(call: Callable[[], object]) -> _Call:
+    """A call's seconds; of one that was interrupted the seconds that this thread ran, if all of
+    the work is its own: it has one thread, and waited for nothing."""
+    before, waits = _interruptions(), _waits()
+    ran, began = time.thread_time(), time.perf_counter()
+    call()
+    took = time.perf_counter() - began
+    ran = time.thread_time() - ran
+    if _interruptions() == before:
+        return _Call(False, took)
+    is_alone = torch.get_num_threads() == 1 and _waits() == waits
+    return _Call(True, min(took, ran) if is_alone else took)
+
+
+def _is_undisturbed(best: Sequence[Mapping[str, _Call]]) -> bool:
+    return not any(each.interrupted for own in best for each in own.values())
 
 
 @dataclass(frozen=True)
@@ -167,23 +191,25 @@ class _Products:
     calls: Mapping[str, Callable[[], Tensor]]
 
 
-def _products(shapes: Sequence[Shape], kernels: Mapping[str, Kernel]) -> list[_Products]:
+def _products(
+    shapes: Sequence[Shape], kernels: Mapping[str, Kernel], rows: Sequence[int]
+) -> list[_Products]:
     generator = torch.Generator().manual_seed(0)
     found = []
     for shape in shapes:
         weight, times = shape.sample(generator)
         bias = _random(1, len(weight), generator)[0]
-        made = {name: kernel.make(weight, bias) for name, kernel in kernels.items()}
-        for rows in ROWS:
-            inputs = _random(rows, shape.num_inputs, generator)
+        made = {name: kernel.make(weight.clone(), bias.clone()) for name, kernel in kernels.items()}
+        for num_rows in rows:
+            inputs = _random(num_rows, shape.num_inputs, generator)
             calls = {
-                name: partial(product, inputs.to(kernels[name].dtype))
+                name: partial(product, inputs.to(kernels[name].dtype, copy=True))
                 for name, product in made.items()
             }
             unequal = [name for name in calls if not _has_its_bits(name, calls, kernels)]
             for name in unequal:
                 del calls[name]
-            found.append(_Products(rows, times, calls))
+            found.append(_Products(num_rows, times, calls))
     return found
 
 
@@ -197,21 +223,26 @@ def _has_its_bits(
 
 @torch.inference_mode()
 def _fastest(
-    products: Sequence[_Products], seconds: float, *, min_rounds: int
+    products: Sequence[_Products],
+    deadline: float,
+    *,
+    min_rounds: int = 0,
+    most_interruptions: int = sys.maxsize,
 ) -> list[dict[str, _Call]]:
-    """The fastest call of each product by each kernel, in turns, for some seconds and
-    at least so many rounds."""
-    deadline = time.perf_counter() + seconds
+    """The fastest call of each product by each kernel, in turns, until a time, for at least so many
+    rounds; none any more after so many interruptions."""
+    last = _interruptions() + most_interruptions
     best: list[dict[str, _Call]] = [{} for _ in products]
     for number in range(MAX_ROUNDS):
         for product, own in zip(products, best, strict=True):
-            for name, call in product.calls.items():
-                before, began = _interruptions(), time.perf_counter()
-                if number >= min_rounds and began > deadline:
+            names = list(product.calls)
+            for name in names if number % 2 == 0 else reversed(names):
+                is_late = number >= min_rounds and time.perf_counter() > deadline
+                if is_late or _interruptions() > last:
                     return best
-                call()
-                took = time.perf_counter() - began
-                new = _Call(_interruptions() > before, took)
+                if number >= WARM_ROUNDS and own[name].seconds > HOPELESS * own["fp32"].seconds:
+                    continue
+                new = _timed(product.calls[name])
                 own[name] = min(own.get(name, new), new)
     return best
 
@@ -221,38 +252,46 @@ def _in_all(
 ) -> dict[str, dict[int, float]]:
     """Seconds by kernel and rows, of the kernels that every product was measured with."""
     names = [name for name in best[0] if all(name in own for own in best)] if best else []
-    found = {name: dict.fromkeys(ROWS, 0.0) for name in names}
+    found: dict[str, dict[int, float]] = {name: {} for name in names}
     for product, own in zip(products, best, strict=True):
         for name in names:
-            found[name][product.rows] += product.times * own[name].seconds
+            before = found[name].get(product.rows, 0.0)
+            found[name][product.rows] = before + product.times * own[name].seconds
     return found
 
 
 @torch.inference_mode()
-def _is_far_slower(kernel: Kernel, kernels: Mapping[str, Kernel]) -> bool:
-    """Whether it is hopeless to measure a kernel on matrices of the model's size, where one call
-    of a reference implementation takes seconds."""
-    plain = kernels["fp32"]
-    if kernel is plain:
-        return False
+def _without_far_slower(kernels: Mapping[str, Kernel], rows: Sequence[int]) -> dict[str, Kernel]:
+    """Those that it is not hopeless to measure on matrices of the model's size, where one call of a
+    reference implementation takes seconds."""
     generator = torch.Generator().manual_seed(0)
     weight, bias = _random(*SMALL, generator), _random(1, SMALL[0], generator)[0]
-    made = [each.make(weight, bias) for each in (kernel, plain)]
-    for rows in ROWS:
-        inputs = _random(rows, SMALL[1], generator)
-        own, reference = (
-            min(_seconds(product, inputs.to(each.dtype)) for _ in range(4))
-            for product, each in zip(made, (kernel, plain), strict=True)
-        )
-        if own > FIXED_SECONDS + FAR_SLOWER * reference:
-            return True
-    return False
+    inputs = [_random(num_rows, SMALL[1], generator) for num_rows in rows]
+    plain = kernels["fp32"].make(weight, bias)
+    limits = [
+        FIXED_SECONDS
+        + FAR_SLOWER * min(_timed(partial(plain, each)) for _ in range(SMALL_CALLS)).seconds
+        for each in inputs
+    ]
 
+    def is_far_slower(kernel: Kernel) -> bool:
+        product, deadline = kernel.make(weight, bias), time.perf_counter() + SMALL_SECONDS
+        for each, limit in zip(inputs, limits, strict=True):
+            call = partial(product, each.to(kernel.dtype))
+            for _ in range(SMALL_CALLS):
+                if _timed(call).seconds <= limit:
+                    break
+                if time.perf_counter() > deadline:
+                    return True
+            else:
+                return True
+        return False
 
-def _seconds(product: Product, inputs: Tensor) -> float:
-    began = time.perf_counter()
-    product(inputs)
-    return time.perf_counter() - began
+    return {
+        name: kernel
+        for name, kernel in kernels.items()
+        if name == "fp32" or not is_far_slower(kernel)
+    }
 
 
 def _random(num_rows: int, num_columns: int, generator: torch.Generator) -> Tensor:
@@ -273,24 +312,29 @@ def one_thread() -> Iterator[None]:
 
 def _interruptions() -> int:
     """How often another process took the place of one of this one's threads."""
-    try:
-        import resource
-    except ImportError:  # not a Unix
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def _cache_key(shapes: Sequence[Shape], kernels: Mapping[str, Kernel]) -> dict[str, Any]:
+def _waits() -> int:
+    """How often one of this process's threads waited for something."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+
+
+def _cache_key(
+    shapes: Sequence[Shape], kernels: Mapping[str, Kernel], rows: Sequence[int]
+) -> dict[str, Any]:
     capabilities = torch.cpu.get_capabilities()
     return {
         "format": CACHE_FORMAT,
         "processor": processor_name(),
         "capabilities": sorted(name for name, has in capabilities.items() if has is True),
-        "isa": [torch.backends.cpu.get_cpu_capability(), *map(os.environ.get, ISA_VARIABLES)],
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "settings": sorted(each for each in os.environ.items() if each[0].startswith(SETTINGS)),
         "cores": num_cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "kernels": sorted(kernels),
+        "rows": sorted(rows),
         "shapes": sorted(
             [each.num_inputs, each.num_outputs, each.is_transposed, each.count] for each in shapes
         ),
@@ -305,29 +349,37 @@ def _cache_path(key: Mapping[str, Any]) -> Path | None:
             base = Path.home() / ".cache"
         except RuntimeError:
             return None
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return base / "stillhouse" / "kernels" / f"{name}.json"
+    return base / "stillhouse" / "kernels" / f"{_digest(_as_text(key))[:16]}.txt"
+
+
+def _as_text(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_cache(path: Path, key: Mapping[str, Any]) -> KernelTimes | None:
     """None for a file that is not there, is damaged, or is another's."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["key"] != json.loads(json.dumps(key)):
-            return None
-        seconds = {
-            name: {rows: float(own[str(rows)]) for rows in ROWS}
-            for name, own in content["seconds"].items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        digest, _, text = path.read_text(encoding="utf-8").partition("\n")
+    except (OSError, ValueError):
         return None
-    times = [each for own in seconds.values() for each in own.values()]
-    is_sound = "fp32" in seconds and all(0 < each < math.inf for each in times)
-    return KernelTimes(seconds, torch.get_num_threads()) if is_sound else None
+    if digest != _digest(text):
+        return None
+    content = json.loads(text)
+    if _as_text(content["key"]) != _as_text(key):
+        return None
+    seconds = {
+        name: {int(rows): took for rows, took in own.items()}
+        for name, own in content["seconds"].items()
+    }
+    return KernelTimes(seconds, torch.get_num_threads())
 
 
 def _write_cache(path: Path, key: Mapping[str, Any], found: KernelTimes) -> None:
-    content = json.dumps({"key": key, "seconds": found.seconds}, indent=1)
+    text = json.dumps({"key": key, "seconds": found.seconds}, indent=1)
     with contextlib.suppress(OSError):  # without a cache it is measured each time
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content.encode())
+        write_atomic(path, f"{_digest(text)}\n{text}".encode())

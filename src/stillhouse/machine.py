@@ -1,11 +1,14 @@
 """What stands beside every figure: the machine, the versions, the commit."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import platform
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +73,91 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def yield_beside_other_work() -> None:
-    """Let threads that wait for each other sleep rather than spin, where other processes use the
-    same cores just now: spinning takes the time from the thread that is waited for. On idle cores
-    they spin, which is faster (docs/experiments.md, "Training beside other work").
+@contextlib.contextmanager
+def sharing_cores(every_seconds: float = 2.0) -> Iterator[None]:
+    """Within, OpenMP threads that wait for each other sleep rather than spin whenever other
+    processes use the same cores: spinning takes the time from the thread that is waited for. On
+    idle cores they spin, which is faster (docs/experiments.md, "Training beside other work").
 
-    To be called before torch is loaded, when OpenMP reads its settings; the user's own come first.
+    The user's own settings of OpenMP come first.
     """
-    if busy_cores() > BUSY_CORES:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
+        yield
+        return
+    import torch  # noqa: F401 - two threads that import it at a time could see a part of it
+
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(ended, every_seconds), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _watch(ended: threading.Event, every_seconds: float) -> None:
+    import torch
+
+    while not ended.is_set():
+        with contextlib.ExitStack() as stack:
+            if cores_are_short(cores_of_others(ended, every_seconds), torch.get_num_threads()):
+                stack.enter_context(openmp_threads_sleep())
+                while not ended.is_set() and cores_are_short(
+                    cores_of_others(ended, every_seconds), torch.get_num_threads()
+                ):
+                    pass
+
+
+def cores_are_short(others: float, threads: int) -> bool:
+    """Whether so many threads and the cores that others use are more than the machine has."""
+    return others + threads > (os.cpu_count() or 1) + BUSY_CORES
+
+
+@contextlib.contextmanager
+def openmp_threads_sleep() -> Iterator[None]:
+    """Within, OpenMP threads that wait for each other sleep almost at once.
+
+    libgomp, which reads its settings only when it is loaded, spins 100 turns instead of 300,000
+    while it manages more threads than there are cores. Idle thread pools bring it there. Each
+    parallel region keeps its number of threads, so no bit of a result changes.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    num_pools = 0 if threads == 1 else max(0, num_cores() - threads) // (threads - 1) + 1
+    ended, begun = threading.Event(), threading.Barrier(num_pools + 1)
+
+    def hold_pool() -> None:
+        torch.zeros(POOL_ELEMENTS).add_(1)  # the first parallel region makes the pool
+        begun.wait()
+        ended.wait()
+
+    holders = [threading.Thread(target=hold_pool, daemon=True) for _ in range(num_pools)]
+    for each in holders:
+        each.start()
+    begun.wait()
+    try:
+        yield
+    finally:
+        ended.set()
+        for each in holders:
+            each.join()
 
 
 BUSY_CORES = 0.5
+POOL_ELEMENTS = 2**20  # enough for an operation in all threads
 
 
-def busy_cores(seconds: float = 0.1) -> float:
-    """Cores in use on this machine while this process sleeps; 0 where the system does not say."""
-    before = _core_seconds()
-    time.sleep(seconds)
-    after = _core_seconds()
-    return 0.0 if before is None or after is None else max(0.0, after - before) / seconds
+def cores_of_others(ended: threading.Event, seconds: float) -> float:
+    """Cores that other processes use on this machine, for some seconds or until `ended`; 0 where
+    the system does not say."""
+    before, own, began = _core_seconds(), time.process_time(), time.perf_counter()
+    ended.wait(seconds)
+    after, took = _core_seconds(), time.perf_counter() - began
+    if before is None or after is None:
+        return 0.0
+    return max(0.0, after - before - (time.process_time() - own)) / took
 
 
 def _core_seconds() -> float | None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from stillhouse.kernels import KernelTimes
 from stillhouse.training import device
 from stillhouse.training.device import has_bf16, pick_precision
 
@@ -15,20 +16,25 @@ FLAGGED = {"avx512_bf16": True}
 
 
 @pytest.fixture(autouse=True)
-def _asked_anew():
+def _asked_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     has_bf16.cache_clear()
     yield
     has_bf16.cache_clear()
 
 
 @pytest.mark.parametrize(
-    ("bf16_seconds", "expected"), [(0.5, "bf16"), (1.0, "fp32"), (9.0, "fp32")]
+    ("bf16_seconds", "expected"),
+    [(0.5, "bf16"), (0.99, "fp32"), (1.0, "fp32"), (9.0, "fp32"), (None, "fp32")],
 )
 def test_auto_is_bf16_where_its_products_are_faster(monkeypatch, bf16_seconds, expected):
-    """A CPU with the instructions and slow kernels trains in float32; so does a tie."""
+    """A CPU with the instructions and slow kernels trains in float32; so does a tie, and one where
+    they are far slower (None)."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: FLAGGED)
-    seconds = {torch.float32: 1.0, torch.bfloat16: bf16_seconds}
-    monkeypatch.setattr(device, "_training_products_seconds", seconds.__getitem__)
+    seconds = {"fp32": {device.ROWS: 1.0}}
+    if bf16_seconds is not None:
+        seconds["bf16"] = {device.ROWS: bf16_seconds}
+    monkeypatch.setattr(device, "kernel_times", lambda *_: KernelTimes(seconds, 1))
     assert pick_precision("auto", CPU) == expected
     assert pick_precision("bf16", CPU) == "bf16"
 

@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from stillhouse.kernels import (
     BFLOAT16,
+    FASTER,
     FLOAT32,
     ROWS,
     Kernel,
@@ -40,7 +41,6 @@ from stillhouse.kernels import (
 Precision = Literal["fp32", "bf16", "int8"]
 LARGEST = 127
 ONEDNN = "int8, oneDNN"
-FASTER = 1.1  # times; less is a tie
 PART = 256  # outputs
 
 

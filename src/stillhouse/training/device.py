@@ -2,20 +2,20 @@
 
 import functools
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stillhouse.errors import RecipeError, ResourceError
-from stillhouse.kernels import one_thread
+from stillhouse.kernels import FASTER, Kernel, Product, Shape, kernel_times, one_thread
 
 Precision = Literal["fp32", "bf16"]
 DEVICE_VARIABLE = "STILLHOUSE_DEVICE"  # read by every process of a run
-DTYPES = (torch.float32, torch.bfloat16)
-MOST_PASSES = 10
+ROWS, SHAPE = 256, Shape(512, 512, is_transposed=False, count=1)  # of what is timed
 
 
 def pick_device() -> torch.device:
@@ -42,9 +42,9 @@ def pick_device() -> torch.device:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones.
 
-    A CPU must have instructions for it, and its kernels must use them: a pass over the products of
-    a training step is timed in both. (One thread: the answer is far from even on any machine, and
-    must not hang on what runs beside.)
+    A CPU must have instructions for it, and its kernels must use them: a training step's products
+    are timed in both. (One thread: the answer is far from even on any machine, and must not hang on
+    what runs beside.)
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -52,25 +52,27 @@ def has_bf16(device: torch.device) -> bool:
     if not (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")):
         return False
     with one_thread():
-        seconds = {dtype: _training_products_seconds(dtype) for dtype in DTYPES}
-    return seconds[torch.bfloat16] < seconds[torch.float32]
+        times = kernel_times([SHAPE], kernels(), [ROWS])
+    return "bf16" in times.seconds and times.speedups("bf16")[ROWS] >= FASTER
 
 
-@torch.no_grad()
-def _training_products_seconds(dtype: torch.dtype) -> float:
-    """Forward, gradient of the inputs, gradient of the weight; the fastest of several passes."""
-    generator = torch.Generator().manual_seed(0)
-    inputs, weight = (
-        torch.randn(shape, generator=generator).to(dtype) for shape in ((256, 512), (512, 512))
-    )
-    seconds = []
-    for _ in range(MOST_PASSES):
-        started = time.perf_counter()
-        outputs = torch.mm(inputs, weight.t())
-        torch.mm(outputs, weight)
+def kernels() -> dict[str, Kernel]:
+    """A training step's products with one matrix, by precision."""
+    return {"fp32": Kernel(_step_products), "bf16": Kernel(_step_products, torch.bfloat16)}
+
+
+def _step_products(weight: Float[Tensor, "M K"], bias: Float[Tensor, " M"]) -> Product:
+    """Forward, gradient of the inputs, gradient of the weight; in the precision of the inputs."""
+    weights = {dtype: weight.to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+
+    def multiply(inputs: Float[Tensor, "N K"]) -> Float[Tensor, "N M"]:
+        own = weights[inputs.dtype]
+        outputs = torch.mm(inputs, own.t())
+        torch.mm(outputs, own)
         torch.mm(outputs.t(), inputs)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+        return outputs
+
+    return multiply
 
 
 def pick_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
