@@ -2,7 +2,7 @@
 
 What is timed is the code that the stage itself runs, on random weights in the recipe's shapes and
 on random tokens (of a task, on rows of its own file): a few repeats, of which the fastest counts.
-What would take long is timed with fewer layers or sequences. A rate is
+What would take long is timed with fewer layers, then fewer and shorter sequences. A rate is
 the work of what was timed, as `training.work` counts it, over its seconds.
 """
 
@@ -58,7 +58,7 @@ from stillhouse.training.work import (
 
 MOST_MULTIPLY_ADDS = 2e10  # of a timed call that trains: a fifth of a second on two cores
 MOST_FORWARD = MOST_MULTIPLY_ADDS / 4  # which is in float32
-FEWEST_LAYERS = 2
+FEWEST_LAYERS, FEWEST_TOKENS = 2, 256
 PROMPT, NEW_TOKENS = 16, 8
 REPEATS = 2  # at least: beside other work on the same cores many are slow
 
@@ -186,17 +186,21 @@ class MeasuredSpeeds:
         length = whole.tokens.sequence_length
         units = sequences_per_step(whole.training, length)
         micro_batch = -(-units // whole.step().micro_batches)
-        part = replace(whole, training=_step_of(whole.training, micro_batch * length))
-        share = _share(sum(part.work().multiply_adds.values()) * micro_batch * length)
-        part = replace(part, student=_fewer_layers(whole.student, share))
+        share = _share(_per_token(whole) * micro_batch * length)
+        part = replace(whole, student=_fewer_layers(whole.student, share))
         if whole.teacher is not None:
             part = replace(part, teacher=_fewer_layers(whole.teacher, share))
+        fitting = _tokens_that_fit(_per_token(part), MOST_MULTIPLY_ADDS)
+        part = replace(part, tokens=_shorter(part.tokens, fitting))
+        length = part.tokens.sequence_length
+        micro_batch = max(1, min(micro_batch, fitting // length))
+        part = replace(part, training=_step_of(whole.training, micro_batch * length))
         teacher = None if part.teacher is None else self._teacher(part.teacher, part.training)
         losses = _of_any_layer(part.losses) if teacher is not None else part.losses
         model = _random_model(part.student)
         objective = LanguageModelObjective(family_of(part.student), losses, teacher=teacher)
-        batch = _random_batch(micro_batch, whole.tokens, part.student)
-        work = sum(part.work().multiply_adds.values()) * micro_batch * length
+        batch = _random_batch(micro_batch, part.tokens, part.student)
+        work = _per_token(part) * micro_batch * length
         return self._training_speed(model, objective, batch, part.training, work)
 
     def _task_training(self, whole: TaskTraining) -> TrainingSpeed:
@@ -258,11 +262,13 @@ class MeasuredSpeeds:
 
     @torch.inference_mode()
     def _caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
-        tokens, distillation = recipe.tokens, recipe.distillation
-        step = planned_step(distillation.losses, tokens, distillation, self._device)
-        units = sequences_per_step(distillation, tokens.sequence_length)
-        sequences, part = self._fitting(teacher, tokens, step, -(-units // step.micro_batches))
-        layout = cache_format(recipe, part, tokens.sequence_length)
+        distillation = recipe.distillation
+
+        def step_of(tokens: TokensRecipe) -> StepShape:
+            return planned_step(distillation.losses, tokens, distillation, self._device)
+
+        part, tokens, sequences = _fitting(teacher, recipe.tokens, step_of)
+        step, layout = step_of(tokens), cache_format(recipe, part, tokens.sequence_length)
         batch = _random_batch(sequences, tokens, part).to(self._device)
         uniform = torch.rand(batch.num_rows(layout.rows), device=self._device)
         loaded = self._teacher(part, distillation)
@@ -274,9 +280,8 @@ class MeasuredSpeeds:
         return forward_multiply_adds(step, part) * batch.input_ids.numel() / seconds
 
     def _scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
+        part, tokens, sequences = _fitting(model, tokens, scoring_step)
         step = scoring_step(tokens)
-        most = max(1, TOKENS_PER_BATCH // tokens.sequence_length)
-        sequences, part = self._fitting(model, tokens, step, most)
         loaded = _random_model(part).to(self._device)  # pyright: ignore[reportArgumentType]
         batch = _random_batch(sequences, tokens, part)
         with torch.inference_mode():
@@ -309,14 +314,6 @@ class MeasuredSpeeds:
         task = with_threshold_of(model.config, training.task)
         seconds = self._fastest(lambda: ask(task, model, asked, own))
         return answering_multiply_adds(part, source) * source.num_sequences / seconds
-
-    def _fitting(
-        self, config: PretrainedConfig, tokens: TokensRecipe, step: StepShape, sequences: int
-    ) -> tuple[int, PretrainedConfig]:
-        """So many sequences, and so many of the layers, that a forward pass is not long."""
-        of_one = forward_multiply_adds(step, config) * tokens.sequence_length
-        sequences = max(1, min(sequences, int(MOST_FORWARD / of_one)))
-        return sequences, _fewer_layers(config, _share(of_one * sequences, MOST_FORWARD))
 
     def _dtype(self, training: TrainingRecipe) -> torch.dtype:
         precision = pick_precision(training.precision, self._device)
@@ -362,6 +359,31 @@ def answering_multiply_adds(model: PretrainedConfig, source: TaskSource) -> floa
 
 def count_parameters_of(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _per_token(training: LanguageTraining) -> float:
+    return sum(training.work().multiply_adds.values())
+
+
+def _fitting(
+    config: PretrainedConfig, tokens: TokensRecipe, step_of: Callable[[TokensRecipe], StepShape]
+) -> tuple[PretrainedConfig, TokensRecipe, int]:
+    """Fewer layers, then shorter sequences, with which a forward pass is not long; and how many of
+    these sequences."""
+    whole = forward_multiply_adds(step_of(tokens), config) * tokens.sequence_length
+    part = _fewer_layers(config, _share(whole, MOST_FORWARD))
+    fitting = _tokens_that_fit(forward_multiply_adds(step_of(tokens), part), MOST_FORWARD)
+    tokens = _shorter(tokens, fitting)
+    sequences = min(fitting, TOKENS_PER_BATCH) // tokens.sequence_length
+    return part, tokens, max(1, sequences)
+
+
+def _tokens_that_fit(per_token: float, most: float) -> int:
+    return max(FEWEST_TOKENS, int(most / per_token))
+
+
+def _shorter(tokens: TokensRecipe, most: int) -> TokensRecipe:
+    return tokens.model_copy(update={"sequence_length": min(tokens.sequence_length, most)})
 
 
 def _share(multiply_adds: float, most: float = MOST_MULTIPLY_ADDS) -> float:
