@@ -1,5 +1,5 @@
-"""What a recipe would make and cost, from configurations alone: no weights, no text, nothing
-written.
+"""What a recipe would make and cost: from configurations, a part of the text and the examples of
+tasks; no weights are read, and nothing is written.
 
 Cost model. `training.work` counts what a token needs. On this machine time is its multiply-adds
 over the rates that `estimate` measures; elsewhere over the hardware's rate times an assumed
