@@ -199,6 +199,7 @@ def test_a_teacher_cache_takes_the_teacher_out_of_the_step(tmp_path, capsys, mon
     teacher = costs.pop("teacher_body") + costs.pop("teacher_head")
     assert cached["teacher_cache"]["multiply_adds_per_token"] == teacher
     assert cached["multiply_adds_per_token"] == costs
+    assert "teacher cache" in [part["name"] for part in cached["time"]["parts"]]
     assert cached["step"]["teacher_bytes"] == 0 < live["step"]["teacher_bytes"]
 
 
@@ -237,6 +238,10 @@ def test_all_trainings_have_their_time(tmp_path, capsys, monkeypatch):
     seconds = result["training_seconds"]
     assert set(seconds) == {"teacher", "student", "control", "control_same_time"}
     assert seconds["control"] < seconds["student"] == seconds["control_same_time"]
+    assert [part["name"] for part in result["time"]["parts"]] == [*seconds, "evaluation"]
+    assert "evaluation" in result["time"]["not_estimated"]  # the vocabulary is still to be trained
+    assert result["time"]["seconds"] == sum(seconds.values())
     page = check(capsys, monkeypatch, recipe)
+    assert "student: 1 step, each about " in page
     assert "lower distillation.tokens_per_step for shorter steps" in page
     assert "power of this machine: unknown" in page

@@ -60,6 +60,7 @@ TOP = {
     "pipeline",
     "check",
     "doctor",
+    "estimate",
     "validate",
     "verification",
 }

@@ -1,46 +1,64 @@
-"""What a recipe would make and cost, from configurations alone: no weights, no text, nothing
-written.
+"""What a recipe would make and cost: from configurations, a part of the text and the examples of
+tasks; no weights are read, and nothing is written.
 
-Cost model. `training.work` counts what a token needs. Time is its multiply-adds over the hardware's
-rate times an assumed utilization, energy is time times the stated watts. Both are estimates and say
-so."""
+Cost model. `training.work` counts what a token needs. On this machine time is its multiply-adds
+over the rates that `estimate` measures; elsewhere over the hardware's rate times an assumed
+utilization, and energy is time times the stated watts. Both are estimates and say so."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from stillhouse.corpus.prepare import tokenizer_path
 from stillhouse.distillation.cache import cache_format
-from stillhouse.distillation.distill import wanted_models
-from stillhouse.families import count_parameters, empty_model
+from stillhouse.estimate import (
+    LanguagePlan,
+    MeasuredSpeeds,
+    Part,
+    Speeds,
+    TaskPlan,
+    language_parts,
+    task_parts,
+    text_size,
+)
+from stillhouse.families import (
+    count_parameters,
+    empty_model,
+    load_model_tokenizer,
+    resolve_folder,
+)
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.objectives.chunks import CHUNK_BYTES
-from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
-from stillhouse.recipe import FinetuningRecipe, PretrainingRecipe, Recipe, recipe_part
+from stillhouse.recipe import FinetuningRecipe, Recipe, TrainedTokenizer, recipe_part
 from stillhouse.run_folder import RunFolder, read_manifest
 from stillhouse.student.plan import StudentPlan
+from stillhouse.tokens.source import open_tokenizer
+from stillhouse.tokens.tokenizer import load_tokenizer
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
+from stillhouse.training.engine import LONG_STEP_SECONDS
 from stillhouse.training.floor import DTYPES, matmul_rate
-from stillhouse.training.work import Work, count_work, planned_step
-from stillhouse.validate import validate
+from stillhouse.training.work import StepShape, forward_multiply_adds
+from stillhouse.validate import ValidatedTask, validate
 from stillhouse.wording import counted, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-UTILIZATION = 0.4
-LONG_STEP_SECONDS = 60.0
+UTILIZATION = 0.4  # assumed of hardware that is not here
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine to estimate for: multiply-adds per second at full rate, and its power."""
+    """A machine to estimate for: multiply-adds per second at full rate, the share of them that
+    training reaches, and its power."""
 
     name: str
     multiply_adds_per_second: float
     watts: float | None
     source: str
+    utilization: float = UTILIZATION
 
 
 REFERENCE_HARDWARE = (
@@ -69,13 +87,81 @@ def check_recipe(
     models = validate(recipe, recipe.stages, offline=offline, run=run)
     result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds}
     result["teacher"] = _sizes(models.teacher)
+    tokenizer = _tokenizer(recipe, run, offline=offline)
+    speeds: Speeds = MeasuredSpeeds()
+    parts: list[Part] = []
+    for task, validated in models.tasks.items():
+        parts += _task_parts(recipe, task, validated, tokenizer, speeds)
     if models.student is not None:
-        result |= _distillation_cost(recipe, models.student, models.teacher, run)
+        text = text_size(recipe.text, run, tokenizer, offline=offline)
+        student = models.student.config
+        plan = LanguagePlan(recipe, models.teacher, student, text, tokenizer)
+        *trainings, evaluation = language_parts(plan, speeds)
+        result |= _distillation_cost(plan, models.student, trainings)
+        parts = [*trainings, *parts, evaluation]
     result["tasks"] = {
-        task: _task_models(recipe.finetuning[task], configs)
-        for task, configs in models.tasks.items()
+        task: _task_models(recipe.finetuning[task], validated.models)
+        for task, validated in models.tasks.items()
     }
+    result["time"] = _time(recipe, parts)
     return result
+
+
+def _tokenizer(
+    recipe: Recipe, run: RunFolder | None, *, offline: bool
+) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of the run's own models; None where it is still to be trained."""
+    if run is not None and read_manifest(run.tokens) is not None:
+        return open_tokenizer(run.tokens)
+    if isinstance(recipe.tokens.tokenizer, TrainedTokenizer):
+        return None
+    teacher = None
+    if recipe.named_model is not None:
+        teacher = resolve_folder(recipe.named_model, offline=offline, weights=False)
+    return load_tokenizer(tokenizer_path(recipe.tokens.tokenizer, teacher))
+
+
+def _task_parts(
+    recipe: Recipe,
+    name: str,
+    validated: ValidatedTask,
+    tokenizer: PreTrainedTokenizerFast | None,
+    speeds: Speeds,
+) -> list[Part]:
+    settings = recipe.finetuning[name]
+    if validated.examples is None:
+        return [Part(name, None, "its examples are on the hub, and not fetched yet")]
+    folders = [validated.folders.get(model.start) for model in settings.models.values()]
+    known = [folder for folder in folders if folder is not None]
+    tokenizer = load_model_tokenizer(known[0]) if known else tokenizer
+    if tokenizer is None:
+        return [Part(name, None, "its tokenizer is trained by the run")]
+    plan = TaskPlan(
+        name,
+        settings,
+        validated.models,
+        validated.teachers,
+        validated.examples,
+        tokenizer,
+        len(recipe.seeds),
+    )
+    return task_parts(plan, speeds)
+
+
+def _time(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
+    """Seconds of all parts that are known, and what is not among them."""
+    unknown = {part.name: part.reason for part in parts if part.seconds is None}
+    if recipe.corpus is not None:
+        unknown |= {"preparing the text": "it depends on the text's files"}
+    training = recipe.distillation
+    if pick_device().type == "cuda" and training.compile is not False:
+        unknown |= {"compilation": "it depends on the compiler's caches; it is once per training"}
+    known = [part.seconds for part in parts if part.seconds is not None]
+    return {
+        "parts": [asdict(part) for part in parts],
+        "seconds": sum(known),
+        "not_estimated": unknown,
+    }
 
 
 def _task_models(recipe: FinetuningRecipe, configs: Mapping[str, PretrainedConfig]) -> Any:
@@ -89,45 +175,26 @@ def _task_models(recipe: FinetuningRecipe, configs: Mapping[str, PretrainedConfi
 
 
 def _distillation_cost(
-    recipe: Recipe, plan: StudentPlan, teacher: PretrainedConfig, run: RunFolder | None
+    plan: LanguagePlan, student: StudentPlan, parts: Sequence[Part]
 ) -> dict[str, Any]:
-    """The student, and what training takes: of teacher, students and controls, for all seeds."""
-    sizes = {"teacher": _sizes(teacher), "student": _sizes(plan.config)}
-    step = planned_step(
-        recipe.distillation.losses, recipe.tokens, recipe.distillation, pick_device()
-    )
-    work = count_work(step, plan.config, teacher if recipe.cache is None else None)
-    tokens = _tokens_to_train(recipe.distillation, run)
-    trainings = {"student": (work, tokens)}
-    for control in wanted_models(recipe.distillation)[1:]:
-        alone = planned_step(
-            LANGUAGE_MODELING_ALONE, recipe.tokens, recipe.distillation, pick_device()
-        )
-        cost = work if control == "control_same_time" else count_work(alone, plan.config, None)
-        trainings[control] = (cost, tokens)
-    if not isinstance(recipe.teacher, str):
-        training = recipe.teacher.training
-        alone = planned_step(LANGUAGE_MODELING_ALONE, recipe.tokens, training, pick_device())
-        trainings["teacher"] = (count_work(alone, teacher, None), _tokens_to_train(training, run))
-    rate = _measured_rate() * UTILIZATION
-    seconds = {
-        name: None
-        if number is None
-        else number
-        * sum(cost.multiply_adds.values())
-        / rate
-        * (1 if name == "teacher" else len(recipe.seeds))
-        for name, (cost, number) in trainings.items()
-    }
+    """The student, and what its training needs and takes."""
+    recipe, training = plan.recipe, plan.distillation()
+    sizes = {"teacher": _sizes(plan.teacher), "student": _sizes(plan.student)}
+    work, tokens = training.work(), plan.tokens_to_train(recipe.distillation)
+    per_token = sum(work.multiply_adds.values())
+    named = {part.name: part for part in parts}
+    step_seconds = named["student"].step_seconds
+    assert step_seconds is not None
+    reached = per_token * recipe.distillation.tokens_per_step / step_seconds
     return {
-        "training_seconds": seconds,
-        "step_seconds": recipe.distillation.tokens_per_step
-        * sum(work.multiply_adds.values())
-        / rate,
+        "training_seconds": {
+            name: part.seconds for name, part in named.items() if name != "teacher cache"
+        },
+        "step_seconds": step_seconds,
         "student": {
             **sizes["student"],
-            "layer_map": plan.layer_map,
-            "family": plan.family.model_type,
+            "layer_map": student.layer_map,
+            "family": student.family.model_type,
         },
         "ratio": {
             "parameters": sizes["student"]["parameters"] / sizes["teacher"]["parameters"],
@@ -135,14 +202,11 @@ def _distillation_cost(
             / sizes["teacher"]["body_parameters"],
         },
         "tokens": tokens,
-        "step": _step_memory(recipe, sizes, plan.config),
-        "teacher_cache": _cache_cost(recipe, teacher, count_work(step, plan.config, teacher)),
+        "step": _step_memory(recipe, sizes, plan.student),
+        "teacher_cache": _cache_cost(recipe, plan.teacher, training.step()),
         "multiply_adds_per_token": work.multiply_adds,
         "bytes_moved_per_token": work.bytes_moved,
-        "estimates": [
-            _estimate(hardware, sum(work.multiply_adds.values()), tokens)
-            for hardware in _hardware()
-        ],
+        "estimates": [_estimate(hardware, per_token, tokens) for hardware in _hardware(reached)],
         "assumed_utilization": UTILIZATION,
     }
 
@@ -160,23 +224,15 @@ def _sizes(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def _tokens_to_train(training: PretrainingRecipe, run: RunFolder | None) -> int | None:
-    """Tokens that are read, where the recipe or a prepared run tells."""
-    if training.max_tokens is not None:
-        return training.max_tokens
-    manifest = None if run is None else read_manifest(run.tokens)
-    if manifest is None:
-        return None
-    return training.epochs * manifest.facts["splits"]["train"]["tokens"]
-
-
-def _cache_cost(recipe: Recipe, teacher: PretrainedConfig, live: Work) -> dict[str, Any] | None:
+def _cache_cost(
+    recipe: Recipe, teacher: PretrainedConfig, step: StepShape
+) -> dict[str, Any] | None:
     """What writing the teacher cache costs, once for each token of the text; None without one."""
     if recipe.cache is None:
         return None
     layout = cache_format(recipe, teacher, recipe.tokens.sequence_length)
-    passes = [live.multiply_adds[f"teacher_{part}"] for part in ("body", "head")]
-    return {"bytes_per_row": layout.bytes_per_row, "multiply_adds_per_token": sum(passes)}
+    multiply_adds = forward_multiply_adds(step, teacher)
+    return {"bytes_per_row": layout.bytes_per_row, "multiply_adds_per_token": multiply_adds}
 
 
 def _step_memory(
@@ -208,12 +264,12 @@ def _step_memory(
     }
 
 
-def _hardware() -> list[Hardware]:
+def _hardware(reached: float) -> list[Hardware]:
+    """Where training may run; here it reaches so many multiply-adds per second."""
+    rate = _measured_rate()
     here = f"this machine ({processor_name()}, {num_cores()} cores)"
-    return [
-        Hardware(here, _measured_rate(), None, "matrix product measured now"),
-        *REFERENCE_HARDWARE,
-    ]
+    source = f"a step timed now, {reached / rate:.0%} of a matrix product measured now"
+    return [Hardware(here, rate, None, source, reached / rate), *REFERENCE_HARDWARE]
 
 
 def _measured_rate() -> float:
@@ -224,7 +280,7 @@ def _measured_rate() -> float:
 
 
 def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) -> dict[str, Any]:
-    seconds_per_token = per_token / (hardware.multiply_adds_per_second * UTILIZATION)
+    seconds_per_token = per_token / (hardware.multiply_adds_per_second * hardware.utilization)
     seconds = None if tokens is None else tokens * seconds_per_token
     joules = None if seconds is None or hardware.watts is None else seconds * hardware.watts
     return {
@@ -256,6 +312,33 @@ def print_check(result: dict[str, Any]) -> None:
                 model, facts["start"], facts["teacher"] or "", str(facts["num_layers"]), size
             )
         console.print(table)
+    _print_time(console, result)
+
+
+def _print_time(console: "Console", result: dict[str, Any]) -> None:
+    """Each part of the run, the longest steps, and what is not known."""
+    from rich.table import Table
+
+    found, seeds = result["time"], counted(len(result["seeds"]), "seed")
+    table = Table("", "time here", "steps", title=f"run on this machine, {seeds}")
+    for part in found["parts"]:
+        steps = ""
+        if part["num_steps"] is not None:
+            steps = f"{part['num_steps']:,} of {duration(part['step_seconds'])}"
+        seconds = part["seconds"]
+        table.add_row(part["name"], "?" if seconds is None else duration(seconds), steps)
+    table.add_row("total", duration(found["seconds"]), "")
+    console.print(table)
+    for part in found["parts"]:
+        if (part["step_seconds"] or 0) > LONG_STEP_SECONDS:
+            steps = "" if part["num_steps"] is None else f"{counted(part['num_steps'], 'step')}, "
+            console.print(
+                f"{part['name']}: {steps}each about {duration(part['step_seconds'])}; lower "
+                f"{part['setting']} for shorter steps, and more of them",
+                soft_wrap=True,
+            )
+    for name, reason in found["not_estimated"].items():
+        console.print(f"not estimated: {name}: {reason}", markup=False, soft_wrap=True)
 
 
 def _print_distillation(console: "Console", result: dict[str, Any]) -> None:
@@ -282,30 +365,20 @@ def _print_distillation(console: "Console", result: dict[str, Any]) -> None:
         f"{step['precision']}, about {_megabytes(step['memory_bytes'])} of memory"
     )
     console.print(f"a step takes about {duration(result['step_seconds'])} here", markup=False)
-    if result["step_seconds"] > LONG_STEP_SECONDS:
-        console.print("  lower distillation.tokens_per_step for shorter steps, and more of them")
-    known = {name: each for name, each in result["training_seconds"].items() if each is not None}
-    if known:
-        parts = ", ".join(f"{name} {duration(each)}" for name, each in known.items())
-        total = duration(sum(known.values()))
-        seeds = counted(len(result["seeds"]), "seed")
-        console.print(
-            f"training here, {seeds}: about {total} ({parts}); tasks and evaluation come on top; "
-            "power of this machine: unknown",
-            markup=False,
-            soft_wrap=True,
-        )
+    console.print("power of this machine: unknown")
     tokens = result["tokens"]
     console.print(f"tokens: {tokens:,}" if tokens else "tokens: known once the text is prepared")
     if cache := result["teacher_cache"]:
         console.print(
             f"teacher cache: {cache['bytes_per_row']} bytes a row; writing it takes "
-            f"{cache['multiply_adds_per_token'] / 1e6:,.1f} M multiply-adds a token, once, which "
-            "the figures below leave out"
+            f"{cache['multiply_adds_per_token'] / 1e6:,.1f} M multiply-adds a token of all the "
+            "text, once, which the figures below leave out"
         )
     for estimate in result["estimates"]:
         console.print(f"on {_estimate_line(estimate)}", markup=False, soft_wrap=True)
-    console.print(f"Estimates assume {result['assumed_utilization']:.0%} of the stated rate.")
+    console.print(
+        f"Where this is not measured, {result['assumed_utilization']:.0%} of the rate is assumed."
+    )
 
 
 def _estimate_line(estimate: dict[str, Any]) -> str:

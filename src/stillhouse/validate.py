@@ -29,7 +29,7 @@ from stillhouse.families import (
     load_task_model,
     resolve_folder,
 )
-from stillhouse.finetuning.examples import check_task_data
+from stillhouse.finetuning.examples import TaskExamples, check_task_data
 from stillhouse.finetuning.finetune import Found, check_tokenizers
 from stillhouse.finetuning.fitting import fitted
 from stillhouse.objectives.relation_term import check_relation
@@ -48,15 +48,29 @@ MODELS_OF_THE_RUN = ("student", "student_init", "control")
 
 
 @dataclass(frozen=True)
-class ValidatedModels:
-    """The models of a valid recipe, as configurations.
+class ValidatedTask:
+    """The models of a valid task as configurations, by name, and what it learns from.
 
-    `tasks` holds each task's models by name. There is no student where there is no corpus.
+    `teachers` are those that are no models of the task, `folders` the models that are there already
+    by the recipe's names for them. There are no examples where they are still to be fetched.
+    """
+
+    models: dict[str, PretrainedConfig]
+    teachers: dict[str, PretrainedConfig]
+    folders: dict[str, Path]
+    examples: TaskExamples | None
+
+
+@dataclass(frozen=True)
+class ValidatedModels:
+    """The models of a valid recipe, as configurations, and its tasks by name.
+
+    There is no student where there is no corpus.
     """
 
     teacher: PretrainedConfig
     student: StudentPlan | None
-    tasks: dict[str, dict[str, PretrainedConfig]] = field(default_factory=dict)
+    tasks: dict[str, ValidatedTask] = field(default_factory=dict)
 
 
 def validate(
@@ -204,8 +218,8 @@ class _Validation:
         recipe: FinetuningRecipe,
         teacher: PretrainedConfig,
         student: StudentPlan | None,
-    ) -> dict[str, PretrainedConfig]:
-        """The configurations of a task's models; files of this disk are there."""
+    ) -> ValidatedTask:
+        """A task's models and examples; files of this disk are there."""
         for key, source in recipe.data.sources.items():
             where = f"finetuning.{name}.data.{key}"
             check_file(source, where)
@@ -225,12 +239,12 @@ class _Validation:
         }
         starts = {model: configs[settings.start] for model, settings in recipe.models.items()}
         found = fitted(name, recipe, starts, teachers)
-        sources = recipe.data.sources
+        sources, examples = recipe.data.sources, None
         if not any(source.startswith(HUB_PREFIX) for source in sources.values()):
             paths = {key: Path(source) for key, source in sources.items()}
-            check_task_data(name, recipe, teachers, paths)
+            examples = check_task_data(name, recipe, teachers, paths)
         self._check_task_folders(recipe, folders)
-        return found
+        return ValidatedTask(found, teachers, folders, examples)
 
     def _task_folders(
         self, recipe: FinetuningRecipe, made: Mapping[str, PretrainedConfig]

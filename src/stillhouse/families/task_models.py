@@ -55,6 +55,18 @@ def load_task_model(
     return model.eval()
 
 
+def random_task_model(
+    config: PretrainedConfig, head: TaskHead, settings: Mapping[str, Any]
+) -> PreTrainedModel:
+    """A model of this shape and head whose parameters are all random, in evaluation mode.
+
+    Args:
+        settings: As in `load_task_model`.
+    """
+    own = configured(copy.deepcopy(config), settings)
+    return _model_class(head).from_config(own, dtype=torch.float32).eval()
+
+
 def shallower_task_model(model: PreTrainedModel, layer_map: Sequence[int]) -> PreTrainedModel:
     """The same model with some of its layers: layer i is layer layer_map[i] of `model`."""
     family = family_of(model.config)

@@ -6,10 +6,14 @@ Axes: B sequences, T tokens.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Int
 
+from stillhouse.recipe import TaskTrainingRecipe
 from stillhouse.tasks.encoded import Encoded, TaskBatch, collate
 from stillhouse.tokens.batches import epoch_order
+from stillhouse.training.device import micro_batch_sequences, pick_precision
+from stillhouse.training.work import StepShape
 
 
 class TaskSource:
@@ -89,6 +93,23 @@ class TaskSource:
             whole = order[: self.num_sequences * self.group]
             self._groups = {(seed, epoch): whole.reshape(-1, self.group)}
         return self._groups[seed, epoch][unit].tolist()
+
+
+def planned_task_step(
+    source: TaskSource, units: int, training: TaskTrainingRecipe, device: torch.device, taught: bool
+) -> StepShape:
+    """A step of so many units of average length; heads of tasks cost next to nothing."""
+    at_once = micro_batch_sequences(training.micro_batch_tokens, device, source.sequence_length)
+    positions = units * source.mean_length
+    return StepShape(
+        round(positions),
+        units * source.mean_pairs,
+        read_rows=positions,
+        student_rows=0,
+        teacher_rows=0 if taught else None,
+        micro_batches=-(-units // at_once),
+        precision=pick_precision(training.precision, device),
+    )
 
 
 def some_of(examples: Sequence, number: int | None) -> list:

@@ -2,6 +2,7 @@
 learned from them or measured on them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,22 @@ UNLABELED = (
 )
 
 
+@dataclass(frozen=True)
+class TaskExamples:
+    """A task with its labels, and all of its examples: to learn from, of each split, unlabeled."""
+
+    task: Task
+    training: list[Any]
+    splits: dict[str, list[Any]]
+    transfer: list[Any]
+
+
 def check_task_data(
     name: str,
     recipe: FinetuningRecipe,
     teachers: Mapping[str, PretrainedConfig],
     paths: Mapping[str, Path],
-) -> None:
+) -> TaskExamples:
     """Read all examples of the task `name`, and refuse those that no model could learn from.
 
     Args:
@@ -51,10 +62,11 @@ def check_task_data(
     examples = training_examples(recipe, task, paths["train"])
     check_number(name, recipe, len(examples), paths["train"])
     check_training(task, examples, paths["train"])
-    for split in recipe.data.splits:
-        check_split(task, task.read(paths[split]), paths[split], examples, paths["train"])
-    if "transfer" in paths:
-        task.read(paths["transfer"], targets=False)
+    splits = {split: task.read(paths[split]) for split in recipe.data.splits}
+    for split, own in splits.items():
+        check_split(task, own, paths[split], examples, paths["train"])
+    transfer = task.read(paths["transfer"], targets=False) if "transfer" in paths else []
+    return TaskExamples(task, examples, splits, some_of(transfer, recipe.data.num_transfer))
 
 
 def training_examples(recipe: FinetuningRecipe, task: Task, path: Path) -> list[Any]:

@@ -24,7 +24,7 @@ from stillhouse.families import (
     shallower_task_model,
 )
 from stillhouse.finetuning.costs import task_costs
-from stillhouse.finetuning.data import TaskSource, some_of
+from stillhouse.finetuning.data import TaskSource, planned_task_step, some_of
 from stillhouse.finetuning.examples import check_task_data, group_size, training_examples
 from stillhouse.finetuning.fitting import fitted, layer_map_of
 from stillhouse.finetuning.models import load_start, load_trained, set_threshold, threshold_split
@@ -56,14 +56,14 @@ from stillhouse.tasks.task import Task
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
+from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train
 from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for
 from stillhouse.training.parallel import whole_model
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks, finishing
-from stillhouse.training.work import StepShape, Work, count_work
+from stillhouse.training.work import Work, count_work
 from stillhouse.wording import counted
 
 
@@ -416,22 +416,15 @@ class Finetuning:
         model: PreTrainedModel,
         teacher: PreTrainedModel | None,
     ) -> Work:
-        """Multiply-adds and bytes of a step of average length; heads of tasks cost next to
-        nothing."""
-        units, source = batches.sequences_per_step, batches.source
+        """Multiply-adds and bytes of a step."""
+        source = batches.source
         assert isinstance(source, TaskSource)
-        at_once = micro_batch_sequences(
-            self.recipe.training.micro_batch_tokens, self.device, source.sequence_length
-        )
-        positions = units * source.mean_length
-        step = StepShape(
-            round(positions),
-            units * source.mean_pairs,
-            read_rows=positions,
-            student_rows=0,
-            teacher_rows=None if teacher is None else 0,
-            micro_batches=-(-units // at_once),
-            precision=pick_precision(self.recipe.training.precision, self.device),
+        step = planned_task_step(
+            source,
+            batches.sequences_per_step,
+            self.recipe.training,
+            self.device,
+            taught=teacher is not None,
         )
         return count_work(step, model.config, None if teacher is None else teacher.config)
 

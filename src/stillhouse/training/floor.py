@@ -101,7 +101,7 @@ def matmul_rate(
         for shape in ((rows, inner), (columns, inner))
     )
     out = torch.empty(rows, columns, dtype=dtype, device=device)
-    seconds = _fastest(lambda: torch.mm(left, right.T, out=out), device, clock)
+    seconds = fastest_seconds(lambda: torch.mm(left, right.T, out=out), device, clock)
     return rows * inner * columns / seconds
 
 
@@ -109,13 +109,22 @@ def copy_rate(device: torch.device, *, clock: Clock = time.perf_counter) -> floa
     """Bytes per second, read and written, of a copy between two buffers that no cache holds."""
     size = COPY_BYTES[device.type]
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
-    return 2 * size / _fastest(lambda: target.copy_(source), device, clock)
+    return 2 * size / fastest_seconds(lambda: target.copy_(source), device, clock)
 
 
-def _fastest(run: Callable[[], object], device: torch.device, clock: Clock) -> float:
+def fastest_seconds(
+    run: Callable[[], object],
+    device: torch.device,
+    clock: Clock = time.perf_counter,
+    *,
+    at_least: int = 1,
+) -> float:
+    """Seconds of the fastest of some calls, after one to warm up."""
     run()
     seconds: list[float] = []
-    while not seconds or (sum(seconds) < MEASURING_SECONDS and len(seconds) < MOST_REPEATS):
+    while len(seconds) < at_least or (
+        sum(seconds) < MEASURING_SECONDS and len(seconds) < MOST_REPEATS
+    ):
         seconds.append(seconds_of(run, device, clock))
     return min(seconds)
 

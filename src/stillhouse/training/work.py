@@ -177,6 +177,12 @@ def count_work(
     )
 
 
+def forward_multiply_adds(step: StepShape, config: PretrainedConfig) -> float:
+    """What each token of one forward pass of a model needs, with the head for `teacher_rows`."""
+    work = count_work(step, config, config).multiply_adds
+    return work["teacher_body"] + work["teacher_head"]
+
+
 def _matrices(config: PretrainedConfig) -> _Matrices:
     model, family = empty_model(config), family_of(config)
     body = model.get_submodule(family.body)

@@ -1,0 +1,205 @@
+"""The time of what a run does with its text: trainings, the teacher cache, the evaluation."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from stillhouse.distillation.distill import wanted_models
+from stillhouse.estimate.parts import Part
+from stillhouse.estimate.speeds import LanguageTraining, Speeds, scoring_step
+from stillhouse.estimate.text import TextSize, file_tokens
+from stillhouse.evaluation.agreement import ROWS
+from stillhouse.evaluation.perplexity import stride_of
+from stillhouse.evaluation.samples import NEW_TOKENS as SAMPLE_TOKENS
+from stillhouse.evaluation.samples import NUM_SAMPLES
+from stillhouse.evaluation.speed import LENGTH, NEW_TOKENS
+from stillhouse.evaluation.teacher_fit import NUM_TOKENS
+from stillhouse.families import family_of
+from stillhouse.generation.reference import BATCH, MOST_SECONDS, MOST_TURNS, TURNS
+from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
+from stillhouse.recipe import PretrainingRecipe, Recipe, TokensRecipe
+from stillhouse.training.device import pick_device
+from stillhouse.training.work import forward_multiply_adds, planned_step, sequences_per_step
+
+# Of a fresh process that imports the libraries and loads a model, whose memory is measured:
+# `time python -c "import stillhouse.evaluation.speed"` on two cores of an AMD EPYC.
+PROCESS_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class LanguagePlan:
+    """The models and the text of a run that trains a student."""
+
+    recipe: Recipe
+    teacher: PretrainedConfig
+    student: PretrainedConfig
+    text: TextSize | str
+    tokenizer: PreTrainedTokenizerFast | None
+
+    def trainings(self) -> dict[str, LanguageTraining]:
+        """All trainings on text, by model."""
+        recipe, tokens = self.recipe, self.recipe.tokens
+        distillation = recipe.distillation
+        found = {}
+        if not isinstance(recipe.teacher, str):
+            found["teacher"] = LanguageTraining(
+                self.teacher, None, LANGUAGE_MODELING_ALONE, recipe.teacher.training, tokens
+            )
+        found["student"] = self.distillation()
+        for control in wanted_models(distillation)[1:]:
+            found[control] = LanguageTraining(
+                self.student, None, LANGUAGE_MODELING_ALONE, distillation, tokens
+            )
+        return found
+
+    def distillation(self) -> LanguageTraining:
+        """The student's training."""
+        recipe = self.recipe
+        teacher = self.teacher if recipe.cache is None else None
+        losses = recipe.distillation.losses
+        return LanguageTraining(self.student, teacher, losses, recipe.distillation, recipe.tokens)
+
+    def tokens_to_train(self, training: PretrainingRecipe) -> int | None:
+        """Tokens that are read."""
+        if training.max_tokens is not None:
+            return training.max_tokens
+        return None if isinstance(self.text, str) else training.epochs * self.text.train_tokens
+
+
+def language_parts(plan: LanguagePlan, speeds: Speeds) -> list[Part]:
+    """Trainings, the cache and the evaluation, in the order in which they run."""
+    parts = {name: _training_part(plan, name, speeds) for name in plan.trainings()}
+    found = [parts.pop("teacher")] if "teacher" in parts else []
+    cache = None
+    if plan.recipe.cache is not None:
+        found.append(cache := _cache_part(plan, speeds))
+    found += parts.values()
+    if "control_same_time" in parts:
+        found[-1] = _same_time(parts["student"], cache)
+    return [*found, _evaluation_part(plan, speeds)]
+
+
+def _training_part(plan: LanguagePlan, name: str, speeds: Speeds) -> Part:
+    training = plan.trainings()[name]
+    recipe, length = training.training, plan.recipe.tokens.sequence_length
+    per_step = sequences_per_step(recipe, length) * length
+    # A cached teacher's rows cost little beside the student's own passes.
+    speed = speeds.training(
+        _alone(training) if name == "student" and plan.recipe.cache else training
+    )
+    work = sum(training.work().multiply_adds.values()) * per_step
+    step_seconds = speed.step_seconds(work, training.student)
+    tokens = plan.tokens_to_train(recipe)
+    section = "teacher.training" if name == "teacher" else "distillation"
+    setting = f"{section}.tokens_per_step"
+    if tokens is None:
+        return Part(name, None, str(plan.text), None, step_seconds, setting)
+    steps = math.ceil(tokens / per_step)
+    times = 1 if name == "teacher" else len(plan.recipe.seeds)
+    seconds = times * step_seconds * tokens / per_step
+    return Part(name, seconds, "", steps, step_seconds, setting)
+
+
+def _alone(training: LanguageTraining) -> LanguageTraining:
+    return LanguageTraining(
+        training.student, None, LANGUAGE_MODELING_ALONE, training.training, training.tokens
+    )
+
+
+def _same_time(student: Part, cache: Part | None) -> Part:
+    """The control takes as long as the student, with the cache that was written for it."""
+    unknown = [part for part in (student, cache) if part is not None and part.seconds is None]
+    name = "control_same_time"
+    if unknown:
+        return Part(name, None, unknown[0].reason)
+    seconds = (student.seconds or 0.0) + (cache.seconds or 0.0 if cache else 0.0)
+    return Part(name, seconds)
+
+
+def _cache_part(plan: LanguagePlan, speeds: Speeds) -> Part:
+    """One pass of the teacher over the whole training split, for all seeds."""
+    if isinstance(plan.text, str):
+        return Part("teacher cache", None, plan.text)
+    distillation = plan.recipe.distillation
+    step = planned_step(distillation.losses, plan.recipe.tokens, distillation, pick_device())
+    work = forward_multiply_adds(step, plan.teacher) * plan.text.train_tokens
+    return Part("teacher cache", work / speeds.caching(plan.recipe, plan.teacher))
+
+
+def _evaluation_part(plan: LanguagePlan, speeds: Speeds) -> Part:
+    """Losses of every model, how far they agree with the teacher, samples, speed and memory."""
+    if isinstance(plan.text, str):
+        return Part("evaluation", None, plan.text)
+    tokens, seeds = plan.recipe.tokens, len(plan.recipe.seeds)
+    per_token = {
+        name: forward_multiply_adds(scoring_step(tokens), config) / speeds.scoring(config, tokens)
+        for name, config in (("teacher", plan.teacher), ("student", plan.student))
+    }
+    students = len(wanted_models(plan.recipe.distillation))
+    positions = _scored_positions(plan)
+    seconds = positions * (per_token["teacher"] + seeds * students * per_token["student"])
+    fraction = 1.0 if tokens.language_modeling == "causal" else tokens.masking.fraction
+    compared = min(plan.text.validation_tokens, ROWS / fraction)
+    seconds += seeds * students * compared * sum(per_token.values())
+    seconds += seeds * min(plan.text.validation_tokens, NUM_TOKENS) * per_token["teacher"]
+    seconds += seeds * _generation_seconds(plan, speeds, students)
+    if plan.recipe.evaluation.speed:
+        seconds += seeds * _speed_seconds(plan, per_token, speeds) + 2 * PROCESS_SECONDS
+    return Part("evaluation", seconds)
+
+
+def _scored_positions(plan: LanguagePlan) -> int | float:
+    """What a model reads to score all texts: each token once and, of a causal model, once more in
+    windows that overlap."""
+    assert isinstance(plan.text, TextSize)
+    tokens = plan.recipe.tokens
+    if tokens.language_modeling == "masked":
+        return plan.text.validation_tokens
+    context = min(tokens.sequence_length, family_of(plan.student).num_positions(plan.student))
+    positions = 0.0
+    for name in plan.recipe.evaluation.perplexity:
+        number, document = float(plan.text.validation_tokens), plan.text.document_tokens
+        if name != "validation":
+            if plan.tokenizer is None:
+                continue
+            number = document = file_tokens(Path(name), plan.tokenizer)
+        positions += number * (1 + _window_share(document, context))
+    return positions
+
+
+def _window_share(document: int | float, context: int) -> float:
+    """Positions that sliding windows read, of a document so long, for each of its tokens."""
+    beyond = document - (context - 1)
+    if beyond <= 0:
+        return 1.0
+    return context * (1 + beyond / stride_of(context)) / document
+
+
+def _generation_seconds(plan: LanguagePlan, speeds: Speeds, students: int) -> float:
+    """Of the samples."""
+    if plan.recipe.tokens.language_modeling == "masked":
+        return 0.0
+    per_token = 1 / speeds.generation(plan.teacher) + students / speeds.generation(plan.student)
+    return NUM_SAMPLES * SAMPLE_TOKENS * per_token
+
+
+def _speed_seconds(plan: LanguagePlan, per_token: dict[str, float], speeds: Speeds) -> float:
+    """Of the turns in which teacher and student are timed."""
+    forward = generation = 0.0
+    tokens: TokensRecipe = plan.recipe.tokens
+    for name, config in (("teacher", plan.teacher), ("student", plan.student)):
+        length = min(LENGTH, family_of(config).num_positions(config))
+        every = scoring_step(tokens.model_copy(update={"language_modeling": "causal"}))
+        scored = forward_multiply_adds(scoring_step(tokens), config)
+        of_all = forward_multiply_adds(every, config)  # all positions reach the head
+        forward += BATCH * length * per_token[name] * of_all / scored
+        if family_of(config).language_modeling == "causal":
+            generation += NEW_TOKENS / speeds.generation(config)
+    return turns_seconds(forward) + turns_seconds(generation)
+
+
+def turns_seconds(turn: int | float) -> float:
+    """Of turns of so many seconds: the fewest, and half of those that may follow."""
+    return (TURNS + 1) * turn + min((MOST_TURNS - TURNS) * turn, MOST_SECONDS + turn) / 2

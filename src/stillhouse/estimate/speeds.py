@@ -1,0 +1,442 @@
+"""How fast this machine does what a run repeats, in multiply-adds per second; timed.
+
+What is timed is the code that the stage itself runs, on random weights in the recipe's shapes and
+on random tokens (of a task, on rows of its own file): a few repeats, of which the fastest counts.
+What would take long is timed with fewer layers, then fewer and shorter sequences. A rate is
+the work of what was timed, as `training.work` counts it, over its seconds.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from stillhouse.distillation.cache import cache_format, teacher_rows
+from stillhouse.evaluation.perplexity import TOKENS_PER_BATCH, sequence_losses
+from stillhouse.families import (
+    count_parameters,
+    empty_model,
+    family_of,
+    random_task_model,
+    shallower_config,
+)
+from stillhouse.finetuning.data import TaskSource, planned_task_step
+from stillhouse.finetuning.objective import TaskObjective
+from stillhouse.generation.reference import greedy_tokens
+from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
+from stillhouse.recipe import (
+    FinetuningRecipe,
+    LossesRecipe,
+    PretrainingRecipe,
+    Recipe,
+    TokensRecipe,
+    TrainingRecipe,
+)
+from stillhouse.tasks.asking import ask
+from stillhouse.tasks.encoded import Encoded
+from stillhouse.tasks.registry import with_threshold_of
+from stillhouse.tasks.task import Task
+from stillhouse.tokens.batches import IGNORED, AnyBatch, Batch
+from stillhouse.training.device import autocast, pick_device, pick_precision
+from stillhouse.training.engine import keep_few_activations
+from stillhouse.training.floor import fastest_seconds
+from stillhouse.training.optimizer import learning_parameters, make_optimizer
+from stillhouse.training.work import (
+    StepShape,
+    Work,
+    count_work,
+    forward_multiply_adds,
+    planned_step,
+    sequences_per_step,
+)
+
+MOST_MULTIPLY_ADDS = 2e10  # of a timed call that trains: a fifth of a second on two cores
+MOST_FORWARD = MOST_MULTIPLY_ADDS / 4  # which is in float32
+FEWEST_LAYERS, FEWEST_TOKENS = 2, 256
+PROMPT, NEW_TOKENS = 16, 8
+REPEATS = 2  # at least: beside other work on the same cores many are slow
+
+Measured = TypeVar("Measured")
+
+
+@dataclass(frozen=True)
+class LanguageTraining:
+    """One training on text, with a live teacher or without."""
+
+    student: PretrainedConfig
+    teacher: PretrainedConfig | None
+    losses: LossesRecipe
+    training: PretrainingRecipe
+    tokens: TokensRecipe
+
+    def work(self) -> Work:
+        """What each token needs."""
+        return count_work(self.step(), self.student, self.teacher)
+
+    def step(self) -> StepShape:
+        return planned_step(self.losses, self.tokens, self.training, pick_device())
+
+
+@dataclass(frozen=True)
+class TaskTraining:
+    """One training of a task: the model, its teacher, and a sample of its sequences."""
+
+    model: PretrainedConfig
+    teacher: PretrainedConfig | None
+    task: Task
+    recipe: FinetuningRecipe
+    source: TaskSource
+
+    def step(self, units: int) -> StepShape:
+        """A step of so many units."""
+        taught = self.teacher is not None
+        return planned_task_step(self.source, units, self.recipe.training, pick_device(), taught)
+
+    def work(self, step: StepShape) -> Work:
+        return count_work(step, self.model, self.teacher)
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """Of forward and backward passes, and of the optimizer."""
+
+    multiply_adds_per_second: float
+    parameters_per_second: float
+
+    def step_seconds(self, multiply_adds: float, model: PretrainedConfig) -> float:
+        """Of a step with so many multiply-adds."""
+        parameters = count_parameters(empty_model(model))[0]
+        passes = multiply_adds / self.multiply_adds_per_second
+        return passes + parameters / self.parameters_per_second
+
+
+@runtime_checkable
+class Speeds(Protocol):
+    """What the parts of a run are estimated from."""
+
+    def training(self, training: LanguageTraining) -> TrainingSpeed: ...
+
+    def task_training(self, training: TaskTraining) -> TrainingSpeed: ...
+
+    def caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
+        """Multiply-adds per second of the teacher that writes a cache."""
+        ...
+
+    def scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
+        """Multiply-adds per second of a model whose loss is measured."""
+        ...
+
+    def generation(self, model: PretrainedConfig) -> float:
+        """Tokens per second of one sequence."""
+        ...
+
+    def answering(
+        self, training: TaskTraining, examples: Sequence[Any], encoded: Sequence[Sequence[Encoded]]
+    ) -> float:
+        """Multiply-adds per second of a model that answers examples."""
+        ...
+
+
+class MeasuredSpeeds:
+    """Speeds on this machine's device, each measured once for all models of a shape."""
+
+    def __init__(self) -> None:
+        self._device = pick_device()
+        self._known: dict[tuple[str, ...], Any] = {}
+
+    def training(self, training: LanguageTraining) -> TrainingSpeed:
+        key = ("training", *map(_shape, (training.student, training.teacher)))
+        settings = (training.losses.model_dump_json(), training.training.model_dump_json())
+        return self._once((*key, *settings), lambda: self._language_training(training))
+
+    def task_training(self, training: TaskTraining) -> TrainingSpeed:
+        """(Of one length of sequences for all tasks of a recipe.)"""
+        key = ("task", training.task.head, *map(_shape, (training.model, training.teacher)))
+        return self._once(key, lambda: self._task_training(training))
+
+    def caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
+        return self._once(("cache", _shape(teacher)), lambda: self._caching(recipe, teacher))
+
+    def scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
+        return self._once(("scoring", _shape(model)), lambda: self._scoring(model, tokens))
+
+    def generation(self, model: PretrainedConfig) -> float:
+        return self._once(("generation", _shape(model)), lambda: self._generation(model))
+
+    def answering(
+        self, training: TaskTraining, examples: Sequence[Any], encoded: Sequence[Sequence[Encoded]]
+    ) -> float:
+        key = ("answering", training.task.head, _shape(training.model))
+        return self._once(key, lambda: self._answering(training, examples, encoded))
+
+    def _once(self, key: tuple[str, ...], measure: Callable[[], Measured]) -> Measured:
+        if key not in self._known:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self._known[key] = measure()
+        return self._known[key]
+
+    def _language_training(self, whole: LanguageTraining) -> TrainingSpeed:
+        length = whole.tokens.sequence_length
+        units = sequences_per_step(whole.training, length)
+        micro_batch = -(-units // whole.step().micro_batches)
+        share = _share(_per_token(whole) * micro_batch * length)
+        part = replace(whole, student=_fewer_layers(whole.student, share))
+        if whole.teacher is not None:
+            part = replace(part, teacher=_fewer_layers(whole.teacher, share))
+        fitting = _tokens_that_fit(_per_token(part), MOST_MULTIPLY_ADDS)
+        part = replace(part, tokens=_shorter(part.tokens, fitting))
+        length = part.tokens.sequence_length
+        micro_batch = max(1, min(micro_batch, fitting // length))
+        part = replace(part, training=_step_of(whole.training, micro_batch * length))
+        teacher = None if part.teacher is None else self._teacher(part.teacher, part.training)
+        losses = _of_any_layer(part.losses) if teacher is not None else part.losses
+        model = _random_model(part.student)
+        objective = LanguageModelObjective(family_of(part.student), losses, teacher=teacher)
+        batch = _random_batch(micro_batch, part.tokens, part.student)
+        work = _per_token(part) * micro_batch * length
+        return self._training_speed(model, objective, batch, part.training, work)
+
+    def _task_training(self, whole: TaskTraining) -> TrainingSpeed:
+        source, training = whole.source, whole.recipe.training
+        batch = _middle_micro_batch(whole)
+        size = len(batch.input_ids) // source.together
+        rows = batch.num_tokens / source.mean_length  # units of average length
+        step = replace(
+            whole.step(size), positions=batch.num_tokens, read_rows=batch.num_tokens,
+            pairs=rows * source.mean_pairs,
+        )  # fmt: skip
+        share = _share(sum(whole.work(step).multiply_adds.values()) * step.positions)
+        part = replace(whole, model=_fewer_layers(whole.model, share))
+        if whole.teacher is not None:
+            part = replace(part, teacher=_fewer_layers(whole.teacher, share))
+        teacher = None
+        if part.teacher is not None:
+            teacher = self._task_model(part.task, part.teacher).requires_grad_(False)
+            teacher.to(dtype=self._dtype(training))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        objective = TaskObjective(
+            whole.task,
+            _of_any_layer(whole.recipe.losses),
+            teacher=teacher,
+            temperature=whole.recipe.temperature,
+        )
+        model = self._task_model(part.task, part.model)
+        work = sum(part.work(step).multiply_adds.values()) * step.positions
+        return self._training_speed(model, objective, batch, training, work)
+
+    def _training_speed(
+        self, model: PreTrainedModel, objective: Any, batch: AnyBatch, recipe: TrainingRecipe,
+        multiply_adds: float,
+    ) -> TrainingSpeed:  # fmt: skip
+        model.to(self._device).train(recipe.dropout)  # pyright: ignore[reportArgumentType]
+        if recipe.activation_checkpointing:
+            keep_few_activations(model)
+        here, precision = batch.to(self._device), pick_precision(recipe.precision, self._device)
+        coefficients: Mapping[str, float] = {
+            name: weight / max(1, batch.num_rows(objective.rows[name]))
+            for name, weight in objective.weights.items()
+        }
+        optimizer = make_optimizer(model, recipe.optimizer)
+
+        def run_passes() -> None:
+            with autocast(self._device, precision):
+                loss, _ = objective(model, here, coefficients)
+            loss.backward()
+
+        def update() -> None:
+            nn.utils.clip_grad_norm_([*learning_parameters(optimizer)], 1e-9)  # weights stay finite
+            optimizer.step()
+
+        passes = self._fastest(run_passes)
+        number = count_parameters_of(model)
+        return TrainingSpeed(multiply_adds / passes, number / self._fastest(update))
+
+    def _fastest(self, run: Callable[[], object]) -> float:
+        return fastest_seconds(run, self._device, at_least=REPEATS)
+
+    @torch.inference_mode()
+    def _caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
+        distillation = recipe.distillation
+
+        def step_of(tokens: TokensRecipe) -> StepShape:
+            return planned_step(distillation.losses, tokens, distillation, self._device)
+
+        part, tokens, sequences = _fitting(teacher, recipe.tokens, step_of)
+        step, layout = step_of(tokens), cache_format(recipe, part, tokens.sequence_length)
+        batch = _random_batch(sequences, tokens, part).to(self._device)
+        uniform = torch.rand(batch.num_rows(layout.rows), device=self._device)
+        loaded = self._teacher(part, distillation)
+        precision = pick_precision(distillation.precision, self._device)
+        seconds = self._fastest(lambda: teacher_rows(
+                loaded, batch, layout, uniform,
+                temperature=distillation.temperature, precision=precision,
+            ))  # fmt: skip
+        return forward_multiply_adds(step, part) * batch.input_ids.numel() / seconds
+
+    def _scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
+        part, tokens, sequences = _fitting(model, tokens, scoring_step)
+        step = scoring_step(tokens)
+        loaded = _random_model(part).to(self._device)  # pyright: ignore[reportArgumentType]
+        batch = _random_batch(sequences, tokens, part)
+        with torch.inference_mode():
+            seconds = self._fastest(lambda: sequence_losses(family_of(part), loaded, batch))
+        return forward_multiply_adds(step, part) * batch.input_ids.numel() / seconds
+
+    def _generation(self, model: PretrainedConfig) -> float:
+        token = StepShape(1, PROMPT, 1, 1, 1, 1, "fp32")
+        of_one = forward_multiply_adds(token, model)
+        part = _fewer_layers(model, _share(of_one * (PROMPT + NEW_TOKENS), MOST_FORWARD))
+        loaded = _random_model(part).to(self._device)  # pyright: ignore[reportArgumentType]
+        prompt = [number % model.vocab_size for number in range(PROMPT)]
+        seconds = self._fastest(lambda: greedy_tokens(loaded, prompt, NEW_TOKENS))
+        return NEW_TOKENS / seconds * forward_multiply_adds(token, part) / of_one
+
+    def _answering(
+        self, training: TaskTraining, examples: Sequence[Any], encoded: Sequence[Sequence[Encoded]]
+    ) -> float:
+        of_one = answering_multiply_adds(training.model, training.source)
+        number = max(1, min(len(examples), int(MOST_FORWARD / of_one)))
+        step = max(1, len(examples) // number)
+        asked, own = examples[::step][:number], encoded[::step][:number]
+        source = TaskSource(
+            [each for some in own for each in some],
+            pad_token_id=training.source.pad_token_id,
+            per_token=training.task.per_token,
+        )
+        part = _fewer_layers(training.model, _share(of_one * source.num_sequences, MOST_FORWARD))
+        model = self._task_model(training.task, part)
+        task = with_threshold_of(model.config, training.task)
+        seconds = self._fastest(lambda: ask(task, model, asked, own))
+        return answering_multiply_adds(part, source) * source.num_sequences / seconds
+
+    def _dtype(self, training: TrainingRecipe) -> torch.dtype:
+        precision = pick_precision(training.precision, self._device)
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def _teacher(self, config: PretrainedConfig, training: PretrainingRecipe) -> Teacher:
+        model = _random_model(config).requires_grad_(False)
+        model.to(device=self._device, dtype=self._dtype(training))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return Teacher(family_of(config), model)
+
+    def _task_model(self, task: Task, config: PretrainedConfig) -> PreTrainedModel:
+        return random_task_model(config, task.head, task.settings).to(self._device)  # pyright: ignore
+
+
+def _middle_micro_batch(training: TaskTraining) -> Any:
+    """Of a step of the sample's sequences, in the order of their lengths as in `StepBatches`."""
+    source, group = training.source, training.source.group
+    units = min(source.num_sequences, max(1, training.recipe.training.examples_per_step // group))
+    chosen = np.linspace(0, source.num_sequences - 1, units).astype(np.int64)
+    if (lengths := source.lengths) is not None:
+        chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
+    size = -(-units // training.step(units).micro_batches)
+    first = (units - size) // 2
+    chosen = chosen[first : first + size]
+    return next(source.batch(chosen, np.zeros_like(chosen), 0).split(size))
+
+
+def scoring_step(tokens: TokensRecipe) -> StepShape:
+    """A sequence whose loss is measured."""
+    length, causal = tokens.sequence_length, tokens.language_modeling == "causal"
+    predicted = length if causal else tokens.masking.fraction * length
+    pairs = length * ((length + 1) / 2 if causal else length)
+    return StepShape(length, pairs, predicted, predicted, predicted, 1, "fp32")
+
+
+def answering_multiply_adds(model: PretrainedConfig, source: TaskSource) -> float:
+    """Of one sequence of average length."""
+    length = source.mean_length / source.together
+    pairs = source.mean_pairs / source.together
+    step = StepShape(max(1, round(length)), pairs, length, 0, 0, 1, "fp32")
+    return forward_multiply_adds(step, model) * step.positions
+
+
+def count_parameters_of(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _per_token(training: LanguageTraining) -> float:
+    return sum(training.work().multiply_adds.values())
+
+
+def _fitting(
+    config: PretrainedConfig, tokens: TokensRecipe, step_of: Callable[[TokensRecipe], StepShape]
+) -> tuple[PretrainedConfig, TokensRecipe, int]:
+    """Fewer layers, then shorter sequences, with which a forward pass is not long; and how many of
+    these sequences."""
+    whole = forward_multiply_adds(step_of(tokens), config) * tokens.sequence_length
+    part = _fewer_layers(config, _share(whole, MOST_FORWARD))
+    fitting = _tokens_that_fit(forward_multiply_adds(step_of(tokens), part), MOST_FORWARD)
+    tokens = _shorter(tokens, fitting)
+    sequences = min(fitting, TOKENS_PER_BATCH) // tokens.sequence_length
+    return part, tokens, max(1, sequences)
+
+
+def _tokens_that_fit(per_token: float, most: float) -> int:
+    return max(FEWEST_TOKENS, int(most / per_token))
+
+
+def _shorter(tokens: TokensRecipe, most: int) -> TokensRecipe:
+    return tokens.model_copy(update={"sequence_length": min(tokens.sequence_length, most)})
+
+
+def _share(multiply_adds: float, most: float = MOST_MULTIPLY_ADDS) -> float:
+    return min(1.0, most / multiply_adds)
+
+
+def _fewer_layers(config: PretrainedConfig, share: float) -> PretrainedConfig:
+    """About this share of the layers, but no fewer than two."""
+    layers = config.num_hidden_layers
+    wanted = max(min(FEWEST_LAYERS, layers), round(share * layers))
+    return shallower_config(config, wanted)
+
+
+def _shape(config: PretrainedConfig | None) -> str:
+    """Equal for configurations whose models are as fast as each other."""
+    if config is None:
+        return ""
+    numbers = {
+        key: value
+        for key, value in config.to_dict().items()
+        if isinstance(value, int | float | None) or key in ("model_type", "activation_function")
+    }
+    return json.dumps(numbers, sort_keys=True)
+
+
+def _of_any_layer(losses: Any) -> Any:
+    """The same terms, with the relation of the last layers, which are there in any depth."""
+    if losses.relation is None:
+        return losses
+    update = {"teacher_layer": None, "student_layer": None}
+    return losses.model_copy(update={"relation": losses.relation.model_copy(update=update)})
+
+
+def _step_of(training: PretrainingRecipe, tokens: int) -> PretrainingRecipe:
+    """A step of one micro-batch."""
+    return training.model_copy(update={"tokens_per_step": tokens, "micro_batch_tokens": tokens})
+
+
+def _random_model(config: PretrainedConfig) -> PreTrainedModel:
+    return getattr(transformers, family_of(config).model_class)(config).eval()
+
+
+def _random_batch(sequences: int, tokens: TokensRecipe, config: PretrainedConfig) -> Batch:
+    """Whole sequences of one document each."""
+    shape = (sequences, tokens.sequence_length)
+    causal = tokens.language_modeling == "causal"
+    ids = torch.randint(config.vocab_size, shape)
+    predicted = torch.full(shape, causal) | (torch.rand(shape) < tokens.masking.fraction)
+    return Batch(
+        ids,
+        torch.where(predicted, ids, IGNORED),
+        torch.ones(shape, dtype=torch.int64),
+        torch.arange(shape[1]).expand(shape),
+        causal=causal,
+        uniform=True,
+    )

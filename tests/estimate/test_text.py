@@ -1,0 +1,55 @@
+"""The number of tokens of a text that is not prepared yet."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.task_models import SENTENCES, make_tokenizer
+
+from stillhouse.errors import DataError
+from stillhouse.estimate import TextSize, text_size
+from stillhouse.recipe import CorpusRecipe
+from stillhouse.tokens.held_out import is_validation
+from stillhouse.tokens.tokenizer import text_encoder
+
+
+def write_corpus(folder: Path, number: int) -> CorpusRecipe:
+    """Records of one to three sentences."""
+    lines = [json.dumps({"text": " ".join(SENTENCES[: 1 + n % 3])}) for n in range(number)]
+    (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return CorpusRecipe(source=str(folder / "text.jsonl"), validation_fraction=0.25)
+
+
+def test_a_text_is_counted_before_it_is_tokenized(tmp_path):
+    """Tokens of both splits, and of a document of the validation split, are about what they will
+    be."""
+    corpus, tokenizer = write_corpus(tmp_path, 200), make_tokenizer("gpt2")
+    size = text_size(corpus, None, tokenizer, offline=True)
+    assert isinstance(size, TextSize)
+    encode = text_encoder(tokenizer)
+    counts: dict[bool, list[int]] = {False: [], True: []}
+    for n in range(200):
+        held_out = is_validation(f"text.jsonl:{n + 1}", 0.25)
+        counts[held_out].append(len(encode([" ".join(SENTENCES[: 1 + n % 3])])[0]))
+    assert size.train_tokens == pytest.approx(sum(counts[False]), rel=0.05)
+    assert size.validation_tokens == pytest.approx(sum(counts[True]), rel=0.05)
+    mean = sum(counts[True]) / len(counts[True])
+    assert size.document_tokens == pytest.approx(mean, rel=0.05)
+
+
+def test_what_cannot_be_known_is_said(tmp_path):
+    """A vocabulary that is still to be trained, a dataset that is not here."""
+    trained = text_size(write_corpus(tmp_path, 20), None, None, offline=True)
+    assert trained == (
+        "the tokenizer is trained by the run, so the number of tokens is known only then"
+    )
+    hub = CorpusRecipe(source="hf://owner/name")
+    assert "dataset of the hub" in str(text_size(hub, None, make_tokenizer("gpt2"), offline=True))
+
+
+def test_text_that_the_run_would_refuse_is_refused(tmp_path):
+    """A record without the field is found while the text is counted."""
+    (tmp_path / "text.jsonl").write_text('{"body": "a"}\n', encoding="utf-8")
+    corpus = CorpusRecipe(source=str(tmp_path / "text.jsonl"))
+    with pytest.raises(DataError, match="has no field 'text'"):
+        text_size(corpus, None, make_tokenizer("gpt2"), offline=True)

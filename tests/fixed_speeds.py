@@ -1,0 +1,36 @@
+"""Speeds that are given, for the arithmetic of estimates."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from stillhouse.estimate.speeds import LanguageTraining, TaskTraining, TrainingSpeed
+from stillhouse.recipe import Recipe, TokensRecipe
+from stillhouse.tasks.encoded import Encoded
+
+
+class FixedSpeeds:
+    """One million multiply-adds per second, whatever is done, and free optimizers."""
+
+    rate = 1e6
+
+    def training(self, training: LanguageTraining) -> TrainingSpeed:
+        return TrainingSpeed(self.rate, 1e30)
+
+    def task_training(self, training: TaskTraining) -> TrainingSpeed:
+        return TrainingSpeed(self.rate, 1e30)
+
+    def caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
+        return self.rate
+
+    def scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
+        return self.rate
+
+    def generation(self, model: PretrainedConfig) -> float:
+        return 1_000.0
+
+    def answering(
+        self, training: TaskTraining, examples: Sequence[Any], encoded: Sequence[Sequence[Encoded]]
+    ) -> float:
+        return self.rate
