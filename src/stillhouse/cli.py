@@ -149,7 +149,7 @@ def check(
 ) -> None:
     """Validate a recipe, and say what it makes and costs.
 
-    Reads configurations only; writes nothing.
+    Reads configurations, task files and a part of the text; writes nothing.
     """
     from stillhouse.check import check_recipe, print_check
     from stillhouse.recipe_file import load_recipe
