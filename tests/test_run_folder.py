@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stillhouse.errors import ResourceError, RunError
@@ -439,6 +440,16 @@ def test_write_errors_of_the_system_are_explained(number, kind, code, tmp_path):
     ):
         raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
     assert caught.value.exit_code == code
+
+
+def test_an_array_cut_short_by_a_full_disk_is_explained():
+    """numpy's `tofile` does not give the error's number: /dev/full is always full."""
+    with (
+        pytest.raises(ResourceError, match=r"disk is full: writing model\.gguf failed .*0 written"),
+        explained_os_errors("model.gguf"),
+        open("/dev/full", "wb") as file,
+    ):
+        np.zeros(100_000).tofile(file)
 
 
 def test_an_error_that_is_not_about_writing_is_left_alone(tmp_path):

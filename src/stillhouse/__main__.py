@@ -64,11 +64,13 @@ def _our_bug(error: Exception) -> int:
         report.write_text(
             f"stillhouse {' '.join(sys.argv[1:])}\n\n{traceback.format_exc()}", encoding="utf-8"
         )
+        place = f"is in {report}"
     except OSError:
         traceback.print_exc()
+        place = "stands above"
     _complain(
         f"This is a bug in Stillhouse, not yours: {type(error).__name__}: {error}\nThe traceback "
-        f"is in {report}."
+        f"{place}."
     )
     return 1
 

@@ -339,7 +339,8 @@ def score(
     """Score a model on a task.
 
     Reads a table, a file in SQuAD's format or tagged sentences; prints each metric with its 95 %
-    interval over examples. With --lm-eval the harness scores a causal language model instead.
+    interval over examples. Without --task the task is the one that the model was trained on. With
+    --lm-eval the harness scores a causal language model instead.
     """
     from stillhouse.errors import RecipeError
 
@@ -350,12 +351,16 @@ def score(
         found = score_by_harness(model, names, task_folder=lm_eval_folder, offline=offline)
         _print_json(found) if as_json else print_harness(found)
         return
-    if lm_eval is not None or task is None or data is None:
-        raise RecipeError("Give --task and --data (and --set), or --lm-eval alone.")
+    if lm_eval is not None or data is None:
+        raise RecipeError("Give --data (and --task, --set), or --lm-eval alone.")
     from stillhouse.evaluation.score import print_scores, score_model
+    from stillhouse.families import resolve_folder
     from stillhouse.recipe_file import parse_task
+    from stillhouse.tasks.registry import settings_of_model
 
-    result = score_model(model, parse_task(task, overrides or []), data, offline=offline)
+    folder = resolve_folder(model, offline=offline)
+    recipe = parse_task(task or settings_of_model(folder), overrides or [])
+    result = score_model(model, folder, recipe, data)
     _print_json(result) if as_json else print_scores(result)
 
 

@@ -382,7 +382,7 @@ def _unusable(path: Path, error: OSError | ValueError) -> RunError:
 def _full_disk(where: Path | str, error: OSError) -> ResourceError:
     return ResourceError(
         f"The disk is full: writing {where} failed ({error.strerror}). Nothing half-written was "
-        "kept. Free some space and give the same command again; it goes on from the last commit."
+        "kept. Free some space and give the same command again; a run goes on from its last commit."
     )
 
 
@@ -398,7 +398,8 @@ def explained_os_errors(path: Path | str = "a file") -> Iterator[None]:
             raise _full_disk(where, error) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise RunError(
-                f"{where} cannot be written ({error.strerror}). Give another folder with --run-dir."
+                f"{where} cannot be written ({error.strerror}). Give another place, for a run with "
+                "--run-dir."
             ) from error
         if error.errno in PATHS:
             raise RunError(
@@ -414,7 +415,9 @@ def explained_os_errors(path: Path | str = "a file") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
-    """safetensors gives the operating system's errors as text; make them OSErrors again."""
+    """The operating system's errors as such: safetensors gives them as text, and numpy's `tofile`
+    without their number, which is that of a full disk: in a regular file only that, a quota or a
+    limit of its size stops a write half way."""
     try:
         yield
     except SafetensorError as error:
@@ -422,6 +425,14 @@ def _system_errors() -> Iterator[None]:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    except OSError as error:
+        if error.errno is not None or not re.fullmatch(
+            r"\d+ requested and \d+ written", str(error)
+        ):
+            raise
+        raise OSError(
+            errno.ENOSPC, f"of {str(error).replace('requested and', 'values')}"
+        ) from error
 
 
 def _manifest_bytes(manifest: Manifest) -> bytes:

@@ -239,3 +239,29 @@ def test_compressed_files_are_read_and_damage_is_named(tmp_path, ending, compres
         write(path, damaged)
         with pytest.raises(DataError, match=rf"a\.json{ending} is damaged or cut short"):
             read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "blank"),
+    [
+        ("a.jsonl", '{"text": "a", "pair": "b"}\n{}\n  \n', [2, 3]),
+        ("a.json", '[{"text": "a", "pair": "b"}, {}]', [2]),
+        ("a.csv", "text,pair\na,b\n  \n\n", [3, 4]),
+        ("a.tsv", "text\tpair\na\tb\n  \n\n", [3, 4]),
+    ],
+)
+def test_empty_objects_and_lines_of_white_space_are_blank(tmp_path, name, content, blank):
+    """They have no field, and are counted."""
+    path = write(tmp_path / name, content)
+    assert [row.fields for row in read_rows(path)] == [{"text": "a", "pair": "b"}]
+    assert blank_rows(path) == blank
+
+
+def test_the_lines_of_a_text_file_are_rows_where_a_text_is_all_that_is_asked_for(tmp_path):
+    """Elsewhere it is no table."""
+    path = write(tmp_path / "a.txt", "one, two\r\n\nthree")
+    rows = read_rows(path, text_column="text")
+    assert [row.fields for row in rows] == [{"text": "one, two"}, {"text": "three"}]
+    assert rows[1].where.endswith("a.txt row 3")
+    with pytest.raises(DataError, match=r"a\.txt is no table: its name must end in \.jsonl"):
+        read_rows(path)

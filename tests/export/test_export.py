@@ -13,6 +13,7 @@ import pytest
 import torch
 from tests.export.odd_models import ODD_MODELS, odd_model, parity_of
 from tests.export.test_plain import make_loaded
+from tests.pipeline.test_bad_input import small_files
 from tests.task_models import make_task_folder
 from transformers import AutoModelForCausalLM
 
@@ -205,6 +206,21 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(
     assert _run() == code
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "to"), [("sample", "gguf"), ("sample", "ctranslate2"), ("minilm", "onnx")]
+)
+def test_a_disk_that_fills_during_an_export(tmp_path, capsys, monkeypatch, model, to):
+    """Exit code 6, nothing is kept, and the same command works once there is space."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["stillhouse", "export", model, str(out), "--to", to])
+    with small_files(1_000_000):
+        assert _run() == 6
+    assert "The disk is full: writing" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert _run() == 0
+    assert (out / "export.json").is_file()
 
 
 def test_a_folder_that_is_there_is_not_touched(tmp_path, capsys, monkeypatch):

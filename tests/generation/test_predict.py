@@ -154,3 +154,42 @@ def test_a_model_of_ours_knows_its_task(predict, folder_for, tmp_path):
         folder, "in.csv", "a,b\nx,y\n", "--set", "columns.text=a", "--set", "columns.pair=b"
     )
     assert (lines[0]["text"], lines[0]["text_pair"]) == ("x", "y")
+
+
+@pytest.mark.parametrize("recipe", [ClassificationTask(labels=["no", "yes"]), EmbeddingsTask()])
+def test_each_line_of_a_plain_text_file_is_a_text(predict, folder_for, recipe):
+    """Blank lines too; nothing in a line is taken for markup."""
+    lines, err = predict(folder_for(recipe), "in.txt", 'a "warm", fire\n\n{"text": "x"}\n')
+    assert [line["text"] for line in lines] == ['a "warm", fire', "", '{"text": "x"}']
+    assert "in.txt: 1 row (2) without any field: read as empty text" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("in.conll", "en:Ada B-X\nen:of O\n\nen:Wind O\n", ()),
+        ("in.txt", "en:Ada\nen:of\n\nen:Wind\n", ()),
+        ("in.tsv", "1\ten:Ada\tB-Y\n2\ten:of\tO\n\n1\ten:Wind\tO\n", ("--set", "token_column=1")),
+    ],
+)
+def test_tagged_sentences_are_predicted_as_rows_of_tokens(
+    predict, folder_for, name, content, options
+):
+    """In the columns of training data, with tags, even unknown ones, or without."""
+    folder = folder_for(TokenClassificationTask(), ["O", "B-X", "I-X"])
+    rows = "".join(json.dumps({"tokens": words}) + "\n" for words in (["Ada", "of"], ["Wind"]))
+    expected, _ = predict(folder, "in.jsonl", rows)
+    task = ("--task", "conll", "--set", "prefix='en:'", "--set", "length=64")
+    lines, _ = predict(folder, name, content, *task, *options)
+    assert [line["text"] for line in lines] == ["Ada of", "Wind"]
+    assert lines == expected
+
+
+def test_a_question_keeps_its_id(predict, folder_for):
+    """Of any type; a row without one has its number."""
+    row = {"question": "Who?", "context": "The distiller of Islay."}
+    rows = [{**row, "id": "q7"}, {**row, "id": 8}, row]
+    settings = ("--set", "length=64", "--set", "step=16", "--set", "question_length=16")
+    content = "".join(json.dumps(each) + "\n" for each in rows)
+    lines, _ = predict(folder_for(QuestionAnsweringTask(length=64)), "in.jsonl", content, *settings)
+    assert [line["id"] for line in lines] == ["q7", "8", "2"]

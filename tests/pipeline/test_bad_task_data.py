@@ -188,6 +188,12 @@ def test_blank_lines_are_left_out_and_said(recipe, tmp_path):
     outcome = call("run", path, "--run-dir", tmp_path / "run", *settings)
     assert outcome.code == 0, outcome
     assert "train.jsonl: 2 rows (4, 8) without any field: left out" in outcome.err
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "train.jsonl: 2 rows (4, 8) without any field" in report
+    model = tmp_path / "run/finetuned/it/model"
+    scored = call("score", model, "--data", tmp_path / "dev.tsv", "--json")
+    assert scored.code == 0, scored
+    assert json.loads(scored.out)["protocol"]["kind"] == "classification"  # known by the model
 
 
 @pytest.mark.e2e

@@ -375,7 +375,7 @@ def test_the_page_shows_what_each_model_scores_and_what_the_teacher_gave(recipe,
     for gain in gains:
         assert f"{units.signed(gain['low'], 4)} to {units.signed(gain['high'], 4)}" in page
     middle = units.signed(sum(gain["value"] for gain in gains) / 2, 4)
-    assert f"distilled scores {middle} accuracy against student" in page
+    assert f"distilled scores {middle} (accuracy) against student" in page
     for model in ("teacher", "student", "distilled"):
         assert f'<th scope="row">{model}</th>' in page
         assert re.search(rf'class="label [a-z_]+"[^>]*>{model}<', page)

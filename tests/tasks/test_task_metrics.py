@@ -22,6 +22,7 @@ from stillhouse.tasks.metrics import (
     mean_percent,
     metric_label,
     rouge_f1,
+    score_digits,
     span_counts,
     span_f1,
 )
@@ -210,10 +211,15 @@ def test_no_interval_has_zero_width(name):
 
 
 def test_scores_have_the_same_number_of_decimals():
-    """1 is 1.0000 beside 0.8303; metrics whose key does not say it are named."""
-    assert [format_score(value) for value in (1, 0, 0.797, 86.2109)] == [
-        "1.0000", "0.0000", "0.7970", "86.21",
-    ]  # fmt: skip
+    """1 is 1.0000 beside 0.8303, and 0 is 0.00 beside 2.16; metrics whose key does not say it are
+    named."""
+    for values, expected in (
+        ((1, 0, 0.797, -0.0536), ["1.0000", "0.0000", "0.7970", "\N{MINUS SIGN}0.0536"]),
+        ((0, 0.0, 2.1643), ["0.00", "0.00", "2.16"]),
+        ((86.2109, 1234.5), ["86.21", "1,234.50"]),
+    ):
+        digits = score_digits(values)
+        assert [format_score(value, digits) for value in values] == expected
     assert metric_label("strict") == "F1, strict"
     assert metric_label("accuracy", "yes") == metric_label("accuracy") == "accuracy"
     assert metric_label("f1") == "f1"

@@ -36,7 +36,7 @@ JSON_NAMES: Mapping[type, str] = {
 
 
 class Record(NamedTuple):
-    """One record: what messages call it, its number, and its fields; None for a blank line."""
+    """One record: what messages call it, its number, and its fields; None where it has none."""
 
     where: str
     number: int
@@ -100,7 +100,7 @@ def _json_lines(lines: Iterator[tuple[int, str]], shown: str, unit: Unit) -> Ite
                 f"{where} is not JSON ({error}). Each line must be one JSON object; a .json file "
                 "may also be one array of objects."
             ) from error
-        yield Record(where, number, _checked(fields, where))
+        yield Record(where, number, _checked(fields, where) or None)
 
 
 def _json_array(blocks: Iterator[str], shown: str) -> Iterator[Record]:
@@ -116,7 +116,7 @@ def _json_array(blocks: Iterator[str], shown: str) -> Iterator[Record]:
             while separator == ",":
                 number += 1
                 where = f"{shown} row {number}"
-                yield Record(where, number, _checked(text.take_value(), where))
+                yield Record(where, number, _checked(text.take_value(), where) or None)
                 separator = text.take(",", "]")
         if text.peek():
             raise ValueError(f"{text.peek()!r} stands after the array's end")
@@ -211,7 +211,7 @@ def _table(
         for values in reader:
             number, start = start, reader.line_num + 1
             where = f"{shown} row {number}"
-            if not values:
+            if not values or (len(values) == 1 < len(names) and not values[0].strip()):
                 yield Record(where, number, None)
             elif not names:
                 names = _column_names(values, where, format)

@@ -14,7 +14,7 @@ from typing import Any
 
 from stillhouse.data.formats import SUFFIXES, format_of
 from stillhouse.data.hub import name_of
-from stillhouse.data.lines import decoded
+from stillhouse.data.lines import decoded, read_lines
 from stillhouse.data.records import RECORDS, Fields, Record, read_records
 from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError
@@ -69,18 +69,25 @@ class Row:
 
 
 def read_rows(
-    path: Path, *, header: Sequence[str] | None = None, keep_blank: bool = False
+    path: Path,
+    *,
+    header: Sequence[str] | None = None,
+    keep_blank: bool = False,
+    text_column: str | None = None,
 ) -> list[Row]:
     """All rows of a file, in order; a field that only some rows have is null in the others.
 
     Args:
         header: The names of the first columns, where the first line does not give them.
         keep_blank: Rows without any field are there too, each field null.
+        text_column: The only column of a plain text file, whose rows are its lines; None where a
+            text is not all that is asked for, and such a file is refused.
 
     Raises:
         DataError: no such file, another format, no rows, or a row that is not like the others.
     """
-    found = [record for record in _records(path, header) if keep_blank or record.fields is not None]
+    records = _records(path, header, text_column)
+    found = [record for record in records if keep_blank or record.fields is not None]
     columns = dict.fromkeys(name for record in found for name in record.fields or ())
     if not columns:
         raise DataError(f"{name_of(path)} holds no rows. Give a file with some.")
@@ -93,17 +100,28 @@ def blank_rows(path: Path, *, header: Sequence[str] | None = None) -> list[int]:
     Raises:
         DataError: as `read_rows`.
     """
-    return [record.number for record in _records(path, header) if record.fields is None]
+    records = _records(path, header, text_column="text")
+    return [record.number for record in records if record.fields is None]
 
 
-def _records(path: Path, header: Sequence[str] | None) -> Iterator[Record]:
+def _records(path: Path, header: Sequence[str] | None, text_column: str | None) -> Iterator[Record]:
     format = format_of(path)
+    if format == "text" and text_column is not None:
+        return _lines(path, text_column)
     if format not in RECORDS:
         endings = [suffix for suffix, known in SUFFIXES.items() if known in RECORDS]
         raise DataError(
             f"{path} is no table: its name must end in {', '.join(endings)} (or these with .gz)."
         )
     return read_records(path, format, name=name_of(path), header=header)
+
+
+def _lines(path: Path, column: str) -> Iterator[Record]:
+    name = name_of(path)
+    for number, line in read_lines(path):
+        text = line.rstrip("\r\n")
+        fields = {column: text} if text.strip() else None
+        yield Record(f"{name} row {number}", number, fields)
 
 
 def _filled(fields: Fields, columns: Mapping[str, None]) -> Fields:

@@ -4,27 +4,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stillhouse.families import resolve_folder
 from stillhouse.generation import load_for_task
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.recipe import recipe_part
 from stillhouse.recipe_tasks import TaskRecipe
 from stillhouse.run_folder import sha256_of
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
-from stillhouse.tasks.metrics import format_score, metric_label
+from stillhouse.tasks.metrics import format_score, metric_label, score_digits
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted
 
 
-def score_model(name: str, recipe: TaskRecipe, data: Path, *, offline: bool) -> dict[str, Any]:
+def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict[str, Any]:
     """The metrics of a task on a file of examples.
+
+    Args:
+        name: What the model is called.
+        folder: Where it is.
 
     Raises:
         RecipeError: a model that was made for another task, or has other labels.
         DataError: what cannot be read, with its file and row.
     """
-    model = load_for_task(resolve_folder(name, offline=offline), recipe, pick_device())
+    model = load_for_task(folder, recipe, pick_device())
     examples = model.task.read(data)
     predictions, num_cut = model.predictions_and_cuts(examples)
     measures = model.task.measures(predictions, examples)
@@ -52,7 +55,9 @@ def print_scores(result: dict[str, Any]) -> None:
 
     table = Table("", "value", "95 % interval")
     for name, found in result["metrics"].items():
-        value, low, high = (format_score(found[key]) for key in ("value", "low", "high"))
+        numbers = [found[key] for key in ("value", "low", "high")]
+        digits = score_digits(numbers)
+        value, low, high = (format_score(number, digits) for number in numbers)
         table.add_row(Text(metric_label(name, result["positive_label"])), value, f"{low} to {high}")
     console = Console()
     console.print(table)

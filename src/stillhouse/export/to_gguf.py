@@ -6,6 +6,7 @@ tokens that are never drawn, which that does not know yet.
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,10 @@ def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
         for name, values in _tensors(exported.model).items()
         if not _add_tensor(writer, name, values, kind[0])
     ]
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
     if not kept:
         return []
     return [

@@ -150,7 +150,7 @@ class Finetuning:
         for key, source in sources.items():
             where = f"finetuning.{self.name}.data.{key}"
             fetch(source, self.run.task_data, where, reporter.say, offline=offline)
-            if blank := blank_rows(self.recipe.task, path_of(source, self.run.task_data)):
+            if blank := self._blank_rows.get(key):
                 what = "read as empty text" if key == "transfer" else "left out"
                 reporter.say(f"{source}: {rows_listed(blank)} without any field: {what}")
         check_task_data(
@@ -241,6 +241,15 @@ class Finetuning:
             self.ranks.from_first(commit)
             checkpoints.clear()
 
+    @cached_property
+    def _blank_rows(self) -> dict[str, list[int]]:
+        """The numbers of the rows without any field, of each source that has some."""
+        found = {
+            key: blank_rows(self.recipe.task, path_of(source, self.run.task_data))
+            for key, source in self.recipe.data.sources.items()
+        }
+        return {key: numbers for key, numbers in found.items() if numbers}
+
     @property
     def scores(self) -> Path:
         return self.run.finetuned(self.name) / "scores.json"
@@ -270,6 +279,9 @@ class Finetuning:
         scores = {
             **task_scores(self.recipe, measured),
             "positive_label": positive_label(self.task),
+            "blank_rows": {
+                key: each for key, each in self._blank_rows.items() if key != "transfer"
+            },
             "costs": task_costs(folders, models, self.recipe.task.length),
             "machine": describe_machine(),
             "versions": library_versions(),

@@ -297,7 +297,9 @@ def _seed_name(results: Sequence[SeedResult], result: SeedResult) -> str:
 
 
 def _tick_count(value: float) -> str:
-    """Ticks are round: 500 k, not 500.0 k."""
+    """Ticks are round, and alike along an axis: 2 k and 10 k, not 2,000 and 10.0 k."""
+    if 1e3 <= value < 1e6:
+        return f"{value / 1e3:g} k"
     return units.count(value).replace(".0 ", " ")
 
 

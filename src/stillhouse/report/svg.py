@@ -41,6 +41,7 @@ class Chart:
     top: float | None = None
     zero_line: bool = False
     identifier: str = "chart"
+    x_label: str = "training tokens"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Frame:
     y_range: Point
     left: int = 58
     margin_top: int = 16
-    bottom: int = 30
+    bottom: int = 46
     y_ticks: list[float] = field(default_factory=list)
 
     @property
@@ -142,7 +143,11 @@ def _axes(frame: _Frame) -> str:
             f'<path class="axis" d="M{x:.1f} {frame.floor}v5"/><text class="tick" x="{x:.1f}" '
             f'y="{frame.floor + 19}" text-anchor="{anchor}">{escape(chart.show_x(value))}</text>'
         )
-    parts.append(f'<path class="axis" d="M{frame.left} {frame.floor}H{frame.right}"/>')
+    parts.append(
+        f'<path class="axis" d="M{frame.left} {frame.floor}H{frame.right}"/>'
+        f'<text class="tick" x="{(frame.left + frame.right) / 2:.1f}" y="{frame.floor + 37}" '
+        f'text-anchor="middle">{escape(chart.x_label)}</text>'
+    )
     return "".join(parts)
 
 

@@ -19,7 +19,8 @@ from stillhouse.report.table import Cell, Table
 from stillhouse.report.tasks import read_scores, shown
 from stillhouse.report.verdict import Difference, Side, Verdict, judge
 from stillhouse.run_folder import RunFolder
-from stillhouse.tasks.metrics import metric_label
+from stillhouse.tasks.blank_rows import rows_listed
+from stillhouse.tasks.metrics import metric_label, score_digits
 from stillhouse.training.metrics import read_metrics
 from stillhouse.wording import counted
 
@@ -62,7 +63,7 @@ class TaskResult:
 
     def digits(self, split: str, metric: str) -> int:
         """Decimals for all scores and gains of a metric."""
-        return units.score_digits(
+        return score_digits(
             number
             for each in self.scores
             for kind in ("models", "gains")
@@ -156,7 +157,7 @@ def _gain_in_words(task: TaskResult, pair: str, found: Sequence[Difference]) -> 
     lead = "no difference could be shown: " if judge(found) == "unclear" else ""
     return (
         f"{task.name}, {task.splits[0]}: {lead}{taught} scores "
-        f"{units.signed(middle, digits)} {task.label(task.metric)} against {alone}, "
+        f"{units.signed(middle, digits)} ({task.label(task.metric)}) against {alone}, "
         f"which had no teacher ({certainty})."
     )
 
@@ -192,8 +193,18 @@ def task_section(recipe: Recipe, task: TaskResult) -> str:
         parts.append(f"<h3>Size and speed</h3>{table_html(costs, [])}")
     settings = recipe.finetuning[task.name]
     parts.append(loss_figure(f"{task.name}: loss of the right answers", _series(task, settings)))
-    parts.append(definitions({"protocol": task.scores[0]["task"], "data": task.scores[0]["data"]}))
+    facts = {"protocol": task.scores[0]["task"], "data": task.scores[0]["data"]}
+    parts.append(definitions(facts | left_out_rows(settings, task)))
     return "".join(parts)
+
+
+def left_out_rows(recipe: FinetuningRecipe, task: TaskResult) -> dict[str, str]:
+    """The rows of each file that were not read as examples; empty where all were."""
+    found = [
+        f"{recipe.data.sources[key]}: {rows_listed(numbers)} without any field"
+        for key, numbers in task.scores[0].get("blank_rows", {}).items()
+    ]
+    return {"left out": "; ".join(found)} if found else {}
 
 
 def scores_table(task: TaskResult, split: str) -> Table:

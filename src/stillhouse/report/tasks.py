@@ -16,7 +16,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.report import units
 from stillhouse.report.summary import LARGEST_WIDTH, PLAIN
 from stillhouse.run_folder import RunFolder, read_manifest, verify
-from stillhouse.tasks.metrics import GLUE, glue_scores, metric_label
+from stillhouse.tasks.metrics import GLUE, format_score, glue_scores, metric_label, score_digits
 
 
 def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
@@ -91,12 +91,14 @@ def read_scores(run: RunFolder, task: str) -> dict[str, Any]:
 
 def _costs(found: Sequence[dict[str, Any]]) -> Table:
     """Parameters, size and speed of each model; over several seeds the medians."""
-    table = _plain_table("", "params", "size", "reads")
+    table = _plain_table("", "parameters", "size", "forward")
     for model in found[0]["costs"]:
         own = [each["costs"][model] for each in found]
         speed = statistics.median(each["forward_tokens_per_second"] for each in own)
         size = units.size_bytes(own[0]["size_bytes"])
-        table.add_row(model, units.count(own[0]["parameters"]), size, f"{speed:,.0f}/s")
+        table.add_row(
+            model, units.count(own[0]["parameters"]), size, units.tokens_per_second(speed)
+        )
     return table
 
 
@@ -108,18 +110,18 @@ def _tables(seeds: Sequence[int], metric: str, found: Sequence[dict[str, Any]]) 
         for kind in ("models", "gains")
         for name in found[0][kind]
     }
-    digits = units.score_digits(
+    digits = score_digits(
         number for _, own in rows.values() for each in own for number in each.values()
     )
     if len(seeds) == 1:
-        table = _plain_table("", metric, "95 % interval")
+        table = _plain_table("", metric_label(metric), "95 % interval")
         for name, (kind, own) in rows.items():
             table.add_row(
                 name, shown(own[0]["value"], kind, digits), _interval(own[0], kind, digits)
             )
         return [table]
     table = _plain_table("", *(f"seed {seed}" for seed in seeds), "median")
-    intervals = _plain_table("", "seed", metric, "95 % interval")
+    intervals = _plain_table("", "seed", metric_label(metric), "95 % interval")
     for name, (kind, own) in rows.items():
         values = [each["value"] for each in own]
         table.add_row(
@@ -145,4 +147,4 @@ def _interval(found: dict[str, float], kind: str, digits: int) -> str:
 
 def shown(value: float, kind: str, digits: int) -> str:
     """A score, or a gain with its sign."""
-    return units.signed(value, digits) if kind == "gains" else f"{value:.{digits}f}"
+    return units.signed(value, digits) if kind == "gains" else format_score(value, digits)

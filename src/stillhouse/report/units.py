@@ -1,6 +1,6 @@
 """Numbers as people read them: 5.0 M, 11.2 MB, 1,234 tokens/s; the unit always stands with them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -71,12 +71,6 @@ def signed(value: int | float, digits: int = 3) -> str:
     if not float(text):
         return text
     return ("+" if value > 0 else MINUS) + text
-
-
-def score_digits(values: Iterable[float]) -> int:
-    """Decimals for a table's column of scores: 4 for shares and correlations, 2 for what goes
-    beyond 1, such as BLEU."""
-    return 4 if all(abs(value) <= 1 for value in values) else 2
 
 
 def percent(ratio: int | float) -> str:

@@ -61,7 +61,7 @@ class LastWord:
 
     def read(self, path: Path, *, targets: bool = True) -> list[Passage]:
         found = []
-        for row in read_rows(path, keep_blank=not targets):
+        for row in read_rows(path, keep_blank=not targets, text_column=self.recipe.column):
             text = row.text(self.recipe.column).rstrip()
             before, _, last = text.rpartition(" ")
             if not before.strip():

@@ -13,7 +13,7 @@ Axes: N examples, D resamples, C classes or labels, G different values.
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -166,7 +166,17 @@ GLUE: Mapping[str, str] = {
 }
 
 
-LABELS: Mapping[str, str] = {"strict": "F1, strict", "default": "F1, conlleval"}
+LABELS: Mapping[str, str] = {
+    "accuracy_and_f1": "accuracy and F1",
+    "default": "F1, conlleval",
+    "exact_match": "exact match",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "pearson_and_spearman": "mean of both correlations",
+    "spearman": "Spearman correlation",
+    "strict": "F1, strict",
+}
+MINUS = "\N{MINUS SIGN}"
 
 
 OF_A_CLASS: Mapping[str, str] = {"f1": "F1", "accuracy_and_f1": "accuracy and F1"}
@@ -180,9 +190,15 @@ def metric_label(name: str, positive: str | None = None) -> str:
     return LABELS.get(name, name)
 
 
-def format_score(value: int | float) -> str:
-    """Four decimals for a score of at most 1, two for one in percent: 0.7970, 1.0000, 86.21."""
-    return f"{value:.4f}" if abs(value) <= 1 else f"{value:,.2f}"
+def score_digits(values: Iterable[int | float]) -> int:
+    """Decimals for all values of a metric: 4 for shares and correlations, 2 for what goes beyond 1,
+    such as percentages and BLEU."""
+    return 4 if all(abs(value) <= 1 for value in values) else 2
+
+
+def format_score(value: int | float, digits: int) -> str:
+    """0.7970, 1.0000, 86.21; a real minus sign."""
+    return f"{value:,.{digits}f}".replace("-", MINUS)
 
 
 def glue_scores(scores: Mapping[str, float]) -> dict[str, float | None]:

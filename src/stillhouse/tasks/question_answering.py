@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.rows import read_rows
+from stillhouse.data.rows import Row, read_rows
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import QuestionAnsweringTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
@@ -49,7 +49,7 @@ class QuestionAnswering:
         if targets or read_articles(path) is not None:
             return read_squad(path)
         return [
-            Question(str(number), row.text("question"), row.text("context"), ())
+            Question(_id_of(row, number), row.text("question"), row.text("context"), ())
             for number, row in enumerate(read_rows(path, keep_blank=True))
         ]
 
@@ -158,6 +158,12 @@ def _best(prediction: list[Found], threshold: float | None) -> dict[str, Any]:
         "end": best.start + len(best.text),
         "answer": best.text,
     }
+
+
+def _id_of(row: Row, number: int) -> str:
+    """A row's own id, else its number, from 0."""
+    own = row.fields.get("id")
+    return str(number if own is None else own)
 
 
 def _encoded(window: Window, question: Question) -> Encoded:

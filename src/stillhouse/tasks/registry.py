@@ -158,7 +158,8 @@ def is_labeled(recipe: TaskRecipe, path: Path) -> bool:
     """
     match recipe:
         case ClassificationTask() | RegressionTask():
-            return recipe.columns.target in read_rows(path, header=recipe.header)[0].fields
+            rows = read_rows(path, header=recipe.header, text_column=recipe.columns.text)
+            return recipe.columns.target in rows[0].fields
         case TokenClassificationTask() if is_table(path):
             return recipe.tags in read_rows(path)[0].fields
         case QuestionAnsweringTask() if read_articles(path) is None:

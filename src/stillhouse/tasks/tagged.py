@@ -32,7 +32,7 @@ COMMENT = "#\t"
 
 @dataclass(frozen=True)
 class Sentence:
-    """Tokens, the tag of each, and where the first one stands."""
+    """Tokens, the tag of each (none where they are not asked for), and where the first stands."""
 
     where: str
     tokens: tuple[str, ...]
@@ -46,6 +46,7 @@ def read_tagged(
     tag_column: int = -1,
     prefix: str = "",
     names: Sequence[str] = (),
+    tagged: bool = True,
 ) -> list[Sentence]:
     """The sentences of a file, in order.
 
@@ -57,6 +58,7 @@ def read_tagged(
         tag_column: The same.
         prefix: What stands before every token and is no part of it, such as `en:`.
         names: Of tags that the file gives as numbers.
+        tagged: Tags are read; otherwise lines may be tokens alone.
 
     Raises:
         DataError: no such file, no sentence, or a line that is not like this.
@@ -80,9 +82,14 @@ def read_tagged(
             continue
         first = first if tokens else number
         where = f"{path} row {number}"
-        token, tag = _columns(line, where, token_column, tag_column)
+        values = line.split("\t") if "\t" in line else line.split()
+        if tagged or len(values) > 1:
+            token, tag = _columns(values, where, token_column, tag_column)
+        else:
+            token, tag = values[0], ""
         tokens.append(token.removeprefix(prefix))
-        tags.append(tag_name(tag, names, where))
+        if tagged:
+            tags.append(tag_name(tag, names, where))
     end()
     if not sentences:
         raise DataError(
@@ -186,8 +193,10 @@ def as_scheme(tags: Sequence[str], scheme: Scheme) -> list[str]:
     return found
 
 
-def _columns(line: str, where: str, token_column: int, tag_column: int) -> tuple[str, str]:
-    values = line.split("\t") if "\t" in line else line.split()
+def _columns(
+    values: Sequence[str], where: str, token_column: int, tag_column: int
+) -> tuple[str, str]:
+    line = " ".join(values)
     try:
         token, tag = values[token_column].strip(), values[tag_column].strip()
     except IndexError:
@@ -198,7 +207,7 @@ def _columns(line: str, where: str, token_column: int, tag_column: int) -> tuple
     is_tag = TAG.fullmatch(tag) or WHOLE_NUMBER.fullmatch(tag)
     if len(values) < 2 or not token or not is_tag:
         raise DataError(
-            f"{where}: {line!r:.60} is no token with a tag {TAGS}. Correct the line, or name the "
-            "columns."
+            f"{where}: {line!r:.60} is no token with a tag {TAGS}. Correct the line, name the "
+            "columns, or give texts without tags as JSON lines."
         )
     return token, tag

@@ -172,7 +172,7 @@ def labels_shown(recipe: ClassificationTask, path: Path) -> list[str]:
     """
     found: set[str] = set()
     column = recipe.columns.target
-    for row in read_rows(path, header=recipe.header):
+    for row in read_rows(path, header=recipe.header, text_column=recipe.columns.text):
         if column not in row.fields and not found:
             return []
         value = row.value(column)

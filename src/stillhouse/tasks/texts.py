@@ -34,16 +34,20 @@ def read_texts(
 ) -> list[TextExample]:
     """The examples of a table; `target` reads the right answer from a row's column.
 
+    Where one text is all that is asked for, each line of a plain text file is one.
+
     Args:
         keep_blank: A row without any field is an example with empty texts.
     """
+    text_column = columns.text if columns.pair is None and target is None else None
+    rows = read_rows(path, header=header, keep_blank=keep_blank, text_column=text_column)
     return [
         TextExample(
             row.text(columns.text),
             None if columns.pair is None else row.text(columns.pair),
             None if target is None else target(row, columns.target),
         )
-        for row in read_rows(path, header=header, keep_blank=keep_blank)
+        for row in rows
     ]
 
 

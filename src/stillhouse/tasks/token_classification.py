@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.formats import format_of
+from stillhouse.data.lines import read_lines
+from stillhouse.data.records import RECORDS
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead
@@ -91,9 +93,13 @@ class TokenClassification:
         return labelled(self.labels)
 
     def read(self, path: Path, *, targets: bool = True) -> list[Words]:
-        """Tagged sentences; or, without targets, rows with `text`, or with a list of tokens."""
-        if not targets:
+        """Tagged sentences; or, without targets, rows with `text` or with a list of tokens, or
+        columns as those of training data, with or without tags."""
+        if not targets and _has_texts(path):
             return [self._untagged(row) for row in read_rows(path, keep_blank=True)]
+        if not targets:
+            sentences = _read_columns(self.recipe, path, tagged=False)
+            return [words_of(sentence.tokens) for sentence in sentences]
         found = []
         for sentence in read_sentences(self.recipe, path, self.names):
             if unknown := set(as_scheme(sentence.tags, self.scheme)) - set(self.labels):
@@ -225,18 +231,33 @@ def read_sentences(
     names = recipe.labels or names
     if is_table(path):
         return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
+    return _read_columns(recipe, path, names)
+
+
+def _read_columns(
+    recipe: TokenClassificationTask, path: Path, names: Sequence[str] = (), *, tagged: bool = True
+) -> list[Sentence]:
     return read_tagged(
         path,
         token_column=recipe.token_column,
         tag_column=recipe.tag_column,
         prefix=recipe.prefix,
         names=names,
+        tagged=tagged,
     )
 
 
 def is_table(path: Path) -> bool:
     """Whether a file has sentences as rows with lists, and not a token a line."""
     return format_of(path) in LISTS
+
+
+def _has_texts(path: Path) -> bool:
+    """Whether a file without tags is a table of texts or sentences, and not a token a line."""
+    if format_of(path) == "TSV":
+        _, names = next(read_lines(path), (1, ""))
+        return "text" in [name.strip() for name in names.split("\t")]
+    return format_of(path) in RECORDS
 
 
 def tags_in(sentences: Iterable[Sequence[str]]) -> list[str]:

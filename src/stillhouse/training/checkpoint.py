@@ -350,7 +350,7 @@ def _check_space(folder: Path, needed: int) -> None:
         raise ResourceError(
             f"The disk is too full for a checkpoint in {folder}: it takes {needed / 1e6:,.0f} MB, "
             f"and {free / 1e6:,.0f} MB are free. Free some space and give the same command again; "
-            "it goes on from the last commit."
+            "a run goes on from its last commit."
         )
 
 
