@@ -52,7 +52,8 @@ def check_task_data(
     check_number(name, recipe, len(examples), paths["train"])
     check_training(task, examples, paths["train"])
     for split in recipe.data.splits:
-        check_split(task, task.read(paths[split]), paths[split], examples, paths["train"])
+        path = paths[recipe.data.key_of(split)]
+        check_split(task, task.read(path), path, examples, paths["train"])
     if "transfer" in paths:
         task.read(paths["transfer"], targets=False)
 
