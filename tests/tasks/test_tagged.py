@@ -93,3 +93,30 @@ def test_tags_that_are_numbers_have_names(tmp_path):
         read_tagged_rows(rows, "tokens", "ner_tags")
     with pytest.raises(DataError, match=r"row 1: the tag 2 is none of the 2 of `labels`"):
         read_tagged_rows(rows, "tokens", "ner_tags", names=names[:2])
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("#\tO\nRhine\tB-LOC\n", [("#", "Rhine")]),  # WNUT-17
+        ("Rhine\tB-LOC\n#\tO\nx\tO\n", [("Rhine", "#", "x")]),
+        ("# O\nRhine B-LOC\n", [("#", "Rhine")]),
+        ("# id 3f0c domain=en\nRhine _ _ B-LOC\n", [("Rhine",)]),  # MultiCoNER
+        ("# text = The Rhine is O\nRhine B-LOC\nis O\n", [("Rhine", "is")]),
+        ("# only a comment\n\nRhine B-LOC\n", [("Rhine",)]),
+        ("the\u00a0Rhine B-LOC\n\u3000 O\n", [("the\u00a0Rhine", "\u3000")]),
+        ("Rhine B-LOC\t\nis  O \n", [("Rhine", "is")]),
+    ],
+)
+def test_a_hash_is_a_token_and_comments_are_none(tmp_path, text, tokens):
+    """By the columns of the lines after it; and only tabs and spaces part columns."""
+    assert [sentence.tokens for sentence in read_tagged(write(tmp_path, text))] == tokens
+
+
+def test_numbers_of_words_are_not_taken_for_words(tmp_path):
+    """As in files of CoNLL-U and GermEval; what to set is said."""
+    path = write(tmp_path, "1\tDer\tO\n2\tRhein\tB-LOC\n\n1\tJa\tO\n")
+    with pytest.raises(DataError, match=r"column 0 .* numbers the words. Set token_column to 1"):
+        read_tagged(path)
+    first, _ = read_tagged(path, token_column=1)
+    assert first.tokens == ("Der", "Rhein")
