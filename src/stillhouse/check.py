@@ -75,6 +75,7 @@ def check_recipe(
         task: _task_models(recipe.finetuning[task], configs)
         for task, configs in models.tasks.items()
     }
+    result["notes"] = models.notes
     return result
 
 
@@ -256,6 +257,8 @@ def print_check(result: dict[str, Any]) -> None:
                 model, facts["start"], facts["teacher"] or "", str(facts["num_layers"]), size
             )
         console.print(table)
+    for note in result["notes"]:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def _print_distillation(console: "Console", result: dict[str, Any]) -> None:

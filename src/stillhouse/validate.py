@@ -51,12 +51,14 @@ MODELS_OF_THE_RUN = ("student", "student_init", "control")
 class ValidatedModels:
     """The models of a valid recipe, as configurations.
 
-    `tasks` holds each task's models by name. There is no student where there is no corpus.
+    `tasks` holds each task's models by name. There is no student where there is no corpus. `notes`
+    are what a person should know of the data.
     """
 
     teacher: PretrainedConfig
     student: StudentPlan | None
     tasks: dict[str, dict[str, PretrainedConfig]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def validate(
@@ -87,6 +89,7 @@ class _Validation:
     offline: bool
     run: RunFolder | None
     fetch_weights: bool
+    notes: list[str] = field(default_factory=list)
 
     def validate(self) -> ValidatedModels:
         recipe = self.recipe
@@ -103,7 +106,7 @@ class _Validation:
                 tasks[name] = self._check_task(name, task, teacher, student)
         if "evaluate" in self.stages:
             self._check_texts_to_score(teacher)
-        return ValidatedModels(teacher, student, tasks)
+        return ValidatedModels(teacher, student, tasks, self.notes)
 
     def _needs(self, *stages: str) -> bool:
         return not {*stages}.isdisjoint(self.stages)
@@ -228,7 +231,7 @@ class _Validation:
         sources = recipe.data.sources
         if not any(source.startswith(HUB_PREFIX) for source in sources.values()):
             paths = {key: Path(source) for key, source in sources.items()}
-            check_task_data(name, recipe, teachers, paths)
+            self.notes.extend(check_task_data(name, recipe, teachers, paths))
         self._check_task_folders(recipe, folders)
         return found
 

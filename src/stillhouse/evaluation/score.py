@@ -12,6 +12,7 @@ from stillhouse.recipe_tasks import TaskRecipe
 from stillhouse.run_folder import sha256_of
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.metrics import format_score, metric_label
+from stillhouse.tasks.task import text_length
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted
 
@@ -38,6 +39,7 @@ def score_model(name: str, recipe: TaskRecipe, data: Path, *, offline: bool) -> 
         "num_examples": len(examples),
         "blank_rows": blank_rows(model.task.recipe, data),
         "num_cut": num_cut,
+        "cut_after_tokens": text_length(model.task.recipe),
         "metrics": {name: asdict(measure.interval()) for name, measure in measures.items()},
     }
 
@@ -61,7 +63,7 @@ def print_scores(result: dict[str, Any]) -> None:
     if blank := result["blank_rows"]:
         console.print(f"Left out: {rows_listed(blank)} without any field.", markup=False)
     if result["num_cut"]:
-        length = result["protocol"]["length"]
+        length = result["cut_after_tokens"]
         texts = counted(result["num_cut"], "text has", "texts have")
         console.print(
             f"{texts} more than {counted(length, 'token')} and "

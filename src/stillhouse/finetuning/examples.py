@@ -1,12 +1,13 @@
 """The examples of a task: read from its files, and refused before training where nothing could be
 learned from them or measured on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
+from stillhouse.data.hub import name_of
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.finetuning.data import some_of
 from stillhouse.finetuning.objective import HARD_TARGET
@@ -21,9 +22,14 @@ from stillhouse.recipe_tasks import (
 )
 from stillhouse.tasks.labels import listed
 from stillhouse.tasks.registry import is_labeled, task_for_training
+from stillhouse.tasks.squad import Question
 from stillhouse.tasks.task import Task
 from stillhouse.tasks.text_classification import TextClassification
+from stillhouse.tasks.texts import TextExample
+from stillhouse.tasks.token_classification import Words
+from stillhouse.wording import counted
 
+MOST_UNLIKE = 20  # examples that may all have different labels
 UNLABELED = (
     "A student learns from unlabeled examples where losses.hard_target is 0 and every model of "
     "the task has a teacher."
@@ -35,8 +41,9 @@ def check_task_data(
     recipe: FinetuningRecipe,
     teachers: Mapping[str, PretrainedConfig],
     paths: Mapping[str, Path],
-) -> None:
-    """Read all examples of the task `name`, and refuse those that no model could learn from.
+) -> list[str]:
+    """Read all examples of the task `name`, and refuse those that no model could learn from;
+    returns what is to be said of the others.
 
     Args:
         teachers: The configurations of teachers that are no models of the task.
@@ -51,11 +58,37 @@ def check_task_data(
     examples = training_examples(recipe, task, paths["train"])
     check_number(name, recipe, len(examples), paths["train"])
     check_training(task, examples, paths["train"])
+    notes = []
     for split in recipe.data.splits:
         path = paths[recipe.data.key_of(split)]
-        check_split(task, task.read(path), path, examples, paths["train"])
+        found = task.read(path)
+        check_split(task, found, path, examples, paths["train"])
+        if shared := num_shared(found, examples):
+            notes.append(
+                f"{name_of(path)}: {shared:,} of {counted(len(found), 'example')} also stand in "
+                f"{name_of(paths['train'])}; scores on examples that were trained on are too high"
+            )
     if "transfer" in paths:
         task.read(paths["transfer"], targets=False)
+    return notes
+
+
+def num_shared(examples: Sequence[Any], training: Sequence[Any]) -> int:
+    """Examples that a model reads in training too, whatever their labels are."""
+    known = {_input_of(example) for example in training}
+    return sum(_input_of(example) in known for example in examples)
+
+
+def _input_of(example: Any) -> tuple[str | None, ...]:
+    match example:
+        case TextExample():
+            return example.text, example.pair
+        case Question():
+            return example.question, example.context
+        case Words():
+            return (example.text,)
+        case _:
+            raise AssertionError(example)
 
 
 def training_examples(recipe: FinetuningRecipe, task: Task, path: Path) -> list[Any]:
@@ -68,6 +101,7 @@ def training_examples(recipe: FinetuningRecipe, task: Task, path: Path) -> list[
     if is_labeled(recipe.task, path):
         examples = task.read_training(path)
     elif needs_labels(recipe):
+        task.read(path, targets=False)  # what else is wrong comes first
         try:
             task.read_training(path)
         except DataError as error:
@@ -111,6 +145,8 @@ def check_training(task: Task, examples: Sequence[Any], path: Path) -> None:
         DataError: they are.
     """
     found = _distinct_answers(task, examples)
+    if isinstance(task.recipe, ClassificationTask) and found and not task.recipe.labels:
+        _check_repeated(task, found, examples, path)
     if found is None or len(found) > 1:
         return
     what = {
@@ -123,6 +159,23 @@ def check_training(task: Task, examples: Sequence[Any], path: Path) -> None:
         f"{path}: all {len(examples):,} examples {_described(task, found)}, so there is nothing to "
         f"learn from them. {what}"
     )
+
+
+def _check_repeated(
+    task: Task, found: Collection[Any], examples: Sequence[Any], path: Path
+) -> None:
+    """Refuse training data of which each example has a label of its own.
+
+    Raises:
+        DataError: such data.
+    """
+    if len(found) == len(examples) > MOST_UNLIKE:
+        names = listed(sorted(_names(task, set(found))))
+        raise DataError(
+            f"{path}: each of the {len(examples):,} examples has a label of its own ({names}), "
+            "so there is nothing to learn from them. Name the column of the labels as "
+            "columns.target; for numbers take the task regression."
+        )
 
 
 def check_split(
@@ -156,7 +209,10 @@ def _distinct_answers(task: Task, examples: Sequence[Any]) -> set[Any] | None:
     """The answers to the examples; None for a task or for examples that have none."""
     match task.recipe:
         case ClassificationTask() | RegressionTask():
-            found = {example.target for example in examples}
+            found = {
+                tuple(sorted(each.target)) if isinstance(each.target, tuple) else each.target
+                for each in examples
+            }
             return None if None in found else found
         case TokenClassificationTask():
             if any(words.tags is None for words in examples):
