@@ -154,7 +154,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (as the class above has it)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """A text; the two halves of a character that JSON escapes as a pair are one."""
         text = super().construct_scalar(node)
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
@@ -250,7 +250,7 @@ def _explain(error: ValidationError, where: str, root: Any = Recipe) -> str:
             lines.append(f"{path} is missing.")
         elif problem["type"] == "union_tag_invalid":
             names = [*NAMED_TASKS, *TASK_KINDS]
-            name = problem["ctx"]["tag"]
+            name = str(problem.get("ctx", {}).get("tag"))
             lines.append(f"{path}: there is no task {name!r:.80}.{_nearest(name, names)}")
         elif problem["type"] in SECTION_PROBLEMS:
             lines.append(

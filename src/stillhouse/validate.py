@@ -230,7 +230,7 @@ class _Validation:
         found = fitted(name, recipe, starts, teachers)
         sources = recipe.data.sources
         if not any(source.startswith(HUB_PREFIX) for source in sources.values()):
-            paths = {key: Path(source) for key, source in sources.items()}
+            paths = {key: path_of(source, Path()) for key, source in sources.items()}
             self.notes.extend(check_task_data(name, recipe, teachers, paths))
         self._check_task_folders(recipe, folders)
         return found

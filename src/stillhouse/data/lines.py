@@ -18,9 +18,9 @@ KINDS = {
     b"\x28\xb5\x2f\xfd": "zstd-compressed: let its name end in .zst",
     b"BZh91AY&SY": "bzip2-compressed: let its name end in .bz2",
     b"\xfd7zXZ\0": "xz-compressed: let its name end in .xz",
-    b"PAR1": "a Parquet file: let its name end in .parquet",
-    b"%PDF-": "a PDF file: convert it, such as with `pdftotext`",
-    b"PK\x03\x04": "a ZIP archive (or a document of an office program): unpack or convert it",
+    b"PAR1": "Parquet: let its name end in .parquet",
+    b"%PDF-": "PDF: convert it, such as with `pdftotext`",
+    b"PK\x03\x04": "ZIP (an archive, or a document of an office program): unpack or convert it",
 }
 
 
@@ -65,7 +65,9 @@ def _check_kind(path: Path, block: bytes) -> None:
     """Refuse a file whose first bytes are those of another kind."""
     for start, what in KINDS.items():
         if block.startswith(start):
-            raise DataError(f"{path} is no text: its first bytes are those of {what}.")
+            raise DataError(
+                f"{path} is no text: its first bytes are those of a file that is {what}."
+            )
 
 
 def _not_utf_8(

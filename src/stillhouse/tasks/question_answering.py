@@ -142,7 +142,7 @@ def num_unseen_answers(examples: Sequence[Question], encoded: Sequence[Sequence[
     """Questions of whose answer no window shows all, so that each has that there is none."""
     return sum(
         bool(question.answers)
-        and all(np.array_equal(np.atleast_1d(each.target), FIRST) for each in sequences)
+        and all(each.target is not None and (each.target == FIRST).all() for each in sequences)
         for question, sequences in zip(examples, encoded, strict=True)
     )
 
