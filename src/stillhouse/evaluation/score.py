@@ -10,6 +10,7 @@ from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.recipe import recipe_part
 from stillhouse.recipe_tasks import TaskRecipe
 from stillhouse.run_folder import sha256_of
+from stillhouse.tasks.answers import check_measurable
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.metrics import format_score, metric_label
 from stillhouse.tasks.task import text_length
@@ -22,10 +23,11 @@ def score_model(name: str, recipe: TaskRecipe, data: Path, *, offline: bool) -> 
 
     Raises:
         RecipeError: a model that was made for another task, or has other labels.
-        DataError: what cannot be read, with its file and row.
+        DataError: what cannot be read, with its file and row; examples that say nothing.
     """
     model = load_for_task(resolve_folder(name, offline=offline), recipe, pick_device())
     examples = model.task.read(data)
+    check_measurable(model.task, examples, data)
     predictions, num_cut = model.predictions_and_cuts(examples)
     measures = model.task.measures(predictions, examples)
     return {

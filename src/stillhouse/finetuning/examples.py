@@ -20,11 +20,11 @@ from stillhouse.recipe_tasks import (
     TaskRecipe,
     TokenClassificationTask,
 )
+from stillhouse.tasks.answers import check_measurable, described, distinct_answers, names_of
 from stillhouse.tasks.labels import listed
 from stillhouse.tasks.registry import is_labeled, task_for_training
 from stillhouse.tasks.squad import Question
 from stillhouse.tasks.task import Task
-from stillhouse.tasks.text_classification import TextClassification
 from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import Words
 from stillhouse.wording import counted
@@ -144,7 +144,7 @@ def check_training(task: Task, examples: Sequence[Any], path: Path) -> None:
     Raises:
         DataError: they are.
     """
-    found = _distinct_answers(task, examples)
+    found = distinct_answers(task, examples)
     if isinstance(task.recipe, ClassificationTask) and found and not task.recipe.labels:
         _check_repeated(task, found, examples, path)
     if found is None or len(found) > 1:
@@ -156,7 +156,7 @@ def check_training(task: Task, examples: Sequence[Any], path: Path) -> None:
         QuestionAnsweringTask: "Give questions with answers.",
     }[type(task.recipe)]
     raise DataError(
-        f"{path}: all {len(examples):,} examples {_described(task, found)}, so there is nothing to "
+        f"{path}: all {len(examples):,} examples {described(task, found)}, so there is nothing to "
         f"learn from them. {what}"
     )
 
@@ -170,7 +170,7 @@ def _check_repeated(
         DataError: such data.
     """
     if len(found) == len(examples) > MOST_UNLIKE:
-        names = listed(sorted(_names(task, set(found))))
+        names = listed(sorted(names_of(task, set(found))))
         raise DataError(
             f"{path}: each of the {len(examples):,} examples has a label of its own ({names}), "
             "so there is nothing to learn from them. Name the column of the labels as "
@@ -187,65 +187,12 @@ def check_split(
     Raises:
         DataError: such data.
     """
-    found, learned = _distinct_answers(task, examples), _distinct_answers(task, training)
-    is_constant = found is not None and len(found) == 1
-    correlates = isinstance(task.recipe, RegressionTask) or task.recipe.metric == "matthews"
-    no_entity = isinstance(task.recipe, TokenClassificationTask) and is_constant
-    if found is not None and is_constant and (correlates or no_entity):
-        raise DataError(
-            f"{path}: all {len(examples):,} examples {_described(task, found)}, so "
-            f"{task.recipe.metric} cannot be measured on them. Give examples that differ."
-        )
+    found, learned = distinct_answers(task, examples), distinct_answers(task, training)
+    check_measurable(task, examples, path)
     if isinstance(task.recipe, ClassificationTask | TokenClassificationTask):
-        ours, known = _names(task, found), _names(task, learned)
+        ours, known = names_of(task, found), names_of(task, learned)
         if ours and known and not ours & known:
             raise DataError(
                 f"{path}: none of its labels ({listed(sorted(ours))}) occurs in {train} "
                 f"({listed(sorted(known))}). Give validation data of the same task."
             )
-
-
-def _distinct_answers(task: Task, examples: Sequence[Any]) -> set[Any] | None:
-    """The answers to the examples; None for a task or for examples that have none."""
-    match task.recipe:
-        case ClassificationTask() | RegressionTask():
-            found = {
-                tuple(sorted(each.target)) if isinstance(each.target, tuple) else each.target
-                for each in examples
-            }
-            return None if None in found else found
-        case TokenClassificationTask():
-            if any(words.tags is None for words in examples):
-                return None
-            return {"O", *(tag[2:] for words in examples for tag in words.tags if tag != "O")}
-        case QuestionAnsweringTask():
-            if not all(question.is_labeled for question in examples):
-                return None
-            return {bool(question.answers) for question in examples} | {False}
-        case _:
-            return None
-
-
-def _names(task: Task, answers: set[Any] | None) -> set[str]:
-    """The names of labels or of kinds of entities among the answers."""
-    if answers is None:
-        return set()
-    if isinstance(task, TextClassification):
-        places = {
-            place for each in answers for place in (each if isinstance(each, tuple) else (each,))
-        }
-        return {task.labels[place] for place in places}
-    return answers - {"O"}
-
-
-def _described(task: Task, answers: set[Any]) -> str:
-    match task.recipe:
-        case TokenClassificationTask():
-            return "have no entity (every tag is O)"
-        case QuestionAnsweringTask():
-            return "are questions without an answer"
-        case ClassificationTask():
-            names = sorted(_names(task, answers))
-            return f"have the same label, {listed(names)}" if names else "have no label"
-        case _:
-            return f"have the same value, {next(iter(answers))}"
