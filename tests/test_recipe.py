@@ -196,7 +196,7 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_was_found(extra, messag
         ),
         (TRAINED.replace("family: gpt2", "family: bert"), "bert, which does not do causal"),
         (TRAINED.replace("tokenizer: {train: byte_bpe, vocabulary_size: 400}, ", ""), "has none"),
-        ("", "a recipe is a mapping of keys to values, got NoneType"),
+        ("", "a recipe is a mapping of keys to values, got nothing: the file is empty"),
         ("[1, 2]", "got list"),
         ("just words", "got str"),
     ],

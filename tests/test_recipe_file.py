@@ -12,8 +12,8 @@ from tests.pipeline.tiny_run import call, refused
 
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Recipe
-from stillhouse.recipe_file import parse_recipe, parse_task, recipe_text
-from stillhouse.recipe_tasks import NAMED_TASKS, TASK_KINDS
+from stillhouse.recipe_file import dump_recipe, parse_recipe, parse_task, recipe_text
+from stillhouse.recipe_tasks import NAMED_TASKS, TASK_KINDS, ClassificationTask
 
 Path = tuple[str, ...]
 
@@ -181,3 +181,66 @@ def test_a_recipe_that_is_not_a_file_is_a_mistake_of_the_recipe(tmp_path):
     for odd in ("x" * 5000, f"{tmp_path}/a\0b.yaml", "", "/proc/self/mem/x.yaml"):
         refused(call("run", odd), 2, "There is no recipe")
     refused(call("run", "/proc/self/mem"), 2, "/proc/self/mem cannot be read")
+
+
+BASE = "teacher: sample\ncorpus: {source: sample}\n"
+
+
+@pytest.mark.parametrize("text", ["yes", "no", "on", "Off", "010", "08", "1:30", "2024-01-31", "y"])
+def test_a_label_or_name_stays_the_text_that_was_written(text):
+    """As in YAML 1.2: no truth, octal number, base 60 or date is made of it."""
+    recipe = parse_recipe(f"{BASE}report: {{model_name: {text}}}\n")
+    assert recipe.report.model_name == text
+    task = parse_task("classification", [f"labels=[{text}, other]"])
+    assert isinstance(task, ClassificationTask)
+    assert task.labels == [text, "other"]
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("seed: true", "seed is true, which is not a number"),
+        ("seed: [0, false]", "seed is false, which is not a number"),
+        ("seed: yes", "seed: .*integer.*got 'yes'"),
+        ("seed: -1", "seed: .*greater than or equal to 0, got -1"),
+        ("seed: 9223372036854775808", "seed: .*less than 9223372036854775808"),
+        ("tokens: {sequence_length: true}", "tokens: sequence_length is true, which is not a nu"),
+        ("distillation: {optimizer: {learning_rate: true}}", "learning_rate is true, which is n"),
+        ("distillation: {max_tokens: 1e6}", "max_tokens: .*got '1e6'. Write it as 1000000"),
+        ("distillation: {max_tokens: '1,000'}", "max_tokens: .*got '1,000'. Write it as 1000"),
+        ("tokens:", "tokens: a section is a mapping of keys to values; give some or leave it out"),
+        ('report: {license: "\\ud83d"}', "report.license holds half a surrogate pair"),
+        (
+            "finetuning: {a: {task: sst-2, data: {train: a, validation: b}}}",
+            "finetuning.a.task: there is no task 'sst-2'. Did you mean 'sst2'",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(section, message):
+    """Nothing is silently taken for 0 or 1; whole numbers are shown as they are to be written."""
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(f"{BASE}{section}\n")
+
+
+@pytest.mark.parametrize("text", ["*.txt", "&name", "!x", "@x", "%x", "#1 String"])
+def test_an_option_takes_text_that_means_something_else_in_yaml(text):
+    """A glob, or MRPC's column `#1 String`."""
+    assert parse_recipe(BASE, [f"corpus.source={text}"]).text.source == text
+
+
+def test_a_character_that_json_escapes_as_a_pair_is_one_character():
+    """JSON is YAML, and writes what is beyond 16 bits as two halves."""
+    recipe = parse_recipe(BASE + 'report: {model_name: "\\ud83d\\ude00"}\n')
+    assert recipe.report.model_name == "\U0001f600"
+
+
+def test_a_split_may_have_any_name():
+    """`train` is a split's name like others, and does not stand for the training data."""
+    data = "{train: a.tsv, validation: {train: b.tsv, dev: c.tsv}}"
+    recipe = parse_recipe(f"{BASE}finetuning: {{it: {{task: sst2, data: {data}}}}}\n")
+    assert recipe.finetuning["it"].data.sources == {
+        "train": "a.tsv",
+        "validation.train": "b.tsv",
+        "validation.dev": "c.tsv",
+    }

@@ -54,7 +54,8 @@ def _run() -> int:
 def _complain(message: str) -> None:
     rank = os.environ.get("RANK", "0")
     who = "" if rank == "0" else f"rank {rank}: "
-    print(f"{who}error: {message}", file=sys.stderr)
+    text = f"{who}error: {message}".encode("utf-8", "backslashreplace").decode()
+    print(text, file=sys.stderr)
 
 
 def _our_bug(error: Exception) -> int:
@@ -62,7 +63,9 @@ def _our_bug(error: Exception) -> int:
     report = Path(f"crash-{time.strftime('%Y%m%dT%H%M%S')}.txt")
     try:
         report.write_text(
-            f"stillhouse {' '.join(sys.argv[1:])}\n\n{traceback.format_exc()}", encoding="utf-8"
+            f"stillhouse {' '.join(sys.argv[1:])}\n\n{traceback.format_exc()}",
+            encoding="utf-8",
+            errors="backslashreplace",
         )
         place = f"is in {report}"
     except OSError:

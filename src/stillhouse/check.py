@@ -104,6 +104,7 @@ def check_recipe(
         for task, validated in models.tasks.items()
     }
     result["time"] = _time(recipe, parts)
+    result["notes"] = models.notes
     return result
 
 
@@ -312,6 +313,8 @@ def print_check(result: dict[str, Any]) -> None:
                 model, facts["start"], facts["teacher"] or "", str(facts["num_layers"]), size
             )
         console.print(table)
+    for note in result["notes"]:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     _print_time(console, result)
 
 

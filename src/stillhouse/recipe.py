@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from stillhouse.recipe_tasks import NamedTaskRecipe
+from stillhouse.recipe_tasks import NamedTaskRecipe, Seed
 from stillhouse.section import Section
 from stillhouse.stages import STAGES
 
@@ -357,9 +357,14 @@ class TaskDataRecipe(Section):
 
     @property
     def sources(self) -> dict[str, str]:
-        """All files and datasets, by their keys."""
+        """All files and datasets, by their keys, such as `train` and `validation.matched`."""
         transfer = {} if self.transfer is None else {"transfer": self.transfer}
-        return {"train": self.train, **transfer, **self.splits}
+        splits = {self.key_of(split): source for split, source in self.splits.items()}
+        return {"train": self.train, **transfer, **splits}
+
+    def key_of(self, split: str) -> str:
+        """The key of the file of a split."""
+        return "validation" if isinstance(self.validation, str) else f"validation.{split}"
 
 
 class TaskOptimizerRecipe(OptimizerRecipe):
@@ -525,7 +530,7 @@ def _kind_of_teacher(value: object) -> str:
 class Recipe(Section):
     """A whole run: from raw text to a proven student."""
 
-    seed: int | Annotated[list[int], Field(min_length=1)] = 0
+    seed: Seed | Annotated[list[Seed], Field(min_length=1)] = 0
     teacher: Annotated[
         Annotated[str, Tag("named")]
         | Annotated[TeacherRecipe, Tag("trained")]

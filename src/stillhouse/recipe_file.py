@@ -6,6 +6,7 @@ the nearest valid name.
 
 import difflib
 import os
+import re
 import types
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -22,6 +23,10 @@ from stillhouse.recipe import Recipe, preset_of
 from stillhouse.recipe_tasks import NAMED_TASKS, TASK_KINDS, TaskRecipe, task_recipes
 
 Key = int | str
+
+SECTION_PROBLEMS = ("model_type", "model_attributes_type")  # pydantic's names
+# What YAML would read as an alias, a tag, a comment: in an option such text means itself.
+TEXT_STARTS = tuple("*&!%@`#")
 
 
 def recipe_names() -> list[str]:
@@ -87,8 +92,10 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
     """Validate a recipe's YAML text after applying `overrides`; `where` names it in errors."""
     data = _parse_yaml(text, where)
     if not isinstance(data, dict):
+        found = "nothing: the file is empty" if data is None else type(data).__name__
         raise RecipeError(
-            f"{where}: a recipe is a mapping of keys to values, got {type(data).__name__}."
+            f"{where}: a recipe is a mapping of keys to values, got {found}. `stillhouse recipes "
+            "quickstart` prints one to start from."
         )
     _write_out_preset(data, overrides)
     for override in overrides:
@@ -139,7 +146,18 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key written twice, and anchors (a few lines of which can fill
-    memory)."""
+    memory). As in YAML 1.2, `no` and `on`, `1:30`, `010` and dates are texts.
+
+    What it reads as no text is a part of what YAML 1.1 does, so that it reads what `dump_recipe`
+    writes.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (as the class above has it)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """A text; the two halves of a character that JSON escapes as a pair are one."""
+        text = super().construct_scalar(node)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -158,6 +176,20 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+for tag, pattern, firsts in (
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9]\d*|[1-9]\d{0,2}(_\d{3})+|0x[0-9a-fA-F]+)", "-+0123456789"),
+    ("float", r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]\d+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+):
+    _StrictLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{tag}",
+        re.compile(f"(?:{pattern})$"),
+        [*firsts, ""] if tag == "null" else [*firsts],
+    )
 
 
 def _write_out_preset(data: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -184,13 +216,17 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
             raise RecipeError(f"--set {override}: {key} is a value here, not a section.")
-    target[keys[-1]] = _parse_yaml(value, f"--set {path}")
+    text = value.strip()
+    is_text = text.startswith(TEXT_STARTS)
+    target[keys[-1]] = text if is_text else _parse_yaml(value, f"--set {path}")
 
 
 def _check_characters(data: Any, where: str, path: str = "") -> None:
-    """Refuse a NUL character, which no file's name and no text holds."""
+    """Refuse a NUL character, which no file's name and no text holds, and half a character."""
     if isinstance(data, str) and "\0" in data:
         raise RecipeError(f"{where}: {path} holds a NUL character, got {data!r:.80}.")
+    if isinstance(data, str) and any("\ud800" <= character <= "\udfff" for character in data):
+        raise RecipeError(f"{where}: {path} holds half a surrogate pair, got {data!r:.80}.")
     parts = (
         data.items()
         if isinstance(data, dict)
@@ -212,16 +248,38 @@ def _explain(error: ValidationError, where: str, root: Any = Recipe) -> str:
             lines.append(f"{path} is not a key of a recipe.{_nearest(str(keys[-1]), known)}")
         elif problem["type"] == "missing":
             lines.append(f"{path} is missing.")
+        elif problem["type"] == "union_tag_invalid":
+            names = [*NAMED_TASKS, *TASK_KINDS]
+            name = str(problem.get("ctx", {}).get("tag"))
+            lines.append(f"{path}: there is no task {name!r:.80}.{_nearest(name, names)}")
+        elif problem["type"] in SECTION_PROBLEMS:
+            lines.append(
+                f"{path}: a section is a mapping of keys to values; give some or leave it out, got "
+                f"{problem['input']!r:.80}."
+            )
         elif problem["type"] == "value_error":
             message = str(problem.get("ctx", {}).get("error"))
             lines.append(f"{path + ': ' if path else ''}{message}.")
         else:
             message = problem["msg"][0].lower() + problem["msg"][1:]
-            lines.append(f"{path}: {message}, got {problem['input']!r:.80}.")
+            advice = _whole_number_advice(problem["input"]) if "int_" in problem["type"] else ""
+            lines.append(f"{path}: {message}, got {problem['input']!r:.80}.{advice}")
     unique = list(dict.fromkeys(lines))
     return f"{where}: " + (
         unique[0] if len(unique) == 1 else "".join(f"\n  {line}" for line in unique)
     )
+
+
+def _whole_number_advice(value: Any) -> str:
+    """How to write a number such as 1e6 where a whole one is asked for."""
+    text = str(value)
+    if re.fullmatch(r"\d{1,3}(,\d{3})+", text):
+        text = text.replace(",", "")
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    return f" Write it as {int(number)}." if number.is_integer() else ""
 
 
 def _users_path(location: Sequence[Key], root: Any) -> tuple[list[Key], type[BaseModel] | None]:

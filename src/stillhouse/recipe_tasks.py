@@ -20,6 +20,7 @@ from pydantic import (
 from stillhouse.section import Section
 
 Length = Annotated[int, Field(ge=8)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _as_text(value: Any) -> Any:
@@ -153,7 +154,7 @@ class ContinuationTask(Section):
     shots: NonNegativeInt = 0
     max_new_tokens: PositiveInt = 100
     top_k: PositiveInt = 1
-    seed: int = 0
+    seed: Seed = 0
     stop: str | None = None
     sentences: PositiveInt | None = None
     length: Length = 1024

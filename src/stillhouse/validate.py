@@ -72,6 +72,13 @@ class ValidatedModels:
     student: StudentPlan | None
     tasks: dict[str, ValidatedTask] = field(default_factory=dict)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the data."""
+        return [
+            note for task in self.tasks.values() if task.examples for note in task.examples.notes
+        ]
+
 
 def validate(
     recipe: Recipe,
@@ -241,7 +248,7 @@ class _Validation:
         found = fitted(name, recipe, starts, teachers)
         sources, examples = recipe.data.sources, None
         if not any(source.startswith(HUB_PREFIX) for source in sources.values()):
-            paths = {key: Path(source) for key, source in sources.items()}
+            paths = {key: path_of(source, Path()) for key, source in sources.items()}
             examples = check_task_data(name, recipe, teachers, paths)
         self._check_task_folders(recipe, folders)
         return ValidatedTask(found, teachers, folders, examples)

@@ -242,7 +242,12 @@ ZSTD = zstandard.compress(os.urandom(5000))
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl line 1 is not JSON"),
         ("a.jsonl", b'["x"]', r"a\.jsonl line 1 is a JSON list, not an object"),
         ("a.jsonl", b'{"body": "x"}', r"line 1 has no field 'text'; its fields are 'body'"),
-        ("a.jsonl", b'{"text": null}', r"line 1: the field 'text' holds NoneType .*not a string"),
+        ("a.jsonl", b'{"text": null}', r"a\.jsonl holds no text: every document is empty or blank"),
+        ("a.jsonl", b'{"text": "a", "id": "\\ud83d"}', r"1: the field 'id' holds half a surrogate"),
+        ("a.txt", GZIP, r"a\.txt is no text: .* gzip-compressed: let its name end in \.gz"),
+        ("a.txt", ZSTD, r"a\.txt is no text: .* zstd-compressed: let its name end in \.zst"),
+        ("a.txt", b"%PDF-1.4\n%\xe2", r"a\.txt is no text: .* PDF: convert it"),
+        ("a.jsonl", b"PAR1\x15", r"a\.jsonl is no text: .* Parquet: let"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', r"line 2 is not UTF-8: byte 24 of"),
         ("a.jsonl", b'{"text": "\\ud800"}', r"line 1 holds half a surrogate pair, \\ud800"),
         ("a.jsonl", b'{"text": "\\u0000"}', r"line 1 holds a NUL character"),
@@ -283,7 +288,7 @@ def test_a_line_of_json_has_a_largest_size(tmp_path):
     [
         ({"body": ["x"]}, "has no field 'text'; its fields are 'body'"),
         ({"text": [1]}, "row 1: the field 'text' holds int"),
-        ({"text": ["x", None]}, "row 2: the field 'text' holds NoneType"),
+        ({"text": [["y"]]}, "row 1: the field 'text' holds list"),
     ],
 )
 def test_a_parquet_file_without_text_is_named(tmp_path, columns, message):
@@ -417,3 +422,41 @@ def test_memory_does_not_grow_with_the_file(tmp_path, ending):
     size, peak_kilobytes = map(int, done.stdout.split())
     assert size == len(content)
     assert peak_kilobytes < 200_000
+
+
+def test_a_record_whose_text_is_null_is_a_blank_document(tmp_path):
+    """Null, NaN and blank alike: left out and counted, as data frames write missing text."""
+    lines = ['{"text": "one"}', '{"text": null}', '{"text": NaN}', '{"text": " "}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    parquet.write_table(pyarrow.table({"text": ["two", None]}), tmp_path / "b.parquet")
+    summary = ReadSummary()
+    pieces = read_documents(CorpusRecipe(source=str(tmp_path)), offline=True, summary=summary)
+    assert [piece.text for piece in pieces] == ["one", "two"]
+    assert summary.blank_documents == 4
+
+
+def test_linked_folders_are_read_and_what_is_no_file_is_counted(tmp_path):
+    """Nothing of a folder is passed over unseen; links in a circle end."""
+    source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    source.mkdir()
+    elsewhere.mkdir()
+    (source / "a.txt").write_text("here")
+    (elsewhere / "b.txt").write_text("there")
+    (source / "link").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(source)
+    (source / "c.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(source / "d.txt")
+    assert read(source) == {"a.txt": "here", "link/b.txt": "there"}
+    summary = summarize_sources(CorpusRecipe(source=str(source)))
+    assert str(summary) == "2 files as text; skipped 2: 1 broken link, 1 special file"
+
+
+def test_folders_that_a_glob_matches_are_counted(tmp_path):
+    """`*` does not look into folders; `**` does, so that no folder is left out there."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "deep" / "b.txt").write_text("b")
+    assert str(summarize_sources(CorpusRecipe(source=f"{tmp_path}/*"))) == (
+        "1 file as text; skipped 1: 1 folder"
+    )
+    assert str(summarize_sources(CorpusRecipe(source=f"{tmp_path}/**/*"))) == "2 files as text"

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from stillhouse.data.rows import read_rows
+from stillhouse.data.rows import blank_rows, read_rows
 from stillhouse.errors import DataError
 
 
@@ -97,3 +97,40 @@ def test_a_missing_file_is_named(tmp_path):
     """Not a traceback."""
     with pytest.raises(DataError, match=r"none\.csv cannot be read \(No such file"):
         read_rows(tmp_path / "none.csv")
+
+
+def test_a_header_that_stands_in_the_file_is_refused(tmp_path):
+    """It would be an example whose label is called label."""
+    path = write(tmp_path / "a.tsv", "Text\tlabel\nx\t1\n")
+    with pytest.raises(DataError, match=r"a.tsv row 1 names the columns itself: text, label. Set"):
+        read_rows(path, header=["text", "label"])
+    assert len(read_rows(path)) == 1
+
+
+def test_a_file_without_a_header_is_told_how_to_name_its_columns(tmp_path):
+    """Its first row looks like none of names."""
+    (row,) = read_rows(write(tmp_path / "a.tsv", "a film to see\t1\nx\t0\n"))
+    with pytest.raises(DataError, match=r"has no column .text..*name the columns in `header`"):
+        row.text("text")
+
+
+@pytest.mark.parametrize("value", ['["a\\ud83d"]', '"a\\ud83d"', '"a\\u0000"'])
+def test_no_value_holds_half_a_character(tmp_path, value):
+    """Labels and lists of tokens as well as texts."""
+    (row,) = read_rows(write(tmp_path / "a.jsonl", f'{{"tokens": {value}}}'))
+    with pytest.raises(DataError, match=r"a.jsonl row 1: the column 'tokens' holds"):
+        row.value("tokens")
+
+
+def test_a_number_fits_float32(tmp_path):
+    """What is larger would become infinity in training."""
+    good, bad = read_rows(write(tmp_path / "a.csv", "score\n3.4e38\n3.5e38\n"))
+    assert good.number("score") == 3.4e38
+    with pytest.raises(DataError, match="row 3: the column 'score' must hold a finite number"):
+        bad.number("score")
+
+
+def test_a_line_of_spaces_is_a_blank_row(tmp_path):
+    """Also where there are several columns."""
+    path = write(tmp_path / "a.csv", "text,label\nx,1\n   \ny,0\n")
+    assert (len(read_rows(path)), blank_rows(path)) == (2, [3])

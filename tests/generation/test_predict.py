@@ -6,6 +6,7 @@ import sys
 import pyarrow
 import pytest
 from pyarrow import parquet
+from tests.pipeline.tiny_run import call, refused
 
 from stillhouse.__main__ import _run
 from stillhouse.families import load_task_model, save_model
@@ -193,3 +194,28 @@ def test_a_question_keeps_its_id(predict, folder_for):
     content = "".join(json.dumps(each) + "\n" for each in rows)
     lines, _ = predict(folder_for(QuestionAnsweringTask(length=64)), "in.jsonl", content, *settings)
     assert [line["id"] for line in lines] == ["q7", "8", "2"]
+
+
+def test_a_question_that_is_cut_is_counted(predict, folder_for):
+    """Once, however many windows its context has."""
+    folder = folder_for(QuestionAnsweringTask(length=32, step=8, question_length=8))
+    row = {"question": "why " * 40, "context": "the still turns " * 30}
+    _, said = predict(folder, "a.jsonl", json.dumps(row) + "\n", "--set", "question_length=8")
+    assert "1 text has more than 8 tokens; the rest was not read." in said
+
+
+@pytest.mark.parametrize("command", ["predict", "features"])
+def test_an_output_in_a_folder_that_is_not_there(command, tmp_path):
+    """Refused before anything is loaded."""
+    given = {"predict": ["--input", tmp_path / "a.jsonl"], "features": ["--text", "x"]}[command]
+    output = tmp_path / "absent" / "out.npy"
+    outcome = call(command, "sample", *given, "--output", output)
+    refused(outcome, 2, "--output .*out.npy: there is no folder .*absent. Make it first")
+
+
+@pytest.mark.parametrize("command", ["features", "generate"])
+def test_text_of_bytes_that_are_no_utf_8(command, tmp_path):
+    """As a shell gives them in an argument: half characters, which no tokenizer takes."""
+    given = {"generate": ["--prompt"], "features": ["--output", tmp_path / "a.npy", "--text"]}
+    outcome = call(command, "sample", *given[command], "\udcff x")
+    refused(outcome, 3, r"The text holds half a surrogate pair, \\udcff")

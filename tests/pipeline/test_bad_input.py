@@ -86,7 +86,7 @@ def test_a_setting_that_cannot_be_right(ready, setting, messages):
     [
         ("teacher: [", "broken.yaml: line 1, column 11 is not YAML"),
         ("seed: 1\nseed: 2\n", "line 2, column 1 is not YAML: the key 'seed' stands twice"),
-        ("", "a recipe is a mapping of keys to values, got NoneType"),
+        ("", "a recipe is a mapping of keys to values, got nothing: the file is empty"),
         ("seed: 1\n", "teacher is missing"),
         ("teacher: sample\n", "neither a corpus to distil on nor a task in finetuning"),
     ],

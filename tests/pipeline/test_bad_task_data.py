@@ -202,3 +202,62 @@ def test_the_same_recipes_run_on_good_examples(recipe, tmp_path, kind):
     """So what was refused above was the examples."""
     outcome = call("run", str(recipe(kind)), "--run-dir", str(tmp_path / "run"))
     assert outcome.code == 0, outcome
+
+
+SHARED = "dev.tsv: 1 of 2 examples also stand in train.tsv; scores on examples"
+
+
+def test_examples_that_stand_in_training_too_are_said(recipe, tmp_path):
+    """Before anything is trained: their scores say little of others."""
+    path = recipe("classification")
+    (tmp_path / "dev.tsv").write_text("text\tlabel\na cold wind\tthin\nanother\tstrong\n")
+    outcome = call("check", path)
+    assert outcome.code == 0, outcome
+    assert f"note: {SHARED}" in outcome.out
+
+
+@pytest.mark.e2e
+def test_a_run_says_which_examples_stand_in_training_too(recipe, tmp_path):
+    """In the same words as `check`."""
+    path = recipe("classification")
+    (tmp_path / "dev.tsv").write_text("text\tlabel\na cold wind\tthin\nanother\tstrong\n")
+    outcome = call("run", path, "--run-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome
+    assert SHARED in outcome.err
+
+
+def test_every_example_with_a_label_of_its_own(recipe, tmp_path):
+    """As where the column of scores or of identifiers is named."""
+    path = recipe("classification")
+    rows = "".join(f"the still {number}\tid-{number}\n" for number in range(30))
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + rows)
+    message = (
+        r"train.tsv: each of the 30 examples has a label of its own \(id-0, id-1, .* and 18 more"
+    )
+    refused(call("check", path), 3, message)
+
+
+@pytest.mark.parametrize("source", [".", "*.tsv"])
+def test_several_files_as_training_data(recipe, source):
+    """They are there, so what is said is that one is asked for."""
+    path = recipe("classification")
+    message = "data.train: '.*' is not one file. The examples of a task are one file for training"
+    refused(call("check", path, "--set", f"finetuning.it.data.train={source}"), 3, message)
+
+
+def test_a_path_below_the_home_folder(recipe, tmp_path, monkeypatch):
+    """`~` is the home folder in a recipe, as in a shell."""
+    path = recipe("classification")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call("check", path, "--set", "finetuning.it.data.train=~/train.tsv").code == 0
+    refused(call("check", path, "--set", "finetuning.it.data.train=~/absent.tsv"), 3, "absent.tsv")
+
+
+def test_answers_that_no_window_shows_are_said(recipe, tmp_path):
+    """They would be learned as questions without an answer."""
+    path = recipe("question_answering")
+    (tmp_path / "train.json").write_text(squad(CONTEXT, 0))
+    settings = ["--set", "finetuning.it.task.length=16", "--set", "finetuning.it.task.step=4"]
+    outcome = call("run", path, "--run-dir", tmp_path / "run", *settings)
+    assert outcome.code == 0, outcome
+    assert "the answers to 1 question are whole in no window" in outcome.err

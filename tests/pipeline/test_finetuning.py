@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -395,7 +396,8 @@ def test_two_ranks_train_as_one(recipe, tmp_path, kind):
         training=TRAINING | {"micro_batch_tokens": 64},
     )
     if kind == "embeddings":
-        pairs = [f"{text}\t{text}\t5\n" for text, _ in sentences(20, 3)]
+        texts = [text for text, _ in sentences(21, 3)]
+        pairs = [f"{a}\t{b}\t{n % 5}\n" for n, (a, b) in enumerate(pairwise(texts))]
         (tmp_path / "pairs.tsv").write_text("text\ttext_2\tscore\n" + "".join(pairs))
         texts = [json.dumps({"text": text}) + "\n" for text, _ in sentences(64, 4)]
         (tmp_path / "texts.jsonl").write_text("".join(texts))

@@ -1,5 +1,7 @@
 """Labels: one spelling in data, recipes and models, and an order that is never guessed."""
 
+import re
+
 import pytest
 
 from stillhouse.errors import DataError, RecipeError
@@ -31,6 +33,10 @@ GENERIC = [f"LABEL_{number}" for number in range(12)]
         ("  ", None),
         (None, None),
         (float("nan"), None),
+        (1.5, None),
+        ("x\u00a0", "x"),
+        ("x\u200b", "x"),
+        ("cafe\u0301", "caf\u00e9"),
         (["a"], None),
     ],
 )
@@ -57,10 +63,14 @@ def test_numbers_are_sorted_as_numbers():
         ([], []),
         (None, None),
         ([["a"]], None),
+        ("['a', 'b']", None),
+        ([0, 0, 1], None),
+        ([1.0, 0.0, 0.0], None),
+        (["a", "a"], ["a", "a"]),
     ],
 )
 def test_several_labels_are_a_list_or_a_text_with_commas(value, names):
-    """The entries of a list are never split."""
+    """The entries of a list are never split; a list as text, or 0 or 1 for each label, is none."""
     assert label_names(value) == names
 
 
@@ -188,3 +198,33 @@ def test_case_is_ignored_where_that_leaves_one_label():
     """`us` and `US` stay two."""
     labels = Labels.given(["us", "US", "Other"])
     assert [labels.find(name) for name in ("us", "US", "other", "Us")] == [0, 1, 2, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        (["Good", "good", "bad"], {}, "differ in upper and lower case alone: Good, good. Spell"),
+        (
+            ["x;y", "x", "y"],
+            {"multi_label": True},
+            "holds 'x;y', whose parts between ';' are labels too. Put commas between labels",
+        ),
+        (["x | y", "y"], {"multi_label": True}, "holds 'x | y', whose parts between '|'"),
+    ],
+)
+def test_labels_that_look_like_others_are_refused(tmp_path, values, settings, message):
+    """Two spellings are not two classes, and two labels not a third one, unless the recipe says
+    so."""
+    path = rows_of(tmp_path, values)
+    with pytest.raises(DataError, match=re.escape(message)):
+        labels_in(ClassificationTask(**settings), path)
+    named = ClassificationTask(labels=values, **settings)
+    assert len(make_task(named).read(path)) == len(values)
+
+
+def test_spellings_of_a_model_s_labels_are_one_label(tmp_path, task_folder):
+    """Where a teacher names the labels, upper and lower case tell nothing apart."""
+    config, _ = config_of(task_folder, ["bad", "good"])
+    path = rows_of(tmp_path, ["Good", "good", "BAD"])
+    task = task_for_training(ClassificationTask(), path, {"teacher": config})
+    assert [example.target for example in task.read(path)] == [1, 1, 0]

@@ -43,7 +43,9 @@ def test_questions_are_read_with_their_passage_and_answers(tmp_path):
         (("the Alps", 18), "does not stand at character 18 of the context; it stands at 19"),
         (("Cologne", 3), "'Cologne' does not stand at character 3 of the context; it stands now"),
         (("sea.", -4), "does not stand at character -4"),
-        (("", 3), "the answer '' does not stand"),
+        (("", 3), "an answer is '', which is no text. Leave the answer out"),
+        ((" ", 3), "an answer is ' ', which is no text"),
+        (("h", True), "'answer_start' is true or false; it must be a whole number"),
     ],
 )
 def test_an_answer_that_is_not_there_is_refused_by_name(tmp_path, answer, message):

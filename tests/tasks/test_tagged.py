@@ -113,3 +113,30 @@ def test_a_wrong_tag_is_shown_every_letter_that_is_read(tmp_path):
             read_tagged(path)
             read.add(letter)
     assert listed == read == set("BIESLU")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("#\tO\nRhine\tB-LOC\n", [("#", "Rhine")]),  # WNUT-17
+        ("Rhine\tB-LOC\n#\tO\nx\tO\n", [("Rhine", "#", "x")]),
+        ("# O\nRhine B-LOC\n", [("#", "Rhine")]),
+        ("# id 3f0c domain=en\nRhine _ _ B-LOC\n", [("Rhine",)]),  # MultiCoNER
+        ("# text = The Rhine is O\nRhine B-LOC\nis O\n", [("Rhine", "is")]),
+        ("# only a comment\n\nRhine B-LOC\n", [("Rhine",)]),
+        ("the\u00a0Rhine B-LOC\n\u3000 O\n", [("the\u00a0Rhine", "\u3000")]),
+        ("Rhine B-LOC\t\nis  O \n", [("Rhine", "is")]),
+    ],
+)
+def test_a_hash_is_a_token_and_comments_are_none(tmp_path, text, tokens):
+    """By the columns of the lines after it; and only tabs and spaces part columns."""
+    assert [sentence.tokens for sentence in read_tagged(write(tmp_path, text))] == tokens
+
+
+def test_numbers_of_words_are_not_taken_for_words(tmp_path):
+    """As in files of CoNLL-U and GermEval; what to set is said."""
+    path = write(tmp_path, "1\tDer\tO\n2\tRhein\tB-LOC\n\n1\tJa\tO\n")
+    with pytest.raises(DataError, match=r"column 0 .* numbers the words. Set token_column to 1"):
+        read_tagged(path)
+    first, _ = read_tagged(path, token_column=1)
+    assert first.tokens == ("Der", "Rhein")

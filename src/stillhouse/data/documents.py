@@ -1,11 +1,11 @@
 """Documents: any source of text as one stream, in bounded memory.
 
 Contract: `read_documents` yields every document of `corpus.source` once, in a fixed order, as
-pieces. Blank documents are left out, and counted. Text is kept as it is, except that a byte order
-mark at the start of a file is dropped, that documents cut by line or block lose their own line
-ends, and that HTML gives its visible text. A record's text is its field `corpus.text_field`, its id
-the record's own `id` where that is a string or a whole number, else `file:line`. What cannot be
-read raises a DataError that names the file and the place.
+pieces. Blank documents, and those whose text is null, are left out and counted. Text is kept as it
+is, except that a byte order mark at the start of a file is dropped, that documents cut by line or
+block lose their own line ends, and that HTML gives its visible text. A record's text is its field
+`corpus.text_field`, its id the record's own `id` where that is a string or a whole number, else
+`file:line`. What cannot be read raises a DataError that names the file and the place.
 """
 
 import io
@@ -160,6 +160,8 @@ def _of_record(record: Fields, text_field: str, where: str, default_id: str) -> 
             "Give the field with the text as corpus.text_field."
         )
     text = record[text_field]
+    if text is None or text != text:
+        text = ""  # null, or NaN: a blank document
     if not isinstance(text, str):
         raise DataError(
             f"{where}: the field {text_field!r} holds {type(text).__name__} ({text!r:.40}), not a "
@@ -167,6 +169,8 @@ def _of_record(record: Fields, text_field: str, where: str, default_id: str) -> 
         )
     check_characters(text, where)
     own_id = record.get("id")
+    if isinstance(own_id, str):
+        check_characters(own_id, f"{where}: the field 'id'")
     is_id = isinstance(own_id, (str, int)) and not isinstance(own_id, bool) and own_id != ""
     return (str(own_id) if is_id else default_id), [text]
 

@@ -19,6 +19,7 @@ from stillhouse.errors import DataError
 
 HIDDEN = "hidden"
 NO_SUFFIX = "without a suffix"
+BROKEN_LINK, NO_FILE, FOLDER = "broken link", "special file", "folder"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def find_files(source: str) -> tuple[list[SourceFile], Counter[str]]:
             )
         return found, skipped
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-    matches = [match for match in matches if match.is_file()]
+    if "**" in path.parts:  # what is in a folder is a match of its own
+        matches = [match for match in matches if not match.is_dir()]
     root = _folder_without_wildcards(path)
     found, skipped = _known(matches, root, _named_suffix(path))
     if not found:
@@ -98,6 +100,7 @@ def find_files(source: str) -> tuple[list[SourceFile], Counter[str]]:
             f"No file matches corpus.source {source!r} (seen from {Path.cwd()})"
             + (f" but for {listed(skipped)}, which cannot be read" if skipped else "")
             + ". Give a file, a folder, a glob such as data/**/*.txt, hf://NAME, or sample."
+            + (" Fetch a file of the web first." if "://" in source else "")
         )
     return found, skipped
 
@@ -114,6 +117,8 @@ def _known(
         format = named_format(path) if is_named else format_of(path)
         if path.name.startswith("."):
             skipped[HIDDEN] += 1
+        elif not path.is_file():
+            skipped[_what_is(path)] += 1
         elif format is None:
             skipped[suffix or NO_SUFFIX] += 1
         else:
@@ -121,15 +126,37 @@ def _known(
     return sorted(found, key=lambda file: file.name), skipped
 
 
+def _what_is(path: Path) -> str:
+    """What a path that is no file is called among what is skipped."""
+    if path.is_dir():
+        return FOLDER
+    return NO_FILE if path.exists() else BROKEN_LINK
+
+
 def _files_below(root: Path) -> Iterable[Path]:
-    """Files, and hidden folders, of which no file is named."""
-    for folder, subfolders, names in os.walk(root):
+    """Files, also of folders that links lead to; and hidden folders, of which no file is named.
+
+    A folder that was seen before, as where links make a circle, is not read again.
+
+    Raises:
+        DataError: a folder that cannot be listed.
+    """
+
+    def stop(error: OSError) -> None:
+        raise DataError(
+            f"The folder {error.filename} cannot be listed ({error.strerror})."
+        ) from error
+
+    seen = {root.resolve()}
+    for folder, subfolders, names in os.walk(root, onerror=stop, followlinks=True):
         hidden = [name for name in subfolders if name.startswith(".")]
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in [*hidden, *names]:
-            path = Path(folder, name)
-            if path.is_file() or name in hidden:
-                yield path
+        shown = {name: Path(folder, name).resolve() for name in sorted({*subfolders} - {*hidden})}
+        subfolders[:] = []
+        for name, place in shown.items():
+            if place not in seen:
+                seen.add(place)
+                subfolders.append(name)
+        yield from (Path(folder, name) for name in [*hidden, *names])
 
 
 def _named_suffix(pattern: Path) -> str:

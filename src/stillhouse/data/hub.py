@@ -6,6 +6,7 @@ only here, for model names and by lm-evaluation-harness, and only when it is all
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -106,7 +107,7 @@ COPY = "data "  # what the manifest of a copy begins its stage with, before the 
 def path_of(source: str, folder: Path) -> Path:
     """Where the examples of `source` are, or will be once they are fetched into `folder`."""
     if not source.startswith(HUB_PREFIX):
-        return Path(source)
+        return Path(source).expanduser()
     name = re.sub(r"[^A-Za-z0-9.]+", "-", source.removeprefix(HUB_PREFIX))
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]  # two names may read alike
     return folder / f"{name}-{digest}.jsonl"
@@ -118,8 +119,14 @@ def check_file(source: str, key: str) -> None:
     Raises:
         DataError: it is not.
     """
-    if not source.startswith(HUB_PREFIX) and not os.path.isfile(source):
-        raise DataError(f"{key}: there is no file {source!r:.200} (seen from {Path.cwd()}).")
+    if source.startswith(HUB_PREFIX) or os.path.isfile(os.path.expanduser(source)):
+        return
+    if os.path.isdir(os.path.expanduser(source)) or (glob.has_magic(source) and glob.glob(source)):
+        raise DataError(
+            f"{key}: {source!r:.200} is not one file. The examples of a task are one file for "
+            "training and one for each split; join those that belong together."
+        )
+    raise DataError(f"{key}: there is no file {source!r:.200} (seen from {Path.cwd()}).")
 
 
 def name_of(path: Path) -> str:

@@ -12,6 +12,16 @@ from stillhouse.errors import DataError
 BLOCK_BYTES = 2**20
 MAX_LINE_CHARACTERS = 64 * 2**20
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# How files begin that people misname, and what to do.
+KINDS = {
+    b"\x1f\x8b": "gzip-compressed: let its name end in .gz",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed: let its name end in .zst",
+    b"BZh91AY&SY": "bzip2-compressed: let its name end in .bz2",
+    b"\xfd7zXZ\0": "xz-compressed: let its name end in .xz",
+    b"PAR1": "Parquet: let its name end in .parquet",
+    b"%PDF-": "PDF: convert it, such as with `pdftotext`",
+    b"PK\x03\x04": "ZIP (an archive, or a document of an office program): unpack or convert it",
+}
 
 
 def decoded(path: Path, unit: str | None = None) -> Iterator[str]:
@@ -30,6 +40,8 @@ def decoded(path: Path, unit: str | None = None) -> Iterator[str]:
     with opened(path) as content:
         while True:
             block = content.read(BLOCK_BYTES)
+            if offset == 0:
+                _check_kind(path, block)
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
@@ -47,6 +59,15 @@ def decoded(path: Path, unit: str | None = None) -> Iterator[str]:
                 return
             offset += len(block)
             line += translated.count("\n")
+
+
+def _check_kind(path: Path, block: bytes) -> None:
+    """Refuse a file whose first bytes are those of another kind."""
+    for start, what in KINDS.items():
+        if block.startswith(start):
+            raise DataError(
+                f"{path} is no text: its first bytes are those of a file that is {what}."
+            )
 
 
 def _not_utf_8(

@@ -215,6 +215,10 @@ def _table(
                 yield Record(where, number, None)
             elif not names:
                 names = _column_names(values, where, format)
+            elif start == number + 1 == 2 and _are_names(values, names):
+                raise DataError(
+                    f"{where} names the columns itself: {', '.join(names)}. Set `header` to null."
+                )
             elif len(values) < len(names) or (len(values) > len(names) and header is None):
                 hint = _other_separator(first_line, format) if len(values) == 1 else ""
                 raise DataError(
@@ -228,6 +232,11 @@ def _table(
         raise DataError(
             f"{shown} row {start} cannot be read ({error}){hint or '. Correct its quotes.'}"
         ) from error
+
+
+def _are_names(values: Sequence[str], names: Sequence[str]) -> bool:
+    pairs = zip(values, names, strict=False)
+    return all(value.strip().casefold() == name.casefold() for value, name in pairs)
 
 
 def _column_names(values: list[str], where: str, format: Format) -> list[str]:

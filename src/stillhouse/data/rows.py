@@ -6,18 +6,22 @@ is asked for, and `blank_rows` tells which those are.
 """
 
 import json
-import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillhouse.data.compression import COMPRESSED
 from stillhouse.data.formats import SUFFIXES, format_of
 from stillhouse.data.hub import name_of
 from stillhouse.data.lines import decoded, read_lines
 from stillhouse.data.records import RECORDS, Fields, Record, read_records
 from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError
+
+LARGEST = 3.4028234663852886e38  # of float32
+NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,10 @@ class Row:
             return ""
         if not isinstance(value, str):
             raise self.wrong(column, "a text")
-        check_characters(value, f"{self.where}: the column {column!r}")
         return value
 
     def number(self, column: str) -> float:
-        """A finite number, or a text that is one."""
+        """A number that float32 holds, or a text that is one."""
         value = self.value(column)
         try:
             if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
@@ -46,18 +49,29 @@ class Row:
             number = float(value)
         except (TypeError, ValueError, OverflowError) as error:
             raise self.wrong(column, "a number") from error
-        if not math.isfinite(number):
+        if not abs(number) <= LARGEST:
             raise self.wrong(column, "a finite number")
         return number
 
     def value(self, column: str) -> Any:
-        """What stands there, whatever it is."""
+        """What stands there, whatever it is; of text, and lists of it, whole characters."""
         if column not in self.fields:
             raise DataError(
                 f"{self.where} has no column {column!r}; it has "
-                f"{', '.join(map(repr, self.fields)) or 'none'}. Name the right one in `columns`."
+                f"{', '.join(map(repr, self.fields)) or 'none'}. Name the right one in `columns`"
+                f"{self._advice_on_names()}."
             )
-        return self.fields[column]
+        value = self.fields[column]
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str):
+                check_characters(each, f"{self.where}: the column {column!r}")
+        return value
+
+    def _advice_on_names(self) -> str:
+        """For a CSV or TSV file without a first line of names, as far as can be seen: a name that
+        is a number or a sentence."""
+        odd = any(NUMBER.fullmatch(name) or name.count(" ") > 1 for name in self.fields)
+        return "; where the first line is a row, name the columns in `header`" if odd else ""
 
     def wrong(self, column: str, wanted: str) -> DataError:
         """The error for a field that does not hold what is wanted."""
@@ -111,7 +125,8 @@ def _records(path: Path, header: Sequence[str] | None, text_column: str | None) 
     if format not in RECORDS:
         endings = [suffix for suffix, known in SUFFIXES.items() if known in RECORDS]
         raise DataError(
-            f"{path} is no table: its name must end in {', '.join(endings)} (or these with .gz)."
+            f"{name_of(path)} is no table: its name must end in {', '.join(endings)} (or these "
+            f"with {', '.join(COMPRESSED)})."
         )
     return read_records(path, format, name=name_of(path), header=header)
 

@@ -9,8 +9,10 @@ from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.recipe import recipe_part
 from stillhouse.recipe_tasks import TaskRecipe
 from stillhouse.run_folder import sha256_of
+from stillhouse.tasks.answers import check_measurable
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.metrics import format_score, metric_label, score_digits
+from stillhouse.tasks.task import text_length
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted
@@ -25,10 +27,11 @@ def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict
 
     Raises:
         RecipeError: a model that was made for another task, or has other labels.
-        DataError: what cannot be read, with its file and row.
+        DataError: what cannot be read, with its file and row; examples that say nothing.
     """
     model = load_for_task(folder, recipe, pick_device())
     examples = model.task.read(data)
+    check_measurable(model.task, examples, data)
     predictions, num_cut = model.predictions_and_cuts(examples)
     measures = model.task.measures(predictions, examples)
     return {
@@ -43,6 +46,7 @@ def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict
         "blank_rows": blank_rows(model.task.recipe, data),
         "num_cut": num_cut,
         "positive_label": positive_label(model.task),
+        "cut_after_tokens": text_length(model.task.recipe),
         "metrics": {name: asdict(measure.interval()) for name, measure in measures.items()},
     }
 
@@ -69,7 +73,7 @@ def print_scores(result: dict[str, Any]) -> None:
     if blank := result["blank_rows"]:
         console.print(f"Left out: {rows_listed(blank)} without any field.", markup=False)
     if result["num_cut"]:
-        length = result["protocol"]["length"]
+        length = result["cut_after_tokens"]
         texts = counted(result["num_cut"], "text has", "texts have")
         console.print(
             f"{texts} more than {counted(length, 'token')} and "

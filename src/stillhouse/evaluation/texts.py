@@ -1,10 +1,13 @@
 """The texts that models are scored on: a run's held-out documents, or a file."""
 
+import io
 from itertools import pairwise
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.data.formats import named_format
+from stillhouse.data.lines import decoded
 from stillhouse.errors import DataError
 from stillhouse.evaluation.perplexity import ScoredText
 from stillhouse.run_folder import read_manifest
@@ -35,19 +38,21 @@ def file_text(path: Path, tokenizer: PreTrainedTokenizerFast) -> ScoredText:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file whole.
+    """A file of text whole, decompressed where its name says so, with `\\n` for line ends.
 
     Raises:
-        DataError: no such file, or not UTF-8.
+        DataError: no such file, one of records or markup, or what `data.lines.decoded` refuses.
     """
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"There is no text file {path} (seen from {Path.cwd()}).") from error
-    except UnicodeDecodeError as error:
+    path = path.expanduser()
+    if not path.exists():
+        raise DataError(f"There is no text file {path} (seen from {Path.cwd()}).")
+    if (format := named_format(path)) != "text":
         raise DataError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}). Convert it with iconv."
-        ) from error
+            f"{path} is a file of {format}, of which the markup would be scored as text. Give a "
+            "file of plain text."
+        )
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    return newlines.decode("".join(decoded(path)), final=True)
 
 
 def scored_text(texts: list[str], tokenizer: PreTrainedTokenizerFast, *, where: str) -> ScoredText:

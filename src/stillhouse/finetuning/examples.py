@@ -1,13 +1,14 @@
 """The examples of a task: read from its files, and refused before training where nothing could be
 learned from them or measured on them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
+from stillhouse.data.hub import name_of
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.finetuning.data import some_of
 from stillhouse.finetuning.objective import HARD_TARGET
@@ -20,11 +21,16 @@ from stillhouse.recipe_tasks import (
     TaskRecipe,
     TokenClassificationTask,
 )
+from stillhouse.tasks.answers import check_measurable, described, distinct_answers, names_of
 from stillhouse.tasks.labels import listed
 from stillhouse.tasks.registry import is_labeled, task_for_training
+from stillhouse.tasks.squad import Question
 from stillhouse.tasks.task import Task
-from stillhouse.tasks.text_classification import TextClassification
+from stillhouse.tasks.texts import TextExample
+from stillhouse.tasks.token_classification import Words
+from stillhouse.wording import counted
 
+MOST_UNLIKE = 20  # examples that may all have different labels
 UNLABELED = (
     "A student learns from unlabeled examples where losses.hard_target is 0 and every model of "
     "the task has a teacher."
@@ -33,12 +39,16 @@ UNLABELED = (
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """A task with its labels, and all of its examples: to learn from, of each split, unlabeled."""
+    """A task with its labels, and all of its examples: to learn from, of each split, unlabeled.
+
+    `notes` are what a person should know of them.
+    """
 
     task: Task
     training: list[Any]
     splits: dict[str, list[Any]]
     transfer: list[Any]
+    notes: list[str] = field(default_factory=list)
 
 
 def check_task_data(
@@ -62,11 +72,37 @@ def check_task_data(
     examples = training_examples(recipe, task, paths["train"])
     check_number(name, recipe, len(examples), paths["train"])
     check_training(task, examples, paths["train"])
-    splits = {split: task.read(paths[split]) for split in recipe.data.splits}
-    for split, own in splits.items():
-        check_split(task, own, paths[split], examples, paths["train"])
+    notes, splits = [], {}
+    for split in recipe.data.splits:
+        path = paths[recipe.data.key_of(split)]
+        splits[split] = found = task.read(path)
+        check_split(task, found, path, examples, paths["train"])
+        if shared := num_shared(found, examples):
+            notes.append(
+                f"{name_of(path)}: {shared:,} of {counted(len(found), 'example')} also stand in "
+                f"{name_of(paths['train'])}; scores on examples that were trained on are too high"
+            )
     transfer = task.read(paths["transfer"], targets=False) if "transfer" in paths else []
-    return TaskExamples(task, examples, splits, some_of(transfer, recipe.data.num_transfer))
+    transfer = some_of(transfer, recipe.data.num_transfer)
+    return TaskExamples(task, examples, splits, transfer, notes)
+
+
+def num_shared(examples: Sequence[Any], training: Sequence[Any]) -> int:
+    """Examples that a model reads in training too, whatever their labels are."""
+    known = {_input_of(example) for example in training}
+    return sum(_input_of(example) in known for example in examples)
+
+
+def _input_of(example: Any) -> tuple[str | None, ...]:
+    match example:
+        case TextExample():
+            return example.text, example.pair
+        case Question():
+            return example.question, example.context
+        case Words():
+            return (example.text,)
+        case _:
+            raise AssertionError(example)
 
 
 def training_examples(recipe: FinetuningRecipe, task: Task, path: Path) -> list[Any]:
@@ -79,6 +115,7 @@ def training_examples(recipe: FinetuningRecipe, task: Task, path: Path) -> list[
     if is_labeled(recipe.task, path):
         examples = task.read_training(path)
     elif needs_labels(recipe):
+        task.read(path, targets=False)  # what else is wrong comes first
         try:
             task.read_training(path)
         except DataError as error:
@@ -121,7 +158,9 @@ def check_training(task: Task, examples: Sequence[Any], path: Path) -> None:
     Raises:
         DataError: they are.
     """
-    found = _distinct_answers(task, examples)
+    found = distinct_answers(task, examples)
+    if isinstance(task.recipe, ClassificationTask) and found and not task.recipe.labels:
+        _check_repeated(task, found, examples, path)
     if found is None or len(found) > 1:
         return
     what = {
@@ -131,9 +170,26 @@ def check_training(task: Task, examples: Sequence[Any], path: Path) -> None:
         QuestionAnsweringTask: "Give questions with answers.",
     }[type(task.recipe)]
     raise DataError(
-        f"{path}: all {len(examples):,} examples {_described(task, found)}, so there is nothing to "
+        f"{path}: all {len(examples):,} examples {described(task, found)}, so there is nothing to "
         f"learn from them. {what}"
     )
+
+
+def _check_repeated(
+    task: Task, found: Collection[Any], examples: Sequence[Any], path: Path
+) -> None:
+    """Refuse training data of which each example has a label of its own.
+
+    Raises:
+        DataError: such data.
+    """
+    if len(found) == len(examples) > MOST_UNLIKE:
+        names = listed(sorted(names_of(task, set(found))))
+        raise DataError(
+            f"{path}: each of the {len(examples):,} examples has a label of its own ({names}), "
+            "so there is nothing to learn from them. Name the column of the labels as "
+            "columns.target; for numbers take the task regression."
+        )
 
 
 def check_split(
@@ -145,62 +201,12 @@ def check_split(
     Raises:
         DataError: such data.
     """
-    found, learned = _distinct_answers(task, examples), _distinct_answers(task, training)
-    is_constant = found is not None and len(found) == 1
-    correlates = isinstance(task.recipe, RegressionTask) or task.recipe.metric == "matthews"
-    no_entity = isinstance(task.recipe, TokenClassificationTask) and is_constant
-    if found is not None and is_constant and (correlates or no_entity):
-        raise DataError(
-            f"{path}: all {len(examples):,} examples {_described(task, found)}, so "
-            f"{task.recipe.metric} cannot be measured on them. Give examples that differ."
-        )
+    found, learned = distinct_answers(task, examples), distinct_answers(task, training)
+    check_measurable(task, examples, path)
     if isinstance(task.recipe, ClassificationTask | TokenClassificationTask):
-        ours, known = _names(task, found), _names(task, learned)
+        ours, known = names_of(task, found), names_of(task, learned)
         if ours and known and not ours & known:
             raise DataError(
                 f"{path}: none of its labels ({listed(sorted(ours))}) occurs in {train} "
                 f"({listed(sorted(known))}). Give validation data of the same task."
             )
-
-
-def _distinct_answers(task: Task, examples: Sequence[Any]) -> set[Any] | None:
-    """The answers to the examples; None for a task or for examples that have none."""
-    match task.recipe:
-        case ClassificationTask() | RegressionTask():
-            found = {example.target for example in examples}
-            return None if None in found else found
-        case TokenClassificationTask():
-            if any(words.tags is None for words in examples):
-                return None
-            return {"O", *(tag[2:] for words in examples for tag in words.tags if tag != "O")}
-        case QuestionAnsweringTask():
-            if not all(question.is_labeled for question in examples):
-                return None
-            return {bool(question.answers) for question in examples} | {False}
-        case _:
-            return None
-
-
-def _names(task: Task, answers: set[Any] | None) -> set[str]:
-    """The names of labels or of kinds of entities among the answers."""
-    if answers is None:
-        return set()
-    if isinstance(task, TextClassification):
-        places = {
-            place for each in answers for place in (each if isinstance(each, tuple) else (each,))
-        }
-        return {task.labels[place] for place in places}
-    return answers - {"O"}
-
-
-def _described(task: Task, answers: set[Any]) -> str:
-    match task.recipe:
-        case TokenClassificationTask():
-            return "have no entity (every tag is O)"
-        case QuestionAnsweringTask():
-            return "are questions without an answer"
-        case ClassificationTask():
-            names = sorted(_names(task, answers))
-            return f"have the same label, {listed(names)}" if names else "have no label"
-        case _:
-            return f"have the same value, {next(iter(answers))}"

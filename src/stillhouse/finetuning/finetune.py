@@ -50,9 +50,10 @@ from stillhouse.tasks.asking import ask
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.encoded import Encoded
 from stillhouse.tasks.metrics import Measure
+from stillhouse.tasks.question_answering import QuestionAnswering, num_unseen_answers
 from stillhouse.tasks.registry import task_for_training, with_threshold_of
 from stillhouse.tasks.sentence_transformers import check_recipe_of, write_modules
-from stillhouse.tasks.task import Task
+from stillhouse.tasks.task import Task, text_length
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
@@ -153,12 +154,14 @@ class Finetuning:
             if blank := self._blank_rows.get(key):
                 what = "read as empty text" if key == "transfer" else "left out"
                 reporter.say(f"{source}: {rows_listed(blank)} without any field: {what}")
-        check_task_data(
+        examples = check_task_data(
             self.name,
             self.recipe,
             self._teacher_configs,
             {key: path_of(source, self.run.task_data) for key, source in sources.items()},
         )
+        for note in examples.notes:
+            reporter.say(note)
         fitted(
             self.name,
             self.recipe,
@@ -413,12 +416,19 @@ class Finetuning:
     def _sequences(
         self, examples: list[Any], tokenizer: PreTrainedTokenizerFast, reporter: Reporter
     ) -> list[Encoded]:
-        found = [each for own in self.task.encode(examples, tokenizer) for each in own]
+        encoded = self.task.encode(examples, tokenizer)
+        found = [each for own in encoded for each in own]
         if cut := sum(each.is_cut for each in found):
             reporter.say(
-                f"{self.name}: of {counted(len(found), 'text')} {cut:,} "
+                f"{self.name}: of {counted(len(examples), 'text')} {cut:,} "
                 f"{'is' if cut == 1 else 'are'} longer than "
-                f"{counted(self.recipe.task.length, 'token')}; what is beyond is not read"
+                f"{counted(text_length(self.recipe.task), 'token')}; what is beyond is not read"
+            )
+        is_answering = isinstance(self.task, QuestionAnswering)
+        if is_answering and (unseen := num_unseen_answers(examples, encoded)):
+            reporter.say(
+                f"{self.name}: the answers to {counted(unseen, 'question')} are whole in no "
+                "window: learned as questions without an answer; raise length, or lower step"
             )
         return found
 

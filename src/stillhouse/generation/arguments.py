@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
+from stillhouse.data.text import check_whole_characters
 from stillhouse.errors import RecipeError
 from stillhouse.generation.settings import Generation
 from stillhouse.tasks.texts import TextExample
@@ -84,13 +85,17 @@ def texts_of(given: Any, name: str) -> tuple[list[str], bool]:
 
     Raises:
         RecipeError: neither a text nor a list of texts.
+        DataError: half a surrogate pair.
     """
     if isinstance(given, str):
+        check_whole_characters(given, f"The {name}")
         return [given], True
     wrong = given
     if isinstance(given, Sequence) and not isinstance(given, bytes | bytearray):
         others = [each for each in given if not isinstance(each, str)]
         if not others:
+            for each in given:
+                check_whole_characters(each, f"A text of {name}")
             return list(given), False
         wrong = others[0]
     raise RecipeError(f"{name} must be a text or a list of texts; got {_shown(wrong)}.")

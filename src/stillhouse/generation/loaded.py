@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.text import check_whole_characters
 from stillhouse.errors import DataError, ModelError
 from stillhouse.families import (
     end_token_ids,
@@ -56,7 +57,7 @@ from stillhouse.tasks.embeddings import Embeddings
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.registry import task_of_model
 from stillhouse.tasks.squad import Question
-from stillhouse.tasks.task import Task
+from stillhouse.tasks.task import Task, text_length
 from stillhouse.tasks.text_classification import TextClassification, TextRegression
 from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import TokenClassification, words_in
@@ -418,7 +419,12 @@ class LoadedModel:
             )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens around it."""
+        """Token ids of a text, without special tokens around it.
+
+        Raises:
+            DataError: half a surrogate pair, as where bytes that are no UTF-8 were given.
+        """
+        check_whole_characters(text, "The text")
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def token_text(self, token: int) -> str:
@@ -483,4 +489,4 @@ def load_for_task(
 def cut_text(number: int, task: Task) -> str:
     """What to say where texts are longer than a task reads."""
     are = counted(number, "text has", "texts have")
-    return f"{are} more than {task.recipe.length} tokens; the rest was not read."
+    return f"{are} more than {text_length(task.recipe)} tokens; the rest was not read."

@@ -23,13 +23,15 @@ AT_ONCE = 4_096  # examples whose predictions are in memory
 
 
 def check_output(path: Path) -> None:
-    """Refuse a file that exists.
+    """Refuse a file that exists, or one in a folder that does not.
 
     Raises:
-        RecipeError: it does.
+        RecipeError: either of them.
     """
     if path.exists():
         raise RecipeError(f"{path} exists, and nothing is overwritten; give another --output.")
+    if not path.absolute().parent.is_dir():
+        raise RecipeError(f"--output {path}: there is no folder {path.parent}. Make it first.")
 
 
 def predict_file(model: LoadedModel, source: Path, output: Path) -> tuple[int, int]:

@@ -9,19 +9,19 @@ from safetensors.torch import save
 from torch import Tensor
 
 from stillhouse.errors import RecipeError
+from stillhouse.generation.predict import check_output
 from stillhouse.run_folder import explained_os_errors, write_atomic
 
 
 def check_target(path: Path) -> None:
-    """Refuse a target of another kind, or one that exists.
+    """Refuse a target of another kind, and one that `check_output` refuses.
 
     Raises:
-        RecipeError: either of them.
+        RecipeError: such a target.
     """
     if path.suffix not in (".safetensors", ".npy"):
         raise RecipeError(f"--output {path} must end in .safetensors or .npy.")
-    if path.exists():
-        raise RecipeError(f"{path} exists, and nothing is overwritten; give another --output.")
+    check_output(path)
 
 
 def save_features(states: Float[Tensor, "T D"], path: Path) -> None:

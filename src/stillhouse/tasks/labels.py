@@ -10,6 +10,8 @@ names LABEL_0, LABEL_1, ... of transformers, and where the recipe lists the numb
 """
 
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,19 +19,24 @@ from stillhouse.errors import RecipeError
 
 WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?")
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+LIST_AS_TEXT = re.compile(r"\[.*\]", re.DOTALL)
+INVISIBLE = re.compile("[\u200b\u2060\ufeff]+")  # zero-width spaces
 TRUTH = {"0": "false", "1": "true"}
 MOST_SHOWN = 12
+OTHER_SEPARATORS = (";", "|")
 
 
 def label_name(value: Any) -> str | None:
     """The spelling of a label in data; None for what is none, such as null, a list or a blank.
 
-    Text loses the spaces around it, a whole number its fraction (1.0 is 1), and true and false are
-    lower case, as JSON has them.
+    Text loses the spaces around it and characters without a width, and is composed (Unicode's NFC);
+    a whole number loses its fraction (1.0 is 1), and true and false are lower case, as JSON has
+    them. A number with a fraction is a label only where it is text.
     """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = str(value).strip() if isinstance(value, str | int | float) else ""
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else None
+    text = str(value) if isinstance(value, str | int) else ""
+    text = unicodedata.normalize("NFC", INVISIBLE.sub("", text)).strip()
     if text.lower() in TRUTH.values():
         return text.lower()
     if WHOLE_NUMBER.fullmatch(text):
@@ -39,10 +46,16 @@ def label_name(value: Any) -> str | None:
 
 def label_names(value: Any) -> list[str] | None:
     """The spellings of several labels: of a list, of a text with commas between them, or of one
-    label; blank ones are left out. None for anything else."""
+    label; blank ones are left out. None for anything else, such as a list that is written as text
+    or one of 0 and 1 for every label."""
     if isinstance(value, str):
+        if LIST_AS_TEXT.fullmatch(value.strip()):
+            return None
         value = value.split(",")
     values = value if isinstance(value, list) else [value]
+    numbers = [each for each in values if isinstance(each, int | float)]
+    if len(set(numbers)) < len(numbers):  # as [0, 0, 1], which is no list of labels
+        return None
     names = [label_name(each) for each in values if each != "" and not str(each).isspace()]
     return None if None in names else [name for name in names if name is not None]
 
@@ -55,6 +68,25 @@ def sorted_labels(names: Iterable[str]) -> list[str]:
         return is_text, 0.0 if is_text else float(name), name
 
     return sorted(set(names), key=key)
+
+
+def alike(names: Iterable[str]) -> list[str]:
+    """Labels that differ in upper and lower case alone, the first ones that do; else none."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted_labels(names):
+        groups[name.casefold()].append(name)
+    return next((group for group in groups.values() if len(group) > 1), [])
+
+
+def joined_by(names: Iterable[str]) -> tuple[str, str] | None:
+    """A label that several others seem to make up, with the separator between them; else None."""
+    known = set(names)
+    for name in sorted(known):
+        for separator in OTHER_SEPARATORS:
+            parts = [part.strip() for part in name.split(separator)]
+            if len(parts) > 1 and not known.isdisjoint(parts):
+                return name, separator
+    return None
 
 
 def listed(names: Sequence[str]) -> str:
@@ -157,7 +189,7 @@ class Labels:
         places = [self.find(name) for name in names or ()]
         if names is None or None in places:
             return None
-        return tuple(place for place in places if place is not None)
+        return tuple(dict.fromkeys(place for place in places if place is not None))
 
     def in_order_of(self, own: Sequence[str], model: str) -> "Labels":
         """The same labels in the order of a model's outputs, by the names that it has for them.

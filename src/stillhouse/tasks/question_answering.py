@@ -133,6 +133,15 @@ class QuestionAnswering:
         return _best(prediction, NO_THRESHOLD if threshold is None else threshold)
 
 
+def num_unseen_answers(examples: Sequence[Question], encoded: Sequence[Sequence[Encoded]]) -> int:
+    """Questions of whose answer no window shows all, so that each has that there is none."""
+    return sum(
+        bool(question.answers)
+        and all(each.target is not None and (each.target == FIRST).all() for each in sequences)
+        for question, sequences in zip(examples, encoded, strict=True)
+    )
+
+
 def _answered(predictions: Sequence[list[Found]]) -> Answered:
     texts = [found[0].text for found in predictions]
     # Where no window has an answer the only one is that there is none.
@@ -177,6 +186,7 @@ def _encoded(window: Window, question: Question) -> Encoded:
         window.token_type_ids,
         np.array(place, np.int64),
         choices,
+        is_cut=window.is_cut,
         source=window,
         is_labeled=question.is_labeled,
     )

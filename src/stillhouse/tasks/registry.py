@@ -34,7 +34,12 @@ from stillhouse.tasks.sentence_transformers import (
 )
 from stillhouse.tasks.squad import read_articles
 from stillhouse.tasks.task import Task
-from stillhouse.tasks.text_classification import TextClassification, TextRegression, labels_shown
+from stillhouse.tasks.text_classification import (
+    TextClassification,
+    TextRegression,
+    check_spellings,
+    labels_shown,
+)
 from stillhouse.tasks.token_classification import (
     TokenClassification,
     is_table,
@@ -133,14 +138,17 @@ def labels_in(recipe: TaskRecipe, path: Path, names: Sequence[str] = ()) -> list
     numeric order; none for other tasks, and where the recipe names them.
 
     Args:
-        names: Of tags that are numbers.
+        names: Of a model's outputs: of tags that are numbers, and of labels in any spelling.
 
     Raises:
-        DataError: what cannot be read, with its file and row.
+        DataError: what cannot be read, with its file and row; labels that look like others.
     """
     match recipe:
         case ClassificationTask(labels=None):
-            return labels_shown(recipe, path)
+            shown = labels_shown(recipe, path)
+            if not names:  # of a model that they are matched with
+                check_spellings(shown, recipe, path)
+            return shown
         case TokenClassificationTask(labels=None):
             if not is_labeled(recipe, path):
                 return []

@@ -17,6 +17,7 @@ from typing import Any
 
 from stillhouse.data.formats import format_of
 from stillhouse.data.rows import read_json, read_rows
+from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -204,8 +205,12 @@ def _question(entry: Any, context: str, where: str) -> Question:
             "Correct the one or the other, or leave the question out."
         )
     for answer in answers:
-        stands = answer.start >= 0 and context.startswith(answer.text, answer.start)
-        if not stands or not answer.text:
+        if not answer.text.strip():
+            raise DataError(
+                f"{where}: an answer is {answer.text!r}, which is no text. Leave the answer out; a "
+                "question without answers is one that has none (SQuAD 2.0)."
+            )
+        if answer.start < 0 or not context.startswith(answer.text, answer.start):
             elsewhere = context.find(answer.text)
             hint = f"it stands at {elsewhere}" if elsewhere >= 0 else "it stands nowhere in it"
             raise DataError(
@@ -222,7 +227,9 @@ def _list(holder: Any, key: str, where: str) -> list[Any]:
 
 def _field(holder: Any, key: str, kind: type, where: str) -> Any:
     value = holder.get(key) if isinstance(holder, dict) else None
-    if not isinstance(value, kind):
+    if isinstance(value, str):
+        check_characters(value, f"{where}: {key!r}")
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         found = "is missing" if value is None else f"is {JSON_NAMES[type(value)]}"
         raise DataError(f"{where}: {key!r} {found}; it must be {JSON_NAMES[kind]}. {FORMATS}")
     return value

@@ -8,13 +8,14 @@ Axes: T tokens of a window.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.data.text import check_whole_characters
 from stillhouse.errors import RecipeError
 from stillhouse.recipe_tasks import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
@@ -26,7 +27,8 @@ class Window:
     """A question and a stretch of its passage, as one sequence without padding.
 
     `characters` are the begin and end of each token in the passage, where `in_passage`. `asked` are
-    the tokens of the passage that no other window shows with more context.
+    the tokens of the passage that no other window shows with more context. The first window of a
+    question that was too long `is_cut`.
     """
 
     input_ids: Int[np.ndarray, " T"]
@@ -34,6 +36,7 @@ class Window:
     characters: Int[np.ndarray, "T 2"]
     in_passage: Bool[np.ndarray, " T"]
     asked: Bool[np.ndarray, " T"]
+    is_cut: bool = False
 
     def place_of(self, answer: Answer) -> tuple[int, int] | None:
         """The first and the last token of an answer; None where it is not whole in this window."""
@@ -66,6 +69,8 @@ def windows_of(
         RecipeError: the question leaves no room for the passage.
     """
     separate_pairs(tokenizer)
+    for part in (question.question, question.context):
+        check_whole_characters(part, "The question or its context")
     text = _shortened(question.question, tokenizer, recipe.question_length)
     asked = len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     room = recipe.length - asked - tokenizer.num_special_tokens_to_add(pair=True)
@@ -88,10 +93,11 @@ def windows_of(
     assert encodings is not None
     passages = [np.array([part == 1 for part in each.sequence_ids]) for each in encodings]
     most = _with_most_context([int(passage.sum()) for passage in passages], step)
-    return [
+    first, *others = [
         _window(encoding, passage, shown)
         for encoding, passage, shown in zip(encodings, passages, most, strict=True)
     ]
+    return [replace(first, is_cut=text != question.question), *others]
 
 
 def best_answers(

@@ -10,6 +10,7 @@ Source: Tjong Kim Sang and De Meulder 2003 (arXiv:cs/0306050); Ratinov and Roth 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,8 @@ TAGS = (
     f"(O, or one of {', '.join(f'{letter}-' for letter in LETTERS)} before a kind, such as B-PER)"
 )
 DOCUMENT = "-DOCSTART-"
-COMMENT = "#\t"
+COMMENT = ("#\t", "# ")
+SPACES = re.compile(" +")  # not those that are a part of a token, such as no-break spaces
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ def read_tagged(
 ) -> list[Sentence]:
     """The sentences of a file, in order.
 
-    Columns are apart by tabs where a line has one, else by spaces. Lines of `-DOCSTART-`, and those
-    that begin with `#` and a tab, are no tokens.
+    Columns are apart by tabs where a line has one, else by spaces. Lines of `-DOCSTART-` are no
+    tokens, nor are comments: lines before a sentence that begin with `#` and have no tag, or not as
+    many columns as the sentence's last line.
 
     Args:
         token_column: Counted from 0; from the end where negative.
@@ -64,39 +67,59 @@ def read_tagged(
         DataError: no such file, no sentence, or a line that is not like this.
     """
     sentences: list[Sentence] = []
-    tokens: list[str] = []
-    tags: list[str] = []
-    first = 0
-
-    def end() -> None:
-        if tokens:
-            where = f"{path} row {first}"
-            sentences.append(Sentence(where, tuple(tokens), tuple(as_iob2(tags))))
-            tokens.clear()
-            tags.clear()
-
-    for number, line in read_lines(path):
-        line = line.rstrip("\r\n")
-        if not line.strip() or line.startswith((DOCUMENT, COMMENT)):
-            end()
-            continue
-        first = first if tokens else number
-        where = f"{path} row {number}"
-        values = line.split("\t") if "\t" in line else line.split()
-        if tagged or len(values) > 1:
-            token, tag = _columns(values, where, token_column, tag_column)
-        else:
-            token, tag = values[0], ""
-        tokens.append(token.removeprefix(prefix))
-        if tagged:
-            tags.append(tag_name(tag, names, where))
-    end()
+    for block in _blocks(path, tag_column):
+        tokens, tags = [], []
+        for where, line in block:
+            token, tag = _values(line)[0], ""
+            if tagged or len(_values(line)) > 1:
+                token, tag = _columns(line, where, token_column, tag_column)
+            tokens.append(token.removeprefix(prefix))
+            if tagged:
+                tags.append(tag_name(tag, names, where))
+        sentences.append(Sentence(block[0][0], tuple(tokens), tuple(as_iob2(tags))))
     if not sentences:
         raise DataError(
             f"{path} holds no sentence. Give a file with a token and its tag a line, or a "
             "table with a list of tokens and one of tags in each row."
         )
+    if all(_is_numbered(sentence.tokens) for sentence in sentences):
+        raise DataError(
+            f"{path}: the tokens of every sentence are the numbers 1, 2, ...: column "
+            f"{token_column} (counted from 0) numbers the words. Set token_column to "
+            f"{token_column + 1}."
+        )
     return sentences
+
+
+def _blocks(path: Path, tag_column: int) -> Iterator[list[tuple[str, str]]]:
+    """The lines of each sentence, each with its place, without comments."""
+    block: list[tuple[str, str]] = []
+    for number, line in chain(read_lines(path), [(0, "")]):
+        line = line.rstrip("\r\n\t ")
+        if line.strip() and not line.startswith(DOCUMENT):
+            block.append((f"{path} row {number}", line))
+            continue
+        while block and _is_comment(block[0][1], block[-1][1], tag_column):
+            del block[0]
+        if block:
+            yield block
+        block = []
+
+
+def _is_comment(line: str, last: str, tag_column: int) -> bool:
+    """Whether a line begins with `#` and is not like the last one of its sentence."""
+    values = _values(line)
+    if not line.startswith(COMMENT) or len(values) != len(_values(last)):
+        return line.startswith(COMMENT)
+    return not -len(values) <= tag_column < len(values) or not _is_tag(values[tag_column])
+
+
+def _is_tag(text: str) -> bool:
+    return bool(TAG.fullmatch(text) or WHOLE_NUMBER.fullmatch(text))
+
+
+def _is_numbered(tokens: Sequence[str]) -> bool:
+    return list(tokens) == [str(number) for number in range(1, len(tokens) + 1)]
 
 
 def read_tagged_rows(
@@ -193,19 +216,22 @@ def as_scheme(tags: Sequence[str], scheme: Scheme) -> list[str]:
     return found
 
 
-def _columns(
-    values: Sequence[str], where: str, token_column: int, tag_column: int
-) -> tuple[str, str]:
-    line = " ".join(values)
+def _values(line: str) -> list[str]:
+    if "\t" in line:
+        return [value.strip(" ") for value in line.split("\t")]
+    return SPACES.split(line.strip(" "))
+
+
+def _columns(line: str, where: str, token_column: int, tag_column: int) -> tuple[str, str]:
+    values = _values(line)
     try:
-        token, tag = values[token_column].strip(), values[tag_column].strip()
+        token, tag = values[token_column], values[tag_column].strip()
     except IndexError:
         raise DataError(
             f"{where} has {len(values)} columns, too few for a token in {token_column} and a tag "
             f"in {tag_column} (counted from 0): {line!r:.60}."
         ) from None
-    is_tag = TAG.fullmatch(tag) or WHOLE_NUMBER.fullmatch(tag)
-    if len(values) < 2 or not token or not is_tag:
+    if len(values) < 2 or not token or not _is_tag(tag):
         raise DataError(
             f"{where}: {line!r:.60} is no token with a tag {TAGS}. Correct the line, name the "
             "columns, or give texts without tags as JSON lines."

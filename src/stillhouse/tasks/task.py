@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.families import TaskHead
-from stillhouse.recipe_tasks import TaskRecipe
+from stillhouse.recipe_tasks import QuestionAnsweringTask, TaskRecipe
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
 from stillhouse.tasks.metrics import Measure
 
@@ -79,3 +79,10 @@ class Task(Protocol):
     def result(self, prediction: Any) -> Any:
         """A prediction as JSON, in the shape of transformers' pipelines."""
         ...
+
+
+def text_length(recipe: TaskRecipe) -> int:
+    """Tokens of a text after which the rest is not read: of a question, whose context is read
+    whole, or of what a sequence holds."""
+    is_question = isinstance(recipe, QuestionAnsweringTask)
+    return recipe.question_length if is_question else recipe.length

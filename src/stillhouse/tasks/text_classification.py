@@ -3,7 +3,7 @@
 Axes: B sequences, C classes, N examples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,21 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.hub import name_of
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import TaskHead
 from stillhouse.recipe_tasks import ClassificationTask, RegressionTask
 from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.labels import Labels, label_name, label_names, listed, sorted_labels
+from stillhouse.tasks.labels import (
+    Labels,
+    alike,
+    joined_by,
+    label_name,
+    label_names,
+    listed,
+    sorted_labels,
+)
 from stillhouse.tasks.metrics import CORRELATION, METRICS, Measure
 from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
@@ -178,9 +187,30 @@ def labels_shown(recipe: ClassificationTask, path: Path) -> list[str]:
         value = row.value(column)
         names = label_names(value) if recipe.multi_label else [label_name(value)]
         if names is None or None in names:
-            raise row.wrong(column, "labels" if recipe.multi_label else "a label")
+            several = "labels: a list of them, or text with commas between them"
+            raise row.wrong(column, several if recipe.multi_label else "a label")
         found.update(name for name in names if name is not None)
     return sorted_labels(found)
+
+
+def check_spellings(found: Collection[str], recipe: ClassificationTask, path: Path) -> None:
+    """Refuse labels that are most likely others.
+
+    Raises:
+        DataError: labels that differ in case alone; several labels as one.
+    """
+    where = f"{name_of(path)}: the column {recipe.columns.target!r}"
+    advice = "or, where they are right as they are, name all labels in `labels`."
+    if names := alike(found):
+        raise DataError(
+            f"{where} holds labels that differ in upper and lower case alone: {listed(names)}. "
+            f"Spell each label in one way; {advice}"
+        )
+    if recipe.multi_label and (joined := joined_by(found)):
+        raise DataError(
+            f"{where} holds {joined[0]!r:.80}, whose parts between {joined[1]!r} are labels too. "
+            f"Put commas between labels, or give lists; {advice}"
+        )
 
 
 class TextRegression:

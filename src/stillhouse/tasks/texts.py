@@ -11,6 +11,7 @@ from tokenizers import Encoding, processors
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row, read_rows
+from stillhouse.data.text import check_whole_characters
 from stillhouse.recipe_tasks import Columns
 from stillhouse.tasks.encoded import Encoded
 
@@ -69,6 +70,9 @@ def encode_texts(
     if not examples:
         return []
     separate_pairs(tokenizer)
+    for example in examples:
+        for text in (example.text, example.pair or ""):
+            check_whole_characters(text, "The text")
     pairs = [example.pair for example in examples if example.pair is not None]
     encodings = tokenizer(
         [example.text for example in examples],

@@ -231,6 +231,12 @@ def read_sentences(
     names = recipe.labels or names
     if is_table(path):
         return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
+    if format_of(path) == "CSV":
+        raise DataError(
+            f"{path} is a CSV file. Give tagged sentences as a token and its tag a line, apart by "
+            "a tab or spaces, with blank lines between sentences, or as lists in JSON lines or "
+            "Parquet."
+        )
     return _read_columns(recipe, path, names)
 
 

@@ -1,0 +1,37 @@
+"""`score`: what is said of examples on which a metric says nothing."""
+
+import pytest
+from tests.pipeline.tiny_run import call, refused
+
+PAIR = "m\tf\t2012\t1\t{}\tthe still\ta fire\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "task", "name", "content", "message"),
+    [
+        ("Body", "sts", "a.tsv", PAIR.format(3), "a.tsv: all 1 examples have the same value, 3.0"),
+        ("Body", "sts", "a.tsv", PAIR.format(3) * 4, "spearman cannot be measured on them"),
+        ("TokenClassification", "conll", "a.txt", "the O\n", "all 1 examples have no entity"),
+        (
+            "SequenceClassification",
+            "cola",
+            "a.tsv",
+            "gj\t1\t\tthe still\n" * 3,
+            "all 3 examples have the same label, 1, so matthews cannot be measured",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_be_measured_is_refused(
+    task_folder, tmp_path, head, task, name, content, message
+):
+    """A correlation of 0.0000 would look like a model's."""
+    tags = ["O", "B-LOC"] if head == "TokenClassification" else ["unacceptable", "acceptable"]
+    names = {"id2label": dict(enumerate(tags)), "label2id": {}} if head != "Body" else {}
+    path = tmp_path / name
+    path.write_text(content)
+    model = task_folder("bert", head, **names)
+    outcome = call("score", model, "--task", task, "--data", path, "--set", "length=32")
+    refused(outcome, 3, message)
+    varied = content + content.replace("\t3\t", "\t2\t").replace("\t1\t\t", "\t0\t\t")
+    path.write_text(varied.replace("the O\n", "Rhine B-LOC\n", 1) if task == "conll" else varied)
+    assert call("score", model, "--task", task, "--data", path, "--set", "length=32").code == 0
