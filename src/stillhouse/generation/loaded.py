@@ -287,7 +287,7 @@ class LoadedModel:
         return found.last_hidden_state[0].float()
 
     @checked_arguments
-    def fill_mask(self, text: Any, *, top_k: int = 5) -> Any:
+    def fill_mask(self, text: Any, *, top_k: Any = 5) -> Any:
         """The `top_k` likeliest tokens for the one mask token in the text, with their
         probabilities: a list of `Filled`; for a list of texts, such a list for each.
 
