@@ -200,5 +200,5 @@ def test_end_tokens_outside_the_vocabulary_give_way_to_the_tokenizer_s(tmp_path,
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = stillhouse.load(tmp_path)
-    assert loaded.end_ids == {tokenizer.eos_token_id}
+    assert list(loaded.end_ids) == [tokenizer.eos_token_id]
     assert loaded.prompt_ids("") == (tokenizer.eos_token_id,)
