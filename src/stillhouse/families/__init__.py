@@ -22,7 +22,7 @@ from stillhouse.families.special_ids import (
     one_or_several,
     padding_id,
     take_generation_config,
-    unheeded_settings,
+    warn_of_unheeded_settings,
     without_generation_defaults,
 )
 from stillhouse.families.task_models import (
@@ -67,6 +67,6 @@ __all__ = [
     "shallower_config",
     "shallower_task_model",
     "take_generation_config",
-    "unheeded_settings",
+    "warn_of_unheeded_settings",
     "without_generation_defaults",
 ]

@@ -5,6 +5,7 @@ models keep some of their end tokens in the second file alone. Every reader take
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,11 +103,17 @@ def without_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = before
 
 
-def unheeded_settings(folder: Path) -> list[str]:
-    """What a folder's `generation_config.json` asks of the tokens that may come, beyond how they
-    are sampled; Stillhouse does not follow it."""
-    settings = read_settings(folder / GENERATION_CONFIG)
-    return [name for name in UNHEEDED if settings.get(name) not in (None, 0, [], {})]
+def warn_of_unheeded_settings(folder: Path) -> None:
+    """Say what a folder's `generation_config.json` asks of the tokens that may come, beyond how
+    they are sampled."""
+    file = folder / GENERATION_CONFIG
+    settings = read_settings(file)
+    if names := [name for name in UNHEEDED if settings.get(name) not in (None, 0, [], {})]:
+        warnings.warn(
+            f"{file} asks for {', '.join(names)}, which Stillhouse does not follow: transformers' "
+            "generate() gives other tokens.",
+            stacklevel=4,
+        )
 
 
 def _check_generation_config(file: Path) -> None:

@@ -30,7 +30,7 @@ from stillhouse.families import (
     load_model_tokenizer,
     load_task_model,
     resolve_folder,
-    unheeded_settings,
+    warn_of_unheeded_settings,
     without_generation_defaults,
 )
 from stillhouse.generation.arguments import (
@@ -467,12 +467,7 @@ def load(name: str | Path, *, offline: bool = False) -> LoadedModel:
         return load_for_task(folder)
     tokenizer = load_model_tokenizer(folder)
     _, model = load_model(folder, tokenizer)
-    if unheeded := unheeded_settings(folder):
-        warnings.warn(
-            f"{folder}/generation_config.json asks for {', '.join(unheeded)}, which Stillhouse "
-            "does not follow: transformers' generate() gives other tokens.",
-            stacklevel=3,
-        )
+    warn_of_unheeded_settings(folder)
     return LoadedModel(model, tokenizer)
 
 
