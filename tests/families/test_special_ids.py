@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 import torch
+from tests.task_models import make_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import stillhouse
@@ -162,3 +163,42 @@ class TestGeneration:
         for num_beams in (1, 2):
             (text,) = loaded.generate(prompt, greedy=True, num_beams=num_beams, max_new_tokens=6)
             assert text == loaded.decode(range(66, 73))
+
+
+@pytest.mark.parametrize(
+    ("pad", "end", "found"), [(-1, 7, 7), (10**6, [10**6, 8], 8), (None, None, 0), (-1, -1, 0)]
+)
+def test_padding_is_a_token_that_there_is(pad, end, found):
+    """Published configurations have -1, or the number of a larger vocabulary."""
+    config = GPT2Config(vocab_size=60, pad_token_id=pad)
+    config.eos_token_id = end
+    assert padding_id(config) == found
+
+
+def test_a_generation_config_that_cannot_be_used_is_named(folder):
+    """Not the weights, which it was read with."""
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": "5"}))
+    with pytest.raises(ModelError, match=r"generation_config\.json cannot be used"):
+        stillhouse.load(folder)
+
+
+def test_what_is_not_followed_in_a_generation_config_is_said(folder):
+    """transformers' generate() never draws these tokens; sampling settings are the caller's."""
+    settings = {"suppress_tokens": [5, 6], "forced_eos_token_id": None, "temperature": 0.5}
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"do_sample": True}))
+    with pytest.warns(match="asks for suppress_tokens, which Stillhouse does not follow"):
+        stillhouse.load(folder)
+
+
+def test_end_tokens_outside_the_vocabulary_give_way_to_the_tokenizer_s(tmp_path, tiny_config):
+    """As transformers' default 50256 in a small vocabulary: no text would ever end, and an empty
+    prompt would begin with it."""
+    tokenizer = make_tokenizer("gpt2")
+    config = tiny_config("gpt2", vocabulary=len(tokenizer))
+    config.bos_token_id = config.eos_token_id = 50256
+    torch.manual_seed(0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = stillhouse.load(tmp_path)
+    assert list(loaded.end_ids) == [tokenizer.eos_token_id]
+    assert loaded.prompt_ids("") == (tokenizer.eos_token_id,)

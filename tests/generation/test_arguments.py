@@ -2,11 +2,12 @@
 list gives a list, and what is not understood is answered with the name that is meant."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import stillhouse
-from stillhouse.errors import RecipeError
+from stillhouse.errors import DataError, RecipeError
 from stillhouse.families import save_model
 from stillhouse.recipe_tasks import (
     ClassificationTask,
@@ -202,3 +203,81 @@ def test_what_is_no_pair_is_named(model_for, given, message):
         model.classify(given)
     with pytest.raises(RecipeError, match=r"does not take 'text_pair'.*Did you mean pair"):
         model.classify("a", text_pair="b")
+
+
+class TestLists:
+    """Whatever has texts in order is a list of them."""
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            np.array,
+            lambda texts: np.array(texts, object),
+            pd.Series,
+            iter,
+            lambda texts: map(str, texts),
+        ],
+        ids=["numpy", "objects", "pandas", "iterator", "map"],
+    )
+    def test_it_gives_what_a_list_gives(self, model_for, sample, form):
+        """For every kind of call."""
+        vectors = model_for(EmbeddingsTask())
+        np.testing.assert_array_equal(vectors.embed(form(TEXTS)), vectors.embed(TEXTS))
+        classes = model_for(ClassificationTask(labels=["no", "yes"]))
+        assert classes.classify(form(TEXTS)) == classes.classify(TEXTS)
+        assert classes.classify(form(TEXTS), form(TEXTS)) == classes.classify(TEXTS, TEXTS)
+        tags = model_for(TokenClassificationTask(), ["O", "B-LOC", "I-LOC"])
+        assert tags.tag(form(TEXTS)) == tags.tag(TEXTS)
+        answers = model_for(QuestionAnsweringTask())
+        assert answers.answer("Where?", form(TEXTS)) == answers.answer("Where?", TEXTS)
+        settings = {"max_new_tokens": 2, "seed": 1}
+        assert sample.generate(form(TEXTS), **settings) == sample.generate(TEXTS, **settings)
+
+    @pytest.mark.parametrize(
+        "given", [{"a"}, b"a", {"text": 1}, pd.DataFrame({"text": ["a"]}), [["a"]], None, 5]
+    )
+    def test_what_has_no_texts_in_order_is_refused(self, model_for, given):
+        """A table would give the names of its columns."""
+        with pytest.raises(RecipeError, match="must be a text or a list of texts; got"):
+            model_for(EmbeddingsTask()).embed(given)
+
+    def test_the_item_is_named(self, sample):
+        with pytest.raises(RecipeError, match=r"got nan \(float\) as item 1"):
+            sample.generate(["a", float("nan")])
+
+    def test_an_empty_list_gives_an_empty_list(self, model_for, sample):
+        assert model_for(TokenClassificationTask(), ["O", "B-LOC"]).tag([]) == []
+        assert sample.features([]) == []
+
+
+@pytest.mark.parametrize("call", ["generate", "features"])
+def test_half_a_character_is_refused(sample, call):
+    """As Python makes of bytes that are not UTF-8, such as on a command line."""
+    with pytest.raises(DataError, match=r"half a surrogate pair, \\udcff"):
+        getattr(sample, call)("a \udcff")
+
+
+def test_half_a_character_is_refused_in_pairs_too(model_for):
+    model = model_for(ClassificationTask(labels=["no", "yes"]))
+    for given in ("\ud800", ("a", "\ud800"), {"text": "\ud800"}, ["a", "\ud800"]):
+        with pytest.raises(DataError, match="half a surrogate pair"):
+            model.classify(given)
+
+
+def test_numbers_may_be_numpy_s(sample):
+    """Whole ones and others."""
+    plain = sample.generate("The", max_new_tokens=3, seed=4, temperature=0.5, top_k=9)
+    settings = {"seed": np.int64(4), "temperature": np.float32(0.5), "top_k": np.int32(9)}
+    assert sample.generate("The", max_new_tokens=np.int16(3), **settings) == plain
+
+
+def test_a_name_that_is_not_alike_is_not_offered(sample):
+    """Another setting that shares letters is no help."""
+    with pytest.raises(RecipeError, match="does not take 'eos_token_id'") as caught:
+        sample.generate("The", eos_token_id=0)
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_temperature_zero_names_the_way_to_say_it(sample):
+    with pytest.raises(RecipeError, match=r"temperature is 0\.0; .*greedy takes the likeliest"):
+        sample.generate("The", temperature=0.0)

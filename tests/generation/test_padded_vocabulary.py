@@ -3,10 +3,13 @@ what no token has is never generated, listed or counted."""
 
 import pytest
 import torch
+from tests.task_models import make_tokenizer
 from tests.tiny_models import make_config
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from stillhouse.errors import DataError
+import stillhouse
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.families import save_model
 from stillhouse.generation import Generation
 from stillhouse.generation.batching import Ended, NewToken, PromptRead, Request
 from stillhouse.generation.loaded import LoadedModel
@@ -150,3 +153,26 @@ def test_a_text_still_ends(padded):
     *_, last = events_of(padded, Generation(greedy=True, max_new_tokens=5))
     assert isinstance(last, Ended)
     assert last.reason == "length"
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 10**6])
+def test_a_mask_is_filled_by_tokens_alone(tmp_path, top_k):
+    """A padded BERT from a folder, whose head is cut to its tokens (and was cut twice)."""
+    tokenizer = make_tokenizer("bert")
+    config = make_config("bert", 2, vocabulary=len(tokenizer) + 28, positions=64)
+    torch.manual_seed(0)
+    save_model(AutoModelForMaskedLM.from_config(config), tokenizer, tmp_path)
+    loaded = stillhouse.load(tmp_path)
+    found = loaded.fill_mask("the [MASK] turns", top_k=top_k)
+    assert len(found) == min(top_k, len(tokenizer))
+    assert max(each.id for each in found) < len(tokenizer)
+    if top_k > len(tokenizer):
+        assert sum(each.probability for each in found) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, None, 1.5, True])
+def test_how_many_fill_a_mask_is_a_whole_number(tmp_path, top_k):
+    tokenizer = make_tokenizer("bert")
+    model = AutoModelForMaskedLM.from_config(make_config("bert", 1, vocabulary=len(tokenizer)))
+    with pytest.raises(RecipeError, match=r"top_k is .*; it must be a whole number, 1 or more"):
+        LoadedModel(model, tokenizer).fill_mask("[MASK]", top_k=top_k)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.families import load_task_model, save_model, shallower_task_model
+from stillhouse.families import load_config, load_task_model, save_model, shallower_task_model
 from stillhouse.recipe_file import parse_task
 from stillhouse.recipe_tasks import (
     NAMED_TASKS,
@@ -15,7 +15,7 @@ from stillhouse.recipe_tasks import (
     TokenClassificationTask,
 )
 from stillhouse.tasks.metrics import GLUE
-from stillhouse.tasks.registry import labels_in, make_task, task_of_model
+from stillhouse.tasks.registry import labels_in, labels_of, make_task, task_of_model
 from stillhouse.tasks.sentence_transformers import write_modules
 
 
@@ -190,3 +190,26 @@ def test_labels_that_no_recipe_gives_are_those_of_the_training_data(tmp_path):
     tagged.write_text("a O\nb I-PER\n")
     assert labels_in(TokenClassificationTask(), tagged) == ["O", "B-PER", "I-PER"]
     assert labels_in(EmbeddingsTask(), table) == []
+
+
+def test_labels_of_other_outputs_are_refused(task_folder):
+    """Numbered from 1: which output is which would be a guess."""
+    folder = task_folder("bert", "SequenceClassification", num_labels=3)
+    edit_config(folder, id2label={"1": "a", "2": "b", "3": "c"}, label2id={"a": 1, "b": 2, "c": 3})
+    with pytest.raises(ModelError, match=r"labels for the outputs \[1, 2, 3\]"):
+        task_of_model(folder)
+    edit_config(folder, id2label={"2": 7, "0": 5, "1": 6}, label2id={"5": 0, "6": 1, "7": 2})
+    assert labels_of(load_config(folder)) == ["5", "6", "7"]
+
+
+def test_a_regression_of_several_numbers_is_no_classification(task_folder):
+    """Its numbers were shown as the shares of labels."""
+    folder = task_folder("bert", "SequenceClassification", num_labels=3)
+    edit_config(folder, problem_type="regression")
+    with pytest.raises(ModelError, match="3 numbers for a text"):
+        task_of_model(folder)
+
+
+def edit_config(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))

@@ -168,3 +168,34 @@ def test_vectors_for_another_similarity_are_not_scored_by_their_cosine(folder):
     assert model.embed(["ba"]).shape == (1, 16)
     with pytest.raises(ModelError, match="compared by euclidean"):
         model.task.measures([], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config_sentence_transformers.json", {"truncate_dim": 8}, "cuts vectors to 8 numbers"),
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "a SparseEncoder"),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"text": {"method_output_name": "pooler_output"}}},
+            "takes pooler_output from the model",
+        ),
+    ],
+)
+def test_what_changes_vectors_beside_the_modules_is_refused(folder, name, content, message):
+    """sentence-transformers gives other vectors for each of them."""
+    write(folder, name, content)
+    with pytest.raises(ModelError, match=message) as caught:
+        stillhouse.load(folder)
+    assert name in str(caught.value)
+
+
+def test_what_sentence_transformers_writes_today_is_read(folder, tmp_path):
+    """Its own names of modules and settings; the vectors stay the same."""
+    from sentence_transformers import SentenceTransformer
+
+    SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "saved"))
+    right = stillhouse.load(folder).embed(TEXTS[:2])
+    np.testing.assert_allclose(
+        stillhouse.load(tmp_path / "saved").embed(TEXTS[:2]), right, atol=1e-5
+    )

@@ -382,3 +382,27 @@ def test_a_document_starts_with_what_its_tokenizer_puts_before_a_text(causal):
     )
     assert special_tokens(llama, "causal").document_start == start
     assert special_tokens(llama, "causal").document_prefix == (special.end_of_text, start)
+
+
+@pytest.mark.parametrize("length", ["512", 0, True])
+def test_a_length_that_is_none_is_named(causal, tmp_path, length):
+    """A text of digits ended in a TypeError, and 0 cut all texts away."""
+    causal.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": length}))
+    with pytest.raises(DataError, match=rf"model_max_length is {length!r}"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_its_unknown_token_is_refused(wordpiece, tmp_path):
+    """It reads its own words; the first text with another one would stop a run."""
+    wordpiece.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    state = json.loads(file.read_text())
+    state["model"]["unk_token"] = "[NONE]"
+    file.write_text(json.dumps(state))
+    Path(tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    )
+    with pytest.raises(DataError, match=r"cannot read every text .*unk_token"):
+        load_tokenizer(tmp_path)

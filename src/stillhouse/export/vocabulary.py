@@ -58,7 +58,7 @@ def vocabulary_of(name: str, loaded: LoadedModel) -> Vocabulary:
         unused,
         frozenset(special),
         frozenset(added) - special,
-        _end_ids(loaded, size),
+        _end_ids(loaded),
         _first_known([config.bos_token_id, begin], size),
     )
 
@@ -68,12 +68,9 @@ def _unused_name(id: int, taken: Iterable[str]) -> str:
     return f"{name}_" if name in taken else name
 
 
-def _end_ids(loaded: LoadedModel, size: int) -> tuple[int, ...]:
-    """Those that the vocabulary has: a default of transformers can lie outside."""
+def _end_ids(loaded: LoadedModel) -> tuple[int, ...]:
     own: Any = loaded.tokenizer.eos_token_id
-    known = {id for id in loaded.end_ids if id < size}
-    if not known and own is not None:
-        known = {own}
+    known = loaded.end_ids or {id for id in (own,) if id is not None}
     return tuple(sorted(known, key=lambda id: (id != own, id)))
 
 

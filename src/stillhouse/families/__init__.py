@@ -22,6 +22,7 @@ from stillhouse.families.special_ids import (
     one_or_several,
     padding_id,
     take_generation_config,
+    warn_of_unheeded_settings,
     without_generation_defaults,
 )
 from stillhouse.families.task_models import (
@@ -66,5 +67,6 @@ __all__ = [
     "shallower_config",
     "shallower_task_model",
     "take_generation_config",
+    "warn_of_unheeded_settings",
     "without_generation_defaults",
 ]

@@ -22,10 +22,9 @@ from transformers import (
 
 from stillhouse.errors import ModelError, NetworkError, StillhouseError
 from stillhouse.families.base import Family
+from stillhouse.families.config_check import differing_shapes, empty_model_of, first_line
 from stillhouse.families.folder_check import (
     SETTINGS,
-    WEIGHTS,
-    first_line,
     fit_tokenizer,
     load_config,
     no_head,
@@ -40,6 +39,7 @@ from stillhouse.families.special_ids import (
     padding_id,
     read_settings,
 )
+from stillhouse.families.weight_files import WEIGHTS
 from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, save_tokenizer, tokenizer_files
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -165,6 +165,7 @@ def load_weights(
     except StillhouseError:
         raise
     except Exception as error:  # a damaged file can raise anything in the library
+        empty_model_of(model_class, config, folder)
         raise ModelError(
             f"The weights in {folder} cannot be loaded: {first_line(error)}. "
             "Fetch them, or save them, again."
@@ -193,7 +194,7 @@ def _check_complete(folder: Path, family: Family, config: PretrainedConfig, repo
         for kind, names in (
             ("parameters missing", missing),
             ("parameters unknown to the model", unexpected),
-            ("parameters of another shape", report["mismatched_keys"]),
+            ("parameters of another shape", differing_shapes(report["mismatched_keys"])),
         )
         if names
     ]

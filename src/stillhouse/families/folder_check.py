@@ -6,24 +6,21 @@ Nothing here reads a weight, so `stillhouse check` can say what `stillhouse run`
 import json
 from pathlib import Path
 
-import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from tokenizers import processors
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.errors import ModelError
 from stillhouse.families.base import Family
+from stillhouse.families.config_check import empty_model_of, first_line, settle_config
 from stillhouse.families.registry import family_of
-from stillhouse.families.special_ids import end_token_ids, read_settings
+from stillhouse.families.special_ids import end_token_ids
+from stillhouse.families.weight_files import OTHER_WEIGHTS, WEIGHTS, read_weight_names
 from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, tokenizer_files
 
 # The files of a model folder that change what comes out of it: fetched, fingerprinted, carried.
-WEIGHTS = "*.safetensors"
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.bpe", "vocab.txt", "merges.txt")
 SUBFOLDERS = ("[0-9]_*", "additional_chat_templates")  # modules of sentence-transformers; templates
-OTHER_WEIGHTS = ("pytorch_model*.bin", "*.h5", "*.msgpack", "*.gguf", "*.ckpt*", "consolidated*")
-INDEX = "model.safetensors.index.json"
 
 
 def result_files(folder: Path) -> list[Path]:
@@ -66,7 +63,9 @@ def load_config(folder: Path) -> PretrainedConfig:
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise ModelError(f"{folder} is not a model folder: it has no config.json.")
+        raise ModelError(
+            f"{folder} is not a model folder: it has no config.json{_instead(folder)}."
+        )
     try:
         model_type = json.loads(file.read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -81,36 +80,33 @@ def load_config(folder: Path) -> PretrainedConfig:
         ) from error
     try:
         family = family_of(config)
+        settle_config(config, family.language_modeling)
         family.num_positions(config)
     except ModelError as error:
         raise ModelError(f"{file}: {error}") from error
     return config
 
 
+def _instead(folder: Path) -> str:
+    """What a folder without a configuration is, where it can be told."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "; it is a PEFT adapter. Merge it into its base model (merge_and_unload()), save that "
+            "with save_pretrained(), and give its folder"
+        )
+    parts = sorted(file.parent for file in folder.glob("0_*/config.json"))
+    return f"; its model is in {parts[0]}, give that folder" if parts else ""
+
+
 def weight_names(folder: Path, config: PretrainedConfig) -> set[str]:
     """The names of the weights in a folder, from their headers.
 
     Raises:
-        ModelError: there are no safetensors, or damaged ones.
+        ModelError: there are no safetensors, or such as cannot be read; see `read_weight_names`.
     """
     if not list(folder.glob(WEIGHTS)):
         raise ModelError(_no_safetensors(folder, config))
-    if (folder / "model.safetensors").is_file():
-        try:
-            with safe_open(folder / "model.safetensors", "pt") as file:
-                return set(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"The weights in {folder} cannot be loaded: {first_line(error)}. Fetch them, or "
-                "save them, again."
-            ) from error
-    shards = read_settings(folder / INDEX).get("weight_map", {})
-    if absent := sorted({name for name in shards.values() if not (folder / name).is_file()}):
-        raise ModelError(
-            f"The weights in {folder} are not complete: {', '.join(absent[:3])} is missing, which "
-            f"{INDEX} names. Fetch it again."
-        )
-    return set(shards)
+    return read_weight_names(folder)
 
 
 def _no_safetensors(folder: Path, config: PretrainedConfig) -> str:
@@ -143,8 +139,7 @@ def check_head(folder: Path, config: PretrainedConfig, names: set[str]) -> None:
         ModelError: they have none.
     """
     family = family_of(config)
-    with torch.device("meta"):
-        model = getattr(transformers, family.model_class)(config)
+    model = empty_model_of(getattr(transformers, family.model_class), config, folder)
     aliases: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), set()).add(name)
@@ -162,6 +157,13 @@ def check_head(folder: Path, config: PretrainedConfig, names: set[str]) -> None:
 def no_head(folder: Path, family: Family, config: PretrainedConfig, missing: list[str]) -> str:
     """What to say of a folder whose language modeling head is missing."""
     kind = (config.architectures or ["model without a head"])[0]
+    outputs = ("lm_head.weight", "decoder.weight", "decoder.bias", "vocab_projector.weight")
+    if not config.tie_word_embeddings and all(name.endswith(outputs) for name in missing):
+        return (
+            f"{folder}/config.json has tie_word_embeddings false, but the weights there have no "
+            f"output matrix of their own ({missing[0]}). Where it is the word embeddings again, as "
+            "is usual, set tie_word_embeddings to true; otherwise save the model again."
+        )
     target = folder.with_name(f"{folder.name}-with-head")
     return (
         f"{folder} is a {kind}: it has no {family.language_modeling} language modeling head "
@@ -213,8 +215,3 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) 
                 (str(token), tokenizer.get_vocab()[str(token)]) for token in (cls, sep)
             ],
         )
-
-
-def first_line(error: Exception) -> str:
-    """An error's message in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,6 +5,7 @@ models keep some of their end tokens in the second file alone. Every reader take
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,11 @@ from stillhouse.errors import ModelError
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 KEY = "eos_token_id"
+UNHEEDED = (
+    "bad_words_ids", "begin_suppress_tokens", "exponential_decay_length_penalty",
+    "forced_bos_token_id", "forced_eos_token_id", "min_length", "min_new_tokens",
+    "no_repeat_ngram_size", "sequence_bias", "suppress_tokens",
+)  # fmt: skip
 
 
 def end_token_ids(source: Path | PreTrainedModel) -> frozenset[int]:
@@ -26,6 +32,7 @@ def end_token_ids(source: Path | PreTrainedModel) -> frozenset[int]:
         ModelError: a file that cannot be read, or names something that is no token.
     """
     if isinstance(source, Path):
+        _check_generation_config(source / GENERATION_CONFIG)
         named = {
             str(source / file): read_settings(source / file).get(KEY)
             for file in (CONFIG, GENERATION_CONFIG)
@@ -59,9 +66,11 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 def padding_id(config: PretrainedConfig) -> int:
     """The token that fills a sequence up; no position of it is ever read, so any will do where the
-    configuration names none."""
-    ends = _ids(config.eos_token_id, "The model's configuration")
-    return next(iter([*_ids(config.pad_token_id, "The model's configuration"), *ends]), 0)
+    configuration names none that there is."""
+    named = (config.pad_token_id, config.eos_token_id)
+    ids = [id for value in named for id in (value if isinstance(value, list) else [value])]
+    known = range(config.vocab_size)
+    return next((id for id in ids if isinstance(id, int) and id in known), 0)
 
 
 def one_or_several(ids: frozenset[int]) -> int | list[int] | None:
@@ -92,6 +101,28 @@ def without_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = before
+
+
+def warn_of_unheeded_settings(folder: Path) -> None:
+    """Say what a folder's `generation_config.json` asks of the tokens that may come, beyond how
+    they are sampled."""
+    file = folder / GENERATION_CONFIG
+    settings = read_settings(file)
+    if names := [name for name in UNHEEDED if settings.get(name) not in (None, 0, [], {})]:
+        warnings.warn(
+            f"{file} asks for {', '.join(names)}, which Stillhouse does not follow: transformers' "
+            "generate() gives other tokens.",
+            stacklevel=4,
+        )
+
+
+def _check_generation_config(file: Path) -> None:
+    try:
+        GenerationConfig.from_dict(read_settings(file) | {KEY: None})
+    except ModelError:
+        raise
+    except Exception as error:  # a hostile file can raise anything in the library
+        raise ModelError(f"{file} cannot be used: {error}. Fetch or save it again.") from error
 
 
 def _ids(value: Any, where: str) -> list[int]:

@@ -5,6 +5,7 @@ from a seed, by the rules of the architecture. Classes are those of transformers
 """
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stillhouse.errors import ModelError
 from stillhouse.families.base import renumber_layers
+from stillhouse.families.config_check import differing_shapes
 from stillhouse.families.folder import load_weights
 from stillhouse.families.folder_check import load_config
 from stillhouse.families.registry import family_of
@@ -100,8 +102,7 @@ def configured(config: PretrainedConfig, settings: Mapping[str, Any]) -> Pretrai
     """The configuration with some of its values set, and a padding token where it has none."""
     for name, value in settings.items():
         setattr(config, name, value)
-    if config.pad_token_id is None:
-        config.pad_token_id = padding_id(config)
+    config.pad_token_id = padding_id(config)
     return config
 
 
@@ -135,7 +136,21 @@ def _check_whole(
 ) -> None:
     """A pooler is part of the head: models that were trained without one have none."""
     prefix = "" if head == "Body" else f"{model.base_model_prefix}."
-    mismatched = [str(name) for name in report["mismatched_keys"]]
+    family = family_of(model.config)
+    layers = re.escape(family.layers.removeprefix(f"{family.body}."))
+    extra = [
+        str(name)
+        for name in report["unexpected_keys"]
+        if re.search(rf"(^|\.){layers}\.\d+\.", name)
+        and not any(re.search(pattern, name) for pattern in family.ignored_on_load)
+    ]
+    if extra:
+        raise ModelError(
+            f"{folder} has weights of its layers that a {family.model_type} model of its "
+            f"config.json has no place for: {len(extra)}, such as {min(extra)}. Give the "
+            "config.json that was saved with the weights."
+        )
+    mismatched = differing_shapes(report["mismatched_keys"])
     missing = [str(name) for name in report["missing_keys"]]
     if head == "Body":
         missing = [name for name in missing if not name.startswith("pooler.")]
@@ -148,7 +163,7 @@ def _check_whole(
         shown = ", ".join(sorted(wrong)[:3]) + (", ..." if len(wrong) > 3 else "")
         what = "of another shape or missing" if mismatched else "missing"
         raise ModelError(
-            f"{folder} is not a {family_of(model.config).model_type} model with a head for this "
+            f"{folder} is not a {family.model_type} model with a head for this "
             f"task: {len(wrong)} parameters are {what} ({shown}). Give a model that was trained on "
             "it."
         )

@@ -1,14 +1,16 @@
 """What callers of the Python API pass: a text or a list of them, pairs, keyword settings.
 
 Contract: a single input gives a single result, a list gives a list. Whatever is not understood
-raises a RecipeError that says what is taken, and which name is meant by an unknown keyword.
+raises a RecipeError that says what is taken, and which name is meant by an unknown keyword. A list
+may be anything that has texts in order: a tuple, a generator, a numpy array, a pandas Series.
 """
 
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
 from stillhouse.data.text import check_whole_characters
@@ -30,6 +32,7 @@ ELSEWHERE = {
     "topk": "top_k",
     "k": "top_k",
 }
+CLOSE = 0.65  # how alike a name must be to be meant
 
 
 def checked_arguments(function: Function) -> Function:
@@ -53,7 +56,7 @@ def refuse_unknown(keywords: Mapping[str, Any], known: Sequence[str], where: str
             continue
         meant = ELSEWHERE.get(name, "")
         if meant.partition(" ")[0] not in known:
-            meant = next(iter(difflib.get_close_matches(name, known, 1, cutoff=0.5)), "")
+            meant = next(iter(difflib.get_close_matches(name, known, 1, cutoff=CLOSE)), "")
         hint = f" Did you mean {meant}?" if meant else ""
         raise RecipeError(f"{where} does not take {name!r}; it takes {', '.join(known)}.{hint}")
 
@@ -71,12 +74,13 @@ def generation_of(settings: Mapping[str, Any]) -> Generation:
         given["stop"] = tuple(texts_of(given["stop"], "stop")[0])
     for name, value in given.items():
         kind = kinds[name]
-        fits = isinstance(value, (int, float) if kind is float else kind)
         if name == "seed" and value is None:
             continue
-        if not fits or (isinstance(value, bool) and kind is not bool):
+        wanted = {int: Integral, float: Real}.get(kind, kind)  # numpy's numbers too
+        if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
             words = {int: "a whole number", float: "a number", bool: "True or False"}
             raise RecipeError(f"{name} is {value!r}; it must be {words.get(kind, kind.__name__)}.")
+        given[name] = kind(value)
     return Generation(**given)
 
 
@@ -88,17 +92,35 @@ def texts_of(given: Any, name: str) -> tuple[list[str], bool]:
         DataError: half a surrogate pair.
     """
     if isinstance(given, str):
-        check_whole_characters(given, f"The {name}")
-        return [given], True
-    wrong = given
-    if isinstance(given, Sequence) and not isinstance(given, bytes | bytearray):
-        others = [each for each in given if not isinstance(each, str)]
-        if not others:
-            for each in given:
-                check_whole_characters(each, f"A text of {name}")
-            return list(given), False
-        wrong = others[0]
-    raise RecipeError(f"{name} must be a text or a list of texts; got {_shown(wrong)}.")
+        return [checked_text(given)], True
+    items = as_list(given)
+    if items is None:
+        raise RecipeError(f"{name} must be a text or a list of texts; got {_shown(given)}.")
+    for number, each in enumerate(items):
+        if not isinstance(each, str):
+            raise RecipeError(
+                f"{name} must be a text or a list of texts; got {_shown(each)} as item {number}."
+            )
+    return [checked_text(each) for each in items], False
+
+
+def as_list(given: Any) -> list[Any] | None:
+    """The items of whatever has them in order, but for tables, which iterate over their columns;
+    None for what is no list."""
+    unfit = (str, bytes, bytearray, Mapping, Set)
+    if not isinstance(given, Iterable) or isinstance(given, unfit) or hasattr(given, "columns"):
+        return None
+    return list(given)
+
+
+def checked_text(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        DataError: it has half of a surrogate pair, as undecodable bytes of a command line have.
+    """
+    check_whole_characters(text, "The text")
+    return text
 
 
 def examples_of(given: Any, pair: Any = None) -> tuple[list[TextExample], bool]:
@@ -118,9 +140,10 @@ def examples_of(given: Any, pair: Any = None) -> tuple[list[TextExample], bool]:
                 f"There are {len(texts)} texts and {len(pairs)} in pair; give one for each."
             )
         return [TextExample(*both) for both in zip(texts, pairs, strict=True)], single
-    if not isinstance(given, list):
+    items = None if isinstance(given, tuple) else as_list(given)  # a tuple is a pair
+    if items is None:
         return [_example(given)], True
-    examples = [_example(each) for each in given]
+    examples = [_example(each) for each in items]
     if len({example.pair is None for example in examples}) > 1:
         raise RecipeError("Some inputs are pairs and some are single texts; give one kind a call.")
     return examples, False
@@ -136,9 +159,9 @@ def questions_of(question: Any, context: Any) -> tuple[list[tuple[str, str]], bo
         RecipeError: something else.
     """
     if context is None:
-        single = not isinstance(question, list)
-        found = [question] if single else question
-        return [_fields(each, ("question", "context")) for each in found], single
+        items = None if isinstance(question, tuple) else as_list(question)  # a tuple is both
+        found = [question] if items is None else items
+        return [_fields(each, ("question", "context")) for each in found], items is None
     questions, single = texts_of(question, "question")
     contexts, one_context = texts_of(context, "context")
     if one_context:
@@ -154,7 +177,7 @@ def questions_of(question: Any, context: Any) -> tuple[list[tuple[str, str]], bo
 
 def _example(given: Any) -> TextExample:
     if isinstance(given, str):
-        return TextExample(given)
+        return TextExample(checked_text(given))
     if isinstance(given, Mapping) and "text_pair" not in given:
         return TextExample(*_fields(given, ("text",)))
     return TextExample(*_fields(given, ("text", "text_pair")))
@@ -162,6 +185,7 @@ def _example(given: Any) -> TextExample:
 
 def _fields(given: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     """The texts of a dictionary with these keys, or of a tuple or list of as many."""
+    found: tuple[Any, ...]
     if isinstance(given, Mapping):
         found = tuple(given.get(name) for name in names) if set(given) == set(names) else ()
     else:
@@ -172,7 +196,7 @@ def _fields(given: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
             f"An input must be {'a text, ' if names[0] == 'text' else ''}{wanted}, or a list of "
             f"those; got {_shown(given)}."
         )
-    return found
+    return tuple(map(checked_text, found))
 
 
 def _shown(given: Any) -> str:

@@ -10,6 +10,7 @@ import functools
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.text import check_whole_characters
-from stillhouse.errors import DataError, ModelError
+from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.families import (
     end_token_ids,
     family_of,
@@ -30,6 +31,7 @@ from stillhouse.families import (
     load_model_tokenizer,
     load_task_model,
     resolve_folder,
+    warn_of_unheeded_settings,
     without_generation_defaults,
 )
 from stillhouse.generation.arguments import (
@@ -193,8 +195,11 @@ class LoadedModel:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The tokens that end a text."""
-        return end_token_ids(self.model)
+        """The tokens that end a text. Where the model's files name only such as there are not, as
+        transformers' default does for a small vocabulary, the tokenizer's own."""
+        named, own = end_token_ids(self.model), find_special_tokens(self.tokenizer).end_of_text
+        known = named.intersection(range(num_ids(self.tokenizer)))
+        return known if known or not named or own is None else frozenset({own})
 
     def prompt_ids(self, prompt: str) -> tuple[int, ...]:
         """The tokens of a prompt, after the start token that the tokenizer puts before a text, if
@@ -208,7 +213,8 @@ class LoadedModel:
         if special.document_start not in (special.end_of_text, None):
             return (special.document_start, *ids)
         starts = (self.model.config.bos_token_id, special.document_start, *sorted(self.end_ids))
-        ids = ids or [token for token in starts if token is not None][:1]
+        known = range(num_ids(self.tokenizer))
+        ids = ids or [token for token in starts if token is not None and token in known][:1]
         if not ids:
             raise DataError(
                 "This model has no token that begins or ends a text, so an empty prompt has "
@@ -282,7 +288,7 @@ class LoadedModel:
         return found.last_hidden_state[0].float()
 
     @checked_arguments
-    def fill_mask(self, text: Any, *, top_k: int = 5) -> Any:
+    def fill_mask(self, text: Any, *, top_k: Any = 5) -> Any:
         """The `top_k` likeliest tokens for the one mask token in the text, with their
         probabilities: a list of `Filled`; for a list of texts, such a list for each.
 
@@ -291,7 +297,9 @@ class LoadedModel:
             DataError: no mask token in a text, or more than one.
         """
         texts, single = texts_of(text, "text")
-        found = [self._fill_mask(each, top_k) for each in texts]
+        if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
+            raise RecipeError(f"top_k is {top_k!r}; it must be a whole number, 1 or more.")
+        found = [self._fill_mask(each, int(top_k)) for each in texts]
         return found[0] if single else found
 
     @torch.inference_mode()
@@ -316,7 +324,8 @@ class LoadedModel:
         hidden = self.model.base_model(input_ids=ids[None]).last_hidden_state[0, places]
         head = self.family.head(self.model)
         logits = torch.nn.functional.linear(head.transform(hidden), head.weight, head.bias)[0]
-        unused = torch.tensor(self.unused_ids, dtype=torch.long, device=logits.device)
+        gaps = [id for id in self.unused_ids if id < len(logits)]  # the padding is cut off
+        unused = torch.tensor(gaps, dtype=torch.long, device=logits.device)
         known = logits.float().index_fill(0, unused, -torch.inf)
         best = known.softmax(-1).topk(min(top_k, len(known) - len(unused)))
         return [
@@ -464,6 +473,7 @@ def load(name: str | Path, *, offline: bool = False) -> LoadedModel:
         return load_for_task(folder)
     tokenizer = load_model_tokenizer(folder)
     _, model = load_model(folder, tokenizer)
+    warn_of_unheeded_settings(folder)
     return LoadedModel(model, tokenizer)
 
 

@@ -49,7 +49,8 @@ class Generation:
                 raise RecipeError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
         for name in ("temperature", "repetition_penalty"):
             if not 0 < getattr(self, name) < math.inf:
-                raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0.")
+                hint = " (greedy takes the likeliest token)" if name == "temperature" else ""
+                raise RecipeError(f"{name} is {getattr(self, name)}; it must be above 0{hint}.")
         for name in ("top_p", "typical_p"):
             if not 0 < getattr(self, name) <= 1:
                 raise RecipeError(

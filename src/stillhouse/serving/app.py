@@ -32,6 +32,7 @@ from stillhouse.serving.guards import Guards, body_of
 from stillhouse.serving.metrics import Metrics
 from stillhouse.serving.problems import Problem, from_error, from_validation
 
+UNREADABLE = "There was an error parsing the body"  # FastAPI's words
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
     for status, text in {
@@ -138,6 +139,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
     """What the framework refuses: an unknown path or method."""
     assert isinstance(error, HTTPException)
     problem = Problem(error.status_code, str(error.detail))
+    if problem.message == UNREADABLE:
+        problem = Problem(400, "The body cannot be read: send JSON in UTF-8.")
     content = body_of(problem, request.url.path)
     return JSONResponse(content, status_code=error.status_code, headers=error.headers)
 
@@ -150,4 +153,8 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     """A body that does not fit."""
     assert isinstance(error, RequestValidationError)
+    if isinstance(error.body, bytes) and error.body:  # whose type it was not
+        kind = request.headers.get("content-type", "none")
+        message = f"The Content-Type is {kind}; send JSON, as application/json."
+        return await _on_problem(request, Problem(400, message))
     return await _on_problem(request, from_validation(error.errors()))

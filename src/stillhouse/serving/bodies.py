@@ -7,19 +7,24 @@ others are refused by name. What is not known at all is refused too: nothing tha
 result is silently ignored.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from stillhouse.serving.limits import STOP_CHARACTERS, STOPS
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), AfterValidator(lambda seed: seed % 2**64)]
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
 Stops = Annotated[list[Stop], Field(max_length=STOPS)]
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 Neutral = Callable[[Any], bool]
 """Whether a value changes nothing."""
@@ -58,7 +63,7 @@ class Strict(BaseModel):
                 if value is not None and not cls.neutral[name](value):
                     raise unsupported(name, value)
             elif value is not None or name not in cls.model_fields:
-                kept[name] = value
+                kept[name] = _number(value)
         return kept
 
     @field_validator("*", mode="after")
@@ -66,9 +71,16 @@ class Strict(BaseModel):
     def _is_text(cls, value: Any) -> Any:
         """JSON can escape half a character, which no text has."""
         texts = value if isinstance(value, list) else [value]
-        if any(isinstance(text, str) and SURROGATE.search(text) for text in texts):
-            raise ValueError("it has half of a surrogate pair, which is no character")
+        try:
+            "".join(text for text in texts if isinstance(text, str)).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("it has half of a surrogate pair, which is no character") from error
         return value
+
+
+def _number(value: Any) -> Any:
+    """2 where it came as 2.0: JSON has one kind of number, and so have some clients."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def unsupported(name: str, value: Any, *, advice: str = "leave it out") -> PydanticCustomError:

@@ -40,6 +40,9 @@ class Guards:
             return
         started, status = time.perf_counter(), 500
         body = _Body(receive)
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # what GET answers, without its body
+            scope = {**scope, "method": "GET"}
 
         async def counted_send(message: Message) -> None:
             nonlocal status
@@ -47,6 +50,8 @@ class Guards:
                 if body.is_too_long:  # whatever the route makes of a body that breaks off
                     raise _too_long()
                 status = message["status"]
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -76,6 +81,8 @@ class Guards:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > BODY_BYTES:
             return _too_long()
+        if (encoding := headers.get("content-encoding", "identity")) != "identity":
+            return Problem(415, f"The Content-Encoding is {encoding}; send the body as it is.")
         return None
 
 

@@ -66,7 +66,7 @@ class HubBody(FeatureParameters):
 
 class TextParameters(Strict):
     """Of text generation. As in Text Generation Inference, a text is sampled where `do_sample` or
-    a setting of sampling is given, and greedy otherwise."""
+    a setting of sampling is given that changes something, and greedy otherwise."""
 
     neutral: ClassVar[Mapping[str, Neutral]] = {
         "adapter_id": only(),
@@ -80,7 +80,7 @@ class TextParameters(Strict):
     max_new_tokens: int = Field(NEW_TOKENS, ge=1)
     do_sample: bool = False
     temperature: float | None = Field(None, gt=0, le=100)
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
@@ -96,7 +96,9 @@ class TextParameters(Strict):
     top_n_tokens: int = Field(0, ge=0, le=LIKELIEST)
 
     def generation(self) -> Generation:
-        sampling = (self.temperature, self.top_k, self.top_p, self.typical_p)
+        given = (self.temperature, self.top_k, self.top_p, self.typical_p)
+        neutral = (1, 0, 1, 1)
+        samples = any(value not in (None, none) for value, none in zip(given, neutral, strict=True))
         return Generation(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature or 1.0,
@@ -104,7 +106,7 @@ class TextParameters(Strict):
             top_p=self.top_p or 1.0,
             typical_p=self.typical_p or 1.0,
             repetition_penalty=self.repetition_penalty or 1.0,
-            greedy=not self.do_sample and all(each is None for each in sampling),
+            greedy=not (self.do_sample or samples),
             stop=tuple(self.stop),
             seed=self.seed,
         )

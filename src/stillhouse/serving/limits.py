@@ -6,7 +6,8 @@ BODY_BYTES = 2**20
 SEQUENCES = 8
 LIKELIEST = 20
 STOPS, STOP_CHARACTERS = 8, 64
-PROMPTS = 64  # in one request
+PROMPTS = 64  # in one request; of texts to be embedded so many at a time
+TEXTS = 2048  # to be embedded in one request, as OpenAI's clients send them
 
 
 @dataclass(frozen=True)

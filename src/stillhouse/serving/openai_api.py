@@ -20,6 +20,7 @@ from stillhouse.generation.settings import Generation
 from stillhouse.generation.text_stream import HALF, TextStream
 from stillhouse.serving.depends import Catalog, Client, Served
 from stillhouse.serving.hosted import Answer, Continuation, Hosted
+from stillhouse.serving.limits import PROMPTS
 from stillhouse.serving.openai_schemas import ChatBody, CompletionBody, EmbeddingsBody
 from stillhouse.serving.problems import Problem
 from stillhouse.serving.streaming import ANSWERS, event_stream
@@ -236,6 +237,11 @@ def _conversation(
             )
         except TemplateError as error:
             raise DataError(f"The model's own chat template refuses this: {error}.") from error
+        except Exception as error:  # it is a program of the model's folder
+            raise DataError(
+                f"The model's own chat template cannot be used ({type(error).__name__}: {error}). "
+                "Ask for completions instead, or correct chat_template in its folder."
+            ) from error
         assert isinstance(text, str)
         return tuple(loaded.encode(text)), ()
     said = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
@@ -327,7 +333,7 @@ async def embed(body: EmbeddingsBody, catalog: Catalog, served: Served) -> Respo
     """Vectors of length one, by a model that was made to give them."""
     hosted = catalog.named(body.model, "feature-extraction")
     given = _prompts(body.input)
-    vectors, num_tokens = await served.unless_gone(hosted.do(_embedded, hosted.loaded, given))
+    vectors, num_tokens = await served.unless_gone(_embedded(hosted, given))
     if body.dimensions is not None:
         if body.dimensions > vectors.shape[1]:
             raise Problem(
@@ -345,8 +351,19 @@ async def embed(body: EmbeddingsBody, catalog: Catalog, served: Served) -> Respo
     return JSONResponse({"object": "list", "data": data, "model": hosted.name, "usage": usage})
 
 
-def _embedded(loaded: LoadedModel, given: Sequence[str | list[int]]) -> tuple[np.ndarray, int]:
-    """The vectors, and how many tokens the texts have."""
+async def _embedded(hosted: Hosted, given: Sequence[str | list[int]]) -> tuple[np.ndarray, int]:
+    """The vectors, and how many tokens the texts have; some texts at a time, so that others' steps
+    come in between."""
+    parts = [
+        await hosted.do(_embedded_at_once, hosted.loaded, given[first : first + PROMPTS])
+        for first in range(0, len(given), PROMPTS)
+    ]
+    return np.concatenate([vectors for vectors, _ in parts]), sum(count for _, count in parts)
+
+
+def _embedded_at_once(
+    loaded: LoadedModel, given: Sequence[str | list[int]]
+) -> tuple[np.ndarray, int]:
     texts = [each if isinstance(each, str) else loaded.text_of(each) for each in given]
     return loaded.embed(texts), sum(len(loaded.encode(text)) for text in texts)
 

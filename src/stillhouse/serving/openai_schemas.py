@@ -20,16 +20,23 @@ from stillhouse.serving.bodies import (
     only,
     unsupported,
 )
-from stillhouse.serving.limits import LIKELIEST, PROMPTS, SEQUENCES
+from stillhouse.serving.limits import LIKELIEST, PROMPTS, SEQUENCES, TEXTS
 from stillhouse.serving.problems import Problem
 
 TokenIds = Annotated[list[int], Field(min_length=1)]
-Texts = (
+Prompts = (
     str
     | Annotated[list[str], Field(min_length=1, max_length=PROMPTS)]
     | TokenIds
     | Annotated[list[TokenIds], Field(min_length=1, max_length=PROMPTS)]
 )
+Texts = (
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=TEXTS)]
+    | TokenIds
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=TEXTS)]
+)
+LEAST_TOP_P = 1e-9  # what 0 means: the likeliest token alone
 
 
 def no_bias(value: Any) -> bool:
@@ -57,7 +64,7 @@ class Sampling(Strict):
     model: str | None = None
     n: int = Field(1, ge=1, le=SEQUENCES)
     temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, ge=0, le=1)
     top_k: int = Field(0, ge=-1, description="0 and -1 take all.")
     min_p: float = Field(0.0, ge=0, le=1)
     typical_p: float = Field(1.0, gt=0, le=1)
@@ -78,7 +85,7 @@ class Sampling(Strict):
             num_return_sequences=self.n,
             temperature=1.0 if greedy else self.temperature,
             top_k=max(self.top_k, 0),
-            top_p=self.top_p,
+            top_p=max(self.top_p, LEAST_TOP_P),
             min_p=self.min_p,
             typical_p=self.typical_p,
             repetition_penalty=self.repetition_penalty,
@@ -93,7 +100,7 @@ class CompletionBody(Sampling):
 
     neutral: ClassVar[Mapping[str, Neutral]] = {**Sampling.neutral, "suffix": only("")}
 
-    prompt: Texts = ""
+    prompt: Prompts = ""
     max_tokens: int = Field(16, ge=0)
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=LIKELIEST)

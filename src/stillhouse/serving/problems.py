@@ -51,15 +51,17 @@ def from_validation(errors: Sequence[Any], root: str = "") -> Problem:
         case "unsupported":
             message = f"{where} {nearest['msg']}."
         case "json_invalid":
-            message = f"The body is not JSON: {nearest['ctx']['error']}."
+            message, where = f"The body is not JSON: {nearest['ctx']['error']}.", ""
         case _:
             message = f"{where or 'The body'}: {nearest['msg']}."
     return Problem(400, message, param=where or None)
 
 
-def _nearness(error: Any) -> tuple[int, bool]:
+def _nearness(error: Any) -> tuple[bool, int]:
+    """A value that is out of bounds is of the form that was meant; of those of another type, the
+    one that was taken apart the furthest is."""
     depth = len(error["loc"]) + (error["type"] == "unsupported")
-    return depth, not error["type"].endswith("_type")
+    return not error["type"].endswith("_type"), depth
 
 
 def overloaded(queue: int) -> Problem:

@@ -254,9 +254,18 @@ def with_threshold_of(config: PretrainedConfig, task: Task) -> Task:
 
 
 def labels_of(config: PretrainedConfig) -> list[str]:
-    """The model's labels in the order of its outputs."""
-    names = {int(number): name for number, name in (config.id2label or {}).items()}
-    return [names[number] for number in sorted(names)]
+    """The model's labels in the order of its outputs.
+
+    Raises:
+        ModelError: they are those of other outputs.
+    """
+    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    if sorted(names) != list(range(len(names))):
+        raise ModelError(
+            f"The model's config.json names labels for the outputs {sorted(names)} (id2label), but "
+            f"outputs are numbered from 0 to {len(names) - 1}. Correct the numbers."
+        )
+    return [names[number] for number in range(len(names))]
 
 
 def check_length(recipe: TaskRecipe, config: PretrainedConfig, model: str) -> None:
@@ -300,6 +309,11 @@ def _recipe_of(folder: Path, config: PretrainedConfig) -> TaskRecipe:
     match head_of(config):
         case "SequenceClassification" if config.num_labels == 1:
             return RegressionTask(length=most)
+        case "SequenceClassification" if config.problem_type == "regression":
+            raise ModelError(
+                f"The model in {folder} gives {config.num_labels} numbers for a text "
+                "(problem_type regression); Stillhouse knows regression of one number."
+            )
         case "SequenceClassification":
             several = config.problem_type == "multi_label_classification"
             return ClassificationTask(multi_label=several, length=most)

@@ -12,7 +12,7 @@ from stillhouse.recipe_tasks import EmbeddingsTask
 MODULES = "modules.json"
 POOLING = "1_Pooling"
 STEPS = ("Transformer", "Pooling", "Normalize")
-SETTINGS = "config_sentence_transformers.json"
+SETTINGS, TEXTS = "config_sentence_transformers.json", "sentence_bert_config.json"
 UNLIMITED = 10**6  # transformers writes 1e30 where a tokenizer has no limit
 
 
@@ -51,6 +51,7 @@ def vector_settings(folder: Path) -> VectorSettings:
             f"{f' in {places[0]}' if places and places[0] else ''}; Stillhouse makes vectors by a "
             "Transformer in the folder itself, then Pooling, then perhaps Normalize."
         )
+    _check_settings(folder)
     prompt = _default_prompt(folder)
     length, lower_case = _text_settings(folder)
     similarity = _optional(folder / SETTINGS).get("similarity_fn_name") or "cosine"
@@ -81,7 +82,7 @@ def check_recipe_of(folder: Path, recipe: EmbeddingsTask, *, trains: bool = Fals
         raise RecipeError(
             f"The model in {folder} is made for {needed} every text, which a student would not "
             "see. Write the texts of the task so, and take it out of the teacher's "
-            f"{SETTINGS if own.prompt else 'sentence_bert_config.json'}."
+            f"{SETTINGS if own.prompt else TEXTS}."
         )
 
 
@@ -108,7 +109,7 @@ def write_modules(folder: Path, task: EmbeddingsTask, hidden_size: int) -> None:
         (folder / MODULES, modules),
         (folder / POOLING / "config.json", pooling),
         (folder / "2_Normalize" / "config.json", {}),
-        (folder / "sentence_bert_config.json", {"max_seq_length": task.length}),
+        (folder / TEXTS, {"max_seq_length": task.length}),
     ):
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -137,7 +138,7 @@ def _pooling(path: Path, *, has_prompt: bool) -> Literal["mean", "cls"]:
 
 def _text_settings(folder: Path) -> tuple[int | None, bool]:
     """The most tokens that are read, and whether they are put into lower case."""
-    files = [folder / "sentence_bert_config.json", *sorted(folder.glob("sentence_*_config.json"))]
+    files = [folder / TEXTS, *sorted(folder.glob("sentence_*_config.json"))]
     settings = next((found for file in files if (found := _optional(file))), {})
     tokenizer = _optional(folder / "tokenizer_config.json").get("model_max_length")
     length = settings.get("max_seq_length") or tokenizer
@@ -147,6 +148,29 @@ def _text_settings(folder: Path) -> tuple[int | None, bool]:
         )
     known = length is not None and length < UNLIMITED
     return length if known else None, bool(settings.get("do_lower_case"))
+
+
+def _check_settings(folder: Path) -> None:
+    """Refuse what changes vectors beyond the modules."""
+    settings = _optional(folder / SETTINGS)
+    kind, size = settings.get("model_type"), settings.get("truncate_dim")
+    if kind not in (None, "SentenceTransformer"):
+        raise ModelError(
+            f"{folder / SETTINGS} says that the model is a {kind}; Stillhouse knows the "
+            "SentenceTransformer, which gives one dense vector for a text."
+        )
+    if size is not None:
+        raise ModelError(
+            f"{folder / SETTINGS} cuts vectors to {size} numbers (truncate_dim); Stillhouse gives "
+            "whole ones. Take it out, and cut them yourself, or ask a server for `dimensions`."
+        )
+    text = (_optional(folder / TEXTS).get("modality_config") or {}).get("text") or {}
+    output = text.get("method_output_name", "last_hidden_state")
+    if output != "last_hidden_state":
+        raise ModelError(
+            f"{folder / TEXTS} takes {output} from the model (modality_config); Stillhouse pools "
+            "its last_hidden_state."
+        )
 
 
 def _default_prompt(folder: Path) -> str:

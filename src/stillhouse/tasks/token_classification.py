@@ -122,6 +122,8 @@ class TokenClassification:
     def encode(
         self, examples: Sequence[Words], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[Encoded]]:
+        if not examples:
+            return []
         found = tokenizer(
             [words.text for words in examples],
             truncation=True,

@@ -27,6 +27,7 @@ OWN_FILES = (
 )
 TEMPLATE = "chat_template.jinja"
 TEMPLATES = (TEMPLATE, "additional_chat_templates/*.jinja")  # they travel with the tokenizer
+STRANGE = "\u13a0 \ua4d0 \u2d30"  # Cherokee, Lisu and Tifinagh: hardly in a small vocabulary
 SAMPLED_TOKENS = 200  # of a vocabulary, to see whether it can be read
 END_OF_TEXT = "<|endoftext|>"
 BERT_TOKENS = {
@@ -152,6 +153,11 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
             f"The tokenizer at {source} is a {type(tokenizer).__name__}, without a tokenizer.json. "
             "Save its fast version with save_pretrained, and give that folder."
         )
+    length = tokenizer.model_max_length
+    if isinstance(length, bool) or not isinstance(length, int | float) or length < 1:
+        raise DataError(
+            f"model_max_length is {length!r} in {source}; it must be a number of tokens, or null."
+        )
     _check_vocabulary(tokenizer, source)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -166,7 +172,14 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
     ids = sorted(set(tokenizer.get_vocab().values()) - special)
     sample = ids[:: max(1, len(ids) // SAMPLED_TOKENS)]
     text = tokenizer.decode(sample)
-    found = tokenizer.backend_tokenizer.encode(str(text), add_special_tokens=False).ids
+    try:
+        found = tokenizer.backend_tokenizer.encode(str(text), add_special_tokens=False).ids
+        tokenizer.backend_tokenizer.encode(STRANGE)
+    except Exception as error:  # of the library, which has none of its own
+        raise DataError(
+            f"The tokenizer at {source} cannot read every text ({error}). Name a token of its "
+            "vocabulary as unk_token in tokenizer_config.json."
+        ) from error
     unknown = find_special_tokens(tokenizer).unk
     if any(id != unknown for id in found):
         return

@@ -1,0 +1,152 @@
+"""Requests as odd clients send them: right, or refused in words that say what to send."""
+
+import json
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+from tests.export.odd_models import odd_model
+from tests.serving.conftest import URL
+
+from stillhouse.serving.server import Serving, application
+
+COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
+GREEDY = {"model": "sample", "prompt": "def ", "max_tokens": 4, "temperature": 0}
+DRAWN = {**GREEDY, "temperature": 1}
+TEMPLATES = {
+    "nodefault": {"tool_use": "X", "rag": "Y"},
+    "broken": "{{ messages[0]['content'] + 3 }}",
+    "unfinished": "{% if %}",
+}
+
+
+def text_of(http, **body) -> str:
+    answer = http.post(COMPLETIONS, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["text"]
+
+
+def test_a_whole_number_may_come_with_a_point(http):
+    """As some languages write it; others are refused as before."""
+    whole = text_of(http, **{**DRAWN, "seed": 3, "top_k": 9})
+    body = {"model": "sample", "prompt": "def ", "max_tokens": 4.0, "temperature": 1.0}
+    assert text_of(http, **{**body, "seed": 3.0, "top_k": 9.0}) == whole
+    for name in ("max_tokens", "seed"):
+        assert http.post(COMPLETIONS, json={**GREEDY, name: 2.5}).status_code == 400
+
+
+def test_a_seed_may_be_negative(http):
+    """OpenAI's go from -2**63; each draws its own text, the same again."""
+    texts = [text_of(http, **{**DRAWN, "max_tokens": 12, "seed": -seed}) for seed in (1, 2, 1)]
+    assert texts[0] == texts[2] != texts[1]
+    for seed in (-(2**63), 2**63 - 1):
+        text_of(http, **{**DRAWN, "seed": seed})
+    for seed in (-(2**63) - 1, 2**63):
+        assert http.post(COMPLETIONS, json={**DRAWN, "seed": seed}).status_code == 400
+
+
+def test_top_p_of_zero_is_the_likeliest_token(http):
+    """In OpenAI's range; beside a temperature of 0 it changes nothing."""
+    assert text_of(http, **{**DRAWN, "top_p": 0}) == text_of(http, **GREEDY)
+    assert text_of(http, **{**GREEDY, "top_p": 0}) == text_of(http, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (COMPLETIONS, {"prompt": ["a"] * 65}, "prompt: List should have at most 64 items"),
+        ("/v1/embeddings", {"input": ["a"] * 2049}, "input: List should have at most 2048 items"),
+        (COMPLETIONS, {"prompt": [[1], []]}, "prompt.1: List should have at least 1 item"),
+    ],
+)
+def test_a_list_of_the_wrong_length_is_not_called_another_type(http, path, body, message):
+    answer = http.post(path, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(message)
+
+
+def test_many_texts_are_embedded_in_one_request(http):
+    """LangChain sends 1,000 at once; their vectors are those of each alone, in order."""
+    texts = [f"text {number}" for number in range(130)]
+    data = http.post("/v1/embeddings", json={"model": "minilm", "input": texts}).json()["data"]
+    assert [each["index"] for each in data] == list(range(130))
+    for number in (0, 63, 64, 129):
+        alone = http.post("/v1/embeddings", json={"model": "minilm", "input": texts[number]})
+        right = alone.json()["data"][0]["embedding"]
+        np.testing.assert_allclose(data[number]["embedding"], right, atol=1e-5)
+
+
+@pytest.mark.parametrize("neutral", [{"temperature": 1.0}, {"top_p": 1.0}, {"top_k": 0}])
+def test_neutral_settings_do_not_ask_for_sampling(http, neutral):
+    """As in Text Generation Inference: a setting that changes nothing leaves a text greedy."""
+    parameters = {"max_new_tokens": 8}
+    plain = http.post("/", json={"inputs": "The", "parameters": parameters}).json()
+    for more in (neutral, {**neutral, "do_sample": False}):
+        found = http.post("/", json={"inputs": "The", "parameters": {**parameters, **more}})
+        assert found.json() == plain
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/sample", "/docs"])
+def test_head_answers_as_get_does_without_a_body(http, path):
+    """What monitors ask, and curl -I."""
+    found, right = http.head(path), http.get(path)
+    assert (found.status_code, right.status_code) == (200, 200)
+    assert found.headers["content-type"] == right.headers["content-type"]
+    assert found.content == b""
+
+
+def test_head_of_what_is_not_there_is_not_found(http):
+    assert http.head("/v1/models/nope").status_code == 404
+    assert http.head(COMPLETIONS).status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "message"),
+    [
+        ({"content-type": "text/plain"}, json.dumps(GREEDY).encode(), 400, "Content-Type is text/"),
+        ({}, json.dumps(GREEDY).encode(), 400, "Content-Type is none; send JSON"),
+        (
+            {"content-type": "application/x-www-form-urlencoded"},
+            json.dumps(GREEDY).encode(),
+            400,
+            "as application/json",
+        ),
+        (
+            {"content-type": "application/json", "content-encoding": "gzip"},
+            b"x",
+            415,
+            "Content-Encoding is gzip; send the body as it is",
+        ),
+        ({"content-type": "application/json"}, b'{"prompt": "\xe9"}', 400, "send JSON in UTF-8"),
+    ],
+)
+def test_a_body_that_is_not_read_says_how_to_send_it(http, headers, body, status, message):
+    """`curl -d` sends a form unless it is told otherwise."""
+    answer = http.post(COMPLETIONS, content=body, headers=headers)
+    assert answer.status_code == status
+    assert message in answer.json()["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory) -> FastAPI:
+    folders = []
+    for name, template in TEMPLATES.items():
+
+        def change(model, tokenizer, template=template):
+            del model
+            tokenizer.chat_template = template
+
+        folders.append(odd_model(tmp_path_factory.mktemp("chat") / name, change))
+    serving = Serving(models=tuple(map(str, folders)), precision="fp32", offline=True)
+    return application(serving, waits=True)
+
+
+def test_a_chat_template_that_cannot_be_used_is_no_bug_of_the_server(templates):
+    """Several named ones without a default, an error inside, and one that cannot be read."""
+    with TestClient(templates, base_url=URL) as http:
+        for name in TEMPLATES:
+            body = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
+            answer = http.post(CHATS, json=body)
+            assert answer.status_code == 400
+            assert "own chat template" in answer.json()["error"]["message"]
