@@ -22,7 +22,7 @@ from stillhouse.tokens.tokenizer_training import train_tokenizer
 COMMANDS = {
     "quickstart": ["Needs no download", "Writes student, control, table and report"],
     "run": ["from text to report", "Writes the run folder: tokens, student, control"],
-    "check": ["Reads configurations only", "writes nothing"],
+    "check": ["Reads configurations, task files", "writes nothing"],
     "prepare": ["Read the recipe's text", "write corpus/ and tokens/"],
     "teacher": ["tokens/ to teacher/"],
     "init": ["teacher to student-init/"],
