@@ -34,26 +34,25 @@ from benchmarks import measure
 from benchmarks.cached import KIND, SIZE, CachedTeacher, teacher_logits
 from stillhouse.data.sample import sample_documents
 from stillhouse.errors import DataError, StillhouseError
-from stillhouse.families import Family, load_model, resolve_folder
+from stillhouse.families.base import Family
+from stillhouse.models.folder import load_model, resolve_folder
 from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
     LanguageModelObjective,
     Teacher,
 )
-from stillhouse.recipe import (
-    CacheKind,
-    LossesRecipe,
-    OptimizerRecipe,
-    StudentRecipe,
-)
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
+from stillhouse.student.settings import StudentRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.held_out import is_validation
+from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.tokenizer import load_tokenizer, text_encoder
 from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.device import autocast, pick_precision
 from stillhouse.training.optimizer import make_optimizer
+from stillhouse.training.settings import OptimizerRecipe
 
 CPU = measure.CPU
 HELD_OUT = 0.05

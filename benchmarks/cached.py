@@ -11,9 +11,10 @@ from torch import Tensor
 
 from stillhouse.distillation.cache import teacher_rows
 from stillhouse.objectives.language_model import Teacher, project
-from stillhouse.recipe import CacheKind, Rows
-from stillhouse.run_folder import Inputs, commit_folder, commit_parts
+from stillhouse.runs.manifest import Inputs, commit_folder, commit_parts
+from stillhouse.section import Rows
 from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.teacher_cache import CacheFormat, TeacherCache, part_folder, write_rows
 from stillhouse.training.device import Precision, autocast
 

@@ -20,10 +20,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import measure
-from stillhouse.recipe import OptimizerRecipe
-from stillhouse.run_folder import Inputs
+from stillhouse.runs.manifest import Inputs
 from stillhouse.training.checkpoint import Checkpoints, Progress
 from stillhouse.training.optimizer import make_optimizer
+from stillhouse.training.settings import OptimizerRecipe
 
 
 def main() -> None:

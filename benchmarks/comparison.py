@@ -18,7 +18,7 @@ from benchmarks.ours import (
     classic_losses,
     our_outcome,
 )
-from stillhouse.recipe import Rows
+from stillhouse.section import Rows
 from stillhouse.tokens.batches import Batch
 from stillhouse.training.device import Precision
 

@@ -15,7 +15,7 @@ import torch
 from transformers import BertForMaskedLM
 
 from stillhouse.errors import ModelError
-from stillhouse.families import resolve_folder, save_model
+from stillhouse.models.folder import resolve_folder, save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 

@@ -38,10 +38,11 @@ from rich.table import Table
 from transformers import DistilBertConfig, DistilBertModel, GPT2Config, GPT2LMHeadModel
 
 from benchmarks import measure
-from stillhouse.families import family_of
-from stillhouse.generation import Generation
-from stillhouse.generation.batching import Batcher, Event, NewToken, Request
-from stillhouse.generation.precision import (
+from stillhouse.families.registry import family_of
+from stillhouse.inference.engine.batcher import Batcher, Event, NewToken, Request
+from stillhouse.inference.engine.kv_cache import SlottedModel
+from stillhouse.inference.generation import Generation
+from stillhouse.inference.quantization import (
     Precision,
     has_int8,
     onednn_rows,
@@ -49,7 +50,6 @@ from stillhouse.generation.precision import (
     times_of,
     to_precision,
 )
-from stillhouse.generation.slots import SlottedModel
 from stillhouse.kernels import KernelTimes
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 

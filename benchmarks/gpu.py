@@ -45,7 +45,7 @@ from benchmarks.ours import (
     our_step,
     step_shape,
 )
-from stillhouse.recipe import Rows
+from stillhouse.section import Rows
 from stillhouse.training.device import Precision
 from stillhouse.training.floor import Floor, measure_floor
 from stillhouse.training.work import count_work

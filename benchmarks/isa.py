@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DistilBertConfig, DistilBertModel, GPT2Config, GPT2LMHeadModel
 
-from stillhouse.generation.precision import (
+from stillhouse.inference.quantization import (
     has_int8,
     is_faster_than_float32,
     onednn_rows,

@@ -18,12 +18,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from stillhouse.machine import (
-    describe_machine,
-    library_versions,
-    processor_name,
-    source_commit,
-)
+from stillhouse.machine import describe_machine, library_versions, processor_name, source_commit
 from stillhouse.training.floor import seconds_of
 
 CPU = torch.device("cpu")

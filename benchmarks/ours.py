@@ -17,22 +17,19 @@ from transformers import BertConfig, GPT2Config, PretrainedConfig, PreTrainedMod
 from benchmarks import measure, reference_2019
 from benchmarks.cached import CachedTeacher
 from benchmarks.equality import Outcome, outcome_of
-from stillhouse.families import Family, family_of
+from stillhouse.families.base import Family
+from stillhouse.families.registry import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.recipe import (
-    HardLossRecipe,
-    LossesRecipe,
-    LossRecipe,
-    OptimizerRecipe,
-    Rows,
-    StudentRecipe,
-)
+from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe, LossRecipe
+from stillhouse.section import Rows
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
+from stillhouse.student.settings import StudentRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.device import Precision, autocast, has_bf16
 from stillhouse.training.optimizer import learning_parameters, make_optimizer
+from stillhouse.training.settings import OptimizerRecipe
 from stillhouse.training.work import StepShape, head_rows, read_rows
 
 CPU = torch.device("cpu")

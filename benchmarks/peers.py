@@ -35,7 +35,8 @@ from benchmarks import measure
 from benchmarks.equality import Outcome, outcome_of
 from benchmarks.ours import CPU, PAIRS, Losses, Models, Pair, build_batch, classic_losses
 from benchmarks.reference_2019 import MAX_GRAD_NORM, TEMPERATURE, WEIGHTS, PaddedBatch
-from stillhouse.recipe import JsdRecipe, LossesRecipe, Rows
+from stillhouse.objectives.settings import JsdRecipe, LossesRecipe
+from stillhouse.section import Rows
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.device import Precision, autocast, has_bf16
 

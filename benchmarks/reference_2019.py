@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 from benchmarks.equality import Outcome, outcome_of
-from stillhouse.recipe import Rows
+from stillhouse.section import Rows
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.device import Precision, autocast
 

@@ -28,15 +28,16 @@ from transformers import GPT2Config
 
 from benchmarks import measure
 from benchmarks.ours import Pair, build_models
+from stillhouse.distillation.settings import DistillationRecipe
 from stillhouse.objectives.language_model import LanguageModelObjective
-from stillhouse.recipe import DistillationRecipe, TokensRecipe
-from stillhouse.run_folder import Inputs
+from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.training.engine import train
 from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
 from stillhouse.training.progress import QuietReporter
-from stillhouse.training.ranks import joined_ranks
+from stillhouse.training.ranks import init_distributed
 from stillhouse.training.work import count_work, planned_step
 
 LENGTH = 256
@@ -81,7 +82,7 @@ def work(folder: Path, tokens_per_step: int) -> None:
     models = build_models(Pair(GPT2Config, 4, LENGTH), 0)
     models.teacher.to(torch.bfloat16)  # pyright: ignore[reportArgumentType, reportCallIssue]
     step = planned_step(recipe.losses, TokensRecipe(sequence_length=LENGTH), recipe, device)
-    with joined_ranks() as ranks:
+    with init_distributed() as ranks:
         reporter = Counting()
         job = TrainingJob(
             "student",

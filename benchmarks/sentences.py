@@ -22,17 +22,13 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.reference_2019 import PaddedBatch
 from stillhouse.data.documents import read_documents
+from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
-from stillhouse.recipe import CorpusRecipe, MaskingRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.masking import Masker
 from stillhouse.tokens.packing import positions_in_segments
-from stillhouse.tokens.tokenizer import (
-    SpecialTokens,
-    load_tokenizer,
-    special_tokens,
-    text_encoder,
-)
+from stillhouse.tokens.settings import MaskingRecipe
+from stillhouse.tokens.tokenizer import SpecialTokens, load_tokenizer, special_tokens, text_encoder
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TEXT = SHARED / "books" / "en.jsonl.gz"

@@ -46,8 +46,8 @@ from benchmarks.generate import (
     prompts,
     ratio,
 )
-from stillhouse.families import save_model
-from stillhouse.generation.precision import Precision, has_int8
+from stillhouse.inference.quantization import Precision, has_int8
+from stillhouse.models.folder import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 PORT = 8731

@@ -42,7 +42,7 @@ from benchmarks.ours import (
     variants,
 )
 from stillhouse.errors import RecipeError, StillhouseError
-from stillhouse.recipe import Rows
+from stillhouse.section import Rows
 from stillhouse.training.device import Precision, pick_precision
 from stillhouse.training.floor import DTYPES, Floor, measure_rates
 from stillhouse.training.work import count_work

@@ -20,12 +20,12 @@ from rich.table import Table
 
 from benchmarks import measure
 from stillhouse.errors import StillhouseError
-from stillhouse.families import resolve_folder
-from stillhouse.generation import load_for_task
+from stillhouse.inference.loaded import load_for_task
+from stillhouse.models.folder import resolve_folder
 from stillhouse.recipe_file import parse_task
-from stillhouse.recipe_tasks import TaskRecipe
-from stillhouse.run_folder import sha256_of
-from stillhouse.tasks.asking import ask
+from stillhouse.runs.manifest import sha256_of
+from stillhouse.tasks.asking import predict
+from stillhouse.tasks.settings import TaskRecipe
 from stillhouse.training.device import pick_device
 
 
@@ -34,7 +34,7 @@ def prepare(name: str, recipe: TaskRecipe, data: Path, device: torch.device) -> 
     loaded = load_for_task(resolve_folder(name, offline=True), recipe, device)
     examples = loaded.task.read(data)
     encoded = loaded.task.encode(examples, loaded.tokenizer)
-    answer = functools.partial(ask, loaded.task, loaded.model, examples, encoded)
+    answer = functools.partial(predict, loaded.task, loaded.model, examples, encoded)
     return answer, loaded.model.num_parameters()
 
 

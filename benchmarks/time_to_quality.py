@@ -37,11 +37,13 @@ from transformers import PreTrainedModel
 from benchmarks import measure, reference_2019
 from stillhouse.errors import StillhouseError
 from stillhouse.evaluation.perplexity import masked_losses
-from stillhouse.families import family_of, load_model
+from stillhouse.families.registry import family_of
+from stillhouse.models.folder import load_model
 from stillhouse.pipeline import Options, Pipeline
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import parse_recipe
-from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.batches import Batch, SequenceSource
 from stillhouse.tokens.source import open_source
 from stillhouse.training.allocator import keep_freed_memory

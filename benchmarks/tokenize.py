@@ -30,13 +30,19 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks import measure
-from stillhouse import families
 from stillhouse.corpus.prepare import BATCH_BYTES, STRETCH_CHARACTERS, prepare
 from stillhouse.data.documents import SAMPLE, read_documents
 from stillhouse.data.pieces import stretches
+from stillhouse.models.folder import resolve_folder
 from stillhouse.recipe import Recipe
-from stillhouse.run_folder import RunFolder
-from stillhouse.tokens.engines import FAST, REFERENCE, UnfitError, open_fast, version_of
+from stillhouse.runs.paths import RunFolder
+from stillhouse.tokens.engines import (
+    FAST,
+    REFERENCE,
+    FastTokenizerMismatchError,
+    open_fast,
+    version_of,
+)
 from stillhouse.tokens.tokenizer import load_tokenizer, text_encoder
 
 BEST_CHARACTERS = 2**13  # of 2**11, 2**13 and 2**15; `tokenizers` slows down on longer texts
@@ -165,7 +171,9 @@ def check_equality(tokenizer: PreTrainedTokenizerFast, batches: list[list[str]])
         for batch in batches:
             for text, found, expected in zip(batch, fast(batch), encode(batch), strict=True):
                 if not np.array_equal(found, expected):
-                    raise UnfitError(f"{FAST} gives other tokens for {text[:80]!r}...")
+                    raise FastTokenizerMismatchError(
+                        f"{FAST} gives other tokens for {text[:80]!r}..."
+                    )
                 num_tokens += len(expected)
     return num_tokens
 
@@ -226,9 +234,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options, load, console = parse_options(), os.getloadavg(), Console()
     try:
-        folder = families.resolve_folder(options.tokenizer, offline=True)
+        folder = resolve_folder(options.tokenizer, offline=True)
         result = measure_text(options.text, folder, options.repeats)
-    except UnfitError as reason:
+    except FastTokenizerMismatchError as reason:
         console.print(f"Nothing timed: {reason}", markup=False)
         return 1
     console.print(comparison_table(result))

@@ -14,7 +14,8 @@ from speed import serving_table, speed_table
 
 from faults import fault_table
 from stillhouse.cli import app
-from stillhouse.recipe import PRESETS, Recipe
+from stillhouse.distillation.settings import PRESETS
+from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import recipe_names, recipe_text
 
 DOCS = Path(__file__).parent

@@ -15,7 +15,8 @@ from tests.tiny_models import VOCABULARY, make_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.families import TaskHead, family_of
+from stillhouse.families.registry import family_of
+from stillhouse.models.task_models import TaskHead
 from stillhouse.tokens.batches import IGNORED, Batch
 
 pytest_plugins = ["tests.cpu_time"]

@@ -6,8 +6,9 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from stillhouse.estimate.speeds import LanguageTraining, TaskTraining, TrainingSpeed
-from stillhouse.recipe import Recipe, TokensRecipe
-from stillhouse.tasks.encoded import Encoded
+from stillhouse.recipe import Recipe
+from stillhouse.tasks.encoded import EncodedExample
+from stillhouse.tokens.settings import TokensRecipe
 
 
 class FixedSpeeds:
@@ -31,6 +32,9 @@ class FixedSpeeds:
         return 1_000.0
 
     def answering(
-        self, training: TaskTraining, examples: Sequence[Any], encoded: Sequence[Sequence[Encoded]]
+        self,
+        training: TaskTraining,
+        examples: Sequence[Any],
+        encoded: Sequence[Sequence[EncodedExample]],
     ) -> float:
         return self.rate

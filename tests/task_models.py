@@ -8,7 +8,9 @@ import transformers
 from tests.tiny_models import make_config
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.families import TaskHead, family_named, save_model
+from stillhouse.families.registry import family_named
+from stillhouse.models.folder import save_model
+from stillhouse.models.task_models import TaskHead
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 SENTENCES = (

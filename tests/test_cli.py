@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import stillhouse
 from stillhouse.__main__ import _run
-from stillhouse.families import save_model
+from stillhouse.models.folder import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 # For each command, what its help must say that it reads and writes.

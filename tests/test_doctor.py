@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from stillhouse.__main__ import _run
-from stillhouse.run_folder import Inputs, RunFolder, commit_file, commit_folder
+from stillhouse.runs.manifest import Inputs, commit_file, commit_folder
+from stillhouse.runs.paths import RunFolder
 
 
 def doctor(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:

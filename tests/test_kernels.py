@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from stillhouse import kernels
-from stillhouse.generation import precision as int8
+from stillhouse.inference import quantization as int8
 from stillhouse.kernels import FLOAT32, Kernel, Shape, kernel_times, measure_kernels
 from stillhouse.training import device
 
@@ -294,7 +294,7 @@ def test_choosing_takes_a_second(isa):
     code = (
         "import time; import torch; from transformers import GPT2Config, GPT2LMHeadModel\n"
         "with torch.device('meta'): model = GPT2LMHeadModel(GPT2Config(n_layer=6))\n"
-        "from stillhouse.generation.precision import times_of\n"
+        "from stillhouse.inference.quantization import times_of\n"
         "began = time.process_time(); times_of(model); print(time.process_time() - began)"
     )
     found = subprocess.run(
@@ -327,7 +327,7 @@ def test_one_slow_turn_changes_nothing(slow_turn):
 def test_int8_is_refused_where_its_sums_overflow(isa):
     """FBGEMM told to do without VNNI adds pairs in 16 bits: 12 instead of 768. It is found by
     trying, not by a flag."""
-    code = "from stillhouse.generation.precision import has_int8; print(has_int8())"
+    code = "from stillhouse.inference.quantization import has_int8; print(has_int8())"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env={**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": isa},

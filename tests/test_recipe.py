@@ -6,15 +6,13 @@ import pytest
 import yaml
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe import (
-    HardLossRecipe,
-    Recipe,
-    TeacherRecipe,
-    TrainedTokenizer,
-    recipe_part,
-    shaping_part,
-)
+from stillhouse.objectives.settings import HardLossRecipe
+from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe, load_recipe, parse_recipe, recipe_names, recipe_text
+from stillhouse.section import recipe_part
+from stillhouse.teacher.settings import TeacherRecipe
+from stillhouse.tokens.settings import TrainedTokenizer
+from stillhouse.training.settings import result_settings
 
 LEAST = "teacher: some/model\ncorpus: {source: sample}\n"
 TRAINED = """
@@ -324,6 +322,6 @@ def test_how_often_a_training_is_committed_does_not_shape_it():
     one = parse().distillation
     often = parse("distillation: {checkpoint: {every_steps: 5}}").distillation
     other = parse("distillation: {optimizer: {learning_rate: 1}}").distillation
-    assert shaping_part(one) == shaping_part(often) != shaping_part(other)
+    assert result_settings(one) == result_settings(often) != result_settings(other)
     assert recipe_part(one) != recipe_part(often)
     assert recipe_part("sample") == "sample"

@@ -13,7 +13,7 @@ from tests.pipeline.tiny_run import call, refused
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe, parse_recipe, parse_task, recipe_text
-from stillhouse.recipe_tasks import NAMED_TASKS, TASK_KINDS, ClassificationTask
+from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, ClassificationTask
 
 Path = tuple[str, ...]
 

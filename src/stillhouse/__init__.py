@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stillhouse.errors import StillhouseError
 
 if TYPE_CHECKING:
-    from stillhouse.generation import LoadedModel
+    from stillhouse.inference.loaded import LoadedModel
 
 __version__ = "0.1.0"
 __all__ = ["StillhouseError", "__version__", "load", "run", "set_seed"]
@@ -26,7 +26,7 @@ def load(name: str | Path, *, offline: bool = False) -> "LoadedModel":
         ModelError: no such folder, or one that is not a complete model.
         NetworkError: a hub name that is not on this disk, without a network.
     """
-    from stillhouse.generation import load as load_model
+    from stillhouse.inference.loaded import load as load_model
 
     return load_model(name, offline=offline)
 
@@ -46,7 +46,7 @@ def run(
     """
     from stillhouse.pipeline import Options, Pipeline
     from stillhouse.recipe_file import load_recipe
-    from stillhouse.run_folder import RunFolder
+    from stillhouse.runs.paths import RunFolder
     from stillhouse.stages import STAGES
     from stillhouse.training.progress import ConsoleReporter
 

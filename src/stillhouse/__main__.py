@@ -31,7 +31,7 @@ def _run() -> int:
         try:
             app()  # it exits by itself: 0, 2 for a usage error, 130 for Ctrl-C
         except OSError:
-            from stillhouse.run_folder import explained_os_errors
+            from stillhouse.runs.atomic import explained_os_errors
 
             with explained_os_errors():
                 raise

@@ -23,17 +23,17 @@ from stillhouse.estimate import (
     task_parts,
     text_size,
 )
-from stillhouse.families import (
-    count_parameters,
-    empty_model,
-    load_model_tokenizer,
-    resolve_folder,
-)
+from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.machine import num_cores, processor_name
+from stillhouse.models.folder import count_parameters, empty_model, resolve_folder
+from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.objectives.chunks import CHUNK_BYTES
-from stillhouse.recipe import FinetuningRecipe, Recipe, TrainedTokenizer, recipe_part
-from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.recipe import Recipe
+from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.paths import RunFolder
+from stillhouse.section import recipe_part
 from stillhouse.student.plan import StudentPlan
+from stillhouse.tokens.settings import TrainedTokenizer
 from stillhouse.tokens.source import open_tokenizer
 from stillhouse.tokens.tokenizer import load_tokenizer
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision

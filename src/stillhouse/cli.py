@@ -153,7 +153,7 @@ def check(
     """
     from stillhouse.check import check_recipe, print_check
     from stillhouse.recipe_file import load_recipe
-    from stillhouse.run_folder import RunFolder
+    from stillhouse.runs.paths import RunFolder
 
     name, parsed = load_recipe(recipe, overrides or [])
     run = RunFolder.at(run_dir or Path("runs") / name)
@@ -354,7 +354,7 @@ def score(
     if lm_eval is not None or data is None:
         raise RecipeError("Give --data (and --task, --set), or --lm-eval alone.")
     from stillhouse.evaluation.score import print_scores, score_model
-    from stillhouse.families import resolve_folder
+    from stillhouse.models.folder import resolve_folder
     from stillhouse.recipe_file import parse_task
     from stillhouse.tasks.registry import settings_of_model
 
@@ -382,9 +382,9 @@ def predict(
     answer, entities, an embedding. A blank row is an empty text. Without --task the task is the one
     that the model was trained on.
     """
-    from stillhouse.families import resolve_folder
-    from stillhouse.generation.loaded import cut_text, load_for_task
-    from stillhouse.generation.predict import check_output, predict_file
+    from stillhouse.inference.loaded import cut_text, load_for_task
+    from stillhouse.inference.predict import check_output, predict_file
+    from stillhouse.models.folder import resolve_folder
     from stillhouse.recipe_file import parse_task
     from stillhouse.tasks.blank_rows import blank_rows, rows_listed
     from stillhouse.tasks.registry import settings_of_model
@@ -449,9 +449,10 @@ def generate(
     Prints each text, the prompt included. With --draft, how much of the draft was kept goes to
     stderr.
     """
-    from stillhouse.generation import Generation, LoadedModel
-    from stillhouse.generation.gate import load_at_precision
-    from stillhouse.generation.speculative import continue_by_draft
+    from stillhouse.inference.engine.speculative import continue_by_draft
+    from stillhouse.inference.generation import Generation
+    from stillhouse.inference.loaded import LoadedModel
+    from stillhouse.inference.quantization_check import load_at_precision
 
     settings = Generation(
         max_new_tokens=max_new_tokens,
@@ -612,8 +613,8 @@ def features(
 
     One row a token, float32.
     """
-    from stillhouse.generation import load
-    from stillhouse.generation.save_features import check_target, save_features
+    from stillhouse.inference.features import check_target, save_features
+    from stillhouse.inference.loaded import load
 
     check_target(output)
     states = load(model, offline=offline).features(text)
@@ -667,15 +668,15 @@ def _run_stages(
 
     name, parsed = load_recipe(recipe, overrides or [])
     from stillhouse.pipeline import Options, Pipeline
-    from stillhouse.run_folder import RunFolder
+    from stillhouse.runs.paths import RunFolder
     from stillhouse.stages import stages_named, stages_until
     from stillhouse.training.progress import ConsoleReporter, QuietReporter
-    from stillhouse.training.ranks import joined_ranks
+    from stillhouse.training.ranks import init_distributed
 
     stages = (only,) if only else stages_until(until)
     options = Options(offline=offline, overwrite=stages_named(overwrite))
     folder = RunFolder.at(run_dir or Path("runs") / name)
-    with sharing_cores(), joined_ranks() as ranks:
+    with sharing_cores(), init_distributed() as ranks:
         with ConsoleReporter() if ranks.is_first else QuietReporter() as reporter:
             pipeline = Pipeline(parsed, folder, reporter, options, ranks)
             pipeline.run_stages(stages)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from stillhouse.errors import RunError, StillhouseError
 from stillhouse.machine import library_versions, memory_bytes, num_cores, processor_name
-from stillhouse.run_folder import RunFolder, read_manifest, verify
+from stillhouse.runs.manifest import read_manifest, verify
+from stillhouse.runs.paths import RunFolder
 from stillhouse.wording import duration
 
 EXTRAS = {

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stillhouse.machine import num_cores, processor_name
-from stillhouse.run_folder import write_atomic
+from stillhouse.runs.atomic import write_atomic
 
 try:
     import resource

@@ -11,32 +11,31 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stillhouse import families
 from stillhouse.corpus.prepare import prepare, prepare_inputs
-from stillhouse.distillation.distill import Distillation, output_folder, wanted_models
+from stillhouse.distillation.distill import Distillation, models_to_train, output_folder
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.evaluation.evaluate import Measured, evaluate, evaluate_inputs, summarize
 from stillhouse.evaluation.teacher_fit import warning_of_a_weak_teacher
-from stillhouse.finetuning.finetune import Finetuning, Found
+from stillhouse.finetuning.finetune import Finetuning, ModelRef
+from stillhouse.models.folder import resolve_folder
+from stillhouse.models.folder_check import load_config, result_files
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report.summary import summary
 from stillhouse.report.tasks import tasks_summary
 from stillhouse.report.write import write_report
-from stillhouse.run_folder import (
+from stillhouse.runs.atomic import explained_os_errors, write_atomic
+from stillhouse.runs.manifest import (
     Inputs,
-    RunFolder,
     changed_settings,
-    explained_os_errors,
     fingerprint,
     is_up_to_date,
-    locked,
     read_manifest,
     sha256_of,
     verify,
-    write_atomic,
 )
-from stillhouse.seed_results import arrange_results
+from stillhouse.runs.paths import RunFolder, locked
+from stillhouse.runs.seeds import arrange_results
 from stillhouse.student.initialize import initialize, initialize_inputs
 from stillhouse.teacher.train import teacher_inputs, train_teacher
 from stillhouse.training.progress import Reporter
@@ -68,7 +67,7 @@ class Pipeline:
         self.reporter = reporter
         self.options = options
         self.ranks = ranks
-        self.models = wanted_models(recipe.distillation)
+        self.models = models_to_train(recipe.distillation)
         self._measured = Measured()
         self._resolved: dict[str, Path] = {}
 
@@ -83,10 +82,10 @@ class Pipeline:
         """
         self._check_ranks()
         stages = self._with_something_to_do(stages)
-        self.ranks.from_first(lambda: self._validate(stages))
+        self.ranks.on_rank0(lambda: self._validate(stages))
         with self._held(), explained_os_errors(self.run.shared):
-            self.ranks.from_first(self._keep_recipe)
-            self.ranks.from_first(self._arrange_results)
+            self.ranks.on_rank0(self._keep_recipe)
+            self.ranks.on_rank0(self._arrange_results)
             if "prepare" in stages:
                 self._prepare()
             if "teacher" in stages and self.recipe.trains_its_teacher:
@@ -104,9 +103,9 @@ class Pipeline:
                     self._evaluate(run, seed)
             runs = [self.seed_run(seed) for seed in self.recipe.seeds]
             if "evaluate" in stages and len(runs) > 1:
-                self.ranks.from_first(lambda: summarize(self.recipe, self.run, runs))
+                self.ranks.on_rank0(lambda: summarize(self.recipe, self.run, runs))
             if "report" in stages:
-                self.ranks.from_first(lambda: write_report(self.recipe, self.run, runs))
+                self.ranks.on_rank0(lambda: write_report(self.recipe, self.run, runs))
                 self.reporter.say(f"report: {self.run.report}")
 
     def _validate(self, stages: Collection[str]) -> None:
@@ -144,7 +143,7 @@ class Pipeline:
     def _held(self) -> Iterator[None]:
         """The run held by the first rank for all."""
         with contextlib.ExitStack() as stack:
-            self.ranks.from_first(lambda: stack.enter_context(locked(self.run)))
+            self.ranks.on_rank0(lambda: stack.enter_context(locked(self.run)))
             yield
 
     def summary(self, stages: Collection[str]) -> str:
@@ -170,7 +169,7 @@ class Pipeline:
         return self._resolve(self.recipe.named_model)
 
     def _teacher_fingerprint(self) -> str:
-        return self.ranks.from_first(self._fingerprint_of_the_teacher)
+        return self.ranks.on_rank0(self._fingerprint_of_the_teacher)
 
     def _fingerprint_of_the_teacher(self) -> str:
         folder = self.teacher_folder()
@@ -183,16 +182,16 @@ class Pipeline:
                 )
             verify(folder)
             return manifest.fingerprint
-        families.load_config(folder)
+        load_config(folder)
         return folder_fingerprint(folder)
 
     def _keep_recipe(self) -> None:
         text = dump_recipe(self.recipe).encode()
         file = self.run.recipe
         if file.exists() and file.read_bytes() != text:
-            aside = file.parent / "replaced"
-            aside.mkdir(exist_ok=True)
-            file.rename(aside / f"recipe-{sha256_of(file)[:8]}.yaml")
+            backup = file.parent / "replaced"
+            backup.mkdir(exist_ok=True)
+            file.rename(backup / f"recipe-{sha256_of(file)[:8]}.yaml")
         if not file.exists():
             write_atomic(file, text)
 
@@ -212,12 +211,12 @@ class Pipeline:
     ) -> None:
         """Do a stage's work, all ranks `together` or the first alone, unless its output was made
         from the same inputs, which the first rank looks at."""
-        if not self.ranks.from_first(lambda: self._is_needed(stage, output, inputs())):
+        if not self.ranks.on_rank0(lambda: self._is_needed(stage, output, inputs())):
             return
         if together:
             work()
         else:
-            self.ranks.from_first(work)
+            self.ranks.on_rank0(work)
 
     def _is_needed(self, stage: str, output: Path, inputs: Inputs) -> bool:
         if output.exists() and is_up_to_date(output, inputs):
@@ -243,7 +242,7 @@ class Pipeline:
                     "does)."
                 )
 
-        self.ranks.from_first(look)
+        self.ranks.on_rank0(look)
 
     def _prepare(self) -> None:
         teacher_tokenizer = None
@@ -274,7 +273,7 @@ class Pipeline:
         start, start_fingerprint = None, None
         if self.recipe.named_model is not None:
             start = self._named_folder()
-            start_fingerprint = self.ranks.from_first(lambda: folder_fingerprint(start))
+            start_fingerprint = self.ranks.on_rank0(lambda: folder_fingerprint(start))
 
         def make_inputs() -> Inputs:
             return teacher_inputs(self.recipe, self.run, start_fingerprint)
@@ -312,7 +311,7 @@ class Pipeline:
         distillation = Distillation(
             self.recipe, run, self.teacher_folder(), self._teacher_fingerprint(), seed, self.ranks
         )
-        if self.recipe.cache is not None and self.ranks.from_first(
+        if self.recipe.cache is not None and self.ranks.on_rank0(
             lambda: not distillation.is_done("student")
         ):
             self._once(
@@ -324,7 +323,7 @@ class Pipeline:
                 ),
                 together=True,
             )
-            self.ranks.from_first(lambda: verify(self.run.teacher_cache))
+            self.ranks.on_rank0(lambda: verify(self.run.teacher_cache))
         for model in self.models:
             self._once(
                 "distill",
@@ -335,7 +334,7 @@ class Pipeline:
                 ),
                 together=True,
             )
-            self.ranks.from_first(lambda model=model: self._forget_checkpoints(run, model))
+            self.ranks.on_rank0(lambda model=model: self._forget_checkpoints(run, model))
 
     def _forget_checkpoints(self, run: RunFolder, model: str) -> None:
         """Of a training whose result is committed; a process killed just then leaves them."""
@@ -351,7 +350,7 @@ class Pipeline:
             if model.teacher is not None and model.teacher not in recipe.models
         }
         finetuning = Finetuning(task, recipe, run, teachers, seed, self.ranks)
-        self.ranks.from_first(
+        self.ranks.on_rank0(
             lambda: finetuning.check(starts, self.reporter, offline=self.options.offline)
         )
         for name, model in recipe.models.items():
@@ -377,7 +376,7 @@ class Pipeline:
             lambda: finetuning.score_all(self.reporter),
         )
 
-    def _found(self, name: str, run: RunFolder) -> Found:
+    def _found(self, name: str, run: RunFolder) -> ModelRef:
         """What a name stands for that is no model of the task."""
         own = {
             "student": run.student,
@@ -386,20 +385,20 @@ class Pipeline:
         }
 
         if name == "teacher":
-            print_of = self.ranks.from_first(self._fingerprint_of_the_teacher)
-            return Found(self.teacher_folder(), print_of)
+            print_of = self.ranks.on_rank0(self._fingerprint_of_the_teacher)
+            return ModelRef(self.teacher_folder(), print_of)
         if name in own:
             return self._committed(own[name])
-        elsewhere = Path(self.ranks.from_first(lambda: str(self._resolve(name))))
-        return Found(elsewhere, self.ranks.from_first(lambda: folder_fingerprint(elsewhere)))
+        elsewhere = Path(self.ranks.on_rank0(lambda: str(self._resolve(name))))
+        return ModelRef(elsewhere, self.ranks.on_rank0(lambda: folder_fingerprint(elsewhere)))
 
-    def _committed(self, folder: Path) -> Found:
-        return Found(folder, self.ranks.from_first(lambda: committed_fingerprint(folder)))
+    def _committed(self, folder: Path) -> ModelRef:
+        return ModelRef(folder, self.ranks.on_rank0(lambda: committed_fingerprint(folder)))
 
     def _resolve(self, name: str) -> Path:
         """The folder of a model, which `validate` has looked over."""
         if name not in self._resolved:
-            self._resolved[name] = families.resolve_folder(name, offline=self.options.offline)
+            self._resolved[name] = resolve_folder(name, offline=self.options.offline)
         return self._resolved[name]
 
     def _evaluate(self, run: RunFolder, seed: int) -> None:
@@ -439,5 +438,5 @@ def committed_fingerprint(folder: Path) -> str:
 
 def folder_fingerprint(folder: Path) -> str:
     """SHA-256 over the files of a model folder."""
-    files = families.result_files(folder)
+    files = result_files(folder)
     return fingerprint({file.relative_to(folder).as_posix(): sha256_of(file) for file in files})

@@ -18,9 +18,10 @@ from pydantic import BaseModel, Tag, ValidationError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
+from stillhouse.distillation.settings import preset_of
 from stillhouse.errors import RecipeError
-from stillhouse.recipe import Recipe, preset_of
-from stillhouse.recipe_tasks import NAMED_TASKS, TASK_KINDS, TaskRecipe, task_recipes
+from stillhouse.recipe import Recipe
+from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, TaskRecipe, task_recipes
 
 Key = int | str
 

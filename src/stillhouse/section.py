@@ -1,9 +1,10 @@
 """What every part of a recipe is: immutable, and strict about names and numbers."""
 
+import json
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -35,3 +36,20 @@ def _kinds(annotation: Any) -> set[Any]:
     if not inner:
         return {annotation} if isinstance(annotation, type) else set()
     return set().union(*map(_kinds, inner))
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+
+Rows = Literal["all", "predicted"]
+
+LanguageModeling = Literal["causal", "masked"]
+
+# Of a task or one of its models: a folder of the run.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+def recipe_part(section: BaseModel | str) -> Any:
+    """A section as plain JSON values, for manifests and fingerprints."""
+    return section if isinstance(section, str) else json.loads(section.model_dump_json())

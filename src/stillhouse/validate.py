@@ -16,29 +16,27 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from stillhouse.corpus.prepare import tokenizer_path
 from stillhouse.data.documents import describe_sources
 from stillhouse.data.hub import HUB_PREFIX, check_file, must_be_online, path_of
-from stillhouse.distillation.distill import check_frozen, wanted_models
+from stillhouse.distillation.distill import check_frozen, models_to_train
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.evaluation.texts import read_text
-from stillhouse.families import (
-    check_folder,
-    check_sequence_length,
-    family_named,
-    family_of,
-    load_config,
-    load_model,
-    load_task_model,
-    resolve_folder,
-)
+from stillhouse.families.registry import check_sequence_length, family_named, family_of
 from stillhouse.finetuning.examples import TaskExamples, check_task_data
-from stillhouse.finetuning.finetune import Found, check_tokenizers
-from stillhouse.finetuning.fitting import fitted
+from stillhouse.finetuning.finetune import ModelRef, check_tokenizers
+from stillhouse.finetuning.fitting import resolve_configs
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.models.folder import load_model, resolve_folder
+from stillhouse.models.folder_check import check_folder, load_config
+from stillhouse.models.task_models import load_task_model
 from stillhouse.objectives.relation_term import check_relation
-from stillhouse.recipe import FinetuningRecipe, Recipe, TeacherRecipe, TrainedTokenizer
-from stillhouse.recipe_tasks import ClassificationTask, TokenClassificationTask
-from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.recipe import Recipe
+from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.paths import RunFolder
 from stillhouse.student.initialize import check_initial_weights
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.settings import ClassificationTask, TokenClassificationTask
+from stillhouse.teacher.settings import TeacherRecipe
+from stillhouse.tokens.settings import TrainedTokenizer
 from stillhouse.tokens.source import check_same_tokenizer, check_vocabulary
 from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, special_tokens
 from stillhouse.training.device import pick_device
@@ -113,7 +111,7 @@ class _Validation:
         recipe = self.recipe
         pick_device()
         if recipe.corpus is not None:
-            wanted_models(recipe.distillation)
+            models_to_train(recipe.distillation)
         if "prepare" in self.stages:
             self._check_text()
         teacher = self._teacher()
@@ -190,7 +188,7 @@ class _Validation:
             special = special_tokens(tokenizer, self.recipe.tokens.language_modeling)
             size = num_ids(tokenizer)
             ids = {key: value for key, value in asdict(special).items() if isinstance(value, int)}
-        scratch = family_named(teacher.family).scratch_config
+        scratch = family_named(teacher.family).config_from_scratch
         assert scratch is not None
         return scratch(teacher, size, self.recipe.tokens.sequence_length, ids)
 
@@ -245,7 +243,7 @@ class _Validation:
             if model.teacher is not None and model.teacher not in recipe.models
         }
         starts = {model: configs[settings.start] for model, settings in recipe.models.items()}
-        found = fitted(name, recipe, starts, teachers)
+        found = resolve_configs(name, recipe, starts, teachers)
         sources, examples = recipe.data.sources, None
         if not any(source.startswith(HUB_PREFIX) for source in sources.values()):
             paths = {key: path_of(source, Path()) for key, source in sources.items()}
@@ -288,7 +286,7 @@ class _Validation:
                 if self._has_weights(settings.teacher, teacher):
                     load_task_model(teacher, task.head, {}, headers_only=True)
             if start is not None and teacher is not None:
-                check_tokenizers(Found(teacher, ""), Found(start, ""))
+                check_tokenizers(ModelRef(teacher, ""), ModelRef(start, ""))
 
     def _check_texts_to_score(self, teacher: PretrainedConfig) -> None:
         others = [name for name in self.recipe.evaluation.perplexity if name != "validation"]

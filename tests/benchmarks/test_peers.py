@@ -15,7 +15,8 @@ from benchmarks.ours import Losses, Pair, build_models, our_outcome
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from stillhouse.recipe import JsdRecipe, LossesRecipe, Rows
+from stillhouse.objectives.settings import JsdRecipe, LossesRecipe
+from stillhouse.section import Rows
 
 for package in ("textbrewer", "trl"):
     pytest.importorskip(package, reason=f"{package} is not installed: see benchmarks/peers.txt")

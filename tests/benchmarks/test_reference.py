@@ -9,7 +9,7 @@ from benchmarks.equality import equality
 from benchmarks.ours import Pair, build_batch, build_models, classic_losses, our_outcome
 from benchmarks.reference_2019 import PaddedBatch, reference_outcome
 
-from stillhouse.recipe import Rows
+from stillhouse.section import Rows
 
 
 @pytest.fixture(params=["bert", "gpt2"])

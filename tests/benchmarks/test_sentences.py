@@ -11,7 +11,7 @@ from benchmarks.ours import Pair
 from benchmarks.sentences import Drawn, Source, draw, packed, padded
 
 from stillhouse.errors import DataError
-from stillhouse.recipe import Rows
+from stillhouse.section import Rows
 
 WORDS = [f"w{number}" for number in range(90)]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from stillhouse.recipe_tasks import RegressionTask
 from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.settings import RegressionTask
 
 
 @pytest.mark.e2e

@@ -15,7 +15,7 @@ tokens: {{language_modeling: causal, sequence_length: 32, attend_across_document
 student: {{layer_map: 1}}
 distillation: {{tokens_per_step: 128, max_tokens: 384, precision: fp32}}
 """
-HALF = ["distillation.preset=classic", "distillation.optimizer.learning_rate=1e-3"]
+REPLACEMENT_CHARACTER = ["distillation.preset=classic", "distillation.optimizer.learning_rate=1e-3"]
 
 
 def training(kind: str, seconds: float, loss: float, *, seed: int = 0) -> Training:
@@ -35,14 +35,14 @@ def options(tmp_path) -> argparse.Namespace:
 def test_both_steps_come_to_the_same_loss_and_a_run_goes_on(options, monkeypatch):
     """The engine's gain is one of time alone; what is done is not done again."""
     monkeypatch.setattr(time_to_quality, "LEARNING_RATES", (1e-3,))
-    found = run(Bench(options), {"half": HALF}, shares=[0.5], seeds=[0])
+    found = run(Bench(options), {"half": REPLACEMENT_CHARACTER}, shares=[0.5], seeds=[0])
     assert [t.kind for t in found.trainings] == ["classic", "2019", "half"]
     classic, reference, half = found.trainings
     assert classic.tokens == reference.tokens == 384
     assert half.tokens == 192
     assert classic.loss == pytest.approx(reference.loss, abs=0.02)  # 2019 skips a label in 32
     assert reference.loss < found.initial_loss
-    assert run(Bench(options), {"half": HALF}, shares=[0.5], seeds=[0]) == found
+    assert run(Bench(options), {"half": REPLACEMENT_CHARACTER}, shares=[0.5], seeds=[0]) == found
 
 
 def test_what_is_reached_soonest_is_the_shortest_training_as_good_as_2019():

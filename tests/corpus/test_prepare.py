@@ -18,7 +18,8 @@ from stillhouse.data.documents import read_documents
 from stillhouse.data.pieces import Piece
 from stillhouse.errors import DataError, NetworkError, RecipeError
 from stillhouse.recipe import Recipe
-from stillhouse.run_folder import RunFolder, is_up_to_date, read_manifest, sha256_of, verify
+from stillhouse.runs.manifest import is_up_to_date, read_manifest, sha256_of, verify
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.held_out import is_validation
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens, text_encoder
@@ -305,7 +306,7 @@ import os, re, sys
 from pathlib import Path
 from stillhouse.corpus.prepare import prepare
 from stillhouse.recipe import Recipe
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 source, tokenizer, run = sys.argv[1:]
 corpus = {"source": source, "validation_fraction": 0.2}
 recipe = Recipe.model_validate({"teacher": "any", "corpus": corpus})

@@ -12,8 +12,8 @@ from stillhouse.corpus.splits import Splitting, blocks_of, plan_splits
 from stillhouse.data import pieces
 from stillhouse.data.documents import read_documents
 from stillhouse.data.pieces import Piece, pieces_of
+from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
-from stillhouse.recipe import CorpusRecipe
 from stillhouse.tokens.held_out import is_validation
 
 

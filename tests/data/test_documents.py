@@ -24,8 +24,8 @@ from stillhouse.data.documents import (
 from stillhouse.data.files import ReadSummary
 from stillhouse.data.hub import HubDataset
 from stillhouse.data.pieces import MAX_PIECE_CHARACTERS, pieces_of, stretches
+from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError, NetworkError, RecipeError
-from stillhouse.recipe import CorpusRecipe
 
 
 def read(source: Path | str | list[str], **settings: str) -> dict[str, str]:
@@ -405,7 +405,7 @@ def test_sources_are_described_without_their_text(folder):
 MEASURE = """
 import re, sys
 from stillhouse.data.documents import read_documents
-from stillhouse.recipe import CorpusRecipe
+from stillhouse.data.settings import CorpusRecipe
 size = sum(len(p.text) for p in read_documents(CorpusRecipe(source=sys.argv[1]), offline=True))
 print(size, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """

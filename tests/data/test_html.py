@@ -7,7 +7,7 @@ import pytest
 
 from stillhouse.data.documents import read_documents
 from stillhouse.data.html import visible_text
-from stillhouse.recipe import CorpusRecipe
+from stillhouse.data.settings import CorpusRecipe
 
 
 def text_of(page: str) -> str:

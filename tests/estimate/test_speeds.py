@@ -10,9 +10,10 @@ from tests.tiny_models import make_config
 
 from stillhouse.estimate import LanguagePlan, MeasuredSpeeds, TaskPlan, TextSize, language_parts
 from stillhouse.estimate.tasks import task_parts
-from stillhouse.families import family_named
+from stillhouse.families.registry import family_named
 from stillhouse.finetuning.examples import TaskExamples
-from stillhouse.recipe import FinetuningRecipe, Recipe
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.recipe import Recipe
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.texts import TextExample
 

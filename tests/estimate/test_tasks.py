@@ -9,7 +9,7 @@ from tests.tiny_models import make_config
 
 from stillhouse.estimate import Part, TaskPlan, task_parts
 from stillhouse.finetuning.examples import TaskExamples
-from stillhouse.recipe import FinetuningRecipe
+from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.squad import Answer, Question
 from stillhouse.tasks.texts import TextExample

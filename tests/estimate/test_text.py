@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tests.task_models import SENTENCES, make_tokenizer
 
+from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
 from stillhouse.estimate import TextSize, text_size
-from stillhouse.recipe import CorpusRecipe
 from stillhouse.tokens.held_out import is_validation
 from stillhouse.tokens.tokenizer import text_encoder
 

@@ -9,10 +9,10 @@ from tests.tiny_models import make_config
 from transformers import AutoModelForCausalLM
 
 from stillhouse.evaluation.agreement import agreement, overlaps
-from stillhouse.families import family_of
-from stillhouse.generation import Generation
-from stillhouse.generation.slots import SlottedModel
-from stillhouse.generation.speculative import Speculation
+from stillhouse.families.registry import family_of
+from stillhouse.inference.engine.kv_cache import SlottedModel
+from stillhouse.inference.engine.speculative import Speculation
+from stillhouse.inference.generation import Generation
 from stillhouse.tokens.packing import CausalSequences
 from stillhouse.tokens.shards import TokenSplit
 

@@ -18,10 +18,10 @@ from stillhouse.evaluation.perplexity import (
     windows_of,
 )
 from stillhouse.evaluation.quality import has_diverged
-from stillhouse.families import family_of
-from stillhouse.recipe import MaskingRecipe
+from stillhouse.families.registry import family_of
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.packing import MaskedSequences
+from stillhouse.tokens.settings import MaskingRecipe
 from stillhouse.tokens.shards import TokenSplit
 from stillhouse.tokens.tokenizer import SpecialTokens
 

@@ -4,13 +4,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from stillhouse.evaluation.speed import (
-    measure_speed,
-    run_forward,
-    run_generation,
-    shape_key,
-)
-from stillhouse.families import family_of
+from stillhouse.evaluation.speed import measure_speed, run_forward, run_generation, shape_key
+from stillhouse.families.registry import family_of
 
 
 def gpt2(positions: int = 128, num_layers: int = 1) -> GPT2LMHeadModel:

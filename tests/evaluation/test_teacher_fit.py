@@ -13,9 +13,9 @@ from stillhouse.evaluation.teacher_fit import (
     unigram_log_probabilities,
     warning_of_a_weak_teacher,
 )
-from stillhouse.families import resolve_folder
+from stillhouse.models.folder import resolve_folder
 from stillhouse.recipe_file import parse_recipe
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.held_out import is_validation
 
 RECIPE = """

@@ -16,9 +16,9 @@ from stillhouse.errors import ModelError
 from stillhouse.export.check import CAUSAL_BOUNDS
 from stillhouse.export.export import export_model
 from stillhouse.export.llama_cpp import LlamaCpp
-from stillhouse.generation.gate import blocks_of
-from stillhouse.generation.loaded import LoadedModel
-from stillhouse.generation.slots import Piece
+from stillhouse.inference.engine.kv_cache import Chunk
+from stillhouse.inference.loaded import LoadedModel
+from stillhouse.inference.quantization_check import blocks_of
 
 pytestmark = [
     pytest.mark.e2e,
@@ -41,7 +41,7 @@ def own_logits(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
     """Of the token after each one, as Stillhouse generates with them."""
     slots = loaded.slots(1)
     place = slots.open()
-    logits = slots.read([Piece(place, ids, len(ids))])
+    logits = slots.read([Chunk(place, ids, len(ids))])
     slots.close(place)
     return logits
 

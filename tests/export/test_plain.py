@@ -12,8 +12,8 @@ from stillhouse.export.plain import CONFIG_KEYS, Exported, plain
 from stillhouse.export.to_ctranslate2 import CTRANSLATE2
 from stillhouse.export.to_gguf import GGUF
 from stillhouse.export.vocabulary import vocabulary_of
-from stillhouse.families import family_named
-from stillhouse.generation.loaded import LoadedModel
+from stillhouse.families.registry import family_named
+from stillhouse.inference.loaded import LoadedModel
 
 CONFIGS = ("GPT2Config", "BertConfig", "RobertaConfig", "DistilBertConfig")
 

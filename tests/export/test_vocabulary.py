@@ -12,7 +12,7 @@ from stillhouse.export.plain import plain
 from stillhouse.export.to_ctranslate2 import CTRANSLATE2
 from stillhouse.export.to_gguf import GGUF
 from stillhouse.export.vocabulary import vocabulary_of
-from stillhouse.generation.loaded import LoadedModel
+from stillhouse.inference.loaded import LoadedModel
 
 
 def with_state(loaded: LoadedModel, **changes) -> LoadedModel:

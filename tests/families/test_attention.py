@@ -9,8 +9,9 @@ import transformers
 from torch import Tensor
 
 from stillhouse.errors import ModelError
-from stillhouse.families import attention, family_of
+from stillhouse.families import attention
 from stillhouse.families.attention import plain_attention
+from stillhouse.families.registry import family_of
 
 BATCH, HEADS, LENGTH, SIZE = 2, 3, 7, 4
 SHAPE = (BATCH, HEADS, LENGTH, SIZE)
@@ -178,7 +179,7 @@ def test_a_sliding_window_is_kept(name, given, longest, monkeypatch):
     }[given]  # fmt: skip
     with torch.no_grad():
         expected = model(input_ids=ids).last_hidden_state
-        with attention.masks_as_given(model.config):
+        with attention.explicit_attention_mask(model.config):
             found = model(input_ids=ids, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -200,7 +201,7 @@ def test_attention_that_cannot_take_a_mask_is_refused():
     config._attn_implementation = "sdpa"
     with (
         pytest.raises(ModelError, match="chunked attention cannot take"),
-        attention.masks_as_given(config),
+        attention.explicit_attention_mask(config),
     ):
         pass
     query = torch.zeros(1, 1, 2, 4)

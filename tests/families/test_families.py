@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import BertConfig, GPT2Config, PretrainedConfig, RobertaConfig
 
-from stillhouse.families import count_parameters, empty_model, family_named, family_of
-from stillhouse.families.registry import FAMILIES
-from stillhouse.recipe import StudentRecipe, TeacherRecipe
+from stillhouse.families.registry import FAMILIES, family_named, family_of
+from stillhouse.models.folder import count_parameters, empty_model
 from stillhouse.student.plan import plan_student
+from stillhouse.student.settings import StudentRecipe
+from stillhouse.teacher.settings import TeacherRecipe
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -116,8 +117,8 @@ def test_a_teacher_trained_here_has_the_shape_of_its_recipe(name):
     )
     special = {"end_of_text": 7, "pad": 3, "cls": 4, "sep": 5}
     family = family_named(name)
-    assert family.scratch_config is not None
-    config = family.scratch_config(recipe, 90, 32, special)
+    assert family.config_from_scratch is not None
+    config = family.config_from_scratch(recipe, 90, 32, special)
     model = empty_model(config)
     assert family.num_positions(config) == 32
     assert (config.vocab_size, config.hidden_size) == (90, 24)

@@ -15,7 +15,7 @@ from tests.pipeline.tiny_run import TinyRun
 
 from stillhouse.errors import ResourceError, TrainingError
 from stillhouse.objectives.language_model import LanguageModelObjective
-from stillhouse.run_folder import verify
+from stillhouse.runs.manifest import verify
 
 WORLDS = (1, 2, 4, 2)
 SETTINGS = (*LONGER, "distillation.dropout=false")  # four ranks take smaller micro-batches

@@ -22,7 +22,7 @@ from tests.pipeline.tiny_run import TinyRun
 from tests.training.jobs import LENGTH, Failing, Poison, Silent, make_job
 
 from stillhouse.errors import ResourceError, TrainingError
-from stillhouse.run_folder import verify
+from stillhouse.runs.manifest import verify
 from stillhouse.training.engine import train
 
 STEPS = 24

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from stillhouse.families import load_task_model
 from stillhouse.finetuning.models import load_start, load_trained
-from stillhouse.recipe_tasks import ClassificationTask, TokenClassificationTask
+from stillhouse.models.task_models import load_task_model
 from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.settings import ClassificationTask, TokenClassificationTask
 
 IDS = torch.arange(5, 12)[None]
 

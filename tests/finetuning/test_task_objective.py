@@ -8,20 +8,21 @@ import pytest
 import torch
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import load_task_model
-from stillhouse.finetuning.data import TaskSource, some_of
+from stillhouse.finetuning.data import TaskSource, subsample
 from stillhouse.finetuning.objective import TaskObjective, check_terms
-from stillhouse.recipe import RelationRecipe, TaskLossesRecipe
-from stillhouse.recipe_tasks import (
+from stillhouse.finetuning.settings import TaskLossesRecipe
+from stillhouse.models.task_models import load_task_model
+from stillhouse.objectives.settings import RelationRecipe
+from stillhouse.tasks.encoded import EncodedExample
+from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.settings import (
     ClassificationTask,
     EmbeddingsTask,
     QuestionAnsweringTask,
     RegressionTask,
     TokenClassificationTask,
 )
-from stillhouse.tasks.encoded import Encoded
-from stillhouse.tasks.model_inputs import inputs_of
-from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.squad import Answer, Question
 from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import words_of
@@ -328,16 +329,16 @@ def test_a_term_that_a_task_does_not_have_is_refused(lesson):
 def test_examples_that_are_taken_are_the_same_ones_every_time():
     """In their order, and spread over the file."""
     examples = list(range(1000))
-    taken = some_of(examples, 100)
-    assert taken == some_of(examples, 100) == sorted(taken)
+    taken = subsample(examples, 100)
+    assert taken == subsample(examples, 100) == sorted(taken)
     assert len(set(taken)) == 100
     assert 400 < np.mean(taken) < 600
-    assert some_of(examples, None) == some_of(examples, 5000) == examples
+    assert subsample(examples, None) == subsample(examples, 5000) == examples
 
 
 def test_groups_are_drawn_anew_each_epoch_and_hold_every_text_once():
     """The same for the same seed and epoch; what does not fill a group waits."""
-    sequences = [Encoded(np.array([n]), np.array([0]), np.array(0.0)) for n in range(11)]
+    sequences = [EncodedExample(np.array([n]), np.array([0]), np.array(0.0)) for n in range(11)]
     source = TaskSource(sequences, pad_token_id=0, per_token=False, group=3, twice=True)
     units = np.arange(source.num_sequences)
     assert (source.num_sequences, source.together) == (3, 6)

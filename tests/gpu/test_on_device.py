@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
-from stillhouse.families import family_of
-from stillhouse.families.registry import FAMILIES
+from stillhouse.families.registry import FAMILIES, family_of
 from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS

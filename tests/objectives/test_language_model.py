@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.families import family_of
+from stillhouse.families.registry import family_of
 from stillhouse.objectives import losses
 from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
@@ -17,8 +17,9 @@ from stillhouse.objectives.language_model import (
     Teacher,
     project,
 )
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.objectives.sparse import sparse_rows
-from stillhouse.recipe import LossesRecipe, Rows
+from stillhouse.section import Rows
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.teacher_rows import TeacherRows
 

@@ -11,9 +11,10 @@ from tests.tiny_models import make_config
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from stillhouse.evaluation.perplexity import row_logits, sequence_losses
-from stillhouse.families import family_of, load_model, save_model
+from stillhouse.families.registry import family_of
+from stillhouse.models.folder import load_model, save_model
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.recipe import LossesRecipe
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.tokens.batches import Batch
 
 PADDING = 7

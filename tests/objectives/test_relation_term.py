@@ -13,10 +13,10 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import BertConfig, GPT2Config, PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import family_of
+from stillhouse.families.registry import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.objectives.relation_term import check_relation, plan_relation
-from stillhouse.recipe import LossesRecipe, RelationRecipe
+from stillhouse.objectives.settings import LossesRecipe, RelationRecipe
 from stillhouse.tokens.batches import Batch
 
 FAMILIES = [("gpt2", "gpt2"), ("distilbert", "bert"), ("roberta", "roberta")]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stillhouse.families import attention, family_of
+from stillhouse.families import attention
+from stillhouse.families.registry import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.recipe import LossesRecipe
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.tokens.batches import Batch
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from tests.pipeline.tiny_run import Outcome, TinyRun, call, refused, write_recip
 from tokenizers import Tokenizer
 
 import stillhouse
-from stillhouse.run_folder import RunFolder, locked
+from stillhouse.runs.paths import RunFolder, locked
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ import stillhouse
 from stillhouse.__main__ import _run
 from stillhouse.errors import DataError, RecipeError, RunError, StillhouseError
 from stillhouse.finetuning.finetune import compared_steps
-from stillhouse.recipe import TaskTrainingRecipe
+from stillhouse.finetuning.settings import TaskTrainingRecipe
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.report import units
-from stillhouse.run_folder import read_manifest
+from stillhouse.runs.manifest import read_manifest
 
 pytestmark = pytest.mark.e2e
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.pipeline.tiny_run import TinyRun, sha256
 
-from stillhouse.run_folder import fingerprint, read_manifest
+from stillhouse.runs.manifest import fingerprint, read_manifest
 
 pytestmark = pytest.mark.e2e
 

@@ -8,7 +8,7 @@ import yaml
 from safetensors.torch import load_file
 from tests.pipeline.tiny_run import Outcome, TinyRun, call, sha256, write_recipe, write_text
 
-from stillhouse.run_folder import read_manifest
+from stillhouse.runs.manifest import read_manifest
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.report.handmade import FIGURES, write_results
 
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import parse_recipe
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 
 RECIPE = """
 seed: {seed}

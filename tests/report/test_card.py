@@ -7,7 +7,8 @@ from tests.report.handmade import make_recipe
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.report import units
 from stillhouse.report.write import write_report
-from stillhouse.run_folder import Inputs, RunFolder, commit_folder, verify
+from stillhouse.runs.manifest import Inputs, commit_folder, verify
+from stillhouse.runs.paths import RunFolder
 
 
 def card(run: RunFolder, **settings: str) -> str:

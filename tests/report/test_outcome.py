@@ -3,10 +3,10 @@
 import pytest
 from tests.report.handmade import make_recipe, write_results
 
-from stillhouse.report.outcome import state_outcome
+from stillhouse.report.outcome import summarize_results
 from stillhouse.report.results import read_results
 from stillhouse.report.verdict import Difference, judge
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
@@ -43,7 +43,7 @@ def test_nothing_is_claimed_that_seeds_and_intervals_do_not_agree_on(differences
 def outcome(run, losses, recipe=None, **changes):
     write_results(run, losses, **changes)
     recipe = recipe or make_recipe()
-    return state_outcome(recipe, read_results(recipe, [run]))
+    return summarize_results(recipe, read_results(recipe, [run]))
 
 
 LOSSES = {"teacher": 3.2, "student": 3.33, "control": 3.36}

@@ -9,10 +9,11 @@ import pytest
 from tests.report.handmade import FIGURES, make_metrics, make_recipe, write_results
 
 from stillhouse.errors import RunError
-from stillhouse.recipe import EvaluationRecipe
+from stillhouse.evaluation.settings import EvaluationRecipe
 from stillhouse.report import units
 from stillhouse.report.write import write_report
-from stillhouse.run_folder import RunFolder, read_manifest, verify
+from stillhouse.runs.manifest import read_manifest, verify
+from stillhouse.runs.paths import RunFolder
 
 # Elements that HTML closes by itself.
 VOID = {"meta", "br", "hr", "img", "link", "input"}

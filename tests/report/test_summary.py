@@ -8,7 +8,8 @@ from tests.report.handmade import FIGURES, make_recipe, write_results
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.report.summary import summary
 from stillhouse.report.tasks import tasks_summary
-from stillhouse.run_folder import Inputs, RunFolder, commit_file
+from stillhouse.runs.manifest import Inputs, commit_file
+from stillhouse.runs.paths import RunFolder
 
 MINUS = "\N{MINUS SIGN}"
 

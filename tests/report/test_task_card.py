@@ -8,7 +8,8 @@ import yaml
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.report.task_card import task_card
 from stillhouse.report.task_page import TaskResult
-from stillhouse.run_folder import Inputs, RunFolder, commit_folder
+from stillhouse.runs.manifest import Inputs, commit_folder
+from stillhouse.runs.paths import RunFolder
 
 HEADS = {
     "classification": "SequenceClassification",

@@ -6,7 +6,8 @@ import pytest
 
 from stillhouse.recipe_file import load_recipe
 from stillhouse.report.tasks import glue_lines
-from stillhouse.run_folder import Inputs, RunFolder, commit_file
+from stillhouse.runs.manifest import Inputs, commit_file
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.metrics import GLUE
 
 

@@ -19,7 +19,7 @@ from tests.task_models import make_task_folder, make_tokenizer
 from tests.tiny_models import make_config
 from transformers import AutoModelForMaskedLM
 
-from stillhouse.families import load_model, resolve_folder, save_model
+from stillhouse.models.folder import load_model, resolve_folder, save_model
 from stillhouse.serving.server import Serving, application
 from stillhouse.tokens.tokenizer import load_tokenizer
 

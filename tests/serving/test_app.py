@@ -7,7 +7,7 @@ from tests.tiny_models import make_config
 from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import save_model
+from stillhouse.models.folder import save_model
 from stillhouse.serving.app import create_app
 from stillhouse.serving.server import Serving, application
 from stillhouse.tokens.tokenizer_training import train_tokenizer
@@ -87,8 +87,8 @@ def test_a_padded_vocabulary_gives_text_and_log_probabilities(tmp_path):
             assert answer.status_code == 200
             for choice in answer.json()["choices"]:
                 assert {*choice["logprobs"]["tokens"]} <= names
-                for likeliest in choice["logprobs"]["top_logprobs"]:
-                    assert {*likeliest} <= names
+                for top_logprobs in choice["logprobs"]["top_logprobs"]:
+                    assert {*top_logprobs} <= names
         refused = client.post("/v1/completions", json={"prompt": [5, 300]})
         assert refused.status_code == 400
         assert "they go from 0 to 299" in refused.json()["error"]["message"]

@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import stillhouse
-from stillhouse.generation import Generation
+from stillhouse.inference.generation import Generation
 from stillhouse.serving.app import create_app
 
 TEXT = "The old man went down to the har"

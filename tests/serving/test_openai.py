@@ -9,7 +9,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from tests.serving.conftest import URL
 
 import stillhouse
-from stillhouse.families import load_model, resolve_folder
+from stillhouse.models.folder import load_model, resolve_folder
 
 PROMPT = "def __init__(self"
 
@@ -87,12 +87,12 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(client, sample):
         expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     assert found.token_logprobs[0] is None
     assert found.top_logprobs[0] is None
-    for place, (token, value, likeliest) in enumerate(
+    for place, (token, value, top_logprobs) in enumerate(
         zip(found.tokens[1:], found.token_logprobs[1:], found.top_logprobs[1:], strict=True)
     ):
         assert value == pytest.approx(float(expected[place, ids[place + 1]]), abs=1e-4)
-        assert likeliest[token] == value
-        assert max(likeliest.values()) == pytest.approx(float(expected[place].max()), abs=1e-4)
+        assert top_logprobs[token] == value
+        assert max(top_logprobs.values()) == pytest.approx(float(expected[place].max()), abs=1e-4)
     offsets = found.text_offset
     at = zip(offsets, found.tokens, strict=True)
     assert [choice.text[offset:][: len(token)] for offset, token in at] == found.tokens
@@ -223,5 +223,5 @@ def test_a_character_of_several_tokens_has_one_place(client):
 def test_numbers_are_numbers(client):
     """No probability is above one."""
     answer = client.completions.create(model="sample", prompt=PROMPT, max_tokens=6, logprobs=5)
-    likeliest = answer.choices[0].logprobs.top_logprobs
-    assert all(sum(map(math.exp, each.values())) <= 1 + 1e-5 for each in likeliest)
+    top_logprobs = answer.choices[0].logprobs.top_logprobs
+    assert all(sum(map(math.exp, each.values())) <= 1 + 1e-5 for each in top_logprobs)

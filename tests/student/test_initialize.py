@@ -5,14 +5,11 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
-from stillhouse.families import family_of, load_model, save_model
-from stillhouse.recipe import StudentRecipe
-from stillhouse.student.initialize import (
-    random_student,
-    student_from_folder,
-    student_from_teacher,
-)
+from stillhouse.families.registry import family_of
+from stillhouse.models.folder import load_model, save_model
+from stillhouse.student.initialize import random_student, student_from_folder, student_from_teacher
 from stillhouse.student.plan import StudentPlan, plan_student
+from stillhouse.student.settings import StudentRecipe
 
 PAIRS = [("gpt2", None), ("bert", "distilbert"), ("bert", "bert"), ("distilbert", None)]
 PAIRS.append(("roberta", None))

@@ -4,9 +4,11 @@ import pytest
 from transformers import BertConfig, GPT2Config, RobertaConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import check_sequence_length, evenly_spread
-from stillhouse.recipe import StudentRecipe, TokensRecipe
+from stillhouse.families.layer_map import evenly_spread
+from stillhouse.families.registry import check_sequence_length
 from stillhouse.student.plan import plan_student
+from stillhouse.student.settings import StudentRecipe
+from stillhouse.tokens.settings import TokensRecipe
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from stillhouse.families import load_task_model
-from stillhouse.recipe_tasks import (
+from stillhouse.models.task_models import load_task_model
+from stillhouse.tasks.asking import batches_by_length, predict
+from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.settings import (
     ClassificationTask,
     EmbeddingsTask,
     QuestionAnsweringTask,
     RegressionTask,
     TokenClassificationTask,
 )
-from stillhouse.tasks.asking import ask, batches_by_length
-from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.squad import Question
 from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import words_in
@@ -68,7 +68,7 @@ def test_together_and_alone_the_answer_is_the_same(task_folder, name, family):
 
 
 def answers(task, model, tokenizer, examples) -> list:
-    return ask(task, model, examples, task.encode(examples, tokenizer))
+    return predict(task, model, examples, task.encode(examples, tokenizer))
 
 
 def flat(result) -> list:

@@ -5,11 +5,11 @@ import re
 import pytest
 
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.families import load_config
+from stillhouse.models.folder_check import load_config
 from stillhouse.recipe_file import parse_task
-from stillhouse.recipe_tasks import ClassificationTask
 from stillhouse.tasks.labels import Labels, label_name, label_names, labels_of_data, sorted_labels
 from stillhouse.tasks.registry import labels_in, make_task, task_for_training, task_of_model
+from stillhouse.tasks.settings import ClassificationTask
 
 TWELVE = [str(number) for number in range(12)]
 GENERIC = [f"LABEL_{number}" for number in range(12)]

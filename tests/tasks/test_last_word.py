@@ -7,9 +7,9 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from stillhouse.errors import DataError, ModelError
-from stillhouse.generation import load_for_task
-from stillhouse.recipe_tasks import LastWordTask
+from stillhouse.inference.loaded import load_for_task
 from stillhouse.tasks.last_word import SaidOfTheWord
+from stillhouse.tasks.settings import LastWordTask
 
 TEXTS = (
     "Who turns the still? The distiller of Islay",
@@ -47,9 +47,9 @@ def test_a_word_has_the_probability_of_its_tokens(folder, passages):
         shares = logits.log_softmax(-1)
         expected = sum(float(shares[place, whole[place + 1]]) for place in places)
         assert found.log_probability == pytest.approx(expected, abs=1e-4)
-        likeliest = [int(logits[place].argmax()) == whole[place + 1] for place in places]
-        assert found.is_likeliest == all(likeliest)
-        assert found.is_last_token_likeliest == likeliest[-1]
+        top_logprobs = [int(logits[place].argmax()) == whole[place + 1] for place in places]
+        assert found.is_likeliest == all(top_logprobs)
+        assert found.is_last_token_likeliest == top_logprobs[-1]
     assert several
 
 

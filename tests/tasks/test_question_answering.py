@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers.pipelines.document_question_answering import select_starts_ends
 
-from stillhouse.families import load_task_model
-from stillhouse.recipe_tasks import QuestionAnsweringTask
+from stillhouse.models.task_models import load_task_model
 from stillhouse.tasks.encoded import collate
 from stillhouse.tasks.question_answering import FAR_BELOW, QuestionAnswering
 from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
 from stillhouse.tokens.tokenizer import load_tokenizer
 

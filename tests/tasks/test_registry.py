@@ -6,17 +6,19 @@ import pytest
 import torch
 
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.families import load_config, load_task_model, save_model, shallower_task_model
+from stillhouse.models.folder import save_model
+from stillhouse.models.folder_check import load_config
+from stillhouse.models.task_models import load_task_model, task_model_with_num_layers
 from stillhouse.recipe_file import parse_task
-from stillhouse.recipe_tasks import (
+from stillhouse.tasks.metrics import GLUE
+from stillhouse.tasks.registry import labels_in, labels_of, make_task, task_of_model
+from stillhouse.tasks.sentence_transformers import write_modules
+from stillhouse.tasks.settings import (
     NAMED_TASKS,
     ClassificationTask,
     EmbeddingsTask,
     TokenClassificationTask,
 )
-from stillhouse.tasks.metrics import GLUE
-from stillhouse.tasks.registry import labels_in, labels_of, make_task, task_of_model
-from stillhouse.tasks.sentence_transformers import write_modules
 
 
 def folder_of(task_folder, task):
@@ -165,7 +167,7 @@ def test_a_task_is_given_by_name_and_settings():
 def test_a_shallower_model_has_the_layers_of_its_map(task_folder, family, head):
     """And everything else as it was."""
     model = load_task_model(task_folder(family, head), head, {})
-    student = shallower_task_model(model, [1])
+    student = task_model_with_num_layers(model, [1])
     assert student.config.num_hidden_layers == 1
     ours, theirs = student.state_dict(), model.state_dict()
     assert 0 < len(ours) < len(theirs)

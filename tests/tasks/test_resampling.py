@@ -8,7 +8,7 @@ from stillhouse.tasks.metrics import (
     CORRELATION,
     METRICS,
     RESAMPLES,
-    Measure,
+    MetricSamples,
     bleu,
     mean,
     mean_percent,
@@ -106,11 +106,11 @@ def test_an_interval_is_the_percentiles_of_resampled_rows():
     predicted = np.round(right + draw.normal(size=30), 1)
     rows = np.random.default_rng(5).integers(0, 30, (RESAMPLES, 30))
     expected = [stats.pearsonr(predicted[each], right[each])[0] for each in rows]
-    measure = Measure(METRICS["pearson"], predicted, right, CORRELATION)
+    measure = MetricSamples(METRICS["pearson"], predicted, right, CORRELATION)
     found = measure.interval(seed=5)
     low, high = np.quantile(expected, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
     assert measure.interval(seed=5) == found != measure.interval(seed=6)
-    other = Measure(METRICS["pearson"], right, right, CORRELATION)
+    other = MetricSamples(METRICS["pearson"], right, right, CORRELATION)
     gain = other.minus(measure, seed=5)
     assert (gain.low, gain.high) == pytest.approx((1 - high, 1 - low), abs=1e-12)

@@ -10,7 +10,6 @@ import pytest
 
 import stillhouse
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.recipe_tasks import EmbeddingsTask
 from stillhouse.tasks.registry import task_of_model
 from stillhouse.tasks.sentence_transformers import (
     VectorSettings,
@@ -18,6 +17,7 @@ from stillhouse.tasks.sentence_transformers import (
     vector_settings,
     write_modules,
 )
+from stillhouse.tasks.settings import EmbeddingsTask
 
 TEXTS = ["Ba da ba ri lo", "so ", "ba ta " * 40, "BA DA"]
 

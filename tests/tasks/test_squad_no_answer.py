@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from stillhouse.recipe_tasks import QuestionAnsweringTask
 from stillhouse.tasks.question_answering import QuestionAnswering
+from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
 from stillhouse.tasks.squad_no_answer import Answered, chosen_threshold, measures_with_no_answers
 from stillhouse.tasks.squad_windows import Found

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import RecipeError
-from stillhouse.recipe_tasks import QuestionAnsweringTask
+from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
 from stillhouse.tasks.squad_windows import best_answers, windows_of
 

@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 
-from stillhouse.tasks.encoded import Encoded, collate
+from stillhouse.tasks.encoded import EncodedExample, collate
 from stillhouse.tokens.batches import IGNORED
 
 
-def sequence(length: int, target, choices=None) -> Encoded:
+def sequence(length: int, target, choices=None) -> EncodedExample:
     ids = np.arange(1, length + 1)
-    return Encoded(ids, np.zeros_like(ids), target, choices)
+    return EncodedExample(ids, np.zeros_like(ids), target, choices)
 
 
 def test_micro_batches_are_the_batch_without_its_padding():

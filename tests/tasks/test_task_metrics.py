@@ -15,7 +15,7 @@ from stillhouse.tasks.metrics import (
     METRICS,
     PERCENT,
     UNIT,
-    Measure,
+    MetricSamples,
     bleu_counts,
     format_score,
     glue_scores,
@@ -156,7 +156,7 @@ def test_an_interval_covers_as_often_as_it_says():
     for seed in range(200):
         right = np.ones(150, int)
         said = (draw.random(150) < 0.7).astype(int)
-        found = Measure(METRICS["accuracy"], said, right).interval(seed=seed)
+        found = MetricSamples(METRICS["accuracy"], said, right).interval(seed=seed)
         covered += found.low <= 0.7 <= found.high
     assert 180 <= covered <= 199
 
@@ -168,7 +168,7 @@ def test_a_paired_interval_sees_what_two_single_ones_cannot():
     other = (draw.random(300) < 0.6).astype(int)
     better = other.copy()
     better[np.flatnonzero(other == 0)[:10]] = 1
-    first, second = (Measure(METRICS["accuracy"], said, right) for said in (better, other))
+    first, second = (MetricSamples(METRICS["accuracy"], said, right) for said in (better, other))
     found = first.minus(second)
     assert found.value == pytest.approx(10 / 300)
     assert found.low > 0
@@ -187,9 +187,9 @@ def wilson(successes, size):
 def test_the_interval_of_a_share_is_wilsons(successes, size):
     """80 of 80 right is 0.954 to 1, not 1 to 1."""
     said = np.arange(size) < successes
-    found = Measure(METRICS["accuracy"], said, np.ones(size, bool)).interval()
+    found = MetricSamples(METRICS["accuracy"], said, np.ones(size, bool)).interval()
     assert (found.low, found.high) == pytest.approx(wilson(successes, size), abs=1e-6)
-    percent = Measure(mean_percent, said.astype(float), said, PERCENT).interval()
+    percent = MetricSamples(mean_percent, said.astype(float), said, PERCENT).interval()
     assert percent.low == pytest.approx(100 * found.low)
     assert percent.high == pytest.approx(100 * found.high)
 
@@ -201,7 +201,7 @@ def test_no_interval_has_zero_width(name):
     widths = []
     for size in (8, 80):
         right = np.arange(size) % 2
-        measure = Measure(METRICS[name], right, right, bounds)
+        measure = MetricSamples(METRICS[name], right, right, bounds)
         found = measure.interval()
         assert found.low < found.value == pytest.approx(found.high) == pytest.approx(1)
         widths.append(found.high - found.low)

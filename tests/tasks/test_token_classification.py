@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stillhouse.errors import DataError
-from stillhouse.recipe_tasks import TokenClassificationTask
 from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.settings import TokenClassificationTask
 from stillhouse.tasks.tagged import read_tagged
 from stillhouse.tasks.token_classification import tags_in, words_in, words_of
 from stillhouse.tokens.batches import IGNORED

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from tokenizers import normalizers, pre_tokenizers
 
-from stillhouse.recipe import LanguageModeling
+from stillhouse.section import LanguageModeling
 from stillhouse.tokens.engines import (
     FIRST_CHARACTERS,
     SHARE,
     CheckedEncoder,
-    UnfitError,
+    FastTokenizerMismatchError,
     open_fast,
 )
 from stillhouse.tokens.tokenizer import text_encoder
@@ -96,7 +96,7 @@ def test_a_tokenizer_with_its_own_rules_is_followed_or_refused(name):
     try:
         with open_fast(tokenizer) as encode:
             found = encode(texts)
-    except UnfitError:
+    except FastTokenizerMismatchError:
         return
     for ids, expected in zip(found, text_encoder(tokenizer)(texts), strict=True):
         assert ids.tolist() == expected.tolist()
@@ -104,14 +104,16 @@ def test_a_tokenizer_with_its_own_rules_is_followed_or_refused(name):
 
 def test_wordpiece_is_left_to_tokenizers():
     """gigatoken is for byte-level BPE alone."""
-    with pytest.raises(UnfitError, match="gigatoken is for byte-level BPE"):
+    with pytest.raises(FastTokenizerMismatchError, match="gigatoken is for byte-level BPE"):
         open_fast(train_tokenizer("wordpiece", 120, iter(LINES), "masked"))
 
 
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
     """The reason names the extra."""
     monkeypatch.setitem(sys.modules, "gigatoken", None)
-    with pytest.raises(UnfitError, match=r"not installed \(pip install 'stillhouse\[fast\]'\)"):
+    with pytest.raises(
+        FastTokenizerMismatchError, match=r"not installed \(pip install 'stillhouse\[fast\]'\)"
+    ):
         open_fast(trained())
 
 
@@ -119,14 +121,14 @@ def test_other_merges_are_found_at_once():
     """A tokenizer trained a little longer differs in the first text; the reason shows where."""
     encode = checked(text_encoder(trained(410)), reference=text_encoder(trained(400)))
     with pytest.raises(
-        UnfitError, match=r"gives \[.*\] as tokens \d+ and on of .The still.*\[.*\]"
+        FastTokenizerMismatchError, match=r"gives \[.*\] as tokens \d+ and on of .The still.*\[.*\]"
     ):
         encode(LINES)
 
 
 def test_a_lost_token_at_the_end_of_a_text_is_a_difference():
     """Equal as far as they go is not equal."""
-    with pytest.raises(UnfitError, match=r"gives \[\] as tokens 3 and on of 'abc'"):
+    with pytest.raises(FastTokenizerMismatchError, match=r"gives \[\] as tokens 3 and on of 'abc'"):
         checked(lambda texts: [ids[:-1] for ids in letters(texts)])(["abc"])
 
 
@@ -136,7 +138,7 @@ def test_the_first_meeting_with_a_character_or_an_added_token_is_compared(mark):
     encode = checked(wrong_at(mark), added_tokens=["<end>"])
     usual = "abc def end <> " * 2000
     corpus = [*[usual] * 20, f"{usual}{mark}{usual}", *[usual] * 20]
-    with pytest.raises(UnfitError):
+    with pytest.raises(FastTokenizerMismatchError):
         encode_all(encode, corpus)
 
 
@@ -144,7 +146,7 @@ def test_a_fault_that_keeps_coming_back_is_found_wherever_it_begins():
     """One character in so many is compared, all along the text."""
     good, bad = "ab " * 1000, "ba " * 1000
     head = [good] * (FIRST_CHARACTERS // len(good) + 2)
-    with pytest.raises(UnfitError):
+    with pytest.raises(FastTokenizerMismatchError):
         encode_all(checked(wrong_at("ba ba")), [*head, *[bad] * 2 * SHARE, good])
 
 
@@ -153,7 +155,7 @@ def test_the_last_text_is_compared():
     good, bad = "ab " * 1000, "ba " * 1000
     head = [good] * (FIRST_CHARACTERS // len(good) + 2)
     encode_all(checked(wrong_at("ba ba")), head)
-    with pytest.raises(UnfitError):
+    with pytest.raises(FastTokenizerMismatchError):
         encode_all(checked(wrong_at("ba ba")), [*head, bad])
 
 
@@ -178,5 +180,5 @@ def test_few_characters_are_compared():
 )
 def test_an_engine_that_fails_is_unfit(broken):
     """Its errors are a reason to do without it, not to stop."""
-    with pytest.raises(UnfitError, match=r"gigatoken .* failed \(.+\)$"):
+    with pytest.raises(FastTokenizerMismatchError, match=r"gigatoken .* failed \(.+\)$"):
         checked(broken)(["one", "two"])

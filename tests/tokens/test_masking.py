@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from stillhouse.recipe import MaskingRecipe
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.masking import Masker
+from stillhouse.tokens.settings import MaskingRecipe
 
 VOCABULARY, MASK, LENGTH = 60, 4, 50
 WORDS = range(5, VOCABULARY)

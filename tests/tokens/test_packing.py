@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from stillhouse.recipe import MaskingRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.packing import (
     SHORTEST_CUT,
@@ -12,6 +11,7 @@ from stillhouse.tokens.packing import (
     pack_segments,
     positions_in_segments,
 )
+from stillhouse.tokens.settings import MaskingRecipe
 
 END, PAD, CLS, SEP = 0, 0, 2, 3
 CAUSAL = [[END, 5, 6, 7], [END, 8], [END, 9, 10, 11, 12, 13, 14], [END, 15]]  # 15 tokens

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.run_folder import Inputs, commit_folder
+from stillhouse.runs.manifest import Inputs, commit_folder
 from stillhouse.tokens.shards import COUNTS, ShardWriter, TokenSplit, open_split, token_dtype
 
 DOCUMENTS = [[5, 6, 7], [8], [], [9, 9, 9, 9, 9], [4]]

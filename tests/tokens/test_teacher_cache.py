@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from stillhouse.errors import DataError
-from stillhouse.recipe import MaskingRecipe
-from stillhouse.run_folder import Inputs, commit_folder, commit_parts
+from stillhouse.runs.manifest import Inputs, commit_folder, commit_parts
 from stillhouse.tokens.packing import MaskedSequences
+from stillhouse.tokens.settings import MaskingRecipe
 from stillhouse.tokens.teacher_cache import (
     CacheFormat,
-    FixedVisits,
+    FixedMaskSource,
     TeacherCache,
     part_folder,
     write_rows,
@@ -102,7 +102,7 @@ def test_a_cached_masked_sequence_has_one_mask(split_of, special):
     source = MaskedSequences(
         split, 24, special, MaskingRecipe(), vocabulary_size=60, counts=split.counts
     )
-    fixed, sequences = FixedVisits(source), np.array([0, 1, 2])
+    fixed, sequences = FixedMaskSource(source), np.array([0, 1, 2])
     first = fixed.batch(sequences, np.zeros(3, np.int64), 0)
     again = fixed.batch(sequences, np.full(3, 7), 11)
     other = source.batch(sequences, np.full(3, 7), 11)

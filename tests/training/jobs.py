@@ -11,15 +11,16 @@ from tests.tiny_models import make_config
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from stillhouse.families import family_of
+from stillhouse.families.registry import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.recipe import LossesRecipe, PretrainingRecipe
-from stillhouse.run_folder import Inputs
+from stillhouse.objectives.settings import LossesRecipe
+from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.packing import CausalSequences
 from stillhouse.tokens.shards import TokenSplit
 from stillhouse.training.floor import Floor, Rates
 from stillhouse.training.job import Objective, TrainingJob, checkpoints_for, plan_batches
+from stillhouse.training.settings import PretrainingRecipe
 from stillhouse.training.work import Work
 
 VOCABULARY, LENGTH = 40, 16

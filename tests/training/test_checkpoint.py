@@ -10,11 +10,11 @@ from torch import nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from stillhouse.errors import ResourceError, RunError, TrainingError
-from stillhouse.recipe import OptimizerRecipe
-from stillhouse.run_folder import Inputs
+from stillhouse.runs.manifest import Inputs
 from stillhouse.training.checkpoint import Checkpoints, Progress
 from stillhouse.training.optimizer import make_optimizer
 from stillhouse.training.ranks import Ranks
+from stillhouse.training.settings import OptimizerRecipe
 from stillhouse.training.signals import StopRequest
 
 INPUTS = Inputs("distill student", {"temperature": 2.0}, {"tokens": "abc"}, 0)

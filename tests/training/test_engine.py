@@ -25,11 +25,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stillhouse.distillation.distill import freeze
 from stillhouse.errors import DataError, ResourceError, Stopped, TrainingError
-from stillhouse.families import family_of
-from stillhouse.recipe import PretrainingRecipe
+from stillhouse.families.registry import family_of
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.engine import train
 from stillhouse.training.job import TrainingJob, plan_batches
+from stillhouse.training.settings import PretrainingRecipe
 from stillhouse.training.signals import StopRequest
 
 

@@ -7,16 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stillhouse.families import family_of
-from stillhouse.recipe import (
-    LossesRecipe,
-    OptimizerRecipe,
-    PretrainingRecipe,
-    TokensRecipe,
-)
+from stillhouse.families.registry import family_of
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.tokens.batches import IGNORED
+from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.training.device import Precision
 from stillhouse.training.optimizer import make_optimizer
+from stillhouse.training.settings import OptimizerRecipe, PretrainingRecipe
 from stillhouse.training.work import StepShape, count_work, planned_step
 
 ROWS, LENGTH = 3, 12

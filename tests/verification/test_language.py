@@ -13,7 +13,7 @@ from stillhouse.recipe_file import parse_recipe
 from stillhouse.tokens.batches import Batch
 from stillhouse.tokens.packing import CausalSequences, MaskedSequences
 from stillhouse.tokens.teacher_cache import TeacherCache
-from stillhouse.training.step import Steps
+from stillhouse.training.step import TrainStep
 from stillhouse.verification import language, split
 from stillhouse.verification.checks import Check
 from stillhouse.verification.language import LanguageCase
@@ -116,13 +116,13 @@ def test_a_dropped_micro_batch_is_found(
     case: LanguageCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last of several never contributes its gradient."""
-    original = Steps._micro_batches
+    original = TrainStep._micro_batches
 
-    def all_but_the_last(steps: Steps) -> Iterator[Any]:
+    def all_but_the_last(steps: TrainStep) -> Iterator[Any]:
         parts = list(original(steps))
         yield from parts[:-1] or parts
 
-    monkeypatch.setattr(Steps, "_micro_batches", all_but_the_last)
+    monkeypatch.setattr(TrainStep, "_micro_batches", all_but_the_last)
     assert failed(case) == {"split of a step"}
 
 
@@ -131,12 +131,12 @@ def test_a_mean_of_micro_batch_means_is_found(
     case: LanguageCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gradient accumulation bug of many trainers: each micro-batch divided by its own rows."""
-    original = Steps._counts
+    original = TrainStep._counts
 
-    def counts(steps: Steps, parts: list[Any]) -> dict[str, int]:
+    def counts(steps: TrainStep, parts: list[Any]) -> dict[str, int]:
         return {name: value // len(parts) for name, value in original(steps, parts).items()}
 
-    monkeypatch.setattr(Steps, "_counts", counts)
+    monkeypatch.setattr(TrainStep, "_counts", counts)
     assert failed(case) == {"split of a step"}
 
 

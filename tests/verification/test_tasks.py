@@ -9,11 +9,11 @@ import pytest
 import torch
 from tests.task_models import SENTENCES, make_task_folder
 
-from stillhouse.families import TaskHead
 from stillhouse.finetuning import objective
+from stillhouse.models.task_models import TaskHead
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.tasks.encoded import TaskBatch
-from stillhouse.training.step import Steps
+from stillhouse.training.step import TrainStep
 from stillhouse.verification.checks import Check
 from stillhouse.verification.tasks import TaskCase, task_checks
 from stillhouse.verification.verify import task_case
@@ -135,13 +135,13 @@ def test_a_dropped_micro_batch_is_found(
     case: TaskCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last of several never contributes its gradient."""
-    original = Steps._micro_batches
+    original = TrainStep._micro_batches
 
-    def all_but_the_last(steps: Steps) -> Iterator[Any]:
+    def all_but_the_last(steps: TrainStep) -> Iterator[Any]:
         parts = list(original(steps))
         yield from parts[:-1] or parts
 
-    monkeypatch.setattr(Steps, "_micro_batches", all_but_the_last)
+    monkeypatch.setattr(TrainStep, "_micro_batches", all_but_the_last)
     assert failed(case, tmp_path) == {"split of a step"}
 
 

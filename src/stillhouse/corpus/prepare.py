@@ -22,24 +22,22 @@ from stillhouse.corpus.splits import Splitting, plan_splits
 from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
 from stillhouse.data.files import ReadSummary
 from stillhouse.data.pieces import Piece, stretches
+from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.recipe import (
-    OWN_TOKENIZER,
-    CorpusRecipe,
-    Recipe,
-    TrainedTokenizer,
-    recipe_part,
-)
-from stillhouse.run_folder import Inputs, RunFolder, commit_folder, fingerprint
+from stillhouse.recipe import Recipe
+from stillhouse.runs.manifest import Inputs, commit_folder, fingerprint
+from stillhouse.runs.paths import RunFolder
+from stillhouse.section import recipe_part
 from stillhouse.tokens.characters import word_starts
 from stillhouse.tokens.engines import (
     FAST,
     REFERENCE,
     Encode,
-    UnfitError,
+    FastTokenizerMismatchError,
     open_fast,
     version_of,
 )
+from stillhouse.tokens.settings import OWN_TOKENIZER, TrainedTokenizer
 from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
 from stillhouse.tokens.tokenizer import (
     load_tokenizer,
@@ -123,7 +121,7 @@ def prepare(
         encoding = open_fast(tokenizer)
         report(f"tokenizing with {version_of(FAST)}, compared with {REFERENCE} on the way")
         _write_folders(work, FAST, encoding)
-    except UnfitError as reason:
+    except FastTokenizerMismatchError as reason:
         report(f"tokenizing with {version_of(REFERENCE)}: {reason}")
         _write_folders(work, REFERENCE, contextlib.nullcontext(text_encoder(tokenizer)))
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from stillhouse.data.documents import read_documents
 from stillhouse.data.pieces import Piece, pieces_of, safe_cut
+from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
-from stillhouse.recipe import CorpusRecipe
 from stillhouse.tokens.held_out import validation_point
 from stillhouse.wording import counted
 

@@ -21,9 +21,9 @@ from stillhouse.data.lines import decoded
 from stillhouse.data.pieces import MAX_PIECE_CHARACTERS, Piece, pieces_of
 from stillhouse.data.records import Fields, read_records
 from stillhouse.data.sample import sample_documents, sample_files
+from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError
-from stillhouse.recipe import CorpusRecipe
 
 SAMPLE = "sample"
 

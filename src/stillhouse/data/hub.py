@@ -18,7 +18,13 @@ from typing import Any
 
 from stillhouse.data.records import with_class_names
 from stillhouse.errors import DataError, NetworkError, RecipeError, RunError, StillhouseError
-from stillhouse.run_folder import Inputs, commit_file, is_up_to_date, manifest_path, read_manifest
+from stillhouse.runs.manifest import (
+    Inputs,
+    commit_file,
+    is_up_to_date,
+    manifest_path,
+    read_manifest,
+)
 
 HUB_PREFIX = "hf://"
 

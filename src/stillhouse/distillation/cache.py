@@ -17,34 +17,31 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from stillhouse.distillation.settings import CACHED_LOSSES
 from stillhouse.errors import RunError
-from stillhouse.families import family_of
+from stillhouse.families.registry import family_of
 from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.language_model import HIDDEN_LOSSES, Teacher, project
 from stillhouse.objectives.sparse import sparse_kl, sparse_rows
-from stillhouse.recipe import (
-    CACHED_LOSSES,
-    Recipe,
-    Rows,
-    recipe_part,
-)
-from stillhouse.run_folder import (
+from stillhouse.recipe import Recipe
+from stillhouse.runs.atomic import archive_existing
+from stillhouse.runs.manifest import (
     Inputs,
-    RunFolder,
     commit_folder,
     commit_parts,
     is_up_to_date,
-    make_room,
     read_manifest,
     verify,
 )
+from stillhouse.runs.paths import RunFolder
+from stillhouse.section import Rows, recipe_part
 from stillhouse.tokens.batches import Batch, visit_key
 from stillhouse.tokens.source import open_source
 from stillhouse.tokens.teacher_cache import (
     VISIT_EPOCH,
     VISIT_SEED,
     CacheFormat,
-    FixedVisits,
+    FixedMaskSource,
     TeacherCache,
     part_folder,
     write_rows,
@@ -156,7 +153,7 @@ class CacheWriter:
             Stopped: SIGINT or SIGTERM; the parts written so far are kept.
         """
         target = self.run.teacher_cache
-        self.ranks.from_first(lambda: self._begin(overwrite=overwrite))
+        self.ranks.on_rank0(lambda: self._begin(overwrite=overwrite))
         reporter.start("teacher cache", 0, self.source.num_sequences)
         try:
             with StopRequest() as stop:
@@ -170,12 +167,12 @@ class CacheWriter:
             "num_parts": self.num_parts,
             "bytes_per_row": self.layout.bytes_per_row,
         }
-        self.ranks.meet()
-        self.ranks.from_first(lambda: commit_parts(target, self.inputs, facts))
+        self.ranks.barrier()
+        self.ranks.on_rank0(lambda: commit_parts(target, self.inputs, facts))
 
     def _begin(self, *, overwrite: bool) -> None:
         if not self._goes_on():
-            make_room(self.run.teacher_cache, overwrite=overwrite)
+            archive_existing(self.run.teacher_cache, overwrite=overwrite)
 
     def _goes_on(self) -> bool:
         """Whether what stands there was begun under the same inputs, and is not complete."""
@@ -223,7 +220,7 @@ class CacheWriter:
             yield np.arange(start, min(start + size, last))
 
     def _batch(self, sequences: np.ndarray) -> Batch:
-        return FixedVisits(self.source).batch(sequences, np.zeros_like(sequences), VISIT_SEED)
+        return FixedMaskSource(self.source).batch(sequences, np.zeros_like(sequences), VISIT_SEED)
 
     def rows(self, batch: Batch, sequences: np.ndarray) -> TeacherRows:
         """What the cache holds of a batch of the given sequences."""

@@ -13,46 +13,39 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse.distillation.cache import CacheWriter, cache_inputs
+from stillhouse.distillation.settings import DistillationRecipe
 from stillhouse.errors import RecipeError, RunError
-from stillhouse.families import Family, load_config, load_model, save_model
+from stillhouse.families.base import Family
+from stillhouse.models.folder import load_model, save_model
+from stillhouse.models.folder_check import load_config
 from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
     LanguageModelObjective,
     Teacher,
 )
 from stillhouse.objectives.relation_term import check_relation
-from stillhouse.recipe import (
-    DistillationRecipe,
-    PretrainingRecipe,
-    Recipe,
-    recipe_part,
-    shaping_part,
-)
-from stillhouse.run_folder import (
-    Inputs,
-    RunFolder,
-    commit_folder,
-    is_up_to_date,
-    read_manifest,
-    verify,
-)
+from stillhouse.recipe import Recipe
+from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, read_manifest, verify
+from stillhouse.runs.paths import RunFolder
+from stillhouse.section import recipe_part
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.source import open_source, open_tokenizer
-from stillhouse.tokens.teacher_cache import FixedVisits, TeacherCache
+from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train
 from stillhouse.training.floor import Floor, measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
 from stillhouse.training.metrics import read_metrics
-from stillhouse.training.parallel import shard_teacher, whole_model
+from stillhouse.training.parallel import gather_model, shard_teacher
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks, finishing
+from stillhouse.training.settings import PretrainingRecipe, result_settings
 from stillhouse.training.work import count_work, planned_step
 
 ModelName = Literal["student", "control", "control_same_time"]
 
 
-def wanted_models(recipe: DistillationRecipe) -> list[ModelName]:
+def models_to_train(recipe: DistillationRecipe) -> list[ModelName]:
     """The models that `distill` trains, in order.
 
     Raises:
@@ -81,7 +74,7 @@ def distill_inputs(
         "tokens": tokens.fingerprint if tokens else "",
         "student-init": initial.fingerprint if initial else "",
     }
-    training = shaping_part(recipe.distillation)
+    training = result_settings(recipe.distillation)
     del training["control"]
     if model == "control":
         training = {key: training[key] for key in PretrainingRecipe.model_fields if key in training}
@@ -160,7 +153,7 @@ class Distillation:
         source, objective = self._lesson(family, model, reporter)
         num_steps = None
         if model == "control_same_time":
-            num_steps = self.ranks.from_first(self._steps_of_same_time)
+            num_steps = self.ranks.on_rank0(self._steps_of_same_time)
         job = TrainingJob(
             model,
             student,
@@ -176,13 +169,13 @@ class Distillation:
         )
         with finishing(f"the {model.replace('_', ' ')}", self.ranks) as stop:
             facts = job.facts(train(job, reporter, stop))
-            trained = whole_model(student, self.ranks)
-            self.ranks.from_first(lambda: self._commit(model, trained, facts, overwrite))
+            trained = gather_model(student, self.ranks)
+            self.ranks.on_rank0(lambda: self._commit(model, trained, facts, overwrite))
             checkpoints.clear()
 
     def _verify(self, *outputs: Path) -> None:
         for output in outputs:
-            self.ranks.from_first(lambda output=output: verify(output))
+            self.ranks.on_rank0(lambda output=output: verify(output))
 
     def _commit(
         self, model: ModelName, trained: PreTrainedModel, training: dict[str, Any], overwrite: bool
@@ -202,7 +195,7 @@ class Distillation:
         """What the model reads, and what it learns from it."""
         source = open_source(self.run.tokens, self.recipe.tokens, "train")
         if model != "student":
-            source = FixedVisits(source) if has_fixed_masks(self.recipe) else source
+            source = FixedMaskSource(source) if has_fixed_masks(self.recipe) else source
             return source, LanguageModelObjective(family, LANGUAGE_MODELING_ALONE)
         check_relation(
             self.recipe.distillation.losses.relation,
@@ -217,7 +210,7 @@ class Distillation:
             writer = CacheWriter(self.recipe, self.run, teacher, self.cache_inputs(), self.ranks)
             loss = writer.check(cache, self.seed)
             reporter.say(f"teacher cache: {loss:.4f} nats a row from the live teacher")
-            source, teacher = FixedVisits(source, cache), "cached"
+            source, teacher = FixedMaskSource(source, cache), "cached"
         recipe = self.recipe.distillation
         return source, LanguageModelObjective(
             family, recipe.losses, teacher=teacher, temperature=recipe.temperature

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stillhouse.distillation.distill import wanted_models
+from stillhouse.distillation.distill import models_to_train
 from stillhouse.estimate.parts import Part
 from stillhouse.estimate.speeds import LanguageTraining, Speeds, scoring_step
 from stillhouse.estimate.text import TextSize, file_tokens
@@ -16,11 +16,13 @@ from stillhouse.evaluation.samples import NEW_TOKENS as SAMPLE_TOKENS
 from stillhouse.evaluation.samples import NUM_SAMPLES
 from stillhouse.evaluation.speed import LENGTH, NEW_TOKENS
 from stillhouse.evaluation.teacher_fit import NUM_TOKENS
-from stillhouse.families import family_of
-from stillhouse.generation.reference import BATCH, MOST_SECONDS, MOST_TURNS, TURNS
+from stillhouse.families.registry import family_of
+from stillhouse.inference.reference import BATCH, MOST_SECONDS, MOST_TURNS, TURNS
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
-from stillhouse.recipe import PretrainingRecipe, Recipe, TokensRecipe
+from stillhouse.recipe import Recipe
+from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.training.device import pick_device
+from stillhouse.training.settings import PretrainingRecipe
 from stillhouse.training.work import forward_multiply_adds, planned_step, sequences_per_step
 
 # Of a fresh process that imports the libraries and loads a model, whose memory is measured:
@@ -48,7 +50,7 @@ class LanguagePlan:
                 self.teacher, None, LANGUAGE_MODELING_ALONE, recipe.teacher.training, tokens
             )
         found["student"] = self.distillation()
-        for control in wanted_models(distillation)[1:]:
+        for control in models_to_train(distillation)[1:]:
             found[control] = LanguageTraining(
                 self.student, None, LANGUAGE_MODELING_ALONE, distillation, tokens
             )
@@ -137,7 +139,7 @@ def _evaluation_part(plan: LanguagePlan, speeds: Speeds) -> Part:
         name: forward_multiply_adds(scoring_step(tokens), config) / speeds.scoring(config, tokens)
         for name, config in (("teacher", plan.teacher), ("student", plan.student))
     }
-    students = len(wanted_models(plan.recipe.distillation))
+    students = len(models_to_train(plan.recipe.distillation))
     positions = _scored_positions(plan)
     seconds = positions * (per_token["teacher"] + seeds * students * per_token["student"])
     fraction = 1.0 if tokens.language_modeling == "causal" else tokens.masking.fraction

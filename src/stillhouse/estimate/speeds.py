@@ -19,34 +19,27 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.distillation.cache import cache_format, teacher_rows
 from stillhouse.evaluation.perplexity import TOKENS_PER_BATCH, sequence_losses
-from stillhouse.families import (
-    count_parameters,
-    empty_model,
-    family_of,
-    random_task_model,
-    shallower_config,
-)
+from stillhouse.families.registry import family_of
 from stillhouse.finetuning.data import TaskSource, planned_task_step
 from stillhouse.finetuning.objective import TaskObjective
-from stillhouse.generation.reference import greedy_tokens
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.inference.reference import greedy_tokens
+from stillhouse.models.folder import count_parameters, empty_model
+from stillhouse.models.task_models import config_with_num_layers, random_task_model
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.recipe import (
-    FinetuningRecipe,
-    LossesRecipe,
-    PretrainingRecipe,
-    Recipe,
-    TokensRecipe,
-    TrainingRecipe,
-)
-from stillhouse.tasks.asking import ask
-from stillhouse.tasks.encoded import Encoded
+from stillhouse.objectives.settings import LossesRecipe
+from stillhouse.recipe import Recipe
+from stillhouse.tasks.asking import predict
+from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.registry import with_threshold_of
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import IGNORED, AnyBatch, Batch
+from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.training.device import autocast, pick_device, pick_precision
-from stillhouse.training.engine import keep_few_activations
+from stillhouse.training.engine import enable_activation_checkpointing
 from stillhouse.training.floor import fastest_seconds
 from stillhouse.training.optimizer import learning_parameters, make_optimizer
+from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
 from stillhouse.training.work import (
     StepShape,
     Work,
@@ -137,7 +130,10 @@ class Speeds(Protocol):
         ...
 
     def answering(
-        self, training: TaskTraining, examples: Sequence[Any], encoded: Sequence[Sequence[Encoded]]
+        self,
+        training: TaskTraining,
+        examples: Sequence[Any],
+        encoded: Sequence[Sequence[EncodedExample]],
     ) -> float:
         """Multiply-adds per second of a model that answers examples."""
         ...
@@ -170,7 +166,10 @@ class MeasuredSpeeds:
         return self._once(("generation", _shape(model)), lambda: self._generation(model))
 
     def answering(
-        self, training: TaskTraining, examples: Sequence[Any], encoded: Sequence[Sequence[Encoded]]
+        self,
+        training: TaskTraining,
+        examples: Sequence[Any],
+        encoded: Sequence[Sequence[EncodedExample]],
     ) -> float:
         key = ("answering", training.task.head, _shape(training.model))
         return self._once(key, lambda: self._answering(training, examples, encoded))
@@ -236,7 +235,7 @@ class MeasuredSpeeds:
     ) -> TrainingSpeed:  # fmt: skip
         model.to(self._device).train(recipe.dropout)  # pyright: ignore[reportArgumentType]
         if recipe.activation_checkpointing:
-            keep_few_activations(model)
+            enable_activation_checkpointing(model)
         here, precision = batch.to(self._device), pick_precision(recipe.precision, self._device)
         coefficients: Mapping[str, float] = {
             name: weight / max(1, batch.num_rows(objective.rows[name]))
@@ -298,7 +297,10 @@ class MeasuredSpeeds:
         return NEW_TOKENS / seconds * forward_multiply_adds(token, part) / of_one
 
     def _answering(
-        self, training: TaskTraining, examples: Sequence[Any], encoded: Sequence[Sequence[Encoded]]
+        self,
+        training: TaskTraining,
+        examples: Sequence[Any],
+        encoded: Sequence[Sequence[EncodedExample]],
     ) -> float:
         of_one = answering_multiply_adds(training.model, training.source)
         number = max(1, min(len(examples), int(MOST_FORWARD / of_one)))
@@ -312,7 +314,7 @@ class MeasuredSpeeds:
         part = _fewer_layers(training.model, _share(of_one * source.num_sequences, MOST_FORWARD))
         model = self._task_model(training.task, part)
         task = with_threshold_of(model.config, training.task)
-        seconds = self._fastest(lambda: ask(task, model, asked, own))
+        seconds = self._fastest(lambda: predict(task, model, asked, own))
         return answering_multiply_adds(part, source) * source.num_sequences / seconds
 
     def _dtype(self, training: TrainingRecipe) -> torch.dtype:
@@ -394,7 +396,7 @@ def _fewer_layers(config: PretrainedConfig, share: float) -> PretrainedConfig:
     """About this share of the layers, but no fewer than two."""
     layers = config.num_hidden_layers
     wanted = max(min(FEWEST_LAYERS, layers), round(share * layers))
-    return shallower_config(config, wanted)
+    return config_with_num_layers(config, wanted)
 
 
 def _shape(config: PretrainedConfig | None) -> str:

@@ -17,14 +17,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from stillhouse.estimate.language import turns_seconds
 from stillhouse.estimate.parts import Part
 from stillhouse.estimate.speeds import Speeds, TaskTraining, answering_multiply_adds
-from stillhouse.families import padding_id
 from stillhouse.finetuning.data import TaskSource
 from stillhouse.finetuning.examples import TaskExamples, group_size
 from stillhouse.finetuning.models import threshold_split
 from stillhouse.finetuning.objective import HARD_TARGET
-from stillhouse.generation.reference import BATCH
-from stillhouse.recipe import FinetuningRecipe
-from stillhouse.tasks.encoded import Encoded
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.inference.reference import BATCH
+from stillhouse.models.special_ids import padding_id
+from stillhouse.tasks.encoded import EncodedExample
 
 SAMPLE = 64  # examples that are encoded, at least
 
@@ -92,7 +92,7 @@ class Sample:
     """Examples, their sequences, and the seconds that encoding one takes."""
 
     examples: list[Any]
-    encoded: list[list[Encoded]]
+    encoded: list[list[EncodedExample]]
     encoding_seconds: float
 
     @property

@@ -10,9 +10,10 @@ from stillhouse.corpus.splits import plan_splits
 from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
 from stillhouse.data.hub import HUB_PREFIX
 from stillhouse.data.pieces import Piece
+from stillhouse.data.settings import CorpusRecipe
 from stillhouse.evaluation.texts import read_text
-from stillhouse.recipe import CorpusRecipe
-from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.tokenizer import text_encoder
 
 MOST_BYTES = 16 * 10**6  # read; of a longer text the rest is taken to be alike

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.evaluation.perplexity import fixed_batches, row_logits
-from stillhouse.families import Family
+from stillhouse.families.base import Family
 from stillhouse.tokens.batches import SequenceSource
 
 ROWS = 16_384  # predicted tokens, at least, where there are as many

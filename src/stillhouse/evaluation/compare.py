@@ -31,19 +31,17 @@ from stillhouse.evaluation.progress import Progress
 from stillhouse.evaluation.quality import context_of, has_diverged, num_batches, score_on_run
 from stillhouse.evaluation.speed import measure_speed, peak_memory_bytes
 from stillhouse.evaluation.texts import read_text, scored_text
-from stillhouse.families import (
-    Family,
-    count_parameters,
-    load_model,
-    load_model_tokenizer,
-    resolve_folder,
-)
+from stillhouse.families.base import Family
 from stillhouse.machine import describe_machine
-from stillhouse.recipe import MaskingRecipe, Recipe
+from stillhouse.models.folder import count_parameters, load_model, resolve_folder
+from stillhouse.models.folder_check import load_model_tokenizer
+from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import load_recipe
-from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.held_out import is_validation
 from stillhouse.tokens.packing import MaskedSequences
+from stillhouse.tokens.settings import MaskingRecipe
 from stillhouse.tokens.shards import TokenSplit
 from stillhouse.tokens.source import open_tokenizer
 from stillhouse.tokens.tokenizer import num_ids, special_tokens

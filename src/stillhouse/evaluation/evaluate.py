@@ -25,18 +25,14 @@ from stillhouse.evaluation.quality import context_of, has_diverged, num_batches,
 from stillhouse.evaluation.samples import text_samples
 from stillhouse.evaluation.speed import measure_speed, peak_memory_bytes, shape_key
 from stillhouse.evaluation.teacher_fit import advice, teacher_fit, weakness
-from stillhouse.families import Family, count_parameters, load_model
-from stillhouse.generation.reference import MOST_TURNS, TURNS
+from stillhouse.families.base import Family
+from stillhouse.inference.reference import MOST_TURNS, TURNS
 from stillhouse.machine import describe_machine, library_versions, source_commit
-from stillhouse.recipe import Recipe, recipe_part
-from stillhouse.run_folder import (
-    Inputs,
-    RunFolder,
-    commit_file,
-    fingerprint,
-    read_manifest,
-    sha256_of,
-)
+from stillhouse.models.folder import count_parameters, load_model
+from stillhouse.recipe import Recipe
+from stillhouse.runs.manifest import Inputs, commit_file, fingerprint, read_manifest, sha256_of
+from stillhouse.runs.paths import RunFolder
+from stillhouse.section import recipe_part
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.training.device import pick_device
 from stillhouse.training.progress import Reporter

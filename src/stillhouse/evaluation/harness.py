@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import DataError, ModelError, RecipeError
-from stillhouse.families import (
-    family_of,
-    load_config,
-    load_model,
-    load_model_tokenizer,
-    resolve_folder,
-)
+from stillhouse.families.registry import family_of
 from stillhouse.machine import describe_machine, library_versions, source_commit
+from stillhouse.models.folder import load_model, resolve_folder
+from stillhouse.models.folder_check import load_config, load_model_tokenizer
 from stillhouse.training.device import pick_device
 
 BATCH = {"cpu": 8, "cuda": 64}

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
-from stillhouse.families import Family
+from stillhouse.families.base import Family
 from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
 from stillhouse.tokens.packing import positions_in_segments
 

@@ -18,9 +18,9 @@ from stillhouse.evaluation.perplexity import (
     score_text,
 )
 from stillhouse.evaluation.texts import file_text, validation_text
-from stillhouse.families import Family
+from stillhouse.families.base import Family
 from stillhouse.recipe import Recipe
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import special_tokens
 

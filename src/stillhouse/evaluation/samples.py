@@ -5,10 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.families import Family
-from stillhouse.generation import Generation, LoadedModel
+from stillhouse.families.base import Family
+from stillhouse.inference.generation import Generation
+from stillhouse.inference.loaded import LoadedModel
 from stillhouse.recipe import Recipe
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.source import open_tokenizer
 from stillhouse.tokens.tokenizer import special_tokens

@@ -4,14 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stillhouse.generation import load_for_task
+from stillhouse.inference.loaded import load_for_task
 from stillhouse.machine import describe_machine, library_versions, source_commit
-from stillhouse.recipe import recipe_part
-from stillhouse.recipe_tasks import TaskRecipe
-from stillhouse.run_folder import sha256_of
+from stillhouse.runs.manifest import sha256_of
+from stillhouse.section import recipe_part
 from stillhouse.tasks.answers import check_measurable
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.metrics import format_score, metric_label, score_digits
+from stillhouse.tasks.settings import TaskRecipe
 from stillhouse.tasks.task import text_length
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.training.device import pick_device

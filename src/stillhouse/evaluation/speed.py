@@ -19,8 +19,8 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse.evaluation.progress import Progress
-from stillhouse.families import Family
-from stillhouse.generation.reference import (
+from stillhouse.families.base import Family
+from stillhouse.inference.reference import (
     TURNS,
     forward_pass,
     greedy_tokens,
@@ -39,7 +39,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from stillhouse.evaluation.speed import run_forward
-from stillhouse.families import load_model
+from stillhouse.models.folder import load_model
 from stillhouse.training.device import pick_device
 family, model = load_model(Path(sys.argv[1]))
 device = pick_device()

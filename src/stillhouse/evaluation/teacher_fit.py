@@ -15,9 +15,13 @@ from transformers import PreTrainedModel
 
 from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.evaluation.perplexity import MASK_SEED, sequence_losses
-from stillhouse.families import Family, check_sequence_length, load_config, load_model
-from stillhouse.recipe import Recipe, TeacherRecipe, TunedTeacherRecipe
-from stillhouse.run_folder import RunFolder
+from stillhouse.families.base import Family
+from stillhouse.families.registry import check_sequence_length
+from stillhouse.models.folder import load_model
+from stillhouse.models.folder_check import load_config
+from stillhouse.recipe import Recipe
+from stillhouse.runs.paths import RunFolder
+from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe
 from stillhouse.tokens.batches import Batch
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.source import check_vocabulary, open_source, open_tokenizer

@@ -10,7 +10,7 @@ from stillhouse.data.formats import named_format
 from stillhouse.data.lines import decoded
 from stillhouse.errors import DataError
 from stillhouse.evaluation.perplexity import ScoredText
-from stillhouse.run_folder import read_manifest
+from stillhouse.runs.manifest import read_manifest
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.source import open_tokenizer
 from stillhouse.tokens.tokenizer import special_tokens, text_encoder

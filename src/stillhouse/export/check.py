@@ -23,8 +23,8 @@ from stillhouse.errors import ModelError
 from stillhouse.export.exported import CausalEngine, EncoderEngine, Precision
 from stillhouse.export.plain import Exported
 from stillhouse.export.vocabulary import Vocabulary
-from stillhouse.families import reads_token_types
-from stillhouse.generation.gate import blocks_of
+from stillhouse.inference.quantization_check import blocks_of
+from stillhouse.models.task_models import reads_token_types
 
 PROMPT, NEW_TOKENS = 32, 64
 TEXTS, LENGTH = 8, 128

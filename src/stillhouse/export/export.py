@@ -23,11 +23,11 @@ from stillhouse.export.check import (
 from stillhouse.export.exported import Format, Precision
 from stillhouse.export.plain import plain
 from stillhouse.export.vocabulary import vocabulary_of
-from stillhouse.families import resolve_folder
-from stillhouse.generation.loaded import load
-from stillhouse.generation.reference import greedy_tokens, interleaved_rates
+from stillhouse.inference.loaded import load
+from stillhouse.inference.reference import greedy_tokens, interleaved_rates
 from stillhouse.machine import describe_machine, library_versions
-from stillhouse.run_folder import Inputs, commit_folder, sha256_of
+from stillhouse.models.folder import resolve_folder
+from stillhouse.runs.manifest import Inputs, commit_folder, sha256_of
 
 FORMATS = ("ctranslate2", "gguf", "onnx")
 

@@ -17,7 +17,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.export.vocabulary import Vocabulary
-from stillhouse.generation.loaded import LoadedModel
+from stillhouse.inference.loaded import LoadedModel
 
 TANH_GELU = frozenset(
     {"gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stillhouse.export.exported import EncoderEngine, Format, Precision
 from stillhouse.export.plain import Exported
-from stillhouse.families import reads_token_types
+from stillhouse.models.task_models import reads_token_types
 
 FILE = "model.onnx"
 OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")

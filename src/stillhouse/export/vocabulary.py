@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.errors import ModelError
-from stillhouse.generation.loaded import LoadedModel
+from stillhouse.inference.loaded import LoadedModel
 
 
 @dataclass(frozen=True)

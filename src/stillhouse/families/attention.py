@@ -145,7 +145,7 @@ AttentionInterface.register(NAME, _attention)
 
 
 @contextmanager
-def masks_as_given(config: PretrainedConfig) -> Iterator[None]:
+def explicit_attention_mask(config: PretrainedConfig) -> Iterator[None]:
     """Within, the model of this configuration believes its caller; generation must not run here.
 
     Raises:

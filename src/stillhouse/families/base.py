@@ -18,9 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from stillhouse.families.attention import masks_as_given
-from stillhouse.families.row_wise import at_rows
-from stillhouse.recipe import LanguageModeling, Rows, TeacherRecipe
+from stillhouse.families.attention import explicit_attention_mask
+from stillhouse.families.position_wise import compute_only_rows
+from stillhouse.families.settings import ArchitectureRecipe
+from stillhouse.section import LanguageModeling, Rows
 from stillhouse.tokens.batches import Batch
 
 Parameters = Mapping[str, Tensor]
@@ -59,7 +60,7 @@ class RunTokens(Protocol):
 
 
 @dataclass(frozen=True)
-class StudentKind:
+class StudentMapping:
     """How a student of one family follows from a teacher of another, or of the same."""
 
     config: Callable[[PretrainedConfig, int], PretrainedConfig]
@@ -71,9 +72,10 @@ class Family:
     """One architecture. Attribute paths are relative to the transformers model with its head.
 
     `attention_projections` are relative to a layer: the modules, in the order they run, whose
-    outputs side by side are its queries, keys and values. `row_wise` are those after its attention
-    that treat each position by itself and hold matrices. `token_runner` gives how a causal model,
-    as it is now, reads tokens of many sequences at once, each of which attends as it is told to.
+    outputs side by side are its queries, keys and values. `position_wise` are those after its
+    attention that treat each position by itself and hold matrices. `token_runner` gives how a
+    causal model, as it is now, reads tokens of many sequences at once, each of which attends as it
+    is told to.
     """
 
     model_type: str
@@ -82,12 +84,14 @@ class Family:
     body: str
     layers: str
     attention_projections: tuple[str, ...]
-    row_wise: tuple[str, ...]
+    position_wise: tuple[str, ...]
     final_norm: str | None
     embeddings: Mapping[str, str]
     whole_head: Callable[[Any], Head]
-    students: Mapping[str, StudentKind]
-    scratch_config: Callable[[TeacherRecipe, int, int, Mapping[str, int]], PretrainedConfig] | None
+    students: Mapping[str, StudentMapping]
+    config_from_scratch: (
+        Callable[[ArchitectureRecipe, int, int, Mapping[str, int]], PretrainedConfig] | None
+    )
     position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
     ignored_on_load: tuple[str, ...] = ()
     token_runner: Callable[[Any], RunTokens] | None = None
@@ -111,7 +115,7 @@ class Family:
         arguments: dict[str, Any] = (
             {"use_cache": False} if self.language_modeling == "causal" else {}
         )
-        with masks_as_given(model.config):
+        with explicit_attention_mask(model.config):
             output = body(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask(),
@@ -131,7 +135,7 @@ class Family:
         recomputed = getattr(self.layers_of(model)[0], "gradient_checkpointing", False)
         seen = body._compiled_call_impl is None and not recomputed
         few = seen and 2 * len(numbers) <= shape.numel()
-        with at_rows(self.last_row_wise(model) if few else (), numbers, shape):
+        with compute_only_rows(self.last_position_wise(model) if few else (), numbers, shape):
             return self.run_body(model, batch).flatten(0, 1).index_select(0, numbers)
 
     def layers_of(self, model: PreTrainedModel) -> nn.ModuleList:
@@ -141,10 +145,10 @@ class Family:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
-    def last_row_wise(self, model: PreTrainedModel) -> list[nn.Module]:
+    def last_position_wise(self, model: PreTrainedModel) -> list[nn.Module]:
         """The row-wise modules of the last layer."""
         last = self.layers_of(model)[-1]
-        return [last.get_submodule(name) for name in self.row_wise]
+        return [last.get_submodule(name) for name in self.position_wise]
 
     def hidden_size(self, config: PretrainedConfig) -> int:
         return config.hidden_size
@@ -164,7 +168,7 @@ def renumber_layers(layers: str) -> Callable[[Parameters, Sequence[int]], dict[s
     """Weights of a student of the same family: student layer i is teacher layer layer_map[i]."""
     pattern = re.compile(rf"^{re.escape(layers)}\.(\d+)\.")
 
-    def carry(teacher: Parameters, layer_map: Sequence[int]) -> dict[str, Tensor]:
+    def copy_layers(teacher: Parameters, layer_map: Sequence[int]) -> dict[str, Tensor]:
         student = {name: tensor for name, tensor in teacher.items() if not pattern.match(name)}
         for name, tensor in teacher.items():
             match = pattern.match(name)
@@ -175,10 +179,10 @@ def renumber_layers(layers: str) -> Callable[[Parameters, Sequence[int]], dict[s
                     student[f"{layers}.{new}.{name[match.end() :]}"] = tensor
         return student
 
-    return carry
+    return copy_layers
 
 
-def shallower(key: str) -> Callable[[PretrainedConfig, int], PretrainedConfig]:
+def with_num_layers(key: str) -> Callable[[PretrainedConfig, int], PretrainedConfig]:
     """Configuration of a student that differs from its teacher in depth alone."""
 
     def config_for(teacher: PretrainedConfig, num_layers: int) -> PretrainedConfig:

@@ -13,12 +13,12 @@ from stillhouse.families.base import (
     Family,
     Head,
     Parameters,
-    StudentKind,
+    StudentMapping,
     projection,
     renumber_layers,
-    shallower,
+    with_num_layers,
 )
-from stillhouse.recipe import TeacherRecipe
+from stillhouse.families.settings import ArchitectureRecipe
 
 LAYERS = "bert.encoder.layer"
 
@@ -82,7 +82,10 @@ def _distilbert_weights(teacher: Parameters, layer_map: Sequence[int]) -> dict[s
 
 
 def _scratch_config(
-    teacher: TeacherRecipe, vocabulary_size: int, sequence_length: int, special: Mapping[str, int]
+    teacher: ArchitectureRecipe,
+    vocabulary_size: int,
+    sequence_length: int,
+    special: Mapping[str, int],
 ) -> PretrainedConfig:
     return BertConfig(
         vocab_size=vocabulary_size,
@@ -104,7 +107,7 @@ FAMILY = Family(
     body="bert",
     layers=LAYERS,
     attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
-    row_wise=("attention.output", "intermediate", "output"),
+    position_wise=("attention.output", "intermediate", "output"),
     final_norm=None,
     embeddings={
         "word_embeddings": "bert.embeddings.word_embeddings.weight",
@@ -113,10 +116,10 @@ FAMILY = Family(
     },
     whole_head=_head,
     students={
-        "distilbert": StudentKind(_distilbert_config, _distilbert_weights),
-        "bert": StudentKind(shallower("num_hidden_layers"), renumber_layers(LAYERS)),
+        "distilbert": StudentMapping(_distilbert_config, _distilbert_weights),
+        "bert": StudentMapping(with_num_layers("num_hidden_layers"), renumber_layers(LAYERS)),
     },
-    scratch_config=_scratch_config,
+    config_from_scratch=_scratch_config,
     # The pooler and the next-sentence head of BERT's pretraining, which no masked model uses.
     ignored_on_load=(r"^bert\.pooler\.", r"^cls\.seq_relationship\.", r"\.position_ids$"),
 )

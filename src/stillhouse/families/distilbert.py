@@ -6,10 +6,10 @@ from transformers import DistilBertForMaskedLM
 from stillhouse.families.base import (
     Family,
     Head,
-    StudentKind,
+    StudentMapping,
     projection,
     renumber_layers,
-    shallower,
+    with_num_layers,
 )
 
 LAYERS = "distilbert.transformer.layer"
@@ -31,13 +31,13 @@ FAMILY = Family(
     body="distilbert",
     layers=LAYERS,
     attention_projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-    row_wise=("attention.out_lin", "ffn"),
+    position_wise=("attention.out_lin", "ffn"),
     final_norm=None,
     embeddings={
         "word_embeddings": "distilbert.embeddings.word_embeddings.weight",
         "position_embeddings": "distilbert.embeddings.position_embeddings.weight",
     },
     whole_head=_head,
-    students={"distilbert": StudentKind(shallower("n_layers"), renumber_layers(LAYERS))},
-    scratch_config=None,
+    students={"distilbert": StudentMapping(with_num_layers("n_layers"), renumber_layers(LAYERS))},
+    config_from_scratch=None,
 )

@@ -15,12 +15,12 @@ from stillhouse.families.base import (
     Family,
     Head,
     RunTokens,
-    StudentKind,
+    StudentMapping,
     projection,
     renumber_layers,
-    shallower,
+    with_num_layers,
 )
-from stillhouse.recipe import TeacherRecipe
+from stillhouse.families.settings import ArchitectureRecipe
 
 
 def _head(model: GPT2LMHeadModel) -> Head:
@@ -29,7 +29,10 @@ def _head(model: GPT2LMHeadModel) -> Head:
 
 
 def _scratch_config(
-    teacher: TeacherRecipe, vocabulary_size: int, sequence_length: int, special: Mapping[str, int]
+    teacher: ArchitectureRecipe,
+    vocabulary_size: int,
+    sequence_length: int,
+    special: Mapping[str, int],
 ) -> PretrainedConfig:
     return GPT2Config(
         vocab_size=vocabulary_size,
@@ -81,15 +84,15 @@ FAMILY = Family(
     body="transformer",
     layers=LAYERS,
     attention_projections=("attn.c_attn",),
-    row_wise=("attn.c_proj", "mlp"),
+    position_wise=("attn.c_proj", "mlp"),
     final_norm="transformer.ln_f",
     embeddings={
         "word_embeddings": "transformer.wte.weight",
         "position_embeddings": "transformer.wpe.weight",
     },
     whole_head=_head,
-    students={"gpt2": StudentKind(shallower("n_layer"), renumber_layers(LAYERS))},
-    scratch_config=_scratch_config,
+    students={"gpt2": StudentMapping(with_num_layers("n_layer"), renumber_layers(LAYERS))},
+    config_from_scratch=_scratch_config,
     token_runner=_token_runner,
     # The causal buffers that checkpoints written before transformers 4.31 carry along.
     ignored_on_load=(r"\.attn\.(bias|masked_bias)$",),

@@ -5,7 +5,7 @@ from transformers import PretrainedConfig
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families import bert, distilbert, gpt2, roberta
 from stillhouse.families.base import Family
-from stillhouse.recipe import TokensRecipe
+from stillhouse.tokens.settings import TokensRecipe
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

@@ -13,12 +13,12 @@ from stillhouse.errors import ModelError
 from stillhouse.families.base import (
     Family,
     Head,
-    StudentKind,
+    StudentMapping,
     projection,
     renumber_layers,
-    shallower,
+    with_num_layers,
 )
-from stillhouse.recipe import TeacherRecipe
+from stillhouse.families.settings import ArchitectureRecipe
 
 LAYERS = "roberta.encoder.layer"
 
@@ -34,7 +34,10 @@ def _head(model: RobertaForMaskedLM) -> Head:
 
 
 def _scratch_config(
-    teacher: TeacherRecipe, vocabulary_size: int, sequence_length: int, special: Mapping[str, int]
+    teacher: ArchitectureRecipe,
+    vocabulary_size: int,
+    sequence_length: int,
+    special: Mapping[str, int],
 ) -> PretrainedConfig:
     return RobertaConfig(
         vocab_size=vocabulary_size,
@@ -69,7 +72,7 @@ FAMILY = Family(
     body="roberta",
     layers=LAYERS,
     attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
-    row_wise=("attention.output", "intermediate", "output"),
+    position_wise=("attention.output", "intermediate", "output"),
     final_norm=None,
     embeddings={
         "word_embeddings": "roberta.embeddings.word_embeddings.weight",
@@ -77,8 +80,10 @@ FAMILY = Family(
         "token_type_embeddings": "roberta.embeddings.token_type_embeddings.weight",
     },
     whole_head=_head,
-    students={"roberta": StudentKind(shallower("num_hidden_layers"), renumber_layers(LAYERS))},
-    scratch_config=_scratch_config,
+    students={
+        "roberta": StudentMapping(with_num_layers("num_hidden_layers"), renumber_layers(LAYERS))
+    },
+    config_from_scratch=_scratch_config,
     position_offset=_position_offset,
     ignored_on_load=(r"^roberta\.pooler\.", r"\.position_ids$"),
 )

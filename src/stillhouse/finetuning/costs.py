@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from stillhouse.generation.reference import forward_pass, ratio_to_first, shape_key, timed_turns
+from stillhouse.inference.reference import forward_pass, ratio_to_first, shape_key, timed_turns
 
 
 def task_costs(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from stillhouse.recipe import TaskTrainingRecipe
-from stillhouse.tasks.encoded import Encoded, TaskBatch, collate
+from stillhouse.finetuning.settings import TaskTrainingRecipe
+from stillhouse.tasks.encoded import EncodedExample, TaskBatch, collate
 from stillhouse.tokens.batches import epoch_order
 from stillhouse.training.device import micro_batch_sequences, pick_precision
 from stillhouse.training.work import StepShape
@@ -22,7 +22,7 @@ class TaskSource:
 
     def __init__(
         self,
-        sequences: Sequence[Encoded],
+        sequences: Sequence[EncodedExample],
         *,
         pad_token_id: int,
         per_token: bool,
@@ -112,7 +112,7 @@ def planned_task_step(
     )
 
 
-def some_of(examples: Sequence, number: int | None) -> list:
+def subsample(examples: Sequence, number: int | None) -> list:
     """So many of the examples, in their order, drawn the same for every model and seed; or all."""
     if number is None or number >= len(examples):
         return list(examples)

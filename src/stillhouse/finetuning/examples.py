@@ -10,10 +10,13 @@ from transformers import PretrainedConfig
 
 from stillhouse.data.hub import name_of
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.finetuning.data import some_of
+from stillhouse.finetuning.data import subsample
 from stillhouse.finetuning.objective import HARD_TARGET
-from stillhouse.recipe import FinetuningRecipe
-from stillhouse.recipe_tasks import (
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.tasks.answers import check_measurable, described, distinct_answers, names_of
+from stillhouse.tasks.labels import listed
+from stillhouse.tasks.registry import is_labeled, task_for_training
+from stillhouse.tasks.settings import (
     ClassificationTask,
     EmbeddingsTask,
     QuestionAnsweringTask,
@@ -21,9 +24,6 @@ from stillhouse.recipe_tasks import (
     TaskRecipe,
     TokenClassificationTask,
 )
-from stillhouse.tasks.answers import check_measurable, described, distinct_answers, names_of
-from stillhouse.tasks.labels import listed
-from stillhouse.tasks.registry import is_labeled, task_for_training
 from stillhouse.tasks.squad import Question
 from stillhouse.tasks.task import Task
 from stillhouse.tasks.texts import TextExample
@@ -83,7 +83,7 @@ def check_task_data(
                 f"{name_of(paths['train'])}; scores on examples that were trained on are too high"
             )
     transfer = task.read(paths["transfer"], targets=False) if "transfer" in paths else []
-    transfer = some_of(transfer, recipe.data.num_transfer)
+    transfer = subsample(transfer, recipe.data.num_transfer)
     return TaskExamples(task, examples, splits, transfer, notes)
 
 
@@ -123,7 +123,7 @@ def training_examples(recipe: FinetuningRecipe, task: Task, path: Path) -> list[
         raise AssertionError(f"{path} has labels after all")
     else:
         examples = task.read(path, targets=False)
-    return some_of(examples, recipe.data.num_train)
+    return subsample(examples, recipe.data.num_train)
 
 
 def needs_labels(recipe: FinetuningRecipe) -> bool:

@@ -17,42 +17,29 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stillhouse.data.hub import fetch, path_of
 from stillhouse.errors import RecipeError
-from stillhouse.families import (
-    load_config,
-    load_model_tokenizer,
-    save_model,
-    shallower_task_model,
-)
 from stillhouse.finetuning.costs import task_costs
-from stillhouse.finetuning.data import TaskSource, planned_task_step, some_of
+from stillhouse.finetuning.data import TaskSource, planned_task_step, subsample
 from stillhouse.finetuning.examples import check_task_data, group_size, training_examples
-from stillhouse.finetuning.fitting import fitted, layer_map_of
+from stillhouse.finetuning.fitting import layer_map_of, resolve_configs
 from stillhouse.finetuning.models import load_start, load_trained, set_threshold, threshold_split
 from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
 from stillhouse.finetuning.scores import task_scores
+from stillhouse.finetuning.settings import FinetuningRecipe, TaskTrainingRecipe
 from stillhouse.machine import describe_machine, library_versions, source_commit
-from stillhouse.recipe import (
-    FinetuningRecipe,
-    TaskTrainingRecipe,
-    recipe_part,
-    shaping_part,
-)
-from stillhouse.recipe_tasks import EmbeddingsTask
-from stillhouse.run_folder import (
-    Inputs,
-    RunFolder,
-    commit_file,
-    commit_folder,
-    read_manifest,
-    sha256_of,
-)
-from stillhouse.tasks.asking import ask
+from stillhouse.models.folder import save_model
+from stillhouse.models.folder_check import load_config, load_model_tokenizer
+from stillhouse.models.task_models import task_model_with_num_layers
+from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_manifest, sha256_of
+from stillhouse.runs.paths import RunFolder
+from stillhouse.section import recipe_part
+from stillhouse.tasks.asking import predict
 from stillhouse.tasks.blank_rows import blank_rows, rows_listed
-from stillhouse.tasks.encoded import Encoded
-from stillhouse.tasks.metrics import Measure
+from stillhouse.tasks.encoded import EncodedExample
+from stillhouse.tasks.metrics import MetricSamples
 from stillhouse.tasks.question_answering import QuestionAnswering, num_unseen_answers
 from stillhouse.tasks.registry import task_for_training, with_threshold_of
 from stillhouse.tasks.sentence_transformers import check_recipe_of, write_modules
+from stillhouse.tasks.settings import EmbeddingsTask
 from stillhouse.tasks.task import Task, text_length
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.tokens.batches import StepBatches
@@ -61,15 +48,16 @@ from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train
 from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for
-from stillhouse.training.parallel import whole_model
+from stillhouse.training.parallel import gather_model
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks, finishing
+from stillhouse.training.settings import result_settings
 from stillhouse.training.work import Work, count_work
 from stillhouse.wording import counted
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelRef:
     """A folder that a model starts from, or is taught by, and what it holds."""
 
     folder: Path
@@ -84,7 +72,7 @@ class Finetuning:
         name: str,
         recipe: FinetuningRecipe,
         run: RunFolder,
-        teachers: Mapping[str, Found],
+        teachers: Mapping[str, ModelRef],
         seed: int,
         ranks: Ranks,
     ) -> None:
@@ -100,12 +88,12 @@ class Finetuning:
     def folder(self, model: str) -> Path:
         return self.run.finetuned(self.name) / model
 
-    def inputs(self, model: str, start: Found, teacher: Found | None) -> Inputs:
+    def inputs(self, model: str, start: ModelRef, teacher: ModelRef | None) -> Inputs:
         """What one trained model follows from."""
         settings = {
             "task": recipe_part(self.recipe.task),
             "num_train": self.recipe.data.num_train,
-            "training": shaping_part(self.recipe.training),
+            "training": result_settings(self.recipe.training),
             "model": recipe_part(self.recipe.models[model]),
         }
         sources = {"start": start.fingerprint, "train": sha256_of(self._train_file)}
@@ -136,7 +124,7 @@ class Finetuning:
     def _teacher_configs(self) -> dict[str, PretrainedConfig]:
         return {name: load_config(teacher.folder) for name, teacher in self.teachers.items()}
 
-    def check(self, starts: Mapping[str, Found], reporter: Reporter, *, offline: bool) -> None:
+    def check(self, starts: Mapping[str, ModelRef], reporter: Reporter, *, offline: bool) -> None:
         """Fetch what is on the hub, and say what is wrong before anything is trained.
 
         Args:
@@ -162,7 +150,7 @@ class Finetuning:
         )
         for note in examples.notes:
             reporter.say(note)
-        fitted(
+        resolve_configs(
             self.name,
             self.recipe,
             {name: load_config(start.folder) for name, start in starts.items()},
@@ -188,8 +176,8 @@ class Finetuning:
     def train(
         self,
         name: str,
-        start: Found,
-        teacher: Found | None,
+        start: ModelRef,
+        teacher: ModelRef | None,
         reporter: Reporter,
         *,
         overwrite: bool = False,
@@ -232,7 +220,7 @@ class Finetuning:
         )
         with finishing(f"the model {name} of {self.name}", self.ranks) as stop:
             facts = {"training": job.facts(train(job, reporter, stop))}
-            trained = whole_model(model, self.ranks)
+            trained = gather_model(model, self.ranks)
 
             def commit() -> None:
                 states = self._keep_the_best(trained, tokenizer, checkpoints, batches.num_steps)
@@ -241,7 +229,7 @@ class Finetuning:
                 set_threshold(self.task, trained, tokenizer, examples)
                 self._commit(name, trained, tokenizer, inputs, {**facts, **states}, overwrite)
 
-            self.ranks.from_first(commit)
+            self.ranks.on_rank0(commit)
             checkpoints.clear()
 
     @cached_property
@@ -297,7 +285,7 @@ class Finetuning:
 
     def _measured(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
-    ) -> dict[str, dict[str, Measure]]:
+    ) -> dict[str, dict[str, MetricSamples]]:
         """The measures on each split, by the split's name."""
         return {
             split: self._measures(model, tokenizer, examples)
@@ -306,9 +294,11 @@ class Finetuning:
 
     def _measures(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, examples: list[Any]
-    ) -> dict[str, Measure]:
+    ) -> dict[str, MetricSamples]:
         task = with_threshold_of(model.config, self.task)
-        return task.measures(ask(task, model, examples, task.encode(examples, tokenizer)), examples)
+        return task.measures(
+            predict(task, model, examples, task.encode(examples, tokenizer)), examples
+        )
 
     def _keep_the_best(
         self,
@@ -357,18 +347,18 @@ class Finetuning:
         if self._transfer_file is None:
             return []
         read = self.task.read(self._transfer_file, targets=False)
-        return some_of(read, self.recipe.data.num_transfer)
+        return subsample(read, self.recipe.data.num_transfer)
 
     @cached_property
     def _validation(self) -> dict[str, list[Any]]:
         return {split: self.task.read(file) for split, file in self._split_files.items()}
 
-    def _initial(self, name: str, start: Found) -> PreTrainedModel:
+    def _initial(self, name: str, start: ModelRef) -> PreTrainedModel:
         model = load_start(self.task, start.folder, seed=self.seed)
         layer_map = layer_map_of(self.name, self.recipe, name, model.config)
-        return model if layer_map is None else shallower_task_model(model, layer_map)
+        return model if layer_map is None else task_model_with_num_layers(model, layer_map)
 
-    def _teacher(self, teacher: Found) -> PreTrainedModel:
+    def _teacher(self, teacher: ModelRef) -> PreTrainedModel:
         """The teacher with its own head, frozen."""
         model = load_trained(self.task, teacher.folder)
         precision = pick_precision(self.recipe.training.precision, self.device)
@@ -415,7 +405,7 @@ class Finetuning:
 
     def _sequences(
         self, examples: list[Any], tokenizer: PreTrainedTokenizerFast, reporter: Reporter
-    ) -> list[Encoded]:
+    ) -> list[EncodedExample]:
         encoded = self.task.encode(examples, tokenizer)
         found = [each for own in encoded for each in own]
         if cut := sum(each.is_cut for each in found):
@@ -466,7 +456,7 @@ class Finetuning:
                 write_modules(folder, self.recipe.task, trained.config.hidden_size)
 
 
-def check_tokenizers(teacher: Found, student: Found) -> None:
+def check_tokenizers(teacher: ModelRef, student: ModelRef) -> None:
     """Refuse a teacher that does not read the student's tokens.
 
     Raises:

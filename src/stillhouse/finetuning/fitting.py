@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from transformers import PretrainedConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import layers_from, shallower_config
+from stillhouse.families.layer_map import layers_from
 from stillhouse.finetuning.objective import check_terms
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.models.task_models import config_with_num_layers
 from stillhouse.objectives.relation_term import check_relation
-from stillhouse.recipe import FinetuningRecipe
-from stillhouse.recipe_tasks import ContinuationTask, LastWordTask
 from stillhouse.tasks.registry import check_length, make_task
+from stillhouse.tasks.settings import ContinuationTask, LastWordTask
 
 
-def fitted(
+def resolve_configs(
     name: str,
     recipe: FinetuningRecipe,
     starts: Mapping[str, PretrainedConfig],
@@ -39,7 +40,7 @@ def fitted(
         found[model] = starts[model]
         layer_map = layer_map_of(name, recipe, model, starts[model])
         if layer_map is not None:
-            found[model] = shallower_config(starts[model], len(layer_map))
+            found[model] = config_with_num_layers(starts[model], len(layer_map))
         if settings.teacher is not None:
             check_terms(make_task(recipe.task), recipe.losses)
             teacher = teachers.get(settings.teacher) or found[settings.teacher]

@@ -6,12 +6,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.families import head_of, load_config, load_task_model, reorder_outputs
-from stillhouse.recipe import FinetuningRecipe
-from stillhouse.recipe_tasks import QuestionAnsweringTask
-from stillhouse.tasks.asking import ask
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.models.folder_check import load_config
+from stillhouse.models.task_models import head_of, load_task_model, reorder_outputs
+from stillhouse.tasks.asking import predict
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.registry import labels_of, output_order
+from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.task import Task
 
 
@@ -66,7 +67,7 @@ def set_threshold(
         return
     threshold = task.recipe.null_score_diff_threshold
     if threshold is None and any(question.is_impossible for question in examples):
-        found = ask(task, model.eval(), examples, task.encode(examples, tokenizer))
+        found = predict(task, model.eval(), examples, task.encode(examples, tokenizer))
         threshold = task.best_threshold(found, examples)
     if threshold is not None or hasattr(model.config, "null_score_diff_threshold"):
         model.config.null_score_diff_threshold = threshold

@@ -13,7 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import family_of
+from stillhouse.families.registry import family_of
+from stillhouse.finetuning.settings import TaskLossesRecipe
 from stillhouse.objectives.losses import hidden_cosine_loss, hidden_mse_loss, soft_target_loss
 from stillhouse.objectives.relation_term import RelationTerm
 from stillhouse.objectives.task_losses import (
@@ -21,7 +22,6 @@ from stillhouse.objectives.task_losses import (
     contrastive_loss,
     similarity_loss,
 )
-from stillhouse.recipe import TaskLossesRecipe
 from stillhouse.tasks.encoded import TaskBatch, TaskRows
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import IGNORED

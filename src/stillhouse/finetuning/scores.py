@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from stillhouse.recipe import FinetuningRecipe, recipe_part
-from stillhouse.tasks.metrics import Measure
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.section import recipe_part
+from stillhouse.tasks.metrics import MetricSamples
 
-Measures = Mapping[str, Mapping[str, Measure]]  # by split, then by metric
+Measures = Mapping[str, Mapping[str, MetricSamples]]  # by split, then by metric
 
 
 def task_scores(recipe: FinetuningRecipe, measured: Mapping[str, Measures]) -> dict[str, Any]:

@@ -16,17 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.families import Family
+from stillhouse.families.base import Family
 from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS, LogitTerm
 from stillhouse.objectives.losses import hidden_cosine_loss, hidden_mse_loss
 from stillhouse.objectives.relation_term import RelationTerm
-from stillhouse.recipe import (
-    HardLossRecipe,
-    LossesRecipe,
-    LossRecipe,
-    Rows,
-)
+from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe, LossRecipe
+from stillhouse.section import Rows
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.teacher_rows import SparseRows
 
@@ -43,7 +39,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherOutputs:
     """A teacher's side of the rows that count: last hidden states, and what the head makes of
     them."""
 
@@ -131,24 +127,24 @@ class LanguageModelObjective:
     def _selected_rows(self, names: Mapping[str, float]) -> Rows:
         return "predicted" if self._only_predicted(names) else "all"
 
-    def _taught(self, batch: Batch, kind: Rows) -> Taught:
+    def _taught(self, batch: Batch, kind: Rows) -> TeacherOutputs:
         if self.teacher == "cached":
             assert batch.teacher is not None
             places = torch.searchsorted(
                 batch.row_numbers(batch.teacher.rows), batch.row_numbers(kind)
             )
             rows = batch.teacher[places]
-            return Taught(rows.hidden, rows.targets)
+            return TeacherOutputs(rows.hidden, rows.targets)
         assert isinstance(self.teacher, Teacher)
         with torch.no_grad():
             hidden = self.teacher.family.run_rows(self.teacher.model, batch, kind)
-            return Taught(hidden, project(self.teacher.family, self.teacher.model, hidden))
+            return TeacherOutputs(hidden, project(self.teacher.family, self.teacher.model, hidden))
 
     def _logit_losses(
         self,
         model: PreTrainedModel,
         student_rows: Tensor,
-        taught: Taught | None,
+        taught: TeacherOutputs | None,
         labels: Tensor,
         masks: Mapping[str, Tensor | None],
         coefficients: Mapping[str, float],

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import AttentionTap, Family
+from stillhouse.families.base import Family
+from stillhouse.families.qkv_hook import QKVHook
 from stillhouse.objectives.relation import relation_loss
-from stillhouse.recipe import RelationRecipe
+from stillhouse.objectives.settings import RelationRecipe
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class RelationTerm:
     def _taps(self, family: Family, student: PreTrainedModel) -> "_Watched":
         plan = plan_relation(self.recipe, student.config, self.teacher.config)
         return _Watched(
-            AttentionTap(family, student, plan.student_layer),
-            AttentionTap(self.teacher_family, self.teacher, plan.teacher_layer),
+            QKVHook(family, student, plan.student_layer),
+            QKVHook(self.teacher_family, self.teacher, plan.teacher_layer),
             plan.num_heads,
         )
 
@@ -141,6 +142,6 @@ class RelationTerm:
 class _Watched:
     """The taps on a student and its teacher."""
 
-    student: AttentionTap
-    teacher: AttentionTap
+    student: QKVHook
+    teacher: QKVHook
     num_heads: int

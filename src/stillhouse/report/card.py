@@ -6,19 +6,12 @@ from typing import Any
 
 import yaml
 
-from stillhouse.recipe import Recipe, TeacherRecipe, TunedTeacherRecipe
+from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import units
-from stillhouse.report.markdown import (
-    block,
-    bullets,
-    license_note,
-    markdown,
-    source_name,
-    text,
-)
+from stillhouse.report.markdown import block, bullets, license_note, markdown, source_name, text
 from stillhouse.report.origin import hub_name_of, origin_of
-from stillhouse.report.outcome import state_outcome
+from stillhouse.report.outcome import summarize_results
 from stillhouse.report.page import command_line, model_name
 from stillhouse.report.results import (
     CONTROLS,
@@ -29,7 +22,9 @@ from stillhouse.report.results import (
     seeds_of,
 )
 from stillhouse.report.table import by_seed, comparison
-from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.paths import RunFolder
+from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe
 from stillhouse.wording import counted
 
 
@@ -38,7 +33,7 @@ def model_card(
 ) -> str:
     """The card of one seed's student; its table speaks for all seeds of the run."""
     name = model_name(recipe, run)
-    outcome = state_outcome(recipe, results)
+    outcome = summarize_results(recipe, results)
     parts = [
         f"---\n{front_matter(recipe)}---\n",
         f"# {text(name)}\n",

@@ -11,12 +11,7 @@ from typing import Any
 
 from stillhouse.recipe import Recipe
 from stillhouse.report import units
-from stillhouse.report.results import (
-    CONTROLS,
-    SeedResult,
-    label_of,
-    scored_text,
-)
+from stillhouse.report.results import CONTROLS, SeedResult, label_of, scored_text
 from stillhouse.report.svg import Chart, Line, Point, draw
 from stillhouse.wording import counted
 

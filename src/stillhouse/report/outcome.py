@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from stillhouse.recipe import Recipe, TeacherRecipe, TunedTeacherRecipe
+from stillhouse.recipe import Recipe
 from stillhouse.report import units
 from stillhouse.report.results import (
     CONTROLS,
@@ -22,6 +22,7 @@ from stillhouse.report.results import (
     spread_of,
 )
 from stillhouse.report.verdict import Difference, Side, Verdict, judge
+from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe
 from stillhouse.wording import counted
 
 FORWARD = "speed.forward_tokens_per_second"
@@ -67,7 +68,7 @@ class Outcome:
         return " ".join(self.sentences)
 
 
-def state_outcome(recipe: Recipe, results: Sequence[SeedResult]) -> Outcome:
+def summarize_results(recipe: Recipe, results: Sequence[SeedResult]) -> Outcome:
     """Put the results into words; several seeds speak through their medians."""
     controls = [control for control in CONTROLS if control in models_of(results)]
     verdicts: list[Verdict] = [_judge(recipe, results, control) for control in controls]

@@ -9,7 +9,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report.curves import draw_curves
 from stillhouse.report.html import definitions, table_html, whole_page
-from stillhouse.report.outcome import state_outcome
+from stillhouse.report.outcome import summarize_results
 from stillhouse.report.results import (
     CONTROLS,
     SeedResult,
@@ -19,10 +19,10 @@ from stillhouse.report.results import (
     scored_text,
     seeds_of,
 )
-from stillhouse.report.standing import draw_standing
+from stillhouse.report.standing import dot_plot
 from stillhouse.report.table import by_seed, comparison
 from stillhouse.report.task_page import TaskResult, task_section
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 from stillhouse.wording import counted
 
 
@@ -39,9 +39,9 @@ def report_page(
 ) -> str:
     """The whole page as text."""
     name = model_name(recipe, run)
-    outcome = state_outcome(recipe, results)
+    outcome = summarize_results(recipe, results)
     sections = [
-        draw_standing(recipe, results),
+        dot_plot(recipe, results),
         "<h2>Comparison</h2>",
         _comparison(recipe, results),
         _seeds(recipe, results),

@@ -13,7 +13,7 @@ from typing import Any
 from stillhouse.errors import RunError
 from stillhouse.recipe import Recipe
 from stillhouse.report.verdict import Difference
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 from stillhouse.training.metrics import read_metrics
 from stillhouse.wording import counted
 

@@ -43,7 +43,7 @@ class _Strip:
         return units.perplexity(value) if self.causal else units.nats(value)
 
 
-def draw_standing(recipe: Recipe, results: Sequence[SeedResult]) -> str:
+def dot_plot(recipe: Recipe, results: Sequence[SeedResult]) -> str:
     """The figure as HTML, for wide and for narrow screens; empty where nothing is finite."""
     causal = recipe.tokens.language_modeling == "causal"
     path = "perplexity.token" if causal else "masked_loss"

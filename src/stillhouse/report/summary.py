@@ -10,7 +10,7 @@ from rich.table import Table
 
 from stillhouse.recipe import Recipe
 from stillhouse.report import units
-from stillhouse.report.outcome import state_outcome
+from stillhouse.report.outcome import summarize_results
 from stillhouse.report.results import (
     CONTROLS,
     SeedResult,
@@ -19,7 +19,7 @@ from stillhouse.report.results import (
     read_results,
     spread_of,
 )
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 
 LARGEST_WIDTH = 110
 PLAIN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
@@ -34,7 +34,7 @@ SHORT = {
 def summary(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> str:
     """The summary as text, no wider than the terminal it is read on; several seeds by medians."""
     results = read_results(recipe, seed_runs)
-    outcome = state_outcome(recipe, results)
+    outcome = summarize_results(recipe, results)
     page = io.StringIO()
     width = min(LARGEST_WIDTH, max(80, Console().width))
     console = Console(file=page, width=width, highlight=False)

@@ -4,16 +4,11 @@ from typing import Any
 
 import yaml
 
-from stillhouse.recipe import FinetuningRecipe, Recipe
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.recipe import Recipe
 from stillhouse.report import units
 from stillhouse.report.card import where_it_comes_from
-from stillhouse.report.markdown import (
-    block,
-    license_note,
-    markdown,
-    source_name,
-    text,
-)
+from stillhouse.report.markdown import block, license_note, markdown, source_name, text
 from stillhouse.report.origin import hub_name_of, origin_of
 from stillhouse.report.results import seeds_of
 from stillhouse.report.task_page import (
@@ -23,7 +18,8 @@ from stillhouse.report.task_page import (
     scores_table,
     seeds_table,
 )
-from stillhouse.run_folder import RunFolder, read_manifest
+from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.paths import RunFolder
 from stillhouse.wording import counted
 
 # What a task may start from that the run itself makes.

@@ -8,7 +8,8 @@ from html import escape
 from itertools import cycle
 from typing import Any
 
-from stillhouse.recipe import FinetuningRecipe, Recipe
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import units
 from stillhouse.report.curves import Series, loss_figure
@@ -18,7 +19,7 @@ from stillhouse.report.results import seeds_of
 from stillhouse.report.table import Cell, Table
 from stillhouse.report.tasks import read_scores, shown
 from stillhouse.report.verdict import Difference, Side, Verdict, judge
-from stillhouse.run_folder import RunFolder
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.blank_rows import rows_listed
 from stillhouse.tasks.metrics import metric_label, score_digits
 from stillhouse.training.metrics import read_metrics

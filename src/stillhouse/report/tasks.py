@@ -15,7 +15,8 @@ from stillhouse.errors import RunError
 from stillhouse.recipe import Recipe
 from stillhouse.report import units
 from stillhouse.report.summary import LARGEST_WIDTH, PLAIN
-from stillhouse.run_folder import RunFolder, read_manifest, verify
+from stillhouse.runs.manifest import read_manifest, verify
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.metrics import GLUE, format_score, glue_scores, metric_label, score_digits
 
 

@@ -1,14 +1,17 @@
 """Writes a run's report: evaluation.json, scores.json and metrics.jsonl -> report.html and the
 model cards."""
 
-from stillhouse.recipe import Recipe, recipe_part
+from stillhouse.recipe import Recipe
 from stillhouse.report.card import model_card
 from stillhouse.report.page import command_line, model_name, report_page
 from stillhouse.report.results import read_results
 from stillhouse.report.task_card import task_card
 from stillhouse.report.task_page import read_tasks, tasks_page
 from stillhouse.report.tasks import glue_lines, scores_file
-from stillhouse.run_folder import Inputs, RunFolder, commit_file, sha256_of, write_atomic
+from stillhouse.runs.atomic import write_atomic
+from stillhouse.runs.manifest import Inputs, commit_file, sha256_of
+from stillhouse.runs.paths import RunFolder
+from stillhouse.section import recipe_part
 
 
 def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> None:

@@ -18,15 +18,8 @@ from starlette.responses import JSONResponse, Response
 
 from stillhouse import __version__
 from stillhouse.errors import StillhouseError
-from stillhouse.generation.worker import Worker
-from stillhouse.serving import (
-    classic_api,
-    editor_api,
-    hub_api,
-    index_page,
-    openai_api,
-    system_api,
-)
+from stillhouse.inference.engine.worker import Worker
+from stillhouse.serving import classic_api, editor_api, hub_api, index_page, openai_api, system_api
 from stillhouse.serving.catalog import Models
 from stillhouse.serving.guards import Guards, body_of
 from stillhouse.serving.metrics import Metrics

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
-from stillhouse.generation.batching import Request
-from stillhouse.generation.settings import Generation
+from stillhouse.inference.engine.batcher import Request
+from stillhouse.inference.generation import Generation
 from stillhouse.serving.bodies import Seed, Strict
 from stillhouse.serving.depends import Catalog, Client, Served
 from stillhouse.serving.hosted import Hosted

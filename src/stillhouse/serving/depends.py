@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends
 from starlette.requests import Request as HttpRequest
 
-from stillhouse.generation.batching import Request
+from stillhouse.inference.engine.batcher import Request
 from stillhouse.serving.catalog import Models
 from stillhouse.serving.hosted import Hosted
 from stillhouse.serving.metrics import Metrics

@@ -15,10 +15,10 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from stillhouse.generation.batching import Ended, PromptRead, Request, ScoredToken
-from stillhouse.generation.settings import Generation
-from stillhouse.generation.speculative import DraftedText
-from stillhouse.generation.windows import windows
+from stillhouse.inference.engine.batcher import Ended, PrefillDone, Request, ScoredToken
+from stillhouse.inference.engine.speculative import DraftedText
+from stillhouse.inference.generation import Generation
+from stillhouse.inference.windows import windows
 from stillhouse.serving.bodies import Seed, Stops, Strict
 from stillhouse.serving.depends import Catalog, Served
 from stillhouse.serving.hosted import Hosted
@@ -185,7 +185,7 @@ def _recent(hosted: Hosted, body: Asked, *, pinned: str = "") -> tuple[int, ...]
 async def _suggested(hosted: Hosted, request: Request) -> AsyncGenerator[str, None]:
     async with aclosing(hosted.events([request])) as events:
         async for _, event in events:
-            if isinstance(event, PromptRead):
+            if isinstance(event, PrefillDone):
                 continue
             told: dict[str, Any] = {"sequence": event.sequence, "text": event.text}
             if isinstance(event, Ended):
@@ -225,7 +225,7 @@ async def _surprisals(hosted: Hosted, ids: list[int], ends: list[int]) -> AsyncG
                 (*(begin if start == 0 else ids[start - 1 : start]), *ids[start:end]),
                 settings,
                 seed=0,
-                num_likeliest=LIKELIEST,
+                num_top_logprobs=LIKELIEST,
                 echo=True,
                 max_seconds=hosted.limits.seconds,
             )
@@ -250,7 +250,7 @@ def _seen(hosted: Hosted, token: ScoredToken) -> dict[str, Any]:
         "rank": token.rank,
         "likeliest": [
             [hosted.loaded.token_text(id), round(log_probability, 4)]
-            for id, log_probability in token.likeliest
+            for id, log_probability in token.top_logprobs
         ],
     }
 

@@ -9,25 +9,25 @@ from functools import cached_property
 from typing import Any
 
 from stillhouse.errors import StillhouseError
-from stillhouse.generation.batching import (
+from stillhouse.inference.engine.batcher import (
     Batcher,
     Ended,
     Event,
     Failed,
     NewToken,
-    PromptRead,
+    PrefillDone,
     Reason,
     Request,
     ScoredToken,
 )
-from stillhouse.generation.loaded import LoadedModel
-from stillhouse.generation.precision import Precision
-from stillhouse.generation.resume import Resumer
-from stillhouse.generation.worker import Worker
+from stillhouse.inference.engine.token_healing import TokenHealer
+from stillhouse.inference.engine.worker import Worker
+from stillhouse.inference.loaded import LoadedModel
+from stillhouse.inference.quantization import Precision
 from stillhouse.serving.limits import Limits
 from stillhouse.serving.problems import Problem, from_error, overloaded
 
-Told = PromptRead | NewToken | Ended
+Told = PrefillDone | NewToken | Ended
 
 
 @dataclass
@@ -82,8 +82,8 @@ class Hosted:
             raise from_error(error) from error
 
     @cached_property
-    def resumer(self) -> Resumer:
-        return Resumer(self.loaded.tokenizer)
+    def resumer(self) -> TokenHealer:
+        return TokenHealer(self.loaded.tokenizer)
 
     def must_continue_text(self) -> Batcher:
         """What continues text here.
@@ -128,10 +128,10 @@ class Hosted:
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
         def listener(number: int) -> Any:
-            def tell(event: Event) -> None:
+            def on_event(event: Event) -> None:
                 loop.call_soon_threadsafe(queue.put_nowait, (number, event))
 
-            return tell
+            return on_event
 
         tickets = []
         try:
@@ -162,7 +162,7 @@ class Hosted:
         ]
         async with aclosing(self.events(requests)) as events:
             async for number, event in events:
-                if isinstance(event, PromptRead):
+                if isinstance(event, PrefillDone):
                     answers[number].prompt = event.tokens
                 else:
                     add(answers[number].continuations[event.sequence], event)

@@ -13,8 +13,8 @@ from fastapi import APIRouter
 from pydantic import Field, TypeAdapter, ValidationError
 from starlette.responses import JSONResponse, Response
 
-from stillhouse.generation.batching import Ended, PromptRead, Request, ScoredToken
-from stillhouse.generation.settings import Generation
+from stillhouse.inference.engine.batcher import Ended, PrefillDone, Request, ScoredToken
+from stillhouse.inference.generation import Generation
 from stillhouse.serving.bodies import Neutral, Seed, Strict, anything, only
 from stillhouse.serving.depends import Catalog, Client, Served
 from stillhouse.serving.hosted import Answer, Hosted, add
@@ -276,7 +276,7 @@ class _TextForm:
         text, waiting = Text(), None
         async with aclosing(self._hosted.events([self.request])) as events:
             async for _, event in events:
-                if isinstance(event, PromptRead):
+                if isinstance(event, PrefillDone):
                     continue
                 add(text, event)
                 if waiting is not None:
@@ -317,7 +317,7 @@ class _TextForm:
         }
 
     def _likeliest(self, token: ScoredToken) -> list[dict[str, Any]]:
-        return [self._token(ScoredToken(*pair)) for pair in token.likeliest]
+        return [self._token(ScoredToken(*pair)) for pair in token.top_logprobs]
 
 
 async def _fill_mask(hosted: Hosted, given: Any, parameters: dict[str, Any]) -> Any:

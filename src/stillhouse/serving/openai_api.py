@@ -14,10 +14,10 @@ from jinja2 import TemplateError
 from starlette.responses import JSONResponse, Response
 
 from stillhouse.errors import DataError
-from stillhouse.generation.batching import Ended, PromptRead, Request, ScoredToken
-from stillhouse.generation.loaded import LoadedModel
-from stillhouse.generation.settings import Generation
-from stillhouse.generation.text_stream import HALF, TextStream
+from stillhouse.inference.engine.batcher import Ended, PrefillDone, Request, ScoredToken
+from stillhouse.inference.engine.text_stream import REPLACEMENT_CHARACTER, TextStream
+from stillhouse.inference.generation import Generation
+from stillhouse.inference.loaded import LoadedModel
 from stillhouse.serving.depends import Catalog, Client, Served
 from stillhouse.serving.hosted import Answer, Continuation, Hosted
 from stillhouse.serving.limits import PROMPTS
@@ -116,7 +116,7 @@ class _CompletionForm:
         num_new, offsets = 0, [0] * (len(requests) * self._body.n)
         async with aclosing(self._hosted.events(requests)) as events:
             async for number, event in events:
-                if isinstance(event, PromptRead):
+                if isinstance(event, PrefillDone):
                     if self._body.echo:
                         text = self._hosted.loaded.decode(self._prompts[number])
                         for sequence in range(self._body.n):
@@ -184,7 +184,7 @@ def _likeliest(name: Any, token: ScoredToken) -> dict[str, float] | None:
     if token.log_probability is None:
         return None
     found: dict[str, float] = {}
-    for id, value in token.likeliest:
+    for id, value in token.top_logprobs:
         found.setdefault(name(id), value)
     return found | {name(token.id): token.log_probability}
 
@@ -214,9 +214,9 @@ async def _answer(hosted: Hosted, body: ChatBody, served: Client) -> Response:
     wanted = body.max_completion_tokens or body.max_tokens or min(room, 256)
     settings = body.generation(max(wanted, 1))
     settings = Generation(**{**vars(settings), "stop": (*settings.stop, *ends)})
-    likeliest = body.top_logprobs if body.logprobs else None
+    top_logprobs = body.top_logprobs if body.logprobs else None
     request = Request(
-        ids, settings, settings.drawn_seed(), likeliest, max_seconds=hosted.limits.seconds
+        ids, settings, settings.drawn_seed(), top_logprobs, max_seconds=hosted.limits.seconds
     )
     form = _ChatForm(hosted, body, len(ids))
     served.count(hosted, [request])
@@ -276,7 +276,7 @@ class _ChatForm:
         num_new, begun = 0, [False] * self._body.n
         async with aclosing(self._hosted.events([request])) as events:
             async for _, event in events:
-                if isinstance(event, PromptRead):
+                if isinstance(event, PrefillDone):
                     for number in range(self._body.n):
                         yield self._chunk(number, {"role": "assistant", "content": ""}, None, None)
                     continue
@@ -315,7 +315,7 @@ class _ChatForm:
         return {
             "content": [
                 self._described(token.id, token.log_probability)
-                | {"top_logprobs": [self._described(*pair) for pair in token.likeliest]}
+                | {"top_logprobs": [self._described(*pair) for pair in token.top_logprobs]}
                 for token in tokens
             ]
         }
@@ -323,7 +323,7 @@ class _ChatForm:
     def _described(self, id: int, log_probability: float | None) -> dict[str, Any]:
         loaded = self._hosted.loaded
         text = loaded.token_text(id)
-        is_part = HALF in loaded.decode([id])  # of a character
+        is_part = REPLACEMENT_CHARACTER in loaded.decode([id])  # of a character
         octets = None if is_part else list(text.encode())
         return {"token": text, "logprob": log_probability, "bytes": octets}
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stillhouse.generation.settings import Generation
+from stillhouse.inference.generation import Generation
 from stillhouse.serving.bodies import (
     Neutral,
     Seed,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.errors import ResourceError, StillhouseError
-from stillhouse.generation.batching import NotFiniteError
+from stillhouse.inference.engine.batcher import NotFiniteError
 from stillhouse.wording import counted
 
 FIELD = re.compile(r"[a-z_]+|\d+")

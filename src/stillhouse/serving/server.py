@@ -14,9 +14,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import resolve_folder
-from stillhouse.generation.gate import load_at_precision
-from stillhouse.generation.worker import Worker
+from stillhouse.inference.engine.worker import Worker
+from stillhouse.inference.quantization_check import load_at_precision
+from stillhouse.models.folder import resolve_folder
 from stillhouse.serving.app import create_app
 from stillhouse.serving.catalog import Models
 from stillhouse.serving.hosted import Hosted

@@ -12,16 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
-from stillhouse.families import (
-    check_sequence_length,
-    empty_model,
-    load_config,
-    load_model,
-    save_model,
-    take_generation_config,
-)
-from stillhouse.recipe import Recipe, recipe_part
-from stillhouse.run_folder import Inputs, RunFolder, commit_folder
+from stillhouse.families.registry import check_sequence_length
+from stillhouse.models.folder import empty_model, load_model, save_model
+from stillhouse.models.folder_check import load_config
+from stillhouse.models.special_ids import take_generation_config
+from stillhouse.recipe import Recipe
+from stillhouse.runs.manifest import Inputs, commit_folder
+from stillhouse.runs.paths import RunFolder
+from stillhouse.section import recipe_part
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.tokens.source import check_same_tokenizer, check_vocabulary, open_tokenizer
 

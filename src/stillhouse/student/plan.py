@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.families import Family, StudentKind, family_named, family_of, layers_from
-from stillhouse.recipe import StudentRecipe
+from stillhouse.families.base import Family, StudentMapping
+from stillhouse.families.layer_map import layers_from
+from stillhouse.families.registry import family_named, family_of
+from stillhouse.student.settings import StudentRecipe
 
 DEFAULT_STUDENT = {"bert": "distilbert"}
 
@@ -17,7 +19,7 @@ class StudentPlan:
     from."""
 
     family: Family
-    kind: StudentKind
+    kind: StudentMapping
     config: PretrainedConfig
     layer_map: list[int]
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from stillhouse.data.hub import name_of
 from stillhouse.errors import DataError
-from stillhouse.recipe_tasks import (
+from stillhouse.tasks.labels import listed
+from stillhouse.tasks.settings import (
     ClassificationTask,
     EmbeddingsTask,
     QuestionAnsweringTask,
     RegressionTask,
     TokenClassificationTask,
 )
-from stillhouse.tasks.labels import listed
 from stillhouse.tasks.task import Task
 from stillhouse.tasks.text_classification import TextClassification
 

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.families import padding_id
-from stillhouse.tasks.encoded import Encoded, collate
+from stillhouse.models.special_ids import padding_id
+from stillhouse.tasks.encoded import EncodedExample, collate
 from stillhouse.tasks.task import Task
 
 TOKENS_AT_ONCE = {"cpu": 4_096, "cuda": 65_536}
 
 
-def ask(
+def predict(
     task: Task,
     model: PreTrainedModel,
     examples: Sequence[Any],
-    encoded: Sequence[Sequence[Encoded]],
+    encoded: Sequence[Sequence[EncodedExample]],
 ) -> list[Any]:
     """The model's prediction for each example, in order, computed where the model is.
 
@@ -38,7 +38,7 @@ def ask(
     ]
 
 
-def batches_by_length(sequences: Sequence[Encoded], tokens: int) -> Iterator[list[int]]:
+def batches_by_length(sequences: Sequence[EncodedExample], tokens: int) -> Iterator[list[int]]:
     """The places of sequences of about the same length, the longest first, so that a batch has at
     most `tokens` tokens with its padding, or one sequence."""
     order = sorted(range(len(sequences)), key=lambda place: -len(sequences[place].input_ids))
@@ -50,6 +50,6 @@ def batches_by_length(sequences: Sequence[Encoded], tokens: int) -> Iterator[lis
 
 
 @torch.inference_mode()
-def _outputs(task: Task, model: PreTrainedModel, sequences: Sequence[Encoded]) -> Tensor:
+def _outputs(task: Task, model: PreTrainedModel, sequences: Sequence[EncodedExample]) -> Tensor:
     batch = collate(sequences, pad_token_id=padding_id(model.config), per_token=task.per_token)
     return task.outputs(model, batch.to(model.device)).float().cpu()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stillhouse.data.formats import format_of
 from stillhouse.data.rows import blank_rows as blank_rows_of_table
-from stillhouse.recipe_tasks import QuestionAnsweringTask, TaskRecipe, TokenClassificationTask
+from stillhouse.tasks.settings import QuestionAnsweringTask, TaskRecipe, TokenClassificationTask
 from stillhouse.tasks.squad import read_articles
 from stillhouse.tasks.token_classification import LISTS
 from stillhouse.wording import counted

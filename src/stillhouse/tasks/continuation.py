@@ -21,10 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.families import TaskHead, end_token_ids, without_generation_defaults
-from stillhouse.recipe_tasks import ContinuationTask
-from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.metrics import PERCENT, Measure, bleu, bleu_counts, mean, rouge_f1
+from stillhouse.models.special_ids import end_token_ids, without_generation_defaults
+from stillhouse.models.task_models import TaskHead
+from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
+from stillhouse.tasks.metrics import PERCENT, MetricSamples, bleu, bleu_counts, mean, rouge_f1
+from stillhouse.tasks.settings import ContinuationTask
 from stillhouse.tasks.texts import TextExample, read_texts
 from stillhouse.wording import counted
 
@@ -37,7 +38,7 @@ class Continuation:
     """A text that goes on from a prompt; examples of the file may stand before it."""
 
     head: TaskHead = "CausalLM"
-    says: Says = "classes"
+    says: OutputKind = "classes"
     per_token = False
     settings: Mapping[str, Any] = {}
 
@@ -67,11 +68,11 @@ class Continuation:
 
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[Encoded]]:
+    ) -> list[list[EncodedExample]]:
         """The prompt, which keeps its beginning and its end where the text is too long."""
         return [[self._encoded(example, tokenizer)] for example in examples]
 
-    def _encoded(self, example: TextExample, tokenizer: PreTrainedTokenizerFast) -> Encoded:
+    def _encoded(self, example: TextExample, tokenizer: PreTrainedTokenizerFast) -> EncodedExample:
         before, after = self.recipe.prompt.split("{text}")
         shown = "".join(f"{before}{each.text}{after} {each.target}\n" for each in self._shown)
         ids, end = (
@@ -88,7 +89,7 @@ class Continuation:
         if is_cut:
             ids = [*ids[: max(0, room - len(end))], *end]
         found = np.array(ids, np.int64)
-        return Encoded(found, np.zeros_like(found), is_cut=is_cut, source=tokenizer)
+        return EncodedExample(found, np.zeros_like(found), is_cut=is_cut, source=tokenizer)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B N"]:
         """The ids of the tokens that are written, up to 16.7 million exactly; NOTHING from an end
@@ -114,7 +115,7 @@ class Continuation:
         return F.pad(new.masked_fill(ended, NOTHING), (0, missing), value=NOTHING).float()
 
     def predict(
-        self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+        self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
     ) -> str:
         (sequence,), (output,) = sequences, outputs
         ids = [id for id in output.long().tolist() if id != NOTHING]
@@ -127,12 +128,12 @@ class Continuation:
 
     def measures(
         self, predictions: Sequence[str], examples: Sequence[TextExample]
-    ) -> dict[str, Measure]:
+    ) -> dict[str, MetricSamples]:
         targets = [str(example.target) for example in examples]
         counts = bleu_counts(predictions, targets)
-        found = {"bleu": Measure(bleu, counts, counts, PERCENT)}
+        found = {"bleu": MetricSamples(bleu, counts, counts, PERCENT)}
         for name, values in zip(ROUGE, rouge_f1(predictions, targets, ROUGE).T, strict=True):
-            found[name] = Measure(mean, values, values, PERCENT)
+            found[name] = MetricSamples(mean, values, values, PERCENT)
         return found
 
     def result(self, prediction: str) -> Any:

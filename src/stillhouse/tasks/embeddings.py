@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row
 from stillhouse.errors import ModelError
-from stillhouse.families import TaskHead
-from stillhouse.recipe_tasks import Columns, EmbeddingsTask
-from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.metrics import CORRELATION, METRICS, Measure
+from stillhouse.models.task_models import TaskHead
+from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
+from stillhouse.tasks.metrics import CORRELATION, METRICS, MetricSamples
 from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.sentence_transformers import VectorSettings
+from stillhouse.tasks.settings import Columns, EmbeddingsTask
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
 
@@ -31,7 +31,7 @@ class Embeddings:
     their cosine."""
 
     head: TaskHead = "Body"
-    says: Says = "vectors"
+    says: OutputKind = "vectors"
     per_token = False
     settings: Mapping[str, Any] = {}
 
@@ -55,7 +55,7 @@ class Embeddings:
 
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[Encoded]]:
+    ) -> list[list[EncodedExample]]:
         """A sequence for each of an example's texts."""
         texts = [
             TextExample(self._as_read(text), target=each.target)
@@ -78,14 +78,14 @@ class Embeddings:
         return F.normalize(pooled, dim=-1) if self._vectors.normalize else pooled
 
     def predict(
-        self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+        self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
     ) -> Float[np.ndarray, "_ D"]:
         """The vector of each of the example's texts."""
         return np.stack([output.numpy() for output in outputs])
 
     def measures(
         self, predictions: Sequence[np.ndarray], examples: Sequence[TextExample]
-    ) -> dict[str, Measure]:
+    ) -> dict[str, MetricSamples]:
         """Of the cosines of the examples' pairs.
 
         Raises:
@@ -99,7 +99,7 @@ class Embeddings:
         cosines = np.array([_cosine(*vectors.astype(np.float64)) for vectors in predictions])
         right = np.array([example.target for example in examples])
         names = ("pearson", "spearman", "pearson_and_spearman")
-        return {name: Measure(METRICS[name], cosines, right, CORRELATION) for name in names}
+        return {name: MetricSamples(METRICS[name], cosines, right, CORRELATION) for name in names}
 
     def result(self, prediction: np.ndarray) -> Any:
         """The vector of the text."""

@@ -14,18 +14,18 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from stillhouse.recipe import Rows
+from stillhouse.section import Rows
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.teacher_rows import move
 
 # What a model's outputs are: logits of one class of several, or of each label by itself; numbers;
 # vectors of length 1.
-Says = Literal["classes", "labels", "values", "vectors"]
+OutputKind = Literal["classes", "labels", "values", "vectors"]
 TaskRows = Rows | Literal["answered"]
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedExample:
     """One sequence without padding, and what is to be said of it.
 
     `target` is a class, a number, a place for each of a start and an end, or a value for each
@@ -133,7 +133,11 @@ class TaskBatch:
 
 
 def collate(
-    sequences: Sequence[Encoded], *, pad_token_id: int, per_token: bool = False, together: int = 1
+    sequences: Sequence[EncodedExample],
+    *,
+    pad_token_id: int,
+    per_token: bool = False,
+    together: int = 1,
 ) -> TaskBatch:
     """Sequences side by side, each padded at its end.
 
@@ -155,11 +159,11 @@ def collate(
     )
 
 
-def _target(sequence: Encoded) -> Shaped[np.ndarray, " _"]:
+def _target(sequence: EncodedExample) -> Shaped[np.ndarray, " _"]:
     return np.zeros(1, np.int64) if sequence.target is None else np.atleast_1d(sequence.target)
 
 
-def _asked(sequence: Encoded) -> Bool[np.ndarray, " _"]:
+def _asked(sequence: EncodedExample) -> Bool[np.ndarray, " _"]:
     target = _target(sequence)
     if sequence.target is None:
         return np.zeros_like(target, dtype=bool)

@@ -21,11 +21,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import read_rows
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.families import TaskHead, family_of
-from stillhouse.recipe_tasks import LastWordTask
-from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.metrics import Draws, Measure, Metric, Times, mean
+from stillhouse.families.registry import family_of
+from stillhouse.models.task_models import TaskHead
+from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
+from stillhouse.tasks.metrics import Draws, Metric, MetricSamples, Times, mean
 from stillhouse.tasks.model_inputs import run
+from stillhouse.tasks.settings import LastWordTask
 from stillhouse.tokens.batches import IGNORED
 
 LOG_PROBABILITY, IS_LIKELIEST = 0, 1
@@ -52,7 +53,7 @@ class LastWord:
     """How well a language model foresees how a passage ends."""
 
     head: TaskHead = "CausalLM"
-    says: Says = "classes"
+    says: OutputKind = "classes"
     per_token = True
     settings: Mapping[str, Any] = {}
 
@@ -74,10 +75,10 @@ class LastWord:
 
     def encode(
         self, examples: Sequence[Passage], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[Encoded]]:
+    ) -> list[list[EncodedExample]]:
         return [[self._encoded(passage, tokenizer)] for passage in examples]
 
-    def _encoded(self, passage: Passage, tokenizer: PreTrainedTokenizerFast) -> Encoded:
+    def _encoded(self, passage: Passage, tokenizer: PreTrainedTokenizerFast) -> EncodedExample:
         """Each token is asked for its successor, where that is one of the last word's."""
         before, whole = (
             tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -90,7 +91,7 @@ class LastWord:
         first = max(0, len(whole) - self.recipe.length - 1)
         ids = np.array(whole[first:], np.int64)
         asked = np.arange(len(ids) - 1) >= len(before) - first - 1
-        return Encoded(
+        return EncodedExample(
             ids[:-1],
             np.zeros_like(ids[:-1]),
             np.where(asked, ids[1:], IGNORED),
@@ -115,28 +116,28 @@ class LastWord:
         return found.transpose(0, 1)
 
     def predict(
-        self, example: Passage, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+        self, example: Passage, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
     ) -> SaidOfTheWord:
         (sequence,), (output,) = sequences, outputs
         assert sequence.choices is not None
         places = np.flatnonzero(sequence.choices)
-        likeliest = output[IS_LIKELIEST, places].bool()
+        top_logprobs = output[IS_LIKELIEST, places].bool()
         return SaidOfTheWord(
             float(output[LOG_PROBABILITY, places].double().sum()),
-            bool(likeliest.all()),
-            bool(likeliest[-1]),
+            bool(top_logprobs.all()),
+            bool(top_logprobs[-1]),
         )
 
     def measures(
         self, predictions: Sequence[SaidOfTheWord], examples: Sequence[Passage]
-    ) -> dict[str, Measure]:
+    ) -> dict[str, MetricSamples]:
         words = np.array([each.is_likeliest for each in predictions], float)
         tokens = np.array([each.is_last_token_likeliest for each in predictions], float)
         nats = np.array([-each.log_probability for each in predictions])
         return {
-            "last_word": Measure(mean, words, words),
-            "last_token": Measure(mean, tokens, tokens),
-            "perplexity": Measure(_perplexity, nats, nats, bounds=None),
+            "last_word": MetricSamples(mean, words, words),
+            "last_token": MetricSamples(mean, tokens, tokens),
+            "perplexity": MetricSamples(_perplexity, nats, nats, bounds=None),
         }
 
     def result(self, prediction: SaidOfTheWord) -> Any:

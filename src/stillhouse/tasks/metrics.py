@@ -302,7 +302,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Measure:
+class MetricSamples:
     """A metric, what was predicted and what is right, example by example: what a value follows
     from, and how sure it is. `bounds` are the lowest and the highest value; None where there are
     none."""
@@ -323,7 +323,7 @@ class Measure:
         draws = [self._of(times) for times in _resamples(len(self.right), seed)]
         return self._widened(_interval(self.value, draws), self.bounds)
 
-    def minus(self, other: "Measure", *, seed: int = 0) -> Interval:
+    def minus(self, other: "MetricSamples", *, seed: int = 0) -> Interval:
         """How much higher than another model's value for the same examples, with the paired
         interval: each resample asks both about the same ones."""
         draws = [self._of(times) - other._of(times) for times in _resamples(len(self.right), seed)]

@@ -4,8 +4,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from stillhouse.families import family_of, reads_token_types
-from stillhouse.families.attention import masks_as_given
+from stillhouse.families.attention import explicit_attention_mask
+from stillhouse.families.registry import family_of
+from stillhouse.models.task_models import reads_token_types
 from stillhouse.tasks.encoded import TaskBatch
 
 
@@ -27,5 +28,5 @@ def run(model: PreTrainedModel, batch: TaskBatch) -> Any:
     """What the model returns, by the attention that is fastest where it is."""
     causal = family_of(model.config).language_modeling == "causal"
     inputs = inputs_of(model, batch) | {"attention_mask": batch.visible(causal=causal)[:, None]}
-    with masks_as_given(model.config):
+    with explicit_attention_mask(model.config):
         return model(**inputs)

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row, read_rows
-from stillhouse.families import TaskHead
-from stillhouse.recipe_tasks import QuestionAnsweringTask
-from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.metrics import PERCENT, Measure, mean_percent
+from stillhouse.models.task_models import TaskHead
+from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
+from stillhouse.tasks.metrics import PERCENT, MetricSamples, mean_percent
 from stillhouse.tasks.model_inputs import run
+from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.squad import Question, read_articles, read_squad, score_each
 from stillhouse.tasks.squad_no_answer import Answered, chosen_threshold, measures_with_no_answers
 from stillhouse.tasks.squad_windows import Found, Window, best_answers, windows_of
@@ -36,7 +36,7 @@ class QuestionAnswering:
     """The stretch of a passage that answers a question."""
 
     head: TaskHead = "QuestionAnswering"
-    says: Says = "classes"
+    says: OutputKind = "classes"
     per_token = False
     settings: Mapping[str, Any] = {"num_labels": 2}
 
@@ -58,7 +58,7 @@ class QuestionAnswering:
 
     def encode(
         self, examples: Sequence[Question], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[Encoded]]:
+    ) -> list[list[EncodedExample]]:
         return [
             [_encoded(window, question) for window in windows_of(question, tokenizer, self.recipe)]
             for question in examples
@@ -72,7 +72,7 @@ class QuestionAnswering:
         return logits.masked_fill(~batch.choices[:, None], FAR_BELOW)
 
     def predict(
-        self, example: Question, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+        self, example: Question, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
     ) -> list[Found]:
         """The best answers, the best first; at the end the one that says that there is none."""
         windows = [each.source for each in sequences]
@@ -89,7 +89,7 @@ class QuestionAnswering:
 
     def measures(
         self, predictions: Sequence[list[Found]], examples: Sequence[Question]
-    ) -> dict[str, Measure]:
+    ) -> dict[str, MetricSamples]:
         """Those of SQuAD 1.1; or, where questions have no answer, of SQuAD 2.0."""
         references = [[answer.text for answer in question.answers] for question in examples]
         answered = _answered(predictions)
@@ -107,7 +107,7 @@ class QuestionAnswering:
         found = {}
         for name in ("exact_match", "f1"):
             values = np.array([getattr(each, name) for each in scores.values()])
-            found[name] = Measure(mean_percent, values, values, bounds=PERCENT)
+            found[name] = MetricSamples(mean_percent, values, values, bounds=PERCENT)
         return found
 
     def best_threshold(
@@ -133,7 +133,9 @@ class QuestionAnswering:
         return _best(prediction, NO_THRESHOLD if threshold is None else threshold)
 
 
-def num_unseen_answers(examples: Sequence[Question], encoded: Sequence[Sequence[Encoded]]) -> int:
+def num_unseen_answers(
+    examples: Sequence[Question], encoded: Sequence[Sequence[EncodedExample]]
+) -> int:
     """Questions of whose answer no window shows all, so that each has that there is none."""
     return sum(
         bool(question.answers)
@@ -175,13 +177,13 @@ def _id_of(row: Row, number: int) -> str:
     return str(number if own is None else own)
 
 
-def _encoded(window: Window, question: Question) -> Encoded:
+def _encoded(window: Window, question: Question) -> EncodedExample:
     """The first of the answers is what a model learns; of no answer, the first token."""
     answers = question.answers
     choices = window.in_passage.copy()
     choices[0] = True
     place = (window.place_of(answers[0]) if answers else None) or FIRST
-    return Encoded(
+    return EncodedExample(
         window.input_ids,
         window.token_type_ids,
         np.array(place, np.int64),

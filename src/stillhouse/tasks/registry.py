@@ -8,19 +8,11 @@ from transformers import PretrainedConfig
 
 from stillhouse.data.rows import read_rows
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.families import family_of, head_of, load_config
-from stillhouse.recipe import recipe_part
-from stillhouse.recipe_tasks import (
-    ClassificationTask,
-    ContinuationTask,
-    EmbeddingsTask,
-    LastWordTask,
-    QuestionAnsweringTask,
-    RegressionTask,
-    TaskRecipe,
-    TokenClassificationTask,
-)
-from stillhouse.run_folder import read_manifest
+from stillhouse.families.registry import family_of
+from stillhouse.models.folder_check import load_config
+from stillhouse.models.task_models import head_of
+from stillhouse.runs.manifest import read_manifest
+from stillhouse.section import recipe_part
 from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings
 from stillhouse.tasks.labels import Labels, is_generic, labels_of_data, listed
@@ -31,6 +23,16 @@ from stillhouse.tasks.sentence_transformers import (
     VectorSettings,
     check_recipe_of,
     vector_settings,
+)
+from stillhouse.tasks.settings import (
+    ClassificationTask,
+    ContinuationTask,
+    EmbeddingsTask,
+    LastWordTask,
+    QuestionAnsweringTask,
+    RegressionTask,
+    TaskRecipe,
+    TokenClassificationTask,
 )
 from stillhouse.tasks.squad import read_articles
 from stillhouse.tasks.task import Task

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.recipe_tasks import EmbeddingsTask
+from stillhouse.tasks.settings import EmbeddingsTask
 
 MODULES = "modules.json"
 POOLING = "1_Pooling"

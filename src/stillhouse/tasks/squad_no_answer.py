@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from stillhouse.tasks.metrics import PERCENT, Draws, Measure, Metric, Times, mean_percent
+from stillhouse.tasks.metrics import PERCENT, Draws, Metric, MetricSamples, Times, mean_percent
 from stillhouse.tasks.squad import AnswerScore, normalized, word_f1
 
 HAS_ANSWER, SCORE, DIFFERENCE, SAYS_SOMETHING = range(4)  # columns: what a threshold follows from
@@ -50,7 +50,7 @@ def score_one(prediction: str, references: Sequence[str]) -> AnswerScore:
 
 def measures_with_no_answers(
     answered: Answered, references: Sequence[Sequence[str]], threshold: float
-) -> dict[str, Measure]:
+) -> dict[str, MetricSamples]:
     """The official metrics, in percent: exact match and F1 at the threshold, of all questions and
     of those with and without an answer; and what the best threshold would give, with it."""
     final = _scores(answered.at(threshold), references)
@@ -62,8 +62,10 @@ def measures_with_no_answers(
                 found[f"{name}_{metric}"] = _mean(final[_key(metric)][rows])
     for metric in ("exact", "f1"):
         columns = _columns(answered, references, _key(metric))
-        found[f"best_{metric}"] = Measure(_best_score, columns, columns, bounds=PERCENT)
-        found[f"best_{metric}_thresh"] = Measure(best_threshold, columns, columns, bounds=None)
+        found[f"best_{metric}"] = MetricSamples(_best_score, columns, columns, bounds=PERCENT)
+        found[f"best_{metric}_thresh"] = MetricSamples(
+            best_threshold, columns, columns, bounds=None
+        )
     return found
 
 
@@ -129,5 +131,5 @@ def _key(metric: str) -> str:
     return "exact_match" if metric == "exact" else metric
 
 
-def _mean(values: Float[np.ndarray, " N"]) -> Measure:
-    return Measure(mean_percent, values, values, bounds=PERCENT)
+def _mean(values: Float[np.ndarray, " N"]) -> MetricSamples:
+    return MetricSamples(mean_percent, values, values, bounds=PERCENT)

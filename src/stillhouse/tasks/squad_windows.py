@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.text import check_whole_characters
 from stillhouse.errors import RecipeError
-from stillhouse.recipe_tasks import QuestionAnsweringTask
+from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
 from stillhouse.tasks.texts import separate_pairs
 

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.families import TaskHead
-from stillhouse.recipe_tasks import QuestionAnsweringTask, TaskRecipe
-from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
-from stillhouse.tasks.metrics import Measure
+from stillhouse.models.task_models import TaskHead
+from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
+from stillhouse.tasks.metrics import MetricSamples
+from stillhouse.tasks.settings import QuestionAnsweringTask, TaskRecipe
 
 
 @runtime_checkable
@@ -29,7 +29,7 @@ class Task(Protocol):
     def head(self) -> TaskHead: ...
 
     @property
-    def says(self) -> Says: ...
+    def says(self) -> OutputKind: ...
 
     @property
     def per_token(self) -> bool:
@@ -59,7 +59,7 @@ class Task(Protocol):
 
     def encode(
         self, examples: Sequence[Any], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[Encoded]]:
+    ) -> list[list[EncodedExample]]:
         """For each example the sequences that a model reads, at least one."""
         ...
 
@@ -68,11 +68,15 @@ class Task(Protocol):
         tokens, it does so of padding too."""
         ...
 
-    def predict(self, example: Any, sequences: Sequence[Encoded], outputs: Sequence[Tensor]) -> Any:
+    def predict(
+        self, example: Any, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
+    ) -> Any:
         """The model's answer to an example, from its outputs for each of its sequences."""
         ...
 
-    def measures(self, predictions: Sequence[Any], examples: Sequence[Any]) -> dict[str, Measure]:
+    def measures(
+        self, predictions: Sequence[Any], examples: Sequence[Any]
+    ) -> dict[str, MetricSamples]:
         """The task's metrics by name, the recipe's among them."""
         ...
 

@@ -16,9 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stillhouse.data.hub import name_of
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.families import TaskHead
-from stillhouse.recipe_tasks import ClassificationTask, RegressionTask
-from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
+from stillhouse.models.task_models import TaskHead
+from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
 from stillhouse.tasks.labels import (
     Labels,
     alike,
@@ -28,8 +27,9 @@ from stillhouse.tasks.labels import (
     listed,
     sorted_labels,
 )
-from stillhouse.tasks.metrics import CORRELATION, METRICS, Measure
+from stillhouse.tasks.metrics import CORRELATION, METRICS, MetricSamples
 from stillhouse.tasks.model_inputs import run
+from stillhouse.tasks.settings import ClassificationTask, RegressionTask
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
 TWO_CLASSES = ("f1", "accuracy_and_f1")
@@ -86,7 +86,7 @@ class TextClassification:
         return None if place is None else self.labels[place]
 
     @property
-    def says(self) -> Says:
+    def says(self) -> OutputKind:
         return "labels" if self.recipe.multi_label else "classes"
 
     @property
@@ -116,7 +116,7 @@ class TextClassification:
 
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[Encoded]]:
+    ) -> list[list[EncodedExample]]:
         unknown = () if self.recipe.multi_label else 0
         return encode_texts(examples, tokenizer, self.recipe.length, self._target, unknown=unknown)
 
@@ -129,7 +129,7 @@ class TextClassification:
         return run(model, batch).logits
 
     def predict(
-        self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+        self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
     ) -> Float[np.ndarray, " C"]:
         """The probability of each label."""
         logits = outputs[0].double()
@@ -137,24 +137,24 @@ class TextClassification:
 
     def measures(
         self, predictions: Sequence[np.ndarray], examples: Sequence[TextExample]
-    ) -> dict[str, Measure]:
+    ) -> dict[str, MetricSamples]:
         if self.recipe.multi_label:
             right = np.stack([self._target(example.target) > 0 for example in examples])
             predicted = np.stack(predictions) > 0.5
             exact = (predicted == right).all(1)
             return {
-                "accuracy": Measure(METRICS["accuracy"], exact, np.ones_like(exact)),
-                "f1": Measure(METRICS["f1"], predicted, right),
+                "accuracy": MetricSamples(METRICS["accuracy"], exact, np.ones_like(exact)),
+                "f1": MetricSamples(METRICS["f1"], predicted, right),
             }
         right = np.array([example.target for example in examples])
         predicted = np.array([each.argmax() for each in predictions])
         found = {
-            "accuracy": Measure(METRICS["accuracy"], predicted, right),
-            "matthews": Measure(METRICS["matthews"], predicted, right, CORRELATION),
+            "accuracy": MetricSamples(METRICS["accuracy"], predicted, right),
+            "matthews": MetricSamples(METRICS["matthews"], predicted, right, CORRELATION),
         }
         if self._about is not None:
             said, true = ((each == self._about).astype(int) for each in (predicted, right))
-            found |= {name: Measure(METRICS[name], said, true) for name in TWO_CLASSES}
+            found |= {name: MetricSamples(METRICS[name], said, true) for name in TWO_CLASSES}
         return found
 
     def result(self, prediction: np.ndarray) -> Any:
@@ -217,7 +217,7 @@ class TextRegression:
     """A number."""
 
     head: TaskHead = "SequenceClassification"
-    says: Says = "values"
+    says: OutputKind = "values"
     per_token = False
 
     def __init__(self, recipe: RegressionTask) -> None:
@@ -238,24 +238,24 @@ class TextRegression:
 
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[Encoded]]:
+    ) -> list[list[EncodedExample]]:
         return encode_texts(examples, tokenizer, self.recipe.length, as_number, unknown=0.0)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 1"]:
         return run(model, batch).logits
 
     def predict(
-        self, example: TextExample, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+        self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
     ) -> float:
         return float(outputs[0])
 
     def measures(
         self, predictions: Sequence[float], examples: Sequence[TextExample]
-    ) -> dict[str, Measure]:
+    ) -> dict[str, MetricSamples]:
         right = np.array([example.target for example in examples])
         names = ("pearson", "spearman", "pearson_and_spearman")
         predicted = np.array(predictions)
-        return {name: Measure(METRICS[name], predicted, right, CORRELATION) for name in names}
+        return {name: MetricSamples(METRICS[name], predicted, right, CORRELATION) for name in names}
 
     def result(self, prediction: float) -> Any:
         return {"label": "value", "score": prediction}

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import check_whole_characters
-from stillhouse.recipe_tasks import Columns
-from stillhouse.tasks.encoded import Encoded
+from stillhouse.tasks.encoded import EncodedExample
+from stillhouse.tasks.settings import Columns
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def encode_texts(
     target: Callable[[Any], np.ndarray],
     *,
     unknown: Any,
-) -> list[list[Encoded]]:
+) -> list[list[EncodedExample]]:
     """One sequence for each example, at most `length` tokens; what is longer loses its end (of a
     pair the longer text first).
 
@@ -85,7 +85,7 @@ def encode_texts(
     assert encodings is not None
     return [
         [
-            Encoded(
+            EncodedExample(
                 *ids_and_types(encoding, tokenizer),
                 target(unknown if example.target is None else example.target),
                 is_cut=bool(encoding.overflowing),

@@ -24,12 +24,12 @@ from stillhouse.data.lines import read_lines
 from stillhouse.data.records import RECORDS
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.families import TaskHead
-from stillhouse.recipe_tasks import TokenClassificationTask
-from stillhouse.tasks.encoded import Encoded, Says, TaskBatch
+from stillhouse.models.task_models import TaskHead
+from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
 from stillhouse.tasks.labels import is_generic, listed
-from stillhouse.tasks.metrics import Measure, span_counts, span_f1
+from stillhouse.tasks.metrics import MetricSamples, span_counts, span_f1
 from stillhouse.tasks.model_inputs import run
+from stillhouse.tasks.settings import TokenClassificationTask
 from stillhouse.tasks.tagged import (
     TAG,
     Scheme,
@@ -72,7 +72,7 @@ class TokenClassification:
     """A tag for each word."""
 
     head: TaskHead = "TokenClassification"
-    says: Says = "classes"
+    says: OutputKind = "classes"
     per_token = True
 
     def __init__(
@@ -121,7 +121,7 @@ class TokenClassification:
 
     def encode(
         self, examples: Sequence[Words], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[Encoded]]:
+    ) -> list[list[EncodedExample]]:
         if not examples:
             return []
         found = tokenizer(
@@ -133,7 +133,7 @@ class TokenClassification:
             split_special_tokens=True,
         )
         assert found.encodings is not None
-        sequences: list[list[Encoded]] = [[] for _ in examples]
+        sequences: list[list[EncodedExample]] = [[] for _ in examples]
         for number, encoding in zip(
             found["overflow_to_sample_mapping"], found.encodings, strict=True
         ):
@@ -144,7 +144,7 @@ class TokenClassification:
 
     def _encoded(
         self, encoding: Encoding, words: Words, last: int, tokenizer: PreTrainedTokenizerFast
-    ) -> Encoded:
+    ) -> EncodedExample:
         """A sequence whose `source` is the word that each token begins, if it begins one.
 
         Args:
@@ -156,13 +156,13 @@ class TokenClassification:
         numbers = np.array([self.labels.index(tag) for tag in tags] or [IGNORED])
         target = np.where(begins == NO_WORD, IGNORED, numbers[begins])
         ids, types = ids_and_types(encoding, tokenizer)
-        return Encoded(ids, types, target, source=begins, is_labeled=words.tags is not None)
+        return EncodedExample(ids, types, target, source=begins, is_labeled=words.tags is not None)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B T C"]:
         return run(model, batch).logits
 
     def predict(
-        self, example: Words, sequences: Sequence[Encoded], outputs: Sequence[Tensor]
+        self, example: Words, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
     ) -> TaggedWords:
         """A word without a token, such as an empty one or a control character, is no entity."""
         tags, scores = ["O"] * len(example.spans), [0.0] * len(example.spans)
@@ -175,7 +175,7 @@ class TokenClassification:
 
     def measures(
         self, predictions: Sequence[TaggedWords], examples: Sequence[Words]
-    ) -> dict[str, Measure]:
+    ) -> dict[str, MetricSamples]:
         """F1 over entities: `strict` takes what the scheme allows alone, `default` is conlleval's.
 
         A scheme without a tag for the beginning (IO) has nothing that is not allowed.
@@ -192,7 +192,7 @@ class TokenClassification:
             scheme: Scheme = "IOB2" if tags is loose else self.scheme
             expected = [as_scheme(each, scheme) for each in right]
             counts = span_counts(tags, expected, strict=name == "strict", scheme=scheme)
-            found[name] = Measure(span_f1, counts, counts)
+            found[name] = MetricSamples(span_f1, counts, counts)
         return found
 
     def result(self, prediction: TaggedWords) -> Any:

@@ -10,31 +10,25 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.families import (
-    check_sequence_length,
-    family_named,
-    family_of,
-    load_config,
-    load_model,
-    save_model,
-)
+from stillhouse.families.registry import check_sequence_length, family_named, family_of
+from stillhouse.models.folder import load_model, save_model
+from stillhouse.models.folder_check import load_config
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE, LanguageModelObjective
-from stillhouse.recipe import (
-    Recipe,
-    TeacherRecipe,
-    recipe_part,
-    shaping_part,
-)
-from stillhouse.run_folder import Inputs, RunFolder, commit_folder, read_manifest, verify
+from stillhouse.recipe import Recipe
+from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest, verify
+from stillhouse.runs.paths import RunFolder
+from stillhouse.section import recipe_part
+from stillhouse.teacher.settings import TeacherRecipe
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import num_ids, special_tokens
 from stillhouse.training.device import pick_device
 from stillhouse.training.engine import train
 from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
-from stillhouse.training.parallel import whole_model
+from stillhouse.training.parallel import gather_model
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks, finishing
+from stillhouse.training.settings import result_settings
 from stillhouse.training.work import count_work, planned_step
 
 
@@ -46,7 +40,7 @@ def teacher_inputs(recipe: Recipe, run: RunFolder, start: str | None) -> Inputs:
     shape = recipe_part(recipe.teacher)
     shape.pop("start", None)
     settings = {
-        "teacher": {**shape, "training": shaping_part(recipe.teacher.training)},
+        "teacher": {**shape, "training": result_settings(recipe.teacher.training)},
         "tokens": recipe_part(recipe.tokens),
     }
     sources = {"tokens": tokens.fingerprint if tokens else ""}
@@ -72,7 +66,7 @@ def train_teacher(
         inputs: What it follows from.
     """
     assert not isinstance(recipe.teacher, str)
-    ranks.from_first(lambda: verify(run.tokens))
+    ranks.on_rank0(lambda: verify(run.tokens))
     seed, tokenizer = recipe.seeds[0], open_tokenizer(run.tokens)
     model = _random_model(recipe, tokenizer) if start is None else _model_of(recipe, start)
     family, config = family_of(model.config), model.config
@@ -98,13 +92,13 @@ def train_teacher(
     )
     with finishing("the teacher", ranks) as stop:
         facts = {"training": job.facts(train(job, reporter, stop))}
-        trained = whole_model(model, ranks)
+        trained = gather_model(model, ranks)
 
         def commit() -> None:
             with commit_folder(run.teacher, inputs, facts, overwrite=overwrite) as folder:
                 save_model(trained.cpu(), tokenizer, folder)
 
-        ranks.from_first(commit)
+        ranks.on_rank0(commit)
         checkpoints.clear()
 
 
@@ -112,9 +106,9 @@ def _random_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrai
     assert isinstance(recipe.teacher, TeacherRecipe)
     family = family_named(recipe.teacher.family)
     special = special_tokens(tokenizer, recipe.tokens.language_modeling)
-    assert family.scratch_config is not None
+    assert family.config_from_scratch is not None
     ids = {name: number for name, number in asdict(special).items() if isinstance(number, int)}
-    config = family.scratch_config(
+    config = family.config_from_scratch(
         recipe.teacher, num_ids(tokenizer), recipe.tokens.sequence_length, ids
     )
     torch.manual_seed(recipe.seeds[0])

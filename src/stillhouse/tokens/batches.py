@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from stillhouse.errors import DataError
-from stillhouse.recipe import Rows
+from stillhouse.section import Rows
 from stillhouse.tokens.teacher_rows import TeacherRows, move
 
 IGNORED = -100  # the label of a position that is not predicted

@@ -48,7 +48,7 @@ ODD_TEXTS = (
 )
 
 
-class UnfitError(Exception):
+class FastTokenizerMismatchError(Exception):
     """The fast engine is of no use here; the message says why. No user meets it as an error."""
 
 
@@ -65,11 +65,11 @@ def open_fast(tokenizer: PreTrainedTokenizerFast) -> "CheckedEncoder":
     """
     config = json.loads(tokenizer.backend_tokenizer.to_str())
     if config["model"]["type"] != "BPE" or "ByteLevel" not in _kinds(config["pre_tokenizer"]):
-        raise UnfitError(f"{FAST} is for byte-level BPE")
+        raise FastTokenizerMismatchError(f"{FAST} is for byte-level BPE")
     try:
         import gigatoken
     except ImportError as error:
-        raise UnfitError(
+        raise FastTokenizerMismatchError(
             f"{FAST} is not installed (pip install 'stillhouse[fast]'); it is many times faster"
         ) from error
     # As `text_encoder` has it: nothing cut or padded, and special tokens in a text are text.
@@ -155,7 +155,7 @@ class CheckedEncoder:
         expected = self._reference([text for text, _ in pairs])
         for (text, found), right in zip(pairs, expected, strict=True):
             if not np.array_equal(found, right):
-                raise UnfitError(_difference(text, found, right))
+                raise FastTokenizerMismatchError(_difference(text, found, right))
 
 
 def _difference(text: str, found: np.ndarray, right: np.ndarray) -> str:
@@ -200,6 +200,6 @@ def _failures() -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         message = " ".join(str(error).split())
-        raise UnfitError(
+        raise FastTokenizerMismatchError(
             f"{version_of(FAST)} failed ({message or type(error).__name__})"
         ) from error

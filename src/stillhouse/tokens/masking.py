@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from stillhouse.recipe import MaskingRecipe
 from stillhouse.tokens.batches import IGNORED, visit_key
+from stillhouse.tokens.settings import MaskingRecipe
 from stillhouse.tokens.tokenizer import SpecialTokens
 
 

@@ -11,9 +11,9 @@ Axes: B sequences, T positions.
 import numpy as np
 import torch
 
-from stillhouse.recipe import MaskingRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.masking import Masker
+from stillhouse.tokens.settings import MaskingRecipe
 from stillhouse.tokens.shards import TokenSplit
 from stillhouse.tokens.tokenizer import SpecialTokens
 

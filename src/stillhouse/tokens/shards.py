@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from stillhouse.errors import DataError
-from stillhouse.run_folder import Manifest, read_manifest
+from stillhouse.runs.manifest import Manifest, read_manifest
 
 TOKENS_PER_SHARD = 100_000_000
 BUFFERED_TOKENS = 2**18

@@ -6,9 +6,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError
-from stillhouse.recipe import TokensRecipe
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.packing import CausalSequences, MaskedSequences
+from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import SpecialTokens, load_tokenizer, num_ids, special_tokens
 

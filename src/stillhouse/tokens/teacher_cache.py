@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from stillhouse.errors import DataError
-from stillhouse.recipe import CacheKind, Rows
-from stillhouse.run_folder import read_manifest
+from stillhouse.runs.manifest import read_manifest
+from stillhouse.section import Rows
 from stillhouse.tokens.batches import Batch, SequenceSource
+from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.shards import token_dtype
 from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
 
@@ -137,7 +138,7 @@ class TeacherCache:
         return counts
 
 
-class FixedVisits:
+class FixedMaskSource:
     """A source whose sequences are masked the same way at every epoch and under every seed."""
 
     def __init__(self, source: SequenceSource, cache: TeacherCache | None = None) -> None:

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stillhouse.recipe import CacheKind, Rows
+from stillhouse.section import Rows
+from stillhouse.tokens.settings import CacheKind
 
 Pick = slice | Int[Tensor, " n"]
 

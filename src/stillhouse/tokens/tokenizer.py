@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError
-from stillhouse.recipe import LanguageModeling
-from stillhouse.run_folder import fingerprint, sha256_of
+from stillhouse.runs.manifest import fingerprint, sha256_of
+from stillhouse.section import LanguageModeling
 
 # Vocabulary and merges of byte-level BPE, under today's names and under OpenAI's.
 BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))

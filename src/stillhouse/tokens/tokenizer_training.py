@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError
-from stillhouse.recipe import LanguageModeling
+from stillhouse.section import LanguageModeling
 from stillhouse.tokens.tokenizer import (
     BERT_TOKENS,
     END_OF_TEXT,

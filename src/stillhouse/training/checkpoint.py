@@ -26,19 +26,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from stillhouse.errors import ResourceError, RunError, TrainingError
-from stillhouse.run_folder import (
-    Inputs,
-    changed_settings,
-    commit_folder,
-    explained_os_errors,
-    is_up_to_date,
-    temporary_path,
-    verify,
-)
+from stillhouse.runs.atomic import explained_os_errors, temporary_path
+from stillhouse.runs.manifest import Inputs, changed_settings, commit_folder, is_up_to_date, verify
 from stillhouse.training.device import is_out_of_memory
 from stillhouse.training.divergence import LossTrend
 from stillhouse.training.parts import (
-    Part,
+    ShardFiles,
     State,
     check_shapes,
     is_sharded,
@@ -130,9 +123,9 @@ class Checkpoints:
         if progress.step == self._newest:
             return
         self._newest, target = progress.step, self._path(progress.step)
-        part = Part(0, 1)
+        part = ShardFiles(0, 1)
         if is_sharded(model):
-            part = Part(self.ranks.rank, self.ranks.size)
+            part = ShardFiles(self.ranks.rank, self.ranks.size)
         elif not self.ranks.is_first:
             return
         state = _state_of(model, optimizer, target)
@@ -153,7 +146,7 @@ class Checkpoints:
         """Wait until what was given to `save` is committed, on every rank."""
         if not self.ranks.is_first:
             self.wait()
-        self.ranks.from_first(self.wait)
+        self.ranks.on_rank0(self.wait)
 
     def abandon(self) -> None:
         """Training failed: give what is being written a moment to be committed still."""
@@ -167,8 +160,8 @@ class Checkpoints:
             RunError: the checkpoint was written under another recipe, or none of several is intact.
         """
         shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-        self._newest = self.ranks.from_first(lambda: self._newest_intact(shapes))
-        self._first_process = self.ranks.from_first(os.getpid)
+        self._newest = self.ranks.on_rank0(lambda: self._newest_intact(shapes))
+        self._first_process = self.ranks.on_rank0(os.getpid)
         if not self._newest:
             return None
         restore(self._path(self._newest), model, optimizer)
@@ -192,7 +185,7 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def _write(
-        self, target: Path, part: Part, state: State, progress: Progress, stop: StopRequest
+        self, target: Path, part: ShardFiles, state: State, progress: Progress, stop: StopRequest
     ) -> None:
         """Write this rank's part; the first rank makes the folder, and commits what all wrote."""
         begun, written = f"{target} begun", f"{target} written"
@@ -258,10 +251,10 @@ class Checkpoints:
             except _ChangedError as error:
                 raise RunError(str(error)) from None
             except (RunError, SafetensorError, ValueError, LookupError, TypeError) as error:
-                aside = path.with_name(f"damaged-{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-                self.say(f"Checkpoint {path} is damaged and was moved to {aside.name}: {error}")
+                backup = path.with_name(f"damaged-{path.name}")
+                shutil.rmtree(backup, ignore_errors=True)
+                path.rename(backup)
+                self.say(f"Checkpoint {path} is damaged and was moved to {backup.name}: {error}")
         if found or list(self.folder.glob("damaged-step-*")):
             raise RunError(
                 f"No checkpoint in {self.folder} is intact. To begin again, remove that folder "

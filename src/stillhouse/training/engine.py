@@ -16,19 +16,19 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from stillhouse.families.attention import masks_as_given
-from stillhouse.recipe import PretrainingRecipe, TrainingRecipe
+from stillhouse.families.attention import explicit_attention_mask
 from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.checkpoint import Progress
 from stillhouse.training.device import autocast, explained_memory_errors, pick_precision
 from stillhouse.training.job import TrainingJob
 from stillhouse.training.metrics import MetricsLog, NoMetrics
 from stillhouse.training.optimizer import make_optimizer
-from stillhouse.training.parallel import Lesson, replicate, shard
+from stillhouse.training.parallel import ModelWithLoss, replicate, shard
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import lost_ranks_explained
+from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
 from stillhouse.training.signals import NEVER, StopRequest, stopped
-from stillhouse.training.step import Steps, micro_batch_size
+from stillhouse.training.step import TrainStep, micro_batch_size
 from stillhouse.wording import counted, duration
 
 LONG_STEP_SECONDS = 60.0
@@ -51,7 +51,7 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
     keep_freed_memory()
     model = job.model.train(job.recipe.dropout)
     if job.recipe.activation_checkpointing:
-        keep_few_activations(model)
+        enable_activation_checkpointing(model)
     length = job.batches.source.sequence_length
     with explained_memory_errors(1, length, job.section), lost_ranks_explained():
         lesson = _on_the_ranks(job, model)
@@ -62,7 +62,7 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
     reporter.say(f"{job.label}: {job.floor}")
     reporter.say(f"{job.label}: {_length_of_a_step(job)}")
     precision = pick_precision(job.recipe.precision, job.device)
-    steps = Steps(job, lesson, optimizer, progress, precision, reporter)
+    steps = TrainStep(job, lesson, optimizer, progress, precision, reporter)
     reporter.start(job.label, progress.step, job.batches.num_steps)
     log = MetricsLog if job.ranks.is_first else NoMetrics
     try:
@@ -113,7 +113,7 @@ def _length_of_a_step(job: TrainingJob) -> str:
 
 def _on_the_ranks(job: TrainingJob, model: PreTrainedModel) -> nn.Module:
     """The job's lesson: sharded, replicated, or as it is where there is one rank alone."""
-    lesson = Lesson(model, job.objective)
+    lesson = ModelWithLoss(model, job.objective)
     if job.ranks.size > 1 and job.recipe.sharded:
         shard(lesson, job.ranks, job.device)  # one group of weights after the other moves there
         return lesson.to(job.device)
@@ -137,11 +137,11 @@ def compile_body(model: PreTrainedModel, recipe: TrainingRecipe, device: torch.d
         model.base_model.compile()
 
 
-def keep_few_activations(model: PreTrainedModel) -> None:
+def enable_activation_checkpointing(model: PreTrainedModel) -> None:
     """Keep each layer's input alone, and compute the rest again where the gradient needs it."""
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), masks_as_given(model.config)  # the second time as the first
+        return nullcontext(), explicit_attention_mask(model.config)  # the second time as the first
 
     # On the layers themselves: the model's own method has another name in each minor version.
     recompute = functools.partial(checkpoint, use_reentrant=False, context_fn=contexts)

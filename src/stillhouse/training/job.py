@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.recipe import PretrainingRecipe, TrainingRecipe
-from stillhouse.run_folder import Inputs
+from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import SequenceSource, StepBatches
 from stillhouse.training.checkpoint import Checkpoints, Progress
 from stillhouse.training.device import micro_batch_sequences
 from stillhouse.training.floor import Floor
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import ALONE, Ranks
+from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
 from stillhouse.training.work import sequences_per_step
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from stillhouse.run_folder import explained_os_errors, write_atomic
+from stillhouse.runs.atomic import explained_os_errors, write_atomic
 
 
 def read_metrics(path: Path, model: str | None = None) -> list[dict[str, Any]]:

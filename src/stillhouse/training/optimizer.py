@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from stillhouse.recipe import OptimizerRecipe, ScheduleRecipe
+from stillhouse.training.settings import OptimizerRecipe, ScheduleRecipe
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:

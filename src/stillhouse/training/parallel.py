@@ -19,13 +19,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from stillhouse.families import family_of
+from stillhouse.families.registry import family_of
 from stillhouse.tokens.batches import AnyBatch
 from stillhouse.training.parts import is_sharded
 from stillhouse.training.ranks import Ranks, lost_ranks_explained
 
 
-class Lesson(nn.Module):
+class ModelWithLoss(nn.Module):
     """A model and its objective as one module, so that what wraps it sees each forward pass."""
 
     def __init__(self, model: PreTrainedModel, objective: Any) -> None:
@@ -39,7 +39,7 @@ class Lesson(nn.Module):
         return self.objective(self.model, batch, coefficients)
 
 
-def shard(lesson: Lesson, ranks: Ranks, device: torch.device) -> None:
+def shard(lesson: ModelWithLoss, ranks: Ranks, device: torch.device) -> None:
     """Split weights, gradients and optimizer state of the lesson's model over the ranks.
 
     Each layer is gathered when it runs; embeddings and head stay gathered through a pass.
@@ -65,7 +65,9 @@ def shard_teacher(model: PreTrainedModel, ranks: Ranks, device: torch.device) ->
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
 
 
-def replicate(lesson: Lesson, blank: AnyBatch, coefficients: Mapping[str, float]) -> nn.Module:
+def replicate(
+    lesson: ModelWithLoss, blank: AnyBatch, coefficients: Mapping[str, float]
+) -> nn.Module:
     """The lesson as one of the ranks' replicas; parameters that no term reaches stop learning.
 
     Args:
@@ -118,7 +120,7 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def whole_model(model: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
+def gather_model(model: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
     """The model with all of its weights: where they were sharded a new one, on the first rank's
     processor alone; the other ranks get back what they have."""
     if not is_sharded(model):

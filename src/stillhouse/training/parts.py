@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from stillhouse.run_folder import fsync_path
+from stillhouse.runs.atomic import fsync_path
 
 EVERY_ROW = slice(None)
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of each parameter that has had a gradient
@@ -49,7 +49,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardFiles:
     """One rank's files of a checkpoint, of so many."""
 
     number: int

@@ -26,7 +26,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from stillhouse.errors import ResourceError, RunError, StillhouseError, TrainingError
-from stillhouse.run_folder import explained_os_errors
+from stillhouse.runs.atomic import explained_os_errors
 from stillhouse.training.device import pick_device
 from stillhouse.training.signals import StopRequest, stopped
 
@@ -51,7 +51,7 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def from_first(self, work: Callable[[], Said]) -> Said:
+    def on_rank0(self, work: Callable[[], Said]) -> Said:
         """The first rank does the work while the others wait; all get what it returns.
 
         Where the work fails, the first rank raises its error, and the others leave quietly, with
@@ -80,7 +80,7 @@ class Ranks:
             raise SystemExit(answer["failed"])
         return answer["done"]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until every rank is here."""
         if self._store is None:
             return
@@ -97,7 +97,7 @@ class Ranks:
         while store.add(key, 0) < number and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_QUESTIONS)
 
-    def leave(self) -> None:
+    def shutdown(self) -> None:
         """The first rank leaves last, for it may hold the store that the others still ask."""
         with contextlib.suppress(RuntimeError):
             if self._store is None:
@@ -209,7 +209,7 @@ def finishing(what: str, ranks: Ranks) -> Iterator[StopRequest]:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def init_distributed() -> Iterator[Ranks]:
     """The ranks that `torchrun` started, this process among them; else this process alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
@@ -237,9 +237,9 @@ def joined_ranks() -> Iterator[Ranks]:
     except TrainingError:
         raise  # all ranks have it, or one is lost: nobody is waited for
     except BaseException:
-        ranks.leave()
+        ranks.shutdown()
         raise
-    ranks.leave()
+    ranks.shutdown()
 
 
 @contextmanager

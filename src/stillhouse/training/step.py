@@ -51,7 +51,7 @@ OUT_OF_MEMORY = 2**16  # what the ranks agree on: 0, a signal's number, or this
 
 
 @dataclass
-class Steps:
+class TrainStep:
     """The changing state of one training run: the optimizer, and how far it is.
 
     `lesson` maps a micro-batch and coefficients to a loss and its terms, on every rank.
@@ -81,7 +81,7 @@ class Steps:
             if found != OUT_OF_MEMORY:
                 return None
             self._halve_the_micro_batch()
-            self._disarm()
+            self._reset_reducer()
         means, norms, tokens = found
         grad_norm = float(self._clip())
         learning_rate = self._update(means, grad_norm)
@@ -265,7 +265,7 @@ class Steps:
             f"{-(-size // 2)}, in steps of as many tokens as before"
         )
 
-    def _disarm(self) -> None:
+    def _reset_reducer(self) -> None:
         """After a step that was broken off: a replica's last forward pass has made it ready to sum
         in the next backward pass, whichever that is. A blank one uses it up."""
         if isinstance(self.lesson, DistributedDataParallel):
@@ -302,7 +302,7 @@ class Steps:
         recipe, done = self.job.recipe, self.progress
         factor = learning_rate_factor(recipe.schedule, done.step, self.job.batches.num_steps)
         learning_rate = recipe.optimizer.learning_rate * factor
-        wrong = what_is_wrong(means, grad_norm, done.recent_norms)
+        wrong = skip_reason(means, grad_norm, done.recent_norms)
         if wrong is None:
             set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
@@ -344,7 +344,7 @@ def micro_batch_size(job: TrainingJob, progress: Progress) -> int:
     return -(-of_a_rank // rounds)
 
 
-def what_is_wrong(
+def skip_reason(
     means: Mapping[str, float], grad_norm: float, recent_norms: tuple[float, ...]
 ) -> str | None:
     """Why a step must not be taken; None where nothing speaks against it.

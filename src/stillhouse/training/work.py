@@ -27,15 +27,14 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from stillhouse.families import count_parameters, empty_model, family_of
+from stillhouse.families.registry import family_of
+from stillhouse.models.folder import count_parameters, empty_model
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS, TEACHER_TERMS
-from stillhouse.recipe import (
-    LossesRecipe,
-    PretrainingRecipe,
-    Rows,
-    TokensRecipe,
-)
+from stillhouse.objectives.settings import LossesRecipe
+from stillhouse.section import Rows
+from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.training.device import Precision, micro_batch_sequences, pick_precision
+from stillhouse.training.settings import PretrainingRecipe
 
 STUDENT_PASSES = 3
 OPTIMIZER_BYTES = 7 * 4  # of one parameter: four values read, three written
@@ -79,7 +78,7 @@ class _Matrices:
     """Weights that multiply every position, those that multiply a row of the head, and widths."""
 
     body: int
-    row_wise: int  # of the body: what only rows that are read need
+    position_wise: int  # of the body: what only rows that are read need
     head: int
     attention: int  # multiply-adds of a pair
     hidden_size: int
@@ -193,7 +192,7 @@ def _matrices(config: PretrainedConfig) -> _Matrices:
     hidden_size = family.hidden_size(config)
     return _Matrices(
         body=_weights([layers]),
-        row_wise=_weights(family.last_row_wise(model)),
+        position_wise=_weights(family.last_position_wise(model)),
         head=projection.numel() + sum(transform),
         attention=2 * hidden_size * config.num_hidden_layers,
         hidden_size=hidden_size,
@@ -208,8 +207,8 @@ def _weights(modules: Iterable[nn.Module]) -> int:
 
 def _body(matrices: _Matrices, step: StepShape) -> int | float:
     """Forward multiply-adds of the layers."""
-    everywhere = (matrices.body - matrices.row_wise) * step.positions
-    return everywhere + matrices.row_wise * step.read_rows + matrices.attention * step.pairs
+    everywhere = (matrices.body - matrices.position_wise) * step.positions
+    return everywhere + matrices.position_wise * step.read_rows + matrices.attention * step.pairs
 
 
 def _used(matrices: _Matrices, rows: int | float) -> int:

@@ -17,20 +17,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.distillation.cache import CacheWriter, cache_inputs
-from stillhouse.families import Family
+from stillhouse.distillation.settings import CacheRecipe
+from stillhouse.families.base import Family
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.recipe import (
-    CacheKind,
-    CacheRecipe,
-    HardLossRecipe,
-    LossesRecipe,
-    LossRecipe,
-    Recipe,
-)
-from stillhouse.run_folder import RunFolder
+from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe, LossRecipe
+from stillhouse.recipe import Recipe
+from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
 from stillhouse.tokens.packing import CausalSequences
-from stillhouse.tokens.teacher_cache import FixedVisits, TeacherCache
+from stillhouse.tokens.settings import CacheKind
+from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
 from stillhouse.tokens.teacher_rows import SparseRows
 from stillhouse.training.progress import QuietReporter
 from stillhouse.training.ranks import ALONE
@@ -305,7 +301,7 @@ def _cached_batch(case: LanguageCase, kind: CacheKind) -> tuple[Batch, LossesRec
     writer = CacheWriter(recipe, case.run, case.teacher, inputs, ALONE)
     writer.write(QuietReporter(), overwrite=True)
     cache = TeacherCache(case.run.teacher_cache)
-    batch = case.batch_of(FixedVisits(case.source, cache))
+    batch = case.batch_of(FixedMaskSource(case.source, cache))
     return batch, losses, min(setting.size, case.teacher.model.config.vocab_size)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from stillhouse.data.documents import read_documents
 from stillhouse.pipeline import Options, Pipeline
-from stillhouse.recipe import Recipe, TeacherRecipe
-from stillhouse.run_folder import RunFolder
+from stillhouse.recipe import Recipe
+from stillhouse.runs.paths import RunFolder
+from stillhouse.teacher.settings import TeacherRecipe
 from stillhouse.training.progress import QuietReporter
 
 DOCUMENT_CHARACTERS = 8_000  # of each document, so that several share a sequence

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from stillhouse.recipe import TrainingRecipe
-from stillhouse.run_folder import Inputs
+from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import AnySource, StepBatches
 from stillhouse.training.checkpoint import Progress
 from stillhouse.training.floor import Floor, Rates
 from stillhouse.training.job import Objective, TrainingJob, checkpoints_for
 from stillhouse.training.optimizer import make_optimizer
-from stillhouse.training.parallel import Lesson
+from stillhouse.training.parallel import ModelWithLoss
 from stillhouse.training.progress import QuietReporter
+from stillhouse.training.settings import TrainingRecipe
 from stillhouse.training.signals import NEVER
-from stillhouse.training.step import Steps
+from stillhouse.training.step import TrainStep
 from stillhouse.training.work import Work
 from stillhouse.verification.checks import Check, relative
 
@@ -73,7 +73,9 @@ def gradient_of(
             UNMEASURED,
         )
         optimizer = make_optimizer(model, recipe.optimizer)
-        steps = Steps(job, Lesson(model, objective), optimizer, Progress(), "fp32", reporter)
+        steps = TrainStep(
+            job, ModelWithLoss(model, objective), optimizer, Progress(), "fp32", reporter
+        )
         accumulated = steps.accumulate(NEVER)
         assert not isinstance(accumulated, int)
         gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]

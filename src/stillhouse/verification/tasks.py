@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.families import reads_token_types
 from stillhouse.finetuning.data import TaskSource
 from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
-from stillhouse.recipe import FinetuningRecipe, TaskLossesRecipe
-from stillhouse.tasks.encoded import Encoded, TaskBatch, collate
+from stillhouse.finetuning.settings import FinetuningRecipe, TaskLossesRecipe
+from stillhouse.models.task_models import reads_token_types
+from stillhouse.tasks.encoded import EncodedExample, TaskBatch, collate
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.verification import references
@@ -51,10 +51,10 @@ class TaskCase:
     recipe: FinetuningRecipe
     student: PreTrainedModel
     teacher: PreTrainedModel
-    sequences: Sequence[Encoded]
+    sequences: Sequence[EncodedExample]
     group: int
 
-    def batch(self, sequences: Sequence[Encoded]) -> TaskBatch:
+    def batch(self, sequences: Sequence[EncodedExample]) -> TaskBatch:
         return collate(
             sequences,
             pad_token_id=self.student.config.pad_token_id or 0,
@@ -154,7 +154,7 @@ def reference_checks(case: TaskCase) -> Iterator[Check]:
 
 
 @torch.inference_mode()
-def plain_output(case: TaskCase, model: PreTrainedModel, sequence: Encoded) -> np.ndarray:
+def plain_output(case: TaskCase, model: PreTrainedModel, sequence: EncodedExample) -> np.ndarray:
     """Logits (C), (T, C) or (2, T), a value (1), or a vector of length 1 (D), in float64."""
     inputs = {"input_ids": sequence.input_ids}
     if reads_token_types(model.config):
@@ -198,7 +198,7 @@ def expected_sums(
 
 
 def _rows_of(
-    case: TaskCase, sequence: Encoded, student: np.ndarray, teacher: np.ndarray
+    case: TaskCase, sequence: EncodedExample, student: np.ndarray, teacher: np.ndarray
 ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], Any]]:
     """The rows of a sequence that are asked for: both sides, and the target."""
     target = sequence.target

@@ -8,12 +8,15 @@ import numpy as np
 
 from stillhouse.data.hub import fetch, path_of
 from stillhouse.errors import RecipeError
-from stillhouse.families import load_config, load_model, resolve_folder, shallower_task_model
 from stillhouse.finetuning.examples import group_size, training_examples
 from stillhouse.finetuning.fitting import layer_map_of
 from stillhouse.finetuning.models import load_start, load_trained
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.models.folder import load_model, resolve_folder
+from stillhouse.models.folder_check import load_config
+from stillhouse.models.task_models import task_model_with_num_layers
 from stillhouse.objectives.language_model import Teacher
-from stillhouse.recipe import FinetuningRecipe, Recipe
+from stillhouse.recipe import Recipe
 from stillhouse.tasks.registry import task_for_training
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens
@@ -111,7 +114,7 @@ def task_case(
     student = load_start(task, start, seed=0)
     layers = layer_map_of(name, settings, chosen, student.config)
     if layers is not None:
-        student = shallower_task_model(student, layers)
+        student = task_model_with_num_layers(student, layers)
     for model in (student, teacher):
         model.eval().to(pick_device())  # pyright: ignore[reportArgumentType]
     group = min(MOST_COMPARED, group_size(settings.task))

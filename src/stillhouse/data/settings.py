@@ -1,0 +1,29 @@
+"""Corpus settings of a recipe."""
+
+from typing import Any, Literal
+
+from pydantic import (
+    model_validator,
+)
+
+from stillhouse.section import Fraction, Section
+
+
+class CorpusRecipe(Section):
+    """Where the text comes from, and what one document is."""
+
+    source: str | list[str]
+    documents: Literal["per_file", "per_line", "per_block"] = "per_file"
+    text_field: str = "text"
+    validation_fraction: Fraction = 0.005
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources as a list, whichever way they were written."""
+        return [self.source] if isinstance(self.source, str) else self.source
+
+    @model_validator(mode="after")
+    def _names_a_source(self) -> Any:
+        if not self.sources or not all(self.sources):
+            raise ValueError("source names no text; give a path, a glob, hf://NAME, or sample")
+        return self

@@ -1,0 +1,95 @@
+"""Distillation settings of a recipe, and its presets."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from stillhouse.objectives.settings import LossesRecipe
+from stillhouse.section import Section
+from stillhouse.tokens.settings import CacheKind
+from stillhouse.training.settings import PretrainingRecipe
+
+
+class CacheRecipe(Section):
+    """The teacher's outputs, written once: `size` tokens of each row, the likeliest or a sample."""
+
+    cache: CacheKind
+    size: PositiveInt = 32
+
+
+def _kind_of_teacher_outputs(value: object) -> str:
+    return "cached" if isinstance(value, (Mapping, CacheRecipe)) else "named"
+
+
+# The terms of the objective that a cached teacher serves, beside those that need none.
+CACHED_LOSSES = ("soft_target", "hidden_cosine", "hidden_mse")
+
+DEFAULT_PRESET = "fast"
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # What reached a given validation loss soonest (docs/experiments.md, "Time to quality").
+    "fast": {
+        "temperature": 1.0,
+        "losses": {
+            "soft_target": {"weight": 5.0, "rows": "predicted"},
+            "language_modeling": {"weight": 1.0},
+            "hidden_cosine": {"weight": 20.0, "rows": "predicted"},
+        },
+        "dropout": False,
+    },
+    # DistilBERT's weights, confirmed by its author (huggingface/transformers#2013).
+    "classic": {
+        "temperature": 2.0,
+        "losses": {
+            "soft_target": {"weight": 5.0},
+            "language_modeling": {"weight": 2.0},
+            "hidden_cosine": {"weight": 1.0},
+        },
+    },
+}
+
+
+def preset_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a distillation section starts from; a name that is refused stands for the
+    default, so that it is the one mistake."""
+    return PRESETS.get(str(section.get("preset", DEFAULT_PRESET)), PRESETS[DEFAULT_PRESET])
+
+
+class DistillationRecipe(PretrainingRecipe):
+    """How the student learns from its teacher, and which control it is held against."""
+
+    preset: Literal["fast", "classic"] = DEFAULT_PRESET
+    temperature: PositiveFloat
+    losses: LossesRecipe
+    teacher_outputs: Annotated[
+        Annotated[Literal["live"], Tag("named")] | Annotated[CacheRecipe, Tag("cached")],
+        Discriminator(_kind_of_teacher_outputs),
+    ] = "live"
+    teacher_sharded: bool = False  # over the ranks: a live teacher's layers
+    control: Literal["same_tokens", "same_time", "both", "none"] = "same_tokens"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_preset(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {**preset_of(data), **data}
+
+    @model_validator(mode="after")
+    def _a_cache_serves_the_losses(self) -> Any:
+        if isinstance(self.teacher_outputs, CacheRecipe):
+            served = {*CACHED_LOSSES, "language_modeling"}
+            if unserved := [name for name in self.losses.active() if name not in served]:
+                raise ValueError(
+                    f"losses.{unserved[0]} needs the teacher's whole distribution, which a cache "
+                    "does not hold; set teacher_outputs to live, or take "
+                    f"{', '.join(CACHED_LOSSES)}"
+                )
+        return self

@@ -1,0 +1,16 @@
+"""Evaluation settings of a recipe."""
+
+from typing import Annotated
+
+from pydantic import (
+    Field,
+)
+
+from stillhouse.section import Section
+
+
+class EvaluationRecipe(Section):
+    """What is measured: perplexity on the validation split or on files, and speed."""
+
+    perplexity: Annotated[list[str], Field(min_length=1)] = Field(default=["validation"])
+    speed: bool = True

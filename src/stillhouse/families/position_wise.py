@@ -1,0 +1,43 @@
+"""A layer's position-wise part at chosen rows alone.
+
+After its attention every position of a layer goes its own way. Where few rows of the last layer are
+read, as in masked language modeling, only they need what follows: three quarters of the layer's
+multiply-adds.
+
+Axes: B sequences, T positions, N rows that are read.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+
+@contextmanager
+def compute_only_rows(
+    modules: Iterable[nn.Module], numbers: Int[Tensor, " N"], shape: torch.Size
+) -> Iterator[None]:
+    """Within, the modules compute these of the B * T rows, and give zeros for all others.
+
+    Args:
+        modules: They take and give (B, T, *) and treat each position by itself.
+        shape: (B, T).
+    """
+
+    def select(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(each.flatten(0, 1).index_select(0, numbers) for each in arguments)
+
+    def spread(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        rows = output.new_zeros(shape.numel(), output.shape[-1])
+        return rows.index_copy(0, numbers, output).unflatten(0, shape)
+
+    hooks = []
+    for module in modules:
+        hooks += [module.register_forward_pre_hook(select), module.register_forward_hook(spread)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,1 @@
+"""Running a model folder: text generation, embeddings and task predictions."""

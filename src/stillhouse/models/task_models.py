@@ -1,0 +1,169 @@
+"""Models with the head of a task, from any folder: with its head, or with one that is new.
+
+The body comes from the folder whole or not at all; a head that the folder does not have is drawn
+from a seed, by the rules of the architecture. Classes are those of transformers' `AutoModelFor...`.
+"""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.errors import ModelError
+from stillhouse.families.base import renumber_layers
+from stillhouse.families.registry import family_of
+from stillhouse.models.config_check import differing_shapes
+from stillhouse.models.folder import load_weights
+from stillhouse.models.folder_check import load_config
+from stillhouse.models.special_ids import padding_id
+
+TaskHead = Literal[
+    "SequenceClassification", "QuestionAnswering", "TokenClassification", "CausalLM", "Body"
+]
+
+
+def load_task_model(
+    folder: Path,
+    head: TaskHead,
+    settings: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    new_head_seed: int | None = None,
+    headers_only: bool = False,
+) -> PreTrainedModel:
+    """A model with this head, in float32 on the processor, in evaluation mode.
+
+    Args:
+        settings: Values of the configuration, such as the labels.
+        new_head_seed: Draws the parameters of a head that the folder does not have.
+        tokenizer, headers_only: As in `load_model`.
+
+    Raises:
+        ModelError: no such model, damaged weights, a body that is not whole, or, without a seed, a
+            head that is not there.
+    """
+    config = configured(load_config(folder), settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(new_head_seed or 0)
+        model, report = load_weights(
+            folder, _model_class(head), config, tokenizer, headers_only=headers_only
+        )
+    _check_whole(folder, model, head, report, new_head=new_head_seed is not None)
+    return model.eval()
+
+
+def random_task_model(
+    config: PretrainedConfig, head: TaskHead, settings: Mapping[str, Any]
+) -> PreTrainedModel:
+    """A model of this shape and head whose parameters are all random, in evaluation mode.
+
+    Args:
+        settings: As in `load_task_model`.
+    """
+    own = configured(copy.deepcopy(config), settings)
+    return _model_class(head).from_config(own, dtype=torch.float32).eval()
+
+
+def task_model_with_num_layers(model: PreTrainedModel, layer_map: Sequence[int]) -> PreTrainedModel:
+    """The same model with some of its layers: layer i is layer layer_map[i] of `model`."""
+    family = family_of(model.config)
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    layers = prefix + family.layers.removeprefix(f"{family.body}.")
+    with_num_layers = type(model)(config_with_num_layers(model.config, len(layer_map)))
+    weights = renumber_layers(layers)(model.state_dict(), layer_map)
+    with_num_layers.load_state_dict(weights)
+    if with_num_layers.can_generate():
+        with_num_layers.generation_config = copy.deepcopy(model.generation_config)
+    return with_num_layers.eval()
+
+
+def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
+    """Rearrange a classification head: output i becomes what output order[i] was."""
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    head = next(layer for layer in reversed(layers) if layer.out_features == len(order))
+    with torch.no_grad():
+        head.weight.copy_(head.weight[list(order)])
+        if head.bias is not None:
+            head.bias.copy_(head.bias[list(order)])
+
+
+def config_with_num_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
+    """The configuration of the same model with fewer layers."""
+    family = family_of(config)
+    return family.students[family.model_type].config(config, num_layers)
+
+
+def configured(config: PretrainedConfig, settings: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration with some of its values set, and a padding token where it has none."""
+    for name, value in settings.items():
+        setattr(config, name, value)
+    config.pad_token_id = padding_id(config)
+    return config
+
+
+def head_of(config: PretrainedConfig) -> TaskHead | None:
+    """The head of the model whose configuration this is; None for language models and others."""
+    name = (config.architectures or [""])[0]
+    heads: tuple[TaskHead, ...] = (
+        "SequenceClassification",
+        "QuestionAnswering",
+        "TokenClassification",
+    )
+    for head in heads:
+        if name.endswith(f"For{head}"):
+            return head
+    return "Body" if name.endswith("Model") and "Head" not in name else None
+
+
+def reads_token_types(config: PretrainedConfig) -> bool:
+    """Whether the model tells a first text from a second one by token types."""
+    return getattr(config, "type_vocab_size", 1) > 1
+
+
+def _model_class(head: TaskHead) -> Any:
+    return (
+        transformers.AutoModel if head == "Body" else getattr(transformers, f"AutoModelFor{head}")
+    )
+
+
+def _check_whole(
+    folder: Path, model: PreTrainedModel, head: TaskHead, report: Any, *, new_head: bool
+) -> None:
+    """A pooler is part of the head: models that were trained without one have none."""
+    prefix = "" if head == "Body" else f"{model.base_model_prefix}."
+    family = family_of(model.config)
+    layers = re.escape(family.layers.removeprefix(f"{family.body}."))
+    extra = [
+        str(name)
+        for name in report["unexpected_keys"]
+        if re.search(rf"(^|\.){layers}\.\d+\.", name)
+        and not any(re.search(pattern, name) for pattern in family.ignored_on_load)
+    ]
+    if extra:
+        raise ModelError(
+            f"{folder} has weights of its layers that a {family.model_type} model of its "
+            f"config.json has no place for: {len(extra)}, such as {min(extra)}. Give the "
+            "config.json that was saved with the weights."
+        )
+    mismatched = differing_shapes(report["mismatched_keys"])
+    missing = [str(name) for name in report["missing_keys"]]
+    if head == "Body":
+        missing = [name for name in missing if not name.startswith("pooler.")]
+    elif new_head:
+        pooler = f"{prefix}pooler."
+        missing = [
+            name for name in missing if name.startswith(prefix) and not name.startswith(pooler)
+        ]
+    if wrong := mismatched + missing:
+        shown = ", ".join(sorted(wrong)[:3]) + (", ..." if len(wrong) > 3 else "")
+        what = "of another shape or missing" if mismatched else "missing"
+        raise ModelError(
+            f"{folder} is not a {family.model_type} model with a head for this "
+            f"task: {len(wrong)} parameters are {what} ({shown}). Give a model that was trained on "
+            "it."
+        )

@@ -1,0 +1,1 @@
+"""Run folders: paths, manifests and atomic writes."""

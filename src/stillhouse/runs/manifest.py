@@ -1,0 +1,237 @@
+"""Manifests: what an output was made from, and whether it is intact."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import RunError
+from stillhouse.machine import library_versions, source_commit
+from stillhouse.runs.atomic import (
+    archive_existing,
+    explained_os_errors,
+    fsync_path,
+    fsync_tree,
+    remove_leftovers,
+    temporary_path,
+    write_atomic,
+)
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a stage's output follows from; equal inputs mean that it need not run again."""
+
+    stage: str
+    settings: Mapping[str, Any]
+    sources: Mapping[str, str]
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What stands in a stage's `manifest.json`."""
+
+    inputs: Inputs
+    files: Mapping[str, Mapping[str, Any]]
+    seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+    commit: str | None = field(default_factory=source_commit)
+    joules: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the inputs and of every file's content, in hexadecimal."""
+        return fingerprint({"inputs": asdict(self.inputs), "files": self.files})
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_path(output: Path) -> Path:
+    """Where an output's manifest stands: inside a folder, beside a single file."""
+    return (
+        output.with_name(f"{output.stem}.{MANIFEST}")
+        if output.suffix in (".json", ".jsonl", ".html")
+        else output / MANIFEST
+    )
+
+
+def read_manifest(output: Path) -> Manifest | None:
+    """The manifest of a stage's output, or None where the stage has not run.
+
+    Raises:
+        RunError: the manifest is there but cannot be read.
+    """
+    path = manifest_path(output)
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("digest") != fingerprint(data):
+            raise ValueError("its content does not match its digest")
+        data["inputs"] = Inputs(**data["inputs"])
+        for name, facts in data["files"].items():
+            _ = facts["size_bytes"], facts["sha256"]
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{name} lies outside")
+        return Manifest(**data)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise RunError(
+            f"{path} is damaged ({error}). Move {output} away; the stage then runs again."
+        ) from error
+
+
+def is_up_to_date(output: Path, inputs: Inputs) -> bool:
+    """Whether `output` was made from exactly these inputs."""
+    manifest = read_manifest(output)
+    return manifest is not None and fingerprint(asdict(manifest.inputs)) == fingerprint(
+        asdict(inputs)
+    )
+
+
+def changed_settings(output: Path, inputs: Inputs) -> list[str]:
+    """What differs between the inputs of `output` and `inputs`, one readable line each."""
+    manifest = read_manifest(output)
+    if manifest is None:
+        return []
+    old, new = _flatten(asdict(manifest.inputs)), _flatten(asdict(inputs))
+    changes = []
+    for key in sorted(set(old) | set(new)):
+        if old.get(key) != new.get(key):
+            name = key.removeprefix("settings.").removeprefix("sources.")
+            digest = key.startswith("sources.")
+            changes.append(
+                f"{name} changed" if digest else f"{name}: {old.get(key)} -> {new.get(key)}"
+            )
+    return changes
+
+
+def verify(output: Path) -> None:
+    """Check the size and SHA-256 of every file that `output`'s manifest lists.
+
+    Raises:
+        RunError: a file is missing, cut short or altered.
+    """
+    manifest = read_manifest(output)
+    if manifest is None:
+        raise RunError(f"{output} has no {MANIFEST}: the stage that writes it has not finished.")
+    for name, facts in manifest.files.items():
+        path = output / name if output.is_dir() else output
+        if not path.is_file():
+            raise RunError(
+                f"{path} is missing, though {manifest_path(output)} lists it. Move {output} away "
+                "to redo it."
+            )
+        size = path.stat().st_size
+        if size != facts["size_bytes"]:
+            raise RunError(
+                f"{path} is damaged: {size} bytes, expected {facts['size_bytes']}. Move {output} "
+                "away to redo it."
+            )
+        if sha256_of(path) != facts["sha256"]:
+            raise RunError(
+                f"{path} is damaged: its content does not match its SHA-256. Move {output} away to "
+                "redo it."
+            )
+
+
+@contextlib.contextmanager
+def commit_folder(
+    target: Path, inputs: Inputs, facts: dict[str, Any] | None = None, *, overwrite: bool = False
+) -> Iterator[Path]:
+    """Write a folder that appears under its name only when it is complete.
+
+    Yields a temporary folder. On success its files are flushed to disk, `manifest.json` is added
+    (with `facts`, which the body may fill), and the folder is renamed to `target`. What stood there
+    before moves to `replaced/`, or goes away with `overwrite`. On failure nothing changes."""
+    started = time.monotonic()
+    temporary = temporary_path(target, os.getpid())
+    with explained_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        temporary.mkdir()
+    try:
+        with explained_os_errors(target):
+            yield temporary
+            files = {
+                str(path.relative_to(temporary)): {
+                    "size_bytes": path.stat().st_size,
+                    "sha256": sha256_of(path),
+                }
+                for path in sorted(temporary.rglob("*"))
+                if path.is_file()
+            }
+            manifest = Manifest(inputs, files, round(time.monotonic() - started, 3), facts or {})
+            write_atomic(temporary / MANIFEST, _manifest_bytes(manifest))
+            fsync_tree(temporary)
+            archive_existing(target, overwrite=overwrite)
+            temporary.rename(target)
+            fsync_path(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def commit_parts(target: Path, inputs: Inputs, facts: dict[str, Any]) -> None:
+    """Complete a folder whose `part-*` folders were committed one by one: its manifest lists the
+    files of all, and their seconds together."""
+    parts = {path.name: read_manifest(path) for path in sorted(target.glob("part-*"))}
+    files = {
+        f"{name}/{file}": described
+        for name, manifest in parts.items()
+        if manifest is not None
+        for file, described in manifest.files.items()
+    }
+    seconds = sum(manifest.seconds for manifest in parts.values() if manifest is not None)
+    manifest = Manifest(inputs, files, round(seconds, 3), facts)
+    with explained_os_errors(target):
+        write_atomic(target / MANIFEST, _manifest_bytes(manifest))
+
+
+def commit_file(target: Path, content: bytes, inputs: Inputs, *, seconds: float = 0.0) -> None:
+    """Write one result file and its manifest, each whole or not at all."""
+    with explained_os_errors(target):
+        manifest_path(target).unlink(missing_ok=True)
+        write_atomic(target, content)
+        facts = {
+            target.name: {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        }
+        write_atomic(
+            manifest_path(target), _manifest_bytes(Manifest(inputs, facts, round(seconds, 3)))
+        )
+
+
+def _manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest and, last, the fingerprint of what it says."""
+    data = json.loads(json.dumps(asdict(manifest)))
+    data["digest"] = fingerprint(data)
+    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {
+            path: leaf
+            for key, item in value.items()
+            for path, leaf in _flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: value}

@@ -1,0 +1,115 @@
+"""Where the results of each seed are: in the run itself where a recipe has one seed, in a folder
+for each where it has several. When the seeds of a recipe change, results are moved, not made again.
+
+Contract: a move is a rename of one output at a time and never replaces another output, so a process
+that was killed in between leaves nothing half moved, and the next one goes on.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stillhouse.runs.atomic import archive_existing, write_atomic
+from stillhouse.runs.manifest import manifest_path, read_manifest
+from stillhouse.runs.paths import RunFolder
+
+SHARED = "teacher"  # of all seeds; its checkpoints and metrics stay in the run
+
+
+def arrange_results(run: RunFolder, seeds: Sequence[int]) -> list[str]:
+    """Move the results that a run has to where a recipe with these seeds looks for them; what all
+    seeds share stays. Returns a sentence for each move.
+
+    With one seed, what several seeds had in common (the summary, the report) goes to `replaced/`.
+    """
+    said = []
+    only = seeds[0] if len(seeds) == 1 else None
+    present = _seed_of(run)
+    if present is not None and present != only and _move(run, run.for_seed(present)):
+        said.append(f"the results of seed {present} are now in seed-{present}/")
+    if only is not None and (source := run.for_seed(only)).path.is_dir():
+        _put_the_summary_aside(run)
+        if _move(source, run):
+            said.append(f"the results of seed {only} are no longer in seed-{only}/ but beside it")
+    return said
+
+
+def _seed_of(run: RunFolder) -> int | None:
+    """The seed of the results, finished or not, that are in this folder."""
+    folders = [*_outputs(run), *run.finetuned("").glob("*/*"), *run.checkpoints("").glob("*/*")]
+    for folder in folders:
+        if folder.parent == run.checkpoints(SHARED) or not folder.is_dir():
+            continue
+        manifest = read_manifest(folder)
+        if manifest is not None and manifest.inputs.seed is not None:
+            return manifest.inputs.seed
+    return None
+
+
+def _outputs(run: RunFolder) -> list[Path]:
+    return [run.student_init, run.student, run.control, run.control_same_time]
+
+
+def _results(run: RunFolder) -> Iterator[Path]:
+    """All that belongs to a seed."""
+    yield from _outputs(run)
+    yield run.finetuned("")
+    for folder in (run.checkpoints(""), run.path / "tensorboard"):
+        yield from (path for path in sorted(folder.glob("*")) if path.name != SHARED)
+    for file in (run.evaluation, run.report):
+        yield from (file, manifest_path(file))
+
+
+def _put_the_summary_aside(run: RunFolder) -> None:
+    manifest = read_manifest(run.evaluation)
+    if manifest is not None and manifest.inputs.stage == "summarize":
+        for file in (run.evaluation, run.report):
+            manifest_path(file).unlink(missing_ok=True)
+            archive_existing(file, overwrite=False)
+
+
+def _move(source: RunFolder, target: RunFolder) -> bool:
+    """Whether anything was moved; what the target has already stays where it is."""
+    moved = False
+    for path in _results(source):
+        place = target.path / path.relative_to(source.path)
+        if path.exists() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place)
+            moved = True
+    if moved:
+        _move_metrics(source, target)
+        _remove_if_empty(source)
+    return moved
+
+
+def _move_metrics(source: RunFolder, target: RunFolder) -> None:
+    """The lines of `metrics.jsonl`; those of what is shared are in both."""
+    if not source.metrics.exists():
+        return
+    lines = source.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    shared = [line for line in lines if _is_shared(line)]
+    if target.metrics.exists():
+        there = target.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        shared = [line for line in there if _is_shared(line)]
+    own = [line for line in lines if not _is_shared(line)]
+    write_atomic(target.metrics, "".join([*shared, *own]).encode())
+    if source.path == source.shared:
+        write_atomic(source.metrics, "".join(shared).encode())
+    else:
+        source.metrics.unlink()
+
+
+def _is_shared(line: str) -> bool:
+    try:
+        return json.loads(line)["model"] == SHARED
+    except ValueError:  # cut short
+        return False
+
+
+def _remove_if_empty(source: RunFolder) -> None:
+    folders = [source.checkpoints(""), source.path / "tensorboard"]
+    folders += [] if source.path == source.shared else [source.path]
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,64 @@
+"""Tokenization and masking settings of a recipe."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    Tag,
+    model_validator,
+)
+
+from stillhouse.section import Fraction, LanguageModeling, Section, UnitInterval
+
+CacheKind = Literal["top_k", "sampled"]
+
+Trainable = Literal["byte_bpe", "wordpiece"]
+
+OWN_TOKENIZER = (
+    f"a tokenizer's folder, or {{train: {' or '.join(get_args(Trainable))}, vocabulary_size: N}}"
+)
+
+
+class TrainedTokenizer(Section):
+    """A tokenizer trained on the corpus itself."""
+
+    train: Trainable
+    vocabulary_size: Annotated[int, Field(ge=300)] = 32_000
+
+
+class MaskingRecipe(Section):
+    """Masked language modeling: how many tokens are predicted, and what stands in their place."""
+
+    fraction: Fraction = 0.15
+    mask: UnitInterval = 0.8
+    keep: UnitInterval = 0.1
+    random: UnitInterval = 0.1
+    rarity_exponent: NonNegativeFloat = 0.7
+    draw: Literal["per_sequence", "per_batch"] = "per_sequence"
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> Any:
+        total = self.mask + self.keep + self.random
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"mask + keep + random is {total:g}; the three shares must sum to 1")
+        return self
+
+
+def _kind_of_tokenizer(value: object) -> str:
+    return "trained" if isinstance(value, (Mapping, TrainedTokenizer)) else "named"
+
+
+class TokensRecipe(Section):
+    """How documents become sequences of tokens."""
+
+    language_modeling: LanguageModeling = "causal"
+    tokenizer: Annotated[
+        Annotated[str, Tag("named")] | Annotated[TrainedTokenizer, Tag("trained")],
+        Discriminator(_kind_of_tokenizer),
+    ] = "teacher"
+    sequence_length: Annotated[int, Field(ge=8)] = 1024
+    attend_across_documents: bool = False
+    masking: MaskingRecipe = MaskingRecipe()

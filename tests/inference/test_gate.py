@@ -1,0 +1,168 @@
+"""Less precision where it costs nothing, and the plain one where it does."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F  # noqa: N812
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import stillhouse
+from stillhouse.errors import ModelError, RecipeError
+from stillhouse.inference import quantization as precision
+from stillhouse.inference.quantization import Int8Linear, has_int8
+from stillhouse.inference.quantization_check import load_at_precision
+from stillhouse.kernels import FLOAT32, Kernel
+from stillhouse.models.folder import resolve_folder, save_model
+from stillhouse.tokens.tokenizer_training import train_tokenizer
+
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="int8 is not exact on this machine")
+PROMPT = "def __init__(self"
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory):
+    """The sample teacher with one enormous weight in each row: eight bits have nothing left for the
+    others. (The weight stands at an input that is zero, so that the model says what it said.)"""
+    folder = tmp_path_factory.mktemp("fragile") / "model"
+    shutil.copytree(resolve_folder("sample", offline=True), folder)
+    weights = load_file(folder / "model.safetensors")
+    for layer in range(6):
+        prefix = f"transformer.h.{layer}"
+        weights[f"{prefix}.ln_2.weight"][0] = 0
+        weights[f"{prefix}.ln_2.bias"][0] = 0
+        weights[f"{prefix}.mlp.c_fc.weight"][0] = 500.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """One layer of GPT-2's width: its matrices are large enough to be worth eight bits."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=257, n_layer=1, n_positions=256, bos_token_id=0, eos_token_id=0)
+    folder = tmp_path_factory.mktemp("wide") / "model"
+    tokenizer = train_tokenizer("byte_bpe", 257, iter([""]), "causal")
+    save_model(GPT2LMHeadModel(config).eval(), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def slower_than_float32(weight, bias):
+    """A product of eight bits that takes float32's time and more."""
+    product = Int8Linear(weight, bias)
+
+    def multiply(inputs):
+        F.linear(inputs, weight, bias)
+        return product(inputs)
+
+    return multiply
+
+
+@needs_int8
+@pytest.mark.e2e
+def test_auto_takes_int8_where_it_is_faster_and_says_so(wide):
+    """In one line: the speeds, and what the model loses. (In a process of its own: checking the
+    types of a call, as tests do, takes longer than the product of a single row.)"""
+    command = [sys.executable, "-m", "stillhouse", "generate", str(wide), "--precision", "auto"]
+    command += ["--prompt", "a", "--max-new-tokens", "2", "--offline"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    line = (
+        r"precision: int8 \((\d+\.\d)x float32 at 1 row, (\d+\.\d)x at 64 rows; "
+        r"perplexity [+-]0\.\d %(; speeds measured beside other work)?\)$"
+    )
+    speeds = re.search(line, found.stderr, re.MULTILINE)
+    assert speeds is not None, found.stderr
+    assert min(map(float, speeds.groups()[:2])) >= 1.1
+
+
+@needs_int8
+def test_auto_stays_with_float32_where_int8_is_slower(wide, monkeypatch):
+    """With the figure; int8 asked for by name is obeyed, and that it is slower is said."""
+    slow = {"fp32": FLOAT32, "int8": Kernel(slower_than_float32)}
+    monkeypatch.setattr(precision, "kernels", lambda: slow)
+    found = load_at_precision(wide, "auto")
+    assert found.precision == "fp32"
+    assert re.search(r"not taken: int8 \d\.\dx float32 at 1 row", str(found))
+    asked = load_at_precision(wide, "int8")
+    assert asked.precision == "int8"
+    assert "no faster than float32 on this machine" in str(asked)
+
+
+@needs_int8
+def test_int8_continues_text_as_float32_does():
+    """The sample teacher changes by less than a percent, and continues as it did for a while."""
+    found = load_at_precision("sample", "int8", offline=True)
+    assert found.precision == "int8", str(found)
+    assert abs(found.change) < 0.01
+    plain = stillhouse.load("sample", offline=True)
+    asked = {"greedy": True, "max_new_tokens": 4}
+    assert found.model.generate(PROMPT, **asked) == plain.generate(PROMPT, **asked)
+    assert found.model.num_parameters == plain.model.num_parameters()
+
+
+@needs_int8
+def test_a_model_that_loses_by_it_stays_as_it_is(fragile, monkeypatch):
+    """Auto gives float32 weights back and says by how much; asked for by name, that is refused."""
+    monkeypatch.setattr(precision, "FASTER", 0.0)  # speed is not what it is about
+    found = load_at_precision(fragile, "auto")
+    assert (found.precision, found.change) == ("fp32", 0.0)
+    assert re.search(r"not taken: int8 perplexity \+\d+\.\d %", str(found))
+    asked = {"greedy": True, "max_new_tokens": 8}
+    plain = stillhouse.load(fragile)
+    assert found.model.generate(PROMPT, **asked) == plain.generate(PROMPT, **asked)
+    with pytest.raises(ModelError, match=r"In int8 the perplexity of .* changes by \d+.*1% is al"):
+        load_at_precision(fragile, "int8")
+
+
+@needs_int8
+def test_int8_is_loaded_in_a_second_of_cpu_time():
+    """Choosing, checking and converting the sample teacher; oneDNN's reference kernel took it
+    about forty."""
+    started = time.process_time()
+    load_at_precision("sample", "int8", offline=True)
+    assert time.process_time() - started < 2
+
+
+def test_bf16_is_taken_where_it_is_asked_for():
+    """Its weights are; its text goes on."""
+    found = load_at_precision("sample", "bf16", offline=True)
+    assert found.precision == "bf16"
+    assert abs(found.change) < 0.01
+    assert found.model.model.dtype == torch.bfloat16
+    assert len(found.model.generate(PROMPT, greedy=True, max_new_tokens=8)) == 1
+
+
+def test_a_precision_that_does_not_exist_is_named():
+    """And those that do."""
+    with pytest.raises(RecipeError, match="precision is fp8; choose from auto, fp32, bf16, int8"):
+        load_at_precision("sample", "fp8", offline=True)
+
+
+@pytest.mark.parametrize("wanted", ["bf16", pytest.param("int8", marks=needs_int8)])
+def test_an_encoder_with_real_weights_says_the_same_in_less(wanted):
+    """Its vectors point where they did, and it is said by how much they moved."""
+    found = load_at_precision("minilm", wanted, offline=True)
+    assert found.precision == wanted
+    assert 0 < found.change < 0.01
+    assert found.measured == "outputs"
+    texts = ["A cat sleeps.", "The sea was rough that night.", "Taxes are due in April."]
+    cosines = (found.model.embed(texts) * stillhouse.load("minilm").embed(texts)).sum(1)
+    assert cosines.min() > 0.995
+
+
+@needs_int8
+def test_an_encoder_is_chosen_for_by_the_same_measurement():
+    """The fastest precision for whole texts; both figures and what it costs are said."""
+    found = load_at_precision("minilm", "auto", offline=True)
+    assert found.precision in ("int8", "bf16")
+    assert re.search(r"x at 64 rows; outputs \+0\.\d %", str(found))
