@@ -232,8 +232,9 @@ def init_distributed() -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
     ranks = _meet(backend)
     try:
-        yield ranks
-        dist.destroy_process_group()  # not after an error: others may no longer answer
+        with lost_ranks_explained():  # whatever talks to the others, and leaving them
+            yield ranks
+            dist.destroy_process_group()  # not after an error: others may no longer answer
     except TrainingError:
         raise  # all ranks have it, or one is lost: nobody is waited for
     except BaseException:
