@@ -20,7 +20,7 @@ def two_ranks(monkeypatch):
 def test_a_lost_rank_is_explained_wherever_it_is_noticed(two_ranks):
     """Also outside of the steps of a training, such as in the gathering of its weights."""
     with (
-        pytest.raises(TrainingError, match="Another rank was lost, .*Connection reset by peer"),
+        pytest.raises(TrainingError, match=r"Another rank was lost, .*Connection reset by peer"),
         ranks.init_distributed(),
     ):
         raise RuntimeError(READ_ERROR)
