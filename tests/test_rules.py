@@ -61,6 +61,7 @@ TOP = {
     "check",
     "doctor",
     "estimate",
+    "integrations",
     "validate",
     "verification",
 }

@@ -8,7 +8,7 @@ goes on where it was."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -22,6 +22,7 @@ from stillhouse.errors import RunError
 from stillhouse.families.registry import family_of
 from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.language_model import HIDDEN_LOSSES, Teacher, project
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.objectives.sparse import sparse_kl, sparse_rows
 from stillhouse.recipe import Recipe
 from stillhouse.runs.atomic import archive_existing
@@ -67,9 +68,9 @@ LARGEST_LOSS, LARGEST_NOISE, LARGEST_DISTANCE = 0.02, 6, 0.05
 SAMPLE_SEED = VISIT_SEED + 1  # not the masks' own, with which the sample would be correlated
 
 
-def cached_rows(recipe: Recipe) -> Rows:
+def cached_rows(losses: LossesRecipe) -> Rows:
     """The rows a cache holds: those that the widest of the teacher's terms counts."""
-    terms = recipe.distillation.losses.active()
+    terms = losses.active()
     return (
         "all" if any(terms[n].rows == "all" for n in CACHED_LOSSES if n in terms) else "predicted"
     )
@@ -82,8 +83,8 @@ def cache_inputs(recipe: Recipe, run: RunFolder, teacher: str) -> Inputs:
         "teacher_outputs": recipe_part(recipe.cache) if recipe.cache else None,
         "temperature": recipe.distillation.temperature,
         "precision": pick_precision(recipe.distillation.precision, pick_device()),
-        "rows": cached_rows(recipe),
-        "hidden": _needs_hidden(recipe),
+        "rows": cached_rows(recipe.distillation.losses),
+        "hidden": needs_hidden(recipe.distillation.losses),
         "tokens_per_part": TOKENS_PER_PART,
         "tokens": recipe_part(recipe.tokens),
     }
@@ -94,8 +95,9 @@ def cache_inputs(recipe: Recipe, run: RunFolder, teacher: str) -> Inputs:
     )
 
 
-def _needs_hidden(recipe: Recipe) -> bool:
-    return any(name in HIDDEN_LOSSES for name in recipe.distillation.losses.active())
+def needs_hidden(losses: LossesRecipe) -> bool:
+    """Whether a term compares last hidden states, which the cache then holds too."""
+    return any(name in HIDDEN_LOSSES for name in losses.active())
 
 
 def cache_format(
@@ -111,13 +113,14 @@ def cache_format(
         vocabulary_size: Without the rows that pad the teacher's vocabulary, where it is known.
     """
     assert recipe.cache is not None
+    losses = recipe.distillation.losses
     size = teacher.vocab_size if vocabulary_size is None else vocabulary_size
     return CacheFormat(
         recipe.cache.cache,
         min(recipe.cache.size, size),
-        cached_rows(recipe),
+        cached_rows(losses),
         size,
-        family_of(teacher).hidden_size(teacher) if _needs_hidden(recipe) else None,
+        family_of(teacher).hidden_size(teacher) if needs_hidden(losses) else None,
         max(1, TOKENS_PER_PART // sequence_length),
     )
 
@@ -225,7 +228,7 @@ class CacheWriter:
     def rows(self, batch: Batch, sequences: np.ndarray) -> TeacherRows:
         """What the cache holds of a batch of the given sequences."""
         counts = batch.rows(self.layout.rows).sum(1).tolist()
-        uniform = torch.from_numpy(_chances(sequences.tolist(), counts))
+        uniform = torch.from_numpy(chances(sequences.tolist(), counts))
         distillation = self.recipe.distillation
         return teacher_rows(
             self.teacher,
@@ -334,7 +337,7 @@ def _ask(
     return hidden, chunks()
 
 
-def _chances(sequences: list[int], counts: list[int]) -> np.ndarray:
+def chances(sequences: Sequence[int], counts: Sequence[int]) -> np.ndarray:
     """A number from [0, 1) for each row, which follows from its sequence and place alone."""
     keys = (visit_key(SAMPLE_SEED, VISIT_EPOCH, sequence) for sequence in sequences)
     drawn = (np.random.Generator(np.random.Philox(key=key)) for key in keys)

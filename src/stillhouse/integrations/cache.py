@@ -1,0 +1,202 @@
+"""A teacher's outputs written once, for a training loop of your own.
+
+    write_teacher_cache("cache", teacher, loader, losses, temperature=2.0)
+    loss = DistillationLoss(losses, cache=ExampleCache("cache"), temperature=2.0)
+
+The cache is the one of `distillation.teacher_outputs` (`tokens.teacher_cache`): a few tokens of
+each position's distribution, the likeliest or an unbiased sample. `cache_index` in the inputs says
+which example of the loader each sequence is. With each example its token ids and labels are
+remembered as a digest, so that another order, another tokenizer or another mask is noticed.
+
+Axes: B sequences, T positions.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stillhouse.distillation.cache import cached_rows, chances, needs_hidden, teacher_rows
+from stillhouse.distillation.settings import CACHED_LOSSES
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.families.registry import family_of
+from stillhouse.integrations.inputs import batch_of
+from stillhouse.objectives.language_model import Teacher
+from stillhouse.objectives.settings import LossesRecipe
+from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
+from stillhouse.section import recipe_part
+from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.settings import CacheKind
+from stillhouse.tokens.teacher_cache import CacheFormat, TeacherCache, part_folder, write_rows
+from stillhouse.tokens.teacher_rows import TeacherRows
+
+CACHE_INDEX = "cache_index"
+DIGESTS = "examples.npy"
+EXAMPLES_PER_PART = 1_024
+
+
+def write_teacher_cache(
+    folder: str | Path,
+    teacher: PreTrainedModel,
+    loader: Iterable[Mapping[str, Tensor]],
+    losses: Mapping[str, Any] | LossesRecipe,
+    *,
+    kind: CacheKind = "sampled",
+    size: int = 32,
+    temperature: float = 1.0,
+) -> int:
+    """Run the teacher once over every example of a loader that does not shuffle.
+
+    Args:
+        folder: Must not be there yet; it appears when it is complete.
+        teacher: On the device where it runs; inputs are moved there.
+        loader: Batches as `DistillationLoss` takes them, the examples in order.
+        losses: The terms that the cache will serve: they say which rows are kept, and whether last
+            hidden states are.
+        kind: `sampled` keeps an unbiased sample, `top_k` the likeliest tokens.
+        size: Tokens kept of each position.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        RecipeError: a folder that is there, or a term that a cache cannot serve.
+        DataError: no examples, or outputs beyond float16.
+    """
+    target, terms = Path(folder), LossesRecipe.model_validate(losses)
+    if target.exists():
+        raise RecipeError(f"{target} is already there. Give another folder, or move it away.")
+    if unserved := set(terms.active()) - {*CACHED_LOSSES, "language_modeling"}:
+        raise RecipeError(
+            f"losses.{min(unserved)} needs the teacher's whole distribution, which a cache does "
+            f"not hold; give the live teacher, or take {', '.join(CACHED_LOSSES)}."
+        )
+    own = Teacher(family_of(teacher.config), teacher.eval())
+    num_tokens = len(own.family.head(teacher).weight)
+    hidden = own.family.hidden_size(teacher.config) if needs_hidden(terms) else None
+    layout = CacheFormat(
+        kind, min(size, num_tokens), cached_rows(terms), num_tokens, hidden, EXAMPLES_PER_PART
+    )
+    settings = {"losses": recipe_part(terms), "temperature": temperature}
+    inputs = Inputs("teacher-cache", settings, {})
+    facts: dict[str, Any] = {"format": asdict(layout), "temperature": temperature}
+    with commit_folder(target, inputs, facts) as temporary:
+        writer = _Writer(temporary, own, layout, temperature)
+        for each in loader:
+            writer.add(each)
+        facts["num_parts"] = writer.finish()
+    return len(writer.digests)
+
+
+class _Writer:
+    """Collects the teacher's rows of a part, and writes it when it is full."""
+
+    def __init__(
+        self, folder: Path, teacher: Teacher, layout: CacheFormat, temperature: float
+    ) -> None:
+        self._folder, self._teacher = folder, teacher
+        self._layout, self._temperature = layout, temperature
+        self._rows: list[TeacherRows] = []
+        self._counts: list[int] = []
+        self._num_parts = 0
+        self.digests: list[np.uint64] = []
+
+    def add(self, inputs: Mapping[str, Tensor]) -> None:
+        batch = batch_of(self._teacher.model, inputs)
+        for each in batch.split(1):  # parts end between any two examples
+            number, count = len(self.digests), each.num_rows(self._layout.rows)
+            uniform = torch.from_numpy(chances([number], [count]))
+            device = self._teacher.model.device
+            rows = teacher_rows(
+                self._teacher, each.to(device), self._layout, uniform.to(device),
+                temperature=self._temperature, precision="fp32",
+            )  # fmt: skip
+            self._rows.append(rows)
+            self._counts.append(count)
+            self.digests += digests_of(each)
+            if len(self._counts) == self._layout.sequences_per_part:
+                self._write_part()
+
+    def finish(self) -> int:
+        """Write what is left; returns the number of parts."""
+        if not self.digests:
+            raise DataError("The loader gives no examples, so there is nothing to cache.")
+        if self._counts:
+            self._write_part()
+        np.save(self._folder / DIGESTS, np.array(self.digests))
+        return self._num_parts
+
+    def _write_part(self) -> None:
+        part = part_folder(self._folder, self._num_parts)
+        part.mkdir()
+        write_rows(part, TeacherRows.join(self._rows), np.array(self._counts), self._layout)
+        self._rows, self._counts, self._num_parts = [], [], self._num_parts + 1
+
+
+class ExampleCache:
+    """A cache that `write_teacher_cache` wrote."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises:
+        DataError: the folder is no such cache, or is damaged.
+        """
+        self.folder = Path(folder)
+        manifest = read_manifest(self.folder)
+        if manifest is None or DIGESTS not in manifest.files:
+            raise DataError(f"{self.folder} is no cache of `write_teacher_cache`.")
+        self.temperature: float = manifest.facts["temperature"]
+        self._cache = TeacherCache(self.folder)
+        self._digests = np.load(self.folder / DIGESTS, allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def rows(self, batch: Batch, inputs: Mapping[str, Tensor]) -> TeacherRows:
+        """The teacher's rows of the examples of a batch, on the batch's device.
+
+        Raises:
+            RecipeError: the inputs do not say which examples they are.
+            DataError: they are other examples than those that the cache was written for.
+        """
+        if CACHE_INDEX not in inputs:
+            raise RecipeError(
+                f"The inputs have no {CACHE_INDEX}: add the number of each example, in the order "
+                "in which the cache was written. With transformers' Trainer set "
+                "remove_unused_columns to False."
+            )
+        numbers = inputs[CACHE_INDEX].flatten().cpu().numpy()
+        if len(numbers) != len(batch.input_ids) or not (
+            numbers.min() >= 0 and numbers.max() < len(self)
+        ):
+            raise DataError(
+                f"{CACHE_INDEX} is {numbers[:5].tolist()}; give one number from 0 to "
+                f"{len(self) - 1} for each of the {len(batch.input_ids)} sequences."
+            )
+        for number, digest in zip(numbers.tolist(), digests_of(batch), strict=True):
+            if self._digests[number] != digest:
+                raise DataError(
+                    f"Example {number} has other tokens or labels than when {self.folder} was "
+                    "written. A cache needs the same order, tokenizer and masks at every epoch."
+                )
+        return self._cache.rows(numbers).to(batch.input_ids.device)
+
+
+def digests_of(batch: Batch) -> list[np.uint64]:
+    """64 bits that tell each sequence's tokens and labels from others; padding does not count."""
+    real = batch.segment_ids.cpu() > 0
+    return [
+        _digest(ids[kept], labels[kept])
+        for ids, labels, kept in zip(batch.input_ids.cpu(), batch.labels.cpu(), real, strict=True)
+    ]
+
+
+def _digest(ids: Int[Tensor, " T"], labels: Int[Tensor, " T"]) -> np.uint64:
+    content = torch.stack([ids, labels]).numpy().astype("<i8").tobytes()
+    return np.frombuffer(hashlib.blake2b(content, digest_size=8).digest(), "<u8")[0]
