@@ -18,7 +18,8 @@ from stillhouse.inference import quantization as precision
 from stillhouse.inference.quantization import Int8Linear, has_int8
 from stillhouse.inference.quantization_check import load_at_precision
 from stillhouse.kernels import FLOAT32, Kernel
-from stillhouse.models.folder import resolve_folder, save_model
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.save import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="int8 is not exact on this machine")

@@ -9,7 +9,8 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from tests.serving.conftest import URL
 
 import stillhouse
-from stillhouse.models.folder import load_model, resolve_folder
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
 
 PROMPT = "def __init__(self"
 

@@ -23,6 +23,7 @@ from stillhouse.errors import ModelError
 from stillhouse.export.exported import CausalEngine, EncoderEngine, Precision
 from stillhouse.export.plain import Exported
 from stillhouse.export.vocabulary import Vocabulary
+from stillhouse.inference.masked_lm import MaskedLM
 from stillhouse.inference.quantization_check import blocks_of
 from stillhouse.models.task_models import reads_token_types
 
@@ -233,7 +234,7 @@ def _compare_outputs(check: Check, engine: EncoderEngine) -> dict[str, Any]:
     mask = inputs["attention_mask"].astype(bool)
     body = model_outputs(exported.loaded.model.base_model, inputs)
     own = {**body, **model_outputs(exported.loaded.model, inputs)}
-    if exported.loaded.models_language:
+    if isinstance(exported.loaded, MaskedLM):
         own["logits"] = own["logits"][..., : len(exported.vocabulary)]
     errors, rows = {}, {}
     for output, found in engine.outputs(inputs).items():

@@ -23,10 +23,11 @@ from stillhouse.export.check import (
 from stillhouse.export.exported import Format, Precision
 from stillhouse.export.plain import plain
 from stillhouse.export.vocabulary import vocabulary_of
-from stillhouse.inference.loaded import load
+from stillhouse.inference.causal_lm import CausalLM
+from stillhouse.inference.load import load
 from stillhouse.inference.reference import greedy_tokens, interleaved_rates
 from stillhouse.machine import describe_machine, library_versions
-from stillhouse.models.folder import resolve_folder
+from stillhouse.models.hub import resolve_folder
 from stillhouse.runs.manifest import Inputs, commit_folder, sha256_of
 
 FORMATS = ("ctranslate2", "gguf", "onnx")
@@ -111,7 +112,7 @@ def _engine_notes(form: Format, check: Check, engine: Any) -> list[str]:
 def _speed(check: Check, engine: Any) -> dict[str, Any]:
     """Tokens per second, in turns with transformers in float32."""
     loaded = check.exported.loaded
-    if loaded.is_causal:
+    if isinstance(loaded, CausalLM):
         prompt = text_blocks(check)[0][: min(PROMPT, loaded.context // 2)]
         number = min(NEW_TOKENS, loaded.context - len(prompt))
         works: dict[str, Callable[[], int]] = {

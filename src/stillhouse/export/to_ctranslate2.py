@@ -21,6 +21,7 @@ from transformers.models.bert.modeling_bert import BertPooler
 from stillhouse.export.exported import CausalEngine, EncoderEngine, Format, Precision
 from stillhouse.export.plain import GELU, TANH_GELU, Exported, config_refusal
 from stillhouse.export.vocabulary import Vocabulary
+from stillhouse.inference.causal_lm import CausalLM
 
 QUANTIZATION = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 LOADERS = {
@@ -36,7 +37,7 @@ def _refusal(exported: Exported) -> str | None:
     loaded = exported.loaded
     if loaded.pipeline_task not in ("text-generation", "fill-mask", "feature-extraction"):
         return "CTranslate2 has no heads for tasks; take onnx"
-    if loaded.is_causal and not exported.vocabulary.end_ids:
+    if isinstance(loaded, CausalLM) and not exported.vocabulary.end_ids:
         return (
             "CTranslate2 must know a token that ends a text; set eos_token_id in the model's "
             "generation_config.json"
@@ -69,7 +70,7 @@ class _Converter(Converter):
         # The loaders ask for a key that transformers 5 no longer has: all positions are absolute.
         config.position_embedding_type = "absolute"
         loader = LOADERS[config.model_type]()
-        if loaded.is_causal:
+        if isinstance(loaded, CausalLM):
             spec = loader(self._exported.model, _tokens(self._exported))
             spec.config.layer_norm_epsilon = config.layer_norm_epsilon
             return spec
@@ -95,7 +96,7 @@ def _tokens(exported: Exported) -> _Tokens:
 def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
     _Converter(exported).convert(str(target), quantization=QUANTIZATION[precision], force=True)
     exported.loaded.tokenizer.save_pretrained(target)
-    if not exported.loaded.is_causal:
+    if not isinstance(exported.loaded, CausalLM):
         return []
     vocabulary = exported.vocabulary
     ends = [vocabulary.names[id] for id in vocabulary.end_ids]
@@ -169,7 +170,7 @@ class _Encoder:
 
 
 def _open(exported: Exported, folder: Path) -> CausalEngine | EncoderEngine:
-    return _Causal(exported, folder) if exported.loaded.is_causal else _Encoder(folder)
+    return _Causal(exported, folder) if isinstance(exported.loaded, CausalLM) else _Encoder(folder)
 
 
 CTRANSLATE2 = Format(

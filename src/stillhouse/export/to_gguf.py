@@ -17,6 +17,7 @@ from gguf.quants import quantize
 from stillhouse.export.exported import CausalEngine, Format, Precision
 from stillhouse.export.plain import TANH_GELU, Exported, config_refusal
 from stillhouse.export.vocabulary import Vocabulary
+from stillhouse.inference.causal_lm import CausalLM
 
 FILE = "model.gguf"
 TYPES = {
@@ -42,7 +43,7 @@ TOKEN_FLAGS = ("lstrip", "rstrip", "single_word")
 
 def _refusal(exported: Exported) -> str | None:
     loaded, ends = exported.loaded, exported.vocabulary.end_ids
-    if not loaded.is_causal or loaded.family.model_type != "gpt2":
+    if not isinstance(loaded, CausalLM) or loaded.family.model_type != "gpt2":
         return "only GPT-2 and its students are written as GGUF; take onnx"
     if reason := config_refusal(loaded.model.config, TANH_GELU):
         return reason

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stillhouse.export.exported import EncoderEngine, Format, Precision
 from stillhouse.export.plain import Exported
+from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.models.task_models import reads_token_types
 
 FILE = "model.onnx"
@@ -23,7 +24,7 @@ logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
 
 
 def _refusal(exported: Exported) -> str | None:
-    if exported.loaded.is_causal:
+    if isinstance(exported.loaded, CausalLM):
         return "a model that continues text needs a cache, which this has not; take ctranslate2"
     return None
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stillhouse.errors import RecipeError
-from stillhouse.inference.loaded import LoadedModel
+from stillhouse.inference.task_model import TaskModel
 from stillhouse.runs.atomic import explained_os_errors, fsync_path, temporary_path
 from stillhouse.tasks.last_word import Passage
 from stillhouse.tasks.squad import Question
@@ -34,7 +34,7 @@ def check_output(path: Path) -> None:
         raise RecipeError(f"--output {path}: there is no folder {path.parent}. Make it first.")
 
 
-def predict_file(model: LoadedModel, source: Path, output: Path) -> tuple[int, int]:
+def predict_file(model: TaskModel, source: Path, output: Path) -> tuple[int, int]:
     """Write the prediction for each example of `source`; the file appears when it is whole.
 
     Returns:
@@ -67,7 +67,7 @@ def predict_file(model: LoadedModel, source: Path, output: Path) -> tuple[int, i
     return len(examples), num_cut
 
 
-def _results(model: LoadedModel, examples: list[Any]) -> Iterator[tuple[list[Any], int]]:
+def _results(model: TaskModel, examples: list[Any]) -> Iterator[tuple[list[Any], int]]:
     for first in range(0, len(examples), AT_ONCE):
         some = examples[first : first + AT_ONCE]
         found, num_cut = model.predictions_and_cuts(some)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from stillhouse.data.sample import sample_documents
 from stillhouse.errors import ModelError, RecipeError
+from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.engine.kv_cache import Chunk
-from stillhouse.inference.loaded import LoadedModel, load
+from stillhouse.inference.load import load
+from stillhouse.inference.loaded import LoadedModel
 from stillhouse.inference.quantization import (
     Precision,
     has_int8,
@@ -32,7 +34,8 @@ from stillhouse.inference.quantization import (
     times_of,
     to_precision,
 )
-from stillhouse.models.folder import resolve_folder
+from stillhouse.inference.task_model import TaskModel
+from stillhouse.models.hub import resolve_folder
 
 ALLOWED = 0.01  # of the perplexity, or of the outputs
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
@@ -87,10 +90,10 @@ def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -
     refused = [] if has_int8() else ["int8 is not exact on this machine"]
     tried: list[Precision] = [cast(Precision, wanted)]
     if wanted == "auto":
-        tried = precisions(times, is_causal=model.is_causal)
+        tried = precisions(times, is_causal=isinstance(model, CausalLM))
     for precision in tried:
         speed = _speed_text(speedups(times, precision))
-        is_faster = is_faster_than_float32(times, precision, is_causal=model.is_causal)
+        is_faster = is_faster_than_float32(times, precision, is_causal=isinstance(model, CausalLM))
         if wanted == "auto" and not is_faster:
             refused.append(f"{precision} {speed}")
             continue
@@ -122,13 +125,13 @@ def _speed_text(found: Mapping[int, float] | None) -> str:
 
 
 def _measured(model: LoadedModel) -> str:
-    return "perplexity" if model.models_language else "outputs"
+    return "outputs" if isinstance(model, TaskModel) else "perplexity"
 
 
 def _measure(model: LoadedModel) -> Callable[[LoadedModel], float]:
     """What a model is measured by, and how far another has moved from it."""
-    if model.models_language:
-        loss = _causal_loss if model.is_causal else _masked_loss
+    if not isinstance(model, TaskModel):
+        loss = _causal_loss if isinstance(model, CausalLM) else _masked_loss
         before = loss(model)
         return lambda other: math.expm1(loss(other) - before)
     outputs = _outputs(model)
@@ -141,20 +144,23 @@ def blocks_of(model: LoadedModel) -> list[list[int]]:
     length = min(BLOCK, model.context)
     blocks = (
         model.tokenizer(
-            text, add_special_tokens=not model.is_causal, truncation=True, max_length=length
+            text,
+            add_special_tokens=not isinstance(model, CausalLM),
+            truncation=True,
+            max_length=length,
         )["input_ids"]
         for _, text in sample_documents()
     )
     return list(islice((block for block in blocks if len(block) == length), BLOCKS))
 
 
-def _causal_loss(model: LoadedModel) -> float:
+def _causal_loss(model: Any) -> float:
     """Mean negative log-likelihood of a token, in nats."""
     slots = model.slots(1)
     losses = []
     for block in blocks_of(model):
         place = slots.open()
-        logits = slots.read([Chunk(place, block, len(block))])
+        logits = slots.forward([Chunk(place, block, len(block))])
         slots.close(place)
         losses.append(F.cross_entropy(logits[:-1], torch.tensor(block[1:])))
     return float(torch.stack(losses).mean())

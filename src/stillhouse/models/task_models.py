@@ -18,8 +18,8 @@ from stillhouse.errors import ModelError
 from stillhouse.families.base import renumber_layers
 from stillhouse.families.registry import family_of
 from stillhouse.models.config_check import differing_shapes
-from stillhouse.models.folder import load_weights
 from stillhouse.models.folder_check import load_config
+from stillhouse.models.load import load_weights
 from stillhouse.models.special_ids import padding_id
 
 TaskHead = Literal[

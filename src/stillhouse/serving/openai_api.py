@@ -204,7 +204,7 @@ async def chat_by(model_id: str, body: ChatBody, catalog: Catalog, served: Serve
 
 
 async def _answer(hosted: Hosted, body: ChatBody, served: Client) -> Response:
-    if not hosted.loaded.is_causal:
+    if hosted.batcher is None:
         raise Problem(400, f"{hosted.name} does not continue text, so it cannot chat.")
     if body.top_logprobs and not body.logprobs:
         raise Problem(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
