@@ -111,7 +111,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(causal):
 
 def test_a_masked_model_does_not_continue_text(masked):
     """The error says what it does do."""
-    with pytest.raises(ModelError, match=r"MaskedLM \(fill-mask\); it has no 'generate'"):
+    with pytest.raises(ModelError, match=r"fill-mask \(MaskedLM\); it has no 'generate'"):
         masked.generate("The still")
 
 
@@ -192,7 +192,7 @@ def test_exactly_one_mask_is_filled(masked, text):
 
 def test_a_causal_model_fills_no_gaps(causal):
     """The error says what it does do."""
-    with pytest.raises(ModelError, match=r"CausalLM \(text-generation\); it has no 'fill_mask'"):
+    with pytest.raises(ModelError, match=r"text-generation \(CausalLM\); it has no 'fill_mask'"):
         causal.fill_mask("a [MASK]")
 
 

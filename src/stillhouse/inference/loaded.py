@@ -55,7 +55,7 @@ class LoadedModel:
             UnsupportedError: always; it is an AttributeError, so `hasattr` works.
         """
         raise UnsupportedError(
-            f"This model is a {type(self).__name__} ({self.pipeline_task}); it has no {name!r}. "
+            f"This model is for {self.pipeline_task} ({type(self).__name__}); it has no {name!r}. "
             "Load a model of the kind that has it."
         )
 

@@ -57,6 +57,7 @@ def _described(hosted: Hosted) -> dict[str, Any]:
 async def complete(body: CompletionBody, catalog: Catalog, served: Served) -> Response:
     """Continue prompts, as text or as token ids."""
     hosted = catalog.named(body.model, "text-generation")
+    hosted.must_continue_text()
     prompts = [_ids(hosted.loaded, prompt) for prompt in _prompts(body.prompt)]
     settings = body.generation(body.max_tokens)
     if body.stream and body.echo and body.logprobs is not None:
