@@ -269,6 +269,29 @@ def test_lowering_a_slot_length_rewinds_the_sequence(make_batcher):
     torch.testing.assert_close(again, expected)
 
 
+def test_the_cache_grows_without_changing_logits(make_batcher, monkeypatch):
+    """Two sequences that outgrow their first room give the bits of a cache that never grows."""
+    found = []
+    for capacity in (4, 64):
+        monkeypatch.setattr("stillhouse.inference.engine.kv_cache.FIRST_CAPACITY", capacity)
+        model = make_batcher().model
+        slots = [model.open(), model.open()]
+        logits = [model.forward([Chunk(slots[0], prompt(0, 7)), Chunk(slots[1], prompt(1, 3))])]
+        logits += [model.forward([Chunk(slot, (5,)) for slot in slots]) for _ in range(20)]
+        assert model.capacity == (32 if capacity == 4 else 64)
+        model.close(slots[0])
+        logits.append(model.forward([Chunk(slots[1], (8, 9), 2)]))
+        found.append(torch.cat(logits))
+    assert torch.equal(*found)
+
+
+def test_max_length_limits_a_sequence(tiny_model):
+    """The cache never has more room than that."""
+    model = tiny_model("gpt2")
+    slotted = SlottedModel(family_of(model.config), model, 1, max_length=10)
+    assert (slotted.context, slotted.capacity) == (10, 10)
+
+
 def test_a_masked_model_has_no_slots(tiny_model):
     """The error says what such a model does."""
     model = tiny_model("bert")

@@ -38,10 +38,6 @@ TYPES = {
     float: (Real, "a number"),
     bool: (bool, "True or False"),
 }
-    int: (Integral, "a whole number"),
-    float: (Real, "a number"),
-    bool: (bool, "True or False"),
-}
 
 
 def checked_arguments(function: Function) -> Function:
