@@ -1,4 +1,4 @@
-"""CTranslate2: fast on processors, for models that continue text and for the bodies of encoders."""
+"""CTranslate2: fast on CPUs, for causal models and for the bodies of encoders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def _refusal(exported: Exported) -> str | None:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What CTranslate2's loaders ask of a tokenizer."""
+    """The tokenizer interface of CTranslate2's loaders."""
 
     vocabulary: Vocabulary
     bos_token: str | None
@@ -59,7 +59,7 @@ class _Tokens:
 
 
 class _Converter(Converter):
-    """Writes a model that is in memory."""
+    """Converts a model in memory."""
 
     def __init__(self, exported: Exported) -> None:
         self._exported = exported
@@ -67,7 +67,7 @@ class _Converter(Converter):
     @torch.no_grad()
     def _load(self) -> Any:
         loaded, config = self._exported.loaded, self._exported.model.config
-        # The loaders ask for a key that transformers 5 no longer has: all positions are absolute.
+        # The loaders read a key that transformers 5 no longer has: all positions are absolute.
         config.position_embedding_type = "absolute"
         loader = LOADERS[config.model_type]()
         if isinstance(loaded, CausalLM):
@@ -77,7 +77,7 @@ class _Converter(Converter):
         body: Any = self._exported.model.base_model
         has_pooler = getattr(body, "pooler", None) is not None
         if config.model_type == "bert" and not has_pooler:
-            body.pooler = BertPooler(config)  # BERT's loader needs one; it is not written
+            body.pooler = BertPooler(config)  # required by BERT's loader; not written
         spec = loader(body, _tokens(self._exported))
         if config.model_type == "bert" and not has_pooler:
             del spec.pooler_dense, spec.pooler_activation
@@ -88,7 +88,7 @@ def _tokens(exported: Exported) -> _Tokens:
     vocabulary = exported.vocabulary
     end = vocabulary.names[vocabulary.end_ids[0]] if vocabulary.end_ids else None
     begin = None if vocabulary.begin_id is None else vocabulary.names[vocabulary.begin_id]
-    # Byte-level tokenizers have no unknown token; CTranslate2 must.
+    # Byte-level tokenizers have no unknown token; CTranslate2 needs one.
     unknown: Any = exported.loaded.tokenizer.unk_token or end
     return _Tokens(vocabulary, begin or end, end, unknown)
 

@@ -12,7 +12,7 @@ from stillhouse.inference.task_model import TASK_MODELS, TaskModel
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
-from stillhouse.models.special_ids import warn_of_unheeded_settings
+from stillhouse.models.special_ids import warn_of_ignored_settings
 from stillhouse.models.task_models import head_of, load_task_model
 from stillhouse.tasks.registry import task_of_model
 from stillhouse.tasks.settings import TaskRecipe
@@ -42,7 +42,7 @@ def load(
         return load_for_task(folder, device=device)
     tokenizer = load_model_tokenizer(folder)
     _, model = load_model(folder, tokenizer)
-    warn_of_unheeded_settings(folder)
+    warn_of_ignored_settings(folder)
     model.to(device)  # pyright: ignore[reportArgumentType]
     return language_model(model, tokenizer, max_length)
 

@@ -90,7 +90,7 @@ def load_at_precision(name: str | Path, wanted: str, *, offline: bool = False) -
         return AtPrecision(model, "fp32")
     times, is_causal = times_of(model.model), isinstance(model, CausalLM)
     rejected = [] if has_int8() else ["int8 is not exact on this machine"]
-    tried = [cast(Precision, wanted)]
+    tried: list[Precision] = [cast(Precision, wanted)]
     if wanted == "auto":
         tried = precisions(times, is_causal=is_causal)
     for precision in tried:
