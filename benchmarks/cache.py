@@ -35,7 +35,8 @@ from benchmarks.cached import KIND, SIZE, CachedTeacher, teacher_logits
 from stillhouse.data.sample import sample_documents
 from stillhouse.errors import DataError, StillhouseError
 from stillhouse.families.base import Family
-from stillhouse.models.folder import load_model, resolve_folder
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
 from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
     LanguageModelObjective,

@@ -15,7 +15,8 @@ import torch
 from transformers import BertForMaskedLM
 
 from stillhouse.errors import ModelError
-from stillhouse.models.folder import resolve_folder, save_model
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.save import save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 

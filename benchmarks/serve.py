@@ -47,7 +47,7 @@ from benchmarks.generate import (
     ratio,
 )
 from stillhouse.inference.quantization import Precision, has_int8
-from stillhouse.models.folder import save_model
+from stillhouse.models.save import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 PORT = 8731

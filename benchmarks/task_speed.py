@@ -20,8 +20,8 @@ from rich.table import Table
 
 from benchmarks import measure
 from stillhouse.errors import StillhouseError
-from stillhouse.inference.loaded import load_for_task
-from stillhouse.models.folder import resolve_folder
+from stillhouse.inference.load import load_for_task
+from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe_file import parse_task
 from stillhouse.runs.manifest import sha256_of
 from stillhouse.tasks.asking import predict

@@ -38,7 +38,7 @@ from benchmarks import measure, reference_2019
 from stillhouse.errors import StillhouseError
 from stillhouse.evaluation.perplexity import masked_losses
 from stillhouse.families.registry import family_of
-from stillhouse.models.folder import load_model
+from stillhouse.models.load import load_model
 from stillhouse.pipeline import Options, Pipeline
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import parse_recipe

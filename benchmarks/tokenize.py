@@ -33,7 +33,7 @@ from benchmarks import measure
 from stillhouse.corpus.prepare import BATCH_BYTES, STRETCH_CHARACTERS, prepare
 from stillhouse.data.documents import SAMPLE, read_documents
 from stillhouse.data.pieces import stretches
-from stillhouse.models.folder import resolve_folder
+from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.engines import (

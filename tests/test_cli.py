@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import stillhouse
 from stillhouse.__main__ import _run
-from stillhouse.models.folder import save_model
+from stillhouse.models.save import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 # For each command, what its help must say that it reads and writes.
@@ -207,7 +207,7 @@ def test_a_student_drafts_and_the_text_stays_the_model_s(capsys, monkeypatch, mo
     code, drafted, said = call(capsys, monkeypatch, *asked, "--draft", model)
     assert code == 0
     assert drafted == alone
-    assert "drafted tokens were kept" in said
+    assert "drafted tokens were accepted" in said
 
 
 def test_beams_and_stops_reach_the_model(capsys, monkeypatch, model):

@@ -9,26 +9,41 @@ from typing import TYPE_CHECKING
 from stillhouse.errors import StillhouseError
 
 if TYPE_CHECKING:
-    from stillhouse.inference.loaded import LoadedModel
+    import torch
+
+    from stillhouse.inference.causal_lm import CausalLM
+    from stillhouse.inference.masked_lm import MaskedLM
+    from stillhouse.inference.task_model import TaskModel
 
 __version__ = "0.1.0"
 __all__ = ["StillhouseError", "__version__", "load", "run", "set_seed"]
 
 
-def load(name: str | Path, *, offline: bool = False) -> "LoadedModel":
+def load(
+    name: str | Path,
+    *,
+    offline: bool = False,
+    device: "str | torch.device" = "cpu",
+    max_length: int = 4_096,
+) -> "CausalLM | MaskedLM | TaskModel":
     """Load a model folder, a hub name, or the packaged `sample` or `minilm`.
 
-    What comes back has, for language models, `.generate()`, `.fill_mask()` and `.features()`; for
-    models of a task `.classify()`, `.answer()`, `.tag()` or `.embed()`. Each takes a text, or a
-    list of texts, for which a list comes back.
+    A causal language model has `.generate()`, a masked one `.fill_mask()`; a model with the head of
+    a task `.classify()`, `.answer()`, `.tag()` or `.embed()`; all of them have `.features()`. Each
+    method takes a text, or a list of texts, for which it returns a list.
+
+    Args:
+        device: Where the model runs, such as "cpu" or "cuda".
+        max_length: For causal models, the limit of prompt and new tokens together, if the model's
+            context is longer.
 
     Raises:
         ModelError: no such folder, or one that is not a complete model.
-        NetworkError: a hub name that is not on this disk, without a network.
+        NetworkError: a hub name that is not in the local cache, without a network.
     """
-    from stillhouse.inference.loaded import load as load_model
+    from stillhouse.inference.load import load as load_model
 
-    return load_model(name, offline=offline)
+    return load_model(name, offline=offline, device=device, max_length=max_length)
 
 
 def run(

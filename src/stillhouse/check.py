@@ -25,8 +25,9 @@ from stillhouse.estimate import (
 )
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.machine import num_cores, processor_name
-from stillhouse.models.folder import count_parameters, empty_model, resolve_folder
 from stillhouse.models.folder_check import load_model_tokenizer
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.objectives.chunks import CHUNK_BYTES
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest

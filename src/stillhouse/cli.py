@@ -354,7 +354,7 @@ def score(
     if lm_eval is not None or data is None:
         raise RecipeError("Give --data (and --task, --set), or --lm-eval alone.")
     from stillhouse.evaluation.score import print_scores, score_model
-    from stillhouse.models.folder import resolve_folder
+    from stillhouse.models.hub import resolve_folder
     from stillhouse.recipe_file import parse_task
     from stillhouse.tasks.registry import settings_of_model
 
@@ -382,9 +382,10 @@ def predict(
     answer, entities, an embedding. A blank row is an empty text. Without --task the task is the one
     that the model was trained on.
     """
-    from stillhouse.inference.loaded import cut_text, load_for_task
+    from stillhouse.inference.load import load_for_task
     from stillhouse.inference.predict import check_output, predict_file
-    from stillhouse.models.folder import resolve_folder
+    from stillhouse.inference.task_model import cut_text
+    from stillhouse.models.hub import resolve_folder
     from stillhouse.recipe_file import parse_task
     from stillhouse.tasks.blank_rows import blank_rows, rows_listed
     from stillhouse.tasks.registry import settings_of_model
@@ -451,7 +452,6 @@ def generate(
     """
     from stillhouse.inference.engine.speculative import continue_by_draft
     from stillhouse.inference.generation import Generation
-    from stillhouse.inference.loaded import LoadedModel
     from stillhouse.inference.quantization_check import load_at_precision
 
     settings = Generation(
@@ -469,7 +469,7 @@ def generate(
         seed=seed,
     )
 
-    def at_precision(name: str) -> LoadedModel:
+    def at_precision(name: str) -> Any:
         found = load_at_precision(name, precision, offline=offline)
         if precision != "fp32":
             typer.echo(f"{name}: precision: {found}", err=True)
@@ -614,7 +614,7 @@ def features(
     One row a token, float32.
     """
     from stillhouse.inference.features import check_target, save_features
-    from stillhouse.inference.loaded import load
+    from stillhouse.inference.load import load
 
     check_target(output)
     states = load(model, offline=offline).features(text)

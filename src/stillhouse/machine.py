@@ -1,4 +1,4 @@
-"""What stands beside every figure: the machine, the versions, the commit."""
+"""What is recorded with every measurement: machine, library versions, commit."""
 
 import contextlib
 import functools
@@ -20,41 +20,35 @@ LIBRARIES = (
 
 @functools.cache
 def library_versions() -> dict[str, str]:
-    """Python's version and those of the libraries that shape a result."""
+    """Versions of Python and of the libraries that affect results."""
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
 
 
 @functools.cache
 def source_commit() -> str | None:
-    """The commit of the source tree Stillhouse runs from; None when it is installed from a
-    wheel."""
+    """The commit of the source tree, with "+changes" if it is modified; None if Stillhouse was
+    installed from a wheel."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(root)]
+    git = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch"]
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-        status = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        status = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    if commit.returncode != 0:
-        return None
-    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+    first, *others = status.stdout.splitlines()
+    commit = first.removeprefix("# branch.oid ")
+    has_changes = any(not line.startswith("#") for line in others)
+    return None if commit == "(initial)" else commit + ("+changes" if has_changes else "")
 
 
 @functools.cache
 def processor_name() -> str:
-    """The processor's model name, as the operating system gives it."""
+    """The CPU's model name from the operating system."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(errors="replace").splitlines():
@@ -75,16 +69,16 @@ def memory_bytes() -> int:
 
 @contextlib.contextmanager
 def sharing_cores(every_seconds: float = 2.0) -> Iterator[None]:
-    """Within, OpenMP threads that wait for each other sleep rather than spin whenever other
-    processes use the same cores: spinning takes the time from the thread that is waited for. On
-    idle cores they spin, which is faster (docs/experiments.md, "Training beside other work").
+    """Inside, waiting OpenMP threads sleep instead of spin while other processes use the same
+    cores: spinning takes time from the thread that the others wait for. On idle cores they spin,
+    which is faster (docs/experiments.md, "Training beside other work").
 
-    The user's own settings of OpenMP come first.
+    The user's own OpenMP settings take precedence.
     """
     if any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
         yield
         return
-    import torch  # noqa: F401 - two threads that import it at a time could see a part of it
+    import torch  # noqa: F401 - two threads importing it at once could see it half loaded
 
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(ended, every_seconds), daemon=True)
@@ -110,17 +104,17 @@ def _watch(ended: threading.Event, every_seconds: float) -> None:
 
 
 def cores_are_short(others: float, threads: int) -> bool:
-    """Whether so many threads and the cores that others use are more than the machine has."""
+    """Whether these threads and the cores used by other processes exceed the machine's cores."""
     return others + threads > (os.cpu_count() or 1) + BUSY_CORES
 
 
 @contextlib.contextmanager
 def openmp_threads_sleep() -> Iterator[None]:
-    """Within, OpenMP threads that wait for each other sleep almost at once.
+    """Inside, waiting OpenMP threads sleep almost at once.
 
-    libgomp, which reads its settings only when it is loaded, spins 100 turns instead of 300,000
-    while it manages more threads than there are cores. Idle thread pools bring it there. Each
-    parallel region keeps its number of threads, so no bit of a result changes.
+    libgomp reads its settings only when it is loaded, but spins 100 iterations instead of 300,000
+    while it manages more threads than cores. Idle thread pools add such threads. Each parallel
+    region keeps its number of threads, so results are the same to the bit.
     """
     import torch
 
@@ -150,8 +144,8 @@ POOL_ELEMENTS = 2**20  # enough for an operation in all threads
 
 
 def cores_of_others(ended: threading.Event, seconds: float) -> float:
-    """Cores that other processes use on this machine, for some seconds or until `ended`; 0 where
-    the system does not say."""
+    """Cores that other processes use, measured for some seconds or until `ended`; 0 if the system
+    does not report it."""
     before, own, began = _core_seconds(), time.process_time(), time.perf_counter()
     ended.wait(seconds)
     after, took = _core_seconds(), time.perf_counter() - began
@@ -161,7 +155,7 @@ def cores_of_others(ended: threading.Event, seconds: float) -> float:
 
 
 def _core_seconds() -> float | None:
-    """Seconds that all cores together have worked since the system started."""
+    """Busy seconds of all cores together since the system started."""
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
     except OSError:
@@ -171,7 +165,7 @@ def _core_seconds() -> float | None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """The machine as it stands in `evaluation.json`: processor, cores, memory, GPUs, system."""
+    """The machine as recorded in `evaluation.json`: CPU, cores, memory, GPUs, system."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

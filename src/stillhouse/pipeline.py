@@ -17,8 +17,8 @@ from stillhouse.errors import RecipeError, RunError
 from stillhouse.evaluation.evaluate import Measured, evaluate, evaluate_inputs, summarize
 from stillhouse.evaluation.teacher_fit import warning_of_a_weak_teacher
 from stillhouse.finetuning.finetune import Finetuning, ModelRef
-from stillhouse.models.folder import resolve_folder
 from stillhouse.models.folder_check import load_config, result_files
+from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report.summary import summary

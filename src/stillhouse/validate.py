@@ -24,8 +24,9 @@ from stillhouse.finetuning.examples import TaskExamples, check_task_data
 from stillhouse.finetuning.finetune import ModelRef, check_tokenizers
 from stillhouse.finetuning.fitting import resolve_configs
 from stillhouse.finetuning.settings import FinetuningRecipe
-from stillhouse.models.folder import load_model, resolve_folder
 from stillhouse.models.folder_check import check_folder, load_config
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
 from stillhouse.models.task_models import load_task_model
 from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import Recipe

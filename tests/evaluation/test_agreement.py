@@ -93,4 +93,4 @@ def test_it_is_how_often_drafts_are_accepted():
         next(speculation.generate(prompt, settings, seed, frozenset()))
     assert speculation.num_drafted == len(prompts)
     error = (expected * (1 - expected) / len(prompts)) ** 0.5
-    assert speculation.acceptance == pytest.approx(expected, abs=4 * error)
+    assert speculation.acceptance_rate == pytest.approx(expected, abs=4 * error)

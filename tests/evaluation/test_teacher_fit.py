@@ -13,7 +13,7 @@ from stillhouse.evaluation.teacher_fit import (
     unigram_log_probabilities,
     warning_of_a_weak_teacher,
 )
-from stillhouse.models.folder import resolve_folder
+from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.held_out import is_validation

@@ -14,7 +14,9 @@ import stillhouse
 from stillhouse.export.check import Check
 from stillhouse.export.plain import plain
 from stillhouse.export.vocabulary import vocabulary_of
-from stillhouse.models.folder import load_model, resolve_folder, save_model
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
+from stillhouse.models.save import save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 Change = Callable[[Any, PreTrainedTokenizerFast], None]

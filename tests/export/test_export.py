@@ -21,7 +21,9 @@ import stillhouse
 from stillhouse.__main__ import _run
 from stillhouse.errors import ModelError
 from stillhouse.export.export import export_model
-from stillhouse.models.folder import load_model, resolve_folder, save_model
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
+from stillhouse.models.save import save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 MASKED: Any = "MaskedLM"  # no head of a task
@@ -190,7 +192,7 @@ def test_heads_of_tasks_are_written_as_onnx(tmp_path, family, head, settings, ou
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("sample", "--to", "onnx"), 4, "cannot be written as onnx: a model that continues text"),
+        (("sample", "--to", "onnx"), 4, "cannot be written as onnx: a causal model needs"),
         (("minilm", "--to", "gguf"), 4, "cannot be written as gguf: only GPT-2"),
         (("sample", "--to", "pt"), 2, "There is no format 'pt'; choose from ctranslate2, gguf"),
         (("sample", "--to", "gguf", "--precision", "int4"), 2, "gguf is not written in int4"),

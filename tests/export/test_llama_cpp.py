@@ -41,7 +41,7 @@ def own_logits(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
     """Of the token after each one, as Stillhouse generates with them."""
     slots = loaded.slots(1)
     place = slots.open()
-    logits = slots.read([Chunk(place, ids, len(ids))])
+    logits = slots.forward([Chunk(place, ids, len(ids))])
     slots.close(place)
     return logits
 

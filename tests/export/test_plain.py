@@ -13,6 +13,7 @@ from stillhouse.export.to_ctranslate2 import CTRANSLATE2
 from stillhouse.export.to_gguf import GGUF
 from stillhouse.export.vocabulary import vocabulary_of
 from stillhouse.families.registry import family_named
+from stillhouse.inference.load import language_model
 from stillhouse.inference.loaded import LoadedModel
 
 CONFIGS = ("GPT2Config", "BertConfig", "RobertaConfig", "DistilBertConfig")
@@ -29,7 +30,7 @@ def make_loaded(family: str, extra_embeddings: int = 0, **config) -> LoadedModel
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return LoadedModel(model, tokenizer)
+    return language_model(model, tokenizer)
 
 
 def exported(family: str, **config) -> Exported:

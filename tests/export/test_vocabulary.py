@@ -12,6 +12,7 @@ from stillhouse.export.plain import plain
 from stillhouse.export.to_ctranslate2 import CTRANSLATE2
 from stillhouse.export.to_gguf import GGUF
 from stillhouse.export.vocabulary import vocabulary_of
+from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.loaded import LoadedModel
 
 
@@ -137,7 +138,7 @@ def test_other_models_than_bpe_are_refused_as_gguf():
     """A GPT-2 with a WordPiece vocabulary."""
     found = exported("gpt2")
     words = make_loaded("bert").tokenizer
-    loaded = LoadedModel(found.loaded.model, words)
+    loaded = CausalLM(found.loaded.model, words)
     loaded.tokenizer.eos_token = "[SEP]"
     loaded.tokenizer.backend_tokenizer.normalizer = None  # pyright: ignore
     assert "model has the type 'WordPiece'" in refusal(loaded)

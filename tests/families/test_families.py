@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, GPT2Config, PretrainedConfig, RobertaConfig
 
 from stillhouse.families.registry import FAMILIES, family_named, family_of
-from stillhouse.models.folder import count_parameters, empty_model
+from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe
 from stillhouse.teacher.settings import TeacherRecipe

@@ -22,8 +22,8 @@ from tests.pipeline.tiny_run import Outcome, TinyRun, call, sha256, write_recipe
 from tests.training.jobs import LENGTH, Silent, make_job
 
 from stillhouse.errors import StillhouseError
-from stillhouse.models.folder import load_model
 from stillhouse.models.folder_check import load_config
+from stillhouse.models.load import load_model
 from stillhouse.recipe_file import load_recipe
 from stillhouse.runs.manifest import commit_folder, read_manifest, verify
 from stillhouse.tokens.shards import open_split

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+import stillhouse
 from stillhouse.families.registry import FAMILIES, family_of
 from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
@@ -165,3 +166,27 @@ def test_a_whole_recipe_with_a_teacher_cache(
     evaluation = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["models"]["student"]["validation_loss"] < 5.9  # ln 320 is 5.77 at the start
     assert bool(evaluation["machine"]["gpus"]) == (device.type == "cuda")
+
+
+@pytest.mark.parametrize("settings", [{"greedy": True}, {"seed": 3, "num_return_sequences": 3}])
+def test_generated_text_equals_the_cpu_s(settings: dict[str, Any], device: torch.device) -> None:
+    """Several prompts in one batch; tokens are sampled on the CPU."""
+    prompts, length = ["The sea", "A man went down to the"], {"max_new_tokens": 24}
+    expected = stillhouse.load("sample").generate(prompts, **length, **settings)
+    model = stillhouse.load("sample", device=device)
+    assert model.model.device.type == device.type
+    assert model.generate(prompts, **length, **settings) == expected
+
+
+def test_beam_search_and_features_run_on_the_device(device: torch.device) -> None:
+    model, cpu = stillhouse.load("sample", device=device), stillhouse.load("sample")
+    settings = {"greedy": True, "num_beams": 3, "max_new_tokens": 8}
+    assert model.generate("The sea", **settings) == cpu.generate("The sea", **settings)
+    assert distance(model.features("The sea"), cpu.features("The sea")) < 1e-4
+
+
+def test_embeddings_equal_the_cpu_s(device: torch.device) -> None:
+    texts = ["The sea was calm.", "A ship left the harbor."]
+    found = stillhouse.load("minilm", device=device).embed(texts)
+    expected = stillhouse.load("minilm").embed(texts)
+    assert distance(torch.from_numpy(found), torch.from_numpy(expected)) < 1e-4

@@ -8,7 +8,7 @@ import torch
 
 import stillhouse
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.models.folder import save_model
+from stillhouse.models.save import save_model
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import (
     ClassificationTask,
@@ -279,5 +279,5 @@ def test_a_name_that_is_not_alike_is_not_offered(sample):
 
 
 def test_temperature_zero_names_the_way_to_say_it(sample):
-    with pytest.raises(RecipeError, match=r"temperature is 0\.0; .*greedy takes the likeliest"):
+    with pytest.raises(RecipeError, match=r"temperature is 0\.0; .*greedy takes the most likely"):
         sample.generate("The", temperature=0.0)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from stillhouse.errors import DataError, ModelError
 from stillhouse.families.registry import family_of
 from stillhouse.inference.engine.batcher import (
-    PROMPT_TOKENS,
+    PREFILL_TOKENS,
     Batcher,
     Ended,
     Failed,
@@ -112,10 +112,10 @@ def test_a_seed_gives_the_same_text_in_any_company(make_batcher):
 
 def test_a_long_prompt_is_read_in_pieces_and_holds_nobody_up(make_batcher):
     """One under way gets a token in every step; the long one the right tokens."""
-    batcher = make_batcher(positions=3 * PROMPT_TOKENS)
+    batcher = make_batcher(positions=3 * PREFILL_TOKENS)
     running, _ = submit(batcher, prompt(1, 4))
     batcher.step()
-    long_prompt = prompt(2, 2 * PROMPT_TOKENS + 20)
+    long_prompt = prompt(2, 2 * PREFILL_TOKENS + 20)
     events, _ = submit(batcher, long_prompt)
     for _ in range(2):
         before = len(tokens(running))
@@ -130,8 +130,8 @@ def test_a_long_prompt_is_read_in_pieces_and_holds_nobody_up(make_batcher):
 def test_log_probabilities_are_the_model_s_own(make_batcher):
     """Those of the prompt and of new tokens equal a plain forward pass, whatever the settings; the
     chosen token's is the same number among the likeliest; the first of all has none."""
-    batcher = make_batcher(positions=2 * PROMPT_TOKENS)
-    ids = prompt(5, PROMPT_TOKENS + 9)  # in two pieces
+    batcher = make_batcher(positions=2 * PREFILL_TOKENS)
+    ids = prompt(5, PREFILL_TOKENS + 9)  # in two pieces
     settings = Generation(max_new_tokens=3, top_k=2, temperature=0.5, seed=1)
     events, _ = submit(batcher, ids, settings, num_top_logprobs=4, echo=True)
     submit(batcher, prompt(6, 5))
@@ -248,29 +248,52 @@ def test_numbers_that_are_not_finite_hurt_nobody_else(make_batcher):
         ((), GREEDY, "prompt has no tokens"),
         ((1, 60), GREEDY, r"token ids the model does not know: \[60\]; they go from 0 to 59"),
         ((1, -1), GREEDY, r"does not know: \[-1\]"),
-        ((1,) * 60, GREEDY, "prompt has 60 tokens and 12 new ones are asked for, .* takes 64"),
-        ((1,), Generation(num_return_sequences=5), "5 sequences .* room for 4 at once"),
+        ((1,) * 60, GREEDY, "prompt has 60 tokens and 12 new ones are requested, .* takes 64"),
+        ((1,), Generation(num_return_sequences=5), "5 sequences .* at most 4 fit"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_at_once(make_batcher, ids, settings, message):
-    """Before anything is read: what there is, and how much there may be."""
+def test_an_invalid_request_is_rejected_at_once(make_batcher, ids, settings, message):
+    """Before any step; the error names the number and the limit."""
     with pytest.raises(DataError, match=message):
         submit(make_batcher(), ids, settings)
 
 
-def test_a_place_can_be_read_again_from_an_earlier_token(make_batcher):
-    """After its length is lowered, what was read beyond does not count."""
+def test_lowering_a_slot_length_rewinds_the_sequence(make_batcher):
+    """Tokens after the new length are forgotten."""
     model = make_batcher().model
-    place, other = model.open(), model.open()
-    model.read([Chunk(place, prompt(0, 9)), Chunk(other, prompt(1, 4))])
-    place.length = 5
-    again = model.read([Chunk(place, (7, 8, 9), 3)])
-    expected = model.read([Chunk(model.open(), (*prompt(0, 9)[:5], 7, 8, 9), 3)])
+    slot, other = model.open(), model.open()
+    model.forward([Chunk(slot, prompt(0, 9)), Chunk(other, prompt(1, 4))])
+    slot.length = 5
+    again = model.forward([Chunk(slot, (7, 8, 9), 3)])
+    expected = model.forward([Chunk(model.open(), (*prompt(0, 9)[:5], 7, 8, 9), 3)])
     torch.testing.assert_close(again, expected)
+
+
+def test_the_cache_grows_without_changing_logits(make_batcher, monkeypatch):
+    """Two sequences that outgrow their first room give the bits of a cache that never grows."""
+    found = []
+    for capacity in (4, 64):
+        monkeypatch.setattr("stillhouse.inference.engine.kv_cache.FIRST_CAPACITY", capacity)
+        model = make_batcher().model
+        slots = [model.open(), model.open()]
+        logits = [model.forward([Chunk(slots[0], prompt(0, 7)), Chunk(slots[1], prompt(1, 3))])]
+        logits += [model.forward([Chunk(slot, (5,)) for slot in slots]) for _ in range(20)]
+        assert model.capacity == (32 if capacity == 4 else 64)
+        model.close(slots[0])
+        logits.append(model.forward([Chunk(slots[1], (8, 9), 2)]))
+        found.append(torch.cat(logits))
+    assert torch.equal(*found)
+
+
+def test_max_length_limits_a_sequence(tiny_model):
+    """The cache never has more room than that."""
+    model = tiny_model("gpt2")
+    slotted = SlottedModel(family_of(model.config), model, 1, max_length=10)
+    assert (slotted.context, slotted.capacity) == (10, 10)
 
 
 def test_a_masked_model_has_no_slots(tiny_model):
     """The error says what such a model does."""
     model = tiny_model("bert")
-    with pytest.raises(ModelError, match="bert model fills gaps; it does not continue text"):
+    with pytest.raises(ModelError, match="bert model fills masks; it does not generate text"):
         SlottedModel(family_of(model.config), model, 1)

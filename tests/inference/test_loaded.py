@@ -1,4 +1,4 @@
-"""A loaded model at work: the same text as transformers gives, and clear refusals."""
+"""Loaded models: results equal transformers', and errors name the limit."""
 
 import numpy as np
 import pytest
@@ -17,9 +17,10 @@ from transformers import (
 import stillhouse
 from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.inference.features import check_target, save_features
-from stillhouse.models import folder as families_folder
 from stillhouse.models import folder_check
-from stillhouse.models.folder import load_model, save_model
+from stillhouse.models import load as loading
+from stillhouse.models.load import load_model
+from stillhouse.models.save import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 TEXT = "The still turns what is thin into what is strong, drop by drop, and then once more. "
@@ -63,7 +64,7 @@ def masked(masked_folder):
     return stillhouse.load(masked_folder)
 
 
-def test_the_same_seed_gives_the_same_text(causal):
+def test_the_seed_determines_the_text(causal):
     """Whatever was drawn before; another seed gives another text."""
     first = causal.generate("The still", seed=7, max_new_tokens=20)
     torch.rand(5)
@@ -71,7 +72,7 @@ def test_the_same_seed_gives_the_same_text(causal):
     assert causal.generate("The still", seed=8, max_new_tokens=20) != first
 
 
-def test_greedy_text_is_that_of_transformers(causal, causal_folder):
+def test_greedy_text_equals_transformers(causal, causal_folder):
     """The likeliest token at each step, as the plain library takes it."""
     tokenizer = AutoTokenizer.from_pretrained(causal_folder)
     model = GPT2LMHeadModel.from_pretrained(causal_folder)
@@ -82,13 +83,13 @@ def test_greedy_text_is_that_of_transformers(causal, causal_folder):
     assert causal.generate("The still turns", greedy=True, max_new_tokens=12) == [expected]
 
 
-def test_the_likeliest_of_one_is_greedy(causal):
+def test_top_k_of_one_is_greedy(causal):
     """Top-k of one leaves no choice, whatever the seed."""
     greedy = causal.generate("drop", greedy=True, max_new_tokens=10)
     assert causal.generate("drop", top_k=1, seed=3, max_new_tokens=10) == greedy
 
 
-def test_as_many_texts_as_asked_for(causal):
+def test_num_return_sequences_texts_are_returned(causal):
     """Each begins with the prompt, and they differ."""
     texts = causal.generate("The still", num_return_sequences=3, seed=0, max_new_tokens=16)
     assert len(texts) == 3
@@ -96,21 +97,38 @@ def test_as_many_texts_as_asked_for(causal):
     assert len(set(texts)) == 3
 
 
-def test_an_empty_prompt_begins_a_document(causal):
+def test_an_empty_prompt_starts_a_document(causal):
     """End-of-text stands before every document, so it begins one."""
     (text,) = causal.generate("", greedy=True, max_new_tokens=5)
     assert text
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(causal):
-    """How long it is, how much was asked for, and how much the model takes."""
+def test_a_too_long_prompt_is_rejected(causal):
+    """With the tokens of the prompt, the new ones, and the limit."""
     with pytest.raises(DataError, match=r"prompt has \d+ tokens and 40 new ones .* takes 48"):
         causal.generate(TEXT, max_new_tokens=40)
 
 
-def test_a_masked_model_does_not_continue_text(masked):
+def test_max_length_limits_prompt_and_new_tokens(causal_folder):
+    """The same text within the limit; the error names the limit, not the model's context."""
+    limited = stillhouse.load(causal_folder, max_length=20)
+    assert limited.context == 20
+    settings = {"greedy": True, "max_new_tokens": 4}
+    whole = stillhouse.load(causal_folder)
+    assert limited.generate("drop", **settings) == whole.generate("drop", **settings)
+    with pytest.raises(DataError, match="takes 20 in total"):
+        limited.generate("drop", max_new_tokens=20)
+
+
+def test_a_missing_method_is_an_attribute_error(masked):
+    """So `hasattr` tells what a model supports."""
+    assert hasattr(masked, "fill_mask")
+    assert not hasattr(masked, "generate")
+
+
+def test_a_masked_model_has_no_generate(masked):
     """The error says what it does do."""
-    with pytest.raises(ModelError, match="bert model fills gaps; it does not continue text"):
+    with pytest.raises(ModelError, match=r"fill-mask \(MaskedLM\); it has no 'generate'"):
         masked.generate("The still")
 
 
@@ -137,14 +155,14 @@ def test_features_of_a_masked_model_include_its_special_tokens(masked, masked_fo
 
 
 @pytest.mark.parametrize("text", ["", TEXT * 3])
-def test_a_text_without_tokens_or_with_too_many_has_no_features(causal, text):
+def test_features_need_one_to_context_tokens(causal, text):
     """The number of tokens, and how many the model takes."""
     with pytest.raises(DataError, match=r"text has \d+ tokens; the model takes 1 to 48"):
         causal.features(text)
 
 
 @pytest.mark.parametrize("ending", [".npy", ".safetensors"])
-def test_features_come_back_from_their_file(tmp_path, causal, ending):
+def test_saved_features_round_trip(tmp_path, causal, ending):
     """Both formats keep every bit and the shape."""
     path = tmp_path / f"states{ending}"
     states = causal.features("drop by drop")
@@ -157,7 +175,7 @@ def test_features_come_back_from_their_file(tmp_path, causal, ending):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_file_that_exists_is_not_overwritten(tmp_path):
+def test_existing_files_are_not_overwritten(tmp_path):
     """Nor is another kind of file written."""
     path = tmp_path / "states.npy"
     path.write_bytes(b"mine")
@@ -167,7 +185,7 @@ def test_a_file_that_exists_is_not_overwritten(tmp_path):
         check_target(tmp_path / "states.pt")
 
 
-def test_a_mask_is_filled_with_the_likeliest_tokens(masked, masked_folder):
+def test_fill_mask_equals_transformers(masked, masked_folder):
     """Tokens and probabilities equal those of the plain library, the likeliest first."""
     tokenizer = AutoTokenizer.from_pretrained(masked_folder)
     model = AutoModelForMaskedLM.from_pretrained(masked_folder)
@@ -183,44 +201,44 @@ def test_a_mask_is_filled_with_the_likeliest_tokens(masked, masked_folder):
 
 
 @pytest.mark.parametrize("text", ["no gap here", "[MASK] and [MASK]"])
-def test_exactly_one_mask_is_filled(masked, text):
+def test_fill_mask_takes_exactly_one_mask(masked, text):
     """None or two are refused, with their number."""
     with pytest.raises(DataError, match=r"has [02] mask tokens \(\[MASK\]\); give exactly one"):
         masked.fill_mask(text)
 
 
-def test_a_causal_model_fills_no_gaps(causal):
+def test_a_causal_model_has_no_fill_mask(causal):
     """The error says what it does do."""
-    with pytest.raises(ModelError, match="gpt2 model continues text; it does not fill gaps"):
+    with pytest.raises(ModelError, match=r"text-generation \(CausalLM\); it has no 'fill_mask'"):
         causal.fill_mask("a [MASK]")
 
 
 @pytest.mark.parametrize(("begin", "end", "expected"), [(7, 0, 7), (None, [9, 5], 0), (0, None, 0)])
-def test_an_empty_prompt_begins_with_the_token_that_the_model_has(causal, begin, end, expected):
+def test_an_empty_prompt_becomes_the_start_token(causal, begin, end, expected):
     causal.model.config.bos_token_id, causal.model.config.eos_token_id = begin, end
     causal.model.generation_config.eos_token_id = end
     assert causal.prompt_ids("") == (expected,)
     assert len(causal.generate("", greedy=True, max_new_tokens=2)) == 1
 
 
-def test_an_empty_prompt_needs_a_token_that_begins_a_text(causal):
+def test_an_empty_prompt_needs_a_start_token(causal):
     causal.model.config.bos_token_id = causal.model.config.eos_token_id = None
     causal.model.generation_config.eos_token_id = None
     causal.tokenizer.bos_token = causal.tokenizer.eos_token = None
-    with pytest.raises(DataError, match="no token that begins or ends a text"):
+    with pytest.raises(DataError, match="no token that starts or ends a text"):
         causal.generate("", max_new_tokens=2)
 
 
-def test_a_tokenizer_is_read_once(causal_folder, monkeypatch):
+def test_the_tokenizer_is_loaded_once(causal_folder, monkeypatch):
     """The model learns from it how many ids there are, and does not read it again."""
     reads = []
-    load = families_folder.load_tokenizer
+    load = loading.load_tokenizer
 
     def counted(folder):
         reads.append(folder)
         return load(folder)
 
-    for module in (families_folder, folder_check):
+    for module in (loading, folder_check):
         monkeypatch.setattr(module, "load_tokenizer", counted)
     model = stillhouse.load(causal_folder)
     assert reads == [causal_folder]

@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedT
 
 import stillhouse
 from stillhouse.errors import DataError, RecipeError
+from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.engine.batcher import Ended, NewToken, PrefillDone, Request
 from stillhouse.inference.engine.speculative import DraftedText
 from stillhouse.inference.generation import Generation
-from stillhouse.inference.loaded import LoadedModel
-from stillhouse.models.folder import save_model
+from stillhouse.inference.masked_lm import MaskedLM
+from stillhouse.models.save import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 TEXT = "The still turns what is thin into what is strong, drop by drop, and then once more. "
@@ -27,11 +28,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def padded(tokenizer) -> LoadedModel:
+def padded(tokenizer) -> CausalLM:
     return padded_model(tokenizer)
 
 
-def padded_model(tokenizer: PreTrainedTokenizerFast, vocabulary: int = PADDED) -> LoadedModel:
+def padded_model(tokenizer: PreTrainedTokenizerFast, vocabulary: int = PADDED) -> CausalLM:
     torch.manual_seed(0)
     config = make_config("gpt2", 2, vocabulary=vocabulary, positions=64)
     config.initializer_range = 0.5
@@ -39,10 +40,10 @@ def padded_model(tokenizer: PreTrainedTokenizerFast, vocabulary: int = PADDED) -
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():  # wherever it goes, two rows of padding are far above all tokens
         model.lm_head.weight[TOKENS:] *= 20
-    return LoadedModel(model, tokenizer)
+    return CausalLM(model, tokenizer)
 
 
-def events_of(loaded: LoadedModel, settings: Generation, **more: object) -> list:
+def events_of(loaded: CausalLM, settings: Generation, **more: object) -> list:
     events: list = []
     batcher = loaded.batcher(8)
     request = Request(tuple(loaded.encode(TEXT)[:6]), settings, 0, **more)  # pyright: ignore
@@ -106,7 +107,7 @@ def test_a_gap_below_an_added_token_is_never_generated(tokenizer):
     } <= allowed
 
 
-def without_padding(padded: LoadedModel) -> LoadedModel:
+def without_padding(padded: CausalLM) -> CausalLM:
     """The same model, whose rows are those of the tokens."""
     config = make_config("gpt2", 2, vocabulary=TOKENS, positions=64)
     config.tie_word_embeddings = False
@@ -115,7 +116,7 @@ def without_padding(padded: LoadedModel) -> LoadedModel:
     for name in ("lm_head.weight", "transformer.wte.weight"):
         state[name] = state[name][:TOKENS]
     model.load_state_dict(state)
-    return LoadedModel(model, padded.tokenizer)
+    return CausalLM(model, padded.tokenizer)
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}])
@@ -129,7 +130,7 @@ def test_a_student_drafts_for_a_teacher_that_is_padded_to_another_size(padded):
     drafted = DraftedText(padded, without_padding(padded), padded.prompt_ids(TEXT), settings)
     text = "".join(piece for piece, _ in drafted)
     assert [TEXT + text] == padded.generate(TEXT, greedy=True, max_new_tokens=20)
-    assert drafted.speculation.acceptance == 1
+    assert drafted.speculation.acceptance_rate == 1
 
 
 def test_a_prompt_of_padding_is_refused(padded):
@@ -144,7 +145,7 @@ def test_a_gap_is_filled_with_tokens_only():
     words = train_tokenizer("wordpiece", 60, iter([TEXT * 3]), "masked")
     torch.manual_seed(0)
     config = make_config("bert", 2, vocabulary=96, positions=64)
-    loaded = LoadedModel(AutoModelForMaskedLM.from_config(config).eval(), words)
+    loaded = MaskedLM(AutoModelForMaskedLM.from_config(config).eval(), words)
     with torch.no_grad():
         loaded.model.get_output_embeddings().bias[60:] += 50  # pyright: ignore
     found = loaded.fill_mask("the [MASK] turns", top_k=96)
@@ -179,4 +180,4 @@ def test_how_many_fill_a_mask_is_a_whole_number(tmp_path, top_k):
     tokenizer = make_tokenizer("bert")
     model = AutoModelForMaskedLM.from_config(make_config("bert", 1, vocabulary=len(tokenizer)))
     with pytest.raises(RecipeError, match=r"top_k is .*; it must be a whole number, 1 or more"):
-        LoadedModel(model, tokenizer).fill_mask("[MASK]", top_k=top_k)
+        MaskedLM(model, tokenizer).fill_mask("[MASK]", top_k=top_k)

@@ -68,6 +68,6 @@ def test_a_model_says_nearly_the_same(tiny_model, words, precision):
     for each in (model, less):
         slots = SlottedModel(family_of(each.config), each, 2)
         ids = words(12)
-        found.append(slots.read([Chunk(slots.open(), ids, 12)]).softmax(-1))
+        found.append(slots.forward([Chunk(slots.open(), ids, 12)]).softmax(-1))
     assert (found[0] - found[1]).abs().max() < 0.08
     assert not torch.equal(found[0], found[1])

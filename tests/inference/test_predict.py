@@ -9,7 +9,7 @@ from pyarrow import parquet
 from tests.pipeline.tiny_run import call, refused
 
 from stillhouse.__main__ import _run
-from stillhouse.models.folder import save_model
+from stillhouse.models.save import save_model
 from stillhouse.models.task_models import load_task_model
 from stillhouse.runs.manifest import Inputs, commit_folder
 from stillhouse.section import recipe_part

@@ -47,7 +47,7 @@ def test_greedy_text_is_the_teacher_s(num_drafted, student_seed):
     assert generated(speculation, Generation(greedy=True, max_new_tokens=30)) == expected
     assert speculation.num_drafted > speculation.num_accepted or student_seed == 0
     if student_seed == 0:
-        assert speculation.acceptance == 1
+        assert speculation.acceptance_rate == 1
         assert speculation.num_rounds == -(-30 // (num_drafted + 1))
 
 
@@ -56,7 +56,7 @@ def exact(teacher: SlottedModel, settings: Generation) -> torch.Tensor:
 
     def distribution(ids: tuple[int, ...]) -> torch.Tensor:
         place = teacher.open()
-        (row,) = teacher.read([Chunk(place, ids)])
+        (row,) = teacher.forward([Chunk(place, ids)])
         teacher.close(place)
         found = candidates(row, settings, ids)
         return torch.zeros(VOCABULARY, dtype=torch.float64).index_add(
@@ -80,7 +80,7 @@ def test_samples_are_distributed_as_the_teacher_s(settings):
     for seed in range(number):
         first, second = generated(speculation, asked, seed)
         counts[first, second] += 1
-    assert 0.05 < (speculation.acceptance or 0) < 0.9
+    assert 0.05 < (speculation.acceptance_rate or 0) < 0.9
     expected = exact(teacher, asked)
     assert counts[expected == 0].sum() == 0
     common = number * expected >= 5

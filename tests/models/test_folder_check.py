@@ -14,8 +14,10 @@ from tokenizers import AddedToken
 import stillhouse
 from stillhouse.errors import DataError, ModelError
 from stillhouse.families.registry import FAMILIES
-from stillhouse.models.folder import load_model, resolve_folder, save_model
 from stillhouse.models.folder_check import check_folder, load_model_tokenizer, result_files
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
+from stillhouse.models.save import save_model
 from stillhouse.pipeline import folder_fingerprint
 from stillhouse.tokens.tokenizer import save_tokenizer
 

@@ -11,8 +11,10 @@ from transformers import GenerationConfig
 
 from stillhouse.errors import ModelError, NetworkError
 from stillhouse.families.registry import FAMILIES, family_named, family_of
-from stillhouse.models.folder import load_model, resolve_folder, save_model
 from stillhouse.models.folder_check import load_config
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
+from stillhouse.models.save import save_model
 
 WEIGHTS = "model.safetensors"
 every_family = pytest.mark.parametrize("name", FAMILIES)

@@ -13,8 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import stillhouse
 from stillhouse.errors import ModelError
 from stillhouse.inference.reference import greedy_tokens
-from stillhouse.models.folder import load_model, save_model
 from stillhouse.models.folder_check import load_config
+from stillhouse.models.load import load_model
+from stillhouse.models.save import save_model
 from stillhouse.models.special_ids import (
     end_token_ids,
     padding_id,

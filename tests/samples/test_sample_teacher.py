@@ -6,7 +6,7 @@ import pytest
 
 import stillhouse
 from stillhouse.evaluation.compare import compare_models
-from stillhouse.models.folder import resolve_folder
+from stillhouse.models.hub import resolve_folder
 
 LARGEST_SIZE_BYTES = 12_000_000
 

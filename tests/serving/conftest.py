@@ -19,7 +19,9 @@ from tests.task_models import make_task_folder, make_tokenizer
 from tests.tiny_models import make_config
 from transformers import AutoModelForMaskedLM
 
-from stillhouse.models.folder import load_model, resolve_folder, save_model
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
+from stillhouse.models.save import save_model
 from stillhouse.serving.server import Serving, application
 from stillhouse.tokens.tokenizer import load_tokenizer
 

@@ -10,7 +10,7 @@ from huggingface_hub.utils._http import default_client_factory
 from tests.serving.conftest import URL
 
 import stillhouse
-from stillhouse.inference.loaded import load_for_task
+from stillhouse.inference.load import load_for_task
 
 PROMPT = "def __init__(self"
 

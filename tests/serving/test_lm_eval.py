@@ -8,7 +8,7 @@ import sys
 import pytest
 from tests.evaluation.test_harness import PASSAGES, TASK
 
-from stillhouse.models.folder import resolve_folder
+from stillhouse.models.hub import resolve_folder
 
 pytestmark = pytest.mark.e2e
 

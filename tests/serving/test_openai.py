@@ -9,7 +9,8 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from tests.serving.conftest import URL
 
 import stillhouse
-from stillhouse.models.folder import load_model, resolve_folder
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
 
 PROMPT = "def __init__(self"
 
@@ -183,7 +184,7 @@ def test_what_cannot_be_right_is_refused_in_words(client, asked, message):
 
 def test_a_model_without_vectors_says_so(client):
     """What it was made for, not a 500."""
-    with pytest.raises(BadRequestError, match="language model"):
+    with pytest.raises(BadRequestError, match="is for text-generation"):
         client.embeddings.create(model="sample", input="text")
 
 

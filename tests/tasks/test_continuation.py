@@ -9,8 +9,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 import stillhouse
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.inference.loaded import load_for_task
-from stillhouse.models.folder import resolve_folder
+from stillhouse.inference.load import load_for_task
+from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks.texts import TextExample
 

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from stillhouse.errors import DataError, ModelError
-from stillhouse.inference.loaded import load_for_task
+from stillhouse.inference.load import load_for_task
 from stillhouse.tasks.last_word import SaidOfTheWord
 from stillhouse.tasks.settings import LastWordTask
 

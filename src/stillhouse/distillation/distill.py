@@ -16,8 +16,9 @@ from stillhouse.distillation.cache import CacheWriter, cache_inputs
 from stillhouse.distillation.settings import DistillationRecipe
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.families.base import Family
-from stillhouse.models.folder import load_model, save_model
 from stillhouse.models.folder_check import load_config
+from stillhouse.models.load import load_model
+from stillhouse.models.save import save_model
 from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
     LanguageModelObjective,

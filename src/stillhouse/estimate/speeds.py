@@ -24,7 +24,7 @@ from stillhouse.finetuning.data import TaskSource, planned_task_step
 from stillhouse.finetuning.objective import TaskObjective
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.inference.reference import greedy_tokens
-from stillhouse.models.folder import count_parameters, empty_model
+from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.models.task_models import config_with_num_layers, random_task_model
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.objectives.settings import LossesRecipe

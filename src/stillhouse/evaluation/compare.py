@@ -33,8 +33,9 @@ from stillhouse.evaluation.speed import measure_speed, peak_memory_bytes
 from stillhouse.evaluation.texts import read_text, scored_text
 from stillhouse.families.base import Family
 from stillhouse.machine import describe_machine
-from stillhouse.models.folder import count_parameters, load_model, resolve_folder
 from stillhouse.models.folder_check import load_model_tokenizer
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import count_parameters, load_model
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import load_recipe
 from stillhouse.runs.manifest import read_manifest

@@ -28,7 +28,7 @@ from stillhouse.evaluation.teacher_fit import advice, teacher_fit, weakness
 from stillhouse.families.base import Family
 from stillhouse.inference.reference import MOST_TURNS, TURNS
 from stillhouse.machine import describe_machine, library_versions, source_commit
-from stillhouse.models.folder import count_parameters, load_model
+from stillhouse.models.load import count_parameters, load_model
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_file, fingerprint, read_manifest, sha256_of
 from stillhouse.runs.paths import RunFolder

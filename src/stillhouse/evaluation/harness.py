@@ -10,8 +10,9 @@ from typing import Any
 from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.families.registry import family_of
 from stillhouse.machine import describe_machine, library_versions, source_commit
-from stillhouse.models.folder import load_model, resolve_folder
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
 from stillhouse.training.device import pick_device
 
 BATCH = {"cpu": 8, "cuda": 64}

@@ -6,8 +6,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.families.base import Family
+from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.generation import Generation
-from stillhouse.inference.loaded import LoadedModel
+from stillhouse.inference.load import language_model
+from stillhouse.inference.masked_lm import MaskedLM
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.shards import open_split
@@ -29,14 +31,13 @@ def text_samples(
     """Beginnings of held-out documents, continued by each model (or a masked word, filled); those
     that `diverged` have no distribution to draw from."""
     tokenizer = open_tokenizer(run.tokens)
-    loaded = {name: LoadedModel(model, tokenizer) for name, (_, model) in models.items()}
-    complete = _fill if recipe.tokens.language_modeling == "masked" else _continue
+    loaded = {name: language_model(model, tokenizer) for name, (_, model) in models.items()}
     prompts = _prompts(run, tokenizer, recipe.tokens.language_modeling == "masked")
     return [
         {
             "prompt": prompt,
             "continuations": {
-                name: DIVERGED if name in diverged else complete(model, prompt, recipe.seeds[0])
+                name: DIVERGED if name in diverged else _complete(model, prompt, recipe.seeds[0])
                 for name, model in loaded.items()
             },
         }
@@ -63,12 +64,10 @@ def _prompts(run: RunFolder, tokenizer: PreTrainedTokenizerFast, masked: bool) -
     return prompts
 
 
-def _continue(model: LoadedModel, prompt: str, seed: int) -> str:
+def _complete(model: CausalLM | MaskedLM, prompt: str, seed: int) -> str:
+    if isinstance(model, MaskedLM):
+        best = model.fill_mask(prompt)
+        return ", ".join(f"{token} ({probability:.0%})" for token, probability, _ in best)
     room = model.context - len(model.encode(prompt))
     settings = Generation(max_new_tokens=max(1, min(NEW_TOKENS, room)), temperature=0.8, seed=seed)
     return model.continuations(prompt, settings)[0]
-
-
-def _fill(model: LoadedModel, prompt: str, seed: int) -> str:
-    best = model.fill_mask(prompt)
-    return ", ".join(f"{token} ({probability:.0%})" for token, probability, _ in best)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stillhouse.inference.loaded import load_for_task
+from stillhouse.inference.load import load_for_task
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.runs.manifest import sha256_of
 from stillhouse.section import recipe_part

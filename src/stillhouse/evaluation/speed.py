@@ -39,7 +39,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from stillhouse.evaluation.speed import run_forward
-from stillhouse.models.folder import load_model
+from stillhouse.models.load import load_model
 from stillhouse.training.device import pick_device
 family, model = load_model(Path(sys.argv[1]))
 device = pick_device()

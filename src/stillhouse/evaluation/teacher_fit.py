@@ -17,8 +17,8 @@ from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.evaluation.perplexity import MASK_SEED, sequence_losses
 from stillhouse.families.base import Family
 from stillhouse.families.registry import check_sequence_length
-from stillhouse.models.folder import load_model
 from stillhouse.models.folder_check import load_config
+from stillhouse.models.load import load_model
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe

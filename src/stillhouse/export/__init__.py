@@ -1,1 +1,1 @@
-"""A model folder in the formats of other engines, checked against the model itself."""
+"""Export of a model to the formats of other engines, verified against the model itself."""

@@ -1,9 +1,9 @@
-"""Whether an exported model computes what the original does, in the engine that reads it.
+"""Verifies that an exported model computes what the original does, in the engine of its format.
 
-Every bound holds to both sides: a text that becomes likelier is as wrong as one that becomes less
-likely. What is compared is the original as it is, not the copy that was written; but for single
-log-probabilities with the engine's own activation function, where it has one (llama.cpp's GELU is a
-table): its rounding is the same whatever the file, and in some models more than a bound.
+Bounds are two-sided: a text that becomes more likely is as wrong as one that becomes less likely.
+The original model is compared, not the copy that was written. For single log-probabilities the
+original runs with the engine's own activation function, if it has one (llama.cpp's GELU is a
+table): its rounding does not depend on the file, and exceeds the bound in some models.
 
 Axes: T tokens.
 """
@@ -23,26 +23,27 @@ from stillhouse.errors import ModelError
 from stillhouse.export.exported import CausalEngine, EncoderEngine, Precision
 from stillhouse.export.plain import Exported
 from stillhouse.export.vocabulary import Vocabulary
+from stillhouse.inference.masked_lm import MaskedLM
 from stillhouse.inference.quantization_check import blocks_of
 from stillhouse.models.task_models import reads_token_types
 
 PROMPT, NEW_TOKENS = 32, 64
 TEXTS, LENGTH = 8, 128
-CHARACTERS = 2000  # of a text whose tokens are compared
-ADDED_TOKENS = 64  # tried inside a text, at most
+CHARACTERS = 2000  # of a text for the comparison of tokenizers
+ADDED_TOKENS = 64  # compared inside a text, at most
 
 
 class CausalBounds(NamedTuple):
-    """In nats: of the mean loss of a token of real text, and of any one log-probability beside what
-    the engine's activation function does to it."""
+    """In nats: for the mean loss per token of real text, and for any one log-probability, not
+    counting the effect of the engine's activation function."""
 
     loss: float
     log_probability: float
 
 
 class EncoderBounds(NamedTuple):
-    """The length of the error over the length of what is right: of a whole output, and of any one
-    row of it (a token's, or a text's)."""
+    """Relative error (norm of the error over norm of the reference): for a whole output, and for
+    any one row of it (a token or a text)."""
 
     output: float
     row: float
@@ -62,7 +63,7 @@ ENCODER_BOUNDS: Mapping[Precision, EncoderBounds] = {
 
 @dataclass(frozen=True)
 class Check:
-    """What is checked: a model of this name, written in a format and a precision."""
+    """A model of this name, exported to a format in a precision."""
 
     name: str
     to: str
@@ -70,10 +71,10 @@ class Check:
     exported: Exported
 
     def run(self, engine: CausalEngine | EncoderEngine) -> dict[str, Any]:
-        """How far the engine's numbers lie from the model's.
+        """Compare the engine's outputs with the model's.
 
         Raises:
-            ModelError: further than the precision's bounds allow.
+            ModelError: the difference exceeds the precision's bounds.
         """
         if isinstance(engine, CausalEngine):
             _check_ends(self, engine)
@@ -82,7 +83,7 @@ class Check:
         return _compare_outputs(self, engine)
 
     def refuse(self, difference: str) -> ModelError:
-        """Not the same, with the way out that is left."""
+        """The error for a difference, with what to do."""
         advice = (
             f"{self.to} does not compute this model; take another format."
             if self.precision == "fp32"
@@ -99,7 +100,7 @@ def _check_ends(check: Check, engine: CausalEngine) -> None:
 
 
 def _check_text(check: Check, engine: CausalEngine) -> None:
-    """The engine's tokens of a text are the tokenizer's, and give the text back."""
+    """The engine tokenizes like the tokenizer, and decodes back to the text."""
     tokenizer = check.exported.loaded.tokenizer
     texts = [text[:CHARACTERS] for _, text in islice(sample_documents(), 2)]
     for text in [*texts, *_texts_with_added_tokens(tokenizer)]:
@@ -150,8 +151,8 @@ def _compare_log_probabilities(check: Check, engine: CausalEngine) -> dict[str, 
 
 
 def _compare_greedy(check: Check, engine: CausalEngine) -> dict[str, Any]:
-    """The likeliest continuation of a prompt. Where it parts from the model's, the two tokens must
-    be so close to each other that the bounds allow either."""
+    """Greedy continuations of a prompt. Where they first differ, the two tokens must be so close in
+    probability that the bounds allow either."""
     bounds = CAUSAL_BOUNDS[check.precision]
     prompt = text_blocks(check)[0][: min(PROMPT, check.exported.loaded.context // 2)]
     number = min(NEW_TOKENS, check.exported.loaded.context - len(prompt))
@@ -162,17 +163,17 @@ def _compare_greedy(check: Check, engine: CausalEngine) -> dict[str, Any]:
     same = next((at for at, (a, b) in enumerate(zip(own, found, strict=True)) if a != b), number)
     if same < number and not gap_to[same][found[same]] <= 2 * bounds.log_probability:
         raise check.refuse(
-            f"{check.name} generates another text: after {same} tokens comes one that is "
+            f"{check.name} generates another text: after {same} tokens the next one is "
             f"{gap_to[same][found[same]]:.3f} nats less likely than its own"
         )
     return {"same_first_tokens": same, "of_generated_tokens": number}
 
 
 def text_blocks(check: Check) -> list[list[int]]:
-    """Tokens of the sample text.
+    """Blocks of tokens of the sample text.
 
     Raises:
-        ModelError: the tokenizer makes none of it.
+        ModelError: the tokenizer has no tokens for it.
     """
     if not (blocks := blocks_of(check.exported.loaded)):
         raise ModelError(f"The tokenizer of {check.name} has no tokens for the sample text.")
@@ -181,7 +182,8 @@ def text_blocks(check: Check) -> list[list[int]]:
 
 @torch.inference_mode()
 def _log_probabilities(exported: Exported, ids: Sequence[int]) -> np.ndarray:
-    """Of each token but the first (T - 1 of them), in nats; the vocabulary's padding left out."""
+    """Log-probabilities of all tokens but the first (T - 1), in nats, without the vocabulary's
+    padding."""
     logits = exported.loaded.model(input_ids=torch.tensor([ids])).logits[0, :-1]
     found = _known(logits, exported.vocabulary).log_softmax(-1)
     return found.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
@@ -189,7 +191,7 @@ def _log_probabilities(exported: Exported, ids: Sequence[int]) -> np.ndarray:
 
 @contextmanager
 def _activation(model: Any, activation: nn.Module | None) -> Iterator[None]:
-    """Within, a causal model computes with this activation function."""
+    """Inside, a causal model uses this activation function."""
     parts = [] if activation is None else [block.mlp for block in model.base_model.h]
     before = [part.act for part in parts]
     for part in parts:
@@ -209,9 +211,9 @@ def _known(logits: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
 def greedy_tokens(
     exported: Exported, prompt: Sequence[int], number: int, never: Collection[int]
 ) -> tuple[list[int], list[torch.Tensor]]:
-    """The likeliest next tokens by transformers, and by how many nats each token of the vocabulary
-    was less likely than the one chosen. `never` and ids without a token are left out; so are the
-    settings of generation_config.json."""
+    """Greedy tokens by transformers, and how many nats less likely than the chosen one each token
+    of the vocabulary was. `never` and unused ids are excluded; generation_config.json is ignored.
+    """
     ids, cache = torch.tensor([list(prompt)]), None
     tokens, gaps = [], []
     left_out = sorted({*never, *exported.vocabulary.unused})
@@ -227,13 +229,13 @@ def greedy_tokens(
 
 
 def _compare_outputs(check: Check, engine: EncoderEngine) -> dict[str, Any]:
-    """The outputs for texts and pairs of the sample, of several lengths in one batch."""
+    """Outputs for pairs of sample texts of several lengths in one batch."""
     exported, bounds = check.exported, ENCODER_BOUNDS[check.precision]
     inputs = encoder_inputs(exported)
     mask = inputs["attention_mask"].astype(bool)
     body = model_outputs(exported.loaded.model.base_model, inputs)
     own = {**body, **model_outputs(exported.loaded.model, inputs)}
-    if exported.loaded.models_language:
+    if isinstance(exported.loaded, MaskedLM):
         own["logits"] = own["logits"][..., : len(exported.vocabulary)]
     errors, rows = {}, {}
     for output, found in engine.outputs(inputs).items():
@@ -241,7 +243,7 @@ def _compare_outputs(check: Check, engine: EncoderEngine) -> dict[str, Any]:
         error = np.linalg.norm(_rows(output, found - right, mask), axis=-1)
         length = np.linalg.norm(_rows(output, right, mask), axis=-1)
         errors[output] = float(np.linalg.norm(error) / np.linalg.norm(length))
-        # A row that is short beside the others is measured by their usual length.
+        # A row of small norm is compared with the median norm.
         rows[output] = float((error / np.maximum(length, np.median(length))).max())
     for kind, worst, allowed in (
         ("the outputs", max(errors.values()), bounds.output),
@@ -261,14 +263,14 @@ def _compare_outputs(check: Check, engine: EncoderEngine) -> dict[str, Any]:
 
 
 def _rows(output: str, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """One row a token or a text, without padding."""
+    """One row per token or text, without padding."""
     if output in ("start_logits", "end_logits"):
         return np.where(mask, values, 0)
     return values[mask] if values.ndim == 3 else values
 
 
 def encoder_inputs(exported: Exported) -> dict[str, np.ndarray]:
-    """Pairs of texts, of several lengths."""
+    """Pairs of texts of several lengths, padded."""
     loaded = exported.loaded
     texts = [text[: 60 * (n + 1)] for n, (_, text) in enumerate(islice(sample_documents(), TEXTS))]
     found = loaded.tokenizer(
@@ -289,6 +291,6 @@ def encoder_inputs(exported: Exported) -> dict[str, np.ndarray]:
 
 @torch.inference_mode()
 def model_outputs(model: nn.Module, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All that a transformers model gives, by name."""
+    """All output tensors of a transformers model, by name."""
     found = model(**{name: torch.from_numpy(values) for name, values in inputs.items()})
     return {name: value.numpy() for name, value in found.items() if torch.is_tensor(value)}

@@ -1,11 +1,10 @@
-"""Writes a model for another engine, compares it there with the original, and times both."""
+"""Exports a model to another engine, verifies it there against the original, and times both."""
 
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,10 +22,11 @@ from stillhouse.export.check import (
 from stillhouse.export.exported import Format, Precision
 from stillhouse.export.plain import plain
 from stillhouse.export.vocabulary import vocabulary_of
-from stillhouse.inference.loaded import load
+from stillhouse.inference.causal_lm import CausalLM
+from stillhouse.inference.load import load
 from stillhouse.inference.reference import greedy_tokens, interleaved_rates
 from stillhouse.machine import describe_machine, library_versions
-from stillhouse.models.folder import resolve_folder
+from stillhouse.models.hub import resolve_folder
 from stillhouse.runs.manifest import Inputs, commit_folder, sha256_of
 
 FORMATS = ("ctranslate2", "gguf", "onnx")
@@ -35,12 +35,11 @@ FORMATS = ("ctranslate2", "gguf", "onnx")
 def export_model(
     name: str, to: str, target: Path, *, precision: str | None = None, offline: bool = False
 ) -> dict[str, Any]:
-    """Write `target`, with `export.json` in it: what was checked, and how fast it is.
+    """Write the folder `target`, with the results of verification and timing in `export.json`.
 
     Raises:
-        RecipeError: an unknown format or precision, a library that is missing, or a folder that is
-            there already.
-        ModelError: a model that this format does not hold, or that does not come out the same.
+        RecipeError: an unknown format or precision, a missing library, or a folder that exists.
+        ModelError: the format does not support the model, or the exported model differs.
     """
     form = _format(to)
     wanted = _precision(form, to, precision)
@@ -85,16 +84,15 @@ def _format(to: str) -> Format:
 
 
 def _precision(form: Format, to: str, precision: str | None) -> Precision:
-    for each in form.precisions:
-        if precision in (None, each):
-            return each
-    raise RecipeError(
-        f"{to} is not written in {precision}; choose from {', '.join(form.precisions)}."
-    )
+    if precision is not None and precision not in form.precisions:
+        raise RecipeError(
+            f"{to} is not written in {precision}; choose from {', '.join(form.precisions)}."
+        )
+    return cast("Precision", precision or form.precisions[0])
 
 
 def _engine_notes(form: Format, check: Check, engine: Any) -> list[str]:
-    """What the engine makes of the file that a user should know."""
+    """Notes for the user on how the engine handles the file."""
     if engine is None:
         return [
             f"Not compared with {check.name}: {form.engine}, which reads the file, is not "
@@ -109,9 +107,9 @@ def _engine_notes(form: Format, check: Check, engine: Any) -> list[str]:
 
 
 def _speed(check: Check, engine: Any) -> dict[str, Any]:
-    """Tokens per second, in turns with transformers in float32."""
+    """Tokens per second, interleaved with transformers in float32."""
     loaded = check.exported.loaded
-    if loaded.is_causal:
+    if isinstance(loaded, CausalLM):
         prompt = text_blocks(check)[0][: min(PROMPT, loaded.context // 2)]
         number = min(NEW_TOKENS, loaded.context - len(prompt))
         works: dict[str, Callable[[], int]] = {
@@ -125,8 +123,8 @@ def _speed(check: Check, engine: Any) -> dict[str, Any]:
         inputs = {name: np.resize(values[-1], (TEXTS, length)) for name, values in rows.items()}
         inputs["attention_mask"][:] = 1
         works = {
-            "transformers": lambda: _tokens_read(partial(model_outputs, loaded.model), inputs),
-            "exported": lambda: _tokens_read(engine.outputs, inputs),
+            "transformers": lambda: _num_tokens(model_outputs(loaded.model, inputs), inputs),
+            "exported": lambda: _num_tokens(engine.outputs(inputs), inputs),
         }
         what = f"a batch of {TEXTS} x {length} tokens"
     rates = interleaved_rates(works)
@@ -138,13 +136,13 @@ def _speed(check: Check, engine: Any) -> dict[str, Any]:
     }
 
 
-def _tokens_read(read: Callable[..., Any], inputs: Mapping[str, np.ndarray]) -> int:
-    read(inputs)
+def _num_tokens(outputs: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> int:
+    assert outputs, "the engine returned nothing"
     return inputs["input_ids"].size
 
 
 def print_export(found: Mapping[str, Any], target: Path) -> None:
-    """The result for people."""
+    """Print the result."""
     parity, speed = found["parity"], found["speed"]
     print(f"{target}: {found['format']}, {found['precision']}, {found['size_bytes'] / 1e6:.1f} MB")
     if parity is not None and "loss_change_nats" in parity:

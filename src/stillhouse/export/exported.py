@@ -1,4 +1,4 @@
-"""What every format can be asked, once it is written: enough to compare it with the model.
+"""Interfaces of export formats and of their engines: enough to verify an exported model.
 
 Axes: B texts, T tokens.
 """
@@ -18,7 +18,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 @runtime_checkable
 class CausalEngine(Protocol):
-    """A model that continues text, in another engine."""
+    """A causal model in another engine."""
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -27,47 +27,47 @@ class CausalEngine(Protocol):
 
     @property
     def activation(self) -> nn.Module | None:
-        """What the engine computes for the model's activation function; None for just that."""
+        """The engine's variant of the model's activation function; None if it is the same."""
         ...
 
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:
-        """Of each token but the first, given those before it; in nats."""
+        """Log-probability of each token but the first, given those before it; in nats."""
         ...
 
     def generate(self, ids: Sequence[int], number: int) -> list[int]:
-        """The likeliest next tokens that do not end the text, one after the other."""
+        """Greedy next tokens, end-of-text tokens excluded."""
         ...
 
     def tokens_of(self, text: str) -> list[int] | None:
-        """The engine's own tokens of a text; None where it is given tokens."""
+        """The engine's own tokenization; None if it has no tokenizer."""
         ...
 
     def text_of(self, ids: Sequence[int]) -> str | None:
-        """The engine's own text of tokens; None where it gives tokens."""
+        """The engine's own decoding; None if it has no tokenizer."""
         ...
 
 
 @runtime_checkable
 class EncoderEngine(Protocol):
-    """A model that reads whole texts, in another engine."""
+    """An encoder in another engine."""
 
     def outputs(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the model gives for `input_ids`, `attention_mask` and, if it reads them,
-        `token_type_ids` (int64, B x T; padding at the end), by transformers' names."""
+        """Outputs for `input_ids`, `attention_mask` and, if the model has them, `token_type_ids`
+        (int64, B x T; right padding), by transformers' names."""
         ...
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format.
+    """An export format.
 
     Attributes:
-        precisions: What it can be written in; the first where nothing is asked for.
-        refusal: Why a model cannot be written so; None where it can.
-        write: Writes a model into an empty folder; returns what a user should know of it.
-        open: Loads what was written into its engine; None where that is not installed.
-        engine: The library that does.
-        times: Whether that library is one people serve with, so that its speed means something.
+        precisions: Supported precisions; the first is the default.
+        refusal: Why the format does not support a model; None if it does.
+        write: Writes a model into an empty folder; returns notes for the user.
+        open: Loads the written files into the engine; None if that is not installed.
+        engine: The engine's library.
+        times: Whether to time the engine: whether the library is used for serving.
     """
 
     precisions: tuple[Precision, ...]

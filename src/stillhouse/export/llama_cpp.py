@@ -1,7 +1,7 @@
-"""llama.cpp reads a GGUF file: its tokens, their text, their probabilities, and where it stops.
+"""llama.cpp as the engine of a GGUF file: tokens, text, probabilities, and end of text.
 
-Keys and values are kept in float32 and flash attention is off, so that nothing stands between its
-numbers and the model's but the file's own precision and llama.cpp's GELU.
+Keys and values are float32 and flash attention is off, so its numbers differ from the model's only
+by the file's precision and llama.cpp's GELU.
 """
 
 import http.client
@@ -19,15 +19,15 @@ from torch.nn import functional
 
 from stillhouse.errors import ModelError
 
-llama: Any = xllamacpp  # a module of C++, without types
+llama: Any = xllamacpp  # a C++ module without types
 
-FORCED = 1e9  # added to a token's logit, it is drawn; log-probabilities are those before it
+FORCED = 1e9  # a logit bias that forces a token; log-probabilities are those without it
 
 
 class TableGelu(nn.Module):
-    """GELU as llama.cpp has it on processors: a table of half-precision values, for arguments of
-    half precision; 0 up to -10, and the argument itself from 10. In most models that moves a
-    log-probability by 0.002 nats at most, in one with very sharp attention by ten times that."""
+    """llama.cpp's GELU on the CPU: a table from half-precision inputs to half-precision outputs; 0
+    up to -10, the identity from 10. In most models it changes a log-probability by 0.002 nats at
+    most, in one with very sharp attention by ten times that."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         entries = functional.gelu(inputs.half().float(), approximate="tanh").half().float()
@@ -44,7 +44,7 @@ class LlamaCpp:
 
         Args:
             context: The longest text, in tokens.
-            stops: The tokens that may end a text; each is tried.
+            stops: Tokens that may end a text; each is tested.
 
         Raises:
             ModelError: llama.cpp does not load it.
@@ -62,7 +62,7 @@ class LlamaCpp:
         found = []
         for length in range(1, len(ids)):
             (token,) = self._complete(ids[:length], 1, logit_bias=[[ids[length], FORCED]])
-            assert token["id"] == ids[length], "llama.cpp drew another token than it was told to"
+            assert token["id"] == ids[length], "llama.cpp sampled another token than the forced one"
             found.append(token["logprob"])
         return found
 
@@ -70,7 +70,7 @@ class LlamaCpp:
         return [token["id"] for token in self._complete(ids, number, ignore_eos=True)]
 
     def continue_to_end(self, ids: Sequence[int], number: int) -> list[int]:
-        """The likeliest next tokens, to the first that ends the text."""
+        """Greedy next tokens, up to the first that ends the text."""
         return [token["id"] for token in self._complete(ids, number)]
 
     def tokens_of(self, text: str) -> list[int]:

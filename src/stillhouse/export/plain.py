@@ -1,7 +1,7 @@
-"""A model in the form that other engines compute: every switch of its configuration carried,
+"""A model in the form that other engines compute: every key of its configuration is carried over,
 folded into the weights, or refused by name.
 
-GPT-2's attention is softmax(s q k^T), with s = 1 / sqrt(D) in every engine. Where a configuration
+GPT-2's attention is softmax(s q k^T), with s = 1 / sqrt(D) in every engine. If a configuration
 asks for another s (`scale_attn_weights`, `scale_attn_by_inverse_layer_idx`), the query projection
 is multiplied by its ratio to 1 / sqrt(D), which gives the same products.
 
@@ -27,14 +27,14 @@ GELU = frozenset({"gelu", "gelu_python"})
 
 @dataclass(frozen=True)
 class ConfigKeys:
-    """The keys of a family's configuration, by what an export makes of them.
+    """The keys of a family's configuration, by how an export handles them.
 
     Attributes:
-        activation: The key that names the activation function, which formats differ in.
-        carried: Written: in the shapes and values of tensors, or as a setting of the format.
+        activation: The key that names the activation function, which formats support differently.
+        carried: Written, as shapes and values of tensors or as a setting of the format.
         folded: Multiplied into the weights.
-        fixed: What they must be, in formats that are written tensor by tensor.
-        without_effect: On what an exported model computes.
+        fixed: Required values, in formats that are written tensor by tensor.
+        without_effect: No effect on the outputs of an exported model.
     """
 
     activation: str
@@ -45,7 +45,7 @@ class ConfigKeys:
 
     @property
     def known(self) -> frozenset[str]:
-        """All of them."""
+        """All keys."""
         names = frozenset({self.activation, *self.fixed})
         return names | self.carried | self.folded | self.without_effect
 
@@ -104,9 +104,9 @@ CONFIG_KEYS: Mapping[str, ConfigKeys] = {
 
 
 def config_refusal(config: PretrainedConfig, activations: Collection[str]) -> str | None:
-    """Why a format with these activation functions does not compute such a model; None if it does.
+    """Why a format with these activation functions does not support a model; None if it does.
 
-    (A model that is traced, not written tensor by tensor, need not be asked.)
+    (Not needed for formats that trace the model.)
     """
     keys = CONFIG_KEYS[config.model_type]
     activation = getattr(config, keys.activation)
@@ -123,8 +123,8 @@ def config_refusal(config: PretrainedConfig, activations: Collection[str]) -> st
 
 @dataclass(frozen=True)
 class Exported:
-    """What is written: `model` computes what `loaded.model` computes, with transformers' defaults
-    and without the padding of its vocabulary."""
+    """The model to write: `model` computes what `loaded.model` computes, with transformers'
+    defaults and without padding of the vocabulary."""
 
     loaded: LoadedModel
     model: PreTrainedModel

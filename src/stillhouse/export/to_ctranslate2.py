@@ -1,4 +1,4 @@
-"""CTranslate2: fast on processors, for models that continue text and for the bodies of encoders."""
+"""CTranslate2: fast on CPUs, for causal models and for the bodies of encoders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from transformers.models.bert.modeling_bert import BertPooler
 from stillhouse.export.exported import CausalEngine, EncoderEngine, Format, Precision
 from stillhouse.export.plain import GELU, TANH_GELU, Exported, config_refusal
 from stillhouse.export.vocabulary import Vocabulary
+from stillhouse.inference.causal_lm import CausalLM
 
 QUANTIZATION = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 LOADERS = {
@@ -36,7 +37,7 @@ def _refusal(exported: Exported) -> str | None:
     loaded = exported.loaded
     if loaded.pipeline_task not in ("text-generation", "fill-mask", "feature-extraction"):
         return "CTranslate2 has no heads for tasks; take onnx"
-    if loaded.is_causal and not exported.vocabulary.end_ids:
+    if isinstance(loaded, CausalLM) and not exported.vocabulary.end_ids:
         return (
             "CTranslate2 must know a token that ends a text; set eos_token_id in the model's "
             "generation_config.json"
@@ -46,7 +47,7 @@ def _refusal(exported: Exported) -> str | None:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """What CTranslate2's loaders ask of a tokenizer."""
+    """The tokenizer interface of CTranslate2's loaders."""
 
     vocabulary: Vocabulary
     bos_token: str | None
@@ -58,7 +59,7 @@ class _Tokens:
 
 
 class _Converter(Converter):
-    """Writes a model that is in memory."""
+    """Converts a model in memory."""
 
     def __init__(self, exported: Exported) -> None:
         self._exported = exported
@@ -66,17 +67,17 @@ class _Converter(Converter):
     @torch.no_grad()
     def _load(self) -> Any:
         loaded, config = self._exported.loaded, self._exported.model.config
-        # The loaders ask for a key that transformers 5 no longer has: all positions are absolute.
+        # The loaders read a key that transformers 5 no longer has: all positions are absolute.
         config.position_embedding_type = "absolute"
         loader = LOADERS[config.model_type]()
-        if loaded.is_causal:
+        if isinstance(loaded, CausalLM):
             spec = loader(self._exported.model, _tokens(self._exported))
             spec.config.layer_norm_epsilon = config.layer_norm_epsilon
             return spec
         body: Any = self._exported.model.base_model
         has_pooler = getattr(body, "pooler", None) is not None
         if config.model_type == "bert" and not has_pooler:
-            body.pooler = BertPooler(config)  # BERT's loader needs one; it is not written
+            body.pooler = BertPooler(config)  # required by BERT's loader; not written
         spec = loader(body, _tokens(self._exported))
         if config.model_type == "bert" and not has_pooler:
             del spec.pooler_dense, spec.pooler_activation
@@ -87,7 +88,7 @@ def _tokens(exported: Exported) -> _Tokens:
     vocabulary = exported.vocabulary
     end = vocabulary.names[vocabulary.end_ids[0]] if vocabulary.end_ids else None
     begin = None if vocabulary.begin_id is None else vocabulary.names[vocabulary.begin_id]
-    # Byte-level tokenizers have no unknown token; CTranslate2 must.
+    # Byte-level tokenizers have no unknown token; CTranslate2 needs one.
     unknown: Any = exported.loaded.tokenizer.unk_token or end
     return _Tokens(vocabulary, begin or end, end, unknown)
 
@@ -95,7 +96,7 @@ def _tokens(exported: Exported) -> _Tokens:
 def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
     _Converter(exported).convert(str(target), quantization=QUANTIZATION[precision], force=True)
     exported.loaded.tokenizer.save_pretrained(target)
-    if not exported.loaded.is_causal:
+    if not isinstance(exported.loaded, CausalLM):
         return []
     vocabulary = exported.vocabulary
     ends = [vocabulary.names[id] for id in vocabulary.end_ids]
@@ -169,7 +170,7 @@ class _Encoder:
 
 
 def _open(exported: Exported, folder: Path) -> CausalEngine | EncoderEngine:
-    return _Causal(exported, folder) if exported.loaded.is_causal else _Encoder(folder)
+    return _Causal(exported, folder) if isinstance(exported.loaded, CausalLM) else _Encoder(folder)
 
 
 CTRANSLATE2 = Format(

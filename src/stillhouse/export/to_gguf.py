@@ -1,7 +1,7 @@
-"""GGUF, the file of llama.cpp and what is built on it, for GPT-2 and its students.
+"""GGUF, the format of llama.cpp and tools built on it, for GPT-2 and its students.
 
-The names and values that llama.cpp expects are those of its `gguf` package, but for the list of
-tokens that are never drawn, which that does not know yet.
+Names and values are those of llama.cpp's `gguf` package, except the key for suppressed tokens,
+which the package does not have yet.
 """
 
 import json
@@ -17,6 +17,7 @@ from gguf.quants import quantize
 from stillhouse.export.exported import CausalEngine, Format, Precision
 from stillhouse.export.plain import TANH_GELU, Exported, config_refusal
 from stillhouse.export.vocabulary import Vocabulary
+from stillhouse.inference.causal_lm import CausalLM
 
 FILE = "model.gguf"
 TYPES = {
@@ -24,10 +25,10 @@ TYPES = {
     "fp16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "int8": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
-TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # transformers keeps them so
+TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # as transformers stores them
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
-STOPS = 256  # added tokens that are tried for whether llama.cpp stops at them
-# What a tokenizer.json must hold for llama.cpp to split text as it does; "" and None are one.
+STOPS = 256  # added tokens that are tested for whether llama.cpp stops at them
+# Settings of tokenizer.json that llama.cpp's tokenization assumes; "" and None are equal.
 PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 BPE: Mapping[str, Any] = {
     "type": "BPE",
@@ -42,7 +43,7 @@ TOKEN_FLAGS = ("lstrip", "rstrip", "single_word")
 
 def _refusal(exported: Exported) -> str | None:
     loaded, ends = exported.loaded, exported.vocabulary.end_ids
-    if not loaded.is_causal or loaded.family.model_type != "gpt2":
+    if not isinstance(loaded, CausalLM) or loaded.family.model_type != "gpt2":
         return "only GPT-2 and its students are written as GGUF; take onnx"
     if reason := config_refusal(loaded.model.config, TANH_GELU):
         return reason
@@ -55,7 +56,7 @@ def _refusal(exported: Exported) -> str | None:
 
 
 def _tokenizer_refusal(exported: Exported) -> str | None:
-    """What llama.cpp has no way to be told, named."""
+    """A setting of the tokenizer that a GGUF file cannot express; None if there is none."""
     tokenizer = exported.loaded.tokenizer
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     if state["normalizer"] is not None:
@@ -83,8 +84,8 @@ def _tokenizer_refusal(exported: Exported) -> str | None:
 
 
 def _added_around(exported: Exported) -> tuple[bool, bool] | None:
-    """Whether the tokenizer begins each text with the token for it, and ends each; None where it
-    does something else."""
+    """Whether the tokenizer adds a start token, and an end token, to each text; None if it adds
+    anything else."""
     vocabulary, tokenizer = exported.vocabulary, exported.loaded.tokenizer
     ids, own = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     for begins in (False, True):
@@ -125,7 +126,7 @@ def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
 
 
 def _tensors(model: Any) -> dict[str, np.ndarray]:
-    """By llama.cpp's names; the output matrix only where it is not the embeddings again."""
+    """Tensors by llama.cpp's names; the output matrix only if it is not tied to the embeddings."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
     tied = model.lm_head.weight is model.transformer.wte.weight
     found = {}
@@ -145,8 +146,8 @@ def _tensors(model: Any) -> dict[str, np.ndarray]:
 def _add_tensor(
     writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: gguf.GGMLQuantizationType
 ) -> bool:
-    """Matrices in the precision asked for, if their rows are whole blocks of it (False if not);
-    vectors and positions in float32, as llama.cpp wants them."""
+    """Matrices in the requested precision, if their rows are whole blocks of it (False if not);
+    vectors and positions in float32, as llama.cpp requires."""
     fits = values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
     stays = values.ndim == 1 or name.startswith("position_embd")
     if stays or not fits:
@@ -166,7 +167,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, exported: Exported) -> None:
     add_end = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
     for add, id in zip(add_end, vocabulary.end_ids, strict=False):
         add(id)
-    # llama.cpp has a default where none is given: 11.
+    # llama.cpp's default is 11.
     begin = vocabulary.end_ids[0] if vocabulary.begin_id is None else vocabulary.begin_id
     writer.add_bos_token_id(begin)
     around = _added_around(exported)

@@ -1,6 +1,6 @@
-"""ONNX, for encoders: with their heads, whatever they were made for.
+"""ONNX, for encoders with any head.
 
-A model is traced as transformers runs it, so every key of its configuration is carried.
+A model is traced as transformers runs it, so every key of its configuration is carried over.
 """
 
 import logging
@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from stillhouse.export.exported import EncoderEngine, Format, Precision
 from stillhouse.export.plain import Exported
+from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.models.task_models import reads_token_types
 
 FILE = "model.onnx"
 OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
-logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision aloud
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision
 
 
 def _refusal(exported: Exported) -> str | None:
-    if exported.loaded.is_causal:
-        return "a model that continues text needs a cache, which this has not; take ctranslate2"
+    if isinstance(exported.loaded, CausalLM):
+        return "a causal model needs a KV cache, which this export does not write; take ctranslate2"
     return None
 
 
@@ -44,19 +45,19 @@ class _Outputs(nn.Module):
 
 
 def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
-    del precision  # float32 alone: what quantizing did to MiniLM is in docs/experiments.md
+    del precision  # float32 only: for quantized MiniLM see docs/experiments.md
     model, ids = exported.model, torch.zeros((2, 8), dtype=torch.long)
     outputs = [name for name in OUTPUTS if name in model(input_ids=ids)]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if reads_token_types(model.config):
-        inputs["token_type_ids"] = torch.zeros_like(ids)  # a tensor of its own
+        inputs["token_type_ids"] = torch.zeros_like(ids)  # a separate tensor
     axes = {
         0: torch.export.Dim("batch"),
         1: torch.export.Dim("length", max=exported.loaded.context),
     }
     shapes = (axes, axes, *([(axes,)] if len(inputs) == 3 else []))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that inputs share their axes' names, as they must
+        warnings.simplefilter("ignore")  # inputs share the names of their axes, as intended
         torch.onnx.export(
             _Outputs(model).eval(),
             tuple(inputs.values()),

@@ -1,5 +1,4 @@
-"""What an exported file says of a vocabulary: a name for every id, and the tokens that mean more
-than text."""
+"""The vocabulary of an exported file: a name for every id, and the special tokens."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,16 +10,16 @@ from stillhouse.inference.loaded import LoadedModel
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a model, without the padding behind the last of them.
+    """The tokens of a model, without padding after the last one.
 
     Attributes:
-        names: Of each id; an added token is named by its text.
-        unused: Ids in between that are no token; their names are <|padding_ID|>.
+        names: By id; the name of an added token is its text.
+        unused: Ids without a token; their names are <|padding_ID|>.
         special: Special tokens.
-        added: Other tokens that were added to the tokenizer's own.
-        end_ids: The tokens that end a text, the tokenizer's own first: those that the model's files
-            name, else the tokenizer's. Empty where none does.
-        begin_id: The token that begins a text, if there is one.
+        added: Other tokens that were added to the base vocabulary.
+        end_ids: The tokens that end a text, the tokenizer's own first: those of the model's files,
+            or else the tokenizer's. May be empty.
+        begin_id: The token that starts a text, if there is one.
     """
 
     names: tuple[str, ...]
@@ -38,7 +37,7 @@ def vocabulary_of(name: str, loaded: LoadedModel) -> Vocabulary:
     """The vocabulary of a model and its tokenizer.
 
     Raises:
-        ModelError: the tokenizer has tokens that the model has no embedding for, or none at all.
+        ModelError: the tokenizer has tokens without an embedding, or no tokens.
     """
     tokenizer, config = loaded.tokenizer, loaded.model.config
     begin: Any = tokenizer.bos_token_id

@@ -26,8 +26,8 @@ from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
 from stillhouse.finetuning.scores import task_scores
 from stillhouse.finetuning.settings import FinetuningRecipe, TaskTrainingRecipe
 from stillhouse.machine import describe_machine, library_versions, source_commit
-from stillhouse.models.folder import save_model
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
+from stillhouse.models.save import save_model
 from stillhouse.models.task_models import task_model_with_num_layers
 from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_manifest, sha256_of
 from stillhouse.runs.paths import RunFolder

@@ -1,8 +1,8 @@
-"""What callers of the Python API pass: a text or a list of them, pairs, keyword settings.
+"""Arguments of the Python API: a text or a list of texts, pairs, keyword settings.
 
-Contract: a single input gives a single result, a list gives a list. Whatever is not understood
-raises a RecipeError that says what is taken, and which name is meant by an unknown keyword. A list
-may be anything that has texts in order: a tuple, a generator, a numpy array, a pandas Series.
+Contract: a single input gives a single result, a list gives a list. Anything else raises a
+RecipeError that names what is accepted, and the closest name for an unknown keyword. A list is any
+ordered iterable of texts: a tuple, a generator, a numpy array, a pandas Series.
 """
 
 import difflib
@@ -20,8 +20,8 @@ from stillhouse.tasks.texts import TextExample
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# What transformers and OpenAI's clients call it, where no similar name would be found.
-ELSEWHERE = {
+# Names in transformers and OpenAI's clients, where no similar name would be found.
+OTHER_NAMES = {
     "max_length": "max_new_tokens (which does not count the prompt)",
     "max_tokens": "max_new_tokens",
     "min_length": "stop",
@@ -32,11 +32,16 @@ ELSEWHERE = {
     "topk": "top_k",
     "k": "top_k",
 }
-CLOSE = 0.65  # how alike a name must be to be meant
+CLOSE = 0.65  # similarity of a name that is suggested
+TYPES = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    bool: (bool, "True or False"),
+}
 
 
 def checked_arguments(function: Function) -> Function:
-    """A method that names the nearest of its arguments where a keyword is unknown."""
+    """A method that suggests the closest of its arguments for an unknown keyword."""
     known = list(inspect.signature(function).parameters)[1:]
 
     @functools.wraps(function)
@@ -49,12 +54,12 @@ def checked_arguments(function: Function) -> Function:
 
 def refuse_unknown(keywords: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     """Raises:
-    RecipeError: a keyword that is not known, with the name that is meant.
+    RecipeError: an unknown keyword, with the closest known one.
     """
     for name in keywords:
         if name in known:
             continue
-        meant = ELSEWHERE.get(name, "")
+        meant = OTHER_NAMES.get(name, "")
         if meant.partition(" ")[0] not in known:
             meant = next(iter(difflib.get_close_matches(name, known, 1, cutoff=CLOSE)), "")
         hint = f" Did you mean {meant}?" if meant else ""
@@ -65,35 +70,32 @@ def generation_of(settings: Mapping[str, Any]) -> Generation:
     """Keyword arguments as settings; `stop` may be one text or several.
 
     Raises:
-        RecipeError: an unknown name, a value of another type, or one that cannot be.
+        RecipeError: an unknown name, a value of another type, or an invalid value.
     """
     kinds = {field.name: type(field.default) for field in fields(Generation)} | {"seed": int}
     refuse_unknown(settings, list(kinds), "generate()")
     given = dict(settings)
-    if "stop" in given:
-        given["stop"] = tuple(texts_of(given["stop"], "stop")[0])
-    for name, value in given.items():
-        kind = kinds[name]
-        if name == "seed" and value is None:
-            continue
-        wanted = {int: Integral, float: Real}.get(kind, kind)  # numpy's numbers too
-        if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-            words = {int: "a whole number", float: "a number", bool: "True or False"}
-            raise RecipeError(f"{name} is {value!r}; it must be {words.get(kind, kind.__name__)}.")
-        given[name] = kind(value)
+    for name, value in settings.items():
+        if name == "stop":
+            given["stop"] = tuple(texts_of(value, "stop")[0])
+        elif name != "seed" or value is not None:
+            kind = kinds[name]
+            accepted, words = TYPES[kind]  # numpy's numbers too
+            if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+                raise RecipeError(f"{name} is {value!r}; it must be {words}.")
+            given[name] = kind(value)
     return Generation(**given)
 
 
 def texts_of(given: Any, name: str) -> tuple[list[str], bool]:
-    """The texts that were given, and whether it was a single one.
+    """The given texts, and whether it was a single one.
 
     Raises:
         RecipeError: neither a text nor a list of texts.
         DataError: half a surrogate pair.
     """
-    if isinstance(given, str):
-        return [checked_text(given)], True
-    items = as_list(given)
+    single = isinstance(given, str)
+    items = [given] if single else _as_list(given)
     if items is None:
         raise RecipeError(f"{name} must be a text or a list of texts; got {_shown(given)}.")
     for number, each in enumerate(items):
@@ -101,33 +103,24 @@ def texts_of(given: Any, name: str) -> tuple[list[str], bool]:
             raise RecipeError(
                 f"{name} must be a text or a list of texts; got {_shown(each)} as item {number}."
             )
-    return [checked_text(each) for each in items], False
+        check_whole_characters(each, "The text")
+    return items, single
 
 
-def as_list(given: Any) -> list[Any] | None:
-    """The items of whatever has them in order, but for tables, which iterate over their columns;
-    None for what is no list."""
-    unfit = (str, bytes, bytearray, Mapping, Set)
-    if not isinstance(given, Iterable) or isinstance(given, unfit) or hasattr(given, "columns"):
+def _as_list(given: Any) -> list[Any] | None:
+    """The items of an ordered iterable; None for anything else, and for tables, which would give
+    the names of their columns."""
+    other = (str, bytes, bytearray, Mapping, Set)
+    if not isinstance(given, Iterable) or isinstance(given, other) or hasattr(given, "columns"):
         return None
     return list(given)
 
 
-def checked_text(text: str) -> str:
-    """The text itself.
-
-    Raises:
-        DataError: it has half of a surrogate pair, as undecodable bytes of a command line have.
-    """
-    check_whole_characters(text, "The text")
-    return text
-
-
 def examples_of(given: Any, pair: Any = None) -> tuple[list[TextExample], bool]:
-    """The texts or pairs of texts that were given, and whether it was a single one.
+    """The given texts or pairs of texts, and whether it was a single one.
 
-    A pair is a tuple, a dictionary of `text` and `text_pair`, or `pair` beside the text; a list
-    holds several of any of these.
+    A pair is a tuple, a dictionary of `text` and `text_pair`, or `text` with `pair`; a list holds
+    several of any of these.
 
     Raises:
         RecipeError: something else, or pairs and single texts in one list.
@@ -140,28 +133,28 @@ def examples_of(given: Any, pair: Any = None) -> tuple[list[TextExample], bool]:
                 f"There are {len(texts)} texts and {len(pairs)} in pair; give one for each."
             )
         return [TextExample(*both) for both in zip(texts, pairs, strict=True)], single
-    items = None if isinstance(given, tuple) else as_list(given)  # a tuple is a pair
-    if items is None:
-        return [_example(given)], True
-    examples = [_example(each) for each in items]
+    items, single = _inputs(given)
+    examples = [
+        TextExample(*_fields(each, ("text",) if _is_one_text(each) else ("text", "text_pair")))
+        for each in items
+    ]
     if len({example.pair is None for example in examples}) > 1:
         raise RecipeError("Some inputs are pairs and some are single texts; give one kind a call.")
-    return examples, False
+    return examples, single
 
 
 def questions_of(question: Any, context: Any) -> tuple[list[tuple[str, str]], bool]:
-    """The questions and contexts that were given, and whether it was a single one.
+    """The given questions with their contexts, and whether it was a single one.
 
-    One context beside several questions is that of all; a question may be a dictionary of
-    `question` and `context`, or a list of those.
+    One context serves all questions, and one question all contexts; a question may be a dictionary
+    of `question` and `context`, or a list of those.
 
     Raises:
         RecipeError: something else.
     """
     if context is None:
-        items = None if isinstance(question, tuple) else as_list(question)  # a tuple is both
-        found = [question] if items is None else items
-        return [_fields(each, ("question", "context")) for each in found], items is None
+        items, single = _inputs(question)
+        return [_fields(each, ("question", "context")) for each in items], single
     questions, single = texts_of(question, "question")
     contexts, one_context = texts_of(context, "context")
     if one_context:
@@ -175,28 +168,35 @@ def questions_of(question: Any, context: Any) -> tuple[list[tuple[str, str]], bo
     return list(zip(questions, contexts, strict=True)), single and one_context
 
 
-def _example(given: Any) -> TextExample:
-    if isinstance(given, str):
-        return TextExample(checked_text(given))
-    if isinstance(given, Mapping) and "text_pair" not in given:
-        return TextExample(*_fields(given, ("text",)))
-    return TextExample(*_fields(given, ("text", "text_pair")))
+def _inputs(given: Any) -> tuple[list[Any], bool]:
+    """The items of a list, or the one input; a tuple is one input of several texts."""
+    items = None if isinstance(given, tuple) else _as_list(given)
+    return ([given], True) if items is None else (items, False)
+
+
+def _is_one_text(given: Any) -> bool:
+    return isinstance(given, str) or (isinstance(given, Mapping) and "text_pair" not in given)
 
 
 def _fields(given: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
-    """The texts of a dictionary with these keys, or of a tuple or list of as many."""
-    found: tuple[Any, ...]
-    if isinstance(given, Mapping):
-        found = tuple(given.get(name) for name in names) if set(given) == set(names) else ()
-    else:
-        found = tuple(given) if isinstance(given, tuple | list) else ()
+    """The texts of a text, of a dictionary with these keys, or of a tuple or list of their
+    number."""
+    found: tuple[Any, ...] = ()
+    if isinstance(given, str) and len(names) == 1:
+        found = (given,)
+    elif isinstance(given, Mapping) and set(given) == set(names):
+        found = tuple(given[name] for name in names)
+    elif isinstance(given, tuple | list):
+        found = tuple(given)
     if len(found) != len(names) or not all(isinstance(each, str) for each in found):
         wanted = f"a dictionary of {' and '.join(names)}, or a tuple of them"
         raise RecipeError(
             f"An input must be {'a text, ' if names[0] == 'text' else ''}{wanted}, or a list of "
             f"those; got {_shown(given)}."
         )
-    return tuple(map(checked_text, found))
+    for each in found:
+        check_whole_characters(each, "The text")
+    return found
 
 
 def _shown(given: Any) -> str:

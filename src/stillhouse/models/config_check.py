@@ -1,10 +1,11 @@
-"""A model's configuration: settled where it would only disturb, refused where it asks for a
-computation that is not the family's.
+"""Checks a model's configuration: normalizes settings that would only get in the way, and refuses
+those that ask for a computation outside the family.
 
-transformers passes over keys that it no longer knows, such as relative positions, in silence: the
-model would be computed as another one.
+transformers silently ignores keys that it no longer knows, such as relative positions: another
+model would be computed.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from transformers.activations import ACT2FN
 from stillhouse.errors import ModelError
 
 ACTIVATIONS = ("activation_function", "hidden_act", "activation")
-# Of how a model is run, not of what it computes; each of them breaks a caller somewhere.
-AS_USUAL = {
+# How a model runs, not what it computes; other values break some caller.
+NORMAL = {
     "chunk_size_feed_forward": 0,
     "output_attentions": False,
     "output_hidden_states": False,
@@ -26,24 +27,26 @@ AS_USUAL = {
 
 
 def settle_config(config: PretrainedConfig, language_modeling: str) -> None:
-    """Change a configuration in place so that its model can be used here.
+    """Normalize a configuration in place.
 
     Raises:
-        ModelError: it asks for what Stillhouse does not compute; without the name of its file.
+        ModelError: it asks for what Stillhouse does not compute; the message does not name the
+            file.
     """
-    if reason := _refusal(config, language_modeling):
+    for reason in _refusals(config, language_modeling):
         raise ModelError(reason)
-    for name, value in AS_USUAL.items():
+    for name, value in NORMAL.items():
         setattr(config, name, value)
     if isinstance(config.architectures, str):
         config.architectures = [config.architectures]
 
 
-def _refusal(config: PretrainedConfig, language_modeling: str) -> str | None:
+def _refusals(config: PretrainedConfig, language_modeling: str) -> Iterator[str]:
+    """Why the model cannot be computed here, for each reason."""
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-        return (
+        yield (
             f"the model is quantized (quantization_config{f', {method}' if method else ''}); "
             "Stillhouse reads weights in full precision. Give the model before quantization, or "
             "save it after model.dequantize()."
@@ -51,50 +54,56 @@ def _refusal(config: PretrainedConfig, language_modeling: str) -> str | None:
     for key in ACTIVATIONS:
         name = getattr(config, key, None)
         if name is not None and name not in ACT2FN:
-            return f"{key} is {name!r}, which is no activation function; such as gelu, gelu_new."
+            yield f"{key} is {name!r}, which is not an activation function; such as gelu, gelu_new."
     positions = getattr(config, "position_embedding_type", None)
     if positions not in (None, "absolute"):
-        return (
-            f"position_embedding_type is {positions!r}; Stillhouse, as transformers 5, computes "
-            "absolute positions alone."
+        yield (
+            f"position_embedding_type is {positions!r}; Stillhouse, like transformers 5, supports "
+            "only absolute positions."
         )
-    if getattr(config, "pruned_heads", None):
-        return "pruned_heads names heads that are not there; give a model with all of its heads."
-    if getattr(config, "add_cross_attention", False):
-        return (
-            "add_cross_attention is true: the model reads another model's states. Give one that "
-            "reads text alone."
-        )
-    if language_modeling == "masked" and getattr(config, "is_decoder", False):
-        return (
-            "is_decoder is true: each token sees those before it alone, and a model of this kind "
-            "is read in both directions here. Give an encoder."
-        )
-    return None
+    is_decoder = language_modeling == "masked" and getattr(config, "is_decoder", False)
+    for is_set, reason in (
+        (
+            getattr(config, "pruned_heads", None),
+            "pruned_heads names heads that are missing; give a model with all of its heads.",
+        ),
+        (
+            getattr(config, "add_cross_attention", False),
+            "add_cross_attention is true: the model attends to another model's states. Give one "
+            "without cross-attention.",
+        ),
+        (
+            is_decoder,
+            "is_decoder is true: each token attends only to those before it, but models of this "
+            "family are bidirectional here. Give an encoder.",
+        ),
+    ):
+        if is_set:
+            yield reason
 
 
 def empty_model_of(model_class: Any, config: PretrainedConfig, folder: Path) -> PreTrainedModel:
-    """The model of a folder without memory for its weights.
+    """The model of a folder without memory for its weights (on torch's meta device).
 
     Raises:
-        ModelError: no model can be made by its configuration.
+        ModelError: the configuration does not make a model.
     """
     try:
         with torch.device("meta"):
             return getattr(model_class, "from_config", model_class)(config)
-    except Exception as error:  # whatever the numbers of a hostile file lead to
+    except Exception as error:  # a hostile file can raise anything in the library
         raise ModelError(
             f"No model can be made by {folder / 'config.json'}: {first_line(error)}"
         ) from error
 
 
 def first_line(error: Exception) -> str:
-    """An error's message in one line."""
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def differing_shapes(mismatched: Any) -> list[str]:
-    """transformers' report of weights of another shape, for people."""
+    """transformers' report of mismatched weights, as text."""
     return [
         f"{name} is {tuple(found)} in the file and {tuple(wanted)} by config.json"
         for name, found, wanted in sorted(mismatched)

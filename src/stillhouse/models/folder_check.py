@@ -1,6 +1,6 @@
-"""A model folder is looked over once: its files, its weights' names, its tokenizer.
+"""Checks a model folder: its files, the names of its weights, its tokenizer.
 
-Nothing here reads a weight, so `stillhouse check` can say what `stillhouse run` would stumble over.
+No weights are read, so `stillhouse check` can report the errors of `stillhouse run` in advance.
 """
 
 import json
@@ -18,13 +18,13 @@ from stillhouse.models.special_ids import end_token_ids
 from stillhouse.models.weight_files import OTHER_WEIGHTS, WEIGHTS, read_weight_names
 from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, tokenizer_files
 
-# The files of a model folder that change what comes out of it: fetched, fingerprinted, carried.
+# The files of a model folder that affect results: downloaded, fingerprinted, copied.
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.bpe", "vocab.txt", "merges.txt")
 SUBFOLDERS = ("[0-9]_*", "additional_chat_templates")  # modules of sentence-transformers; templates
 
 
 def result_files(folder: Path) -> list[Path]:
-    """The files of a model folder that change its results, sorted."""
+    """The files of a model folder that affect its results, sorted."""
     places = [folder, *(place for pattern in SUBFOLDERS for place in folder.glob(pattern))]
     patterns = (WEIGHTS, *SETTINGS)
     found = {path for place in places for pattern in patterns for path in place.glob(pattern)}
@@ -32,17 +32,17 @@ def result_files(folder: Path) -> list[Path]:
 
 
 def check_folder(folder: Path, *, needs_weights: bool = True, head: bool = True) -> None:
-    """Refuse a model folder that could not be loaded for language modeling.
+    """Check that a model folder can be loaded for language modeling.
 
     Args:
-        needs_weights: They must be there; otherwise a configuration alone will do, and weights are
-            looked at where there are some.
-        head: The language modeling head must be there too; a task brings a head of its own.
+        needs_weights: Require weights; otherwise a configuration is enough, and weights are
+            checked if there are any.
+        head: Require the language modeling head; tasks have their own head.
 
     Raises:
-        ModelError: a configuration that cannot be used, weights that are not safetensors, no
-            head, or a tokenizer of another size.
-        DataError: a tokenizer that cannot be used.
+        ModelError: an unsupported configuration, weights that are not safetensors, no head, or a
+            tokenizer with more ids than embeddings.
+        DataError: an unusable tokenizer.
     """
     config = load_config(folder)
     end_token_ids(folder)
@@ -88,7 +88,7 @@ def load_config(folder: Path) -> PretrainedConfig:
 
 
 def _instead(folder: Path) -> str:
-    """What a folder without a configuration is, where it can be told."""
+    """What a folder without a configuration is, if it can be recognized."""
     if (folder / "adapter_config.json").is_file():
         return (
             "; it is a PEFT adapter. Merge it into its base model (merge_and_unload()), save that "
@@ -102,7 +102,7 @@ def weight_names(folder: Path, config: PretrainedConfig) -> set[str]:
     """The names of the weights in a folder, from their headers.
 
     Raises:
-        ModelError: there are no safetensors, or such as cannot be read; see `read_weight_names`.
+        ModelError: no safetensors, or unreadable ones; see `read_weight_names`.
     """
     if not list(folder.glob(WEIGHTS)):
         raise ModelError(_no_safetensors(folder, config))
@@ -133,10 +133,10 @@ def _no_safetensors(folder: Path, config: PretrainedConfig) -> str:
 
 
 def check_head(folder: Path, config: PretrainedConfig, names: set[str]) -> None:
-    """Refuse weights without the language modeling head.
+    """Check that the weights include the language modeling head.
 
     Raises:
-        ModelError: they have none.
+        ModelError: they do not.
     """
     family = family_of(config)
     model = empty_model_of(getattr(transformers, family.model_class), config, folder)
@@ -155,7 +155,7 @@ def check_head(folder: Path, config: PretrainedConfig, names: set[str]) -> None:
 
 
 def no_head(folder: Path, family: Family, config: PretrainedConfig, missing: list[str]) -> str:
-    """What to say of a folder whose language modeling head is missing."""
+    """The error message for a missing language modeling head."""
     kind = (config.architectures or ["model without a head"])[0]
     outputs = ("lm_head.weight", "decoder.weight", "decoder.bias", "vocab_projector.weight")
     if not config.tie_word_embeddings and all(name.endswith(outputs) for name in missing):
@@ -177,11 +177,11 @@ def no_head(folder: Path, family: Family, config: PretrainedConfig, missing: lis
 
 
 def load_model_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model folder, checked against its model.
+    """The tokenizer of a model folder, checked against the model's configuration.
 
     Raises:
-        ModelError: it has token ids that the model has no embedding for.
-        DataError: no tokenizer there, or one that cannot be used.
+        ModelError: it has token ids without an embedding.
+        DataError: no tokenizer, or an unusable one.
     """
     config, tokenizer = load_config(folder), load_tokenizer(folder)
     size = num_ids(tokenizer)
@@ -200,8 +200,8 @@ def load_model_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> None:
-    """Let a tokenizer say what its model takes: at most as many tokens as there are positions, and,
-    for a masked model, texts between the tokens that it was trained with."""
+    """Set a tokenizer's `model_max_length` to the model's positions, and, for a masked model, the
+    special tokens around a text that it was trained with."""
     family = family_of(config)
     positions = family.num_positions(config)
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)

@@ -1,7 +1,7 @@
-"""The token ids that a model folder gives a meaning: what ends a text, what pads one.
+"""Special token ids of a model folder: end of text and padding.
 
 `config.json` and `generation_config.json` may each name one token, several, or none; published
-models keep some of their end tokens in the second file alone. Every reader takes them from here.
+models have some of their end tokens only in the second file.
 """
 
 import json
@@ -17,7 +17,7 @@ from stillhouse.errors import ModelError
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 KEY = "eos_token_id"
-UNHEEDED = (
+IGNORED_SETTINGS = (
     "bad_words_ids", "begin_suppress_tokens", "exponential_decay_length_penalty",
     "forced_bos_token_id", "forced_eos_token_id", "min_length", "min_new_tokens",
     "no_repeat_ngram_size", "sequence_bias", "suppress_tokens",
@@ -26,10 +26,10 @@ UNHEEDED = (
 
 def end_token_ids(source: Path | PreTrainedModel) -> frozenset[int]:
     """The tokens that end a text: the union of both files of a model folder, or of a model's
-    configuration and generation configuration. Empty where neither names one.
+    configuration and generation configuration. Empty if neither names one.
 
     Raises:
-        ModelError: a file that cannot be read, or names something that is no token.
+        ModelError: an unreadable file, or a value that is not a token id.
     """
     if isinstance(source, Path):
         _check_generation_config(source / GENERATION_CONFIG)
@@ -48,25 +48,25 @@ def end_token_ids(source: Path | PreTrainedModel) -> frozenset[int]:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The settings in a JSON file of a model folder; none where there is no such file.
+    """The settings in a JSON file of a model folder; empty if there is no such file.
 
     Raises:
-        ModelError: it is not a JSON object.
+        ModelError: not a JSON object.
     """
     if not file.is_file():
         return {}
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file} cannot be read ({error}). Fetch or save it again.") from error
+        raise ModelError(f"{file} cannot be read ({error}). Download or save it again.") from error
     if not isinstance(settings, dict):
-        raise ModelError(f"{file} is not a JSON object. Fetch or save it again.")
+        raise ModelError(f"{file} is not a JSON object. Download or save it again.")
     return settings
 
 
 def padding_id(config: PretrainedConfig) -> int:
-    """The token that fills a sequence up; no position of it is ever read, so any will do where the
-    configuration names none that there is."""
+    """The padding token. Padding is always masked, so any token will do if the configuration does
+    not name a valid one."""
     named = (config.pad_token_id, config.eos_token_id)
     ids = [id for value in named for id in (value if isinstance(value, list) else [value])]
     known = range(config.vocab_size)
@@ -80,16 +80,16 @@ def one_or_several(ids: frozenset[int]) -> int | list[int] | None:
 
 
 def take_generation_config(model: PreTrainedModel, folder: Path) -> None:
-    """Give a model that continues text the generation configuration of a folder, where there is
-    one: its end tokens, and the sampling defaults that it was published with."""
+    """Give a causal model the generation configuration of a folder, if it has one: end tokens, and
+    the sampling defaults that the model was published with."""
     if model.can_generate() and read_settings(folder / GENERATION_CONFIG):
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
 @contextmanager
 def without_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Within, `model.generate` follows its arguments and the end tokens alone: no temperature or
-    penalty of the folder's `generation_config.json` slips in."""
+    """Inside, `model.generate` uses only its arguments and the end tokens: temperature and
+    penalties of the folder's `generation_config.json` are ignored."""
     before = model.generation_config
     ends = one_or_several(end_token_ids(model))
     model.generation_config = GenerationConfig(
@@ -103,12 +103,12 @@ def without_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = before
 
 
-def warn_of_unheeded_settings(folder: Path) -> None:
-    """Say what a folder's `generation_config.json` asks of the tokens that may come, beyond how
-    they are sampled."""
+def warn_of_ignored_settings(folder: Path) -> None:
+    """Warn of settings in a folder's `generation_config.json` that restrict tokens and are not
+    supported."""
     file = folder / GENERATION_CONFIG
     settings = read_settings(file)
-    if names := [name for name in UNHEEDED if settings.get(name) not in (None, 0, [], {})]:
+    if names := [name for name in IGNORED_SETTINGS if settings.get(name) not in (None, 0, [], {})]:
         warnings.warn(
             f"{file} asks for {', '.join(names)}, which Stillhouse does not follow: transformers' "
             "generate() gives other tokens.",
@@ -122,7 +122,7 @@ def _check_generation_config(file: Path) -> None:
     except ModelError:
         raise
     except Exception as error:  # a hostile file can raise anything in the library
-        raise ModelError(f"{file} cannot be used: {error}. Fetch or save it again.") from error
+        raise ModelError(f"{file} cannot be used: {error}. Download or save it again.") from error
 
 
 def _ids(value: Any, where: str) -> list[int]:

@@ -1,7 +1,7 @@
-"""Models with the head of a task, from any folder: with its head, or with one that is new.
+"""Models with the head of a task, from any folder: with its own head or a new one.
 
-The body comes from the folder whole or not at all; a head that the folder does not have is drawn
-from a seed, by the rules of the architecture. Classes are those of transformers' `AutoModelFor...`.
+The body of the folder must be complete; a head that the folder lacks is initialized from a seed, as
+the architecture does. Classes are those of transformers' `AutoModelFor...`.
 """
 
 import copy
@@ -18,8 +18,8 @@ from stillhouse.errors import ModelError
 from stillhouse.families.base import renumber_layers
 from stillhouse.families.registry import family_of
 from stillhouse.models.config_check import differing_shapes
-from stillhouse.models.folder import load_weights
 from stillhouse.models.folder_check import load_config
+from stillhouse.models.load import load_weights
 from stillhouse.models.special_ids import padding_id
 
 TaskHead = Literal[
@@ -36,16 +36,16 @@ def load_task_model(
     new_head_seed: int | None = None,
     headers_only: bool = False,
 ) -> PreTrainedModel:
-    """A model with this head, in float32 on the processor, in evaluation mode.
+    """A model with this head, in float32 on the CPU, in evaluation mode.
 
     Args:
         settings: Values of the configuration, such as the labels.
-        new_head_seed: Draws the parameters of a head that the folder does not have.
+        new_head_seed: Initializes a head that the folder lacks.
         tokenizer, headers_only: As in `load_model`.
 
     Raises:
-        ModelError: no such model, damaged weights, a body that is not whole, or, without a seed, a
-            head that is not there.
+        ModelError: no such model, damaged weights, an incomplete body, or, without a seed, a
+            missing head.
     """
     config = configured(load_config(folder), settings)
     with torch.random.fork_rng(devices=[]):
@@ -60,7 +60,7 @@ def load_task_model(
 def random_task_model(
     config: PretrainedConfig, head: TaskHead, settings: Mapping[str, Any]
 ) -> PreTrainedModel:
-    """A model of this shape and head whose parameters are all random, in evaluation mode.
+    """A model of this shape and head with random parameters, in evaluation mode.
 
     Args:
         settings: As in `load_task_model`.
@@ -70,7 +70,7 @@ def random_task_model(
 
 
 def task_model_with_num_layers(model: PreTrainedModel, layer_map: Sequence[int]) -> PreTrainedModel:
-    """The same model with some of its layers: layer i is layer layer_map[i] of `model`."""
+    """The model with fewer layers: layer i is layer layer_map[i] of `model`."""
     family = family_of(model.config)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     layers = prefix + family.layers.removeprefix(f"{family.body}.")
@@ -83,7 +83,7 @@ def task_model_with_num_layers(model: PreTrainedModel, layer_map: Sequence[int])
 
 
 def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
-    """Rearrange a classification head: output i becomes what output order[i] was."""
+    """Permute a classification head: output i becomes the former output order[i]."""
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     head = next(layer for layer in reversed(layers) if layer.out_features == len(order))
     with torch.no_grad():
@@ -99,7 +99,7 @@ def config_with_num_layers(config: PretrainedConfig, num_layers: int) -> Pretrai
 
 
 def configured(config: PretrainedConfig, settings: Mapping[str, Any]) -> PretrainedConfig:
-    """The configuration with some of its values set, and a padding token where it has none."""
+    """The configuration with these values, and a padding token if it has none."""
     for name, value in settings.items():
         setattr(config, name, value)
     config.pad_token_id = padding_id(config)
@@ -107,7 +107,7 @@ def configured(config: PretrainedConfig, settings: Mapping[str, Any]) -> Pretrai
 
 
 def head_of(config: PretrainedConfig) -> TaskHead | None:
-    """The head of the model whose configuration this is; None for language models and others."""
+    """The task head of a model with this configuration; None for language models and others."""
     name = (config.architectures or [""])[0]
     heads: tuple[TaskHead, ...] = (
         "SequenceClassification",
@@ -121,7 +121,7 @@ def head_of(config: PretrainedConfig) -> TaskHead | None:
 
 
 def reads_token_types(config: PretrainedConfig) -> bool:
-    """Whether the model tells a first text from a second one by token types."""
+    """Whether the model uses token types to distinguish the two texts of a pair."""
     return getattr(config, "type_vocab_size", 1) > 1
 
 
@@ -134,7 +134,8 @@ def _model_class(head: TaskHead) -> Any:
 def _check_whole(
     folder: Path, model: PreTrainedModel, head: TaskHead, report: Any, *, new_head: bool
 ) -> None:
-    """A pooler is part of the head: models that were trained without one have none."""
+    """Check for missing weights. A pooler counts as part of the head: models trained without one
+    lack it."""
     prefix = "" if head == "Body" else f"{model.base_model_prefix}."
     family = family_of(model.config)
     layers = re.escape(family.layers.removeprefix(f"{family.body}."))

@@ -1,4 +1,4 @@
-"""The weights of a model folder, by the headers of its safetensors: no weight is read."""
+"""The names of a model folder's weights, from the headers of its safetensors."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def read_weight_names(folder: Path) -> set[str]:
-    """The names of the weights that transformers would load from a folder: of `model.safetensors`,
-    or of the files that its index names.
+    """The names of the weights that transformers would load from a folder: in `model.safetensors`,
+    or in the files of its index.
 
     Raises:
-        ModelError: a file is missing, damaged or of quantized weights, or the index is; or an
-            adapter lies beside the weights.
+        ModelError: a file or the index is missing or damaged, the weights are quantized, or the
+            folder has an adapter as well.
     """
     if (folder / ADAPTER).is_file():
         raise ModelError(
@@ -58,7 +58,7 @@ def _names_in(file: Path) -> set[str]:
             kinds = {name: str(weights.get_slice(name).get_dtype()) for name in names}
     except (SafetensorError, OSError) as error:
         raise ModelError(_unreadable(file, error)) from error
-    # What is not a weight may be of whole numbers: old checkpoints carry masks and positions.
+    # Buffers may be integers: old checkpoints have masks and positions.
     quantized = sorted(
         name
         for name, kind in kinds.items()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stillhouse.models.folder import HUB_NAME
+from stillhouse.models.hub import HUB_NAME
 from stillhouse.report.markdown import text
 
 # What travels with Stillhouse or its extras under a name of ours.

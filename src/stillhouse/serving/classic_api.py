@@ -106,6 +106,7 @@ async def _continued(
     hosted: Hosted, texts: list[str], settings: Generation, seconds: float, served: Client
 ) -> list[list[dict[str, Any]]]:
     """For each text what follows it, with its number of tokens."""
+    hosted.must_continue_text()
     seed = settings.drawn_seed()
     requests = [
         Request(

@@ -158,14 +158,14 @@ def _request(hosted: Hosted, body: SuggestionsBody) -> Request:
     settings, begins = body.generation(body.number), None
     ids = _recent(hosted, body, pinned=body.pinned)
     if body.within_words:
-        ids, begins = hosted.resumer.resumed(ids)
+        ids, begins = hosted.resumer.heal(ids)
     if begins is not None:  # the first new token is the last of the text, or begins with it
         settings = replace(settings, max_new_tokens=settings.max_new_tokens + 1)
     return Request(
         ids,
         settings,
         settings.drawn_seed(),
-        begins=begins,
+        prefix=begins,
         max_seconds=hosted.limits.seconds,
     )
 

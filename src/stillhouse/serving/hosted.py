@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from stillhouse.errors import StillhouseError
+from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.engine.batcher import (
     Batcher,
     Ended,
@@ -69,7 +70,7 @@ class Hosted:
         self.precision: Precision = precision
         self.note = note
         self.is_drafted_for = False
-        self.batcher = loaded.batcher(limits.num_slots) if loaded.is_causal else None
+        self.batcher = loaded.batcher(limits.num_slots) if isinstance(loaded, CausalLM) else None
         self._worker = worker
         if self.batcher is not None:
             worker.add(self.batcher)

@@ -57,6 +57,7 @@ def _described(hosted: Hosted) -> dict[str, Any]:
 async def complete(body: CompletionBody, catalog: Catalog, served: Served) -> Response:
     """Continue prompts, as text or as token ids."""
     hosted = catalog.named(body.model, "text-generation")
+    hosted.must_continue_text()
     prompts = [_ids(hosted.loaded, prompt) for prompt in _prompts(body.prompt)]
     settings = body.generation(body.max_tokens)
     if body.stream and body.echo and body.logprobs is not None:
@@ -204,7 +205,7 @@ async def chat_by(model_id: str, body: ChatBody, catalog: Catalog, served: Serve
 
 
 async def _answer(hosted: Hosted, body: ChatBody, served: Client) -> Response:
-    if not hosted.loaded.is_causal:
+    if hosted.batcher is None:
         raise Problem(400, f"{hosted.name} does not continue text, so it cannot chat.")
     if body.top_logprobs and not body.logprobs:
         raise Problem(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")

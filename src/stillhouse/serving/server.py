@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from stillhouse.errors import RecipeError
 from stillhouse.inference.engine.worker import Worker
 from stillhouse.inference.quantization_check import load_at_precision
-from stillhouse.models.folder import resolve_folder
+from stillhouse.models.hub import resolve_folder
 from stillhouse.serving.app import create_app
 from stillhouse.serving.catalog import Models
 from stillhouse.serving.hosted import Hosted

@@ -12,8 +12,9 @@ from stillhouse.finetuning.examples import group_size, training_examples
 from stillhouse.finetuning.fitting import layer_map_of
 from stillhouse.finetuning.models import load_start, load_trained
 from stillhouse.finetuning.settings import FinetuningRecipe
-from stillhouse.models.folder import load_model, resolve_folder
 from stillhouse.models.folder_check import load_config
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
 from stillhouse.models.task_models import task_model_with_num_layers
 from stillhouse.objectives.language_model import Teacher
 from stillhouse.recipe import Recipe

@@ -1,13 +1,12 @@
-"""Speculative decoding: a student drafts for its teacher, who reads the draft in one step.
+"""Speculative decoding: a student drafts tokens, and its teacher verifies a draft in one step.
 
 With p the teacher's distribution of the next token and q the student's, a drafted token x is
-accepted with probability min(1, p(x) / q(x)); in place of the first that is not, one is drawn from
-the normalized max(p - q, 0). What comes out is distributed as the teacher's own text (Leviathan et
-al. 2023, section 2.3 and appendix A.1; Chen et al. 2023); greedy, it is the teacher's own text. The
-probability that a token is accepted, the sum over the vocabulary of min(p, q), says how far the two
-agree.
+accepted with probability min(1, p(x) / q(x)); the first rejected token is replaced by a sample from
+the normalized max(p - q, 0). The output has the distribution of the teacher's own text (Leviathan
+et al. 2023, section 2.3 and appendix A.1; Chen et al. 2023); greedy, it equals the teacher's text.
+The probability of acceptance, the sum over the vocabulary of min(p, q), measures their agreement.
 
-Axes: C tokens that may follow, R rows of logits, V vocabulary.
+Axes: C candidate tokens, R rows of logits, V vocabulary.
 """
 
 from collections.abc import Generator, Sequence
@@ -19,14 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillhouse.errors import ModelError, RecipeError
+from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.engine.batcher import NotFiniteError, Request, are_finite
 from stillhouse.inference.engine.kv_cache import Chunk, Slot, SlottedModel
 from stillhouse.inference.engine.sampling import Candidates, candidates, uniform_at
 from stillhouse.inference.engine.text_stream import TextStream
 from stillhouse.inference.generation import Generation
-from stillhouse.inference.loaded import LoadedModel
 
-DRAFT, ACCEPT, CORRECT = range(3)  # what a random number is for
+DRAFT, ACCEPT, CORRECT = range(3)  # purposes of random numbers
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,22 @@ class Verified:
     is_drafted: bool
 
 
+@dataclass(frozen=True)
+class _Text:
+    """What stays the same in all rounds of a text."""
+
+    num_prompt: int
+    settings: Generation
+    seed: int
+    teacher: Slot
+    student: Slot
+
+
 class Speculation:
-    """A teacher and the student that drafts for it; counts what was drafted and accepted."""
+    """A teacher and the student that drafts for it; counts drafted and accepted tokens."""
 
     def __init__(self, teacher: SlottedModel, student: SlottedModel, num_drafted: int = 4) -> None:
-        """Args: num_drafted: Tokens that the student drafts at a time.
+        """Args: num_drafted: Tokens of a draft.
 
         Raises:
             ModelError: their vocabularies differ.
@@ -59,103 +69,91 @@ class Speculation:
         self.num_rounds = 0
 
     @property
-    def acceptance(self) -> float | None:
-        """The share of drafted tokens that the teacher kept."""
+    def acceptance_rate(self) -> float | None:
+        """Accepted tokens over drafted tokens; None before the first draft."""
         return self.num_accepted / self.num_drafted if self.num_drafted else None
 
     def generate(
         self, prompt_ids: Sequence[int], settings: Generation, seed: int, end_ids: frozenset[int]
     ) -> Generator[Verified, None, None]:
-        """New tokens as the teacher settles them; the last may be one that ends the text.
+        """New tokens as the teacher verifies them; the last may be an end-of-text token.
 
         The prompt and the new tokens must fit both contexts.
         """
         ids = list(prompt_ids)
-        places = self._teacher.open(), self._student.open()
+        text = _Text(len(ids), settings, seed, self._teacher.open(), self._student.open())
         try:
-            while (left := len(prompt_ids) + settings.max_new_tokens - len(ids)) > 0:
-                for token in self._round(ids, len(prompt_ids), places, settings, seed)[:left]:
+            while (left := text.num_prompt + settings.max_new_tokens - len(ids)) > 0:
+                for token in self._round(ids, text)[:left]:
                     ids.append(token.id)
                     yield token
                     if token.id in end_ids:
                         return
         finally:
-            self._teacher.close(places[0])
-            self._student.close(places[1])
+            self._teacher.close(text.teacher)
+            self._student.close(text.student)
 
-    def _round(
-        self,
-        ids: Sequence[int],
-        num_prompt: int,
-        places: tuple[Slot, Slot],
-        settings: Generation,
-        seed: int,
-    ) -> list[Verified]:
-        """Draft, read, accept: at least one new token, at most one more than is drafted."""
-        room = num_prompt + settings.max_new_tokens - len(ids) - 1
+    def _round(self, ids: Sequence[int], text: _Text) -> list[Verified]:
+        """Draft, verify, accept: at least one new token, at most one more than drafted."""
+        room = text.num_prompt + text.settings.max_new_tokens - len(ids) - 1
         count = min(self._num_drafted, room)
-        drafted, guesses = self._draft(ids, count, places[1], settings, (seed, num_prompt))
-        known = places[0].length
-        unread = [*ids[known:], *drafted]
-        logits = _read(self._teacher, Chunk(places[0], unread, count + 1))
-        accepted: list[Verified] = []
+        drafted, guesses = self._draft(ids, count, text)
+        unread = [*ids[text.teacher.length :], *drafted]
+        logits = _forward(self._teacher, Chunk(text.teacher, unread, count + 1))
+        verified: list[Verified] = []
         for number, row in enumerate(logits):
             so_far = [*ids, *drafted[:number]]
-            at = len(so_far) - num_prompt
-            right = candidates(row, settings, so_far)
+            at = len(so_far) - text.num_prompt
+            target = candidates(row, text.settings, so_far)
             if number == count:
-                accepted.append(Verified(right.draw(uniform_at(seed, 0, at, DRAFT)), False))
+                token = target.draw(uniform_at(text.seed, 0, at, DRAFT))
+                verified.append(Verified(token, False))
                 break
             token, guess = drafted[number], guesses[number]
-            ratio = _probability(right, token) / _probability(guess, token)
-            if uniform_at(seed, 0, at, ACCEPT) < ratio:
-                accepted.append(Verified(token, True))
+            ratio = _probability(target, token) / _probability(guess, token)
+            if uniform_at(text.seed, 0, at, ACCEPT) < ratio:
+                verified.append(Verified(token, True))
                 continue
-            rest = _difference(right, guess)
-            accepted.append(Verified(rest.draw(uniform_at(seed, 0, at, CORRECT)), False))
+            token = _difference(target, guess).draw(uniform_at(text.seed, 0, at, CORRECT))
+            verified.append(Verified(token, False))
             break
-        num_accepted = sum(token.is_drafted for token in accepted)
-        for place in places:
-            place.length = min(place.length, len(ids) + num_accepted)
+        num_accepted = sum(token.is_drafted for token in verified)
+        for slot in (text.teacher, text.student):
+            slot.length = min(slot.length, len(ids) + num_accepted)
         self.num_drafted += count
         self.num_accepted += num_accepted
         self.num_rounds += 1
-        return accepted
+        return verified
 
     def _draft(
-        self,
-        ids: Sequence[int],
-        count: int,
-        place: Slot,
-        settings: Generation,
-        seed_and_prompt: tuple[int, int],
+        self, ids: Sequence[int], count: int, text: _Text
     ) -> tuple[list[int], list[Candidates]]:
-        seed, num_prompt = seed_and_prompt
+        """The student's next tokens, and the distribution that each was drawn from."""
         drafted: list[int] = []
         guesses: list[Candidates] = []
         for _ in range(count):
             so_far = [*ids, *drafted]
-            (row,) = _read(self._student, Chunk(place, so_far[place.length :]))
-            guesses.append(candidates(row, settings, so_far))
-            at = len(so_far) - num_prompt
-            drafted.append(guesses[-1].draw(uniform_at(seed, 0, at, DRAFT)))
+            (row,) = _forward(self._student, Chunk(text.student, so_far[text.student.length :]))
+            guesses.append(candidates(row, text.settings, so_far))
+            at = len(so_far) - text.num_prompt
+            drafted.append(guesses[-1].draw(uniform_at(text.seed, 0, at, DRAFT)))
         return drafted, guesses
 
 
 class DraftedText:
-    """What follows a prompt by the teacher, the student drafting: its pieces as they are settled,
-    each with whether it was drafted."""
+    """The teacher's continuation of a prompt, drafted by the student: pieces of text as they are
+    verified, each with whether it was drafted."""
 
     def __init__(
         self,
-        teacher: LoadedModel,
-        student: LoadedModel,
+        teacher: CausalLM,
+        student: CausalLM,
         prompt_ids: tuple[int, ...],
         settings: Generation,
     ) -> None:
         """Raises:
-        RecipeError: several sequences, or beams.
-        ModelError: models that do not share a vocabulary, or do not continue text.
+        RecipeError: several sequences, or beam search.
+        ModelError: models that do not share a vocabulary, or are not causal.
         DataError: the prompt and the new tokens do not fit.
         """
         if settings.num_return_sequences > 1 or settings.num_beams > 1:
@@ -183,40 +181,38 @@ class DraftedText:
 
 
 def continue_by_draft(
-    teacher: LoadedModel, student: LoadedModel, prompt: str, settings: Generation
+    teacher: CausalLM, student: CausalLM, prompt: str, settings: Generation
 ) -> tuple[str, str]:
-    """What follows the prompt by the teacher, the student drafting; and, in words, how much of the
-    draft was kept.
+    """The teacher's continuation of the prompt, drafted by the student; and a sentence on how much
+    of the draft was accepted.
 
     Raises:
         RecipeError, ModelError, DataError: see `DraftedText`.
     """
     drafted = DraftedText(teacher, student, teacher.prompt_ids(prompt), settings)
     text = "".join(piece for piece, _ in drafted)
-    speculation = drafted.speculation
-    kept = (
-        f"{speculation.num_accepted} of {speculation.num_drafted} drafted tokens were kept, in "
-        f"{speculation.num_rounds} rounds"
+    counts = drafted.speculation
+    return text, (
+        f"{counts.num_accepted} of {counts.num_drafted} drafted tokens were accepted, in "
+        f"{counts.num_rounds} rounds"
     )
-    return text, kept
 
 
-def _read(model: SlottedModel, piece: Chunk) -> Float[Tensor, "R V"]:
-    logits = model.read([piece])
+def _forward(model: SlottedModel, chunk: Chunk) -> Float[Tensor, "R V"]:
+    logits = model.forward([chunk])
     if not are_finite(logits):
         raise NotFiniteError
     return logits
 
 
 def _probability(of: Candidates, token: int) -> float:
-    place = int(torch.searchsorted(of.ids, token))
-    found = place < len(of.ids) and int(of.ids[place]) == token
-    return float(of.probabilities[place]) if found else 0.0
+    at = int(torch.searchsorted(of.ids, token))
+    return float(of.probabilities[at]) if at < len(of.ids) and of.ids[at] == token else 0.0
 
 
-def _difference(right: Candidates, guess: Candidates) -> Candidates:
-    """max(p - q, 0), normalized. (It is not zero everywhere, or the token had been accepted.)"""
-    places = torch.searchsorted(guess.ids, right.ids).clamp(max=len(guess.ids) - 1)
-    guessed = torch.where(guess.ids[places] == right.ids, guess.probabilities[places], 0.0)
-    left = (right.probabilities - guessed).clamp(min=0)
-    return Candidates(right.ids, left / left.sum())
+def _difference(target: Candidates, guess: Candidates) -> Candidates:
+    """max(p - q, 0), normalized. (It is not zero everywhere: then no token would be rejected.)"""
+    at = torch.searchsorted(guess.ids, target.ids).clamp(max=len(guess.ids) - 1)
+    guessed = torch.where(guess.ids[at] == target.ids, guess.probabilities[at], 0.0)
+    left = (target.probabilities - guessed).clamp(min=0)
+    return Candidates(target.ids, left / left.sum())

@@ -1,4 +1,4 @@
-"""Tokens to text as they come: no half character is shown, and nothing of a text that ends it."""
+"""Incremental decoding: no partial character is shown, and nothing of a stop string."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
 CONTEXT = 8  # tokens of the prompt that decoding may look back at
-REPLACEMENT_CHARACTER = "\ufffd"  # what stands for bytes that are no character
+REPLACEMENT_CHARACTER = "\ufffd"  # decoded from bytes that are not a character
 
 
 class TextStream:
     """The text of one continuation.
 
-    A token may end inside a character, and a text may yet turn out to be the beginning of one that
-    stops it: both are held back until they are decided.
+    A token may end inside a character, and a text may turn out to start a stop string: both are
+    held back until that is decided.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class TextStream:
         stop: Sequence[str] = (),
         known: str = "",
     ) -> None:
-        """Args: known: What the text begins with that is not to be shown."""
+        """Args: known: The start of the text, which is not shown."""
         self._tokenizer = tokenizer
         self._stop = stop
         self._before = list(prompt_ids[-CONTEXT:])
@@ -33,18 +33,18 @@ class TextStream:
         self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
         for token in self._new:
             self._stream.step(tokenizer.backend_tokenizer, token)
-        self._decoded = ""  # of the new tokens, as far as characters are whole
+        self._decoded = ""  # whole characters of the new tokens
         self._shown = len(known)
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that can be shown now that this token has come."""
+        """The text that can be shown after this token."""
         self._new.append(token)
         self._decoded += self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
         return self._show(last=False)
 
     def finish(self) -> str:
-        """What was held back; the continuation has ended."""
+        """The text that was held back, at the end of the continuation."""
         if self.stopped:
             return ""
         before = self._decode(self._before)
@@ -58,17 +58,17 @@ class TextStream:
 
     def _show(self, *, last: bool) -> str:
         held = self._decoded[self._shown :]
-        found = [place for text in self._stop if (place := held.find(text)) >= 0]
-        if found:
-            self.stopped = True
-            shown = held[: min(found)]
+        starts = [at for text in self._stop if (at := held.find(text)) >= 0]
+        self.stopped = bool(starts)
+        if starts:
+            shown = held[: min(starts)]
         else:
-            shown = held if last else held[: len(held) - self._beginning_of_stop(held)]
+            shown = held if last else held[: len(held) - self._stop_overlap(held)]
         self._shown += len(shown)
         return shown
 
-    def _beginning_of_stop(self, text: str) -> int:
-        """The length of the longest end of `text` with which a text that stops could begin."""
+    def _stop_overlap(self, text: str) -> int:
+        """The length of the longest suffix of `text` that a stop string could start with."""
         longest = max((len(stop) - 1 for stop in self._stop), default=0)
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):

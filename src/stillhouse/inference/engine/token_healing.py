@@ -1,8 +1,8 @@
-"""Going on from anywhere in a text, the middle of a word too.
+"""Token healing: continue a text from anywhere, even from the middle of a word.
 
 A text that stops within a word, or after a space, ends with a token that the model would not have
-chosen there: the whole word is another token, and a space belongs to the word that follows. So the
-last token is taken back, and the first new one must begin as it does.
+chosen there: the whole word is another token, and a space belongs to the next word. So the last
+token is removed, and the first new token must start with its text.
 
 Axes: V vocabulary.
 """
@@ -21,20 +21,20 @@ from stillhouse.inference.engine.text_stream import REPLACEMENT_CHARACTER, TextS
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What a token begins with: the text, and the tokens that do."""
+class RequiredPrefix:
+    """The text that a token must start with, and the tokens that do."""
 
     text: str
     ids: tuple[int, ...]
 
-    def only(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
-        """The logits of these tokens; no other may follow."""
-        places = torch.tensor(self.ids, device=logits.device)
-        return torch.full_like(logits, -torch.inf).index_copy(0, places, logits[places])
+    def restrict(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
+        """The logits with all other tokens at minus infinity."""
+        allowed = torch.tensor(self.ids, device=logits.device)
+        return torch.full_like(logits, -torch.inf).index_copy(0, allowed, logits[allowed])
 
 
 class TokenHealer:
-    """Takes the last token of texts back."""
+    """Removes the last token of texts where another token could stand."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
@@ -42,9 +42,9 @@ class TokenHealer:
         self._names = {id: name for name, id in tokenizer.get_vocab().items() if id not in special}
         self._sorted = sorted((name, id) for id, name in self._names.items())
 
-    def resumed(self, ids: Sequence[int]) -> tuple[tuple[int, ...], Beginning | None]:
-        """The tokens to go on from, and how the first new one begins; all of them, and None, where
-        the last is the only one that begins as it does, or is no whole character, or is alone."""
+    def heal(self, ids: Sequence[int]) -> tuple[tuple[int, ...], RequiredPrefix | None]:
+        """The tokens to continue from, and the prefix of the first new one. All tokens and None if
+        the last is the only one with its prefix, is not a whole character, or is the only token."""
         kept, last = tuple(ids[:-1]), ids[-1]
         name = self._names.get(last)
         if not kept or name is None:
@@ -55,4 +55,4 @@ class TokenHealer:
         text = stream.push(last) + stream.finish()
         if len(same) == 1 or not text or REPLACEMENT_CHARACTER in text:
             return tuple(ids), None
-        return kept, Beginning(text, same)
+        return kept, RequiredPrefix(text, same)

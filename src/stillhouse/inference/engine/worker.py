@@ -1,12 +1,11 @@
-"""A thread that does all the work of models, so that its callers need not wait for each other.
+"""A thread that runs all models, so that callers need not wait for each other.
 
-Steps of the batchers run as long as there is anything to generate; other work (the features of a
-text, say, or loading a model) is done between two steps.
+It steps the batchers as long as any has work; other calls (computing features, loading a model) run
+between two steps.
 
-One thread, however many models: GNU's OpenMP keeps workers for each thread that multiplies
-matrices, and as soon as there are more of them than processors it lets them sleep between any two
-products. One more thread that did so took a third of the speed (docs/experiments.md, "A second
-thread").
+There is one thread for all models: GNU OpenMP keeps workers for each thread that multiplies
+matrices, and once there are more of them than cores, it lets them sleep between any two products.
+A second thread cost a third of the speed (docs/experiments.md, "A second thread").
 """
 
 import threading
@@ -22,7 +21,7 @@ Result = TypeVar("Result")
 
 
 class Worker:
-    """Runs batchers, and other work between their steps, in a thread of its own."""
+    """Runs batchers, and other calls between their steps, in its own thread."""
 
     def __init__(self) -> None:
         self._batchers: list[Batcher] = []
@@ -33,23 +32,23 @@ class Worker:
         self._thread.start()
 
     def add(self, batcher: Batcher) -> None:
-        """Step this batcher too, from now on."""
+        """Run this batcher too."""
         with self._wake:
             self._batchers.append(batcher)
 
     def submit(self, batcher: Batcher, request: Request, listener: Listener) -> RequestHandle:
-        """Take a request for one of the batchers; the listener is called in the worker's thread.
+        """Submit a request to one of the batchers; the listener is called in the worker's thread.
 
         Raises:
-            DataError: a prompt that cannot be read.
+            DataError: an invalid prompt.
         """
         with self._wake:
-            ticket = batcher.submit(request, listener)
+            handle = batcher.submit(request, listener)
             self._wake.notify()
-        return ticket
+        return handle
 
     def call(self, work: Callable[[], Result]) -> Future[Result]:
-        """Have `work` done between two steps."""
+        """Run `work` between two steps."""
         future: Future[Result] = Future()
         with self._wake:
             self._calls.append((future, work))
@@ -57,7 +56,7 @@ class Worker:
         return future
 
     def close(self) -> None:
-        """Finish what was taken, and end the thread."""
+        """Finish the submitted work, and end the thread."""
         with self._wake:
             self._is_closing = True
             self._wake.notify()
@@ -81,12 +80,12 @@ class Worker:
 
 
 def _step(batcher: Batcher) -> None:
-    """An error of a step, such as memory that has run out, ends what was under way; the thread goes
-    on with what comes."""
+    """An error in a step, such as running out of memory, fails the current requests; the thread
+    continues with the next ones."""
     try:
         batcher.step()
     except Exception as error:
-        batcher.abandon(ResourceError(f"Generating failed: {error}"))
+        batcher.abandon(ResourceError(f"Generation failed: {error}"))
 
 
 def _answer(future: Future[Any], work: Callable[[], Any]) -> None:

@@ -1,4 +1,4 @@
-"""Less precision where it costs nothing, and the plain one where it does."""
+"""A lower precision is used if it keeps the quality, and float32 otherwise."""
 
 import re
 import shutil
@@ -18,7 +18,8 @@ from stillhouse.inference import quantization as precision
 from stillhouse.inference.quantization import Int8Linear, has_int8
 from stillhouse.inference.quantization_check import load_at_precision
 from stillhouse.kernels import FLOAT32, Kernel
-from stillhouse.models.folder import resolve_folder, save_model
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.save import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="int8 is not exact on this machine")
@@ -27,8 +28,8 @@ PROMPT = "def __init__(self"
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory):
-    """The sample teacher with one enormous weight in each row: eight bits have nothing left for the
-    others. (The weight stands at an input that is zero, so that the model says what it said.)"""
+    """The sample teacher with one enormous weight in each row: int8 rounds the others to zero.
+    (The weight is at an input that is zero, so the outputs of the model do not change.)"""
     folder = tmp_path_factory.mktemp("fragile") / "model"
     shutil.copytree(resolve_folder("sample", offline=True), folder)
     weights = load_file(folder / "model.safetensors")
@@ -43,7 +44,7 @@ def fragile(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """One layer of GPT-2's width: its matrices are large enough to be worth eight bits."""
+    """One layer of GPT-2's width: its matrices are large enough for int8 to be faster."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=257, n_layer=1, n_positions=256, bos_token_id=0, eos_token_id=0)
     folder = tmp_path_factory.mktemp("wide") / "model"
@@ -58,7 +59,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def slower_than_float32(weight, bias):
-    """A product of eight bits that takes float32's time and more."""
+    """An int8 product that is slower than float32's."""
     product = Int8Linear(weight, bias)
 
     def multiply(inputs):
@@ -70,8 +71,8 @@ def slower_than_float32(weight, bias):
 
 @needs_int8
 @pytest.mark.e2e
-def test_auto_takes_int8_where_it_is_faster_and_says_so(wide):
-    """In one line: the speeds, and what the model loses. (In a process of its own: checking the
+def test_auto_chooses_int8_if_it_is_faster_and_gives_the_reason(wide):
+    """In one line: the speeds, and the loss of quality. (In its own process: checking the
     types of a call, as tests do, takes longer than the product of a single row.)"""
     command = [sys.executable, "-m", "stillhouse", "generate", str(wide), "--precision", "auto"]
     command += ["--prompt", "a", "--max-new-tokens", "2", "--offline"]
@@ -86,21 +87,21 @@ def test_auto_takes_int8_where_it_is_faster_and_says_so(wide):
 
 
 @needs_int8
-def test_auto_stays_with_float32_where_int8_is_slower(wide, monkeypatch):
-    """With the figure; int8 asked for by name is obeyed, and that it is slower is said."""
+def test_auto_keeps_float32_if_int8_is_slower(wide, monkeypatch):
+    """With the figure; int8 by name is used, and reported as slower."""
     slow = {"fp32": FLOAT32, "int8": Kernel(slower_than_float32)}
     monkeypatch.setattr(precision, "kernels", lambda: slow)
     found = load_at_precision(wide, "auto")
     assert found.precision == "fp32"
-    assert re.search(r"not taken: int8 \d\.\dx float32 at 1 row", str(found))
+    assert re.search(r"rejected: int8 \d\.\dx float32 at 1 row", str(found))
     asked = load_at_precision(wide, "int8")
     assert asked.precision == "int8"
     assert "no faster than float32 on this machine" in str(asked)
 
 
 @needs_int8
-def test_int8_continues_text_as_float32_does():
-    """The sample teacher changes by less than a percent, and continues as it did for a while."""
+def test_int8_generates_the_text_of_float32():
+    """The perplexity changes by less than a percent, and the first tokens are the same."""
     found = load_at_precision("sample", "int8", offline=True)
     assert found.precision == "int8", str(found)
     assert abs(found.change) < 0.01
@@ -111,12 +112,12 @@ def test_int8_continues_text_as_float32_does():
 
 
 @needs_int8
-def test_a_model_that_loses_by_it_stays_as_it_is(fragile, monkeypatch):
-    """Auto gives float32 weights back and says by how much; asked for by name, that is refused."""
+def test_a_model_that_loses_quality_keeps_float32(fragile, monkeypatch):
+    """Auto keeps float32 weights and reports the loss; int8 by name raises."""
     monkeypatch.setattr(precision, "FASTER", 0.0)  # speed is not what it is about
     found = load_at_precision(fragile, "auto")
     assert (found.precision, found.change) == ("fp32", 0.0)
-    assert re.search(r"not taken: int8 perplexity \+\d+\.\d %", str(found))
+    assert re.search(r"rejected: int8 perplexity \+\d+\.\d %", str(found))
     asked = {"greedy": True, "max_new_tokens": 8}
     plain = stillhouse.load(fragile)
     assert found.model.generate(PROMPT, **asked) == plain.generate(PROMPT, **asked)
@@ -133,8 +134,8 @@ def test_int8_is_loaded_in_a_second_of_cpu_time():
     assert time.process_time() - started < 2
 
 
-def test_bf16_is_taken_where_it_is_asked_for():
-    """Its weights are; its text goes on."""
+def test_bf16_by_name_is_used():
+    """The weights are bfloat16, and text is generated."""
     found = load_at_precision("sample", "bf16", offline=True)
     assert found.precision == "bf16"
     assert abs(found.change) < 0.01
@@ -142,15 +143,14 @@ def test_bf16_is_taken_where_it_is_asked_for():
     assert len(found.model.generate(PROMPT, greedy=True, max_new_tokens=8)) == 1
 
 
-def test_a_precision_that_does_not_exist_is_named():
-    """And those that do."""
+def test_an_unknown_precision_names_the_choices():
     with pytest.raises(RecipeError, match="precision is fp8; choose from auto, fp32, bf16, int8"):
         load_at_precision("sample", "fp8", offline=True)
 
 
 @pytest.mark.parametrize("wanted", ["bf16", pytest.param("int8", marks=needs_int8)])
-def test_an_encoder_with_real_weights_says_the_same_in_less(wanted):
-    """Its vectors point where they did, and it is said by how much they moved."""
+def test_a_real_encoder_keeps_its_embeddings_in_lower_precision(wanted):
+    """Embeddings keep their direction, and the change is reported."""
     found = load_at_precision("minilm", wanted, offline=True)
     assert found.precision == wanted
     assert 0 < found.change < 0.01
@@ -161,8 +161,8 @@ def test_an_encoder_with_real_weights_says_the_same_in_less(wanted):
 
 
 @needs_int8
-def test_an_encoder_is_chosen_for_by_the_same_measurement():
-    """The fastest precision for whole texts; both figures and what it costs are said."""
+def test_auto_measures_encoders_too():
+    """The fastest precision for whole texts, with both speeds and the change of quality."""
     found = load_at_precision("minilm", "auto", offline=True)
     assert found.precision in ("int8", "bf16")
     assert re.search(r"x at 64 rows; outputs \+0\.\d %", str(found))

@@ -1,0 +1,142 @@
+"""A causal language model: generates text, by sampling, greedily or with beam search."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.errors import DataError
+from stillhouse.inference.arguments import generation_of, texts_of
+from stillhouse.inference.engine.batcher import Batcher, Ended, Event, Failed, NewToken, Request
+from stillhouse.inference.engine.kv_cache import SlottedModel
+from stillhouse.inference.engine.text_stream import TextStream
+from stillhouse.inference.generation import Generation
+from stillhouse.inference.loaded import LoadedModel
+from stillhouse.models.special_ids import without_generation_defaults
+from stillhouse.tokens.tokenizer import find_special_tokens, num_ids
+
+MAX_LENGTH = 4_096  # default limit of prompt and new tokens together
+PROMPTS_AT_ONCE = 8  # prompts of a list whose keys and values are in memory together
+
+
+class CausalLM(LoadedModel):
+    """A model that continues text."""
+
+    pipeline_task = "text-generation"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        max_length: int = MAX_LENGTH,
+    ) -> None:
+        """Args: max_length: Limits `context`, and with it the memory of keys and values."""
+        super().__init__(model, tokenizer)
+        self.context = min(self.context, max_length)
+
+    def generate(self, prompt: Any, **settings: Any) -> Any:
+        """Texts that start with the prompt: a list of `num_return_sequences`; for a list of
+        prompts, one such list per prompt. See `Generation` for the settings, such as
+        `max_new_tokens=50`, `top_p=0.9`, `greedy=True`, `stop="\\n"` or `seed=1`.
+
+        Raises:
+            RecipeError: an unknown setting, with the closest known name, or an invalid value.
+            DataError: the prompt and the new tokens do not fit the model's context.
+        """
+        prompts, single = texts_of(prompt, "prompt")
+        continuations = self._continue_all(prompts, generation_of(settings))
+        texts = [
+            [each + text for text in own] for each, own in zip(prompts, continuations, strict=True)
+        ]
+        return texts[0] if single else texts
+
+    def continuations(self, prompt: str, settings: Generation) -> list[str]:
+        """The generated texts without the prompt. An empty prompt starts a new document."""
+        (texts,) = self._continue_all([prompt], settings)
+        return texts
+
+    def _continue_all(self, prompts: Sequence[str], settings: Generation) -> list[list[str]]:
+        """The continuations of each prompt, each independent of the other prompts."""
+        number = settings.num_return_sequences
+        batcher = self.batcher(number * max(1, min(len(prompts), PROMPTS_AT_ONCE)))
+        requests = [
+            Request(self.prompt_ids(prompt), settings, settings.drawn_seed()) for prompt in prompts
+        ]
+        for request in requests:
+            batcher.check(request)
+        if settings.num_beams > 1:
+            return [self._search_beams(request.prompt_ids, settings) for request in requests]
+        continuations = [[""] * number for _ in prompts]
+        for texts, request in zip(continuations, requests, strict=True):
+            batcher.submit(request, functools.partial(_collect, texts))
+        batcher.run()
+        return continuations
+
+    def batcher(self, num_slots: int) -> Batcher:
+        """A batcher for this model that generates up to `num_slots` sequences at once."""
+        return Batcher(self.slots(num_slots), self.tokenizer, self.end_ids)
+
+    def slots(self, num_slots: int) -> SlottedModel:
+        """The model with a KV cache of `num_slots` sequences; see `batcher`."""
+        return SlottedModel(
+            self.family, self.model, num_slots, self.unused_ids, max_length=self.context
+        )
+
+    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
+        """The tokens of a prompt, after the start token if the tokenizer adds one. An empty prompt
+        becomes the model's start token, or else an end-of-text token: a new document.
+
+        Raises:
+            DataError: an empty prompt, and no token that starts or ends a text.
+        """
+        special, ids = find_special_tokens(self.tokenizer), self.encode(prompt)
+        if special.document_start not in (special.end_of_text, None):
+            return (special.document_start, *ids)
+        starts = (self.model.config.bos_token_id, special.document_start, *sorted(self.end_ids))
+        known = range(num_ids(self.tokenizer))
+        ids = ids or [token for token in starts if token is not None and token in known][:1]
+        if not ids:
+            raise DataError(
+                "The prompt is empty, and this model has no token that starts or ends a text; give "
+                "a prompt."
+            )
+        return tuple(ids)
+
+    @torch.inference_mode()
+    def _search_beams(self, ids: Sequence[int], settings: Generation) -> list[str]:
+        """Beam search by transformers."""
+        inputs = torch.tensor([ids], device=self.model.device)
+        with without_generation_defaults(self.model):
+            output = self.model.generate(  # pyright: ignore[reportCallIssue]
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=settings.max_new_tokens,
+                num_beams=settings.num_beams,
+                num_return_sequences=settings.num_return_sequences,
+                repetition_penalty=settings.repetition_penalty,
+                do_sample=False,
+                suppress_tokens=list(self.unused_ids) or None,
+                renormalize_logits=bool(self.unused_ids),
+            )
+        return [self._text_of_new(ids, row[len(ids) :].tolist(), settings) for row in output]
+
+    def _text_of_new(
+        self, prompt_ids: Sequence[int], new_ids: Sequence[int], settings: Generation
+    ) -> str:
+        """The text of new tokens, up to a stop string."""
+        stream = TextStream(self.tokenizer, prompt_ids, settings.stop)
+        text = ""
+        for token in new_ids:
+            if stream.stopped or token in self.end_ids:
+                break
+            text += stream.push(token)
+        return text + stream.finish()
+
+
+def _collect(texts: list[str], event: Event) -> None:
+    if isinstance(event, Failed):
+        raise event.error
+    if isinstance(event, NewToken | Ended):
+        texts[event.sequence] += event.text

@@ -1,0 +1,128 @@
+"""Loading model folders: ordinary Hugging Face checkpoints of safetensors and JSON.
+
+No code from a model folder runs. Weights are float32 in memory.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.errors import ModelError, StillhouseError
+from stillhouse.families.base import Family
+from stillhouse.families.registry import family_of
+from stillhouse.models.config_check import differing_shapes, empty_model_of, first_line
+from stillhouse.models.folder_check import load_config, no_head, weight_names
+from stillhouse.models.special_ids import end_token_ids
+from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, tokenizer_files
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def load_model(
+    folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, *, headers_only: bool = False
+) -> tuple[Family, PreTrainedModel]:
+    """The model of a folder in float32 on the CPU, in evaluation mode, with its family.
+
+    Args:
+        tokenizer: The folder's, if it is loaded already; otherwise it is read for its ids.
+        headers_only: Read only the headers of the weights, enough to tell whether the model is
+            complete. The model is then on torch's meta device and takes no memory.
+
+    Raises:
+        ModelError: weights are missing, damaged, of the wrong shape, or not safetensors.
+    """
+    config = load_config(folder)
+    family = family_of(config)
+    end_token_ids(folder)  # transformers silently ignores a damaged generation_config.json
+    model_class = getattr(transformers, family.model_class)
+    model, report = load_weights(folder, model_class, config, tokenizer, headers_only=headers_only)
+    _check_complete(folder, family, config, report)
+    return family, model.eval()
+
+
+def load_weights(
+    folder: Path,
+    model_class: Any,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    headers_only: bool = False,
+) -> tuple[PreTrainedModel, Any]:
+    """A model of this class with the weights of a folder, and transformers' report of missing,
+    unexpected and mismatched weights. `num_tokens` is set to the number of tokenizer ids.
+
+    Raises:
+        ModelError: weights are not safetensors, or damaged.
+    """
+    weight_names(folder, config)
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+            **({"device_map": "meta"} if headers_only else {}),
+        )
+    except StillhouseError:
+        raise
+    except Exception as error:  # a damaged file can raise anything in the library
+        empty_model_of(model_class, config, folder)
+        raise ModelError(
+            f"The weights in {folder} cannot be loaded: {first_line(error)}. "
+            "Download or save them again."
+        ) from error
+    if headers_only:
+        return model, report
+    if tokenizer is None and tokenizer_files(folder):
+        tokenizer = load_tokenizer(folder)
+    if tokenizer is not None:
+        model.num_tokens = num_ids(tokenizer)
+    return model, report
+
+
+def _check_complete(folder: Path, family: Family, config: PretrainedConfig, report: Any) -> None:
+    missing = [str(name) for name in report["missing_keys"]]
+    if missing and not any(name.startswith(f"{family.body}.") for name in missing):
+        raise ModelError(no_head(folder, family, config, sorted(missing)))
+    unexpected = [
+        name
+        for name in report["unexpected_keys"]
+        if not any(re.search(pattern, name) for pattern in family.ignored_on_load)
+    ]
+    problems = [
+        f"{len(names)} {kind} "
+        f"({', '.join(sorted(map(str, names))[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (
+            ("parameters missing", missing),
+            ("parameters unknown to the model", unexpected),
+            ("parameters of another shape", differing_shapes(report["mismatched_keys"])),
+        )
+        if names
+    ]
+    if problems:
+        raise ModelError(f"{folder} is not a complete {family.model_class}: {'; '.join(problems)}.")
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model's structure without memory for its weights (on torch's meta device)."""
+    with torch.device("meta"):
+        return getattr(transformers, family_of(config).model_class)(config)
+
+
+def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
+    """Parameters of the whole model, and of its body (embeddings and layers, without the head).
+
+    Tied parameters count once; a tied output projection belongs to the body.
+    """
+    body = model.get_submodule(family_of(model.config).body)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return total, sum(parameter.numel() for parameter in body.parameters())
