@@ -1,5 +1,5 @@
-"""Model folders of any size with valid headers: the weights are a sparse file of zeros, the tokenizer
-has made-up words."""
+"""Model folders of any size with valid headers: the weights are a sparse file of zeros, the
+tokenizer has made-up words."""
 
 import json
 import os
