@@ -1,2 +1,2 @@
-"""What Stillhouse costs, measured: its training step beside a plain statement of 2019's, and its
-way from text to tokens beside the `tokenizers` library's."""
+"""Benchmarks: Stillhouse's training step compared with a plain implementation of the 2019 step, its
+preprocessing with the `tokenizers` library, its inference with transformers."""

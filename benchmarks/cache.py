@@ -3,14 +3,14 @@
     python -m benchmarks.cache --output cache.json
 
 The sample teacher, its three-layer student and the held-out sample text; --teacher, --layers and
---text take others. Two tables:
+--text select others. Two tables:
 
 Bias. The gradient of the soft target with respect to every parameter of the initial student, from
-what the cache holds against the teacher's whole distribution: cosine and norm of one draw, and of
-the mean over --draws draws, which an unbiased sample brings to 1. In float32.
+the cached rows compared with the teacher's whole distribution: cosine and norm of one sample, and
+of the mean over --draws samples, which converges to 1 for an unbiased sample. In float32.
 
-Time. An optimizer step under the live teacher, from the cache, and with no teacher, in turns, and
-what writing the cache takes. As training does it: precision, temperature, reading from disk.
+Time. An optimizer step with the live teacher, from the cache, and without a teacher, alternating;
+and the time to write the cache. As in training: precision, temperature, reading from disk.
 """
 
 import argparse
@@ -67,7 +67,7 @@ BOTH = LossesRecipe.model_validate(
 
 @dataclass(frozen=True)
 class Bias:
-    """How one format's gradient stands to the exact one's."""
+    """How one format's gradient compares with the exact one."""
 
     kind: CacheKind
     size: int
@@ -80,7 +80,7 @@ class Bias:
 
 @dataclass(frozen=True)
 class Subject:
-    """Teacher, student and the tokens they read."""
+    """Teacher, student and their tokens."""
 
     teacher: Teacher
     student: PreTrainedModel
@@ -101,7 +101,7 @@ class Subject:
         )
 
     def gradient(self, batch: Batch) -> Tensor:
-        """Of the mean soft target with respect to all parameters, as one vector."""
+        """The gradient of the mean soft target with respect to all parameters, as one vector."""
         teacher = self.teacher if batch.teacher is None else "cached"
         objective = LanguageModelObjective(
             self.family, SOFT, teacher=teacher, temperature=self.temperature
@@ -112,7 +112,7 @@ class Subject:
 
 
 def held_out_tokens(folder: Path, text: Path | None, number: int) -> Iterator[int]:
-    """Tokens of held-out sample documents, or of a file, end-of-text first."""
+    """Tokens of held-out sample documents, or of a file, each starting with end-of-text."""
     tokenizer = load_tokenizer(folder)
     documents = (
         (body for name, body in sample_documents() if is_validation(name, HELD_OUT))
@@ -146,7 +146,7 @@ def make_subject(options: argparse.Namespace) -> Subject:
 
 
 def measure_bias(subject: Subject, draws: int) -> list[Bias]:
-    """Every kind and size against the whole distribution."""
+    """Every kind and size compared with the whole distribution."""
     exact = subject.gradient(subject.batch)
     found = []
     for kind in KINDS:
@@ -167,14 +167,14 @@ def measure_bias(subject: Subject, draws: int) -> list[Bias]:
 
 
 def _compared(found: Tensor, exact: Tensor) -> tuple[float, float]:
-    """Cosine, and the norm as a multiple of the exact one's."""
+    """Cosine, and the norm relative to the exact one."""
     found, exact = found.double(), exact.double()
     norms = found.norm(), exact.norm()
     return float(found @ exact / (norms[0] * norms[1])), float(norms[0] / norms[1])
 
 
 def measure_time(subject: Subject, repeats: int) -> dict[str, Any]:
-    """Seconds of a step of each way, in turns; of writing the cache, and a teacher's pass."""
+    """Seconds of each kind of step, alternating; of writing the cache, and of a teacher pass."""
     precision = pick_precision("auto", CPU)
     if precision == "bf16":
         subject.teacher.model.to(torch.bfloat16)  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -227,12 +227,12 @@ def measure_time(subject: Subject, repeats: int) -> dict[str, Any]:
 
 
 def _ignore(_: object) -> None:
-    """The work was wanted, not its result."""
+    """Discards the result."""
 
 
 def bias_table(found: list[Bias]) -> Table:
-    table = Table("kept", title="gradient of the soft target against the exact one")
-    for column in ("tokens", "bytes a row", "cosine", "norm", "mean: cosine", "norm"):
+    table = Table("kept", title="gradient of the soft target compared with the exact one")
+    for column in ("tokens", "bytes per row", "cosine", "norm", "mean: cosine", "norm"):
         table.add_column(column, justify="right")
     for row in found:
         table.add_row(

@@ -23,7 +23,7 @@ SIZE = 32
 
 
 class CachedTeacher:
-    """What a teacher says of a batch, written once and read anew for every step."""
+    """A teacher's outputs for a batch, written once and read from disk at every step."""
 
     def __init__(
         self,
@@ -68,19 +68,19 @@ class CachedTeacher:
         return self._cache.layout.bytes_per_row
 
     def batch(self) -> Batch:
-        """The batch with its teacher's rows, as training gets it."""
+        """The batch with its teacher's rows, as in training."""
         sequences = np.arange(len(self._batch.input_ids))
         return dataclasses.replace(self._batch, teacher=self._cache.rows(sequences))
 
 
 def precision_of(teacher: Teacher) -> Precision:
-    """That of the teacher's weights."""
+    """The precision of the teacher's weights."""
     return "bf16" if next(teacher.model.parameters()).dtype == torch.bfloat16 else "fp32"
 
 
 @torch.inference_mode()
 def teacher_logits(teacher: Teacher, batch: Batch, rows: Rows) -> tuple[Tensor, Tensor]:
-    """The teacher's last hidden states (N, D) and logits (N, V) of the rows that count."""
+    """The teacher's last hidden states (N, D) and logits (N, V) at the rows that count."""
     with autocast(torch.device("cpu"), precision_of(teacher)):
         hidden = teacher.family.run_rows(teacher.model, batch, rows)
         head = project(teacher.family, teacher.model, hidden)

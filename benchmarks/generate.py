@@ -1,23 +1,22 @@
-"""How fast text is continued, against what people use: transformers' `generate` in float32.
+"""Throughput of text generation, compared with `generate` of transformers in float32.
 
     python -m benchmarks.generate --save
 
-writes benchmarks/results/generate-KIND.json, KIND being this CPU's: a processor with AMX and one
-without differ in which kernels are fast. Each precision runs on the kernels measured for it.
+writes benchmarks/results/generate-KIND.json, KIND being this CPU's type: CPUs with and without AMX
+differ in which kernels are fast. Each precision runs on the kernels measured for it.
 
 Shapes of DistilGPT2 and GPT-2 with random weights; greedy, prompts of 32 random tokens, 64 new
-ones. First shown: whether the tokens of our float32 are those of transformers, and whether
-requests that share their steps get the tokens that they get alone. Then, in turns (A B A B), tokens
-per second of
+ones. Verified first: whether our float32 tokens equal those of transformers, and whether batched
+requests get the tokens that they get alone. Then, alternating (A B A B), tokens per second of
 
 - one text: transformers with both shapes, ours in each precision;
 - eight texts: one call of transformers, eight requests of ours;
 - the first token after a prompt of 80, which must not take longer than float32's;
 - sixteen requests that arrive at random (exponential gaps, all within about half the time that one
-  takes alone), against the same requests one after the other;
+  takes alone), compared with the same requests one at a time;
 - an encoder of DistilBERT's shape, 8 texts of 128 tokens: its last hidden states.
 
-CTranslate2 has no such steps; what it does with one and eight texts is in docs/experiments.md.
+CTranslate2 has no such steps; its throughput with one and eight texts is in docs/experiments.md.
 """
 
 import argparse
@@ -90,7 +89,7 @@ def by_transformers(
 
 
 class Ours:
-    """The batcher with a model of its own; texts end at their length alone."""
+    """The batcher with a model; texts end at their maximum length only."""
 
     def __init__(self, model: GPT2LMHeadModel, precision: Precision) -> None:
         own = copy.deepcopy(model)
@@ -103,8 +102,8 @@ class Ours:
     def __call__(
         self, asked: Sequence[tuple[int, ...]], after: Sequence[float] | None = None
     ) -> list[list[int]]:
-        """The new tokens of each prompt; given `after`, each is asked for that many seconds from
-        now, or as soon as a step lets it."""
+        """The new tokens of each prompt; with `after`, each request is submitted that many seconds
+        from now, or at the first step after that."""
         found: list[list[int]] = [[] for _ in asked]
         started, next_one = time.perf_counter(), 0
         while next_one < len(asked) or not self._batcher.is_idle:
@@ -135,7 +134,7 @@ class Ours:
 def measured(
     works: dict[str, Callable[[], Any]], tokens: int, repeats: int
 ) -> dict[str, dict[str, Any]]:
-    """Seconds and tokens per second of each, in turns."""
+    """Seconds and tokens per second of each, alternating."""
     seconds = measure.interleaved_seconds(works, repeats=repeats)
     return {
         name: {"seconds": own, "tokens_per_second": tokens / statistics.median(own)}
@@ -144,7 +143,7 @@ def measured(
 
 
 def ratio(found: dict[str, dict[str, Any]], name: str, reference: str) -> float:
-    """How many times as fast, the median over turns."""
+    """The speedup, the median over rounds."""
     pairs = zip(found[reference]["seconds"], found[name]["seconds"], strict=True)
     return statistics.median(a / b for a, b in pairs)
 
@@ -203,12 +202,12 @@ def main() -> None:
             "equal": equal,
             "results": results,
         }
-        path = RESULTS / f"generate-{measure.processor_kind()}.json"
+        path = RESULTS / f"generate-{measure.cpu_kind()}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _kernels_text(times: KernelTimes) -> str:
-    """What was measured of the kernels, times float32's by rows."""
+    """Measured speedups of the kernels over float32, by rows."""
     found = {each: speedups(times, each) for each in ("bf16", "int8")}
     parts = [
         f"{name} " + (", ".join(f"{own[rows]:.1f}x at {rows}" for rows in own) if own else "no")
@@ -222,7 +221,7 @@ def _kernels_text(times: KernelTimes) -> str:
 def _prompts(
     models: dict[str, Any], ours: dict[tuple[str, Precision], Ours], repeats: int
 ) -> dict[str, dict[str, Any]]:
-    """How long a prompt is read."""
+    """Time to process a prompt."""
     asked = prompts(1, LONG_PROMPT)
     works: dict[str, Callable[[], Any]] = {
         f"{name}, transformers": partial(by_transformers, model, asked, 1)
@@ -281,8 +280,8 @@ def _encoders(precisions: Sequence[Precision]) -> dict[str, Callable[[], Any]]:
 
 
 def _table(found: dict[str, dict[str, Any]], number: int, title: str = "") -> Table:
-    table = Table("model", "tokens/s", *(f"times {name}'s transformers" for name in LAYERS))
-    table.title = title or f"{number} at once"
+    table = Table("model", "tokens/s", *(f"speedup over transformers, {name}" for name in LAYERS))
+    table.title = title or f"{number} concurrent"
     for name, own in found.items():
         ratios = (f"{ratio(found, name, f'{other}, transformers'):.2f}" for other in LAYERS)
         table.add_row(name, f"{own['tokens_per_second']:.0f}", *ratios)

@@ -78,7 +78,7 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured together."""
+    """A pair of models and a batch that are measured together."""
 
     name: str
     pair: Pair
@@ -96,7 +96,7 @@ class Case:
         return self.step_on(self.models(), step)
 
     def step_on(self, models: Models, step: str) -> measure.Step:
-        """A step of ours, or of 2019's, that trains the student of these models."""
+        """A step of ours, or of 2019's, that trains the student."""
         batch = build_batch(self.pair, self.seed).to(self.device)
         if step in OURS:
             return our_step(models, batch, classic_losses(self.rows), OURS[step])
@@ -115,7 +115,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything measured of one case; mappings go by step."""
+    """All measurements of one case; mappings are keyed by step."""
 
     case: str
     rows: Rows
@@ -149,7 +149,7 @@ class Result:
 
 
 def measure_case(case: Case, repeats: int, peak_flops: float | None) -> Result:
-    """Equality, then each step's memory as it joins, then the timings in turns."""
+    """Equality, then the memory of each step, then alternating timings."""
     found = equal_in_float32(case)
     models, batch = build_models(case.pair, case.seed), build_batch(case.pair, case.seed)
     shape = step_shape(batch, classic_losses(case.rows), "bf16")
@@ -174,7 +174,7 @@ def measure_case(case: Case, repeats: int, peak_flops: float | None) -> Result:
 
 
 def equal_in_float32(case: Case) -> Equality:
-    """Ours against 2019's on this device, on a few of the sequences, without dropout."""
+    """Ours compared with 2019 on this device, on a few of the sequences, without dropout."""
     few = replace(case, pair=replace(case.pair, sequences=EQUALITY_SEQUENCES))
     models, batch = few.models(), build_batch(few.pair, few.seed).to(few.device)
     padded = [reference_2019.PaddedBatch.of(batch)]
@@ -185,7 +185,7 @@ def equal_in_float32(case: Case) -> Equality:
 def warmed_up(
     prepare: Callable[[], measure.Step], device: torch.device
 ) -> tuple[measure.Step | None, int | None]:
-    """A step after its first runs, and the most it had allocated in one more; None: no room."""
+    """A step after its first runs, and its peak allocation in one more; None if out of memory."""
     gc.collect()
     on_gpu = device.type == "cuda"
     before = 0
@@ -230,7 +230,7 @@ def case_table(result: Result) -> Table:
 
 
 def report(results: Sequence[Result], options: argparse.Namespace) -> dict[str, Any]:
-    """Every raw number, and what it was measured with."""
+    """Every raw number, and how it was measured."""
     return {
         "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
         "settings": {"seed": options.seed, "repeats": options.repeats, "warm_up": WARM_UP_STEPS},
@@ -241,7 +241,7 @@ def report(results: Sequence[Result], options: argparse.Namespace) -> dict[str, 
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on; of the CPU `environment` tells more."""
+    """The measured device; for the CPU `environment` has the details."""
     if device.type == "cpu":
         return {"name": "cpu"}
     properties = torch.cuda.get_device_properties(device)

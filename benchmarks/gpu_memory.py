@@ -1,12 +1,12 @@
-"""GPU memory that losses over large vocabularies take: ours in chunks of rows against full logits.
+"""GPU memory of losses over large vocabularies: ours in chunks of rows compared with full logits.
 
     python -m benchmarks.gpu_memory --output gpu-memory.json
     python -m benchmarks.gpu_memory --device cpu --tiny    # a dry run; memory is not measured
 
 Features and projections are random from a seed, in the shapes of GPT-2, SmolLM2-135M and Qwen3-0.6B
-(hidden size, vocabulary). Values and gradients must be equal first (exits with 1 where they are
-not). Then each way runs forward and backward, and its extra memory is the peak that was allocated,
-less what was there before, less the gradients that it must leave behind.
+(hidden size, vocabulary). Values and gradients must be equal first (exit code 1 otherwise). Then
+each implementation runs forward and backward; its extra memory is the peak allocation, minus the
+allocation before, minus the gradients that remain.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TINY_ROWS, TINY_VOCABULARY = 64, 1000
 
 @dataclass(frozen=True)
 class Result:
-    """One shape: equality on a few rows; extra bytes and seconds of both ways, None on the CPU."""
+    """One shape: equality on a few rows; extra bytes and seconds of both, None on the CPU."""
 
     name: str
     shape: Shape
@@ -47,7 +47,7 @@ class Result:
 
 
 def on_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """The same tensors there, those of the student again with gradients."""
+    """The same tensors on the device, the student's with gradients."""
 
     def moved(part: Any, *, learns: bool) -> Any:
         features, weight = (
@@ -64,7 +64,7 @@ def on_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def extra_bytes(inputs: Inputs, chunk_mib: int | None, shape: Shape) -> int | None:
-    """Peak of one forward and backward pass above what was allocated before; None on the CPU."""
+    """Peak of one forward and backward pass above the allocation before; None on the CPU."""
     step = step_of(inputs, chunk_mib)
     if inputs.labels.device.type != "cuda":
         step()

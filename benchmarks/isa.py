@@ -1,11 +1,11 @@
-"""Which kernels are taken on other kinds of CPU, as far as this one can stand for them.
+"""Which kernels are chosen on other types of CPU, as far as this one can emulate them.
 
     python -m benchmarks.isa
 
-The libraries are told to do without some of this CPU's instructions, each in a process of its own:
+The libraries are configured not to use some of this CPU's instructions, each in a separate process:
 oneDNN by ONEDNN_MAX_CPU_ISA, FBGEMM by FBGEMM_ENABLE_INSTRUCTIONS, PyTorch's own by
-ATEN_CPU_CAPABILITY. For the shapes of DistilGPT2 and DistilBERT it prints what was measured, times
-float32, and what `auto` would try. AMX cannot be emulated, nor another maker's caches and clocks.
+ATEN_CPU_CAPABILITY. For the shapes of DistilGPT2 and DistilBERT it prints the measured speedups
+over float32, and what `auto` would try. AMX, other caches and clock rates cannot be emulated.
 """
 
 import argparse
@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 def measured_here() -> dict[str, dict[str, str]]:
-    """What the chooser sees in this process, in words, by model."""
+    """The measurements that precision selection sees in this process, as text, by model."""
     found = {}
     with torch.device("meta"):  # only the shapes count
         models = {

@@ -1,6 +1,6 @@
-"""Clocks and gauges: interleaved timings, peak memory, what stands beside every figure.
+"""Measuring tools: interleaved timings, peak memory, the environment of every figure.
 
-The models and steps that are measured live elsewhere; nothing here knows of distillation.
+The models and steps to measure are defined elsewhere; this module is independent of distillation.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ from stillhouse.training.floor import seconds_of
 
 CPU = torch.device("cpu")
 Step = Callable[[], None]
-Clock = Literal["wall", "processor"]
-CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+Clock = Literal["wall", "cpu"]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Resident memory of a process: what its models take, and how far a step rises above that."""
+    """Resident memory of a process: that of its models, and the peak of a step above it."""
 
     models_bytes: int
     step_bytes: int
 
 
 def environment() -> dict[str, Any]:
-    """What stands beside every figure: the commit, the versions, the machine."""
+    """What is recorded with every figure: the commit, the versions, the machine."""
     return {
         "commit": source_commit(),
         "versions": library_versions(),
@@ -47,13 +47,13 @@ def environment() -> dict[str, Any]:
 
 
 def instruction_set() -> str:
-    """The most that this CPU has for products of lower precision."""
+    """The best instruction set of this CPU for lower precision products."""
     has = torch.cpu.get_capabilities()
     names = {"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx512_f": "AVX512", "avx2": "AVX2"}
     return next((name for flag, name in names.items() if has.get(flag)), platform.machine())
 
 
-def processor_kind() -> str:
+def cpu_kind() -> str:
     """The kind of CPU, for the name of a file of results: `amd-epyc-avx512-vnni`."""
     name = re.sub(r"\(\w+\)|\bprocessor\b|\bcpu\b|@.*", "", processor_name().lower())
     return re.sub(r"[^a-z0-9]+", "-", f"{name} {instruction_set()}".lower()).strip("-")
@@ -66,11 +66,11 @@ def interleaved_seconds(
     clock: Clock = "wall",
     device: torch.device = CPU,
 ) -> dict[str, list[float]]:
-    """Seconds of each step after a warm-up, in turns (A B A B): a busy machine disturbs all alike.
+    """Seconds of each step after a warm-up, alternating (A B A B), so that other load affects all
+    alike.
 
-    The processor's clock counts what this process itself used. It is the steadier one where others
-    use the machine, and means something with one thread only: several wait for each other. On CUDA
-    the device's own events tell the time.
+    CPU time is what this process itself used. It is steadier under other load, and meaningful with
+    one thread only, since several wait for each other. On CUDA the device's events measure time.
     """
     for step in steps.values():
         step()
@@ -84,10 +84,10 @@ def interleaved_seconds(
 def seconds_in_turns(
     prepare: Mapping[str, Callable[[], Step]], *, repeats: int, clock: Clock = "wall"
 ) -> dict[str, list[float]]:
-    """Seconds of each step after a warm-up, each in a process of its own, in turns.
+    """Seconds of each step after a warm-up, each in a separate process, alternating.
 
-    What one does to its process, such as how memory is kept, does not reach the others. All but
-    the one whose turn it is wait.
+    Effects of one step on its process, such as memory allocation, do not reach the others. All
+    processes but one wait.
     """
     context = multiprocessing.get_context("spawn")
     workers: dict[str, tuple[Connection, BaseProcess]] = {}
@@ -115,7 +115,7 @@ def seconds_in_turns(
 def _take_turns(
     turns: Connection, prepare: Callable[[], Step], clock: Clock, num_threads: int
 ) -> None:
-    """Prepare a step, take it once, then whenever asked; ends when the other side does."""
+    """Prepare a step, run it once, then at each request; ends when the other side does."""
     torch.set_num_threads(num_threads)
     step = prepare()
     step()
@@ -129,7 +129,7 @@ def _take_turns(
 def in_fresh_process(
     function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
 ) -> Result:
-    """The function's result from a process of its own, which inherits no memory."""
+    """The function's result from a new process, which inherits no memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, args, kwargs)
 
@@ -137,8 +137,8 @@ def in_fresh_process(
 def peak_memory(prepare: Callable[[], Step], *, repeats: int = 1) -> PeakMemory:
     """Memory of the models that `prepare` makes, and of its step; call it in a fresh process.
 
-    The first step is left out of the peak, for it compiles. What it leaves behind (the optimizer's
-    state) counts.
+    The first step is excluded from the peak, because it compiles. What it leaves behind (the
+    optimizer state) counts.
     """
     step = prepare()
     models = _status_bytes("VmRSS")
@@ -150,12 +150,12 @@ def peak_memory(prepare: Callable[[], Step], *, repeats: int = 1) -> PeakMemory:
 
 
 def available_bytes() -> int:
-    """What the machine can give to a process without swapping."""
+    """Memory that the machine can give to a process without swapping."""
     return _kernel_bytes("/proc/meminfo", "MemAvailable")
 
 
 def _status_bytes(key: str) -> int:
-    """A line of this process's status. (`ru_maxrss` would begin with what the parent had used.)"""
+    """A line of this process's status. (`ru_maxrss` would start with the parent's peak.)"""
     return _kernel_bytes("/proc/self/status", key)
 
 

@@ -1,16 +1,16 @@
-"""Memory that losses over a vocabulary take: ours in chunks of rows against full logits of both
+"""Memory of losses over a vocabulary: ours in chunks of rows compared with full logits of both
 models.
 
     python -m benchmarks.memory --output memory.json
 
 Reads nothing; features and projections are random from a seed. Values and gradients must be equal
-first (exits with 1 where they are not). Then each way runs forward and backward in a fresh process.
-Its extra memory is the peak of resident memory, less what was there before (both models' features
-and projections, the labels), less the gradients that it must leave behind (of the student's
-features and projection). The losses are those of 2019: soft targets and language modeling.
+first (exit code 1 otherwise). Then each implementation runs forward and backward in a fresh
+process. Its extra memory is the peak resident memory, minus the memory before (both models'
+features and projections, the labels), minus the gradients that remain (of the student's features
+and projection). The losses are those of 2019: soft targets and language modeling.
 
-The dense way is the one with full logits in float32 and autograd; it needs about eight times the
-size of one model's logits.
+The dense implementation computes full logits in float32 with autograd; it needs about eight times
+the size of one model's logits.
 
 Axes: N rows, V vocabulary, D hidden size.
 """
@@ -45,7 +45,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Shape:
-    """What both models project: rows, hidden size, vocabulary."""
+    """The projection of both models: rows, hidden size, vocabulary."""
 
     rows: int
     hidden: int
@@ -64,7 +64,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the losses are given: the student's tensors need gradients."""
+    """Inputs of the losses: the student's tensors need gradients."""
 
     student: Projection
     teacher: Projection
@@ -92,8 +92,7 @@ def make_inputs(shape: Shape, seed: int) -> Inputs:
 
 
 def losses_of(inputs: Inputs, chunk_mib: int | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss and its terms, as means over rows; with full logits where there is no
-    chunk."""
+    """The weighted loss and its terms, as means over rows; with full logits without a chunk."""
     num_rows = len(inputs.labels)
     if chunk_mib is None:
         student_logits = inputs.student.features @ inputs.student.weight.T
@@ -122,7 +121,7 @@ def losses_of(inputs: Inputs, chunk_mib: int | None) -> tuple[Tensor, dict[str, 
 
 
 def outcome(inputs: Inputs, chunk_mib: int | None) -> Outcome:
-    """Values, and the gradients of what learns."""
+    """Values, and the gradients of trainable tensors."""
     loss, terms = losses_of(inputs, chunk_mib)
     gradients = torch.autograd.grad(loss, list(inputs.learning.values()))
     values = {name: value.detach() for name, value in terms.items()}
@@ -130,13 +129,13 @@ def outcome(inputs: Inputs, chunk_mib: int | None) -> Outcome:
 
 
 def compare(shape: Shape, seed: int, chunk_mib: int) -> Equality:
-    """Ours against the dense way."""
+    """Ours compared with the dense implementation."""
     inputs = make_inputs(shape, seed)
     return equality(outcome(inputs, chunk_mib), outcome(inputs, None))
 
 
 def step_of(inputs: Inputs, chunk_mib: int | None) -> measure.Step:
-    """Forward and backward; gradients of the step before are dropped first, as a step does."""
+    """Forward and backward; gradients of the previous step are dropped first, as in training."""
 
     def step() -> None:
         for tensor in inputs.learning.values():
@@ -147,13 +146,13 @@ def step_of(inputs: Inputs, chunk_mib: int | None) -> measure.Step:
 
 
 def memory_of(shape: Shape, seed: int, chunk_mib: int | None) -> measure.PeakMemory:
-    """What a fresh process runs."""
+    """Runs in a fresh process."""
     return measure.peak_memory(lambda: step_of(make_inputs(shape, seed), chunk_mib))
 
 
 @dataclass(frozen=True)
 class Result:
-    """Everything measured at one vocabulary; by way, which is `dense` or MiB of a chunk."""
+    """All measurements of one vocabulary, keyed by `dense` or the MiB of a chunk."""
 
     shape: Shape
     equality: Equality
@@ -164,7 +163,7 @@ class Result:
         return self.memory[way].step_bytes - self.shape.gradient_bytes
 
     def share(self, way: str) -> float:
-        """Of the extra memory of the dense way."""
+        """Relative to the extra memory of the dense implementation."""
         return self.extra_bytes(way) / self.extra_bytes(DENSE)
 
     def median(self, way: str) -> float:
@@ -172,12 +171,12 @@ class Result:
 
 
 def measure_memory(shape: Shape, chunks: Sequence[int], *, seed: int, repeats: int) -> Result:
-    """Equality at the first chunk size, memory in fresh processes, then the timings in turns.
+    """Equality at the first chunk size, memory in fresh processes, then alternating timings.
 
-    Memory does not depend on who else uses the machine: without repeats it is measured alone.
+    Memory is independent of other load: without repeats only memory is measured.
 
     Raises:
-        ResourceError: the machine has too little memory left for the dense way.
+        ResourceError: the machine has too little memory left for the dense implementation.
     """
     check_room(shape)
     ways: dict[str, int | None] = {DENSE: None} | {f"{chunk} MiB": chunk for chunk in chunks}
@@ -206,7 +205,7 @@ def check_room(shape: Shape) -> None:
 
 
 def result_table(result: Result) -> Table:
-    """One line a way."""
+    """One line per implementation."""
     shape = result.shape
     table = Table(
         "logits at once",
@@ -226,7 +225,7 @@ def result_table(result: Result) -> Table:
 
 
 def report(results: Sequence[Result], options: argparse.Namespace) -> dict[str, Any]:
-    """Every raw number, and what it was measured with."""
+    """Every raw number, and how it was measured."""
     return {
         "command": " ".join(["python -m benchmarks.memory", *sys.argv[1:]]),
         "seed": options.seed,

@@ -1,9 +1,9 @@
-"""Writes a few of the project's novels, cut short, for runs that read them several times.
+"""Writes a few shortened novels, for runs of several epochs.
 
     python -m benchmarks.novels runs/novels.jsonl
 
-By default two novels, and the beginning of a third, which is held out by its id wherever
-`corpus.validation_fraction` is 0.01; the teachers of `recipes/` have not read it.
+By default two novels, and the beginning of a third, whose id puts it into the validation split if
+`corpus.validation_fraction` is 0.01; the teachers of `recipes/` were not trained on it.
 """
 
 import argparse

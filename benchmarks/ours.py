@@ -37,9 +37,9 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher, from which the student follows by default, and the shape of the batch both see.
+    """A teacher, the default student, and the shape of the batch for both.
 
-    Ragged sequences end up to three tokens before their length; others are whole, as if packed.
+    Ragged sequences end up to three tokens before their length; others are full, as if packed.
     """
 
     teacher: Callable[[], PretrainedConfig]
@@ -58,7 +58,7 @@ PAIRS = {"bert": Pair(BertConfig, 8, 128), "gpt2": Pair(GPT2Config, 4, 256)}
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step minimizes: weighted terms, and the temperature of those that have one."""
+    """The objective of a step: weighted terms, and the temperature of those that have one."""
 
     recipe: LossesRecipe
     temperature: float
@@ -66,7 +66,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to take our step; dropout as the configurations say, or off as in `preset: fast`."""
+    """A variant of our step; dropout from the configurations, or off as in `preset: fast`."""
 
     precision: Precision
     compiled: bool = False
@@ -75,7 +75,7 @@ class Variant:
 
 
 def variants() -> dict[str, Variant]:
-    """What this processor can do."""
+    """The variants that this CPU supports."""
     found = {"fp32": Variant("fp32")}
     if has_bf16(CPU):
         found |= {
@@ -90,7 +90,7 @@ def variants() -> dict[str, Variant]:
 
 @dataclass(frozen=True)
 class Models:
-    """Teacher and student with equal weights for an equal seed."""
+    """Teacher and student; equal seeds give equal weights."""
 
     teacher: PreTrainedModel
     student: PreTrainedModel
@@ -110,9 +110,10 @@ class Models:
 
 
 def build_models(pair: Pair, seed: int) -> Models:
-    """Random weights: of biases and norms too, and the student's moved away from its teacher's.
+    """Random weights, also of biases and norms, with the student's perturbed away from its
+    teacher's.
 
-    So a mistake in any of them shows, and no term is so near zero that its rounding would.
+    So an error in any of them shows, and no term is so close to zero that rounding dominates.
     """
     config = pair.teacher()
     torch.manual_seed(seed)
@@ -131,7 +132,7 @@ def _add_noise(model: PreTrainedModel) -> None:
 
 
 def build_batch(pair: Pair, seed: int) -> Batch:
-    """Random tokens. Of a masked batch 15 % are predicted."""
+    """Random tokens. In a masked batch 15 % are predicted."""
     config = pair.teacher()
     causal = family_of(config).language_modeling == "causal"
     generator = torch.Generator().manual_seed(seed)
@@ -164,8 +165,8 @@ def classic_losses(rows: Rows) -> Losses:
 
 
 def our_losses(models: Models, batch: Batch, losses: Losses) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted loss of one batch, and each term's mean over its rows; under the live teacher
-    unless the batch brings what it said."""
+    """The weighted loss of one batch, and each term's mean over its rows; with the live teacher
+    unless the batch contains cached rows."""
     objective = LanguageModelObjective(
         models.student_family,
         losses.recipe,
@@ -179,14 +180,14 @@ def our_losses(models: Models, batch: Batch, losses: Losses) -> tuple[Tensor, di
 
 
 def our_outcome(models: Models, batch: Batch, losses: Losses) -> Outcome:
-    """What our step computes, in float32 and without dropout."""
+    """The outcome of our step, in float32 and without dropout."""
     models.student.eval()
     return outcome_of(models.student, *our_losses(models, batch, losses))
 
 
 def our_step(models: Models, batch: Batch, losses: Losses, variant: Variant) -> measure.Step:
-    """Models as `distill` prepares them, and one optimizer step as its engine takes it, down to the
-    reading of what it logs."""
+    """Models as `distill` prepares them, and one optimizer step as its engine takes it, including
+    reading the logged values."""
     device = batch.input_ids.device
     models.student.train(variant.dropout)
     if variant.precision == "bf16":
@@ -226,7 +227,7 @@ def _cached(models: Models, batch: Batch, losses: Losses) -> CachedTeacher:
 
 
 def step_shape(batch: Batch, losses: Losses, precision: Precision) -> StepShape:
-    """What a step on this batch costs: its real positions, what they see, the rows that count."""
+    """The cost of a step on this batch: its real positions, what they see, the rows that count."""
     real = batch.rows("all")
     sees = dataclasses.replace(batch, uniform=False).attention_mask()
     assert sees is not None

@@ -58,7 +58,7 @@ GPT2_WITHOUT_DROPOUT = Pair(
 
 
 def _precisions(name: str) -> dict[str, Precision]:
-    """A peer's step in float32, and in bfloat16 where the processor has it."""
+    """A peer's step in float32, and in bfloat16 if the CPU supports it."""
     both: dict[str, Precision] = {name: "fp32", f"{name}-bf16": "bf16"}
     return {step: kind for step, kind in both.items() if kind == "fp32" or has_bf16(CPU)}
 
@@ -95,7 +95,7 @@ class AgainstTextBrewer:
         return PaddedBatch.of(self.batch())
 
     def reference_outcomes(self, models: Models) -> dict[str, Outcome]:
-        """TextBrewer's own total, less what the teacher's entropy adds to it."""
+        """TextBrewer's own total, minus the teacher's entropy."""
         models.student.eval()
         batch = self._padded()
         total, found = _distiller(models, batch, self.rows).train_on_batch(_inputs(batch), {})
@@ -154,7 +154,7 @@ def _distiller(models: Models, batch: PaddedBatch, rows: Rows) -> Any:
 
 
 def _inputs(batch: PaddedBatch) -> dict[str, dict[str, Any]]:
-    """Only the student's carry labels, so that the teacher computes no loss of its own."""
+    """Only the student's contain labels, so that the teacher computes no loss."""
     inputs = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
@@ -252,6 +252,6 @@ def _trainer(models: Models, precision: Precision, beta: float) -> Any:
 
 
 def _any_tokenizer() -> PreTrainedTokenizerFast:
-    """What the trainer asks for and does not use: it is given tokens."""
+    """Required by the trainer and unused: it receives tokens."""
     backend = Tokenizer(WordLevel({"x": 0}, "x"))
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="x", eos_token="x")

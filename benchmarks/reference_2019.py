@@ -32,7 +32,7 @@ MAX_GRAD_NORM = 5.0
 class PaddedBatch:
     """Sequences padded to the longest of them, in the form of 2019.
 
-    Masked: a label stands at the position it belongs to. Causal: labels are the tokens themselves,
+    Masked: a label is at its own position. Causal: labels are the tokens themselves,
     which the loss shifts by one. Both are -100 elsewhere.
     """
 
@@ -145,7 +145,7 @@ def _run(
     """Logits and last hidden states of every position, padding included."""
     arguments: dict[str, Any] = {"attention_mask": batch.attention_mask}
     if batch.causal:
-        # Padding stands to the right, where no real position looks: 2019 gave no mask here.
+        # Padding is on the right, which no real position sees: 2019 gave no mask here.
         arguments = {"attention_mask": None, "use_cache": False}
     output = model(input_ids=batch.input_ids, output_hidden_states=True, **arguments)
     return output.logits, output.hidden_states[-1]

@@ -1,13 +1,13 @@
-"""Two ranks with one thread each against one rank with two: the same cores, the same work.
+"""Two ranks with one thread each compared with one rank with two: the same cores, the same work.
 
     python -m benchmarks.scaling --output scaling.json
 
-GPT-2 to DistilGPT2, 4 x 256 tokens a micro-batch, random tokens and weights from a seed, under
-`stillhouse.training.engine` as it is; the ranks started by torchrun. The two take turns, in fresh
-processes each time; the first step of each is left out. Beside the tokens per second: what the
-ranks sent each other, from the kernel's count of bytes on the loopback, against theory, which is
-one all-reduce of the student's gradients a step: each rank sends 2 (N - 1) / N times their bytes.
-Writes a table, and with --output every raw number. Reads nothing.
+GPT-2 to DistilGPT2, 4 x 256 tokens per micro-batch, random tokens and weights from a seed, with the
+unmodified `stillhouse.training.engine`; torchrun starts the ranks. Both alternate, in fresh
+processes each time; the first step of each is excluded. Besides tokens per second: the bytes that
+the ranks exchanged, from the kernel's counter of the loopback interface, compared with theory: one
+all-reduce of the student's gradients per step, of which each rank sends 2 (N - 1) / N times their
+bytes. Writes a table, and with --output every raw number. Reads nothing.
 """
 
 import argparse
@@ -46,7 +46,7 @@ LAYOUTS = {1: 2, 2: 1}  # ranks, and threads of each
 
 
 class RandomSequences:
-    """Sequences of tokens that follow from their number alone."""
+    """Sequences of tokens that are functions of their number."""
 
     num_sequences = 10_000
     sequence_length = LENGTH
@@ -60,7 +60,7 @@ class RandomSequences:
 
 
 class Counting(QuietReporter):
-    """Reads the loopback's count after each step."""
+    """Reads the counter of the loopback interface after each step."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []
@@ -70,7 +70,7 @@ class Counting(QuietReporter):
 
 
 def work(folder: Path, tokens_per_step: int) -> None:
-    """What each rank runs: some steps of training, their metrics, and the bytes on the loopback."""
+    """Runs on each rank: some steps of training, their metrics, and the bytes on the loopback."""
     recipe = DistillationRecipe.model_validate(
         {
             "tokens_per_step": tokens_per_step,
@@ -112,7 +112,7 @@ def work(folder: Path, tokens_per_step: int) -> None:
 
 
 def loopback_bytes() -> int:
-    """Bytes that this machine has sent to itself."""
+    """Bytes sent over the loopback interface."""
     lines = Path("/proc/net/dev").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.strip().startswith("lo:"))
 
@@ -146,8 +146,8 @@ def main() -> None:
     ratio = statistics.median(one / two for one, two in zip(seconds[1], seconds[2], strict=True))
     sent = rounds[0][2]["loopback_bytes"]
     theory = 2 * rounds[0][2]["gradient_bytes"]  # of both ranks: each sends them once
-    table = Table(title=f"GPT-2 to DistilGPT2, {options.tokens_per_step:,} tokens a step")
-    for column in ("ranks x threads", "seconds a step", "tokens/s"):
+    table = Table(title=f"GPT-2 to DistilGPT2, {options.tokens_per_step:,} tokens per step")
+    for column in ("ranks x threads", "seconds per step", "tokens/s"):
         table.add_column(column)
     for n, threads in LAYOUTS.items():
         median = statistics.median(seconds[n])

@@ -1,9 +1,9 @@
-"""Writes sentences of books and of SQuAD's passages and questions, in a random order.
+"""Writes sentences of books and of SQuAD's contexts and questions, in random order.
 
     python -m benchmarks.sentence_file data/sentences.jsonl
 
-What `minilm-3layer-embeddings` learns from: no text of STS-B, and no labels of any kind. Each
-sentence stands once; those of a few letters, or longer than a model would read, are left out.
+The training data of `minilm-3layer-embeddings`: no text of STS-B, and no labels of any kind.
+Sentences are unique; those of a few letters, or longer than a model's maximum, are excluded.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def book_sentences(path: Path) -> Iterator[str]:
 
 
 def squad_sentences(path: Path) -> Iterator[str]:
-    """Sentences of SQuAD's passages, and its questions."""
+    """Sentences of SQuAD's contexts, and its questions."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for article in json.load(file)["data"]:
             for passage in article["paragraphs"]:

@@ -1,9 +1,9 @@
-"""Real sentences of mixed length: as 2019 put them into micro-batches, and packed as ours.
+"""Real sentences of mixed length: in micro-batches as in 2019, and packed as ours.
 
-Text is cut into sentences, each wrapped in CLS and SEP. An epoch visits them in a random order;
-the sampler of 2019 collects them by length until five of about the same length make a micro-batch.
-What a step sees are successive micro-batches of that sampler, from the middle of the epoch, where
-its collections are filled as they are most of the time. Masks are drawn once for each of them.
+Text is split into sentences, each wrapped in CLS and SEP. An epoch uses them in random order; the
+sampler of 2019 collects them by length until five of about the same length form a micro-batch.
+A step gets successive micro-batches of that sampler, from the middle of the epoch, where its
+collections are filled as they are most of the time. Masks are sampled once for each of them.
 
 Axes: B sequences, T positions.
 """
@@ -49,9 +49,9 @@ SENTENCE_END = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """Text in any form that `corpus.source` takes, and a WordPiece vocabulary.
+    """Text in any form that `corpus.source` supports, and a WordPiece vocabulary.
 
-    Sentences longer than `longest` tokens, CLS and SEP included, are left out.
+    Sentences longer than `longest` tokens, including CLS and SEP, are excluded.
     """
 
     text: Path = TEXT
@@ -69,7 +69,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The sentences of one step, in the micro-batches of 2019's sampler."""
+    """The sentences of one step, in the micro-batches of the 2019 sampler."""
 
     grouped: list[list[Sentence]]
 
@@ -79,7 +79,7 @@ class Drawn:
 
     @property
     def ungrouped(self) -> list[list[Sentence]]:
-        """The same in an order that has nothing to do with length."""
+        """The same in an order that is independent of length."""
         order = random.Random(0).sample(self.all, len(self.all))
         return [order[start : start + UNGROUPED] for start in range(0, len(order), UNGROUPED)]
 
@@ -118,10 +118,10 @@ def draw(source: Source, seed: int) -> Drawn:
 
 
 def packed(sentences: Sequence[Sentence], length: int) -> Batch:
-    """Our batch: each sentence whole and a segment of its own, the longest laid down first.
+    """Our batch: each sentence complete and a separate segment, packed longest first.
 
-    (`prepare` cuts a sentence rather than leave a gap. Here they stay whole, so that the reference
-    reads the same sentences; what gap is left counts as our padding.)
+    (`prepare` splits a sentence rather than leave a gap. Here they stay complete, so that the
+    reference reads the same sentences; remaining gaps count as our padding.)
     """
     rows: list[list[Sentence]] = []
     for sentence in sorted(sentences, key=lambda each: -len(each.input_ids)):
@@ -153,7 +153,7 @@ def padded(sentences: Sequence[Sentence]) -> PaddedBatch:
 
 
 def _rows(arrays: Sequence[np.ndarray], *, filler: int) -> np.ndarray:
-    """Arrays as rows, filled up to the longest."""
+    """Arrays as rows, padded to the longest."""
     rows = np.full((len(arrays), max(map(len, arrays))), filler, np.int64)
     for row, array in zip(rows, arrays, strict=True):
         row[: len(array)] = array
@@ -163,7 +163,7 @@ def _rows(arrays: Sequence[np.ndarray], *, filler: int) -> np.ndarray:
 def _tokens(
     source: Source, tokenizer: PreTrainedTokenizerFast, special: SpecialTokens
 ) -> Iterator[np.ndarray]:
-    """The text's sentences in order, with CLS and SEP; those too short or too long left out."""
+    """The text's sentences in order, with CLS and SEP; those too short or too long are excluded."""
     assert special.cls is not None
     assert special.sep is not None
     encode = text_encoder(tokenizer)
@@ -179,7 +179,7 @@ def _tokens(
 
 
 def _groups(lengths: Sequence[int], seed: int) -> list[list[int]]:
-    """Micro-batches of one epoch: a collection of like lengths is one as soon as it is full."""
+    """Micro-batches of one epoch: sentences of similar length form one as soon as it is full."""
     waiting: dict[int, list[int]] = defaultdict(list)
     groups = []
     for index in random.Random(seed).sample(range(len(lengths)), len(lengths)):
@@ -192,7 +192,7 @@ def _groups(lengths: Sequence[int], seed: int) -> list[list[int]]:
 
 
 def _masked(tokens: Sequence[np.ndarray], masker: Masker, number: int, seed: int) -> list[Sentence]:
-    """One draw over the whole micro-batch, as in 2019."""
+    """One sampling over the whole micro-batch, as in 2019."""
     inputs = _rows(tokens, filler=0)
     real = _rows([np.ones_like(sentence) for sentence in tokens], filler=0)
     numbers, epochs = np.full(len(tokens), number), np.zeros(len(tokens), np.int64)

@@ -1,17 +1,16 @@
-"""What HTTP and scheduling cost over the bare engine, and how soon a server answers.
+"""Overhead of HTTP and scheduling over the bare engine, and start-up time of a server.
 
     python -m benchmarks.serve --save
 
-writes benchmarks/results/serve-KIND.json, KIND being this CPU's.
+writes benchmarks/results/serve-KIND.json, KIND being this CPU's type.
 
-A server of `stillhouse serve` in a process of its own, with a model of DistilGPT2's shape and
-random weights, beside the same engine in this process; they take turns (A B A B), each waits for
-the other.
+A server of `stillhouse serve` in a separate process, with a model of DistilGPT2's shape and random
+weights, and the same engine in this process; they alternate (A B A B), each waits for the other.
 
 - one stream: 64 new tokens after 32, greedy, streamed token by token;
-- sixteen streams at once, each the same;
+- sixteen concurrent streams, each the same;
 - the editor's request: three texts of 12 tokens, whole;
-- the time from the command to the first answer of `/health` with 200.
+- the time from the command until `/health` answers 200.
 """
 
 import argparse
@@ -57,7 +56,7 @@ SUGGESTIONS, SUGGESTION_TOKENS = 3, 12
 
 @contextmanager
 def served(folder: Path, precision: str) -> Iterator[float]:
-    """A server of this folder; the seconds until it was ready."""
+    """A server of this folder, and the seconds until it was ready."""
     command = [sys.executable, "-m", "stillhouse", "serve", str(folder), "--port", str(PORT)]
     started = time.perf_counter()
     process = subprocess.Popen([*command, "--precision", precision, "--offline"])
@@ -83,7 +82,7 @@ async def _ready(process: subprocess.Popen[bytes]) -> None:
 
 
 def over_http(asked: list[tuple[int, ...]]) -> None:
-    """All prompts at once, streamed to the end."""
+    """All prompts concurrently, streamed to the end."""
     asyncio.run(_all(asked))
 
 
@@ -125,8 +124,8 @@ async def _stream(prompt: tuple[int, ...]) -> int:
 
 
 def tokenizer_of(vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """One of bytes, filled up with tokens that no text has: prompts are ids, and nobody reads what
-    is generated, but every id that is drawn must be a token."""
+    """A byte-level tokenizer, filled up with tokens that no text contains: prompts are ids, and the
+    generated text is not read, but every sampled id must be a token."""
     tokenizer = train_tokenizer("byte_bpe", 257, iter([""]), "causal")
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = settings["model"]["vocab"]
@@ -139,7 +138,7 @@ def tokenizer_of(vocabulary_size: int) -> PreTrainedTokenizerFast:
 
 
 def suggest() -> None:
-    """What the editor asks for."""
+    """The editor's request."""
     asyncio.run(_suggest())
 
 
@@ -195,7 +194,7 @@ def main() -> None:
             **measure.environment(),
             "results": results,
         }
-        path = RESULTS / f"serve-{measure.processor_kind()}.json"
+        path = RESULTS / f"serve-{measure.cpu_kind()}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

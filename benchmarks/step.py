@@ -1,17 +1,17 @@
-"""One distillation step of Stillhouse against that of others: equal first, then timed and weighed.
+"""One distillation step of Stillhouse compared with others: verified equal, then timed.
 
     python -m benchmarks.step --output step.json
     python -m benchmarks.step --text --output sentences.json
     python -m benchmarks.step --peers --output peers.json
 
-Each step has a process of its own, and they take turns. Against the step of 2019 it reads nothing;
-with --text, real sentences of mixed length; with --peers, the steps of the toolkits in `peers.py`
-take the place of 2019's. Models have random weights from a seed. Writes a table, and with --output
-every raw number. Exits with 1 where losses or gradients of the two are not equal in float32.
+Each step runs in a separate process, and they alternate. The comparison with 2019 reads nothing;
+--text uses real sentences of mixed length; --peers compares with the toolkits in `peers.py` instead
+of 2019. Models have random weights from a seed. Writes a table, and with --output every raw number.
+Exits with 1 if losses or gradients of two steps are not equal in float32.
 
-Dropout is that of the models' configurations, for both, but for the variants without it: as
-`preset: fast` trains. On a machine that others use as well,
-`--clock processor --threads 1` is the steadier measure.
+Dropout is that of the models' configurations for both, except in the variants without it, as
+`preset: fast` trains. On a machine with other load, `--clock cpu --threads 1` is the steadier
+measure.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def prepare_step(comparison: Comparison, name: str) -> measure.Step:
 
 
 def memory_of(comparison: Comparison, name: str) -> measure.PeakMemory:
-    """What a fresh process runs."""
+    """Runs in a fresh process."""
     return measure.peak_memory(functools.partial(prepare_step, comparison, name))
 
 
@@ -74,7 +74,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything measured of one comparison; mappings go by step, or by precision."""
+    """All measurements of one comparison; mappings are keyed by step, or by precision."""
 
     title: str
     pair: str
@@ -94,7 +94,7 @@ class Result:
         return statistics.median(self.seconds[name])
 
     def ratio(self, name: str, reference: str) -> float:
-        """How many times as fast as the reference: the median over rounds, each with both."""
+        """The speedup over the reference: the median over rounds that contain both."""
         pairs = zip(self.seconds[reference], self.seconds[name], strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
@@ -107,7 +107,7 @@ class Result:
 
 
 def measure_steps(comparison: Comparison, settings: Settings) -> Result:
-    """Equality, then memory in fresh processes, then the timings in turns."""
+    """Equality, then memory in fresh processes, then alternating timings."""
     equality, batch = compare(comparison), comparison.batch()
     models = build_models(comparison.pair, comparison.seed)
     configs, layer_map = (models.student.config, models.teacher.config), models.layer_map
@@ -147,7 +147,7 @@ def floor(
     cached: bool,
     clock: measure.Clock,
 ) -> Floor:
-    """What our step needs, with a live teacher or a cached one, and what this processor gives in a
+    """What our step needs, with a live teacher or a cached one, and the roofline of this CPU in a
     precision."""
     student, teacher = configs
     shape = step_shape(comparison.batch(), comparison.losses, precision)
@@ -177,25 +177,25 @@ def comparison_table(result: Result) -> Table:
 
 
 def verdicts(result: Result) -> Iterator[str]:
-    """How fast each step of ours is beside each reference, and what was found equal."""
+    """The speedup of each of our steps over each reference, and the equality that was found."""
     for reference in result.references:
         ratios = [
             f"{name} {result.ratio(name, reference):.2f}"
             for name in result.seconds
             if name not in result.references
         ]
-        yield f"Times as fast as {reference}: {', '.join(ratios)}"
+        yield f"Speedup over {reference}: {', '.join(ratios)}"
     for name, equality in result.equality.items():
         yield f"In float32 {'equal' if equality.holds() else 'NOT EQUAL'} to {name}: {equality}"
 
 
 def default_variant() -> str:
-    """What `precision: auto` means on this processor, where `compile: auto` compiles nothing."""
+    """What `precision: auto` means on this CPU, where `compile: auto` compiles nothing."""
     return pick_precision("auto", CPU)
 
 
 def report(results: Sequence[Result], settings: Settings, load: Any) -> dict[str, Any]:
-    """Every raw number, and what it was measured with."""
+    """Every raw number, and how it was measured."""
     return {
         "command": " ".join(["python -m benchmarks.step", *sys.argv[1:]]),
         "settings": asdict(settings),
@@ -218,7 +218,7 @@ def report(results: Sequence[Result], settings: Settings, load: Any) -> dict[str
 
 
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
-    """What the options ask to compare."""
+    """The comparisons that the options select."""
     seed = options.seed
     if options.peers:
         try:
@@ -264,7 +264,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each variant")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clock", choices=measure.CLOCKS, default="wall")
-    parser.add_argument("--threads", type=int, help="threads of the processor; by default torch's")
+    parser.add_argument("--threads", type=int, help="CPU threads; by default torch's")
     parser.add_argument("--variants", choices=variants(), nargs="+", default=list(variants()))
     parser.add_argument("--output", type=Path, help="a JSON file for every raw number")
     return parser.parse_args()

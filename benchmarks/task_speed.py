@@ -1,9 +1,9 @@
-"""How fast models of one task answer the same examples, in turns, beside the first of them.
+"""Throughput of models of one task on the same examples, alternating, relative to the first model.
 
     python -m benchmarks.task_speed --task sts --data data/STS-B/sts-dev.tsv minilm STUDENT
 
-Each pass is what `stillhouse score` does after reading: every example tokenized before, batches of
-about equal length, float32 on a processor. Writes a table, and with --output every raw number.
+Each pass does what `stillhouse score` does after reading: examples tokenized beforehand, batches of
+about equal length, float32 on the CPU. Writes a table, and with --output every raw number.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
     passes = {name: answer for name, (answer, _) in found.items()}
     seconds = measure.interleaved_seconds(passes, repeats=options.repeats, device=device)
     reference = seconds[options.models[0]]
-    table = Table("model", "parameters", "seconds", "times as fast")
+    table = Table("model", "parameters", "seconds", "speedup")
     rows = {}
     for name, own in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(reference, own, strict=True))

@@ -1,4 +1,4 @@
-"""How soon a recipe reaches the loss at which the classic recipe ends.
+"""How soon a recipe reaches the final loss of the classic recipe.
 
     python -m benchmarks.time_to_quality RECIPE --run-dir runs/time-to-quality --output found.json
 
@@ -6,16 +6,16 @@ RECIPE names a teacher, a corpus, a student, and in `distillation.max_tokens` th
 the classic recipe. For every seed three kinds of training are timed, from the same weights:
 
 - `2019`: the classic recipe by the step of 2019, at the best of three learning rates (chosen on
-  the first seed with our step, which computes the same but for the last position of a window: 2019
-  gives it no label);
-- `classic`: the same recipe by our step, so that the gain of the engine stands alone;
+  the first seed with our step, which computes the same except for the last position of a window:
+  2019 gives it no label);
+- `classic`: the same recipe by our step, which isolates the gain of the engine;
 - each candidate with a share of the token budget, its schedule ending there.
 
 Seconds are those of the training steps, with data, compilation and the teacher cache. The loss is
-the mean over the first held-out sequences. What is done is not done again: a run folder given once
-more goes on. Trainings follow one another seed by seed, so that a machine that slows down or is
-used by others disturbs all kinds alike. 2019 trains in a process of its own, without our allocator.
-It sees a window as one document: let the recipe `attend_across_documents`.
+the mean over the first held-out sequences. Finished trainings are not repeated: the same run folder
+resumes. Trainings follow one another seed by seed, so that changes in the machine's load affect all
+kinds alike. 2019 trains in a separate process, without our allocator settings. It sees a window as
+one document: the recipe should set `attend_across_documents`.
 """
 
 import argparse
@@ -57,7 +57,7 @@ LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 
 @dataclass(frozen=True)
 class Training:
-    """One training: what it was, what it took, and how good its student is."""
+    """One training: its settings, its cost, and the quality of its student."""
 
     kind: str
     seed: int
@@ -69,7 +69,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Result:
-    """All trainings, and what they were held against."""
+    """All trainings, and their reference."""
 
     teacher_loss: float
     initial_loss: float
@@ -79,17 +79,17 @@ class Result:
         return [t for t in self.trainings if t.kind == kind and t.seed == seed]
 
     def aim(self, seed: int) -> Training:
-        """What 2019 came to, and when."""
+        """The final loss of 2019, and its time."""
         return self.of("2019", seed)[0]
 
     def engine(self, seed: int) -> float:
-        """How many times as fast the same recipe is by our step."""
+        """The speedup of the same recipe with our step."""
         aim = self.aim(seed)
         same = [t for t in self.of("classic", seed) if t.learning_rate == aim.learning_rate]
         return aim.seconds / same[0].seconds
 
     def gain(self, kind: str, seed: int) -> float | None:
-        """How many times as soon a candidate comes to 2019's loss."""
+        """How much sooner a candidate reaches the loss of 2019."""
         found = self.soonest(kind, seed)
         return None if found is None else self.aim(seed).seconds / found.seconds
 
@@ -102,7 +102,7 @@ class Result:
 
 @dataclass(frozen=True)
 class FirstSequences:
-    """The first sequences of a source: enough to tell models apart, few enough to be quick."""
+    """The first sequences of a source: enough to rank models, few enough to be quick."""
 
     source: SequenceSource
     wanted: int
@@ -120,7 +120,7 @@ class FirstSequences:
 
 
 class Bench:
-    """A recipe, its tokens, and the trainings that were made of it so far."""
+    """A recipe, its tokens, and the trainings so far."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.text = Path(options.recipe).read_text(encoding="utf-8")
@@ -167,7 +167,7 @@ class Bench:
         return Training(kind, seed, learning_rate, facts["tokens"], seconds, loss)
 
     def train_2019(self, seed: int, learning_rate: float) -> Training:
-        """The classic recipe by the step of 2019; kept in a file, for it is the slowest."""
+        """The classic recipe by the step of 2019; stored in a file, because it is the slowest."""
         kept = self.run.path / f"2019-{learning_rate:g}-seed-{seed}.json"
         if kept.exists():
             return Training(**json.loads(kept.read_text(encoding="utf-8")))
@@ -211,7 +211,7 @@ def train_2019(
 
 
 def best_learning_rate(bench: Bench, seed: int) -> tuple[float, list[Training]]:
-    """The classic recipe's best of three learning rates, and the trainings that told."""
+    """The classic recipe's best of three learning rates, and the trainings that determined it."""
     tried = [bench.train("classic", seed, classic(rate)) for rate in LEARNING_RATES]
     return min(tried, key=lambda training: training.loss).learning_rate, tried
 
@@ -246,10 +246,10 @@ def run(
 
 
 def table(result: Result) -> Table:
-    """Every training, and how many times sooner than 2019 it came to its end."""
+    """Every training, and its speedup over 2019."""
     title = f"teacher {result.teacher_loss:.3f}, student at first {result.initial_loss:.3f} nats"
     shown = Table("training", title=title)
-    for column in ("seed", "rate", "tokens", "seconds", "loss", "less 2019's", "x 2019"):
+    for column in ("seed", "rate", "tokens", "seconds", "loss", "minus 2019", "speedup"):
         shown.add_column(column, justify="right")
     for training in sorted(result.trainings, key=lambda t: (t.seed, -t.seconds)):
         aim = result.aim(training.seed)
@@ -267,9 +267,9 @@ def table(result: Result) -> Table:
 
 
 def verdicts(result: Result, kinds: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """For each candidate: the gain in all, and how much of it is the engine's."""
+    """For each candidate: the total gain, and the engine's share of it."""
     engine = statistics.median(result.engine(seed) for seed in seeds)
-    lines = [f"the classic recipe by our step: {engine:.2f} times as fast"]
+    lines = [f"speedup of the classic recipe with our step: {engine:.2f}"]
     for kind in kinds:
         gains = [gain for seed in seeds if (gain := result.gain(kind, seed)) is not None]
         if len(gains) < len(seeds):
@@ -277,7 +277,7 @@ def verdicts(result: Result, kinds: Sequence[str], seeds: Sequence[int]) -> list
             continue
         gain = statistics.median(gains)
         lines.append(
-            f"{kind}: 2019's loss {gain:.2f} times as soon (engine {engine:.2f}, recipe "
+            f"{kind}: speedup to 2019's loss {gain:.2f} (engine {engine:.2f}, recipe "
             f"{gain / engine:.2f}); by seed {', '.join(f'{one:.2f}' for one in gains)}"
         )
     return lines

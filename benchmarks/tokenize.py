@@ -1,14 +1,14 @@
-"""Text to tokens with gigatoken against the `tokenizers` library: equal first, then timed.
+"""Tokenizing with gigatoken compared with the `tokenizers` library: verified equal, then timed.
 
     python -m benchmarks.tokenize --output tokenize.json
 
-Reads the sample text and the sample teacher's tokenizer, or what --text and --tokenizer name.
-Writes a table, and with --output every raw number. Exits with 1 where the tokens are not equal.
+Reads the sample text and the sample teacher's tokenizer, or those of --text and --tokenizer.
+Writes a table, and with --output every raw number. Exits with 1 if the tokens are not equal.
 
-Two things are timed, in turns. The encoders: `tokenizers` bare and at its best (all text in one
-`encode_batch_fast` on all cores, in parts of the size that it is fastest with), against gigatoken
-as `prepare` uses it, with its comparisons and new caches each time. And `prepare` as a whole, with
-gigatoken and as it is without.
+Two things are timed, alternating. The encoders: `tokenizers` alone in its best configuration (all
+text in one `encode_batch_fast` on all cores, in parts of its fastest size), compared with gigatoken
+as `prepare` uses it, with its verification and new caches each time. And `prepare` as a whole, with
+and without gigatoken.
 """
 
 import argparse
@@ -50,7 +50,7 @@ BEST_CHARACTERS = 2**13  # of 2**11, 2**13 and 2**15; `tokenizers` slows down on
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of each round, by engine; a round has both."""
+    """Seconds of each round, by engine; a round contains both."""
 
     size_bytes: int
     num_tokens: int
@@ -58,7 +58,7 @@ class Result:
     prepare: dict[str, list[float]]
 
     def ratios(self, seconds: dict[str, list[float]]) -> list[float]:
-        """How many times as fast as `tokenizers`, round by round."""
+        """The speedup over `tokenizers`, round by round."""
         pairs = zip(seconds[REFERENCE], seconds[FAST], strict=True)
         return [theirs / ours for theirs, ours in pairs]
 
@@ -67,7 +67,7 @@ class Result:
 
 
 def recipe_for(source: str) -> Recipe:
-    """A recipe that only prepares; with a tenth held out, few documents do for both splits."""
+    """A recipe that only prepares; with a tenth held out, few documents suffice for both splits."""
     return Recipe.model_validate(
         {"teacher": "any", "corpus": {"source": source, "validation_fraction": 0.1}}
     )
@@ -106,7 +106,7 @@ def bare(tokenizer: PreTrainedTokenizerFast, batches: list[list[str]]) -> measur
 def checked(
     tokenizer: PreTrainedTokenizerFast, batches: list[list[str]], *, times: int
 ) -> measure.Step:
-    """gigatoken as `prepare` uses it; opened beforehand, each used once, for it remembers words."""
+    """gigatoken as `prepare` uses it; opened beforehand, each used once, since it caches words."""
     encoders = iter([open_fast(tokenizer) for _ in range(times)])
 
     def step() -> None:
@@ -130,7 +130,7 @@ def without_gigatoken() -> Iterator[None]:
 
 
 def preparing(recipe: Recipe, tokenizer: Path) -> dict[str, measure.Step]:
-    """The whole stage into a folder that is then thrown away, with each engine."""
+    """The whole stage into a temporary folder, with each engine."""
 
     def step() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +165,7 @@ def measure_text(source: str, tokenizer_folder: Path, repeats: int) -> Result:
 
 
 def check_equality(tokenizer: PreTrainedTokenizerFast, batches: list[list[str]]) -> int:
-    """The number of tokens, after every one was compared."""
+    """The number of tokens, after comparing each."""
     encode, num_tokens = text_encoder(tokenizer), 0
     with open_fast(tokenizer) as fast:
         for batch in batches:
@@ -179,7 +179,7 @@ def check_equality(tokenizer: PreTrainedTokenizerFast, batches: list[list[str]])
 
 
 def comparison_table(result: Result) -> Table:
-    """One line for each engine and each thing that was timed."""
+    """One line for each engine and each timed part."""
     title = f"{result.size_bytes / 1e6:.1f} MB of text, {result.num_tokens:,} tokens, all equal"
     table = Table("what", "engine", title=title)
     for column in ("seconds", "fastest", "MB/s", f"x {REFERENCE}"):
@@ -198,7 +198,7 @@ def comparison_table(result: Result) -> Table:
 
 
 def report(result: Result, options: argparse.Namespace, load: Any) -> dict[str, Any]:
-    """Every raw number, and what it was measured with."""
+    """Every raw number, and how it was measured."""
     timed = {"encoding": result.encoding, "prepare": result.prepare}
     return {
         "command": " ".join(["python -m benchmarks.tokenize", *sys.argv[1:]]),

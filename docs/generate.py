@@ -1,6 +1,5 @@
-"""Writes docs/cli.md and docs/recipe.md from the code, the README's table of speed from
-benchmarks/results and the table of faults from docs/reliability.json; --check says whether they are
-up to date."""
+"""Writes docs/cli.md and docs/recipe.md from the code, and the tables of TABLES into their pages.
+With --check it only reports pages that are out of date."""
 
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from laws import law_table
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from speed import serving_table, speed_table
+from words import NAMES, PHRASES, glossary_table
 
 from faults import fault_table
 from stillhouse.cli import app
@@ -64,8 +64,8 @@ def recipe_page() -> str:
 
 
 def _rows(section: type[BaseModel], prefix: str, in_force: BaseModel | None = None) -> list[str]:
-    """The keys of a section; `in_force` is the section that stands where a recipe leaves it out,
-    which a preset may have filled."""
+    """The keys of a section; `in_force` is the value of a section that a recipe leaves out, which
+    a preset may have filled."""
     rows = []
     for name, field in section.model_fields.items():
         inner = _sections(field.annotation)
@@ -89,7 +89,7 @@ def _rows(section: type[BaseModel], prefix: str, in_force: BaseModel | None = No
 
 
 def _plain(default: Any) -> Any:
-    """A default as a recipe would have it, what a section leaves to its own defaults left out."""
+    """A default as a recipe would write it, without the keys that equal their own default."""
     if isinstance(default, BaseModel):
         return default.model_dump(exclude_defaults=True)
     if isinstance(default, dict):
@@ -121,27 +121,35 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def with_table(page: Path, name: str, table: str) -> str:
-    """The page with a fresh table between the two marks of that name."""
-    text = page.read_text(encoding="utf-8")
+TABLES = (
+    ("README.md", "speed", speed_table),
+    ("docs/correctness.md", "laws", law_table),
+    ("docs/glossary.md", "names", lambda: glossary_table(NAMES)),
+    ("docs/glossary.md", "phrases", lambda: glossary_table(PHRASES)),
+    ("docs/reliability.md", "faults", fault_table),
+    ("docs/serving.md", "speed", serving_table),
+)
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """The text of a page with a fresh table between the two marks of that name.
+
+    Raises:
+        ValueError: The text lacks one of the marks.
+    """
     begin, end = f"<!-- begin of {name}, by make docs -->", f"<!-- end of {name} -->"
     if begin not in text or end not in text:
-        raise ValueError(f"{page} has no {begin} ... {end}")
+        raise ValueError(f"There is no {begin} ... {end} on the page.")
     before, after = text.partition(begin)[0], text.partition(end)[2]
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def main() -> None:
-    readme, correctness = DOCS.parent / "README.md", DOCS / "correctness.md"
-    reliability, serving = DOCS / "reliability.md", DOCS / "serving.md"
-    pages = {
-        DOCS / "cli.md": cli_page(),
-        DOCS / "recipe.md": recipe_page(),
-        readme: with_table(readme, "speed", speed_table()),
-        reliability: with_table(reliability, "faults", fault_table()),
-        serving: with_table(serving, "speed", serving_table()),
-        correctness: with_table(correctness, "laws", law_table()),
-    }
+    pages = {DOCS / "cli.md": cli_page(), DOCS / "recipe.md": recipe_page()}
+    for name, mark, table in TABLES:
+        page = DOCS.parent / name
+        text = pages.get(page) or page.read_text(encoding="utf-8")
+        pages[page] = with_table(text, mark, table())
     if "--check" in sys.argv:
         stale = [
             str(page)

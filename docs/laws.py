@@ -1,4 +1,4 @@
-"""The laws of docs/correctness.md, and the tests that carry their marker."""
+"""The laws of docs/correctness.md, and the tests that are marked with them."""
 
 import ast
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ TESTS = Path(__file__).parents[1] / "tests"
 LAWS = {
     "shift": "A position's label is the next token of its document, and every token is predicted "
     "once.",
-    "masks": "A masked position's label is the token that stood there. Special tokens and padding "
+    "masks": "A masked position's label is the original token. Special tokens and padding "
     "are never masked, and a sequence is masked the same way in any batch.",
     "padding": "Padding changes no loss and no gradient.",
     "packing": "A document packed with others has the outputs and losses it has alone.",
     "accumulation": "A step's loss and gradient do not depend on its split into micro-batches: "
     "each term is divided once, by its rows in the whole step.",
     "ranks": "Training on several ranks gives the result of training on one, up to rounding.",
-    "resume": "Training that was stopped and resumed ends with the weights of one that was not, to "
-    "the bit.",
+    "resume": "Training that was stopped and resumed ends with the same weights as uninterrupted "
+    "training, to the bit.",
     "cache": "A cached teacher gives the live teacher's loss: exactly for the whole vocabulary, "
     "unbiased for a sample, coarse-grained for the top k.",
-    "copy": "A student that equals its teacher has a loss of 0 in every term.",
+    "copy": "A student that equals its teacher has zero loss in every term.",
     "reload": "A saved model, loaded elsewhere, has the loss that was reported.",
     "formula": "Each loss is its published formula, compared with a float64 reference or with "
     "transformers' own loss.",
@@ -28,7 +28,7 @@ LAWS = {
 
 
 def marked_tests() -> Iterator[tuple[str, str]]:
-    """Each law's name with the id of a test that carries its marker."""
+    """The name of each law with the id of each test that is marked with it."""
     for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.FunctionDef):
@@ -42,7 +42,7 @@ def marked_tests() -> Iterator[tuple[str, str]]:
 
 
 def law_table() -> str:
-    """One row a law, with its tests.
+    """One row per law, with its tests.
 
     Raises:
         ValueError: a law without a test, or a marker of a law that is not here.

@@ -13,22 +13,25 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def speed_table() -> str:
-    """Markdown: what is compared, how many times as fast, and where the numbers are."""
+    """Markdown: the comparison, its speedup, its times and its file."""
     step = "step-bert.json"
     gpt2 = "step-gpt2.json"
     rows = [
         ("BERT-base to DistilBERT, 8 x 128, predicted rows", *_step(step, "predicted", "bf16")),
-        ("the same, the teacher from a cache", *_step(step, "predicted", "bf16-cached")),
-        ("the same, live, soft targets and cosine on all rows", *_step(step, "all", "bf16")),
-        ("the same on sentences of mixed length, 2019 grouped by length", *_sentences("2019")),
-        ("the same, 2019 not grouped", *_sentences("2019-ungrouped")),
+        ("the same, with cached teacher outputs", *_step(step, "predicted", "bf16-cached")),
+        (
+            "the same, live, soft targets and cosine on all rows",
+            *_step(step, "all", "bf16"),
+        ),
+        ("the same on sentences of mixed length, 2019 code grouped by length", *_sentences("2019")),
+        ("the same, 2019 code not grouped", *_sentences("2019-ungrouped")),
         ("GPT-2 to DistilGPT2, 4 x 256, all rows", *_step(gpt2, "all", "bf16")),
-        ("the same, the teacher from a cache", *_step(gpt2, "all", "bf16-cached")),
+        ("the same, with cached teacher outputs", *_step(gpt2, "all", "bf16-cached")),
         *_peers(),
         *_tokenizing(),
         *_time_to_quality(),
     ]
-    lines = ["| | times as fast | seconds | file |", "|---|---|---|---|"]
+    lines = ["| | speedup | seconds | file |", "|---|---|---|---|"]
     lines += [
         f"| {name} | **{ratio:.2f}** | {seconds} | [{file}](benchmarks/results/{file}) |"
         for name, ratio, seconds, file in rows
@@ -37,8 +40,7 @@ def speed_table() -> str:
 
 
 def serving_table() -> str:
-    """Markdown, for each kind of CPU that was measured: what is at work, tokens a second, and how
-    many times as fast as what."""
+    """Markdown for each kind of CPU that was measured: workload, throughput, speedup, baseline."""
     kinds = sorted(path.stem.removeprefix("generate-") for path in RESULTS.glob("generate-*.json"))
     return "\n\n".join(_serving_table(kind) for kind in kinds)
 
@@ -56,8 +58,8 @@ def _serving_table(kind: str) -> str:
         ("", one, "distilgpt2, int8", "gpt2, transformers", f"GPT-2 in {plain}"),
         ("GPT-2, one text", one, "gpt2, int8", "gpt2, transformers", plain),
         ("DistilGPT2, eight texts", eight, "distilgpt2, int8", "distilgpt2, transformers", plain),
-        ("DistilGPT2, sixteen requests at random moments", found["arrivals"], "together", "alone",
-         "the same one after the other"),
+        ("DistilGPT2, sixteen requests arriving at random", found["arrivals"], "together", "alone",
+         "the same requests one at a time"),
         (f"DistilBERT in {encoder}, eight texts of 128 tokens", found["encoder"], encoder,
          "transformers", plain),
     ]  # fmt: skip
@@ -65,10 +67,10 @@ def _serving_table(kind: str) -> str:
         prompt = ("DistilGPT2, a prompt of 80 tokens", found["prompt"], "distilgpt2, int8")
         rows += [
             (*prompt, "distilgpt2, transformers", plain),
-            (*prompt, "distilgpt2, fp32", "the same in float32"),
+            (*prompt, "distilgpt2, fp32", "Stillhouse in float32"),
         ]
     files = [f"generate-{kind}.json"]
-    lines = ["| | tokens/s | times as fast | as |", "|---|---|---|---|"]
+    lines = ["| workload | tokens/s | speedup | baseline |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {_against(group, ours, theirs)} | {what} |"
         for name, group, ours, theirs, what in rows
@@ -87,14 +89,14 @@ def _http_lines(served: Mapping[str, Any]) -> list[str]:
     lines = []
     for number in ("1", "16"):
         figures = _against(served[f"{number} at once"], "HTTP", "bare")
-        lines.append(f"| over HTTP, {number} at once | {figures} | without HTTP |")
+        lines.append(f"| over HTTP, {number} concurrent | {figures} | without HTTP |")
     suggestions = statistics.median(served["suggestions"]["HTTP"]["seconds"])
     ready = statistics.median(served["seconds_to_ready"])
     return [
         *lines,
         "",
-        f"Three suggestions of 12 tokens: {suggestions:.2f} s. From the command to the first",
-        f"answer of `/health`: {ready:.1f} s.",
+        f"Three suggestions of 12 tokens: {suggestions:.2f} s. Start-up until `/health` answers: "
+        f"{ready:.1f} s.",
     ]
 
 
@@ -128,7 +130,7 @@ def _peers() -> list[tuple[str, float, str, str]]:
     rows = []
     for file in ("step-peers-bert.json", "step-peers-gpt2.json"):
         for result in _read(file)["results"]:
-            name = f"{result['title'].partition(' against ')[2]}, its bfloat16, matched losses"
+            name = f"{result['title'].partition(' against ')[2]}, in bfloat16, matched losses"
             theirs = next(key for key in result["references"] if key.endswith("-bf16"))
             rows.append((name, *_of_rounds(result["seconds"], "bf16", theirs, file)))
     return rows
@@ -146,7 +148,7 @@ def _tokenizing() -> list[tuple[str, float, str, str]]:
 
 
 def _time_to_quality() -> list[tuple[str, float, str, str]]:
-    """The median over seeds; a seed that never got there has no gain, and is told in the name."""
+    """The median over seeds; the name gives the number of seeds that reached the target."""
     file = "time-to-quality-decoder.json"
     found = _read(file)
     gains = [gain for gain in found["gains"]["fast"].values() if gain is not None]

@@ -1,4 +1,4 @@
-"""Tiny seeded models, batches and tokenizers, one maker for each, shared by all tests."""
+"""Factories of tiny seeded models, batches and tokenizers, shared by all tests."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ from stillhouse.tokens.batches import IGNORED, Batch
 
 pytest_plugins = ["tests.cpu_time"]
 
-FIRST_WORD = 5  # ids below stand for special tokens
+FIRST_WORD = 5  # smaller ids are special tokens
 
 # One thread, here and in the processes that tests start: faster for models this small, and results
 # of different processes are equal to the bit.
@@ -33,7 +33,7 @@ HERE = ("127.0.0.1", "::1", "localhost")
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reaches beyond this machine, whatever it calls; one that tries fails."""
+    """A test that connects to another machine fails."""
     for name in ("connect", "connect_ex"):
         original = getattr(socket.socket, name)
 
@@ -47,7 +47,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the checkout; a test that needs it says so where it is not."""
+    """The folder of real data beside the checkout; tests that need it are skipped without it."""
     folder = Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs the real data of {folder}")
@@ -62,9 +62,9 @@ def tiny_config() -> Callable[..., PretrainedConfig]:
 
 @pytest.fixture
 def tiny_model() -> Callable[..., PreTrainedModel]:
-    """tiny_model(family, num_layers=2, seed=0): every parameter random, so that none is idle.
+    """tiny_model(family, num_layers=2, seed=0): a model with every parameter random.
 
-    A library's own initialization leaves biases at zero and norms at one, which hides mistakes.
+    The default initialization leaves biases at zero and norms at one, which hides mistakes.
     """
 
     def make(family: str, num_layers: int = 2, seed: int = 0) -> PreTrainedModel:
@@ -123,7 +123,7 @@ def words() -> Callable[..., list[int]]:
 
 @pytest.fixture
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A word tokenizer of as many tokens as the tiny models know."""
+    """A word tokenizer with the vocabulary size of the tiny models."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     names = [*special, *(f"w{number}" for number in range(FIRST_WORD, VOCABULARY))]
     vocabulary = {name: number for number, name in enumerate(names)}
@@ -141,13 +141,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tokenizer_of() -> Callable[[str], PreTrainedTokenizerFast]:
-    """tokenizer_of(family): a small one of the family's kind."""
+    """tokenizer_of(family): a small tokenizer of the family's type."""
     return make_tokenizer
 
 
 @pytest.fixture
 def task_folder(tmp_path: Path) -> Callable[..., Path]:
-    """task_folder(family, head, **settings): the folder of a random model with a task's head."""
+    """task_folder(family, head, **settings): the folder of a random model with a task head."""
 
     def make(family: str, head: TaskHead, **settings: Any) -> Path:
         return make_task_folder(tmp_path / f"{family}-{head}", family, head, **settings)

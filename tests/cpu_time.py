@@ -1,9 +1,9 @@
-"""Keeps the fast tests fast: one that uses more CPU time than it may fails.
+"""Keeps the fast tests fast: a test that exceeds its CPU time fails.
 
-CPU time of this process and of the processes it waited for, since the wall clock of a busy machine
-says nothing about a test. What fixtures of a module or session cost is not counted: no single test
-pays for them. Where coverage traces every line, twice the time is allowed. Markers name the tests
-that may take longer.
+Measured is the CPU time of this process and its finished children, because wall time depends on the
+load of the machine. Fixtures of module or session scope are not counted, as several tests share
+them. Under coverage, which traces every line, the limit is doubled. Tests with a marker of a slower
+tier are exempt.
 """
 
 import os
@@ -17,18 +17,18 @@ SLOWER_TIERS = ("e2e", "page", "slow", "gpu")
 
 
 def cpu_seconds() -> float:
-    """CPU time used so far by this process and by its ended children."""
+    """CPU time used so far by this process and its finished children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 class FastTests:
-    """Measures each test, and fails one of the fast tier that takes too long."""
+    """Measures each test, and fails tests of the fast tier that exceed the limit."""
 
     def __init__(self) -> None:
         self.started = 0.0
-        self.shared = 0.0  # of fixtures that other tests use too
-        self.nested = 0  # how many of those are being set up just now
+        self.shared = 0.0  # spent in fixtures that tests share
+        self.nested = 0  # number of shared fixtures being set up
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:

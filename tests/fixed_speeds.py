@@ -1,4 +1,4 @@
-"""Speeds that are given, for the arithmetic of estimates."""
+"""Fixed speeds, for tests of the arithmetic of estimates."""
 
 from collections.abc import Sequence
 from typing import Any

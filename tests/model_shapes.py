@@ -1,5 +1,5 @@
-"""Model folders of any size that are whole as far as headers go: the weights are holes on the disk,
-the tokenizer has made-up words."""
+"""Model folders of any size with valid headers: the weights are a sparse file of zeros, the
+tokenizer has made-up words."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SPECIAL = {
 
 
 def write_shape(folder: Path, config: PretrainedConfig, model_class: str | None = None) -> Path:
-    """A model folder with this configuration, of zeros that take no disk space."""
+    """A model folder with this configuration whose zero weights take no disk space."""
     name = (
         model_class
         or {
@@ -51,7 +51,7 @@ def write_shape(folder: Path, config: PretrainedConfig, model_class: str | None 
 
 
 def write_words(folder: Path, number: int) -> None:
-    """A tokenizer of so many words."""
+    """A tokenizer with a vocabulary of `number` words."""
     words = [*SPECIAL.values(), *(f"w{place}" for place in range(number - len(SPECIAL)))]
     backend = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, "<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]

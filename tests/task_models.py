@@ -1,4 +1,4 @@
-"""Tiny models with the heads of tasks, and tokenizers of each family."""
+"""Tiny models with task heads, and tokenizers of each family."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ POSITIONS = 64
 
 
 def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """One of the family's kind, trained on the sentences here."""
+    """A tokenizer of the family's type, trained on SENTENCES."""
     texts, language_modeling = iter(SENTENCES * 3), family_named(family).language_modeling
     if family in ("bert", "distilbert"):
         return train_tokenizer("wordpiece", 100, texts, language_modeling)
@@ -30,7 +30,7 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
 
 
 def make_task_folder(folder: Path, family: str, head: TaskHead, **settings: Any) -> Path:
-    """A model of 64 positions whose parameters are all random, with its tokenizer."""
+    """A model of 64 positions with random parameters, and its tokenizer."""
     tokenizer = make_tokenizer(family)
     config = make_config(family, vocabulary=len(tokenizer), positions=POSITIONS)
     for name, value in settings.items():

@@ -1,4 +1,4 @@
-"""Words around numbers."""
+"""Nouns and numbers in messages."""
 
 import pytest
 

@@ -62,7 +62,7 @@ def test_what_is_reached_soonest_is_the_shortest_training_as_good_as_2019():
     )
     assert result.gain("fast", 0) == 10
     assert verdicts(result, ["fast"], [0])[1] == (
-        "fast: 2019's loss 10.00 times as soon (engine 2.50, recipe 4.00); by seed 10.00"
+        "fast: speedup to 2019's loss 10.00 (engine 2.50, recipe 4.00); by seed 10.00"
     )
 
 

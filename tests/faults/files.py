@@ -62,7 +62,7 @@ def damage(path: Path, draw: random.Random) -> str:
 @row(
     5,
     "disk full, I/O error, read-only or no permission, from the n-th write of a training on",
-    "a clear error and exit code, every commit intact; again without it, the same bits",
+    "a clear error and exit code, every commit intact; a rerun without the fault is bit-identical",
     full=200,
     sample=2,
 )
@@ -95,7 +95,7 @@ def failing_writes(folder: Path) -> Iterator[Trial]:
 @row(
     6,
     "a bit flipped, a file cut or removed, in a checkpoint",
-    "found; training falls back to the one before and says so",
+    "detected; training falls back to the previous checkpoint and logs it",
     full=500,
     sample=5,
 )
@@ -126,7 +126,7 @@ def damaged_checkpoints(folder: Path) -> Iterator[Trial]:
 @row(
     6,
     "the same in token shards, tokenizer, teacher or initial student",
-    "found before anything is trained, with the file's name",
+    "detected before training, with the file's name",
     full=500,
     sample=5,
 )
@@ -152,7 +152,7 @@ def damaged_inputs(folder: Path) -> Iterator[Trial]:
 @row(
     9,
     "prepare killed, or out of disk, at a random moment",
-    "no part is taken for whole; again, the same bytes",
+    "no partial output is used; a rerun gives the same bytes",
     full=200,
     sample=3,
 )
@@ -190,7 +190,7 @@ CACHED = "distillation.teacher_outputs={cache: sampled, size: 8}"
 @row(
     9,
     "the same with a teacher cache and the training from it",
-    "no part is taken for whole; again, the same bytes and the same student",
+    "no partial output is used; a rerun gives the same bytes and the same student",
     full=100,
     sample=1,
 )
@@ -289,7 +289,7 @@ DOCUMENTS = 1_000
 @row(
     10,
     f"JSONL and text of {DOCUMENTS:,} odd documents, in half of the files one that is broken",
-    "every document is kept, or the broken one is named by line; under 5 s, memory bounded",
+    "every document is kept, or the broken one is reported by line; under 5 s, bounded memory",
     full=100,
     sample=2,
 )
@@ -340,7 +340,7 @@ GIGABYTE = 10**9
 @row(
     10,
     "text and JSONL with a line of 1 GB, plain and compressed, of words and of one word",
-    "text is kept whole; a JSONL line is refused by its number in under 5 s; memory bounded",
+    "text is kept whole; a JSONL line is rejected by number in under 5 s; bounded memory",
     full=8,
     sample=0,
 )
@@ -438,7 +438,7 @@ HOSTILE = [
 @row(
     11,
     "hostile configurations, weights, tokenizers, manifests, shard indexes and recipes",
-    "a typed error or a usable file; no code runs; memory at most twice the file and 64 MB",
+    "a typed error or a usable file; no code is executed; memory at most twice the file plus 64 MB",
     full=50_000,
     sample=60,
 )

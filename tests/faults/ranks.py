@@ -24,7 +24,7 @@ SETTINGS = (*LONGER, "distillation.dropout=false")  # four ranks take smaller mi
 @row(
     3,
     "1, 2, 4, then 2 ranks in one training, each sharded or not",
-    "every sample once an epoch; each step's loss within 0.01 % of one rank's",
+    "every sample once per epoch; each step's loss within 0.01 % of one rank's",
     full=20,
     sample=1,
 )
@@ -68,7 +68,7 @@ LEFT = {TrainingError.exit_code, STOPPED, -signal.SIGTERM}  # how a rank leaves 
 @row(
     5,
     "the same on one of two ranks, sharded or not",
-    "a clear error, every commit intact; again without it, the same bits",
+    "a clear error, every commit intact; a rerun without the fault is bit-identical",
     full=50,
     sample=0,
 )
@@ -114,7 +114,7 @@ def failing_writes_of_a_rank(folder: Path) -> Iterator[Trial]:
 @row(
     8,
     "memory refused on one of two ranks, sharded or not",
-    "replicas halve the micro-batch together and the result is the same; else one clear error",
+    "replicas halve the micro-batch together with the same result, or one clear error",
     full=20,
     sample=1,
 )

@@ -63,7 +63,7 @@ def serving() -> Iterator[Server]:
 @row(
     12,
     "odd requests: wrong values, deep JSON, broken HTTP, thousands of headers, slow clients",
-    "an answer below 500 within 5 s, or the connection is closed; the server stays well",
+    "a status below 500 within 5 s, or a closed connection; the server stays healthy",
     full=20_000,
     sample=150,
 )
@@ -184,7 +184,7 @@ def metric(server: Server, name: str) -> float:
 @row(
     13,
     f"{CROWD} clients for 10 minutes, three in ten leaving in the middle",
-    "each that stays gets the text it would get alone, or 429; nothing is left running",
+    "each remaining client gets the text it would get alone, or 429; no request is left running",
     full=1,
     sample=0,
 )
@@ -224,7 +224,7 @@ async def _crowd(server: Server, draw: random.Random) -> None:
 @row(
     14,
     f"{SOAK_SECONDS // 60} minutes of mixed work: streams, scores, suggestions, refusals",
-    "memory at the end within 1 % of what it was after five minutes",
+    "memory at the end within 1 % of memory after five minutes",
     full=1,
     sample=0,
 )
@@ -284,7 +284,7 @@ async def _soak(server: Server, draw: random.Random) -> None:
 @row(
     15,
     "kill -9, or SIGTERM, with requests under way; then started again",
-    f"ready within {READY_SECONDS} s; on SIGTERM every request that was taken is answered in full",
+    f"ready within {READY_SECONDS} s; on SIGTERM every accepted request is answered in full",
     full=50,
     sample=2,
 )

@@ -1,4 +1,4 @@
-"""A few trials of every row of faults; `make faults` runs them all."""
+"""A few trials of every row of faults; `make faults` runs all of them."""
 
 import pytest
 from tests.faults import files, ranks, server, training  # noqa: F401 (they register their rows)

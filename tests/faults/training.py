@@ -144,7 +144,7 @@ def wait_for_save(run: TinyRun, seconds: float) -> None:
 @row(
     1,
     "kill -9 at random moments, half of them inside a save",
-    "the newest commit is intact, none is lost, the end has the same bits",
+    "the newest commit is intact, none is lost, the final weights are bit-identical",
     full=300,
     sample=2,
 )
@@ -155,7 +155,7 @@ def kills(folder: Path) -> Iterator[Trial]:
 @row(
     1,
     "kill -9 of one of two ranks",
-    "the other leaves; then as with one rank",
+    "the other rank exits; then as with one rank",
     full=50,
     sample=0,
 )
@@ -177,7 +177,7 @@ def kills_of_a_sharded_rank(folder: Path) -> Iterator[Trial]:
 @row(
     2,
     "stopped three times in one run; 1 to 3 epochs, 1 or 4 micro-batches, eager and compiled",
-    "losses, weights and sample order have the same bits",
+    "losses, weights and sample order are bit-identical",
     full=12,
     sample=1,
 )
@@ -232,7 +232,7 @@ def signalled(folder: Path, *numbers: int, ranks: int = 1) -> Iterator[Trial]:
 @row(
     4,
     "SIGTERM or SIGINT",
-    "stops in under 25 s with the last step committed; the end has the same bits",
+    "stops in under 25 s with the last step committed; the final weights are bit-identical",
     full=100,
     sample=2,
 )
@@ -243,7 +243,7 @@ def signals(folder: Path) -> Iterator[Trial]:
 @row(
     4,
     "SIGTERM to one of two ranks",
-    "both stop at one step, which is committed; the end has the same bits",
+    "both stop at the same step, which is committed; the final weights are bit-identical",
     full=25,
     sample=0,
 )
@@ -254,7 +254,7 @@ def signals_to_one_rank(folder: Path) -> Iterator[Trial]:
 @row(
     7,
     "NaN, infinity or a spike in gradients, at random steps",
-    "each is skipped, counted and said; weights stay finite; five in a row end the training",
+    "each is skipped, counted and logged; weights stay finite; five in a row end training",
     full=100,
     sample=3,
 )
@@ -284,7 +284,7 @@ def poisoned(folder: Path) -> Iterator[Trial]:
 @row(
     8,
     "memory refused at a random micro-batch",
-    "the micro-batch is halved and the result the same, or one clear error",
+    "the micro-batch is halved with the same result, or one clear error",
     full=50,
     sample=3,
 )

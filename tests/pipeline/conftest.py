@@ -1,4 +1,4 @@
-"""Runs of a tiny recipe, made once: one that is ready to distil, and one that is finished."""
+"""Runs of a tiny recipe, shared by tests: one that is ready to distil, and one that is finished."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.pipeline.tiny_run import TinyRun, write_recipe
 
 @pytest.fixture(scope="session")
 def initialized(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A run with tokens, teacher and initial student. Never change it: take `ready`."""
+    """A run with tokens, teacher and initial student. Never modify it: use `ready`."""
     folder = tmp_path_factory.mktemp("initialized")
     run = TinyRun(write_recipe(folder), folder / "run")
     outcome = run.call("run", "--until", "init")
@@ -20,7 +20,7 @@ def initialized(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 
 @pytest.fixture(scope="session")
 def finished(initialized: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """The same run with student, control, evaluation and report. Never change it: take `done`."""
+    """The same run with student, control, evaluation and report. Never modify it: use `done`."""
     folder = initialized.copy(tmp_path_factory.mktemp("finished") / "run").folder
     recipe = initialized.recipe.with_name("finished.yaml")
     text = initialized.recipe.read_text(encoding="utf-8")
@@ -45,6 +45,6 @@ def done(finished: TinyRun, tmp_path: Path) -> TinyRun:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Commands in processes of their own."""
+    """Commands in separate processes."""
     with serving(tmp_path_factory.mktemp("server")) as server:
         yield server

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, started quickly and on any number of ranks.
+"""Commands in separate processes, started quickly and on any number of ranks.
 
 A server process imports everything once; each command then runs in forks of it.
 """
@@ -60,7 +60,7 @@ def free_port() -> int:
 
 
 class Server:
-    """Starts commands in processes of their own."""
+    """Starts commands in separate processes."""
 
     def __init__(self, folder: Path) -> None:
         source = str(Path(stillhouse.__file__).parents[1])
@@ -85,7 +85,7 @@ class Server:
         command: str = "distill",
         inject: Mapping[int, str] | None = None,
     ) -> list[int]:
-        """Begin a command; returns the processes' ids. `inject` is code that a rank runs first."""
+        """Start a command; returns the process ids. `inject` is code that a rank runs first."""
         arguments = ["stillhouse", command, str(run.recipe), "--run-dir", str(run.folder)]
         arguments += [part for key in overrides for part in ("--set", key)]
         common = {
@@ -109,7 +109,7 @@ class Server:
         return self._numbers()
 
     def distill(self, run: TinyRun, *overrides: str, ranks: int = 1) -> tuple[int, str]:
-        """Distil to the end; the worst exit code, and everything that was printed."""
+        """Distil to the end; the highest exit code, and everything that was printed."""
         self.start(run, *overrides, ranks=ranks)
         return max(self.wait(), key=abs), self.log.read_text()
 
@@ -135,7 +135,7 @@ def serving(folder: Path) -> Iterator[Server]:
 
 
 def wait_for_step(server: Server, run: TinyRun, step: int) -> None:
-    """Until so many steps stand in the run's metrics."""
+    """Until the run's metrics contain this step."""
     deadline = time.monotonic() + 120
     while len(run.metrics()) < step:
         assert time.monotonic() < deadline, server.log.read_text()
@@ -143,7 +143,7 @@ def wait_for_step(server: Server, run: TinyRun, step: int) -> None:
 
 
 def kill(processes: list[int], number: int) -> None:
-    """Send a signal to those that still run."""
+    """Send a signal to the processes that still run."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, number)

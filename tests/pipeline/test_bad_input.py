@@ -1,6 +1,6 @@
-"""What a person sees who gives the program something it cannot use.
+"""Error messages for input that cannot be used.
 
-Each case goes through the real command line: the exit code tells the kind of mistake, the message
+Each case runs through the real command line: the exit code gives the kind of mistake, the message
 says what is wrong, where, and what to do; there is never a traceback. With STILLHOUSE_TABLE set to
 a file, every case also writes a line of its message there.
 """
@@ -76,8 +76,8 @@ def tiny(tmp_path: Path) -> TinyRun:
         ),
     ],
 )
-def test_a_setting_that_cannot_be_right(ready, setting, messages):
-    """Exit code 2, with the key, what was found and what would do."""
+def test_invalid_settings_are_rejected_with_key_and_value(ready, setting, messages):
+    """Exit code 2, with the key, the value and a valid one."""
     refused(ready.call("run", "--set", setting), 2, *messages)
 
 
@@ -91,7 +91,7 @@ def test_a_setting_that_cannot_be_right(ready, setting, messages):
         ("teacher: sample\n", "neither a corpus to distil on nor a task in finetuning"),
     ],
 )
-def test_a_recipe_file_that_makes_no_sense(tmp_path, content, message):
+def test_malformed_recipe_files_are_rejected_with_position(tmp_path, content, message):
     """The place in the file, and what is wrong there."""
     path = tmp_path / "broken.yaml"
     path.write_text(content, encoding="utf-8")
@@ -106,13 +106,13 @@ def test_a_recipe_file_that_makes_no_sense(tmp_path, content, message):
         (("distill", "quickstart", "--overwrite", "distil"), "--overwrite names distil; stages"),
     ],
 )
-def test_a_name_that_does_not_exist(arguments, message):
-    """The nearest name, or all there are."""
+def test_unknown_names_suggest_the_nearest(arguments, message):
+    """The nearest name, or the list of names."""
     refused(call(*arguments), 2, message)
 
 
-def test_a_command_that_does_not_exist():
-    """The parser's own message, and the exit code of a usage mistake."""
+def test_unknown_commands_are_usage_errors():
+    """The parser's own message, and the exit code of a usage error."""
     outcome = call("distil")
     assert outcome.code == 2
     assert "No such command 'distil'" in outcome.err
@@ -139,8 +139,8 @@ def latin(content: bytes) -> bytes:
     ],
     ids=["empty", "not-utf8", "nul", "too-short"],
 )
-def test_text_that_cannot_be_used(tiny, change, messages):
-    """Exit code 3; the file and the place are named, and no tokens are left behind."""
+def test_unusable_text_is_rejected_with_file_and_position(tiny, change, messages):
+    """Exit code 3; the message names file and position, and no tokens are written."""
     text = tiny.recipe.with_name("text.txt")
     text.write_bytes(change(text.read_bytes()))
     refused(tiny.call("run"), 3, *messages)
@@ -148,26 +148,26 @@ def test_text_that_cannot_be_used(tiny, change, messages):
     assert not half_written(tiny.folder)
 
 
-def test_text_that_is_not_there(tiny):
-    """The source, as it was written, and from where it was looked for."""
+def test_a_missing_source_is_rejected_with_the_folder_it_was_searched_from(tiny):
+    """The source as written, and the working folder."""
     outcome = tiny.call("run", "--set", "corpus.source=absent/*.txt")
     refused(outcome, 3, r"No file matches corpus.source 'absent/\*.txt' \(seen from ")
 
 
-def test_text_smaller_than_one_step(ready):
-    """How much there is, how much one step takes, and which keys to change."""
+def test_text_smaller_than_one_step_is_rejected(ready):
+    """The size of the text, the size of a step, and the keys to change."""
     outcome = ready.call("distill", "--set", "distillation.tokens_per_step=1_000_000")
     message = r"gives \d+ sequences of 32 tokens, fewer than the 31250 of one optimizer step"
     refused(outcome, 3, message, r"lower tokens_per_step \(to at most \d+\)")
 
 
-def test_text_too_small_for_the_tokenizer(tiny):
-    """How many entries the text gives, and the key to lower."""
+def test_text_too_small_for_the_tokenizer_is_rejected(tiny):
+    """The number of entries that the text yields, and the key to lower."""
     outcome = tiny.call("run", "--set", "tokens.tokenizer.vocabulary_size=5000")
     refused(outcome, 3, r"vocabulary_size is 5000, but .* gives only \d+ entries. Lower it to")
 
 
-def test_text_in_one_huge_line_is_just_text(tiny, initialized):
+def test_text_in_one_huge_line_is_accepted(tiny, initialized):
     """A line of three million characters is one document among others."""
     text = tiny.recipe.with_name("text.txt")
     content = text.read_text(encoding="utf-8")
@@ -183,18 +183,18 @@ def test_text_in_one_huge_line_is_just_text(tiny, initialized):
 
 
 def read_facts(run: TinyRun) -> dict:
-    """What the manifest of the corpus says of its reading and its splits."""
+    """The record of reading and splits in the manifest of the corpus."""
     return json.loads((run.folder / "corpus/manifest.json").read_text(encoding="utf-8"))["facts"]
 
 
 def prepare_with(tiny: TinyRun, initialized: TinyRun, *settings: str) -> Outcome:
-    """`prepare` with a tokenizer that is there."""
+    """`prepare` with an existing tokenizer."""
     keys = (f"tokens.tokenizer={initialized.folder / 'tokens/tokenizer'}", *settings)
     return tiny.call("prepare", *(part for key in keys for part in ("--set", key)))
 
 
 def test_one_big_file_is_held_out_by_blocks(tiny, initialized):
-    """It works without another word; how it is done is said, and stands in the manifest."""
+    """It works without further settings; the method is logged and recorded in the manifest."""
     outcome = prepare_with(tiny, initialized, "corpus.documents=per_file")
     assert outcome.code == 0, outcome.err
     note = (
@@ -209,8 +209,8 @@ def test_one_big_file_is_held_out_by_blocks(tiny, initialized):
     assert 0 < facts["splits"]["validation"]["bytes"] < size / 2
 
 
-def test_files_of_a_folder_that_cannot_be_read_are_said(tiny, initialized, tmp_path):
-    """What is read as what, and how many files of which suffix are skipped."""
+def test_unreadable_files_of_a_folder_are_counted(tiny, initialized, tmp_path):
+    """The log says how files are read, and how many of which suffix are skipped."""
     folder = tmp_path / "mixed"
     folder.mkdir()
     tiny.recipe.with_name("text.txt").rename(folder / "text.txt")
@@ -224,8 +224,8 @@ def test_files_of_a_folder_that_cannot_be_read_are_said(tiny, initialized, tmp_p
     assert read_facts(tiny)["read"]["skipped"] == {".pdf": 3, ".png": 2}
 
 
-def test_a_file_that_is_no_text(tiny, tmp_path):
-    """A PDF that is named is refused with how to convert it; alone in a folder, it is counted."""
+def test_a_pdf_is_rejected_with_a_way_to_convert_it(tiny, tmp_path):
+    """A PDF that is named is rejected; alone in a folder, it is counted."""
     folder = tmp_path / "scans"
     folder.mkdir()
     for number in range(3):
@@ -261,7 +261,7 @@ def given(initialized: TinyRun, tmp_path: Path) -> Callable[..., Outcome]:
     return run
 
 
-def test_a_tokenizer_of_another_size_than_the_teachers(given, tmp_path):
+def test_a_tokenizer_of_another_size_than_the_teacher_is_rejected(given, tmp_path):
     """The two sizes, and the key to set."""
     write_words(tmp_path / "other", 400)
     outcome = given(f"tokens.tokenizer={tmp_path / 'other'}")
@@ -269,14 +269,14 @@ def test_a_tokenizer_of_another_size_than_the_teachers(given, tmp_path):
     refused(outcome, 3, message, "tokenizer: teacher")
 
 
-def test_a_tokenizer_trained_here_beside_a_teacher_that_has_one(given):
+def test_training_a_tokenizer_for_a_teacher_that_has_one_is_rejected(given):
     """A student reads its teacher's tokens."""
     outcome = given("tokens.tokenizer={train: byte_bpe, vocabulary_size: 320}")
     refused(outcome, 2, "trains a new vocabulary, but the teacher already has one")
 
 
-def test_a_tokenizer_with_other_tokens_than_the_teachers(given, initialized, tmp_path):
-    """As many tokens, but not the same ones."""
+def test_a_tokenizer_with_other_tokens_than_the_teacher_is_rejected(given, initialized, tmp_path):
+    """The same number of tokens, but different ones."""
     other = tmp_path / "other"
     shutil.copytree(initialized.folder / "tokens/tokenizer", other)
     path = other / "tokenizer.json"
@@ -289,8 +289,8 @@ def test_a_tokenizer_with_other_tokens_than_the_teachers(given, initialized, tmp
     refused(outcome, 3, "tokenizer and the teacher's in .*given disagree on 2 tokens, such as")
 
 
-def test_a_sequence_longer_than_the_positions(given):
-    """The teacher's positions bound the sequence length; `check` knows before anything runs."""
+def test_sequences_longer_than_the_teachers_positions_are_rejected(given):
+    """The teacher's positions limit the sequence length; `check` reports it too."""
     settings = ("tokens.sequence_length=64", "tokens.tokenizer=teacher")
     message = r"sequence_length is 64, but the teacher has 32 positions\. Set it to at most 32"
     refused(given(*settings, command="check"), 2, message)
@@ -321,20 +321,20 @@ def cut(path: Path) -> None:
     ],
     ids=["no-weights", "pickle", "cut-weights", "no-config", "cut-config", "unknown-architecture"],
 )
-def test_a_teacher_folder_that_is_not_complete(given, tmp_path, file, damage, message):
+def test_an_incomplete_teacher_folder_is_rejected(given, tmp_path, file, damage, message):
     """Exit code 4; what the folder lacks, and what it needs."""
     damage(tmp_path / "given" / file)
     command = "check" if file == "config.json" else "run"
     refused(given("tokens.tokenizer=teacher", command=command), 4, message)
 
 
-def test_a_teacher_folder_that_does_not_exist(given):
-    """A path is not taken for a hub name."""
+def test_a_missing_teacher_folder_is_rejected(given):
+    """A path is not mistaken for a hub name."""
     refused(given("teacher=./absent/teacher/folder"), 4, "there is no such folder .seen from")
 
 
-def test_a_hub_name_while_offline(tmp_path):
-    """Exit code 7; how to give a folder in its place."""
+def test_a_hub_name_with_offline_is_rejected(tmp_path):
+    """Exit code 7; how to give a folder instead."""
     recipe = write_recipe(tmp_path)
     settings = ("teacher=someone/some-teacher", "tokens.tokenizer=teacher")
     overrides = [part for key in settings for part in ("--set", key)]
@@ -345,8 +345,8 @@ def test_a_hub_name_while_offline(tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_hub_name_without_a_network(tmp_path):
-    """The same, when the network was allowed and is not there."""
+def test_a_hub_name_without_a_network_is_rejected(tmp_path):
+    """The same when the network was allowed but is unavailable."""
     source = str(Path(stillhouse.__file__).parents[1])
     settings = ["--set", "teacher=someone/some-teacher", "--set", "tokens.tokenizer=teacher"]
     result = subprocess.run(
@@ -382,8 +382,8 @@ def flip_a_bit(path: Path) -> None:
         ("report", "evaluation.json", cut, "evaluation.json is damaged"),
     ],
 )
-def test_a_damaged_run(done, stage, file, damage, message):
-    """Exit code 5; the file, and how to have it made again. Nothing is trained or measured."""
+def test_damaged_files_of_a_run_are_rejected(done, stage, file, damage, message):
+    """Exit code 5; the file, and how to recreate it. Nothing is trained or measured."""
     damage(done.folder / file)
     if stage == "distill":
         shutil.rmtree(done.folder / "student")
@@ -392,7 +392,7 @@ def test_a_damaged_run(done, stage, file, damage, message):
     refused(done.call(stage), 5, re.escape(file.split("/")[-1]), message, "Move .* away")
 
 
-def test_a_run_in_use_by_another_process(ready):
+def test_a_run_in_use_by_another_process_is_rejected(ready):
     """Two commands never write the same folder."""
     with locked(RunFolder.at(ready.folder)):
         refused(ready.call("distill"), 5, "is in use by another stillhouse process. Wait for it")
@@ -400,7 +400,7 @@ def test_a_run_in_use_by_another_process(ready):
 
 @contextmanager
 def powerless() -> Iterator[None]:
-    """As a user who may not write everywhere, where the tests run as root."""
+    """As a user without write permission, if the tests run as root."""
     user = os.geteuid()
     os.seteuid(65534 if user == 0 else user)
     try:
@@ -409,7 +409,7 @@ def powerless() -> Iterator[None]:
         os.seteuid(user)
 
 
-def test_a_run_folder_that_is_read_only(tiny, tmp_path):
+def test_a_read_only_run_folder_is_rejected(tiny, tmp_path):
     """Exit code 5, and the option to give another folder."""
     tiny.folder.mkdir(mode=0o555)
     for folder in (tmp_path, *tmp_path.parents):
@@ -422,7 +422,7 @@ def test_a_run_folder_that_is_read_only(tiny, tmp_path):
 
 @contextmanager
 def small_files(size: int) -> Iterator[None]:
-    """Files may not grow beyond so many bytes: every larger write fails, as on a full disk."""
+    """Limits the size of files: every larger write fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -444,8 +444,8 @@ FULL = "The disk is full: writing .* failed .*Free some space and give the same 
         ("evaluate", 1_000, "evaluation.json"),
     ],
 )
-def test_a_full_disk(done, stage, size, output):
-    """Exit code 6, nothing half-written, and the same command goes on once there is space."""
+def test_a_full_disk_leaves_no_partial_output(done, stage, size, output):
+    """Exit code 6, no partial output, and the same command resumes once there is space."""
     path = done.folder / output
     shutil.rmtree(path) if path.is_dir() else path.with_suffix(".manifest.json").unlink()
     with small_files(size):
@@ -457,8 +457,8 @@ def test_a_full_disk(done, stage, size, output):
     assert path.exists()
 
 
-def test_a_disk_that_fills_up_during_training(ready):
-    """What was committed before stays whole, and with space training goes on from there."""
+def test_training_resumes_after_the_disk_filled_up(ready):
+    """Earlier commits stay intact, and training resumes from there once there is space."""
     metrics = ready.folder / "metrics.jsonl"
     other = '{"model": "other", "step": 1}\n' * 10_000  # larger than any file of a checkpoint
     metrics.write_text(metrics.read_text(encoding="utf-8") + other, encoding="utf-8")
@@ -474,8 +474,8 @@ def test_a_disk_that_fills_up_during_training(ready):
     assert f"going on after step {int(committed[-1].name.removeprefix('step-'))}\n" in outcome.err
 
 
-def test_a_bug_of_ours_keeps_its_traceback(tmp_path, monkeypatch):
-    """Exit code 1: the person gets a sentence, the file gets the traceback and the command."""
+def test_an_internal_error_writes_its_traceback_to_a_file(tmp_path, monkeypatch):
+    """Exit code 1: the user gets one sentence, the file gets the traceback and the command."""
 
     def fail() -> list[str]:
         raise ZeroDivisionError("a mistake of ours")

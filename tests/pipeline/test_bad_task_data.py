@@ -1,6 +1,6 @@
-"""What a person sees whose examples of a task cannot be used: the file, the row, what to do.
+"""Error messages for task examples that cannot be used: the file, the row, what to do.
 
-Each case goes through the real command line, as in `test_bad_input`.
+Each case runs through the real command line, as in `test_bad_input`.
 """
 
 import json
@@ -125,7 +125,7 @@ CASES = {
 
 @pytest.fixture
 def recipe(tmp_path, task_folder, monkeypatch):
-    """recipe(kind): a recipe of one task with a body of its own, and its data beside it."""
+    """recipe(kind): a recipe of one task with the given body and data."""
     monkeypatch.chdir(tmp_path)
 
     def write(kind: str) -> Path:
@@ -155,8 +155,8 @@ def recipe(tmp_path, task_folder, monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_examples_that_cannot_be_used(recipe, tmp_path, case):
-    """Exit code 3 before anything is trained; with the good file the same recipe runs."""
+def test_unusable_examples_are_rejected_with_file_and_row(recipe, tmp_path, case):
+    """Exit code 3 before training; with the good file the same recipe runs."""
     kind, name, content, message = CASES[case]
     path = recipe(kind)
     if content is None:
@@ -168,7 +168,7 @@ def test_examples_that_cannot_be_used(recipe, tmp_path, case):
     assert not (tmp_path / "run" / "finetuned").exists()
 
 
-def test_semicolons_in_a_csv_file(recipe, tmp_path):
+def test_semicolons_in_a_csv_file_are_rejected(recipe, tmp_path):
     """The separators that were found, and what to do about them."""
     path = recipe("classification")
     (tmp_path / "train.csv").write_text(TABLE.replace("\t", ";"))
@@ -179,8 +179,8 @@ def test_semicolons_in_a_csv_file(recipe, tmp_path):
     refused(call("check", path, "--set", "finetuning.it.data.train=train.csv"), 3, message)
 
 
-def test_blank_lines_are_left_out_and_said(recipe, tmp_path):
-    """By their rows; the other rows are trained on."""
+def test_blank_lines_are_excluded_and_reported(recipe, tmp_path):
+    """By row number; the other rows are used for training."""
     path = recipe("classification")
     rows = [json.dumps({"text": text, "label": label}) for text, label in TEXTS]
     (tmp_path / "train.jsonl").write_text("\n".join([*rows, "", *rows, "  ", ""]))
@@ -199,7 +199,7 @@ def test_blank_lines_are_left_out_and_said(recipe, tmp_path):
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", sorted({kind for kind, *_ in CASES.values()}))
 def test_the_same_recipes_run_on_good_examples(recipe, tmp_path, kind):
-    """So what was refused above was the examples."""
+    """The rejections above are due to the examples."""
     outcome = call("run", str(recipe(kind)), "--run-dir", str(tmp_path / "run"))
     assert outcome.code == 0, outcome
 
@@ -207,8 +207,8 @@ def test_the_same_recipes_run_on_good_examples(recipe, tmp_path, kind):
 SHARED = "dev.tsv: 1 of 2 examples also stand in train.tsv; scores on examples"
 
 
-def test_examples_that_stand_in_training_too_are_said(recipe, tmp_path):
-    """Before anything is trained: their scores say little of others."""
+def test_validation_examples_in_the_training_data_are_reported(recipe, tmp_path):
+    """Before training: their scores do not generalize."""
     path = recipe("classification")
     (tmp_path / "dev.tsv").write_text("text\tlabel\na cold wind\tthin\nanother\tstrong\n")
     outcome = call("check", path)
@@ -217,7 +217,7 @@ def test_examples_that_stand_in_training_too_are_said(recipe, tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_run_says_which_examples_stand_in_training_too(recipe, tmp_path):
+def test_run_reports_validation_examples_in_the_training_data(recipe, tmp_path):
     """In the same words as `check`."""
     path = recipe("classification")
     (tmp_path / "dev.tsv").write_text("text\tlabel\na cold wind\tthin\nanother\tstrong\n")
@@ -226,8 +226,8 @@ def test_a_run_says_which_examples_stand_in_training_too(recipe, tmp_path):
     assert SHARED in outcome.err
 
 
-def test_every_example_with_a_label_of_its_own(recipe, tmp_path):
-    """As where the column of scores or of identifiers is named."""
+def test_a_distinct_label_for_every_example_is_rejected(recipe, tmp_path):
+    """As when the column of scores or identifiers is named."""
     path = recipe("classification")
     rows = "".join(f"the still {number}\tid-{number}\n" for number in range(30))
     (tmp_path / "train.tsv").write_text("text\tlabel\n" + rows)
@@ -238,14 +238,14 @@ def test_every_example_with_a_label_of_its_own(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("source", [".", "*.tsv"])
-def test_several_files_as_training_data(recipe, source):
-    """They are there, so what is said is that one is asked for."""
+def test_several_files_as_training_data_are_rejected(recipe, source):
+    """The files exist, so the message asks for a single one."""
     path = recipe("classification")
     message = "data.train: '.*' is not one file. The examples of a task are one file for training"
     refused(call("check", path, "--set", f"finetuning.it.data.train={source}"), 3, message)
 
 
-def test_a_path_below_the_home_folder(recipe, tmp_path, monkeypatch):
+def test_tilde_is_expanded_in_paths(recipe, tmp_path, monkeypatch):
     """`~` is the home folder in a recipe, as in a shell."""
     path = recipe("classification")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -253,8 +253,8 @@ def test_a_path_below_the_home_folder(recipe, tmp_path, monkeypatch):
     refused(call("check", path, "--set", "finetuning.it.data.train=~/absent.tsv"), 3, "absent.tsv")
 
 
-def test_answers_that_no_window_shows_are_said(recipe, tmp_path):
-    """They would be learned as questions without an answer."""
+def test_answers_outside_every_window_are_reported(recipe, tmp_path):
+    """They would be trained as unanswerable questions."""
     path = recipe("question_answering")
     (tmp_path / "train.json").write_text(squad(CONTEXT, 0))
     settings = ["--set", "finetuning.it.task.length=16", "--set", "finetuning.it.task.step=4"]

@@ -1,4 +1,4 @@
-"""`check` and `run` refuse the same recipes, in the same words, before anything is written."""
+"""`check` and `run` reject the same recipes, with the same message, before anything is written."""
 
 import json
 import shutil
@@ -138,7 +138,7 @@ BAD_TASKS: list[tuple[Callable[[], object], list[str], int, str]] = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Here: whole teachers, a text, a task's data."""
+    """The working folder: complete teachers, a text, data of a task."""
     monkeypatch.chdir(tmp_path)
     write_shape(tmp_path / "teacher", GPT2)
     write_shape(tmp_path / "teacher2", GPT2)
@@ -165,7 +165,7 @@ def both_refuse(folder: Path, recipe: str, settings: list[str], code: int, messa
 @pytest.mark.parametrize(
     ("spoil", "settings", "code", "message"), BAD, ids=[case[3][:50] for case in BAD]
 )
-def test_check_refuses_what_run_refuses(folder, spoil, settings, code, message):
+def test_check_and_run_reject_the_same_recipes(folder, spoil, settings, code, message):
     """One message, one exit code, and no run folder."""
     spoil()
     both_refuse(folder, RECIPE, settings, code, message)
@@ -174,14 +174,14 @@ def test_check_refuses_what_run_refuses(folder, spoil, settings, code, message):
 @pytest.mark.parametrize(
     ("spoil", "settings", "code", "message"), BAD_TASKS, ids=[case[3][:50] for case in BAD_TASKS]
 )
-def test_check_refuses_what_run_refuses_of_tasks(folder, spoil, settings, code, message):
-    """The same for a recipe whose models learn a task."""
+def test_check_and_run_reject_the_same_task_recipes(folder, spoil, settings, code, message):
+    """The same for a recipe whose models are fine-tuned on a task."""
     spoil()
     both_refuse(folder, TASKS, settings, code, message)
 
 
-def test_what_is_whole_passes(folder):
-    """The recipes that the cases above spoil are valid."""
+def test_complete_inputs_pass(folder):
+    """The recipes that the cases above damage are valid."""
     for recipe in (RECIPE, TASKS):
         path = folder / "own.yaml"
         path.write_text(recipe)

@@ -1,4 +1,4 @@
-"""A recipe of tasks from data to scores: models that learn, a teacher, exact resume."""
+"""A recipe of tasks from data to scores: fine-tuned models, a teacher, exact resume."""
 
 import json
 import re
@@ -33,7 +33,7 @@ COLD, WARM = ("wind", "sea", "old"), ("fire", "warm", "strong")
 
 
 def sentences(number: int, seed: int) -> list[tuple[str, str]]:
-    """A few words of either kind, and which kind they are of."""
+    """A few words of either class, and the class."""
     draw = np.random.default_rng(seed)
     found = []
     for _ in range(number):
@@ -48,7 +48,7 @@ def sentences(number: int, seed: int) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def recipe(tmp_path, task_folder):
-    """recipe(**changes): the file of a recipe of one task, its data beside it."""
+    """recipe(**changes): the file of a recipe with one task, and its data."""
     for name, number in (("train", 256), ("dev", 96)):
         rows = [f"{text}\t{label}\n" for text, label in sentences(number, len(name))]
         (tmp_path / f"{name}.tsv").write_text("text\tlabel\n" + "".join(rows))
@@ -82,7 +82,7 @@ def weights_of(run, model):
 
 
 def test_models_learn_the_task_and_are_scored(recipe, tmp_path, capsys, monkeypatch):
-    """Each by itself with its interval, the taught one also against the one that was not."""
+    """Each has its interval; the distilled one is also compared with the one trained alone."""
     run = tmp_path / "run"
     monkeypatch.setattr(sys, "argv", ["stillhouse", "run", str(recipe()), "--run-dir", str(run)])
     assert _run() == 0
@@ -106,7 +106,7 @@ def test_models_learn_the_task_and_are_scored(recipe, tmp_path, capsys, monkeypa
 
 
 def killed_while_it_trains(model, recipe, run):
-    """A process of its own, killed once the model's first checkpoint is there."""
+    """A separate process, killed once the model's first checkpoint exists."""
     command = [sys.executable, "-m", "stillhouse", "run", str(recipe), "--run-dir", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(run.glob(f"checkpoints/heat-{model}/step-*/manifest.json")):
@@ -117,7 +117,7 @@ def killed_while_it_trains(model, recipe, run):
     assert not (run / "finetuned" / "heat" / model).exists()
 
 
-def test_a_killed_training_goes_on_to_the_same_bits(recipe, tmp_path):
+def test_training_after_kill_resumes_bit_for_bit(recipe, tmp_path):
     """Models and scores of a run that was killed in two of its trainings."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     path = recipe(training=TRAINING | {"epochs": 12})
@@ -131,9 +131,9 @@ def test_a_killed_training_goes_on_to_the_same_bits(recipe, tmp_path):
     assert scores_of(cut)["splits"] == scores_of(whole)["splits"]
 
 
-def test_the_best_state_of_several_is_kept(recipe, tmp_path):
-    """By the task's metric on the split that the recipe names, the earlier of equals, whatever
-    comes of the last one; every state's value is written, and other data chooses anew."""
+def test_the_best_of_several_evaluations_is_kept(recipe, tmp_path):
+    """By the task's metric on the split that the recipe names; ties go to the earlier state, also
+    if the last one is worse; every state's value is written, and other data selects again."""
     training = TRAINING | {
         "epochs": 4, "evaluations": 4, "select": "dev", "checkpoint": {"every_steps": 7},
         "schedule": {"name": "constant"}, "optimizer": {"learning_rate": 3e-2},
@@ -176,14 +176,14 @@ def states_of(run):
     ("steps", "parts", "expected"),
     [(10, 3, [4, 7]), (1509, 3, [503, 1006]), (5, 3, [2, 4]), (7, 1, []), (2, 4, [1])],
 )
-def test_states_are_compared_at_even_steps(steps, parts, expected):
-    """The last state is compared beside them."""
+def test_evaluations_are_evenly_spaced(steps, parts, expected):
+    """The last state is evaluated as well."""
     training = TaskTrainingRecipe(evaluations=parts, select="dev")
     assert compared_steps(training, steps) == expected
 
 
-def test_a_teacher_from_elsewhere_teaches_in_its_own_order(recipe, tmp_path, task_folder):
-    """Its labels in another order than the data shows them; one of another task is refused."""
+def test_labels_of_an_external_teacher_are_matched_by_name(recipe, tmp_path, task_folder):
+    """Its labels are in another order than in the data; a teacher of another task is rejected."""
     settings = {"id2label": {0: "warm", 1: "cold"}, "label2id": {"warm": 0, "cold": 1}}
     folder = task_folder("bert", "SequenceClassification", **settings)
     models = {"a": {"start": "teacher", "teacher": str(folder)}}
@@ -197,8 +197,8 @@ def test_a_teacher_from_elsewhere_teaches_in_its_own_order(recipe, tmp_path, tas
 
 
 def test_a_student_learns_from_unlabeled_text_alone(recipe, tmp_path, task_folder):
-    """What the teacher says of it; with the labels of the teacher. Where a model needs labels, the
-    message says how to do without."""
+    """The teacher's predictions, with the teacher's labels. If a model needs labels, the message
+    says how to do without."""
     settings = {"id2label": {0: "warm", 1: "cold"}, "label2id": {"warm": 0, "cold": 1}}
     folder = task_folder("bert", "SequenceClassification", **settings)
     texts = "".join(json.dumps({"text": text}) + "\n" for text, _ in sentences(64, 5))
@@ -214,8 +214,8 @@ def test_a_student_learns_from_unlabeled_text_alone(recipe, tmp_path, task_folde
         stillhouse.run(recipe(models=models, data=data), tmp_path / "other")
 
 
-def test_what_is_up_to_date_is_left_alone(recipe, tmp_path):
-    """And a changed term trains the taught model again, not the others."""
+def test_up_to_date_models_are_skipped(recipe, tmp_path):
+    """A changed loss trains only the distilled model again."""
     run = tmp_path / "run"
     stillhouse.run(recipe(), run)
     folder = run / "finetuned" / "heat"
@@ -244,9 +244,9 @@ def transfer(recipe, tmp_path):
     return write
 
 
-def test_texts_without_answers_teach_what_has_a_teacher(transfer, tmp_path):
-    """The taught model sees them, the model alone takes as many steps on its answers, the teacher
-    does not; and the answers that the table holds are not looked at."""
+def test_unlabeled_data_is_used_by_distilled_models_only(transfer, tmp_path):
+    """The distilled model trains on it, the model alone takes the same number of steps on labeled
+    examples, the teacher does not; labels in the table are ignored."""
     run = tmp_path / "run"
     stillhouse.run(transfer(), run)
     steps, own = TRAINING["epochs"] * 256 // 16, TRAINING["epochs"] * 64 // 16
@@ -265,8 +265,8 @@ def test_texts_without_answers_teach_what_has_a_teacher(transfer, tmp_path):
     assert "- Texts without answers: all of `more.tsv`" in card
 
 
-def test_a_taught_teacher_learns_from_texts_without_answers_too(transfer, tmp_path):
-    """As the models in the middle of a chain do."""
+def test_a_distilled_teacher_trains_on_unlabeled_data(transfer, tmp_path):
+    """Models in the middle of a chain of teachers."""
     path = transfer()
     content = yaml.safe_load(path.read_text())
     content["finetuning"]["heat"]["models"] = {
@@ -281,8 +281,8 @@ def test_a_taught_teacher_learns_from_texts_without_answers_too(transfer, tmp_pa
     assert [steps_of(tmp_path / "run", model) for model in models] == [own, steps, steps]
 
 
-def test_other_texts_without_answers_train_anew(transfer, tmp_path):
-    """The taught model and the one alone, not the teacher."""
+def test_changed_unlabeled_data_retrains_student_and_control(transfer, tmp_path):
+    """The distilled model and the one alone, not the teacher."""
     run = tmp_path / "run"
     stillhouse.run(transfer(), run)
     folder = run / "finetuned" / "heat"
@@ -302,8 +302,10 @@ def test_damaged_scores_are_not_reported(recipe, tmp_path):
         stillhouse.run(recipe(), run)
 
 
-def test_a_teacher_that_takes_less_than_its_student_is_refused(recipe, tmp_path, task_folder):
-    """Before anything is trained."""
+def test_a_teacher_with_a_shorter_context_than_its_student_is_rejected(
+    recipe, tmp_path, task_folder
+):
+    """Before training."""
     labels = {"id2label": {0: "cold", 1: "warm"}, "label2id": {"cold": 0, "warm": 1}}
     short = task_folder("bert", "SequenceClassification", max_position_embeddings=24, **labels)
     models = {"a": {"start": "teacher", "teacher": str(short)}}
@@ -335,14 +337,14 @@ def test_a_teacher_that_takes_less_than_its_student_is_refused(recipe, tmp_path,
         ({"models": {"a": {"start": "teacher", "layer_map": 9}}}, "layer_map asks for 9 layers"),
     ],
 )  # fmt: skip
-def test_a_recipe_that_cannot_be_right_is_refused(recipe, tmp_path, changes, message):
+def test_invalid_task_recipes_are_rejected(recipe, tmp_path, changes, message):
     """With the key, and what to do."""
     with pytest.raises(StillhouseError, match=message):
         stillhouse.run(recipe(**changes), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_label_that_training_does_not_show_is_refused(recipe, tmp_path):
+def test_a_label_missing_from_training_data_is_rejected(recipe, tmp_path):
     """With its file and row."""
     path = recipe()
     with (tmp_path / "dev.tsv").open("a") as file:
@@ -351,7 +353,7 @@ def test_a_label_that_training_does_not_show_is_refused(recipe, tmp_path):
         stillhouse.run(path, tmp_path / "run")
 
 
-def test_a_recipe_without_text_is_finetuned_and_reported(recipe):
+def test_a_recipe_without_a_corpus_is_finetuned_and_reported(recipe):
     """Its other stages have nothing to do."""
     parsed = parse_recipe(recipe().read_text())
     assert parsed.stages == ("finetune", "report")
@@ -359,8 +361,8 @@ def test_a_recipe_without_text_is_finetuned_and_reported(recipe):
         parse_recipe("teacher: sample\n")
 
 
-def test_the_page_shows_what_each_model_scores_and_what_the_teacher_gave(recipe, tmp_path):
-    """For several seeds the median and extremes, each seed by itself, a curve for every model."""
+def test_the_report_shows_scores_and_the_effect_of_the_teacher(recipe, tmp_path):
+    """For several seeds the median and range, each seed, and a curve for every model."""
     text = yaml.safe_load(recipe().read_text()) | {"seed": [0, 1]}
     path = tmp_path / "seeds.yaml"
     path.write_text(yaml.safe_dump(text, sort_keys=False))
@@ -389,8 +391,8 @@ def test_the_page_shows_what_each_model_scores_and_what_the_teacher_gave(recipe,
 
 
 @pytest.mark.parametrize("kind", ["classification", "embeddings"])
-def test_two_ranks_train_as_one(recipe, tmp_path, kind):
-    """Replicated with the head of a task, sharded without one: the same scores and weights."""
+def test_two_ranks_give_the_result_of_one(recipe, tmp_path, kind):
+    """Replicated with a task head, sharded without one: the same scores and weights."""
     path = recipe(
         models={"distilled": {"start": "teacher", "layer_map": 1}},
         training=TRAINING | {"micro_batch_tokens": 64},

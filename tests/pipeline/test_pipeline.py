@@ -1,4 +1,4 @@
-"""A whole tiny recipe, from text to report: what it leaves, and what it leaves alone."""
+"""A whole tiny recipe, from text to report: what it writes, and what it leaves unchanged."""
 
 import json
 import statistics
@@ -59,14 +59,14 @@ def metrics_of(run: TinyRun, model: str) -> list[dict]:
     return [line for line in map(json.loads, lines) if line["model"] == model]
 
 
-def test_a_run_leaves_every_file_and_nothing_temporary(finished):
-    """One command takes text to a report; no checkpoint and no temporary file stays behind."""
+def test_a_run_writes_every_file_and_nothing_temporary(finished):
+    """One command turns text into a report; no checkpoint and no temporary file remains."""
     files = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*")}
     assert files >= FILES
     assert not [name for name in files if ".tmp-" in name or "step-" in name]
 
 
-def test_the_evaluation_has_the_keys_of_its_schema(finished):
+def test_evaluation_json_has_the_keys_of_its_schema(finished):
     """Every reader of evaluation.json finds the keys of schema 1, finite numbers in them."""
     result = json.loads((finished.folder / "evaluation.json").read_text(encoding="utf-8"))
     assert set(result) >= RESULT_KEYS
@@ -92,8 +92,8 @@ def test_the_evaluation_has_the_keys_of_its_schema(finished):
     assert models["student"]["training"]["tokens"] == 4096
 
 
-def test_every_training_is_held_against_what_the_machine_allows(finished):
-    """Each step, the finished folder and the report state the share of the measured floor."""
+def test_training_facts_report_mfu(finished):
+    """Each step, the finished folder and the report state the model FLOPs utilization."""
     result = json.loads((finished.folder / "evaluation.json").read_text(encoding="utf-8"))
     for model in ("teacher", "student", "control"):
         for line in metrics_of(finished, model):
@@ -107,7 +107,7 @@ def test_every_training_is_held_against_what_the_machine_allows(finished):
 
 @pytest.mark.law("reload")
 def test_the_student_loads_in_plain_transformers(finished):
-    """A student is an ordinary checkpoint: model and tokenizer load by its folder alone."""
+    """A student is a standard checkpoint: model and tokenizer load from its folder alone."""
     folder = finished.folder / "student"
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -118,9 +118,8 @@ def test_the_student_loads_in_plain_transformers(finished):
 
 
 @pytest.mark.law("reload")
-def test_a_reloaded_student_has_the_loss_that_was_reported(finished):
-    """Loaded by transformers alone, by transformers' own loss over the validation text, the student
-    scores what `evaluation.json` says."""
+def test_a_reloaded_student_has_the_reported_loss(finished):
+    """Loaded by transformers alone, with the loss of transformers over the validation text."""
     model = AutoModelForCausalLM.from_pretrained(finished.folder / "student")
     split = open_split(finished.folder / "tokens", "validation")
     context, end = model.config.n_positions, model.config.eos_token_id
@@ -138,7 +137,7 @@ def test_a_reloaded_student_has_the_loss_that_was_reported(finished):
 
 
 def test_a_second_run_does_nothing(done):
-    """With nothing changed no stage runs again, and every file keeps its content.
+    """If nothing changed no stage runs again, and every file keeps its content.
 
     The report alone is cheap enough to be written each time.
     """
@@ -156,8 +155,8 @@ def test_a_second_run_does_nothing(done):
     assert rewritten <= {".lock", "report.html", "report.manifest.json", "student/README.md"}
 
 
-def test_a_changed_key_redoes_the_stages_from_there_on(done):
-    """The temperature makes a new student; what does not follow from it stays as it was."""
+def test_a_changed_key_reruns_the_stages_that_depend_on_it(done):
+    """Another temperature trains a new student; what does not depend on it is unchanged."""
     before = snapshot(done.folder)
     outcome = done.call("run", "--set", "distillation.temperature=2")
     after = snapshot(done.folder)
@@ -173,8 +172,8 @@ def test_a_changed_key_redoes_the_stages_from_there_on(done):
     assert "temperature: 2.0" in (done.folder / "recipe.yaml").read_text(encoding="utf-8")
 
 
-def test_an_output_that_was_moved_away_is_made_again(done):
-    """The manifest beside a single file does not stand for the file itself."""
+def test_a_missing_output_is_recreated(done):
+    """The manifest beside a single file does not replace the file."""
     before = json.loads((done.folder / "evaluation.json").read_text(encoding="utf-8"))
     (done.folder / "evaluation.json").unlink()
     assert done.call("evaluate").code == 0
@@ -185,7 +184,7 @@ def test_an_output_that_was_moved_away_is_made_again(done):
 
 
 def test_overwrite_keeps_no_old_output(done):
-    """A stage that is named in --overwrite replaces its output for good."""
+    """A stage named in --overwrite replaces its output for good."""
     overrides = ("--set", "student.layer_map=1", "--overwrite", "init")
     outcome = done.call("init", *overrides)
     assert outcome.code == 0
@@ -201,7 +200,7 @@ def test_until_stops_after_the_named_stage(initialized):
 
 
 def test_stages_run_one_by_one(ready):
-    """Each stage's own command does that stage, from what the last one left."""
+    """Each stage's command runs that stage on the output of the previous one."""
     for stage, output in (
         ("distill", "student"),
         ("evaluate", "evaluation.json"),
@@ -222,8 +221,8 @@ def test_stages_run_one_by_one(ready):
         ("report", "evaluate"),
     ],
 )
-def test_a_stage_before_its_input_says_what_to_run(tmp_path, stage, missing):
-    """A stage that has nothing to read names the stage that writes it."""
+def test_a_stage_without_its_input_names_the_stage_to_run(tmp_path, stage, missing):
+    """The error names the stage that writes the missing input."""
     run = TinyRun(write_recipe(tmp_path), tmp_path / "run")
     outcome = run.call(stage)
     assert outcome.code == 5
@@ -241,8 +240,8 @@ def test_without_a_control_only_the_student_is_trained(ready):
 
 
 @pytest.mark.e2e
-def test_the_control_of_the_same_time_gets_more_steps(ready):
-    """Without a teacher a step is faster, so the same seconds hold as many steps as fit."""
+def test_the_equal_time_control_takes_more_steps(ready):
+    """Without a teacher a step is faster, so equal time allows more steps."""
     assert ready.call("distill", "--set", "distillation.control=both").code == 0
 
     def step_seconds(model: str) -> float:
@@ -254,8 +253,8 @@ def test_the_control_of_the_same_time_gets_more_steps(ready):
     assert (ready.folder / "control-same-time/model.safetensors").is_file()
 
 
-def test_the_control_differs_from_the_student_by_the_teacher_alone(finished):
-    """Same tokens a step, same learning rates, the language modeling loss alone."""
+def test_the_control_differs_from_the_student_only_by_the_teacher(finished):
+    """The same tokens per step and learning rates, with the language modeling loss alone."""
     student, control = metrics_of(finished, "student"), metrics_of(finished, "control")
     for key in ("step", "tokens", "learning_rate"):
         assert [line[key] for line in student] == [line[key] for line in control]
@@ -266,7 +265,7 @@ def test_the_control_differs_from_the_student_by_the_teacher_alone(finished):
 
 @pytest.mark.e2e
 def test_seeds_share_text_and_teacher_and_are_reported_together(ready):
-    """Each seed has its own student; the run's evaluation holds their median and range."""
+    """Each seed has its own student; the evaluation of the run holds median and range."""
     outcome = ready.call("run", "--set", "seed=[0, 1]")
     assert outcome.code == 0, outcome.err
     students = [ready.folder / f"seed-{seed}/student/model.safetensors" for seed in (0, 1)]
@@ -280,8 +279,8 @@ def test_seeds_share_text_and_teacher_and_are_reported_together(ready):
     assert call("doctor", ready.folder).code == 0
 
 
-def test_a_masked_recipe_runs_to_the_end(tmp_path):
-    """BERT trained here, DistilBERT from it: a masked loss, no perplexity, and a plain model."""
+def test_a_masked_recipe_runs_to_completion(tmp_path):
+    """BERT trained here, DistilBERT from it: a masked loss, no perplexity, and a standard model."""
     recipe = write_recipe(tmp_path)
     text = recipe.read_text(encoding="utf-8")
     for old, new in (

@@ -1,4 +1,5 @@
-"""Many ranks train as one: the same losses, exact to resume, no rank waits for one that is gone."""
+"""Training on several ranks equals training on one: the same losses, exact resume, no rank waits
+for a lost one."""
 
 import os
 import re
@@ -42,7 +43,7 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 def alone(
     server: Server, initialized: TinyRun, tmp_path_factory: pytest.TempPathFactory
 ) -> TinyRun:
-    """What one rank comes to."""
+    """The result of one rank."""
     run = initialized.copy(tmp_path_factory.mktemp("alone") / "run")
     distilled(server, run)
     return run
@@ -55,7 +56,7 @@ def distilled(server: Server, run: TinyRun, *overrides: str, ranks: int = 1) -> 
 
 
 def assert_same_result(run: TinyRun, expected: TinyRun) -> None:
-    """Every step's loss and every weight, to float tolerance."""
+    """Every step's loss and every weight, within float tolerance."""
     assert run.losses(STEPS) == pytest.approx(expected.losses(STEPS), rel=1e-5)
     tokens, others = ([line["tokens"] for line in each.metrics()] for each in (run, expected))
     assert tokens == others
@@ -78,9 +79,9 @@ def stopped(server: Server, run: TinyRun, *overrides: str, ranks: int, step: int
 @layouts
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.law("ranks")
-def test_many_ranks_train_as_one(server, initialized, alone, tmp_path, ranks, layout):
-    """Losses, tokens and weights are those of one rank; stopped, and on as many ranks as before,
-    training ends with the same bits as without."""
+def test_several_ranks_give_the_result_of_one(server, initialized, alone, tmp_path, ranks, layout):
+    """Losses, tokens and weights equal those of one rank; stopped and resumed on the same number of
+    ranks, training is bit-identical."""
     runs = [initialized.copy(tmp_path / name) for name in ("whole", "stopped")]
     distilled(server, runs[0], *LAYOUTS[layout], ranks=ranks)
     assert_same_result(runs[0], alone)
@@ -93,8 +94,8 @@ def test_many_ranks_train_as_one(server, initialized, alone, tmp_path, ranks, la
 
 
 @pytest.mark.law("ranks")
-def test_the_number_of_ranks_may_change(server, ready, alone):
-    """1, 2 sharded, 4, then 2 ranks: each goes on from the others' checkpoint, to the same end."""
+def test_the_number_of_ranks_may_change_on_resume(server, ready, alone):
+    """1, 2 sharded, 4, then 2 ranks: each resumes from the checkpoint of the previous ones."""
     stopped(server, ready, ranks=1, step=2)
     stopped(server, ready, *SHARDED, ranks=2, step=5)
     stopped(server, ready, ranks=4, step=8)
@@ -102,8 +103,8 @@ def test_the_number_of_ranks_may_change(server, ready, alone):
     assert_same_result(ready, alone)
 
 
-def test_a_lost_rank_is_noticed_and_nothing_is_lost(server, ready, alone):
-    """Killed in the middle, one rank takes the others along; the next start goes on."""
+def test_a_lost_rank_ends_the_others_and_no_commit_is_lost(server, ready, alone):
+    """A killed rank ends the others; the next start resumes."""
     processes = server.start(ready, *SETTINGS, EVERY_STEP, ranks=2)
     wait_for_step(server, ready, 4)
     started = time.monotonic()
@@ -116,8 +117,8 @@ def test_a_lost_rank_is_noticed_and_nothing_is_lost(server, ready, alone):
     assert_same_result(ready, alone)
 
 
-def test_an_error_of_the_first_rank_is_said_once(server, ready):
-    """The others leave with its exit code and without a word."""
+def test_an_error_of_rank_0_is_reported_once(server, ready):
+    """The other ranks exit with its exit code and without a message."""
     shutil.rmtree(ready.folder / "student-init")
     server.start(ready, *SETTINGS, ranks=2)
     codes = server.wait()
@@ -127,7 +128,7 @@ def test_an_error_of_the_first_rank_is_said_once(server, ready):
 
 
 def test_ranks_share_the_writing_of_a_teacher_cache(server, initialized, tmp_path):
-    """The cache of two ranks holds the bytes of that of one, and students learn alike from it."""
+    """The cache of two ranks is byte-identical to that of one, and students learn alike from it."""
     cached = "distillation.teacher_outputs={cache: sampled, size: 8}"
     runs = [initialized.copy(tmp_path / name) for name in ("one", "two")]
     small_parts = "import stillhouse.distillation.cache as cache; cache.TOKENS_PER_PART = 512"
@@ -144,8 +145,8 @@ def test_ranks_share_the_writing_of_a_teacher_cache(server, initialized, tmp_pat
     assert_same_result(runs[1], runs[0])
 
 
-def test_overwriting_is_refused_where_the_launcher_starts_again(ready, monkeypatch):
-    """Every restart would give the same command, and throw away what the one before committed."""
+def test_overwrite_is_rejected_with_launcher_restarts(ready, monkeypatch):
+    """Every restart would overwrite what the previous one committed."""
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     found = ready.call("distill", "--overwrite", "distill")
     assert found.code == 2
@@ -155,8 +156,8 @@ def test_overwriting_is_refused_where_the_launcher_starts_again(ready, monkeypat
     assert ready.call("distill", "--overwrite", "distill").code == 0
 
 
-def test_ranks_without_their_launcher_are_refused(ready, monkeypatch):
-    """A variable that was left over is named."""
+def test_rank_variables_without_a_launcher_are_rejected(ready, monkeypatch):
+    """The leftover variable is named."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -165,7 +166,7 @@ def test_ranks_without_their_launcher_are_refused(ready, monkeypatch):
     assert "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not" in found.err
 
 
-def test_masks_drawn_over_a_whole_step_are_refused(server, ready):
+def test_per_batch_masking_is_rejected_on_several_ranks(server, ready):
     """No rank sees a whole step."""
     server.start(
         ready,
@@ -181,8 +182,8 @@ def test_masks_drawn_over_a_whole_step_are_refused(server, ready):
 
 
 @pytest.mark.slow
-def test_compiled_replicas_train_as_one(server, ready, tmp_path):
-    """What a GPU does by itself: compiled bodies inside DDP. The result is that of eager ones."""
+def test_compiled_replicas_give_the_result_of_one_rank(server, ready, tmp_path):
+    """As on a GPU: compiled bodies inside DDP. The result equals that of eager ones."""
     eager = ready.copy(tmp_path / "eager")
     distilled(server, eager, "distillation.dropout=false")  # compiled, it draws other numbers
     distilled(server, ready, "distillation.dropout=false", "distillation.compile=true", ranks=2)
@@ -190,14 +191,14 @@ def test_compiled_replicas_train_as_one(server, ready, tmp_path):
 
 
 def all_of(process: int) -> list[int]:
-    """A process and all that it has started."""
+    """A process and all its descendants."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return [process, *(each for child in children for each in all_of(int(child)))]
 
 
 @pytest.mark.slow
-def test_two_launchers_one_of_them_killed_and_started_again(server, initialized, tmp_path):
-    """torchrun on two nodes: one node dies and comes back, and the result is the same."""
+def test_two_launchers_survive_the_loss_of_one(server, initialized, tmp_path):
+    """torchrun on two nodes: one node dies and returns, and the result is the same."""
     settings = (*SETTINGS, "distillation.max_tokens=22400", EVERY_STEP)
     runs = [initialized.copy(tmp_path / name) for name in ("alone", "nodes")]
     code, log = server.distill(runs[0], *settings)

@@ -1,4 +1,4 @@
-"""A student that copies its teacher's relations, from the command line to its metrics."""
+"""A student with the relation loss, from the command line to its metrics."""
 
 import json
 import statistics
@@ -13,7 +13,7 @@ SETTINGS = ["distillation.max_tokens=16384", "distillation.optimizer.learning_ra
 
 
 def relation_values(run: TinyRun, *losses: str) -> list[float]:
-    """The relation term of every step of a distillation under these losses."""
+    """The relation loss at every step of a distillation."""
     settings = [*SETTINGS, f"distillation.losses={{{', '.join(losses)}}}", "student.weights=random"]
     outcome = run.call("run", *(part for key in settings for part in ("--set", key)))
     assert outcome.code == 0, outcome.err
@@ -29,13 +29,13 @@ def assert_falls(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize("others", [(), ("soft_target: {weight: 1}",)], ids=["alone", "with-soft"])
-def test_relations_are_learned_by_a_causal_student(ready, others):
-    """Alone, where it is the loss itself, and beside soft targets, where it is a term."""
+def test_the_relation_loss_falls_for_a_causal_student(ready, others):
+    """As the only loss, and beside soft targets."""
     assert_falls(relation_values(ready, "relation: {weight: 1}", *others))
 
 
-def test_relations_are_learned_by_a_masked_student(tmp_path: Path):
-    """BERT to DistilBERT, over predicted rows, in heads that neither model has."""
+def test_the_relation_loss_falls_for_a_masked_student(tmp_path: Path):
+    """BERT to DistilBERT, over predicted rows, with a number of heads that neither model has."""
     recipe = write_recipe(tmp_path)
     text = recipe.read_text(encoding="utf-8")
     for old, new in (

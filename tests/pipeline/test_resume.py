@@ -1,4 +1,4 @@
-"""Training that is stopped, killed or damaged ends with the bits of training that was not."""
+"""Training that is stopped, killed or damaged ends bit-identical to uninterrupted training."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ EVERY_STEP = "distillation.checkpoint.every_steps=1"
 def uninterrupted(
     server: Server, initialized: TinyRun, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, list[float]]:
-    """The SHA-256 of the weights that training leads to, and its losses."""
+    """The SHA-256 of the final weights, and the losses."""
     run = initialized.copy(tmp_path_factory.mktemp("uninterrupted") / "run")
     code, log = server.distill(run, *LONGER, EVERY_STEP)
     assert code == 0, log
@@ -31,7 +31,7 @@ def result(run: TinyRun) -> tuple[str, list[float]]:
 
 
 def interrupted(server: Server, run: TinyRun, *, step: int, number: int = signal.SIGTERM) -> str:
-    """Distil, and stop by a signal after `step`; returns what was said."""
+    """Distil, and stop by a signal after `step`; returns the output."""
     processes = server.start(run, *LONGER)
     wait_for_step(server, run, step)
     kill(processes, number)
@@ -47,8 +47,8 @@ def flip_a_bit(path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.law("resume")
-def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterrupted, number):
-    """A signal commits the last completed step; the same command goes on from there."""
+def test_stopped_training_resumes_to_the_same_weights(server, ready, uninterrupted, number):
+    """A signal commits the last completed step; the same command resumes from there."""
     said = interrupted(server, ready, step=7, number=number)
     committed = json.loads((ready.checkpoints()[-1] / "state.json").read_text())["step"]
     assert 7 <= committed < STEPS
@@ -66,8 +66,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(server, ready, uninterru
     "file",
     ["model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors", "state.json"],
 )
-def test_a_damaged_checkpoint_is_passed_over(server, ready, uninterrupted, file):
-    """One flipped bit: training falls back to the checkpoint before, says so, ends the same."""
+def test_a_damaged_checkpoint_is_skipped(server, ready, uninterrupted, file):
+    """One flipped bit: training falls back to the previous checkpoint and ends the same."""
     interrupted(server, ready, step=9)
     before, newest = ready.checkpoints()[-2:]
     flip_a_bit(newest / file)
@@ -78,8 +78,8 @@ def test_a_damaged_checkpoint_is_passed_over(server, ready, uninterrupted, file)
     assert result(ready) == uninterrupted
 
 
-def test_without_an_intact_checkpoint_training_stops_until_told(server, ready, uninterrupted):
-    """It never begins again by itself, not at the second try either; --overwrite says so."""
+def test_training_without_an_intact_checkpoint_needs_overwrite(server, ready, uninterrupted):
+    """It never restarts by itself, not at the second attempt either."""
     interrupted(server, ready, step=9)
     for checkpoint in ready.checkpoints():
         (checkpoint / "optimizer-00001-of-00001.safetensors").unlink()
@@ -93,8 +93,8 @@ def test_without_an_intact_checkpoint_training_stops_until_told(server, ready, u
     assert result(ready) == uninterrupted
 
 
-def test_a_changed_recipe_is_refused_by_name(server, ready):
-    """A checkpoint goes on under its own recipe alone; how often to commit may change."""
+def test_resuming_under_a_changed_recipe_is_rejected(server, ready):
+    """The message names the key; how often to commit may change."""
     interrupted(server, ready, step=5)
     code, log = server.distill(ready, *LONGER, "distillation.temperature=2")
     assert code == 5
@@ -105,7 +105,7 @@ def test_a_changed_recipe_is_refused_by_name(server, ready):
 
 
 def test_leftovers_of_a_killed_stage_are_removed(ready):
-    """The temporary folder of a process that died goes away when the stage runs again."""
+    """The temporary folder of a killed process is removed when the stage runs again."""
     leftover = ready.folder / ".student.tmp-4194304"
     leftover.mkdir()
     (leftover / "model.safetensors").write_bytes(b"half")

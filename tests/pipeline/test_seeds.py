@@ -1,4 +1,4 @@
-"""Seeds that are added to a run: what the first seed made is kept."""
+"""Adding seeds to a run keeps the results of the first seed."""
 
 import json
 
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_a_seed_that_has_run_is_not_trained_again(done):
-    """From `seed: 0` to `[0, 1]`: its weights stay, the other seed's are made beside them."""
+    """From `seed: 0` to `[0, 1]`: its weights are kept, the other seed is trained."""
     before = done.weights()
     outcome = done.call("run", "--set", "seed=[0, 1]")
     assert outcome.code == 0, outcome.err
@@ -25,8 +25,9 @@ def test_a_seed_that_has_run_is_not_trained_again(done):
     assert summary["seeds"] == [0, 1]
 
 
-def test_the_way_back_to_one_seed_keeps_its_results(done):
-    """From `[0, 1]` to `0` and to `[0, 1]` again nothing is trained, and the report is of one."""
+def test_returning_to_one_seed_keeps_its_results(done):
+    """From `[0, 1]` to `0` and to `[0, 1]` again nothing is trained, and the report covers one
+    seed."""
     before = done.weights()
     lines = (done.folder / "metrics.jsonl").read_text(encoding="utf-8")
     assert done.call("run", "--set", "seed=[0, 1]").code == 0

@@ -1,4 +1,4 @@
-"""A student of a cached teacher: written once, checked, resumed, and as good as a live one."""
+"""A student of a cached teacher: written once, verified, resumed, equivalent to a live teacher."""
 
 import json
 import os
@@ -23,8 +23,8 @@ def losses(run: TinyRun) -> list[float]:
 
 
 @pytest.mark.law("cache")
-def test_a_cache_of_the_whole_vocabulary_teaches_like_the_live_teacher(ready, tmp_path):
-    """With nothing left out, training follows the live teacher's to float16's precision."""
+def test_a_cache_of_the_whole_vocabulary_equals_the_live_teacher(ready, tmp_path):
+    """Without truncation, training follows the live teacher's to float16 precision."""
     live = ready.copy(tmp_path / "live")
     assert live.call("distill", *SOFT).code == 0
     outcome = ready.call("distill", *SOFT, *WHOLE)
@@ -34,7 +34,7 @@ def test_a_cache_of_the_whole_vocabulary_teaches_like_the_live_teacher(ready, tm
 
 
 def test_the_cache_is_written_once_for_every_student(ready):
-    """A second student of another loss weight reads what the first one's teacher said."""
+    """A second student with another loss weight reads the cache of the first."""
     assert ready.call("distill", *CACHE).code == 0
     before = read_manifest(ready.folder / "teacher-cache")
     outcome = ready.call("distill", *CACHE, "--set", "distillation.losses.soft_target.weight=1")
@@ -46,8 +46,8 @@ def test_the_cache_is_written_once_for_every_student(ready):
     assert facts["training"]["teacher_cache_seconds"] == before.seconds > 0
 
 
-def test_another_temperature_is_another_cache(ready):
-    """What is kept depends on the temperature, so the cache is made again, and it is said."""
+def test_another_temperature_rewrites_the_cache(ready):
+    """The stored tokens depend on the temperature; the log says that the cache is rewritten."""
     assert ready.call("distill", *CACHE).code == 0
     outcome = ready.call("distill", *CACHE, "--set", "distillation.temperature=2")
     assert outcome.code == 0, outcome.err
@@ -55,8 +55,8 @@ def test_another_temperature_is_another_cache(ready):
     assert list((ready.folder / "replaced").glob("teacher-cache-*"))
 
 
-def test_a_writing_that_stopped_goes_on(ready, monkeypatch):
-    """Parts that were committed are kept; the finished cache is that of one go."""
+def test_writing_a_cache_resumes(ready, monkeypatch):
+    """Committed parts are kept; the finished cache equals one written without interruption."""
     monkeypatch.setattr("stillhouse.distillation.cache.TOKENS_PER_PART", 1024)
     assert ready.call("distill", *CACHE).code == 0
     cache = ready.folder / "teacher-cache"
@@ -75,8 +75,8 @@ def test_a_writing_that_stopped_goes_on(ready, monkeypatch):
     assert (cache / "part-00000/ids.bin").stat().st_mtime_ns == kept
 
 
-def test_a_stop_while_the_cache_is_written_keeps_its_parts(ready, monkeypatch):
-    """SIGINT ends with 130 and says what is kept; the same command goes on."""
+def test_interrupting_the_cache_keeps_its_parts(ready, monkeypatch):
+    """SIGINT exits with 130 and reports what is kept; the same command resumes."""
     monkeypatch.setattr("stillhouse.distillation.cache.TOKENS_PER_PART", 1024)
     written = []
 
@@ -97,8 +97,8 @@ def test_a_stop_while_the_cache_is_written_keeps_its_parts(ready, monkeypatch):
     assert ready.call("distill", *CACHE).code == 0
 
 
-def test_a_cache_of_another_teacher_is_refused(ready):
-    """Content exchanged behind the manifest's back is found by asking the teacher."""
+def test_a_cache_of_another_teacher_is_rejected(ready):
+    """Content that does not match the manifest's teacher is detected by running the teacher."""
     sharp = (*CACHE, "--set", "distillation.temperature=0.05")  # this teacher is nearly uniform
     assert ready.call("distill", *sharp).code == 0
     manifest_file = ready.folder / "teacher-cache/part-00000/manifest.json"
@@ -119,8 +119,8 @@ def test_a_cache_of_another_teacher_is_refused(ready):
     assert "does not hold what the teacher says" in outcome.err
 
 
-def test_a_row_keeps_the_same_sample_however_the_teacher_is_asked(ready, tmp_path):
-    """Its chance is its own: neither the micro-batch nor the part changes what is kept."""
+def test_the_sample_of_a_row_is_independent_of_batching(ready, tmp_path):
+    """Neither the micro-batch nor the part changes what is kept."""
     small = TinyRun(ready.recipe, tmp_path / "small")
     shutil.copytree(ready.folder, small.folder)
     one = ("--set", "distillation.micro_batch_tokens=32")
@@ -136,8 +136,8 @@ def test_a_row_keeps_the_same_sample_however_the_teacher_is_asked(ready, tmp_pat
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_a_small_sample_is_noisy_and_not_refused(ready, size):
-    """The check knows how far chance alone may lead, under whichever seed."""
+def test_a_small_noisy_sample_is_accepted(ready, size):
+    """The check knows the range of sampling error, under any seed."""
     cache = ("--set", f"distillation.teacher_outputs={{cache: sampled, size: {size}}}")
     for seed in range(3):
         outcome = ready.call("run", *cache, "--until", "distill", "--set", f"seed={seed}")
@@ -152,7 +152,7 @@ def test_a_small_sample_is_noisy_and_not_refused(ready, size):
         ("distillation.teacher_outputs.cache=all", "cache"),
     ],
 )
-def test_what_a_cache_cannot_do_is_said(ready, override, message):
+def test_unsupported_settings_with_a_cache_are_rejected(ready, override, message):
     outcome = ready.call("distill", *CACHE, "--set", override)
     assert outcome.code == 2
     assert message in outcome.err

@@ -1,4 +1,4 @@
-"""Language modeling on a new corpus: a teacher that goes on from a model, and its student."""
+"""Language modeling on a new corpus: a fine-tuned teacher, and its student."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def before(tmp_path_factory):
 
 @pytest.fixture
 def tune(before, tmp_path):
-    """tune(...): a run that goes on from that teacher on new text; the run and its outcome."""
+    """tune(...): a run that fine-tunes that teacher on new text; the run and its outcome."""
     shutil.copytree(before, tmp_path / "start")
     text = write_text(tmp_path / "new.txt", seed=5)
     recipe = {
@@ -50,8 +50,8 @@ def tune(before, tmp_path):
     return run
 
 
-def test_a_teacher_goes_on_from_a_model_and_teaches_on_the_same_text(tune, tmp_path):
-    """It ends better on the new text than it began; its student and the control start from it."""
+def test_a_teacher_is_fine_tuned_and_distilled_on_the_same_text(tune, tmp_path):
+    """Its loss on the new text falls; student and control are initialized from it."""
     run, outcome = tune()
     assert outcome.code == 0, outcome.err
     folders = (tmp_path / "start", run.folder / "teacher")
@@ -74,7 +74,7 @@ def start_of(run: TinyRun) -> str:
     return manifest.inputs.sources["start"]
 
 
-def test_the_teacher_is_made_again_only_when_its_start_changes(tune, tmp_path):
+def test_the_teacher_is_retrained_only_if_its_start_changes(tune, tmp_path):
     """A copy of the same files elsewhere is the same start."""
     run, outcome = tune("--until", "teacher")
     assert outcome.code == 0, outcome.err
@@ -94,8 +94,8 @@ def test_the_teacher_is_made_again_only_when_its_start_changes(tune, tmp_path):
     assert sha256(run.folder / "teacher" / "model.safetensors") != made
 
 
-def test_what_a_start_cannot_be_is_said(tune, tmp_path):
-    """A folder without a model; sequences that are longer than it takes."""
+def test_an_invalid_start_is_rejected(tune, tmp_path):
+    """A folder without a model; sequences longer than the model's context."""
     _, outcome = tune(teacher={"start": str(tmp_path / "none")})
     assert outcome.code == 4
     assert str(tmp_path / "none") in outcome.err

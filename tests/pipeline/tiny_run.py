@@ -46,7 +46,7 @@ report: {{model_name: tiny, license: apache-2.0}}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left: its exit code, stdout and stderr."""
+    """The result of a command: its exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def call(*arguments: object) -> Outcome:
-    """The program's own entry, with these arguments."""
+    """The program's entry point, with these arguments."""
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["stillhouse", *map(str, arguments)])
@@ -87,7 +87,7 @@ def sha256(path: Path) -> str:
 
 
 def snapshot(run: Path) -> dict[str, tuple[int, bytes]]:
-    """Time of change and content of every file of a run."""
+    """Modification time and content of every file of a run."""
     return {
         str(path.relative_to(run)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in sorted(run.rglob("*"))
@@ -97,7 +97,7 @@ def snapshot(run: Path) -> dict[str, tuple[int, bytes]]:
 
 @dataclass(frozen=True)
 class TinyRun:
-    """A recipe and its run folder, this test's own to change."""
+    """A recipe and its run folder, which a test may modify."""
 
     recipe: Path
     folder: Path
@@ -106,7 +106,7 @@ class TinyRun:
         return call(command, self.recipe, "--run-dir", self.folder, *more)
 
     def copy(self, folder: Path) -> "TinyRun":
-        """The same elsewhere, in place of what is there."""
+        """The same in another folder, replacing its content."""
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.folder, folder)
         return TinyRun(self.recipe, folder)
@@ -121,7 +121,7 @@ class TinyRun:
         return [line for line in lines if line["model"] == "student"]
 
     def losses(self, num_steps: int) -> list[float]:
-        """The loss of each step, after checking that every step stands once."""
+        """The loss of each step, after checking that every step occurs once."""
         lines = self.metrics()
         assert [line["step"] for line in lines] == list(range(1, num_steps + 1))
         return [line["loss"] for line in lines]
@@ -136,7 +136,7 @@ class TinyRun:
 
 
 def refused(outcome: Outcome, code: int, *messages: str) -> None:
-    """The exit code, each message (a regular expression), and no traceback."""
+    """Asserts the exit code, each message (a regular expression), and no traceback."""
     assert outcome.code == code, outcome
     assert "Traceback" not in outcome.err
     assert outcome.err.count("error: ") == 1

@@ -7,7 +7,7 @@ of an attention function that has no mask function beside it, hence a name of it
 
 On a processor two batched products and a softmax take a third to two thirds of the time of
 PyTorch's own attention, forward and backward, as long as the square of positions is small
-(docs/experiments.md, "Attention on a processor").
+(docs/experiments.md, "Attention on a CPU").
 
 Axes: B sequences, H heads, T positions, D size of a head.
 """
