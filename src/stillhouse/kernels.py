@@ -1,18 +1,17 @@
-"""How fast this machine multiplies matrices in each precision: a short measurement.
+"""A short benchmark of matrix products in each precision on this machine.
 
-A processor's flags do not tell: with the same flag, one library's int8 product is five times as
-fast as float32's and another's, a reference implementation, several hundred times slower. So each
-kernel is timed here, on matrices of the model's shapes, before it is used.
+CPU flags are not enough: with the same flag, one library's int8 product is five times as fast as
+float32, and another's, a reference implementation, several hundred times slower. So each kernel is
+timed on matrices of the model's shapes before it is used.
 
-Contract: `kernel_times` takes a second at most, and is cached in the user's cache folder for the
-same CPU, instruction sets, settings of the libraries, threads, PyTorch and shapes. A kernel that is
-far slower than float32's, that does not finish in time, or whose bits are not those it must have,
-is left out.
+Contract: `kernel_times` takes at most a second, and is cached in the user's cache folder for the
+same CPU, instruction sets, library settings, threads, PyTorch and shapes. Kernels that are far
+slower than float32, do not finish in time, or do not have the required bits are excluded.
 
-The fastest of several interleaved calls counts, of those that no other process interrupted where
-there are any, else in CPU time. With several threads all wait for the one that was interrupted, so
-a measurement beside other work is repeated in one thread. What was interrupted is not cached. Each
-kernel has its own copy of a matrix: it is not faster because another one has just read it.
+The fastest of several interleaved calls counts: in wall time if another process interrupted none of
+them, else in CPU time. With several threads, all wait for the interrupted one, so a measurement on
+a busy machine is repeated in one thread. Interrupted measurements are not cached. Each kernel has
+its own copy of a matrix, so none profits from a cache that another one has just filled.
 
 Axes: N rows, K inputs, M outputs.
 """
@@ -43,21 +42,21 @@ except ImportError:  # not a Unix
     resource = None
 
 ROWS: tuple[int, ...] = (1, 8, 64)  # a token of one text, a step of several texts, a prompt
-# When a pass in all threads ends, and when one in a single thread, if need be, ends.
+# Time limits of the pass in all threads, and of a second pass in a single thread.
 PASS_SECONDS, TOTAL_SECONDS = 0.5, 0.8
-MIN_ROUNDS, MAX_ROUNDS = 3, 20  # of a pass in a single thread; of any
-WARM_ROUNDS, HOPELESS = 2, 5  # after so many, a kernel so many times as slow is not timed any more
-MAX_SHAPES = 4  # the largest by all that they hold
-MAX_ELEMENTS = 2**21  # of one matrix; a larger one is measured by some of its outputs
+MIN_ROUNDS, MAX_ROUNDS = 3, 20  # of a pass in a single thread; of any pass
+WARM_ROUNDS, HOPELESS = 2, 5  # after these rounds, kernels this many times slower are dropped
+MAX_SHAPES = 4  # the largest in total elements
+MAX_ELEMENTS = 2**21  # of one matrix; of a larger one some outputs are measured
 MAX_INTERRUPTIONS = 10  # of a pass in several threads; on a quiet machine there are a few
-FASTER = 1.1  # times as fast as the kernel that it would replace; less is a tie
-# Far slower than float32 is more than this many times as slow on a small matrix, where a kernel
-# that is fast on large ones still has its fixed cost.
+FASTER = 1.1  # speedup over the kernel that it would replace; less is a tie
+# A kernel is far slower than float32 above this ratio on a small matrix, where a kernel that is
+# fast on large ones still has its fixed cost.
 FAR_SLOWER, FIXED_SECONDS = 20, 2e-4
 SMALL = (64, 256)  # M K
-SMALL_CALLS, SMALL_SECONDS = 4, 0.1  # the first prepares others; for all calls of a kernel
+SMALL_CALLS, SMALL_SECONDS = 4, 0.1  # the first call warms up; for all calls of a kernel
 CACHE_FORMAT = 2
-# Environment variables that choose instruction sets, precisions or ways to wait for threads.
+# Environment variables for instruction sets, precisions or how threads wait.
 SETTINGS = ("ATEN_", "DNNL_", "FBGEMM_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_")
 
 Product = Callable[[Float[Tensor, "N K"]], Float[Tensor, "N M"]]
@@ -65,12 +64,12 @@ Product = Callable[[Float[Tensor, "N K"]], Float[Tensor, "N M"]]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to multiply rows by a matrix.
+    """An implementation of the product of rows with a matrix.
 
     Args:
-        make: A weight (M x K) and a bias (M) to the product of rows with them.
+        make: From a weight (M x K) and a bias (M) to the product of rows with them.
         dtype: Of the rows.
-        same_bits_as: The name of another kernel, whose results this one's must equal to the bit.
+        same_bits_as: The name of another kernel whose results this one must equal to the bit.
     """
 
     make: Callable[[Tensor, Tensor], Product]
@@ -87,7 +86,7 @@ BFLOAT16 = Kernel(
 
 @dataclass(frozen=True)
 class Shape:
-    """A matrix of a model, and how many of them it has. `is_transposed`: stored K x M."""
+    """A shape of matrices of a model, and their number. `is_transposed`: stored K x M."""
 
     num_inputs: int
     num_outputs: int
@@ -96,12 +95,12 @@ class Shape:
 
     @property
     def num_elements(self) -> int:
-        """Of all of them."""
+        """Of all matrices of this shape."""
         return self.num_inputs * self.num_outputs * self.count
 
     def sample(self, generator: torch.Generator) -> tuple[Float[Tensor, "M K"], float]:
-        """Such a matrix with random entries, or some outputs of it; how many times its product
-        has to be taken for those of all of them."""
+        """A random matrix of this shape, or some outputs of it; and the factor from its time to
+        that of all matrices."""
         outputs = max(1, min(self.num_outputs, MAX_ELEMENTS // self.num_inputs))
         weight = _random(outputs, self.num_inputs, generator)
         times = self.count * self.num_outputs / outputs
@@ -110,15 +109,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class KernelTimes:
-    """Seconds of one pass over a model's matrices, by kernel and by number of rows; kernels that
-    were left out are absent. `is_undisturbed`: no call that counts was interrupted."""
+    """Seconds of one pass over a model's matrices, by kernel and number of rows, without excluded
+    kernels. `is_undisturbed`: no call that counts was interrupted."""
 
     seconds: Mapping[str, Mapping[int, float]]
     threads: int
     is_undisturbed: bool = True
 
     def speedups(self, kernel: str, reference: str = "fp32") -> dict[int, float]:
-        """How many times as fast as the reference, by number of rows."""
+        """Speedup over the reference, by number of rows."""
         own, plain = self.seconds[kernel], self.seconds[reference]
         return {rows: plain[rows] / own[rows] for rows in own}
 
@@ -126,7 +125,7 @@ class KernelTimes:
 def kernel_times(
     shapes: Sequence[Shape], kernels: Mapping[str, Kernel], rows: Sequence[int] = ROWS
 ) -> KernelTimes:
-    """The times of these kernels on this machine, from the cache where it has them."""
+    """The times of these kernels on this machine, from the cache if it has them."""
     key = _cache_key(shapes, kernels, rows)
     path = _cache_path(key)
     if path is not None and (known := _read_cache(path, key)) is not None:
@@ -140,7 +139,7 @@ def kernel_times(
 def measure_kernels(
     shapes: Sequence[Shape], kernels: Mapping[str, Kernel], rows: Sequence[int] = ROWS
 ) -> KernelTimes:
-    """The times of these kernels, measured now; `fp32` must be among them."""
+    """Measure the times of these kernels; `fp32` must be among them."""
     assert "fp32" in kernels
     started, threads = time.perf_counter(), torch.get_num_threads()
     largest = sorted(shapes, key=lambda shape: shape.num_elements)[-MAX_SHAPES:]
@@ -158,15 +157,15 @@ def measure_kernels(
 
 
 class _Call(NamedTuple):
-    """Those that were not interrupted are less than those that were."""
+    """A timed call; uninterrupted calls sort before interrupted ones."""
 
     interrupted: bool
     seconds: float
 
 
 def _timed(call: Callable[[], object]) -> _Call:
-    """A call's seconds; of one that was interrupted the seconds that this thread ran, if all of
-    the work is its own: it has one thread, and waited for nothing."""
+    """Time a call. An interrupted call counts the thread's CPU time, if the thread did all the
+    work: there is one thread, and it did not wait."""
     before, waits = _interruptions(), _waits()
     ran, began = time.thread_time(), time.perf_counter()
     call()
@@ -184,7 +183,7 @@ def _is_undisturbed(best: Sequence[Mapping[str, _Call]]) -> bool:
 
 @dataclass(frozen=True)
 class _Products:
-    """One matrix and one number of rows: the product by each kernel."""
+    """One matrix and number of rows: the product by each kernel."""
 
     rows: int
     times: float
@@ -229,8 +228,8 @@ def _fastest(
     min_rounds: int = 0,
     most_interruptions: int = sys.maxsize,
 ) -> list[dict[str, _Call]]:
-    """The fastest call of each product by each kernel, in turns, until a time, for at least so many
-    rounds; none any more after so many interruptions."""
+    """The fastest call of each product by each kernel, interleaved, until `deadline` but at least
+    `min_rounds`; stops after `most_interruptions`."""
     last = _interruptions() + most_interruptions
     best: list[dict[str, _Call]] = [{} for _ in products]
     for number in range(MAX_ROUNDS):
@@ -250,7 +249,7 @@ def _fastest(
 def _in_all(
     products: Sequence[_Products], best: Sequence[Mapping[str, _Call]]
 ) -> dict[str, dict[int, float]]:
-    """Seconds by kernel and rows, of the kernels that every product was measured with."""
+    """Seconds by kernel and rows, for the kernels that were measured on every product."""
     names = [name for name in best[0] if all(name in own for own in best)] if best else []
     found: dict[str, dict[int, float]] = {name: {} for name in names}
     for product, own in zip(products, best, strict=True):
@@ -262,7 +261,7 @@ def _in_all(
 
 @torch.inference_mode()
 def _without_far_slower(kernels: Mapping[str, Kernel], rows: Sequence[int]) -> dict[str, Kernel]:
-    """Those that it is not hopeless to measure on matrices of the model's size, where one call of a
+    """Without the kernels that are hopeless on matrices of the model's size, where one call of a
     reference implementation takes seconds."""
     generator = torch.Generator().manual_seed(0)
     weight, bias = _random(*SMALL, generator), _random(1, SMALL[0], generator)[0]
@@ -295,13 +294,13 @@ def _without_far_slower(kernels: Mapping[str, Kernel], rows: Sequence[int]) -> d
 
 
 def _random(num_rows: int, num_columns: int, generator: torch.Generator) -> Tensor:
-    """From a generator of its own: the global one, which seeds fix, does not move."""
+    """From a separate generator, so that the global random state does not change."""
     return torch.randn(num_rows, num_columns, generator=generator)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch's operations in one thread, within."""
+    """Inside, PyTorch runs in one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -311,12 +310,12 @@ def one_thread() -> Iterator[None]:
 
 
 def _interruptions() -> int:
-    """How often another process took the place of one of this one's threads."""
+    """Involuntary context switches of this process."""
     return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _waits() -> int:
-    """How often one of this process's threads waited for something."""
+    """Voluntary context switches of this process: waits."""
     return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 
@@ -342,7 +341,7 @@ def _cache_key(
 
 
 def _cache_path(key: Mapping[str, Any]) -> Path | None:
-    """Where these times are kept; None for a user without a folder (XDG Base Directory)."""
+    """The cache file of these times; None for a user without a home (XDG Base Directory)."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():
         try:
@@ -361,7 +360,7 @@ def _digest(text: str) -> str:
 
 
 def _read_cache(path: Path, key: Mapping[str, Any]) -> KernelTimes | None:
-    """None for a file that is not there, is damaged, or is another's."""
+    """None if the file is missing, damaged, or has another key."""
     try:
         digest, _, text = path.read_text(encoding="utf-8").partition("\n")
     except (OSError, ValueError):
@@ -380,6 +379,6 @@ def _read_cache(path: Path, key: Mapping[str, Any]) -> KernelTimes | None:
 
 def _write_cache(path: Path, key: Mapping[str, Any], found: KernelTimes) -> None:
     text = json.dumps({"key": key, "seconds": found.seconds}, indent=1)
-    with contextlib.suppress(OSError):  # without a cache it is measured each time
+    with contextlib.suppress(OSError):  # without a cache, every run measures
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, f"{_digest(text)}\n{text}".encode())

@@ -12,8 +12,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 import stillhouse
 from stillhouse.export.check import Check
-from stillhouse.export.plain import plain
-from stillhouse.export.vocabulary import vocabulary_of
+from stillhouse.export.exported import plain, vocabulary_of
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
 from stillhouse.models.save import save_model

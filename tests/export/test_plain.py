@@ -8,10 +8,9 @@ import transformers
 from tests.task_models import make_tokenizer
 from tests.tiny_models import make_config
 
-from stillhouse.export.plain import CONFIG_KEYS, Exported, plain
+from stillhouse.export.exported import CONFIG_KEYS, Exported, plain, vocabulary_of
 from stillhouse.export.to_ctranslate2 import CTRANSLATE2
 from stillhouse.export.to_gguf import GGUF
-from stillhouse.export.vocabulary import vocabulary_of
 from stillhouse.families.registry import family_named
 from stillhouse.inference.load import language_model
 from stillhouse.inference.loaded import LoadedModel

@@ -8,10 +8,9 @@ from tokenizers import Tokenizer
 from transformers import AddedToken
 
 from stillhouse.errors import ModelError
-from stillhouse.export.plain import plain
+from stillhouse.export.exported import plain, vocabulary_of
 from stillhouse.export.to_ctranslate2 import CTRANSLATE2
 from stillhouse.export.to_gguf import GGUF
-from stillhouse.export.vocabulary import vocabulary_of
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.loaded import LoadedModel
 

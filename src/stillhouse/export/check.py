@@ -20,9 +20,7 @@ from torch import nn
 
 from stillhouse.data.sample import sample_documents
 from stillhouse.errors import ModelError
-from stillhouse.export.exported import CausalEngine, EncoderEngine, Precision
-from stillhouse.export.plain import Exported
-from stillhouse.export.vocabulary import Vocabulary
+from stillhouse.export.exported import CausalEngine, EncoderEngine, Exported, Precision, Vocabulary
 from stillhouse.inference.masked_lm import MaskedLM
 from stillhouse.inference.quantization_check import blocks_of
 from stillhouse.models.task_models import reads_token_types

@@ -19,9 +19,7 @@ from stillhouse.export.check import (
     model_outputs,
     text_blocks,
 )
-from stillhouse.export.exported import Format, Precision
-from stillhouse.export.plain import plain
-from stillhouse.export.vocabulary import vocabulary_of
+from stillhouse.export.exported import Format, Precision, plain, vocabulary_of
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.load import load
 from stillhouse.inference.reference import greedy_tokens, interleaved_rates

@@ -18,9 +18,17 @@ from ctranslate2.converters.transformers import (
 from transformers import GenerationConfig
 from transformers.models.bert.modeling_bert import BertPooler
 
-from stillhouse.export.exported import CausalEngine, EncoderEngine, Format, Precision
-from stillhouse.export.plain import GELU, TANH_GELU, Exported, config_refusal
-from stillhouse.export.vocabulary import Vocabulary
+from stillhouse.export.exported import (
+    GELU,
+    TANH_GELU,
+    CausalEngine,
+    EncoderEngine,
+    Exported,
+    Format,
+    Precision,
+    Vocabulary,
+    config_refusal,
+)
 from stillhouse.inference.causal_lm import CausalLM
 
 QUANTIZATION = {"fp32": "float32", "fp16": "float16", "int8": "int8"}

@@ -14,9 +14,15 @@ import gguf
 import numpy as np
 from gguf.quants import quantize
 
-from stillhouse.export.exported import CausalEngine, Format, Precision
-from stillhouse.export.plain import TANH_GELU, Exported, config_refusal
-from stillhouse.export.vocabulary import Vocabulary
+from stillhouse.export.exported import (
+    TANH_GELU,
+    CausalEngine,
+    Exported,
+    Format,
+    Precision,
+    Vocabulary,
+    config_refusal,
+)
 from stillhouse.inference.causal_lm import CausalLM
 
 FILE = "model.gguf"

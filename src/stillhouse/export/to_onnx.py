@@ -12,8 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from stillhouse.export.exported import EncoderEngine, Format, Precision
-from stillhouse.export.plain import Exported
+from stillhouse.export.exported import EncoderEngine, Exported, Format, Precision
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.models.task_models import reads_token_types
 

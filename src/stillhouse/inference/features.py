@@ -1,4 +1,4 @@
-"""Hidden states to a file: safetensors, or numpy's .npy."""
+"""Writes hidden states to a safetensors or .npy file."""
 
 import io
 from pathlib import Path
@@ -14,10 +14,10 @@ from stillhouse.runs.atomic import explained_os_errors, write_atomic
 
 
 def check_target(path: Path) -> None:
-    """Refuse a target of another kind, and one that `check_output` refuses.
+    """Check the name of the output file; see also `check_output`.
 
     Raises:
-        RecipeError: such a target.
+        RecipeError: another suffix, a file that exists, or a missing folder.
     """
     if path.suffix not in (".safetensors", ".npy"):
         raise RecipeError(f"--output {path} must end in .safetensors or .npy.")

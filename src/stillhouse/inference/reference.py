@@ -1,4 +1,4 @@
-"""What transformers itself makes of a model: what other engines are held against, and timed with.
+"""A model run by transformers itself, as the reference for other engines; and interleaved timing.
 
 Axes: T tokens.
 """
@@ -15,18 +15,18 @@ from transformers import PreTrainedModel
 
 from stillhouse.models.special_ids import without_generation_defaults
 
-BATCH = 8  # sequences of a forward pass that is timed
+BATCH = 8  # sequences of a timed forward pass
 TURNS = 5  # at least
 MOST_TURNS = 15
-MOST_SECONDS = 20.0  # for the turns beyond the first ones
+MOST_SECONDS = 20.0  # for the turns after the first five
 SHORTEST_TURN = 0.02  # seconds; shorter work is repeated within a turn
-STEADY = 1.1  # no more turns once every ratio to the first is known to within this factor
+STEADY = 1.1  # stop once every ratio to the first is known within this factor
 CONFIDENCE = 0.95
 
 
 @torch.inference_mode()
 def log_probabilities(model: PreTrainedModel, ids: Sequence[int]) -> list[float]:
-    """Of each token but the first, given those before it; in nats (T - 1 of them)."""
+    """Log-probability of each token but the first, given those before it, in nats (T - 1)."""
     inputs = torch.tensor([list(ids)], device=model.device)
     found = model(input_ids=inputs).logits[0, :-1].float().log_softmax(-1)
     return found.gather(1, inputs[0, 1:, None])[:, 0].tolist()
@@ -34,7 +34,7 @@ def log_probabilities(model: PreTrainedModel, ids: Sequence[int]) -> list[float]
 
 @torch.inference_mode()
 def greedy_tokens(model: PreTrainedModel, ids: Sequence[int], number: int) -> list[int]:
-    """The likeliest next tokens, one after the other, whether the text has ended or not."""
+    """Greedy next tokens, without stopping at the end of the text."""
     inputs = torch.tensor([list(ids)], device=model.device)
     with without_generation_defaults(model):
         output = model.generate(  # pyright: ignore[reportCallIssue]
@@ -49,8 +49,8 @@ def greedy_tokens(model: PreTrainedModel, ids: Sequence[int], number: int) -> li
 
 @torch.inference_mode()
 def forward_pass(model: PreTrainedModel, part: torch.nn.Module, length: int) -> int:
-    """One pass of a model, or of a `part` of it such as its body, over a batch of 8 sequences of
-    random tokens; returns the number of tokens."""
+    """One forward pass of a model, or of a `part` such as its body, over 8 sequences of random
+    tokens; returns the number of tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (BATCH, length), generator=generator)
     part(input_ids=ids.to(model.device))
@@ -58,7 +58,7 @@ def forward_pass(model: PreTrainedModel, part: torch.nn.Module, length: int) -> 
 
 
 def shape_key(folder: Path) -> str:
-    """Equal for models of equal configuration, whose speed and memory are the same."""
+    """A key that is equal for models of equal configuration, hence of equal speed and memory."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return json.dumps(
         {key: value for key, value in config.items() if not key.startswith("_")}, sort_keys=True
@@ -66,7 +66,7 @@ def shape_key(folder: Path) -> str:
 
 
 def interleaved_rates(works: Mapping[str, Callable[[], int]]) -> dict[str, float]:
-    """How much a second each does of what it counts: medians of `timed_turns`."""
+    """Median rates of `timed_turns`."""
     return {name: statistics.median(rates) for name, rates in timed_turns(works).items()}
 
 
@@ -74,14 +74,14 @@ def timed_turns(
     works: Mapping[str, Callable[[], int]],
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """The rates of each, turn by turn, in what it counts a second.
+    """The rates of each function by turn, in units of its return value per second.
 
-    They take turns (A B C A B C ...) after one to warm up: five, and more where the ratios to the
-    first one still vary, up to 15 turns or 20 seconds. Work shorter than 20 ms is repeated within
-    its turn.
+    The functions take turns (A B C A B C ...) after a warm-up: five turns, and more while the
+    ratios to the first one still vary, up to 15 turns or 20 seconds. Work shorter than 20 ms is
+    repeated within its turn.
 
     Args:
-        tick: Called after each work of each turn, the warm-up included.
+        tick: Called after each function of each turn, including the warm-up.
     """
     rates: dict[str, list[float]] = {name: [] for name in works}
     repeats = dict.fromkeys(works, 1)
@@ -107,13 +107,13 @@ def timed_turns(
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the median, from order statistics: whatever the distribution is.
+    """The 95 % confidence interval of the median from order statistics, for any distribution.
 
-    The k-th smallest and largest hold the median with probability 1 - 2 P(Bin(n, 1/2) < k). (Five
-    values reach 94 % at most.) Source: Conover 1999, section 3.2.
+    The k-th smallest and largest value enclose the median with probability
+    1 - 2 P(Bin(n, 1/2) < k). (Five values reach at most 94 %.) Source: Conover 1999, section 3.2.
     """
     ordered, size = sorted(values), len(values)
-    below, place = 1, 0  # how many of the 2^n orders have fewer than place + 1 on one side
+    below, place = 1, 0  # outcomes of 2^n with fewer than place + 1 values on one side
     while 2 * (below + comb(size, place + 1)) <= (1 - CONFIDENCE) * 2**size:
         place += 1
         below += comb(size, place)
@@ -121,13 +121,13 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_ratio_interval(rates: Sequence[float], to: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of how many times as fast one is as another in the same turn."""
+    """The 95 % interval of the ratio of two rates in the same turn."""
     return median_interval([own / other for own, other in zip(rates, to, strict=True)])
 
 
 def ratio_to_first(rates: Mapping[str, list[float]], name: str) -> list[float] | None:
-    """The interval of one's ratio to the first one, stretched, where need be, to hold the ratio of
-    their medians, which is the one that is told; None for one that was not timed."""
+    """The interval of the ratio to the first function, extended if necessary to include the ratio
+    of the medians, which is the reported one; None if it was not timed."""
     if name not in rates:
         return None
     first = next(iter(rates.values()))

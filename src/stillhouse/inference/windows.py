@@ -1,11 +1,11 @@
-"""A text longer than a model's context, as windows that overlap."""
+"""Overlapping windows of a text that is longer than a model's context."""
 
 from collections.abc import Iterator
 
 
 def windows(num_tokens: int, context: int) -> Iterator[tuple[int, int, int]]:
-    """Where each window begins, where what is new in it begins, and where it ends: every token is
-    new once, and but for the beginning of the text sees at least half a context before it."""
+    """The start, the first new token and the end of each window: every token is new once, and has
+    at least half a context before it, except at the start of the text."""
     start, seen = 0, 0
     while seen < num_tokens:
         end = min(start + context, num_tokens)

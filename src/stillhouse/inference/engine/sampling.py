@@ -1,12 +1,12 @@
-"""From a row of logits to the next token.
+"""Sampling: from a row of logits to the next token.
 
-What may follow, and how likely it is, is a pure function of the logits, the settings and the tokens
-so far; which of it is drawn, of the seed, the sequence and the place besides. So a text does not
-depend on what else is generated beside it, nor on the order in which things happen.
+The candidates and their probabilities are a pure function of the logits, the settings and the
+tokens so far; the choice also depends on the seed, the sequence and the position. So a text does
+not depend on the other sequences of a batch, nor on the order of events.
 
-The settings apply in the order of transformers, and leave the same tokens (tests compare them).
+The settings apply in the order of transformers, and keep the same tokens (tests compare them).
 
-Axes: V vocabulary, C tokens that may follow, S tokens so far.
+Axes: V vocabulary, C candidates, K candidates that remain.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from stillhouse.inference.generation import Generation
 
 @dataclass(frozen=True)
 class Candidates:
-    """The tokens that may follow, by ascending id, and their probabilities, which sum to one."""
+    """Candidates for the next token, by ascending id, and their probabilities, which sum to one."""
 
     ids: Int[Tensor, " C"]
     probabilities: Float[Tensor, " C"]
 
     def draw(self, uniform: float) -> int:
-        """The token at this place, from 0 to 1, of the cumulative distribution."""
+        """The token at a quantile, from 0 to 1, of the cumulative distribution."""
         cumulative = self.probabilities.cumsum(0)
         place = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
         return int(self.ids[place.clamp(max=len(self.ids) - 1)])
@@ -37,12 +37,12 @@ class Candidates:
 def candidates(
     logits: Float[Tensor, " V"], settings: Generation, so_far: Sequence[int]
 ) -> Candidates:
-    """What may follow these tokens; probabilities are float64."""
+    """The candidates after these tokens; probabilities are float64."""
     if settings.greedy:
-        best = penalized(logits, settings, so_far).numpy().argmax()  # 20 times torch's speed
+        best = penalized(logits, settings, so_far).numpy().argmax()  # 20 times faster than torch
         return Candidates(torch.tensor([best]), torch.ones(1, dtype=torch.float64))
     scores = penalized(logits, settings, so_far)
-    # From the likeliest down, so that the least temperature makes the others impossible, not all.
+    # Relative to the maximum, so that a tiny temperature leaves one candidate, not none.
     scores = (scores - scores.max()) / max(settings.temperature, torch.finfo(torch.float32).tiny)
     ids = None
     if 0 < settings.top_k < len(scores):
@@ -59,10 +59,10 @@ def candidates(
 
 
 def _kept(probabilities: Float[Tensor, " C"], settings: Generation) -> Int[Tensor, " K"] | None:
-    """Which of the candidates top_p, min_p and typical_p leave; None: all of them."""
+    """The candidates that top_p, min_p and typical_p keep; None for all of them."""
     kept = None
     if settings.top_p < 1:
-        # Tokens below this threshold have less than 1 - top_p together: no need to sort them.
+        # Tokens below this threshold have less than 1 - top_p together, so need no sorting.
         threshold = (1 - settings.top_p) / len(probabilities)
         kept = (probabilities >= threshold).nonzero().flatten()
         order = probabilities[kept].argsort(descending=True, stable=True)
@@ -85,7 +85,7 @@ def _kept(probabilities: Float[Tensor, " C"], settings: Generation) -> Int[Tenso
 def _until(
     order: Int[Tensor, " K"], probabilities: Float[Tensor, " C"], mass: float
 ) -> Int[Tensor, " L"]:
-    """The first of these that together have the mass, at least one."""
+    """The first of these that together have this probability, at least one."""
     ordered = probabilities[order]
     before = ordered.cumsum(0) - ordered
     return order[before < mass]
@@ -94,7 +94,7 @@ def _until(
 def penalized(
     logits: Float[Tensor, " V"], settings: Generation, so_far: Sequence[int]
 ) -> Float[Tensor, " V"]:
-    """The logits in float32, those of tokens that are there already lowered by the penalty."""
+    """The logits in float32, with the repetition penalty for tokens in the text."""
     scores = logits.float()
     if settings.repetition_penalty == 1 or not so_far:
         return scores
@@ -105,8 +105,8 @@ def penalized(
 
 
 def uniform_at(seed: int, sequence: int, place: int, purpose: int = 0) -> float:
-    """A number from 0 to 1 (1 excluded) that depends on these four alone (Philox, Salmon et al.
-    2011: a counter-based generator)."""
+    """A random number in [0, 1) that depends only on these four values (Philox, a counter-based
+    generator; Salmon et al. 2011)."""
     key, counter = (
         np.array(each, np.uint64) for each in ((seed, sequence), (0, place, purpose, 0))
     )
@@ -120,11 +120,11 @@ def next_token(
     so_far: Sequence[int],
     at: tuple[int, int, int],
 ) -> int:
-    """The token that follows.
+    """The next token.
 
     Args:
         at: The seed, the number of the sequence among those of its prompt, and the number of the
-            new token: what is drawn depends on them alone.
+            new token; they determine the random number.
     """
     found = candidates(logits, settings, so_far)
     return int(found.ids[0]) if len(found.ids) == 1 else found.draw(uniform_at(*at))
