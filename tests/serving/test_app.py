@@ -2,14 +2,14 @@
 
 import pytest
 from starlette.testclient import TestClient
-from tests.serving.conftest import URL
+from tests.serving.conftest import URL, application
 from tests.tiny_models import make_config
 from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import RecipeError
 from stillhouse.models.save import save_model
 from stillhouse.serving.app import create_app
-from stillhouse.serving.server import Serving, application
+from stillhouse.serving.config import ServerConfig
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 SITE = "https://app.example"
@@ -25,7 +25,8 @@ def app_with(served_app):
     """app_with(**settings): a client of another application with the same models."""
 
     def make(**settings):
-        app = create_app(lambda worker: served_app.state.models, waits=True, **settings)
+        config = ServerConfig(models=(), insecure=True, host="0.0.0.0", **settings)
+        app = create_app(lambda worker: served_app.state.models, config, wait=True)
         with TestClient(app, base_url=URL) as loaded:
             loaded.get("/health")
         return TestClient(app, base_url=URL)
@@ -68,7 +69,7 @@ def test_a_site_that_is_named_may_read_answers(app_with):
 @pytest.mark.parametrize("origin", ["app.example", "https://app.example/path", "file://x", ""])
 def test_an_origin_that_is_none_is_refused(origin):
     with pytest.raises(RecipeError, match="give the scheme, host and port"):
-        Serving(models=("sample",), cors_origins=(origin,))
+        ServerConfig(models=("sample",), cors_origins=(origin,))
 
 
 def test_a_padded_vocabulary_gives_text_and_log_probabilities(tmp_path):
@@ -78,9 +79,8 @@ def test_a_padded_vocabulary_gives_text_and_log_probabilities(tmp_path):
     config = make_config("gpt2", 2, vocabulary=512, positions=64)
     config.initializer_range = 0.5
     save_model(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "padded")
-    serving = Serving(models=(str(tmp_path / "padded"),), precision="fp32", offline=True)
     names = set(map(tokenizer.decode, range(300))) | set(tokenizer.get_vocab())
-    with TestClient(application(serving, waits=True), base_url=URL) as client:
+    with TestClient(application((str(tmp_path / "padded"),)), base_url=URL) as client:
         for seed in range(4):
             body = {"prompt": text, "max_tokens": 12, "seed": seed, "logprobs": 20, "n": 2}
             answer = client.post("/v1/completions", json=body)

@@ -72,10 +72,15 @@ def test_time_that_is_up_ends_the_sentences(post):
     ("path", "body", "status", "message"),
     [
         ("/score", {"input_data": []}, 400, "input_data"),
-        ("/score", {"input_data": ["a"], "params": {"top_q": 1}}, 400, "top_q is not known here"),
+        (
+            "/score",
+            {"input_data": ["a"], "params": {"top_q": 1}},
+            400,
+            "Unknown parameter: params.top_q",
+        ),
         ("/score", {"input_data": ["a"], "params": {"temperature": -1}}, 400, "greater than 0"),
-        ("/autocomplete/other", {"context": "a"}, 404, "There is no model 'other'"),
-        ("/autocomplete/minilm", {"context": "a"}, 400, "minilm does not continue text"),
+        ("/autocomplete/other", {"context": "a"}, 404, "Model 'other' not found"),
+        ("/autocomplete/minilm", {"context": "a"}, 400, "minilm does not generate text"),
     ],
 )
 def test_what_cannot_be_right_is_refused(post, path, body, status, message):

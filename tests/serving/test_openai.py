@@ -148,7 +148,7 @@ def test_models_are_listed_and_described(client):
     names = [model.id for model in client.models.list()]
     assert names[:2] == ["sample", "minilm"]
     assert client.models.retrieve("minilm").id == "minilm"
-    with pytest.raises(NotFoundError, match="There is no model 'other' here; there is sample"):
+    with pytest.raises(NotFoundError, match="Model 'other' not found; available: sample"):
         client.models.retrieve("other")
 
 
@@ -160,17 +160,17 @@ def test_models_are_listed_and_described(client):
         ({"prompt": "a " * 5_000, "stream": True}, "Shorten the prompt"),
         ({"prompt": [10**9]}, "token ids the model does not know"),
         ({"n": 9}, "n: Input should be less than or equal to 8"),
-        ({"n": 2, "temperature": 0}, "ask for n=1"),
+        ({"n": 2, "temperature": 0}, "set n=1"),
         ({"logprobs": 21}, "logprobs: Input should be less than or equal to 20"),
         ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
         ({"stop": ["x" * 65]}, "at most 64 characters"),
         ({"stop": list("abcdefghi")}, "at most 8 items"),
         ({"prompt": []}, "prompt"),
-        ({"best_of": 3}, "best_of is not supported here, got 3; leave it out, or send n, 1"),
-        ({"extra_body": {"best_off": 3}}, "The parameter best_off is not known here"),
-        ({"extra_body": {"best_off": None}}, "The parameter best_off is not known here"),
+        ({"best_of": 3}, "best_of is not supported, got 3; omit it, or set it to n, 1"),
+        ({"extra_body": {"best_off": 3}}, "Unknown parameter: best_off"),
+        ({"extra_body": {"best_off": None}}, "Unknown parameter: best_off"),
         ({"extra_body": {"top_k": "many"}}, "top_k: Input should be a valid integer"),
-        ({"model": "minilm"}, "minilm does not continue text"),
+        ({"model": "minilm"}, "minilm does not generate text"),
         ({"stream": True, "echo": True, "logprobs": 1}, "cannot be streamed"),
     ],
 )

@@ -71,4 +71,4 @@ def test_more_replicas_than_processors_are_refused():
     line = [sys.executable, "-m", "stillhouse", "serve", "sample", "--replicas", "500"]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert "500 replicas take 500 processors" in ended.stderr
+    assert "500 replicas need 500 CPU cores" in ended.stderr

@@ -167,7 +167,7 @@ def test_what_an_idle_server_could_not_take_is_not_to_be_tried_again(small):
     body = {"model": "sample", "prompt": ["a"] * 6, "max_tokens": 1}
     status, _, answer = ask(small.url, body=body, key="secret")
     assert status == 400
-    assert "6 prompts at once are more than the 5" in json.loads(answer)["error"]["message"]
+    assert "6 prompts exceed the 5" in json.loads(answer)["error"]["message"]
 
 
 def test_a_text_is_split_and_counted(server):
@@ -279,5 +279,5 @@ def test_an_address_in_use_is_known_before_anything_is_loaded(server):
     command = [sys.executable, "-m", "stillhouse", "serve", "sample", "--offline", "--port", port]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
-    assert f"port {port}, cannot be listened on (Address already in use)" in result.stderr
+    assert f"port {port} (Address already in use)" in result.stderr
     assert "ready at" not in result.stderr
