@@ -35,7 +35,7 @@ def app_with(served_app):
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_the_routes_are_described_without_a_network(app_with, path):
+def test_index_page_lists_routes_without_network_access(app_with, path):
     """Also without the key; nothing of the page is fetched from elsewhere."""
     answer = app_with(api_key="secret").get(path)
     assert answer.status_code == 200
@@ -46,14 +46,14 @@ def test_the_routes_are_described_without_a_network(app_with, path):
     assert "sample" not in answer.text, "the models' names need the key"
 
 
-def test_other_sites_may_not_read_answers_unless_they_are_named(app_with):
+def test_cors_is_disabled_by_default(app_with):
     plain = app_with()
     assert plain.options("/v1/completions", headers=ASKED).status_code == 405
     answer = plain.get("/health", headers={"Origin": SITE})
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_site_that_is_named_may_read_answers(app_with):
+def test_cors_allows_configured_origin(app_with):
     """Before it sends its key, too, and of what is refused."""
     client = app_with(api_key="secret", cors_origins=(SITE,))
     asked = client.options("/v1/completions", headers=ASKED)
@@ -67,12 +67,12 @@ def test_a_site_that_is_named_may_read_answers(app_with):
 
 
 @pytest.mark.parametrize("origin", ["app.example", "https://app.example/path", "file://x", ""])
-def test_an_origin_that_is_none_is_refused(origin):
+def test_invalid_cors_origin_is_rejected(origin):
     with pytest.raises(RecipeError, match="give the scheme, host and port"):
         ServerConfig(models=("sample",), cors_origins=(origin,))
 
 
-def test_a_padded_vocabulary_gives_text_and_log_probabilities(tmp_path):
+def test_padded_vocabulary_rows_are_never_generated_or_listed(tmp_path):
     """A model of 512 rows for 300 tokens: no padding is drawn, and none is listed."""
     text = "The still turns what is thin into what is strong, drop by drop, and then once more. "
     tokenizer = train_tokenizer("byte_bpe", 300, iter([text * 3]), "causal")

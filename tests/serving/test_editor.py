@@ -27,7 +27,7 @@ def ask(http):
     return send
 
 
-def test_suggestions_are_told_by_their_numbers_and_each_ends(ask):
+def test_suggestion_events_have_index_and_finish_reason(ask):
     status, events = ask(
         "/editor/suggestions", {"model": "sample", "text": TEXT, "num_suggestions": 4, "seed": 1}
     )
@@ -39,7 +39,7 @@ def test_suggestions_are_told_by_their_numbers_and_each_ends(ask):
     assert sorted(e["index"] for e in events if e.get("finish_reason") == "length") == [0, 1, 2, 3]
 
 
-def test_the_end_of_a_long_text_is_what_is_gone_on_from(ask):
+def test_long_text_is_truncated_to_its_end(ask):
     """Longer than the model's context: only its end is read, and is the same as that end alone."""
     end = "The wind rose and the sea with it. " * 200
     asked = {"model": "sample", "temperature": 0, "num_suggestions": 1}
@@ -49,7 +49,7 @@ def test_the_end_of_a_long_text_is_what_is_gone_on_from(ask):
     assert long[1] == short[1]
 
 
-def test_what_is_pinned_is_read_however_long_the_text_is(ask):
+def test_pinned_text_survives_truncation(ask):
     """It stands in front of as much of the text as there is room for."""
     asked = {
         "model": "sample",
@@ -90,20 +90,20 @@ def test_what_is_pinned_is_read_however_long_the_text_is(ask):
         ("surprisal", {"model": "minilm"}, "minilm does not generate text."),
     ],
 )
-def test_what_cannot_be_done_is_a_400_or_404_with_the_reason(ask, path, body, message):
+def test_invalid_editor_request_is_400_or_404(ask, path, body, message):
     status, (problem,) = ask(f"/editor/{path}", {"model": "sample", "text": TEXT, **body})
     assert status in (400, 404)
     assert message in problem["error"]
 
 
-def test_a_draft_by_an_encoder_is_refused(ask):
+def test_encoder_as_draft_model_is_rejected(ask):
     status, (problem,) = ask(
         "/editor/draft", {"teacher": "sample", "student": "minilm", "text": TEXT}
     )
     assert (status, problem["error"]) == (400, "minilm does not generate text.")
 
 
-def test_drafting_again_at_once_works(ask):
+def test_draft_can_be_repeated_immediately(ask):
     """Nothing of a finished draft is held on to."""
     body = {
         "teacher": "sample",
@@ -118,14 +118,14 @@ def test_drafting_again_at_once_works(ask):
         assert events[-1]["num_accepted"] == events[-1]["num_drafted"] > 0
 
 
-def test_the_models_are_described(http):
+def test_editor_models_are_described(http):
     sample, minilm, *_ = http.get("/editor/models").json()["models"]
     assert (sample["task"], minilm["task"]) == ("text-generation", "feature-extraction")
     assert sample["precision"] == "fp32"
     assert "Do not use it" in sample["limitations"]
 
 
-def test_a_server_without_the_page_does_not_have_it(served_app):
+def test_server_without_editor_has_no_editor_routes(served_app):
     app = create_app(lambda worker: served_app.state.models, ServerConfig(models=()), wait=True)
     with TestClient(app, base_url=URL) as plain:
         for path in ("/editor/models", "/web/main.js"):
@@ -134,5 +134,5 @@ def test_a_server_without_the_page_does_not_have_it(served_app):
 
 
 @pytest.mark.parametrize("name", ["..%2Fapp.py", "none.js", "%2e%2e/app.py"])
-def test_only_parts_of_the_page_are_given_out(http, name):
+def test_only_files_of_the_page_are_served(http, name):
     assert http.get(f"/web/{name}").status_code == 404

@@ -46,7 +46,7 @@ def known(body: type[RequestModel]) -> set[str]:
         (ChatCompletionContentPartTextParam, openai_schemas.ContentPart),
     ],
 )
-def test_every_parameter_of_openai_s_client_is_known(parameters, body):
+def test_every_openai_client_parameter_is_known(parameters, body):
     """By its own type definitions: supported, or neutral and otherwise refused by name."""
     assert set(get_type_hints(parameters)) <= known(body)
 
@@ -63,7 +63,7 @@ def test_every_parameter_of_openai_s_client_is_known(parameters, body):
         ("FeatureExtractionInput", hub.HubRequest),
     ],
 )
-def test_every_parameter_of_huggingface_hub_is_known(parameters, body):
+def test_every_huggingface_hub_parameter_is_known(parameters, body):
     assert set(getattr(hub_types, parameters).__dataclass_fields__) <= known(body)
 
 
@@ -75,7 +75,7 @@ def bodies() -> list[type[RequestModel]]:
 
 
 @pytest.mark.parametrize("body", bodies(), ids=lambda body: body.__name__)
-def test_null_is_absent_for_every_parameter(body):
+def test_null_means_absent_for_every_parameter(body):
     """Of every dialect; one that is not known stays refused."""
     assert body.__module__.startswith("stillhouse.serving.dialects.")
     required = {name for name, field in body.model_fields.items() if field.is_required()}
@@ -109,7 +109,7 @@ CHAT_NEUTRAL = {
         (CHATS, {**CHAT, "model": "sample"}, {"top_logprobs": None, "tool_choice": "auto"}),
     ],
 )
-def test_neutral_values_change_nothing(http, path, plain, neutral):
+def test_neutral_values_have_no_effect(http, path, plain, neutral):
     expected, found = http.post(path, json=plain), http.post(path, json={**plain, **neutral})
     assert (expected.status_code, found.status_code) == (200, 200), found.text
     assert found.json()["choices"] == expected.json()["choices"]
@@ -138,7 +138,7 @@ def test_neutral_values_change_nothing(http, path, plain, neutral):
         ("/models/classifier", {"inputs": "a"}, {"parameters": {"function_to_apply": "sigmoid"}}),
     ],
 )
-def test_values_that_would_change_the_result_are_refused_by_name(http, path, plain, changed):
+def test_unsupported_values_are_rejected_by_name(http, path, plain, changed):
     answer = http.post(path, json={**plain, **changed})
     name = next(iter(changed))
     if name == "parameters":
@@ -150,7 +150,7 @@ def test_values_that_would_change_the_result_are_refused_by_name(http, path, pla
     assert "omit it" in answer.text
 
 
-def test_a_model_may_be_asked_for_by_the_names_of_clients(http):
+def test_placeholder_model_names_select_first_model_for_task(http):
     """Where the user gave no name, the first model that does the task answers."""
     for name in (None, "", "dummy", "tgi"):
         assert http.post(CHATS, json={**CHAT, "model": name}).json()["model"] == "sample"
@@ -165,7 +165,7 @@ def content_of(http, *messages):
     return answer.status_code, answer.json().get("choices"), answer.json().get("error")
 
 
-def test_parts_of_text_are_one_text(http):
+def test_text_content_parts_are_concatenated(http):
     """In order, with nothing between; `picky`'s template shows the model the first message."""
     plain = content_of(http, {"role": "user", "content": "def __init__"})
     parts = [{"type": "text", "text": text} for text in ("def ", "__init__")]
@@ -182,13 +182,13 @@ def test_parts_of_text_are_one_text(http):
     assert "'image_url'" in error["message"]
 
 
-def test_roles_that_are_not_supported_are_named(http):
+def test_unsupported_role_is_rejected_by_name(http):
     status, _, error = content_of(http, {"role": "tool", "content": "a", "tool_call_id": "b"})
     assert status == 400
     assert "messages.0" in error["message"]
 
 
-def test_the_oldest_clients_options_change_nothing(http):
+def test_inference_api_options_have_no_effect(http):
     """Those of the Inference API."""
     asked = {"inputs": "def ", "parameters": {"max_new_tokens": 3}}
     options = {"options": {"use_cache": False, "wait_for_model": True}}
