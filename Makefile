@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv quickstart test test-all test-slow faults audit check check-all lint types docs clean
+.PHONY: .venv quickstart test test-all test-slow faults audit check check-all lint types web docs clean
 
 # The environment, rebuilt when the constraints or the project's own requirements change.
 .venv: .venv/.dev
@@ -47,6 +47,11 @@ lint: .venv/.dev
 
 types: .venv/.dev
 	$(BIN)/pyright
+
+# Lints and type-checks the writing page's JavaScript; needs npm. The page itself needs no build.
+web:
+	npm ci --silent --no-audit --no-fund
+	npm run --silent check
 
 # Generated pages: the command line and the recipe, from the code itself.
 docs: .venv/.dev

@@ -499,9 +499,11 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     precision: PrecisionName = "auto",
-    slots: Annotated[int, typer.Option(min=1, help="Texts generated at once.")] = 16,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 64,
-    seconds: Annotated[float, typer.Option(min=1, help="Work on one request, at most.")] = 120.0,
+    slots: Annotated[int, typer.Option(min=1, help="Sequences generated at once.")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for a slot.")] = 64,
+    request_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds of work on one request, at most.")
+    ] = 120.0,
     api_key: ApiKey = None,
     insecure: Insecure = False,
     cors_origin: Annotated[
@@ -512,10 +514,10 @@ def serve(
         ),
     ] = None,
     replicas: Annotated[
-        int | None, typer.Option(min=1, help="Serve by so many processes, under Ray Serve.")
+        int | None, typer.Option(min=1, help="Number of replicas, run by Ray Serve.")
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="As the load grows, by up to so many.")
+        int | None, typer.Option(min=1, help="Maximum number of replicas as the load grows.")
     ] = None,
     offline: Offline = False,
 ) -> None:
@@ -537,7 +539,7 @@ def serve(
         insecure=insecure,
         cors_origins=tuple(cors_origin or ()),
         offline=offline,
-        limits={"num_slots": slots, "queue": queue, "seconds": seconds},
+        limits={"num_slots": slots, "queue": queue, "request_timeout": request_timeout},
     )
 
 
@@ -570,8 +572,8 @@ def write(
         api_key=api_key,
         insecure=insecure,
         offline=offline,
-        has_page=True,
-        opens_browser=not no_browser,
+        with_editor=True,
+        open_browser=not no_browser,
     )
 
 
@@ -693,19 +695,19 @@ def _serve(
 
     extra = "serve" if replicas is None else "ray"
     try:
-        from stillhouse.serving.limits import Limits
-        from stillhouse.serving.server import Serving, serve_models
+        from stillhouse.serving.config import Limits, ServerConfig
+        from stillhouse.serving.server import serve_models
 
-        serving = Serving(limits=Limits(**(limits or {})), **asked)
+        config = ServerConfig(limits=Limits(**(limits or {})), **asked)
         if replicas is None:
-            serve_models(serving)
+            serve_models(config)
             return
         from stillhouse.serving.ray_app import Replicas, serve_replicas
     except ModuleNotFoundError as error:
         raise RecipeError(
             f"Serving needs {error.name}; install it with `pip install 'stillhouse[{extra}]'`."
         ) from error
-    serve_replicas(serving, Replicas(*replicas))
+    serve_replicas(config, Replicas(*replicas))
 
 
 def _print_json(value: Any) -> None:

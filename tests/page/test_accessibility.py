@@ -33,7 +33,7 @@ def prepared(page: Page, view: str) -> None:
             page.locator("#heat-text").focus()
         case "compare":
             page.get_by_role("tab", name="Compare").click()
-            page.get_by_role("button", name="Draft for the teacher").click()
+            page.get_by_role("button", name="Speculative decoding").click()
             expect(page.locator("#draft-facts")).to_contain_text("Speed-up")
         case "story":
             page.get_by_role("tab", name="Story").click()

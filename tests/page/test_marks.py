@@ -10,7 +10,7 @@ from tests.page.acts import keep_settings, marked, reload, text_of
 
 pytestmark = pytest.mark.page
 
-SETTINGS = {"fixedSeed": True, "seed": 5, "model": "student", "number": 1}
+SETTINGS = {"fixedSeed": True, "seed": 5, "model": "student", "num_suggestions": 1}
 START = "It rose. "
 
 
@@ -23,8 +23,8 @@ def page(open_page) -> Page:
 
 def suggest(page: Page, texts: Sequence[str]) -> None:
     """Have the next suggestions come as these texts, piece by piece."""
-    events = [{"sequence": 0, "text": text} for text in texts]
-    events.append({"sequence": 0, "text": "", "reason": "length"})
+    events = [{"index": 0, "text": text} for text in texts]
+    events.append({"index": 0, "text": "", "finish_reason": "length"})
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
     page.route(
         "**/editor/suggestions",
@@ -127,7 +127,7 @@ def test_what_is_copied_from_another_view_is_a_machine_s(page):
     suggest(page, ["the sea\nwent down"])
     page.get_by_role("tab", name="Compare").click()
     page.locator("#compare-student").select_option("student")
-    page.get_by_role("button", name="Let both go on").click()
+    page.get_by_role("button", name="Continue with both").click()
     expect(page.locator("#student-text")).to_have_text("the sea\nwent down")
     page.evaluate("getSelection().selectAllChildren(document.getElementById('student-text'))")
     page.keyboard.press("Control+c")
@@ -174,7 +174,7 @@ def test_a_state_that_is_forgotten_is_not_taken_for_a_person_s(page):
         if text_of(page) == START + "the sea went down":
             break
     assert "".join(marked(page)).endswith("the sea went down")
-    assert "is not known" in exported(page)[0]
+    assert "is unknown" in exported(page)[0]
 
 
 DAMAGED = [
@@ -195,11 +195,11 @@ def test_damaged_marks_never_say_that_no_machine_wrote(page, marks):
         {"text": "The sea rose.", "marks": marks},
     )
     reload(page)
-    expect(page.locator("#trouble")).to_contain_text("was damaged")
+    expect(page.locator("#trouble")).to_contain_text("were damaged")
     assert marked(page) == ["The sea rose."]
     expect(page.locator("#counts")).to_have_text("3 words, 100 % unknown")
     note, parts = exported(page)
-    assert note == "Who wrote 100 % of this text is not known: its marks were lost."
+    assert note == "The author of 100 % of this text is unknown: its marks were lost."
     assert parts == [("unknown", "The sea rose.")]
     page.locator("#text").focus()
     page.keyboard.press("Control+End")
@@ -214,14 +214,14 @@ def test_damaged_marks_never_say_that_no_machine_wrote(page, marks):
 def test_a_link_with_damaged_marks_says_so(page, writing):
     link = page.evaluate(
         """async (text) => {
-          const { linkTo } = await import("/web/keeping.js");
+          const { linkTo } = await import("/web/persistence.js");
           return linkTo({ text, marks: [{ start: 0, end: 999, model: "student" }] });
         }""",
         "Another's text.",
     )
     page.goto("about:blank")
     page.goto(link)
-    expect(page.locator("#trouble")).to_contain_text("was damaged")
+    expect(page.locator("#trouble")).to_contain_text("were damaged")
     assert marked(page) == ["Another's text."]
 
 
@@ -265,8 +265,8 @@ def test_what_is_said_of_one_view_does_not_stay_on_the_next(page):
 @pytest.mark.parametrize(
     ("tab", "place", "hint"),
     [
-        ("Compare", "#student-text", "the student writes"),
-        ("Compare", "#teacher-text", "the teacher writes"),
+        ("Compare", "#student-text", "The student's text"),
+        ("Compare", "#teacher-text", "The teacher's text"),
         ("Story", "#turns", "No story yet"),
         ("Heat map", "#heat-token", "Point at a token"),
     ],

@@ -36,7 +36,7 @@ def try_again(page: Page) -> None:
 def test_without_a_connection_the_text_stays_and_retrying_works(page):
     page.context.set_offline(True)
     page.keyboard.press("Tab")
-    expect(page.locator("#trouble")).to_contain_text("does not answer")
+    expect(page.locator("#trouble")).to_contain_text("cannot be reached")
     assert text_of(page) == TEXT
     page.keyboard.type("b")
     assert text_of(page) == f"{TEXT}b"
@@ -50,7 +50,7 @@ def test_without_a_connection_the_text_stays_and_retrying_works(page):
     [
         (429, {"error": "64 requests are waiting already."}, "64 requests are waiting already."),
         (500, {"error": "Generating failed."}, "Generating failed."),
-        (502, None, "The server says 502."),
+        (502, None, "The server responded with 502."),
     ],
 )
 def test_what_the_server_says_is_shown(page, status, body, shown):
@@ -66,11 +66,11 @@ def test_what_the_server_says_is_shown(page, status, body, shown):
 
 def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(page):
     def answer(route: Route) -> None:
-        route.fulfill(content_type="text/event-stream", body='data: {"sequence": 0, "text": "bo')
+        route.fulfill(content_type="text/event-stream", body='data: {"index": 0, "text": "bo')
 
     page.route("**/editor/suggestions", answer)
     page.keyboard.press("Tab")
-    expect(page.locator("#trouble")).to_contain_text("broke off")
+    expect(page.locator("#trouble")).to_contain_text("ended early")
     page.unroute("**/editor/suggestions")
     try_again(page)
 
@@ -84,13 +84,14 @@ def test_no_spinner_turns_for_ever(page):
     page.clock.fast_forward(29_000)
     expect(page.locator("#trouble")).to_be_hidden()
     page.clock.fast_forward(2_000)
-    expect(page.locator("#trouble")).to_contain_text("silent")
+    expect(page.locator("#trouble")).to_contain_text("has not responded")
     assert text_of(page) == TEXT
 
 
 def test_stop_keeps_what_has_come(page):
     page.evaluate(
-        "localStorage.setItem('stillhouse.settings', JSON.stringify({tokens: 120, number: 8}))"
+        "localStorage.setItem('stillhouse.settings',"
+        " JSON.stringify({max_new_tokens: 120, num_suggestions: 8}))"
     )
     page.reload()
     expect(page.locator("#status")).to_contain_text("Ready")
@@ -116,7 +117,7 @@ def test_a_server_that_was_killed_and_started_again_goes_on(browser):
         first.process.kill()
         first.process.communicate()
         page.keyboard.press("Tab")
-        expect(page.locator("#trouble")).to_contain_text("does not answer")
+        expect(page.locator("#trouble")).to_contain_text("cannot be reached")
         assert text_of(page) == TEXT
         port = first.url.rpartition(":")[2]
         second = start(
@@ -215,15 +216,15 @@ def test_no_word_is_taken_before_it_is_whole_and_what_has_not_come_yet_is_not_dr
     )
     page.keyboard.press("Tab")
     options = page.locator("#suggestions li span")
-    page.evaluate("come({sequence: 0, text: 'bor an'}, {sequence: 2, text: 'vest '})")
+    page.evaluate("come({index: 0, text: 'bor an'}, {index: 2, text: 'vest '})")
     expect(options).to_have_text(["bor an", "…", "vest "])
     page.keyboard.press("Control+ArrowRight")
     page.keyboard.press("Control+ArrowRight")
     assert text_of(page) == f"{TEXT}bor", "' an' may yet become another word"
     expect(options).to_have_text([" an", "…"])
-    page.evaluate("come({sequence: 0, text: 'd'}, {sequence: 1, text: 'bor is'})")
+    page.evaluate("come({index: 0, text: 'd'}, {index: 1, text: 'bor is'})")
     expect(options).to_have_text([" and", " is"])
-    page.evaluate("come({sequence: 0, text: '', reason: 'length'})")
+    page.evaluate("come({index: 0, text: '', finish_reason: 'length'})")
     page.wait_for_timeout(100)
     page.keyboard.press("Control+ArrowRight")
     assert text_of(page) == f"{TEXT}bor and"
@@ -242,7 +243,7 @@ def test_where_the_browser_keeps_nothing_the_page_works_and_says_so_once(open_pa
     reload(page)
     page.locator("#text").click()
     page.keyboard.type(TEXT)
-    expect(page.locator("#trouble")).to_contain_text("keeps nothing")
+    expect(page.locator("#trouble")).to_contain_text("cannot save your text")
     page.get_by_role("button", name="Dismiss").click()
     page.locator("#text").focus()
     assert len(ask(page)) == 3
@@ -251,7 +252,7 @@ def test_where_the_browser_keeps_nothing_the_page_works_and_says_so_once(open_pa
     expect(page.locator("#trouble")).to_be_hidden()
     text = text_of(page)
     page.get_by_role("button", name="New", exact=True).click()
-    page.get_by_role("button", name="Bring the other text back").click()
+    page.get_by_role("button", name="Restore previous text").click()
     assert text_of(page) == text
 
 
@@ -291,7 +292,7 @@ def test_a_task_without_an_answer_can_be_asked_again(page):
     button.click()
     expect(button).to_be_disabled()
     page.clock.fast_forward(31_000)
-    expect(page.locator("#trouble")).to_contain_text("silent")
+    expect(page.locator("#trouble")).to_contain_text("has not responded")
     expect(button).to_be_enabled()
     page.unroute("**/models/minilm")
     page.get_by_role("button", name="Try again").click()
@@ -307,10 +308,10 @@ def test_a_heat_map_that_is_not_read_does_not_go_on_reading(page, ends):
     page.route("**/editor/surprisal", answer)
     page.get_by_role("tab", name="Heat map").click()
     if ends == "by hand":
-        expect(page.locator("#heat-summary")).to_contain_text("Reading")
+        expect(page.locator("#heat-summary")).to_contain_text("Scoring")
         page.locator("#heat-stop").click()
     expect(page.locator("#heat-stop")).to_be_hidden()
-    expect(page.locator("#heat-summary")).to_have_text("Nothing was read.")
+    expect(page.locator("#heat-summary")).to_have_text("No text was scored.")
 
 
 def test_a_retry_that_fails_costs_no_turn_of_the_story(page):
@@ -324,7 +325,7 @@ def test_a_retry_that_fails_costs_no_turn_of_the_story(page):
     told = turns.all_text_contents()
     page.context.set_offline(True)
     page.get_by_role("button", name="Retry").click()
-    expect(page.locator("#trouble")).to_contain_text("does not answer")
+    expect(page.locator("#trouble")).to_contain_text("cannot be reached")
     assert turns.all_text_contents() == told
     page.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.page
 @pytest.fixture
 def page(open_page) -> Page:
     opened = open_page()
-    keep_settings(opened, {"fixedSeed": True, "seed": 5, "model": "sample", "tokens": 24})
+    keep_settings(opened, {"fixedSeed": True, "seed": 5, "model": "sample", "max_new_tokens": 24})
     return opened
 
 
@@ -53,7 +53,7 @@ def test_the_heat_map_has_every_token_with_the_model_s_own_probability(page):
     page.locator("#heat-text").focus()
     page.keyboard.press("End")
     last = int((logits[-1] > own[-1]).sum()) + 1
-    expect(page.locator("#heat-token")).to_contain_text(f"choice number {last:,}")
+    expect(page.locator("#heat-token")).to_contain_text(f"rank {last:,}")
     best = loaded.token_text(int(logits[-1].argmax()))
     first = page.locator("#heat-token li").first
     expect(first).to_contain_text(best.strip())
@@ -69,7 +69,7 @@ def test_a_text_longer_than_the_context_is_read_to_its_end(page):
 def test_by_rank_it_says_which_tokens_the_model_would_have_written(page):
     heat_of(page, TEXT)
     page.get_by_label("Rank").check()
-    expect(page.locator("#heat-legend li").first).to_contain_text("its first choice")
+    expect(page.locator("#heat-legend li").first).to_contain_text("top 1")
     share = page.locator("#heat-text .step-0").count() / page.locator("#heat-text .token").count()
     expect(page.locator("#heat-summary")).to_contain_text(f"{round(100 * share)} % are")
 
@@ -94,8 +94,8 @@ def test_a_student_is_shown_beside_its_teacher(page):
     page.get_by_role("tab", name="Compare").click()
     page.locator("#compare-student").select_option("student")
     page.locator("#compare-teacher").select_option("sample")
-    page.get_by_role("button", name="Let both go on").click()
-    expect(page.locator("#agreement")).to_contain_text("are what sample would have written first")
+    page.get_by_role("button", name="Continue with both").click()
+    expect(page.locator("#agreement")).to_contain_text("are sample's top choice")
     for column in ("student", "teacher"):
         expect(page.locator(f"#{column}-text")).not_to_be_empty()
         expect(page.locator(f"#{column}-facts")).to_contain_text("tokens/s")
@@ -104,14 +104,14 @@ def test_a_student_is_shown_beside_its_teacher(page):
 
 def test_a_student_s_drafts_give_the_teacher_s_own_text(page):
     """Greedy, so that the text is known: the teacher's, whoever drafted it."""
-    keep_settings(page, {"temperature": 0, "tokens": 40, "model": "sample"})
+    keep_settings(page, {"temperature": 0, "max_new_tokens": 40, "model": "sample"})
     page.locator("#text").fill(TEXT)
     page.get_by_role("tab", name="Compare").click()
     page.locator("#compare-student").select_option("student")
     page.locator("#compare-teacher").select_option("sample")
-    page.get_by_role("button", name="Draft for the teacher").click()
+    page.get_by_role("button", name="Speculative decoding").click()
     expect(page.locator("#draft-facts")).to_contain_text("Speed-up")
-    page.get_by_role("button", name="Let both go on").click()
+    page.get_by_role("button", name="Continue with both").click()
     expect(page.locator("#agreement")).not_to_be_empty()
     drafted = page.locator("#draft-text").text_content()
     assert drafted == page.locator("#teacher-text").text_content()
@@ -144,7 +144,7 @@ def test_a_story_is_told_in_turns(page):
     page.reload()
     page.get_by_role("tab", name="Story").click()
     expect(turns).to_have_count(2)
-    page.get_by_role("button", name="Copy to the page").click()
+    page.get_by_role("button", name="Copy to editor").click()
     assert text_of(page).strip().startswith("> You light the lamp")
     expect(page.locator("#counts")).to_contain_text("% machine")
 
@@ -176,13 +176,13 @@ def test_a_new_story_does_not_cost_the_old_one(page):
     tell(page, "light the lamp")
     turns = page.locator("#turns li")
     told = turns.all_text_contents()
-    expect(page.get_by_role("button", name="Bring the other story back")).to_be_hidden()
+    expect(page.get_by_role("button", name="Restore previous story")).to_be_hidden()
     page.get_by_role("button", name="New story").click()
     expect(turns).to_have_count(0)
     page.get_by_role("button", name="New story").click()
     reload(page)
     page.get_by_role("tab", name="Story").click()
-    page.get_by_role("button", name="Bring the other story back").click()
+    page.get_by_role("button", name="Restore previous story").click()
     assert turns.all_text_contents() == told
 
 
@@ -192,7 +192,7 @@ def test_each_turn_of_a_story_is_marked_with_the_model_that_told_it(page):
     tell(page, "wait")
     keep_settings(page, {"model": "sample"})
     page.get_by_role("tab", name="Story").click()
-    page.get_by_role("button", name="Copy to the page").click()
+    page.get_by_role("button", name="Copy to editor").click()
     page.wait_for_timeout(500)  # it is kept a moment after the last change
     marks = page.evaluate("JSON.parse(localStorage.getItem('stillhouse.manuscript')).marks")
     assert [mark["model"] for mark in marks] == ["sample", "student"]

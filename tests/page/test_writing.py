@@ -117,7 +117,7 @@ def test_escape_then_tab_leaves_the_text(page):
 def test_a_click_and_the_settings(page):
     page.get_by_role("button", name="Settings").click()
     page.get_by_role("slider", name="Suggestions").fill("5")
-    page.get_by_role("slider", name="Tokens each").fill("4")
+    page.get_by_role("slider", name="Tokens per suggestion").fill("4")
     page.get_by_role("button", name="Done").click()
     page.locator("#text").click()
     page.keyboard.type(TEXT)
@@ -154,7 +154,7 @@ def test_a_link_holds_the_text_and_one_s_own_is_kept(page, writing):
     assert text_of(page) == TEXT + text
     assert marked(page) == [text]
     assert page.url == f"{writing.url}/"
-    page.get_by_role("button", name="Bring the other text back").click()
+    page.get_by_role("button", name="Restore previous text").click()
     assert text_of(page) == "My own text."
 
 
@@ -210,7 +210,7 @@ def own_link(page: Page, text: str) -> str:
 
 
 def bring_back(page: Page) -> str:
-    page.get_by_role("button", name="Bring the other text back").click()
+    page.get_by_role("button", name="Restore previous text").click()
     return text_of(page)
 
 
@@ -305,9 +305,9 @@ def test_suggestions_are_marked_with_the_model_that_was_asked(page):
 @pytest.mark.parametrize("taken", ["the sea was rough", "the old sea", "the sea"])
 def test_what_a_machine_writes_over_a_selection_is_its_own_to_the_last_letter(page, taken):
     """Also where it begins or ends as what was there, which a person had written."""
-    events = [{"sequence": 0, "text": taken}, {"sequence": 0, "text": "", "reason": "length"}]
+    events = [{"index": 0, "text": taken}, {"index": 0, "text": "", "finish_reason": "length"}]
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
-    keep_settings(page, {**SETTINGS, "number": 1})
+    keep_settings(page, {**SETTINGS, "num_suggestions": 1})
     page.route(
         "**/editor/suggestions",
         lambda route: route.fulfill(content_type="text/event-stream", body=body),

@@ -10,7 +10,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -22,7 +24,9 @@ from transformers import AutoModelForMaskedLM
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
 from stillhouse.models.save import save_model
-from stillhouse.serving.server import Serving, application
+from stillhouse.serving.app import create_app
+from stillhouse.serving.config import ServerConfig
+from stillhouse.serving.server import load_models
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 READY_SECONDS = 60
@@ -70,6 +74,12 @@ def start(
     raise AssertionError(f"the server did not start: {process.communicate()[1]}")
 
 
+def application(models: tuple[str, ...], **settings: Any) -> FastAPI:
+    """The application with these models in float32; entering its lifespan loads them."""
+    config = ServerConfig(models=models, precision="fp32", offline=True, **settings)
+    return create_app(partial(load_models, config), config, wait=True)
+
+
 def stop(server: Server) -> int:
     """End a server as Ctrl+C does; its exit code."""
     server.process.terminate()
@@ -109,8 +119,7 @@ def served_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def served_app(served_folders: dict[str, Path]) -> Iterator[FastAPI]:
     """The application with the models of `server`, without a process or a port."""
     models = ("sample", "minilm", *map(str, served_folders.values()))
-    serving = Serving(models=models, precision="fp32", offline=True, has_page=True)
-    app = application(serving, waits=True)
+    app = application(models, with_editor=True)
     with TestClient(app, base_url=URL):  # loads the models, and ends their thread
         yield app
 

@@ -2,14 +2,14 @@
 
 import pytest
 from starlette.testclient import TestClient
-from tests.serving.conftest import URL
+from tests.serving.conftest import URL, application
 from tests.tiny_models import make_config
 from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import RecipeError
 from stillhouse.models.save import save_model
 from stillhouse.serving.app import create_app
-from stillhouse.serving.server import Serving, application
+from stillhouse.serving.config import ServerConfig
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 SITE = "https://app.example"
@@ -25,7 +25,8 @@ def app_with(served_app):
     """app_with(**settings): a client of another application with the same models."""
 
     def make(**settings):
-        app = create_app(lambda worker: served_app.state.models, waits=True, **settings)
+        config = ServerConfig(models=(), insecure=True, host="0.0.0.0", **settings)
+        app = create_app(lambda worker: served_app.state.models, config, wait=True)
         with TestClient(app, base_url=URL) as loaded:
             loaded.get("/health")
         return TestClient(app, base_url=URL)
@@ -34,7 +35,7 @@ def app_with(served_app):
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_the_routes_are_described_without_a_network(app_with, path):
+def test_index_page_lists_routes_without_network_access(app_with, path):
     """Also without the key; nothing of the page is fetched from elsewhere."""
     answer = app_with(api_key="secret").get(path)
     assert answer.status_code == 200
@@ -45,14 +46,14 @@ def test_the_routes_are_described_without_a_network(app_with, path):
     assert "sample" not in answer.text, "the models' names need the key"
 
 
-def test_other_sites_may_not_read_answers_unless_they_are_named(app_with):
+def test_cors_is_disabled_by_default(app_with):
     plain = app_with()
     assert plain.options("/v1/completions", headers=ASKED).status_code == 405
     answer = plain.get("/health", headers={"Origin": SITE})
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_site_that_is_named_may_read_answers(app_with):
+def test_cors_allows_configured_origin(app_with):
     """Before it sends its key, too, and of what is refused."""
     client = app_with(api_key="secret", cors_origins=(SITE,))
     asked = client.options("/v1/completions", headers=ASKED)
@@ -66,21 +67,20 @@ def test_a_site_that_is_named_may_read_answers(app_with):
 
 
 @pytest.mark.parametrize("origin", ["app.example", "https://app.example/path", "file://x", ""])
-def test_an_origin_that_is_none_is_refused(origin):
+def test_invalid_cors_origin_is_rejected(origin):
     with pytest.raises(RecipeError, match="give the scheme, host and port"):
-        Serving(models=("sample",), cors_origins=(origin,))
+        ServerConfig(models=("sample",), cors_origins=(origin,))
 
 
-def test_a_padded_vocabulary_gives_text_and_log_probabilities(tmp_path):
+def test_padded_vocabulary_rows_are_never_generated_or_listed(tmp_path):
     """A model of 512 rows for 300 tokens: no padding is drawn, and none is listed."""
     text = "The still turns what is thin into what is strong, drop by drop, and then once more. "
     tokenizer = train_tokenizer("byte_bpe", 300, iter([text * 3]), "causal")
     config = make_config("gpt2", 2, vocabulary=512, positions=64)
     config.initializer_range = 0.5
     save_model(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "padded")
-    serving = Serving(models=(str(tmp_path / "padded"),), precision="fp32", offline=True)
     names = set(map(tokenizer.decode, range(300))) | set(tokenizer.get_vocab())
-    with TestClient(application(serving, waits=True), base_url=URL) as client:
+    with TestClient(application((str(tmp_path / "padded"),)), base_url=URL) as client:
         for seed in range(4):
             body = {"prompt": text, "max_tokens": 12, "seed": seed, "logprobs": 20, "n": 2}
             answer = client.post("/v1/completions", json=body)

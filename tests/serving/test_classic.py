@@ -27,7 +27,7 @@ def post(http):
     return send
 
 
-def test_the_card_s_request_is_answered(post):
+def test_score_continues_each_text(post):
     """A list of texts, each beginning with its prompt."""
     status, texts = post("/score", CARD)
     assert status == 200
@@ -37,7 +37,7 @@ def test_the_card_s_request_is_answered(post):
         assert len(text) > len(prompt)
 
 
-def test_its_other_form_gives_the_same(post):
+def test_score_accepts_nested_parameters(post):
     """Texts and parameters inside `input_data`; without the prompt where that is asked for."""
     parameters = CARD["params"] | {"do_sample": False, "return_full_text": False}
     first = post("/score", {"input_data": CARD["input_data"], "params": parameters})
@@ -49,7 +49,7 @@ def test_its_other_form_gives_the_same(post):
     assert prompt + first[1][0] == expected
 
 
-def test_the_first_editor_s_request_is_answered(post):
+def test_autocomplete_returns_three_seeded_sentences(post):
     """Three sentences, each with its time and its number of tokens; a seed gives them again."""
     asked = {"context": "import os", "top_p": 0.9, "temperature": 1.0, "max_time": 5, "seed": 4}
     status, found = post("/autocomplete/sample", asked)
@@ -61,7 +61,7 @@ def test_the_first_editor_s_request_is_answered(post):
     assert [each["value"] for each in again] == [each["value"] for each in found["sentences"]]
 
 
-def test_time_that_is_up_ends_the_sentences(post):
+def test_max_time_ends_autocomplete(post):
     """With what there is by then."""
     status, found = post("/autocomplete/sample", {"context": "import os", "max_time": 1e-6})
     assert status == 200
@@ -72,13 +72,18 @@ def test_time_that_is_up_ends_the_sentences(post):
     ("path", "body", "status", "message"),
     [
         ("/score", {"input_data": []}, 400, "input_data"),
-        ("/score", {"input_data": ["a"], "params": {"top_q": 1}}, 400, "top_q is not known here"),
+        (
+            "/score",
+            {"input_data": ["a"], "params": {"top_q": 1}},
+            400,
+            "Unknown parameter: params.top_q",
+        ),
         ("/score", {"input_data": ["a"], "params": {"temperature": -1}}, 400, "greater than 0"),
-        ("/autocomplete/other", {"context": "a"}, 404, "There is no model 'other'"),
-        ("/autocomplete/minilm", {"context": "a"}, 400, "minilm does not continue text"),
+        ("/autocomplete/other", {"context": "a"}, 404, "Model 'other' not found"),
+        ("/autocomplete/minilm", {"context": "a"}, 400, "minilm does not generate text"),
     ],
 )
-def test_what_cannot_be_right_is_refused(post, path, body, status, message):
+def test_invalid_classic_request_is_rejected(post, path, body, status, message):
     """In the words of this dialect: `error` and `error_type`."""
     found, answer = post(path, body)
     assert found == status

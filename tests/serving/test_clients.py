@@ -21,7 +21,7 @@ def openai(server):
         yield client
 
 
-def test_openai_s_client_streams_a_chat_and_embeds(openai):
+def test_openai_client_streams_chat_and_embeds(openai):
     with openai.chat.completions.stream(
         model="sample", messages=MESSAGES, max_completion_tokens=6, seed=1
     ) as stream:
@@ -36,7 +36,7 @@ def test_openai_s_client_streams_a_chat_and_embeds(openai):
     assert len(openai.embeddings.create(model="minilm", input=["a", "b"]).data) == 2
 
 
-def test_huggingface_hub_s_client_needs_only_the_address(server):
+def test_huggingface_hub_client_needs_only_the_address(server):
     client = InferenceClient(server.url)
     chunks = list(client.chat_completion(MESSAGES, max_tokens=6, seed=1, stream=True))
     assert chunks[0].model == "sample"
@@ -47,7 +47,7 @@ def test_huggingface_hub_s_client_needs_only_the_address(server):
     assert path.chat_completion(MESSAGES, max_tokens=2).model == "sample"
 
 
-def test_langchain_s_classes_work_with_their_defaults(server):
+def test_langchain_classes_work_with_default_settings(server):
     """Which send many neutral values, batch, and stream."""
     given = {"base_url": f"{server.url}/v1", "api_key": "none", "max_retries": 0}
     chat = ChatOpenAI(model="sample", max_completion_tokens=5, seed=1, **given)
@@ -66,7 +66,7 @@ def test_langchain_s_classes_work_with_their_defaults(server):
     assert np.asarray(vectors.embed_documents(["a", "b"])).shape == (2, 384)
 
 
-def test_a_browser_gets_a_page_at_the_address(server):
+def test_browser_gets_the_page_at_the_root(server):
     """On a server with the writing page it is that, and the routes are described at /docs."""
     for path, shown in (("/", "Stillhouse: write"), ("/docs", "/v1/chat/completions")):
         with urllib.request.urlopen(server.url + path) as answer:

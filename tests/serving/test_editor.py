@@ -4,10 +4,12 @@ import json
 
 import pytest
 from starlette.testclient import TestClient
+from tests.serving.conftest import URL
 
 import stillhouse
 from stillhouse.inference.generation import Generation
 from stillhouse.serving.app import create_app
+from stillhouse.serving.config import ServerConfig
 
 TEXT = "The old man went down to the har"
 
@@ -25,32 +27,38 @@ def ask(http):
     return send
 
 
-def test_suggestions_are_told_by_their_numbers_and_each_ends(ask):
+def test_suggestion_events_have_index_and_finish_reason(ask):
     status, events = ask(
-        "/editor/suggestions", {"model": "sample", "text": TEXT, "number": 4, "seed": 1}
+        "/editor/suggestions", {"model": "sample", "text": TEXT, "num_suggestions": 4, "seed": 1}
     )
     assert status == 200
     texts = [""] * 4
     for event in events:
-        texts[event["sequence"]] += event["text"]
+        texts[event["index"]] += event["text"]
     assert len(set(texts)) == 4
-    assert sorted(e["sequence"] for e in events if e.get("reason") == "length") == [0, 1, 2, 3]
+    assert sorted(e["index"] for e in events if e.get("finish_reason") == "length") == [0, 1, 2, 3]
 
 
-def test_the_end_of_a_long_text_is_what_is_gone_on_from(ask):
+def test_long_text_is_truncated_to_its_end(ask):
     """Longer than the model's context: only its end is read, and is the same as that end alone."""
     end = "The wind rose and the sea with it. " * 200
-    asked = {"model": "sample", "temperature": 0, "number": 1}
+    asked = {"model": "sample", "temperature": 0, "num_suggestions": 1}
     long = ask("/editor/suggestions", {**asked, "text": "Another beginning altogether. " + end})
     short = ask("/editor/suggestions", {**asked, "text": end})
     assert long[0] == 200
     assert long[1] == short[1]
 
 
-def test_what_is_pinned_is_read_however_long_the_text_is(ask):
+def test_pinned_text_survives_truncation(ask):
     """It stands in front of as much of the text as there is room for."""
-    asked = {"model": "sample", "temperature": 0, "number": 1, "tokens": 40, "pinned": "def twice("}
-    asked |= {"within_words": False}
+    asked = {
+        "model": "sample",
+        "temperature": 0,
+        "num_suggestions": 1,
+        "max_new_tokens": 40,
+        "pinned": "def twice(",
+    }
+    asked |= {"token_healing": False}
     long = "The wind rose and the sea with it. " * 200
     _, pinned = ask("/editor/suggestions", {**asked, "text": long})
     model = stillhouse.load("sample", offline=True)
@@ -60,57 +68,71 @@ def test_what_is_pinned_is_read_however_long_the_text_is(ask):
     assert "".join(event["text"] for event in pinned) == model.continuations(kept, settings)[0]
     status, (problem,) = ask("/editor/suggestions", {**asked, "text": "a", "pinned": long})
     assert status == 400
-    assert "pin less" in problem["error"]
+    assert "shorten the pinned text" in problem["error"]
 
 
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("suggestions", {"model": "nobody"}, "There is no model 'nobody' here"),
-        ("suggestions", {"model": "minilm"}, "minilm does not continue text."),
-        ("suggestions", {"number": 9}, "number: Input should be less than or equal to 8."),
-        ("suggestions", {"tokens": 0}, "tokens: Input should be greater than or equal to 1."),
-        ("suggestions", {"best_of": 2}, "The parameter best_of is not known here."),
-        ("surprisal", {"model": "minilm"}, "minilm does not continue text."),
+        ("suggestions", {"model": "nobody"}, "Model 'nobody' not found"),
+        ("suggestions", {"model": "minilm"}, "minilm does not generate text."),
+        (
+            "suggestions",
+            {"num_suggestions": 9},
+            "num_suggestions: Input should be less than or equal to 8.",
+        ),
+        (
+            "suggestions",
+            {"max_new_tokens": 0},
+            "max_new_tokens: Input should be greater than or equal to 1.",
+        ),
+        ("suggestions", {"best_of": 2}, "Unknown parameter: best_of."),
+        ("surprisal", {"model": "minilm"}, "minilm does not generate text."),
     ],
 )
-def test_what_cannot_be_done_is_a_400_or_404_with_the_reason(ask, path, body, message):
+def test_invalid_editor_request_is_400_or_404(ask, path, body, message):
     status, (problem,) = ask(f"/editor/{path}", {"model": "sample", "text": TEXT, **body})
     assert status in (400, 404)
     assert message in problem["error"]
 
 
-def test_a_draft_by_an_encoder_is_refused(ask):
+def test_encoder_as_draft_model_is_rejected(ask):
     status, (problem,) = ask(
         "/editor/draft", {"teacher": "sample", "student": "minilm", "text": TEXT}
     )
-    assert (status, problem["error"]) == (400, "minilm does not continue text.")
+    assert (status, problem["error"]) == (400, "minilm does not generate text.")
 
 
-def test_drafting_again_at_once_works(ask):
+def test_draft_can_be_repeated_immediately(ask):
     """Nothing of a finished draft is held on to."""
-    body = {"teacher": "sample", "student": "sample", "text": TEXT, "temperature": 0, "tokens": 20}
+    body = {
+        "teacher": "sample",
+        "student": "sample",
+        "text": TEXT,
+        "temperature": 0,
+        "max_new_tokens": 20,
+    }
     for _ in range(2):
         status, events = ask("/editor/draft", body)
         assert status == 200
         assert events[-1]["num_accepted"] == events[-1]["num_drafted"] > 0
 
 
-def test_the_models_are_described(http):
+def test_editor_models_are_described(http):
     sample, minilm, *_ = http.get("/editor/models").json()["models"]
-    assert (sample["does"], minilm["does"]) == ("text-generation", "feature-extraction")
+    assert (sample["task"], minilm["task"]) == ("text-generation", "feature-extraction")
     assert sample["precision"] == "fp32"
-    assert "Do not use it" in sample["limits"]
+    assert "Do not use it" in sample["limitations"]
 
 
-def test_a_server_without_the_page_does_not_have_it(served_app):
-    app = create_app(lambda worker: served_app.state.models, waits=True)
-    with TestClient(app) as plain:
+def test_server_without_editor_has_no_editor_routes(served_app):
+    app = create_app(lambda worker: served_app.state.models, ServerConfig(models=()), wait=True)
+    with TestClient(app, base_url=URL) as plain:
         for path in ("/editor/models", "/web/main.js"):
             assert plain.get(path).status_code == 404
         assert "main.js" not in plain.get("/").text
 
 
 @pytest.mark.parametrize("name", ["..%2Fapp.py", "none.js", "%2e%2e/app.py"])
-def test_only_parts_of_the_page_are_given_out(http, name):
+def test_only_files_of_the_page_are_served(http, name):
     assert http.get(f"/web/{name}").status_code == 404

@@ -32,7 +32,7 @@ def sample():
     return stillhouse.load("sample", offline=True)
 
 
-def test_text_is_generated(client_of, sample):
+def test_text_generation_equals_the_python_api(client_of, sample):
     """Greedy unless sampling is asked for; with the prompt where that is; the same for a seed."""
     client = client_of()
     text = client.text_generation(PROMPT, max_new_tokens=12)
@@ -44,7 +44,7 @@ def test_text_is_generated(client_of, sample):
     assert drawn[0] == drawn[1] != text
 
 
-def test_a_text_has_details(client_of):
+def test_details_list_tokens_and_logprobs(client_of):
     """Its tokens and the prompt's, with their log-probabilities, and why it ended."""
     found = client_of().text_generation(
         PROMPT, max_new_tokens=6, details=True, decoder_input_details=True
@@ -57,7 +57,7 @@ def test_a_text_has_details(client_of):
     assert found.details.generated_tokens == 6
 
 
-def test_a_stream_is_the_whole_text_in_pieces(client_of):
+def test_streamed_chunks_join_to_the_whole_text(client_of):
     """Token by token; the last has all of it, and why it ended."""
     client = client_of()
     asked = {"max_new_tokens": 20, "temperature": 0.9, "seed": 1}
@@ -68,7 +68,7 @@ def test_a_stream_is_the_whole_text_in_pieces(client_of):
     assert last.details.finish_reason == "length"
 
 
-def test_a_stop_ends_a_text(client_of):
+def test_stop_sequence_ends_text(client_of):
     """And the reason is said."""
     client = client_of()
     text = client.text_generation(PROMPT, max_new_tokens=30)
@@ -77,7 +77,7 @@ def test_a_stop_ends_a_text(client_of):
     assert found.details.finish_reason == "stop_sequence"
 
 
-def test_a_conversation_is_answered(client_of):
+def test_chat_completion_by_inference_client(client_of):
     """The client puts its own path after the server's address."""
     answer = client_of().chat_completion(
         [{"role": "user", "content": "Why?"}], model="sample", max_tokens=8, seed=1
@@ -86,7 +86,7 @@ def test_a_conversation_is_answered(client_of):
     assert answer.usage.completion_tokens <= 8
 
 
-def test_gaps_are_filled(client_of, served_folders):
+def test_fill_mask_equals_the_python_api(client_of, served_folders):
     """The likeliest tokens, with the whole sentence."""
     text = "what is [MASK] into"
     found = client_of("masked").fill_mask(text)
@@ -99,7 +99,7 @@ def test_gaps_are_filled(client_of, served_folders):
     assert len(client_of("masked").fill_mask(text, top_k=2)) == 2
 
 
-def test_texts_are_classified(client_of, served_folders):
+def test_classification_returns_all_labels_sorted(client_of, served_folders):
     """Every label with its probability, the likeliest first."""
     text = "The still turns once more."
     found = client_of("classifier").text_classification(text)
@@ -111,7 +111,7 @@ def test_texts_are_classified(client_of, served_folders):
     assert len(client_of("classifier").text_classification(text, top_k=1)) == 1
 
 
-def test_questions_are_answered(client_of, served_folders):
+def test_question_answering_equals_the_python_api(client_of, served_folders):
     """With the place of the answer."""
     question, context = "Who turns the still?", "The distiller of Islay does, in the old house."
     found = client_of("answerer").question_answering(question=question, context=context)
@@ -122,7 +122,7 @@ def test_questions_are_answered(client_of, served_folders):
     assert found.score == pytest.approx(expected["score"])
 
 
-def test_a_question_may_have_no_answer(client_of):
+def test_handle_impossible_answer_returns_empty_answer(client_of):
     """`handle_impossible_answer`, of a model that finds nothing answered; false is the default."""
     asked = {"question": "Who turns the still?", "context": "The distiller of Islay does."}
     ask = client_of("answerer").question_answering
@@ -134,7 +134,7 @@ def test_a_question_may_have_no_answer(client_of):
     assert ask(**asked).answer
 
 
-def test_entities_are_found(client_of, served_folders):
+def test_token_classification_equals_the_python_api(client_of, served_folders):
     """Each with its kind and place."""
     text = "The distiller of Islay in London"
     found = client_of("tagger").token_classification(text)
@@ -144,7 +144,7 @@ def test_entities_are_found(client_of, served_folders):
     ]
 
 
-def test_vectors_and_similarities(client_of):
+def test_embeddings_and_sentence_similarity(client_of):
     """The vectors of texts, and how near they are to one of them."""
     client, texts = client_of("minilm"), ["A still.", "A distillery.", "Seven cats."]
     expected = stillhouse.load("minilm", offline=True).embed(texts)
@@ -178,7 +178,7 @@ def test_vectors_and_similarities(client_of):
         ("answerer", lambda c: c.text_classification("text"), "valid dictionary"),
     ],
 )
-def test_what_cannot_be_done_is_said(client_of, name, call, message):
+def test_invalid_hub_request_is_rejected_with_reason(client_of, name, call, message):
     """A 400 with words."""
     with pytest.raises((BadRequestError, ValidationError), match=message):
         call(client_of(name))
@@ -195,7 +195,7 @@ def test_what_cannot_be_done_is_said(client_of, name, call, message):
         ("answerer", [{"question": "Who?", "context": "The distiller of Islay."}] * 2, False),
     ],
 )
-def test_a_list_of_inputs_gives_the_result_of_each(http, name, inputs, is_nested):
+def test_list_of_inputs_returns_list_of_results(http, name, inputs, is_nested):
     """One input of classes or vectors gives a list of one, as the Inference API does."""
     more = {"parameters": {"max_new_tokens": 5}} if name == "sample" else {}
 
@@ -212,19 +212,19 @@ def test_a_list_of_inputs_gives_the_result_of_each(http, name, inputs, is_nested
 
 
 @pytest.mark.parametrize("inputs", [[], ["a"] * 65, [["a"]], [1]])
-def test_a_list_that_is_too_long_or_no_list_of_texts_is_refused(http, inputs):
+def test_invalid_input_list_is_rejected(http, inputs):
     assert http.post("/models/sample", json={"inputs": inputs}).status_code == 400
     assert http.post("/models/minilm", json={"inputs": inputs}).status_code == 400
 
 
-def test_a_list_cannot_be_streamed(http):
+def test_streaming_a_list_is_rejected(http):
     answer = http.post("/", json={"inputs": ["a", "b"], "stream": True})
     assert answer.status_code == 400
     assert "Only one generated text" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("path", ["", "/models/sample"])
-def test_a_conversation_needs_no_model_name(client_of, path):
+def test_chat_completion_without_model_name(client_of, path):
     """The client sends a name of its own, and adds its path to the address."""
     client = client_of("sample") if path else client_of()
     answer = client.chat_completion([{"role": "user", "content": "Why?"}], max_tokens=4)

@@ -13,7 +13,7 @@ from stillhouse.models.hub import resolve_folder
 pytestmark = pytest.mark.e2e
 
 
-def test_served_scores_are_those_of_this_process(server, tmp_path):
+def test_lm_eval_scores_over_http_equal_local_scores(server, tmp_path):
     """Log-likelihoods of last words: the same perplexity, and as often the likeliest."""
     data, tasks = tmp_path / "passages.jsonl", tmp_path / "tasks"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in PASSAGES))

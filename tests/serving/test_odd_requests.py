@@ -7,9 +7,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tests.export.odd_models import odd_model
-from tests.serving.conftest import URL
-
-from stillhouse.serving.server import Serving, application
+from tests.serving.conftest import URL, application
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 GREEDY = {"model": "sample", "prompt": "def ", "max_tokens": 4, "temperature": 0}
@@ -27,7 +25,7 @@ def text_of(http, **body) -> str:
     return answer.json()["choices"][0]["text"]
 
 
-def test_a_whole_number_may_come_with_a_point(http):
+def test_integral_float_is_accepted_as_integer(http):
     """As some languages write it; others are refused as before."""
     whole = text_of(http, **{**DRAWN, "seed": 3, "top_k": 9})
     body = {"model": "sample", "prompt": "def ", "max_tokens": 4.0, "temperature": 1.0}
@@ -36,7 +34,7 @@ def test_a_whole_number_may_come_with_a_point(http):
         assert http.post(COMPLETIONS, json={**GREEDY, name: 2.5}).status_code == 400
 
 
-def test_a_seed_may_be_negative(http):
+def test_negative_seed_is_accepted(http):
     """OpenAI's go from -2**63; each draws its own text, the same again."""
     texts = [text_of(http, **{**DRAWN, "max_tokens": 12, "seed": -seed}) for seed in (1, 2, 1)]
     assert texts[0] == texts[2] != texts[1]
@@ -46,7 +44,7 @@ def test_a_seed_may_be_negative(http):
         assert http.post(COMPLETIONS, json={**DRAWN, "seed": seed}).status_code == 400
 
 
-def test_top_p_of_zero_is_the_likeliest_token(http):
+def test_top_p_zero_is_greedy(http):
     """In OpenAI's range; beside a temperature of 0 it changes nothing."""
     assert text_of(http, **{**DRAWN, "top_p": 0}) == text_of(http, **GREEDY)
     assert text_of(http, **{**GREEDY, "top_p": 0}) == text_of(http, **GREEDY)
@@ -60,13 +58,13 @@ def test_top_p_of_zero_is_the_likeliest_token(http):
         (COMPLETIONS, {"prompt": [[1], []]}, "prompt.1: List should have at least 1 item"),
     ],
 )
-def test_a_list_of_the_wrong_length_is_not_called_another_type(http, path, body, message):
+def test_list_of_wrong_length_is_reported_as_such(http, path, body, message):
     answer = http.post(path, json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].startswith(message)
 
 
-def test_many_texts_are_embedded_in_one_request(http):
+def test_many_texts_are_embedded_in_order(http):
     """LangChain sends 1,000 at once; their vectors are those of each alone, in order."""
     texts = [f"text {number}" for number in range(130)]
     data = http.post("/v1/embeddings", json={"model": "minilm", "input": texts}).json()["data"]
@@ -78,7 +76,7 @@ def test_many_texts_are_embedded_in_one_request(http):
 
 
 @pytest.mark.parametrize("neutral", [{"temperature": 1.0}, {"top_p": 1.0}, {"top_k": 0}])
-def test_neutral_settings_do_not_ask_for_sampling(http, neutral):
+def test_neutral_sampling_parameters_stay_greedy(http, neutral):
     """As in Text Generation Inference: a setting that changes nothing leaves a text greedy."""
     parameters = {"max_new_tokens": 8}
     plain = http.post("/", json={"inputs": "The", "parameters": parameters}).json()
@@ -88,7 +86,7 @@ def test_neutral_settings_do_not_ask_for_sampling(http, neutral):
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/sample", "/docs"])
-def test_head_answers_as_get_does_without_a_body(http, path):
+def test_head_returns_get_headers_without_body(http, path):
     """What monitors ask, and curl -I."""
     found, right = http.head(path), http.get(path)
     assert (found.status_code, right.status_code) == (200, 200)
@@ -96,7 +94,7 @@ def test_head_answers_as_get_does_without_a_body(http, path):
     assert found.content == b""
 
 
-def test_head_of_what_is_not_there_is_not_found(http):
+def test_head_of_unknown_path_is_404(http):
     assert http.head("/v1/models/nope").status_code == 404
     assert http.head(COMPLETIONS).status_code == 405
 
@@ -116,12 +114,12 @@ def test_head_of_what_is_not_there_is_not_found(http):
             {"content-type": "application/json", "content-encoding": "gzip"},
             b"x",
             415,
-            "Content-Encoding is gzip; send the body as it is",
+            "Content-Encoding is gzip; send the body uncompressed",
         ),
         ({"content-type": "application/json"}, b'{"prompt": "\xe9"}', 400, "send JSON in UTF-8"),
     ],
 )
-def test_a_body_that_is_not_read_says_how_to_send_it(http, headers, body, status, message):
+def test_unparsed_body_is_rejected_with_instructions(http, headers, body, status, message):
     """`curl -d` sends a form unless it is told otherwise."""
     answer = http.post(COMPLETIONS, content=body, headers=headers)
     assert answer.status_code == status
@@ -138,15 +136,14 @@ def templates(tmp_path_factory) -> FastAPI:
             tokenizer.chat_template = template
 
         folders.append(odd_model(tmp_path_factory.mktemp("chat") / name, change))
-    serving = Serving(models=tuple(map(str, folders)), precision="fp32", offline=True)
-    return application(serving, waits=True)
+    return application(tuple(map(str, folders)))
 
 
-def test_a_chat_template_that_cannot_be_used_is_no_bug_of_the_server(templates):
+def test_broken_chat_template_is_a_client_error(templates):
     """Several named ones without a default, an error inside, and one that cannot be read."""
     with TestClient(templates, base_url=URL) as http:
         for name in TEMPLATES:
             body = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
             answer = http.post(CHATS, json=body)
             assert answer.status_code == 400
-            assert "own chat template" in answer.json()["error"]["message"]
+            assert "chat template" in answer.json()["error"]["message"]

@@ -25,7 +25,7 @@ def sample():
     return stillhouse.load("sample", offline=True)
 
 
-def test_greedy_text_is_the_model_s_own(client, sample):
+def test_greedy_completion_equals_the_python_api(client, sample):
     """As the Python API gives it; how many tokens went in and came out; why it ended."""
     answer = client.completions.create(model="sample", prompt=PROMPT, max_tokens=12, temperature=0)
     (choice,) = answer.choices
@@ -37,7 +37,7 @@ def test_greedy_text_is_the_model_s_own(client, sample):
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_stream_is_the_whole_text_in_pieces(client, n):
+def test_streamed_chunks_join_to_the_whole_text(client, n):
     """The same seed gives the same texts, streamed or not; usage comes last where asked for."""
     asked = {"model": "sample", "prompt": PROMPT, "max_tokens": 20, "seed": 5, "n": n}
     whole = client.completions.create(**asked)
@@ -55,7 +55,7 @@ def test_a_stream_is_the_whole_text_in_pieces(client, n):
     assert len(set(texts)) == n
 
 
-def test_prompts_come_in_four_forms(client, sample):
+def test_prompt_may_be_text_or_token_ids_or_lists(client, sample):
     """A text, texts, ids, lists of ids: the same continuation for the same prompt, in order."""
     other = "import os\n"
     ids = [sample.encode(PROMPT), sample.encode(other)]
@@ -71,7 +71,7 @@ def test_prompts_come_in_four_forms(client, sample):
     assert texts(ids[0]) == texts(PROMPT)
 
 
-def test_log_probabilities_are_those_of_a_plain_forward_pass(client, sample):
+def test_logprobs_equal_a_plain_forward_pass(client, sample):
     """Of the prompt's tokens, echoed, and of the new ones; the chosen token is among the likeliest
     with the same number; the first has none."""
     answer = client.completions.create(
@@ -99,7 +99,7 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(client, sample):
     assert [choice.text[offset:][: len(token)] for offset, token in at] == found.tokens
 
 
-def test_a_stop_is_not_part_of_the_text(client):
+def test_stop_string_is_excluded_from_text(client):
     """The text before it is, and the reason is said."""
     free = client.completions.create(model="sample", prompt=PROMPT, max_tokens=30, temperature=0)
     text = free.choices[0].text
@@ -111,7 +111,7 @@ def test_a_stop_is_not_part_of_the_text(client):
     assert stopped.choices[0].finish_reason == "stop"
 
 
-def test_a_base_model_chats_by_a_plain_template(client):
+def test_base_model_chats_with_plain_template(client):
     """It says something; the stream says the same; whom it speaks for next ends it."""
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     asked = {"model": "sample", "messages": messages, "max_tokens": 16, "seed": 1}
@@ -126,7 +126,7 @@ def test_a_base_model_chats_by_a_plain_template(client):
     assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in content)
 
 
-def test_embeddings_are_the_model_s_vectors(client):
+def test_embeddings_equal_the_python_api(client):
     """As numbers and as base64 (which the client asks for by itself), whole and shortened."""
     texts = ["A still by the sea.", "A house on the hill."]
     expected = stillhouse.load("minilm", offline=True).embed(texts)
@@ -148,7 +148,7 @@ def test_models_are_listed_and_described(client):
     names = [model.id for model in client.models.list()]
     assert names[:2] == ["sample", "minilm"]
     assert client.models.retrieve("minilm").id == "minilm"
-    with pytest.raises(NotFoundError, match="There is no model 'other' here; there is sample"):
+    with pytest.raises(NotFoundError, match="Model 'other' not found; available: sample"):
         client.models.retrieve("other")
 
 
@@ -160,21 +160,21 @@ def test_models_are_listed_and_described(client):
         ({"prompt": "a " * 5_000, "stream": True}, "Shorten the prompt"),
         ({"prompt": [10**9]}, "token ids the model does not know"),
         ({"n": 9}, "n: Input should be less than or equal to 8"),
-        ({"n": 2, "temperature": 0}, "ask for n=1"),
+        ({"n": 2, "temperature": 0}, "set n=1"),
         ({"logprobs": 21}, "logprobs: Input should be less than or equal to 20"),
         ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
         ({"stop": ["x" * 65]}, "at most 64 characters"),
         ({"stop": list("abcdefghi")}, "at most 8 items"),
         ({"prompt": []}, "prompt"),
-        ({"best_of": 3}, "best_of is not supported here, got 3; leave it out, or send n, 1"),
-        ({"extra_body": {"best_off": 3}}, "The parameter best_off is not known here"),
-        ({"extra_body": {"best_off": None}}, "The parameter best_off is not known here"),
+        ({"best_of": 3}, "best_of is not supported, got 3; omit it, or set it to n, 1"),
+        ({"extra_body": {"best_off": 3}}, "Unknown parameter: best_off"),
+        ({"extra_body": {"best_off": None}}, "Unknown parameter: best_off"),
         ({"extra_body": {"top_k": "many"}}, "top_k: Input should be a valid integer"),
-        ({"model": "minilm"}, "minilm does not continue text"),
+        ({"model": "minilm"}, "minilm does not generate text"),
         ({"stream": True, "echo": True, "logprobs": 1}, "cannot be streamed"),
     ],
 )
-def test_what_cannot_be_right_is_refused_in_words(client, asked, message):
+def test_invalid_completion_request_is_rejected_with_reason(client, asked, message):
     """A 400 that says what and why; nothing is silently ignored."""
     whole = {"model": "sample", "prompt": PROMPT, "max_tokens": 4, **asked}
     with pytest.raises(BadRequestError, match=message) as caught:
@@ -182,20 +182,20 @@ def test_what_cannot_be_right_is_refused_in_words(client, asked, message):
     assert caught.value.type == "invalid_request_error"
 
 
-def test_a_model_without_vectors_says_so(client):
+def test_language_model_cannot_embed(client):
     """What it was made for, not a 500."""
     with pytest.raises(BadRequestError, match="is for text-generation"):
         client.embeddings.create(model="sample", input="text")
 
 
 @pytest.mark.parametrize("ids", [[-1], [10**9], [[5], [10**6]], [2**40]])
-def test_vectors_of_tokens_that_do_not_exist_are_refused(client, ids):
+def test_embedding_unknown_token_ids_is_rejected(client, ids):
     """Not of something else."""
     with pytest.raises(BadRequestError, match="token ids the model does not know"):
         client.embeddings.create(model="minilm", input=ids)
 
 
-def test_a_chat_template_may_refuse_a_conversation(client):
+def test_chat_template_rejection_is_reported(client):
     """In its own words, as the request's fault."""
     with pytest.raises(BadRequestError, match="roles must alternate"):
         client.chat.completions.create(
@@ -205,7 +205,7 @@ def test_a_chat_template_may_refuse_a_conversation(client):
     assert client.chat.completions.create(model="picky", messages=asked, max_tokens=2).choices
 
 
-def test_a_character_of_several_tokens_has_one_place(client):
+def test_text_offsets_of_multi_token_character(client):
     """The offsets after it are those of the text; a part of it has no bytes of its own text."""
     text = "a wave 🌊 and more"
     answer = client.completions.create(
@@ -221,7 +221,7 @@ def test_a_character_of_several_tokens_has_one_place(client):
         assert token.bytes is None or bytes(token.bytes).decode() == token.token
 
 
-def test_numbers_are_numbers(client):
+def test_top_logprobs_sum_to_at_most_one(client):
     """No probability is above one."""
     answer = client.completions.create(model="sample", prompt=PROMPT, max_tokens=6, logprobs=5)
     top_logprobs = answer.choices[0].logprobs.top_logprobs

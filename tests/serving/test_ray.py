@@ -39,7 +39,7 @@ def ask(client: openai.OpenAI) -> str:
     return found.choices[0].text
 
 
-def test_replicas_answer_as_one_and_outlive_one_of_them(server):
+def test_replicas_answer_identically_and_killed_one_is_replaced(server):
     """Greedy text from any replica is that of the model alone; a killed one is replaced."""
     expected = stillhouse.load("sample").generate(TEXT, greedy=True, max_new_tokens=12)[0]
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=5)
@@ -56,7 +56,7 @@ def test_replicas_answer_as_one_and_outlive_one_of_them(server):
         time.sleep(0.5)
 
 
-def test_streams_pass_through(server):
+def test_replicas_stream(server):
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     stream = client.completions.create(
         model="sample", prompt=TEXT, max_tokens=8, temperature=0, stream=True
@@ -67,8 +67,8 @@ def test_streams_pass_through(server):
         assert b"stillhouse_requests_total" in answer.read()
 
 
-def test_more_replicas_than_processors_are_refused():
+def test_more_replicas_than_cpu_cores_are_rejected():
     line = [sys.executable, "-m", "stillhouse", "serve", "sample", "--replicas", "500"]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert "500 replicas take 500 processors" in ended.stderr
+    assert "500 replicas need 500 CPU cores" in ended.stderr

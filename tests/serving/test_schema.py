@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 NUMBER = os.environ.get("SCHEMATHESIS_EXAMPLES", "20")
 
 
-def test_nothing_that_is_sent_makes_the_server_fail(server, tmp_path):
+def test_schemathesis_finds_no_server_error(server, tmp_path):
     """Every path and method, with bodies that fit the schema and bodies that do not."""
     command = [
         os.path.join(os.path.dirname(sys.executable), "schemathesis"),

@@ -61,7 +61,7 @@ def small():
 
 
 @pytest.mark.parametrize("key", [None, "", "other", "secret "])
-def test_a_wrong_key_is_refused(small, key):
+def test_wrong_api_key_is_rejected(small, key):
     """On every path but the one that says whether the server is there."""
     for path in ("/v1/models", "/metrics", "/openapi.json", "/tokenize"):
         status, headers, _ = ask(small.url, path, key=key)
@@ -90,7 +90,7 @@ def test_a_wrong_key_is_refused(small, key):
     ],
     ids=range(13),
 )
-def test_bodies_that_cannot_be_right_are_refused(server, body):
+def test_malformed_body_is_rejected(server, body):
     """With 400 and words, at once; the server is well afterwards."""
     started = time.monotonic()
     status, _, answer = ask(server.url, body=body)
@@ -100,7 +100,7 @@ def test_bodies_that_cannot_be_right_are_refused(server, body):
     assert ask(server.url, "/health")[0] == 200
 
 
-def test_a_body_that_is_too_long_is_not_read(server):
+def test_oversized_body_is_rejected(server):
     """Whether its length is said beforehand or only found."""
     status, _, answer = ask(server.url, body=b" " * (2**20 + 1))
     assert status == 413
@@ -120,14 +120,14 @@ def test_a_body_that_is_too_long_is_not_read(server):
     ("path", "method", "status"),
     [("/nothing", "GET", 404), ("/v1/completions", "GET", 405), ("/v1/models/no", "GET", 404)],
 )
-def test_paths_and_methods_that_do_not_exist(server, path, method, status):
+def test_unknown_path_or_method_is_json_error(server, path, method, status):
     """In JSON, like all else."""
     found, _, answer = ask(server.url, path, method=method)
     assert found == status
     assert json.loads(answer)["error"]
 
 
-def test_another_site_s_name_is_refused(server):
+def test_foreign_host_header_is_rejected(server):
     """A page elsewhere that lets its own name point here cannot use the model."""
     request = urllib.request.Request(server.url + "/v1/models", headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError) as caught:
@@ -136,7 +136,7 @@ def test_another_site_s_name_is_refused(server):
         assert answer.code == 400
 
 
-def test_a_full_queue_says_when_to_come_back(small):
+def test_full_queue_is_429_with_retry_after(small):
     """Two run and three wait; of what comes then each is told so at once, and all others are
     answered."""
     with ThreadPoolExecutor(12) as pool:
@@ -151,7 +151,7 @@ def test_a_full_queue_says_when_to_come_back(small):
     assert all(headers["Retry-After"] == "1" for headers in refused)
 
 
-def test_a_stream_past_the_queue_has_a_status_too(small):
+def test_rejected_stream_is_429(small):
     """However many ask at the same moment: 429, not an error in the middle of a 200."""
     body = {**LONG, "stream": True}
     with ThreadPoolExecutor(24) as pool:
@@ -162,15 +162,15 @@ def test_a_stream_past_the_queue_has_a_status_too(small):
         assert status == 429 or answer.endswith(b"data: [DONE]\n\n")
 
 
-def test_what_an_idle_server_could_not_take_is_not_to_be_tried_again(small):
+def test_more_prompts_than_capacity_is_400(small):
     """More prompts than its slots and its queue hold: a 400, not a 429."""
     body = {"model": "sample", "prompt": ["a"] * 6, "max_tokens": 1}
     status, _, answer = ask(small.url, body=body, key="secret")
     assert status == 400
-    assert "6 prompts at once are more than the 5" in json.loads(answer)["error"]["message"]
+    assert "6 prompts exceed the 5" in json.loads(answer)["error"]["message"]
 
 
-def test_a_text_is_split_and_counted(server):
+def test_tokenize_and_prompt_token_metric(server):
     """By `/tokenize` as the model does, and by `/metrics` as Prometheus reads it."""
     status, _, answer = ask(server.url, "/tokenize", {"prompt": "def main():"})
     ids = stillhouse.load("sample", offline=True).encode("def main():")
@@ -185,7 +185,7 @@ def test_a_text_is_split_and_counted(server):
     assert any(sample.labels["status"] == "200" for sample in answered)
 
 
-def test_a_client_that_goes_away_frees_its_place(server):
+def test_disconnect_frees_the_slot(server):
     """In the middle of a stream, and while it waits for a whole answer."""
     port = int(server.url.rpartition(":")[2])
     for stream in (True, False):
@@ -200,7 +200,7 @@ def test_a_client_that_goes_away_frees_its_place(server):
         wait_for(lambda: metric(server.url, "stillhouse_running") == 0)
 
 
-def test_many_clients_get_their_own_text(server):
+def test_concurrent_clients_get_their_own_text(server):
     """Forty at once, a third of which leave early: greedy text is what each would get alone."""
     prompts = [f"def function_{number}(" for number in range(40)]
     body = {**LONG, "max_tokens": 24}
@@ -238,7 +238,7 @@ def test_many_clients_get_their_own_text(server):
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_that_is_stopped_finishes_what_it_took(sign):
+def test_signal_drains_accepted_requests(sign):
     """The request under way is answered in full, a new one is not taken, and it ends with 0."""
     server = start("sample", "--precision", "fp32")
     with ThreadPoolExecutor(1) as pool:
@@ -264,7 +264,7 @@ def test_a_server_that_is_stopped_finishes_what_it_took(sign):
         (["sample", "--precision", "fp9"], 2, "choose from auto, fp32, bf16, int8"),
     ],
 )
-def test_a_server_that_cannot_be_ends_with_words(arguments, code, message):
+def test_invalid_serve_arguments_exit_with_message(arguments, code, message):
     """At once, and with the exit code of its kind; nothing is left running."""
     command = [sys.executable, "-m", "stillhouse", "serve", *arguments, "--offline", "--port", "0"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -273,11 +273,11 @@ def test_a_server_that_cannot_be_ends_with_words(arguments, code, message):
     assert "Traceback" not in result.stderr
 
 
-def test_an_address_in_use_is_known_before_anything_is_loaded(server):
+def test_address_in_use_is_reported_before_loading(server):
     """With the address, and what to do."""
     port = server.url.rpartition(":")[2]
     command = [sys.executable, "-m", "stillhouse", "serve", "sample", "--offline", "--port", port]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
-    assert f"port {port}, cannot be listened on (Address already in use)" in result.stderr
+    assert f"port {port} (Address already in use)" in result.stderr
     assert "ready at" not in result.stderr

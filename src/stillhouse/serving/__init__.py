@@ -1,1 +1,1 @@
-"""A model folder at work over HTTP, in the dialects that clients speak already."""
+"""Serves model folders over HTTP, in the dialects that existing clients speak."""

@@ -1,8 +1,7 @@
-"""The server past one process: replicas of the same application under Ray Serve, on this machine or
-on all of a Ray cluster.
+"""Replicas of the server under Ray Serve, on this machine or on a Ray cluster.
 
-Each replica has its models and its queue; Ray Serve's proxies spread the requests over them, start
-another where one dies, and, where they may, more of them as the load grows.
+Each replica has its own models and queue. Ray Serve's proxies balance the requests over them,
+replace a replica that dies, and start more as the load grows, up to `max_replicas`.
 """
 
 import logging
@@ -11,6 +10,7 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,7 +21,9 @@ import ray
 from ray import serve
 
 from stillhouse.errors import RecipeError
-from stillhouse.serving.server import Serving, application
+from stillhouse.serving.app import create_app
+from stillhouse.serving.config import ServerConfig
+from stillhouse.serving.server import load_models
 from stillhouse.wording import counted
 
 NAME = "stillhouse"
@@ -29,49 +31,51 @@ NAME = "stillhouse"
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many, and how many at most under load; a replica takes so many processors."""
+    """Number of replicas: at least, and at most under load; CPU cores of each."""
 
-    number: int
-    most: int
+    num_replicas: int
+    max_replicas: int
     num_cpus: float = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.most:
+        if not 1 <= self.num_replicas <= self.max_replicas:
             raise RecipeError(
-                f"There cannot be {self.number} replicas at least and {self.most} at most."
+                f"--replicas {self.num_replicas} and --max-replicas {self.max_replicas} cannot "
+                "both hold; give at least 1 replica, and no smaller maximum."
             )
 
 
-def deployment(serving: Serving, replicas: Replicas) -> serve.Application:
+def deployment(config: ServerConfig, replicas: Replicas) -> serve.Application:
     """The application for `ray.serve.run`, where a cluster's own tools start it."""
-    asked = serving.limits.num_slots + serving.limits.queue
-    scale: dict[str, Any] = {"num_replicas": replicas.number}
-    if replicas.most > replicas.number:
+    limits = config.limits
+    scale: dict[str, Any] = {"num_replicas": replicas.num_replicas}
+    if replicas.max_replicas > replicas.num_replicas:
         scale = {
             "autoscaling_config": {
-                "min_replicas": replicas.number,
-                "max_replicas": replicas.most,
-                "target_ongoing_requests": serving.limits.num_slots,
+                "min_replicas": replicas.num_replicas,
+                "max_replicas": replicas.max_replicas,
+                "target_ongoing_requests": limits.num_slots,
             }
         }
-    each = serve.deployment(
+    decorator = serve.deployment(
         name=NAME,
         ray_actor_options={"num_cpus": replicas.num_cpus},
-        max_ongoing_requests=2 * asked,  # what is too much our own queue refuses, with 429
+        # Above what our own queue holds, which rejects the rest with 429.
+        max_ongoing_requests=2 * (limits.num_slots + limits.queue),
         **scale,
     )
 
     def replica() -> FastAPI:  # a plain function: Ray Serve calls it in each replica
-        return application(serving, waits=True)
+        return create_app(partial(load_models, config), config, wait=True)
 
-    return each(serve.ingress(replica)()).bind()
+    return decorator(serve.ingress(replica)()).bind()
 
 
-def serve_replicas(serving: Serving, replicas: Replicas) -> None:
+def serve_replicas(config: ServerConfig, replicas: Replicas) -> None:
     """Serve until Ctrl+C or SIGTERM.
 
     Raises:
-        RecipeError: more replicas than the machine, or the cluster, has processors for.
+        RecipeError: The machine or cluster has fewer CPU cores than the replicas need.
     """
     ray.init(
         address=os.environ.get("RAY_ADDRESS"),
@@ -81,23 +85,24 @@ def serve_replicas(serving: Serving, replicas: Replicas) -> None:
         log_to_driver=False,
     )
     try:
-        found = ray.cluster_resources().get("CPU", 0)
-        if replicas.number * replicas.num_cpus > found:
+        available = ray.cluster_resources().get("CPU", 0)
+        needed = replicas.num_replicas * replicas.num_cpus
+        if needed > available:
             raise RecipeError(
-                f"{counted(replicas.number, 'replica takes', 'replicas take')} "
-                f"{replicas.number * replicas.num_cpus:g} processors, and {found:g} are there; ask "
-                "for fewer."
+                f"{counted(replicas.num_replicas, 'replica needs', 'replicas need')} {needed:g} "
+                f"CPU cores; {available:g} are available. Give a smaller --replicas."
             )
-        serve.start(http_options={"host": serving.host, "port": serving.port})
-        serve.run(deployment(serving, replicas), name=NAME)
+        serve.start(http_options={"host": config.host, "port": config.port})
+        serve.run(deployment(config, replicas), name=NAME)
         print(
-            f"{counted(replicas.number, 'replica')}, ready at http://{serving.host}:{serving.port}",
+            f"{counted(replicas.num_replicas, 'replica')}, ready at "
+            f"http://{config.host}:{config.port}",
             file=sys.stderr,
         )
-        ended = threading.Event()
-        for sign in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sign, lambda *_: ended.set())
-        ended.wait()
+        stopped = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.set())
+        stopped.wait()
     finally:
         serve.shutdown()
         ray.shutdown()

@@ -1,17 +1,21 @@
-// A student beside its teacher: the same text to go on from, the same settings, the same seed.
+// A student beside its teacher: continuations of one text, with one seed and the same settings.
 
 import { lastPart } from "./manuscript.js";
 import { stream } from "./server.js";
 import { sampling } from "./settings.js";
 
-const READ = 20_000;
+const MAX_CHARACTERS = 20_000;
 
 export class Compare {
-  constructor(elements, { say, failed, before }) {
-    Object.assign(this, elements); // student, teacher: {text, facts}; agreement, draft, stopButton
-    this.say = say;
-    this.failed = failed;
-    this.before = before; // the text to go on from
+  constructor({ student, teacher, agreement, draft, stopButton }, { announce, onError, textBefore }) {
+    this.student = student; // {text, facts}
+    this.teacher = teacher;
+    this.agreement = agreement;
+    this.draft = draft; // {section, text, facts}
+    this.stopButton = stopButton;
+    this.announce = announce;
+    this.onError = onError;
+    this.textBefore = textBefore;
   }
 
   stop() {
@@ -20,47 +24,46 @@ export class Compare {
   }
 
   async run(student, teacher) {
-    await this.#work(() => this.run(student, teacher), async (signal) => {
+    await this.#guarded(() => this.run(student, teacher), async (signal) => {
       this.agreement.textContent = "";
-      const text = lastPart(this.before(), READ);
-      const asked = { text, ...sampling(), tokens: Math.max(40, sampling().tokens) };
-      const own = await this.#goOn(this.student, student, asked, signal);
-      await this.#goOn(this.teacher, teacher, asked, signal);
-      await this.#agree(teacher, student, text, own, signal);
+      const text = lastPart(this.textBefore(), MAX_CHARACTERS);
+      const request = { text, ...sampling(), max_new_tokens: Math.max(40, sampling().max_new_tokens) };
+      const generated = await this.#generate(this.student, student, request, signal);
+      await this.#generate(this.teacher, teacher, request, signal);
+      await this.#showAgreement(teacher, text, generated, signal);
     });
   }
 
-  // Which of the student's words the teacher would have written first.
-  async #agree(teacher, student, before, own, signal) {
-    const seen = [];
-    const body = { model: teacher, text: before + own };
-    for await (const { tokens } of stream("/editor/surprisal", body, signal)) seen.push(...tokens);
-    const new_ = seen.filter(({ end }) => end > before.length);
-    if (signal.aborted || !new_.length) return;
-    const same = new_.filter(({ rank }) => rank === 0).length;
-    const percent = Math.round((100 * same) / new_.length);
+  // How many of the student's tokens are the teacher's top choice.
+  async #showAgreement(teacher, textBefore, generated, signal) {
+    const scored = [];
+    const body = { model: teacher, text: textBefore + generated };
+    for await (const { tokens } of stream("/editor/surprisal", body, signal)) scored.push(...tokens);
+    const newTokens = scored.filter(({ end }) => end > textBefore.length);
+    if (signal.aborted || !newTokens.length) return;
+    const same = newTokens.filter(({ rank }) => rank === 0).length;
+    const percent = Math.round((100 * same) / newTokens.length);
     this.agreement.textContent =
-      `Of the student's ${new_.length} tokens, ${same} (${percent} %) are what ${teacher} would ` +
-      "have written first.";
+      `${same} of the student's ${newTokens.length} tokens (${percent} %) are ${teacher}'s top choice.`;
   }
 
-  // The teacher alone, then with its student's drafts: the same distribution, sooner.
-  async drafts(student, teacher) {
-    await this.#work(() => this.drafts(student, teacher), async (signal) => {
+  // The teacher alone, then with speculative decoding: the same distribution, sooner.
+  async runSpeculative(student, teacher) {
+    await this.#guarded(() => this.runSpeculative(student, teacher), async (signal) => {
       const { draft } = this;
       draft.section.hidden = false;
       draft.text.replaceChildren();
       draft.text.dataset.model = teacher;
       draft.facts.replaceChildren();
-      const text = lastPart(this.before(), READ);
-      const asked = { text, ...sampling(), tokens: Math.max(40, sampling().tokens) };
+      const text = lastPart(this.textBefore(), MAX_CHARACTERS);
+      const request = { text, ...sampling(), max_new_tokens: Math.max(40, sampling().max_new_tokens) };
       const alone = { text: document.createElement("p"), facts: document.createElement("dl") };
-      await this.#goOn(alone, teacher, asked, signal);
-      const started = performance.now(); // as for the teacher alone: what the writer waits
-      for await (const told of stream("/editor/draft", { ...asked, student, teacher }, signal)) {
+      await this.#generate(alone, teacher, request, signal);
+      const started = performance.now(); // end to end, as for the teacher alone
+      for await (const event of stream("/editor/draft", { ...request, student, teacher }, signal)) {
         if (signal.aborted) return;
-        if ("text" in told) this.#addPiece(told);
-        else this.#tellDraft(told, (performance.now() - started) / 1000, alone.seconds);
+        if ("text" in event) this.#addPiece(event);
+        else this.#showDraftFacts(event, (performance.now() - started) / 1000, alone.seconds);
       }
     });
   }
@@ -72,31 +75,31 @@ export class Compare {
     this.draft.text.append(piece);
   }
 
-  #tellDraft({ num_accepted, num_drafted, num_rounds }, seconds, alone) {
+  #showDraftFacts({ num_accepted, num_drafted, num_rounds }, seconds, alone) {
     const percent = num_drafted ? Math.round((100 * num_accepted) / num_drafted) : 0;
     facts(this.draft.facts, {
-      "Drafts kept": `${num_accepted} of ${num_drafted} (${percent} %), in ${num_rounds} rounds`,
+      "Drafts accepted": `${num_accepted} of ${num_drafted} (${percent} %), in ${num_rounds} rounds`,
       "With drafts": `${seconds.toFixed(2)} s`,
       "Teacher alone": `${alone.toFixed(2)} s`,
-      "Speed-up": `${(alone / seconds).toFixed(2)} times`,
+      "Speed-up": `${(alone / seconds).toFixed(2)} ×`,
     });
-    this.say(`Done: ${percent} % of the drafted tokens were kept.`);
+    this.announce(`Done: ${percent} % of the drafted tokens were accepted.`);
   }
 
-  async #goOn(column, model, asked, signal) {
+  async #generate(column, model, request, signal) {
     const started = performance.now();
     let first = null;
     let count = 0;
-    let own = "";
+    let generated = "";
     column.text.textContent = "";
     column.text.dataset.model = model;
-    // Words are not completed, as a draft does not do it either: all three have one task.
-    const body = { ...asked, model, number: 1, within_words: false };
-    for await (const { text, reason } of stream("/editor/suggestions", body, signal)) {
+    // Without token healing, which drafts do not have either: all three solve one task.
+    const body = { ...request, model, num_suggestions: 1, token_healing: false };
+    for await (const { text, finish_reason } of stream("/editor/suggestions", body, signal)) {
       first ??= performance.now() - started;
-      if (reason === undefined) count += 1;
-      own += text;
-      column.text.textContent = own;
+      if (finish_reason === undefined) count += 1;
+      generated += text;
+      column.text.textContent = generated;
     }
     column.seconds = (performance.now() - started) / 1000;
     if (first !== null) {
@@ -105,10 +108,10 @@ export class Compare {
         Speed: `${(count / column.seconds).toFixed(0)} tokens/s`,
       });
     }
-    return own;
+    return generated;
   }
 
-  async #work(again, work) {
+  async #guarded(retry, work) {
     this.stop();
     const stopping = new AbortController();
     this.stopping = stopping;
@@ -116,7 +119,7 @@ export class Compare {
     try {
       await work(stopping.signal);
     } catch (error) {
-      if (!stopping.signal.aborted) this.failed(error, again);
+      if (!stopping.signal.aborted) this.onError(error, retry);
     } finally {
       if (this.stopping === stopping) this.stopButton.hidden = true;
     }

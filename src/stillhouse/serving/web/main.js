@@ -1,29 +1,30 @@
-// The page: its parts put together.
+// The page: connects its views.
 
 import { Compare } from "./compare.js";
-import { Heat } from "./heat.js";
+import { HeatMap } from "./heatmap.js";
 import {
-  KEPT, broughtBack, download, fromLink, isLink, keep, kept, linkTo, nextAside, setAside,
-} from "./keeping.js";
+  MANUSCRIPT_KEY, backUp, download, fromLink, isLink, linkTo, nextBackup, save, saved, swapWithBackup,
+} from "./persistence.js";
 import { models, setKey } from "./server.js";
 import { bind, settings } from "./settings.js";
 import { Story } from "./story.js";
 import { Suggestions } from "./suggestions.js";
-import { canDo, taskForm } from "./tasks.js";
+import { hasForm, taskForm } from "./tasks.js";
 import { Writer } from "./writer.js";
 
-const KEEP_MS = 300;
+const SAVE_DELAY_MS = 300;
+/** @type {(id: string) => any} */
 const $ = (id) => document.getElementById(id);
 
-// What is shown at the foot of the page, and read aloud; `aloud` alone is for who cannot see it.
-function say(text, { aloud = false } = {}) {
-  const place = $(aloud ? "aloud" : "status");
+// Write to the status line, which screen readers announce; `quietly`, to screen readers alone.
+function announce(text, { quietly = false } = {}) {
+  const place = $(quietly ? "aloud" : "status");
   place.textContent = "";
   requestAnimationFrame(() => (place.textContent = text));
 }
 
-// What must not be missed; `retry` where it can be tried again.
-function tell(text, retry = null) {
+// Show an alert; `retry` adds a button to try again.
+function showAlert(text, retry = null) {
   $("trouble-text").textContent = text;
   $("trouble").hidden = false;
   $("trouble-retry").hidden = !retry;
@@ -34,63 +35,63 @@ function tell(text, retry = null) {
   $("trouble-close").onclick = () => ($("trouble").hidden = true);
 }
 
-function failed(error, retry) {
-  const shown = () => tell(`${error.message} Your text is safe.`, retry);
-  if (error.status === 401) askKey(retry, shown);
-  else shown();
+function onError(error, retry) {
+  const showError = () => showAlert(`${error.message} Your text is safe.`, retry);
+  if (error.status === 401) askForKey(retry, showError);
+  else showError();
 }
 
-function askKey(retry, left) {
+function askForKey(retry, onCancel) {
   const dialog = $("asking-key");
-  dialog.returnValue = ""; // as Esc leaves it
+  dialog.returnValue = ""; // the value after Esc
   dialog.addEventListener("close", () => {
-    if (dialog.returnValue !== "given" || !$("key").value) return left();
+    if (dialog.returnValue !== "given" || !$("key").value) return onCancel();
     setKey($("key").value);
     retry();
   }, { once: true });
   dialog.showModal();
 }
 
-// Keeping what is written.
+// Saving the text.
 
-let keeping = null;
-let tab = null; // the name of this tab's own text, once another tab's is the one that is kept
+let saveTimer = null;
+let tab = null; // names this tab's backups, once another tab owns the saved text
 
-function keepNow() {
-  clearTimeout(keeping);
-  keeping = null;
-  if (tab) setAside(writer.manuscript, { name: tab });
-  else keep(writer.manuscript);
-  showBefore();
+function saveNow() {
+  clearTimeout(saveTimer);
+  saveTimer = null;
+  if (tab) backUp(writer.manuscript, { name: tab });
+  else save(writer.manuscript);
+  showRestore();
 }
 
-// Two tabs would overwrite each other's text: the one that hears of the other's gives way.
+// Two tabs would overwrite each other's text: the one that sees the other's change writes backups.
 addEventListener("storage", ({ key }) => {
-  if (tab || key !== KEPT || kept()?.text === writer.manuscript.text) return;
+  if (tab || key !== MANUSCRIPT_KEY || saved()?.text === writer.manuscript.text) return;
   tab = String(Math.random());
-  keepNow();
-  tell(
-    "This page is open in another tab too, and will open with the text of that one. " +
-      "What you write here is set aside.",
+  saveNow();
+  showAlert(
+    "This page is open in another tab too, whose text is saved. " +
+      "What you write here is saved as a backup.",
   );
 });
 
-addEventListener("unkept", () => {
-  tell("This browser keeps nothing of what you write here; export it before you leave.");
+addEventListener("unsaved", () => {
+  showAlert("This browser cannot save your text; export it before you leave.");
 });
 
 function changed(model) {
   if (model === null && suggestions.isOpen) suggestions.close();
   showCounts();
-  clearTimeout(keeping);
-  keeping = setTimeout(keepNow, KEEP_MS);
+  clearTimeout(saveTimer);
+  saveTimer = setTimeout(saveNow, SAVE_DELAY_MS);
 }
 
 function showCounts() {
   const words = (writer.manuscript.text.match(/\S+/g) ?? []).length;
-  const shares = ["machine", "unknown"].map((by) => [writer.manuscript.percentBy(by), by]);
-  const said = shares.filter(([percent]) => percent).map(([percent, by]) => `, ${percent} % ${by}`);
-  $("counts").textContent = `${words.toLocaleString("en")} ${words === 1 ? "word" : "words"}${said.join("")}`;
+  const percentages = ["machine", "unknown"].map((by) => [writer.manuscript.percentBy(by), by]);
+  const parts = percentages.filter(([percent]) => percent).map(([percent, by]) => `, ${percent} % ${by}`);
+  $("counts").textContent = `${words.toLocaleString("en")} ${words === 1 ? "word" : "words"}${parts.join("")}`;
 }
 
 const writer = new Writer($("text"), $("marks"), changed);
@@ -104,17 +105,17 @@ const suggestions = new Suggestions(
       more: $("more"), stop: $("stop"), close: $("close"),
     },
   },
-  { say, failed },
+  { announce, onError },
 );
-const heat = new Heat(
+const heat = new HeatMap(
   {
     text: $("heat-text"), detail: $("heat-token"), legend: $("heat-legend"),
     summary: $("heat-summary"), stopButton: $("heat-stop"),
   },
   {
-    say, failed,
-    // What follows is selected, and stands until a suggestion is taken in its place.
-    goOn: (start) => {
+    announce, onError,
+    // The rest of the text is selected, and stays until a suggestion replaces it.
+    continueFrom: (start) => {
       show("write");
       writer.textarea.focus();
       writer.textarea.setSelectionRange(start, writer.manuscript.text.length);
@@ -130,38 +131,39 @@ const compare = new Compare(
     draft: { section: $("draft"), text: $("draft-text"), facts: $("draft-facts") },
     stopButton: $("compare-stop"),
   },
-  { say, failed, before: () => writer.manuscript.text.slice(0, writer.caret) },
+  { announce, onError, textBefore: () => writer.manuscript.text.slice(0, writer.caret) },
 );
 const story = new Story(
   {
     memory: $("memory"), turns: $("turns"), form: $("turn-form"), field: $("turn"),
-    stopButton: $("turn-stop"), beforeButton: $("story-before"),
+    stopButton: $("turn-stop"), restoreButton: $("story-restore"),
   },
-  { say, failed },
+  { announce, onError },
 );
 
 // The tabs.
 
-const tabs = [...document.querySelectorAll("[role=tab]")];
+/** @type {HTMLElement[]} */
+const tabs = Array.from(document.querySelectorAll("[role=tab]"));
 
 function show(name) {
   suggestions.close();
-  say(""); // what was said was of another tab
+  announce(""); // the message belongs to another tab
   for (const tab of tabs) {
     const isShown = tab.id === `tab-${name}`;
     tab.ariaSelected = String(isShown);
     tab.tabIndex = isShown ? 0 : -1;
     $(tab.getAttribute("aria-controls")).hidden = !isShown;
   }
-  if (name === "heat") readHeat();
+  if (name === "heat") scoreText();
 }
 
-function readHeat() {
+function scoreText() {
   const { text } = writer.manuscript;
   const model = $("heat-model").value;
   if (heat.source !== text || heat.model !== model) {
     heat.model = model;
-    heat.read(text, model);
+    heat.score(text, model);
   }
 }
 
@@ -170,30 +172,31 @@ $("tabs").addEventListener("keydown", ({ key }) => {
   const shown = tabs.filter((tab) => !tab.hidden);
   const step = { ArrowRight: 1, ArrowLeft: -1 }[key];
   if (!step) return;
-  const next = shown[(shown.indexOf(document.activeElement) + step + shown.length) % shown.length];
+  const active = shown.indexOf(/** @type {any} */ (document.activeElement));
+  const next = shown[(active + step + shown.length) % shown.length];
   next.focus();
   next.click();
 });
 
-// Another text in place of this one, which is set aside.
-function put(other) {
-  setAside(writer.manuscript);
-  place(other);
+// Replace the text, with a backup of it.
+function replaceText(other) {
+  backUp(writer.manuscript);
+  setText(other);
 }
 
-function place(other) {
+function setText(other) {
   writer.replace(other);
-  keepNow();
-  tellDamage(other);
+  saveNow();
+  warnIfDamaged(other);
 }
 
-function tellDamage({ isDamaged }) {
+function warnIfDamaged({ isDamaged = false }) {
   if (!isDamaged) return;
-  tell("What says who wrote this text was damaged: all of it is marked, and exports say so.");
+  showAlert("The marks of this text were damaged: its author is shown and exported as unknown.");
 }
 
-function showBefore() {
-  $("before").hidden = !nextAside(writer.manuscript);
+function showRestore() {
+  $("restore").hidden = !nextBackup(writer.manuscript);
 }
 
 // Buttons.
@@ -202,8 +205,8 @@ $("suggest").addEventListener("click", () => {
   writer.textarea.focus();
   suggestions.open();
 });
-$("new").addEventListener("click", () => put({ text: "", marks: [] }));
-$("before").addEventListener("click", () => place(broughtBack(writer.manuscript)));
+$("new").addEventListener("click", () => replaceText({ text: "", marks: [] }));
+$("restore").addEventListener("click", () => setText(swapWithBackup(writer.manuscript)));
 $("open-settings").addEventListener("click", () => $("settings").showModal());
 $("export").addEventListener("click", () => $("exporting").showModal());
 $("exporting").addEventListener("click", ({ target }) => {
@@ -211,7 +214,7 @@ $("exporting").addEventListener("click", ({ target }) => {
 });
 $("share").addEventListener("click", async () => {
   const link = await linkTo(writer.manuscript);
-  if (!link) return failed(new Error("The text is too long for a link; export it instead."), () => $("exporting").showModal());
+  if (!link) return onError(new Error("The text is too long for a link; export it instead."), () => $("exporting").showModal());
   $("link").value = link;
   $("sharing").showModal();
   $("link").select();
@@ -220,16 +223,16 @@ $("copy").addEventListener("click", async () => {
   $("link").select();
   try {
     await navigator.clipboard.writeText($("link").value);
-    say("Copied.");
+    announce("Copied.");
   } catch {
-    say("The browser does not let the page copy; press Ctrl+C.");
+    announce("The browser does not allow copying; press Ctrl+C.");
   }
 });
-$("heat-run").addEventListener("click", () => heat.read(writer.manuscript.text, $("heat-model").value));
-$("heat-model").addEventListener("change", readHeat);
+$("heat-run").addEventListener("click", () => heat.score(writer.manuscript.text, $("heat-model").value));
+$("heat-model").addEventListener("change", scoreText);
 $("heat-stop").addEventListener("click", () => heat.stop());
 for (const choice of document.getElementsByName("heat-by")) {
-  choice.addEventListener("change", () => heat.colorBy(choice.value));
+  choice.addEventListener("change", () => heat.colorBy(choice.getAttribute("value")));
 }
 $("compare-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -238,24 +241,24 @@ $("compare-form").addEventListener("submit", (event) => {
 });
 $("compare-draft").addEventListener("click", () => {
   nameColumns();
-  compare.drafts($("compare-student").value, $("compare-teacher").value);
+  compare.runSpeculative($("compare-student").value, $("compare-teacher").value);
 });
 $("compare-stop").addEventListener("click", () => compare.stop());
 $("turn-stop").addEventListener("click", () => story.stop());
 $("turn-retry").addEventListener("click", () => story.retry());
 $("turn-undo").addEventListener("click", () => story.undo());
 $("story-new").addEventListener("click", () => story.begin());
-$("story-before").addEventListener("click", () => story.bringBack());
+$("story-restore").addEventListener("click", () => story.restore());
 $("story-write").addEventListener("click", () => {
   show("write");
   const marks = [];
   let text = "";
-  for (const turn of story.told) {
+  for (const turn of story.history) {
     const start = text.length;
     text += turn.text;
     if (turn.by === "model") marks.push({ start, end: text.length, model: turn.model });
   }
-  put({ text, marks });
+  replaceText({ text, marks });
 });
 
 function nameColumns() {
@@ -266,31 +269,31 @@ function nameColumns() {
 // The models.
 
 function fill(found) {
-  const causal = found.filter(({ does }) => does === "text-generation");
+  const causal = found.filter(({ task }) => task === "text-generation");
   for (const select of document.querySelectorAll("select.models")) {
     select.replaceChildren(...causal.map(({ name }) => new Option(name, name)));
   }
   if (!causal.some(({ name }) => name === settings.model)) settings.model = causal[0]?.name ?? null;
-  const bySize = causal.toSorted((a, b) => a.parameters - b.parameters);
+  const bySize = causal.toSorted((a, b) => a.num_parameters - b.num_parameters);
   $("compare-student").value = bySize[0]?.name;
   $("compare-teacher").value = bySize.at(-1)?.name;
-  const encoders = found.filter(canDo);
+  const encoders = found.filter(hasForm);
   $("tab-tasks").hidden = !encoders.length;
-  $("tasks").replaceChildren(...encoders.map((model) => taskForm(model, { say, failed })));
+  $("tasks").replaceChildren(...encoders.map((model) => taskForm(model, { announce, onError })));
   for (const tab of tabs.slice(0, 4)) tab.hidden = !causal.length;
   if (!causal.length) show("tasks");
   $("compare-draft").disabled = causal.length < 2;
   bind($("settings-form"), (name) => {
     if (name === "theme") useTheme();
-    if (name === "model") showLimits(found);
+    if (name === "model") showLimitations(found);
   });
-  showLimits(found);
+  showLimitations(found);
 }
 
-function showLimits(found) {
+function showLimitations(found) {
   const model = found.find(({ name }) => name === settings.model) ?? found[0];
-  const size = (model.parameters / 1e6).toFixed(1);
-  const note = model.limits || "Its card says nothing of its limits; what it writes may be false, unfair or offensive.";
+  const size = (model.num_parameters / 1e6).toFixed(1);
+  const note = model.limitations || "Its model card does not describe limitations; generated text may be false, unfair or offensive.";
   $("limits").textContent =
     `${model.name}, ${size} M parameters, ${model.precision}. ${note.replaceAll(/\s*\n-?\s*/g, " ").replace(/^- /, "")}`;
 }
@@ -301,13 +304,13 @@ function useTheme() {
 
 async function start() {
   useTheme();
-  const own = kept() ?? { text: "", marks: [] };
+  const own = saved() ?? { text: "", marks: [] };
   writer.open(own);
-  tellDamage(own);
+  warnIfDamaged(own);
   const { length } = writer.manuscript.text;
   writer.textarea.setSelectionRange(length, length);
   showCounts();
-  showBefore();
+  showRestore();
   await openLink();
   await loadModels();
 }
@@ -316,22 +319,22 @@ async function openLink() {
   if (!isLink()) return;
   const linked = await fromLink();
   history.replaceState(null, "", location.pathname);
-  if (!linked) return tell("This link is damaged: its text cannot be read.");
+  if (!linked) return showAlert("This link is damaged: its text cannot be read.");
   show("write");
-  put(linked);
-  say("The text of the link. Your own is kept.");
+  replaceText(linked);
+  announce("This is the text of the link; yours is saved as a backup.");
 }
 
 async function loadModels() {
   try {
-    fill(await models(() => say("The models are being loaded…")));
-    say("Ready.");
+    fill(await models(() => announce("Loading models…")));
+    announce("Ready.");
   } catch (error) {
-    failed(error, loadModels);
+    onError(error, loadModels);
   }
 }
 
 addEventListener("hashchange", openLink);
-addEventListener("pagehide", () => keeping && keepNow());
-document.addEventListener("visibilitychange", () => keeping && keepNow());
+addEventListener("pagehide", () => saveTimer && saveNow());
+document.addEventListener("visibilitychange", () => saveTimer && saveNow());
 start();

@@ -1,10 +1,10 @@
-// A text, and who wrote which part of it. Nothing here touches the page.
+// A text and the author of each part. Nothing here touches the page.
 //
-// A mark is a stretch that a machine wrote: {start, end, model}, in units of UTF-16, in order, never
-// overlapping. What a person types inside one splits it. `model` is null where it is not known who
-// wrote the stretch: its marks were damaged, or forgotten.
+// A mark is a range of generated text, {start, end, model}, in UTF-16 units; marks are sorted and do not
+// overlap. Typing inside a mark splits it. `model` is null where the author is unknown: the marks were
+// damaged, or dropped from the history.
 
-const REMEMBERED = 200; // states, so that undoing brings the marks back with the text
+const MAX_STATES = 200; // so that undo restores the marks with the text
 const LINE_BREAKS = /\r\n?/g;
 
 export class Manuscript {
@@ -15,46 +15,46 @@ export class Manuscript {
     this.hadMarks = marks.length > 0;
   }
 
-  // The text has become `next`, with the caret at `caret`: a person wrote what is new, but for what
-  // `pasted` ({text, marks}) marks of it.
+  // The text is now `next`, with the caret at `caret`. A person wrote what is new, except for the marks
+  // of `pasted` ({text, marks}).
   edit(next, caret, pasted = null) {
-    const stretch = change(this.text, next, caret);
-    const start = stretch.newEnd - (pasted?.text.length ?? 0);
-    // It may begin as what it replaces does, where no change is to be seen.
-    const isPasted = start <= stretch.start && next.slice(start, stretch.newEnd) === pasted?.text;
-    if (isPasted) this.#change(next, { ...stretch, start }, moved(pasted.marks, start));
-    else this.#change(next, stretch, []);
+    const range = change(this.text, next, caret);
+    const start = range.newEnd - (pasted?.text.length ?? 0);
+    // A common prefix of the old and the pasted text shows no change.
+    const isPasted = start <= range.start && next.slice(start, range.newEnd) === pasted?.text;
+    if (isPasted) this.#change(next, { ...range, start }, shifted(pasted.marks, start));
+    else this.#change(next, range, []);
   }
 
-  // Another text.
-  become(text, marks) {
+  // Set the text and its marks.
+  set(text, marks) {
     this.text = text;
     this.marks = marks;
     this.#remember();
   }
 
-  // A model wrote what is now from `start` to `newEnd`, in the place of what was up to `oldEnd`: all
-  // of it, also where a person had written the same.
-  insert(next, stretch, model) {
-    this.#change(next, stretch, [{ start: stretch.start, end: stretch.newEnd, model }]);
+  // A model wrote the range from `start` to `newEnd`, which replaces the one up to `oldEnd`: all of it,
+  // also where a person had written the same characters.
+  insert(next, range, model) {
+    this.#change(next, range, [{ start: range.start, end: range.newEnd, model }]);
   }
 
-  // The text has become one that it was before, by undo or redo. What came back of a state that is
-  // forgotten may be a machine's, if anything ever was.
+  // Undo or redo restored an earlier text. If its state was dropped, the author of what came back is
+  // unknown, unless no text was ever generated.
   restore(next, caret) {
     const known = this.states.get(next);
-    if (known !== undefined) return this.become(next, known);
-    const stretch = change(this.text, next, caret);
-    const { start, newEnd: end } = stretch;
-    this.#change(next, stretch, this.hadMarks ? [{ start, end, model: null }] : []);
+    if (known !== undefined) return this.set(next, known);
+    const range = change(this.text, next, caret);
+    const { start, newEnd: end } = range;
+    this.#change(next, range, this.hadMarks ? [{ start, end, model: null }] : []);
   }
 
-  // The marks in a stretch, by their places in it.
+  // The marks inside a range, relative to its start.
   marksIn(start, end) {
     const inside = this.marks.map((mark) => ({
       ...mark, start: Math.max(mark.start, start), end: Math.min(mark.end, end),
     }));
-    return moved(joined(inside), -start);
+    return shifted(merged(inside), -start);
   }
 
   #change(next, { start, oldEnd, newEnd }, added) {
@@ -66,17 +66,17 @@ export class Manuscript {
         marks.push({ ...mark, start: Math.max(mark.start, oldEnd) + shift, end: mark.end + shift });
       }
     }
-    this.become(next, joined(marks.sort((a, b) => a.start - b.start)));
+    this.set(next, merged(marks.sort((a, b) => a.start - b.start)));
   }
 
   #remember() {
     this.hadMarks ||= this.marks.length > 0;
     this.states.delete(this.text);
     this.states.set(this.text, this.marks);
-    if (this.states.size > REMEMBERED) this.states.delete(this.states.keys().next().value);
+    if (this.states.size > MAX_STATES) this.states.delete(this.states.keys().next().value);
   }
 
-  // Stretches of the text in order: {text, by, model}, by a "person", a "machine" or "unknown".
+  // The ranges of the text in order: {text, by, model}, by a "person", a "machine" or "unknown".
   get parts() {
     const parts = [];
     let at = 0;
@@ -92,8 +92,7 @@ export class Manuscript {
     return parts;
   }
 
-  // Whole percents of the characters that are by a machine, or by nobody known: 0 and 100 only where
-  // it is none, or all.
+  // The percentage of characters by one kind of author, as an integer: 0 and 100 only for none and all.
   percentBy(by) {
     const { length } = this.text;
     const own = this.parts.filter((part) => part.by === by);
@@ -107,48 +106,48 @@ export class Manuscript {
   }
 }
 
-// Where two texts differ: what was from `start` to `oldEnd` is now from `start` to `newEnd`. What
-// stands behind the caret has not changed, which tells which of two equal letters is the new one.
+// The difference of two texts: `start` to `oldEnd` became `start` to `newEnd`. Text after the caret has
+// not changed, which decides which of two equal letters is new.
 function change(old, next, caret) {
-  let behind = next.length - caret;
-  if (behind > old.length || old.slice(old.length - behind) !== next.slice(caret)) {
-    behind = 0;
-    const most = Math.min(old.length, next.length);
-    while (behind < most && old.at(-1 - behind) === next.at(-1 - behind)) behind += 1;
+  let suffix = next.length - caret;
+  if (suffix > old.length || old.slice(old.length - suffix) !== next.slice(caret)) {
+    suffix = 0;
+    const limit = Math.min(old.length, next.length);
+    while (suffix < limit && old.at(-1 - suffix) === next.at(-1 - suffix)) suffix += 1;
   }
-  const most = Math.min(old.length, next.length) - behind;
+  const limit = Math.min(old.length, next.length) - suffix;
   let start = 0;
-  while (start < most && old[start] === next[start]) start += 1;
-  // Two characters may share half of their surrogate pairs.
+  while (start < limit && old[start] === next[start]) start += 1;
+  // Two characters may share one half of their surrogate pairs.
   if (isWithinPair(old, start) || isWithinPair(next, start)) start -= 1;
-  if (isWithinPair(old, old.length - behind) || isWithinPair(next, next.length - behind)) behind -= 1;
-  return { start, oldEnd: old.length - behind, newEnd: next.length - behind };
+  if (isWithinPair(old, old.length - suffix) || isWithinPair(next, next.length - suffix)) suffix -= 1;
+  return { start, oldEnd: old.length - suffix, newEnd: next.length - suffix };
 }
 
 const isWithinPair = (text, at) =>
   /[\ud800-\udbff]/.test(text[at - 1] ?? "") && /[\udc00-\udfff]/.test(text[at] ?? "");
 
-// The end of a text, of so many units at most, that does not begin within a character.
-export function lastPart(text, most) {
-  const start = Math.max(0, text.length - most);
+// The last `limit` UTF-16 units of a text, or one less so as not to split a character.
+export function lastPart(text, limit) {
+  const start = Math.max(0, text.length - limit);
   return text.slice(isWithinPair(text, start) ? start + 1 : start);
 }
 
-// Line breaks as a textarea has them.
+// Line breaks as in a textarea.
 export const withLineFeeds = (text) => text.replace(LINE_BREAKS, "\n");
 
-// A text from elsewhere, as a textarea would have it, with its marks.
+// A text as a textarea would normalize it, with its marks.
 export function normalized({ text, marks }) {
   if (!text.includes("\r")) return { text, marks };
   const at = (place) => withLineFeeds(text.slice(0, place)).length;
   const places = marks.map((mark) => ({ ...mark, start: at(mark.start), end: at(mark.end) }));
-  return { text: withLineFeeds(text), marks: joined(places) };
+  return { text: withLineFeeds(text), marks: merged(places) };
 }
 
-const moved = (marks, by) =>
+const shifted = (marks, by) =>
   marks.map((mark) => ({ ...mark, start: mark.start + by, end: mark.end + by }));
 
-function joined(marks) {
+function merged(marks) {
   const found = [];
   for (const mark of marks) {
     const last = found.at(-1);
@@ -159,7 +158,7 @@ function joined(marks) {
   return found;
 }
 
-// Whether the marks of a stored text are such; a damaged one is not trusted.
+// Whether the marks of a stored text are well-formed.
 export function areValid(text, marks) {
   let at = 0;
   return (

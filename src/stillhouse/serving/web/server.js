@@ -1,36 +1,38 @@
-// Talking to the server: answers, streams of events, and what goes wrong.
+// Requests to the server: JSON responses, event streams, and errors.
 
-import { read, store } from "./stored.js";
+import { read, store } from "./storage.js";
 
-const KEY = "stillhouse.key";
-const SILENCE_MS = 30_000; // without an event, the server is taken to be gone
+const API_KEY = "stillhouse.key";
+const TIMEOUT_MS = 30_000; // without an event
 const RETRY_MS = 1_000;
-const BROKEN = "The connection broke off.";
+const DISCONNECTED = "The connection was lost.";
 
-export class Trouble extends Error {}
+export class ServerError extends Error {
+  status = 0; // of the HTTP response, if there was one
+}
 
-let key = read(KEY, "sessionStorage") ?? "";
+let key = read(API_KEY, "sessionStorage") ?? "";
 
 export function setKey(given) {
   key = given;
-  store(KEY, given, "sessionStorage");
+  store(API_KEY, given, "sessionStorage");
 }
 
-// A signal that is aborted, too, when nothing was `heard` for too long.
-function patience(signal) {
-  const silence = new AbortController();
-  const trouble = new Trouble(`The server has been silent for ${SILENCE_MS / 1000} seconds.`);
+// A signal that also aborts TIMEOUT_MS after the last call of `heard`.
+function withTimeout(signal) {
+  const timeout = new AbortController();
+  const error = new ServerError(`The server has not responded for ${TIMEOUT_MS / 1000} seconds.`);
   let timer = null;
   const end = () => clearTimeout(timer);
   const heard = () => {
     end();
-    timer = setTimeout(() => silence.abort(trouble), SILENCE_MS);
+    timer = setTimeout(() => timeout.abort(error), TIMEOUT_MS);
   };
   heard();
-  return { either: AbortSignal.any([signal, silence.signal].filter(Boolean)), heard, end };
+  return { either: AbortSignal.any([signal, timeout.signal].filter(Boolean)), heard, end };
 }
 
-async function ask(path, body, signal) {
+async function send(path, body, signal) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const request = { headers, signal };
   if (body !== undefined) {
@@ -43,33 +45,33 @@ async function ask(path, body, signal) {
     response = await fetch(path, request);
   } catch {
     signal.throwIfAborted();
-    throw new Trouble("The server does not answer. Is `stillhouse write` still running?");
+    throw new ServerError("The server cannot be reached. Is `stillhouse write` still running?");
   }
   if (response.ok) return response;
-  const told = await response.json().catch(() => ({}));
-  const trouble = new Trouble(told.error?.message ?? told.error ?? `The server says ${response.status}.`);
-  trouble.status = response.status;
-  throw trouble;
+  const content = await response.json().catch(() => ({}));
+  const error = new ServerError(content.error?.message ?? content.error ?? `The server responded with ${response.status}.`);
+  error.status = response.status;
+  throw error;
 }
 
-// The answer to a body, or to a GET where there is none.
-export async function answerTo(path, body) {
-  const { either, end } = patience();
+// The JSON response to a body, or to a GET without one.
+export async function fetchJson(path, body) {
+  const { either, end } = withTimeout();
   try {
-    return await (await ask(path, body, either)).json();
+    return await (await send(path, body, either)).json();
   } catch (error) {
     either.throwIfAborted();
-    throw error instanceof Trouble ? error : new Trouble(BROKEN);
+    throw error instanceof ServerError ? error : new ServerError(DISCONNECTED);
   } finally {
     end();
   }
 }
 
-// The models, as soon as the server has loaded them.
+// The models, once the server has loaded them.
 export async function models(waiting) {
   for (;;) {
     try {
-      return (await answerTo("/editor/models")).models;
+      return (await fetchJson("/editor/models")).models;
     } catch (error) {
       if (error.status !== 503) throw error;
       waiting();
@@ -78,33 +80,33 @@ export async function models(waiting) {
   }
 }
 
-// The events of an answer as they come. Ends early, without complaint, where `signal` is aborted.
+// The events of a response as they come. Ends without an error where `signal` is aborted.
 export async function* stream(path, body, signal) {
-  const { either, heard, end } = patience(signal);
+  const { either, heard, end } = withTimeout(signal);
   try {
-    const response = await ask(path, body, either);
+    const response = await send(path, body, either);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let waiting = "";
+    let buffer = "";
     for (;;) {
       const { value, done } = await reader.read();
       if (done) {
-        if (waiting) throw new Trouble("The answer broke off.");
+        if (buffer) throw new ServerError("The response ended early.");
         return;
       }
       heard();
-      waiting += value;
-      const whole = waiting.split("\n\n");
-      waiting = whole.pop();
+      buffer += value;
+      const whole = buffer.split("\n\n");
+      buffer = whole.pop();
       for (const event of whole) {
-        const told = JSON.parse(event.slice("data: ".length));
-        if (told.error) throw new Trouble(told.error);
-        yield told;
+        const data = JSON.parse(event.slice("data: ".length));
+        if (data.error) throw new ServerError(data.error);
+        yield data;
       }
     }
   } catch (error) {
     if (signal.aborted) return;
     either.throwIfAborted();
-    throw error instanceof Trouble ? error : new Trouble(BROKEN);
+    throw error instanceof ServerError ? error : new ServerError(DISCONNECTED);
   } finally {
     end();
   }

@@ -1,12 +1,12 @@
-// The writer's settings, kept on this device.
+// The writer's settings, saved in the browser.
 
-import { read, store } from "./stored.js";
+import { read, store } from "./storage.js";
 
-const KEPT = "stillhouse.settings";
+const SETTINGS_KEY = "stillhouse.settings";
 const DEFAULTS = {
   model: null,
-  number: 3,
-  tokens: 12,
+  num_suggestions: 3,
+  max_new_tokens: 12,
   temperature: 1,
   top_p: 0.9,
   repetition_penalty: 1.1,
@@ -15,15 +15,15 @@ const DEFAULTS = {
   theme: "auto",
 };
 
-export const settings = { ...DEFAULTS, ...stored() };
+export const settings = { ...DEFAULTS, ...loaded() };
 
-function stored() {
+function loaded() {
   const isKnown = ([name, value]) =>
     name in DEFAULTS && (name === "model" || typeof value === typeof DEFAULTS[name]);
-  return Object.fromEntries(Object.entries(read(KEPT) ?? {}).filter(isKnown));
+  return Object.fromEntries(Object.entries(read(SETTINGS_KEY) ?? {}).filter(isKnown));
 }
 
-// Show the settings in the form, and keep what is changed there.
+// Show the settings in the form, and save its changes.
 export function bind(form, changed) {
   for (const field of form.elements) {
     if (!(field.name in DEFAULTS)) continue;
@@ -38,7 +38,7 @@ export function bind(form, changed) {
       settings[target.name] = target.valueAsNumber;
     } else settings[target.name] = target.value;
     show(target);
-    store(KEPT, settings);
+    store(SETTINGS_KEY, settings);
     changed(target.name);
   });
 }
@@ -48,11 +48,11 @@ function show(field) {
   if (output) output.value = field.value;
 }
 
-// What the server is asked for; `set` counts the sets of suggestions, so that each is another.
+// The sampling parameters of a request; `set` numbers the requests that a fixed seed must tell apart.
 export function sampling(set = 0) {
-  const { tokens, temperature, top_p, repetition_penalty } = settings;
+  const { max_new_tokens, temperature, top_p, repetition_penalty } = settings;
   const seed = settings.fixedSeed
     ? settings.seed + set
     : crypto.getRandomValues(new Uint32Array(1))[0];
-  return { tokens, temperature, top_p, repetition_penalty, seed };
+  return { max_new_tokens, temperature, top_p, repetition_penalty, seed };
 }

@@ -1,13 +1,13 @@
-// A story told in turns: what you do or say, and what the model makes of it.
+// A story in turns: what the player does or says, and what the model continues with.
 
 import { lastPart } from "./manuscript.js";
 import { stream } from "./server.js";
 import { sampling, settings } from "./settings.js";
-import { read, store } from "./stored.js";
+import { read, store } from "./storage.js";
 
-const KEPT = "stillhouse.story";
-const READ = 6_000; // characters of the story, at most
-const TOKENS = 60;
+const STORY_KEY = "stillhouse.story";
+const MAX_CHARACTERS = 6_000; // of the story, in a request
+const TURN_TOKENS = 60;
 const FORMS = {
   do: (words) => `\n> You ${words}\n`,
   say: (words) => `\n> You say "${words}"\n`,
@@ -15,54 +15,59 @@ const FORMS = {
 };
 
 export class Story {
-  constructor(elements, { say, failed }) {
-    Object.assign(this, elements); // memory, turns, form, field, stopButton, beforeButton
-    this.say = say;
-    this.failed = failed;
-    this.told = []; // {by: "you", text} or {by: "model", model, text}
-    this.before = []; // the story that was told before this one
-    this.tries = 0; // so that a retry is another, from a fixed seed too
+  constructor({ memory, turns, form, field, stopButton, restoreButton }, { announce, onError }) {
+    this.memory = memory;
+    this.turns = turns;
+    this.form = form;
+    this.field = field;
+    this.stopButton = stopButton;
+    this.restoreButton = restoreButton;
+    this.announce = announce;
+    this.onError = onError;
+    this.history = []; // {by: "you", text} or {by: "model", model, text}
+    this.previous = []; // the history of the story before this one
+    this.attempts = 0; // so that a retry differs, also with a fixed seed
     this.#restore();
-    this.memory.addEventListener("input", () => this.#keep());
+    this.memory.addEventListener("input", () => this.#save());
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.go(this.form.elements.turn.value, this.field.value.trim());
     });
   }
 
-  // What you add, and then what follows from it. Nothing to add lets the story go on by itself.
+  // Add a turn and generate what follows; without words, only generate.
   async go(kind, words) {
-    if (words) this.told.push({ by: "you", text: FORMS[kind](words) });
+    if (words) this.history.push({ by: "you", text: FORMS[kind](words) });
     this.field.value = "";
     this.#render();
     await this.#continue();
   }
 
-  // Another way for the last turn to have gone, which stays until the other begins to come.
+  // Generate the last turn again; it stays until the new one has text.
   async retry() {
-    const last = this.told.at(-1);
+    const last = this.history.at(-1);
     await this.#continue(last?.by === "model" ? last : null);
   }
 
-  // Take back the last turn, with what followed from it.
+  // Remove the last turn and what was generated for it.
   undo() {
     this.stop();
-    if (this.told.at(-1)?.by === "model") this.told.pop();
-    if (this.told.at(-1)?.by === "you") this.told.pop();
+    if (this.history.at(-1)?.by === "model") this.history.pop();
+    if (this.history.at(-1)?.by === "you") this.history.pop();
     this.#render();
-    this.say("Taken back.");
+    this.announce("Undone.");
   }
 
   begin() {
     this.stop();
-    if (this.told.length) [this.told, this.before] = [[], this.told];
+    if (this.history.length) [this.history, this.previous] = [[], this.history];
     this.#render();
     this.field.focus();
   }
 
-  bringBack() {
+  restore() {
     this.stop();
-    [this.told, this.before] = [this.before, this.told];
+    [this.history, this.previous] = [this.previous, this.history];
     this.#render();
   }
 
@@ -71,7 +76,7 @@ export class Story {
     this.stopButton.hidden = true;
   }
 
-  // What follows, in the place of the turn `old` if there is one.
+  // Generate a turn, in place of `old` if it is given.
   async #continue(old = null) {
     this.stop();
     const stopping = new AbortController();
@@ -79,26 +84,26 @@ export class Story {
     this.stopButton.hidden = false;
     const { model } = settings;
     const turn = { by: "model", model, text: "" };
-    const before = this.told.filter((each) => each !== old);
-    const story = lastPart(before.map(({ text }) => text).join("").trim(), READ);
-    const text = before.at(-1)?.by === "you" ? `${story}\n` : story;
+    const previous = this.history.filter((each) => each !== old);
+    const story = lastPart(previous.map(({ text }) => text).join("").trim(), MAX_CHARACTERS);
+    const text = previous.at(-1)?.by === "you" ? `${story}\n` : story;
     const memory = this.memory.value.trim();
-    this.tries += 1;
-    const asked = { ...sampling(this.tries), tokens: TOKENS, stop: ["\n>"], number: 1 };
-    // What is pinned stays before the story, however much of that has to be cut off.
-    const body = { ...asked, model, text, ...(memory && { pinned: `${memory}\n` }) };
+    this.attempts += 1;
+    const request = { ...sampling(this.attempts), max_new_tokens: TURN_TOKENS, stop: ["\n>"], num_suggestions: 1 };
+    // The pinned text stays in front of the story, which is truncated to make room.
+    const body = { ...request, model, text, ...(memory && { pinned: `${memory}\n` }) };
     try {
       for await (const { text: more } of stream("/editor/suggestions", body, stopping.signal)) {
         if (stopping.signal.aborted) return;
         turn.text += more;
         if (!turn.text) continue;
-        this.told = [...before, turn];
+        this.history = [...previous, turn];
         this.#render();
       }
-      if (!stopping.signal.aborted) this.say(turn.text.trim() || "Nothing came; try again.", { aloud: true });
+      if (!stopping.signal.aborted) this.announce(turn.text.trim() || "The model generated no text; try again.", { quietly: true });
     } catch (error) {
-      const again = () => this.#continue(turn.text ? turn : old);
-      if (!stopping.signal.aborted) this.failed(error, again);
+      const retry = () => this.#continue(turn.text ? turn : old);
+      if (!stopping.signal.aborted) this.onError(error, retry);
     } finally {
       if (this.stopping === stopping) this.stopButton.hidden = true;
     }
@@ -106,7 +111,7 @@ export class Story {
 
   #render() {
     this.turns.replaceChildren(
-      ...this.told.map(({ by, text, model }) => {
+      ...this.history.map(({ by, text, model }) => {
         const item = document.createElement("li");
         item.className = by;
         if (by === "model") item.dataset.model = model;
@@ -115,22 +120,22 @@ export class Story {
       }),
     );
     this.turns.lastElementChild?.scrollIntoView({ block: "nearest" });
-    this.beforeButton.hidden = !this.before.length;
-    this.#keep();
+    this.restoreButton.hidden = !this.previous.length;
+    this.#save();
   }
 
-  #keep() {
-    const { told, before } = this;
-    store(KEPT, { memory: this.memory.value, told, before });
+  #save() {
+    const { history, previous } = this;
+    store(STORY_KEY, { memory: this.memory.value, history, previous });
   }
 
   #restore() {
-    const found = read(KEPT);
-    if (!found) return; // there is none yet
-    const turns = (told) => (Array.isArray(told) ? told.filter(isTurn) : []);
+    const found = read(STORY_KEY);
+    if (!found) return;
+    const turns = (history) => (Array.isArray(history) ? history.filter(isTurn) : []);
     this.memory.value = found.memory ?? "";
-    this.told = turns(found.told);
-    this.before = turns(found.before);
+    this.history = turns(found.history);
+    this.previous = turns(found.previous);
     this.#render();
   }
 }

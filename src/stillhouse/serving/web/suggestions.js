@@ -1,24 +1,24 @@
-// Suggestions at the caret: asked for, shown as they come, chosen with keys, clicks or taps.
+// Suggestions at the caret: requested, shown as they are generated, and chosen by key, click or tap.
 
 import { lastPart, withLineFeeds } from "./manuscript.js";
 import { stream } from "./server.js";
 import { sampling, settings } from "./settings.js";
 
-const READ = 20_000; // characters before the caret, at most; no model here takes more
+const MAX_CHARACTERS = 20_000; // before the caret, in a request
 const WORD = /^\s*\S+/u;
 const WHOLE_WORD = /^\s*\S+(?=\s)/u;
 
 export class Suggestions {
-  // `say` tells a screen reader, `failed` shows a trouble and offers to try again.
-  constructor(writer, { popover, list, controls }, { say, failed }) {
+  // `announce` writes to the status line and screen readers, `onError` shows an error with a retry button.
+  constructor(writer, { popover, list, controls }, { announce, onError }) {
     this.writer = writer;
     this.popover = popover;
     this.list = list;
     this.controls = controls;
-    this.say = say;
-    this.failed = failed;
-    this.anchor = null; // {start, end} of what a suggestion replaces
-    this.sets = []; // {model, options: {text, isDone}, taken: of each option already, isDone}
+    this.announce = announce;
+    this.onError = onError;
+    this.anchor = null; // {start, end} of the range that a suggestion replaces
+    this.sets = []; // {model, options: {text, isDone}, taken: the prefix accepted so far, isDone}
     this.set = 0;
     this.active = 0;
     this.stopping = null;
@@ -45,10 +45,10 @@ export class Suggestions {
 
   get options() {
     const set = this.sets[this.set];
-    return set?.options.filter((option) => goesAsTaken(option, set)) ?? [];
+    return set?.options.filter((option) => matchesTaken(option, set)) ?? [];
   }
 
-  // The option that is chosen stays so, also where one before it goes.
+  // The active option stays active when one before it is removed.
   get active() {
     return Math.max(0, this.options.indexOf(this.chosen));
   }
@@ -57,17 +57,17 @@ export class Suggestions {
     this.chosen = this.options[at];
   }
 
-  // What is left of an option.
+  // What of an option is not accepted yet.
   #rest(option) {
     return option?.text.slice(this.sets[this.set].taken.length) ?? "";
   }
 
-  // Ask at the caret; what is selected would be replaced.
+  // Request suggestions at the caret; they replace the selection.
   open() {
     this.close();
     const { selectionStart, selectionEnd } = this.writer.textarea;
     this.anchor = { start: selectionStart, end: selectionEnd };
-    this.#ask();
+    this.#request();
   }
 
   close() {
@@ -87,7 +87,7 @@ export class Suggestions {
     if (this.isOpen) this.#render();
   }
 
-  // Another set: a later one, which may have to be asked for, or an earlier one.
+  // Show a later set, which is requested where there is none yet, or an earlier one.
   turn(by) {
     const next = this.set + by;
     if (next < 0) return;
@@ -95,10 +95,10 @@ export class Suggestions {
       this.set = next;
       this.active = 0;
       this.#render();
-      this.#announce();
+      this.#announceOptions();
     } else {
       this.stop();
-      this.#ask();
+      this.#request();
     }
   }
 
@@ -109,7 +109,7 @@ export class Suggestions {
     const { model } = this.sets[this.set];
     this.close();
     this.writer.insert(start, end, rest, model);
-    this.say("Taken.");
+    this.announce("Taken.");
   }
 
   // The next word of a suggestion; it and those that go the same way stay.
@@ -130,10 +130,10 @@ export class Suggestions {
     else this.close();
   }
 
-  async #ask() {
+  async #request() {
     const { model } = settings;
-    const number = settings.temperature === 0 ? 1 : settings.number;
-    const options = Array.from({ length: number }, () => ({ raw: "", text: "", isDone: false }));
+    const num_suggestions = settings.temperature === 0 ? 1 : settings.num_suggestions;
+    const options = Array.from({ length: num_suggestions }, () => ({ raw: "", text: "", isDone: false }));
     const set = { model, options, taken: "", isDone: false };
     this.sets.push(set);
     this.set = this.sets.length - 1;
@@ -142,38 +142,38 @@ export class Suggestions {
     this.stopping = stopping;
     this.#render();
     const { start } = this.anchor;
-    const text = lastPart(this.writer.textarea.value.slice(0, start), READ);
-    const body = { model, text, number, ...sampling(this.set) };
+    const text = lastPart(this.writer.textarea.value.slice(0, start), MAX_CHARACTERS);
+    const body = { model, text, num_suggestions, ...sampling(this.set) };
     try {
-      for await (const { sequence, text: more, reason } of stream(
+      for await (const { index, text: more, finish_reason } of stream(
         "/editor/suggestions", body, stopping.signal,
       )) {
         if (stopping.signal.aborted) return;
-        options[sequence].raw += more;
-        options[sequence].text = withLineFeeds(options[sequence].raw);
-        options[sequence].isDone = reason !== undefined;
+        options[index].raw += more;
+        options[index].text = withLineFeeds(options[index].raw);
+        options[index].isDone = finish_reason !== undefined;
         this.#renderSoon();
       }
     } catch (error) {
-      if (!stopping.signal.aborted) this.#fail(error, set);
+      if (!stopping.signal.aborted) this.#showError(error, set);
       return;
     }
     if (stopping.signal.aborted) return;
     set.isDone = true;
     this.stopping = null;
     this.#render();
-    this.#announce();
+    this.#announceOptions();
   }
 
-  // Without the set that failed; the earlier ones stay.
-  #fail(error, set) {
+  // Drop the failed set and keep the earlier ones.
+  #showError(error, set) {
     const place = this.anchor;
     if (this.sets.length === 1) this.close();
     else {
       this.sets = this.sets.filter((each) => each !== set);
       this.turn(Math.min(0, this.sets.length - 1 - this.set));
     }
-    this.failed(error, () => {
+    this.onError(error, () => {
       this.writer.textarea.focus();
       if (this.isOpen) return this.turn(this.sets.length - this.set);
       this.writer.textarea.setSelectionRange(place.start, place.end);
@@ -181,10 +181,10 @@ export class Suggestions {
     });
   }
 
-  #announce() {
-    const rests = this.options.map((option) => this.#rest(option).trim() || "nothing");
+  #announceOptions() {
+    const rests = this.options.map((option) => this.#rest(option).trim() || "no text");
     const texts = rests.map((rest, at) => `${at + 1}: ${rest}`);
-    this.say(`${texts.length} suggestions. ${texts.join(". ")}`, { aloud: true });
+    this.announce(`${texts.length} suggestions. ${texts.join(". ")}`, { quietly: true });
   }
 
   #renderSoon() {
@@ -206,7 +206,7 @@ export class Suggestions {
         const number = document.createElement("kbd");
         number.textContent = String(at + 1);
         const words = document.createElement("span");
-        words.textContent = this.#rest(option) || (set.isDone ? "(nothing)" : "…");
+        words.textContent = this.#rest(option) || (set.isDone ? "(no text)" : "…");
         item.append(number, words);
         return item;
       }),
@@ -258,7 +258,7 @@ export class Suggestions {
     const { key, shiftKey } = event;
     if (key === "Escape") {
       this.isLeaving = true;
-      this.say("Tab now leaves the text.");
+      this.announce("Tab now leaves the text.");
     } else if (key === "Tab" && !shiftKey && !this.isLeaving) {
       event.preventDefault();
       this.open();
@@ -288,7 +288,7 @@ export class Suggestions {
   }
 }
 
-// Whether an option begins as what was taken does; one whose words have not come yet still may.
-function goesAsTaken({ text, isDone }, set) {
+// Whether an option starts with the accepted prefix, or may do so once more of it is generated.
+function matchesTaken({ text, isDone }, set) {
   return text.startsWith(set.taken) || (!isDone && !set.isDone && set.taken.startsWith(text));
 }

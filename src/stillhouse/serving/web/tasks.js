@@ -1,28 +1,28 @@
-// What the loaded encoders can do: a form for each, and its answer.
+// A form for each task model, and its results.
 
-import { answerTo } from "./server.js";
+import { fetchJson } from "./server.js";
 
-const KINDS = {
+const TASKS = {
   "fill-mask": {
-    title: "Fill the gap",
-    fields: [["text", (model) => `The capital of France is ${model.mask}.`]],
+    title: "Fill the mask",
+    fields: [["text", (model) => `The capital of France is ${model.mask_token}.`]],
     inputs: ({ text }) => text,
-    show: (found) => bars(found.map(({ sequence, score }) => [sequence, score])),
+    show: (result) => bars(result.map(({ sequence, score }) => [sequence, score])),
   },
   "text-classification": {
     title: "Classify",
     fields: [["text", () => "A warm, funny, engaging film."]],
     inputs: ({ text }) => text,
-    show: ([found]) => bars(found.map(({ label, score }) => [label, score])),
+    show: ([result]) => bars(result.map(({ label, score }) => [label, score])),
   },
   "token-classification": {
     title: "Find entities",
     fields: [["text", () => "Ada Lovelace met Charles Babbage in London."]],
     inputs: ({ text }) => text,
-    show: (found, { text }) => entities(found, text),
+    show: (result, { text }) => entities(result, text),
   },
   "question-answering": {
-    title: "Answer from a text",
+    title: "Answer a question",
     fields: [
       ["question", () => "Who keeps the light?"],
       ["context", () => "The lighthouse stands on the northern cape. Old Marten keeps the light."],
@@ -36,24 +36,24 @@ const KINDS = {
       ["sentence", () => "The sea was rough that night."],
       ["others, one on each line", () => "Waves beat against the shore.\nHe paid the bill and left."],
     ],
-    inputs: (given) => ({
-      source_sentence: given.sentence,
-      sentences: given["others, one on each line"].split("\n").filter((line) => line.trim()),
+    inputs: (values) => ({
+      source_sentence: values.sentence,
+      sentences: values["others, one on each line"].split("\n").filter((line) => line.trim()),
     }),
-    show: (found, given, asked) => bars(found.map((score, at) => [asked.sentences[at], score])),
+    show: (result, _values, inputs) => bars(result.map((score, at) => [inputs.sentences[at], score])),
   },
 };
 
-export const canDo = (model) => model.does in KINDS;
+export const hasForm = (model) => model.task in TASKS;
 
-export function taskForm(model, { say, failed }) {
-  const kind = KINDS[model.does];
+export function taskForm(model, { announce, onError }) {
+  const task = TASKS[model.task];
   const article = document.createElement("article");
   article.className = "card";
   const title = document.createElement("h2");
-  title.textContent = `${kind.title}: ${model.name}`;
+  title.textContent = `${task.title}: ${model.name}`;
   const form = document.createElement("form");
-  const fields = kind.fields.map(([name, example]) => {
+  const fields = task.fields.map(([name, example]) => {
     const label = document.createElement("label");
     label.className = "wide";
     const field = document.createElement("textarea");
@@ -65,21 +65,21 @@ export function taskForm(model, { say, failed }) {
   });
   const button = document.createElement("button");
   button.className = "main";
-  button.textContent = kind.title;
+  button.textContent = task.title;
   const answer = document.createElement("div");
   form.append(...fields, button);
   article.append(title, form, answer);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     button.disabled = true;
-    const given = Object.fromEntries(new FormData(form));
+    const values = Object.fromEntries(new FormData(form));
     try {
-      const inputs = kind.inputs(given);
-      const found = await answerTo(`/models/${encodeURI(model.name)}`, { inputs });
-      answer.replaceChildren(kind.show(found, given, inputs));
-      say(answer.innerText, { aloud: true });
+      const inputs = task.inputs(values);
+      const result = await fetchJson(`/models/${encodeURI(model.name)}`, { inputs });
+      answer.replaceChildren(task.show(result, values, inputs));
+      announce(answer.textContent, { quietly: true });
     } catch (error) {
-      failed(error, () => form.requestSubmit());
+      onError(error, () => form.requestSubmit());
     } finally {
       button.disabled = false;
     }
@@ -107,16 +107,16 @@ function bars(rows) {
   return list;
 }
 
-function entities(found, text) {
+function entities(result, text) {
   const line = document.createElement("p");
   line.className = "text";
   const letters = [...text]; // the server counts characters, not units of UTF-16
   let at = 0;
-  for (const { start, end, entity_group: group } of found) {
+  for (const { start, end, entity_group: group } of result) {
     const mark = document.createElement("mark");
-    const kind = document.createElement("small");
-    kind.textContent = ` ${group}`;
-    mark.append(letters.slice(start, end).join(""), kind);
+    const label = document.createElement("small");
+    label.textContent = ` ${group}`;
+    mark.append(letters.slice(start, end).join(""), label);
     line.append(letters.slice(at, start).join(""), mark);
     at = end;
   }

@@ -1,4 +1,4 @@
-// The page to write on: a textarea, and behind it the same text with what machines wrote marked.
+// The text editor: a textarea, over a copy of its text with generated text marked.
 
 import { Manuscript, normalized, withLineFeeds } from "./manuscript.js";
 
@@ -6,18 +6,18 @@ const UNDOING = new Set(["historyUndo", "historyRedo"]);
 const PASTING = new Set(["insertFromPaste", "insertFromDrop"]);
 
 export class Writer {
-  // `changed` is called after every change; `inserting` tells whether a suggestion made it.
+  // `changed(model)` is called after every change, with the model that wrote the new text, or null.
   constructor(textarea, behind, changed) {
     this.textarea = textarea;
     this.behind = behind;
     this.manuscript = new Manuscript();
-    this.isReplacing = false; // what is put there is marked once, when all of it is there
+    this.isReplacing = false; // its input events are ignored; the whole is marked once
     this.changed = changed;
-    this.copied = null; // {text, marks}, so that what is moved keeps its marks
+    this.copied = null; // {text, marks}, so that moved text keeps its marks
     textarea.addEventListener("input", (event) => this.#input(event));
     for (const leaving of ["copy", "cut", "dragstart"]) {
       document.addEventListener(leaving, ({ target }) => {
-        this.copied = target === textarea ? this.#selected() : elsewhere(target);
+        this.copied = target === textarea ? this.#selected() : selectionElsewhere(target);
       });
     }
   }
@@ -26,7 +26,7 @@ export class Writer {
     return this.textarea.selectionEnd;
   }
 
-  // Begin with this text; nothing to undo.
+  // Start with this text; there is nothing to undo.
   open(given) {
     const { text, marks } = normalized(given);
     this.textarea.value = text;
@@ -34,10 +34,10 @@ export class Writer {
     this.#render();
   }
 
-  // Put a model's text in the place of a stretch, as one step to undo.
+  // Replace a range by generated text, as one step to undo.
   insert(start, end, text, model) {
     const { length } = this.manuscript.text;
-    this.#put(start, end, text);
+    this.#replaceRange(start, end, text);
     const { value } = this.textarea;
     const newEnd = end + value.length - length;
     this.manuscript.insert(value, { start, oldEnd: end, newEnd }, model);
@@ -45,35 +45,35 @@ export class Writer {
     this.changed(model);
   }
 
-  // Put a whole other text there, which can be undone.
+  // Replace the whole text, as one step to undo.
   replace(given) {
     const { text, marks } = normalized(given);
     const { length } = this.manuscript.text;
-    this.#put(0, length, text);
-    this.manuscript.become(text, marks);
+    this.#replaceRange(0, length, text);
+    this.manuscript.set(text, marks);
     this.#render();
     this.changed(null);
   }
 
-  // The browser tells of a line break as of a change of its own: these are not listened to.
-  #put(start, end, text) {
+  // Replace a range. The browser reports each line break as an input event of its own.
+  #replaceRange(start, end, text) {
     this.textarea.focus();
     this.textarea.setSelectionRange(start, end);
     this.isReplacing = true;
-    // Deprecated, and still the only way in which a page's change can be undone by the browser.
+    // Deprecated, and still the only change by a page that the browser can undo.
     const done = document.execCommand(text ? "insertText" : "delete", false, withLineFeeds(text));
     if (!done) this.textarea.setRangeText(withLineFeeds(text), start, end, "end");
     this.isReplacing = false;
   }
 
-  // Where on the screen a place in the text is.
+  // The position on screen of an offset in the text.
   rectAt(offset) {
     const walker = document.createTreeWalker(this.behind, NodeFilter.SHOW_TEXT);
     let left = offset;
-    let node = walker.nextNode();
+    let node = /** @type {Text} */ (walker.nextNode());
     while (node && left > node.length) {
       left -= node.length;
-      node = walker.nextNode();
+      node = /** @type {Text} */ (walker.nextNode());
     }
     const range = document.createRange();
     range.setStart(node, left);
@@ -103,15 +103,15 @@ export class Writer {
       mark.textContent = text;
       return mark;
     });
-    // Something behind the last line break, without which it has no height.
+    // A character after the last line break, which has no height without one.
     this.behind.replaceChildren(...nodes, document.createTextNode("\u200b"));
   }
 }
 
-// What is selected in another view; all of it is a machine's where the view says of which.
-function elsewhere(target) {
+// The selection in another view; all of it is generated where the view names a model.
+function selectionElsewhere(target) {
   const text = withLineFeeds(getSelection().toString());
-  const place = target instanceof Element ? target : target.parentElement;
-  const model = place?.closest("[data-model]")?.dataset.model;
+  const element = target instanceof Element ? target : target.parentElement;
+  const model = element?.closest("[data-model]")?.dataset.model;
   return { text, marks: text && model ? [{ start: 0, end: text.length, model }] : [] };
 }

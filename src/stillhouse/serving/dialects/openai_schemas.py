@@ -1,7 +1,6 @@
-"""What OpenAI's clients send: the bodies of completions, chat completions and embeddings.
+"""Requests of OpenAI's clients: completions, chat completions and embeddings.
 
-Beside OpenAI's own parameters there are those that vLLM has, under its names: top_k, min_p,
-typical_p and repetition_penalty.
+Beside OpenAI's own parameters there are vLLM's top_k, min_p, typical_p and repetition_penalty.
 """
 
 from collections.abc import Mapping
@@ -10,62 +9,65 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stillhouse.inference.generation import Generation
-from stillhouse.serving.bodies import (
+from stillhouse.serving.errors import APIError
+from stillhouse.serving.schemas import (
+    MAX_PROMPTS,
+    MAX_SEQUENCES,
+    MAX_TEXTS,
+    MAX_TOP_LOGPROBS,
     Neutral,
+    RequestModel,
     Seed,
     Stop,
     Stops,
-    Strict,
     anything,
     only,
     unsupported,
 )
-from stillhouse.serving.limits import LIKELIEST, PROMPTS, SEQUENCES, TEXTS
-from stillhouse.serving.problems import Problem
 
 TokenIds = Annotated[list[int], Field(min_length=1)]
 Prompts = (
     str
-    | Annotated[list[str], Field(min_length=1, max_length=PROMPTS)]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
     | TokenIds
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=PROMPTS)]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
 )
 Texts = (
     str
-    | Annotated[list[str], Field(min_length=1, max_length=TEXTS)]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
     | TokenIds
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=TEXTS)]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_TEXTS)]
 )
-LEAST_TOP_P = 1e-9  # what 0 means: the likeliest token alone
+MIN_TOP_P = 1e-9  # 0 means greedy decoding
 
 
-def no_bias(value: Any) -> bool:
-    """An empty `logit_bias`, or one of zeros."""
+def is_zero_bias(value: Any) -> bool:
+    """Whether a `logit_bias` is empty or all zeros."""
     biases = value.values() if isinstance(value, Mapping) else value
     return isinstance(value, Mapping | list) and all(bias == 0 for bias in biases)
 
 
-class StreamOptions(Strict):
+class StreamOptions(RequestModel):
     neutral: ClassVar[Mapping[str, Neutral]] = {"include_obfuscation": only(False)}
 
     include_usage: bool = False
 
 
-class Sampling(Strict):
-    """What completions and chat completions have in common."""
+class GenerationRequest(RequestModel):
+    """The parameters that completions and chat completions share."""
 
     neutral: ClassVar[Mapping[str, Neutral]] = {
         "frequency_penalty": only(0),
         "presence_penalty": only(0),
-        "logit_bias": no_bias,
+        "logit_bias": is_zero_bias,
         "user": anything,
     }
 
     model: str | None = None
-    n: int = Field(1, ge=1, le=SEQUENCES)
+    n: int = Field(1, ge=1, le=MAX_SEQUENCES)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, ge=0, le=1)
-    top_k: int = Field(0, ge=-1, description="0 and -1 take all.")
+    top_k: int = Field(0, ge=-1, description="0 and -1 keep all tokens.")
     min_p: float = Field(0.0, ge=0, le=1)
     typical_p: float = Field(1.0, gt=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
@@ -75,17 +77,17 @@ class Sampling(Strict):
     stream_options: StreamOptions | None = None
 
     def generation(self, max_new_tokens: int) -> Generation:
-        """The settings; a temperature of zero is greedy."""
+        """The generation settings; temperature 0 means greedy decoding."""
         greedy = self.temperature == 0
         if greedy and self.n > 1:
-            raise Problem(400, "At temperature 0 all n texts would be the same; ask for n=1.")
+            raise APIError(400, "At temperature 0 all n choices would be equal; set n=1.")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Generation(
             max_new_tokens=max_new_tokens,
             num_return_sequences=self.n,
             temperature=1.0 if greedy else self.temperature,
             top_k=max(self.top_k, 0),
-            top_p=max(self.top_p, LEAST_TOP_P),
+            top_p=max(self.top_p, MIN_TOP_P),
             min_p=self.min_p,
             typical_p=self.typical_p,
             repetition_penalty=self.repetition_penalty,
@@ -95,26 +97,26 @@ class Sampling(Strict):
         )
 
 
-class CompletionBody(Sampling):
-    """`POST /v1/completions`. Without a prompt, a new document begins."""
+class CompletionRequest(GenerationRequest):
+    """`POST /v1/completions`. An empty prompt starts a new document."""
 
-    neutral: ClassVar[Mapping[str, Neutral]] = {**Sampling.neutral, "suffix": only("")}
+    neutral: ClassVar[Mapping[str, Neutral]] = {**GenerationRequest.neutral, "suffix": only("")}
 
     prompt: Prompts = ""
     max_tokens: int = Field(16, ge=0)
     echo: bool = False
-    logprobs: int | None = Field(None, ge=0, le=LIKELIEST)
-    best_of: int | None = Field(None, ge=1, description="As many as n: all that are generated.")
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    best_of: int | None = Field(None, ge=1, description="Must equal n.")
 
     @model_validator(mode="after")
-    def _returns_all(self) -> "CompletionBody":
+    def _best_of_equals_n(self) -> "CompletionRequest":
         if self.best_of not in (None, self.n):
-            raise unsupported("best_of", self.best_of, advice=f"leave it out, or send n, {self.n}")
+            raise unsupported("best_of", self.best_of, advice=f"omit it, or set it to n, {self.n}")
         return self
 
 
-class ContentPart(Strict):
-    """A part of a message."""
+class ContentPart(RequestModel):
+    """A part of a message's content."""
 
     neutral: ClassVar[Mapping[str, Neutral]] = {"prompt_cache_breakpoint": anything}
 
@@ -123,21 +125,21 @@ class ContentPart(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_text(cls, given: Any) -> Any:
+    def _is_text(cls, given: Any) -> Any:
         kind = given.get("type") if isinstance(given, Mapping) else None
         if kind not in (None, "text"):
-            raise unsupported("type", kind, advice="only parts of type 'text' are read")
+            raise unsupported("type", kind, advice="send parts of type 'text'")
         return given
 
 
-class ChatMessage(Strict):
+class ChatMessage(RequestModel):
     neutral: ClassVar[Mapping[str, Neutral]] = {
         "annotations": only([]),
         "audio": only(),
         "function_call": only(),
         "refusal": only(""),
         "tool_calls": only([]),
-        "type": only("text"),  # lm-evaluation-harness puts it beside the content
+        "type": only("text"),  # lm-evaluation-harness sends it beside the content
     }
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -145,18 +147,18 @@ class ChatMessage(Strict):
     name: str | None = None
 
     def for_template(self) -> dict[str, str]:
-        """As chat templates read it: its parts joined."""
+        """The message as chat templates expect it, its parts joined."""
         parts = self.content
         text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         named = {} if self.name is None else {"name": self.name}
         return {"role": self.role, "content": text, **named}
 
 
-class ChatBody(Sampling):
+class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
     neutral: ClassVar[Mapping[str, Neutral]] = {
-        **Sampling.neutral,
+        **GenerationRequest.neutral,
         "audio": only(),
         "function_call": only("none", "auto"),
         "functions": only([]),
@@ -174,7 +176,7 @@ class ChatBody(Sampling):
         "service_tier": anything,
         "store": only(False),
         "tool_choice": only("none", "auto"),
-        "tool_prompt": anything,  # huggingface_hub's, for tools that there are none of
+        "tool_prompt": anything,  # huggingface_hub sends it without tools
         "tools": only([]),
         "verbosity": only("medium"),
         "web_search_options": only(),
@@ -183,13 +185,13 @@ class ChatBody(Sampling):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1_000)]
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(
-        None, ge=1, description="OpenAI's newer name of max_tokens; it wins where both are given."
+        None, ge=1, description="OpenAI's newer name of max_tokens, which it overrides."
     )
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=LIKELIEST)
+    top_logprobs: int = Field(0, ge=0, le=MAX_TOP_LOGPROBS)
 
 
-class EmbeddingsBody(Strict):
+class EmbeddingsRequest(RequestModel):
     """`POST /v1/embeddings`."""
 
     neutral: ClassVar[Mapping[str, Neutral]] = {"user": anything}

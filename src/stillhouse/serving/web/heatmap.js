@@ -1,26 +1,32 @@
-// How surprising each token of a text was to a model, and what it would have written itself.
+// The surprisal or rank of each token of a text under a model, with the most likely tokens.
 
 import { stream } from "./server.js";
 
 const BITS = 1 / Math.LN2;
-// Upper bounds, and what is said of what lies below them.
+// Upper bounds of the color steps, with their labels.
 const SCALES = {
   surprisal: {
-    of: (token) => -token.log_probability * BITS,
+    measure: (token) => -token.log_probability * BITS,
     steps: [[1, "under 1 bit"], [3, "1 to 3"], [6, "3 to 6"], [10, "6 to 10"], [Infinity, "over 10 bits"]],
   },
   rank: {
-    of: (token) => token.rank,
-    steps: [[1, "its first choice"], [10, "among its first 10"], [100, "among 100"], [1000, "among 1,000"], [Infinity, "beyond"]],
+    measure: (token) => token.rank,
+    steps: [[1, "top 1"], [10, "top 10"], [100, "top 100"], [1000, "top 1,000"], [Infinity, "below"]],
   },
 };
 
-export class Heat {
-  constructor(elements, { say, failed, goOn }) {
-    Object.assign(this, elements); // text, detail, legend, summary, stopButton
-    this.say = say;
-    this.failed = failed;
-    this.goOn = goOn;
+export class HeatMap {
+  constructor({ text, detail, legend, summary, stopButton }, { announce, onError, continueFrom }) {
+    this.text = text;
+    this.detail = detail;
+    this.legend = legend;
+    this.summary = summary;
+    this.stopButton = stopButton;
+    this.source = null; // the scored text
+    this.model = null;
+    this.announce = announce;
+    this.onError = onError;
+    this.continueFrom = continueFrom;
     this.by = "surprisal";
     this.tokens = [];
     this.active = -1;
@@ -28,13 +34,13 @@ export class Heat {
     this.text.addEventListener("pointerover", ({ target }) => this.#point(target));
     this.text.addEventListener("click", ({ target }) => {
       this.#point(target);
-      if (this.active >= 0 && target !== this.text) this.#goOn();
+      if (this.active >= 0 && target !== this.text) this.#continueFrom();
     });
     this.text.addEventListener("focus", () => this.active < 0 && this.show(0));
     this.colorBy("surprisal");
   }
 
-  async read(source, model) {
+  async score(source, model) {
     this.stop();
     const stopping = new AbortController();
     this.stopping = stopping;
@@ -44,23 +50,23 @@ export class Heat {
     this.text.replaceChildren();
     this.detail.replaceChildren();
     if (!source.trim()) {
-      this.summary.textContent = "There is nothing to read yet: write something first.";
+      this.summary.textContent = "There is no text to score yet; write something first.";
       return;
     }
-    this.summary.textContent = "Reading…";
+    this.summary.textContent = "Scoring…";
     this.stopButton.hidden = false;
     try {
       const body = { model, text: source };
       for await (const { tokens } of stream("/editor/surprisal", body, stopping.signal)) {
         this.#add(tokens);
       }
-      if (!stopping.signal.aborted) this.say(this.summary.textContent, { aloud: true });
+      if (!stopping.signal.aborted) this.announce(this.summary.textContent, { quietly: true });
     } catch (error) {
-      if (!stopping.signal.aborted) this.failed(error, () => this.read(source, model));
+      if (!stopping.signal.aborted) this.onError(error, () => this.score(source, model));
     } finally {
       if (this.stopping === stopping) {
         this.stopButton.hidden = true;
-        if (!this.tokens.length) this.summary.textContent = "Nothing was read.";
+        if (!this.tokens.length) this.summary.textContent = "No text was scored.";
       }
     }
   }
@@ -82,36 +88,36 @@ export class Heat {
         return item;
       }),
     );
-    this.tokens.forEach((token, at) => this.#color(this.text.children[at], token));
+    for (const [at, token] of this.tokens.entries()) this.#color(this.text.children[at], token);
   }
 
   #add(tokens) {
     const spans = tokens.map((token) => {
       token.start = this.tokens.at(-1)?.end ?? 0;
-      token.words = this.source.slice(token.start, token.end);
+      token.text = this.source.slice(token.start, token.end);
       this.tokens.push(token);
       const span = document.createElement("span");
       span.role = "option";
       span.id = `token-${this.tokens.length - 1}`;
       span.ariaSelected = "false";
-      span.textContent = token.words;
-      if (!token.words.trim()) span.ariaLabel = token.words.includes("\n") ? "line break" : "space";
+      span.textContent = token.text;
+      if (!token.text.trim()) span.ariaLabel = token.text.includes("\n") ? "line break" : "space";
       this.#color(span, token);
       return span;
     });
     this.text.append(...spans);
     const { length } = this.tokens;
-    const share = this.tokens.filter(({ rank }) => rank === 0).length / length;
+    const topShare = this.tokens.filter(({ rank }) => rank === 0).length / length;
     const total = this.tokens.reduce((sum, token) => sum - token.log_probability, 0);
     this.summary.textContent =
       `${length.toLocaleString("en")} tokens, ${(total * BITS / length).toFixed(2)} bits each ` +
-      `(perplexity ${Math.exp(total / length).toFixed(1)}); ${Math.round(100 * share)} % are ` +
-      "what the model would have written first.";
+      `(perplexity ${Math.exp(total / length).toFixed(1)}); ${Math.round(100 * topShare)} % are ` +
+      "the model's top choice.";
   }
 
   #color(span, token) {
-    const { of, steps } = SCALES[this.by];
-    span.className = `token step-${steps.findIndex(([below]) => of(token) < below)}`;
+    const { measure, steps } = SCALES[this.by];
+    span.className = `token step-${steps.findIndex(([below]) => measure(token) < below)}`;
   }
 
   #point(target) {
@@ -127,22 +133,22 @@ export class Heat {
     children[at].ariaSelected = "true";
     this.text.setAttribute("aria-activedescendant", children[at].id);
     const title = document.createElement("h2");
-    title.textContent = `“${token.words.replaceAll("\n", "⏎")}”`;
+    title.textContent = `“${token.text.replaceAll("\n", "⏎")}”`;
     const facts = document.createElement("p");
     const odds = Math.round(Math.exp(-token.log_probability));
     facts.textContent =
       `1 in ${odds.toLocaleString("en")}; ${(-token.log_probability * BITS).toFixed(1)} bits; ` +
-      `the model's choice number ${(token.rank + 1).toLocaleString("en")}`;
+      `rank ${(token.rank + 1).toLocaleString("en")}`;
     const list = document.createElement("ol");
-    list.append(...token.likeliest.map((each) => bar(...each, token.words)));
+    list.append(...token.top_logprobs.map((each) => bar(...each, token.text)));
     const button = document.createElement("button");
-    button.textContent = "Go on from here";
-    button.addEventListener("click", () => this.#goOn());
+    button.textContent = "Continue from here";
+    button.addEventListener("click", () => this.#continueFrom());
     this.detail.replaceChildren(title, facts, list, button);
   }
 
-  #goOn() {
-    this.goOn(this.tokens[this.active].start);
+  #continueFrom() {
+    this.continueFrom(this.tokens[this.active].start);
   }
 
   #key(event) {
@@ -151,7 +157,7 @@ export class Heat {
     if (event.key in moves) this.show(Math.min(Math.max(this.active + moves[event.key], 0), last));
     else if (event.key === "Home") this.show(0);
     else if (event.key === "End") this.show(last);
-    else if (event.key === "Enter" && this.active >= 0) this.#goOn();
+    else if (event.key === "Enter" && this.active >= 0) this.#continueFrom();
     else return;
     this.text.children[this.active]?.scrollIntoView({ block: "nearest" });
     event.preventDefault();

@@ -1,76 +1,76 @@
-// Keeping a text: on this device as it is written, in files, and in links.
+// Saving a text: in the browser as it is written, in files, and in links.
 
 import { areValid } from "./manuscript.js";
-import { read, store } from "./stored.js";
+import { read, store } from "./storage.js";
 
-export const KEPT = "stillhouse.manuscript";
-const ASIDE = "stillhouse.manuscript.aside";
-const ASIDE_MOST = 5;
-const LINK_CHARACTERS = 16_000;
+export const MANUSCRIPT_KEY = "stillhouse.manuscript";
+const BACKUPS_KEY = "stillhouse.manuscript.backups";
+const MAX_BACKUPS = 5;
+const MAX_LINK_CHARACTERS = 16_000;
 
-export const keep = ({ text, marks }) => store(KEPT, { text, marks });
+export const save = ({ text, marks }) => store(MANUSCRIPT_KEY, { text, marks });
 
-export const kept = () => sound(read(KEPT));
+export const saved = () => validated(read(MANUSCRIPT_KEY));
 
-// Texts that gave way to others, the next to bring back first.
-const aside = () => [read(ASIDE)].flat().filter(sound);
+// Texts that others replaced, the next to restore first.
+const backups = () => [read(BACKUPS_KEY)].flat().filter(validated);
 
-export const nextAside = ({ text }) => sound(aside().find((each) => each.text !== text));
+export const nextBackup = ({ text }) => validated(backups().find((each) => each.text !== text));
 
-// `last` is for a text that another is brought back for, so that bringing back goes through all in
-// turn. Of what is set aside again and again under one name, as it is written, the latest stays.
-export function setAside({ text, marks }, { last = false, name = null } = {}) {
+// `last` puts a text behind all others, so that restoring cycles through them. Of the backups with one
+// `name`, which a tab writes again and again, the latest is kept.
+export function backUp({ text, marks }, { last = false, name = null } = {}) {
   if (!text.trim()) return;
   const isOther = (each) => each.text !== text && (name === null || each.name !== name);
-  const others = aside().filter(isOther);
+  const others = backups().filter(isOther);
   const own = { text, marks, name, since: Date.now() };
   const all = last ? [...others, own] : [own, ...others];
   const oldest = all.reduce((a, b) => (b.since < a.since ? b : a));
-  store(ASIDE, all.length > ASIDE_MOST ? all.filter((each) => each !== oldest) : all);
+  store(BACKUPS_KEY, all.length > MAX_BACKUPS ? all.filter((each) => each !== oldest) : all);
 }
 
-// The next text to bring back in the place of this one, which is set aside.
-export function broughtBack(own) {
-  const next = nextAside(own);
-  store(ASIDE, aside().filter(({ text }) => text !== next.text));
-  setAside(own, { last: true });
+// The next backup, in exchange for this text.
+export function swapWithBackup(own) {
+  const next = nextBackup(own);
+  store(BACKUPS_KEY, backups().filter(({ text }) => text !== next.text));
+  backUp(own, { last: true });
   return next;
 }
 
-// A text whose marks are damaged may be a machine's, any part of it.
-function sound(found) {
+// The author of a text whose marks are damaged is unknown, in every part of it.
+function validated(found) {
   if (typeof found?.text !== "string") return null;
   const { text, marks } = found;
   if (areValid(text, marks)) return { text, marks };
   return { text, marks: text ? [{ start: 0, end: text.length, model: null }] : [], isDamaged: true };
 }
 
-async function through(transform, bytes) {
+async function pipe(transform, bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(transform);
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// A link that holds the text; null where it would be too long for one.
+// A link that contains the text; null where it would be too long.
 export async function linkTo({ text, marks }) {
   const bytes = new TextEncoder().encode(JSON.stringify({ text, marks }));
-  const packed = await through(new CompressionStream("deflate-raw"), bytes);
+  const packed = await pipe(new CompressionStream("deflate-raw"), bytes);
   const letters = btoa(packed.reduce((all, byte) => all + String.fromCharCode(byte), ""));
   const data = letters.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
   const link = new URL(location.href);
   link.hash = `text=${data}`;
-  return data.length > LINK_CHARACTERS ? null : link.href;
+  return data.length > MAX_LINK_CHARACTERS ? null : link.href;
 }
 
 export const isLink = () => location.hash.startsWith("#text=");
 
-// The text of the link that the page was opened by; null where it is damaged.
+// The text in the page's address; null where it is damaged.
 export async function fromLink() {
   const data = location.hash.slice("#text=".length);
   try {
     const letters = atob(data.replaceAll("-", "+").replaceAll("_", "/"));
     const packed = Uint8Array.from(letters, (letter) => letter.charCodeAt(0));
-    const bytes = await through(new DecompressionStream("deflate-raw"), packed);
-    return sound(JSON.parse(new TextDecoder().decode(bytes)));
+    const bytes = await pipe(new DecompressionStream("deflate-raw"), packed);
+    return validated(JSON.parse(new TextDecoder().decode(bytes)));
   } catch {
     return null;
   }
@@ -89,13 +89,13 @@ export function download(manuscript, format) {
 // How much a machine wrote, in words.
 export function provenance(manuscript) {
   const [machine, unknown] = [manuscript.percentBy("machine"), manuscript.percentBy("unknown")];
-  const said = [];
+  const sentences = [];
   if (machine) {
     const models = manuscript.models.join(", ");
-    said.push(`${machine} % of this text was written by a machine (${models}).`);
+    sentences.push(`${machine} % of this text was written by a machine (${models}).`);
   }
-  if (unknown) said.push(`Who wrote ${unknown} % of this text is not known: its marks were lost.`);
-  return said.join(" ") || "No part of this text was written by a machine.";
+  if (unknown) sentences.push(`The author of ${unknown} % of this text is unknown: its marks were lost.`);
+  return sentences.join(" ") || "No part of this text was written by a machine.";
 }
 
 export function exported(manuscript, format) {
