@@ -27,9 +27,9 @@ from stillhouse.evaluation.quality import (
 )
 from stillhouse.evaluation.texts import read_text, scored_text
 from stillhouse.machine import describe_machine
+from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
-from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import load_recipe
 from stillhouse.runs.manifest import read_manifest
