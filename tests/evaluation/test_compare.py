@@ -89,7 +89,7 @@ def test_progress_goes_to_stderr_and_json_stays_alone(tmp_path, text, capsys, mo
 
 
 def test_the_table_is_readable_on_80_columns(tmp_path, text, capsys, monkeypatch):
-    """Of three models with long names, each number stands on one line, and the text is named."""
+    """Of three models with long names, each number is on one line, and the text is named."""
     models = [make_causal(tmp_path / f"model-number-{n}", n) for n in (1, 2, 3)]
     code, out, _ = compare(capsys, monkeypatch, *models, "--text", text, columns=80)
     assert code == 0

@@ -55,7 +55,7 @@ def tasks(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("default")  # of libraries that the harness loads
 @pytest.mark.e2e
 def test_harness_scores_equal_ours(score, tasks):
-    """Last words: whether they are the likeliest, and their perplexity."""
+    """Last words: whether they are the most likely, and their perplexity."""
     folder, data = tasks
     harness = ("--lm-eval", "last_word_here", "--lm-eval-folder", folder)
     code, out, err = score(*harness, "--json")

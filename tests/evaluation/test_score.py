@@ -1,4 +1,4 @@
-"""`score`: what is said of examples on which a metric says nothing."""
+"""`score`: errors for examples on which a metric is undefined."""
 
 import pytest
 from tests.pipeline.tiny_run import call, refused

@@ -51,7 +51,7 @@ def test_every_model_gets_a_rate():
 
 
 def test_range_of_a_speed_ratio_contains_the_ratio():
-    """What is told beside two rates never contradicts their quotient."""
+    """The reported range never contradicts the quotient of the two rates."""
     models = {"deep": gpt2(num_layers=4), "flat": gpt2()}
     speeds = measure_speed({name: (family_of(m.config), m) for name, m in models.items()})
     for kind in ("forward", "generate"):

@@ -108,7 +108,7 @@ def front_matter(text):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_usage_snippet_of_the_card_runs(card, task_folder, monkeypatch, kind, capsys):
-    """As it stands there, with the folder in place of the path."""
+    """Verbatim, with the folder in place of the path."""
     single = {"num_labels": 1, "problem_type": "regression"} if kind == "regression" else {}
     folder = task_folder("bert", HEADS[kind], **single)
     code = card(kind).split("```python\n")[1].split("```")[0]
@@ -227,7 +227,7 @@ def test_card_states_how_the_model_was_trained(card):
 
 
 def test_local_initial_weights_are_not_published(card):
-    """Its path stands in the recipe alone, which is needed to make the run again."""
+    """Its path is only in the recipe, which is needed to make the run again."""
     text = card(teacher="/home/someone/secret")
     prose, _, recipe = text.partition("```yaml")
     assert "base_model" not in front_matter(text)

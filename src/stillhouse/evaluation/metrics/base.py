@@ -70,7 +70,7 @@ class Subjects:
     cache: Cache = field(default_factory=Cache)
 
 
-Measure = Callable[[Subjects], Mapping[str, Mapping[str, Any]]]
+MeasureAll = Callable[[Subjects], Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ class Metric:
         short: Column title in the summary of a run, which shows only metrics that have one.
         compared: Whether it is a row of the table of `compare`, which has no room for all.
         interval: Key of the interval of the ratio to the first model.
-        missing: Shown in place of a number that is None.
+        missing: Text for a null.
     """
 
     group: Group
     key: Key
     label: str
     unit: Unit
-    measure: Measure
+    measure: MeasureAll
     lower_is_better: bool | None = None
     language_modeling: LanguageModeling | None = None
     short: str = ""
