@@ -113,6 +113,7 @@ src/stillhouse/recipes/minilm-ner.yaml: hard_target | task: {length}
 src/stillhouse/recipes/minilm-squad.yaml: hard_target | task: {length}
 src/stillhouse/recipes/minilm-sst2.yaml: data.transfer | hard_target | num_transfer | task: {length}
 src/stillhouse/report/cards.py: data.transfer | num_transfer | transfer
+src/stillhouse/report/tasks.py: hard_target
 src/stillhouse/report/templates/task_card.md: task: {length}
 src/stillhouse/runs/atomic.py: going on | stands
 src/stillhouse/runs/manifest.py: stands
