@@ -29,6 +29,8 @@ GROUND = {
     "section",
     "settings",  # of each part, the module `settings`: what a recipe may say of it
     "stages",
+    "terminal",
+    "units",
     "wording",
 }
 TOOLS = {
@@ -77,6 +79,7 @@ ARROWS = {
     "tasks": {"data", "families", "models", "tokens"},
     "tokens": set(),
     "training": {"families", "models", "objectives", "tokens"},
+    "report": {"evaluation"},  # the list of metrics
     "errors": set(),
     "kernels": {"machine", "runs"},
     "machine": set(),
@@ -86,6 +89,8 @@ ARROWS = {
     "section": set(),
     "settings": {"section"},
     "stages": {"errors"},
+    "terminal": set(),
+    "units": set(),
     "wording": set(),
 }
 HELP_SECONDS = 0.3
@@ -126,7 +131,7 @@ def allowed_for(part: str) -> set[str]:
     if part in TOP:
         return GROUND | TOOLS | STAGES | TOP
     if part in STAGES:
-        return GROUND | TOOLS
+        return GROUND | TOOLS | ARROWS.get(part, set())
     if part in GROUND:
         return ARROWS[part]
     return GROUND | ARROWS[part]
@@ -280,5 +285,5 @@ def test_every_packaged_file_travels_with_the_package():
     for name in recipes:
         text = (package / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
         assert text.startswith("# "), f"{name} does not say what it is"
-    assert (package / "report" / "page.css").is_file()
+    assert (package / "report" / "templates" / "page.css").is_file()
     assert (package / "py.typed").is_file(), "promised by the classifier Typing :: Typed"

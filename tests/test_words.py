@@ -68,16 +68,6 @@ src/stillhouse/estimate/language.py: multiply_adds | so many
 src/stillhouse/estimate/speeds.py: Work | floor (of speed) | multiply-adds | multiply_adds | so many
 src/stillhouse/estimate/tasks.py: multiply_adds | so many | task: {length} | visit | visit (of a sequence)
 src/stillhouse/estimate/text.py: stands
-src/stillhouse/evaluation/agreement.py: agreement.acceptance | likeliest | same_choice
-src/stillhouse/evaluation/compare.py: stride_s512
-src/stillhouse/evaluation/comparison_table.py: A less B | stands
-src/stillhouse/evaluation/evaluate.py: A less B | likeliest | loss_over_control | same_choice | stands | stride_s512 | token_s512
-src/stillhouse/evaluation/harness.py: stands
-src/stillhouse/evaluation/perplexity.py: token_s512
-src/stillhouse/evaluation/progress.py: so many
-src/stillhouse/evaluation/speed.py: is told | stands
-src/stillhouse/evaluation/teacher_fit.py: stands
-src/stillhouse/evaluation/texts.py: stands
 src/stillhouse/export/check.py: likeliest | with what is right
 src/stillhouse/export/exported.py: likeliest
 src/stillhouse/export/llama_cpp.py: likeliest | stands | the processor
@@ -91,7 +81,6 @@ src/stillhouse/finetuning/examples.py: data.transfer | hard_target | num_transfe
 src/stillhouse/finetuning/finetune.py: A less B | Work | data.transfer | floor (of speed) | going on | multiply-adds | num_transfer | stands | task: {length} | texts without answers | transfer | visit | visit (of a sequence)
 src/stillhouse/finetuning/fitting.py: vector_cosine | vector_mse
 src/stillhouse/finetuning/objective.py: hard_target | right answer | vector_cosine | vector_mse
-src/stillhouse/finetuning/scores.py: A less B
 src/stillhouse/finetuning/settings.py: data.transfer | hard_target | num_transfer | texts without answers | transfer | vector_cosine | vector_mse | with what is right
 src/stillhouse/inference/engine/batcher.py: begun | is none of | likeliest | makes room at once | numbers that are none
 src/stillhouse/inference/engine/kv_cache.py: the processor
@@ -123,19 +112,9 @@ src/stillhouse/recipes/minilm-3layer-embeddings.yaml: hard_target | task: {lengt
 src/stillhouse/recipes/minilm-ner.yaml: hard_target | task: {length}
 src/stillhouse/recipes/minilm-squad.yaml: hard_target | task: {length}
 src/stillhouse/recipes/minilm-sst2.yaml: data.transfer | hard_target | num_transfer | task: {length}
-src/stillhouse/report/card.py: stands
-src/stillhouse/report/html.py: stride_s512
-src/stillhouse/report/outcome.py: A less B | is told | what it says of
-src/stillhouse/report/page.py: made anew | stands
-src/stillhouse/report/results.py: A less B | is told | stands
-src/stillhouse/report/standing.py: stands
-src/stillhouse/report/summary.py: A less B
-src/stillhouse/report/table.py: agreement.acceptance | drafts the teacher would accept | floor (of speed) | floor_share | held against | reads / writes (of speed) | same first choice | same_choice | stride_s512 | token_s512
-src/stillhouse/report/task_card.py: data.transfer | num_transfer | task: {length} | texts without answers | transfer | vectors (of text)
-src/stillhouse/report/task_page.py: A less B | hard_target | made anew | right answer | stands
-src/stillhouse/report/tasks.py: A less B
-src/stillhouse/report/units.py: stands
-src/stillhouse/report/verdict.py: is none of | stands
+src/stillhouse/report/cards.py: data.transfer | num_transfer | transfer
+src/stillhouse/report/tasks.py: hard_target
+src/stillhouse/report/templates/task_card.md: task: {length}
 src/stillhouse/runs/atomic.py: going on | stands
 src/stillhouse/runs/manifest.py: stands
 src/stillhouse/runs/seeds.py: going on | made anew
@@ -222,13 +201,6 @@ tests/data/test_hub.py: stands
 tests/data/test_records.py: stands
 tests/estimate/test_language.py: multiply-adds | multiply_adds
 tests/estimate/test_tasks.py: data.transfer | question_length
-tests/evaluation/test_agreement.py: agreement.acceptance | same_choice
-tests/evaluation/test_compare.py: stands
-tests/evaluation/test_harness.py: likeliest
-tests/evaluation/test_perplexity.py: token_s512
-tests/evaluation/test_score.py: what it says of
-tests/evaluation/test_speed.py: is told
-tests/evaluation/test_teacher_fit.py: is told
 tests/export/test_llama_cpp.py: likeliest
 tests/families/test_qkv_hook.py: made anew
 tests/faults/disk.py: stands
@@ -256,16 +228,14 @@ tests/pipeline/processes.py: so many | stands
 tests/pipeline/test_bad_input.py: going on | made anew | so many | stands
 tests/pipeline/test_bad_task_data.py: is none of | question_length | stands | task: {length}
 tests/pipeline/test_check_and_run.py: task: {length}
-tests/pipeline/test_finetuning.py: hard_target | made anew | num_transfer | texts without answers | transfer | what it says of
-tests/pipeline/test_pipeline.py: floor (of speed) | floor_share | floor_tokens_per_second | loss_over_control | token_s512
+tests/pipeline/test_finetuning.py: hard_target | num_transfer | texts without answers | transfer
+tests/pipeline/test_pipeline.py: floor_share | floor_tokens_per_second
 tests/pipeline/test_ranks.py: going on | masking.draw
 tests/pipeline/test_resume.py: going on
 tests/pipeline/test_teacher_cache_run.py: but for rounding | going on | made anew
 tests/pipeline/test_tuned_teacher.py: goes on from a model | going on
 tests/pipeline/tiny_run.py: stands
-tests/report/handmade.py: agreement.acceptance | floor_share | same_choice | stride_s512 | token_s512
-tests/report/test_outcome.py: is told
-tests/report/test_task_card.py: hard_target | stands
+tests/report/test_task_card.py: hard_target
 tests/runs/test_manifest.py: stands | what it says of
 tests/runs/test_seeds.py: aside
 tests/serving/conftest.py: stands

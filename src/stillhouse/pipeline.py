@@ -14,15 +14,15 @@ from pathlib import Path
 from stillhouse.corpus.prepare import prepare, prepare_inputs
 from stillhouse.distillation.distill import Distillation, models_to_train, output_folder
 from stillhouse.errors import RecipeError, RunError
-from stillhouse.evaluation.evaluate import Measured, evaluate, evaluate_inputs, summarize
+from stillhouse.evaluation.evaluate import evaluate, evaluate_inputs, summarize
+from stillhouse.evaluation.metrics.base import Cache
 from stillhouse.evaluation.teacher_fit import warning_of_a_weak_teacher
 from stillhouse.finetuning.finetune import Finetuning, ModelRef
 from stillhouse.models.folder_check import load_config, result_files
 from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
-from stillhouse.report.summary import summary
-from stillhouse.report.tasks import tasks_summary
+from stillhouse.report.summary import summary, tasks_summary
 from stillhouse.report.write import write_report
 from stillhouse.runs.atomic import explained_os_errors, write_atomic
 from stillhouse.runs.manifest import (
@@ -68,7 +68,7 @@ class Pipeline:
         self.options = options
         self.ranks = ranks
         self.models = models_to_train(recipe.distillation)
-        self._measured = Measured()
+        self._measured = Cache()
         self._resolved: dict[str, Path] = {}
 
     def run_stages(self, stages: Collection[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 from tests.tiny_models import make_config
 from transformers import AutoModelForCausalLM
 
-from stillhouse.evaluation.agreement import agreement, overlaps
+from stillhouse.evaluation.metrics.agreement import agreement, overlaps
 from stillhouse.families.registry import family_of
 from stillhouse.inference.engine.kv_cache import SlottedModel
 from stillhouse.inference.engine.speculative import Speculation
@@ -52,7 +52,7 @@ def by_hand(teacher, student, source: CausalSequences) -> dict[str, float]:
             count += 1
     for _, model in (teacher, student):
         model.float()
-    return {"acceptance": shared / count, "same_choice": same / count}
+    return {"acceptance_rate": shared / count, "top1_agreement": same / count}
 
 
 def test_agreement_is_the_mean_overlap_over_all_predicted_tokens(source):
@@ -60,13 +60,13 @@ def test_agreement_is_the_mean_overlap_over_all_predicted_tokens(source):
     teacher, student = make_model(0), make_model(1)
     found = agreement(teacher, student, source)
     assert found == pytest.approx(by_hand(teacher, student, source), rel=1e-5)
-    assert found["acceptance"] is not None
-    assert 0 < found["acceptance"] < 0.9
+    assert found["acceptance_rate"] is not None
+    assert 0 < found["acceptance_rate"] < 0.9
 
 
 def test_a_copy_agrees_with_its_teacher(source):
     assert agreement(make_model(0), make_model(0), source) == pytest.approx(
-        {"acceptance": 1, "same_choice": 1}
+        {"acceptance_rate": 1, "top1_agreement": 1}
     )
 
 
@@ -78,7 +78,7 @@ def test_models_that_share_nothing_do_not_overlap():
     assert overlaps(p, q).tolist() == [0, 1]
 
 
-def test_it_is_how_often_drafts_are_accepted():
+def test_overlap_equals_the_measured_draft_acceptance_rate():
     """Of the first token drafted after many prompts, the share that the teacher keeps: within four
     standard errors of the mean overlap on those prompts."""
     teacher, student = make_model(0), make_model(1)

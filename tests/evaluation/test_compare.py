@@ -89,15 +89,15 @@ def test_progress_goes_to_stderr_and_json_stays_alone(tmp_path, text, capsys, mo
 
 
 def test_the_table_is_readable_on_80_columns(tmp_path, text, capsys, monkeypatch):
-    """Of three models with long names, each number stands on one line, and the text is named."""
+    """Of three models with long names, each number is on one line, and the text is named."""
     models = [make_causal(tmp_path / f"model-number-{n}", n) for n in (1, 2, 3)]
     code, out, _ = compare(capsys, monkeypatch, *models, "--text", text, columns=80)
     assert code == 0
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
-    rows = [line for line in lines if "perplexity per token" in line]
+    rows = [line for line in lines if "Perplexity per token " in line]
     assert len(rows) == 2  # two tables, the first model in both
-    numbers = [re.findall(r"\d+\.\d\d(?=x\)|\s)", row) for row in rows]
+    numbers = [re.findall(r"\d+\.\d+(?=\N{MULTIPLICATION SIGN}\)|\s)", row) for row in rows]
     assert [len(found) for found in numbers] == [3, 3]
     said = " ".join("".join(lines[:6]).split())
     assert "1 document," in said
@@ -112,12 +112,14 @@ def test_the_difference_to_the_first_model_has_an_interval(tmp_path, text, capsy
     assert code == 0
     first, second = json.loads(out)["models"].values()
     found = second["loss_minus_first"]
-    assert found["value"] == pytest.approx(second["loss"] - first["loss"])
+    assert found["value"] == pytest.approx(second["validation_loss"] - first["validation_loss"])
     assert found["low"] < found["value"] < found["high"]
     assert first["loss_minus_first"] is None
 
 
-def test_a_diverged_model_is_said_and_the_others_are_measured(tmp_path, text, capsys, monkeypatch):
+def test_diverged_model_is_reported_and_the_others_are_measured(
+    tmp_path, text, capsys, monkeypatch
+):
     """Weights of NaN, or of 1e5: no crash, no number that hides it."""
     models = [make_causal(tmp_path / name, 1) for name in ("good", "nan", "huge")]
     for folder, factor in zip(models[1:], (math.nan, 1e5), strict=True):
@@ -144,7 +146,7 @@ def test_masked_models_are_compared_by_their_loss(tmp_path, text, capsys, monkey
     """The table for people: one row, a masked loss near that of a guess, no perplexity."""
     code, out, err = compare(capsys, monkeypatch, make_masked(tmp_path / "m"), "--text", text)
     assert code == 0, err
-    assert "masked loss" in " ".join(out.split())
+    assert "Masked loss" in " ".join(out.split())
 
 
 def test_causal_and_masked_models_are_not_compared(tmp_path, text, capsys, monkeypatch):

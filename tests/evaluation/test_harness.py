@@ -54,8 +54,8 @@ def tasks(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("default")  # of libraries that the harness loads
 @pytest.mark.e2e
-def test_the_harness_finds_what_we_find(score, tasks):
-    """Last words: whether they are the likeliest, and their perplexity."""
+def test_harness_scores_equal_ours(score, tasks):
+    """Last words: whether they are the most likely, and their perplexity."""
     folder, data = tasks
     harness = ("--lm-eval", "last_word_here", "--lm-eval-folder", folder)
     code, out, err = score(*harness, "--json")
@@ -74,7 +74,7 @@ def test_the_harness_finds_what_we_find(score, tasks):
 
 
 @pytest.mark.filterwarnings("default")
-def test_what_the_harness_cannot_do_is_said(score, tasks):
+def test_harness_errors_are_explained(score, tasks):
     """One message and the exit code of its kind; no task of its own is known beside a folder's."""
     folder, data = tasks
     code, _, err = score("--lm-eval", "hellaswag", "--lm-eval-folder", folder)

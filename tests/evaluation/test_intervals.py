@@ -44,7 +44,7 @@ def test_the_interval_equals_a_bootstrap_by_hand(pair):
 
 @pytest.mark.parametrize("num_units", [12, 40])
 @pytest.mark.e2e
-def test_the_interval_holds_the_truth_about_as_often_as_it_says(num_units):
+def test_interval_has_its_nominal_coverage(num_units):
     """95 % of 400 texts, also where the documents are few; the truth is zero."""
     draw, held = np.random.default_rng(5), 0
     for _ in range(400):
@@ -54,7 +54,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says(num_units):
     assert 0.92 <= held / 400 <= 0.985
 
 
-def test_what_both_models_find_hard_does_not_widen_the_interval(pair):
+def test_difficulty_common_to_both_models_does_not_widen_the_interval(pair):
     """Paired: the documents' own hardness, far above the difference, cancels."""
     first, second = pair
     found = difference(second, first)
@@ -65,7 +65,7 @@ def test_what_both_models_find_hard_does_not_widen_the_interval(pair):
     assert apart[1] - apart[0] > 3 * (found["high"] - found["low"])
 
 
-def test_the_difference_turns_around_with_the_models(pair):
+def test_difference_is_antisymmetric(pair):
     first, second = pair
     one, other = difference(second, first), difference(first, second)
     assert other["value"] is not None
@@ -74,7 +74,7 @@ def test_the_difference_turns_around_with_the_models(pair):
     assert one["low"] == pytest.approx(-other["high"], abs=1e-3)
 
 
-def test_equal_models_differ_by_nothing(pair):
+def test_equal_models_have_zero_difference(pair):
     assert difference(pair[0], pair[0]) == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 

@@ -13,7 +13,6 @@ from stillhouse.evaluation.perplexity import (
     ScoredText,
     blocks_of,
     masked_losses,
-    perplexity,
     score_text,
     windows_of,
 )
@@ -26,6 +25,11 @@ from stillhouse.tokens.shards import TokenSplit
 from stillhouse.tokens.tokenizer import SpecialTokens
 
 VOCABULARY, POSITIONS, END = 40, 16, 0
+
+
+def perplexity(family, model, text, **settings):
+    """The figures alone."""
+    return score_text(family, model, text, **settings)[0]
 
 
 @pytest.fixture
@@ -94,8 +98,8 @@ def test_the_sliding_window_equals_an_independent_computation(model, text):
         for document in text.documents
         for loss in losses_by_hand(model, document, stride=POSITIONS // 2, context=POSITIONS)
     ]
-    assert result["token_s512"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
-    assert result["token_s512"] != pytest.approx(result["token"], rel=1e-3)
+    assert result["token_sliding"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+    assert result["token_sliding"] != pytest.approx(result["token"], rel=1e-3)
 
 
 @pytest.mark.parametrize("context", [2, 5, 16, 100])
@@ -126,14 +130,14 @@ def test_words_and_bytes_divide_the_same_sum(model, text):
     assert result["bits_per_byte"] == pytest.approx(total / math.log(2) / 456, rel=1e-6)
 
 
-def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(model, text):
+def test_uniform_model_has_the_perplexity_of_its_vocabulary(model, text):
     """All weights zero: every token is as likely as any other."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     result = perplexity(family_of(model.config), model, text, document_start=END)
     assert result["token"] == pytest.approx(VOCABULARY, rel=1e-6)
-    assert result["token_s512"] == pytest.approx(VOCABULARY, rel=1e-6)
+    assert result["token_sliding"] == pytest.approx(VOCABULARY, rel=1e-6)
 
 
 def test_a_shorter_context_may_be_asked_for(model, text):
@@ -146,10 +150,10 @@ def test_a_shorter_context_may_be_asked_for(model, text):
     assert results[1] == results[2] != results[0]
 
 
-PERPLEXITIES = ("token", "token_s512", "word")
+PERPLEXITIES = ("token", "token_sliding", "word")
 
 
-def test_weights_that_are_not_finite_give_no_number(model, text):
+def test_weights_that_are_not_finite_give_none(model, text):
     """A damaged model has neither a perplexity nor a loss; what was read is counted all the
     same."""
     with torch.no_grad():
@@ -280,7 +284,7 @@ def test_the_masked_loss_is_the_same_at_every_call(bert, masked):
     assert masked_losses(family, bert, masked).mean == first.mean
 
 
-def test_a_masked_model_with_damaged_weights_gets_no_number(bert, masked):
+def test_masked_model_with_damaged_weights_gives_none(bert, masked):
     """NaN is no result here either."""
     with torch.no_grad():
         bert.bert.embeddings.word_embeddings.weight[7] = math.nan

@@ -1,4 +1,4 @@
-"""`score`: what is said of examples on which a metric says nothing."""
+"""`score`: errors for examples on which a metric is undefined."""
 
 import pytest
 from tests.pipeline.tiny_run import call, refused
@@ -21,9 +21,7 @@ PAIR = "m\tf\t2012\t1\t{}\tthe still\ta fire\n"
         ),
     ],
 )
-def test_a_metric_that_cannot_be_measured_is_refused(
-    task_folder, tmp_path, head, task, name, content, message
-):
+def test_undefined_metric_is_an_error(task_folder, tmp_path, head, task, name, content, message):
     """A correlation of 0.0000 would look like a model's."""
     tags = ["O", "B-LOC"] if head == "TokenClassification" else ["unacceptable", "acceptable"]
     names = {"id2label": dict(enumerate(tags)), "label2id": {}} if head != "Body" else {}

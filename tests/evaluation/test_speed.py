@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from stillhouse.evaluation.speed import measure_speed, run_forward, run_generation, shape_key
+from stillhouse.evaluation.metrics.speed import measure_speed, run_forward, run_generation
 from stillhouse.families.registry import family_of
+from stillhouse.inference.reference import shape_key
 
 
 def gpt2(positions: int = 128, num_layers: int = 1) -> GPT2LMHeadModel:
@@ -26,7 +27,7 @@ def bert() -> BertForMaskedLM:
 
 
 @pytest.mark.parametrize(("positions", "tokens"), [(128, 1024), (512, 2048)])
-def test_forward_counts_the_tokens_that_it_reads(positions, tokens):
+def test_forward_counts_its_tokens(positions, tokens):
     """Eight sequences, of 256 tokens or as many as the model takes."""
     model = gpt2(positions)
     assert run_forward(family_of(model.config), model) == tokens
@@ -49,8 +50,8 @@ def test_every_model_gets_a_rate():
     assert speeds["bert"]["generate_tokens_per_second"] is None
 
 
-def test_the_range_of_a_ratio_holds_the_quotient_of_the_rates():
-    """What is told beside two rates never contradicts their quotient."""
+def test_range_of_a_speed_ratio_contains_the_ratio():
+    """The reported range never contradicts the quotient of the two rates."""
     models = {"deep": gpt2(num_layers=4), "flat": gpt2()}
     speeds = measure_speed({name: (family_of(m.config), m) for name, m in models.items()})
     for kind in ("forward", "generate"):

@@ -1,4 +1,4 @@
-"""Whether a teacher knows the text: its loss against that of token counts alone."""
+"""Whether a teacher models the text: its loss compared with that of token counts."""
 
 import math
 
@@ -40,11 +40,11 @@ def test_unigram_probabilities_are_those_of_witten_and_bell():
 
 
 @pytest.mark.parametrize(("loss", "weak"), [(3.0, False), (5.0, True), (math.nan, True)])
-def test_a_teacher_is_weak_where_counts_alone_do_nearly_as_well(loss, weak):
+def test_a_teacher_is_weak_above_a_share_of_the_unigram_loss(loss, weak):
     assert TeacherFit(loss, 6.0, 4_096).is_weak == weak
 
 
-def test_a_teacher_that_is_trained_here_is_to_be_trained_longer(tmp_path):
+def test_advice_for_a_trained_teacher_is_to_train_longer(tmp_path):
     recipe = parse_recipe(RECIPE.format(teacher="{start: sample}", text="x.txt"))
     assert "Train it longer: raise teacher.training.epochs" in advice(recipe)
     folder = resolve_folder("sample", offline=True)
@@ -52,7 +52,7 @@ def test_a_teacher_that_is_trained_here_is_to_be_trained_longer(tmp_path):
 
 
 def held_out_python():
-    """What the sample teacher never saw of its own kind of text."""
+    """Python text that was held out from the sample teacher."""
     return [text[:4_000] for name, text in sample_documents() if is_validation(name, 0.04)][:10]
 
 
@@ -61,8 +61,8 @@ def held_out_python():
     ("texts", "weak"),
     [(held_out_python, False), (lambda: [f"{GERMAN}{number}. " * 9 for number in range(10)], True)],
 )
-def test_the_sample_teacher_knows_python_and_no_german(tmp_path, texts, weak):
-    """After prepare the user of a German text is told what to add to the recipe."""
+def test_sample_teacher_is_weak_on_german_and_not_on_python(tmp_path, texts, weak):
+    """The warning for German text contains the lines to add to the recipe."""
     (tmp_path / "texts").mkdir()
     for number, text in enumerate(texts()):
         (tmp_path / f"texts/{number}.txt").write_text(text, encoding="utf-8")
@@ -77,4 +77,4 @@ def test_the_sample_teacher_knows_python_and_no_german(tmp_path, texts, weak):
             RECIPE.replace("teacher: {teacher}", "{line}").format(text="x", line=lines)
         )
         assert tuned.trains_its_teacher
-        assert "hardly knows this text" in warning
+        assert "models this text poorly" in warning

@@ -29,10 +29,10 @@ def test_a_byte_order_mark_compression_and_line_ends_are_no_text(tmp_path):
         ("a.pdf", b"%PDF-1.4", "it is a .pdf file. Convert it to text"),
         ("a.txt", b"caf\xe9", "is not UTF-8: byte 3"),
         ("a.txt", b"a\0b", "holds a NUL character in line 1"),
-        ("a.txt", None, "There is no text file .*seen from"),
+        ("a.txt", None, "There is no text file .*working directory"),
     ],
 )
-def test_what_is_no_plain_text_is_refused(tmp_path, name, content, message):
+def test_file_that_is_not_plain_text_is_an_error(tmp_path, name, content, message):
     """Its markup would be scored, or its bytes guessed."""
     if content is not None:
         (tmp_path / name).write_bytes(content)

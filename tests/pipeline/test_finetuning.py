@@ -15,12 +15,12 @@ import yaml
 from safetensors.torch import load_file
 
 import stillhouse
+from stillhouse import units
 from stillhouse.__main__ import _run
 from stillhouse.errors import DataError, RecipeError, RunError, StillhouseError
 from stillhouse.finetuning.finetune import compared_steps
 from stillhouse.finetuning.settings import TaskTrainingRecipe
 from stillhouse.recipe_file import parse_recipe
-from stillhouse.report import units
 from stillhouse.runs.manifest import read_manifest
 
 pytestmark = pytest.mark.e2e
@@ -93,7 +93,7 @@ def test_models_learn_the_task_and_are_scored(recipe, tmp_path, capsys, monkeypa
         accuracy = found["models"][model]["accuracy"]
         assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
         assert accuracy["value"] > 0.9
-    gain = found["gains"]["distilled less student"]["accuracy"]
+    gain = found["differences"]["distilled minus student"]["accuracy"]
     values = {name: each["accuracy"]["value"] for name, each in found["models"].items()}
     assert gain["value"] == pytest.approx(values["distilled"] - values["student"])
     for name, value in values.items():
@@ -371,14 +371,16 @@ def test_the_report_shows_scores_and_the_effect_of_the_teacher(recipe, tmp_path)
     page = (run / "report.html").read_text()
     folders = [run / f"seed-{seed}" for seed in (0, 1)]
     gains = [
-        scores_of(folder)["splits"]["validation"]["gains"]["distilled less student"]["accuracy"]
+        scores_of(folder)["splits"]["validation"]["differences"]["distilled minus student"][
+            "accuracy"
+        ]
         for folder in folders
     ]
-    assert "distilled less student" in page
+    assert "distilled minus student" in page
     for gain in gains:
         assert f"{units.signed(gain['low'], 4)} to {units.signed(gain['high'], 4)}" in page
     middle = units.signed(sum(gain["value"] for gain in gains) / 2, 4)
-    assert f"distilled scores {middle} (accuracy) against student" in page
+    assert f"distilled scores {middle} (accuracy) compared with student" in page
     for model in ("teacher", "student", "distilled"):
         assert f'<th scope="row">{model}</th>' in page
         assert re.search(rf'class="label [a-z_]+"[^>]*>{model}<', page)

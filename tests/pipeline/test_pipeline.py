@@ -67,16 +67,16 @@ def test_a_run_writes_every_file_and_nothing_temporary(finished):
 
 
 def test_evaluation_json_has_the_keys_of_its_schema(finished):
-    """Every reader of evaluation.json finds the keys of schema 1, finite numbers in them."""
+    """Every reader of evaluation.json finds the keys of schema 2, finite numbers in them."""
     result = json.loads((finished.folder / "evaluation.json").read_text(encoding="utf-8"))
     assert set(result) >= RESULT_KEYS
-    assert result["schema"] == 1
+    assert result["schema"] == 2
     assert list(result["models"]) == ["teacher", "student", "control"]
     for model in result["models"].values():
         assert set(model) == MODEL_KEYS
         assert set(model["perplexity"]) == {
             "token",
-            "token_s512",
+            "token_sliding",
             "word",
             "bits_per_byte",
             "tokens_scored",
@@ -85,7 +85,7 @@ def test_evaluation_json_has_the_keys_of_its_schema(finished):
         }
     models, comparison = result["models"], result["comparison"]
     gap = models["student"]["validation_loss"] - models["control"]["validation_loss"]
-    assert comparison["loss_over_control"] == pytest.approx(gap)
+    assert comparison["loss_minus_control"] == pytest.approx(gap)
     assert comparison["size_ratio"] == pytest.approx(
         models["student"]["parameters"] / models["teacher"]["parameters"]
     )
@@ -102,7 +102,7 @@ def test_training_facts_report_mfu(finished):
         speed = facts["tokens"] / facts["seconds"]
         assert facts["floor_share"] == pytest.approx(speed / facts["floor_tokens_per_second"])
     page = (finished.folder / "report.html").read_text(encoding="utf-8")
-    assert "Training speed, of what this machine allows" in page
+    assert "Model FLOPs utilization (MFU)" in page
 
 
 @pytest.mark.law("reload")
@@ -235,7 +235,7 @@ def test_without_a_control_only_the_student_is_trained(ready):
     assert ready.call("evaluate").code == 0
     result = json.loads((ready.folder / "evaluation.json").read_text(encoding="utf-8"))
     assert list(result["models"]) == ["teacher", "student"]
-    assert result["comparison"]["loss_over_control"] is None
+    assert result["comparison"]["loss_minus_control"] is None
     assert not (ready.folder / "control").exists()
 
 

@@ -41,14 +41,14 @@ def make_model(name: str, loss: float | None, *, kind: str = "causal") -> dict[s
         token = math.exp(loss) if loss is not None and loss < 709 else None
         perplexity = {
             "token": token,
-            "token_s512": token and token * 0.97,
+            "token_sliding": token and token * 0.97,
             "word": token and token**1.6,
             "bits_per_byte": loss and loss / 2.3,
             "tokens_scored": 51_200,
             "words": 39_000,
             "bytes": 230_000,
         }
-    trained = {"tokens": 2_000_000, "seconds": 754.0, "steps": 488, "floor_share": 0.41}
+    trained = {"tokens": 2_000_000, "seconds": 754.0, "steps": 488, "mfu": 0.41}
     return {
         "path": f"/home/someone/runs/<tiny>/{name}",
         "parameters": parameters,
@@ -57,7 +57,7 @@ def make_model(name: str, loss: float | None, *, kind: str = "causal") -> dict[s
         "validation_loss": loss if causal else None,
         "masked_loss": None if causal else loss,
         "perplexity": perplexity,
-        "agreement": {"acceptance": 0.71, "same_choice": 0.62},
+        "agreement": {"acceptance_rate": 0.71, "top1_agreement": 0.62},
         "speed": {
             "forward_tokens_per_second": speed,
             "generate_tokens_per_second": speed / 40 if causal else None,
@@ -96,13 +96,13 @@ def make_evaluation(
 ) -> dict[str, Any]:
     models = {name: make_model(name, loss, kind=kind) for name, loss in losses.items()}
     return {
-        "schema": 1,
+        "schema": 2,
         "intervals": make_intervals(losses, width),
         "diverged": [name for name, loss in losses.items() if loss is None or loss > 9],
         "protocol": {
             "validation": "Every token of the validation split is scored, in blocks of 256.",
             "perplexity_block": 256,
-            "stride_s512": 128,
+            "stride": 128,
             "speed": "Median of 5 passes over 8 x 256 tokens after 2 warm-up passes.",
             "texts": {"validation": "the recipe's validation split, 51,200 tokens"},
         },

@@ -1,11 +1,14 @@
 """What a reader of the student's README.md sees."""
 
+import math
+from typing import Any
+
 import pytest
 import yaml
 from tests.report.handmade import make_recipe
 
+from stillhouse import units
 from stillhouse.recipe_file import parse_recipe
-from stillhouse.report import units
 from stillhouse.report.write import write_report
 from stillhouse.runs.manifest import Inputs, commit_folder, verify
 from stillhouse.runs.paths import RunFolder
@@ -16,31 +19,39 @@ def card(run: RunFolder, **settings: str) -> str:
     return (run.student / "README.md").read_text(encoding="utf-8")
 
 
-def front_matter(text: str) -> dict[str, object]:
+def front_matter(text: str) -> dict[str, Any]:
     _, matter, _ = text.split("---\n", 2)
     return yaml.safe_load(matter)
 
 
-def test_the_front_matter_is_what_the_hub_reads(make_run, losses):
-    assert front_matter(card(make_run(losses))) == {
+def test_front_matter_has_the_metadata_of_the_hub(make_run, losses):
+    matter = front_matter(card(make_run(losses)))
+    [entry] = matter.pop("model-index")
+    assert entry["name"] == "tiny-still"
+    [result] = entry["results"]
+    assert result["task"] == {"type": "text-generation"}
+    assert result["dataset"] == {"name": "the validation split", "type": "text"}
+    values = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert values["Validation loss per token"] == losses["student"]
+    assert values["Perplexity per token"] == pytest.approx(math.exp(losses["student"]))
+    assert matter == {
         "license": "apache-2.0",
         "base_model": "openai-community/gpt2",
         "tags": ["stillhouse", "distillation"],
         "pipeline_tag": "text-generation",
+        "metrics": ["perplexity"],
         "library_name": "transformers",
     }
 
 
-def test_a_masked_student_fills_masks(make_run, losses):
+def test_masked_student_has_the_fill_mask_pipeline(make_run, losses):
     text = card(make_run(losses, kind="masked"), kind="masked", teacher="bert-base-uncased")
     assert front_matter(text)["pipeline_tag"] == "fill-mask"
     assert 'pipeline("fill-mask"' in text
 
 
 @pytest.mark.parametrize("teacher", ["./models/secret", "/home/someone/secret"])
-def test_a_teacher_from_a_folder_is_no_base_model_and_its_path_stays_private(
-    make_run, losses, teacher
-):
+def test_local_teacher_is_no_base_model_and_its_path_is_not_published(make_run, losses, teacher):
     text = card(make_run(losses), teacher=teacher)
     prose, _, recipe = text.partition("```yaml")
     assert "base_model" not in front_matter(text)
@@ -48,14 +59,14 @@ def test_a_teacher_from_a_folder_is_no_base_model_and_its_path_stays_private(
     assert teacher in recipe
 
 
-def test_the_recipe_in_the_card_makes_the_run_again(make_run, losses):
+def test_recipe_in_the_card_reproduces_the_run(make_run, losses):
     text = card(make_run(losses))
     assert "stillhouse run recipe.yaml --run-dir runs/tiny-still" in text
     recipe = text.split("```yaml\n")[1].split("```")[0]
     assert parse_recipe(recipe) == make_recipe()
 
 
-def test_the_card_says_how_the_student_was_made_and_what_was_not_tested(make_run, losses):
+def test_card_states_training_and_limits(make_run, losses):
     text = card(make_run(losses))
     for shown in (
         "`soft_target` 5 (predicted rows), `language_modeling` 1 (predicted rows)",
@@ -70,7 +81,7 @@ def test_the_card_says_how_the_student_was_made_and_what_was_not_tested(make_run
         assert shown in text
 
 
-def test_the_card_holds_the_same_table_as_the_page(make_run, losses):
+def test_card_has_the_table_of_the_page(make_run, losses):
     text = card(make_run(losses))
     student, control = (f"({ratio}{units.TIMES} teacher)" for ratio in ("1.14", "1.17"))
     assert "|  | Teacher | Student | Control, same tokens |" in text
@@ -85,3 +96,13 @@ def test_writing_the_card_leaves_a_committed_student_intact(make_run, losses):
         (folder / "config.json").write_text("{}")
     card(run)
     verify(run.student)
+
+
+def test_hub_datasets_are_named_without_configuration_and_split(make_run, losses):
+    recipe = make_recipe()
+    sources = ["hf://owner/name:small#train", "hf://owner/name", "corpus.txt"]
+    corpus = recipe.text.model_copy(update={"source": sources})
+    run = make_run(losses)
+    write_report(recipe.model_copy(update={"corpus": corpus}), run, [run])
+    matter = front_matter((run.student / "README.md").read_text(encoding="utf-8"))
+    assert matter["datasets"] == ["owner/name"]

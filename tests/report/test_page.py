@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import pytest
 from tests.report.handmade import FIGURES, make_metrics, make_recipe, write_results
 
+from stillhouse import units
 from stillhouse.errors import RunError
 from stillhouse.evaluation.settings import EvaluationRecipe
-from stillhouse.report import units
 from stillhouse.report.write import write_report
 from stillhouse.runs.manifest import read_manifest, verify
 from stillhouse.runs.paths import RunFolder
@@ -57,7 +57,7 @@ def report(run: RunFolder, **settings: str) -> Page:
     return Page(run.report.read_text(encoding="utf-8"))
 
 
-def test_every_model_stands_in_the_table_with_units_and_ratios(make_run):
+def test_table_has_every_model_with_units_and_ratios(make_run):
     page = report(make_run({name: figures[0] for name, figures in FIGURES.items()}))
     for label in ("Teacher", "Student", "Control, same tokens", "Control, same time"):
         assert label in page.text
@@ -78,7 +78,7 @@ def test_the_perplexities_of_all_models_are_shown(make_run, losses):
         assert f"{math.exp(loss):.2f}" in page.text
 
 
-def test_the_page_loads_nothing_and_runs_nothing(make_run, losses):
+def test_page_has_no_scripts_and_no_outside_resources(make_run, losses):
     run = make_run(losses)
     page = report(run)
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.elements}
@@ -92,14 +92,14 @@ def test_the_page_loads_nothing_and_runs_nothing(make_run, losses):
     assert set(re.findall(r"url\((.)", html)) == {"#"}
 
 
-def test_what_a_user_wrote_is_text_and_not_markup(make_run, losses):
+def test_user_text_is_escaped(make_run, losses):
     page = report(make_run(losses))
     assert "then <b>student</b> says <script>alert(1)</script>" in page.text
     assert 'If x < 3 & y > "4"' in page.text
     assert "/home/someone/runs/<tiny>/teacher" in page.text
 
 
-def test_a_student_worse_than_its_control_is_said(make_run, losses):
+def test_student_worse_than_its_control_is_reported(make_run, losses):
     page = report(make_run(losses | {"student": 3.40}))
     assert "The student is worse than its control: the teacher did not help." in page.text
     assert "its loss higher by 0.040 nats per token" in page.text
@@ -110,13 +110,13 @@ def test_controls_that_disagree_are_both_named(make_run, losses):
     assert "better than its control of the same tokens, and worse than its control" in page.text
 
 
-def test_without_a_control_nothing_is_claimed(make_run, losses):
+def test_without_a_control_the_effect_of_the_teacher_is_unknown(make_run, losses):
     del losses["control"]
     page = report(make_run(losses))
-    assert "No control was trained. Whether the teacher helped is not known." in page.text
+    assert "No control was trained. The effect of the teacher is unknown." in page.text
 
 
-def test_no_validation_level_is_laid_over_the_training_losses(make_run, losses):
+def test_training_loss_chart_has_no_validation_loss(make_run, losses):
     """The teacher was not measured on the training text: its validation loss would make the student
     seem to beat it."""
     run = make_run(losses)
@@ -125,10 +125,13 @@ def test_no_validation_level_is_laid_over_the_training_losses(make_run, losses):
     [training] = [each for each in figures if "<b>Training loss (language modeling)" in each]
     assert "line student" in training
     assert "teacher" not in re.findall(r'class="line (\w+)', training)
-    assert "losses on the validation split, in the table above, are not to be compared" in page.text
+    assert (
+        "losses on the validation split, in the table above, are not comparable with these"
+        in page.text
+    )
 
 
-def test_ratios_are_the_quotients_of_the_numbers_shown(tmp_path):
+def test_ratios_are_quotients_of_the_displayed_medians(tmp_path):
     """Over several seeds too: the median of the seeds' ratios, 1.25, is not what a reader finds."""
     run = RunFolder.at(tmp_path)
     seed_runs = [run.for_seed(seed) for seed in (0, 1, 2)]
@@ -144,10 +147,10 @@ def test_ratios_are_the_quotients_of_the_numbers_shown(tmp_path):
     write_report(make_recipe(seed="[0, 1, 2]"), run, seed_runs)
     text = Page(run.report.read_text(encoding="utf-8")).text
     assert "800 tokens/s 100 to 800 tokens/s 500 tokens/s 200 to 900 tokens/s 0.62" in text
-    assert "reads text at 0.62\N{MULTIPLICATION SIGN} the teacher's speed" in text
+    assert "0.62\N{MULTIPLICATION SIGN} its forward throughput" in text
 
 
-def test_the_range_of_a_noisy_speed_stands_beside_its_ratio(make_run, losses):
+def test_noisy_speed_ratio_has_its_range_in_the_table(make_run, losses):
     run = make_run(losses)
     evaluation = json.loads(run.evaluation.read_text())
     speed = evaluation["models"]["student"]["speed"]
@@ -157,14 +160,14 @@ def test_the_range_of_a_noisy_speed_stands_beside_its_ratio(make_run, losses):
     assert shown in report(run).text
 
 
-def test_each_difference_stands_with_its_interval(make_run, losses):
+def test_each_difference_has_its_interval_in_the_table(make_run, losses):
     text = report(make_run(losses)).text
     minus = units.MINUS
     assert f"{minus}0.030 nats {minus}0.034 to {minus}0.026" in text
-    assert "Its 95 % interval is over the 40 documents of the text." in text
+    assert "The 95 % interval is over the 40 documents of the text." in text
 
 
-def test_a_text_of_the_user_is_named_in_place_of_the_validation_split(make_run, losses):
+def test_scored_files_are_named(make_run, losses):
     """`evaluation.perplexity` names what is scored; a second text has a row of its own."""
     run = make_run(losses)
     evaluation = json.loads(run.evaluation.read_text())
@@ -190,8 +193,8 @@ def test_without_a_control_no_control_is_described(make_run, losses):
     assert "control is the same student" not in card
 
 
-def test_one_seed_is_called_no_evidence_of_spread(make_run, losses):
-    assert "no evidence of the spread between seeds" in report(make_run(losses)).text
+def test_one_seed_leaves_the_spread_between_seeds_unknown(make_run, losses):
+    assert "the spread between seeds is unknown" in report(make_run(losses)).text
 
 
 def test_a_loss_that_was_not_finite_is_marked_and_counted(make_run, losses):
@@ -204,14 +207,14 @@ def test_a_loss_that_was_not_finite_is_marked_and_counted(make_run, losses):
     assert marks
 
 
-def test_a_skipped_step_is_said(make_run, losses):
+def test_skipped_steps_are_reported(make_run, losses):
     run = make_run(losses)
     line = json.dumps({"model": "student", "step": 61, "loss": None, "skipped_steps": 2})
     run.metrics.write_text(run.metrics.read_text() + line + "\n")
     assert "Student: 2 optimizer steps were skipped" in report(run).text
 
 
-def test_a_model_without_a_finite_loss_is_shown_as_such(make_run, losses):
+def test_model_without_a_finite_loss_is_marked(make_run, losses):
     page = report(make_run(losses | {"student": None}))
     assert "The student's perplexity is not a finite number" in page.text
     assert page.text.count("no finite value") >= 5
@@ -219,7 +222,7 @@ def test_a_model_without_a_finite_loss_is_shown_as_such(make_run, losses):
 
 def test_a_masked_model_is_reported_by_its_masked_loss(make_run, losses):
     page = report(make_run(losses, kind="masked"), kind="masked", teacher="bert-base-uncased")
-    assert "Its masked loss is 3.330 nats against the teacher's 3.200 nats" in page.text
+    assert "Its masked loss is 3.330 nats, compared with the teacher's 3.200 nats" in page.text
     assert "Perplexity per word" not in page.text
 
 
@@ -236,11 +239,11 @@ def test_several_seeds_are_all_listed_with_their_median(tmp_path):
         "Seed 8 3.200 nats 3.330 nats 3.360 nats \N{MINUS SIGN}0.030 nats",
         "Seed 9 3.200 nats 3.380 nats 3.360 nats +0.020 nats",
         "Median 3.200 nats 3.330 nats 3.310 to 3.380 nats 3.360 nats \N{MINUS SIGN}0.030 nats",
-        "The student and its control do not clearly differ.",
+        "The student and its control do not differ significantly.",
         "the student has the lower loss in 2 of 3 seeds",
     ):
         assert shown in page.text
-    assert "no evidence of the spread" not in page.text
+    assert "spread between seeds is unknown" not in page.text
     assert all((seed_run.student / "README.md").is_file() for seed_run in seed_runs)
 
 
@@ -254,7 +257,7 @@ def test_every_chart_has_a_title_a_description_and_identifiers_of_its_own(make_r
         assert set((chart["aria-labelledby"] or "").split()) <= set(identifiers)
 
 
-def test_the_numbers_stand_with_protocol_machine_commit_seed_and_command(make_run, losses):
+def test_page_states_protocol_machine_commit_seed_and_command(make_run, losses):
     run = make_run(losses)
     page = report(run)
     for shown in ("AMD EPYC", "8.0 GB", "abc123", "2.13.0", "Every token of the validation split"):
@@ -287,15 +290,21 @@ def test_the_report_is_committed_with_its_sources(make_run, losses):
     assert list(manifest.inputs.sources) == ["evaluation seed 0"]
 
 
-def test_a_run_that_was_not_evaluated_is_refused(tmp_path):
+def test_missing_evaluation_is_an_error(tmp_path):
     run = RunFolder.at(tmp_path)
-    with pytest.raises(RunError, match=r"evaluation.json is not there yet.*evaluate first"):
+    with pytest.raises(RunError, match=r"There is no .*evaluation.json yet.*evaluate first"):
         write_report(make_recipe(), run, [run])
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"models": {"teacher": {}}}'])
-def test_a_damaged_evaluation_is_refused(make_run, losses, content):
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2, "models": {"teacher": {}}}'])
+def test_damaged_evaluation_is_an_error(make_run, losses, content):
     run = make_run(losses)
     run.evaluation.write_text(content)
     with pytest.raises(RunError, match=r"evaluation.json"):
+        write_report(make_recipe(), run, [run])
+
+
+def test_evaluation_of_another_schema_is_an_error(make_run, losses):
+    run = make_run(losses, schema=1)
+    with pytest.raises(RunError, match=r"has schema 1; .* needs schema 2.*Remove it, then run"):
         write_report(make_recipe(), run, [run])

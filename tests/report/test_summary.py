@@ -6,8 +6,7 @@ import pytest
 from tests.report.handmade import FIGURES, make_recipe, write_results
 
 from stillhouse.recipe_file import parse_recipe
-from stillhouse.report.summary import summary
-from stillhouse.report.tasks import tasks_summary
+from stillhouse.report.summary import summary, tasks_summary
 from stillhouse.runs.manifest import Inputs, commit_file
 from stillhouse.runs.paths import RunFolder
 
@@ -30,7 +29,7 @@ def table_lines(text):
     return [line for line in text.splitlines() if "/tmp" not in line]
 
 
-def test_every_row_stands_on_one_line_of_80_columns(runs):
+def test_summary_rows_fit_in_80_columns(runs):
     run, found = runs
     text = summary(make_recipe(seed="[7, 8, 9]"), run, found)
     assert max(map(len, table_lines(text))) <= 80
@@ -46,7 +45,7 @@ def test_seeds_are_listed(runs):
     run, found = runs
     words = " ".join(summary(make_recipe(seed="[7, 8, 9]"), run, found).split())
     assert "(median of 3 seeds (7, 8, 9))" in words
-    assert "95 % interval leaves out zero in 3" in words
+    assert "95 % interval excludes zero in 3" in words
 
 
 TASK = """
@@ -73,7 +72,9 @@ def test_a_task_names_its_metric_and_what_each_model_costs(tmp_path, monkeypatch
     scores = {
         "metric": "strict",
         "task": {"kind": "token_classification"},
-        "splits": {"validation": {"models": models, "gains": {"distilled less student": gain}}},
+        "splits": {
+            "validation": {"models": models, "differences": {"distilled minus student": gain}}
+        },
         "costs": {
             name: {"parameters": 22e6, "size_bytes": 9e7, "forward_tokens_per_second": 1e4}
             for name in models
@@ -93,7 +94,7 @@ def test_a_task_names_its_metric_and_what_each_model_costs(tmp_path, monkeypatch
     interval = [f"{MINUS}0.0012", "to", "+0.0400"]
     if len(seeds) == 1:
         assert ["teacher", "1.0000", "0.9540", "to", "1.0000"] in rows
-        assert ["distilled", "less", "student", "+0.0213", *interval] in rows
+        assert ["distilled", "minus", "student", "+0.0213", *interval] in rows
     else:
         assert ["teacher", *["1.0000"] * 4] in rows
-        assert ["distilled", "less", "student", "2", "+0.0213", *interval] in rows
+        assert ["distilled", "minus", "student", "2", "+0.0213", *interval] in rows

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from stillhouse.recipe_file import parse_recipe
-from stillhouse.report.task_card import task_card
-from stillhouse.report.task_page import TaskResult
+from stillhouse.report.cards import task_card
+from stillhouse.report.tasks import TaskResult
 from stillhouse.runs.manifest import Inputs, commit_folder
 from stillhouse.runs.paths import RunFolder
 
@@ -73,10 +73,10 @@ def card(tmp_path):
                             name: {metric: interval(value + place / 100, 0.0125)}
                             for name, value in (("teacher", 0.9), ("distilled", 0.85))
                         },
-                        "gains": {}
+                        "differences": {}
                         if gain is None
                         else {
-                            "distilled less student": {metric: interval(gain + place / 100, 0.015)}
+                            "distilled minus student": {metric: interval(gain + place / 100, 0.015)}
                         },
                     }
                 },
@@ -107,8 +107,8 @@ def front_matter(text):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_its_code_runs_on_the_model(card, task_folder, monkeypatch, kind, capsys):
-    """As it stands there, with the folder in place of the path."""
+def test_usage_snippet_of_the_card_runs(card, task_folder, monkeypatch, kind, capsys):
+    """Verbatim, with the folder in place of the path."""
     single = {"num_labels": 1, "problem_type": "regression"} if kind == "regression" else {}
     folder = task_folder("bert", HEADS[kind], **single)
     code = card(kind).split("```python\n")[1].split("```")[0]
@@ -117,17 +117,25 @@ def test_its_code_runs_on_the_model(card, task_folder, monkeypatch, kind, capsys
 
 
 @pytest.mark.parametrize(
-    ("kind", "tag"),
+    ("kind", "tag", "metric"),
     [
-        ("classification", "text-classification"),
-        ("question_answering", "question-answering"),
-        ("token_classification", "token-classification"),
-        ("embeddings", "sentence-similarity"),
+        ("classification", "text-classification", "accuracy"),
+        ("question_answering", "question-answering", "f1"),
+        ("token_classification", "token-classification", "f1"),
+        ("embeddings", "sentence-similarity", "spearmanr"),
     ],
 )
-def test_the_front_matter_is_what_the_hub_reads(card, kind, tag):
-    """Under the name that the packaged weights have on the hub."""
-    assert front_matter(card(kind)) == {
+def test_front_matter_has_the_metadata_of_the_hub(card, kind, tag, metric):
+    """Under the name that the packaged weights have on the hub, with the scores of the model."""
+    matter = front_matter(card(kind))
+    [entry] = matter.pop("model-index")
+    assert entry["name"] == "my run-the_task-distilled"
+    [result] = entry["results"]
+    assert result["task"] == {"type": tag}
+    assert result["dataset"] == {"name": "the_task", "type": kind, "split": "validation"}
+    assert [(each["type"], each["value"]) for each in result["metrics"]] == [(metric, 0.85)]
+    assert matter == {
+        "metrics": [metric],
         "license": "apache-2.0",
         "base_model": "sentence-transformers/all-MiniLM-L6-v2",
         "tags": ["stillhouse", "distillation"],
@@ -137,17 +145,17 @@ def test_the_front_matter_is_what_the_hub_reads(card, kind, tag):
     assert front_matter(card(kind, "student"))["tags"] == ["stillhouse"]
 
 
-def test_scores_and_gains_stand_there_for_every_seed(card):
+def test_card_has_scores_and_differences_of_every_seed(card):
     text = card()
-    assert "| distilled less student | +0.0250 (+0.0200 to +0.0300) |" in text
+    assert "| distilled minus student | +0.0250 (+0.0200 to +0.0300) |" in text
     for gain in ("+0.0200 (+0.0050 to +0.0350)", "+0.0300 (+0.0150 to +0.0450)"):
         assert gain in text
     assert "The models with a teacher are better: the teacher helped." in text
-    assert "One seed is no evidence" not in text
-    assert "One seed is no evidence" in card(seeds=(4,))
+    assert "One seed: the spread between seeds is unknown" not in text
+    assert "One seed: the spread between seeds is unknown" in card(seeds=(4,))
 
 
-def test_parameters_size_and_speed_of_each_model_stand_there(card):
+def test_card_has_parameters_size_and_speed_of_each_model(card):
     """Ratios are the quotients of the cells, to the teacher."""
     text = card()
     assert "| teacher | 22.7 M | 90.8 MB | 1,000 tokens/s |" in text
@@ -155,7 +163,7 @@ def test_parameters_size_and_speed_of_each_model_stand_there(card):
     assert f"| distilled | {distilled}" in text
 
 
-def test_a_teacher_that_nothing_is_compared_with_is_not_called_absent(card):
+def test_teacher_without_a_comparable_model_has_an_unknown_effect(card):
     """The taught model has no counterpart without a teacher: that is said, and no verdict."""
 
     def without_the_student(text):
@@ -163,26 +171,26 @@ def test_a_teacher_that_nothing_is_compared_with_is_not_called_absent(card):
 
     text = card(gain=None, edit=without_the_student)
     assert "No model had a teacher." not in text
-    assert "Whether the teacher helped is not known." in text
+    assert "The effect of the teacher is unknown." in text
     shown = (
-        "the_task: distilled had a teacher, but no model without one starts from the same weights"
+        "the_task: distilled has a teacher, but no model without one starts from the same weights"
     )
     assert shown in text
-    assert "`A less B`" not in text
+    assert "`A minus B`" not in text
 
 
-def test_models_that_were_all_trained_alone_had_no_teacher(card):
+def test_models_without_a_teacher_are_reported_as_such(card):
     text = card(
         model="student", gain=None, edit=lambda text: text.replace(", teacher: teacher}", "}")
     )
     assert "No model had a teacher." in text
-    assert "`A less B`" not in text
+    assert "`A minus B`" not in text
 
 
-def test_a_gain_within_its_interval_is_no_verdict(card):
+def test_difference_within_its_interval_is_not_significant(card):
     text = card(seeds=(4,), gain=0.001)
-    assert "Whether the teacher helped is not clear." in text
-    assert "no difference could be shown: distilled scores +0.0010" in text
+    assert "The effect of the teacher is not significant." in text
+    assert "no significant difference: distilled scores +0.0010" in text
 
 
 @pytest.mark.parametrize(
@@ -201,10 +209,10 @@ def test_all_scores_of_a_metric_have_as_many_decimals(card):
     assert {len(number.partition(".")[2]) for number in numbers} == {4}
 
 
-def test_it_says_how_the_model_was_made(card):
+def test_card_states_how_the_model_was_trained(card):
     text = card()
     for shown in (
-        "- Layers taken from it: 1, spread evenly",
+        "- Layers copied: 1, spread evenly",
         "- Teacher: `teacher`, another model of the task",
         "- Examples: 500 of `train.jsonl`",
         "- Losses and weights: `hard_target` 0.5, `soft_target` 0.5",
@@ -218,8 +226,8 @@ def test_it_says_how_the_model_was_made(card):
     assert "Losses and weights" not in card(model="student")
 
 
-def test_a_start_from_a_folder_stays_private(card):
-    """Its path stands in the recipe alone, which is needed to make the run again."""
+def test_local_initial_weights_are_not_published(card):
+    """Its path is only in the recipe, which is needed to make the run again."""
     text = card(teacher="/home/someone/secret")
     prose, _, recipe = text.partition("```yaml")
     assert "base_model" not in front_matter(text)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stillhouse.recipe_file import load_recipe
-from stillhouse.report.tasks import glue_lines
+from stillhouse.report.tasks import glue_lines, read_tasks
 from stillhouse.runs.manifest import Inputs, commit_file
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.metrics import GLUE
@@ -17,7 +17,7 @@ def runs(tmp_path):
 
     def scores(place, seed, splits):
         value = {GLUE[list(GLUE)[place]]: {"value": (place + seed) / 100}}
-        found = {split: {"models": {"model": value}, "gains": {}} for split in splits}
+        found = {split: {"models": {"model": value}, "differences": {}} for split in splits}
         return {"metric": GLUE[list(GLUE)[place]], "splits": found}
 
     found = []
@@ -39,8 +39,9 @@ def test_macro_scores_are_means_of_the_tasks_medians(runs):
     medians = [place + 0.5 for place in range(len(GLUE))]
     without = [value for value, task in zip(medians, GLUE, strict=True) if task != "wnli"]
     mean, mean_without = sum(medians) / 9, sum(without) / 8
-    assert glue_lines(recipe, runs) == [
+    assert glue_lines(recipe, read_tasks(recipe, runs)) == [
         f"GLUE, model: {mean_without:.1f} without WNLI, {mean:.1f} with it"
     ]
     fewer = {name: task for name, task in recipe.finetuning.items() if name != "rte"}
-    assert glue_lines(recipe.model_copy(update={"finetuning": fewer}), runs) == []
+    recipe = recipe.model_copy(update={"finetuning": fewer})
+    assert glue_lines(recipe, read_tasks(recipe, runs)) == []

@@ -10,11 +10,11 @@ from stillhouse.distillation.distill import models_to_train
 from stillhouse.estimate.parts import Part
 from stillhouse.estimate.speeds import LanguageTraining, Speeds, scoring_step
 from stillhouse.estimate.text import TextSize, file_tokens
-from stillhouse.evaluation.agreement import ROWS
+from stillhouse.evaluation.metrics.agreement import ROWS
+from stillhouse.evaluation.metrics.speed import LENGTH, NEW_TOKENS
 from stillhouse.evaluation.perplexity import stride_of
 from stillhouse.evaluation.samples import NEW_TOKENS as SAMPLE_TOKENS
 from stillhouse.evaluation.samples import NUM_SAMPLES
-from stillhouse.evaluation.speed import LENGTH, NEW_TOKENS
 from stillhouse.evaluation.teacher_fit import NUM_TOKENS
 from stillhouse.families.registry import family_of
 from stillhouse.inference.reference import BATCH, MOST_SECONDS, MOST_TURNS, TURNS
@@ -26,7 +26,7 @@ from stillhouse.training.settings import PretrainingRecipe
 from stillhouse.training.work import forward_multiply_adds, planned_step, sequences_per_step
 
 # Of a fresh process that imports the libraries and loads a model, whose memory is measured:
-# `time python -c "import stillhouse.evaluation.speed"` on two cores of an AMD EPYC.
+# `time python -c "import stillhouse.evaluation.metrics.speed"` on two cores of an AMD EPYC.
 PROCESS_SECONDS = 4.0
 
 

@@ -1,44 +1,49 @@
-"""The comparison of `compare` as a table in a terminal: a column a model, ratios to the first."""
+"""The result of `compare` in a terminal: a column for each model, with ratios to the first."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from stillhouse.evaluation.speed import is_noisy
+from stillhouse import terminal, units
+from stillhouse.evaluation.metrics.base import Metric, read
+from stillhouse.evaluation.metrics.registry import METRICS
+from stillhouse.evaluation.metrics.speed import is_noisy
 from stillhouse.wording import counted
 
 NUMBER_WIDTH = 26  # a rate with its ratio
 LABEL_WIDTH = 21
-Model = dict[str, Any]
+Models = Mapping[str, dict[str, Any]]
 
 
 def print_comparison(result: dict[str, Any]) -> None:
-    """Print on stdout; models that do not fit side by side stand in tables below each other."""
-    console = Console()
-    models = result["models"]
-    console.print(f"On {_text(result)}", markup=False, soft_wrap=False)
+    """Print on stdout; models that do not fit side by side are in tables below each other."""
+    models: Models = result["models"]
     first, *others = models
-    beside = max(1, (console.width - LABEL_WIDTH - NUMBER_WIDTH) // NUMBER_WIDTH)
-    for start in range(0, max(1, len(others)), beside):
-        shown = [first, *others[start : start + beside]]
-        console.print(_table({name: models[name] for name in shown}))
-    for name, model in models.items():
-        if model["diverged"]:
-            console.print(
-                f"{name}: its loss is not finite, or far above a guess among all tokens: its "
-                "training diverged, or its weights are damaged.",
-                markup=False,
-            )
-    if any(_noise(model, key) for model in models.values() for key in ("forward", "generate")):
-        console.print(
-            "noisy: how far the ratio of the speeds varied; other work was running beside."
+    beside = max(1, (Console().width - LABEL_WIDTH - NUMBER_WIDTH) // NUMBER_WIDTH)
+    parts: list[terminal.Part] = [Text(f"On {_text(result)}")]
+    parts += [
+        _table({name: models[name] for name in [first, *others[start:][:beside]]})
+        for start in range(0, max(1, len(others)), beside)
+    ]
+    parts += [
+        Text(
+            f"{name}: the loss is not finite, or far above that of a uniform guess: its training "
+            "diverged, or its weights are damaged."
         )
+        for name, model in models.items()
+        if model["diverged"]
+    ]
+    intervals = [read(model, each.interval) for model in models.values() for each in METRICS]
+    if any(map(is_noisy, intervals)):
+        parts.append(Text("noisy: the range of the speed ratio; other work ran on the machine."))
+    terminal.show(*parts)
 
 
 def _text(result: dict[str, Any]) -> str:
-    """The text, and how it was read."""
+    """The text, and how it was scored."""
     facts, model = result["protocol"], next(iter(result["models"].values()))
     parts = [result["text"]]
     if "documents" in facts:
@@ -52,68 +57,36 @@ def _text(result: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _table(models: dict[str, Model]) -> Table:
-    table = Table("", *models)
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify, column.overflow = "right", "fold"
-    first = next(iter(models.values()))
-    for label, read, show in _MEASURES:
-        values = [read(model) for model in models.values()]
-        if any(value is not None for value in values):
-            table.add_row(label, *(_against(value, values[0], show) for value in values))
-        noise = [_noise(model, _NOISY.get(label, "")) for model in models.values()]
-        if any(noise):
-            table.add_row("", *noise)
-    if any(model["loss_minus_first"] for model in models.values() if model is not first):
-        table.add_row("loss less the first's", *map(_difference, models.values()))
-    if any(model["diverged"] for model in models.values()):
-        states = ["diverged" if model["diverged"] else "" for model in models.values()]
-        table.add_row("state", *states)
-    return table
+def _table(models: Models) -> Table:
+    rows = [row for metric in METRICS if metric.compared for row in _rows(metric, models)]
+    rows.append(["Loss minus the first", *map(_difference, models.values())])
+    rows.append(["State", *("diverged" if each["diverged"] else "" for each in models.values())])
+    return terminal.table(["", *models], [row for row in rows if any(row[1:])], wrap=True)
 
 
-def _quality(key: str) -> Callable[[Model], float | None]:
-    return lambda model: model["perplexity"][key] if model["perplexity"] else None
+def _rows(metric: Metric, models: Models) -> list[Sequence[str]]:
+    """A metric of every model with its ratio to the first, and the range of a noisy ratio."""
+    values = [read(model, metric.key) for model in models.values()]
+    intervals = [read(model, metric.interval) for model in models.values()]
+    return [
+        [metric.label, *(_with_ratio(metric, value, values[0]) for value in values)],
+        ["", *(_range(each) if is_noisy(each) else "" for each in intervals)],
+    ]
 
 
-def _rate(value: float) -> str:
-    """Three digits at least: ratios are read from them."""
-    return f"{value:,.0f} tokens/s" if value >= 100 else f"{value:.3g} tokens/s"
-
-
-_MEASURES: list[tuple[str, Callable[[Model], float | None], Callable[[float], str]]] = [
-    ("parameters", lambda model: model["parameters"] / 1e6, "{:.1f} M".format),
-    ("size on disk", lambda model: model["size_bytes"] / 1e6, "{:.1f} MB".format),
-    ("reads", lambda model: model["speed"]["forward_tokens_per_second"], _rate),
-    ("writes", lambda model: model["speed"]["generate_tokens_per_second"], _rate),
-    (
-        "peak memory",
-        lambda model: (model["peak_memory_bytes"] or 0) / 1e6 or None,
-        "{:.0f} MB".format,
-    ),
-    ("masked loss", lambda model: model["masked_loss"], "{:.3f} nats".format),
-    ("perplexity per token", _quality("token"), "{:.2f}".format),
-    ("perplexity per word", _quality("word"), "{:,.1f}".format),
-    ("bits per byte", _quality("bits_per_byte"), "{:.3f}".format),
-]
-_NOISY = {"reads": "forward", "writes": "generate"}
-
-
-def _against(value: float | None, base: float | None, show: Callable[[float], str]) -> str:
+def _with_ratio(metric: Metric, value: int | float | None, base: int | float | None) -> str:
     if value is None:
         return ""
-    ratio = f" ({value / base:.2f}x)" if base and value is not base else ""
-    return show(value) + ratio
+    ratio = f" ({value / base:.2f}{units.TIMES})" if base and value is not base else ""
+    return metric.unit.show(value) + ratio
 
 
-def _noise(model: Model, key: str) -> str:
-    """The range of a ratio that is not well known."""
-    interval = model["speed"]["ratio_to_first"].get(key)
-    return f"noisy: {interval[0]:.2f}x to {interval[1]:.2f}x" if is_noisy(interval) else ""
+def _range(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"noisy: {units.between(low, high, units.times)}"
 
 
-def _difference(model: Model) -> str:
+def _difference(model: dict[str, Any]) -> str:
     found = model["loss_minus_first"]
     if found is None or found["value"] is None:
         return ""

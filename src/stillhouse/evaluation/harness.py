@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from stillhouse import terminal
 from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.families.registry import family_of
 from stillhouse.machine import describe_machine, library_versions, source_commit
@@ -21,12 +22,12 @@ BATCH = {"cpu": 8, "cuda": 64}
 def score_by_harness(
     name: str, tasks: Sequence[str], *, task_folder: Path | None, offline: bool
 ) -> dict[str, Any]:
-    """What the harness finds of a causal language model.
+    """Scores of a causal language model on tasks of the harness.
 
     Args:
-        tasks: Names of its tasks, or of those in `task_folder`.
-        task_folder: Descriptions of tasks (YAML) that take the place of the harness's own, such as
-            those that read files of this disk.
+        tasks: Names of the harness's tasks, or of those in `task_folder`.
+        task_folder: Task definitions (YAML) that replace the harness's own, such as those on local
+            files.
 
     Raises:
         RecipeError: the harness is not installed, or it has no such task.
@@ -64,7 +65,7 @@ def score_by_harness(
         max_length=family.num_positions(model.config),
     )
     try:
-        with redirect_stdout(sys.stderr):  # the result alone stands on stdout
+        with redirect_stdout(sys.stderr):  # stdout has only the result
             found = evaluate(
                 model=loaded, tasks=list(tasks), task_manager=manager, log_samples=False
             )
@@ -82,7 +83,7 @@ def score_by_harness(
 
 
 def _harness() -> tuple[Any, Any, Any]:
-    """What runs tasks, what wraps a model, and what finds tasks."""
+    """The functions that run tasks, wrap a model, and find tasks."""
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -96,19 +97,14 @@ def _harness() -> tuple[Any, Any, Any]:
 
 
 def print_harness(result: dict[str, Any]) -> None:
-    """The scores as a table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("task", "metric", "value", "standard error", "examples")
+    """Print the scores on stdout."""
+    rows = []
     for task, found in result["results"].items():
         number = f"{result['num_examples'].get(task, 0):,}"
         for key, value in found.items():
             metric, _, _ = key.partition(",")
-            is_score = isinstance(value, float) and not metric.endswith("_stderr")
-            if not is_score:
-                continue
-            error = found.get(key.replace(metric, f"{metric}_stderr", 1))
-            shown = f"{error:.4f}" if isinstance(error, (int, float)) else ""
-            table.add_row(task, metric, f"{value:.4f}", shown, number)
-    Console().print(table)
+            if isinstance(value, float) and not metric.endswith("_stderr"):
+                error = found.get(key.replace(metric, f"{metric}_stderr", 1))
+                shown = f"{error:.4f}" if isinstance(error, (int, float)) else ""
+                rows.append([task, metric, f"{value:.4f}", shown, number])
+    terminal.show(terminal.table(["task", "metric", "value", "standard error", "examples"], rows))

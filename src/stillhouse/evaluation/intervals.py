@@ -1,7 +1,7 @@
-"""How sure a difference of two models' losses on one text is: a paired bootstrap over its units.
+"""Confidence intervals of the difference of two models' losses on a text: a paired bootstrap.
 
-Two models that read the same documents share what is hard about them, so the interval of their
-difference is drawn over documents with both losses together (Efron 1979; Koehn 2004 for text).
+The difficulty of a document is common to both models, so documents are resampled with both losses
+together (Efron 1979; Koehn 2004 for text).
 
 Axes: U units of text (documents, or blocks where these are few), D resamples.
 """
@@ -15,14 +15,14 @@ from jaxtyping import Float, Int
 from stillhouse.evaluation.perplexity import UnitLosses
 from stillhouse.tasks.metrics import CONFIDENCE, RESAMPLES
 
-FEWEST_UNITS = 10  # below, a resample is no picture of the text, and nothing is said
+FEWEST_UNITS = 10  # with fewer, resamples do not represent the text: no interval
 
 
 def difference(one: UnitLosses, other: UnitLosses, *, seed: int = 0) -> dict[str, float | None]:
-    """How much higher the loss of `one` is, in nats per token, with its 95 % interval.
+    """The loss of `one` minus that of `other`, in nats per token, with its 95 % interval.
 
-    `low` and `high` are None where the text has too few units to tell; all three where a loss is
-    not finite.
+    `low` and `high` are None where the text has too few units; all three where a loss is not
+    finite.
     """
     if one.mean is None or other.mean is None:
         return {"value": None, "low": None, "high": None}
@@ -51,7 +51,7 @@ def paired_interval(
 
 
 def _tail(num_units: int) -> float:
-    """The share of resamples on each side: Phi(-t * sqrt(n / (n - 1))), t Student's quantile.
+    """The tail probability on each side: Phi(-t * sqrt(n / (n - 1))), t Student's quantile.
 
     t by its expansion in 1 / (n - 1) (Abramowitz and Stegun 26.7.5), to 0.001 from n = 10 on.
     """

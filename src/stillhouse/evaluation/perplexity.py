@@ -1,10 +1,11 @@
 """Perplexity of a causal model, and the masked loss of a masked one; every token is scored.
 
 Causal protocol: each document is cut into blocks of one token less than the model's context; a
-block begins with the document start, which is not scored itself. `token_s512` slides instead: each
-window scores the last `stride` tokens after all the context that fits before them, with stride =
-min(512, context / 2). Word perplexity and bits per byte divide the same sum by words (split at
-white space before tokenizing) and UTF-8 bytes, so models with different tokenizers can be compared.
+block begins with the document start, which is not scored itself. `token_sliding` is measured with a
+sliding window: each window scores the last `stride` tokens after all the context that fits before
+them, with stride = min(512, context / 2). Word perplexity and bits per byte divide the same sum by
+words (split at white space before tokenizing) and UTF-8 bytes, so models with different tokenizers
+can be compared.
 
 Masked protocol: the packed validation sequences under one fixed mask, the same for every model with
 the same tokenizer; the mean over the predicted tokens.
@@ -32,17 +33,16 @@ from stillhouse.tokens.packing import positions_in_segments
 TOKENS_PER_BATCH = 8_192
 ROWS_PER_CHUNK = 2_048
 MASK_SEED = 20_191_002  # one fixed mask for every model and run
-FEWEST_DOCUMENTS = 20  # of fewer, the blocks are the units that intervals are drawn over
-MOST_UNITS = 1_000  # neighbors are pooled beyond, so that evaluation.json stays small
+FEWEST_DOCUMENTS = 20  # with fewer, intervals are resampled over blocks
+MOST_UNITS = 1_000  # more are pooled with their neighbors, to keep evaluation.json small
 
-Window = tuple[np.ndarray, int]  # token ids, and how many of the last ones are scored
+Window = tuple[np.ndarray, int]  # token ids, and the number of last tokens that are scored
 Tick = Callable[[int], None]  # called after each batch with its number of tokens
 
 
 @dataclass(frozen=True)
 class ScoredText:
-    """A text as one model sees it: token ids of each document, and sizes counted on the text
-    itself."""
+    """A text for one tokenizer: token ids of each document, and sizes counted on the text."""
 
     documents: Sequence[np.ndarray]
     words: int
@@ -52,7 +52,7 @@ class ScoredText:
 @dataclass(frozen=True)
 class UnitLosses:
     """A model's losses on the units of a text (documents, or blocks where these are few), in nats:
-    what the interval of a difference follows from."""
+    the input of the interval of a difference."""
 
     unit: str
     sums: Float[np.ndarray, " U"]
@@ -65,19 +65,6 @@ class UnitLosses:
         return total / count if count and math.isfinite(total) else None
 
 
-def perplexity(
-    family: Family,
-    model: PreTrainedModel,
-    text: ScoredText,
-    *,
-    document_start: int,
-    context: int | None = None,
-) -> dict[str, float | int | None]:
-    """The perplexities of a causal model, with what was counted; see the module for the
-    protocol."""
-    return score_text(family, model, text, document_start=document_start, context=context)[0]
-
-
 @torch.inference_mode()
 def score_text(
     family: Family,
@@ -88,7 +75,8 @@ def score_text(
     context: int | None = None,
     tick: Tick = lambda _: None,
 ) -> tuple[dict[str, float | int | None], UnitLosses]:
-    """The figures of `perplexity`, and the losses of each unit of the text (from the blocks)."""
+    """The perplexities of a causal model with what was counted, and the losses of each unit of the
+    text, from the blocks."""
     context = min(context or 10**9, family.num_positions(model.config))
     blocks, windows = cut_text(text, context, document_start)
     sums, counts = window_losses(family, model, blocks, tick=tick)
@@ -97,7 +85,7 @@ def score_text(
     assert num_tokens == sliding_counts.sum() == sum(map(len, text.documents))
     figures = {
         "token": _exp(total / num_tokens),
-        "token_s512": _exp(float(sliding.sum()) / num_tokens),
+        "token_sliding": _exp(float(sliding.sum()) / num_tokens),
         "word": _exp(total / text.words),
         "bits_per_byte": total / math.log(2) / text.bytes if math.isfinite(total) else None,
         "tokens_scored": num_tokens,
@@ -122,7 +110,7 @@ def cut_text(
 
 
 def stride_of(context: int) -> int:
-    """Tokens that each sliding window scores, but the first one of a document."""
+    """Tokens that each sliding window scores, except the first window of a document."""
     return max(1, min(512, context // 2))
 
 
@@ -132,7 +120,7 @@ def _exp(nats: float) -> float | None:
 
 
 def _pooled(unit: str, sums: np.ndarray, counts: np.ndarray) -> UnitLosses:
-    """Neighbors put together where there are more units than are kept."""
+    """Pool neighbors where there are more than `MOST_UNITS` units."""
     size = -(-len(sums) // MOST_UNITS)
     if size <= 1:
         return UnitLosses(unit, sums, counts)
@@ -144,7 +132,7 @@ def _pooled(unit: str, sums: np.ndarray, counts: np.ndarray) -> UnitLosses:
 def blocks_of(
     documents: Sequence[np.ndarray], context: int, document_start: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Ids of each block, the document start first, and how many of its last tokens are scored: all
+    """Ids of each block, beginning with the document start, and the number of scored tokens: all
     others."""
     for ids in documents:
         for start in range(0, len(ids), context - 1):
@@ -155,8 +143,8 @@ def blocks_of(
 def windows_of(
     documents: Sequence[np.ndarray], context: int, stride: int, document_start: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Ids of each window and how many of its last tokens are scored: those no window before
-    scored."""
+    """Ids of each window and the number of its last tokens that are scored: those that no earlier
+    window scored."""
     for ids in documents:
         whole = np.concatenate([[document_start], ids])
         scored = 1
@@ -167,7 +155,7 @@ def windows_of(
 
 
 def batches_of(windows: Iterable[Window]) -> list[list[int]]:
-    """The numbers of the windows that run together: of like length, the longest first."""
+    """Indices of the windows in each batch: of similar length, the longest first."""
     lengths = [len(ids) for ids, _ in windows]
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     batches = []
@@ -202,8 +190,8 @@ def masked_losses(
 ) -> UnitLosses:
     """The losses of the predicted tokens of packed sequences, masked by one fixed seed.
 
-    (Of a causal source, a sequence's first tokens are predicted with little context; `perplexity`
-    is the measure of text.)
+    (Of a causal source, a sequence's first tokens are predicted with little context; for text, use
+    `score_text`.)
     """
     sums, counts = [np.zeros(0)], [np.zeros(0, np.int64)]
     for batch in fixed_batches(source):
@@ -215,7 +203,7 @@ def masked_losses(
 
 
 def fixed_batches(source: SequenceSource) -> Iterator[Batch]:
-    """All sequences of a source in order, under the one fixed mask."""
+    """All sequences of a source in order, under one fixed mask."""
     size = _sequences_per_batch(source)
     for start in range(0, source.num_sequences, size):
         numbers = np.arange(start, min(start + size, source.num_sequences))
@@ -268,7 +256,7 @@ def sequence_losses(
 def row_logits(
     family: Family, model: PreTrainedModel, batch: Batch
 ) -> Iterator[Float[Tensor, "R V"]]:
-    """Float32 logits of the rows that are predicted, some at a time."""
+    """Float32 logits of the predicted rows, in chunks."""
     head = family.head(model)
     features = head.transform(family.run_rows(model, batch.to(model.device), "predicted"))
     for part in features.split(ROWS_PER_CHUNK):

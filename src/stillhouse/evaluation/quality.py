@@ -1,16 +1,14 @@
-"""The quality of one model on a run's own text: one protocol for the report and for `compare`."""
+"""How the quality of models is measured: one protocol for the report and for `compare`."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
+from stillhouse.evaluation.metrics.base import Model, Protocol, Quality
 from stillhouse.evaluation.perplexity import (
     ScoredText,
     Tick,
-    UnitLosses,
     batches_of,
     cut_text,
     masked_losses,
@@ -18,73 +16,86 @@ from stillhouse.evaluation.perplexity import (
     score_text,
 )
 from stillhouse.evaluation.texts import file_text, validation_text
-from stillhouse.families.base import Family
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
+from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import special_tokens
 
-# Nats above the loss of a guess among all tokens, from which on a model counts as diverged; one
-# that was hardly trained stays within a few tenths of that guess.
+# Nats above the loss of a uniform guess from which on a model counts as diverged; a model that was
+# barely trained is within a few tenths of that guess.
 DIVERGED = 1.0
 
 
 def has_diverged(loss: float | None, vocabulary_size: int) -> bool:
-    """Whether a model is of no use: no finite loss, or one far above a guess among all tokens."""
+    """Whether a model is unusable: no finite loss, or one far above that of a uniform guess."""
     return loss is None or loss > math.log(vocabulary_size) + DIVERGED
 
 
-def score_on_run(
-    recipe: Recipe, run: RunFolder, family: Family, model: PreTrainedModel, tick: Tick
-) -> tuple[dict[str, Any], UnitLosses]:
-    """A model's figures on the recipe's texts, and its losses on the units of the first one."""
-    special = special_tokens(open_tokenizer(run.tokens), family.language_modeling)
-    if family.language_modeling == "masked":
+def run_protocol(recipe: Recipe, run: RunFolder, models: Mapping[str, Model]) -> Protocol:
+    """Models of a run on the recipe's texts; differences are measured on the first one."""
+    if recipe.tokens.language_modeling == "masked":
         source = open_source(run.tokens, recipe.tokens, "validation")
-        losses = masked_losses(family, model, source, tick=tick)
-        figures = {"validation_loss": losses.mean, "masked_loss": losses.mean, "perplexity": None}
-        return figures, losses
-    assert special.document_start is not None
-    scored = {
-        name: score_text(
-            family,
-            model,
-            text,
-            document_start=special.document_start,
-            context=recipe.tokens.sequence_length,
-            tick=tick,
-        )
-        for name, text in texts_of(recipe, run).items()
-    }
-    first, *others = scored
-    figures, losses = scored[first]
-    result = {"validation_loss": losses.mean, "masked_loss": None, "perplexity": figures}
-    if others:
-        result["perplexity_of"] = {name: scored[name][0] for name in others}
-    return result, losses
-
-
-def texts_of(recipe: Recipe, run: RunFolder) -> Mapping[str, ScoredText]:
-    """The texts that the recipe names, by name."""
+        return masked_protocol(models, dict.fromkeys(models, source))
     tokenizer = open_tokenizer(run.tokens)
-    return {
+    texts = {
         name: validation_text(run.tokens)
         if name == "validation"
         else file_text(Path(name), tokenizer)
         for name in recipe.evaluation.perplexity
     }
+    start = special_tokens(tokenizer, "causal").document_start
+    length = recipe.tokens.sequence_length
+    every = dict.fromkeys
+    return causal_protocol(models, every(models, texts), every(models, start), length)
 
 
-def context_of(recipe: Recipe, model: tuple[Family, PreTrainedModel]) -> int:
-    """The longest sequence that a model of the run is scored on, in tokens."""
+def causal_protocol(
+    models: Mapping[str, Model],
+    texts: Mapping[str, Mapping[str, ScoredText]],
+    document_starts: Mapping[str, int | None],
+    context: int,
+) -> Protocol:
+    """Perplexity on texts, in blocks of `context` tokens or of a model's positions.
+
+    Args:
+        texts: For each model its texts by name.
+    """
+
+    def score(name: str, tick: Tick) -> Quality:
+        start = document_starts[name]
+        assert start is not None
+        scored = {
+            text: score_text(*models[name], each, document_start=start, context=context, tick=tick)
+            for text, each in texts[name].items()
+        }
+        (figures, losses), *others = scored.values()
+        entry = {"validation_loss": losses.mean, "masked_loss": None, "perplexity": figures}
+        if others:
+            entry["perplexity_of"] = {text: found for text, (found, _) in [*scored.items()][1:]}
+        return entry, losses
+
+    def num_batches(name: str) -> int:
+        cuts = [
+            cut_text(text, context_of(context, models[name]), 0) for text in texts[name].values()
+        ]
+        return sum(len(batches_of(windows)) for cut in cuts for windows in cut)
+
+    return Protocol(score, {name: num_batches(name) for name in models})
+
+
+def masked_protocol(models: Mapping[str, Model], sources: Mapping[str, SequenceSource]) -> Protocol:
+    """The masked loss on packed sequences."""
+
+    def score(name: str, tick: Tick) -> Quality:
+        losses = masked_losses(*models[name], sources[name], tick=tick)
+        entry: dict[str, Any] = dict.fromkeys(("validation_loss", "masked_loss"), losses.mean)
+        return entry | {"perplexity": None}, losses
+
+    return Protocol(score, {name: num_fixed_batches(each) for name, each in sources.items()})
+
+
+def context_of(sequence_length: int, model: Model) -> int:
+    """The longest sequence that a model is scored on, in tokens."""
     family, own = model
-    return min(recipe.tokens.sequence_length, family.num_positions(own.config))
-
-
-def num_batches(recipe: Recipe, run: RunFolder, model: tuple[Family, PreTrainedModel]) -> int:
-    """How many batches scoring a model takes."""
-    if recipe.tokens.language_modeling == "masked":
-        return num_fixed_batches(open_source(run.tokens, recipe.tokens, "validation"))
-    context = context_of(recipe, model)
-    cuts = [part for text in texts_of(recipe, run).values() for part in cut_text(text, context, 0)]
-    return sum(len(batches_of(windows)) for windows in cuts)
+    return min(sequence_length, family.num_positions(own.config))

@@ -1,4 +1,4 @@
-"""Samples for people: what each model makes of the same beginnings, with the same seed."""
+"""Text samples: continuations of the same prompts by each model, with the same seed."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -28,8 +28,8 @@ def text_samples(
     models: Mapping[str, tuple[Family, PreTrainedModel]],
     diverged: Collection[str],
 ) -> list[dict[str, Any]]:
-    """Beginnings of held-out documents, continued by each model (or a masked word, filled); those
-    that `diverged` have no distribution to draw from."""
+    """Beginnings of held-out documents, continued by each model, or with a masked word filled in;
+    not by those that `diverged`."""
     tokenizer = open_tokenizer(run.tokens)
     loaded = {name: language_model(model, tokenizer) for name, (_, model) in models.items()}
     prompts = _prompts(run, tokenizer, recipe.tokens.language_modeling == "masked")
@@ -46,7 +46,7 @@ def text_samples(
 
 
 def _prompts(run: RunFolder, tokenizer: PreTrainedTokenizerFast, masked: bool) -> list[str]:
-    """The beginnings of the longest held-out documents; for masked models with one word hidden."""
+    """The beginnings of the longest held-out documents; for masked models with one word masked."""
     split = open_split(run.tokens, "validation")
     starts = split.document_starts.astype(int)
     longest = sorted(range(split.num_documents), key=lambda i: starts[i] - starts[i + 1])[

@@ -1,9 +1,10 @@
-"""A model's scores on a task, without a run: each metric with its interval."""
+"""A model's scores on a task, without a run: each metric with its confidence interval."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stillhouse import terminal
 from stillhouse.inference.load import load_for_task
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.runs.manifest import sha256_of
@@ -22,12 +23,13 @@ def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict
     """The metrics of a task on a file of examples.
 
     Args:
-        name: What the model is called.
-        folder: Where it is.
+        name: The model's name in the result.
+        folder: The model.
 
     Raises:
-        RecipeError: a model that was made for another task, or has other labels.
-        DataError: what cannot be read, with its file and row; examples that say nothing.
+        RecipeError: a model trained for another task, or with other labels.
+        DataError: an unreadable row, with its file and number; examples on which a metric is
+            undefined.
     """
     model = load_for_task(folder, recipe, pick_device())
     examples = model.task.read(data)
@@ -52,31 +54,22 @@ def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict
 
 
 def print_scores(result: dict[str, Any]) -> None:
-    """The scores as a table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("", "value", "95 % interval")
+    """Print the scores on stdout."""
+    rows = []
     for name, found in result["metrics"].items():
         numbers = [found[key] for key in ("value", "low", "high")]
         digits = score_digits(numbers)
         value, low, high = (format_score(number, digits) for number in numbers)
-        table.add_row(Text(metric_label(name, result["positive_label"])), value, f"{low} to {high}")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{result['model']} on {counted(result['num_examples'], 'example')} of {result['data']}",
-        markup=False,
-        soft_wrap=True,
-    )
+        rows.append([metric_label(name, result["positive_label"]), value, f"{low} to {high}"])
+    examples = counted(result["num_examples"], "example")
+    parts: list[terminal.Part] = [
+        terminal.table(["", "value", "95 % interval"], rows),
+        f"{result['model']} on {examples} of {result['data']}",
+    ]
     if blank := result["blank_rows"]:
-        console.print(f"Left out: {rows_listed(blank)} without any field.", markup=False)
+        parts.append(f"Skipped: {rows_listed(blank)} without any field.")
     if result["num_cut"]:
-        length = result["cut_after_tokens"]
-        texts = counted(result["num_cut"], "text has", "texts have")
-        console.print(
-            f"{texts} more than {counted(length, 'token')} and "
-            f"{'was' if result['num_cut'] == 1 else 'were'} not read whole.",
-            markup=False,
-        )
+        length = counted(result["cut_after_tokens"], "token")
+        texts = counted(result["num_cut"], "text was", "texts were")
+        parts.append(f"{texts} truncated to {length}.")
+    terminal.show(*parts)

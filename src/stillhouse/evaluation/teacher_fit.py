@@ -1,8 +1,8 @@
-"""Whether a teacher knows the text it is to teach: its loss against that of token counts alone.
+"""Whether a teacher models the training text well: its loss compared with that of token counts.
 
-A unigram model (each token by how often it stands in the training split) knows nothing of order. A
-teacher on its own ground leaves about half of that model's loss or less; one that leaves more than
-`WEAK` of it knows little of such text, and is worth training on it first.
+A unigram model (token frequencies of the training split) knows nothing of order. On text like its
+training data, a teacher reaches about half of that model's loss or less; above `WEAK` of it, the
+teacher should be fine-tuned on the text first.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from stillhouse.tokens.source import check_vocabulary, open_source, open_tokeniz
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted
 
-NUM_TOKENS = 4_096  # read, about
+NUM_TOKENS = 4_096  # evaluated, about
 WEAK = 0.75
 
 
@@ -42,7 +42,7 @@ class TeacherFit:
 
     @property
     def share(self) -> float:
-        """Of the unigram loss, what the teacher leaves; NaN where its loss is."""
+        """The loss as a share of the unigram loss; NaN where the loss is."""
         return self.loss / self.unigram_loss
 
     @property
@@ -51,10 +51,10 @@ class TeacherFit:
 
 
 def warning_of_a_weak_teacher(recipe: Recipe, run: RunFolder, folder: Path) -> str | None:
-    """What to tell a user whose teacher, in `folder`, hardly knows the text.
+    """A warning for a user whose teacher, in `folder`, models the text poorly.
 
-    None where it knows enough, is trained on the text anyway, or cannot be asked: what is wrong
-    with it, the stage that needs it says.
+    None where it models the text well, is trained on it anyway, or cannot be loaded: the stage that
+    needs the teacher reports that error.
     """
     if recipe.trains_its_teacher or recipe.tokens.tokenizer != "teacher":
         return None
@@ -65,8 +65,7 @@ def warning_of_a_weak_teacher(recipe: Recipe, run: RunFolder, folder: Path) -> s
     except (DataError, ModelError, RecipeError):
         return None
     model.to(device=pick_device())  # pyright: ignore[reportCallIssue]
-    fit = teacher_fit(recipe, run, family, model)
-    return f"{weakness(fit)} {advice(recipe)}" if fit.is_weak else None
+    return warning(teacher_fit(recipe, run, family, model), recipe)
 
 
 @torch.inference_mode()
@@ -88,7 +87,7 @@ def teacher_fit(
 
 
 def unigram_log_probabilities(counts: Integer[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
-    """log p of each token, from its counts; tokens that were not seen share a part.
+    """log p of each token, from its counts; unseen tokens share a part.
 
     With T tokens seen N times in all, a seen one has count / (N + T), and all others share
     T / (N + T) evenly. Source: Witten and Bell 1991, method C.
@@ -100,17 +99,19 @@ def unigram_log_probabilities(counts: Integer[np.ndarray, " V"]) -> Float[np.nda
     return np.log(np.where(counts > 0, counts, spare)) - np.log(total + (seen if unseen else 0))
 
 
-def weakness(fit: TeacherFit) -> str:
-    """What a weak teacher's figures say."""
+def warning(fit: TeacherFit, recipe: Recipe) -> str | None:
+    """The figures of a weak teacher and what to change; None for a teacher that is not weak."""
+    if not fit.is_weak:
+        return None
     return (
-        f"The teacher hardly knows this text: over {counted(fit.tokens, 'token')} of the "
-        f"validation split its loss of {fit.loss:.2f} nats is {fit.share:.0%} of what token counts "
-        f"alone give ({fit.unigram_loss:.2f}), where {WEAK:.0%} or less is usual."
+        f"The teacher models this text poorly: over {counted(fit.tokens, 'token')} of the "
+        f"validation split its loss of {fit.loss:.2f} nats is {fit.share:.0%} of the unigram loss "
+        f"({fit.unigram_loss:.2f}); {WEAK:.0%} or less is usual. {advice(recipe)}"
     )
 
 
 def advice(recipe: Recipe) -> str:
-    """What to change in the recipe for a teacher that knows the text better."""
+    """What to change in the recipe for a teacher that models the text better."""
     if isinstance(recipe.teacher, TeacherRecipe | TunedTeacherRecipe):
         return "Train it longer: raise teacher.training.epochs, or give it more text."
     distillation = recipe.distillation

@@ -1,4 +1,4 @@
-"""The texts that models are scored on: a run's held-out documents, or a file."""
+"""Texts for scoring: a run's held-out documents, or a file."""
 
 import io
 from itertools import pairwise
@@ -17,7 +17,7 @@ from stillhouse.tokens.tokenizer import special_tokens, text_encoder
 
 
 def validation_text(tokens_folder: Path) -> ScoredText:
-    """The held-out documents of a run, from its shards, without what stands before each."""
+    """The held-out documents of a run, from its shards, without their prefix tokens."""
     split = open_split(tokens_folder, "validation")
     starts = split.document_starts.astype(int).tolist()
     prefix = len(special_tokens(open_tokenizer(tokens_folder), "causal").document_prefix)
@@ -38,14 +38,14 @@ def file_text(path: Path, tokenizer: PreTrainedTokenizerFast) -> ScoredText:
 
 
 def read_text(path: Path) -> str:
-    """A file of text whole, decompressed where its name says so, with `\\n` for line ends.
+    """The contents of a text file, decompressed by its suffix, with `\\n` for line ends.
 
     Raises:
-        DataError: no such file, one of records or markup, or what `data.lines.decoded` refuses.
+        DataError: no such file, or records or markup, or not UTF-8 (see `data.lines.decoded`).
     """
     path = path.expanduser()
     if not path.exists():
-        raise DataError(f"There is no text file {path} (seen from {Path.cwd()}).")
+        raise DataError(f"There is no text file {path} (working directory: {Path.cwd()}).")
     if (format := named_format(path)) != "text":
         raise DataError(
             f"{path} is a file of {format}, of which the markup would be scored as text. Give a "

@@ -1,8 +1,8 @@
 """What the models of a task are worth, each by itself and against the one that had no teacher.
 
-Schema 1: `splits` holds for each split and model its metrics with their intervals, and under
-`gains` what a teacher was worth: the taught model less the one from the same start without one, on
-the same examples, with the paired interval.
+Schema 2: `splits` has the metrics of each model with their intervals, and under `differences` the
+effect of a teacher: the model with a teacher minus the one with the same initial weights and none,
+on the same examples, with the paired interval.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def task_scores(recipe: FinetuningRecipe, measured: Mapping[str, Measures]) -> d
         measured: For each model, also for a teacher from elsewhere.
     """
     return {
-        "schema": 1,
+        "schema": 2,
         "task": recipe_part(recipe.task),
         "data": recipe_part(recipe.data),
         "metric": recipe.task.metric,
@@ -33,8 +33,8 @@ def task_scores(recipe: FinetuningRecipe, measured: Mapping[str, Measures]) -> d
                     model: {name: asdict(each.interval()) for name, each in found[split].items()}
                     for model, found in measured.items()
                 },
-                "gains": {
-                    f"{taught} less {alone}": {
+                "differences": {
+                    f"{taught} minus {alone}": {
                         name: asdict(each.minus(measured[alone][split][name]))
                         for name, each in measured[taught][split].items()
                     }

@@ -1,6 +1,6 @@
-"""What the report reads: each seed's `evaluation.json` and `metrics.jsonl`, and medians over seeds.
+"""Results of each seed, from `evaluation.json` and `metrics.jsonl`, and medians over seeds.
 
-A number is a float or None; None stands for "not measured" or "not finite", never for zero.
+A number is a float or None; None means "not measured" or "not finite", never zero.
 """
 
 import json
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import RunError
+from stillhouse.evaluation.metrics.base import SCHEMA, Key, Metric, read
+from stillhouse.evaluation.metrics.registry import metrics_of
+from stillhouse.evaluation.metrics.speed import is_noisy
 from stillhouse.recipe import Recipe
 from stillhouse.report.verdict import Difference
 from stillhouse.runs.paths import RunFolder
@@ -24,7 +27,6 @@ MODEL_LABELS = {
     "control_same_time": "Control, same time",
 }
 CONTROLS = ("control", "control_same_time")
-NOISY = 1.25  # how far apart the ends of a ratio's interval may lie for it to be told alone
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,14 @@ class SeedResult:
     evaluation: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
 
-    def value(self, model: str, path: str | Sequence[str]) -> float | None:
-        """A number of one model, such as `perplexity.token`, or its keys one by one."""
-        value: Any = self.evaluation["models"].get(model)
-        for key in path.split(".") if isinstance(path, str) else path:
-            if not isinstance(value, Mapping):
-                return None
-            value = value.get(key)
+    def value(self, model: str, key: Key) -> float | None:
+        """A number of one model, such as `perplexity.token`."""
+        value = read(self.evaluation["models"].get(model), key)
         return float(value) if isinstance(value, (int, float)) else None
 
-    def minus(self, model: str, path: str) -> Difference:
-        """The student's loss less another model's, with the interval that was measured."""
-        student, other = self.value("student", path), self.value(model, path)
+    def minus(self, model: str, key: Key) -> Difference:
+        """The student's loss minus another model's, with its measured interval."""
+        student, other = self.value("student", key), self.value(model, key)
         value = student - other if student is not None and other is not None else None
         found = (self.evaluation.get("intervals") or {}).get(model) or {}
         return Difference(value, found.get("low"), found.get("high"))
@@ -58,7 +56,7 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class Spread:
-    """One number over the seeds: the median, the extremes, and how many seeds have no value."""
+    """One number over the seeds: median, extremes, and the number of seeds without a value."""
 
     median: float
     low: float
@@ -70,7 +68,8 @@ def read_results(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> list[SeedRes
     """The results of every seed, in the recipe's order.
 
     Raises:
-        RunError: a seed has not been evaluated, or its `evaluation.json` is damaged.
+        RunError: a seed was not evaluated, or its `evaluation.json` is damaged or of another
+            schema.
     """
     return [_read(seed, run) for seed, run in zip(recipe.seeds, seed_runs, strict=True)]
 
@@ -78,26 +77,27 @@ def read_results(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> list[SeedRes
 def _read(seed: int, run: RunFolder) -> SeedResult:
     if not run.evaluation.is_file():
         raise RunError(
-            f"{run.evaluation} is not there yet, so there is nothing to report. "
-            "Run the stage evaluate first (`stillhouse run` does)."
+            f"There is no {run.evaluation} yet. Run the stage evaluate first (`stillhouse run` "
+            "does)."
         )
     try:
         evaluation = json.loads(run.evaluation.read_text(encoding="utf-8"))
-        present = "student" in evaluation["models"]
-    except (ValueError, TypeError, KeyError) as error:
+        schema, models = evaluation.get("schema"), evaluation["models"]
+    except (ValueError, AttributeError, KeyError) as error:
         raise RunError(
-            f"{run.evaluation} is damaged ({error}). Move it away; the stage evaluate then runs "
-            "again."
+            f"{run.evaluation} is damaged ({error}). Remove it, then run the stage evaluate again."
         ) from error
-    if not present:
+    if schema != SCHEMA or "student" not in models:
+        found = f"schema {schema}" if schema != SCHEMA else "no student"
         raise RunError(
-            f"{run.evaluation} has no student among its models. Run the stage evaluate again."
+            f"{run.evaluation} has {found}; the report needs schema {SCHEMA} with a student. "
+            "Remove it, then run the stage evaluate again."
         )
     return SeedResult(seed, run, evaluation, read_metrics(run.metrics))
 
 
 def models_of(results: Sequence[SeedResult]) -> list[str]:
-    """The models that any seed measured: the teacher first, then the student and its controls."""
+    """The models of any seed: the teacher first, then the student and its controls."""
     found = {model for result in results for model in result.evaluation["models"]}
     known = [model for model in MODEL_LABELS if model in found]
     return known + sorted(found - set(known))
@@ -107,14 +107,22 @@ def label_of(model: str) -> str:
     return MODEL_LABELS.get(model, model)
 
 
-def loss_path(recipe: Recipe) -> str:
-    """Which number of a model is its validation loss, in nats per predicted token."""
+def loss_key(recipe: Recipe) -> str:
+    """The key of the validation loss, in nats per predicted token."""
     causal = recipe.tokens.language_modeling == "causal"
     return "validation_loss" if causal else "masked_loss"
 
 
+def main_metric(recipe: Recipe) -> Metric:
+    """The metric that stands for a model's quality: perplexity, or masked loss."""
+    causal = recipe.tokens.language_modeling == "causal"
+    key = "perplexity.token" if causal else "masked_loss"
+    kind = recipe.tokens.language_modeling
+    return next(metric for metric in metrics_of(kind) if metric.key == key)
+
+
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Median and extremes of the values that are there; None where none is."""
+    """Median and extremes of the known values; None if all are missing."""
     present = [value for value in values if value is not None]
     if not present:
         return None
@@ -123,38 +131,30 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     )
 
 
-def spread_of(
-    results: Sequence[SeedResult], model: str, path: str | Sequence[str]
-) -> Spread | None:
-    return spread([result.value(model, path) for result in results])
+def spread_of(results: Sequence[SeedResult], model: str, key: Key) -> Spread | None:
+    return spread([result.value(model, key) for result in results])
 
 
-def ratio_of_medians(
-    results: Sequence[SeedResult], model: str, over: str, path: str | Sequence[str]
-) -> float | None:
-    """The quotient of two numbers as they stand in a table: each the median of its seeds."""
-    top, bottom = (spread_of(results, each, path) for each in (model, over))
+def ratio_to_teacher(results: Sequence[SeedResult], model: str, key: Key) -> float | None:
+    """The quotient of two numbers as displayed: each the median of its seeds."""
+    top, bottom = (spread_of(results, each, key) for each in (model, "teacher"))
     return top.median / bottom.median if top and bottom and bottom.median else None
 
 
-def noise(results: Sequence[SeedResult], model: str, path: str) -> tuple[float, float] | None:
-    """The range of a ratio of speeds to the teacher's, where it is too wide to tell the ratio
-    alone; over several seeds the widest."""
-    kind = path.removeprefix("speed.").removesuffix("_tokens_per_second")
-    found = []
-    for result in results:
-        speed = result.evaluation["models"].get(model, {}).get("speed") or {}
-        found.append((speed.get("ratio_to_first") or {}).get(kind))
-    known = [interval for interval in found if interval]
-    if not known:
-        return None
-    low, high = min(low for low, _ in known), max(high for _, high in known)
-    return (low, high) if high > NOISY * low else None
+def noise(results: Sequence[SeedResult], model: str, metric: Metric) -> tuple[float, float] | None:
+    """The range of a speed ratio, the widest of all seeds, where it is too wide to omit."""
+    found = [
+        interval
+        for result in results
+        if (interval := read(result.evaluation["models"].get(model), metric.interval))
+    ]
+    widest = [min(low for low, _ in found), max(high for _, high in found)] if found else None
+    return (widest[0], widest[1]) if widest and is_noisy(widest) else None
 
 
-def differences(results: Sequence[SeedResult], model: str, path: str) -> list[Difference]:
-    """Each seed's student less its own control (or teacher): below zero, the student is better."""
-    return [result.minus(model, path) for result in results]
+def differences(results: Sequence[SeedResult], model: str, key: Key) -> list[Difference]:
+    """Each seed's student minus its own control: negative where the student is better."""
+    return [result.minus(model, key) for result in results]
 
 
 def seeds_of(seeds: Sequence[int]) -> str:
@@ -163,14 +163,14 @@ def seeds_of(seeds: Sequence[int]) -> str:
 
 
 def resampled(results: Sequence[SeedResult]) -> str:
-    """What intervals are drawn over: 57 documents of the text."""
+    """The units that intervals are resampled over: 57 documents of the text."""
     for interval in (results[0].evaluation.get("intervals") or {}).values():
         return f"the {interval['units']:,} {interval['unit']} of the text"
     return "the text"
 
 
 def scored_text(recipe: Recipe) -> str:
-    """What the first loss and perplexity are of: the validation split, or a file."""
+    """The text of the first loss and perplexity: the validation split, or a file."""
     first = recipe.evaluation.perplexity[0]
     if first == "validation" or recipe.tokens.language_modeling == "masked":
         return "the validation split"

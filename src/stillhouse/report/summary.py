@@ -1,115 +1,132 @@
-"""The result of a run in a terminal: the outcome in words, one row a model, where the report is."""
+"""The result of a run in a terminal: the outcome, a row for each model, and where the files are."""
 
-import io
+import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from stillhouse import terminal, units
+from stillhouse.evaluation.metrics.registry import metrics_of
 from stillhouse.recipe import Recipe
-from stillhouse.report import units
 from stillhouse.report.outcome import summarize_results
 from stillhouse.report.results import (
     CONTROLS,
     SeedResult,
-    loss_path,
+    loss_key,
     models_of,
     read_results,
     spread_of,
 )
+from stillhouse.report.tasks import COSTS, TaskResult, glue_lines, read_tasks
 from stillhouse.runs.paths import RunFolder
-
-LARGEST_WIDTH = 110
-PLAIN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-SHORT = {
-    "teacher": "teacher",
-    "student": "student",
-    "control": "control",
-    "control_same_time": "control (time)",
-}
+from stillhouse.tasks.metrics import metric_label
 
 
 def summary(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> str:
-    """The summary as text, no wider than the terminal it is read on; several seeds by medians."""
+    """The summary as text, no wider than the terminal; several seeds by their medians."""
     results = read_results(recipe, seed_runs)
     outcome = summarize_results(recipe, results)
-    page = io.StringIO()
-    width = min(LARGEST_WIDTH, max(80, Console().width))
-    console = Console(file=page, width=width, highlight=False)
-    console.print(_models(recipe, results))
+    parts: list[terminal.Part] = [_models(recipe, results)]
     if len(results) > 1:
-        console.print(_seeds(recipe, results))
-    if len(results) > 1 and set(CONTROLS) & set(models_of(results)):
-        console.print("The student's loss less its control's, with its 95 % interval:")
-        console.print(_differences(recipe, results))
-    console.print(f"{outcome.title} {outcome.text}", markup=False)
-    console.print(f"\nStudent  {seed_runs[0].student}", markup=False, soft_wrap=True)
-    console.print(f"Report   {run.report}", markup=False, soft_wrap=True)
-    return page.getvalue().strip("\n")
+        parts.append(_seeds(recipe, results))
+        if set(CONTROLS) & set(models_of(results)):
+            parts += [
+                Text("The student's loss minus its control's, with its 95 % interval:"),
+                _differences(recipe, results),
+            ]
+    parts += [
+        Text(f"{outcome.title} {outcome.text}"),
+        f"\nStudent  {seed_runs[0].student}",
+        f"Report   {run.report}",
+    ]
+    return terminal.render(*parts)
+
+
+def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
+    """The tables of all tasks and splits, each by the task's main metric."""
+    tasks, parts = read_tasks(recipe, seed_runs), []
+    for task in tasks:
+        for split in task.splits:
+            parts.append(Text(f"{task.name}, {split}: {task.label()}"))
+            parts += _scores(recipe.seeds, task, split)
+        if task.scores[0].get("costs"):
+            parts.append(_costs(task))
+        parts.append(f"Models   {seed_runs[0].finetuned(task.name)}")
+    return terminal.render(*parts, *glue_lines(recipe, tasks))
 
 
 def _models(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
-    """One row a model: size, speeds in tokens/s, quality, what its training took."""
-    masked = recipe.tokens.language_modeling == "masked"
-    columns = ["params", "reads", "writes", "loss", "perplexity", "tokens", "time"]
-    paths = [
-        ("parameters", units.count),
-        ("speed.forward_tokens_per_second", lambda rate: f"{rate:,.0f}/s"),
-        ("speed.generate_tokens_per_second", lambda rate: f"{rate:,.0f}/s"),
-        (loss_path(recipe), _loss),
-        ("perplexity.token", units.perplexity),
-        ("training.tokens", units.count),
-        ("training.seconds", units.short_time),
-    ]
-    shown = [
-        i for i in range(len(columns)) if not (masked and columns[i] in ("writes", "perplexity"))
-    ]
-    table = Table("", *(columns[i] for i in shown), **PLAIN)
-    _align(table)
+    """A row for each model, a column for each metric that has a short name."""
+    metrics = [each for each in metrics_of(recipe.tokens.language_modeling) if each.short]
+    rows = []
     for model in models_of(results):
-        found = [(spread_of(results, model, paths[i][0]), paths[i][1]) for i in shown]
-        table.add_row(SHORT[model], *("" if s is None else show(s.median) for s, show in found))
-    return table
+        row = [_short(model)]
+        for metric in metrics:
+            found, unit = spread_of(results, model, metric.key), metric.unit
+            row.append((unit.short or unit.show)(found.median) if found else "")
+        rows.append(row)
+    return terminal.table(["", *(metric.short for metric in metrics)], rows)
 
 
 def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
     """Each seed's losses in nats per token."""
-    path, models = loss_path(recipe), models_of(results)
-    table = Table("loss", *(SHORT[model] for model in models), **PLAIN)
-    _align(table)
+    key, models, rows = loss_key(recipe), models_of(results), []
     for result in results:
-        losses = [result.value(model, path) for model in models]
-        cells = ["" if loss is None else _loss(loss) for loss in losses]
-        table.add_row(f"seed {result.seed}", *cells)
-    return table
+        losses = [result.value(model, key) for model in models]
+        cells = ["" if loss is None else units.short_nats(loss) for loss in losses]
+        rows.append([f"seed {result.seed}", *cells])
+    return terminal.table(["loss", *map(_short, models)], rows)
 
 
 def _differences(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
-    """Each seed's student less its controls, with the 95 % interval; below zero the teacher
+    """Each seed's student minus its controls, with the 95 % interval; negative: the teacher
     helped."""
-    path, controls = loss_path(recipe), [each for each in CONTROLS if each in models_of(results)]
-    table = Table("", *(SHORT[each] for each in controls), **PLAIN)
-    _align(table)
+    controls, rows = [each for each in CONTROLS if each in models_of(results)], []
     for result in results:
-        found = [result.minus(control, path) for control in controls]
+        found = [result.minus(control, loss_key(recipe)) for control in controls]
         cells = [
             "" if each.value is None else f"{units.signed(each.value)} ({each.interval() or '?'})"
             for each in found
         ]
-        table.add_row(f"seed {result.seed}", *cells)
-    return table
+        rows.append([f"seed {result.seed}", *cells])
+    return terminal.table(["", *map(_short, controls)], rows)
 
 
-def _loss(value: float) -> str:
-    """Three decimals, but for the huge loss of a model that diverged."""
-    return f"{value:.3f}" if value < 1_000 else f"{value:.1e}"
+def _short(model: str) -> str:
+    return "control (time)" if model == "control_same_time" else model
 
 
-def _align(table: Table) -> None:
-    """Names to the left, unbroken; numbers to the right."""
-    for column in table.columns:
-        column.no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
+def _scores(seeds: Sequence[int], task: TaskResult, split: str) -> list[Table]:
+    """A row for each model and difference; of several seeds a column each, and the differences'
+    intervals in a table of their own."""
+    metric, rows = task.metric, task.rows(split)
+    label = metric_label(metric)
+    if len(seeds) == 1:
+        cells = [[row.name, row.cell(metric, 0).text, row.interval(metric, 0)] for row in rows]
+        return [terminal.table(["", label, "95 % interval"], cells)]
+    cells = [
+        [row.name, *(row.cell(metric, n).text for n in range(len(seeds))), row.median(metric).text]
+        for row in rows
+    ]
+    tables = [terminal.table(["", *(f"seed {seed}" for seed in seeds), "median"], cells)]
+    intervals = [
+        [row.name, str(seed), row.cell(metric, n).text, row.interval(metric, n)]
+        for row in rows
+        if row.is_difference
+        for n, seed in enumerate(seeds)
+    ]
+    if intervals:
+        tables.append(terminal.table(["", "seed", label, "95 % interval"], intervals))
+    return tables
+
+
+def _costs(task: TaskResult) -> Table:
+    """Parameters, size and speed of each model; of several seeds the medians."""
+    costs = [each["costs"] for each in task.scores]
+    rows = []
+    for name in costs[0]:
+        medians = [statistics.median(each[name][key] for each in costs) for key, *_ in COSTS]
+        cells = [unit.show(value) for value, (_, unit, _) in zip(medians, COSTS, strict=True)]
+        rows.append([name, *cells])
+    return terminal.table(["", "parameters", "size", "forward"], rows)

@@ -1,75 +1,123 @@
-"""The scores of a run's tasks in a terminal: a row for each model and for what its teacher was
-worth, a column for each seed."""
+"""The tasks of a run: each model's scores, the effect of its teacher, cost and curves."""
 
-import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from stillhouse import units
 from stillhouse.errors import RunError
+from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.recipe import Recipe
-from stillhouse.report import units
-from stillhouse.report.summary import LARGEST_WIDTH, PLAIN
+from stillhouse.report.curves import Figure, figure, series_of
+from stillhouse.report.tables import Cell, Table
+from stillhouse.report.verdict import Difference, Outcome, Verdict, judge
 from stillhouse.runs.manifest import read_manifest, verify
 from stillhouse.runs.paths import RunFolder
+from stillhouse.tasks.blank_rows import rows_listed
 from stillhouse.tasks.metrics import GLUE, format_score, glue_scores, metric_label, score_digits
+from stillhouse.training.metrics import read_metrics
+from stillhouse.wording import counted
+
+# Classes of `page.css`, in the order in which models of a task are given.
+COLORS = ("teacher", "control", "student", "control_same_time")
+COSTS = [
+    ("parameters", units.COUNT, "Parameters"),
+    ("size_bytes", units.SIZE, "Size on disk"),
+    ("forward_tokens_per_second", units.RATE, "Forward throughput"),
+]
+KINDS = ("models", "differences")
+TITLES: dict[Verdict, str] = {
+    "better": "The models with a teacher are better: the teacher helped.",
+    "worse": "The models with a teacher are worse: the teacher did not help.",
+    "unclear": "The effect of the teacher is not significant.",
+    "unknown": "The effect of the teacher is unknown.",
+}
 
 
-def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
-    """The tables of all tasks and splits, each by the task's own metric."""
-    page = io.StringIO()
-    width = min(LARGEST_WIDTH, max(80, Console().width))
-    console = Console(file=page, width=width, highlight=False)
-    for task in recipe.finetuning:
-        found = [read_scores(run, task) for run in seed_runs]
-        for split in found[0]["splits"]:
-            metric = found[0]["metric"]
-            label = metric_label(metric, found[0].get("positive_label"))
-            console.print(f"{task}, {split}: {label}", markup=False)
-            for table in _tables(recipe.seeds, metric, [each["splits"][split] for each in found]):
-                console.print(table)
-        if found[0].get("costs"):
-            console.print(_costs(found))
-        console.print(f"Models   {seed_runs[0].finetuned(task)}", markup=False, soft_wrap=True)
-    for line in glue_lines(recipe, seed_runs):
-        console.print(line, markup=False, soft_wrap=True)
-    return page.getvalue().strip("\n")
+@dataclass(frozen=True)
+class Row:
+    """A model, or the difference of two, on a split: values and intervals by metric, per seed."""
+
+    name: str
+    is_difference: bool
+    found: Sequence[Mapping[str, Mapping[str, float]]]
+    digits: Mapping[str, int]
+
+    def show(self, value: float, metric: str) -> str:
+        """A score, or a difference with its sign."""
+        show = units.signed if self.is_difference else format_score
+        return show(value, self.digits[metric])
+
+    def values(self, metric: str) -> list[float]:
+        return [each[metric]["value"] for each in self.found]
+
+    def interval(self, metric: str, seed: int) -> str:
+        """The 95 % interval of one seed, by its position."""
+        low, high = (self.show(self.found[seed][metric][key], metric) for key in ("low", "high"))
+        return f"{low} to {high}"
+
+    def cell(self, metric: str, seed: int) -> Cell:
+        """One seed's value with its interval."""
+        return Cell(self.show(self.values(metric)[seed], metric), [self.interval(metric, seed)])
+
+    def median(self, metric: str) -> Cell:
+        """The median over seeds with the extremes; of one seed its value with its interval."""
+        values = self.values(metric)
+        if len(values) == 1:
+            return self.cell(metric, 0)
+        low, middle, high = min(values), statistics.median(values), max(values)
+        low, middle, high = (self.show(each, metric) for each in (low, middle, high))
+        return Cell(middle, [f"{low} to {high}"])
 
 
-def glue_lines(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> list[str]:
-    """The macro scores of every model that all tasks of GLUE have, each task by its median over
-    the seeds; none where a task is missing."""
-    if not set(GLUE) - {"wnli"} <= set(recipe.finetuning):
-        return []
-    found = {
-        task: [read_scores(run, task) for run in seed_runs]
-        for task in GLUE
-        if task in recipe.finetuning
-    }
-    names = [set(recipe.finetuning[task].models) for task in found]
-    lines = []
-    for model in sorted(set.intersection(*names)):
-        scores = {task: _glue_score(model, each) for task, each in found.items()}
-        macro = glue_scores(scores)
-        without = f"GLUE, {model}: {100 * (macro['macro_without_wnli'] or 0):.1f} without WNLI"
-        both = macro["macro"]
-        lines.append(without if both is None else f"{without}, {100 * both:.1f} with it")
-    return lines
+@dataclass(frozen=True)
+class TaskResult:
+    """A task's scores and training logs, one of each for every seed."""
 
+    name: str
+    scores: Sequence[Mapping[str, Any]]
+    metrics: Sequence[Sequence[Mapping[str, Any]]]
 
-def _glue_score(model: str, found: Sequence[dict[str, Any]]) -> float:
-    """The task's metric, the mean of its splits (MNLI has two), the median of the seeds."""
-    return statistics.median(
-        statistics.fmean(
-            split["models"][model][each["metric"]]["value"] for split in each["splits"].values()
-        )
-        for each in found
-    )
+    @property
+    def metric(self) -> str:
+        return self.scores[0]["metric"]
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.scores[0]["splits"])
+
+    def label(self, metric: str = "") -> str:
+        """The name of a metric of the task, by default of the main one."""
+        return metric_label(metric or self.metric, self.scores[0].get("positive_label"))
+
+    def rows(self, split: str) -> list[Row]:
+        """The models of a split, then the differences; a metric has the same decimals in all."""
+        splits = [each["splits"][split] for each in self.scores]
+        found = {
+            (kind, name): [each[kind][name] for each in splits]
+            for kind in KINDS
+            for name in splits[0][kind]
+        }
+        digits = {
+            metric: score_digits(
+                value for row in found.values() for each in row for value in each[metric].values()
+            )
+            for metric in next(iter(found.values()))[0]
+        }
+        return [
+            Row(name, kind == "differences", own, digits) for (kind, name), own in found.items()
+        ]
+
+    def differences(self, split: str) -> list[Row]:
+        return [row for row in self.rows(split) if row.is_difference]
+
+    @property
+    def has_differences(self) -> bool:
+        return any(self.differences(split) for split in self.splits)
 
 
 def scores_file(run: RunFolder, task: str) -> Path:
@@ -77,75 +125,160 @@ def scores_file(run: RunFolder, task: str) -> Path:
     return run.finetuned(task) / "scores.json"
 
 
-def read_scores(run: RunFolder, task: str) -> dict[str, Any]:
-    """The scores of a task for one seed.
+def read_tasks(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> list[TaskResult]:
+    """The results of every task.
 
     Raises:
-        RunError: they are not there, or damaged.
+        RunError: a task has no scores, or they are damaged.
     """
+    return [
+        TaskResult(
+            task,
+            [_read_scores(run, task) for run in seed_runs],
+            [read_metrics(run.metrics) for run in seed_runs],
+        )
+        for task in recipe.finetuning
+    ]
+
+
+def _read_scores(run: RunFolder, task: str) -> dict[str, Any]:
     path = scores_file(run, task)
     if read_manifest(path) is None:
-        raise RunError(f"{path} is not there yet: run the stage finetune first.")
+        raise RunError(f"There is no {path} yet. Run the stage finetune first.")
     verify(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _costs(found: Sequence[dict[str, Any]]) -> Table:
-    """Parameters, size and speed of each model; over several seeds the medians."""
-    table = _plain_table("", "parameters", "size", "forward")
-    for model in found[0]["costs"]:
-        own = [each["costs"][model] for each in found]
-        speed = statistics.median(each["forward_tokens_per_second"] for each in own)
-        size = units.size_bytes(own[0]["size_bytes"])
-        table.add_row(
-            model, units.count(own[0]["parameters"]), size, units.tokens_per_second(speed)
-        )
-    return table
+def outcome_of(recipe: Recipe, tasks: Sequence[TaskResult]) -> Outcome:
+    """The effect of teachers, by each task's main metric on its first split."""
+    sentences, verdicts = [], []
+    for task in tasks:
+        rows = task.differences(task.splits[0])
+        for row in rows:
+            verdict, sentence = _effect(task, row)
+            verdicts.append(verdict)
+            sentences.append(sentence)
+        compared = {row.name.partition(" minus ")[0] for row in rows}
+        sentences += [
+            f"{task.name}: {name} has a teacher, but no model without one starts from the same "
+            "weights and layers, so the effect of the teacher was not measured."
+            for name, model in recipe.finetuning[task.name].models.items()
+            if model.teacher is not None and name not in compared
+        ]
+    if not sentences:
+        return Outcome("unknown", "No model had a teacher.", ["The scores are below."])
+    verdict: Verdict = "unclear" if verdicts else "unknown"
+    if len(set(verdicts)) == 1:
+        verdict = verdicts[0]
+    return Outcome(verdict, TITLES[verdict], sentences)
 
 
-def _tables(seeds: Sequence[int], metric: str, found: Sequence[dict[str, Any]]) -> list[Table]:
-    """A row for each model and gain; of several seeds a column each, and the gains' intervals in a
-    table of their own."""
-    rows = {
-        name: (kind, [each[kind][name][metric] for each in found])
-        for kind in ("models", "gains")
-        for name in found[0][kind]
-    }
-    digits = score_digits(
-        number for _, own in rows.values() for each in own for number in each.values()
+def _effect(task: TaskResult, row: Row) -> tuple[Verdict, str]:
+    taught, _, alone = row.name.partition(" minus ")
+    found = [Difference(**each[task.metric]) for each in row.found]
+    verdict, digits = judge(found, lower_is_better=False), row.digits[task.metric]
+    if len(found) == 1:
+        certainty = f"95 % interval {found[0].interval(digits)}"
+    else:
+        clear = [each.verdict(lower_is_better=False) in ("better", "worse") for each in found]
+        seeds = counted(len(found), "seed")
+        certainty = f"median of {seeds}; the interval excludes zero in {sum(clear)}"
+    start = "no significant difference: " if verdict == "unclear" else ""
+    return verdict, (
+        f"{task.name}, {task.splits[0]}: {start}{taught} scores "
+        f"{units.signed(statistics.median(row.values(task.metric)), digits)} ({task.label()}) "
+        f"compared with {alone}, which has no teacher ({certainty})."
     )
-    if len(seeds) == 1:
-        table = _plain_table("", metric_label(metric), "95 % interval")
-        for name, (kind, own) in rows.items():
-            table.add_row(
-                name, shown(own[0]["value"], kind, digits), _interval(own[0], kind, digits)
+
+
+def scores_table(task: TaskResult, split: str) -> Table:
+    """A row for each model and difference, a column for each metric, the main one first."""
+    rows = task.rows(split)
+    metrics = sorted(rows[0].digits, key=lambda metric: metric != task.metric)
+    return Table(
+        [task.label(metric) for metric in metrics],
+        [(row.name, [row.median(metric) for metric in metrics]) for row in rows],
+    )
+
+
+def seeds_table(recipe: Recipe, task: TaskResult, split: str) -> Table:
+    """A row for each model and difference, a column for each seed, by the main metric."""
+    seeds = range(len(task.scores))
+    return Table(
+        [f"{task.label()}, seed {seed}" for seed in recipe.seeds],
+        [(row.name, [row.cell(task.metric, seed) for seed in seeds]) for row in task.rows(split)],
+    )
+
+
+def costs_table(recipe: Recipe, task: TaskResult) -> Table | None:
+    """Parameters, size and speed of each model, with ratios to the teacher of the task; None where
+    they were not measured."""
+    costs = [each["costs"] for each in task.scores if each.get("costs")]
+    if not costs:
+        return None
+    models = recipe.finetuning[task.name].models.values()
+    teacher = next((model.teacher for model in models if model.teacher is not None), None)
+    rows = []
+    for name in costs[0]:
+        cells = []
+        for key, unit, _ in COSTS:
+            value, base = (
+                statistics.median(each[model][key] for each in costs) if model else None
+                for model in (name, None if name == teacher else teacher)
             )
-        return [table]
-    table = _plain_table("", *(f"seed {seed}" for seed in seeds), "median")
-    intervals = _plain_table("", "seed", metric_label(metric), "95 % interval")
-    for name, (kind, own) in rows.items():
-        values = [each["value"] for each in own]
-        table.add_row(
-            name, *(shown(each, kind, digits) for each in (*values, statistics.median(values)))
+            assert value is not None
+            notes = [f"{unit.ratio(value / base)} of {teacher}"] if base and unit.ratio else []
+            cells.append(Cell(unit.show(value), notes))
+        rows.append((name, cells))
+    return Table([label for *_, label in COSTS], rows)
+
+
+def loss_figure(recipe: FinetuningRecipe, task: TaskResult) -> Figure | None:
+    """The loss of the labels over tokens; a sole term is logged as `loss`."""
+    found = []
+    for color, model in zip(cycle(COLORS), recipe.models, strict=False):
+        terms = recipe.losses.active() if recipe.models[model].teacher else {"hard_target": 1.0}
+        key = "loss" if list(terms) == ["hard_target"] else "hard_target"
+        found += [
+            series_of(lines, f"{task.name}-{model}", key, color=color, label=model)
+            for lines in task.metrics
+        ]
+    found = [series for series in found if series.points or series.not_finite]
+    caption = "Lines: smoothed training loss; dots: the steps."
+    return figure(f"{task.name}: loss of the labels", found, caption)
+
+
+def protocol(recipe: FinetuningRecipe, task: TaskResult) -> dict[str, Any]:
+    """How the task was run, with the rows of each file that were skipped as blank."""
+    first = task.scores[0]
+    facts = {"protocol": first["task"], "data": first["data"]}
+    skipped = [
+        f"{recipe.data.sources[key]}: {rows_listed(numbers)} without any field"
+        for key, numbers in first.get("blank_rows", {}).items()
+    ]
+    return facts | ({"skipped": "; ".join(skipped)} if skipped else {})
+
+
+def glue_lines(recipe: Recipe, tasks: Sequence[TaskResult]) -> list[str]:
+    """The macro scores of every model that all tasks of GLUE have, each task by its median over
+    the seeds; none where a task is missing."""
+    found = {task.name: task for task in tasks if task.name in GLUE}
+    if not set(GLUE) - {"wnli"} <= set(found):
+        return []
+    lines = []
+    for model in sorted(set.intersection(*(set(recipe.finetuning[t].models) for t in found))):
+        macro = glue_scores({name: _glue_score(model, task) for name, task in found.items()})
+        without = f"GLUE, {model}: {100 * (macro['macro_without_wnli'] or 0):.1f} without WNLI"
+        both = macro["macro"]
+        lines.append(without if both is None else f"{without}, {100 * both:.1f} with it")
+    return lines
+
+
+def _glue_score(model: str, task: TaskResult) -> float:
+    """The main metric, the mean of its splits (MNLI has two), the median of the seeds."""
+    return statistics.median(
+        statistics.fmean(
+            split["models"][model][task.metric]["value"] for split in each["splits"].values()
         )
-        if kind == "gains":
-            for seed, each in zip(seeds, own, strict=True):
-                value = shown(each["value"], kind, digits)
-                intervals.add_row(name, str(seed), value, _interval(each, kind, digits))
-    return [table, intervals] if intervals.row_count else [table]
-
-
-def _plain_table(*columns: str) -> Table:
-    table = Table(*columns, **PLAIN)
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
-    return table
-
-
-def _interval(found: dict[str, float], kind: str, digits: int) -> str:
-    return f"{shown(found['low'], kind, digits)} to {shown(found['high'], kind, digits)}"
-
-
-def shown(value: float, kind: str, digits: int) -> str:
-    """A score, or a gain with its sign."""
-    return units.signed(value, digits) if kind == "gains" else format_score(value, digits)
+        for each in task.scores
+    )

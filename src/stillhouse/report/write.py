@@ -2,12 +2,10 @@
 model cards."""
 
 from stillhouse.recipe import Recipe
-from stillhouse.report.card import model_card
-from stillhouse.report.page import command_line, model_name, report_page
+from stillhouse.report.cards import model_card, task_card
+from stillhouse.report.pages import model_name, report_page
 from stillhouse.report.results import read_results
-from stillhouse.report.task_card import task_card
-from stillhouse.report.task_page import read_tasks, tasks_page
-from stillhouse.report.tasks import glue_lines, scores_file
+from stillhouse.report.tasks import read_tasks, scores_file
 from stillhouse.runs.atomic import write_atomic
 from stillhouse.runs.manifest import Inputs, commit_file, sha256_of
 from stillhouse.runs.paths import RunFolder
@@ -21,7 +19,7 @@ def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> 
     With one seed, `seed_runs` is `[run]`; with several, they are in the recipe's order.
 
     Raises:
-        RunError: a seed has not been evaluated or a task not scored, or what was is damaged.
+        RunError: a seed was not evaluated or a task not scored, or a result is damaged.
     """
     tasks = read_tasks(recipe, seed_runs)
     results = [] if recipe.corpus is None else read_results(recipe, seed_runs)
@@ -32,17 +30,11 @@ def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> 
         for task in tasks
         for seed, each in zip(recipe.seeds, seed_runs, strict=True)
     }
-    if results:
-        page = report_page(recipe, run, results, tasks)
-    else:
-        command = command_line(str(run.recipe), str(run.shared))
-        page = tasks_page(
-            model_name(recipe, run), recipe, command, tasks, glue_lines(recipe, seed_runs)
-        )
+    page = report_page(recipe, run, results, tasks)
     inputs = Inputs("report", {"report": recipe_part(recipe.report)}, sources)
     commit_file(run.report, page.encode(), inputs)
     # A card is not listed in its folder's manifest, so writing it leaves the committed files, their
-    # hashes and the folder's fingerprint as they were.
+    # hashes and the folder's fingerprint unchanged.
     for result in results:
         if result.run.student.is_dir():
             card = model_card(recipe, run, results, result)

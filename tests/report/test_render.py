@@ -2,7 +2,7 @@
 
 import pytest
 
-from stillhouse.report.html import plain
+from stillhouse.report.render import plain
 
 
 @pytest.mark.parametrize(
@@ -18,5 +18,5 @@ from stillhouse.report.html import plain
         ([], "none"),
     ],
 )
-def test_what_was_not_given_is_left_out_of_a_mapping(value, shown):
+def test_unset_values_of_a_mapping_are_omitted(value, shown):
     assert plain("key", value) == shown

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stillhouse.report import units
+from stillhouse import units
 
 
 @pytest.mark.parametrize(

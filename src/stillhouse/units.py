@@ -1,6 +1,7 @@
-"""Numbers as people read them: 5.0 M, 11.2 MB, 1,234 tokens/s; the unit always stands with them."""
+"""Numbers formatted with their unit: 5.0 M, 11.2 MB, 1,234 tokens/s."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -27,7 +28,7 @@ def size_bytes(value: int | float) -> str:
 
 
 def tokens_per_second(value: int | float) -> str:
-    """Three digits at least: ratios are read from them."""
+    """At least three digits, so that ratios can be recomputed."""
     return f"{value:,.0f} tokens/s" if value >= 100 else f"{value:.3g} tokens/s"
 
 
@@ -44,7 +45,7 @@ def seconds(value: int | float) -> str:
 
 
 def short_time(value: int | float) -> str:
-    """One number, for a narrow column: 0.8 s, 95 s, 12.1 min, 3.3 h."""
+    """A duration as a single number: 0.8 s, 95 s, 12.1 min, 3.3 h."""
     if value < 100:
         return f"{value:.{1 if value < 10 else 0}f} s"
     return f"{value / 60:.1f} min" if value < 6000 else f"{value / 3600:,.1f} h"
@@ -61,12 +62,13 @@ def nats(value: int | float) -> str:
     return f"{value:.3f} nats"
 
 
-def bits(value: int | float) -> str:
-    return f"{value:.3f} bits"
+def short_nats(value: int | float) -> str:
+    """Three decimals, or an exponent for the huge loss of a diverged model."""
+    return f"{value:.3f}" if value < 1_000 else f"{value:.1e}"
 
 
 def signed(value: int | float, digits: int = 3) -> str:
-    """With a sign always, and a real minus sign."""
+    """Always with a sign; negative values have a typographic minus sign."""
     text = f"{abs(value):.{digits}f}"
     if not float(text):
         return text
@@ -82,9 +84,35 @@ def times(ratio: int | float) -> str:
 
 
 def between(low: float, high: float, show: Callable[[float], str]) -> str:
-    """A range with its unit once: 1,190 to 1,302 tokens/s."""
+    """A range that states its unit once: 1,190 to 1,302 tokens/s."""
     first, last = show(low), show(high)
     start, _, unit = first.rpartition(" ")
     if start and last.endswith(f" {unit}"):
         first = start
     return f"{first} to {last}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How the values of one quantity are formatted.
+
+    Attributes:
+        show: A value with its unit.
+        ratio: A value's ratio to a baseline; None where a ratio says nothing.
+        short: A value for a narrow column; by default as `show`.
+    """
+
+    show: Callable[[float], str]
+    ratio: Callable[[float], str] | None = None
+    short: Callable[[float], str] | None = None
+
+
+COUNT = Unit(count, percent)
+SIZE = Unit(size_bytes, percent)
+RATE = Unit(tokens_per_second, times, lambda rate: f"{rate:,.0f}/s")
+NATS = Unit(nats, times, short_nats)
+BITS = Unit(lambda value: f"{value:.3f} bits", times)
+PERPLEXITY = Unit(perplexity, times)
+SHARE = Unit(percent)
+TOKENS = Unit(tokens, short=count)
+SECONDS = Unit(seconds, short=short_time)

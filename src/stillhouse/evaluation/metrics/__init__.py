@@ -1,0 +1,1 @@
+"""What is measured of every model, one file for each kind of metric."""

@@ -1,0 +1,45 @@
+"""Loss and perplexity on held-out text; see `evaluation.perplexity` for the protocol."""
+
+from functools import partial
+from typing import Any
+
+from stillhouse import units
+from stillhouse.evaluation.metrics.base import Metric, Subjects
+from stillhouse.evaluation.progress import progress
+
+
+def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:
+    """Score each model that is not in the cache, under one progress bar."""
+    scored = subjects.cache.quality
+    waiting = [name for name, folder in subjects.folders.items() if folder not in scored]
+    title = f"{subjects.label}quality of {', '.join(waiting)}"
+    total = sum(subjects.protocol.num_batches[name] for name in waiting)
+    with progress(subjects.reporter, title, total) as tick:
+        for name in waiting:
+            scored[subjects.folders[name]] = subjects.protocol.score(name, tick)
+    return {name: scored[folder][0] for name, folder in subjects.folders.items()}
+
+
+_loss = partial(Metric, "quality", measure=measure, lower_is_better=True, missing="no finite value")
+_causal = partial(_loss, language_modeling="causal")
+METRICS = [
+    _causal("validation_loss", "Validation loss per token", units.NATS, short="loss"),
+    _causal(
+        "perplexity.token",
+        "Perplexity per token",
+        units.PERPLEXITY,
+        short="perplexity",
+        compared=True,
+    ),
+    _causal("perplexity.token_sliding", "Perplexity per token, sliding window", units.PERPLEXITY),
+    _causal("perplexity.word", "Perplexity per word", units.PERPLEXITY, compared=True),
+    _causal("perplexity.bits_per_byte", "Bits per byte", units.BITS, compared=True),
+    _loss(
+        "masked_loss",
+        "Masked loss per token",
+        units.NATS,
+        language_modeling="masked",
+        short="loss",
+        compared=True,
+    ),
+]

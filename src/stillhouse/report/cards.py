@@ -1,0 +1,285 @@
+"""Model cards: the README.md in each student's folder, and in those of the models of tasks."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from markupsafe import Markup
+
+from stillhouse import units
+from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.models.hub import HUB_NAME
+from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import dump_recipe
+from stillhouse.report import tasks as scored
+from stillhouse.report.outcome import summarize_results
+from stillhouse.report.pages import command_line, model_name
+from stillhouse.report.render import escape_markdown, render
+from stillhouse.report.results import (
+    CONTROLS,
+    SeedResult,
+    models_of,
+    resampled,
+    scored_text,
+    seeds_of,
+)
+from stillhouse.report.tables import by_seed, comparison, metrics
+from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.paths import RunFolder
+from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe
+from stillhouse.wording import counted
+
+# Packaged weights: their names on the hub.
+ON_THE_HUB = {"sample": None, "minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+# Metrics that have another name on the hub.
+HUB_METRICS: dict[str, str] = {
+    "strict": "f1",
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
+# Starting points of a task that the run itself makes.
+MODELS_OF_A_RUN = ("teacher", "student", "student_init", "control")
+# For each kind of task: the hub's name for it, a description, and a file of inputs.
+KINDS = {
+    "classification": ("text-classification", "A text classifier", "examples.jsonl"),
+    "regression": (
+        "text-classification",
+        "A regression model for texts or pairs of texts",
+        "examples.jsonl",
+    ),
+    "question_answering": (
+        "question-answering",
+        "An extractive question answering model",
+        "questions.json",
+    ),
+    "token_classification": (
+        "token-classification",
+        "A named entity recognition model",
+        "sentences.jsonl",
+    ),
+    "embeddings": ("sentence-similarity", "A sentence embedding model", "examples.jsonl"),
+}
+
+
+def model_card(
+    recipe: Recipe, run: RunFolder, results: Sequence[SeedResult], result: SeedResult
+) -> str:
+    """The card of one seed's student; its table covers all seeds of the run."""
+    name, outcome = model_name(recipe, run), summarize_results(recipe, results)
+    causal = recipe.tokens.language_modeling == "causal"
+    tag = "text-generation" if causal else "fill-mask"
+    manifest = read_manifest(result.run.student_init)
+    layers = manifest.facts.get("layer_map") if manifest else None
+    return _render(
+        "card.md",
+        recipe,
+        name,
+        result.evaluation,
+        ModelCardData(
+            license=recipe.report.license,
+            base_model=recipe.named_model and hub_name_of(recipe.named_model),
+            datasets=_hub_datasets(recipe.text.sources),
+            metrics=["perplexity"] if causal else None,
+            model_name=name,
+            eval_results=_quality(recipe, result, tag),
+            tags=["stillhouse", "distillation"],
+            pipeline_tag=tag,
+            library_name="transformers",
+        ),
+        results=results,
+        result=result,
+        outcome=outcome,
+        causal=causal,
+        teacher=_teacher(recipe),
+        has_control=bool(set(CONTROLS) & set(models_of(results))),
+        resampled=resampled(results),
+        comparison=comparison(recipe, results),
+        by_seed=by_seed(recipe, results),
+        layers=_layers(layers if layers is not None else recipe.student.layer_map),
+        initial_weights=Path(recipe.student.weights).name,
+        sources=[source_name(source) for source in recipe.text.sources],
+        trained=result.value("student", "training.tokens"),
+        scored_text=scored_text(recipe),
+    )
+
+
+def task_card(
+    recipe: Recipe, name: str, task: scored.TaskResult, seed: int, run: RunFolder, model: str
+) -> str:
+    """The card of one seed's model; its tables cover all models and seeds of the task.
+
+    Args:
+        name: Of the whole run.
+        run: The seed's.
+    """
+    settings = recipe.finetuning[task.name]
+    scores = task.scores[recipe.seeds.index(seed)]
+    tag, description, inputs = KINDS[settings.task.kind]
+    own, start = settings.models[model], _start(recipe, settings, model)
+    manifest = read_manifest(run.finetuned(task.name) / model)
+    embeds = settings.task.kind == "embeddings"
+    return _render(
+        "task_card.md",
+        recipe,
+        name,
+        scores,
+        ModelCardData(
+            license=recipe.report.license,
+            base_model=start and hub_name_of(start),
+            datasets=_hub_datasets(list(settings.data.sources.values())),
+            metrics=[_hub_metric(task.metric)],
+            model_name=f"{name}-{task.name}-{model}",
+            eval_results=_scores(task, settings, scores, model, tag),
+            tags=["stillhouse", *(["distillation"] if own.teacher else [])],
+            pipeline_tag=tag,
+            library_name="sentence-transformers" if embeds else "transformers",
+        ),
+        task=task,
+        settings=settings,
+        model=model,
+        seed=seed,
+        outcome=scored.outcome_of(recipe, [task]),
+        description=description,
+        start=f"the run's {own.start}" if start is None else _origin(start, "model"),
+        layers="all" if own.layer_map is None else _layers(own.layer_map),
+        teacher=_task_teacher(settings, own.teacher),
+        num_examples=_number_of(settings.data.num_train, settings.data.train),
+        unlabeled=settings.data.transfer
+        and _number_of(settings.data.num_transfer, settings.data.transfer),
+        trained=manifest and manifest.facts["training"].get("tokens"),
+        inputs=inputs,
+        scored=scored,
+    )
+
+
+def _render(
+    template: str,
+    recipe: Recipe,
+    name: str,
+    measured: Mapping[str, Any],
+    front_matter: ModelCardData,
+    **values: Any,
+) -> str:
+    """A card with the front matter that the hub reads, and how to reproduce the model."""
+    card = render(
+        template,
+        recipe=recipe,
+        name=name,
+        front_matter=Markup(front_matter.to_yaml()),
+        several=len(recipe.seeds) > 1,
+        seeds=seeds_of(recipe.seeds),
+        measured=measured,
+        command=Markup(command_line("recipe.yaml", f"runs/{name}")),
+        recipe_yaml=Markup(dump_recipe(recipe).rstrip()),
+        **values,
+    )
+    return card.rstrip() + "\n"
+
+
+def _quality(recipe: Recipe, result: SeedResult, tag: str) -> list[EvalResult]:
+    """The student's quality on held-out text, for the hub's `model-index`."""
+    found = []
+    for metric in metrics(recipe):
+        value = result.value("student", metric.key)
+        if metric.group == "quality" and value is not None:
+            is_perplexity = metric.unit is units.PERPLEXITY
+            kind = "perplexity" if is_perplexity else str(metric.key).rpartition(".")[2]
+            data = scored_text(recipe)
+            found.append(EvalResult(tag, "text", data, kind, value, metric_name=metric.label))
+    return found
+
+
+def _scores(
+    task: scored.TaskResult,
+    settings: FinetuningRecipe,
+    scores: Mapping[str, Any],
+    model: str,
+    tag: str,
+) -> list[EvalResult]:
+    """The scores of a task's model on each split, for the hub's `model-index`."""
+    return [
+        EvalResult(
+            tag,
+            settings.task.kind,
+            task.name,
+            _hub_metric(metric),
+            found["value"],
+            dataset_split=split,
+            metric_name=task.label(metric),
+        )
+        for split, own in scores["splits"].items()
+        for metric, found in own["models"].get(model, {}).items()
+    ]
+
+
+def _hub_metric(name: str) -> str:
+    return HUB_METRICS.get(name, name)
+
+
+def hub_name_of(model: str) -> str | None:
+    """A model's name on the hub; None for a folder, and for the sample teacher."""
+    if model in ON_THE_HUB:
+        return ON_THE_HUB[model]
+    if Path(model).exists() or model.startswith(".") or not HUB_NAME.fullmatch(model):
+        return None
+    return model
+
+
+def source_name(source: str) -> Markup:
+    """A hub or packaged source verbatim, of a path the last part: cards are published."""
+    return Markup(f"`{source if '://' in source else Path(source).name}`".replace("\n", " "))
+
+
+def _hub_datasets(sources: Sequence[str]) -> list[str] | None:
+    """The names of hub datasets, without configuration and split."""
+    hub = [source.removeprefix("hf://") for source in sources if source.startswith("hf://")]
+    return list(dict.fromkeys(name.partition("#")[0].partition(":")[0] for name in hub)) or None
+
+
+def _origin(model: str, kind: str) -> Markup:
+    """A model as Markdown; `kind` describes a model without a name, such as `teacher`."""
+    if hub_name := hub_name_of(model):
+        return Markup(f"[{escape_markdown(hub_name)}](https://huggingface.co/{hub_name})")
+    if model == "sample":
+        return Markup("the sample teacher that comes with Stillhouse")
+    return Markup(f"a {kind} from a local folder ({escape_markdown(Path(model).name)})")
+
+
+def _teacher(recipe: Recipe) -> Markup:
+    if isinstance(recipe.teacher, TeacherRecipe):
+        layers = counted(recipe.teacher.num_layers, "layer")
+        words = f"a {recipe.teacher.family} teacher of {layers}, trained for it on the same text"
+        return escape_markdown(words)
+    tuned = isinstance(recipe.teacher, TunedTeacherRecipe)
+    ending = ", fine-tuned for it on the same text" if tuned else ""
+    return _origin(recipe.named_model or "", "teacher") + ending
+
+
+def _task_teacher(settings: FinetuningRecipe, teacher: str | None) -> Markup:
+    if teacher is None:
+        return Markup("none")
+    if teacher in settings.models:
+        return Markup(f"`{escape_markdown(teacher)}`, another model of the task")
+    return _origin(teacher, "model")
+
+
+def _start(recipe: Recipe, settings: FinetuningRecipe, model: str) -> str | None:
+    """The folder or hub name that the model starts from; None for a model of the run itself."""
+    start = settings.models[model].start
+    if start == "teacher" and not recipe.trains_its_teacher:
+        return recipe.named_model
+    return None if start in MODELS_OF_A_RUN else start
+
+
+def _layers(layer_map: int | Sequence[int] | None) -> str:
+    if layer_map is None:
+        return "see the recipe below"
+    if isinstance(layer_map, int):
+        return f"{layer_map}, spread evenly"
+    return f"{', '.join(map(str, layer_map))} (counted from 0)"
+
+
+def _number_of(number: int | None, source: str) -> Markup:
+    return Markup(f"{'all' if number is None else f'{number:,}'} of {source_name(source)}")

@@ -1,0 +1,131 @@
+"""The comparison of models: one row per metric, one column per model, for page and card alike.
+
+With several seeds a cell is the median, with the smallest and largest value as a note.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stillhouse import units
+from stillhouse.evaluation.metrics.base import Metric
+from stillhouse.evaluation.metrics.registry import metrics_of
+from stillhouse.recipe import Recipe
+from stillhouse.report.results import (
+    CONTROLS,
+    SeedResult,
+    Spread,
+    differences,
+    label_of,
+    loss_key,
+    main_metric,
+    models_of,
+    noise,
+    ratio_to_teacher,
+    spread,
+    spread_of,
+)
+
+NOT_FINITE = "no finite value"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number as text, with notes: its range or interval, its ratio to the teacher."""
+
+    text: str
+    notes: Sequence[str] = ()
+    is_missing: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column titles, and rows of a label and cells."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+def metrics(recipe: Recipe) -> list[Metric]:
+    """The rows of a recipe: the registered metrics, and the perplexity on each further text."""
+    main = main_metric(recipe)
+    found = []
+    for metric in metrics_of(recipe.tokens.language_modeling):
+        if metric.group == "agreement" and found[-1].group == "quality":
+            found += [
+                replace(main, key=("perplexity_of", text, "token"), label=f"{main.label}, {name}")
+                for text in recipe.evaluation.perplexity[1:]
+                if (name := Path(text).name) and main.language_modeling == "causal"
+            ]
+        found.append(metric)
+    return found
+
+
+def comparison(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
+    """Every metric of every model, medians over the seeds."""
+    models = models_of(results)
+    return Table(
+        [label_of(model) for model in models],
+        [
+            (metric.label, [_cell(results, model, metric) for model in models])
+            for metric in metrics(recipe)
+        ],
+    )
+
+
+def _cell(results: Sequence[SeedResult], model: str, metric: Metric) -> Cell:
+    found, show = spread_of(results, model, metric.key), metric.unit.show
+    if found is None:
+        return Cell(metric.missing, is_missing=True)
+    notes = _range(found, show)
+    ratio = None if model == "teacher" else ratio_to_teacher(results, model, metric.key)
+    if metric.unit.ratio and ratio:
+        shown = metric.unit.ratio(ratio)
+        range_ = noise(results, model, metric)
+        noisy = f", noisy: {units.between(*range_, units.times)}" if range_ else ""
+        notes.append(f"{shown}{' of' if shown.endswith('%') else ''} teacher{noisy}")
+    return Cell(show(found.median), notes)
+
+
+def by_seed(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
+    """Every seed's validation loss per model, and the paired differences student minus control,
+    each with its 95 % interval."""
+    key, models = loss_key(recipe), models_of(results)
+    controls = [model for model in CONTROLS if model in models]
+    rows = []
+    for result in results:
+        paired = [result.minus(name, key) for name in controls]
+        cells = [_number(result.value(model, key), units.nats) for model in models]
+        cells += [_number(each.value, _signed_nats, [each.interval()]) for each in paired]
+        rows.append((f"Seed {result.seed}", cells))
+    if len(results) > 1:
+        losses = [spread_of(results, model, key) for model in models]
+        gaps = [spread([each.value for each in differences(results, c, key)]) for c in controls]
+        cells = [_median(each, units.nats) for each in losses]
+        rows.append(("Median", cells + [_median(each, _signed_nats) for each in gaps]))
+    titles = [f"Student {units.MINUS} {label_of(control).lower()}" for control in controls]
+    return Table([*(label_of(model) for model in models), *titles], rows)
+
+
+def _median(found: Spread | None, show: Callable[[float], str]) -> Cell:
+    return _number(found and found.median, show, _range(found, show) if found else [])
+
+
+def _signed_nats(value: float) -> str:
+    return f"{units.signed(value)} nats"
+
+
+def _number(value: float | None, show: Callable[[float], str], notes: Sequence[str] = ()) -> Cell:
+    if value is None:
+        return Cell(NOT_FINITE, is_missing=True)
+    return Cell(show(value), [note for note in notes if note])
+
+
+def _range(each: Spread, show: Callable[[float], str]) -> list[str]:
+    notes = []
+    if show(each.low) != show(each.high):
+        notes.append(units.between(each.low, each.high, show))
+    if each.num_missing:
+        seeds = "seed has" if each.num_missing == 1 else "seeds have"
+        notes.append(f"{each.num_missing} {seeds} no value")
+    return notes
