@@ -46,7 +46,7 @@ class Masker:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Corrupted inputs and their labels, both (B, T); positions with segment 0 are padding."""
         weights = np.where(segments > 0, self.weights[inputs], 0)
-        if self.recipe.draw == "per_batch":
+        if self.recipe.sampling == "per_batch":
             key = visit_key(seed, int(epochs[0]), 2**63 + int(sequences[0]))
             num_drawn = math.ceil(self.recipe.fraction * np.count_nonzero(segments))
             flat = self._corrupt(inputs.reshape(-1), weights.reshape(-1), num_drawn, key)
@@ -74,8 +74,8 @@ class Masker:
         words = generator.choice(self.words, size=len(inputs))[drawn]
         masked, labels = inputs.copy(), np.full_like(inputs, IGNORED)
         labels[drawn] = inputs[drawn]
-        to_mask = fates < self.recipe.mask
-        to_word = fates >= self.recipe.mask + self.recipe.keep
+        to_mask = fates < self.recipe.mask_fraction
+        to_word = fates >= self.recipe.mask_fraction + self.recipe.keep_fraction
         masked[drawn[to_mask]] = self.mask_id
         masked[drawn[to_word]] = words[to_word]
         return masked, labels
