@@ -21,6 +21,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 GROUND = {
     "errors",
+    "extras",
     "kernels",
     "machine",
     "recipe",
@@ -78,6 +79,7 @@ ARROWS = {
     "tokens": set(),
     "training": {"families", "models", "objectives", "tokens"},
     "errors": set(),
+    "extras": {"errors"},
     "kernels": {"machine", "runs"},
     "machine": set(),
     "recipe": {"section", "settings", "stages"},

@@ -689,22 +689,18 @@ def _serve(
     replicas: tuple[int, int] | None = None,
     **asked: Any,
 ) -> None:
-    from stillhouse.errors import RecipeError
+    from stillhouse.extras import require
 
-    extra = "serve" if replicas is None else "ray"
-    try:
-        from stillhouse.serving.limits import Limits
-        from stillhouse.serving.server import Serving, serve_models
+    require("serve" if replicas is None else "ray")
+    from stillhouse.serving.limits import Limits
+    from stillhouse.serving.server import Serving, serve_models
 
-        serving = Serving(limits=Limits(**(limits or {})), **asked)
-        if replicas is None:
-            serve_models(serving)
-            return
-        from stillhouse.serving.ray_app import Replicas, serve_replicas
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"Serving needs {error.name}; install it with `pip install 'stillhouse[{extra}]'`."
-        ) from error
+    serving = Serving(limits=Limits(**(limits or {})), **asked)
+    if replicas is None:
+        serve_models(serving)
+        return
+    from stillhouse.serving.ray_app import Replicas, serve_replicas
+
     serve_replicas(serving, Replicas(*replicas))
 
 

@@ -5,7 +5,6 @@ the headers of weights, tokenizers and the names of files.
 reading all of the text is left to the stages.
 """
 
-import importlib.util
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from stillhouse.data.hub import HUB_PREFIX, check_file, must_be_online, path_of
 from stillhouse.distillation.distill import check_frozen, models_to_train
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.evaluation.texts import read_text
+from stillhouse.extras import require
 from stillhouse.families.registry import check_sequence_length, family_named, family_of
 from stillhouse.finetuning.examples import TaskExamples, check_task_data
 from stillhouse.finetuning.finetune import ModelRef, check_tokenizers
@@ -146,11 +146,7 @@ class _Validation:
         if not source.startswith(HUB_PREFIX):
             return
         must_be_online(source, key, offline=self.offline)
-        if importlib.util.find_spec("datasets") is None:
-            raise RecipeError(
-                f"{key} {source} needs the `datasets` package. Install it with `pip install "
-                "'stillhouse[hub]'`, or give files."
-            )
+        require("hub", purpose=f"{key} {source}")
 
     def _teacher(self) -> PretrainedConfig:
         """The configuration of the teacher, whose tokenizer, vocabulary and weights are in order

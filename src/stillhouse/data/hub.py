@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.data.records import with_class_names
-from stillhouse.errors import DataError, NetworkError, RecipeError, RunError, StillhouseError
+from stillhouse.errors import DataError, NetworkError, RunError, StillhouseError
+from stillhouse.extras import require
 from stillhouse.runs.manifest import (
     Inputs,
     commit_file,
@@ -52,13 +53,8 @@ class HubDataset:
             NetworkError: the hub cannot be reached.
             DataError: there is no such dataset, configuration or split.
         """
-        try:
-            import datasets
-        except ImportError as error:
-            raise RecipeError(
-                f"{HUB_PREFIX}{self.name} needs the `datasets` package. Install it with `pip "
-                "install 'stillhouse[hub]'`, or give files."
-            ) from error
+        require("hub", purpose=f"{HUB_PREFIX}{self.name}")
+        import datasets
 
         try:
             rows: Any = datasets.load_dataset(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.extras import install_command, missing_modules
 from stillhouse.tokens.characters import code_points
 from stillhouse.tokens.tokenizer import text_encoder
 
@@ -66,12 +67,12 @@ def open_fast(tokenizer: PreTrainedTokenizerFast) -> "CheckedEncoder":
     config = json.loads(tokenizer.backend_tokenizer.to_str())
     if config["model"]["type"] != "BPE" or "ByteLevel" not in _kinds(config["pre_tokenizer"]):
         raise FastTokenizerMismatchError(f"{FAST} is for byte-level BPE")
-    try:
-        import gigatoken
-    except ImportError as error:
+    if missing_modules("fast"):
         raise FastTokenizerMismatchError(
-            f"{FAST} is not installed (pip install 'stillhouse[fast]'); it is many times faster"
-        ) from error
+            f"{FAST} is not installed ({install_command('fast')}); it is many times faster"
+        )
+    import gigatoken
+
     # As `text_encoder` has it: nothing cut or padded, and special tokens in a text are text.
     config |= {"truncation": None, "padding": None}
     config["added_tokens"] = [token for token in config["added_tokens"] if not token["special"]]
