@@ -14,11 +14,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.corpus.prepare import tokenizer_path
 from stillhouse.data.documents import describe_sources
-from stillhouse.data.hub import HUB_PREFIX, check_file, must_be_online, path_of
+from stillhouse.data.fetch import check_file, path_of
+from stillhouse.data.sources.registry import check_access, is_remote
 from stillhouse.distillation.distill import check_frozen, models_to_train
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.evaluation.texts import read_text
-from stillhouse.extras import require
 from stillhouse.families.registry import check_sequence_length, family_named, family_of
 from stillhouse.finetuning.examples import TaskExamples, check_task_data
 from stillhouse.finetuning.finetune import ModelRef, check_tokenizers
@@ -140,13 +140,7 @@ class _Validation:
         if self.run is not None and read_manifest(self.run.tokens) is not None:
             return
         for source in self.recipe.text.sources:
-            self._check_hub_dataset(source, "corpus.source")
-
-    def _check_hub_dataset(self, source: str, key: str) -> None:
-        if not source.startswith(HUB_PREFIX):
-            return
-        must_be_online(source, key, offline=self.offline)
-        require("hub", purpose=f"{key} {source}")
+            check_access(source, "corpus.source", offline=self.offline)
 
     def _teacher(self) -> PretrainedConfig:
         """The configuration of the teacher, whose tokenizer, vocabulary and weights are in order
@@ -226,7 +220,7 @@ class _Validation:
             where = f"finetuning.{name}.data.{key}"
             check_file(source, where)
             if self.run is None or not path_of(source, self.run.task_data).exists():
-                self._check_hub_dataset(source, where)
+                check_access(source, where, offline=self.offline)
         made: dict[str, PretrainedConfig] = {}
         if student is not None:
             made = dict.fromkeys(MODELS_OF_THE_RUN, student.config)
@@ -242,7 +236,7 @@ class _Validation:
         starts = {model: configs[settings.start] for model, settings in recipe.models.items()}
         found = resolve_configs(name, recipe, starts, teachers)
         sources, examples = recipe.data.sources, None
-        if not any(source.startswith(HUB_PREFIX) for source in sources.values()):
+        if not any(map(is_remote, sources.values())):
             paths = {key: path_of(source, Path()) for key, source in sources.items()}
             examples = check_task_data(name, recipe, teachers, paths)
         self._check_task_folders(recipe, folders)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from stillhouse.corpus.prepare import TextCounts, prepare, prepare_inputs
+from stillhouse.data.chunks import Chunk
 from stillhouse.data.documents import read_documents
-from stillhouse.data.pieces import Piece
+from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError, NetworkError, RecipeError
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import is_up_to_date, read_manifest, sha256_of, verify
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tokens.held_out import is_validation
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens, text_encoder
 from stillhouse.tokens.tokenizer_training import train_tokenizer
@@ -184,8 +184,8 @@ def test_words_are_counted_once_when_a_cut_splits_them():
     """The number of words is that of the whole text."""
     counts = TextCounts()
     for text, starts in (("one tw", True), ("o thr", False), ("ee ", False), ("four", False)):
-        counts.add(Piece("a", text, starts), len(text))
-    counts.add(Piece("b", "five", True), 4)
+        counts.add(Chunk("a", text, starts), len(text))
+    counts.add(Chunk("b", "five", True), 4)
     assert counts.facts() == {"documents": 2, "bytes": 22, "words": 5}
 
 

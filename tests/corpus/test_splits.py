@@ -9,12 +9,12 @@ import pytest
 from pyarrow import parquet
 
 from stillhouse.corpus.splits import Splitting, blocks_of, plan_splits
-from stillhouse.data import pieces
+from stillhouse.data import chunks
+from stillhouse.data.chunks import Chunk, chunk_document
 from stillhouse.data.documents import read_documents
-from stillhouse.data.pieces import Piece, pieces_of
 from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError
-from stillhouse.tokens.held_out import is_validation
 
 
 def paragraphs(number: int, seed: int = 0) -> str:
@@ -170,9 +170,9 @@ def test_the_first_documents_are_enough_where_both_sides_have_one(tmp_path):
 )
 def test_blocks_do_not_depend_on_how_the_text_arrives(monkeypatch, text):
     """And are of one to two sizes, but for the last."""
-    monkeypatch.setattr(pieces, "MAX_PIECE_CHARACTERS", 3000)
-    whole = list(blocks_of([Piece("a", text, True)], 700))
-    assert list(blocks_of(pieces_of("a", [text]), 700)) == whole
+    monkeypatch.setattr(chunks, "MAX_CHUNK_CHARACTERS", 3000)
+    whole = list(blocks_of([Chunk("a", text, True)], 700))
+    assert list(blocks_of(chunk_document("a", [text]), 700)) == whole
     assert "".join(block.text for block in whole) == text
     assert all(700 <= len(block.text) <= 1400 for block in whole[:-1])
     assert [name for name, _ in groupby(block.document_id for block in whole)] == [

@@ -14,17 +14,16 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from stillhouse.data import pieces
+from stillhouse.data import chunks
+from stillhouse.data.chunks import MAX_CHUNK_CHARACTERS, chunk_document, split_text
 from stillhouse.data.documents import (
+    ReadSummary,
     describe_sources,
-    hub_documents,
     read_documents,
     summarize_sources,
 )
-from stillhouse.data.files import ReadSummary
-from stillhouse.data.hub import HubDataset
-from stillhouse.data.pieces import MAX_PIECE_CHARACTERS, pieces_of, stretches
 from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.sources.hub import HubDataset
 from stillhouse.errors import DataError, NetworkError, RecipeError
 
 
@@ -157,12 +156,12 @@ def test_one_huge_line_comes_in_pieces(tmp_path, documents):
 
 def test_pieces_are_cut_before_a_lone_space():
     """The cut is the last safe place within the limit, so no token stands across it."""
-    text = "ab  cd\n\nef " * (MAX_PIECE_CHARACTERS // 10)
-    found = list(pieces_of("a", [text]))
+    text = "ab  cd\n\nef " * (MAX_CHUNK_CHARACTERS // 10)
+    found = list(chunk_document("a", [text]))
     assert "".join(piece.text for piece in found) == text
     assert [piece.starts_document for piece in found] == [True] + [False] * (len(found) - 1)
     for left, right in pairwise(found):
-        assert MAX_PIECE_CHARACTERS - 11 <= len(left.text) <= MAX_PIECE_CHARACTERS
+        assert MAX_CHUNK_CHARACTERS - 11 <= len(left.text) <= MAX_CHUNK_CHARACTERS
         assert left.text.endswith("ef")
         assert right.text.startswith(" ab")
 
@@ -179,17 +178,17 @@ def test_pieces_are_cut_before_a_lone_space():
 )
 def test_stretches_are_cut_at_safe_places_only(text, expected):
     """Where there is no safe place, a stretch grows rather than being cut."""
-    assert list(stretches(text, 4)) == expected
+    assert list(split_text(text, 4)) == expected
 
 
 def test_pieces_do_not_depend_on_how_the_text_arrives(monkeypatch):
     """The cuts follow from the text alone, not from the sizes of the reads."""
-    monkeypatch.setattr(pieces, "MAX_PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(chunks, "MAX_CHUNK_CHARACTERS", 50)
     text = "The quick brown fox\njumps over  the lazy dog, " * 20 + "x" * 200
-    whole = list(pieces_of("a", [text]))
+    whole = list(chunk_document("a", [text]))
     for size in (1, 7, 64):
         parts = [text[start : start + size] for start in range(0, len(text), size)]
-        assert list(pieces_of("a", parts)) == whole
+        assert list(chunk_document("a", parts)) == whole
 
 
 def test_the_sample_is_the_standard_library():
@@ -205,7 +204,7 @@ def test_hub_rows_are_streamed(folder, tmp_path):
     shutil.copy(folder / "table.parquet", tmp_path / "train.parquet")
     (tmp_path / "data").mkdir()
     shutil.move(tmp_path / "train.parquet", tmp_path / "data" / "train.parquet")
-    found = hub_documents(HubDataset(str(tmp_path / "data")), CorpusRecipe(source="hf://x/y"))
+    found = HubDataset(str(tmp_path / "data")).documents(CorpusRecipe(source="hf://x/y"))
     assert {name: "".join(parts) for name, parts in found} == {"r": "red", "b": "blue"}
 
 
@@ -238,19 +237,19 @@ ZSTD = zstandard.compress(os.urandom(5000))
         ("a.txt.gz", b"plain", r"a\.txt\.gz is damaged or cut short"),
         ("a.txt.zst", ZSTD[:-100], r"a\.txt\.zst is damaged or cut short"),
         ("a.txt.zst", b"plain", r"a\.txt\.zst is damaged or cut short"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl line 2 is not JSON"),
-        ("a.jsonl", b"[" * 100_000, r"a\.jsonl line 1 is not JSON"),
-        ("a.jsonl", b'["x"]', r"a\.jsonl line 1 is a JSON list, not an object"),
-        ("a.jsonl", b'{"body": "x"}', r"line 1 has no field 'text'; its fields are 'body'"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl row 2 is not JSON"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl row 1 is not JSON"),
+        ("a.jsonl", b'["x"]', r"a\.jsonl row 1 is a JSON list, not an object"),
+        ("a.jsonl", b'{"body": "x"}', r"row 1 has no field 'text'; its fields are 'body'"),
         ("a.jsonl", b'{"text": null}', r"a\.jsonl holds no text: every document is empty or blank"),
-        ("a.jsonl", b'{"text": "a", "id": "\\ud83d"}', r"1: the field 'id' holds half a surrogate"),
-        ("a.txt", GZIP, r"a\.txt is no text: .* gzip-compressed: let its name end in \.gz"),
-        ("a.txt", ZSTD, r"a\.txt is no text: .* zstd-compressed: let its name end in \.zst"),
-        ("a.txt", b"%PDF-1.4\n%\xe2", r"a\.txt is no text: .* PDF: convert it"),
-        ("a.jsonl", b"PAR1\x15", r"a\.jsonl is no text: .* Parquet: let"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', r"line 2 is not UTF-8: byte 24 of"),
-        ("a.jsonl", b'{"text": "\\ud800"}', r"line 1 holds half a surrogate pair, \\ud800"),
-        ("a.jsonl", b'{"text": "\\u0000"}', r"line 1 holds a NUL character"),
+        ("a.jsonl", b'{"text": "a", "id": "\\ud83d"}', r"1: the field 'id' holds a lone surrogate"),
+        ("a.txt", GZIP, r"a\.txt is not text: .* gzip-compressed\. Rename it to end in \.gz"),
+        ("a.txt", ZSTD, r"a\.txt is not text: .* zstd-compressed\. Rename it to end in \.zst"),
+        ("a.txt", b"%PDF-1.4\n%\xe2", r"a\.txt is not text: .* a PDF file\. Convert it"),
+        ("a.jsonl", b"PAR1\x15", r"a\.jsonl is not text: .* a Parquet file\. Rename"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', r"row 2 is not UTF-8: byte 24 of"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"row 1 holds a lone surrogate, \\ud800"),
+        ("a.jsonl", b'{"text": "\\u0000"}', r"row 1 holds a NUL character"),
         ("a.parquet", b"PAR1 and then nothing", r"a\.parquet is not a readable Parquet file"),
     ],
 )  # fmt: skip
@@ -279,7 +278,7 @@ def test_several_zstandard_frames_are_one_file(tmp_path):
 def test_a_line_of_json_has_a_largest_size(tmp_path):
     """A file without line ends is refused before it fills the memory."""
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"x" * (64 * 2**20) + b'"}')
-    with pytest.raises(DataError, match="line 1 is longer than 64 MiB"):
+    with pytest.raises(DataError, match="row 1 is longer than 64 MiB"):
         read(tmp_path / "a.jsonl")
 
 
@@ -353,9 +352,7 @@ def test_a_glob_names_a_suffix(tmp_path):
     assert read(tmp_path / "README") == {"README": "README"}
     with pytest.raises(DataError, match=r"d\.pdf cannot be read as text.*Convert it to text"):
         read(f"{tmp_path}/*.pdf")
-    with pytest.raises(
-        DataError, match=r"No file matches .* but for 1 \.pdf, which cannot be read"
-    ):
+    with pytest.raises(DataError, match=r"No file matches .* except 1 \.pdf, which cannot be read"):
         read(f"{tmp_path}/d*")
 
 
@@ -406,6 +403,7 @@ MEASURE = """
 import re, sys
 from stillhouse.data.documents import read_documents
 from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.sources.hub import HubDataset
 size = sum(len(p.text) for p in read_documents(CorpusRecipe(source=sys.argv[1]), offline=True))
 print(size, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """

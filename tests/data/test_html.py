@@ -6,7 +6,7 @@ import json
 import pytest
 
 from stillhouse.data.documents import read_documents
-from stillhouse.data.html import visible_text
+from stillhouse.data.formats.html import visible_text
 from stillhouse.data.settings import CorpusRecipe
 
 

@@ -13,9 +13,9 @@ import zstandard
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from pyarrow import parquet
 
-from stillhouse.data import lines
-from stillhouse.data.formats import format_of
-from stillhouse.data.records import read_records
+from stillhouse.data import text
+from stillhouse.data.formats.base import TableFile
+from stillhouse.data.formats.registry import format_of
 from stillhouse.data.rows import blank_rows, read_rows
 from stillhouse.errors import DataError
 
@@ -28,7 +28,8 @@ TYPED = [
 def records(path, **settings):
     format = format_of(path)
     assert format is not None
-    return list(read_records(path, format, **settings))
+    assert format.read_records is not None
+    return list(format.read_records(TableFile(path, str(path), **settings)))
 
 
 def write(path, content):
@@ -57,7 +58,7 @@ def test_values_keep_their_types(tmp_path, ending):
 @pytest.mark.parametrize("indent", [None, 1])
 def test_an_array_does_not_depend_on_how_its_text_arrives(tmp_path, monkeypatch, block, indent):
     """Brackets, quotes and escapes may stand across two reads."""
-    monkeypatch.setattr(lines, "BLOCK_BYTES", block)
+    monkeypatch.setattr(text, "BLOCK_BYTES", block)
     rows = [{"text": f'[{{"é\\ {number}\n', "n": [number, {"x": None}]} for number in range(20)]
     path = write(tmp_path / "a.json", "\ufeff \n" + json.dumps(rows, indent=indent) + "\n\n")
     found = records(path)
@@ -78,7 +79,7 @@ def test_an_empty_array_has_no_records(tmp_path):
         ("a.json", '[{"a": 1} {"a": 2}]', r"row 1 is not JSON \(, or \] is missing, found '\{'\)"),
         ("a.json", '[{"a": 1}, ]', r"row 2 is not JSON"),
         ("a.json", '[{"a": 1}', r"row 1 is not JSON \(, or \] is missing, found 'the end'"),
-        ("a.json", '[{"a": 1}] x', r"row 1 is not JSON \('x' stands after the array's end\)"),
+        ("a.json", '[{"a": 1}] x', r"row 1 is not JSON \('x' follows the end of the array\)"),
         ("a.json", "[1]", "row 1 is a JSON number, not an object"),
         ("a.json", '{"a":\n 1}\n', "row 1 is not JSON .* may also be one array of objects"),
         ("a.jsonl", '[{"a": 1}]', "row 1 is a JSON list, not an object"),
@@ -136,7 +137,7 @@ def test_a_field_may_be_long(tmp_path):
 @pytest.mark.parametrize("block", [1, 2**20])
 def test_lines_may_end_in_any_way(tmp_path, monkeypatch, end, block):
     """As spreadsheets of three systems write them; a line end inside quotes stays what it is."""
-    monkeypatch.setattr(lines, "BLOCK_BYTES", block)
+    monkeypatch.setattr(text, "BLOCK_BYTES", block)
     table = f'text,label{end}"one{end}two",1{end}three\u2028,0'
     found = records(write(tmp_path / "a.csv", table))
     assert [record.fields for record in found] == [
@@ -200,7 +201,7 @@ def test_what_is_no_number(tmp_path, value):
 def test_half_a_character_is_no_text(tmp_path):
     """It would stop the tokenizer."""
     (row,) = read_rows(write(tmp_path / "a.jsonl", '{"text": "\\ud800"}'))
-    with pytest.raises(DataError, match=r"row 1: the column 'text' holds half a surrogate pair"):
+    with pytest.raises(DataError, match=r"row 1: the column 'text' holds a lone surrogate"):
         row.text("text")
 
 
@@ -263,5 +264,5 @@ def test_the_lines_of_a_text_file_are_rows_where_a_text_is_all_that_is_asked_for
     rows = read_rows(path, text_column="text")
     assert [row.fields for row in rows] == [{"text": "one, two"}, {"text": "three"}]
     assert rows[1].where.endswith("a.txt row 3")
-    with pytest.raises(DataError, match=r"a\.txt is no table: its name must end in \.jsonl"):
+    with pytest.raises(DataError, match=r"a\.txt is not a table: its name must end in \.jsonl"):
         read_rows(path)

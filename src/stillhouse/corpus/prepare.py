@@ -19,9 +19,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.corpus.splits import Splitting, plan_splits
-from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
-from stillhouse.data.files import ReadSummary
-from stillhouse.data.pieces import Piece, stretches
+from stillhouse.data.chunks import Chunk, split_text
+from stillhouse.data.documents import (
+    ReadSummary,
+    describe_sources,
+    read_documents,
+    summarize_sources,
+)
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.recipe import Recipe
@@ -66,7 +70,7 @@ class TextCounts:
     words: int = 0
     _inside_word: bool = False
 
-    def add(self, piece: Piece, num_bytes: int) -> None:
+    def add(self, piece: Chunk, num_bytes: int) -> None:
         """Count a piece; a word that a hard cut has split counts once."""
         if piece.starts_document:
             self.documents += 1
@@ -232,7 +236,7 @@ def _training_texts(corpus: CorpusRecipe, splitting: Splitting, *, offline: bool
             return
 
 
-def _with_ids(pieces: Iterator[Piece], encode: Encode) -> Iterator[tuple[Piece, int, np.ndarray]]:
+def _with_ids(pieces: Iterator[Chunk], encode: Encode) -> Iterator[tuple[Chunk, int, np.ndarray]]:
     """Each piece with its size in UTF-8 bytes and its token ids.
 
     A batch is encoded while the next one is read.
@@ -240,7 +244,7 @@ def _with_ids(pieces: Iterator[Piece], encode: Encode) -> Iterator[tuple[Piece, 
     with ThreadPoolExecutor(1) as encoder:
         started = None
         for batch in _batches(pieces):
-            parts = [list(stretches(piece.text, STRETCH_CHARACTERS)) for piece, _ in batch]
+            parts = [list(split_text(piece.text, STRETCH_CHARACTERS)) for piece, _ in batch]
             ids = encoder.submit(encode, [part for some in parts for part in some])
             if started is not None:
                 yield from _joined(*started)
@@ -249,8 +253,8 @@ def _with_ids(pieces: Iterator[Piece], encode: Encode) -> Iterator[tuple[Piece, 
             yield from _joined(*started)
 
 
-def _batches(pieces: Iterator[Piece]) -> Iterator[list[tuple[Piece, int]]]:
-    batch: list[tuple[Piece, int]] = []
+def _batches(pieces: Iterator[Chunk]) -> Iterator[list[tuple[Chunk, int]]]:
+    batch: list[tuple[Chunk, int]] = []
     waiting = 0
     for piece in pieces:
         size = len(piece.text.encode())
@@ -264,15 +268,15 @@ def _batches(pieces: Iterator[Piece]) -> Iterator[list[tuple[Piece, int]]]:
 
 
 def _joined(
-    batch: list[tuple[Piece, int]], parts: list[list[str]], encoded: Future[list[np.ndarray]]
-) -> Iterator[tuple[Piece, int, np.ndarray]]:
+    batch: list[tuple[Chunk, int]], parts: list[list[str]], encoded: Future[list[np.ndarray]]
+) -> Iterator[tuple[Chunk, int, np.ndarray]]:
     ids = iter(encoded.result())
     for (piece, size), some in zip(batch, parts, strict=True):
         yield piece, size, np.concatenate([next(ids) for _ in some])
 
 
 def _write_tokens(
-    encoded: Iterator[tuple[Piece, int, np.ndarray]],
+    encoded: Iterator[tuple[Chunk, int, np.ndarray]],
     writers: dict[str, ShardWriter],
     splitting: Splitting,
     report: Progress,

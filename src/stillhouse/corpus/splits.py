@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from itertools import chain, groupby
 from typing import Any
 
+from stillhouse.data.chunks import Chunk, chunk_document, safe_cut
 from stillhouse.data.documents import read_documents
-from stillhouse.data.pieces import Piece, pieces_of, safe_cut
 from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.splits import validation_point
 from stillhouse.errors import DataError
-from stillhouse.tokens.held_out import validation_point
 from stillhouse.wording import counted
 
 NUM_BLOCKS = 1000  # of all text, within these sizes
@@ -39,11 +39,11 @@ class Splitting:
         """The same for a manifest."""
         return asdict(self)
 
-    def is_validation(self, piece: Piece) -> bool:
+    def is_validation(self, piece: Chunk) -> bool:
         """Whether a piece that `cut` gave is held out."""
         return validation_point(piece.document_id) < self.limit
 
-    def cut(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    def cut(self, pieces: Iterable[Chunk]) -> Iterator[Chunk]:
         """Documents as they are, or each run of a document's blocks that are on the same side."""
         if self.block_characters is None:
             yield from pieces
@@ -52,7 +52,7 @@ class Splitting:
             for _, run in groupby(blocks, key=self.is_validation):
                 first = next(run)
                 texts = chain([first.text], (block.text for block in run))  # noqa: B031
-                yield from pieces_of(first.document_id, texts)
+                yield from chunk_document(first.document_id, texts)
 
 
 def plan_splits(corpus: CorpusRecipe, *, offline: bool) -> Splitting:
@@ -111,7 +111,7 @@ class _Points:
         self.size_of_lowest = 0
         self._is_lowest = False
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Chunk) -> None:
         if piece.starts_document:
             point = validation_point(piece.document_id)
             self.number += 1
@@ -122,11 +122,11 @@ class _Points:
         self.size_of_lowest += len(piece.text) if self._is_lowest else 0
 
 
-def _blocks_of_each(pieces: Iterable[Piece], size: int) -> Iterator[Iterator[Piece]]:
+def _blocks_of_each(pieces: Iterable[Chunk], size: int) -> Iterator[Iterator[Chunk]]:
     """The blocks of each document."""
     number = 0
 
-    def document(piece: Piece) -> int:
+    def document(piece: Chunk) -> int:
         nonlocal number
         number += piece.starts_document
         return number
@@ -135,7 +135,7 @@ def _blocks_of_each(pieces: Iterable[Piece], size: int) -> Iterator[Iterator[Pie
         yield blocks_of(own, size)
 
 
-def blocks_of(pieces: Iterable[Piece], size: int) -> Iterator[Piece]:
+def blocks_of(pieces: Iterable[Chunk], size: int) -> Iterator[Chunk]:
     """One document in blocks of `size` to twice as many characters, cut after a blank line, else
     after a line, else between words."""
     number, held, name = 0, "", ""
@@ -145,11 +145,11 @@ def blocks_of(pieces: Iterable[Piece], size: int) -> Iterator[Piece]:
         start = 0
         while len(held) - start > 2 * size:
             end = start + _end_of_block(held[start : start + 2 * size], size)
-            yield Piece(f"{name}#{number}", held[start:end], starts_document=True)
+            yield Chunk(f"{name}#{number}", held[start:end], starts_document=True)
             number, start = number + 1, end
         held = held[start:]
     if held:
-        yield Piece(f"{name}#{number}", held, starts_document=True)
+        yield Chunk(f"{name}#{number}", held, starts_document=True)
 
 
 def _end_of_block(window: str, size: int) -> int:

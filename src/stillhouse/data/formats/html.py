@@ -1,14 +1,18 @@
 """The visible text of an HTML page: no markup, scripts, styles or navigation.
 
-Contract: the text of the page in order, paragraphs with a blank line between, white space as a
-browser collapses it. What is the article and what is not is not told apart.
+Contract: the text of the page in order, with a blank line between paragraphs, white space collapsed
+as in a browser. The article is not told apart from the rest of the page.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 
-# Elements whose content a reader does not see as text of the page; each has an end tag.
+from stillhouse.data.formats.base import Format
+from stillhouse.data.text import read_blocks
+
+# Elements whose content is not shown as text of the page; each has an end tag.
 HIDDEN = {
     "audio", "button", "canvas", "iframe", "math", "nav", "noscript", "object", "script", "select",
     "style", "svg", "template", "textarea", "title", "video",
@@ -23,32 +27,37 @@ SPACES = re.compile(r"\s+")
 
 
 def visible_text(blocks: Iterable[str]) -> Iterator[str]:
-    """The text of a page that comes in blocks, in parts."""
+    """The visible text of a page, both in blocks of any size."""
     page = _Page()
     for block in blocks:
         page.feed(block)
-        yield page.taken()
+        yield page.take()
     page.close()
-    yield page.taken()
+    yield page.take()
+
+
+def read_html(path: Path) -> Iterator[str]:
+    """The visible text of a file."""
+    return visible_text(read_blocks(path))
 
 
 class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self._parts: list[str] = []
-        self._hidden: list[str] = []  # the open elements that hide what is inside
+        self._hidden: list[str] = []  # the open elements whose content is not shown
         self._preformatted = 0
-        self._gap = ""  # white space that stands before the next text
+        self._gap = ""  # white space before the next text
         self._is_empty = True
 
-    def taken(self) -> str:
-        """What was found since it was last taken."""
+    def take(self) -> str:
+        """The text found since the last call."""
         text = "".join(self._parts)
         self._parts.clear()
         return text
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "body":  # what hides text in the head ends here, closed or not
+        if tag == "body":  # ends every hidden element of the head, closed or not
             self._hidden.clear()
         if tag in HIDDEN:
             self._hidden.append(tag)
@@ -93,3 +102,6 @@ class _Page(HTMLParser):
             self._gap = "\n"
         elif tag in ("td", "th") and not self._gap.startswith("\n"):
             self._gap = "\t"
+
+
+FORMATS = (Format("HTML", (".html", ".htm", ".xhtml"), read_text=read_html),)
