@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks import measure
-from stillhouse.corpus.prepare import BATCH_BYTES, STRETCH_CHARACTERS, prepare
+from stillhouse.corpus.prepare import BATCH_BYTES, PART_CHARACTERS, prepare
 from stillhouse.data.chunks import split_text
 from stillhouse.data.documents import read_documents
 from stillhouse.models.hub import resolve_folder
@@ -78,7 +78,7 @@ def batches_of(recipe: Recipe) -> list[list[str]]:
     batches: list[list[str]] = [[]]
     size = 0
     for piece in read_documents(recipe.text, offline=True):
-        for part in split_text(piece.text, STRETCH_CHARACTERS):
+        for part in split_text(piece.text, PART_CHARACTERS):
             if size >= BATCH_BYTES:
                 batches.append([])
                 size = 0

@@ -138,7 +138,7 @@ def test_a_trained_tokenizer_never_saw_the_validation_text(tmp_path):
     assert made[0] == made[1]
 
 
-def test_inputs_follow_what_shapes_the_tokens_and_nothing_else(texts, tokenizers, tmp_path):
+def test_inputs_change_only_with_what_the_tokens_depend_on(texts, tokenizers, tmp_path):
     """A new sequence length needs no new tokens; a touched file or another tokenizer does."""
     recipe = recipe_for(texts)
     run = RunFolder.at(tmp_path / "run")
@@ -251,7 +251,7 @@ class Faulty:
         return self._real.encode_batch([text.replace("barrels", "barrel") for text in texts])
 
 
-def test_the_engine_does_not_show_in_the_shards(texts, tokenizers, tmp_path, monkeypatch):
+def test_the_shards_do_not_depend_on_the_encoder(texts, tokenizers, tmp_path, monkeypatch):
     """With gigatoken or without, the bytes are the same, and no reason to run again."""
     (texts / "odd.txt").write_text("<|endoftext|> 日本語 \u2003 é e\u0301 🙂\r\n\t\t x" * 500)
     runs = {name: RunFolder.at(tmp_path / name) for name in ("gigatoken", "tokenizers")}
@@ -266,7 +266,7 @@ def test_the_engine_does_not_show_in_the_shards(texts, tokenizers, tmp_path, mon
     assert is_up_to_date(runs["gigatoken"].tokens, inputs)
 
 
-def test_a_faulty_engine_is_given_up_aloud(texts, tokenizers, tmp_path, monkeypatch):
+def test_a_mismatching_encoder_is_replaced_and_logged(texts, tokenizers, tmp_path, monkeypatch):
     """A mismatch far into the text starts it anew with tokenizers; one line says why."""
     (texts / "z.txt").write_text("Two barrels. " * 3000)
     right, run = RunFolder.at(tmp_path / "right"), RunFolder.at(tmp_path / "run")
@@ -284,11 +284,11 @@ def test_a_faulty_engine_is_given_up_aloud(texts, tokenizers, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("language_modeling", "line"),
     [
-        ("causal", r"tokenizing with gigatoken \S+, compared with tokenizers on the way"),
+        ("causal", r"tokenizing with gigatoken \S+, checked against tokenizers"),
         ("masked", r"tokenizing with tokenizers \S+: gigatoken is for byte-level BPE"),
     ],
 )
-def test_the_engine_is_said(texts, tokenizers, tmp_path, language_modeling, line):
+def test_the_encoder_is_logged(texts, tokenizers, tmp_path, language_modeling, line):
     """The first line names the engine."""
     lines: list[str] = []
     recipe = recipe_for(texts, language_modeling=language_modeling)
@@ -330,7 +330,7 @@ def prepare_in_a_process(source: Path, tokenizer: Path, run: Path, **environment
 
 
 @pytest.mark.e2e
-def test_the_number_of_threads_does_not_show(texts, tokenizers, tmp_path):
+def test_the_shards_do_not_depend_on_the_number_of_threads(texts, tokenizers, tmp_path):
     """One thread and two write the same bytes."""
     hashes = []
     for threads in ("1", "2"):

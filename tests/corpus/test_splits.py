@@ -42,7 +42,7 @@ def split(corpus: CorpusRecipe) -> tuple[Splitting, dict[str, list[str]]]:
     return splitting, sides
 
 
-def test_many_documents_are_split_by_their_ids_as_ever(tmp_path):
+def test_many_documents_are_split_by_their_ids(tmp_path):
     """Pieces come through untouched, so that the shards stay what they were."""
     for number in range(40):
         (tmp_path / f"{number}.txt").write_text(paragraphs(3, number))
@@ -81,7 +81,7 @@ def test_training_text_is_one_document_up_to_a_held_out_block(tmp_path):
     assert abs(len(sides["train"]) - len(sides["validation"])) <= 1
 
 
-def test_what_is_held_out_by_blocks_stays_held_out_at_a_larger_fraction(tmp_path):
+def test_held_out_blocks_stay_held_out_at_a_larger_fraction(tmp_path):
     """As of whole documents."""
     (tmp_path / "book.txt").write_text(paragraphs(4000))
     small, large = (
@@ -124,7 +124,7 @@ def files(folder, texts):
     ids=["two files", "three files", "a record", "a line", "short rows", "rows", "two lines"],
 )
 @pytest.mark.parametrize("fraction", [0.0001, 0.1, 0.6])
-def test_few_documents_leave_text_on_both_sides(tmp_path, write, texts, fraction):
+def test_few_documents_give_text_to_both_splits(tmp_path, write, texts, fraction):
     """Whichever way the hash falls."""
     _, sides = split(corpus_of(write(tmp_path, texts), validation_fraction=fraction))
     assert all("".join(side).strip() for side in sides.values())
@@ -157,7 +157,7 @@ def test_text_that_cannot_be_split_is_refused(tmp_path, text, fraction, message)
         plan_splits(corpus_of(tmp_path / "book.txt", validation_fraction=fraction), offline=True)
 
 
-def test_the_first_documents_are_enough_where_both_sides_have_one(tmp_path):
+def test_planning_stops_once_both_splits_have_a_document(tmp_path):
     """A large corpus is not read once more: what stands after them is not looked at."""
     lines = [json.dumps({"text": f"text {number}"}) for number in range(100)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -168,7 +168,7 @@ def test_the_first_documents_are_enough_where_both_sides_have_one(tmp_path):
 @pytest.mark.parametrize(
     "text", [paragraphs(300), paragraphs(300).replace("\n\n", "\n"), "word " * 9000, "x" * 20_000]
 )
-def test_blocks_do_not_depend_on_how_the_text_arrives(monkeypatch, text):
+def test_blocks_do_not_depend_on_read_sizes(monkeypatch, text):
     """And are of one to two sizes, but for the last."""
     monkeypatch.setattr(chunks, "MAX_CHUNK_CHARACTERS", 3000)
     whole = list(blocks_of([Chunk("a", text, True)], 700))

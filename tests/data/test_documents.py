@@ -138,7 +138,7 @@ def test_blank_documents_are_left_out(tmp_path):
     assert read(tmp_path) == {"b.txt": "b"}
 
 
-def test_a_character_may_stand_across_two_reads(tmp_path):
+def test_a_character_may_span_two_reads(tmp_path):
     """Decoding goes on where the last block of bytes stopped, in the middle of a character."""
     text = "x" + "é" * 2**20
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
@@ -146,7 +146,7 @@ def test_a_character_may_stand_across_two_reads(tmp_path):
 
 
 @pytest.mark.parametrize("documents", ["per_file", "per_line", "per_block"])
-def test_one_huge_line_comes_in_pieces(tmp_path, documents):
+def test_one_huge_line_gives_several_chunks(tmp_path, documents):
     """A line longer than a piece is one document in several pieces, with nothing lost."""
     text = "some words " * 300_000
     (tmp_path / "a.txt").write_text(text)
@@ -154,7 +154,7 @@ def test_one_huge_line_comes_in_pieces(tmp_path, documents):
     assert joined == text
 
 
-def test_pieces_are_cut_before_a_lone_space():
+def test_chunks_are_cut_before_a_lone_space():
     """The cut is the last safe place within the limit, so no token stands across it."""
     text = "ab  cd\n\nef " * (MAX_CHUNK_CHARACTERS // 10)
     found = list(chunk_document("a", [text]))
@@ -176,12 +176,12 @@ def test_pieces_are_cut_before_a_lone_space():
         ("onetwothree", ["onetwothree"]),
     ],
 )
-def test_stretches_are_cut_at_safe_places_only(text, expected):
+def test_split_text_cuts_at_safe_positions_only(text, expected):
     """Where there is no safe place, a stretch grows rather than being cut."""
     assert list(split_text(text, 4)) == expected
 
 
-def test_pieces_do_not_depend_on_how_the_text_arrives(monkeypatch):
+def test_chunks_do_not_depend_on_read_sizes(monkeypatch):
     """The cuts follow from the text alone, not from the sizes of the reads."""
     monkeypatch.setattr(chunks, "MAX_CHUNK_CHARACTERS", 50)
     text = "The quick brown fox\njumps over  the lazy dog, " * 20 + "x" * 200
@@ -208,7 +208,7 @@ def test_hub_rows_are_streamed(folder, tmp_path):
     assert {name: "".join(parts) for name, parts in found} == {"r": "red", "b": "blue"}
 
 
-def test_the_hub_is_not_asked_when_offline():
+def test_offline_refuses_hub_sources():
     """Offline, a hub source is refused before anything is fetched."""
     with pytest.raises(NetworkError, match=r"hf://a/b.*--offline.*give a folder") as error:
         read("hf://a/b")
@@ -253,7 +253,7 @@ ZSTD = zstandard.compress(os.urandom(5000))
         ("a.parquet", b"PAR1 and then nothing", r"a\.parquet is not a readable Parquet file"),
     ],
 )  # fmt: skip
-def test_text_that_cannot_be_read_is_named(tmp_path, name, content, message):
+def test_unreadable_text_names_the_file_and_row(tmp_path, name, content, message):
     """The error says which file and where, and has the exit code for data."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
@@ -261,7 +261,7 @@ def test_text_that_cannot_be_read_is_named(tmp_path, name, content, message):
     assert error.value.exit_code == 3
 
 
-def test_a_damaged_compressed_file_gives_no_part_of_its_last_document(tmp_path):
+def test_a_truncated_compressed_file_is_refused(tmp_path):
     """Text that arrived before the damage is not taken for the whole document."""
     (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(b"words " * 10**5)[:-8])
     corpus = CorpusRecipe(source=str(tmp_path / "a.txt.zst"))
@@ -275,7 +275,7 @@ def test_several_zstandard_frames_are_one_file(tmp_path):
     assert read(tmp_path / "a.txt.zst") == {"a.txt.zst": "one two"}
 
 
-def test_a_line_of_json_has_a_largest_size(tmp_path):
+def test_an_overlong_json_line_is_refused(tmp_path):
     """A file without line ends is refused before it fills the memory."""
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"x" * (64 * 2**20) + b'"}')
     with pytest.raises(DataError, match="row 1 is longer than 64 MiB"):
@@ -309,7 +309,7 @@ MIXED = {
 }
 
 
-def test_known_endings_are_read_as_what_they_are(tmp_path):
+def test_known_suffixes_are_read_in_their_format(tmp_path):
     """Never the markup or the JSON itself."""
     for name, content in MIXED.items():
         (tmp_path / name).write_text(content)
@@ -327,7 +327,7 @@ def test_known_endings_are_read_as_what_they_are(tmp_path):
     )
 
 
-def test_what_a_folder_holds_besides_is_counted(tmp_path):
+def test_skipped_files_are_counted_by_suffix(tmp_path):
     """By suffix, with hidden files; nothing is passed over without a word."""
     for name in ("a.txt", "b.PDF", "c.pdf", "d.png.gz", "README", ".hidden.txt", ".git/a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -357,7 +357,7 @@ def test_a_glob_names_a_suffix(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.xlsx", "a.ipynb", "a.zip", "a.epub.gz"])
-def test_what_is_no_text_is_refused_by_name(tmp_path, name):
+def test_document_formats_are_refused_with_a_conversion(tmp_path, name):
     """With what to do, also where its bytes would pass for text."""
     (tmp_path / name).write_text("{}")
     with pytest.raises(DataError, match=rf"{name} cannot be read as text.*Convert it"):
@@ -433,7 +433,7 @@ def test_a_record_whose_text_is_null_is_a_blank_document(tmp_path):
     assert summary.blank_documents == 4
 
 
-def test_linked_folders_are_read_and_what_is_no_file_is_counted(tmp_path):
+def test_linked_folders_are_read_and_special_files_counted(tmp_path):
     """Nothing of a folder is passed over unseen; links in a circle end."""
     source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
     source.mkdir()
