@@ -44,17 +44,16 @@ def safe_cut(text: str, limit: int) -> int | None:
 
 def split_text(text: str, limit: int) -> Iterator[str]:
     """`text` in parts of about `limit` characters, cut at safe positions only."""
-    start = 0
+    start, window = 0, limit
     while len(text) - start > limit:
-        window = limit
         cut = safe_cut(text[start : start + window + 2], window)
-        while cut is None and start + window < len(text):
+        if cut is not None:
+            yield text[start : start + cut]
+            start, window = start + cut, limit
+        elif start + window < len(text):
             window *= 2
-            cut = safe_cut(text[start : start + window + 2], window)
-        if cut is None:
+        else:
             break
-        yield text[start : start + cut]
-        start += cut
     yield text[start:]
 
 

@@ -123,13 +123,19 @@ class Batch:
 class AnyBatch(Protocol):
     """What training needs of a batch, whatever a model reads from it."""
 
-    def num_rows(self, rows: Any) -> int: ...  # of a kind that its objective knows
+    def num_rows(self, rows: Any) -> int:
+        """The number of rows of a kind that the objective knows."""
+        ...
 
-    def to(self, device: torch.device) -> Any: ...
+    def to(self, device: torch.device) -> Any:
+        """The batch on a device."""
 
-    def split(self, sequences: int) -> Iterator[Any]: ...
+    def split(self, sequences: int) -> Iterator[Any]:
+        """Micro-batches of at most `sequences` sequences."""
+        ...
 
-    def blank(self) -> Any: ...
+    def blank(self) -> Any:
+        """The batch as padding, without rows."""
 
 
 @runtime_checkable
@@ -143,7 +149,8 @@ class AnySource(Protocol):
     @property
     def sequence_length(self) -> int: ...
 
-    def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int, /) -> Any: ...
+    def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int, /) -> Any:
+        """The given sequences, each as in its epoch, as one batch."""
 
 
 @runtime_checkable

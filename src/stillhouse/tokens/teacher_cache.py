@@ -92,7 +92,7 @@ class TeacherCache:
         self.folder = folder
         self.layout = CacheFormat(**manifest.facts["format"])
         num_parts = manifest.facts["num_parts"]
-        counts = [self._counts(part) for part in range(num_parts)]
+        counts = map(self._counts, range(num_parts))
         self._first_rows = [np.concatenate([[0], np.cumsum(rows)]) for rows in counts]
 
     @property
@@ -138,12 +138,12 @@ class TeacherCache:
         return counts
 
 
+@dataclass(frozen=True)
 class FixedMaskSource:
     """A source whose sequences have the same masks for every epoch and seed."""
 
-    def __init__(self, source: SequenceSource, cache: TeacherCache | None = None) -> None:
-        self.source = source
-        self.cache = cache
+    source: SequenceSource
+    cache: TeacherCache | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -157,6 +157,4 @@ class FixedMaskSource:
         """The sequences with the masks of the cache and, where it is given, its rows."""
         fixed = np.full_like(epochs, FIXED_EPOCH)
         batch = self.source.batch(sequences, fixed, FIXED_SEED)
-        if self.cache is None:
-            return batch
-        return replace(batch, teacher=self.cache.rows(sequences))
+        return batch if self.cache is None else replace(batch, teacher=self.cache.rows(sequences))

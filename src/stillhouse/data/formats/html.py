@@ -23,6 +23,12 @@ PARAGRAPHS = {
     "table", "ul",
 }  # fmt: skip
 LINES = {"br", "caption", "dd", "div", "dt", "figcaption", "legend", "li", "summary", "tr"}
+GAPS = ["", " ", "\t", "\n", "\n\n"]  # from narrow to wide
+SEPARATORS = {
+    **dict.fromkeys(PARAGRAPHS, "\n\n"),
+    **dict.fromkeys(LINES, "\n"),
+    **dict.fromkeys(("td", "th"), "\t"),
+}
 SPACES = re.compile(r"\s+")
 
 
@@ -62,10 +68,10 @@ class _Page(HTMLParser):
         if tag in HIDDEN:
             self._hidden.append(tag)
         self._preformatted += tag == "pre"
-        self._separate(tag)
+        self._widen(SEPARATORS.get(tag, ""))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._separate(tag)  # such as <br/>, or an <svg/> without content
+        self._widen(SEPARATORS.get(tag, ""))  # such as <br/>, or an <svg/> without content
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self._hidden:
@@ -73,35 +79,28 @@ class _Page(HTMLParser):
                 pass
         if tag == "pre" and self._preformatted:
             self._preformatted -= 1
-        self._separate(tag)
+        self._widen(SEPARATORS.get(tag, ""))
 
     def handle_data(self, data: str) -> None:
         if self._hidden:
             return
         if self._preformatted:
-            data = data.replace("\r\n", "\n")
-            if data:
-                self._add(data)
+            self._add(data.replace("\r\n", "\n"))
             return
         words = SPACES.sub(" ", data)
         if words.startswith(" "):
-            self._gap = self._gap or " "
+            self._widen(" ")
         if words.strip():
             self._add(words.strip(" "))
             self._gap = " " if words.endswith(" ") else ""
 
     def _add(self, text: str) -> None:
         self._parts.append(text if self._is_empty else self._gap + text)
-        self._gap = ""
-        self._is_empty = False
+        self._gap, self._is_empty = "", False
 
-    def _separate(self, tag: str) -> None:
-        if tag in PARAGRAPHS:
-            self._gap = "\n\n"
-        elif tag in LINES and self._gap != "\n\n":
-            self._gap = "\n"
-        elif tag in ("td", "th") and not self._gap.startswith("\n"):
-            self._gap = "\t"
+    def _widen(self, gap: str) -> None:
+        """Leave at least this white space before the next text."""
+        self._gap = max(self._gap, gap, key=GAPS.index)
 
 
 FORMATS = (Format("HTML", (".html", ".htm", ".xhtml"), read_text=read_html),)
