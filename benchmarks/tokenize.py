@@ -36,7 +36,7 @@ from stillhouse.data.documents import read_documents
 from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tokens.engines import (
+from stillhouse.tokens.encoders import (
     FAST,
     REFERENCE,
     FastTokenizerMismatchError,
@@ -147,7 +147,7 @@ def measure_text(source: str, tokenizer_folder: Path, repeats: int) -> Result:
     """Equality of every token, then the timings.
 
     Raises:
-        UnfitError: gigatoken's tokens are not those of `tokenizers`, or it is not there.
+        FastTokenizerMismatchError: gigatoken is missing, or its ids are not those of `tokenizers`.
     """
     recipe, tokenizer = recipe_for(source), load_tokenizer(tokenizer_folder)
     batches = batches_of(recipe)

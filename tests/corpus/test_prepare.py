@@ -267,7 +267,7 @@ def test_the_shards_do_not_depend_on_the_encoder(texts, tokenizers, tmp_path, mo
 
 
 def test_a_mismatching_encoder_is_replaced_and_logged(texts, tokenizers, tmp_path, monkeypatch):
-    """A mismatch far into the text starts it anew with tokenizers; one line says why."""
+    """A mismatch far into the text restarts the stage with tokenizers; one log line says why."""
     (texts / "z.txt").write_text("Two barrels. " * 3000)
     right, run = RunFolder.at(tmp_path / "right"), RunFolder.at(tmp_path / "run")
     prepare(recipe_for(texts), right, teacher_tokenizer=tokenizers["causal"])
@@ -289,7 +289,7 @@ def test_a_mismatching_encoder_is_replaced_and_logged(texts, tokenizers, tmp_pat
     ],
 )
 def test_the_encoder_is_logged(texts, tokenizers, tmp_path, language_modeling, line):
-    """The first line names the engine."""
+    """The first log line names the encoder."""
     lines: list[str] = []
     recipe = recipe_for(texts, language_modeling=language_modeling)
     prepare(

@@ -158,7 +158,7 @@ def test_text_that_cannot_be_split_is_refused(tmp_path, text, fraction, message)
 
 
 def test_planning_stops_once_both_splits_have_a_document(tmp_path):
-    """A large corpus is not read once more: what stands after them is not looked at."""
+    """A large corpus is not read twice: the documents after these are not read."""
     lines = [json.dumps({"text": f"text {number}"}) for number in range(100)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     (tmp_path / "b.jsonl").write_text("broken")

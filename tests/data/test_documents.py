@@ -1,4 +1,4 @@
-"""Documents: what each kind of source gives, and what is said of text that cannot be read."""
+"""Documents: those of each kind of source, and errors about text that cannot be read."""
 
 import gzip
 import json
@@ -139,7 +139,7 @@ def test_blank_documents_are_left_out(tmp_path):
 
 
 def test_a_character_may_span_two_reads(tmp_path):
-    """Decoding goes on where the last block of bytes stopped, in the middle of a character."""
+    """Decoding resumes where the last block of bytes ended, in the middle of a character."""
     text = "x" + "é" * 2**20
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     assert read(tmp_path / "a.txt") == {"a.txt": text}
@@ -155,7 +155,7 @@ def test_one_huge_line_gives_several_chunks(tmp_path, documents):
 
 
 def test_chunks_are_cut_before_a_lone_space():
-    """The cut is the last safe place within the limit, so no token stands across it."""
+    """The cut is the last safe place within the limit, so that no token spans it."""
     text = "ab  cd\n\nef " * (MAX_CHUNK_CHARACTERS // 10)
     found = list(chunk_document("a", [text]))
     assert "".join(piece.text for piece in found) == text

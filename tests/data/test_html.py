@@ -40,7 +40,7 @@ def test_visible_text_of_html(page, text):
 
 
 def test_visible_text_does_not_depend_on_read_sizes():
-    """A tag or a reference may stand across two reads."""
+    """A tag or a reference may span two reads."""
     page = "<body><p>One &amp; <i class='x'>two</i></p><script>no</script><pre> a\n</pre>three"
     for size in (1, 2, 5, 7):
         parts = [page[start : start + size] for start in range(0, len(page), size)]

@@ -57,7 +57,7 @@ def test_values_keep_their_types(tmp_path, ending):
 @pytest.mark.parametrize("block", [1, 7, 2**20])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_json_arrays_do_not_depend_on_read_sizes(tmp_path, monkeypatch, block, indent):
-    """Brackets, quotes and escapes may stand across two reads."""
+    """Brackets, quotes and escapes may span two reads."""
     monkeypatch.setattr(text, "BLOCK_BYTES", block)
     rows = [{"text": f'[{{"é\\ {number}\n', "n": [number, {"x": None}]} for number in range(20)]
     path = write(tmp_path / "a.json", "\ufeff \n" + json.dumps(rows, indent=indent) + "\n\n")

@@ -45,24 +45,24 @@ def test_orders_differ_between_epochs_and_between_seeds():
 
 
 def test_sample_keys_are_distinct():
-    """Seed, epoch and sequence each change the key; none can stand in for another."""
-    visits = [
+    """Seed, epoch and sequence each change the key; no two samples share one."""
+    samples = [
         (seed, epoch, sequence) for seed in (0, 1, -1) for epoch in (0, 1) for sequence in (0, 1)
     ]
-    assert len({tuple(sample_key(*visit)) for visit in visits}) == len(visits)
+    assert len({tuple(sample_key(*sample)) for sample in samples}) == len(samples)
 
 
 def test_steps_of_an_epoch_contain_every_sequence_once(source):
     """17 sequences in steps of 5: a step crosses into the next epoch, and nothing is left out."""
     steps = steps_of(source)
-    visits = [
+    samples = [
         (int(epoch), int(sequence))
         for step in range(steps.num_steps)
         for sequence, epoch in zip(*steps.samples(step), strict=True)
     ]
-    assert len(visits) == 51
-    assert sorted(visits) == [(epoch, sequence) for epoch in range(3) for sequence in range(17)]
-    assert [epoch for epoch, _ in visits] == sorted(epoch for epoch, _ in visits)
+    assert len(samples) == 51
+    assert sorted(samples) == [(epoch, sequence) for epoch in range(3) for sequence in range(17)]
+    assert [epoch for epoch, _ in samples] == sorted(epoch for epoch, _ in samples)
 
 
 def test_each_epoch_of_a_run_has_its_own_order(source):

@@ -141,8 +141,8 @@ def test_masks_do_not_depend_on_the_rest_of_the_batch(masker):
     inputs, segments = sequences_of(10)
     together = mask(masker(), inputs, segments)
     chosen = np.array([7, 2])
-    apart = mask(masker(), inputs[chosen], segments[chosen], sequences=chosen)
-    for one, other in zip(together, apart, strict=True):
+    separate = mask(masker(), inputs[chosen], segments[chosen], sequences=chosen)
+    for one, other in zip(together, separate, strict=True):
         assert (one[chosen] == other).all()
 
 

@@ -69,7 +69,7 @@ def test_positions_restart_with_each_document(split_of):
 
 @pytest.mark.law("packing")
 def test_packed_documents_do_not_attend_to_each_other(split_of):
-    """Two positions share a segment exactly where no end-of-text stands between them."""
+    """Two positions share a segment exactly where no end-of-text is between them."""
     batch = whole(causal_of(split_of, CAUSAL, 15))
     owner = [number for number, document in enumerate(CAUSAL) for _ in document]
     segments = batch.segment_ids[0].tolist()
@@ -184,7 +184,7 @@ def test_padding_fills_the_rest(split_of, special):
 
 
 def test_no_documents_give_no_sequences(split_of, special):
-    """An empty split has nothing to visit."""
+    """An empty split has no sequences."""
     assert masked_of(split_of, special, [], 24).num_sequences == 0
     assert causal_of(split_of, [], 24).num_sequences == 0
 

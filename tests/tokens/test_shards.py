@@ -134,7 +134,7 @@ def disorder(path):
     ],
 )
 def test_open_split_names_a_damaged_file(tmp_path, name, damage, message):
-    """The error names the file and says how to make it anew."""
+    """The error names the file and says how to write it again."""
     write(tmp_path / "tokens", DOCUMENTS)
     damage(tmp_path / "tokens" / name)
     with pytest.raises(DataError, match=rf"(?s){message}.*stillhouse prepare") as error:

@@ -269,7 +269,7 @@ def write_vocabulary(tokenizer, folder: Path, **config) -> None:
 
 
 class TestMask:
-    """A mask stands for a word with the space before it, as in the published RoBERTa."""
+    """The mask token includes the space before it, as in the published RoBERTa."""
 
     @pytest.fixture(scope="class")
     @staticmethod

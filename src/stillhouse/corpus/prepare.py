@@ -33,7 +33,7 @@ from stillhouse.runs.manifest import Inputs, commit_folder, fingerprint
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.tokens.characters import word_starts
-from stillhouse.tokens.engines import (
+from stillhouse.tokens.encoders import (
     FAST,
     REFERENCE,
     Encode,

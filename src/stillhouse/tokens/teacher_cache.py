@@ -26,7 +26,7 @@ from stillhouse.tokens.shards import token_dtype
 from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
 
 WEIGHT_SCALE = 2.0**15  # keeps float16's full precision down to probabilities of 2e-9
-FIXED_SEED, FIXED_EPOCH = 0, 0  # whose masks the cached outputs are for
+FIXED_SEED, FIXED_EPOCH = 0, 0  # the cached outputs are those for the masks of this sample
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a source is: the files or datasets that its name stands for, and the documents of each."""
+"""The interface of sources: the files or datasets that a name stands for, and their documents."""
 
 import io
 from collections import Counter
@@ -58,7 +58,7 @@ class Source:
 
 
 def text_documents(name: str, blocks: Iterable[str], corpus: CorpusRecipe) -> Iterator[Document]:
-    """The documents of a text file: `corpus.documents` says what one is."""
+    """The documents of a text file: `corpus.documents` defines what one is."""
     if corpus.documents == "per_file":
         yield name, blocks
         return

@@ -1,4 +1,4 @@
-"""The fast engine: used only where it gives the ids that `tokenizers` gives."""
+"""The fast encoder: used only where its ids equal those of `tokenizers`."""
 
 import sys
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import pytest
 from tokenizers import normalizers, pre_tokenizers
 
 from stillhouse.section import LanguageModeling
-from stillhouse.tokens.engines import (
+from stillhouse.tokens.encoders import (
     FIRST_CHARACTERS,
     SHARE,
     CheckedEncoder,
@@ -30,7 +30,7 @@ def trained(size=400, language_modeling: LanguageModeling = "causal"):
 
 
 def letters(texts):
-    """An engine that is right by definition: a token a character."""
+    """A reference encoder: one token per character."""
     return [np.array([ord(letter) for letter in text], np.int64) for text in texts]
 
 
@@ -143,7 +143,7 @@ def test_the_first_occurrence_of_a_character_or_added_token_is_compared(mark):
 
 
 def test_a_recurring_mismatch_is_detected():
-    """One character in so many is compared, all along the text."""
+    """One character in `SHARE` is compared, throughout the text."""
     good, bad = "ab " * 1000, "ba " * 1000
     head = [good] * (FIRST_CHARACTERS // len(good) + 2)
     with pytest.raises(FastTokenizerMismatchError):
@@ -160,7 +160,7 @@ def test_the_last_text_is_compared():
 
 
 def test_few_characters_are_compared():
-    """The slow engine sees the head, and then little more than its share."""
+    """The reference encodes the head, and then little more than its share."""
     seen = []
 
     def reference(texts):
