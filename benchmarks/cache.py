@@ -32,7 +32,8 @@ from transformers import PreTrainedModel
 
 from benchmarks import measure
 from benchmarks.cached import KIND, SIZE, CachedTeacher, teacher_logits
-from stillhouse.data.sample import sample_documents
+from stillhouse.data.sources.sample import sample_documents
+from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError, StillhouseError
 from stillhouse.families.base import Family
 from stillhouse.models.hub import resolve_folder
@@ -47,7 +48,6 @@ from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
-from stillhouse.tokens.held_out import is_validation
 from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.tokenizer import load_tokenizer, text_encoder
 from stillhouse.training.allocator import keep_freed_memory

@@ -107,7 +107,7 @@ def draw(source: Source, seed: int) -> Drawn:
             f"tokens, too few to draw {NUM_SENTENCES} from. Give a longer text as --text."
         )
     counts = np.bincount(np.concatenate(tokens), minlength=len(tokenizer))
-    masker = Masker(MaskingRecipe(draw="per_batch"), special, len(tokenizer), counts)
+    masker = Masker(MaskingRecipe(sampling="per_batch"), special, len(tokenizer), counts)
     middle = len(groups) // 2
     return Drawn(
         [

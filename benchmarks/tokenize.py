@@ -30,13 +30,13 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks import measure
-from stillhouse.corpus.prepare import BATCH_BYTES, STRETCH_CHARACTERS, prepare
-from stillhouse.data.documents import SAMPLE, read_documents
-from stillhouse.data.pieces import stretches
+from stillhouse.corpus.prepare import BATCH_BYTES, PART_CHARACTERS, prepare
+from stillhouse.data.chunks import split_text
+from stillhouse.data.documents import read_documents
 from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tokens.engines import (
+from stillhouse.tokens.encoders import (
     FAST,
     REFERENCE,
     FastTokenizerMismatchError,
@@ -78,7 +78,7 @@ def batches_of(recipe: Recipe) -> list[list[str]]:
     batches: list[list[str]] = [[]]
     size = 0
     for piece in read_documents(recipe.text, offline=True):
-        for part in stretches(piece.text, STRETCH_CHARACTERS):
+        for part in split_text(piece.text, PART_CHARACTERS):
             if size >= BATCH_BYTES:
                 batches.append([])
                 size = 0
@@ -95,7 +95,7 @@ def bare(tokenizer: PreTrainedTokenizerFast, batches: list[list[str]]) -> measur
     backend.encode_special_tokens = True
 
     whole = "".join(text for batch in batches for text in batch)
-    texts = list(stretches(whole, BEST_CHARACTERS))
+    texts = list(split_text(whole, BEST_CHARACTERS))
 
     def step() -> None:
         backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -147,7 +147,7 @@ def measure_text(source: str, tokenizer_folder: Path, repeats: int) -> Result:
     """Equality of every token, then the timings.
 
     Raises:
-        UnfitError: gigatoken's tokens are not those of `tokenizers`, or it is not there.
+        FastTokenizerMismatchError: gigatoken is missing, or its ids are not those of `tokenizers`.
     """
     recipe, tokenizer = recipe_for(source), load_tokenizer(tokenizer_folder)
     batches = batches_of(recipe)
@@ -224,7 +224,7 @@ def report(result: Result, options: argparse.Namespace, load: Any) -> dict[str, 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokenize", description=__doc__)
-    parser.add_argument("--text", default=SAMPLE, help="a file, folder or glob, as corpus.source")
+    parser.add_argument("--text", default="sample", help="a file, folder or glob, as corpus.source")
     parser.add_argument("--tokenizer", default="sample", help="a folder with byte-level BPE")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds, each with both")
     parser.add_argument("--output", type=Path, help="a JSON file for every raw number")

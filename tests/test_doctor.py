@@ -35,22 +35,22 @@ def test_the_machine_is_described(capsys, monkeypatch):
     """Processor, GPU, precision, disk and versions, each with its state."""
     code, out, _ = doctor(capsys, monkeypatch)
     assert code == 0
-    for what in ("processor", "GPU", "precision", "disk", "versions", "hub", "extra datasets"):
+    for what in ("processor", "GPU", "precision", "disk", "versions", "hub", "extra hub"):
         assert what in out
     findings = json.loads(doctor(capsys, monkeypatch, "--json")[1])
     assert {finding["state"] for finding in findings} <= {"ok", "missing"}
     assert set(findings[0]) == {"what", "state", "detail"}
 
 
-def test_a_missing_extra_is_said_with_what_it_is_good_for(capsys, monkeypatch):
+def test_doctor_names_a_missing_extra_with_its_install_command(capsys, monkeypatch):
     """Without gigatoken, doctor says what happens then and how to get it."""
-    assert "ok       extra gigatoken" in doctor(capsys, monkeypatch)[1]
+    assert "ok       extra fast" in doctor(capsys, monkeypatch)[1]
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     code, out, _ = doctor(capsys, monkeypatch)
     assert code == 0
-    (line,) = [line for line in out.splitlines() if "extra gigatoken" in line]
+    (line,) = [line for line in out.splitlines() if "extra fast" in line]
     assert line.startswith("missing")
-    assert "without it tokenizers does" in line
+    assert "without it tokenizers is used" in line
     assert "pip install 'stillhouse[fast]'" in line
 
 

@@ -142,11 +142,14 @@ def test_an_unknown_key_of_a_trained_teacher_is_refused():
         ("tokens: {sequence_length: long}", "tokens.sequence_length: .*integer.*got 'long'"),
         ("tokens: {sequence_length: 4}", "tokens.sequence_length: .*8, got 4"),
         ("tokens: {language_modeling: prefix}", "'causal' or 'masked', got 'prefix'"),
-        ("tokens: {masking: {mask: 0.9}}", "mask .* is 1.1; the three shares must sum to 1"),
         (
-            "tokens: {language_modeling: masked, masking: {draw: per_batch}}\n"
+            "tokens: {masking: {mask_fraction: 0.9}}",
+            "mask_fraction .* is 1.1; the three fractions must sum to 1",
+        ),
+        (
+            "tokens: {language_modeling: masked, masking: {sampling: per_batch}}\n"
             "distillation: {teacher_outputs: {cache: sampled}}",
-            "needs the same mask at every visit, but tokens.masking.draw is per_batch",
+            "needs the same mask at every visit, but tokens.masking.sampling is per_batch",
         ),
         ("student: {layer_map: []}", "student.layer_map: .*at least 1"),
         ("student: {layer_map: [0, x]}", r"student.layer_map(\.1)?: .*'x'"),

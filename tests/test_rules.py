@@ -21,6 +21,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 GROUND = {
     "errors",
+    "extras",
     "kernels",
     "machine",
     "recipe",
@@ -81,6 +82,7 @@ ARROWS = {
     "training": {"families", "models", "objectives", "tokens"},
     "report": {"evaluation"},  # the list of metrics
     "errors": set(),
+    "extras": {"errors"},
     "kernels": {"machine", "runs"},
     "machine": set(),
     "recipe": {"section", "settings", "stages"},

@@ -691,22 +691,18 @@ def _serve(
     replicas: tuple[int, int] | None = None,
     **asked: Any,
 ) -> None:
-    from stillhouse.errors import RecipeError
+    from stillhouse.extras import require
 
-    extra = "serve" if replicas is None else "ray"
-    try:
-        from stillhouse.serving.config import Limits, ServerConfig
-        from stillhouse.serving.server import serve_models
+    require("serve" if replicas is None else "ray")
+    from stillhouse.serving.config import Limits, ServerConfig
+    from stillhouse.serving.server import serve_models
 
-        config = ServerConfig(limits=Limits(**(limits or {})), **asked)
-        if replicas is None:
-            serve_models(config)
-            return
-        from stillhouse.serving.ray_app import Replicas, serve_replicas
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"Serving needs {error.name}; install it with `pip install 'stillhouse[{extra}]'`."
-        ) from error
+    config = ServerConfig(limits=Limits(**(limits or {})), **asked)
+    if replicas is None:
+        serve_models(config)
+        return
+    from stillhouse.serving.ray_app import Replicas, serve_replicas
+
     serve_replicas(config, Replicas(*replicas))
 
 

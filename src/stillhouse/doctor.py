@@ -1,24 +1,16 @@
 """What this machine can do and what is missing; what in a run is intact."""
 
-import importlib.util
 import json
 import os
 import shutil
 from pathlib import Path
 
 from stillhouse.errors import RunError, StillhouseError
+from stillhouse.extras import EXTRAS, install_command, missing_modules
 from stillhouse.machine import library_versions, memory_bytes, num_cores, processor_name
 from stillhouse.runs.manifest import read_manifest, verify
 from stillhouse.runs.paths import RunFolder
 from stillhouse.wording import duration
-
-EXTRAS = {
-    "datasets": "hub datasets as a corpus (pip install 'stillhouse[hub]')",
-    "gigatoken": (
-        "tokenizes byte-level BPE; without it tokenizers does, many times slower "
-        "(pip install 'stillhouse[fast]')"
-    ),
-}
 
 
 def examine_machine() -> list[dict[str, str]]:
@@ -53,9 +45,11 @@ def examine_machine() -> list[dict[str, str]]:
             "hub", "offline (HF_HUB_OFFLINE=1)" if offline else "used only when a recipe names it"
         )
     )
-    for module, purpose in EXTRAS.items():
-        found = importlib.util.find_spec(module) is not None
-        findings.append(_finding(f"extra {module}", purpose, "ok" if found else "missing"))
+    for name, extra in EXTRAS.items():
+        missing = missing_modules(name)
+        advice = f": {install_command(name)} installs {', '.join(missing)}" if missing else ""
+        state = "missing" if missing else "ok"
+        findings.append(_finding(f"extra {name}", extra.purpose + advice, state))
     return findings
 
 

@@ -123,11 +123,11 @@ class Pipeline:
                 "out one of the two."
             )
         tokens = self.recipe.tokens
-        masked_by_batch = tokens.masking.draw == "per_batch"
+        masked_by_batch = tokens.masking.sampling == "per_batch"
         if self.ranks.size > 1 and tokens.language_modeling == "masked" and masked_by_batch:
             raise RecipeError(
-                "tokens.masking.draw is per_batch, which draws over a whole step, of which each "
-                f"of the {self.ranks.size} ranks sees a part. Set it to per_sequence."
+                "tokens.masking.sampling is per_batch, which samples over a whole step, but each "
+                f"of the {self.ranks.size} ranks has only a part of it. Set it to per_sequence."
             )
 
     def _with_something_to_do(self, stages: Collection[str]) -> Collection[str]:

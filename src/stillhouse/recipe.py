@@ -106,10 +106,10 @@ class Recipe(Section):
             raise ValueError("a teacher that is trained here needs a corpus")
         self._check_starts()
         masked = self.tokens.language_modeling == "masked"
-        if self.cache is not None and masked and self.tokens.masking.draw == "per_batch":
+        if self.cache is not None and masked and self.tokens.masking.sampling == "per_batch":
             raise ValueError(
                 "distillation.teacher_outputs is a cache, which needs the same mask at every "
-                "visit, but tokens.masking.draw is per_batch; set it to per_sequence"
+                "visit, but tokens.masking.sampling is per_batch; set it to per_sequence"
             )
         if isinstance(self.teacher, TeacherRecipe):
             if self.tokens.tokenizer == "teacher":

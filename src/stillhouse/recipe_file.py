@@ -227,7 +227,7 @@ def _check_characters(data: Any, where: str, path: str = "") -> None:
     if isinstance(data, str) and "\0" in data:
         raise RecipeError(f"{where}: {path} holds a NUL character, got {data!r:.80}.")
     if isinstance(data, str) and any("\ud800" <= character <= "\udfff" for character in data):
-        raise RecipeError(f"{where}: {path} holds half a surrogate pair, got {data!r:.80}.")
+        raise RecipeError(f"{where}: {path} holds a lone surrogate, got {data!r:.80}.")
     parts = (
         data.items()
         if isinstance(data, dict)

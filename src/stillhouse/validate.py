@@ -5,7 +5,6 @@ the headers of weights, tokenizers and the names of files.
 reading all of the text is left to the stages.
 """
 
-import importlib.util
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.corpus.prepare import tokenizer_path
 from stillhouse.data.documents import describe_sources
-from stillhouse.data.hub import HUB_PREFIX, check_file, must_be_online, path_of
+from stillhouse.data.fetch import check_file, path_of
+from stillhouse.data.sources.registry import check_access, is_remote
 from stillhouse.distillation.distill import check_frozen, models_to_train
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.evaluation.texts import read_text
@@ -140,17 +140,7 @@ class _Validation:
         if self.run is not None and read_manifest(self.run.tokens) is not None:
             return
         for source in self.recipe.text.sources:
-            self._check_hub_dataset(source, "corpus.source")
-
-    def _check_hub_dataset(self, source: str, key: str) -> None:
-        if not source.startswith(HUB_PREFIX):
-            return
-        must_be_online(source, key, offline=self.offline)
-        if importlib.util.find_spec("datasets") is None:
-            raise RecipeError(
-                f"{key} {source} needs the `datasets` package. Install it with `pip install "
-                "'stillhouse[hub]'`, or give files."
-            )
+            check_access(source, "corpus.source", offline=self.offline)
 
     def _teacher(self) -> PretrainedConfig:
         """The configuration of the teacher, whose tokenizer, vocabulary and weights are in order
@@ -230,7 +220,7 @@ class _Validation:
             where = f"finetuning.{name}.data.{key}"
             check_file(source, where)
             if self.run is None or not path_of(source, self.run.task_data).exists():
-                self._check_hub_dataset(source, where)
+                check_access(source, where, offline=self.offline)
         made: dict[str, PretrainedConfig] = {}
         if student is not None:
             made = dict.fromkeys(MODELS_OF_THE_RUN, student.config)
@@ -246,7 +236,7 @@ class _Validation:
         starts = {model: configs[settings.start] for model, settings in recipe.models.items()}
         found = resolve_configs(name, recipe, starts, teachers)
         sources, examples = recipe.data.sources, None
-        if not any(source.startswith(HUB_PREFIX) for source in sources.values()):
+        if not any(map(is_remote, sources.values())):
             paths = {key: path_of(source, Path()) for key, source in sources.items()}
             examples = check_task_data(name, recipe, teachers, paths)
         self._check_task_folders(recipe, folders)

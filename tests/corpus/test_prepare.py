@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from stillhouse.corpus.prepare import TextCounts, prepare, prepare_inputs
+from stillhouse.data.chunks import Chunk
 from stillhouse.data.documents import read_documents
-from stillhouse.data.pieces import Piece
+from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError, NetworkError, RecipeError
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import is_up_to_date, read_manifest, sha256_of, verify
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tokens.held_out import is_validation
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens, text_encoder
 from stillhouse.tokens.tokenizer_training import train_tokenizer
@@ -138,7 +138,7 @@ def test_a_trained_tokenizer_never_saw_the_validation_text(tmp_path):
     assert made[0] == made[1]
 
 
-def test_inputs_follow_what_shapes_the_tokens_and_nothing_else(texts, tokenizers, tmp_path):
+def test_inputs_change_only_with_what_the_tokens_depend_on(texts, tokenizers, tmp_path):
     """A new sequence length needs no new tokens; a touched file or another tokenizer does."""
     recipe = recipe_for(texts)
     run = RunFolder.at(tmp_path / "run")
@@ -184,8 +184,8 @@ def test_words_are_counted_once_when_a_cut_splits_them():
     """The number of words is that of the whole text."""
     counts = TextCounts()
     for text, starts in (("one tw", True), ("o thr", False), ("ee ", False), ("four", False)):
-        counts.add(Piece("a", text, starts), len(text))
-    counts.add(Piece("b", "five", True), 4)
+        counts.add(Chunk("a", text, starts), len(text))
+    counts.add(Chunk("b", "five", True), 4)
     assert counts.facts() == {"documents": 2, "bytes": 22, "words": 5}
 
 
@@ -251,7 +251,7 @@ class Faulty:
         return self._real.encode_batch([text.replace("barrels", "barrel") for text in texts])
 
 
-def test_the_engine_does_not_show_in_the_shards(texts, tokenizers, tmp_path, monkeypatch):
+def test_the_shards_do_not_depend_on_the_encoder(texts, tokenizers, tmp_path, monkeypatch):
     """With gigatoken or without, the bytes are the same, and no reason to run again."""
     (texts / "odd.txt").write_text("<|endoftext|> 日本語 \u2003 é e\u0301 🙂\r\n\t\t x" * 500)
     runs = {name: RunFolder.at(tmp_path / name) for name in ("gigatoken", "tokenizers")}
@@ -266,8 +266,8 @@ def test_the_engine_does_not_show_in_the_shards(texts, tokenizers, tmp_path, mon
     assert is_up_to_date(runs["gigatoken"].tokens, inputs)
 
 
-def test_a_faulty_engine_is_given_up_aloud(texts, tokenizers, tmp_path, monkeypatch):
-    """A mismatch far into the text starts it anew with tokenizers; one line says why."""
+def test_a_mismatching_encoder_is_replaced_and_logged(texts, tokenizers, tmp_path, monkeypatch):
+    """A mismatch far into the text restarts the stage with tokenizers; one log line says why."""
     (texts / "z.txt").write_text("Two barrels. " * 3000)
     right, run = RunFolder.at(tmp_path / "right"), RunFolder.at(tmp_path / "run")
     prepare(recipe_for(texts), right, teacher_tokenizer=tokenizers["causal"])
@@ -284,12 +284,12 @@ def test_a_faulty_engine_is_given_up_aloud(texts, tokenizers, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("language_modeling", "line"),
     [
-        ("causal", r"tokenizing with gigatoken \S+, compared with tokenizers on the way"),
+        ("causal", r"tokenizing with gigatoken \S+, checked against tokenizers"),
         ("masked", r"tokenizing with tokenizers \S+: gigatoken is for byte-level BPE"),
     ],
 )
-def test_the_engine_is_said(texts, tokenizers, tmp_path, language_modeling, line):
-    """The first line names the engine."""
+def test_the_encoder_is_logged(texts, tokenizers, tmp_path, language_modeling, line):
+    """The first log line names the encoder."""
     lines: list[str] = []
     recipe = recipe_for(texts, language_modeling=language_modeling)
     prepare(
@@ -330,7 +330,7 @@ def prepare_in_a_process(source: Path, tokenizer: Path, run: Path, **environment
 
 
 @pytest.mark.e2e
-def test_the_number_of_threads_does_not_show(texts, tokenizers, tmp_path):
+def test_the_shards_do_not_depend_on_the_number_of_threads(texts, tokenizers, tmp_path):
     """One thread and two write the same bytes."""
     hashes = []
     for threads in ("1", "2"):

@@ -9,12 +9,12 @@ import pytest
 from pyarrow import parquet
 
 from stillhouse.corpus.splits import Splitting, blocks_of, plan_splits
-from stillhouse.data import pieces
+from stillhouse.data import chunks
+from stillhouse.data.chunks import Chunk, chunk_document
 from stillhouse.data.documents import read_documents
-from stillhouse.data.pieces import Piece, pieces_of
 from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError
-from stillhouse.tokens.held_out import is_validation
 
 
 def paragraphs(number: int, seed: int = 0) -> str:
@@ -42,7 +42,7 @@ def split(corpus: CorpusRecipe) -> tuple[Splitting, dict[str, list[str]]]:
     return splitting, sides
 
 
-def test_many_documents_are_split_by_their_ids_as_ever(tmp_path):
+def test_many_documents_are_split_by_their_ids(tmp_path):
     """Pieces come through untouched, so that the shards stay what they were."""
     for number in range(40):
         (tmp_path / f"{number}.txt").write_text(paragraphs(3, number))
@@ -81,7 +81,7 @@ def test_training_text_is_one_document_up_to_a_held_out_block(tmp_path):
     assert abs(len(sides["train"]) - len(sides["validation"])) <= 1
 
 
-def test_what_is_held_out_by_blocks_stays_held_out_at_a_larger_fraction(tmp_path):
+def test_held_out_blocks_stay_held_out_at_a_larger_fraction(tmp_path):
     """As of whole documents."""
     (tmp_path / "book.txt").write_text(paragraphs(4000))
     small, large = (
@@ -124,7 +124,7 @@ def files(folder, texts):
     ids=["two files", "three files", "a record", "a line", "short rows", "rows", "two lines"],
 )
 @pytest.mark.parametrize("fraction", [0.0001, 0.1, 0.6])
-def test_few_documents_leave_text_on_both_sides(tmp_path, write, texts, fraction):
+def test_few_documents_give_text_to_both_splits(tmp_path, write, texts, fraction):
     """Whichever way the hash falls."""
     _, sides = split(corpus_of(write(tmp_path, texts), validation_fraction=fraction))
     assert all("".join(side).strip() for side in sides.values())
@@ -157,8 +157,8 @@ def test_text_that_cannot_be_split_is_refused(tmp_path, text, fraction, message)
         plan_splits(corpus_of(tmp_path / "book.txt", validation_fraction=fraction), offline=True)
 
 
-def test_the_first_documents_are_enough_where_both_sides_have_one(tmp_path):
-    """A large corpus is not read once more: what stands after them is not looked at."""
+def test_planning_stops_once_both_splits_have_a_document(tmp_path):
+    """A large corpus is not read twice: the documents after these are not read."""
     lines = [json.dumps({"text": f"text {number}"}) for number in range(100)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     (tmp_path / "b.jsonl").write_text("broken")
@@ -168,11 +168,11 @@ def test_the_first_documents_are_enough_where_both_sides_have_one(tmp_path):
 @pytest.mark.parametrize(
     "text", [paragraphs(300), paragraphs(300).replace("\n\n", "\n"), "word " * 9000, "x" * 20_000]
 )
-def test_blocks_do_not_depend_on_how_the_text_arrives(monkeypatch, text):
+def test_blocks_do_not_depend_on_read_sizes(monkeypatch, text):
     """And are of one to two sizes, but for the last."""
-    monkeypatch.setattr(pieces, "MAX_PIECE_CHARACTERS", 3000)
-    whole = list(blocks_of([Piece("a", text, True)], 700))
-    assert list(blocks_of(pieces_of("a", [text]), 700)) == whole
+    monkeypatch.setattr(chunks, "MAX_CHUNK_CHARACTERS", 3000)
+    whole = list(blocks_of([Chunk("a", text, True)], 700))
+    assert list(blocks_of(chunk_document("a", [text]), 700)) == whole
     assert "".join(block.text for block in whole) == text
     assert all(700 <= len(block.text) <= 1400 for block in whole[:-1])
     assert [name for name, _ in groupby(block.document_id for block in whole)] == [

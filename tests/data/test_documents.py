@@ -1,4 +1,4 @@
-"""Documents: what each kind of source gives, and what is said of text that cannot be read."""
+"""Documents: those of each kind of source, and errors about text that cannot be read."""
 
 import gzip
 import json
@@ -14,17 +14,16 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from stillhouse.data import pieces
+from stillhouse.data import chunks
+from stillhouse.data.chunks import MAX_CHUNK_CHARACTERS, chunk_document, split_text
 from stillhouse.data.documents import (
+    ReadSummary,
     describe_sources,
-    hub_documents,
     read_documents,
     summarize_sources,
 )
-from stillhouse.data.files import ReadSummary
-from stillhouse.data.hub import HubDataset
-from stillhouse.data.pieces import MAX_PIECE_CHARACTERS, pieces_of, stretches
 from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.sources.hub import HubDataset
 from stillhouse.errors import DataError, NetworkError, RecipeError
 
 
@@ -139,15 +138,15 @@ def test_blank_documents_are_left_out(tmp_path):
     assert read(tmp_path) == {"b.txt": "b"}
 
 
-def test_a_character_may_stand_across_two_reads(tmp_path):
-    """Decoding goes on where the last block of bytes stopped, in the middle of a character."""
+def test_a_character_may_span_two_reads(tmp_path):
+    """Decoding resumes where the last block of bytes ended, in the middle of a character."""
     text = "x" + "é" * 2**20
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     assert read(tmp_path / "a.txt") == {"a.txt": text}
 
 
 @pytest.mark.parametrize("documents", ["per_file", "per_line", "per_block"])
-def test_one_huge_line_comes_in_pieces(tmp_path, documents):
+def test_one_huge_line_gives_several_chunks(tmp_path, documents):
     """A line longer than a piece is one document in several pieces, with nothing lost."""
     text = "some words " * 300_000
     (tmp_path / "a.txt").write_text(text)
@@ -155,14 +154,14 @@ def test_one_huge_line_comes_in_pieces(tmp_path, documents):
     assert joined == text
 
 
-def test_pieces_are_cut_before_a_lone_space():
-    """The cut is the last safe place within the limit, so no token stands across it."""
-    text = "ab  cd\n\nef " * (MAX_PIECE_CHARACTERS // 10)
-    found = list(pieces_of("a", [text]))
+def test_chunks_are_cut_before_a_lone_space():
+    """The cut is the last safe place within the limit, so that no token spans it."""
+    text = "ab  cd\n\nef " * (MAX_CHUNK_CHARACTERS // 10)
+    found = list(chunk_document("a", [text]))
     assert "".join(piece.text for piece in found) == text
     assert [piece.starts_document for piece in found] == [True] + [False] * (len(found) - 1)
     for left, right in pairwise(found):
-        assert MAX_PIECE_CHARACTERS - 11 <= len(left.text) <= MAX_PIECE_CHARACTERS
+        assert MAX_CHUNK_CHARACTERS - 11 <= len(left.text) <= MAX_CHUNK_CHARACTERS
         assert left.text.endswith("ef")
         assert right.text.startswith(" ab")
 
@@ -177,19 +176,19 @@ def test_pieces_are_cut_before_a_lone_space():
         ("onetwothree", ["onetwothree"]),
     ],
 )
-def test_stretches_are_cut_at_safe_places_only(text, expected):
+def test_split_text_cuts_at_safe_positions_only(text, expected):
     """Where there is no safe place, a stretch grows rather than being cut."""
-    assert list(stretches(text, 4)) == expected
+    assert list(split_text(text, 4)) == expected
 
 
-def test_pieces_do_not_depend_on_how_the_text_arrives(monkeypatch):
+def test_chunks_do_not_depend_on_read_sizes(monkeypatch):
     """The cuts follow from the text alone, not from the sizes of the reads."""
-    monkeypatch.setattr(pieces, "MAX_PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(chunks, "MAX_CHUNK_CHARACTERS", 50)
     text = "The quick brown fox\njumps over  the lazy dog, " * 20 + "x" * 200
-    whole = list(pieces_of("a", [text]))
+    whole = list(chunk_document("a", [text]))
     for size in (1, 7, 64):
         parts = [text[start : start + size] for start in range(0, len(text), size)]
-        assert list(pieces_of("a", parts)) == whole
+        assert list(chunk_document("a", parts)) == whole
 
 
 def test_the_sample_is_the_standard_library():
@@ -205,11 +204,11 @@ def test_hub_rows_are_streamed(folder, tmp_path):
     shutil.copy(folder / "table.parquet", tmp_path / "train.parquet")
     (tmp_path / "data").mkdir()
     shutil.move(tmp_path / "train.parquet", tmp_path / "data" / "train.parquet")
-    found = hub_documents(HubDataset(str(tmp_path / "data")), CorpusRecipe(source="hf://x/y"))
+    found = HubDataset(str(tmp_path / "data")).documents(CorpusRecipe(source="hf://x/y"))
     assert {name: "".join(parts) for name, parts in found} == {"r": "red", "b": "blue"}
 
 
-def test_the_hub_is_not_asked_when_offline():
+def test_offline_refuses_hub_sources():
     """Offline, a hub source is refused before anything is fetched."""
     with pytest.raises(NetworkError, match=r"hf://a/b.*--offline.*give a folder") as error:
         read("hf://a/b")
@@ -238,23 +237,23 @@ ZSTD = zstandard.compress(os.urandom(5000))
         ("a.txt.gz", b"plain", r"a\.txt\.gz is damaged or cut short"),
         ("a.txt.zst", ZSTD[:-100], r"a\.txt\.zst is damaged or cut short"),
         ("a.txt.zst", b"plain", r"a\.txt\.zst is damaged or cut short"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl line 2 is not JSON"),
-        ("a.jsonl", b"[" * 100_000, r"a\.jsonl line 1 is not JSON"),
-        ("a.jsonl", b'["x"]', r"a\.jsonl line 1 is a JSON list, not an object"),
-        ("a.jsonl", b'{"body": "x"}', r"line 1 has no field 'text'; its fields are 'body'"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl row 2 is not JSON"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl row 1 is not JSON"),
+        ("a.jsonl", b'["x"]', r"a\.jsonl row 1 is a JSON list, not an object"),
+        ("a.jsonl", b'{"body": "x"}', r"row 1 has no field 'text'; its fields are 'body'"),
         ("a.jsonl", b'{"text": null}', r"a\.jsonl holds no text: every document is empty or blank"),
-        ("a.jsonl", b'{"text": "a", "id": "\\ud83d"}', r"1: the field 'id' holds half a surrogate"),
-        ("a.txt", GZIP, r"a\.txt is no text: .* gzip-compressed: let its name end in \.gz"),
-        ("a.txt", ZSTD, r"a\.txt is no text: .* zstd-compressed: let its name end in \.zst"),
-        ("a.txt", b"%PDF-1.4\n%\xe2", r"a\.txt is no text: .* PDF: convert it"),
-        ("a.jsonl", b"PAR1\x15", r"a\.jsonl is no text: .* Parquet: let"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', r"line 2 is not UTF-8: byte 24 of"),
-        ("a.jsonl", b'{"text": "\\ud800"}', r"line 1 holds half a surrogate pair, \\ud800"),
-        ("a.jsonl", b'{"text": "\\u0000"}', r"line 1 holds a NUL character"),
+        ("a.jsonl", b'{"text": "a", "id": "\\ud83d"}', r"1: the field 'id' holds a lone surrogate"),
+        ("a.txt", GZIP, r"a\.txt is not text: .* gzip-compressed\. Rename it to end in \.gz"),
+        ("a.txt", ZSTD, r"a\.txt is not text: .* zstd-compressed\. Rename it to end in \.zst"),
+        ("a.txt", b"%PDF-1.4\n%\xe2", r"a\.txt is not text: .* a PDF file\. Convert it"),
+        ("a.jsonl", b"PAR1\x15", r"a\.jsonl is not text: .* a Parquet file\. Rename"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}', r"row 2 is not UTF-8: byte 24 of"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"row 1 holds a lone surrogate, \\ud800"),
+        ("a.jsonl", b'{"text": "\\u0000"}', r"row 1 holds a NUL character"),
         ("a.parquet", b"PAR1 and then nothing", r"a\.parquet is not a readable Parquet file"),
     ],
 )  # fmt: skip
-def test_text_that_cannot_be_read_is_named(tmp_path, name, content, message):
+def test_unreadable_text_names_the_file_and_row(tmp_path, name, content, message):
     """The error says which file and where, and has the exit code for data."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
@@ -262,7 +261,7 @@ def test_text_that_cannot_be_read_is_named(tmp_path, name, content, message):
     assert error.value.exit_code == 3
 
 
-def test_a_damaged_compressed_file_gives_no_part_of_its_last_document(tmp_path):
+def test_a_truncated_compressed_file_is_refused(tmp_path):
     """Text that arrived before the damage is not taken for the whole document."""
     (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(b"words " * 10**5)[:-8])
     corpus = CorpusRecipe(source=str(tmp_path / "a.txt.zst"))
@@ -276,10 +275,10 @@ def test_several_zstandard_frames_are_one_file(tmp_path):
     assert read(tmp_path / "a.txt.zst") == {"a.txt.zst": "one two"}
 
 
-def test_a_line_of_json_has_a_largest_size(tmp_path):
+def test_an_overlong_json_line_is_refused(tmp_path):
     """A file without line ends is refused before it fills the memory."""
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"x" * (64 * 2**20) + b'"}')
-    with pytest.raises(DataError, match="line 1 is longer than 64 MiB"):
+    with pytest.raises(DataError, match="row 1 is longer than 64 MiB"):
         read(tmp_path / "a.jsonl")
 
 
@@ -310,7 +309,7 @@ MIXED = {
 }
 
 
-def test_known_endings_are_read_as_what_they_are(tmp_path):
+def test_known_suffixes_are_read_in_their_format(tmp_path):
     """Never the markup or the JSON itself."""
     for name, content in MIXED.items():
         (tmp_path / name).write_text(content)
@@ -328,7 +327,7 @@ def test_known_endings_are_read_as_what_they_are(tmp_path):
     )
 
 
-def test_what_a_folder_holds_besides_is_counted(tmp_path):
+def test_skipped_files_are_counted_by_suffix(tmp_path):
     """By suffix, with hidden files; nothing is passed over without a word."""
     for name in ("a.txt", "b.PDF", "c.pdf", "d.png.gz", "README", ".hidden.txt", ".git/a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -353,14 +352,12 @@ def test_a_glob_names_a_suffix(tmp_path):
     assert read(tmp_path / "README") == {"README": "README"}
     with pytest.raises(DataError, match=r"d\.pdf cannot be read as text.*Convert it to text"):
         read(f"{tmp_path}/*.pdf")
-    with pytest.raises(
-        DataError, match=r"No file matches .* but for 1 \.pdf, which cannot be read"
-    ):
+    with pytest.raises(DataError, match=r"No file matches .* except 1 \.pdf, which cannot be read"):
         read(f"{tmp_path}/d*")
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.xlsx", "a.ipynb", "a.zip", "a.epub.gz"])
-def test_what_is_no_text_is_refused_by_name(tmp_path, name):
+def test_document_formats_are_refused_with_a_conversion(tmp_path, name):
     """With what to do, also where its bytes would pass for text."""
     (tmp_path / name).write_text("{}")
     with pytest.raises(DataError, match=rf"{name} cannot be read as text.*Convert it"):
@@ -406,6 +403,7 @@ MEASURE = """
 import re, sys
 from stillhouse.data.documents import read_documents
 from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.sources.hub import HubDataset
 size = sum(len(p.text) for p in read_documents(CorpusRecipe(source=sys.argv[1]), offline=True))
 print(size, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
@@ -435,7 +433,7 @@ def test_a_record_whose_text_is_null_is_a_blank_document(tmp_path):
     assert summary.blank_documents == 4
 
 
-def test_linked_folders_are_read_and_what_is_no_file_is_counted(tmp_path):
+def test_linked_folders_are_read_and_special_files_counted(tmp_path):
     """Nothing of a folder is passed over unseen; links in a circle end."""
     source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
     source.mkdir()

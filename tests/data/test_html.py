@@ -6,7 +6,7 @@ import json
 import pytest
 
 from stillhouse.data.documents import read_documents
-from stillhouse.data.html import visible_text
+from stillhouse.data.formats.html import visible_text
 from stillhouse.data.settings import CorpusRecipe
 
 
@@ -34,13 +34,13 @@ def text_of(page: str) -> str:
         ("<p> \n </p>", ""),
     ],
 )
-def test_text_is_what_a_reader_sees(page, text):
+def test_visible_text_of_html(page, text):
     """White space is that of a browser; markup, scripts and navigation are not there."""
     assert text_of(page) == text
 
 
-def test_text_does_not_depend_on_how_the_page_arrives():
-    """A tag or a reference may stand across two reads."""
+def test_visible_text_does_not_depend_on_read_sizes():
+    """A tag or a reference may span two reads."""
     page = "<body><p>One &amp; <i class='x'>two</i></p><script>no</script><pre> a\n</pre>three"
     for size in (1, 2, 5, 7):
         parts = [page[start : start + size] for start in range(0, len(page), size)]

@@ -4,7 +4,7 @@ network."""
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
-from stillhouse.data.hub import fetch, path_of
+from stillhouse.data.fetch import fetch, path_of
 from stillhouse.errors import DataError, NetworkError
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks.registry import make_task
@@ -30,7 +30,7 @@ def fetched(source, folder, *, offline=False):
     return path_of(source, folder)
 
 
-def test_classes_come_by_their_names_and_only_once_from_the_hub(source, tmp_path):
+def test_a_hub_dataset_is_fetched_once_with_class_names(source, tmp_path):
     """Later runs read the run's own file, also offline."""
     texts = [{"sentence": "a warm fire", "label": 1}, {"sentence": "a cold wind", "label": 0}]
     name = source(texts, sentence=Value("string"), label=ClassLabel(names=["negative", "positive"]))
@@ -82,7 +82,7 @@ def test_questions_and_entities_have_the_columns_of_their_datasets(source, tmp_p
         ("conll", '{"tokens": ["a"]}', "row 1 has no column 'ner_tags'"),
     ],
 )  # fmt: skip
-def test_rows_that_are_not_like_this_are_named(tmp_path, task, row, message):
+def test_malformed_rows_are_named(tmp_path, task, row, message):
     """With their file and number."""
     path = tmp_path / "rows.jsonl"
     path.write_text(row + "\n")
@@ -91,7 +91,7 @@ def test_rows_that_are_not_like_this_are_named(tmp_path, task, row, message):
     assert "rows.jsonl" in str(error.value)
 
 
-def test_two_names_that_read_alike_have_a_file_each(tmp_path):
+def test_similar_dataset_names_have_separate_files(tmp_path):
     """Of a dataset and of a configuration, say."""
     names = ("hf://a/b#train", "hf://a/b:train", "hf://a-b#train", "hf://a/b#train ")
     assert len({path_of(name, tmp_path) for name in names}) == len(names)
@@ -110,7 +110,7 @@ def test_messages_name_the_dataset_and_not_its_copy(source, tmp_path):
     assert [each.text for each in task.read(path, targets=False)] == ["a", ""]
 
 
-def test_a_manifest_beside_a_file_that_is_no_copy_changes_nothing(tmp_path):
+def test_a_foreign_manifest_beside_a_file_is_ignored(tmp_path):
     """Such as one of another program."""
     (tmp_path / "a.jsonl").write_text('{"sentence": 1}\n')
     (tmp_path / "a.manifest.json").write_text("{}")

@@ -13,9 +13,9 @@ import zstandard
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from pyarrow import parquet
 
-from stillhouse.data import lines
-from stillhouse.data.formats import format_of
-from stillhouse.data.records import read_records
+from stillhouse.data import text
+from stillhouse.data.formats.base import TableFile
+from stillhouse.data.formats.registry import format_of
 from stillhouse.data.rows import blank_rows, read_rows
 from stillhouse.errors import DataError
 
@@ -28,7 +28,8 @@ TYPED = [
 def records(path, **settings):
     format = format_of(path)
     assert format is not None
-    return list(read_records(path, format, **settings))
+    assert format.read_records is not None
+    return list(format.read_records(TableFile(path, str(path), **settings)))
 
 
 def write(path, content):
@@ -55,9 +56,9 @@ def test_values_keep_their_types(tmp_path, ending):
 
 @pytest.mark.parametrize("block", [1, 7, 2**20])
 @pytest.mark.parametrize("indent", [None, 1])
-def test_an_array_does_not_depend_on_how_its_text_arrives(tmp_path, monkeypatch, block, indent):
-    """Brackets, quotes and escapes may stand across two reads."""
-    monkeypatch.setattr(lines, "BLOCK_BYTES", block)
+def test_json_arrays_do_not_depend_on_read_sizes(tmp_path, monkeypatch, block, indent):
+    """Brackets, quotes and escapes may span two reads."""
+    monkeypatch.setattr(text, "BLOCK_BYTES", block)
     rows = [{"text": f'[{{"é\\ {number}\n', "n": [number, {"x": None}]} for number in range(20)]
     path = write(tmp_path / "a.json", "\ufeff \n" + json.dumps(rows, indent=indent) + "\n\n")
     found = records(path)
@@ -78,7 +79,7 @@ def test_an_empty_array_has_no_records(tmp_path):
         ("a.json", '[{"a": 1} {"a": 2}]', r"row 1 is not JSON \(, or \] is missing, found '\{'\)"),
         ("a.json", '[{"a": 1}, ]', r"row 2 is not JSON"),
         ("a.json", '[{"a": 1}', r"row 1 is not JSON \(, or \] is missing, found 'the end'"),
-        ("a.json", '[{"a": 1}] x', r"row 1 is not JSON \('x' stands after the array's end\)"),
+        ("a.json", '[{"a": 1}] x', r"row 1 is not JSON \('x' follows the end of the array\)"),
         ("a.json", "[1]", "row 1 is a JSON number, not an object"),
         ("a.json", '{"a":\n 1}\n', "row 1 is not JSON .* may also be one array of objects"),
         ("a.jsonl", '[{"a": 1}]', "row 1 is a JSON list, not an object"),
@@ -96,7 +97,7 @@ def test_an_empty_array_has_no_records(tmp_path):
         ("a.parquet", b"PAR1", "is not a readable Parquet file"),
     ],
 )  # fmt: skip
-def test_what_is_broken_is_refused_with_its_row(tmp_path, name, content, message):
+def test_malformed_tables_are_refused_with_their_row(tmp_path, name, content, message):
     """One message, with the file first."""
     path = write(tmp_path / name, content)
     with pytest.raises(DataError, match=message) as error:
@@ -104,7 +105,7 @@ def test_what_is_broken_is_refused_with_its_row(tmp_path, name, content, message
     assert str(error.value).startswith(str(path))
 
 
-def test_a_header_from_the_recipe_and_other_separators(tmp_path):
+def test_a_wrong_separator_is_named_with_a_header_of_the_recipe(tmp_path):
     """Without a header of its own, too, a file with semicolons is named as such."""
     path = write(tmp_path / "a.csv", "one;1\ntwo;0\n")
     with pytest.raises(DataError, match=r"row 1 has 1 fields.*looks like semicolon-separated"):
@@ -136,7 +137,7 @@ def test_a_field_may_be_long(tmp_path):
 @pytest.mark.parametrize("block", [1, 2**20])
 def test_lines_may_end_in_any_way(tmp_path, monkeypatch, end, block):
     """As spreadsheets of three systems write them; a line end inside quotes stays what it is."""
-    monkeypatch.setattr(lines, "BLOCK_BYTES", block)
+    monkeypatch.setattr(text, "BLOCK_BYTES", block)
     table = f'text,label{end}"one{end}two",1{end}three\u2028,0'
     found = records(write(tmp_path / "a.csv", table))
     assert [record.fields for record in found] == [
@@ -177,7 +178,7 @@ def test_a_missing_field_is_null(tmp_path):
         rows[0].text("label")
 
 
-def test_null_and_nan_are_empty_texts_and_no_numbers(tmp_path):
+def test_null_and_nan_are_empty_texts_but_not_numbers(tmp_path):
     """As tables of pandas have them."""
     table = pyarrow.table({"text": [None, "x"], "other": [math.nan, 1.0]})
     parquet.write_table(table, tmp_path / "a.parquet")
@@ -190,21 +191,21 @@ def test_null_and_nan_are_empty_texts_and_no_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["true", '"1_000"', "null", '"x"', "[1]"])
-def test_what_is_no_number(tmp_path, value):
+def test_values_that_are_not_numbers_are_refused(tmp_path, value):
     """Python would take the first two for numbers."""
     (row,) = read_rows(write(tmp_path / "a.jsonl", f'{{"score": {value}}}'))
     with pytest.raises(DataError, match="must hold a number"):
         row.number("score")
 
 
-def test_half_a_character_is_no_text(tmp_path):
+def test_a_lone_surrogate_is_refused(tmp_path):
     """It would stop the tokenizer."""
     (row,) = read_rows(write(tmp_path / "a.jsonl", '{"text": "\\ud800"}'))
-    with pytest.raises(DataError, match=r"row 1: the column 'text' holds half a surrogate pair"):
+    with pytest.raises(DataError, match=r"row 1: the column 'text' holds a lone surrogate"):
         row.text("text")
 
 
-def test_classes_of_a_parquet_file_have_their_names(tmp_path):
+def test_parquet_classes_are_given_by_name(tmp_path):
     """As on the hub, so that both give the same labels; a class below 0 is not known."""
     features = Features(
         text=Value("string"),
@@ -257,11 +258,11 @@ def test_empty_objects_and_lines_of_white_space_are_blank(tmp_path, name, conten
     assert blank_rows(path) == blank
 
 
-def test_the_lines_of_a_text_file_are_rows_where_a_text_is_all_that_is_asked_for(tmp_path):
+def test_lines_of_a_text_file_are_rows_of_a_single_column(tmp_path):
     """Elsewhere it is no table."""
     path = write(tmp_path / "a.txt", "one, two\r\n\nthree")
     rows = read_rows(path, text_column="text")
     assert [row.fields for row in rows] == [{"text": "one, two"}, {"text": "three"}]
     assert rows[1].where.endswith("a.txt row 3")
-    with pytest.raises(DataError, match=r"a\.txt is no table: its name must end in \.jsonl"):
+    with pytest.raises(DataError, match=r"a\.txt is not a table: its name must end in \.jsonl"):
         read_rows(path)

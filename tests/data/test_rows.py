@@ -45,7 +45,7 @@ def test_columns_can_be_named_where_the_file_does_not(tmp_path):
     path = write(tmp_path / "a.tsv", "x\t1\tone\nx\t0\ttwo\tmore\n")
     rows = read_rows(path, header=["source", "label", "sentence"])
     assert [row.text("sentence") for row in rows] == ["one", "two"]
-    with pytest.raises(DataError, match="row 1 has 3 fields, where the columns are 4"):
+    with pytest.raises(DataError, match="row 1 has 3 fields, but the table has 4 columns"):
         read_rows(path, header=["a", "b", "c", "d"])
 
 
@@ -55,16 +55,16 @@ def test_columns_can_be_named_where_the_file_does_not(tmp_path):
         ("a.csv", "", "holds no rows"),
         ("a.csv", "text,label\n", "holds no rows"),
         ("a.csv", "text,text\na,b\n", "row 1 names a column twice"),
-        ("a.csv", "text,label\na,1\nb\n", "row 3 has 1 fields, where the columns are 2"),
+        ("a.csv", "text,label\na,1\nb\n", "row 3 has 1 fields, but the table has 2 columns"),
         ("a.csv", "text,label\na,1,2\n", "row 2 has 3 fields"),
         ("a.csv", 'text,label\n"a,1\n', "row 2 cannot be read"),
         ("a.jsonl", '{"text": "a"}\n{"text": ', "row 2 is not JSON"),
         ("a.jsonl", '["a"]\n', "row 1 is a JSON list"),
         ("a.jsonl", b'{"text": "a"}\n\xff\n', "row 2 is not UTF-8"),
-        ("a.txt", "a\n", "is no table: its name must end in"),
+        ("a.txt", "a\n", "is not a table: its name must end in"),
     ],
 )
-def test_what_is_broken_is_refused_with_its_row(tmp_path, name, content, message):
+def test_malformed_tables_are_refused_with_their_row(tmp_path, name, content, message):
     """One message."""
     path = write(tmp_path / name, content)
     with pytest.raises(DataError, match=message) as error:
@@ -79,7 +79,7 @@ def test_what_is_broken_is_refused_with_its_row(tmp_path, name, content, message
         (lambda row: row.number("label"), "must hold a number; it holds 'maybe'"),
     ],
 )
-def test_what_a_field_must_hold_is_said(tmp_path, ask, message):
+def test_errors_say_what_a_field_must_hold(tmp_path, ask, message):
     """With file and row."""
     (row,) = read_rows(write(tmp_path / "a.csv", "text,label\n ,maybe\n"))
     with pytest.raises(DataError, match=f"a.csv row 2.*{message}"):
@@ -99,10 +99,10 @@ def test_a_missing_file_is_named(tmp_path):
         read_rows(tmp_path / "none.csv")
 
 
-def test_a_header_that_stands_in_the_file_is_refused(tmp_path):
+def test_a_header_that_repeats_the_first_line_is_refused(tmp_path):
     """It would be an example whose label is called label."""
     path = write(tmp_path / "a.tsv", "Text\tlabel\nx\t1\n")
-    with pytest.raises(DataError, match=r"a.tsv row 1 names the columns itself: text, label. Set"):
+    with pytest.raises(DataError, match=r"a.tsv row 1 already names the columns: text, label. Set"):
         read_rows(path, header=["text", "label"])
     assert len(read_rows(path)) == 1
 
@@ -115,7 +115,7 @@ def test_a_file_without_a_header_is_told_how_to_name_its_columns(tmp_path):
 
 
 @pytest.mark.parametrize("value", ['["a\\ud83d"]', '"a\\ud83d"', '"a\\u0000"'])
-def test_no_value_holds_half_a_character(tmp_path, value):
+def test_values_with_invalid_characters_are_refused(tmp_path, value):
     """Labels and lists of tokens as well as texts."""
     (row,) = read_rows(write(tmp_path / "a.jsonl", f'{{"tokens": {value}}}'))
     with pytest.raises(DataError, match=r"a.jsonl row 1: the column 'tokens' holds"):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stillhouse.corpus.prepare import prepare
-from stillhouse.data.sample import sample_documents
+from stillhouse.data.sources.sample import sample_documents
+from stillhouse.data.splits import is_validation
 from stillhouse.evaluation.teacher_fit import (
     TeacherFit,
     advice,
@@ -16,7 +17,6 @@ from stillhouse.evaluation.teacher_fit import (
 from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tokens.held_out import is_validation
 
 RECIPE = """
 teacher: {teacher}

@@ -219,4 +219,4 @@ def test_text_of_bytes_that_are_no_utf_8(command, tmp_path):
     """As a shell gives them in an argument: half characters, which no tokenizer takes."""
     given = {"generate": ["--prompt"], "features": ["--output", tmp_path / "a.npy", "--text"]}
     outcome = call(command, "sample", *given[command], "\udcff x")
-    refused(outcome, 3, r"The text holds half a surrogate pair, \\udcff")
+    refused(outcome, 3, r"The text holds a lone surrogate, \\udcff")

@@ -201,7 +201,7 @@ def test_scores_come_with_their_interval(call, folder_for, tmp_path):
             "row 2: the column 'label' must hold one of 0, 1; it holds '2'",
         ),
         ("text\tlabel\na\t1\n", "row 2 has no column 'sentence'; it has 'text', 'label'"),
-        ("sentence\tlabel\na\n", "row 2 has 1 fields, where the columns are 2"),
+        ("sentence\tlabel\na\n", "row 2 has 1 fields, but the table has 2 columns"),
         ("", "holds no rows"),
     ],
 )

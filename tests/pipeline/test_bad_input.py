@@ -236,8 +236,8 @@ def test_a_pdf_is_rejected_with_a_way_to_convert_it(tiny, tmp_path):
     )
     refused(outcome, 3, message, "`pdftotext`")
     outcome = tiny.call("run", "--set", f"corpus.source={folder}")
-    message = r"The folder .*scans holds no file with one of the endings \.txt"
-    refused(outcome, 3, message, r"it holds 3 \.pdf\. Name other files of text by a glob")
+    message = r"The folder .*scans holds no file with one of the suffixes \.html"
+    refused(outcome, 3, message, r"it holds 3 \.pdf\. Name other text files by a glob")
 
 
 # Teachers

@@ -37,7 +37,7 @@ CASES = {
     "no such file": ("classification", "train.tsv", None, r"train.tsv"),
     "broken row": (
         "classification", "train.tsv", TABLE + "one field\n",
-        "train.tsv row 5 has 1 fields, where the columns are 2: text, label",
+        "train.tsv row 5 has 1 fields, but the table has 2 columns: text, label",
     ),
     "commas in a TSV": (
         "classification", "train.tsv", TABLE.replace("\t", ","),
@@ -241,7 +241,7 @@ def test_a_distinct_label_for_every_example_is_rejected(recipe, tmp_path):
 def test_several_files_as_training_data_are_rejected(recipe, source):
     """The files exist, so the message asks for a single one."""
     path = recipe("classification")
-    message = "data.train: '.*' is not one file. The examples of a task are one file for training"
+    message = "data.train: '.*' is not a single file. A task has one file for training"
     refused(call("check", path, "--set", f"finetuning.it.data.train={source}"), 3, message)
 
 

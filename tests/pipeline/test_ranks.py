@@ -174,7 +174,7 @@ def test_per_batch_masking_is_rejected_on_several_ranks(server, ready):
         "teacher.family=bert",
         "tokens.tokenizer={train: wordpiece, vocabulary_size: 320}",
         "tokens.language_modeling=masked",
-        "tokens.masking.draw=per_batch",
+        "tokens.masking.sampling=per_batch",
         ranks=2,
     )
     assert 2 in server.wait()

@@ -65,14 +65,14 @@ def test_a_model_that_always_says_the_same_scores_nothing(name):
 
 
 LIBRARIES = {
-    "sacrebleu.metrics": lambda: bleu_counts(["a"], ["a"]),
-    "rouge_score.rouge_scorer": lambda: rouge_f1(["a"], ["a"], ["rouge1"]),
-    "seqeval.scheme": lambda: span_counts([["O"]], [["O"]], strict=True),
+    "sacrebleu": lambda: bleu_counts(["a"], ["a"]),
+    "rouge_score": lambda: rouge_f1(["a"], ["a"], ["rouge1"]),
+    "seqeval": lambda: span_counts([["O"]], [["O"]], strict=True),
 }
 
 
 @pytest.mark.parametrize("library", list(LIBRARIES))
-def test_without_its_libraries_a_metric_says_what_to_install(monkeypatch, library):
+def test_missing_metric_library_is_reported_with_its_install_command(monkeypatch, library):
     """They come with an extra."""
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(RecipeError, match=r"pip install 'stillhouse\[tasks\]'"):

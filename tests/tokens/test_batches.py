@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stillhouse.errors import DataError
-from stillhouse.tokens.batches import IGNORED, StepBatches, epoch_order, visit_key
+from stillhouse.tokens.batches import IGNORED, StepBatches, epoch_order, sample_key
 from stillhouse.tokens.packing import CausalSequences
 
 DOCUMENTS = [[0, *range(5, 25)], [0, *range(25, 37)], [0, *range(5, 38)]]  # 67 tokens
@@ -26,7 +26,7 @@ def steps_of(source, *, seed=3, sequences_per_step=5, num_samples=51) -> StepBat
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
-def test_an_epoch_visits_every_sequence_once(epoch):
+def test_an_epoch_order_is_a_permutation(epoch):
     """The order is a permutation, and not the order on disk."""
     order = epoch_order(3, epoch, 100)
     assert sorted(order.tolist()) == list(range(100))
@@ -44,25 +44,25 @@ def test_orders_differ_between_epochs_and_between_seeds():
     assert tuple(epoch_order(1, 1, 50)) == orders[1, 1]
 
 
-def test_no_two_visits_share_a_random_key():
-    """Seed, epoch and sequence each change the key; none can stand in for another."""
-    visits = [
+def test_sample_keys_are_distinct():
+    """Seed, epoch and sequence each change the key; no two samples share one."""
+    samples = [
         (seed, epoch, sequence) for seed in (0, 1, -1) for epoch in (0, 1) for sequence in (0, 1)
     ]
-    assert len({tuple(visit_key(*visit)) for visit in visits}) == len(visits)
+    assert len({tuple(sample_key(*sample)) for sample in samples}) == len(samples)
 
 
-def test_steps_over_an_epoch_visit_every_sequence_once(source):
+def test_steps_of_an_epoch_contain_every_sequence_once(source):
     """17 sequences in steps of 5: a step crosses into the next epoch, and nothing is left out."""
     steps = steps_of(source)
-    visits = [
+    samples = [
         (int(epoch), int(sequence))
         for step in range(steps.num_steps)
         for sequence, epoch in zip(*steps.samples(step), strict=True)
     ]
-    assert len(visits) == 51
-    assert sorted(visits) == [(epoch, sequence) for epoch in range(3) for sequence in range(17)]
-    assert [epoch for epoch, _ in visits] == sorted(epoch for epoch, _ in visits)
+    assert len(samples) == 51
+    assert sorted(samples) == [(epoch, sequence) for epoch in range(3) for sequence in range(17)]
+    assert [epoch for epoch, _ in samples] == sorted(epoch for epoch, _ in samples)
 
 
 def test_each_epoch_of_a_run_has_its_own_order(source):
@@ -102,7 +102,7 @@ def test_a_text_shorter_than_one_step_is_refused(source):
     steps_of(source, sequences_per_step=17)
 
 
-def test_micro_batches_are_the_batch_in_pieces(source):
+def test_micro_batches_concatenate_to_the_batch(source):
     """Splitting loses no sequence and keeps their order, whatever the size."""
     batch = source.batch(np.arange(5), np.zeros(5, np.int64), 0)
     for size in (1, 2, 5, 9):
@@ -116,7 +116,7 @@ def test_micro_batches_are_the_batch_in_pieces(source):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_who_sees_whom(causal, batch_of):
+def test_attention_mask_is_block_diagonal_and_causal(causal, batch_of):
     """A position sees its own segment, causal ones only backwards; written out by hand."""
     batch = batch_of([[[7, 8], [9]]], 4, causal=causal)
     above = 0 if causal else 1
@@ -143,7 +143,7 @@ def test_moving_a_batch_changes_nothing(batch_of):
     assert (moved.causal, moved.uniform) == (True, False)
 
 
-def test_rows_are_numbered_as_they_are_masked(source):
+def test_row_indices_match_the_boolean_mask(source):
     """Both kinds, in order, here and after a move; a batch with other labels numbers its own."""
     batch = steps_of(source).step(3)
     fewer = replace(batch, labels=batch.labels.where(batch.position_ids % 2 == 0, IGNORED))

@@ -18,13 +18,13 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_words_are_what_split_finds(text):
+def test_word_starts_agrees_with_str_split(text):
     """White space is Python's own, outside ASCII too."""
     assert word_starts(text) == len(text.split())
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_word_that_began_before_is_not_counted_again(text):
+def test_a_word_that_started_before_is_not_counted_twice(text):
     """A text cut anywhere holds the words of both parts."""
     for cut in range(0, len(text), max(1, len(text) // 50)):
         head, tail = text[:cut], text[cut:]

@@ -1,7 +1,7 @@
-"""Masking: how many, which, what stands in their place, and that it can be drawn again.
+"""Masking: how many positions, which, what replaces them, and that masks are reproducible.
 
-Tolerances are five standard deviations of the counts in question, so that a right draw would miss
-them once in two million seeds; the seeds are fixed, and the mutations are far outside.
+Tolerances are five standard deviations of each count, which a correct sampler exceeds once in two
+million seeds. The seeds are fixed, and the mutations are far outside.
 """
 
 import math
@@ -55,46 +55,49 @@ def test_each_sequence_predicts_its_fraction(fraction, masker):
 
 
 def test_the_shortest_sequence_predicts_one_token(masker):
-    """15 % of two words is none; a sequence that teaches nothing would be waste."""
+    """15 % of two words rounds to 0, but a sequence without labels would be wasted."""
     inputs, segments = sequences_of(5, 4)
     _, labels = mask(masker(), inputs, segments)
     assert (np.count_nonzero(labels != IGNORED, axis=1) == 1).all()
 
 
 @pytest.mark.law("masks")
-def test_labels_are_the_tokens_that_stood_there(masker):
-    """A drawn position's label is its original token; elsewhere there is none and no change."""
+def test_labels_are_the_original_tokens(masker):
+    """A sampled position's label is its original token; other positions keep token and no label."""
     inputs, segments = sequences_of(20)
     before = inputs.copy()
     masked, labels = mask(masker(), inputs, segments)
-    drawn = labels != IGNORED
-    assert (labels[drawn] == inputs[drawn]).all()
-    assert (masked[~drawn] == inputs[~drawn]).all()
+    sampled = labels != IGNORED
+    assert (labels[sampled] == inputs[sampled]).all()
+    assert (masked[~sampled] == inputs[~sampled]).all()
     assert (inputs == before).all()
 
 
 @pytest.mark.parametrize(
-    "shares", [{"mask": 0.8, "keep": 0.1, "random": 0.1}, {"mask": 0.2, "keep": 0.5, "random": 0.3}]
+    ("masked_share", "kept_share", "random_share"), [(0.8, 0.1, 0.1), (0.2, 0.5, 0.3)]
 )
-def test_drawn_tokens_become_mask_stay_or_become_a_word_by_their_shares(shares, masker):
-    """Shares of the drawn tokens; a random word may be the same one, once in 55."""
+def test_masked_kept_and_random_fractions(masked_share, kept_share, random_share, masker):
+    """Fractions of the sampled tokens; a random word is the original one once in 55."""
     inputs, segments = sequences_of(500)
-    masked, labels = mask(masker(**shares), inputs, segments)
-    drawn = labels != IGNORED
-    trials = int(drawn.sum())
-    same_word = shares["random"] / len(WORDS)
-    found = masked[drawn]
-    assert within((found == MASK).sum(), shares["mask"] * trials, trials)
-    kept = int((found == inputs[drawn]).sum())
-    assert within(kept, (shares["keep"] + same_word) * trials, trials)
-    changed = found[(found != MASK) & (found != inputs[drawn])]
-    assert within(len(changed), (shares["random"] - same_word) * trials, trials)
+    recipe = {"mask_fraction": masked_share, "keep_fraction": kept_share}
+    masked, labels = mask(masker(**recipe, random_fraction=random_share), inputs, segments)
+    sampled = labels != IGNORED
+    trials = int(sampled.sum())
+    same_word = random_share / len(WORDS)
+    found = masked[sampled]
+    assert within((found == MASK).sum(), masked_share * trials, trials)
+    kept = int((found == inputs[sampled]).sum())
+    assert within(kept, (kept_share + same_word) * trials, trials)
+    changed = found[(found != MASK) & (found != inputs[sampled])]
+    assert within(len(changed), (random_share - same_word) * trials, trials)
 
 
-def test_random_words_are_any_word_but_no_special_token(masker):
-    """Every word of the vocabulary turns up about equally often, special tokens never."""
+def test_random_words_are_uniform_over_non_special_tokens(masker):
+    """Every other token of the vocabulary occurs about equally often."""
     inputs, segments = sequences_of(500)
-    masked, labels = mask(masker(mask=0, keep=0, random=1), inputs, segments)
+    masked, labels = mask(
+        masker(mask_fraction=0, keep_fraction=0, random_fraction=1), inputs, segments
+    )
     found = np.bincount(masked[labels != IGNORED], minlength=VOCABULARY)
     assert not found[:5].any()
     trials = int(found.sum())
@@ -102,8 +105,8 @@ def test_random_words_are_any_word_but_no_special_token(masker):
 
 
 @pytest.mark.law("masks")
-def test_special_tokens_and_padding_are_never_drawn(masker):
-    """Even when everything may be drawn, CLS, SEP, unknown, mask and padding are not."""
+def test_special_tokens_and_padding_are_never_masked(masker):
+    """Not even at a fraction of 0.99: CLS, SEP, unknown, mask and padding keep their place."""
     inputs = np.tile(np.array([2, 7, 1, 8, 4, 9, 3, 0, 9, 9]), (50, 1))
     segments = np.tile(np.array([1, 1, 1, 1, 1, 1, 1, 0, 0, 0]), (50, 1))
     _, labels = mask(masker(fraction=0.99), inputs, segments)
@@ -112,7 +115,7 @@ def test_special_tokens_and_padding_are_never_drawn(masker):
 
 @pytest.mark.parametrize("exponent", [0.7, 0.0])
 def test_rare_tokens_are_favored(exponent, masker):
-    """One token of two is drawn: the rare one with chance w1 / (w1 + w2), w = count^-exponent."""
+    """One token of two is sampled: the rare one with chance w1 / (w1 + w2), w = count^-exponent."""
     counts = np.full(VOCABULARY, 1, "<u8")
     counts[5], counts[6] = 100, 1600
     inputs = np.tile(np.array([2, 5, 6, 3]), (4000, 1))
@@ -123,8 +126,8 @@ def test_rare_tokens_are_favored(exponent, masker):
     assert within(rare, 4000 * ratio / (1 + ratio), 4000)
 
 
-def test_a_token_that_never_occurred_does_not_break_the_draw(masker):
-    """A count of zero (a validation token) is as rare as a count of one, not infinitely rare."""
+def test_a_token_count_of_zero_is_treated_as_one(masker):
+    """A token that only the validation split has is as rare as a count of one, not infinitely."""
     counts = np.zeros(VOCABULARY, "<u8")
     counts[6] = 1
     inputs = np.tile(np.array([2, 5, 6, 3]), (4000, 1))
@@ -133,44 +136,44 @@ def test_a_token_that_never_occurred_does_not_break_the_draw(masker):
 
 
 @pytest.mark.law("masks")
-def test_a_visit_is_masked_the_same_in_any_batch(masker):
-    """(seed, epoch, sequence) alone decide, whatever else is in the batch, in whatever place."""
+def test_masks_do_not_depend_on_the_rest_of_the_batch(masker):
+    """A mask follows from (seed, epoch, sequence) alone, not from the other rows or their order."""
     inputs, segments = sequences_of(10)
     together = mask(masker(), inputs, segments)
     chosen = np.array([7, 2])
-    apart = mask(masker(), inputs[chosen], segments[chosen], sequences=chosen)
-    for one, other in zip(together, apart, strict=True):
+    separate = mask(masker(), inputs[chosen], segments[chosen], sequences=chosen)
+    for one, other in zip(together, separate, strict=True):
         assert (one[chosen] == other).all()
 
 
-def test_masks_are_drawn_anew_at_every_epoch_and_seed(masker):
-    """Another epoch, seed or sequence number hides other tokens of the same text."""
+def test_masks_differ_between_epochs_seeds_and_sequences(masker):
+    """Another epoch, seed or sequence number masks other tokens of the same text."""
     inputs, segments = sequences_of(1)
-    visits = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
-    drawn = set()
-    for sequence, epoch, seed in visits:
+    samples = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    sampled = set()
+    for sequence, epoch, seed in samples:
         number = np.array([sequence])
         _, labels = mask(masker(), inputs, segments, sequences=number, epoch=epoch, seed=seed)
-        drawn.add(tuple(np.flatnonzero(labels[0] != IGNORED)))
-    assert len(drawn) == 4
+        sampled.add(tuple(np.flatnonzero(labels[0] != IGNORED)))
+    assert len(sampled) == 4
 
 
-def test_drawing_per_batch_counts_over_the_whole_batch(masker):
-    """2019's way: ceil(fraction * all real positions), special tokens counted but not drawn."""
+def test_per_batch_sampling_counts_over_the_whole_batch(masker):
+    """As in 2019: ceil(fraction * all real positions), special tokens counted but not masked."""
     inputs, segments = sequences_of(7, 30)
     segments[3, 10:] = 0
-    _, labels = mask(masker(draw="per_batch"), inputs, segments)
+    _, labels = mask(masker(sampling="per_batch"), inputs, segments)
     assert np.count_nonzero(labels != IGNORED) == math.ceil(0.15 * (7 * 30 - 20))
     assert (labels[segments == 0] == IGNORED).all()
     per_row = np.count_nonzero(labels != IGNORED, axis=1)
     assert len(set(per_row.tolist())) > 1
 
 
-def test_drawing_per_batch_is_repeatable_and_new_at_every_epoch(masker):
-    """The same step again gives the same mask; the next epoch another one."""
+def test_per_batch_sampling_is_reproducible_and_differs_between_epochs(masker):
+    """The same step gives the same mask again, the next epoch another one."""
     inputs, segments = sequences_of(4)
     first, again, later = (
-        mask(masker(draw="per_batch"), inputs, segments, epoch=epoch)[1] for epoch in (0, 0, 1)
+        mask(masker(sampling="per_batch"), inputs, segments, epoch=epoch)[1] for epoch in (0, 0, 1)
     )
     assert (first == again).all()
     assert (first != later).any()

@@ -68,8 +68,8 @@ def test_positions_restart_with_each_document(split_of):
 
 
 @pytest.mark.law("packing")
-def test_documents_in_one_window_are_apart(split_of):
-    """Two positions share a segment exactly where no end-of-text stands between them."""
+def test_packed_documents_do_not_attend_to_each_other(split_of):
+    """Two positions share a segment exactly where no end-of-text is between them."""
     batch = whole(causal_of(split_of, CAUSAL, 15))
     owner = [number for number, document in enumerate(CAUSAL) for _ in document]
     segments = batch.segment_ids[0].tolist()
@@ -124,7 +124,7 @@ def documents_of(*lengths: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("length", [8, 17, 18, 19, 24, 64])
-def test_every_token_of_a_masked_split_stands_in_one_segment(length, split_of, special):
+def test_every_token_is_in_exactly_one_segment(length, split_of, special):
     """Unwrapped and joined, the segments are the stream: nothing lost, nothing twice, in order."""
     documents = documents_of(1, 40, 15, 16, 17, 3, 22, 100, 2)
     rows = segments_of(whole(masked_of(split_of, special, documents, length)))
@@ -155,7 +155,7 @@ def test_segments_are_cut_where_a_sequence_is_full():
     assert first.tolist() == [0, 1, 3, 4, 5]
 
 
-def test_a_gap_too_small_for_a_cut_is_left_open():
+def test_a_gap_smaller_than_the_shortest_cut_is_padded():
     """A document is cut to fill 16 tokens of room, not 15; a document that fits whole always is."""
     room = SHORTEST_CUT + 2
     for gap, expected in ((room, [[40, 16], [24]]), (room - 1, [[40], [40]])):
@@ -183,8 +183,8 @@ def test_padding_fills_the_rest(split_of, special):
     assert (batch.labels[rest] == IGNORED).all()
 
 
-def test_no_documents_are_no_sequences(split_of, special):
-    """An empty split has nothing to visit."""
+def test_no_documents_give_no_sequences(split_of, special):
+    """An empty split has no sequences."""
     assert masked_of(split_of, special, [], 24).num_sequences == 0
     assert causal_of(split_of, [], 24).num_sequences == 0
 

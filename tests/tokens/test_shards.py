@@ -12,7 +12,7 @@ from stillhouse.tokens.shards import COUNTS, ShardWriter, TokenSplit, open_split
 DOCUMENTS = [[5, 6, 7], [8], [], [9, 9, 9, 9, 9], [4]]
 
 
-def write(folder, documents, *, lead=(), vocabulary_size=10, tokens_per_shard=4):
+def write(folder, documents, *, document_prefix=(), vocabulary_size=10, tokens_per_shard=4):
     """A committed tokens folder whose two splits both hold `documents`."""
     facts = {"dtype": token_dtype(vocabulary_size).name, "vocabulary_size": vocabulary_size}
     facts["splits"] = {}
@@ -20,7 +20,11 @@ def write(folder, documents, *, lead=(), vocabulary_size=10, tokens_per_shard=4)
         for split in ("train", "validation"):
             size, length = vocabulary_size, tokens_per_shard
             writer = ShardWriter(
-                temporary, split, vocabulary_size=size, lead=lead, tokens_per_shard=length
+                temporary,
+                split,
+                vocabulary_size=size,
+                document_prefix=document_prefix,
+                tokens_per_shard=length,
             )
             with writer:
                 for document in documents:
@@ -35,7 +39,7 @@ def documents_of(split: TokenSplit) -> list[list[int]]:
     return [split.read(start, stop).tolist() for start, stop in pairwise(starts)]
 
 
-def test_documents_come_back_as_they_were(tmp_path):
+def test_shards_give_back_the_documents(tmp_path):
     """Every document with tokens is read back, over several shards; the empty one is counted."""
     facts = write(tmp_path / "tokens", DOCUMENTS)
     split = open_split(tmp_path / "tokens", "train")
@@ -63,16 +67,16 @@ def test_a_read_spans_shards(tmp_path):
             assert read.tolist() == whole[start:stop]
 
 
-def test_each_document_begins_with_the_lead(tmp_path):
-    """Causal documents begin with end-of-text; one without tokens does not leave a lead behind."""
-    write(tmp_path / "tokens", DOCUMENTS, lead=(0,))
+def test_each_document_begins_with_the_prefix(tmp_path):
+    """Causal documents begin with end-of-text; one without tokens leaves no prefix behind."""
+    write(tmp_path / "tokens", DOCUMENTS, document_prefix=(0,))
     split = open_split(tmp_path / "tokens", "train")
     assert documents_of(split) == [[0, *document] for document in DOCUMENTS if document]
 
 
 def test_a_document_may_come_in_parts(tmp_path):
     """Tokens that do not start a document go on with the last, even where it began with none."""
-    with ShardWriter(tmp_path, "train", vocabulary_size=10, lead=(0,)) as writer:
+    with ShardWriter(tmp_path, "train", vocabulary_size=10, document_prefix=(0,)) as writer:
         for part, starts in (([], True), ([1, 2], False), ([3], False), ([4], True), ([], False)):
             writer.add(np.array(part, np.int64), starts_document=starts)
     assert np.fromfile(tmp_path / "train-00000.bin", "<u2").tolist() == [0, 1, 2, 3, 0, 4]
@@ -80,23 +84,23 @@ def test_a_document_may_come_in_parts(tmp_path):
     assert (writer.num_documents, writer.num_tokens, writer.empty_documents) == (2, 6, 0)
 
 
-def test_counts_are_those_of_the_tokens(tmp_path):
-    """Every token on disk is counted once, the leads too."""
-    write(tmp_path / "tokens", DOCUMENTS, lead=(0,))
+def test_token_counts_match_the_shards(tmp_path):
+    """Every token on disk is counted once, prefixes too."""
+    write(tmp_path / "tokens", DOCUMENTS, document_prefix=(0,))
     split = open_split(tmp_path / "tokens", "validation")
     expected = np.bincount(split.read(0, split.num_tokens), minlength=10)
     assert split.counts.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
-def test_ids_take_as_few_bytes_as_the_vocabulary_allows(tmp_path, size, dtype):
+def test_the_dtype_is_the_smallest_that_holds_the_vocabulary(tmp_path, size, dtype):
     """The largest id survives in the smallest type that holds it."""
     facts = write(tmp_path / "tokens", [[0, size - 1]], vocabulary_size=size)
     assert facts["dtype"] == dtype
     assert open_split(tmp_path / "tokens", "train").read(0, 2).tolist() == [0, size - 1]
 
 
-def test_many_small_documents_are_written_in_bulk(tmp_path):
+def test_documents_larger_than_the_write_buffer_keep_their_order(tmp_path):
     """More tokens than the writer's buffer come back in order."""
     tokens = np.arange(600_000) % 1000
     write(tmp_path / "tokens", tokens.reshape(-1, 300).tolist(), vocabulary_size=1000,
@@ -129,8 +133,8 @@ def disorder(path):
         (COUNTS, cut, r"train-counts\.bin is damaged"),
     ],
 )
-def test_damage_is_named_when_the_split_is_opened(tmp_path, name, damage, message):
-    """The error names the file and says how to make it anew."""
+def test_open_split_names_a_damaged_file(tmp_path, name, damage, message):
+    """The error names the file and says how to write it again."""
     write(tmp_path / "tokens", DOCUMENTS)
     damage(tmp_path / "tokens" / name)
     with pytest.raises(DataError, match=rf"(?s){message}.*stillhouse prepare") as error:
@@ -138,7 +142,7 @@ def test_damage_is_named_when_the_split_is_opened(tmp_path, name, damage, messag
     assert error.value.exit_code == 3
 
 
-def test_an_id_beyond_the_vocabulary_is_named_when_it_is_read(tmp_path):
+def test_an_id_beyond_the_vocabulary_is_refused_when_read(tmp_path):
     """A flipped bit must not become an index outside the embedding matrix."""
     write(tmp_path / "tokens", DOCUMENTS)
     path = tmp_path / "tokens" / "train-00001.bin"

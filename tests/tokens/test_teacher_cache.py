@@ -48,7 +48,7 @@ def folder(tmp_path, taught):
     return tmp_path
 
 
-def test_rows_come_back_in_the_order_asked(folder, taught):
+def test_cached_rows_are_read_in_the_requested_order(folder, taught):
     """Sequences 3, 0 and 2: rows 5-8, 0-2 and 3-4, across parts."""
     cache = TeacherCache(folder)
     found = cache.rows(np.array([3, 0, 1, 2]))
@@ -62,20 +62,20 @@ def test_rows_come_back_in_the_order_asked(folder, taught):
     torch.testing.assert_close(found.hidden, wanted.hidden, rtol=2**-10, atol=1e-6)
 
 
-def test_a_row_costs_what_its_format_says(folder):
+def test_bytes_per_row_matches_the_files(folder):
     """2 ids of 4 bytes, 2 weights of 2, one rest of 4, 4 hidden numbers of 2: 24 bytes."""
     size = sum(file.stat().st_size for file in folder.glob("part-*/*.bin") if file.stem != "counts")
     assert LAYOUT.bytes_per_row == 24
     assert size == 24 * COUNTS.sum()
 
 
-def test_a_cache_that_is_not_complete_is_refused(folder):
+def test_an_incomplete_cache_is_refused(folder):
     (folder / "manifest.json").unlink()
     with pytest.raises(DataError, match="not complete"):
         TeacherCache(folder)
 
 
-def test_a_file_cut_short_is_refused(folder):
+def test_a_truncated_cache_file_is_refused(folder):
     file = folder / "part-00001" / "weights.bin"
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(DataError, match=r"weights\.bin is damaged"):
@@ -96,7 +96,7 @@ def test_the_manifest_lists_every_file_of_every_part(folder):
     assert "part-00002/ids.bin" in files
 
 
-def test_a_cached_masked_sequence_has_one_mask(split_of, special):
+def test_a_cached_sequence_has_the_same_mask_in_every_epoch(split_of, special):
     """At every epoch and under every seed: the one that the cache's rows belong to."""
     split = split_of([np.arange(5, 55).tolist()] * 4)
     source = MaskedSequences(

@@ -71,7 +71,7 @@ def test_a_masked_tokenizer_has_its_five_tokens_first(kind, tokens):
 
 @pytest.mark.parametrize("size", [300, 350, 512])
 @pytest.mark.parametrize("kind", ["byte_bpe", "wordpiece"])
-def test_the_vocabulary_has_exactly_the_size_asked_for(kind, size):
+def test_training_gives_exactly_the_requested_vocabulary_size(kind, size):
     """An embedding matrix of the recipe's size fits the tokenizer."""
     assert len(trained(kind, "masked", size)) == size
 
@@ -84,7 +84,7 @@ def test_a_text_too_small_for_the_vocabulary_is_refused(kind):
     assert error.value.exit_code == 3
 
 
-def test_bytes_come_back_as_they_were(causal):
+def test_byte_bpe_decodes_to_the_same_bytes(causal):
     """Byte-level BPE loses nothing: every text is spelled out again exactly."""
     text = " Two  spaces,\ttabs\r\n\n日本語 🙂 é \x07"
     (ids,) = text_encoder(causal)([text])
@@ -99,7 +99,7 @@ def test_bytes_come_back_as_they_were(causal):
         ("wordpiece", "masked", "[CLS] a [MASK] b [SEP][PAD]"),
     ],
 )
-def test_special_tokens_in_the_text_are_text(kind, language_modeling, text):
+def test_special_tokens_in_a_text_are_encoded_as_text(kind, language_modeling, text):
     """Whoever writes [MASK] in a document must not put a mask into the training data."""
     tokenizer = trained(kind, language_modeling)
     special = special_tokens(tokenizer, language_modeling)
@@ -107,7 +107,7 @@ def test_special_tokens_in_the_text_are_text(kind, language_modeling, text):
     assert not set(ids.tolist()) & (set(special.all_ids) - {special.unk})
 
 
-def test_encoding_adds_and_cuts_nothing(wordpiece, recwarn, capfd):
+def test_encoding_adds_no_special_tokens_and_does_not_truncate(wordpiece, recwarn, capfd):
     """No CLS, no padding to the longest, no truncation, and no warning about the length."""
     encode = text_encoder(wordpiece)
     long, short = encode(["ban " * 5000, "ban"])
@@ -126,7 +126,7 @@ def test_encoding_leaves_the_tokenizer_as_it_was(causal):
     ("kind", "language_modeling"),
     [("byte_bpe", "causal"), ("byte_bpe", "masked"), ("wordpiece", "masked")],
 )
-def test_a_saved_tokenizer_loads_alike(kind, language_modeling, tmp_path):
+def test_a_saved_tokenizer_gives_the_same_ids(kind, language_modeling, tmp_path):
     """What prepare saves is what the student's folder and transformers read."""
     before = trained(kind, language_modeling)
     before.save_pretrained(tmp_path)
@@ -205,7 +205,7 @@ def test_a_tokenizer_of_the_wrong_kind_is_explained(causal, wordpiece):
         special_tokens(causal, "masked")
 
 
-def test_the_fingerprint_follows_the_files_not_their_place(causal, tmp_path):
+def test_the_fingerprint_is_independent_of_the_folder(causal, tmp_path):
     """A moved tokenizer is the same; a changed one is another."""
     for name in ("a", "b"):
         causal.save_pretrained(tmp_path / name)
@@ -269,7 +269,7 @@ def write_vocabulary(tokenizer, folder: Path, **config) -> None:
 
 
 class TestMask:
-    """A mask stands for a word with the space before it, as in the published RoBERTa."""
+    """The mask token includes the space before it, as in the published RoBERTa."""
 
     @pytest.fixture(scope="class")
     @staticmethod
@@ -287,7 +287,7 @@ class TestMask:
             tokenizer(" bab", add_special_tokens=False)["input_ids"]
         ) + 1  # fmt: skip
 
-    def test_of_a_tokenizer_trained_here(self, roberta, tmp_path):
+    def test_mask_strips_the_space_in_a_trained_tokenizer(self, roberta, tmp_path):
         """As it is made, as it is saved, and as plain transformers loads it then."""
         self.check(roberta)
         roberta.save_pretrained(tmp_path)
@@ -295,12 +295,12 @@ class TestMask:
         self.check(AutoTokenizer.from_pretrained(tmp_path))
 
     @pytest.mark.parametrize("config", [{}, {"tokenizer_class": "RobertaTokenizer"}])
-    def test_of_vocab_json_and_merges_txt(self, roberta, tmp_path, config):
+    def test_mask_strips_the_space_with_vocab_json_and_merges_txt(self, roberta, tmp_path, config):
         """With and without a tokenizer_config.json."""
         write_vocabulary(roberta, tmp_path, **config)
         self.check(load_tokenizer(tmp_path))
 
-    def test_of_a_tokenizer_json_with_a_plain_mask(self, roberta, tmp_path):
+    def test_mask_strips_the_space_with_a_plain_mask_in_tokenizer_json(self, roberta, tmp_path):
         """As training scripts often write it."""
         roberta.save_pretrained(tmp_path)
         file = tmp_path / "tokenizer.json"
@@ -308,7 +308,7 @@ class TestMask:
         self.check(load_tokenizer(tmp_path))
 
 
-def test_truncation_and_padding_that_someone_saved_are_not_obeyed(causal, tmp_path):
+def test_saved_truncation_and_padding_are_ignored(causal, tmp_path):
     """A tokenizer.json of a sentence model cuts at 128 and pads to it: no text is cut by that."""
     causal.save_pretrained(tmp_path)
     file = tmp_path / "tokenizer.json"
@@ -329,7 +329,7 @@ def test_truncation_and_padding_that_someone_saved_are_not_obeyed(causal, tmp_pa
     assert loaded("ban")["input_ids"] == causal("ban")["input_ids"]
 
 
-def test_a_tokenizer_that_cannot_read_its_own_words_is_refused(tmp_path):
+def test_a_tokenizer_that_cannot_encode_its_own_tokens_is_refused(tmp_path):
     """Words without white space rules: every text is one unknown token."""
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]").save_pretrained(tmp_path)
@@ -344,7 +344,7 @@ def test_a_sentencepiece_model_alone_is_explained(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_chat_templates_travel_with_the_tokenizer(causal, tmp_path):
+def test_chat_templates_are_saved_with_the_tokenizer(causal, tmp_path):
     """`chat_template.jinja` beside a tokenizer.json, or beside a bare vocabulary; others too."""
     for name in ("full", "bare"):
         folder = tmp_path / name
@@ -368,7 +368,7 @@ def test_chat_templates_travel_with_the_tokenizer(causal, tmp_path):
     assert (tmp_path / "both" / "additional_chat_templates" / "tool.jinja").read_text() == "tools"
 
 
-def test_a_document_starts_with_what_its_tokenizer_puts_before_a_text(causal):
+def test_document_start_is_the_token_that_the_tokenizer_adds(causal):
     """End-of-text as in GPT-2, or a token of its own as in Llama, after the end of the last one."""
     special = special_tokens(causal, "causal")
     assert special.document_start == special.end_of_text
@@ -385,7 +385,7 @@ def test_a_document_starts_with_what_its_tokenizer_puts_before_a_text(causal):
 
 
 @pytest.mark.parametrize("length", ["512", 0, True])
-def test_a_length_that_is_none_is_named(causal, tmp_path, length):
+def test_an_invalid_model_max_length_is_refused(causal, tmp_path, length):
     """A text of digits ended in a TypeError, and 0 cut all texts away."""
     causal.save_pretrained(tmp_path)
     file = tmp_path / "tokenizer_config.json"
@@ -404,5 +404,5 @@ def test_a_tokenizer_without_its_unknown_token_is_refused(wordpiece, tmp_path):
     Path(tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
     )
-    with pytest.raises(DataError, match=r"cannot read every text .*unk_token"):
+    with pytest.raises(DataError, match=r"cannot encode every text .*unk_token"):
         load_tokenizer(tmp_path)

@@ -1,1 +1,1 @@
-"""The corpus stage: raw text -> documents -> token shards. It writes `corpus/` and `tokens/`."""
+"""The corpus stage: documents -> token shards. Writes `corpus/` and `tokens/`."""

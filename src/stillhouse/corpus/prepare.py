@@ -1,9 +1,9 @@
 """The corpus stage: read the documents, tokenize them, write token shards.
 
-Reads `corpus.source` and a tokenizer. Writes `corpus/` (what was read, counted) and `tokens/`
+Reads `corpus.source` and a tokenizer. Writes `corpus/` (counts of what was read) and `tokens/`
 (shards, token counts, the tokenizer). Contract: bounded memory for any input; the output follows
-from the text, the tokenizer and the recipe, not from the machine or the number of its cores. What
-was read as what, what was left out and how text was held out is said, and stands in the manifest.
+from the text, the tokenizer and the recipe, not from the machine or the number of its cores. The
+log and the manifest list the formats that were read, what was skipped, and how text was split.
 """
 
 import contextlib
@@ -19,9 +19,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.corpus.splits import Splitting, plan_splits
-from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
-from stillhouse.data.files import ReadSummary
-from stillhouse.data.pieces import Piece, stretches
+from stillhouse.data.chunks import Chunk, split_text
+from stillhouse.data.documents import (
+    ReadSummary,
+    describe_sources,
+    read_documents,
+    summarize_sources,
+)
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.recipe import Recipe
@@ -29,7 +33,7 @@ from stillhouse.runs.manifest import Inputs, commit_folder, fingerprint
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.tokens.characters import word_starts
-from stillhouse.tokens.engines import (
+from stillhouse.tokens.encoders import (
     FAST,
     REFERENCE,
     Encode,
@@ -50,37 +54,38 @@ from stillhouse.tokens.tokenizer import (
 from stillhouse.wording import counted
 
 BATCH_BYTES = 2**20
-STRETCH_CHARACTERS = 2**15  # small enough that a batch keeps every core busy
-TRAINING_BYTES = 200 * 10**6  # text that a tokenizer is trained on, at most
+PART_CHARACTERS = 2**15  # small enough that a batch keeps every core busy
+TRAINING_BYTES = 200 * 10**6  # the most text that a tokenizer is trained on
 PROGRESS_SECONDS = 5.0
 
 Progress = Callable[[str], None]
+EncodedChunk = tuple[Chunk, int, np.ndarray]  # with its size in UTF-8 bytes and its token ids
 
 
 @dataclass
 class TextCounts:
-    """What one split of the text holds. A word is what white space separates."""
+    """The size of one split of the text, in words separated by white space, too."""
 
     documents: int = 0
     bytes: int = 0
     words: int = 0
     _inside_word: bool = False
 
-    def add(self, piece: Piece, num_bytes: int) -> None:
-        """Count a piece; a word that a hard cut has split counts once."""
-        if piece.starts_document:
+    def add(self, chunk: Chunk, num_bytes: int) -> None:
+        """Count a chunk; a word that is cut in two counts once."""
+        if chunk.starts_document:
             self.documents += 1
             self._inside_word = False
         self.bytes += num_bytes
-        self.words += word_starts(piece.text, inside_word=self._inside_word)
-        self._inside_word = not piece.text[-1].isspace()
+        self.words += word_starts(chunk.text, inside_word=self._inside_word)
+        self._inside_word = not chunk.text[-1].isspace()
 
     def facts(self) -> dict[str, int]:
         return {"documents": self.documents, "bytes": self.bytes, "words": self.words}
 
 
 def prepare_inputs(recipe: Recipe, *, teacher_tokenizer: Path | None) -> Inputs:
-    """What the tokens follow from; looks at the files' sizes and times, reads no text."""
+    """What the tokens depend on, from the sizes and times of the files; reads no text."""
     sources = {"text": fingerprint(describe_sources(recipe.text))}
     tokenizer = recipe.tokens.tokenizer
     if not isinstance(tokenizer, TrainedTokenizer):
@@ -101,10 +106,10 @@ def prepare(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write `run.corpus` and `run.tokens`, each whole or not at all.
+    """Write `run.corpus` and `run.tokens`, both atomically.
 
     Raises:
-        DataError: text or a tokenizer that cannot be used, or a split without documents.
+        DataError: invalid text or an invalid tokenizer, or a split without documents.
         NetworkError: a hub dataset while offline or without a connection.
     """
     report = progress or (lambda message: None)
@@ -113,13 +118,18 @@ def prepare(
     splitting = plan_splits(recipe.text, offline=offline)
     chosen = recipe.tokens.tokenizer
     if isinstance(chosen, TrainedTokenizer):
-        tokenizer = _train(recipe, chosen, splitting, offline=offline, report=report)
+        from stillhouse.tokens.tokenizer_training import train_tokenizer
+
+        report(f"training a {chosen.train} tokenizer of {chosen.vocabulary_size:,} entries")
+        texts = _training_texts(recipe.text, splitting, offline=offline)
+        modeling = recipe.tokens.language_modeling
+        tokenizer = train_tokenizer(chosen.train, chosen.vocabulary_size, texts, modeling)
     else:
         tokenizer = load_tokenizer(tokenizer_path(chosen, teacher_tokenizer))
     work = _Work(recipe, run, tokenizer, inputs, summary, splitting, offline, overwrite, report)
     try:
         encoding = open_fast(tokenizer)
-        report(f"tokenizing with {version_of(FAST)}, compared with {REFERENCE} on the way")
+        report(f"tokenizing with {version_of(FAST)}, checked against {REFERENCE}")
         _write_folders(work, FAST, encoding)
     except FastTokenizerMismatchError as reason:
         report(f"tokenizing with {version_of(REFERENCE)}: {reason}")
@@ -128,7 +138,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Work:
-    """What there is to do, once its tokenizer is there."""
+    """The arguments of `_write_folders`, for either encoder."""
 
     recipe: Recipe
     run: RunFolder
@@ -144,14 +154,14 @@ class _Work:
 def _write_folders(
     work: _Work, engine: str, encoding: contextlib.AbstractContextManager[Encode]
 ) -> None:
-    """Write both folders with one engine; should it prove unfit, neither is there."""
+    """Write both folders with one encoder; neither is written if it raises an error."""
     work.report(f"reading {work.summary}")
     if work.splitting.note:
         work.report(work.splitting.note)
     corpus, tokenizer = work.recipe.text, work.tokenizer
     language_modeling = work.recipe.tokens.language_modeling
     special = special_tokens(tokenizer, language_modeling)
-    lead = special.document_prefix if language_modeling == "causal" else ()
+    prefix = special.document_prefix if language_modeling == "causal" else ()
     files = describe_sources(corpus)
     token_facts: dict[str, Any] = {
         "language_modeling": language_modeling,
@@ -167,18 +177,27 @@ def _write_folders(
         commit_folder(work.run.corpus, work.inputs, text_facts, overwrite=overwrite) as folder,
     ):
         writers = {
-            split: ShardWriter(tokens_folder, split, vocabulary_size=num_ids(tokenizer), lead=lead)
+            split: ShardWriter(
+                tokens_folder, split, vocabulary_size=num_ids(tokenizer), document_prefix=prefix
+            )
             for split in ("train", "validation")
         }
         with writers["train"], writers["validation"], encoding as encode:
             work.summary.blank_documents = 0
-            pieces = read_documents(corpus, offline=work.offline, summary=work.summary)
-            encoded = _with_ids(work.splitting.cut(pieces), encode)
+            chunks = read_documents(corpus, offline=work.offline, summary=work.summary)
+            encoded = _with_ids(work.splitting.cut(chunks), encode)
             counts = _write_tokens(encoded, writers, work.splitting, work.report)
             if number := work.summary.blank_documents:
                 work.report(f"left out {counted(number, 'blank document')}")
         token_facts["splits"] = {
-            split: _split_facts(writer, counts[split]) for split, writer in writers.items()
+            split: {
+                **counts[split].facts(),
+                "documents": writer.num_documents,
+                "tokens": writer.num_tokens,
+                "empty_documents": writer.empty_documents,
+                "shards": writer.shards,
+            }
+            for split, writer in writers.items()
         }
         text_facts["splits"] = {split: count.facts() for split, count in counts.items()}
         text_facts |= {"read": work.summary.facts(), "splitting": work.splitting.facts()}
@@ -188,10 +207,10 @@ def _write_folders(
 
 
 def tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
-    """Where the tokenizer of a recipe is.
+    """The path of a recipe's tokenizer.
 
     Raises:
-        RecipeError: the teacher's, where there is none yet.
+        RecipeError: it is the teacher's, and there is no teacher yet.
     """
     if tokenizer != "teacher":
         return Path(tokenizer).expanduser()
@@ -203,58 +222,37 @@ def tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
     return teacher_tokenizer
 
 
-def _train(
-    recipe: Recipe,
-    chosen: TrainedTokenizer,
-    splitting: Splitting,
-    *,
-    offline: bool,
-    report: Progress,
-) -> Any:
-    from stillhouse.tokens.tokenizer_training import train_tokenizer
-
-    report(f"training a {chosen.train} tokenizer of {chosen.vocabulary_size:,} entries")
-    texts = _training_texts(recipe.text, splitting, offline=offline)
-    return train_tokenizer(
-        chosen.train, chosen.vocabulary_size, texts, recipe.tokens.language_modeling
-    )
-
-
 def _training_texts(corpus: CorpusRecipe, splitting: Splitting, *, offline: bool) -> Iterator[str]:
-    """The first texts of the training split; the validation split stays unseen."""
+    """The first texts of the training split."""
     left = TRAINING_BYTES
-    for piece in splitting.cut(read_documents(corpus, offline=offline)):
-        if splitting.is_validation(piece):
+    for chunk in splitting.cut(read_documents(corpus, offline=offline)):
+        if splitting.is_validation(chunk):
             continue
-        yield piece.text
-        left -= len(piece.text.encode())
+        yield chunk.text
+        left -= len(chunk.text.encode())
         if left <= 0:
             return
 
 
-def _with_ids(pieces: Iterator[Piece], encode: Encode) -> Iterator[tuple[Piece, int, np.ndarray]]:
-    """Each piece with its size in UTF-8 bytes and its token ids.
-
-    A batch is encoded while the next one is read.
-    """
+def _with_ids(chunks: Iterator[Chunk], encode: Encode) -> Iterator[EncodedChunk]:
+    """Encode the chunks in batches, each while the next one is read."""
     with ThreadPoolExecutor(1) as encoder:
-        started = None
-        for batch in _batches(pieces):
-            parts = [list(stretches(piece.text, STRETCH_CHARACTERS)) for piece, _ in batch]
+        encoded: Iterator[EncodedChunk] = iter(())
+        for batch in _batches(chunks):
+            parts = [list(split_text(chunk.text, PART_CHARACTERS)) for chunk, _ in batch]
             ids = encoder.submit(encode, [part for some in parts for part in some])
-            if started is not None:
-                yield from _joined(*started)
-            started = batch, parts, ids
-        if started is not None:
-            yield from _joined(*started)
+            yield from encoded
+            encoded = _joined(batch, parts, ids)
+        yield from encoded
 
 
-def _batches(pieces: Iterator[Piece]) -> Iterator[list[tuple[Piece, int]]]:
-    batch: list[tuple[Piece, int]] = []
+def _batches(chunks: Iterator[Chunk]) -> Iterator[list[tuple[Chunk, int]]]:
+    """Chunks and their sizes in bytes, in batches of at least `BATCH_BYTES`."""
+    batch: list[tuple[Chunk, int]] = []
     waiting = 0
-    for piece in pieces:
-        size = len(piece.text.encode())
-        batch.append((piece, size))
+    for chunk in chunks:
+        size = len(chunk.text.encode())
+        batch.append((chunk, size))
         waiting += size
         if waiting >= BATCH_BYTES:
             yield batch
@@ -264,25 +262,25 @@ def _batches(pieces: Iterator[Piece]) -> Iterator[list[tuple[Piece, int]]]:
 
 
 def _joined(
-    batch: list[tuple[Piece, int]], parts: list[list[str]], encoded: Future[list[np.ndarray]]
-) -> Iterator[tuple[Piece, int, np.ndarray]]:
+    batch: list[tuple[Chunk, int]], parts: list[list[str]], encoded: Future[list[np.ndarray]]
+) -> Iterator[EncodedChunk]:
     ids = iter(encoded.result())
-    for (piece, size), some in zip(batch, parts, strict=True):
-        yield piece, size, np.concatenate([next(ids) for _ in some])
+    for (chunk, size), some in zip(batch, parts, strict=True):
+        yield chunk, size, np.concatenate([next(ids) for _ in some])
 
 
 def _write_tokens(
-    encoded: Iterator[tuple[Piece, int, np.ndarray]],
+    encoded: Iterator[EncodedChunk],
     writers: dict[str, ShardWriter],
     splitting: Splitting,
     report: Progress,
 ) -> dict[str, TextCounts]:
     counts = {split: TextCounts() for split in writers}
     last = time.monotonic()
-    for piece, size, ids in encoded:
-        split = "validation" if splitting.is_validation(piece) else "train"
-        counts[split].add(piece, size)
-        writers[split].add(ids, starts_document=piece.starts_document)
+    for chunk, size, ids in encoded:
+        split = "validation" if splitting.is_validation(chunk) else "train"
+        counts[split].add(chunk, size)
+        writers[split].add(ids, starts_document=chunk.starts_document)
         if time.monotonic() - last >= PROGRESS_SECONDS:
             report(_progress(counts, writers))
             last = time.monotonic()
@@ -302,13 +300,3 @@ def _progress(counts: dict[str, TextCounts], writers: dict[str, ShardWriter]) ->
     text = f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
     tokens = sum(writer.num_tokens for writer in writers.values())
     return f"{counted(documents, 'document')}, {text} of text, {counted(tokens, 'token')}"
-
-
-def _split_facts(writer: ShardWriter, count: TextCounts) -> dict[str, Any]:
-    return {
-        **count.facts(),
-        "documents": writer.num_documents,
-        "tokens": writer.num_tokens,
-        "empty_documents": writer.empty_documents,
-        "shards": writer.shards,
-    }

@@ -1,10 +1,10 @@
-"""Which text is held out: whole documents, or blocks of them where there are too few documents.
+"""The validation split: whole documents, or blocks of them where there are too few documents.
 
-Contract: the side of a text follows from its id, as `tokens.held_out` has it. Whole documents are
-held out where that leaves text on both sides. Where it does not, as with one big file, the document
-that is next in line is held out if it is small, else blocks of documents, cut at paragraphs. This
-is known before anything is tokenized, from a pass over the text that ends as soon as both sides
-have a document.
+Contract: the split of a text follows from its id, as in `data.splits`. Whole documents are held out
+where that leaves text in both splits. Where it does not, as with one big file, the document with
+the lowest hash is held out if it is small, else blocks of documents, cut at paragraphs. This is
+decided before tokenization, by a pass over the text that ends as soon as both splits have a
+document.
 """
 
 import math
@@ -14,58 +14,59 @@ from dataclasses import asdict, dataclass
 from itertools import chain, groupby
 from typing import Any
 
+from stillhouse.data.chunks import Chunk, chunk_document, recut, safe_cut
 from stillhouse.data.documents import read_documents
-from stillhouse.data.pieces import Piece, pieces_of, safe_cut
 from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.splits import validation_point
 from stillhouse.errors import DataError
-from stillhouse.tokens.held_out import validation_point
 from stillhouse.wording import counted
 
-NUM_BLOCKS = 1000  # of all text, within these sizes
+NUM_BLOCKS = 1000  # of the whole text, within these sizes
 SMALLEST_BLOCK, LARGEST_BLOCK = 512, 2**16
-SMALL_SHARE = 0.05  # of all text: a document that may be held out whole at any fraction
+SMALL_SHARE = 0.05  # of the whole text: a document that may be held out at any fraction
 PARAGRAPH_END = re.compile(r"\n\s*\n")
 
 
 @dataclass(frozen=True)
 class Splitting:
-    """Documents, or blocks of about so many characters, are held out below `limit`."""
+    """Documents, or blocks of about `block_characters`, are held out where their hash is below
+    `limit`."""
 
     limit: float
     block_characters: int | None = None
-    note: str = ""  # why it is not as the recipe says
+    note: str = ""  # why it differs from the recipe
 
     def facts(self) -> dict[str, Any]:
-        """The same for a manifest."""
+        """The fields as plain values, for a manifest."""
         return asdict(self)
 
-    def is_validation(self, piece: Piece) -> bool:
-        """Whether a piece that `cut` gave is held out."""
-        return validation_point(piece.document_id) < self.limit
+    def is_validation(self, chunk: Chunk) -> bool:
+        """Whether a chunk from `cut` is held out."""
+        return validation_point(chunk.document_id) < self.limit
 
-    def cut(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """Documents as they are, or each run of a document's blocks that are on the same side."""
+    def cut(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """Documents unchanged, or each run of a document's blocks that are of the same split."""
         if self.block_characters is None:
-            yield from pieces
+            yield from chunks
             return
-        for blocks in _blocks_of_each(pieces, self.block_characters):
+        for blocks in _blocks_of_each(chunks, self.block_characters):
             for _, run in groupby(blocks, key=self.is_validation):
                 first = next(run)
                 texts = chain([first.text], (block.text for block in run))  # noqa: B031
-                yield from pieces_of(first.document_id, texts)
+                yield from chunk_document(first.document_id, texts)
 
 
 def plan_splits(corpus: CorpusRecipe, *, offline: bool) -> Splitting:
-    """How the text of a corpus is split.
+    """Decide how the text of a corpus is split.
 
     Raises:
-        DataError: what cannot be read, or text that is too short for two sides.
+        DataError: text that cannot be read, or is too short for two splits.
         NetworkError: a hub dataset while offline or without a connection.
     """
     fraction = corpus.validation_fraction
-    documents = _Points()
-    for piece in read_documents(corpus, offline=offline):
-        documents.add(piece)
+    documents = _Hashes()
+    for chunk in read_documents(corpus, offline=offline):
+        documents.add(chunk)
         if documents.lowest < fraction <= documents.highest:
             return Splitting(fraction)
     which = counted(documents.number, "document")
@@ -78,7 +79,7 @@ def plan_splits(corpus: CorpusRecipe, *, offline: bool) -> Splitting:
             "held out",
         )
     size = min(max(documents.num_characters // NUM_BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
-    blocks = _Points()
+    blocks = _Hashes()
     for found in _blocks_of_each(read_documents(corpus, offline=offline), size):
         for block in found:
             if block.text.strip():
@@ -101,8 +102,8 @@ def plan_splits(corpus: CorpusRecipe, *, offline: bool) -> Splitting:
     return Splitting(limit, size, f"{note}, each of about {size:,} characters")
 
 
-class _Points:
-    """Where documents or blocks fall in [0, 1), and how large they are."""
+class _Hashes:
+    """The hashes in [0, 1) of documents or blocks, and their sizes."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -111,45 +112,39 @@ class _Points:
         self.size_of_lowest = 0
         self._is_lowest = False
 
-    def add(self, piece: Piece) -> None:
-        if piece.starts_document:
-            point = validation_point(piece.document_id)
+    def add(self, chunk: Chunk) -> None:
+        if chunk.starts_document:
+            point = validation_point(chunk.document_id)
             self.number += 1
             self._is_lowest = point < self.lowest
             self.size_of_lowest = 0 if self._is_lowest else self.size_of_lowest
             self.lowest, self.highest = min(point, self.lowest), max(point, self.highest)
-        self.num_characters += len(piece.text)
-        self.size_of_lowest += len(piece.text) if self._is_lowest else 0
+        self.num_characters += len(chunk.text)
+        self.size_of_lowest += len(chunk.text) if self._is_lowest else 0
 
 
-def _blocks_of_each(pieces: Iterable[Piece], size: int) -> Iterator[Iterator[Piece]]:
+def _blocks_of_each(chunks: Iterable[Chunk], size: int) -> Iterator[Iterator[Chunk]]:
     """The blocks of each document."""
     number = 0
 
-    def document(piece: Piece) -> int:
+    def document(chunk: Chunk) -> int:
         nonlocal number
-        number += piece.starts_document
+        number += chunk.starts_document
         return number
 
-    for _, own in groupby(pieces, key=document):
+    for _, own in groupby(chunks, key=document):
         yield blocks_of(own, size)
 
 
-def blocks_of(pieces: Iterable[Piece], size: int) -> Iterator[Piece]:
-    """One document in blocks of `size` to twice as many characters, cut after a blank line, else
-    after a line, else between words."""
-    number, held, name = 0, "", ""
-    for piece in pieces:
-        name = piece.document_id
-        held += piece.text
-        start = 0
-        while len(held) - start > 2 * size:
-            end = start + _end_of_block(held[start : start + 2 * size], size)
-            yield Piece(f"{name}#{number}", held[start:end], starts_document=True)
-            number, start = number + 1, end
-        held = held[start:]
-    if held:
-        yield Piece(f"{name}#{number}", held, starts_document=True)
+def blocks_of(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
+    """One document in blocks of `size` to 2 * `size` characters, cut after a blank line, else after
+    a line, else between words."""
+    chunks = iter(chunks)
+    first = next(chunks)
+    texts = chain([first.text], (chunk.text for chunk in chunks))
+    blocks = recut(texts, 2 * size + 1, lambda window: _end_of_block(window[:-1], size))
+    for number, text in enumerate(blocks):
+        yield Chunk(f"{first.document_id}#{number}", text, starts_document=True)
 
 
 def _end_of_block(window: str, size: int) -> int:

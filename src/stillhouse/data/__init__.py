@@ -1,1 +1,1 @@
-"""The one reader of text and rows, for the corpus and for tasks alike."""
+"""Readers of text and rows, for the corpus and for tasks, by source and by file format."""

@@ -1,23 +1,22 @@
-"""Rows: the records of a task's file, whole, each with its place and checked as it is asked for.
+"""Rows: the records of a task's file, each with its place, validated on access.
 
-Contract: what cannot be read raises a DataError that names the user's own file and the row. A blank
-field is a text like any other; a row without any field, that is a blank line, is left out unless it
-is asked for, and `blank_rows` tells which those are.
+Contract: what cannot be read raises a DataError that names the user's own file and the row. An
+empty field is an empty text; a row without any field, that is a blank line, is left out unless it
+is asked for, and `blank_rows` gives the numbers of those.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillhouse.data.compression import COMPRESSED
-from stillhouse.data.formats import SUFFIXES, format_of
-from stillhouse.data.hub import name_of
-from stillhouse.data.lines import decoded, read_lines
-from stillhouse.data.records import RECORDS, Fields, Record, read_records
-from stillhouse.data.text import check_characters
+from stillhouse.data.fetch import name_of
+from stillhouse.data.formats.base import Fields, Record, TableFile
+from stillhouse.data.formats.registry import TABLE_SUFFIXES, format_of
+from stillhouse.data.text import check_characters, read_blocks, read_lines
 from stillhouse.errors import DataError
 
 LARGEST = 3.4028234663852886e38  # of float32
@@ -26,13 +25,13 @@ NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and where it stands; its fields are checked as they are asked for."""
+    """A row and where it is; its fields are validated on access."""
 
     where: str
-    fields: Mapping[str, Any]
+    fields: Fields
 
     def text(self, column: str) -> str:
-        """A text, which may be blank; null (NaN) stands for an empty one."""
+        """A text, which may be blank; null and NaN give an empty one."""
         value = self.value(column)
         if value is None or value != value:
             return ""
@@ -41,7 +40,7 @@ class Row:
         return value
 
     def number(self, column: str) -> float:
-        """A number that float32 holds, or a text that is one."""
+        """A number within the range of float32, or a text that gives one."""
         value = self.value(column)
         try:
             if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
@@ -54,12 +53,15 @@ class Row:
         return number
 
     def value(self, column: str) -> Any:
-        """What stands there, whatever it is; of text, and lists of it, whole characters."""
+        """A value of any type; text and lists of text hold whole characters."""
         if column not in self.fields:
+            # A name that is a number or a sentence: the first line is a row, as far as can be seen.
+            odd = any(NUMBER.fullmatch(name) or name.count(" ") > 1 for name in self.fields)
+            advice = "; where the first line is a row, name the columns in `header`" if odd else ""
             raise DataError(
                 f"{self.where} has no column {column!r}; it has "
                 f"{', '.join(map(repr, self.fields)) or 'none'}. Name the right one in `columns`"
-                f"{self._advice_on_names()}."
+                f"{advice}."
             )
         value = self.fields[column]
         for each in value if isinstance(value, list) else [value]:
@@ -67,14 +69,8 @@ class Row:
                 check_characters(each, f"{self.where}: the column {column!r}")
         return value
 
-    def _advice_on_names(self) -> str:
-        """For a CSV or TSV file without a first line of names, as far as can be seen: a name that
-        is a number or a sentence."""
-        odd = any(NUMBER.fullmatch(name) or name.count(" ") > 1 for name in self.fields)
-        return "; where the first line is a row, name the columns in `header`" if odd else ""
-
     def wrong(self, column: str, wanted: str) -> DataError:
-        """The error for a field that does not hold what is wanted."""
+        """The error for a field that does not hold a value of the wanted kind."""
         found = repr(self.fields[column])
         return DataError(
             f"{self.where}: the column {column!r} must hold {wanted}; it holds {found:.60}. "
@@ -93,19 +89,19 @@ def read_rows(
 
     Args:
         header: The names of the first columns, where the first line does not give them.
-        keep_blank: Rows without any field are there too, each field null.
-        text_column: The only column of a plain text file, whose rows are its lines; None where a
-            text is not all that is asked for, and such a file is refused.
+        keep_blank: Include rows without any field, each field null.
+        text_column: The only column of a plain text file, whose rows are its lines; without it,
+            such a file is refused.
 
     Raises:
-        DataError: no such file, another format, no rows, or a row that is not like the others.
+        DataError: no such file, another format, no rows, or a row that does not match the others.
     """
     records = _records(path, header, text_column)
     found = [record for record in records if keep_blank or record.fields is not None]
     columns = dict.fromkeys(name for record in found for name in record.fields or ())
     if not columns:
         raise DataError(f"{name_of(path)} holds no rows. Give a file with some.")
-    return [Row(record.where, _filled(record.fields or {}, columns)) for record in found]
+    return [Row(record.where, {**columns, **(record.fields or {})}) for record in found]
 
 
 def blank_rows(path: Path, *, header: Sequence[str] | None = None) -> list[int]:
@@ -119,28 +115,18 @@ def blank_rows(path: Path, *, header: Sequence[str] | None = None) -> list[int]:
 
 
 def _records(path: Path, header: Sequence[str] | None, text_column: str | None) -> Iterator[Record]:
-    format = format_of(path)
-    if format == "text" and text_column is not None:
-        return _lines(path, text_column)
-    if format not in RECORDS:
-        endings = [suffix for suffix, known in SUFFIXES.items() if known in RECORDS]
+    format, name = format_of(path), name_of(path)
+    if format is not None and format.name == "text" and text_column is not None:
+        for number, line in read_lines(path):
+            fields = {text_column: line.rstrip("\r\n")} if line.strip() else None
+            yield Record(f"{name} row {number}", number, fields)
+    elif format is None or format.read_records is None:
         raise DataError(
-            f"{name_of(path)} is no table: its name must end in {', '.join(endings)} (or these "
+            f"{name} is not a table: its name must end in {', '.join(TABLE_SUFFIXES)} (or these "
             f"with {', '.join(COMPRESSED)})."
         )
-    return read_records(path, format, name=name_of(path), header=header)
-
-
-def _lines(path: Path, column: str) -> Iterator[Record]:
-    name = name_of(path)
-    for number, line in read_lines(path):
-        text = line.rstrip("\r\n")
-        fields = {column: text} if text.strip() else None
-        yield Record(f"{name} row {number}", number, fields)
-
-
-def _filled(fields: Fields, columns: Mapping[str, None]) -> Fields:
-    return fields if len(fields) == len(columns) else {**columns, **fields}
+    else:
+        yield from format.read_records(TableFile(path, name, header))
 
 
 def read_json(path: Path) -> Any:
@@ -150,6 +136,6 @@ def read_json(path: Path) -> Any:
         DataError: no such file, or not JSON.
     """
     try:
-        return json.loads("".join(decoded(path, "row")))
+        return json.loads("".join(read_blocks(path, "row")))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}).") from error

@@ -1,13 +1,115 @@
-"""What text must be, whatever it comes from."""
+"""Reading text files: decoded, validated and split into lines, in bounded memory."""
 
+import codecs
+import io
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from stillhouse.data.compression import opened
 from stillhouse.errors import DataError
+
+BLOCK_BYTES = 2**20
+MAX_LINE_CHARACTERS = 64 * 2**20
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# The first bytes of files that are often misnamed, and what to do about each.
+SIGNATURES = {
+    b"\x1f\x8b": "gzip-compressed. Rename it to end in .gz",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed. Rename it to end in .zst",
+    b"BZh91AY&SY": "bzip2-compressed. Rename it to end in .bz2",
+    b"\xfd7zXZ\0": "xz-compressed. Rename it to end in .xz",
+    b"PAR1": "a Parquet file. Rename it to end in .parquet",
+    b"%PDF-": "a PDF file. Convert it, such as with `pdftotext`",
+    b"PK\x03\x04": "a ZIP archive or an office document. Unpack or convert it",
+}
+
+
+def read_blocks(path: Path, unit: str | None = None) -> Iterator[str]:
+    """A file's text in blocks, without a byte order mark.
+
+    Args:
+        unit: What errors call a line of the file; without it, an error that is not UTF-8 gives
+            the position in bytes alone.
+
+    Raises:
+        DataError: the file is missing or damaged, is not UTF-8, or holds a NUL character.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    offset = 0  # of the block's first byte
+    line = 1
+    with opened(path) as content:
+        for block in chain(iter(lambda: content.read(BLOCK_BYTES), b""), [b""]):
+            kinds = (kind for start, kind in SIGNATURES.items() if block.startswith(start))
+            if offset == 0 and (kind := next(kinds, None)):
+                raise DataError(f"{path} is not text: its first bytes show that it is {kind}.")
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise _not_utf_8(path, unit, line, offset + len(block), error) from error
+            translated = newlines.decode(text, final=not block)
+            if "\0" in text:
+                line += translated.count("\n", 0, translated.index("\0"))
+                raise DataError(
+                    f"{path} holds a NUL character in {unit or 'line'} {line}: it looks like a "
+                    "binary file, or like UTF-16. Leave it out, or convert it to plain UTF-8 text."
+                )
+            if text:
+                yield text
+            offset += len(block)
+            line += translated.count("\n")
+
+
+def _not_utf_8(
+    path: Path, unit: str | None, line: int, end: int, error: UnicodeDecodeError
+) -> DataError:
+    """`end` is the file's byte after those that failed to decode; `line` is where they start."""
+    start = end - len(error.object)
+    before = error.object[: error.start].decode("utf-8", "replace")
+    line += before.replace("\r\n", "\n").replace("\r", "\n").count("\n")
+    encoding = "UTF-16" if start == 0 and error.object.startswith(UTF_16) else "LATIN1"
+    return DataError(
+        f"{path}{f' {unit} {line}' if unit else ''} is not UTF-8: byte {start + error.start}"
+        f"{' of the file' if unit else ''} is 0x{error.object[error.start]:02x} ({error.reason}). "
+        f"Convert the file, such as with `iconv -f {encoding} -t UTF-8`, or leave it out."
+    )
+
+
+def read_lines(path: Path, blocks: Iterable[str] | None = None) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, numbered from 1, with their ends: `\\n`, `\\r\\n` or `\\r`.
+
+    Args:
+        blocks: The file's text, where it is being read already.
+
+    Raises:
+        DataError: as `read_blocks`, or a line that is too long for memory.
+    """
+    number = size = 0
+    held: list[str] = []  # what follows the last complete line
+    for block in chain(read_blocks(path, "row") if blocks is None else blocks, [""]):
+        held.append(block)
+        size += len(block)
+        if block and "\n" not in block and "\r" not in block:
+            if size > MAX_LINE_CHARACTERS:
+                raise DataError(
+                    f"{path} row {number + 1} is longer than {MAX_LINE_CHARACTERS // 2**20} "
+                    "MiB. Store a text of this length as a plain text file."
+                )
+            continue
+        lines = io.StringIO("".join(held), newline="").readlines()
+        # A \r at the end of a block may be the first half of a \r\n.
+        held = [lines.pop()] if block and not lines[-1].endswith("\n") else []
+        size = sum(map(len, held))
+        for line in lines:
+            number += 1
+            yield number, line
 
 
 def check_characters(text: str, where: str) -> None:
-    """Refuse what is no text.
+    """Refuse a text that holds a NUL character or a lone surrogate.
 
     Raises:
-        DataError: a NUL character, or half a surrogate pair.
+        DataError: it does.
     """
     if "\0" in text:
         raise DataError(f"{where} holds a NUL character: it looks like binary data. Leave it out.")
@@ -15,15 +117,15 @@ def check_characters(text: str, where: str) -> None:
 
 
 def check_whole_characters(text: str, where: str) -> None:
-    """Refuse what cannot be UTF-8.
+    """Refuse a text that cannot be encoded as UTF-8.
 
     Raises:
-        DataError: half a surrogate pair.
+        DataError: it holds a lone surrogate.
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where} holds half a surrogate pair, \\u{ord(text[error.start]):04x}, which is no "
+            f"{where} holds a lone surrogate, \\u{ord(text[error.start]):04x}, which is not a "
             "character. Write the text again with whole characters, or leave it out."
         ) from error

@@ -36,11 +36,11 @@ from stillhouse.runs.manifest import (
 )
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import Rows, recipe_part
-from stillhouse.tokens.batches import Batch, visit_key
+from stillhouse.tokens.batches import Batch, sample_key
 from stillhouse.tokens.source import open_source
 from stillhouse.tokens.teacher_cache import (
-    VISIT_EPOCH,
-    VISIT_SEED,
+    FIXED_EPOCH,
+    FIXED_SEED,
     CacheFormat,
     FixedMaskSource,
     TeacherCache,
@@ -65,7 +65,7 @@ CHECKED_ROWS, FEWEST_CHECKED_SEQUENCES = 1_000, 4
 # What a cache may differ by from the teacher that wrote it: rounding, in nats a row, and the noise
 # of its sample, in standard errors; of hidden states, rounding as a share of their length.
 LARGEST_LOSS, LARGEST_NOISE, LARGEST_DISTANCE = 0.02, 6, 0.05
-SAMPLE_SEED = VISIT_SEED + 1  # not the masks' own, with which the sample would be correlated
+SAMPLE_SEED = FIXED_SEED + 1  # not the masks' own, with which the sample would be correlated
 
 
 def cached_rows(losses: LossesRecipe) -> Rows:
@@ -223,7 +223,7 @@ class CacheWriter:
             yield np.arange(start, min(start + size, last))
 
     def _batch(self, sequences: np.ndarray) -> Batch:
-        return FixedMaskSource(self.source).batch(sequences, np.zeros_like(sequences), VISIT_SEED)
+        return FixedMaskSource(self.source).batch(sequences, np.zeros_like(sequences), FIXED_SEED)
 
     def rows(self, batch: Batch, sequences: np.ndarray) -> TeacherRows:
         """What the cache holds of a batch of the given sequences."""
@@ -339,7 +339,7 @@ def _ask(
 
 def chances(sequences: Sequence[int], counts: Sequence[int]) -> np.ndarray:
     """A number from [0, 1) for each row, which follows from its sequence and place alone."""
-    keys = (visit_key(SAMPLE_SEED, VISIT_EPOCH, sequence) for sequence in sequences)
+    keys = (sample_key(SAMPLE_SEED, FIXED_EPOCH, sequence) for sequence in sequences)
     drawn = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
     return np.concatenate(
         [chance.random(count) for chance, count in zip(drawn, counts, strict=True)]

@@ -7,10 +7,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.corpus.splits import plan_splits
+from stillhouse.data.chunks import Chunk
 from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
-from stillhouse.data.hub import HUB_PREFIX
-from stillhouse.data.pieces import Piece
 from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.sources.registry import is_remote
 from stillhouse.evaluation.texts import read_text
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
@@ -36,7 +36,7 @@ class _Counts:
     documents: int = 0
     beginnings: list[str] = field(default_factory=list)
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Chunk) -> None:
         self.bytes += len(piece.text.encode())
         self.documents += piece.starts_document
         if piece.starts_document and len(self.beginnings) < MOST_BEGINNINGS:
@@ -60,7 +60,7 @@ def text_size(
         train, validation = (manifest.facts["splits"][name] for name in ("train", "validation"))
         mean = validation["tokens"] / max(1, validation["documents"])
         return TextSize(train["tokens"], validation["tokens"], mean)
-    if any(source.startswith(HUB_PREFIX) for source in corpus.sources):
+    if any(map(is_remote, corpus.sources)):
         return "the text is a dataset of the hub, whose size is known once it is prepared"
     if tokenizer is None:
         return "the tokenizer is trained by the run, so the number of tokens is known only then"

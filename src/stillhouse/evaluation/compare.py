@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.data.sample import sample_documents
+from stillhouse.data.sources.sample import sample_documents
+from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError, ModelError
 from stillhouse.evaluation.intervals import difference
 from stillhouse.evaluation.metrics.base import Model, Protocol, Subjects
@@ -34,7 +35,6 @@ from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import load_recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tokens.held_out import is_validation
 from stillhouse.tokens.packing import MaskedSequences
 from stillhouse.tokens.settings import MaskingRecipe
 from stillhouse.tokens.shards import TokenSplit

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillhouse import terminal
 from stillhouse.errors import DataError, ModelError, RecipeError
+from stillhouse.extras import require
 from stillhouse.families.registry import family_of
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
@@ -84,15 +85,11 @@ def score_by_harness(
 
 def _harness() -> tuple[Any, Any, Any]:
     """The functions that run tasks, wrap a model, and find tasks."""
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise RecipeError(
-            "--lm-eval needs the lm-evaluation-harness. Install it with "
-            "`pip install 'stillhouse[lm-eval]'`."
-        ) from error
+    require("lm-eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     return simple_evaluate, HFLM, TaskManager
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.data.formats import named_format
-from stillhouse.data.lines import decoded
+from stillhouse.data.formats.registry import named_format
+from stillhouse.data.text import read_blocks
 from stillhouse.errors import DataError
 from stillhouse.evaluation.perplexity import ScoredText
 from stillhouse.runs.manifest import read_manifest
@@ -41,18 +41,19 @@ def read_text(path: Path) -> str:
     """The contents of a text file, decompressed by its suffix, with `\\n` for line ends.
 
     Raises:
-        DataError: no such file, or records or markup, or not UTF-8 (see `data.lines.decoded`).
+        DataError: no such file, a file of records or markup, or what `data.text.read_blocks`
+            refuses.
     """
     path = path.expanduser()
     if not path.exists():
         raise DataError(f"There is no text file {path} (working directory: {Path.cwd()}).")
-    if (format := named_format(path)) != "text":
+    if (format := named_format(path)).name != "text":
         raise DataError(
-            f"{path} is a file of {format}, of which the markup would be scored as text. Give a "
-            "file of plain text."
+            f"{path} is a file of {format.name}, of which the markup would be scored as text. Give "
+            "a file of plain text."
         )
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    return newlines.decode("".join(decoded(path)), final=True)
+    return newlines.decode("".join(read_blocks(path)), final=True)
 
 
 def scored_text(texts: list[str], tokenizer: PreTrainedTokenizerFast, *, where: str) -> ScoredText:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stillhouse.data.sample import sample_documents
+from stillhouse.data.sources.sample import sample_documents
 from stillhouse.errors import ModelError
 from stillhouse.export.exported import CausalEngine, EncoderEngine, Exported, Precision, Vocabulary
 from stillhouse.inference.masked_lm import MaskedLM

@@ -20,6 +20,7 @@ from stillhouse.export.check import (
     text_blocks,
 )
 from stillhouse.export.exported import Format, Precision, plain, vocabulary_of
+from stillhouse.extras import install_command, require
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.load import load
 from stillhouse.inference.reference import greedy_tokens, interleaved_rates
@@ -27,7 +28,11 @@ from stillhouse.machine import describe_machine, library_versions
 from stillhouse.models.hub import resolve_folder
 from stillhouse.runs.manifest import Inputs, commit_folder, sha256_of
 
-FORMATS = ("ctranslate2", "gguf", "onnx")
+FORMATS = {  # each with the modules that writing it needs
+    "ctranslate2": ("ctranslate2",),
+    "gguf": ("gguf",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+}
 
 
 def export_model(
@@ -73,12 +78,8 @@ def export_model(
 def _format(to: str) -> Format:
     if to not in FORMATS:
         raise RecipeError(f"There is no format {to!r}; choose from {', '.join(FORMATS)}.")
-    try:
-        return getattr(importlib.import_module(f"stillhouse.export.to_{to}"), to.upper())
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"Writing {to} needs {error.name}; install it with `pip install 'stillhouse[export]'`."
-        ) from error
+    require("export", *FORMATS[to], purpose=f"Export to {to}")
+    return getattr(importlib.import_module(f"stillhouse.export.to_{to}"), to.upper())
 
 
 def _precision(form: Format, to: str, precision: str | None) -> Precision:
@@ -94,7 +95,7 @@ def _engine_notes(form: Format, check: Check, engine: Any) -> list[str]:
     if engine is None:
         return [
             f"Not compared with {check.name}: {form.engine}, which reads the file, is not "
-            "installed. `pip install 'stillhouse[export]'` brings it."
+            f"installed. Install it with `{install_command('export')}`."
         ]
     vocabulary = check.exported.vocabulary
     others = getattr(engine, "end_ids", frozenset()) - set(vocabulary.end_ids)

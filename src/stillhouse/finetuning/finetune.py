@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.hub import fetch, path_of
+from stillhouse.data.fetch import fetch, path_of
 from stillhouse.errors import RecipeError
 from stillhouse.finetuning.costs import task_costs
 from stillhouse.finetuning.data import TaskSource, planned_task_step, subsample

@@ -92,7 +92,7 @@ def texts_of(given: Any, name: str) -> tuple[list[str], bool]:
 
     Raises:
         RecipeError: neither a text nor a list of texts.
-        DataError: half a surrogate pair.
+        DataError: a lone surrogate.
     """
     single = isinstance(given, str)
     items = [given] if single else _as_list(given)

@@ -100,7 +100,7 @@ class LoadedModel:
         """Token ids of a text, without special tokens around it.
 
         Raises:
-            DataError: half a surrogate pair, as in input that is not valid UTF-8.
+            DataError: a lone surrogate, as in input that is not valid UTF-8.
         """
         check_whole_characters(text, "The text")
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

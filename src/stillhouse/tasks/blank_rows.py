@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stillhouse.data.formats import format_of
+from stillhouse.data.formats.registry import format_name
 from stillhouse.data.rows import blank_rows as blank_rows_of_table
 from stillhouse.tasks.settings import QuestionAnsweringTask, TaskRecipe, TokenClassificationTask
 from stillhouse.tasks.squad import read_articles
@@ -19,7 +19,7 @@ def blank_rows(recipe: TaskRecipe, path: Path) -> list[int]:
     Raises:
         DataError: what cannot be read, with its file and row.
     """
-    if isinstance(recipe, TokenClassificationTask) and format_of(path) not in LISTS:
+    if isinstance(recipe, TokenClassificationTask) and format_name(path) not in LISTS:
         return []
     if isinstance(recipe, QuestionAnsweringTask) and read_articles(path) is not None:
         return []

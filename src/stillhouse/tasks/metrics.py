@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from stillhouse.errors import RecipeError
+from stillhouse.extras import require
 
 Values = Shaped[np.ndarray, "N ..."]
 Times = Float[np.ndarray, "D N"]  # whole numbers, in the type of a fast matrix product
@@ -124,13 +124,8 @@ def _ranks(values: Shaped[np.ndarray, " N"], times: Times) -> Float[np.ndarray, 
 
 
 def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise RecipeError(
-            f"The metrics of tasks need {name.partition('.')[0]}. Install it with "
-            "`pip install 'stillhouse[tasks]'`."
-        ) from error
+    require("tasks", name.partition(".")[0])
+    return importlib.import_module(name)
 
 
 def mean_of(*metrics: Metric) -> Metric:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from stillhouse.data.formats import format_of
+from stillhouse.data.formats.registry import format_name
 from stillhouse.data.rows import read_json, read_rows
 from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError
@@ -96,7 +96,7 @@ def read_articles(path: Path) -> Any:
     Raises:
         DataError: no such file, or not JSON.
     """
-    if format_of(path) != "JSON":
+    if format_name(path) != "JSON":
         return None
     try:
         content = read_json(path)

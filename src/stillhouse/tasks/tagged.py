@@ -14,8 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from stillhouse.data.lines import read_lines
 from stillhouse.data.rows import Row, read_rows
+from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError
 from stillhouse.tasks.labels import WHOLE_NUMBER, label_name, listed
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.hub import name_of
+from stillhouse.data.fetch import name_of
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.models.task_models import TaskHead

@@ -19,10 +19,9 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.formats import format_of
-from stillhouse.data.lines import read_lines
-from stillhouse.data.records import RECORDS
+from stillhouse.data.formats.registry import format_name, has_records
 from stillhouse.data.rows import Row, read_rows
+from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.models.task_models import TaskHead
 from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
@@ -233,7 +232,7 @@ def read_sentences(
     names = recipe.labels or names
     if is_table(path):
         return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
-    if format_of(path) == "CSV":
+    if format_name(path) == "CSV":
         raise DataError(
             f"{path} is a CSV file. Give tagged sentences as a token and its tag a line, apart by "
             "a tab or spaces, with blank lines between sentences, or as lists in JSON lines or "
@@ -257,15 +256,15 @@ def _read_columns(
 
 def is_table(path: Path) -> bool:
     """Whether a file has sentences as rows with lists, and not a token a line."""
-    return format_of(path) in LISTS
+    return format_name(path) in LISTS
 
 
 def _has_texts(path: Path) -> bool:
     """Whether a file without tags is a table of texts or sentences, and not a token a line."""
-    if format_of(path) == "TSV":
+    if format_name(path) == "TSV":
         _, names = next(read_lines(path), (1, ""))
         return "text" in [name.strip() for name in names.split("\t")]
-    return format_of(path) in RECORDS
+    return has_records(path)
 
 
 def tags_in(sentences: Iterable[Sequence[str]]) -> list[str]:

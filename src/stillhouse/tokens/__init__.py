@@ -1,1 +1,1 @@
-"""Tokens: the tokenizer, the shard format, packing, masking, and the order of batches."""
+"""Tokens: tokenizers, token shards, packing, masking, batches and the teacher cache."""

@@ -1,13 +1,14 @@
-"""Batches: what a training step reads, as a pure function of (seed, step).
+"""Batches: the sequences of each training step, as a pure function of (seed, step).
 
-The order of sequences is a permutation per epoch, drawn from (seed, epoch); step k takes the next
-sequences of that endless order, whatever happened before. There is no loader state to save or lose.
+The order of sequences is a random permutation per epoch, which follows from (seed, epoch); step k
+takes the next sequences of that endless order. There is no data loader state to save or restore.
 
 Axes: B sequences, T positions.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -25,12 +26,13 @@ EVERYTHING = slice(None)
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences, ready for a model.
+    """Sequences as a model reads them.
 
-    `segment_ids` number the documents packed into a sequence from 1; 0 is padding. A position sees
-    only its own segment, and with `causal` only itself and what stands before it.
-    `uniform` says that every position is real and of one segment, so no mask is needed.
-    `teacher` is what a cache says of the rows, where there is one.
+    Args:
+        segment_ids: Number the documents packed into a sequence from 1; 0 is padding. A position
+            attends to its own segment only and, if `causal`, to no later position.
+        uniform: Every position is real and of one segment, so that no attention mask is needed.
+        teacher: The cached outputs of the teacher for the batch's rows, if there is a cache.
     """
 
     input_ids: Int[Tensor, "B T"]
@@ -40,41 +42,42 @@ class Batch:
     causal: bool
     uniform: bool
     teacher: TeacherRows | None = None
-    _numbers: dict[Rows, Tensor] = field(
+    _rows: dict[Rows, tuple[Tensor, int]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    _most: dict[Rows, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def visible(self) -> Bool[Tensor, "B T T"]:
-        """True where a query (second to last axis) may see a key (last axis)."""
+        """True where a query (second to last axis) attends to a key (last axis)."""
         same = self.segment_ids[:, :, None] == self.segment_ids[:, None, :]
         return same.tril() if self.causal else same
 
     def attention_mask(self) -> Bool[Tensor, "B 1 T T"] | None:
-        """What is visible, for every attention head; None where a model knows by itself."""
+        """The same mask for every attention head; None where a model needs none."""
         return None if self.uniform else self.visible()[:, None]
 
     def rows(self, rows: Rows) -> Bool[Tensor, "B T"]:
-        """The positions that count: all that are real, or those that have a label."""
+        """True at the positions of this kind: those that are not padding, or those with a label."""
         return self.segment_ids > 0 if rows == "all" else self.labels != IGNORED
 
     def row_numbers(self, rows: Rows) -> Int[Tensor, " N"]:
-        """Which of the B * T positions count, in order: `rows` as numbers, found once."""
-        if rows not in self._numbers:
-            self._numbers[rows] = self.rows(rows).flatten().nonzero().squeeze(1)
-        return self._numbers[rows]
+        """The indices of the rows among the B * T positions, in order; computed once."""
+        return self._found(rows)[0]
 
     def num_rows(self, rows: Rows) -> int:
         return len(self.row_numbers(rows))
 
     def most_rows(self, rows: Rows) -> int:
-        """How many rows count in the sequence with most of them, found once."""
-        if rows not in self._most:
-            self._most[rows] = int(self.rows(rows).sum(1).max())
-        return self._most[rows]
+        """The number of rows in the sequence that has most of them; computed once."""
+        return self._found(rows)[1]
+
+    def _found(self, rows: Rows) -> tuple[Tensor, int]:
+        if rows not in self._rows:
+            found = self.rows(rows)
+            self._rows[rows] = found.flatten().nonzero().squeeze(1), int(found.sum(1).max())
+        return self._rows[rows]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same there. Rows are numbered before: finding them on a GPU would wait for it."""
+        """The batch on a device. Row indices are computed here, since a GPU would be waited for."""
         moved = replace(
             self,
             input_ids=move(self.input_ids, device),
@@ -84,8 +87,7 @@ class Batch:
             teacher=None if self.teacher is None else self.teacher.to(device),
         )
         for rows in get_args(Rows):
-            moved._numbers[rows] = move(self.row_numbers(rows), device)
-            moved._most[rows] = self.most_rows(rows)
+            moved._rows[rows] = move(self.row_numbers(rows), device), self.most_rows(rows)
         return moved
 
     def split(self, sequences: int) -> Iterator["Batch"]:
@@ -93,21 +95,21 @@ class Batch:
         first_row = 0
         for start in range(0, len(self.input_ids), sequences):
             part = slice(start, start + sequences)
-            taught = None
+            teacher = None
             if self.teacher is not None:
                 rows = slice(first_row, first_row + int(self.rows(self.teacher.rows)[part].sum()))
-                taught, first_row = self.teacher[rows], rows.stop
+                teacher, first_row = self.teacher[rows], rows.stop
             yield replace(
                 self,
                 input_ids=self.input_ids[part],
                 labels=self.labels[part],
                 segment_ids=self.segment_ids[part],
                 position_ids=self.position_ids[part],
-                teacher=taught,
+                teacher=teacher,
             )
 
     def blank(self) -> "Batch":
-        """The same sequences as padding: no row counts, so that they teach nothing."""
+        """The same sequences as padding: without rows, they give neither loss nor gradient."""
         return replace(
             self,
             labels=torch.full_like(self.labels, IGNORED),
@@ -119,21 +121,27 @@ class Batch:
 
 @runtime_checkable
 class AnyBatch(Protocol):
-    """What training needs of a batch, whatever a model reads of it."""
+    """What training needs of a batch, whatever a model reads from it."""
 
-    def num_rows(self, rows: Any) -> int: ...  # of a kind that its objective counts
+    def num_rows(self, rows: Any) -> int:
+        """The number of rows of a kind that the objective knows."""
+        ...
 
-    def to(self, device: torch.device) -> Any: ...
+    def to(self, device: torch.device) -> Any:
+        """The batch on a device."""
 
-    def split(self, sequences: int) -> Iterator[Any]: ...
+    def split(self, sequences: int) -> Iterator[Any]:
+        """Micro-batches of at most `sequences` sequences."""
+        ...
 
-    def blank(self) -> Any: ...
+    def blank(self) -> Any:
+        """The batch as padding, without rows."""
 
 
 @runtime_checkable
 class AnySource(Protocol):
-    """What training needs of its data: units by number, of at most so many tokens; what a visit
-    sees may depend on (seed, epoch)."""
+    """What training needs of its data: sequences by number, of at most `sequence_length` tokens,
+    whose content may depend on (seed, epoch)."""
 
     @property
     def num_sequences(self) -> int: ...
@@ -141,85 +149,78 @@ class AnySource(Protocol):
     @property
     def sequence_length(self) -> int: ...
 
-    def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int, /) -> Any: ...
+    def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int, /) -> Any:
+        """The given sequences, each as in its epoch, as one batch."""
 
 
 @runtime_checkable
 class SequenceSource(AnySource, Protocol):
-    """Sequences of one split."""
+    """The packed sequences of one split."""
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
-        """The given sequences, each at its epoch, as one batch."""
+        """The given sequences, each as in its epoch, as one batch."""
         ...
 
 
+@lru_cache(maxsize=2)  # a step is of one epoch, or of two
 def epoch_order(seed: int, epoch: int, num_sequences: int) -> np.ndarray:
-    """The order in which one epoch visits the sequences: a permutation drawn from (seed, epoch)."""
-    generator = np.random.Generator(np.random.Philox(key=visit_key(seed, epoch, 2**64 - 1)))
+    """The order of the sequences in an epoch: a random permutation for each (seed, epoch)."""
+    generator = np.random.Generator(np.random.Philox(key=sample_key(seed, epoch, 2**64 - 1)))
     return generator.permutation(num_sequences)
 
 
-def visit_key(seed: int, epoch: int, sequence: int) -> np.ndarray:
-    """The random key of one visit to one sequence: two 64-bit words, distinct for each visit."""
+def sample_key(seed: int, epoch: int, sequence: int) -> np.ndarray:
+    """The random key of a sequence in an epoch: two 64-bit words, distinct for each sample."""
     return np.array([(seed % 2**32) << 32 | epoch % 2**32, sequence], dtype=np.uint64)
 
 
+@dataclass(frozen=True)
 class StepBatches:
-    """The sequences of every optimizer step of a run, as a pure function of (seed, step)."""
+    """The sequences of every optimizer step of a run, as a pure function of (seed, step).
 
-    def __init__(
-        self,
-        source: AnySource,
-        *,
-        seed: int,
-        sequences_per_step: int,
-        num_samples: int,
-        lengths: np.ndarray | None = None,
-    ) -> None:
-        """With `lengths`, tokens of each sequence, those of a step stand in the order of theirs: a
-        micro-batch then has little padding."""
-        if source.num_sequences < sequences_per_step:
+    Args:
+        lengths: Tokens of each sequence; the sequences of a step are then sorted by length, so that
+            micro-batches have little padding.
+    """
+
+    source: AnySource
+    _: KW_ONLY
+    seed: int
+    sequences_per_step: int
+    num_samples: int
+    lengths: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        source = self.source
+        if source.num_sequences < self.sequences_per_step:
             raise DataError(
                 f"The training text gives {source.num_sequences} sequences of "
                 f"{source.sequence_length} tokens, "
-                f"fewer than the {sequences_per_step} of one optimizer step. Add text, or lower "
-                "tokens_per_step "
+                f"fewer than the {self.sequences_per_step} of one optimizer step. Add text, or "
+                "lower tokens_per_step "
                 f"(to at most {source.num_sequences * source.sequence_length}) or "
                 "tokens.sequence_length."
             )
-        self.source = source
-        self.seed = seed
-        self.sequences_per_step = sequences_per_step
-        self.num_samples = num_samples
-        self.lengths = lengths
-        self._orders: dict[int, np.ndarray] = {}
 
     @property
     def num_steps(self) -> int:
         return -(-self.num_samples // self.sequences_per_step)
 
     def samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sequence numbers and their epochs for `step` (counted from 0); the last step may be
-        short."""
-        first = step * self.sequences_per_step
+        """Sequence numbers and epochs of a step, counted from 0; the last step may be short."""
+        first, num_sequences = step * self.sequences_per_step, self.source.num_sequences
         samples = np.arange(first, min(first + self.sequences_per_step, self.num_samples))
-        epochs, places = np.divmod(samples, self.source.num_sequences)
-        needed = set(epochs.tolist())
-        self._orders = {
-            epoch: self._orders[epoch]
-            if epoch in self._orders
-            else epoch_order(self.seed, epoch, self.source.num_sequences)
-            for epoch in needed
-        }
-        sequences = np.array(
-            [self._orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]
-        )
+        epochs, places = np.divmod(samples, num_sequences)
+        sequences = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            own = epochs == epoch
+            sequences[own] = epoch_order(self.seed, int(epoch), num_sequences)[places[own]]
         if self.lengths is not None:
             order = np.argsort(self.lengths[sequences], kind="stable")
             sequences, epochs = sequences[order], epochs[order]
         return sequences, epochs
 
     def step(self, step: int, part: slice = EVERYTHING) -> Any:
-        """The batch of one optimizer step, or some of its sequences (at least one)."""
+        """The batch of one optimizer step, or a part of its sequences (at least one)."""
         sequences, epochs = self.samples(step)
         return self.source.batch(sequences[part], epochs[part], self.seed)

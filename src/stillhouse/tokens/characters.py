@@ -1,8 +1,8 @@
-"""Characters of a text as an array, to look at all of them at once."""
+"""Vectorized operations on the characters of a text."""
 
 import numpy as np
 
-# Whether a character is white space, by code point; beyond the last entry none is.
+# Whether a code point is white space; none after the last entry is.
 WHITE_SPACE = np.array([chr(point).isspace() for point in range(0x3001)] + [False])
 
 
@@ -14,9 +14,10 @@ def code_points(text: str) -> np.ndarray:
 
 
 def word_starts(text: str, *, inside_word: bool = False) -> int:
-    """How many words begin in `text`; a word is what white space separates.
+    """How many words start in `text`; words are separated by white space.
 
-    `inside_word`: the character before this text belongs to a word.
+    Args:
+        inside_word: The character before this text belongs to a word.
     """
     space = WHITE_SPACE.take(code_points(text), mode="clip")
     begins = space[:-1] > space[1:]

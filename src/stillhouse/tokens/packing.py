@@ -1,9 +1,9 @@
-"""Packing: documents on disk become sequences of a fixed length, with no token lost.
+"""Packing: documents on disk become sequences of a fixed length, without losing a token.
 
-Causal: documents, each led by its start token, form one stream; sequence i is the window of T
-tokens from i*T, and its labels are the same window one token later, so every token but the very
-first is predicted exactly once. Masked: documents are cut into segments, each wrapped in CLS and
-SEP, and segments fill a sequence one after another without seeing each other.
+Causal: documents, each after its start token, form one stream; sequence i is the window of T tokens
+from i*T, and its labels are the window one token later, so that every token but the first of the
+stream is predicted exactly once. Masked: documents are cut into segments between CLS and SEP, and
+consecutive segments fill a sequence without attending to each other.
 
 Axes: B sequences, T positions.
 """
@@ -44,7 +44,7 @@ class CausalSequences:
         return -(-self.split.num_tokens // self.sequence_length)
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
-        """The windows as a batch; a causal window is the same at every epoch and seed."""
+        """The windows as a batch; they are the same for every epoch and seed."""
         length = self.sequence_length
         inputs = np.full((len(sequences), length), self.end_of_text, np.int64)
         labels = np.full((len(sequences), length), IGNORED, np.int64)
@@ -64,7 +64,7 @@ class CausalSequences:
 
 
 class MaskedSequences:
-    """Segments wrapped in CLS and SEP, packed in order, masked anew at every visit."""
+    """Segments between CLS and SEP, packed in order, with dynamic masks."""
 
     def __init__(
         self,
@@ -78,10 +78,9 @@ class MaskedSequences:
     ) -> None:
         self.split = split
         self.sequence_length = sequence_length
-        assert special.pad is not None
-        assert special.cls is not None
-        assert special.sep is not None
-        self._wrapping = (special.pad, special.cls, special.sep)
+        wrapping = (special.pad, special.cls, special.sep)
+        self._wrapping = [id for id in wrapping if id is not None]
+        assert len(self._wrapping) == 3
         self.masker = Masker(masking, special, vocabulary_size, counts)
         self._starts, self._lengths, self._first_segment = pack_segments(
             np.diff(split.document_starts.astype(np.int64)), sequence_length
@@ -92,16 +91,16 @@ class MaskedSequences:
         return len(self._first_segment) - 1
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
-        """The sequences, masked as (seed, epoch, sequence) says."""
+        """The sequences, with the masks of (seed, epoch, sequence)."""
         shape = (len(sequences), self.sequence_length)
         pad, cls, sep = self._wrapping
         inputs = np.full(shape, pad, np.int64)
         segments = np.zeros(shape, np.int64)
         for row, sequence in enumerate(sequences.tolist()):
             place = 0
-            pieces = range(self._first_segment[sequence], self._first_segment[sequence + 1])
-            for number, piece in enumerate(pieces, start=1):
-                start, size = int(self._starts[piece]), int(self._lengths[piece])
+            own = range(self._first_segment[sequence], self._first_segment[sequence + 1])
+            for number, segment in enumerate(own, start=1):
+                start, size = int(self._starts[segment]), int(self._lengths[segment])
                 stop = place + size + 2
                 inputs[row, place] = cls
                 inputs[row, place + 1 : stop - 1] = self.split.read(start, start + size)
@@ -115,10 +114,10 @@ class MaskedSequences:
 def pack_segments(
     document_lengths: np.ndarray, sequence_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut documents into segments and lay them into sequences, in order.
+    """Cut documents into segments and pack these into sequences, in order.
 
     A document is cut where a sequence is full, unless the gap is smaller than `SHORTEST_CUT`
-    tokens; short tails are kept. Two positions of each segment are for CLS and SEP.
+    tokens; short tails are kept. Each segment takes two positions more, for CLS and SEP.
 
     Returns:
         Start (in the token stream) and length of each segment, and the number of the first segment
@@ -164,7 +163,7 @@ def _batch(inputs: np.ndarray, labels: np.ndarray, segments: np.ndarray, *, caus
 
 
 def positions_in_segments(segments: np.ndarray) -> np.ndarray:
-    """Position of each token within its own segment, from 0; shape (B, T) as `segments`."""
+    """Position of each token within its segment, from 0; shape (B, T), as `segments`."""
     places = np.broadcast_to(np.arange(segments.shape[1]), segments.shape)
     begins = np.ones_like(segments, dtype=bool)
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]

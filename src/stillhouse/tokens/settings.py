@@ -33,17 +33,20 @@ class MaskingRecipe(Section):
     """Masked language modeling: how many tokens are predicted, and what stands in their place."""
 
     fraction: Fraction = 0.15
-    mask: UnitInterval = 0.8
-    keep: UnitInterval = 0.1
-    random: UnitInterval = 0.1
+    mask_fraction: UnitInterval = 0.8
+    keep_fraction: UnitInterval = 0.1
+    random_fraction: UnitInterval = 0.1
     rarity_exponent: NonNegativeFloat = 0.7
-    draw: Literal["per_sequence", "per_batch"] = "per_sequence"
+    sampling: Literal["per_sequence", "per_batch"] = "per_sequence"
 
     @model_validator(mode="after")
-    def _shares_sum_to_one(self) -> Any:
-        total = self.mask + self.keep + self.random
+    def _fractions_sum_to_one(self) -> Any:
+        total = self.mask_fraction + self.keep_fraction + self.random_fraction
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"mask + keep + random is {total:g}; the three shares must sum to 1")
+            raise ValueError(
+                f"mask_fraction + keep_fraction + random_fraction is {total:g}; the three "
+                "fractions must sum to 1"
+            )
         return self
 
 

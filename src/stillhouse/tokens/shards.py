@@ -1,4 +1,4 @@
-"""Token shards: the tokens of a split on disk, as plain arrays that are memory-mapped.
+"""Token shards: the tokens of a split on disk, as plain memory-mapped arrays.
 
 Files of a tokens folder, all little-endian:
 
@@ -8,7 +8,7 @@ Files of a tokens folder, all little-endian:
     train-counts.bin   uint64[vocabulary_size]: how often each token occurs in the training split
 
 A causal document is stored as [*document_prefix, t1, ..., tn], a masked one as [t1, ..., tn].
-Contract: a document never spans two shards; one without tokens is counted, not stored.
+Contract: a document never spans two shards; one without tokens is counted, but not stored.
 """
 
 from array import array
@@ -33,9 +33,10 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 
 
 class ShardWriter:
-    """Writes one split, token by token, in bounded memory.
+    """Writes one split in bounded memory; a context manager.
 
-    `lead` is what stands before each document; see `SpecialTokens.document_prefix`.
+    Args:
+        document_prefix: The token ids before each document; see `SpecialTokens.document_prefix`.
     """
 
     def __init__(
@@ -44,46 +45,40 @@ class ShardWriter:
         split: str,
         *,
         vocabulary_size: int,
-        lead: Sequence[int] = (),
+        document_prefix: Sequence[int] = (),
         tokens_per_shard: int = TOKENS_PER_SHARD,
     ) -> None:
         self.counts = np.zeros(vocabulary_size, "<u8")
         self.shards: list[str] = []
         self.num_tokens = 0
-        self.num_documents = 0  # those stored; the ones without tokens are not among them
-        self.empty_documents = 0
-        self._folder = folder
-        self._split = split
+        self.num_documents = self.empty_documents = 0  # with tokens, and without
+        self._folder, self._split = folder, split
         self._dtype = token_dtype(vocabulary_size)
-        self._lead = np.array(lead, np.int64)
+        self._prefix = np.array(document_prefix, np.int64)
         self._tokens_per_shard = tokens_per_shard
         self._file: BinaryIO | None = None
         self._starts = array("Q")
         self._shard_tokens = 0
         self._buffer: list[np.ndarray] = []
         self._buffered = 0
-        self._document_has_tokens = True
+        self._is_empty = False  # the current document, so far
 
     def add(self, ids: np.ndarray, *, starts_document: bool) -> None:
         """Append tokens to the current document, or to a new one."""
         if starts_document:
-            self._end_document()
-            self._document_has_tokens = False
+            self.empty_documents += self._is_empty
+            self._is_empty = True
         if not len(ids):
             return
-        if not self._document_has_tokens:
-            self._document_has_tokens = True
-            self._place_for_a_document()
+        if self._is_empty:
+            self._is_empty = False
+            if self._shard_tokens >= self._tokens_per_shard:
+                self._end_shard()
+            self._file = self._file or self._path("bin").open("wb")
             self._starts.append(self._shard_tokens)
             self.num_documents += 1
-            self._append(self._lead)
+            self._append(self._prefix)
         self._append(ids)
-
-    def close(self) -> None:
-        """Write what is left; the split is complete."""
-        self._end_document()
-        self._document_has_tokens = True
-        self._end_shard()
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -91,19 +86,11 @@ class ShardWriter:
     def __exit__(self, error: object, *details: object) -> None:
         try:
             if error is None:
-                self.close()
+                self.empty_documents += self._is_empty
+                self._end_shard()
         finally:
             if self._file is not None:
                 self._file.close()
-
-    def _end_document(self) -> None:
-        self.empty_documents += not self._document_has_tokens
-
-    def _place_for_a_document(self) -> None:
-        if self._shard_tokens >= self._tokens_per_shard:
-            self._end_shard()
-        if self._file is None:
-            self._file = self._path("bin").open("wb")
 
     def _append(self, ids: np.ndarray) -> None:
         self._buffer.append(ids)
@@ -114,11 +101,9 @@ class ShardWriter:
             self._flush()
 
     def _flush(self) -> None:
-        if not self._buffer:
-            return
-        ids = np.concatenate(self._buffer)
+        ids = np.concatenate([*self._buffer, np.empty(0, np.int64)])
         assert self._file is not None
-        assert int(ids.max()) < len(self.counts)
+        assert int(ids.max(initial=0)) < len(self.counts)
         self._file.write(ids.astype(self._dtype).tobytes())
         self.counts += np.bincount(ids, minlength=len(self.counts)).astype("<u8")
         self._buffer, self._buffered = [], 0
@@ -132,19 +117,19 @@ class ShardWriter:
         starts = np.array([*self._starts, self._shard_tokens], "<u8")
         self._path("idx").write_bytes(starts.tobytes())
         self.shards.append(self._path("bin").stem)
-        self._starts = array("Q")
-        self._shard_tokens = 0
+        self._starts, self._shard_tokens = array("Q"), 0
 
-    def _path(self, ending: str) -> Path:
-        return self._folder / f"{self._split}-{len(self.shards):05d}.{ending}"
+    def _path(self, suffix: str) -> Path:
+        return self._folder / f"{self._split}-{len(self.shards):05d}.{suffix}"
 
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """One split, memory-mapped. Positions count over all shards.
+    """One memory-mapped split, with positions counted over all shards.
 
-    `document_starts` has one more entry than there are documents: the last is the number of tokens.
-    `counts` are those of the training split, whichever split this is.
+    Args:
+        document_starts: One more entry than there are documents: the last is the number of tokens.
+        counts: Token counts of the training split, whichever split this is.
     """
 
     name: str
@@ -178,7 +163,7 @@ class TokenSplit:
                 if int(part.max()) >= self.vocabulary_size:
                     raise DataError(
                         f"{path} is damaged: it holds the token {int(part.max())}, but the "
-                        f"vocabulary has {self.vocabulary_size}. {_again(path)}"
+                        f"vocabulary has {self.vocabulary_size}. {_advice(path)}"
                     )
                 tokens[begin - start : end - start] = part
             first += len(shard)
@@ -186,16 +171,14 @@ class TokenSplit:
 
 
 def open_split(tokens_folder: Path, split: str) -> TokenSplit:
-    """Open a split after checking that every file has the size that the manifest says.
+    """Open a split, whose files must have the sizes in the manifest.
 
     Raises:
-        DataError: a file is missing, too short or too long, or its index makes no sense.
+        DataError: a file is missing, of another size, or its index is not one of documents.
     """
     manifest = read_manifest(tokens_folder)
     if manifest is None:
-        raise DataError(
-            f"{tokens_folder} has no tokens yet. `stillhouse prepare RECIPE` makes them."
-        )
+        raise DataError(f"{tokens_folder} has no tokens yet. Run `stillhouse prepare RECIPE`.")
     facts = manifest.facts
     opened: list[np.ndarray] = []
     starts = [np.zeros(1, np.uint64)]
@@ -216,21 +199,21 @@ def _sized_file(path: Path, dtype: np.dtype, manifest: Manifest) -> np.ndarray:
         size = path.stat().st_size
     except FileNotFoundError as error:
         raise DataError(
-            f"{path} is missing, though the manifest beside it lists it. {_again(path)}"
+            f"{path} is missing, although the manifest beside it lists it. {_advice(path)}"
         ) from error
     expected = manifest.files[path.name]["size_bytes"]
     if size != expected:
-        raise DataError(f"{path} is damaged: {size} bytes, expected {expected}. {_again(path)}")
+        raise DataError(f"{path} is damaged: {size} bytes, expected {expected}. {_advice(path)}")
     return np.memmap(path, dtype, mode="r", shape=(size // dtype.itemsize,))
 
 
 def _check_index(index: np.ndarray, path: Path, num_tokens: int) -> None:
     if index[0] != 0 or index[-1] != num_tokens or (index[1:] <= index[:-1]).any():
         raise DataError(
-            f"{path} is damaged: its document starts do not rise from 0 to {num_tokens}. "
-            f"{_again(path)}"
+            f"{path} is damaged: its document starts do not increase from 0 to {num_tokens}. "
+            f"{_advice(path)}"
         )
 
 
-def _again(path: Path) -> str:
-    return f"Move {path.parent} away; `stillhouse prepare` makes it anew."
+def _advice(path: Path) -> str:
+    return f"Move {path.parent} away; `stillhouse prepare` writes it again."

@@ -1,4 +1,4 @@
-"""From a tokens folder to sequences: the split, its packing, its masking."""
+"""The packed sequences and the tokenizer of a tokens folder."""
 
 import json
 from pathlib import Path
@@ -10,17 +10,16 @@ from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.packing import CausalSequences, MaskedSequences
 from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.tokens.shards import open_split
-from stillhouse.tokens.tokenizer import SpecialTokens, load_tokenizer, num_ids, special_tokens
+from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, special_tokens
 
 
 def open_tokenizer(tokens_folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer that made the shards; its copy travels with every model of the run."""
+    """The tokenizer of the shards, which every model of the run is saved with."""
     return load_tokenizer(tokens_folder / "tokenizer")
 
 
 def open_source(tokens_folder: Path, recipe: TokensRecipe, split: str) -> SequenceSource:
-    """The sequences of one split, packed as the recipe says; masked ones are masked at each
-    visit."""
+    """The sequences of one split, packed and masked as the recipe says."""
     tokens = open_split(tokens_folder, split)
     tokenizer = open_tokenizer(tokens_folder)
     special = special_tokens(tokenizer, recipe.language_modeling)
@@ -46,25 +45,24 @@ def open_source(tokens_folder: Path, recipe: TokensRecipe, split: str) -> Sequen
 def check_vocabulary(
     tokenizer: PreTrainedTokenizerFast, model_vocabulary_size: int, model: str
 ) -> None:
-    """Refuse a tokenizer whose ids are not the model's.
+    """Refuse a tokenizer whose size does not match the model's vocabulary.
 
-    A model may have a few more rows than the tokenizer has tokens (rows added to round the size
-    up).
+    A model may have a few more embeddings than the tokenizer has tokens, which round the size up.
 
     Raises:
-        DataError: they disagree.
+        DataError: it does not match.
     """
     if not 0 <= model_vocabulary_size - num_ids(tokenizer) < 1024:
         raise DataError(
             f"The tokenizer has {num_ids(tokenizer)} tokens, but {model} has a vocabulary of "
-            f"{model_vocabulary_size}: they do not belong together. Set tokens.tokenizer to the "
-            "teacher's own (tokenizer: teacher); where tokens were added to that one, call "
+            f"{model_vocabulary_size}: they do not match. Set tokens.tokenizer to the "
+            "teacher's own (tokenizer: teacher); if tokens were added to it, call "
             "model.resize_token_embeddings(len(tokenizer)) and save the model again."
         )
 
 
 def check_same_tokenizer(tokenizer: PreTrainedTokenizerFast, teacher_folder: Path) -> None:
-    """Refuse a tokenizer that differs from the one in the teacher's folder, where it has one.
+    """Refuse a tokenizer that differs from the one in the teacher's folder, if there is one.
 
     Raises:
         DataError: the same token has another id in the teacher's tokenizer.
@@ -85,12 +83,3 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerFast, teacher_folder: Pat
                 f"{len(differ)} tokens, such "
                 f"as {differ[0]!r}. Set tokens.tokenizer to teacher."
             )
-
-
-__all__ = [
-    "SpecialTokens",
-    "check_same_tokenizer",
-    "check_vocabulary",
-    "open_source",
-    "open_tokenizer",
-]

@@ -1,13 +1,13 @@
 """The teacher cache on disk: a teacher's outputs for the rows of a training split.
 
     teacher-cache/part-00000/counts.bin     uint32: rows of each sequence of the part
-                             ids.bin        uint16 (uint32 above 65,536 entries): k tokens of a row
+                             ids.bin        uint16 (uint32 above 65,536 entries): k tokens per row
                              weights.bin    float16: their weights times 2^15
-                             rest.bin       float32: one number of each row (see `SparseRows`)
-                             hidden.bin     float16, only where a loss needs it: D numbers of a row
+                             rest.bin       float32: one number per row (see `SparseRows`)
+                             hidden.bin     float16, only where a loss needs it: D numbers per row
                              manifest.json
 
-All little-endian. Each part is committed whole, so that writing goes on where it stopped;
+All little-endian. Each part is committed atomically, so that writing resumes where it stopped;
 `teacher-cache/manifest.json` is written last and lists the files of every part.
 """
 
@@ -26,12 +26,12 @@ from stillhouse.tokens.shards import token_dtype
 from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
 
 WEIGHT_SCALE = 2.0**15  # keeps float16's full precision down to probabilities of 2e-9
-VISIT_SEED, VISIT_EPOCH = 0, 0  # the visit whose masks a cache holds
+FIXED_SEED, FIXED_EPOCH = 0, 0  # the cached outputs are those for the masks of this sample
 
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """The shape of a cache's rows."""
+    """The layout of a cache's rows."""
 
     kind: CacheKind
     size: int
@@ -41,7 +41,7 @@ class CacheFormat:
     sequences_per_part: int
 
     def columns(self) -> dict[str, tuple[np.dtype, int]]:
-        """Type and numbers a row of each file that holds rows."""
+        """Type and width of each file that holds rows."""
         columns = {
             "ids": (token_dtype(self.vocabulary_size), self.size),
             "weights": (np.dtype("<f2"), self.size),
@@ -60,39 +60,39 @@ def part_folder(cache: Path, part: int) -> Path:
     return cache / f"part-{part:05d}"
 
 
-def write_rows(folder: Path, taught: TeacherRows, counts: np.ndarray, layout: CacheFormat) -> None:
+def write_rows(folder: Path, outputs: TeacherRows, counts: np.ndarray, layout: CacheFormat) -> None:
     """Write the files of one part.
 
     Raises:
-        DataError: a hidden state is beyond float16, or not a number.
+        DataError: a hidden state is NaN, infinity or beyond float16.
     """
-    targets = taught.targets
+    targets = outputs.targets
     arrays = {"ids": targets.ids, "weights": targets.weights * WEIGHT_SCALE, "rest": targets.rest}
-    if taught.hidden is not None:
-        arrays["hidden"] = taught.hidden
+    if outputs.hidden is not None:
+        arrays["hidden"] = outputs.hidden
     counts.astype("<u4").tofile(folder / "counts.bin")
     for name, (dtype, _) in layout.columns().items():
-        with np.errstate(over="ignore"):  # what is beyond the type is refused below
+        with np.errstate(over="ignore"):  # overflow is refused below
             values = arrays[name].numpy().astype(dtype)
         if dtype.kind == "f" and not np.isfinite(values).all():
             raise DataError(
-                f"The teacher's outputs cannot be cached: {name} holds a number that is not finite "
-                "or beyond float16's range (65,504). Set distillation.teacher_outputs to live."
+                f"The teacher's outputs cannot be cached: {name} holds NaN, infinity or a "
+                "number beyond float16's range (65,504). Set distillation.teacher_outputs to live."
             )
         values.tofile(folder / f"{name}.bin")
 
 
 class TeacherCache:
-    """Reads the rows of any sequence."""
+    """Reads the cached rows of any sequences."""
 
     def __init__(self, folder: Path) -> None:
         manifest = read_manifest(folder)
         if manifest is None:
-            raise DataError(f"{folder} is not complete: its manifest.json is not there.")
+            raise DataError(f"{folder} is not complete: it has no manifest.json.")
         self.folder = folder
         self.layout = CacheFormat(**manifest.facts["format"])
         num_parts = manifest.facts["num_parts"]
-        counts = [self._counts(part) for part in range(num_parts)]
+        counts = map(self._counts, range(num_parts))
         self._first_rows = [np.concatenate([[0], np.cumsum(rows)]) for rows in counts]
 
     @property
@@ -125,7 +125,7 @@ class TeacherCache:
         return TeacherRows(self.layout.rows, targets, hidden)
 
     def _counts(self, part: int) -> np.ndarray:
-        """Rows of each sequence of a part, after checking the size of its files."""
+        """The number of rows of each sequence of a part, whose file sizes are checked."""
         folder = part_folder(self.folder, part)
         counts = np.fromfile(folder / "counts.bin", "<u4").astype(np.int64)
         for name, (dtype, width) in self.layout.columns().items():
@@ -133,17 +133,17 @@ class TeacherCache:
             if size != counts.sum() * width * dtype.itemsize:
                 raise DataError(
                     f"{folder / name}.bin is damaged: {size} bytes for {counts.sum()} rows. Move "
-                    f"{self.folder} away to write it anew."
+                    f"{self.folder} away to write it again."
                 )
         return counts
 
 
+@dataclass(frozen=True)
 class FixedMaskSource:
-    """A source whose sequences are masked the same way at every epoch and under every seed."""
+    """A source whose sequences have the same masks for every epoch and seed."""
 
-    def __init__(self, source: SequenceSource, cache: TeacherCache | None = None) -> None:
-        self.source = source
-        self.cache = cache
+    source: SequenceSource
+    cache: TeacherCache | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -154,9 +154,7 @@ class FixedMaskSource:
         return self.source.sequence_length
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
-        """The sequences as the cache saw them, with its rows where a cache was given."""
-        fixed = np.full_like(epochs, VISIT_EPOCH)
-        batch = self.source.batch(sequences, fixed, VISIT_SEED)
-        if self.cache is None:
-            return batch
-        return replace(batch, teacher=self.cache.rows(sequences))
+        """The sequences with the masks of the cache and, where it is given, its rows."""
+        fixed = np.full_like(epochs, FIXED_EPOCH)
+        batch = self.source.batch(sequences, fixed, FIXED_SEED)
+        return batch if self.cache is None else replace(batch, teacher=self.cache.rows(sequences))

@@ -1,4 +1,4 @@
-"""What a cached teacher says of the rows of a batch.
+"""Cached outputs of the teacher for the rows of a batch.
 
 Axes: N rows that the cache holds, k tokens kept of each, D the teacher's hidden size.
 """
@@ -17,14 +17,14 @@ Pick = slice | Int[Tensor, " n"]
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor there; from pinned memory to a GPU, since other copies would wait for it."""
+    """A tensor on a device; from pinned memory to a GPU, since other copies would wait for it."""
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
     return pinned.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass(frozen=True)
 class SparseRows:
-    """A teacher's distribution over the vocabulary, as a few tokens of each row.
+    """A teacher's distribution over the vocabulary, as k tokens of each row.
 
     `rest` is, for `top_k`, the probability of all other tokens; for `sampled`, the teacher's
     negative entropy sum p log p, in nats.
@@ -40,7 +40,7 @@ class SparseRows:
 
     @classmethod
     def join(cls, parts: Sequence["SparseRows"]) -> "SparseRows":
-        """One after another."""
+        """Concatenate rows, in order."""
         columns = zip(*((part.ids, part.weights, part.rest) for part in parts), strict=True)
         return cls(parts[0].kind, *map(torch.cat, columns))
 
@@ -51,9 +51,11 @@ class SparseRows:
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """The cached rows of a batch, in order: those that its `rows` names.
+    """The teacher's outputs for the rows of a batch, in order.
 
-    `hidden` are last hidden states, where a loss needs them.
+    Args:
+        rows: Which rows of the batch these are.
+        hidden: The last hidden states, where a loss needs them.
     """
 
     rows: Rows
@@ -66,7 +68,7 @@ class TeacherRows:
 
     @classmethod
     def join(cls, parts: Sequence["TeacherRows"]) -> "TeacherRows":
-        """One after another."""
+        """Concatenate rows, in order."""
         hidden = [part.hidden for part in parts if part.hidden is not None]
         targets = SparseRows.join([part.targets for part in parts])
         return cls(parts[0].rows, targets, torch.cat(hidden) if hidden else None)

@@ -1,7 +1,7 @@
-"""Tokenizers: loading one from files, and encoding text with it.
+"""Tokenizers: loading them from files, and encoding text.
 
-Contract: nothing is fetched and no code from a folder runs. `encode_texts` treats all text as text:
-the characters `<|endoftext|>` or `[MASK]` in a document never become the special token.
+Contract: nothing is downloaded, and no code from a folder runs. `text_encoder` treats all text as
+text: the characters `<|endoftext|>` or `[MASK]` in a document never become the special token.
 """
 
 import os
@@ -17,7 +17,7 @@ from stillhouse.errors import DataError
 from stillhouse.runs.manifest import fingerprint, sha256_of
 from stillhouse.section import LanguageModeling
 
-# Vocabulary and merges of byte-level BPE, under today's names and under OpenAI's.
+# Vocabulary and merges of byte-level BPE, under their usual names and under OpenAI's.
 BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 OWN_FILES = (
     "tokenizer.json",
@@ -26,9 +26,9 @@ OWN_FILES = (
     "added_tokens.json",
 )
 TEMPLATE = "chat_template.jinja"
-TEMPLATES = (TEMPLATE, "additional_chat_templates/*.jinja")  # they travel with the tokenizer
-STRANGE = "\u13a0 \ua4d0 \u2d30"  # Cherokee, Lisu and Tifinagh: hardly in a small vocabulary
-SAMPLED_TOKENS = 200  # of a vocabulary, to see whether it can be read
+TEMPLATES = (TEMPLATE, "additional_chat_templates/*.jinja")  # saved with the tokenizer
+STRANGE = "\u13a0 \ua4d0 \u2d30"  # Cherokee, Lisu and Tifinagh: rare in small vocabularies
+SAMPLED_TOKENS = 200  # of a vocabulary, to check that it encodes its own tokens
 END_OF_TEXT = "<|endoftext|>"
 BERT_TOKENS = {
     "pad_token": "[PAD]",
@@ -46,15 +46,16 @@ ROBERTA_TOKENS = {
     "cls_token": "<s>",
     "sep_token": "</s>",
 }
-CAUSAL_LENGTH, MASKED_LENGTH = 1024, 512  # model_max_length where no file says it
+CAUSAL_LENGTH, MASKED_LENGTH = 1024, 512  # model_max_length where no file gives it
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of a tokenizer's special tokens; None where it has no such token.
+    """Ids of a tokenizer's special tokens; None for those it does not have.
 
-    `document_start` is the token before a document's first: the one that the tokenizer itself puts
-    there (`<s>` of Llama and Mistral), or, where it puts none, end-of-text (GPT-2).
+    Args:
+        document_start: The token before a document: the one that the tokenizer itself adds (`<s>`
+            of Llama and Mistral) or, if it adds none, end-of-text (GPT-2).
     """
 
     end_of_text: int | None
@@ -68,8 +69,8 @@ class SpecialTokens:
 
     @property
     def document_prefix(self) -> tuple[int, ...]:
-        """What stands before each document in a stream of them: the end of the one before, where
-        that is another token, and the start of its own."""
+        """The ids before each document of a stream: end-of-text, where it is another token than
+        `document_start`, and `document_start`."""
         ends = dict.fromkeys((self.end_of_text, self.document_start))
         return tuple(id for id in ends if id is not None)
 
@@ -77,10 +78,10 @@ class SpecialTokens:
 def special_tokens(
     tokenizer: PreTrainedTokenizerFast, language_modeling: LanguageModeling
 ) -> SpecialTokens:
-    """The special tokens, checked to be those that the kind of language modeling needs.
+    """The special tokens, with those that this kind of language modeling needs.
 
     Raises:
-        DataError: one that is needed is not there.
+        DataError: one of these is missing.
     """
     found = find_special_tokens(tokenizer)
     needed = ["end_of_text"] if language_modeling == "causal" else ["cls", "sep", "mask", "pad"]
@@ -95,7 +96,7 @@ def special_tokens(
 
 
 def find_special_tokens(tokenizer: PreTrainedTokenizerFast) -> SpecialTokens:
-    """The special tokens that the tokenizer has."""
+    """The special tokens of a tokenizer."""
     names = {kind: _id_of(tokenizer, kind) for kind in ("cls", "sep", "mask", "pad", "unk")}
     end, begin = _id_of(tokenizer, "eos"), _id_of(tokenizer, "bos")
     end_of_text = begin if end is None else end
@@ -126,9 +127,9 @@ def unused_ids(tokenizer: PreTrainedTokenizerFast, vocabulary_size: int) -> tupl
 
 
 def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in a folder, or that of a single WordPiece vocabulary file.
+    """The tokenizer of a folder or of a WordPiece vocabulary file.
 
-    Texts are never cut or padded by settings that someone saved in its `tokenizer.json`.
+    Truncation and padding settings saved in its `tokenizer.json` are ignored.
 
     Raises:
         DataError: no tokenizer there, or one that cannot be read, or has no vocabulary.
@@ -142,7 +143,7 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
         tokenizer = _load(source)
     except DataError:
         raise
-    except Exception as error:  # the libraries raise bare Exception on a file that makes no sense
+    except Exception as error:  # the libraries raise bare Exception on a malformed file
         raise DataError(
             f"The tokenizer at {source} cannot be read ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}). "
@@ -166,8 +167,8 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
-    """Refuse a tokenizer that cannot read its own words: its vocabulary did not load, or belongs to
-    other rules. transformers loads a folder without vocabulary files in silence."""
+    """Refuse a tokenizer that does not encode its own tokens: its vocabulary is missing or does not
+    match its rules. transformers loads a folder without vocabulary files silently."""
     special = set(tokenizer.all_special_ids)
     ids = sorted(set(tokenizer.get_vocab().values()) - special)
     sample = ids[:: max(1, len(ids) // SAMPLED_TOKENS)]
@@ -175,9 +176,9 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
     try:
         found = tokenizer.backend_tokenizer.encode(str(text), add_special_tokens=False).ids
         tokenizer.backend_tokenizer.encode(STRANGE)
-    except Exception as error:  # of the library, which has none of its own
+    except Exception as error:  # the library has no exceptions of its own
         raise DataError(
-            f"The tokenizer at {source} cannot read every text ({error}). Name a token of its "
+            f"The tokenizer at {source} cannot encode every text ({error}). Name a token of its "
             "vocabulary as unk_token in tokenizer_config.json."
         ) from error
     unknown = find_special_tokens(tokenizer).unk
@@ -187,8 +188,8 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
     what = (
         f"turns {str(text)[:40]!r}, made of its own tokens, into unknown tokens alone"
         if ids and found
-        else f"gives no tokens for any text: {len(ids)} of its {len(tokenizer)} tokens are no "
-        "special ones"
+        else f"gives no tokens for any text: {len(ids)} of its {len(tokenizer)} tokens are "
+        "ordinary ones"
     )
     raise DataError(
         f"The tokenizer at {source} {what} (read from {names}). Fetch all files of the tokenizer "
@@ -197,8 +198,8 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
 
 
 def _strip_before_mask(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Let the mask of a byte-level tokenizer stand for a word with the space before it, as in the
-    published RoBERTa: otherwise "a <mask>" has a lone space, which no training text has there."""
+    """Let the mask token of a byte-level tokenizer include the space before it, as in the published
+    RoBERTa: otherwise "a <mask>" has a lone space, which no training text has there."""
     mask = tokenizer.mask_token
     if mask is None or "ByteLevel" not in str(tokenizer.backend_tokenizer.pre_tokenizer):
         return
@@ -208,15 +209,15 @@ def _strip_before_mask(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a tokenizer and its chat templates. (A task's encoding leaves its own length in the
-    tokenizer; saved, it would cut the texts of whoever reads the file without transformers.)"""
+    """Write a tokenizer and its chat templates, without truncation or padding: those of a task
+    would apply to every text of a program that loads the file without transformers."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
 
 
 def tokenizer_files(source: Path) -> list[Path]:
-    """The files that make the tokenizer at `source`."""
+    """The files of the tokenizer at `source`."""
     if source.is_file():
         return [source]
     names = [*OWN_FILES, *(name for pair in BPE_FILES for name in pair), "vocab.txt"]
@@ -225,7 +226,7 @@ def tokenizer_files(source: Path) -> list[Path]:
 
 
 def tokenizer_fingerprint(source: Path) -> str:
-    """SHA-256 over the files that make a tokenizer, wherever they lie.
+    """SHA-256 over the files of a tokenizer, independent of their folder.
 
     Raises:
         DataError: there is no tokenizer.
@@ -250,7 +251,7 @@ def _load(source: Path) -> object:
 
 
 def _from_vocabulary(source: Path) -> PreTrainedTokenizerFast:
-    """A tokenizer whose folder has nothing but a vocabulary."""
+    """The tokenizer of a folder that has only a vocabulary."""
     for vocabulary, merges in BPE_FILES:
         if (source / vocabulary).is_file() and (source / merges).is_file():
             return _byte_bpe(source / vocabulary, source / merges)
@@ -287,7 +288,7 @@ def _byte_bpe(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
 
 
 def wrap_byte_bpe(backend: Tokenizer, names: dict[str, str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE model with GPT-2's rules around it, and RoBERTa's where there is a mask."""
+    """A byte-level BPE tokenizer with the rules of GPT-2, or of RoBERTa if it has a mask token."""
     from tokenizers import decoders, pre_tokenizers, processors
 
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -338,7 +339,7 @@ def _read_vocabulary(path: Path) -> list[str]:
 
 
 def wrap_wordpiece(vocabulary: dict[str, int], *, lowercase: bool) -> PreTrainedTokenizerFast:
-    """A WordPiece vocabulary with BERT's rules around it."""
+    """A WordPiece tokenizer with the rules of BERT."""
     from transformers import BertTokenizer
 
     return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=MASKED_LENGTH)
@@ -349,7 +350,7 @@ def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[Sequence[str]]
 
     It uses all cores; the result does not depend on how many there are.
     """
-    # Said outright, so that the library neither warns nor drops its threads when a process forks.
+    # Set explicitly, so that the library neither warns nor drops its threads when a process forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()

@@ -1,7 +1,7 @@
 """Training a tokenizer on text.
 
-Contract: the same texts in the same order give the same tokenizer, on any machine, with exactly the
-vocabulary size that was asked for.
+Contract: the same texts in the same order give the same tokenizer on any machine, with exactly the
+requested vocabulary size.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ def train_tokenizer(
     """Train byte-level BPE (GPT-2, RoBERTa) or lower-case WordPiece (BERT) on `texts`.
 
     Raises:
-        DataError: the text is too small or too uniform for that many entries.
+        DataError: the text is too short or too uniform for that many entries.
     """
     if kind == "wordpiece":
         if language_modeling == "causal":
@@ -74,11 +74,11 @@ def _train_byte_bpe(
 
 
 def _train_wordpiece(vocabulary_size: int, texts: Iterator[str]) -> PreTrainedTokenizerFast:
-    """WordPiece whose numbering is fixed before training starts.
+    """WordPiece with ids that are fixed before training.
 
     The library numbers the letters inside words (`##x`) in the order of a hash table, which differs
-    from process to process, and breaks ties between merges by these numbers. Given as reserved
-    tokens they have fixed numbers; the reservation ends with training.
+    between processes, and breaks ties between merges by these ids. As special tokens they have
+    fixed ids; the trained vocabulary treats them as ordinary tokens.
     """
     from tokenizers import models, pre_tokenizers, trainers
 
@@ -103,7 +103,7 @@ def _train_wordpiece(vocabulary_size: int, texts: Iterator[str]) -> PreTrainedTo
 def _spooled_alphabet(
     texts: Iterable[str], normalizer: normalizers.Normalizer, spool: IO[str], size: int
 ) -> list[str]:
-    """Write the normalized texts to `spool`; the `size` most common letters, in a fixed order."""
+    """Write the normalized texts to `spool`; return the `size` most common letters, sorted."""
     counts: Counter[str] = Counter()
     for text in texts:
         for line in text.splitlines():

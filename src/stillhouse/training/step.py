@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stillhouse.errors import ResourceError, TrainingError
-from stillhouse.tokens.batches import AnyBatch, visit_key
+from stillhouse.tokens.batches import AnyBatch, sample_key
 from stillhouse.training.checkpoint import Progress
 from stillhouse.training.device import (
     Precision,
@@ -208,7 +208,7 @@ class TrainStep:
         self, batch: AnyBatch, coefficients: Mapping[str, float], number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Dropout is drawn from (seed, step, micro-batch), whatever ran before."""
-        key = visit_key(self.job.batches.seed, self.progress.step, number)
+        key = sample_key(self.job.batches.seed, self.progress.step, number)
         seed_generators(self.job.device, int(np.random.Philox(key=key).random_raw()) % 2**63)
         with autocast(self.job.device, self.precision):
             return self.lesson(batch, coefficients)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.data.hub import fetch, path_of
+from stillhouse.data.fetch import fetch, path_of
 from stillhouse.errors import RecipeError
 from stillhouse.finetuning.examples import group_size, training_examples
 from stillhouse.finetuning.fitting import layer_map_of

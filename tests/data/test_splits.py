@@ -2,14 +2,14 @@
 
 import pytest
 
-from stillhouse.data.sample import sample_files
-from stillhouse.tokens.held_out import is_validation
+from stillhouse.data.sources.sample import sample_files
+from stillhouse.data.splits import is_validation
 
 IDS = [f"folder/{number}.txt" for number in range(20_000)]
 
 
 @pytest.mark.parametrize("fraction", [0.005, 0.1, 0.5])
-def test_the_split_has_about_its_share(fraction):
+def test_the_validation_split_has_about_its_fraction(fraction):
     """The hash is uniform, so the share is met within four standard deviations."""
     share = sum(is_validation(name, fraction) for name in IDS) / len(IDS)
     assert abs(share - fraction) < 4 * (fraction * (1 - fraction) / len(IDS)) ** 0.5

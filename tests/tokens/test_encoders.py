@@ -1,4 +1,4 @@
-"""The fast engine: used only where it gives the ids that `tokenizers` gives."""
+"""The fast encoder: used only where its ids equal those of `tokenizers`."""
 
 import sys
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import pytest
 from tokenizers import normalizers, pre_tokenizers
 
 from stillhouse.section import LanguageModeling
-from stillhouse.tokens.engines import (
+from stillhouse.tokens.encoders import (
     FIRST_CHARACTERS,
     SHARE,
     CheckedEncoder,
@@ -30,7 +30,7 @@ def trained(size=400, language_modeling: LanguageModeling = "causal"):
 
 
 def letters(texts):
-    """An engine that is right by definition: a token a character."""
+    """A reference encoder: one token per character."""
     return [np.array([ord(letter) for letter in text], np.int64) for text in texts]
 
 
@@ -55,7 +55,7 @@ def checked(fast, *, reference=letters, added_tokens=()):
 
 
 @pytest.mark.parametrize("language_modeling", ["causal", "masked"])
-def test_the_fast_engine_gives_the_ids_of_tokenizers(language_modeling):
+def test_gigatoken_ids_equal_tokenizers_ids(language_modeling):
     """Token for token, in every text, special tokens in it included."""
     tokenizer = trained(language_modeling=language_modeling)
     texts = [*LINES, ODD, "", ODD * 50, "x" * 5000, ""]
@@ -88,7 +88,7 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_a_tokenizer_with_its_own_rules_is_followed_or_refused(name):
+def test_a_tokenizer_with_other_rules_gives_equal_ids_or_is_refused(name):
     """What gigatoken does not do as `tokenizers` does, it is not given to do."""
     tokenizer = trained()
     CONFIGURATIONS[name](tokenizer.backend_tokenizer)
@@ -102,13 +102,13 @@ def test_a_tokenizer_with_its_own_rules_is_followed_or_refused(name):
         assert ids.tolist() == expected.tolist()
 
 
-def test_wordpiece_is_left_to_tokenizers():
+def test_wordpiece_is_refused_by_the_fast_encoder():
     """gigatoken is for byte-level BPE alone."""
     with pytest.raises(FastTokenizerMismatchError, match="gigatoken is for byte-level BPE"):
         open_fast(train_tokenizer("wordpiece", 120, iter(LINES), "masked"))
 
 
-def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
+def test_a_missing_gigatoken_names_the_install_command(monkeypatch):
     """The reason names the extra."""
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     with pytest.raises(
@@ -117,23 +117,23 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch):
         open_fast(trained())
 
 
-def test_other_merges_are_found_at_once():
+def test_different_merges_are_detected():
     """A tokenizer trained a little longer differs in the first text; the reason shows where."""
     encode = checked(text_encoder(trained(410)), reference=text_encoder(trained(400)))
     with pytest.raises(
-        FastTokenizerMismatchError, match=r"gives \[.*\] as tokens \d+ and on of .The still.*\[.*\]"
+        FastTokenizerMismatchError, match=r"gives \[.*\] from token \d+ of .The still.*\[.*\]"
     ):
         encode(LINES)
 
 
-def test_a_lost_token_at_the_end_of_a_text_is_a_difference():
+def test_a_missing_last_token_is_detected():
     """Equal as far as they go is not equal."""
-    with pytest.raises(FastTokenizerMismatchError, match=r"gives \[\] as tokens 3 and on of 'abc'"):
+    with pytest.raises(FastTokenizerMismatchError, match=r"gives \[\] from token 3 of 'abc'"):
         checked(lambda texts: [ids[:-1] for ids in letters(texts)])(["abc"])
 
 
 @pytest.mark.parametrize("mark", ["é", "\u2003", "語", "\x07", "<end>"])
-def test_the_first_meeting_with_a_character_or_an_added_token_is_compared(mark):
+def test_the_first_occurrence_of_a_character_or_added_token_is_compared(mark):
     """However far into the text it stands, between comparisons of whole texts."""
     encode = checked(wrong_at(mark), added_tokens=["<end>"])
     usual = "abc def end <> " * 2000
@@ -142,8 +142,8 @@ def test_the_first_meeting_with_a_character_or_an_added_token_is_compared(mark):
         encode_all(encode, corpus)
 
 
-def test_a_fault_that_keeps_coming_back_is_found_wherever_it_begins():
-    """One character in so many is compared, all along the text."""
+def test_a_recurring_mismatch_is_detected():
+    """One character in `SHARE` is compared, throughout the text."""
     good, bad = "ab " * 1000, "ba " * 1000
     head = [good] * (FIRST_CHARACTERS // len(good) + 2)
     with pytest.raises(FastTokenizerMismatchError):
@@ -160,7 +160,7 @@ def test_the_last_text_is_compared():
 
 
 def test_few_characters_are_compared():
-    """The slow engine sees the head, and then little more than its share."""
+    """The reference encodes the head, and then little more than its share."""
     seen = []
 
     def reference(texts):
@@ -178,7 +178,7 @@ def test_few_characters_are_compared():
     [lambda texts: letters(texts)[1:], lambda texts: 1 / 0, lambda texts: None],
     ids=["one result too few", "an error", "no result"],
 )
-def test_an_engine_that_fails_is_unfit(broken):
+def test_an_exception_or_panic_of_the_fast_encoder_is_a_mismatch(broken):
     """Its errors are a reason to do without it, not to stop."""
     with pytest.raises(FastTokenizerMismatchError, match=r"gigatoken .* failed \(.+\)$"):
         checked(broken)(["one", "two"])

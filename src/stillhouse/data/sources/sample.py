@@ -1,17 +1,21 @@
-"""The sample text: English and code that every Python installation carries.
+"""The sample text: English and code that every Python installation has.
 
 Contract: the `.py` sources of this Python's standard library, in sorted order, each under its path
 relative to the library's folder, such as `json/decoder.py`. About 11 MB.
 
 License: the files are read from the user's own installation (Python Software Foundation License);
-none of them travels with Stillhouse.
+none of them is distributed with Stillhouse.
 """
 
 import os
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.sources.base import Content, Document, Source
 from stillhouse.errors import DataError
 
 # Not part of every installation, or not written for people to read.
@@ -21,7 +25,7 @@ LEFT_OUT = {
 
 
 def sample_files(library: Path | None = None) -> list[tuple[str, Path]]:
-    """Name (the relative path, with `/`) and place of each sample file, sorted by name."""
+    """Name (the relative path, with `/`) and path of each sample file, sorted by name."""
     root = library or Path(sysconfig.get_path("stdlib"))
     files: list[tuple[str, Path]] = []
     for folder, subfolders, names in os.walk(root):
@@ -33,7 +37,7 @@ def sample_files(library: Path | None = None) -> list[tuple[str, Path]]:
     if not files:
         raise DataError(
             f"The sample text is this Python's standard library, but {root} holds no .py files. "
-            "Use a Python that carries its library's sources, or give a text as corpus.source."
+            "Use a Python that has its library's sources, or give a text as corpus.source."
         )
     return sorted(files)
 
@@ -41,11 +45,31 @@ def sample_files(library: Path | None = None) -> list[tuple[str, Path]]:
 def sample_documents(library: Path | None = None) -> Iterator[tuple[str, str]]:
     """Name and text of each sample file; the few files that are not UTF-8 are left out."""
     for name, path in sample_files(library):
-        try:
-            yield name, path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError:
-            continue
-        except OSError as error:
-            raise DataError(
-                f"{path} cannot be read ({error.strerror}); it is part of the sample text."
-            ) from error
+        yield from _read(name, path)
+
+
+def _read(name: str, path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        yield name, path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); it is part of the sample text."
+        ) from error
+
+
+def _documents(name: str, path: Path, corpus: CorpusRecipe) -> Iterator[Document]:
+    return ((name, [text]) for name, text in _read(name, path))
+
+
+def find(source: str) -> tuple[list[Content], Counter[str]]:
+    """The sample files."""
+    contents: list[Content] = []
+    for name, path in sample_files():
+        facts = {"name": name, "size_bytes": path.stat().st_size}
+        contents.append(Content("text", facts, partial(_documents, name, path)))
+    return contents, Counter()
+
+
+SOURCE = Source("sample", find)

@@ -1,11 +1,11 @@
-"""Engines: what turns text into token ids when shards are written.
+"""Encoders: functions from texts to token ids, for writing shards.
 
-`tokenizers` defines the ids. gigatoken (the extra `fast`) finds the same ones for byte-level BPE
-many times faster, but it is young: it has to prove itself on every text it is given.
+`tokenizers` defines the ids. gigatoken (the extra `fast`) computes them many times faster for
+byte-level BPE, but it is young, so its ids are checked on every text.
 
-Contract: a checked engine's ids are those of `text_encoder` wherever the two were compared, or it
-raises UnfitError. Who asked then begins anew with `text_encoder`, so that the choice never shows
-in the shards.
+Contract: the ids of a checked encoder equal those of `text_encoder` wherever both were computed;
+otherwise it raises FastTokenizerMismatchError, and its caller starts again with `text_encoder`. So
+the choice of the encoder never changes the shards.
 """
 
 import contextlib
@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.extras import install_command, missing_modules
 from stillhouse.tokens.characters import code_points
 from stillhouse.tokens.tokenizer import text_encoder
 
 FAST, REFERENCE = "gigatoken", "tokenizers"
 FIRST_CHARACTERS = 2**17  # compared whole, at the head of the text
-SHARE = 256  # after that, one character in so many
-EXCERPT_CHARACTERS = 64  # on each side of what is compared for its own sake
+SHARE = 256  # after that, one character in 256
+EXCERPT_CHARACTERS = 64  # on each side of a new character or token
 
 Encode = Callable[[Sequence[str]], list[np.ndarray]]
 
-# What byte-level rules treat apart: runs and kinds of white space, contractions, digits, marks
+# What byte-level rules distinguish: runs and kinds of white space, contractions, digits, marks
 # that combine, letters outside the alphabet, characters of several code points.
 ODD_TEXTS = (
     "",
@@ -49,30 +50,31 @@ ODD_TEXTS = (
 
 
 class FastTokenizerMismatchError(Exception):
-    """The fast engine is of no use here; the message says why. No user meets it as an error."""
+    """The fast encoder cannot be used, for the reason in the message; never shown as an error."""
 
 
 def version_of(engine: str) -> str:
-    """An installed engine with its version, such as "tokenizers 0.23.3"."""
+    """An installed package with its version, such as "tokenizers 0.23.3"."""
     return f"{engine} {importlib.metadata.version(engine)}"
 
 
 def open_fast(tokenizer: PreTrainedTokenizerFast) -> "CheckedEncoder":
-    """gigatoken for this tokenizer, compared with `tokenizers` on texts that are hard to get right.
+    """gigatoken for this tokenizer, compared with `tokenizers` on difficult texts.
 
     Raises:
-        UnfitError: it is not installed, not for this kind of tokenizer, or not equal.
+        FastTokenizerMismatchError: it is not installed, not for this kind of tokenizer, or not
+            equal.
     """
     config = json.loads(tokenizer.backend_tokenizer.to_str())
-    if config["model"]["type"] != "BPE" or "ByteLevel" not in _kinds(config["pre_tokenizer"]):
+    if config["model"]["type"] != "BPE" or '"ByteLevel"' not in json.dumps(config["pre_tokenizer"]):
         raise FastTokenizerMismatchError(f"{FAST} is for byte-level BPE")
-    try:
-        import gigatoken
-    except ImportError as error:
+    if missing_modules("fast"):
         raise FastTokenizerMismatchError(
-            f"{FAST} is not installed (pip install 'stillhouse[fast]'); it is many times faster"
-        ) from error
-    # As `text_encoder` has it: nothing cut or padded, and special tokens in a text are text.
+            f"{FAST} is not installed ({install_command('fast')}); it is many times faster"
+        )
+    import gigatoken
+
+    # As in `text_encoder`: no truncation or padding, and special tokens in a text are text.
     config |= {"truncation": None, "padding": None}
     config["added_tokens"] = [token for token in config["added_tokens"] if not token["special"]]
     with _failures():
@@ -84,46 +86,44 @@ def open_fast(tokenizer: PreTrainedTokenizerFast) -> "CheckedEncoder":
 
 
 class CheckedEncoder:
-    """A fast encoder that a slow one watches, used as a context manager.
+    """A fast encoder whose ids are compared with those of a reference; a context manager.
 
-    Of the text that is encoded, both encode, and have to agree on
+    Both encode, and must agree on
 
-    - its first `FIRST_CHARACTERS`, one in `SHARE` of the characters after these, and its end;
-    - the surroundings of each character, and of each added token, where it first occurs.
+    - the first `FIRST_CHARACTERS` of the text, one in `SHARE` of its other characters, and its end;
+    - the surroundings of the first occurrence of each character and of each added token.
 
     Raises:
-        UnfitError: they disagree, or the fast one fails.
+        FastTokenizerMismatchError: they disagree, or the fast encoder fails.
     """
 
     def __init__(self, fast: Encode, reference: Encode, added_tokens: Sequence[str]) -> None:
         self._fast = fast
         self._reference = reference
         self._new_tokens = list(added_tokens)
-        self._met = np.zeros(0x110000, bool)  # characters, by code point
-        self._num_characters = 0
-        self._num_compared = 0
-        self._last: tuple[str, np.ndarray] | None = None
+        self._seen = np.zeros(0x110000, bool)  # characters, by code point
+        self._num_characters = self._num_compared = 0
+        self._last: list[tuple[str, np.ndarray]] = []
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text."""
         found = self._encode(texts)
         pairs = list(zip(texts, found, strict=True))
-        self._agree([pair for pair in pairs if self._is_due(pair[0])])
+        self._compare([pair for pair in pairs if self._is_due(pair[0])])
         self.compare([excerpt for text in texts for excerpt in self._novelties(text)])
-        if pairs:
-            self._last = pairs[-1]
+        self._last = pairs[-1:] or self._last
         return found
 
     def compare(self, texts: Sequence[str]) -> None:
-        """Encode texts with both, for the comparison alone."""
-        self._agree(list(zip(texts, self._encode(texts), strict=True)))
+        """Encode texts with both, only to compare them."""
+        self._compare(list(zip(texts, self._encode(texts), strict=True)))
 
     def __enter__(self) -> "CheckedEncoder":
         return self
 
     def __exit__(self, error: object, *details: object) -> None:
-        if error is None and self._last is not None:
-            self._agree([self._last])
+        if error is None:
+            self._compare(self._last)
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         with _failures():
@@ -138,21 +138,18 @@ class CheckedEncoder:
         return due
 
     def _novelties(self, text: str) -> Iterator[str]:
+        """Excerpts around characters and added tokens that no text had before."""
         points = code_points(text)
-        new = np.flatnonzero(~self._met[points])
+        new = np.flatnonzero(~self._seen[points])
         _, first = np.unique(points[new], return_index=True)
-        self._met[points[new]] = True
-        places = new[first].tolist()
-        for token in [token for token in self._new_tokens if token in text]:
-            places.append(text.index(token))
-            self._new_tokens.remove(token)
-        for place in places:
+        self._seen[points[new]] = True
+        tokens = [token for token in self._new_tokens if token in text]
+        self._new_tokens = [token for token in self._new_tokens if token not in tokens]
+        for place in [*new[first].tolist(), *map(text.index, tokens)]:
             yield text[max(0, place - EXCERPT_CHARACTERS) : place + EXCERPT_CHARACTERS]
 
-    def _agree(self, pairs: Sequence[tuple[str, np.ndarray]]) -> None:
-        if not pairs:
-            return
-        expected = self._reference([text for text, _ in pairs])
+    def _compare(self, pairs: Sequence[tuple[str, np.ndarray]]) -> None:
+        expected = self._reference([text for text, _ in pairs]) if pairs else []
         for (text, found), right in zip(pairs, expected, strict=True):
             if not np.array_equal(found, right):
                 raise FastTokenizerMismatchError(_difference(text, found, right))
@@ -160,17 +157,17 @@ class CheckedEncoder:
 
 def _difference(text: str, found: np.ndarray, right: np.ndarray) -> str:
     shorter = min(len(found), len(right))
-    apart = np.flatnonzero(found[:shorter] != right[:shorter])
-    place = int(apart[0]) if len(apart) else shorter
+    different = np.flatnonzero(found[:shorter] != right[:shorter])
+    place = int(different[0]) if len(different) else shorter
     part = slice(place, place + 3)
     return (
-        f"{version_of(FAST)} gives {found[part].tolist()} as tokens {place + 1} and on of "
+        f"{version_of(FAST)} gives {found[part].tolist()} from token {place + 1} of "
         f"{text[:40]!r}..., {REFERENCE} {right[part].tolist()}"
     )
 
 
 def _rows_of(fast: Any) -> Encode:
-    """gigatoken's own call, which works on all cores and in one array for all texts."""
+    """gigatoken's batch call, which uses all cores and one array for all texts."""
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
         rows = fast.encode_batch(list(texts)).layout
@@ -181,18 +178,11 @@ def _rows_of(fast: Any) -> Encode:
     return encode
 
 
-def _kinds(part: dict[str, Any] | None) -> set[str]:
-    """The types of a pre-tokenizer and of those it is made of."""
-    if part is None:
-        return set()
-    return {part["type"]}.union(*(_kinds(inner) for inner in part.get("pretokenizers", [])))
-
-
 @contextlib.contextmanager
 def _failures() -> Iterator[None]:
-    """Whatever goes wrong in the fast engine makes it unfit.
+    """Turn any error of the fast encoder into a FastTokenizerMismatchError.
 
-    A panic of its Rust code is no Exception to Python, and its class cannot be imported.
+    A panic of its Rust code is not an Exception in Python, and its class cannot be imported.
     """
     try:
         yield

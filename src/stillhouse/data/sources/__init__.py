@@ -1,0 +1,1 @@
+"""Sources of text and rows, one module each: what `corpus.source` and a task's data can name."""
