@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, SequentialSampler
 from transformers import TrainingArguments
 
 from stillhouse.integrations.loss import DistillationLoss
@@ -39,6 +39,13 @@ class Examples(Dataset):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
+class InOrder(DistillationTrainer):
+    """Takes the examples in their order, as the plain loop does."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(train_dataset or self.train_dataset)  # pyright: ignore
+
+
 def plain_loop(student, loss, dataset):
     """Stochastic gradient descent in whole batches."""
     optimizer = torch.optim.SGD(student.parameters(), lr=RATE)
@@ -57,11 +64,10 @@ def trained(student, loss, dataset, folder, per_device, accumulation):
         lr_scheduler_type="constant", optim="sgd", max_grad_norm=0.0, logging_steps=1,
         save_strategy="no", report_to=[], use_cpu=True, seed=0, disable_tqdm=True,
     )  # fmt: skip
-    trainer = DistillationTrainer(
+    trainer = InOrder(
         model=student, args=arguments, train_dataset=dataset, distillation_loss=loss,
         eval_dataset=dataset,
     )  # fmt: skip
-    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(dataset)
     trainer.train()
     return trainer
 
