@@ -24,8 +24,8 @@ from stillhouse.inference.load import load_for_task
 from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe_file import parse_task
 from stillhouse.runs.manifest import sha256_of
-from stillhouse.tasks.asking import predict
 from stillhouse.tasks.settings import TaskRecipe
+from stillhouse.tasks.task import predict
 from stillhouse.training.device import pick_device
 
 

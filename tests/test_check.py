@@ -133,7 +133,8 @@ def test_a_task_that_cannot_be_is_found(tmp_path, capsys, monkeypatch):
          "there is no file 'no.tsv'"),
         (f"{{task: sst2, data: {data}, models: {{a: {{start: teacher, layer_map: [12]}}}}}}",
          r"finetuning.t.models.a.layer_map names teacher layers [12]"),
-        (f"{{task: {{kind: sst2, length: 600}}, data: {data}, models: {{a: {{start: teacher}}}}}}",
+        (f"{{task: {{kind: sst2, max_length: 600}}, data: {data}, "
+         "models: {a: {start: teacher}}}",
          "length is 600 tokens, but the start of a takes 512"),
     ):  # fmt: skip
         recipe = tmp_path / "recipe.yaml"

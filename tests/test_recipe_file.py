@@ -122,18 +122,20 @@ def test_a_wrong_value_has_the_path_that_the_user_wrote(section, path, around):
 
 @pytest.mark.parametrize("name", [*NAMED_TASKS, *TASK_KINDS])
 def test_a_task_s_unknown_key_has_its_path_and_its_task_s_names(name):
-    """`length` misspelled, under the name of a task and under its kind."""
-    task = {"task": {"kind": name, "lenght": 8}}
-    (line,) = [line for line in mistakes_in({"finetuning": {name: task}}) if "lenght" in line]
+    """`max_length` misspelled, under the name of a task and under its kind."""
+    task = {"task": {"kind": name, "max_lenght": 8}}
+    (line,) = [line for line in mistakes_in({"finetuning": {name: task}}) if "max_lenght" in line]
     assert line == (
-        f"finetuning.{name}.task.lenght is not a key of a recipe. Did you mean 'length'?"
+        f"finetuning.{name}.task.max_lenght is not a key of a recipe. Did you mean 'max_length'?"
     )
 
 
 def test_a_task_s_settings_have_their_own_paths():
     """Where a task is all there is (`score`, `predict`)."""
-    with pytest.raises(RecipeError, match=r"^task sst2: lenght is not .* Did you mean 'length'\?$"):
-        parse_task("sst2", ["lenght=8"])
+    with pytest.raises(
+        RecipeError, match=r"^task sst2: max_lenght is not .* Did you mean 'max_length'\?$"
+    ):
+        parse_task("sst2", ["max_lenght=8"])
     with pytest.raises(RecipeError, match=r"^task sts: columns.txt is not .* 'text'"):
         parse_task("sts", ["columns.txt=8"])
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stillhouse.wording import counted
+from stillhouse.wording import counted, numbered_rows
 
 app = typer.Typer(
     name="stillhouse",
@@ -387,7 +387,6 @@ def predict(
     from stillhouse.inference.task_model import cut_text
     from stillhouse.models.hub import resolve_folder
     from stillhouse.recipe_file import parse_task
-    from stillhouse.tasks.blank_rows import blank_rows, rows_listed
     from stillhouse.tasks.registry import settings_of_model
     from stillhouse.training.device import pick_device
 
@@ -398,8 +397,8 @@ def predict(
     number, num_cut = predict_file(loaded, source, output)
     if num_cut:
         typer.echo(cut_text(num_cut, loaded.task), err=True)
-    if blank := blank_rows(loaded.task.recipe, source):
-        where = f"{source}: {rows_listed(blank)} without any field"
+    if blank := loaded.task.blank_rows(source):
+        where = f"{source}: {numbered_rows(blank)} without any field"
         typer.echo(f"{where}: read as empty text", err=True)
     print(f"{output}: {counted(number, 'prediction')}")
 

@@ -22,7 +22,7 @@ from stillhouse.evaluation.texts import read_text
 from stillhouse.families.registry import check_sequence_length, family_named, family_of
 from stillhouse.finetuning.examples import TaskExamples, check_task_data
 from stillhouse.finetuning.finetune import ModelRef, check_tokenizers
-from stillhouse.finetuning.fitting import resolve_configs
+from stillhouse.finetuning.models import resolve_configs
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.models.folder_check import check_folder, load_config
 from stillhouse.models.hub import resolve_folder
@@ -35,7 +35,6 @@ from stillhouse.runs.paths import RunFolder
 from stillhouse.student.initialize import check_initial_weights
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.tasks.registry import make_task
-from stillhouse.tasks.settings import ClassificationTask, TokenClassificationTask
 from stillhouse.teacher.settings import TeacherRecipe
 from stillhouse.tokens.settings import TrainedTokenizer
 from stillhouse.tokens.source import check_same_tokenizer, check_vocabulary
@@ -261,15 +260,13 @@ class _Validation:
     def _check_task_folders(self, recipe: FinetuningRecipe, folders: Mapping[str, Path]) -> None:
         """Weights and tokenizers of what the run does not make itself."""
         task = make_task(recipe.task)
-        labeled = isinstance(recipe.task, ClassificationTask | TokenClassificationTask)
-        known = not labeled or getattr(recipe.task, "labels", None) is not None
         for settings in recipe.models.values():
             start, teacher = folders.get(settings.start), None
             if start is not None:
                 load_tokenizer(start)
                 if self._has_weights(settings.start, start):
-                    head = task.settings if known else {}
-                    load_task_model(start, task.head, head, new_head_seed=0, headers_only=True)
+                    own = task.model_settings
+                    load_task_model(start, task.head, own, new_head_seed=0, headers_only=True)
             if settings.teacher in recipe.models:
                 teacher = folders.get(recipe.models[settings.teacher].start)
             elif settings.teacher is not None and settings.teacher in folders:

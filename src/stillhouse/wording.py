@@ -1,9 +1,20 @@
 """Words around numbers, for logs, errors and reports."""
 
+from collections.abc import Sequence
+
+MAX_NUMBERS = 5
+
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """1 document, 2 documents, 1,234 entries (with `plural="entries"`)."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def numbered_rows(numbers: Sequence[int]) -> str:
+    """2 rows (4, 17), 1,000 rows (1, 2, 3, 4, 5 and 995 more)."""
+    more = len(numbers) - MAX_NUMBERS
+    shown = ", ".join(map(str, numbers[:MAX_NUMBERS])) + (f" and {more:,} more" if more > 0 else "")
+    return f"{counted(len(numbers), 'row')} ({shown})"
 
 
 def duration(seconds: int | float) -> str:

@@ -72,9 +72,9 @@ def test_questions_and_entities_have_the_columns_of_their_datasets(source, tmp_p
     ("task", "row", "message"),
     [
         ("squad", '{"id": "q", "question": "?", "context": "sea", "answers": {"text": ["sea"],'
-         ' "answer_start": []}}', "row 1: 1 answers stand in `text`, 0 in `answer_start`"),
+         ' "answer_start": []}}', "row 1: `text` has 1 answers, `answer_start` 0"),
         ("squad", '{"id": "q", "question": "?", "context": "sea", "answers": {"text": ["sky"],'
-         ' "answer_start": [0]}}', "row 1, question q: the answer 'sky' does not stand at"),
+         ' "answer_start": [0]}}', "row 1, question q: the answer 'sky' is not at"),
         ("squad", '{"question": "?"}', "row 1: 'answers' is missing"),
         ("conll", '{"tokens": ["a", "b"], "ner_tags": ["O"]}', "row 1 has 2 tokens and 1 tags"),
         ("conll", '{"tokens": ["a"], "ner_tags": ["LOC"]}', r"'LOC' is no tag \(O, or one of B-,"),
@@ -107,7 +107,7 @@ def test_messages_name_the_dataset_and_not_its_copy(source, tmp_path):
     with pytest.raises(DataError, match="row 2: the column 'label' must hold one of") as error:
         task.read(path)
     assert str(error.value).startswith(f"{name} row 2")
-    assert [each.text for each in task.read(path, targets=False)] == ["a", ""]
+    assert [each.text for each in task.read(path, labeled=False)] == ["a", ""]
 
 
 def test_a_foreign_manifest_beside_a_file_is_ignored(tmp_path):
@@ -115,4 +115,4 @@ def test_a_foreign_manifest_beside_a_file_is_ignored(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"sentence": 1}\n')
     (tmp_path / "a.manifest.json").write_text("{}")
     with pytest.raises(DataError, match=r"a\.jsonl row 1: the column 'sentence' must hold a text"):
-        make_task(parse_task("sst2", [])).read(tmp_path / "a.jsonl", targets=False)
+        make_task(parse_task("sst2", [])).read(tmp_path / "a.jsonl", labeled=False)

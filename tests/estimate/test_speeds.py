@@ -56,7 +56,7 @@ def classification_plan(family: str) -> TaskPlan:
     """A model alone, and one that it teaches."""
     recipe = FinetuningRecipe.model_validate(
         {
-            "task": {"kind": "classification", "labels": ["no", "yes"], "length": 32},
+            "task": {"kind": "classification", "labels": ["no", "yes"], "max_length": 32},
             "data": {"train": "train.tsv", "validation": "dev.tsv"},
             "models": {
                 "teacher": {"start": "teacher"},

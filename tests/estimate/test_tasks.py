@@ -28,13 +28,13 @@ class FreeEncoding(TaskPlan):
 
 
 def parts_of(
-    *, number: int = 320, models: dict[str, Any] = ALONE, transfer: int = 0, seeds: int = 1,
+    *, number: int = 320, models: dict[str, Any] = ALONE, unlabeled: int = 0, seeds: int = 1,
     **settings: Any,
 ) -> dict[str, Part]:  # fmt: skip
     """The parts of a classification of one sentence, said again and again."""
     recipe = FinetuningRecipe.model_validate(
         {
-            "task": {"kind": "classification", "labels": ["no", "yes"], "length": 48},
+            "task": {"kind": "classification", "labels": ["no", "yes"], "max_length": 48},
             "data": {"train": "train.tsv", "validation": "dev.tsv"},
             "models": models,
             "training": {"examples_per_step": 32, "epochs": 1} | settings,
@@ -49,7 +49,7 @@ def parts_of(
         {"folder": config},
         TaskExamples(
             make_task(recipe.task), [example] * number, {"validation": [example] * 64},
-            [example] * transfer,
+            [example] * unlabeled,
         ),
         make_tokenizer("bert"),
         seeds,
@@ -93,7 +93,7 @@ def test_two_models_are_scored_in_twice_the_time():
 
 def test_unlabeled_examples_are_read_by_what_has_a_teacher():
     taught = seconds_of("taught", models=TAUGHT)
-    assert seconds_of("taught", models=TAUGHT, transfer=320) == pytest.approx(2 * taught)
+    assert seconds_of("taught", models=TAUGHT, unlabeled=320) == pytest.approx(2 * taught)
 
 
 def test_states_that_are_compared_are_scored():
@@ -108,7 +108,12 @@ def test_windows_of_long_contexts_are_trained_on_one_by_one():
     """A context of several windows takes a step's place for each of them."""
     recipe = FinetuningRecipe.model_validate(
         {
-            "task": {"kind": "question_answering", "length": 32, "step": 4, "question_length": 8},
+            "task": {
+                "kind": "question_answering",
+                "max_length": 32,
+                "doc_stride": 4,
+                "max_question_length": 8,
+            },
             "data": {"train": "train.json", "validation": "dev.json"},
             "models": ALONE,
             "training": {"examples_per_step": 32, "epochs": 1},

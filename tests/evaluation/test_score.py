@@ -28,8 +28,8 @@ def test_undefined_metric_is_an_error(task_folder, tmp_path, head, task, name, c
     path = tmp_path / name
     path.write_text(content)
     model = task_folder("bert", head, **names)
-    outcome = call("score", model, "--task", task, "--data", path, "--set", "length=32")
+    outcome = call("score", model, "--task", task, "--data", path, "--set", "max_length=32")
     refused(outcome, 3, message)
     varied = content + content.replace("\t3\t", "\t2\t").replace("\t1\t\t", "\t0\t\t")
     path.write_text(varied.replace("the O\n", "Rhine B-LOC\n", 1) if task == "conll" else varied)
-    assert call("score", model, "--task", task, "--data", path, "--set", "length=32").code == 0
+    assert call("score", model, "--task", task, "--data", path, "--set", "max_length=32").code == 0

@@ -20,7 +20,7 @@ def logits_of(model):
 def test_outputs_are_permuted_by_the_names_of_labels(task_folder, family):
     """Of a teacher, and of a model to train further; generic names keep their positions."""
     own = make_task(ClassificationTask(labels=["CONTRADICTION", "ENTAILMENT", "NEUTRAL"]))
-    folder = task_folder(family, own.head, **own.settings)
+    folder = task_folder(family, own.head, **own.model_settings)
     expected = logits_of(load_task_model(folder, own.head, {}))[..., [1, 2, 0]]
     task = make_task(ClassificationTask(labels=["entailment", "neutral", "contradiction"]))
     assert torch.allclose(logits_of(load_trained(task, folder)), expected)
@@ -40,7 +40,7 @@ def test_positions_of_generic_names_are_kept(task_folder):
 def test_tags_are_permuted_by_their_names(task_folder):
     """A teacher of entities that puts O last."""
     own = make_task(TokenClassificationTask(), ["B-PER", "I-PER", "O"])
-    folder = task_folder("bert", own.head, **own.settings)
+    folder = task_folder("bert", own.head, **own.model_settings)
     expected = logits_of(load_task_model(folder, own.head, {}))[..., [2, 0, 1]]
     task = make_task(TokenClassificationTask(), ["O", "B-PER", "I-PER"])
     assert torch.allclose(logits_of(load_trained(task, folder)), expected)

@@ -13,8 +13,7 @@ from stillhouse.finetuning.objective import TaskObjective, check_terms
 from stillhouse.finetuning.settings import TaskLossesRecipe
 from stillhouse.models.task_models import load_task_model
 from stillhouse.objectives.settings import RelationRecipe
-from stillhouse.tasks.encoded import EncodedExample
-from stillhouse.tasks.model_inputs import inputs_of
+from stillhouse.tasks.encoded import EncodedExample, inputs_of
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import (
     ClassificationTask,
@@ -40,61 +39,61 @@ TEXTS = (
 TAGS = ("B-PER", "O", "I-PER", "O", "B-PER", "O", "O", "O")
 TASKS = {
     "classification": (
-        ClassificationTask(labels=["no", "yes", "maybe"], length=48),
+        ClassificationTask(labels=["no", "yes", "maybe"], max_length=48),
         [TextExample(text, target=place % 3) for place, text in enumerate(TEXTS)],
     ),
     "multi_label": (
-        ClassificationTask(labels=["no", "yes", "maybe"], multi_label=True, length=48),
+        ClassificationTask(labels=["no", "yes", "maybe"], multi_label=True, max_length=48),
         [TextExample(text, target=(place % 3,)) for place, text in enumerate(TEXTS)],
     ),
     "regression": (
-        RegressionTask(length=48),
+        RegressionTask(max_length=48),
         [TextExample(text, target=place / 2) for place, text in enumerate(TEXTS)],
     ),
     "token_classification": (
-        TokenClassificationTask(length=48),
+        TokenClassificationTask(max_length=48),
         [words_of(text.split(), TAGS[: len(text.split())]) for text in TEXTS],
     ),
     "question_answering": (
-        QuestionAnsweringTask(length=48, step=8, question_length=12),
+        QuestionAnsweringTask(max_length=48, doc_stride=8, max_question_length=12),
         [Question(str(n), "Who?", text, (Answer(text[:3], 0),)) for n, text in enumerate(TEXTS)],
     ),
     "embeddings": (
-        EmbeddingsTask(length=48, group=2),
+        EmbeddingsTask(max_length=48, group=2),
         [TextExample(text, target=0.0) for text in TEXTS],
     ),
 }
 RELATION = RelationRecipe(weight=1.0)
 TERMS = {
     "embeddings": TaskLossesRecipe(
-        hard_target=0.0,
+        hard_label=0.0,
         soft_target=0.0,
-        vector_cosine=1.0,
-        vector_mse=1.0,
+        embedding_cosine=1.0,
+        embedding_mse=1.0,
         similarity=1.0,
         relation=RELATION,
     )
 }
-TAUGHT = TaskLossesRecipe(hard_target=0.0, soft_target=1.0, relation=RELATION)
+TAUGHT = TaskLossesRecipe(hard_label=0.0, soft_target=1.0, relation=RELATION)
 
 
 @pytest.fixture
-def lesson(task_folder):
-    """lesson(name, ...): a task, a model with its head, and the examples as one batch."""
+def make_case(task_folder):
+    """make_case(name, ...): a task, a model with its head, and the examples as one batch."""
 
-    def make(name, family="bert", *, together=1, twice=False, unlabeled=(), only=range(6)):
-        """`unlabeled` are places of examples whose answers are not known."""
+    def make(name, family="bert", *, unit_size=1, twice=False, unlabeled=(), only=range(6)):
+        """`unlabeled` are the indices of examples without labels."""
         recipe, examples = TASKS[name]
         examples = [
             without_answer(examples[place]) if place in unlabeled else examples[place]
             for place in only
         ]
         task = make_task(recipe, ["O", "B-PER", "I-PER"])
-        folder = task_folder(family, task.head, **task.settings)
+        folder = task_folder(family, task.head, **task.model_settings)
         model, tokenizer = load_task_model(folder, task.head, {}), load_tokenizer(folder)
         sequences = [each for own in task.encode(examples, tokenizer) for each in own]
         source = TaskSource(
-            sequences, pad_token_id=0, per_token=task.per_token, group=together, twice=twice
+            sequences, pad_token_id=0, per_token=task.per_token, group=unit_size, twice=twice
         )
         units = np.arange(source.num_sequences)
         return task, model, source.batch(units, np.zeros_like(units), 0)
@@ -125,32 +124,32 @@ def changed(model):
     "name", ["classification", "multi_label", "regression", "token_classification"]
 )
 @pytest.mark.law("formula")
-def test_right_answers_cost_what_the_library_says(lesson, name, family):
-    """Its mean times what is asked."""
-    task, model, batch = lesson(name, family)
+def test_hard_label_loss_equals_transformers(make_case, name, family):
+    """Its mean times the number of targets."""
+    task, model, batch = make_case(name, family)
     objective = TaskObjective(task, TaskLossesRecipe())
-    assert objective.weights == {"hard_target": 1.0}
-    total, values = objective(model, batch, {"hard_target": 1.0})
+    assert objective.weights == {"hard_label": 1.0}
+    total, values = objective(model, batch, {"hard_label": 1.0})
     labels = (
         batch.targets if name in ("multi_label", "token_classification") else batch.targets[:, 0]
     )
     if name == "token_classification":
-        labels = torch.where(batch.asked, labels, IGNORED)
+        labels = torch.where(batch.target_mask, labels, IGNORED)
     expected = model(**inputs_of(model, batch), labels=labels).loss * batch.num_rows("predicted")
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert float(values["hard_target"]) == pytest.approx(expected.item(), rel=1e-5)
+    assert float(values["hard_label"]) == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_an_answer_costs_its_start_and_its_end_where_one_can_be(lesson):
-    """By the formula in float64, over the passage and the first token alone."""
-    task, model, batch = lesson("question_answering")
-    total, _ = TaskObjective(task, TaskLossesRecipe())(model, batch, {"hard_target": 1.0})
+def test_question_answering_loss_is_over_start_and_end(make_case):
+    """By the formula in float64, over the context and the first token only."""
+    task, model, batch = make_case("question_answering")
+    total, _ = TaskObjective(task, TaskLossesRecipe())(model, batch, {"hard_label": 1.0})
     with torch.no_grad():
         found = model(**inputs_of(model, batch))
     expected = 0.0
     for row in range(len(batch.input_ids)):
         for side, logits in enumerate((found.start_logits, found.end_logits)):
-            allowed = logits[row].double().numpy()[batch.choices[row].numpy()]
+            allowed = logits[row].double().numpy()[batch.output_mask[row].numpy()]
             right = float(logits[row, batch.targets[row, side]])
             expected += np.log(np.exp(allowed).sum()) - right
     assert total.item() == pytest.approx(expected, rel=1e-5)
@@ -158,27 +157,27 @@ def test_an_answer_costs_its_start_and_its_end_where_one_can_be(lesson):
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name != "embeddings"])
-def test_texts_without_answers_are_learned_from_a_teacher_alone(lesson, name):
-    """Right answers cost what they do without those texts; what a teacher says, as if all had one,
+def test_unlabeled_examples_count_only_in_teacher_terms(make_case, name):
+    """The loss on labels equals that without those examples; teacher terms count all examples,
     whichever answers are known."""
-    task, model, whole = lesson(name)
-    some, fewer = lesson(name, unlabeled=(1, 4))[2], lesson(name, only=(0, 2, 3, 5))[2]
+    task, model, whole = make_case(name)
+    some, fewer = make_case(name, unlabeled=(1, 4))[2], make_case(name, only=(0, 2, 3, 5))[2]
     objective = TaskObjective(task, TaskLossesRecipe(), teacher=changed(model), temperature=2.0)
-    terms = {"hard_target": 1.0, "soft_target": 1.0}
+    terms = {"hard_label": 1.0, "soft_target": 1.0}
     ours, right, taught = (objective(model, each, terms)[1] for each in (some, fewer, whole))
-    assert ours["hard_target"].item() == pytest.approx(right["hard_target"].item(), rel=1e-4)
+    assert ours["hard_label"].item() == pytest.approx(right["hard_label"].item(), rel=1e-4)
     assert ours["soft_target"].item() == pytest.approx(taught["soft_target"].item(), rel=1e-4)
     kinds = objective.rows
-    assert some.num_rows(kinds["hard_target"]) == fewer.num_rows(kinds["hard_target"])
+    assert some.num_rows(kinds["hard_label"]) == fewer.num_rows(kinds["hard_label"])
     assert some.num_rows(kinds["soft_target"]) == whole.num_rows(kinds["soft_target"])
-    assert fewer.num_rows(kinds["hard_target"]) < whole.num_rows(kinds["hard_target"])
+    assert fewer.num_rows(kinds["hard_label"]) < whole.num_rows(kinds["hard_label"])
 
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.law("copy")
-def test_nothing_is_learned_from_a_copy(lesson, name):
+def test_teacher_terms_are_zero_for_a_copy(make_case, name):
     """Every term of a teacher is zero for a student that equals it, and not for another."""
-    task, model, batch = lesson(name, together=2 if name == "embeddings" else 1)
+    task, model, batch = make_case(name, unit_size=2 if name == "embeddings" else 1)
     losses = TERMS.get(name, TAUGHT)
     objective = TaskObjective(task, losses, teacher=model, temperature=2.0)
     coefficients = dict.fromkeys(objective.weights, 1.0)
@@ -192,10 +191,10 @@ def test_nothing_is_learned_from_a_copy(lesson, name):
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.law("accumulation")
-def test_micro_batches_add_up_and_blank_ones_add_nothing(lesson, name):
+def test_micro_batches_add_up_and_blank_ones_add_nothing(make_case, name):
     """Each term over the whole batch, and over its parts with a blank one among them."""
-    task, model, batch = lesson(name, together=2 if name == "embeddings" else 1)
-    losses = TERMS.get(name, TAUGHT.model_copy(update={"hard_target": 1.0}))
+    task, model, batch = make_case(name, unit_size=2 if name == "embeddings" else 1)
+    losses = TERMS.get(name, TAUGHT.model_copy(update={"hard_label": 1.0}))
     objective = TaskObjective(task, losses, teacher=changed(model), temperature=2.0)
     coefficients = dict.fromkeys(objective.weights, 1.0)
     whole, _ = objective(model, batch, coefficients)
@@ -206,13 +205,13 @@ def test_micro_batches_add_up_and_blank_ones_add_nothing(lesson, name):
     assert sum(each.item() for each in found) == pytest.approx(whole.item(), rel=1e-5)
 
 
-def test_without_a_teacher_a_text_is_its_own_partner(lesson):
+def test_contrastive_pairs_are_dropout_copies(make_case):
     """Twins without dropout are nearest, so the loss is that of one text among two, by formula."""
-    task, model, _ = lesson("embeddings")
-    batch = lesson("embeddings", together=2, twice=True)[2]
+    task, model, _ = make_case("embeddings")
+    batch = make_case("embeddings", unit_size=2, twice=True)[2]
     objective = TaskObjective(task, TaskLossesRecipe())
-    assert objective.weights == {"hard_target": 1.0}
-    total, _ = objective(model, batch, {"hard_target": 1.0})
+    assert objective.weights == {"hard_label": 1.0}
+    total, _ = objective(model, batch, {"hard_label": 1.0})
     vectors = task.outputs(model, batch).detach().double().numpy()
     expected = 0.0
     for place, vector in enumerate(vectors):
@@ -224,9 +223,9 @@ def test_without_a_teacher_a_text_is_its_own_partner(lesson):
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_relations_are_those_of_the_last_layer_over_what_a_token_sees(lesson, family):
+def test_relation_term_equals_last_layer_reference(make_case, family):
     """By the formula in float64, padding left out."""
-    task, model, batch = lesson("classification", family)
+    task, model, batch = make_case("classification", family)
     teacher = changed(model)
     objective = TaskObjective(task, TAUGHT, teacher=teacher)
     _, values = objective(model, batch, {"relation": 1.0})
@@ -271,7 +270,7 @@ def layers_of(model):
 
 
 def log_relations(vectors, head, num_heads, causal):
-    """log softmax of the scaled products of one head's vectors, row by row."""
+    """log softmax of the scaled dot products of one head, row by row."""
     size = vectors.shape[1] // num_heads
     own = vectors[:, head * size : (head + 1) * size]
     products = own @ own.T / np.sqrt(size)
@@ -281,9 +280,9 @@ def log_relations(vectors, head, num_heads, causal):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_soft_targets_are_divergences_at_the_recipes_temperature(lesson, temperature):
+def test_soft_targets_are_divergences_at_the_recipes_temperature(make_case, temperature):
     """KL(teacher || student) of softened classes, times the temperature squared, in float64."""
-    task, model, batch = lesson("classification")
+    task, model, batch = make_case("classification")
     teacher = changed(model)
     objective = TaskObjective(task, TAUGHT, teacher=teacher, temperature=temperature)
     _, values = objective(model, batch, {"soft_target": 1.0})
@@ -299,34 +298,36 @@ def test_soft_targets_are_divergences_at_the_recipes_temperature(lesson, tempera
     assert values["soft_target"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_blank_batch_of_twins_teaches_nothing(lesson):
+def test_blank_batch_of_pairs_has_zero_loss(make_case):
     """As on a rank that has no more sequences: neither a value nor a gradient."""
-    task, model, batch = lesson("embeddings", together=2, twice=True)
+    task, model, batch = make_case("embeddings", unit_size=2, twice=True)
     objective = TaskObjective(task, TaskLossesRecipe())
-    total, values = objective(model, batch.blank(), {"hard_target": 1.0})
+    total, values = objective(model, batch.blank(), {"hard_label": 1.0})
     total.backward()
-    assert values["hard_target"].item() == 0
+    assert values["hard_label"].item() == 0
     assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
-def test_similarities_need_no_vectors_of_one_size(lesson):
-    """A wider teacher's vectors are compared with each other only."""
-    task, model, batch = lesson("embeddings", together=2)
+def test_similarity_allows_different_embedding_sizes(make_case):
+    """The embeddings of a wider teacher are compared only with each other."""
+    task, model, batch = make_case("embeddings", unit_size=2)
     teacher = type(model)(type(model.config)(**model.config.to_dict() | {"hidden_size": 32}))
-    losses = TaskLossesRecipe(hard_target=0, soft_target=0, similarity=1.0)
+    losses = TaskLossesRecipe(hard_label=0, soft_target=0, similarity=1.0)
     objective = TaskObjective(task, losses, teacher=teacher.eval())
     _, values = objective(model, batch, {"similarity": 1.0})
     assert values["similarity"].item() > 0
 
 
-def test_a_term_that_a_task_does_not_have_is_refused(lesson):
+def test_unknown_loss_term_is_refused(make_case):
     """With those it has."""
-    task, _, _ = lesson("classification")
-    with pytest.raises(RecipeError, match="similarity is no term of classification; its terms are"):
+    task, _, _ = make_case("classification")
+    with pytest.raises(
+        RecipeError, match="similarity is not a term of classification; its terms are"
+    ):
         check_terms(task, TaskLossesRecipe(similarity=1.0))
 
 
-def test_examples_that_are_taken_are_the_same_ones_every_time():
+def test_subsample_is_deterministic():
     """In their order, and spread over the file."""
     examples = list(range(1000))
     taken = subsample(examples, 100)
@@ -336,16 +337,16 @@ def test_examples_that_are_taken_are_the_same_ones_every_time():
     assert subsample(examples, None) == subsample(examples, 5000) == examples
 
 
-def test_groups_are_drawn_anew_each_epoch_and_hold_every_text_once():
+def test_groups_are_reshuffled_each_epoch():
     """The same for the same seed and epoch; what does not fill a group waits."""
     sequences = [EncodedExample(np.array([n]), np.array([0]), np.array(0.0)) for n in range(11)]
     source = TaskSource(sequences, pad_token_id=0, per_token=False, group=3, twice=True)
     units = np.arange(source.num_sequences)
-    assert (source.num_sequences, source.together) == (3, 6)
+    assert (source.num_sequences, source.unit_size) == (3, 6)
 
     def drawn(epoch, seed=0):
         batch = source.batch(units, np.full_like(units, epoch), seed)
-        assert batch.together == 6
+        assert batch.unit_size == 6
         ids = batch.input_ids[:, 0].tolist()
         assert ids[0::2] == ids[1::2]
         return ids[0::2]

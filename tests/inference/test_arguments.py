@@ -27,7 +27,7 @@ def model_for(task_folder):
 
     def make(recipe, labels=()):
         task = make_task(recipe, labels)
-        return stillhouse.load(task_folder("bert", task.head, **task.settings))
+        return stillhouse.load(task_folder("bert", task.head, **task.model_settings))
 
     return make
 

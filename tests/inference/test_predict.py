@@ -51,7 +51,7 @@ def folder_for(task_folder):
 
     def make(recipe, labels=(), family="bert"):
         task = make_task(recipe, labels)
-        return task_folder(family, task.head, **task.settings)
+        return task_folder(family, task.head, **task.model_settings)
 
     return make
 
@@ -119,7 +119,7 @@ def test_a_file_of_blank_texts_alone(predict, folder_for, recipe, labels, family
         (TokenClassificationTask(), ["O", "B-X", "I-X"], {"text": "x"}, {"entities"}),
         (EmbeddingsTask(), (), {"text": "x"}, {"embedding"}),
         (
-            QuestionAnsweringTask(length=64, step=16, question_length=16),
+            QuestionAnsweringTask(max_length=64, doc_stride=16, max_question_length=16),
             (),
             {"question": "Who?", "context": "The distiller of Islay."},
             {"id", "score", "start", "end", "answer"},
@@ -128,7 +128,14 @@ def test_a_file_of_blank_texts_alone(predict, folder_for, recipe, labels, family
 )
 def test_each_task_gives_objects_with_the_text(predict, folder_for, recipe, labels, row, keys):
     """Lists stand under a name, so that the text can stand beside them."""
-    settings = ["--set", "length=64", "--set", "step=16", "--set", "question_length=16"]
+    settings = [
+        "--set",
+        "max_length=64",
+        "--set",
+        "doc_stride=16",
+        "--set",
+        "max_question_length=16",
+    ]
     options = settings if recipe.kind == "question_answering" else []
     folder = folder_for(recipe, labels)
     lines, _ = predict(folder, "in.jsonl", f"{json.dumps(row)}\n\n", *options)
@@ -141,7 +148,7 @@ def test_each_task_gives_objects_with_the_text(predict, folder_for, recipe, labe
 def test_a_model_of_ours_knows_its_task(predict, folder_for, tmp_path):
     """Without --task: the columns, labels and length are those that it was trained with."""
     columns = Columns(text="question1", pair="question2")
-    recipe = ClassificationTask(columns=columns, labels=["0", "1"], length=16)
+    recipe = ClassificationTask(columns=columns, labels=["0", "1"], max_length=16)
     start = folder_for(recipe)
     task, folder = make_task(recipe), tmp_path / "finetuned" / "it" / "model"
     inputs = Inputs("finetune it model", {"task": recipe_part(recipe)}, {})
@@ -150,7 +157,7 @@ def test_a_model_of_ours_knows_its_task(predict, folder_for, tmp_path):
     row = '{"question1": "a warm fire", "question2": ""}\n'
     lines, _ = predict(folder, "in.jsonl", row)
     assert (lines[0]["text"], lines[0]["text_pair"]) == ("a warm fire", "")
-    named = ["--task", "qqp", "--set", "length=16"]
+    named = ["--task", "qqp", "--set", "max_length=16"]
     assert predict(folder, "in.jsonl", row, *named)[0] == lines
     lines, _ = predict(
         folder, "in.csv", "a,b\nx,y\n", "--set", "columns.text=a", "--set", "columns.pair=b"
@@ -181,7 +188,7 @@ def test_tagged_sentences_are_predicted_as_rows_of_tokens(
     folder = folder_for(TokenClassificationTask(), ["O", "B-X", "I-X"])
     rows = "".join(json.dumps({"tokens": words}) + "\n" for words in (["Ada", "of"], ["Wind"]))
     expected, _ = predict(folder, "in.jsonl", rows)
-    task = ("--task", "conll", "--set", "prefix='en:'", "--set", "length=64")
+    task = ("--task", "conll", "--set", "prefix='en:'", "--set", "max_length=64")
     lines, _ = predict(folder, name, content, *task, *options)
     assert [line["text"] for line in lines] == ["Ada of", "Wind"]
     assert lines == expected
@@ -191,17 +198,26 @@ def test_a_question_keeps_its_id(predict, folder_for):
     """Of any type; a row without one has its number."""
     row = {"question": "Who?", "context": "The distiller of Islay."}
     rows = [{**row, "id": "q7"}, {**row, "id": 8}, row]
-    settings = ("--set", "length=64", "--set", "step=16", "--set", "question_length=16")
+    settings = (
+        "--set",
+        "max_length=64",
+        "--set",
+        "doc_stride=16",
+        "--set",
+        "max_question_length=16",
+    )
     content = "".join(json.dumps(each) + "\n" for each in rows)
-    lines, _ = predict(folder_for(QuestionAnsweringTask(length=64)), "in.jsonl", content, *settings)
+    lines, _ = predict(
+        folder_for(QuestionAnsweringTask(max_length=64)), "in.jsonl", content, *settings
+    )
     assert [line["id"] for line in lines] == ["q7", "8", "2"]
 
 
 def test_a_question_that_is_cut_is_counted(predict, folder_for):
     """Once, however many windows its context has."""
-    folder = folder_for(QuestionAnsweringTask(length=32, step=8, question_length=8))
+    folder = folder_for(QuestionAnsweringTask(max_length=32, doc_stride=8, max_question_length=8))
     row = {"question": "why " * 40, "context": "the still turns " * 30}
-    _, said = predict(folder, "a.jsonl", json.dumps(row) + "\n", "--set", "question_length=8")
+    _, said = predict(folder, "a.jsonl", json.dumps(row) + "\n", "--set", "max_question_length=8")
     assert "1 text has more than 8 tokens; the rest was not read." in said
 
 

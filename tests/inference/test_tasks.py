@@ -41,7 +41,7 @@ def folder_for(task_folder):
 
     def make(recipe, labels=(), family="bert"):
         task = make_task(recipe, labels)
-        return task_folder(family, task.head, **task.settings)
+        return task_folder(family, task.head, **task.model_settings)
 
     return make
 
@@ -149,7 +149,7 @@ def test_predictions_of_a_file_stand_in_its_order(call, folder_for, tmp_path):
     source, output = tmp_path / "texts.tsv", tmp_path / "labels.jsonl"
     texts = [f"{TEXT} " * (1 + place % 3) + str(place) for place in range(40)]
     source.write_text("sentence\n" + "".join(text + "\n" for text in texts))
-    arguments = ("--task", "sst2", "--set", "length=64", "--input", source, "--output", output)
+    arguments = ("--task", "sst2", "--set", "max_length=64", "--input", source, "--output", output)
     code, out, err = call("predict", folder, *arguments)
     assert (code, out) == (0, f"{output}: 40 predictions\n")
     assert "13 texts have more than 64 tokens; the rest was not read." in err
@@ -173,22 +173,22 @@ def test_scores_come_with_their_interval(call, folder_for, tmp_path):
     lines = [f"{TEXT} {place}\t{place % 2}\n" for place in range(30)]
     data.write_text("sentence\tlabel\n" + "".join(lines))
     code, out, _ = call(
-        "score", folder, "--task", "sst2", "--data", data, "--set", "length=64", "--json"
+        "score", folder, "--task", "sst2", "--data", data, "--set", "max_length=64", "--json"
     )
     result = json.loads(out)
     assert code == 0
     assert (result["num_examples"], result["num_cut"]) == (30, 0)
-    assert result["protocol"]["length"] == 64
+    assert result["protocol"]["max_length"] == 64
     assert set(result["metrics"]) == {"accuracy", "f1", "accuracy_and_f1", "matthews"}
     assert result["positive_label"] == "1"
     found = result["metrics"]["accuracy"]
     assert found["low"] <= found["value"] <= found["high"]
-    code, out, _ = call("score", folder, "--task", "sst2", "--data", data, "--set", "length=64")
+    code, out, _ = call("score", folder, "--task", "sst2", "--data", data, "--set", "max_length=64")
     assert code == 0
     assert "accuracy" in out
     assert "F1 of class 1" in out
     assert f"{found['value']:.4f}" in out
-    code, out, _ = call("score", folder, "--task", "sst2", "--data", data, "--set", "length=8")
+    code, out, _ = call("score", folder, "--task", "sst2", "--data", data, "--set", "max_length=8")
     assert code == 0
     assert "30 texts have more than 8 tokens and were not read whole" in out
 
@@ -210,7 +210,9 @@ def test_bad_data_is_one_message_with_file_and_row(call, folder_for, tmp_path, c
     folder = folder_for(ClassificationTask(labels=["no", "yes"]))
     data = tmp_path / "dev.tsv"
     data.write_text(content)
-    code, out, err = call("score", folder, "--task", "sst2", "--data", data, "--set", "length=64")
+    code, out, err = call(
+        "score", folder, "--task", "sst2", "--data", data, "--set", "max_length=64"
+    )
     assert (code, out) == (3, "")
     assert f"{data}" in err
     assert message in " ".join(err.split())

@@ -62,11 +62,11 @@ CASES = {
     ),
     "answer not in context": (
         "question_answering", "train.json", squad(start=16),
-        r"train.json.*q1.*'Islay' does not stand at character 16 of the context; it stands at 17",
+        r"train.json.*q1.*'Islay' is not at character 16 of the context; it is at 17",
     ),
     "answer nowhere": (
         "question_answering", "train.json", squad("Skye"),
-        r"q1.*'Skye' does not stand .* it stands nowhere in it. Correct answer_start",
+        r"q1.*'Skye' is not at .* it does not occur there. Correct answer_start",
     ),
     "no SQuAD": (
         "question_answering", "train.json", '{"data": [{"title": "x"}]}',
@@ -84,7 +84,7 @@ CASES = {
     ),
     "unknown kind": (
         "token_classification", "dev.txt", TAGGED.replace("B-LOC", "B-SEA"),
-        r"dev.txt row 1: the tag 'B-SEA' is none of the model's",
+        r"dev.txt row 1: the tag 'B-SEA' is not one of the model's",
     ),
     "no sentence": ("token_classification", "train.txt", "\n\n", "train.txt holds no sentence"),
     "one label": (
@@ -139,13 +139,13 @@ def recipe(tmp_path, task_folder, monkeypatch):
         for split in ("train", "dev"):
             (tmp_path / f"{split}.{suffix}").write_text(content)
         task = {
-            "task": {"kind": kind, "length": 32},
+            "task": {"kind": kind, "max_length": 32},
             "data": {"train": f"train.{suffix}", "validation": f"dev.{suffix}"},
             "models": {"model": {"start": "teacher"}},
             "training": {"examples_per_step": 1, "precision": "fp32"},
         }
         if kind == "question_answering":
-            task["task"] |= {"step": 8, "question_length": 8}
+            task["task"] |= {"doc_stride": 8, "max_question_length": 8}
         path = tmp_path / "recipe.yaml"
         teacher = str(task_folder("bert", "Body"))
         path.write_text(yaml.safe_dump({"teacher": teacher, "finetuning": {"it": task}}))
@@ -187,7 +187,7 @@ def test_blank_lines_are_excluded_and_reported(recipe, tmp_path):
     settings = ("--set", "finetuning.it.data.train=train.jsonl")
     outcome = call("run", path, "--run-dir", tmp_path / "run", *settings)
     assert outcome.code == 0, outcome
-    assert "train.jsonl: 2 rows (4, 8) without any field: left out" in outcome.err
+    assert "train.jsonl: 2 rows (4, 8) without any field: skipped" in outcome.err
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "train.jsonl: 2 rows (4, 8) without any field" in report
     model = tmp_path / "run/finetuned/it/model"
@@ -204,7 +204,7 @@ def test_the_same_recipes_run_on_good_examples(recipe, tmp_path, kind):
     assert outcome.code == 0, outcome
 
 
-SHARED = "dev.tsv: 1 of 2 examples also stand in train.tsv; scores on examples"
+SHARED = "dev.tsv: 1 of 2 examples are also in train.tsv; scores on training examples"
 
 
 def test_validation_examples_in_the_training_data_are_reported(recipe, tmp_path):
@@ -257,7 +257,12 @@ def test_answers_outside_every_window_are_reported(recipe, tmp_path):
     """They would be trained as unanswerable questions."""
     path = recipe("question_answering")
     (tmp_path / "train.json").write_text(squad(CONTEXT, 0))
-    settings = ["--set", "finetuning.it.task.length=16", "--set", "finetuning.it.task.step=4"]
+    settings = [
+        "--set",
+        "finetuning.it.task.max_length=16",
+        "--set",
+        "finetuning.it.task.doc_stride=4",
+    ]
     outcome = call("run", path, "--run-dir", tmp_path / "run", *settings)
     assert outcome.code == 0, outcome
-    assert "the answers to 1 question are whole in no window" in outcome.err
+    assert "no window contains the whole answer to 1 question" in outcome.err

@@ -28,7 +28,7 @@ TASKS = """
 teacher: bert
 finetuning:
   t:
-    task: {kind: classification, labels: [a, b], length: 16}
+    task: {kind: classification, labels: [a, b], max_length: 16}
     data: {train: a.jsonl, validation: a.jsonl}
     models: {one: {start: teacher}, two: {start: teacher, teacher: one}}
     training: {examples_per_step: 2}
@@ -124,7 +124,12 @@ BAD_TASKS: list[tuple[Callable[[], object], list[str], int, str]] = [
     (nothing, [f"finetuning.t.data.train={'x' * 5000}"], 3, "t.data.train: there is no file"),
     (nothing, ["finetuning.t.models.two.start=absent/a/b"], 4, "no such folder"),
     (nothing, ["finetuning.t.models.two.teacher=bert"], 2, "which was not made for class"),
-    (nothing, ["finetuning.t.task.length=64"], 2, "length is 64 tokens, but the start of one"),
+    (
+        nothing,
+        ["finetuning.t.task.max_length=64"],
+        2,
+        "max_length is 64 tokens, but the start of one",
+    ),
     (nothing, ["finetuning.t.models.one.layer_map=[5]"], 2, "names teacher layers .5."),
     (nothing, ["finetuning.t.models.two.start=gpt2"], 2, "another tokenizer than the student"),
     (

@@ -53,7 +53,7 @@ def recipe(tmp_path, task_folder):
         rows = [f"{text}\t{label}\n" for text, label in sentences(number, len(name))]
         (tmp_path / f"{name}.tsv").write_text("text\tlabel\n" + "".join(rows))
     task = {
-        "task": {"kind": "classification", "length": 32},
+        "task": {"kind": "classification", "max_length": 32},
         "data": {"train": str(tmp_path / "train.tsv"), "validation": str(tmp_path / "dev.tsv")},
         "models": {
             "teacher": {"start": "teacher"},
@@ -205,7 +205,7 @@ def test_a_student_learns_from_unlabeled_text_alone(recipe, tmp_path, task_folde
     (tmp_path / "texts.jsonl").write_text(texts)
     data = {"train": str(tmp_path / "texts.jsonl"), "validation": str(tmp_path / "dev.tsv")}
     models = {"a": {"start": "teacher", "teacher": str(folder)}}
-    losses = {"hard_target": 0, "soft_target": 1}
+    losses = {"hard_label": 0, "soft_target": 1}
     stillhouse.run(recipe(models=models, data=data, losses=losses), tmp_path / "run")
     config = json.loads((tmp_path / "run/finetuned/heat/a/config.json").read_text())
     assert config["id2label"] == {"0": "warm", "1": "cold"}
@@ -228,8 +228,8 @@ def test_up_to_date_models_are_skipped(recipe, tmp_path):
 
 
 @pytest.fixture
-def transfer(recipe, tmp_path):
-    """transfer(column): a recipe with 64 answers and 192 texts more, whose table may hold others'
+def unlabeled(recipe, tmp_path):
+    """unlabeled(column): a recipe with 64 answers and 192 texts more, whose table may hold others'
     answers in a column of any name."""
 
     def write(column="label", **changes):
@@ -237,24 +237,24 @@ def transfer(recipe, tmp_path):
         (tmp_path / "more.tsv").write_text(f"text\t{column}\n" + "".join(rows))
         data = {
             "train": str(tmp_path / "train.tsv"), "num_train": 64,
-            "validation": str(tmp_path / "dev.tsv"), "transfer": str(tmp_path / "more.tsv"),
+            "validation": str(tmp_path / "dev.tsv"), "unlabeled": str(tmp_path / "more.tsv"),
         }  # fmt: skip
         return recipe(data=data | changes)
 
     return write
 
 
-def test_unlabeled_data_is_used_by_distilled_models_only(transfer, tmp_path):
+def test_unlabeled_data_is_used_by_distilled_models_only(unlabeled, tmp_path):
     """The distilled model trains on it, the model alone takes the same number of steps on labeled
     examples, the teacher does not; labels in the table are ignored."""
     run = tmp_path / "run"
-    stillhouse.run(transfer(), run)
+    stillhouse.run(unlabeled(), run)
     steps, own = TRAINING["epochs"] * 256 // 16, TRAINING["epochs"] * 64 // 16
     assert {name: steps_of(run, name) for name in ("teacher", "student", "distilled")} == {
         "teacher": own, "student": steps, "distilled": steps,
     }  # fmt: skip
     other = tmp_path / "other"
-    path = transfer("nothing")
+    path = unlabeled("nothing")
     rows = (tmp_path / "more.tsv").read_text()
     (tmp_path / "more.tsv").write_text(re.sub(r"\t(cold|warm)\n", "\t7\n", rows))
     stillhouse.run(path, other)
@@ -265,9 +265,9 @@ def test_unlabeled_data_is_used_by_distilled_models_only(transfer, tmp_path):
     assert "- Texts without answers: all of `more.tsv`" in card
 
 
-def test_a_distilled_teacher_trains_on_unlabeled_data(transfer, tmp_path):
+def test_a_distilled_teacher_trains_on_unlabeled_data(unlabeled, tmp_path):
     """Models in the middle of a chain of teachers."""
-    path = transfer()
+    path = unlabeled()
     content = yaml.safe_load(path.read_text())
     content["finetuning"]["heat"]["models"] = {
         "teacher": {"start": "teacher"},
@@ -281,13 +281,13 @@ def test_a_distilled_teacher_trains_on_unlabeled_data(transfer, tmp_path):
     assert [steps_of(tmp_path / "run", model) for model in models] == [own, steps, steps]
 
 
-def test_changed_unlabeled_data_retrains_student_and_control(transfer, tmp_path):
+def test_changed_unlabeled_data_retrains_student_and_control(unlabeled, tmp_path):
     """The distilled model and the one alone, not the teacher."""
     run = tmp_path / "run"
-    stillhouse.run(transfer(), run)
+    stillhouse.run(unlabeled(), run)
     folder = run / "finetuned" / "heat"
     made = {name: (folder / name).stat().st_ino for name in ("teacher", "student", "distilled")}
-    stillhouse.run(transfer(num_transfer=32), run)
+    stillhouse.run(unlabeled(num_unlabeled=32), run)
     again = {name: (folder / name).stat().st_ino for name in made}
     assert [name for name in made if again[name] != made[name]] == ["student", "distilled"]
 
@@ -318,13 +318,13 @@ def test_a_teacher_with_a_shorter_context_than_its_student_is_rejected(
     ("changes", "message"),
     [
         ({"training": {"select": "test"}}, "training.select is test, but data.validation has"),
-        ({"models": {"a": {"teacher": "b"}, "b": {}}}, "a is taught by b, which comes after it"),
+        ({"models": {"a": {"teacher": "b"}, "b": {}}}, "a has the teacher b, which comes after it"),
         ({"training": {"evaluations": 3}}, "evaluations is 3, but training.select names no split"),
         ({"training": {"examples_per_step": 300}}, "gives 256 examples, fewer than .* 300"),
-        ({"data": {"train": "a", "validation": "b", "num_transfer": 3}}, "transfer names no file"),
+        ({"data": {"train": "a", "validation": "b", "num_unlabeled": 3}}, "names no file"),
         (
             {
-                "data": {"train": "a", "validation": "b", "transfer": "c"},
+                "data": {"train": "a", "validation": "b", "unlabeled": "c"},
                 "models": {"a": {"start": "teacher"}},
             },
             "no model has a teacher",
@@ -333,7 +333,7 @@ def test_a_teacher_with_a_shorter_context_than_its_student_is_rejected(
         ({"models": {"a": {"start": "student"}}}, "a.start is student, which this recipe does not"),
         ({"models": {"a": {"start": "teacher", "teacher": "b"}}}, "b"),
         ({"losses": {"similarity": 1.0}}, "losses.similarity is no term of classification"),
-        ({"task": {"kind": "classification", "length": 99}}, "99 tokens, but .* takes 64"),
+        ({"task": {"kind": "classification", "max_length": 99}}, "99 tokens, but .* takes 64"),
         ({"models": {"a": {"start": "teacher", "layer_map": 9}}}, "layer_map asks for 9 layers"),
     ],
 )  # fmt: skip
@@ -406,7 +406,7 @@ def test_two_ranks_give_the_result_of_one(recipe, tmp_path, kind):
         texts = [json.dumps({"text": text}) + "\n" for text, _ in sentences(64, 4)]
         (tmp_path / "texts.jsonl").write_text("".join(texts))
         path = recipe(
-            task={"kind": "embeddings", "length": 32, "group": 4},
+            task={"kind": "embeddings", "max_length": 32, "group": 4},
             data={
                 "train": str(tmp_path / "texts.jsonl"),
                 "validation": str(tmp_path / "pairs.tsv"),

@@ -23,7 +23,7 @@ seed: {seeds}
 teacher: {teacher}
 finetuning:
   the task:
-    task: {{kind: {kind}, length: 32}}
+    task: {{kind: {kind}, max_length: 32}}
     data: {{train: /home/someone/train.jsonl, validation: dev.jsonl, num_train: 500}}
     models:
       teacher: {{start: teacher}}
@@ -60,7 +60,7 @@ def card(tmp_path):
         edit=lambda text: text,
     ):
         vectors = kind == "embeddings"
-        losses = "{hard_target: 0, soft_target: 0, similarity: 1}" if vectors else "{}"
+        losses = "{hard_label: 0, soft_target: 0, similarity: 1}" if vectors else "{}"
         text = RECIPE.format(kind=kind, teacher=teacher, seeds=list(seeds), losses=losses)
         recipe = parse_recipe(edit(text.replace("the task", "the_task")))
         metric = recipe.finetuning["the_task"].task.metric
@@ -215,7 +215,7 @@ def test_card_states_how_the_model_was_trained(card):
         "- Layers copied: 1, spread evenly",
         "- Teacher: `teacher`, another model of the task",
         "- Examples: 500 of `train.jsonl`",
-        "- Losses and weights: `hard_target` 0.5, `soft_target` 0.5",
+        "- Losses and weights: `hard_label` 0.5, `soft_target` 0.5",
         "- Training tokens: 1.5 M",
         "- Seed: 4",
         "a &lt;processor>",

@@ -21,7 +21,7 @@ ROWS = [
     ("il dit que personne ne sait", "he says that nobody knows"),
 ]
 ASKED = TextExample("x", target="y")
-SHORT = ["columns={text: fr, target: en}", "max_new_tokens=12", "length=64"]
+SHORT = ["columns={text: fr, target: en}", "max_new_tokens=12", "max_length=64"]
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def loaded(*settings, name="continuation"):
     return load_for_task(resolve_folder("sample", offline=True), recipe)
 
 
-def test_a_text_is_the_same_alone_and_beside_longer_ones(data):
-    """And is what the model writes when it is asked as a language model."""
+def test_continuation_is_independent_of_batching(data):
+    """And equals the language model's own generation."""
     model = loaded()
     examples = model.task.read(data)
     together, _ = model.predictions_and_cuts(examples)
@@ -49,9 +49,9 @@ def test_a_text_is_the_same_alone_and_beside_longer_ones(data):
     assert len(set(together)) > 1
 
 
-def test_examples_stand_before_the_prompt_and_are_not_asked(data):
+def test_shots_precede_the_prompt_and_are_not_scored(data):
     """With what follows each; the prompt keeps its end where the text is too long."""
-    model = loaded("prompt='{text} ='", "shots=2", "length=80")
+    model = loaded("prompt='{text} ='", "shots=2", "max_length=80")
     examples = model.task.read(data)
     assert [example.text for example in examples] == [fr for fr, _ in ROWS[2:]]
     (short,), (whole,) = (
@@ -61,17 +61,17 @@ def test_examples_stand_before_the_prompt_and_are_not_asked(data):
         "le chat dort = the cat sleeps\nla mer est froide = the sea is cold\n"
         "il dit que personne ne sait ="
     )
-    assert not short.is_cut
-    small = loaded("prompt='{text} ='", "length=20")
+    assert not short.is_truncated
+    small = loaded("prompt='{text} ='", "max_length=20")
     ((cut,),) = small.task.encode([examples[0]], small.tokenizer)
-    assert cut.is_cut
+    assert cut.is_truncated
     assert len(cut.input_ids) == 20 - 12
     assert small.decode(cut.input_ids.tolist()).endswith(" =")
     assert len(whole.input_ids) <= 80 - 12
 
 
-def test_what_is_written_ends_where_the_task_says():
-    """At the stop, then after so many sentences."""
+def test_continuation_ends_at_stop_and_number_of_sentences():
+    """At the stop text, then after `sentences` sentences."""
     texts = {"": "One. Two! Three? Four", "stop='!'": "One. Two", "sentences=2": "One. Two!"}
     for setting, expected in texts.items():
         task = loaded(*([setting] if setting else [])).task
@@ -81,13 +81,13 @@ def test_what_is_written_ends_where_the_task_says():
         assert task.predict(ASKED, [sequence], [torch.tensor(ids).float()]) == expected
 
 
-def test_scores_are_those_of_their_libraries(data):
+def test_bleu_and_rouge_equal_their_libraries(data):
     """BLEU of the set and ROUGE's mean, each with an interval that holds it."""
     task = loaded().task
     examples = task.read(data)
     said = ["the cat sleeps", "the sea is very cold", "import os, a long way", "nobody says"]
     targets = [en for _, en in ROWS]
-    found = task.measures(said, examples)
+    found = task.metric_samples(said, examples)
     expected = sacrebleu.corpus_bleu(said, [targets])
     assert found["bleu"].value == pytest.approx(expected.score, abs=1e-9)
     scorer = RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
@@ -100,7 +100,7 @@ def test_scores_are_those_of_their_libraries(data):
         assert interval.low <= interval.value <= interval.high
 
 
-def test_sampled_text_is_that_of_its_seed(data):
+def test_sampling_is_reproducible_by_seed(data):
     """The same for the same seed, another for another."""
     examples = loaded().task.read(data)
     first, again, other = (
@@ -109,13 +109,13 @@ def test_sampled_text_is_that_of_its_seed(data):
     assert first == again != other
 
 
-def test_what_cannot_be_asked_is_refused(data):
+def test_unusable_examples_and_prompts_are_refused(data):
     """Too few rows for the examples, a prompt without the text, training on it."""
     with pytest.raises(DataError, match="has 4 rows, of which 4 are shown"):
         loaded("shots=4").task.read(data)
     with pytest.raises(RecipeError, match="leaves no room for the prompt"):
-        loaded("length=12").predictions([ASKED])
+        loaded("max_length=12").predictions([ASKED])
     with pytest.raises(RecipeError, match=r"must hold \{text\} once"):
         loaded("prompt=none")
-    with pytest.raises(RecipeError, match="asked of a model as it is"):
+    with pytest.raises(RecipeError, match="continuation is zero-shot"):
         loaded().task.read_training(data)

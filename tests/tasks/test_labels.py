@@ -8,7 +8,7 @@ from stillhouse.errors import DataError, RecipeError
 from stillhouse.models.folder_check import load_config
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks.labels import Labels, label_name, label_names, labels_of_data, sorted_labels
-from stillhouse.tasks.registry import labels_in, make_task, task_for_training, task_of_model
+from stillhouse.tasks.registry import make_task, task_for_training, task_of_model
 from stillhouse.tasks.settings import ClassificationTask
 
 TWELVE = [str(number) for number in range(12)]
@@ -40,7 +40,7 @@ GENERIC = [f"LABEL_{number}" for number in range(12)]
         (["a"], None),
     ],
 )
-def test_a_label_has_one_spelling(value, name):
+def test_label_spelling_is_normalized(value, name):
     """Whatever wrote the file: pandas makes 1.0 of 1, JSON has true, a table True."""
     assert label_name(value) == name
 
@@ -69,18 +69,18 @@ def test_numbers_are_sorted_as_numbers():
         (["a", "a"], ["a", "a"]),
     ],
 )
-def test_several_labels_are_a_list_or_a_text_with_commas(value, names):
-    """The entries of a list are never split; a list as text, or 0 or 1 for each label, is none."""
+def test_multiple_labels_are_a_list_or_comma_separated_text(value, names):
+    """Entries of a list are never split; a list written as text and one-hot values are refused."""
     assert label_names(value) == names
 
 
-def test_a_label_with_a_comma_is_one_label(tmp_path):
+def test_label_containing_a_comma_is_one_label(tmp_path):
     """Of a single-label task always; of several labels where it is known, or in a list."""
     table = tmp_path / "train.jsonl"
     table.write_text(
         '{"text": "a", "label": "Business, Finance"}\n{"text": "b", "label": "Arts "}\n'
     )
-    assert labels_in(ClassificationTask(), table) == ["Arts", "Business, Finance"]
+    assert make_task(ClassificationTask()).labels_in(table) == ["Arts", "Business, Finance"]
     task = task_for_training(ClassificationTask(), table, {})
     assert [example.target for example in task.read(table)] == [1, 0]
     several = Labels.given(["Arts", "Business, Finance", "Business"])
@@ -91,7 +91,7 @@ def test_a_label_with_a_comma_is_one_label(tmp_path):
 
 
 def config_of(task_folder, names, head="SequenceClassification"):
-    settings = make_task(ClassificationTask(labels=names)).settings
+    settings = make_task(ClassificationTask(labels=names)).model_settings
     folder = task_folder("bert", head, **settings)
     return load_config(folder), folder
 
@@ -105,36 +105,36 @@ def rows_of(tmp_path, values, name="train.jsonl"):
     return path
 
 
-def test_twelve_numbers_are_the_positions_of_generic_labels(task_folder, tmp_path):
+def test_numeric_labels_match_generic_names_by_position(task_folder, tmp_path):
     """In training, in scores and under a teacher: 10 is LABEL_10, not the third."""
     config, folder = config_of(task_folder, GENERIC)
     train = rows_of(tmp_path, [10, 2, 0, 11])
-    task = task_for_training(ClassificationTask(length=64), train, {"x": config})
-    assert task.settings["id2label"] == dict(enumerate(TWELVE))
+    task = task_for_training(ClassificationTask(max_length=64), train, {"x": config})
+    assert task.model_settings["id2label"] == dict(enumerate(TWELVE))
     assert [each.target for each in task.read(train)] == [10, 2, 0, 11]
-    scored = task_of_model(folder, ClassificationTask(length=64))
+    scored = task_of_model(folder, ClassificationTask(max_length=64))
     assert [each.target for each in scored.read(train)] == [10, 2, 0, 11]
-    assert labels_in(ClassificationTask(), rows_of(tmp_path, range(11, -1, -1))) == TWELVE
+    assert make_task(ClassificationTask()).labels_in(rows_of(tmp_path, range(11, -1, -1))) == TWELVE
 
 
-def test_names_of_a_model_win_over_positions(task_folder, tmp_path):
+def test_label_names_of_a_model_override_positions(task_folder, tmp_path):
     """Whatever order the recipe, the data or the task's name has."""
     own = ["CONTRADICTION", "ENTAILMENT", "NEUTRAL"]
     config, folder = config_of(task_folder, own)
-    task = task_of_model(folder, parse_task("mnli", ["length=64"]))
-    assert task.settings["id2label"] == {0: "contradiction", 1: "entailment", 2: "neutral"}
+    task = task_of_model(folder, parse_task("mnli", ["max_length=64"]))
+    assert task.model_settings["id2label"] == {0: "contradiction", 1: "entailment", 2: "neutral"}
     train = rows_of(tmp_path, ["entailment", "neutral", "contradiction"])
-    task = task_for_training(ClassificationTask(length=64), train, {"x": config})
+    task = task_for_training(ClassificationTask(max_length=64), train, {"x": config})
     assert [each.target for each in task.read(train)] == [1, 2, 0]
     config, folder = config_of(task_folder, ["POSITIVE", "NEGATIVE"])
-    task = task_of_model(folder, parse_task("sst2", ["length=64"]))
-    assert task.settings["id2label"] == {0: "1", 1: "0"}
+    task = task_of_model(folder, parse_task("sst2", ["max_length=64"]))
+    assert task.model_settings["id2label"] == {0: "1", 1: "0"}
 
 
 def test_numbers_in_data_are_positions_among_the_names_of_the_recipe(task_folder, tmp_path):
     """As the hub numbers classes; the model's order stays its own."""
     _, folder = config_of(task_folder, ["contradiction", "entailment", "neutral"])
-    task = task_of_model(folder, parse_task("mnli", ["length=64", "columns.text=text",
+    task = task_of_model(folder, parse_task("mnli", ["max_length=64", "columns.text=text",
                                                      "columns.pair=text"]))  # fmt: skip
     path = tmp_path / "dev.jsonl"
     path.write_text('{"text": "a", "gold_label": 0}\n{"text": "a", "gold_label": 2}\n')
@@ -150,19 +150,19 @@ def test_labels_that_match_neither_names_nor_positions_are_refused(task_folder, 
         task_for_training(ClassificationTask(), train, {"x": config})
     message = r"row 1: .* one of contradiction, entailment, neutral; it holds 0.* they are 0, 1, 2"
     with pytest.raises(DataError, match=message):
-        task_of_model(folder, ClassificationTask(length=64)).read(train)
+        task_of_model(folder, ClassificationTask(max_length=64)).read(train)
     with pytest.raises(RecipeError, match=r"labels are no, yes, but .* are LABEL_0, LABEL_1"):
         labels_of_data(["no", "yes"], ["LABEL_0", "LABEL_1"], "the model")
 
 
-def test_a_mapping_says_what_the_model_calls_each_label(task_folder, tmp_path):
+def test_label_mapping_gives_the_model_s_names(task_folder, tmp_path):
     """Where nothing in their names would."""
     config, _ = config_of(task_folder, ["yes", "no"])
     recipe = ClassificationTask.model_validate({"labels": {"bad": "no", "good": "yes"}})
     train = rows_of(tmp_path, ["bad", "good"])
     task = task_for_training(recipe, train, {"x": config})
     assert [each.target for each in task.read(train)] == [1, 0]
-    assert task.settings["id2label"] == {0: "good", 1: "bad"}
+    assert task.model_settings["id2label"] == {0: "good", 1: "bad"}
 
 
 @pytest.mark.parametrize("values", [[True, False], ["True", "False"], [1.0, 0.0], ["1.0", "0.0"]])
@@ -186,15 +186,15 @@ def test_negative_numbers_are_labels(tmp_path):
     assert [each.target for each in task.read(train)] == [2, 0, 1, 0]
 
 
-def test_labels_that_are_one_are_refused():
-    """Two outputs for the same label could not be told apart."""
+def test_duplicate_labels_are_refused():
+    """Two outputs cannot have the same label."""
     with pytest.raises(RecipeError, match=r"1, 1.0 are not 2 different ones"):
         Labels.given(["1", "1.0"])
     with pytest.raises(RecipeError, match=r"' ' is blank or comes twice"):
         Labels.given(["a", " "])
 
 
-def test_case_is_ignored_where_that_leaves_one_label():
+def test_label_case_is_ignored_where_unambiguous():
     """`us` and `US` stay two."""
     labels = Labels.given(["us", "US", "Other"])
     assert [labels.find(name) for name in ("us", "US", "other", "Us")] == [0, 1, 2, None]
@@ -203,7 +203,7 @@ def test_case_is_ignored_where_that_leaves_one_label():
 @pytest.mark.parametrize(
     ("values", "settings", "message"),
     [
-        (["Good", "good", "bad"], {}, "differ in upper and lower case alone: Good, good. Spell"),
+        (["Good", "good", "bad"], {}, "differ only in case: Good, good. Spell"),
         (
             ["x;y", "x", "y"],
             {"multi_label": True},
@@ -212,18 +212,18 @@ def test_case_is_ignored_where_that_leaves_one_label():
         (["x | y", "y"], {"multi_label": True}, "holds 'x | y', whose parts between '|'"),
     ],
 )
-def test_labels_that_look_like_others_are_refused(tmp_path, values, settings, message):
+def test_similar_labels_are_refused(tmp_path, values, settings, message):
     """Two spellings are not two classes, and two labels not a third one, unless the recipe says
     so."""
     path = rows_of(tmp_path, values)
     with pytest.raises(DataError, match=re.escape(message)):
-        labels_in(ClassificationTask(**settings), path)
+        make_task(ClassificationTask(**settings)).labels_in(path)
     named = ClassificationTask(labels=values, **settings)
     assert len(make_task(named).read(path)) == len(values)
 
 
-def test_spellings_of_a_model_s_labels_are_one_label(tmp_path, task_folder):
-    """Where a teacher names the labels, upper and lower case tell nothing apart."""
+def test_spellings_of_a_model_label_are_merged(tmp_path, task_folder):
+    """Where a teacher names the labels, case is ignored."""
     config, _ = config_of(task_folder, ["bad", "good"])
     path = rows_of(tmp_path, ["Good", "good", "BAD"])
     task = task_for_training(ClassificationTask(), path, {"teacher": config})

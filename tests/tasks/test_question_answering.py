@@ -1,4 +1,4 @@
-"""Questions about passages: where a model may find its answer, and what it is worth."""
+"""Question answering: where an answer can be, and its score."""
 
 import json
 
@@ -35,25 +35,25 @@ def oracle(task, question, tokenizer):
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
-def test_what_is_learned_is_what_is_answered(tokenizer_of, family):
-    """An answer far down a passage of many windows comes back to the character."""
+def test_training_target_is_predicted_as_the_answer(tokenizer_of, family):
+    """An answer in a late window is recovered to the character."""
     question = asked(PASSAGE * 4 + "Nobody knew of London. " + PASSAGE * 2, "of London")
-    task = make_task(QuestionAnsweringTask(length=56, step=9, question_length=24))
+    task = make_task(QuestionAnsweringTask(max_length=56, doc_stride=9, max_question_length=24))
     sequences, found = oracle(task, question, tokenizer_of(family))
     assert len(sequences) > 3
     shown = [each for each in sequences if each.target is not None and each.target.any()]
     assert 0 < len(shown) < len(sequences)
     assert found[0].text == "of London"
     assert found[0].start == question.answers[0].start
-    measures = task.measures([found], [question])
+    measures = task.metric_samples([found], [question])
     assert measures["exact_match"].value == measures["f1"].value == 100.0
 
 
-def test_an_answer_stands_in_the_passage_alone(task_folder):
+def test_answer_span_lies_in_the_context(task_folder):
     """No probability for the question or the padding; some for the first token, which says that
     the window does not show it."""
-    task = make_task(QuestionAnsweringTask(length=56, question_length=24))
-    folder = task_folder("bert", task.head, **task.settings)
+    task = make_task(QuestionAnsweringTask(max_length=56, max_question_length=24))
+    folder = task_folder("bert", task.head, **task.model_settings)
     tokenizer = load_tokenizer(folder)
     (short,), (long,) = task.encode([asked("The sea.", "sea"), asked(PASSAGE, "Islay")], tokenizer)
     batch = collate([short, long], pad_token_id=0)
@@ -68,9 +68,9 @@ def test_an_answer_stands_in_the_passage_alone(task_folder):
     assert -np.finfo(np.float32).max < FAR_BELOW / 0.01
 
 
-def test_the_score_of_an_answer_is_its_share_among_the_best(tokenizer_of):
-    """Between 0 and 1; a passage of which nothing is asked has no answer."""
-    task = make_task(QuestionAnsweringTask(length=56, question_length=24))
+def test_answer_score_is_its_softmax_among_the_best(tokenizer_of):
+    """Between 0 and 1; a context without candidates has no answer."""
+    task = make_task(QuestionAnsweringTask(max_length=56, max_question_length=24))
     _, found = oracle(task, asked(PASSAGE, "Islay"), tokenizer_of("bert"))
     result = task.result(found)
     assert result["answer"] == "Islay"
@@ -85,7 +85,7 @@ def test_questions_without_answers_are_read_from_json_lines(tmp_path, tokenizer_
     rows = [{"question": QUESTION, "context": PASSAGE}, {"question": "Where?", "context": "Here."}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = make_task(QuestionAnsweringTask())
-    questions = task.read(path, targets=False)
+    questions = task.read(path, labeled=False)
     assert [each.question for each in questions] == [QUESTION, "Where?"]
     assert [each.context for each in questions] == [PASSAGE, "Here."]
     (sequences,) = task.encode(questions[1:], tokenizer_of("bert"))
@@ -93,10 +93,12 @@ def test_questions_without_answers_are_read_from_json_lines(tmp_path, tokenizer_
 
 
 @pytest.mark.parametrize("handle_impossible_answer", [False, True])
-def test_an_impossible_answer_is_handled_as_by_transformers(tokenizer_of, handle_impossible_answer):
+def test_handle_impossible_answer_equals_transformers(tokenizer_of, handle_impossible_answer):
     """The best stretch; with the parameter, empty where transformers ranks that first."""
     longest = 6
-    task = QuestionAnswering(QuestionAnsweringTask(length=64, n_best=64, longest_answer=longest))
+    task = QuestionAnswering(
+        QuestionAnsweringTask(max_length=64, n_best=64, max_answer_length=longest)
+    )
     question, draw = asked(PASSAGE, "Islay"), np.random.default_rng(0)
     ((sequence,),) = task.encode([question], tokenizer_of("bert"))
     window = sequence.source
@@ -104,7 +106,7 @@ def test_an_impossible_answer_is_handled_as_by_transformers(tokenizer_of, handle
     for _ in range(40):
         logits = draw.normal(size=(2, len(window.input_ids))).astype(np.float32)
         logits[:, 0] += 1
-        outside = ~window.in_passage
+        outside = ~window.in_context
         outside[0] = False  # the first token stands for no answer
         masked = np.where(outside, FAR_BELOW, logits).astype(np.float32)
         found = task.answer(

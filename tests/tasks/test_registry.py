@@ -1,4 +1,4 @@
-"""The task of a model folder: its kind, its labels in its own order, its vectors."""
+"""The task of a model folder: its kind, its labels in the model's order, its embeddings."""
 
 import json
 
@@ -10,11 +10,13 @@ from stillhouse.models.folder_check import load_config
 from stillhouse.models.save import save_model
 from stillhouse.models.task_models import load_task_model, task_model_with_num_layers
 from stillhouse.recipe_file import parse_task
+from stillhouse.tasks.labels import labels_of
 from stillhouse.tasks.metrics import GLUE
-from stillhouse.tasks.registry import labels_in, labels_of, make_task, task_of_model
+from stillhouse.tasks.registry import TASKS, make_task, task_of_model
 from stillhouse.tasks.sentence_transformers import write_modules
 from stillhouse.tasks.settings import (
     NAMED_TASKS,
+    TASK_KINDS,
     ClassificationTask,
     EmbeddingsTask,
     TokenClassificationTask,
@@ -22,7 +24,7 @@ from stillhouse.tasks.settings import (
 
 
 def folder_of(task_folder, task):
-    return task_folder("bert", task.head, **task.settings)
+    return task_folder("bert", task.head, **task.model_settings)
 
 
 @pytest.mark.parametrize(
@@ -35,17 +37,17 @@ def folder_of(task_folder, task):
         ("embeddings", []),
     ],
 )
-def test_a_model_knows_what_it_was_made_for(task_folder, kind, labels):
+def test_task_of_model_is_inferred_from_its_head(task_folder, kind, labels):
     """From its folder alone."""
-    task = make_task(parse_task(kind, ["length=64"]), labels)
+    task = make_task(parse_task(kind, ["max_length=64"]), labels)
     folder = folder_of(task_folder, task)
     found = task_of_model(folder)
     assert found.recipe.kind == kind
     if labels:
-        assert found.settings["id2label"] == dict(enumerate(labels))
+        assert found.model_settings["id2label"] == dict(enumerate(labels))
     other = "regression" if kind != "regression" else "question_answering"
     with pytest.raises(RecipeError, match=f"The task is {other}, but .* made for {kind}"):
-        task_of_model(folder, parse_task(other, ["length=64"]))
+        task_of_model(folder, parse_task(other, ["max_length=64"]))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_a_model_knows_what_it_was_made_for(task_folder, kind, labels):
 def test_labels_are_in_the_order_of_the_models_outputs(task_folder, own, wanted, order):
     """Whatever order the recipe has: models of one task differ in it."""
     folder = folder_of(task_folder, make_task(ClassificationTask(labels=own)))
-    found = task_of_model(folder, ClassificationTask(labels=wanted, length=64))
+    found = task_of_model(folder, ClassificationTask(labels=wanted, max_length=64))
     assert found.labels == (own if wanted is None else order)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -70,15 +72,15 @@ def test_other_labels_than_the_models_are_refused(task_folder):
     """With both, and what to do."""
     folder = folder_of(task_folder, make_task(ClassificationTask(labels=["no", "yes"])))
     with pytest.raises(RecipeError, match=r"labels are good, bad, but .* are no, yes"):
-        task_of_model(folder, ClassificationTask(labels=["good", "bad"], length=64))
-    with pytest.raises(RecipeError, match=r"length is 128 tokens, but .* takes 64"):
+        task_of_model(folder, ClassificationTask(labels=["good", "bad"], max_length=64))
+    with pytest.raises(RecipeError, match=r"max_length is 128 tokens, but .* takes 64"):
         task_of_model(folder, ClassificationTask(labels=["no", "yes"]))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_vectors_are_made_as_the_folder_says(task_folder, pooling):
+def test_embedding_settings_come_from_the_folder(task_folder, pooling):
     """In the files that sentence-transformers writes and reads."""
-    recipe = EmbeddingsTask(pooling=pooling, length=64)
+    recipe = EmbeddingsTask(pooling=pooling, max_length=64)
     folder = folder_of(task_folder, make_task(recipe))
     write_modules(folder, recipe, 16)
     assert task_of_model(folder).recipe == recipe
@@ -93,15 +95,15 @@ def test_vectors_are_made_as_the_folder_says(task_folder, pooling):
 
 
 def test_a_language_model_has_no_task_until_it_is_fine_tuned(tmp_path, tiny_model, tiny_tokenizer):
-    """Asked for one it says so; a body with a new head can be had from a seed."""
+    """It is refused; with a seed the body gets a new head."""
     save_model(tiny_model("bert"), tiny_tokenizer, tmp_path / "lm")
     with pytest.raises(ModelError, match="no head for a task: it is a BertForMaskedLM"):
         task_of_model(tmp_path / "lm")
     task = make_task(ClassificationTask(labels=["no", "yes"]))
     with pytest.raises(ModelError, match=r"with a head for this task: .* missing \(.*classifier"):
-        load_task_model(tmp_path / "lm", task.head, task.settings)
+        load_task_model(tmp_path / "lm", task.head, task.model_settings)
     models = [
-        load_task_model(tmp_path / "lm", task.head, task.settings, new_head_seed=seed)
+        load_task_model(tmp_path / "lm", task.head, task.model_settings, new_head_seed=seed)
         for seed in (1, 1, 2)
     ]
     body = tiny_model("bert").get_submodule("bert").state_dict()
@@ -113,7 +115,7 @@ def test_a_language_model_has_no_task_until_it_is_fine_tuned(tmp_path, tiny_mode
     assert not torch.equal(heads[0], heads[2])
 
 
-def test_a_body_that_is_not_whole_is_refused_whatever_its_head(tmp_path, task_folder):
+def test_incomplete_body_is_refused(tmp_path, task_folder):
     """A layer is never drawn at random."""
     from safetensors.torch import load_file, save_file
 
@@ -123,10 +125,10 @@ def test_a_body_that_is_not_whole_is_refused_whatever_its_head(tmp_path, task_fo
     del weights["bert.encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"1 parameters are missing \(bert.encoder.layer.1"):
-        load_task_model(folder, task.head, task.settings, new_head_seed=0)
+        load_task_model(folder, task.head, task.model_settings, new_head_seed=0)
 
 
-def test_a_seed_leaves_the_generators_as_they_were(task_folder):
+def test_new_head_seed_restores_global_generators(task_folder):
     """A new head does not change what is drawn next."""
     folder = task_folder("bert", "Body")
     torch.manual_seed(5)
@@ -134,6 +136,11 @@ def test_a_seed_leaves_the_generators_as_they_were(task_folder):
     torch.manual_seed(5)
     load_task_model(folder, "QuestionAnswering", {"num_labels": 2}, new_head_seed=3)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_every_kind_of_task_is_in_the_table():
+    """The recipe and the table of tasks have the same kinds."""
+    assert set(TASKS) == set(TASK_KINDS)
 
 
 @pytest.mark.parametrize("name", NAMED_TASKS)
@@ -146,9 +153,9 @@ def test_every_named_task_can_be_made(name):
         assert recipe.metric == GLUE[name]
 
 
-def test_a_task_is_given_by_name_and_settings():
+def test_parse_task_by_name_and_settings():
     """What is wrong is named, with what is near."""
-    recipe = parse_task("rte", ["columns.text=premise", "columns.pair=hypothesis", "length=64"])
+    recipe = parse_task("rte", ["columns.text=premise", "columns.pair=hypothesis", "max_length=64"])
     assert isinstance(recipe, ClassificationTask)
     assert recipe.columns.model_dump() == {
         "text": "premise", "pair": "hypothesis", "target": "label",
@@ -158,13 +165,13 @@ def test_a_task_is_given_by_name_and_settings():
         parse_task("sst")
     with pytest.raises(RecipeError, match=r"columns.txt is not a key .* Did you mean 'text'"):
         parse_task("sst2", ["columns.txt=a"])
-    with pytest.raises(RecipeError, match=r"length: .* got 3"):
-        parse_task("squad", ["length=3"])
+    with pytest.raises(RecipeError, match=r"max_length: .* got 3"):
+        parse_task("squad", ["max_length=3"])
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "gpt2"])
 @pytest.mark.parametrize("head", ["Body", "SequenceClassification"])
-def test_a_shallower_model_has_the_layers_of_its_map(task_folder, family, head):
+def test_layer_map_selects_the_layers(task_folder, family, head):
     """And everything else as it was."""
     model = load_task_model(task_folder(family, head), head, {})
     student = task_model_with_num_layers(model, [1])
@@ -179,22 +186,22 @@ def test_a_shallower_model_has_the_layers_of_its_map(task_folder, family, head):
         assert student(input_ids=ids)[0].isfinite().all()
 
 
-def test_labels_that_no_recipe_gives_are_those_of_the_training_data(tmp_path):
+def test_labels_default_to_those_of_the_training_data(tmp_path):
     """Sorted; of several labels each; of tags both of each kind."""
     table = tmp_path / "train.tsv"
     table.write_text("text\tlabel\na\twarm\nb\tcold\nc\twarm\n")
-    assert labels_in(ClassificationTask(), table) == ["cold", "warm"]
-    assert labels_in(ClassificationTask(labels=["a", "b"]), table) == []
+    assert make_task(ClassificationTask()).labels_in(table) == ["cold", "warm"]
+    assert make_task(ClassificationTask(labels=["a", "b"])).labels_in(table) == []
     several = tmp_path / "train.jsonl"
     several.write_text('{"text": "a", "label": ["x", "y"]}\n{"text": "b", "label": "z,x"}\n')
-    assert labels_in(ClassificationTask(multi_label=True), several) == ["x", "y", "z"]
+    assert make_task(ClassificationTask(multi_label=True)).labels_in(several) == ["x", "y", "z"]
     tagged = tmp_path / "train.conll"
     tagged.write_text("a O\nb I-PER\n")
-    assert labels_in(TokenClassificationTask(), tagged) == ["O", "B-PER", "I-PER"]
-    assert labels_in(EmbeddingsTask(), table) == []
+    assert make_task(TokenClassificationTask()).labels_in(tagged) == ["O", "B-PER", "I-PER"]
+    assert make_task(EmbeddingsTask()).labels_in(table) == []
 
 
-def test_labels_of_other_outputs_are_refused(task_folder):
+def test_misnumbered_id2label_is_refused(task_folder):
     """Numbered from 1: which output is which would be a guess."""
     folder = task_folder("bert", "SequenceClassification", num_labels=3)
     edit_config(folder, id2label={"1": "a", "2": "b", "3": "c"}, label2id={"a": 1, "b": 2, "c": 3})
@@ -204,7 +211,7 @@ def test_labels_of_other_outputs_are_refused(task_folder):
     assert labels_of(load_config(folder)) == ["5", "6", "7"]
 
 
-def test_a_regression_of_several_numbers_is_no_classification(task_folder):
+def test_regression_of_several_numbers_is_refused(task_folder):
     """Its numbers were shown as the shares of labels."""
     folder = task_folder("bert", "SequenceClassification", num_labels=3)
     edit_config(folder, problem_type="regression")

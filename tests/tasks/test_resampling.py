@@ -14,7 +14,7 @@ from stillhouse.tasks.metrics import (
     mean_percent,
     span_f1,
 )
-from stillhouse.tasks.squad_no_answer import _best_score, best_threshold
+from stillhouse.tasks.squad_scores import _best_score, best_threshold
 
 
 def drawn(size, num_draws, seed=0):
@@ -26,7 +26,7 @@ def drawn(size, num_draws, seed=0):
 
 @pytest.mark.parametrize("size", [2, 7, 60])
 @pytest.mark.parametrize(("name", "library"), [("pearson", "pearsonr"), ("spearman", "spearmanr")])
-def test_correlations_of_resamples_are_those_of_scipy(name, library, size):
+def test_resampled_correlations_equal_scipy(name, library, size):
     """With ties in the values, more of them in each draw, and draws that are constant."""
     draw = np.random.default_rng(size)
     right = np.round(draw.normal(size=size), 1)
@@ -59,7 +59,7 @@ def test_correlations_do_not_depend_on_the_scale_of_their_values():
 
 
 def examples_of(name, draw, size):
-    """Random predictions and what is right, in the form that a metric takes."""
+    """Random predictions and labels, in the form that a metric takes."""
     if name in ("matthews", "accuracy", "f1", "accuracy_and_f1"):
         return METRICS[name], draw.integers(0, 2, size), draw.integers(0, 2, size)
     if name == "f1 of several labels":
@@ -88,7 +88,7 @@ NAMES = ("accuracy", "f1", "accuracy_and_f1", "matthews", "f1 of several labels"
 
 @pytest.mark.parametrize("size", [1, 4, 50])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_metric_of_resamples_is_that_of_the_drawn_examples(name, size):
+def test_resampled_metric_equals_metric_of_drawn_examples(name, size):
     """An example that is drawn twice counts as two examples, one that is not drawn as none."""
     metric, predicted, right = examples_of(name, np.random.default_rng(size), size)
     rows, times = drawn(size, 60)

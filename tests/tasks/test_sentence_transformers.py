@@ -12,9 +12,9 @@ import stillhouse
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.tasks.registry import task_of_model
 from stillhouse.tasks.sentence_transformers import (
-    VectorSettings,
+    EmbeddingSettings,
     check_recipe_of,
-    vector_settings,
+    read_embedding_settings,
     write_modules,
 )
 from stillhouse.tasks.settings import EmbeddingsTask
@@ -31,7 +31,7 @@ def write(folder: Path, name: str, content: Any) -> None:
 def folder(task_folder) -> Path:
     """A sentence model of a random BERT that takes 64 tokens."""
     folder = task_folder("bert", "Body")
-    write_modules(folder, EmbeddingsTask(length=64), 16)
+    write_modules(folder, EmbeddingsTask(max_length=64), 16)
     return folder
 
 
@@ -75,8 +75,8 @@ VARIANTS = {
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_vectors_are_those_of_sentence_transformers(folder, variant):
-    """Every setting that changes them, on texts that are cut, short and of upper case."""
+def test_embeddings_equal_sentence_transformers(folder, variant):
+    """Every setting that changes them, on truncated, short and upper-case texts."""
     from sentence_transformers import SentenceTransformer
 
     VARIANTS[variant](folder)
@@ -87,12 +87,12 @@ def test_vectors_are_those_of_sentence_transformers(folder, variant):
 
 
 @pytest.mark.e2e
-def test_all_minilm_reads_as_many_tokens_as_it_was_published_with():
+def test_minilm_keeps_its_published_max_length():
     """450 words: 256 tokens are read, not the 512 that the model has positions for."""
     from sentence_transformers import SentenceTransformer
 
     model = stillhouse.load("minilm")
-    assert model.task.recipe.length == 256
+    assert model.task.recipe.max_length == 256
     words = (f"still{place % 7} {place % 31} drops of" for place in range(150))
     texts = [" ".join(words), "a cat"]
     folder = Path(str(model.model.config._name_or_path))
@@ -103,21 +103,21 @@ def test_all_minilm_reads_as_many_tokens_as_it_was_published_with():
 
 
 @pytest.mark.parametrize("length", [16, 64])
-def test_a_student_is_read_back_with_its_own_length(folder, length):
+def test_saved_embedding_model_keeps_its_max_length(folder, length):
     """What was trained on texts of 16 tokens reads 16 tokens."""
     for name in ("1_Pooling", "2_Normalize"):
         (folder / name / "config.json").unlink()
         (folder / name).rmdir()
-    write_modules(folder, EmbeddingsTask(length=length), 16)
-    assert task_of_model(folder).recipe.length == length
+    write_modules(folder, EmbeddingsTask(max_length=length), 16)
+    assert task_of_model(folder).recipe.max_length == length
 
 
-def test_what_the_files_say_is_read(folder):
+def test_embedding_settings_are_read_from_files(folder):
     """Length, pooling, normalization, case, prompt and similarity, each by its own file."""
-    assert vector_settings(folder) == VectorSettings(length=64)
+    assert read_embedding_settings(folder) == EmbeddingSettings(max_length=64)
     for variant in ("16 tokens", "not normalized", "a default prompt", "first token"):
         VARIANTS[variant](folder)
-    assert vector_settings(folder) == VectorSettings("cls", 16, False, False, "ba so: ")
+    assert read_embedding_settings(folder) == EmbeddingSettings("cls", 16, False, False, "ba so: ")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_the_files_say_is_read(folder):
         ("modules.json", [], "asks for nothing"),
     ],
 )  # fmt: skip
-def test_what_is_not_known_is_refused_by_name(folder, name, content, message):
+def test_unsupported_modules_are_refused(folder, name, content, message):
     """A pooling, a module, a prompt that is not there."""
     write(folder, name, content)
     with pytest.raises(ModelError, match=message):
@@ -152,28 +152,32 @@ def test_a_prompt_that_is_not_pooled_is_refused(folder):
 
 
 def test_a_recipe_does_not_change_how_a_model_pools(folder):
-    """Other vectors than the model's own would be scored in silence."""
+    """Otherwise other embeddings than the model's own would be scored silently."""
     with pytest.raises(RecipeError, match=r"pooling is cls, but .* by mean"):
-        task_of_model(folder, EmbeddingsTask(pooling="cls", length=64))
+        task_of_model(folder, EmbeddingsTask(pooling="cls", max_length=64))
     VARIANTS["a default prompt"](folder)
     check_recipe_of(folder, EmbeddingsTask())
     with pytest.raises(RecipeError, match="prompt 'ba so: ' before every text"):
         check_recipe_of(folder, EmbeddingsTask(), trains=True)
 
 
-def test_vectors_for_another_similarity_are_not_scored_by_their_cosine(folder):
+def test_unsupported_similarity_function_is_refused(folder):
     """They can be had, but the score would be another model's."""
     write(folder, "config_sentence_transformers.json", {"similarity_fn_name": "euclidean"})
     model = stillhouse.load(folder)
     assert model.embed(["ba"]).shape == (1, 16)
     with pytest.raises(ModelError, match="compared by euclidean"):
-        model.task.measures([], [])
+        model.task.metric_samples([], [])
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config_sentence_transformers.json", {"truncate_dim": 8}, "cuts vectors to 8 numbers"),
+        (
+            "config_sentence_transformers.json",
+            {"truncate_dim": 8},
+            "truncates embeddings to 8 dimensions",
+        ),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "a SparseEncoder"),
         (
             "sentence_bert_config.json",
@@ -182,16 +186,16 @@ def test_vectors_for_another_similarity_are_not_scored_by_their_cosine(folder):
         ),
     ],
 )
-def test_what_changes_vectors_beside_the_modules_is_refused(folder, name, content, message):
-    """sentence-transformers gives other vectors for each of them."""
+def test_unsupported_embedding_settings_are_refused(folder, name, content, message):
+    """Each of them changes the embeddings of sentence-transformers."""
     write(folder, name, content)
     with pytest.raises(ModelError, match=message) as caught:
         stillhouse.load(folder)
     assert name in str(caught.value)
 
 
-def test_what_sentence_transformers_writes_today_is_read(folder, tmp_path):
-    """Its own names of modules and settings; the vectors stay the same."""
+def test_files_of_current_sentence_transformers_are_read(folder, tmp_path):
+    """Its current names of modules and settings; the embeddings are the same."""
     from sentence_transformers import SentenceTransformer
 
     SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "saved"))

@@ -1,4 +1,4 @@
-"""SQuAD: its files are read whole or refused by name, and scored by the official rules."""
+"""SQuAD: files are read whole or refused with their place, and scored by the official rules."""
 
 import gzip
 import json
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.tasks.squad import normalized, read_squad, score, score_each
+from stillhouse.tasks.squad import read_squad
+from stillhouse.tasks.squad_scores import normalized, score, score_each
 
 CONTEXT = "The Rhine rises in the Alps. It flows north, past Basel, to the sea."
 
@@ -26,7 +27,7 @@ def write(folder: Path, *answers: tuple[str, int], **changes: object) -> Path:
     return path
 
 
-def test_questions_are_read_with_their_passage_and_answers(tmp_path):
+def test_questions_are_read_with_context_and_answers(tmp_path):
     """Also from a compressed file."""
     path = write(tmp_path, ("the Alps", 19), ("Alps", 23))
     packed = tmp_path / "squad.json.gz"
@@ -40,15 +41,15 @@ def test_questions_are_read_with_their_passage_and_answers(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (("the Alps", 18), "does not stand at character 18 of the context; it stands at 19"),
-        (("Cologne", 3), "'Cologne' does not stand at character 3 of the context; it stands now"),
-        (("sea.", -4), "does not stand at character -4"),
-        (("", 3), "an answer is '', which is no text. Leave the answer out"),
-        ((" ", 3), "an answer is ' ', which is no text"),
+        (("the Alps", 18), "is not at character 18 of the context; it is at 19"),
+        (("Cologne", 3), "'Cologne' is not at character 3 of the context; it does not occur"),
+        (("sea.", -4), "is not at character -4"),
+        (("", 3), "an answer is '', which is blank. Leave the answer out"),
+        ((" ", 3), "an answer is ' ', which is blank"),
         (("h", True), "'answer_start' is true or false; it must be a whole number"),
     ],
 )
-def test_an_answer_that_is_not_there_is_refused_by_name(tmp_path, answer, message):
+def test_misplaced_answer_is_refused(tmp_path, answer, message):
     """With file, article, paragraph and question."""
     path = write(tmp_path, answer)
     with pytest.raises(DataError, match=message) as error:
@@ -72,8 +73,8 @@ def test_an_answer_that_is_not_there_is_refused_by_name(tmp_path, answer, messag
         (b'{"data": [{"title": "T", "paragraphs": [{}]}]}', "T, paragraph 1: 'context' is missing"),
     ],
 )
-def test_another_format_is_refused_by_name(tmp_path, content, message):
-    """One message says where and what is wrong."""
+def test_invalid_squad_format_is_refused(tmp_path, content, message):
+    """The message has the file, the place and the mistake."""
     path = tmp_path / "other.json"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message) as error:
@@ -104,7 +105,7 @@ def test_answers_that_contradict_is_impossible_are_refused(tmp_path):
         read_squad(write(tmp_path, is_impossible=False))
 
 
-def test_ids_that_come_twice_are_refused(tmp_path):
+def test_duplicate_question_ids_are_refused(tmp_path):
     """They could not be scored."""
     path = write(tmp_path, ("Alps", 23))
     content = json.loads(path.read_text())
@@ -126,13 +127,13 @@ def test_ids_that_come_twice_are_refused(tmp_path):
         ("", ["north"], 0, 0),
     ],
 )
-def test_an_answer_is_held_against_the_reference_that_fits_best(prediction, references, exact, f1):
+def test_answer_is_scored_by_its_best_reference(prediction, references, exact, f1):
     """In lower case, without punctuation and articles, words counted."""
     found = score_each({"q": prediction}, {"q": references})["q"]
     assert (found.exact_match, found.f1) == (exact, pytest.approx(f1))
 
 
-def test_every_question_counts_and_no_other():
+def test_missing_predictions_count_as_wrong_and_others_are_ignored():
     """A missing prediction is wrong, one for another question is nothing."""
     found = score({"q1": "Alps", "other": "x"}, {"q1": ["alps"], "q2": ["sea"]})
     assert found == {"exact_match": 50.0, "f1": 50.0}
@@ -142,7 +143,7 @@ def test_every_question_counts_and_no_other():
         score({"q1": "Alps"}, {"q1": []})
 
 
-def test_punctuation_goes_before_articles():
+def test_punctuation_is_removed_before_articles():
     """So that "a-b" is one word, and "(the)" none."""
     assert normalized("A-b (the)  U.S. an") == "ab us"
 
@@ -175,7 +176,7 @@ def independent(prediction: str, references: Sequence[str]) -> tuple[float, floa
 
 
 @pytest.mark.parametrize("system", ["bert_ensemble", "logreg_baseline"])
-def test_published_predictions_score_as_an_independent_implementation_says(shared_data, system):
+def test_published_predictions_get_their_published_scores(shared_data, system):
     """Two systems' answers to the 4,958 questions of 24 articles, question by question."""
     folder = shared_data / "squad"
     questions = read_squad(folder / "dev-v1.1.json.gz")

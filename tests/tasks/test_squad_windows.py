@@ -1,4 +1,4 @@
-"""Windows show every token of a passage, and the best answer is found across them."""
+"""Windows cover every token of a context, and the best answer is found across them."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,14 @@ from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
 from stillhouse.tasks.squad_windows import best_answers, windows_of
 
-LAYOUT = QuestionAnsweringTask(length=20, step=4, question_length=6, n_best=5, longest_answer=3)
+LAYOUT = QuestionAnsweringTask(
+    max_length=20, doc_stride=4, max_question_length=6, n_best=5, max_answer_length=3
+)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A word is a token; a pair is [CLS] question [SEP] passage [SEP]."""
+    """A word is a token; a pair is [CLS] question [SEP] context [SEP]."""
     names = ["[UNK]", "[CLS]", "[SEP]", "who", *(f"w{number}" for number in range(200))]
     backend = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, "[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
@@ -38,23 +40,25 @@ def words(context: str, window, mask) -> list[str]:
 
 @pytest.mark.parametrize("num_words", [1, 13, 14, 15, 17, 18, 19, 50, 131])
 @pytest.mark.parametrize("step", [1, 4, 14, 100])
-def test_every_word_is_asked_once_and_shown_in_order(tokenizer, num_words, step):
+def test_windows_cover_every_word_once_in_order(tokenizer, num_words, step):
     """Whatever the step; one that is longer than the room would leave words out, and does not."""
     question = asked(num_words)
-    layout = QuestionAnsweringTask(length=20, step=step, question_length=6)
+    layout = QuestionAnsweringTask(max_length=20, doc_stride=step, max_question_length=6)
     windows = windows_of(question, tokenizer, layout)
     everything = question.context.split()
-    once = sorted(int(w[1:]) for each in windows for w in words(question.context, each, each.asked))
+    once = sorted(
+        int(w[1:]) for each in windows for w in words(question.context, each, each.has_max_context)
+    )
     assert once == list(range(num_words))
     for number, window in enumerate(windows):
-        shown = words(question.context, window, window.in_passage)
+        shown = words(question.context, window, window.in_context)
         begin = number * min(step, 14)
         assert shown == everything[begin : begin + 14]
         assert len(window.input_ids) <= 20
-        assert not (window.asked & ~window.in_passage).any()
+        assert not (window.has_max_context & ~window.in_context).any()
 
 
-def test_a_word_is_asked_where_it_has_most_context(tokenizer):
+def test_word_counts_in_the_window_with_max_context(tokenizer):
     """Of windows of 14 words, 4 apart: word 10 has 3 words after it in the first, 6 before it in
     the second, and in the third 2 before it."""
     windows = windows_of(asked(40), tokenizer, LAYOUT)
@@ -62,7 +66,7 @@ def test_a_word_is_asked_where_it_has_most_context(tokenizer):
         next(
             n
             for n, each in enumerate(windows)
-            if f"w{word}" in words(asked(40).context, each, each.asked)
+            if f"w{word}" in words(asked(40).context, each, each.has_max_context)
         )
         for word in range(40)
     ]
@@ -70,19 +74,21 @@ def test_a_word_is_asked_where_it_has_most_context(tokenizer):
     assert owner[-3:] == [len(windows) - 1] * 3
 
 
-def test_sequences_are_those_of_the_tokenizer(tokenizer):
-    """Question and passage apart by their types; a long question loses its end."""
+def test_windows_equal_the_tokenizer_s_sequences(tokenizer):
+    """Question and context have different types; a long question is truncated."""
     (window,) = windows_of(asked(2, question="who w1 w2 w3 w4 w5 w6 w7"), tokenizer, LAYOUT)
     said = tokenizer.convert_ids_to_tokens(window.input_ids)
     assert said == ["[CLS]", "who", "w1", "w2", "w3", "w4", "w5", "[SEP]", "w0", "w1", "[SEP]"]
     assert window.token_type_ids.tolist() == [0] * 8 + [1] * 3
-    assert window.in_passage.tolist() == [False] * 8 + [True, True, False]
+    assert window.in_context.tolist() == [False] * 8 + [True, True, False]
     five = asked(2, question="who w1 w2 w3 w4")
-    with pytest.raises(RecipeError, match=r"8 tokens holds no passage beside .* of 5 tokens"):
-        windows_of(five, tokenizer, QuestionAnsweringTask(length=8))
+    with pytest.raises(
+        RecipeError, match=r"8 tokens has no room for context beside .* of 5 tokens"
+    ):
+        windows_of(five, tokenizer, QuestionAnsweringTask(max_length=8))
 
 
-def test_an_answer_has_its_place_where_it_is_whole(tokenizer):
+def test_answer_position_only_where_it_is_whole(tokenizer):
     """White space around it is no part; in a window that shows half of it, it is not."""
     question = asked(40)
     windows = windows_of(question, tokenizer, LAYOUT)
@@ -102,7 +108,7 @@ def logits(windows, context, **values: float) -> list[np.ndarray]:
     found = []
     for window in windows:
         each = np.zeros(len(window.input_ids))
-        for place in np.flatnonzero(window.in_passage):
+        for place in np.flatnonzero(window.in_context):
             begin, end = window.characters[place]
             each[place] = values.get(context[begin:end], 0.0)
         found.append(each)
@@ -110,7 +116,7 @@ def logits(windows, context, **values: float) -> list[np.ndarray]:
 
 
 def test_the_best_start_and_end_are_found_across_windows(tokenizer):
-    """Also at the far end of the passage; the score is the sum of both."""
+    """Also at the end of the context; the score is the sum of both logits."""
     question = asked(40)
     windows = windows_of(question, tokenizer, LAYOUT)
     starts = logits(windows, question.context, w30=5.0, w3=4.0)
@@ -121,8 +127,8 @@ def test_the_best_start_and_end_are_found_across_windows(tokenizer):
     assert (second.text, second.score) == ("w3", 6.0)
 
 
-def test_answers_end_after_they_begin_and_are_not_too_long(tokenizer):
-    """Three words are the limit here; an end before the start is none."""
+def test_answer_span_is_ordered_and_bounded(tokenizer):
+    """Three words are the limit here; an end before the start is ignored."""
     question = asked(40)
     windows = windows_of(question, tokenizer, LAYOUT)
     starts = logits(windows, question.context, w20=9.0)
@@ -132,12 +138,12 @@ def test_answers_end_after_they_begin_and_are_not_too_long(tokenizer):
         assert (best.text if best.score == 18.0 else None) == expected
 
 
-def test_a_start_counts_only_where_it_is_asked(tokenizer):
-    """What a window says of words at its edge is not heard, however sure it is."""
+def test_start_counts_only_with_max_context(tokenizer):
+    """Starts at the edge of a window are ignored, however high their logits."""
     question = asked(40)
     windows = windows_of(question, tokenizer, LAYOUT)
     starts = logits(windows, question.context)
-    edge = np.flatnonzero(windows[0].in_passage & ~windows[0].asked)[-1]
+    edge = np.flatnonzero(windows[0].in_context & ~windows[0].has_max_context)[-1]
     starts[0][edge] = 99.0
     found = best_answers(
         question.context, windows, starts, logits(windows, question.context), LAYOUT
@@ -146,10 +152,10 @@ def test_a_start_counts_only_where_it_is_asked(tokenizer):
 
 
 def test_special_tokens_and_the_question_are_never_answers(tokenizer):
-    """Were they the best, something of the passage is given all the same; each text once."""
+    """Even where their logits are highest, answers come from the context; each text once."""
     question = asked(3)
     (window,) = windows_of(question, tokenizer, LAYOUT)
-    high = np.where(window.in_passage, 0.0, 50.0)
+    high = np.where(window.in_context, 0.0, 50.0)
     found = best_answers(question.context, [window], [high], [high], LAYOUT)
     assert {each.text for each in found} <= {"w0", "w0  w1", "w0  w1  w2", "w1", "w1  w2", "w2"}
     assert len({each.text for each in found}) == len(found) == LAYOUT.n_best

@@ -5,7 +5,7 @@ import pytest
 from stillhouse.tasks.tagged import as_scheme, scheme_of
 
 
-def test_labels_without_a_scheme_are_not_taken_for_one():
+def test_labels_without_a_tag_scheme():
     """LABEL_0 is no last token of a span, and EVENT no end."""
     assert scheme_of(["LABEL_0", "LABEL_1"]) == "IOB2"
     assert scheme_of(["O", "EVENT"]) == "IOB2"

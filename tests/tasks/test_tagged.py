@@ -17,7 +17,7 @@ def write(tmp_path, text):
 
 
 def test_sentences_end_at_blank_lines(tmp_path):
-    """However many, whatever white space they hold; the last one needs none."""
+    """Any number of them, with any white space; the last sentence needs none."""
     path = write(tmp_path, "-DOCSTART- O\n\nIn O\nBern B-LOC\n \n\t\nAnn B-PER\nLee I-PER\n")
     first, second = read_tagged(path)
     assert (first.tokens, first.tags) == (("In", "Bern"), ("O", "B-LOC"))
@@ -34,7 +34,7 @@ def test_columns_and_prefixes_can_be_named(tmp_path):
     assert sentence.tokens == ("Rhine",)
 
 
-def test_the_older_scheme_is_read_as_the_newer_one():
+def test_iob1_is_read_as_iob2():
     """A span begins with B-, also after one of another kind."""
     old = ["I-PER", "I-PER", "I-LOC", "B-LOC", "O", "I-ORG"]
     assert list(as_iob2(old)) == ["B-PER", "I-PER", "B-LOC", "B-LOC", "O", "B-ORG"]
@@ -60,7 +60,7 @@ def test_a_broken_line_is_refused_with_its_row(tmp_path, text, message):
 
 
 def test_too_few_columns_are_refused_with_the_row(tmp_path):
-    """What was asked for is said."""
+    """The message has the columns that were requested."""
     with pytest.raises(
         DataError, match="row 1 has 2 columns, too few for a token in 1 and a tag in 2"
     ):
@@ -75,7 +75,7 @@ def test_too_few_columns_are_refused_with_the_row(tmp_path):
     ],
 )
 def test_schemes_that_mark_ends_are_read(tmp_path, tags):
-    """IOBES and BILOU; neighbors of one kind stay apart."""
+    """IOBES and BILOU; adjacent spans of one kind stay separate."""
     path = write(tmp_path, "".join(f"w {tag}\n" for tag in tags))
     (sentence,) = read_tagged(path)
     assert sentence.tags == (
@@ -95,11 +95,11 @@ def test_tags_that_are_numbers_have_names(tmp_path):
     assert sentence.tags == ("B-PER", "O")
     with pytest.raises(DataError, match=r"row 1: the tags are numbers, .* Name them in `labels`"):
         read_tagged_rows(rows, "tokens", "ner_tags")
-    with pytest.raises(DataError, match=r"row 1: the tag 2 is none of the 2 of `labels`"):
+    with pytest.raises(DataError, match=r"row 1: the tag 2 is not one of the 2 of `labels`"):
         read_tagged_rows(rows, "tokens", "ner_tags", names=names[:2])
 
 
-def test_a_wrong_tag_is_shown_every_letter_that_is_read(tmp_path):
+def test_invalid_tag_message_lists_all_prefixes(tmp_path):
     """Each letter that the message lists is a tag; no other is."""
     path = tmp_path / "train.txt"
     path.write_text("London LOC\n")
@@ -128,13 +128,13 @@ def test_a_wrong_tag_is_shown_every_letter_that_is_read(tmp_path):
         ("Rhine B-LOC\t\nis  O \n", [("Rhine", "is")]),
     ],
 )
-def test_a_hash_is_a_token_and_comments_are_none(tmp_path, text, tokens):
+def test_hash_is_a_token_and_comments_are_skipped(tmp_path, text, tokens):
     """By the columns of the lines after it; and only tabs and spaces part columns."""
     assert [sentence.tokens for sentence in read_tagged(write(tmp_path, text))] == tokens
 
 
-def test_numbers_of_words_are_not_taken_for_words(tmp_path):
-    """As in files of CoNLL-U and GermEval; what to set is said."""
+def test_word_number_column_is_refused(tmp_path):
+    """As in files of CoNLL-U and GermEval; the message names the setting."""
     path = write(tmp_path, "1\tDer\tO\n2\tRhein\tB-LOC\n\n1\tJa\tO\n")
     with pytest.raises(DataError, match=r"column 0 .* numbers the words. Set token_column to 1"):
         read_tagged(path)

@@ -1,4 +1,4 @@
-"""Metrics: the field's definitions, held against what they say by hand; intervals that cover."""
+"""Metrics: the field's definitions, compared with values by hand; coverage of intervals."""
 
 import sys
 
@@ -42,7 +42,7 @@ RIGHT = np.array([1, 0, 0, 1, 1, 0, 1, 0])  # 3 true and 2 false positives, 2 tr
     ],
 )
 def test_classes_by_their_definition(name, expected):
-    """From the counts of right and wrong."""
+    """From the counts of correct and wrong predictions."""
     assert METRICS[name](PREDICTED, RIGHT) == pytest.approx(expected)
 
 
@@ -59,7 +59,7 @@ def test_correlations_by_their_definition():
 
 
 @pytest.mark.parametrize("name", ["f1", "matthews", "pearson", "spearman"])
-def test_a_model_that_always_says_the_same_scores_nothing(name):
+def test_constant_predictions_score_zero(name):
     """Zero, not NaN and not a warning."""
     assert METRICS[name](np.zeros(4, int), np.array([0, 1, 0, 1])) == 0.0
 
@@ -98,7 +98,7 @@ def spans(predicted, right) -> dict[str, float]:
     return found
 
 
-def test_spans_count_where_both_ends_and_the_kind_are_right():
+def test_spans_match_by_ends_and_kind():
     """Two of three predicted, two of three there; strict takes no span that begins with I-."""
     right = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "I-ORG"]]
     predicted = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG", "O"]]
@@ -127,7 +127,7 @@ def test_spans_over_many_sentences_are_those_of_the_library():
 
 
 def test_f1_of_several_labels_counts_them_together():
-    """2 of 3 predicted are right, 2 of 4 are found."""
+    """Precision 2 of 3, recall 2 of 4."""
     predicted = np.array([[1, 1, 0], [0, 0, 1]], bool)
     right = np.array([[1, 0, 0], [1, 1, 1]], bool)
     assert METRICS["f1"](predicted, right) == pytest.approx(2 * 2 / (3 + 4))
@@ -135,7 +135,7 @@ def test_f1_of_several_labels_counts_them_together():
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
 def test_metrics_of_classes_are_those_of_scikit_learn(num_classes):
-    """On random predictions, some of them right."""
+    """On random predictions, some of them correct."""
     draw = np.random.default_rng(num_classes)
     right = draw.integers(0, num_classes, 300)
     predicted = np.where(draw.random(300) < 0.4, right, draw.integers(0, num_classes, 300))
@@ -149,8 +149,8 @@ def test_metrics_of_classes_are_those_of_scikit_learn(num_classes):
     assert METRICS["f1"](several[0], several[1]) == pytest.approx(expected, rel=1e-12)
 
 
-def test_an_interval_covers_as_often_as_it_says():
-    """Of 200 samples of a coin that is right 70 % of the time, about 95 % of the intervals."""
+def test_interval_has_its_nominal_coverage():
+    """About 95 % of the intervals of 200 samples with a true accuracy of 70 %."""
     draw = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
@@ -161,8 +161,8 @@ def test_an_interval_covers_as_often_as_it_says():
     assert 180 <= covered <= 199
 
 
-def test_a_paired_interval_sees_what_two_single_ones_cannot():
-    """A model that is right wherever the other is, and on a few examples more."""
+def test_paired_interval_is_narrower_than_unpaired():
+    """A model that is correct wherever the other is, and on a few more examples."""
     draw = np.random.default_rng(1)
     right = np.ones(300, int)
     other = (draw.random(300) < 0.6).astype(int)
@@ -185,7 +185,7 @@ def wilson(successes, size):
 
 @pytest.mark.parametrize(("successes", "size"), [(80, 80), (0, 5), (70, 80), (1, 1), (37, 500)])
 def test_the_interval_of_a_share_is_wilsons(successes, size):
-    """80 of 80 right is 0.954 to 1, not 1 to 1."""
+    """80 of 80 correct is 0.954 to 1, not 1 to 1."""
     said = np.arange(size) < successes
     found = MetricSamples(METRICS["accuracy"], said, np.ones(size, bool)).interval()
     assert (found.low, found.high) == pytest.approx(wilson(successes, size), abs=1e-6)
@@ -196,7 +196,7 @@ def test_the_interval_of_a_share_is_wilsons(successes, size):
 
 @pytest.mark.parametrize("name", ["f1", "matthews", "accuracy_and_f1"])
 def test_no_interval_has_zero_width(name):
-    """Where every example is right, some doubt is left, the less the more examples there are."""
+    """Where every example is correct, the interval narrows with the number of examples."""
     bounds = CORRELATION if name == "matthews" else UNIT
     widths = []
     for size in (8, 80):

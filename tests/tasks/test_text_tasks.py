@@ -17,13 +17,13 @@ PAIR = Columns(text="a", pair="b", target="c")
 
 
 def encoded(tokenizer, *examples, length=64):
-    task = make_task(ClassificationTask(labels=["x", "y"], length=length))
+    task = make_task(ClassificationTask(labels=["x", "y"], max_length=length))
     return [sequences[0] for sequences in task.encode(list(examples), tokenizer)]
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
-def test_the_two_texts_of_a_pair_are_kept_apart(tokenizer_of, family):
-    """By the tokenizer's own tokens; by the end of text where it has none between."""
+def test_pairs_are_separated(tokenizer_of, family):
+    """By the tokenizer's own tokens, or by the end-of-text token where it has no separator."""
     tokenizer = tokenizer_of(family)
     (found,) = encoded(tokenizer, TextExample("the sea", "the wind"))
     first, second = (
@@ -38,7 +38,7 @@ def test_the_two_texts_of_a_pair_are_kept_apart(tokenizer_of, family):
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
-def test_the_name_of_a_special_token_in_a_text_is_text(tokenizer_of, family):
+def test_special_token_names_in_text_are_text(tokenizer_of, family):
     """Nobody ends a sequence by writing so."""
     tokenizer = tokenizer_of(family)
     name = tokenizer.sep_token or tokenizer.eos_token
@@ -49,23 +49,23 @@ def test_the_name_of_a_special_token_in_a_text_is_text(tokenizer_of, family):
     )
 
 
-def test_a_text_that_does_not_fit_is_said_to_be_cut(tokenizer_of):
-    """What fits is whole; of a pair the longer text loses its end."""
+def test_truncated_text_is_marked(tokenizer_of):
+    """A text that fits is whole; of a pair the longer text is truncated."""
     tokenizer = tokenizer_of("bert")
     short, long = encoded(
         tokenizer, TextExample("the sea"), TextExample("the sea " * 20), length=16
     )
-    assert not short.is_cut
-    assert long.is_cut
+    assert not short.is_truncated
+    assert long.is_truncated
     assert len(long.input_ids) == 16
     (pair,) = encoded(tokenizer, TextExample("the wind", "the sea " * 20), length=16)
     kept = tokenizer.decode(pair.input_ids, skip_special_tokens=True)
     assert kept.startswith("the wind the sea")
-    assert pair.is_cut
+    assert pair.is_truncated
 
 
-def test_several_labels_become_a_value_for_each(tmp_path, tokenizer_of):
-    """From a list or a text with commas; none is right too."""
+def test_multi_label_target_has_a_value_per_label(tmp_path, tokenizer_of):
+    """From a list or comma-separated text; no label is valid too."""
     path = tmp_path / "data.jsonl"
     rows = [{"text": "a", "label": ["warm", "cold"]}, {"text": "b", "label": "cold"}]
     rows.append({"text": "c", "label": ""})
@@ -81,25 +81,28 @@ def test_several_labels_become_a_value_for_each(tmp_path, tokenizer_of):
         task.read(path)
 
 
-def test_what_the_metrics_of_classes_are_made_of():
-    """The likeliest class of each example against the right one."""
+def test_classification_metric_samples():
+    """The most probable class of each example, compared with its label."""
     task = make_task(ClassificationTask(labels=["x", "y"]))
     shares = [np.array([0.9, 0.1]), np.array([0.3, 0.7]), np.array([0.6, 0.4])]
     examples = [TextExample("", target=target) for target in (0, 1, 1)]
-    measures = task.measures(shares, examples)
+    measures = task.metric_samples(shares, examples)
     assert measures["accuracy"].value == pytest.approx(2 / 3)
     assert measures["f1"].value == pytest.approx(2 / 3)
     assert task.result(shares[1]) == {"label": "y", "score": 0.7}
     three = make_task(ClassificationTask(labels=["x", "y", "z"]))
-    assert set(three.measures([np.array([1, 0, 0])] * 3, examples)) == {"accuracy", "matthews"}
+    assert set(three.metric_samples([np.array([1, 0, 0])] * 3, examples)) == {
+        "accuracy",
+        "matthews",
+    }
 
 
-def test_what_the_metrics_of_several_labels_are_made_of():
-    """Exact sets, and F1 over all labels: 2 of 3 predicted are right, 2 of 4 are found."""
+def test_multi_label_metric_samples():
+    """Exact sets, and F1 over all labels: precision 2 of 3, recall 2 of 4."""
     task = make_task(ClassificationTask(labels=["x", "y", "z"], multi_label=True))
     shares = [np.array([0.9, 0.6, 0.1]), np.array([0.2, 0.3, 0.8])]
     examples = [TextExample("", target=(0,)), TextExample("", target=(0, 1, 2))]
-    measures = task.measures(shares, examples)
+    measures = task.metric_samples(shares, examples)
     assert measures["accuracy"].value == 0
     assert measures["f1"].value == pytest.approx(2 * 2 / (3 + 4))
     assert [each["label"] for each in task.result(shares[0])] == ["x", "y"]
@@ -112,7 +115,7 @@ def test_a_number_is_read_and_correlated(tmp_path):
     task = make_task(RegressionTask(columns=PAIR))
     examples = task.read(path)
     assert [example.target for example in examples] == [1.5, 4.0, 3.0]
-    measures = task.measures([1.0, 9.0, 2.0], examples)
+    measures = task.metric_samples([1.0, 9.0, 2.0], examples)
     assert measures["spearman"].value == pytest.approx(1.0)
     both = (measures["pearson"].value + measures["spearman"].value) / 2
     assert measures["pearson_and_spearman"].value == pytest.approx(both)
@@ -129,7 +132,7 @@ def scored(task, predicted, right):
     assert isinstance(task, TextClassification)
     shares = [np.eye(2)[task.labels.index(name)] for name in predicted]
     examples = [TextExample("", target=task.labels.index(name)) for name in right]
-    return task.measures(shares, examples)
+    return task.metric_samples(shares, examples)
 
 
 RIGHT = ["a", "a", "b", "a", "b", "a"]
@@ -178,14 +181,14 @@ def test_without_labels_in_the_recipe_f1_is_of_label_1_or_of_none(labels, positi
     assert positive_label(task) == positive
     assert ("f1" in scored(task, labels, labels)) == (positive is not None)
     if positive is None:
-        message = rf"nothing says which of {labels[0]} and {labels[1]}.*positive class second"
+        message = rf"not known which of {labels[0]} and {labels[1]}.*positive class second"
         for metric in ("f1", "accuracy_and_f1"):
             with pytest.raises(RecipeError, match=message):
                 make_task(ClassificationTask(metric=metric), labels)
             assert positive_label(make_task(ClassificationTask(metric=metric, labels=labels)))
 
 
-def test_f1_of_several_labels_is_about_no_single_one():
+def test_multi_label_f1_has_no_positive_class():
     """Two labels that each hold or not are counted together."""
     task = make_task(ClassificationTask(labels=["x", "y"], multi_label=True, metric="f1"))
     assert positive_label(task) is None

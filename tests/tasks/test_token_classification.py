@@ -1,4 +1,4 @@
-"""Words and tokens: every word is asked once, and entities stand where the text has them."""
+"""Token classification: one prediction per word, and entities with their offsets."""
 
 import json
 
@@ -18,7 +18,7 @@ LONG = "The old distiller of Islay, nobody asked, turns what is thin into what i
 
 
 def oracle(task, examples, tokenizer):
-    """Predictions from logits that say what the targets say, and nonsense where none is."""
+    """Predictions from logits that favor the targets, and are random elsewhere."""
     found = []
     for example, sequences in zip(examples, task.encode(examples, tokenizer), strict=True):
         outputs = []
@@ -33,12 +33,12 @@ def oracle(task, examples, tokenizer):
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
 @pytest.mark.parametrize("length", [8, 11, 64])
-def test_every_word_is_asked_once_however_long_the_sentence(tokenizer_of, family, length):
+def test_every_word_is_predicted_once_in_long_sentences(tokenizer_of, family, length):
     """Also where a sequence ends inside a word."""
     words = words_in(LONG)
     tags = tuple(LABELS[1 + place % 4] for place in range(len(words.spans)))
     example = words_of([LONG[start:end] for start, end in words.spans], tags)
-    task = make_task(TokenClassificationTask(length=length), LABELS)
+    task = make_task(TokenClassificationTask(max_length=length), LABELS)
     (sequences,) = task.encode([example], tokenizer_of(family))
     assert all(len(each.input_ids) <= length for each in sequences)
     asked = [int(word) for each in sequences for word in each.source if word >= 0]
@@ -47,7 +47,7 @@ def test_every_word_is_asked_once_however_long_the_sentence(tokenizer_of, family
     assert tuple(found.tags) == tags
 
 
-def test_a_word_that_the_tokenizer_leaves_out_is_no_entity(tokenizer_of):
+def test_word_without_a_token_is_tagged_o(tokenizer_of):
     """The words around it keep their own tags."""
     words = words_of(["the", "\u200b", "sea"], ["B-PER", "B-LOC", "I-LOC"])
     task = make_task(TokenClassificationTask(), LABELS)
@@ -56,7 +56,7 @@ def test_a_word_that_the_tokenizer_leaves_out_is_no_entity(tokenizer_of):
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
-def test_entities_stand_where_the_text_has_them(tokenizer_of, family):
+def test_entities_have_their_offsets_in_the_text(tokenizer_of, family):
     """From the first character to the last, the spaces inside as they are; two that touch are
     two."""
     text = "In  the old   house, London knew"
@@ -76,12 +76,12 @@ def test_entities_stand_where_the_text_has_them(tokenizer_of, family):
         assert 0.99 < each["score"] <= 1
 
 
-def test_scores_count_entities_over_all_sentences(tokenizer_of):
-    """One of two right, one of two predicted."""
+def test_entity_f1_is_micro_averaged(tokenizer_of):
+    """One of two entities found, one of two predicted correct."""
     task = make_task(TokenClassificationTask(), LABELS)
     examples = [words_of(["a", "b"], ["B-PER", "I-PER"]), words_of(["c"], ["B-LOC"])]
     said = [words_of(["a", "b"], ["B-PER", "O"]), words_of(["c"], ["B-LOC"])]
-    measures = task.measures(oracle(task, said, tokenizer_of("bert")), examples)
+    measures = task.metric_samples(oracle(task, said, tokenizer_of("bert")), examples)
     assert measures["strict"].value == measures["default"].value == 0.5
 
 
@@ -90,7 +90,7 @@ def test_an_unknown_tag_is_refused_with_its_row(tmp_path):
     path = tmp_path / "data.conll"
     path.write_text("a O\nb B-LOC\n\nc O\nd B-ORG\n")
     task = make_task(TokenClassificationTask(), LABELS)
-    with pytest.raises(DataError, match=r"row 4: the tag 'B-ORG' is none of the model's"):
+    with pytest.raises(DataError, match=r"row 4: the tag 'B-ORG' is not one of the model's"):
         task.read(path)
 
 
@@ -99,15 +99,15 @@ def test_both_tags_of_each_kind_are_labels():
     assert tags_in([["O", "B-PER"], ["I-LOC"]]) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
-def test_right_tags_of_real_data_score_one(shared_data, tokenizer_of):
+def test_gold_tags_score_one(shared_data, tokenizer_of):
     """Reading, tokens, windows and metrics lose no entity of WNUT 2017."""
-    recipe = TokenClassificationTask(length=24)
+    recipe = TokenClassificationTask(max_length=24)
     file = shared_data / "ner" / "wnut17" / "dev.conll"
     labels = tags_in(sentence.tags for sentence in read_tagged(file))
     task = make_task(recipe, labels)
     examples = task.read(file)
     found = oracle(task, examples, tokenizer_of("roberta"))
-    assert task.measures(found, examples)["strict"].value == pytest.approx(1.0)
+    assert task.metric_samples(found, examples)["strict"].value == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
@@ -120,7 +120,7 @@ def test_words_without_a_token_keep_the_tags_of_the_others(tmp_path, tokenizer_o
         {"tokens": [odd], "ner_tags": ["O"]},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = make_task(TokenClassificationTask(length=16), LABELS)
+    task = make_task(TokenClassificationTask(max_length=16), LABELS)
     examples = task.read(path)
     first, second = oracle(task, examples, tokenizer_of(family))
     assert (first.tags[0], first.tags[2]) == ("B-PER", "I-LOC")
@@ -131,18 +131,18 @@ def test_words_without_a_token_keep_the_tags_of_the_others(tmp_path, tokenizer_o
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_a_word_longer_than_several_windows_is_asked_once(tokenizer_of, family):
+def test_word_spanning_several_windows_is_predicted_once(tokenizer_of, family):
     """At its first token; the word after it keeps its own tag."""
     words = words_of(["the", "distiller" * 11, "sea"], ["O", "B-PER", "B-LOC"])
-    task = make_task(TokenClassificationTask(length=8), LABELS)
+    task = make_task(TokenClassificationTask(max_length=8), LABELS)
     (sequences,) = task.encode([words], tokenizer_of(family))
     assert len(sequences) > 3
     assert [int(word) for each in sequences for word in each.source if word >= 0] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("scheme", ["IOBES", "BILOU", "IO"])
-def test_a_model_of_another_scheme_is_scored_by_it(tokenizer_of, scheme):
-    """Right tags score 1 by strict F1; a span cut short does not count."""
+def test_model_is_scored_in_its_own_tag_scheme(tokenizer_of, scheme):
+    """Gold tags have a strict F1 of 1; a shortened span does not count."""
     end, single = {"IOBES": "ES", "BILOU": "LU", "IO": "II"}[scheme]
     labels = ["O", *dict.fromkeys(f"{letter}-PER" for letter in f"BI{end}{single}")]
     if scheme == "IO":
@@ -154,8 +154,8 @@ def test_a_model_of_another_scheme_is_scored_by_it(tokenizer_of, scheme):
         words_of(["sea"], ["B-PER"]),
     ]
     found = oracle(task, examples, tokenizer_of("bert"))
-    measures = task.measures(found, examples)
+    measures = task.metric_samples(found, examples)
     assert measures["strict"].value == measures["default"].value == 1.0
     assert [each["word"] for each in task.result(found[0])] == ["the old sea"]
     found[0].tags[2] = "O"
-    assert task.measures(found, examples)["strict"].value < 1
+    assert task.metric_samples(found, examples)["strict"].value < 1

@@ -57,10 +57,10 @@ finetuning:
 def case(request: Any, tmp_path_factory: pytest.TempPathFactory) -> TaskCase:
     """A tiny teacher and its student of one layer, on a few examples."""
     folder = tmp_path_factory.mktemp(request.param)
-    kind, losses = request.param, {"hard_target": 0.5, "soft_target": 0.5}
+    kind, losses = request.param, {"hard_label": 0.5, "soft_target": 0.5}
     if kind == "question_answering":
         head: TaskHead = "QuestionAnswering"
-        settings: dict[str, Any] = {"length": 48}
+        settings: dict[str, Any] = {"max_length": 48}
         train = folder / "squad.json"
         train.write_text(json.dumps(squad()), encoding="utf-8")
     else:
@@ -68,14 +68,14 @@ def case(request: Any, tmp_path_factory: pytest.TempPathFactory) -> TaskCase:
         train = folder / "train.jsonl"
         train.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     if kind == "embeddings":
-        losses = {"hard_target": 0.0, "soft_target": 0.0, "vector_cosine": 1.0, "similarity": 1.0}
+        losses = {"hard_label": 0.0, "soft_target": 0.0, "embedding_cosine": 1.0, "similarity": 1.0}
     config: dict[str, Any] = {}
     if kind == "regression":
         config = {"num_labels": 1}
     elif "labels" in settings:
         config = {"id2label": dict(enumerate(settings["labels"])), "num_labels": 2}
     model = make_task_folder(folder / "teacher", "bert", head, **config)
-    task = {"kind": kind, "length": 32, **settings}
+    task = {"kind": kind, "max_length": 32, **settings}
     text = RECIPE.format(
         folder=model, task=json.dumps(task), train=train, losses=json.dumps(losses)
     )
@@ -113,7 +113,7 @@ def test_every_check_passes(case: TaskCase, tmp_path: Path) -> None:
     """And every loss that this kind of task has was compared."""
     checks: dict[str, Check] = {each.name: each for each in task_checks(case, tmp_path)}
     assert {name for name, check in checks.items() if not check.passed} == set()
-    own = {"hard_target", *case.losses().active()} - {"relation"}
+    own = {"hard_label", *case.losses().active()} - {"relation"}
     assert own | {"student = teacher", "split of a step", "batched vs alone"} == set(checks)
 
 
@@ -156,4 +156,6 @@ def test_a_soft_target_of_another_temperature_is_found(
         "soft_target_loss",
         lambda student, teacher, *, temperature: original(student, teacher, temperature=3.0),
     )
-    assert failed(case, tmp_path) == ({"soft_target"} if case.task.says == "classes" else set())
+    assert failed(case, tmp_path) == (
+        {"soft_target"} if case.task.output_kind == "classes" else set()
+    )

@@ -29,10 +29,8 @@ from stillhouse.models.task_models import config_with_num_layers, random_task_mo
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.recipe import Recipe
-from stillhouse.tasks.asking import predict
 from stillhouse.tasks.encoded import EncodedExample
-from stillhouse.tasks.registry import with_threshold_of
-from stillhouse.tasks.task import Task
+from stillhouse.tasks.task import Task, predict
 from stillhouse.tokens.batches import IGNORED, AnyBatch, Batch
 from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.training.device import autocast, pick_device, pick_precision
@@ -205,7 +203,7 @@ class MeasuredSpeeds:
     def _task_training(self, whole: TaskTraining) -> TrainingSpeed:
         source, training = whole.source, whole.recipe.training
         batch = _middle_micro_batch(whole)
-        size = len(batch.input_ids) // source.together
+        size = len(batch.input_ids) // source.unit_size
         rows = batch.num_tokens / source.mean_length  # units of average length
         step = replace(
             whole.step(size), positions=batch.num_tokens, read_rows=batch.num_tokens,
@@ -313,7 +311,7 @@ class MeasuredSpeeds:
         )
         part = _fewer_layers(training.model, _share(of_one * source.num_sequences, MOST_FORWARD))
         model = self._task_model(training.task, part)
-        task = with_threshold_of(model.config, training.task)
+        task = training.task.for_config(model.config)
         seconds = self._fastest(lambda: predict(task, model, asked, own))
         return answering_multiply_adds(part, source) * source.num_sequences / seconds
 
@@ -327,7 +325,7 @@ class MeasuredSpeeds:
         return Teacher(family_of(config), model)
 
     def _task_model(self, task: Task, config: PretrainedConfig) -> PreTrainedModel:
-        return random_task_model(config, task.head, task.settings).to(self._device)  # pyright: ignore
+        return random_task_model(config, task.head, task.model_settings).to(self._device)  # pyright: ignore
 
 
 def _middle_micro_batch(training: TaskTraining) -> Any:
@@ -353,8 +351,8 @@ def scoring_step(tokens: TokensRecipe) -> StepShape:
 
 def answering_multiply_adds(model: PretrainedConfig, source: TaskSource) -> float:
     """Of one sequence of average length."""
-    length = source.mean_length / source.together
-    pairs = source.mean_pairs / source.together
+    length = source.mean_length / source.unit_size
+    pairs = source.mean_pairs / source.unit_size
     step = StepShape(max(1, round(length)), pairs, length, 0, 0, 1, "fp32")
     return forward_multiply_adds(step, model) * step.positions
 

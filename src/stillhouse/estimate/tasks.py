@@ -20,7 +20,7 @@ from stillhouse.estimate.speeds import Speeds, TaskTraining, answering_multiply_
 from stillhouse.finetuning.data import TaskSource
 from stillhouse.finetuning.examples import TaskExamples, group_size
 from stillhouse.finetuning.models import threshold_split
-from stillhouse.finetuning.objective import HARD_TARGET
+from stillhouse.finetuning.objective import HARD_LABEL
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.inference.reference import BATCH
 from stillhouse.models.special_ids import padding_id
@@ -67,9 +67,9 @@ class TaskPlan:
         config = None
         if teacher is not None:
             config = self.models.get(teacher) or self.teachers[teacher]
-        says = self.examples.task.says
-        contrasts = config is None or HARD_TARGET in self.recipe.losses.active()
-        group, twice = group_size(self.recipe.task), says == "vectors" and contrasts
+        says = self.examples.task.output_kind
+        contrasts = config is None or HARD_LABEL in self.recipe.losses.active()
+        group, twice = group_size(self.recipe.task), says == "embeddings" and contrasts
         source = self._source(self.models[model], self.learned, group=group, twice=twice)
         return TaskTraining(self.models[model], config, self.examples.task, self.recipe, source)
 
@@ -111,7 +111,7 @@ def _training_part(plan: TaskPlan, model: str, speeds: Speeds) -> Part:
     read = len(plan.examples.training)
     teaches = any(each.teacher == model for each in recipe.models.values())
     if recipe.models[model].teacher is not None or not teaches:
-        read += len(plan.examples.transfer)
+        read += len(plan.examples.unlabeled)
     units = int(read * sample.sequences_per_example) // group
     per_step = max(1, recipe.training.examples_per_step // group)
     visits = recipe.training.epochs * units
@@ -152,7 +152,9 @@ def _scores(plan: TaskPlan, speeds: Speeds) -> Part:
         per_token = (
             _sequence_seconds(plan, config, speeds) / plan.answering(config).source.mean_length
         )
-        turns[str(config)] = BATCH * plan.recipe.task.length * per_token  # once for a configuration
+        turns[str(config)] = (
+            BATCH * plan.recipe.task.max_length * per_token
+        )  # once for a configuration
     seconds += turns_seconds(sum(turns.values()))
     return Part(f"{plan.name}: scores", plan.num_seeds * seconds)
 

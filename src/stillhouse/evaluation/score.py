@@ -9,14 +9,12 @@ from stillhouse.inference.load import load_for_task
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.runs.manifest import sha256_of
 from stillhouse.section import recipe_part
-from stillhouse.tasks.answers import check_measurable
-from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.metrics import format_score, metric_label, score_digits
 from stillhouse.tasks.settings import TaskRecipe
-from stillhouse.tasks.task import text_length
+from stillhouse.tasks.task import check_measurable
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.training.device import pick_device
-from stillhouse.wording import counted
+from stillhouse.wording import counted, numbered_rows
 
 
 def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict[str, Any]:
@@ -35,7 +33,7 @@ def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict
     examples = model.task.read(data)
     check_measurable(model.task, examples, data)
     predictions, num_cut = model.predictions_and_cuts(examples)
-    measures = model.task.measures(predictions, examples)
+    measures = model.task.metric_samples(predictions, examples)
     return {
         "model": name,
         "data": str(data),
@@ -45,10 +43,10 @@ def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict
         "versions": library_versions(),
         "commit": source_commit(),
         "num_examples": len(examples),
-        "blank_rows": blank_rows(model.task.recipe, data),
+        "blank_rows": model.task.blank_rows(data),
         "num_cut": num_cut,
         "positive_label": positive_label(model.task),
-        "cut_after_tokens": text_length(model.task.recipe),
+        "cut_after_tokens": model.task.text_length,
         "metrics": {name: asdict(measure.interval()) for name, measure in measures.items()},
     }
 
@@ -67,7 +65,7 @@ def print_scores(result: dict[str, Any]) -> None:
         f"{result['model']} on {examples} of {result['data']}",
     ]
     if blank := result["blank_rows"]:
-        parts.append(f"Skipped: {rows_listed(blank)} without any field.")
+        parts.append(f"Skipped: {numbered_rows(blank)} without any field.")
     if result["num_cut"]:
         length = counted(result["cut_after_tokens"], "token")
         texts = counted(result["num_cut"], "text was", "texts were")

@@ -1,4 +1,4 @@
-"""The sequences of a task as a training reads them.
+"""The training sequences of a task.
 
 Axes: B sequences, T tokens.
 """
@@ -17,8 +17,7 @@ from stillhouse.training.work import StepShape
 
 
 class TaskSource:
-    """Units of one sequence; or of several that are compared with each other, drawn anew each
-    epoch."""
+    """Units of one sequence, or of several that a loss compares, regrouped in each epoch."""
 
     def __init__(
         self,
@@ -29,7 +28,7 @@ class TaskSource:
         group: int = 1,
         twice: bool = False,
     ) -> None:
-        """Groups of so many sequences; with `twice` each one stands beside itself."""
+        """Groups of `group` sequences; with `twice` each sequence is followed by its copy."""
         self.sequences = sequences
         self.pad_token_id = pad_token_id
         self.per_token = per_token
@@ -40,38 +39,38 @@ class TaskSource:
 
     @property
     def num_sequences(self) -> int:
-        """Whole units; what is left over waits for another epoch's draw."""
+        """The number of complete units; the remainder differs between epochs."""
         return len(self.sequences) // self.group
 
     @property
     def sequence_length(self) -> int:
         """Tokens of the longest unit."""
-        return int(self._lengths.max()) * self.together
+        return int(self._lengths.max()) * self.unit_size
 
     @property
-    def together(self) -> int:
+    def unit_size(self) -> int:
         """Sequences of a unit."""
         return self.group * self.copies
 
     @property
     def mean_length(self) -> float:
         """Real tokens of a unit."""
-        return float(self._lengths.mean()) * self.together
+        return float(self._lengths.mean()) * self.unit_size
 
     @property
     def mean_pairs(self) -> float:
-        """Positions of a unit, each with the positions of its sequence that it sees."""
-        return float((self._lengths**2).mean()) * self.together
+        """Pairs of positions that attend to each other in a unit."""
+        return float((self._lengths**2).mean()) * self.unit_size
 
     @property
     def lengths(self) -> Int[np.ndarray, " U"] | None:
-        """Tokens of each unit, where a unit is always the same."""
+        """Tokens of each unit, where units are fixed."""
         return self._lengths if self.group == 1 else None
 
     def batch(
         self, units: Int[np.ndarray, " U"], epochs: Int[np.ndarray, " U"], seed: int
     ) -> TaskBatch:
-        """The given units, each at its epoch."""
+        """The given units, each in its epoch."""
         chosen = [
             self.sequences[place]
             for unit, epoch in zip(units.tolist(), epochs.tolist(), strict=True)
@@ -82,7 +81,7 @@ class TaskSource:
             chosen,
             pad_token_id=self.pad_token_id,
             per_token=self.per_token,
-            together=self.together,
+            unit_size=self.unit_size,
         )
 
     def _places(self, unit: int, epoch: int, seed: int) -> list[int]:
@@ -98,7 +97,7 @@ class TaskSource:
 def planned_task_step(
     source: TaskSource, units: int, training: TaskTrainingRecipe, device: torch.device, taught: bool
 ) -> StepShape:
-    """A step of so many units of average length; heads of tasks cost next to nothing."""
+    """A step of `units` units of average length; the cost of task heads is negligible."""
     at_once = micro_batch_sequences(training.micro_batch_tokens, device, source.sequence_length)
     positions = units * source.mean_length
     return StepShape(
@@ -113,7 +112,7 @@ def planned_task_step(
 
 
 def subsample(examples: Sequence, number: int | None) -> list:
-    """So many of the examples, in their order, drawn the same for every model and seed; or all."""
+    """A sample of `number` examples in their order, the same for every model and seed; or all."""
     if number is None or number >= len(examples):
         return list(examples)
     chosen = np.random.default_rng(0).choice(len(examples), number, replace=False)

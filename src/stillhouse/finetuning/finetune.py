@@ -1,7 +1,7 @@
 """Fine-tunes the models of one task: a start and the task's data -> finetuned/TASK/MODEL/.
 
-A model is trained alone, or under a teacher that has the task's head. All models of a task read the
-same examples in the same order and are scored on the same splits.
+A model is trained alone, or with a teacher that has the task's head. All models of a task train on
+the same examples in the same order and are scored on the same splits.
 """
 
 import json
@@ -17,13 +17,18 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stillhouse.data.fetch import fetch, path_of
 from stillhouse.errors import RecipeError
-from stillhouse.finetuning.costs import task_costs
 from stillhouse.finetuning.data import TaskSource, planned_task_step, subsample
 from stillhouse.finetuning.examples import check_task_data, group_size, training_examples
-from stillhouse.finetuning.fitting import layer_map_of, resolve_configs
-from stillhouse.finetuning.models import load_start, load_trained, set_threshold, threshold_split
-from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
-from stillhouse.finetuning.scores import task_scores
+from stillhouse.finetuning.models import (
+    layer_map_of,
+    load_start,
+    load_trained,
+    resolve_configs,
+    set_threshold,
+    threshold_split,
+)
+from stillhouse.finetuning.objective import HARD_LABEL, TaskObjective
+from stillhouse.finetuning.scores import task_costs, task_scores
 from stillhouse.finetuning.settings import FinetuningRecipe, TaskTrainingRecipe
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
@@ -32,15 +37,13 @@ from stillhouse.models.task_models import task_model_with_num_layers
 from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_manifest, sha256_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
-from stillhouse.tasks.asking import predict
-from stillhouse.tasks.blank_rows import blank_rows, rows_listed
 from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.metrics import MetricSamples
 from stillhouse.tasks.question_answering import QuestionAnswering, num_unseen_answers
-from stillhouse.tasks.registry import task_for_training, with_threshold_of
+from stillhouse.tasks.registry import make_task, task_for_training
 from stillhouse.tasks.sentence_transformers import check_recipe_of, write_modules
 from stillhouse.tasks.settings import EmbeddingsTask
-from stillhouse.tasks.task import Task, text_length
+from stillhouse.tasks.task import Task, predict
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
@@ -53,12 +56,12 @@ from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks, finishing
 from stillhouse.training.settings import result_settings
 from stillhouse.training.work import Work, count_work
-from stillhouse.wording import counted
+from stillhouse.wording import counted, numbered_rows
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A folder that a model starts from, or is taught by, and what it holds."""
+    """The folder of a start or a teacher, and the fingerprint of its content."""
 
     folder: Path
     fingerprint: str
@@ -76,7 +79,7 @@ class Finetuning:
         seed: int,
         ranks: Ranks,
     ) -> None:
-        """`teachers` are those that are no models of the task, by name."""
+        """`teachers` are those that are not models of the task, by name."""
         self.name = name
         self.recipe = recipe
         self.run = run
@@ -89,21 +92,21 @@ class Finetuning:
         return self.run.finetuned(self.name) / model
 
     def inputs(self, model: str, start: ModelRef, teacher: ModelRef | None) -> Inputs:
-        """What one trained model follows from."""
+        """The settings and sources that determine one trained model."""
         settings = {
             "task": recipe_part(self.recipe.task),
             "num_train": self.recipe.data.num_train,
             "training": result_settings(self.recipe.training),
             "model": recipe_part(self.recipe.models[model]),
         }
-        sources = {"start": start.fingerprint, "train": sha256_of(self._train_file)}
-        if self._transfer_file is not None and self._sees_transfer(model):
-            settings["num_transfer"] = self.recipe.data.num_transfer
-            sources["transfer"] = sha256_of(self._transfer_file)
+        sources = {"start": start.fingerprint, "train": sha256_of(self._files["train"])}
+        if "unlabeled" in self._files and self._sees_unlabeled(model):
+            settings["num_unlabeled"] = self.recipe.data.num_unlabeled
+            sources["unlabeled"] = sha256_of(self._files["unlabeled"])
         if (split := self.recipe.training.select) is not None:
-            sources["select"] = sha256_of(self._split_files[split])
+            sources["select"] = sha256_of(self._files[self.recipe.data.key_of(split)])
         if (split := threshold_split(self.recipe)) is not None:
-            sources["threshold"] = sha256_of(self._split_files[split])
+            sources["threshold"] = sha256_of(self._files[self.recipe.data.key_of(split)])
         if teacher is not None:
             settings["losses"] = recipe_part(self.recipe.losses)
             settings["temperature"] = self.recipe.temperature
@@ -112,20 +115,20 @@ class Finetuning:
 
     @cached_property
     def task(self) -> Task:
-        """The task with its labels, which the training data shows where the recipe does not; in the
-        order of a teacher from elsewhere.
+        """The task with its labels: the recipe's or those of the training data, in the order of a
+        teacher from elsewhere.
 
         Raises:
-            RecipeError: a teacher that was made for something else, or for other labels.
+            RecipeError: a teacher for another task or other labels.
         """
-        return task_for_training(self.recipe.task, self._train_file, self._teacher_configs)
+        return task_for_training(self.recipe.task, self._files["train"], self._teacher_configs)
 
     @property
     def _teacher_configs(self) -> dict[str, PretrainedConfig]:
         return {name: load_config(teacher.folder) for name, teacher in self.teachers.items()}
 
     def check(self, starts: Mapping[str, ModelRef], reporter: Reporter, *, offline: bool) -> None:
-        """Fetch what is on the hub, and say what is wrong before anything is trained.
+        """Fetch data from the hub, and report mistakes before training.
 
         Args:
             starts: By model.
@@ -140,13 +143,13 @@ class Finetuning:
             where = f"finetuning.{self.name}.data.{key}"
             fetch(source, self.run.task_data, where, reporter.say, offline=offline)
             if blank := self._blank_rows.get(key):
-                what = "read as empty text" if key == "transfer" else "left out"
-                reporter.say(f"{source}: {rows_listed(blank)} without any field: {what}")
+                what = "read as empty text" if key == "unlabeled" else "skipped"
+                reporter.say(f"{source}: {numbered_rows(blank)} without any field: {what}")
         examples = check_task_data(
             self.name,
             self.recipe,
             self._teacher_configs,
-            {key: path_of(source, self.run.task_data) for key, source in sources.items()},
+            self._files,
         )
         for note in examples.notes:
             reporter.say(note)
@@ -165,13 +168,10 @@ class Finetuning:
                 check_recipe_of(teacher.folder, self.recipe.task, trains=True)
 
     @property
-    def _train_file(self) -> Path:
-        return path_of(self.recipe.data.train, self.run.task_data)
-
-    @property
-    def _split_files(self) -> dict[str, Path]:
-        splits = self.recipe.data.splits.items()
-        return {split: path_of(source, self.run.task_data) for split, source in splits}
+    def _files(self) -> dict[str, Path]:
+        """The file of each source of data, by its key."""
+        sources = self.recipe.data.sources.items()
+        return {key: path_of(source, self.run.task_data) for key, source in sources}
 
     def train(
         self,
@@ -182,8 +182,7 @@ class Finetuning:
         *,
         overwrite: bool = False,
     ) -> None:
-        """Train one model to the end and commit its folder; goes on from a checkpoint if there is
-        one."""
+        """Train one model and commit its folder, resuming from a checkpoint if there is one."""
         inputs, where = self.inputs(name, start, teacher), f"{self.name}-{name}"
         tokenizer = load_model_tokenizer(start.folder)
         model = self._initial(name, start)
@@ -223,7 +222,7 @@ class Finetuning:
             trained = gather_model(model, self.ranks)
 
             def commit() -> None:
-                states = self._keep_the_best(trained, tokenizer, checkpoints, batches.num_steps)
+                states = self._keep_best_state(trained, tokenizer, checkpoints, batches.num_steps)
                 split = threshold_split(self.recipe)
                 examples = [] if split is None else self._validation[split]
                 set_threshold(self.task, trained, tokenizer, examples)
@@ -234,11 +233,9 @@ class Finetuning:
 
     @cached_property
     def _blank_rows(self) -> dict[str, list[int]]:
-        """The numbers of the rows without any field, of each source that has some."""
-        found = {
-            key: blank_rows(self.recipe.task, path_of(source, self.run.task_data))
-            for key, source in self.recipe.data.sources.items()
-        }
+        """The numbers of the rows without any field, by source."""
+        task = make_task(self.recipe.task)
+        found = {key: task.blank_rows(file) for key, file in self._files.items()}
         return {key: numbers for key, numbers in found.items() if numbers}
 
     @property
@@ -246,17 +243,19 @@ class Finetuning:
         return self.run.finetuned(self.name) / "scores.json"
 
     def scores_inputs(self) -> Inputs:
-        """What the scores follow from: every model, and teachers from elsewhere."""
+        """The sources of the scores: every model, and teachers from elsewhere."""
         manifests = {name: read_manifest(self.folder(name)) for name in self.recipe.models}
         models = {name: found.fingerprint for name, found in manifests.items() if found is not None}
-        files = self._split_files.items()
-        splits = {f"split {split}": sha256_of(file) for split, file in files}
+        data = self.recipe.data
+        splits = {
+            f"split {each}": sha256_of(self._files[data.key_of(each)]) for each in data.splits
+        }
         others = {name: found.fingerprint for name, found in self.teachers.items()}
         settings = {"task": recipe_part(self.recipe.task)}
         return Inputs(f"finetune {self.name} scores", settings, {**models, **others, **splits})
 
     def score_all(self, reporter: Reporter) -> None:
-        """Write `scores.json`: each model's metrics, and what a teacher was worth."""
+        """Write `scores.json`: each model's metrics, and the effect of its teacher."""
         started = time.monotonic()
         folders = {name: found.folder for name, found in self.teachers.items()}
         folders |= {name: self.folder(name) for name in self.recipe.models}
@@ -271,9 +270,9 @@ class Finetuning:
             **task_scores(self.recipe, measured),
             "positive_label": positive_label(self.task),
             "blank_rows": {
-                key: each for key, each in self._blank_rows.items() if key != "transfer"
+                key: each for key, each in self._blank_rows.items() if key != "unlabeled"
             },
-            "costs": task_costs(folders, models, self.recipe.task.length),
+            "costs": task_costs(folders, models, self.recipe.task.max_length),
             "machine": describe_machine(),
             "versions": library_versions(),
             "commit": source_commit(),
@@ -286,29 +285,29 @@ class Finetuning:
     def _measured(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
     ) -> dict[str, dict[str, MetricSamples]]:
-        """The measures on each split, by the split's name."""
+        """The metrics on each split, by the split's name."""
         return {
-            split: self._measures(model, tokenizer, examples)
+            split: self._metrics(model, tokenizer, examples)
             for split, examples in self._validation.items()
         }
 
-    def _measures(
+    def _metrics(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, examples: list[Any]
     ) -> dict[str, MetricSamples]:
-        task = with_threshold_of(model.config, self.task)
-        return task.measures(
+        task = self.task.for_config(model.config)
+        return task.metric_samples(
             predict(task, model, examples, task.encode(examples, tokenizer)), examples
         )
 
-    def _keep_the_best(
+    def _keep_best_state(
         self,
         trained: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
         checkpoints: Checkpoints,
         num_steps: int,
     ) -> dict[str, Any]:
-        """Fill the model with the state that is best by the task's metric on the split `select`,
-        the earlier of equals, where there is one; returns each state's value by its step."""
+        """Restore the state with the best value of the task's metric on the split `select` (the
+        earliest of ties), where there is one; returns the value of each state by its step."""
         split = self.recipe.training.select
         if split is None:
             return {}
@@ -320,7 +319,7 @@ class Finetuning:
                 trained.load_state_dict(last)
             else:
                 checkpoints.restore_weights(step, trained)
-            values[step] = self._measures(trained.eval(), tokenizer, examples)[metric].value
+            values[step] = self._metrics(trained.eval(), tokenizer, examples)[metric].value
         best = max(values, key=lambda step: (values[step], -step))
         if best == num_steps:
             trained.load_state_dict(last)
@@ -328,30 +327,26 @@ class Finetuning:
             checkpoints.restore_weights(best, trained)
         return {"states": {"split": split, "metric": metric, "values": values, "kept": best}}
 
-    def _sees_transfer(self, name: str) -> bool:
-        """Whether a model's steps follow from the examples without answers: all but those of one
-        that only teaches."""
+    def _sees_unlabeled(self, name: str) -> bool:
+        """Whether unlabeled examples determine a model's number of steps: not for a model that is
+        only a teacher."""
         models = self.recipe.models
         return models[name].teacher is not None or all(
             each.teacher != name for each in models.values()
         )
 
-    @property
-    def _transfer_file(self) -> Path | None:
-        source = self.recipe.data.transfer
-        return None if source is None else path_of(source, self.run.task_data)
-
     @cached_property
-    def _transfer(self) -> list[Any]:
-        """The examples without answers."""
-        if self._transfer_file is None:
+    def _unlabeled(self) -> list[Any]:
+        """The unlabeled examples."""
+        if "unlabeled" not in self._files:
             return []
-        read = self.task.read(self._transfer_file, targets=False)
-        return subsample(read, self.recipe.data.num_transfer)
+        read = self.task.read(self._files["unlabeled"], labeled=False)
+        return subsample(read, self.recipe.data.num_unlabeled)
 
     @cached_property
     def _validation(self) -> dict[str, list[Any]]:
-        return {split: self.task.read(file) for split, file in self._split_files.items()}
+        data = self.recipe.data
+        return {split: self.task.read(self._files[data.key_of(split)]) for split in data.splits}
 
     def _initial(self, name: str, start: ModelRef) -> PreTrainedModel:
         model = load_start(self.task, start.folder, seed=self.seed)
@@ -375,31 +370,31 @@ class Finetuning:
         objective: TaskObjective,
         reporter: Reporter,
     ) -> StepBatches:
-        """What a model learns from, step by step.
+        """A model's training batches.
 
-        Where vectors are contrasted each text stands twice, since its vectors under two draws of
-        dropout are partners (Gao et al. 2021, section 3).
+        For a contrastive loss each text occurs twice: its embeddings under two dropout masks are a
+        positive pair (Gao et al. 2021, section 3).
         """
         training = self.recipe.training
-        examples = training_examples(self.recipe, self.task, self._train_file)
+        examples = training_examples(self.recipe, self.task, self._files["train"])
         sequences = self._sequences(examples, tokenizer, reporter)
-        visits = len(sequences) // group_size(self.recipe.task)
-        if self._transfer and self._sees_transfer(name):
-            transfer = self._sequences(self._transfer, tokenizer, reporter)
-            visits += len(transfer)
-            sequences += transfer if objective.teacher is not None else []
+        num_samples = len(sequences) // group_size(self.recipe.task)
+        if self._unlabeled and self._sees_unlabeled(name):
+            unlabeled = self._sequences(self._unlabeled, tokenizer, reporter)
+            num_samples += len(unlabeled)
+            sequences += unlabeled if objective.teacher is not None else []
         source = TaskSource(
             sequences,
             pad_token_id=model.config.pad_token_id,
             per_token=self.task.per_token,
             group=group_size(self.recipe.task),
-            twice=self.task.says == "vectors" and HARD_TARGET in objective.weights,
+            twice=self.task.output_kind == "embeddings" and HARD_LABEL in objective.weights,
         )
         return StepBatches(
             source,
             seed=self.seed,
             sequences_per_step=max(1, training.examples_per_step // group_size(self.recipe.task)),
-            num_samples=training.epochs * visits,
+            num_samples=training.epochs * num_samples,
             lengths=source.lengths,
         )
 
@@ -408,17 +403,17 @@ class Finetuning:
     ) -> list[EncodedExample]:
         encoded = self.task.encode(examples, tokenizer)
         found = [each for own in encoded for each in own]
-        if cut := sum(each.is_cut for each in found):
+        if truncated := sum(each.is_truncated for each in found):
             reporter.say(
-                f"{self.name}: of {counted(len(examples), 'text')} {cut:,} "
-                f"{'is' if cut == 1 else 'are'} longer than "
-                f"{counted(text_length(self.recipe.task), 'token')}; what is beyond is not read"
+                f"{self.name}: {truncated:,} of {counted(len(examples), 'text')} truncated to "
+                f"{counted(self.task.text_length, 'token')}"
             )
-        is_answering = isinstance(self.task, QuestionAnswering)
-        if is_answering and (unseen := num_unseen_answers(examples, encoded)):
+        is_question = isinstance(self.task, QuestionAnswering)
+        if is_question and (unseen := num_unseen_answers(examples, encoded)):
             reporter.say(
-                f"{self.name}: the answers to {counted(unseen, 'question')} are whole in no "
-                "window: learned as questions without an answer; raise length, or lower step"
+                f"{self.name}: no window contains the whole answer to "
+                f"{counted(unseen, 'question')}, learned as questions without an answer; raise "
+                "max_length, or lower doc_stride"
             )
         return found
 
@@ -457,7 +452,7 @@ class Finetuning:
 
 
 def check_tokenizers(teacher: ModelRef, student: ModelRef) -> None:
-    """Refuse a teacher that does not read the student's tokens.
+    """Refuse a teacher with another vocabulary than the student.
 
     Raises:
         RecipeError: their vocabularies differ.
@@ -471,7 +466,7 @@ def check_tokenizers(teacher: ModelRef, student: ModelRef) -> None:
 
 
 def compared_steps(training: TaskTrainingRecipe, num_steps: int) -> list[int]:
-    """The steps before the last one whose states are compared with it, evenly spread."""
+    """The steps before the last one whose states are compared with it, evenly spaced."""
     parts = training.evaluations
     steps = {-(-part * num_steps // parts) for part in range(1, parts)}
     return sorted(steps - {num_steps})

@@ -1,26 +1,97 @@
-"""Models of a task from their folders, each with its outputs in the order of the task's labels."""
+"""Models of a task: their configurations, and loading with outputs in the task's order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.errors import RecipeError
+from stillhouse.families.layer_map import layers_from
+from stillhouse.finetuning.objective import check_terms
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.models.folder_check import load_config
-from stillhouse.models.task_models import head_of, load_task_model, reorder_outputs
-from stillhouse.tasks.asking import predict
+from stillhouse.models.task_models import (
+    config_with_num_layers,
+    head_of,
+    load_task_model,
+    reorder_outputs,
+)
+from stillhouse.objectives.relation_term import check_relation
+from stillhouse.tasks.labels import labels_of
 from stillhouse.tasks.question_answering import QuestionAnswering
-from stillhouse.tasks.registry import labels_of, output_order
+from stillhouse.tasks.registry import check_length, make_task
 from stillhouse.tasks.settings import QuestionAnsweringTask
-from stillhouse.tasks.task import Task
+from stillhouse.tasks.task import Task, predict
+
+
+def resolve_configs(
+    name: str,
+    recipe: FinetuningRecipe,
+    starts: Mapping[str, PretrainedConfig],
+    teachers: Mapping[str, PretrainedConfig],
+) -> dict[str, PretrainedConfig]:
+    """The configuration of each model of the task `name`.
+
+    Args:
+        starts: Of each model's start, by the model's name.
+        teachers: Of teachers that are not models of the task, by name.
+
+    Raises:
+        RecipeError: a zero-shot task; an invalid layer map, length or term.
+    """
+    found: dict[str, PretrainedConfig] = {}
+    task = make_task(recipe.task)
+    if not task.trainable:
+        raise RecipeError(
+            f"finetuning.{name}.task is {recipe.task.kind}, which is zero-shot (`stillhouse "
+            "score`). To train a model on text, give the text as `corpus`."
+        )
+    for model, settings in recipe.models.items():
+        check_length(recipe.task, starts[model], f"the start of {model}")
+        found[model] = starts[model]
+        layer_map = layer_map_of(name, recipe, model, starts[model])
+        if layer_map is not None:
+            found[model] = config_with_num_layers(starts[model], len(layer_map))
+        if settings.teacher is not None:
+            check_terms(task, recipe.losses)
+            teacher = teachers.get(settings.teacher) or found[settings.teacher]
+            check_relation(recipe.losses.relation, found[model], teacher)
+            check_length(recipe.task, teacher, f"the teacher of {model}")
+            _check_sizes(recipe, model, found[model].hidden_size, teacher.hidden_size)
+    return found
+
+
+def _check_sizes(recipe: FinetuningRecipe, model: str, ours: int, theirs: int) -> None:
+    """Refuse terms that compare embeddings of two sizes."""
+    terms = {"embedding_cosine", "embedding_mse"} & set(recipe.losses.active())
+    if ours != theirs and terms:
+        raise RecipeError(
+            f"losses.{min(terms)} compares embeddings of one size, but those of {model} have "
+            f"{ours} dimensions and its teacher's {theirs}. Use similarity."
+        )
+
+
+def layer_map_of(
+    name: str, recipe: FinetuningRecipe, model: str, start: PretrainedConfig
+) -> list[int] | None:
+    """The layers that a model copies from its start; None for all of them.
+
+    Raises:
+        RecipeError: a layer that the start does not have.
+    """
+    wanted = recipe.models[model].layer_map
+    if wanted is None:
+        return None
+    key = f"finetuning.{name}.models.{model}.layer_map"
+    return layers_from(wanted, start.num_hidden_layers, key=key)
 
 
 def load_trained(task: Task, folder: Path) -> PreTrainedModel:
     """A model that was trained on the task.
 
     Raises:
-        ModelError: it is not complete, or has no head for the task.
+        ModelError: it is incomplete, or has no head for the task.
     """
     model = load_task_model(folder, task.head, {})
     _put_in_order(task, model, labels_of(model.config))
@@ -28,27 +99,27 @@ def load_trained(task: Task, folder: Path) -> PreTrainedModel:
 
 
 def load_start(task: Task, folder: Path, *, seed: int) -> PreTrainedModel:
-    """A model to train on the task; a head that the folder does not have is drawn from the seed.
+    """A model to train on the task; a head that the folder lacks is initialized from the seed.
 
     Raises:
-        ModelError: it is not complete.
+        ModelError: it is incomplete.
     """
     own = load_config(folder)
-    model = load_task_model(folder, task.head, task.settings, new_head_seed=seed)
+    model = load_task_model(folder, task.head, task.model_settings, new_head_seed=seed)
     if head_of(own) == task.head:
         _put_in_order(task, model, labels_of(own))
     return model
 
 
 def _put_in_order(task: Task, model: PreTrainedModel, own: Sequence[str]) -> None:
-    order = output_order(task, own)
+    order = task.output_order(own)
     if order is not None and order != sorted(order):
         reorder_outputs(model, order)
 
 
 def threshold_split(recipe: FinetuningRecipe) -> str | None:
-    """The split by which a model's threshold for questions without an answer is chosen; None for
-    other tasks, and where the recipe gives the threshold."""
+    """The split on which the threshold for questions without an answer is chosen; None for other
+    tasks, and where the recipe gives the threshold."""
     task = recipe.task
     if not isinstance(task, QuestionAnsweringTask) or task.null_score_diff_threshold is not None:
         return None
@@ -58,10 +129,10 @@ def threshold_split(recipe: FinetuningRecipe) -> str | None:
 def set_threshold(
     task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Any]
 ) -> None:
-    """Write into a model's configuration when it says that a question has no answer.
+    """Write the threshold for questions without an answer into a model's configuration.
 
     Args:
-        examples: Those by which the threshold is chosen, where the recipe does not give it.
+        examples: Those on which it is chosen, where the recipe does not give it.
     """
     if not isinstance(task, QuestionAnswering):
         return

@@ -1,11 +1,10 @@
-"""The objective of a task on one micro-batch: the right answers, and a teacher's.
+"""The objective of a task on one micro-batch: the labels and the teacher's outputs.
 
-Axes: B sequences, N rows (sequences, or what is asked of each), C classes, D size of a vector.
+Axes: B sequences, N rows (sequences, or targets of each), C classes, D embedding size.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,16 +21,17 @@ from stillhouse.objectives.task_losses import (
     contrastive_loss,
     similarity_loss,
 )
-from stillhouse.tasks.encoded import TaskBatch, TaskRows
+from stillhouse.tasks.encoded import OutputKind, TaskBatch, TaskRows
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import IGNORED
 
-HARD_TARGET, RELATION = "hard_target", "relation"
-Loss = Callable[[Tensor, Tensor | None, TaskBatch], Tensor]
+HARD_LABEL, RELATION = "hard_label", "relation"
+CONTRAST_TEMPERATURE = 0.05  # Gao et al. 2021, section 3
+Loss = Callable[[Tensor, Tensor, TaskBatch, float], Tensor]
 
 
 class TaskObjective:
-    """Weighted sums of the recipe's terms; each term's own sum beside them."""
+    """Weighted sum of the recipe's terms, and each term's own sum."""
 
     def __init__(
         self,
@@ -41,20 +41,20 @@ class TaskObjective:
         teacher: PreTrainedModel | None = None,
         temperature: float = 1.0,
     ) -> None:
-        """Without a teacher the right answers are all there is to learn."""
+        """Without a teacher the only term is the loss on labels."""
         self.task = task
         self.teacher = teacher
-        self._losses = _terms_of(task, temperature)
-        self.weights = {HARD_TARGET: 1.0} if teacher is None else losses.active()
+        self.temperature = temperature
+        self.weights = {HARD_LABEL: 1.0} if teacher is None else losses.active()
         self._relation = None
         if teacher is not None and losses.relation is not None and RELATION in self.weights:
             self._relation = RelationTerm(losses.relation, family_of(teacher.config), teacher)
 
     @property
     def rows(self) -> dict[str, TaskRows]:
-        """Relations count all tokens, right answers what has one, every other term what is
-        asked."""
-        own: dict[str, TaskRows] = {RELATION: "all", HARD_TARGET: "answered"}
+        """The rows of each term: all tokens for relations, labels for the loss on labels, targets
+        for the others."""
+        own: dict[str, TaskRows] = {RELATION: "all", HARD_LABEL: "labeled"}
         return {name: own.get(name, "predicted") for name in self.weights}
 
     def __call__(
@@ -65,11 +65,10 @@ class TaskObjective:
         family = family_of(model.config)
         watch = nullcontext() if self._relation is None else self._relation.watch(family, model)
         with watch as relations:
-            outputs = self.task.outputs(model, batch).float()
-            taught = None
-            if self.teacher is not None and set(coefficients) != {HARD_TARGET}:
+            outputs = teacher_outputs = self.task.outputs(model, batch).float()
+            if self.teacher is not None and set(coefficients) != {HARD_LABEL}:
                 with torch.no_grad():
-                    taught = self.task.outputs(self.teacher, batch).float()
+                    teacher_outputs = self.task.outputs(self.teacher, batch).float()
         total, values = outputs.new_zeros(()), {}
         for name, coefficient in coefficients.items():
             if name == RELATION:
@@ -78,7 +77,8 @@ class TaskObjective:
                 visible = visible.expand(-1, visible.shape[-1], -1)
                 value = relations.loss(visible, batch.rows(), batch.most_rows)
             else:
-                value = self._losses[name](outputs, taught, batch)
+                loss = TERMS[self.task.output_kind][name]
+                value = loss(outputs, teacher_outputs, batch, self.temperature)
             values[name] = value.detach()
             total = total + coefficient * value
         return total, values
@@ -90,98 +90,78 @@ def check_terms(task: Task, losses: TaskLossesRecipe) -> None:
     Raises:
         RecipeError: with those it has.
     """
-    known = [*_terms_of(task, temperature=1.0), RELATION]
+    known = [*TERMS[task.output_kind], RELATION]
     if unknown := sorted(set(losses.active()) - set(known)):
         raise RecipeError(
-            f"losses.{unknown[0]} is no term of {task.recipe.kind}; its terms are "
+            f"losses.{unknown[0]} is not a term of {task.recipe.kind}; its terms are "
             f"{', '.join(known)}. A weight of 0 leaves a term out."
         )
 
 
-def _terms_of(task: Task, temperature: float) -> Mapping[str, Loss]:
-    match task.says:
-        case "classes":
-            return {HARD_TARGET: _class_loss, "soft_target": partial(_soft_target, temperature)}
-        case "labels":
-            return {
-                HARD_TARGET: _label_loss,
-                "soft_target": partial(_binary_soft_target, temperature),
-            }
-        case "values":
-            return {HARD_TARGET: _value_loss, "soft_target": _taught_value_loss}
-        case "vectors":
-            return {
-                HARD_TARGET: _contrast,
-                "vector_cosine": _vector_cosine,
-                "vector_mse": _vector_mse,
-                "similarity": _similarity,
-            }
+def _cross_entropy(student: Tensor, _: Tensor, batch: TaskBatch, __: float) -> Tensor:
+    targets = torch.where(batch.label_mask, batch.targets, IGNORED).flatten()
+    return F.cross_entropy(student.flatten(0, -2), targets, ignore_index=IGNORED, reduction="sum")
 
 
-def _soft_target(
-    temperature: float, ours: Tensor, theirs: Tensor | None, batch: TaskBatch
-) -> Tensor:
-    assert theirs is not None
-    asked = batch.asked.flatten()[:, None]
-    pair = (torch.where(asked, logits.flatten(0, -2), 0) for logits in (ours, theirs))
+def _binary_cross_entropy(student: Tensor, _: Tensor, batch: TaskBatch, __: float) -> Tensor:
+    each = F.binary_cross_entropy_with_logits(student, batch.targets, reduction="none")
+    return (each * batch.label_mask).sum()
+
+
+def _squared_error(student: Tensor, _: Tensor, batch: TaskBatch, __: float) -> Tensor:
+    return ((student - batch.targets).square() * batch.label_mask).sum()
+
+
+def _contrastive(student: Tensor, _: Tensor, batch: TaskBatch, __: float) -> Tensor:
+    """Sequences 0 and 1, 2 and 3, ... of a unit are positive pairs."""
+    sides = student[0::2], student[1::2]
+    value = sum(
+        contrastive_loss(*pair, group=batch.unit_size // 2, temperature=CONTRAST_TEMPERATURE)
+        for pair in (sides, sides[::-1])
+    )
+    return value * batch.target_mask[0, 0]  # all or nothing of a batch is a target
+
+
+def _soft_target(student: Tensor, teacher: Tensor, batch: TaskBatch, temperature: float) -> Tensor:
+    mask = batch.target_mask.flatten()[:, None]
+    pair = (torch.where(mask, logits.flatten(0, -2), 0) for logits in (student, teacher))
     return soft_target_loss(*pair, temperature=temperature)
 
 
 def _binary_soft_target(
-    temperature: float, ours: Tensor, theirs: Tensor | None, batch: TaskBatch
+    student: Tensor, teacher: Tensor, batch: TaskBatch, temperature: float
 ) -> Tensor:
-    assert theirs is not None
-    pair = (torch.where(batch.asked, logits, 0) for logits in (ours, theirs))
+    pair = (torch.where(batch.target_mask, logits, 0) for logits in (student, teacher))
     return binary_soft_target_loss(*pair, temperature=temperature)
 
 
-def _vector_cosine(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    return hidden_cosine_loss(*_asked_vectors(ours, theirs, batch))
+def _teacher_squared_error(student: Tensor, teacher: Tensor, batch: TaskBatch, _: float) -> Tensor:
+    return ((student - teacher).square() * batch.target_mask).sum()
 
 
-def _vector_mse(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    return hidden_mse_loss(*_asked_vectors(ours, theirs, batch))
+def _embedding_cosine(student: Tensor, teacher: Tensor, batch: TaskBatch, _: float) -> Tensor:
+    return hidden_cosine_loss(torch.where(batch.target_mask, student, teacher), teacher)
 
 
-def _similarity(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    assert theirs is not None
-    value = similarity_loss(ours, theirs, group=batch.together)
-    return value * batch.asked[0, 0]  # of a batch all is asked, or nothing
+def _embedding_mse(student: Tensor, teacher: Tensor, batch: TaskBatch, _: float) -> Tensor:
+    return hidden_mse_loss(torch.where(batch.target_mask, student, teacher), teacher)
 
 
-def _class_loss(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    targets = torch.where(batch.answered, batch.targets, IGNORED).flatten()
-    return F.cross_entropy(ours.flatten(0, -2), targets, ignore_index=IGNORED, reduction="sum")
+def _similarity(student: Tensor, teacher: Tensor, batch: TaskBatch, _: float) -> Tensor:
+    value = similarity_loss(student, teacher, group=batch.unit_size)
+    return value * batch.target_mask[0, 0]  # all or nothing of a batch is a target
 
 
-def _label_loss(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    each = F.binary_cross_entropy_with_logits(ours, batch.targets, reduction="none")
-    return (each * batch.answered).sum()
-
-
-def _value_loss(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    return ((ours - batch.targets).square() * batch.answered).sum()
-
-
-def _taught_value_loss(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    assert theirs is not None
-    return ((ours - theirs).square() * batch.asked).sum()
-
-
-def _asked_vectors(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-    """Both models' vectors; equal ones where nothing is asked."""
-    assert theirs is not None
-    return torch.where(batch.asked, ours, theirs), theirs
-
-
-def _contrast(ours: Tensor, theirs: Tensor | None, batch: TaskBatch) -> Tensor:
-    """Sequences 0 and 1, 2 and 3, ... of a unit are partners."""
-    sides = ours[0::2], ours[1::2]
-    value = sum(
-        contrastive_loss(*pair, group=batch.together // 2, temperature=CONTRAST_TEMPERATURE)
-        for pair in (sides, sides[::-1])
-    )
-    return value * batch.asked[0, 0]  # of a batch all is asked, or nothing
-
-
-CONTRAST_TEMPERATURE = 0.05  # Gao et al. 2021, section 3
+# The terms of each kind of output: sums over the batch of the student's outputs, the teacher's, and
+# the labels.
+TERMS: Mapping[OutputKind, Mapping[str, Loss]] = {
+    "classes": {HARD_LABEL: _cross_entropy, "soft_target": _soft_target},
+    "labels": {HARD_LABEL: _binary_cross_entropy, "soft_target": _binary_soft_target},
+    "regression": {HARD_LABEL: _squared_error, "soft_target": _teacher_squared_error},
+    "embeddings": {
+        HARD_LABEL: _contrastive,
+        "embedding_cosine": _embedding_cosine,
+        "embedding_mse": _embedding_mse,
+        "similarity": _similarity,
+    },
+}

@@ -7,9 +7,15 @@ on the same examples, with the paired interval.
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from statistics import median
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.inference.reference import forward_pass, ratio_to_first, shape_key, timed_turns
 from stillhouse.section import recipe_part
 from stillhouse.tasks.metrics import MetricSamples
 
@@ -47,7 +53,7 @@ def task_scores(recipe: FinetuningRecipe, measured: Mapping[str, Measures]) -> d
 
 
 def pairs(recipe: FinetuningRecipe) -> list[tuple[str, str]]:
-    """Each model that had a teacher, with each one from the same start that had none."""
+    """Each model with a teacher, with each one from the same start without."""
     return [
         (taught, alone)
         for taught, with_teacher in recipe.models.items()
@@ -56,3 +62,29 @@ def pairs(recipe: FinetuningRecipe) -> list[tuple[str, str]]:
         if without.teacher is None
         and (without.start, without.layer_map) == (with_teacher.start, with_teacher.layer_map)
     ]
+
+
+def task_costs(
+    folders: Mapping[str, Path], models: Mapping[str, PreTrainedModel], length: int
+) -> dict[str, dict[str, Any]]:
+    """Parameters, size on disk and speed of each model, timed in turns; models of one configuration
+    are timed once.
+
+    Args:
+        length: Tokens of each of the 8 sequences in a forward pass.
+    """
+    shapes = {name: shape_key(folder) for name, folder in folders.items()}
+    passes = {}
+    for name, shape in shapes.items():
+        body = models[name].base_model
+        passes.setdefault(shape, partial(forward_pass, models[name], body, length))
+    rates = timed_turns(passes)
+    return {
+        name: {
+            "parameters": models[name].num_parameters(),
+            "size_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+            "forward_tokens_per_second": median(rates[shapes[name]]),
+            "ratio_to_first": ratio_to_first(rates, shapes[name]),
+        }
+        for name, folder in folders.items()
+    }

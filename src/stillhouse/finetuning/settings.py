@@ -19,23 +19,23 @@ from stillhouse.training.settings import OptimizerRecipe, ScheduleRecipe, Traini
 
 
 class TaskDataRecipe(Section):
-    """Files of a task's examples: to learn from, and one or several splits to be scored on.
+    """Files of a task's examples: for training, and one or several validation splits.
 
-    Of the training examples `num_train` are taken, the same ones for every model and seed; or all.
-    Those of `transfer` (`num_transfer` of them) have no answers, or none that is looked at: what
-    has a teacher learns from them what the teacher says, and a model that has none and teaches
-    none takes as many steps on `train` alone.
+    Of the training examples a sample of `num_train` is used, the same for every model and seed; by
+    default all. Labels of `unlabeled` examples (a sample of `num_unlabeled`) are ignored: models
+    with a teacher learn its predictions for them, and a model that neither has a teacher nor is one
+    takes the same number of steps on `train`.
     """
 
     train: str
     validation: str | Annotated[dict[str, str], Field(min_length=1)]
     num_train: PositiveInt | None = None
-    transfer: str | None = None
-    num_transfer: PositiveInt | None = None
+    unlabeled: str | None = None
+    num_unlabeled: PositiveInt | None = None
 
     @property
     def splits(self) -> dict[str, str]:
-        """The files to be scored on, by the name of the split."""
+        """The validation files, by the name of the split."""
         if isinstance(self.validation, str):
             return {"validation": self.validation}
         return self.validation
@@ -43,9 +43,9 @@ class TaskDataRecipe(Section):
     @property
     def sources(self) -> dict[str, str]:
         """All files and datasets, by their keys, such as `train` and `validation.matched`."""
-        transfer = {} if self.transfer is None else {"transfer": self.transfer}
+        unlabeled = {} if self.unlabeled is None else {"unlabeled": self.unlabeled}
         splits = {self.key_of(split): source for split, source in self.splits.items()}
-        return {"train": self.train, **transfer, **splits}
+        return {"train": self.train, **unlabeled, **splits}
 
     def key_of(self, split: str) -> str:
         """The key of the file of a split."""
@@ -53,7 +53,7 @@ class TaskDataRecipe(Section):
 
 
 class TaskOptimizerRecipe(OptimizerRecipe):
-    """AdamW, as models are fine-tuned with it (Devlin et al. 2019, appendix A.3)."""
+    """AdamW with the usual settings of fine-tuning (Devlin et al. 2019, appendix A.3)."""
 
     learning_rate: PositiveFloat = 5e-5
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -62,15 +62,15 @@ class TaskOptimizerRecipe(OptimizerRecipe):
 
 
 class TaskScheduleRecipe(ScheduleRecipe):
-    """The same, with the warm-up that is usual for a task."""
+    """A learning rate schedule with the usual warm-up of fine-tuning."""
 
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class TaskTrainingRecipe(TrainingRecipe):
-    """Training on examples, whose steps are counted in them.
+    """Training on examples, with steps of `examples_per_step`.
 
-    `evaluations` states of the training, evenly spread, the last among them, are scored; the best
+    `evaluations` evenly spaced states of the training, including the last, are evaluated; the best
     one by the task's metric on the split `select` is kept, or the last where no split is named.
     """
 
@@ -83,7 +83,7 @@ class TaskTrainingRecipe(TrainingRecipe):
 
 
 class TaskModelRecipe(Section):
-    """One model of a task: what it starts from, and what teaches it.
+    """One model of a task: its start and its teacher.
 
     `start` is teacher, student, student_init or control (of this recipe), a folder, or a hub name;
     `teacher` another model of the same task, a folder, or a hub name.
@@ -95,15 +95,15 @@ class TaskModelRecipe(Section):
 
 
 class TaskLossesRecipe(Section):
-    """The weights of a task's terms; those of a teacher count where there is one.
+    """The weights of a task's loss terms; teacher terms apply to models with a teacher.
 
-    Vectors have vector_cosine, vector_mse and similarity in place of soft_target.
+    Embeddings have embedding_cosine, embedding_mse and similarity in place of soft_target.
     """
 
-    hard_target: NonNegativeFloat = 0.5
+    hard_label: NonNegativeFloat = 0.5
     soft_target: NonNegativeFloat = 0.5
-    vector_cosine: NonNegativeFloat = 0.0
-    vector_mse: NonNegativeFloat = 0.0
+    embedding_cosine: NonNegativeFloat = 0.0
+    embedding_mse: NonNegativeFloat = 0.0
     similarity: NonNegativeFloat = 0.0
     relation: RelationRecipe | None = None  # over all tokens
 
@@ -137,7 +137,7 @@ def _default_models() -> dict[str, TaskModelRecipe]:
 
 
 class FinetuningRecipe(Section):
-    """A task, and the models that are trained on it in turn."""
+    """A task, and the models that are trained on it in order."""
 
     task: NamedTaskRecipe
     data: TaskDataRecipe
@@ -155,11 +155,11 @@ class FinetuningRecipe(Section):
         for name, model in self.models.items():
             if model.teacher in self.models and model.teacher not in done:
                 raise ValueError(
-                    f"models.{name} is taught by {model.teacher}, which comes after it; put "
+                    f"models.{name} has the teacher {model.teacher}, which comes after it; put "
                     f"{model.teacher} first"
                 )
             done.add(name)
-        self._check_transfer()
+        self._check_unlabeled()
         select = self.training.select
         if select is None and self.training.evaluations > 1:
             raise ValueError(
@@ -173,17 +173,16 @@ class FinetuningRecipe(Section):
             )
         return self
 
-    def _check_transfer(self) -> None:
-        """Refuse texts without answers that nobody would learn from."""
-        if self.data.transfer is None:
-            if self.data.num_transfer is not None:
-                raise ValueError("data.num_transfer is given, but data.transfer names no file")
+    def _check_unlabeled(self) -> None:
+        """Refuse unlabeled data that no model would train on."""
+        if self.data.unlabeled is None:
+            if self.data.num_unlabeled is not None:
+                raise ValueError("data.num_unlabeled is given, but data.unlabeled names no file")
             return
         if all(model.teacher is None for model in self.models.values()):
-            raise ValueError(
-                "data.transfer is given, but no model has a teacher to say what is right for it"
-            )
+            raise ValueError("data.unlabeled is given, but no model has a teacher to label it")
         if self.task.kind == "embeddings":
             raise ValueError(
-                "data.transfer is given, but vectors need no answers; give all texts as data.train"
+                "data.unlabeled is given, but embeddings need no labels; give all texts as "
+                "data.train"
             )

@@ -3,7 +3,6 @@ the model's prediction."""
 
 import json
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stillhouse.errors import RecipeError
 from stillhouse.inference.task_model import TaskModel
 from stillhouse.runs.atomic import explained_os_errors, fsync_path, temporary_path
-from stillhouse.tasks.last_word import Passage
-from stillhouse.tasks.squad import Question
 from stillhouse.tasks.task import Task
-from stillhouse.tasks.texts import TextExample
-from stillhouse.tasks.token_classification import Words
 
 AT_ONCE = 4_096  # examples whose predictions are in memory
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-# The inputs of an example, as written to the output.
-INPUTS: Mapping[type, Callable[[Any], dict[str, str]]] = {
-    TextExample: lambda it: {"text": it.text} | ({} if it.pair is None else {"text_pair": it.pair}),
-    Question: lambda it: {"id": it.id, "question": it.question, "context": it.context},
-    Words: lambda it: {"text": it.text},
-    Passage: lambda it: {"text": it.before + it.last},
-}
 
 
 def check_output(path: Path) -> None:
@@ -52,7 +40,7 @@ def predict_file(model: TaskModel, source: Path, output: Path) -> tuple[int, int
         DataError: an invalid example, with its file and row.
         ResourceError: the disk is full.
     """
-    examples = model.task.read(source, targets=False)
+    examples = model.task.read(source, labeled=False)
     temporary, num_truncated = temporary_path(output, os.getpid()), 0
     with (
         Progress(*COLUMNS, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
@@ -66,7 +54,7 @@ def predict_file(model: TaskModel, source: Path, output: Path) -> tuple[int, int
                     predictions, truncated = model.predictions_and_cuts(some)
                     num_truncated += truncated
                     for example, prediction in zip(some, predictions, strict=True):
-                        line = INPUTS[type(example)](example) | _named(model.task, prediction)
+                        line = example.inputs | _named(model.task, prediction)
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
                     progress.advance(bar, len(some))
             fsync_path(temporary)
@@ -82,6 +70,6 @@ def _named(task: Task, prediction: Any) -> dict[str, Any]:
     result = task.result(prediction)
     if isinstance(result, dict):
         return result
-    if task.says == "vectors":
+    if task.output_kind == "embeddings":
         return {"embedding": result}
     return {"entities" if task.per_token else "labels": result}

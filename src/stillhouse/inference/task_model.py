@@ -13,11 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.inference.arguments import checked_arguments, examples_of, questions_of, texts_of
 from stillhouse.inference.loaded import LoadedModel
-from stillhouse.tasks.asking import predict
 from stillhouse.tasks.embeddings import Embeddings
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.squad import Question
-from stillhouse.tasks.task import Task, text_length
+from stillhouse.tasks.task import Task, predict
 from stillhouse.tasks.text_classification import TextClassification, TextRegression
 from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import TokenClassification, words_in
@@ -46,7 +45,7 @@ class TaskModel(LoadedModel):
     def predictions_and_cuts(self, examples: Sequence[Any]) -> tuple[list[Any], int]:
         """The predictions, and the number of truncated texts."""
         encoded = self.task.encode(examples, self.tokenizer)
-        num_truncated = sum(sequence.is_cut for own in encoded for sequence in own)
+        num_truncated = sum(sequence.is_truncated for own in encoded for sequence in own)
         return predict(self.task, self.model, examples, encoded), num_truncated
 
     def _results(self, examples: Sequence[Any], single: bool) -> Any:
@@ -152,4 +151,4 @@ TASK_MODELS: Mapping[type, type[TaskModel]] = {
 def cut_text(number: int, task: Task) -> str:
     """The warning for truncated texts."""
     are = counted(number, "text has", "texts have")
-    return f"{are} more than {text_length(task.recipe)} tokens; the rest was not read."
+    return f"{are} more than {task.text_length} tokens; the rest was not read."

@@ -146,8 +146,8 @@ def task_card(
         layers="all" if own.layer_map is None else _layers(own.layer_map),
         teacher=_task_teacher(settings, own.teacher),
         num_examples=_number_of(settings.data.num_train, settings.data.train),
-        unlabeled=settings.data.transfer
-        and _number_of(settings.data.num_transfer, settings.data.transfer),
+        unlabeled=settings.data.unlabeled
+        and _number_of(settings.data.num_unlabeled, settings.data.unlabeled),
         trained=manifest and manifest.facts["training"].get("tokens"),
         inputs=inputs,
         scored=scored,

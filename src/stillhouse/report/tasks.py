@@ -17,10 +17,9 @@ from stillhouse.report.tables import Cell, Table
 from stillhouse.report.verdict import Difference, Outcome, Verdict, judge
 from stillhouse.runs.manifest import read_manifest, verify
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tasks.blank_rows import rows_listed
 from stillhouse.tasks.metrics import GLUE, format_score, glue_scores, metric_label, score_digits
 from stillhouse.training.metrics import read_metrics
-from stillhouse.wording import counted
+from stillhouse.wording import counted, numbered_rows
 
 # Classes of `page.css`, in the order in which models of a task are given.
 COLORS = ("teacher", "control", "student", "control_same_time")
@@ -237,8 +236,8 @@ def loss_figure(recipe: FinetuningRecipe, task: TaskResult) -> Figure | None:
     """The loss of the labels over tokens; a sole term is logged as `loss`."""
     found = []
     for color, model in zip(cycle(COLORS), recipe.models, strict=False):
-        terms = recipe.losses.active() if recipe.models[model].teacher else {"hard_target": 1.0}
-        key = "loss" if list(terms) == ["hard_target"] else "hard_target"
+        terms = recipe.losses.active() if recipe.models[model].teacher else {"hard_label": 1.0}
+        key = "loss" if list(terms) == ["hard_label"] else "hard_label"
         found += [
             series_of(lines, f"{task.name}-{model}", key, color=color, label=model)
             for lines in task.metrics
@@ -253,7 +252,7 @@ def protocol(recipe: FinetuningRecipe, task: TaskResult) -> dict[str, Any]:
     first = task.scores[0]
     facts = {"protocol": first["task"], "data": first["data"]}
     skipped = [
-        f"{recipe.data.sources[key]}: {rows_listed(numbers)} without any field"
+        f"{recipe.data.sources[key]}: {numbered_rows(numbers)} without any field"
         for key, numbers in first.get("blank_rows", {}).items()
     ]
     return facts | ({"skipped": "; ".join(skipped)} if skipped else {})

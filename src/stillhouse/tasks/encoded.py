@@ -1,4 +1,4 @@
-"""What a task model reads: sequences with their targets, alone and side by side.
+"""Inputs of task models: encoded sequences with their targets, and batches of them.
 
 Axes: B sequences, T tokens of the longest of them, C classes.
 """
@@ -13,55 +13,59 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
+from stillhouse.families.attention import explicit_attention_mask
+from stillhouse.families.registry import family_of
+from stillhouse.models.task_models import reads_token_types
 from stillhouse.section import Rows
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.teacher_rows import move
 
-# What a model's outputs are: logits of one class of several, or of each label by itself; numbers;
-# vectors of length 1.
-OutputKind = Literal["classes", "labels", "values", "vectors"]
-TaskRows = Rows | Literal["answered"]
+# Logits of mutually exclusive classes, logits of independent labels, a number, or an embedding.
+OutputKind = Literal["classes", "labels", "regression", "embeddings"]
+TaskRows = Rows | Literal["labeled"]
 
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """One sequence without padding, and what is to be said of it.
+    """One unpadded sequence and its target.
 
-    `target` is a class, a number, a place for each of a start and an end, or a value for each
-    class or token; None where it is not known. `choices` are the tokens at which an answer may
-    begin or end, where a task asks for that. Where it `is_cut`, not all of the text fit.
-    `source` is what the task has to know of it to read a model's answer. Where it is not
-    `is_labeled`, the target says what is asked, not what is right.
+    Attributes:
+        target: A class, a number, a start and an end position, or a value per class or token.
+        output_mask: The tokens whose outputs count, for tasks that need it.
+        is_truncated: Whether part of the text did not fit.
+        source: What the task needs to interpret the model's outputs.
+        is_labeled: Whether the target is a label; otherwise it only marks what to predict.
     """
 
     input_ids: Int[np.ndarray, " T"]
     token_type_ids: Int[np.ndarray, " T"]
     target: Shaped[np.ndarray, "..."] | None = None
-    choices: Bool[np.ndarray, " T"] | None = None
-    is_cut: bool = False
+    output_mask: Bool[np.ndarray, " T"] | None = None
+    is_truncated: bool = False
     source: Any = None
     is_labeled: bool = True
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Sequences side by side, ready for a model; as `tokens.batches.Batch` it can be cut and moved.
+    """A padded batch; like `tokens.batches.Batch` it can be split and moved.
 
-    Only what is `asked` of the targets counts, as right answers only where a sequence is `labeled`;
-    no token counts of a batch that is `is_blank`.
-    `together` sequences that follow one another are one unit, which is never cut.
+    Losses count the targets in `target_mask`; losses on labels only those of `labeled` sequences.
+    Nothing counts in a blank batch. Each `unit_size` consecutive sequences form a unit, which is
+    never split.
     """
 
     input_ids: Int[Tensor, "B T"]
     token_type_ids: Int[Tensor, "B T"]
     attention_mask: Int[Tensor, "B T"]
     targets: Shaped[Tensor, "B _"]
-    asked: Bool[Tensor, "B _"]
+    target_mask: Bool[Tensor, "B _"]
     labeled: Bool[Tensor, "B 1"]
-    choices: Bool[Tensor, "B T"] | None
+    output_mask: Bool[Tensor, "B T"] | None
     per_token: bool
-    together: int
+    unit_size: int
     is_blank: bool = False
 
     @cached_property
@@ -69,23 +73,23 @@ class TaskBatch:
         return 0 if self.is_blank else int(self.attention_mask.sum())
 
     @property
-    def answered(self) -> Bool[Tensor, "B _"]:
-        """What is asked and has a right answer."""
-        return self.asked & self.labeled
+    def label_mask(self) -> Bool[Tensor, "B _"]:
+        """The targets that are labels."""
+        return self.target_mask & self.labeled
 
     def num_rows(self, rows: TaskRows) -> int:
-        """Real tokens (`all`), what is asked of them (`predicted`), or what of it is `answered`."""
+        """The number of real tokens (`all`), targets (`predicted`) or labels (`labeled`)."""
         if rows == "all":
             return self.num_tokens
-        return int((self.asked if rows == "predicted" else self.answered).sum())
+        return int((self.target_mask if rows == "predicted" else self.label_mask).sum())
 
     def rows(self) -> Bool[Tensor, "B T"]:
-        """The real tokens, of which a blank batch has none."""
+        """The tokens that are not padding; none in a blank batch."""
         return (self.attention_mask > 0) & (not self.is_blank)
 
     def visible(self, *, causal: bool) -> Bool[Tensor, "B _ T"]:
-        """True where a token (second to last axis) may see another one (last axis); one row stands
-        for all where all may see the same."""
+        """True where a token (second to last axis) may attend to another (last axis); a single row
+        where all tokens share the same mask."""
         real = (self.attention_mask > 0)[:, None, :]
         return real.expand(-1, real.shape[-1], -1).tril() if causal else real
 
@@ -98,15 +102,15 @@ class TaskBatch:
         return self._with_each(lambda tensor: move(tensor, device))
 
     def split(self, sequences: int) -> Iterator["TaskBatch"]:
-        """Micro-batches of at most `sequences` units each, in order, as long as their longest."""
-        size = sequences * self.together
+        """Micro-batches of at most `sequences` units each, in order, trimmed to their longest."""
+        size = sequences * self.unit_size
         for start in range(0, len(self.input_ids), size):
             part = self._with_each(lambda tensor, start=start: tensor[start : start + size])
             yield part._cut(max(1, int(part.attention_mask.sum(1).max())))
 
     def blank(self) -> "TaskBatch":
-        """The same sequences, of which nothing is asked."""
-        return replace(self, asked=torch.zeros_like(self.asked), is_blank=True)
+        """The same sequences without targets."""
+        return replace(self, target_mask=torch.zeros_like(self.target_mask), is_blank=True)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "TaskBatch":
         return replace(
@@ -115,9 +119,9 @@ class TaskBatch:
             token_type_ids=change(self.token_type_ids),
             attention_mask=change(self.attention_mask),
             targets=change(self.targets),
-            asked=change(self.asked),
+            target_mask=change(self.target_mask),
             labeled=change(self.labeled),
-            choices=None if self.choices is None else change(self.choices),
+            output_mask=None if self.output_mask is None else change(self.output_mask),
         )
 
     def _cut(self, length: int) -> "TaskBatch":
@@ -127,8 +131,8 @@ class TaskBatch:
             token_type_ids=self.token_type_ids[:, :length],
             attention_mask=self.attention_mask[:, :length],
             targets=self.targets[:, :length] if self.per_token else self.targets,
-            asked=self.asked[:, :length] if self.per_token else self.asked,
-            choices=None if self.choices is None else self.choices[:, :length],
+            target_mask=self.target_mask[:, :length] if self.per_token else self.target_mask,
+            output_mask=None if self.output_mask is None else self.output_mask[:, :length],
         )
 
 
@@ -137,33 +141,58 @@ def collate(
     *,
     pad_token_id: int,
     per_token: bool = False,
-    together: int = 1,
+    unit_size: int = 1,
 ) -> TaskBatch:
-    """Sequences side by side, each padded at its end.
+    """Batch sequences, padding each at its end.
 
     Args:
-        per_token: Each token has a target of its own; IGNORED where it has none.
+        per_token: Whether each token has its own target (IGNORED for none).
     """
     targets = [_target(each) for each in sequences]
-    choices = [each.choices for each in sequences if each.choices is not None]
+    masks = [each.output_mask for each in sequences if each.output_mask is not None]
     return TaskBatch(
         _padded([each.input_ids for each in sequences], pad_token_id),
         _padded([each.token_type_ids for each in sequences], 0),
         _padded([np.ones_like(each.input_ids) for each in sequences], 0),
         _padded(targets, 0),
-        _padded([_asked(each) for each in sequences], False),
+        _padded([_target_mask(each) for each in sequences], False),
         torch.tensor([[each.is_labeled] for each in sequences]),
-        _padded(choices, False) if choices else None,
+        _padded(masks, False) if masks else None,
         per_token=per_token,
-        together=together,
+        unit_size=unit_size,
     )
+
+
+def inputs_of(model: PreTrainedModel, batch: TaskBatch) -> dict[str, Any]:
+    """The arguments of a transformers model for a batch.
+
+    Token types are passed only to models with several of them: some models have no such argument,
+    and GPT-2 would embed them as tokens.
+    """
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+    }
+    if reads_token_types(model.config):
+        inputs["token_type_ids"] = batch.token_type_ids
+    if family_of(model.config).language_modeling == "causal":
+        inputs["use_cache"] = False
+    return inputs
+
+
+def forward(model: PreTrainedModel, batch: TaskBatch) -> Any:
+    """The model's output for a batch, by the fastest attention on its device."""
+    causal = family_of(model.config).language_modeling == "causal"
+    inputs = inputs_of(model, batch) | {"attention_mask": batch.visible(causal=causal)[:, None]}
+    with explicit_attention_mask(model.config):
+        return model(**inputs)
 
 
 def _target(sequence: EncodedExample) -> Shaped[np.ndarray, " _"]:
     return np.zeros(1, np.int64) if sequence.target is None else np.atleast_1d(sequence.target)
 
 
-def _asked(sequence: EncodedExample) -> Bool[np.ndarray, " _"]:
+def _target_mask(sequence: EncodedExample) -> Bool[np.ndarray, " _"]:
     target = _target(sequence)
     if sequence.target is None:
         return np.zeros_like(target, dtype=bool)

@@ -1,12 +1,12 @@
-"""Labels of a classification: one spelling for what data, recipes and models call them, and the
+"""Labels of a classification: one spelling for the names in data, recipes and models, and the
 order of a model's outputs.
 
-Of two labels F1 is about one, the positive class: the label 1 or true (as in scikit-learn), else
-the second one that a recipe names. Where neither says which it is, nothing is assumed.
+The positive class of F1 is the label 1 or true (as in scikit-learn), else the second one that a
+recipe names. Where neither is given, none is assumed.
 
 A label in data is a text, a whole number (also written 1.0) or true or false. Outputs of a model
-are matched with labels by name. Positions count only where names say nothing: for the generic
-names LABEL_0, LABEL_1, ... of transformers, and where the recipe lists the numbers 0 to n - 1.
+are matched with labels by name, and by position only for the generic names LABEL_0, LABEL_1, ... of
+transformers and where the recipe lists the numbers 0 to n - 1.
 """
 
 import re
@@ -15,7 +15,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stillhouse.errors import RecipeError
+from transformers import PretrainedConfig
+
+from stillhouse.errors import ModelError, RecipeError
 
 WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?")
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
@@ -27,11 +29,11 @@ OTHER_SEPARATORS = (";", "|")
 
 
 def label_name(value: Any) -> str | None:
-    """The spelling of a label in data; None for what is none, such as null, a list or a blank.
+    """The normalized spelling of a label; None for values such as null, a list or a blank.
 
-    Text loses the spaces around it and characters without a width, and is composed (Unicode's NFC);
-    a whole number loses its fraction (1.0 is 1), and true and false are lower case, as JSON has
-    them. A number with a fraction is a label only where it is text.
+    Text is stripped of spaces and zero-width characters and composed (Unicode NFC). A whole number
+    loses its fraction (1.0 is 1); true and false are lower case, as in JSON. A number with a
+    fraction is a label only where it is text.
     """
     if isinstance(value, float):
         value = int(value) if value.is_integer() else None
@@ -45,9 +47,8 @@ def label_name(value: Any) -> str | None:
 
 
 def label_names(value: Any) -> list[str] | None:
-    """The spellings of several labels: of a list, of a text with commas between them, or of one
-    label; blank ones are left out. None for anything else, such as a list that is written as text
-    or one of 0 and 1 for every label."""
+    """The spellings of several labels: of a list, of comma-separated text, or of one label; blank
+    ones are skipped. None for anything else, such as a list written as text or one-hot values."""
     if isinstance(value, str):
         if LIST_AS_TEXT.fullmatch(value.strip()):
             return None
@@ -71,7 +72,7 @@ def sorted_labels(names: Iterable[str]) -> list[str]:
 
 
 def alike(names: Iterable[str]) -> list[str]:
-    """Labels that differ in upper and lower case alone, the first ones that do; else none."""
+    """The first group of labels that differ only in case; empty where there is none."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted_labels(names):
         groups[name.casefold()].append(name)
@@ -79,7 +80,8 @@ def alike(names: Iterable[str]) -> list[str]:
 
 
 def joined_by(names: Iterable[str]) -> tuple[str, str] | None:
-    """A label that several others seem to make up, with the separator between them; else None."""
+    """A label that looks like several others joined by a separator, and the separator; else
+    None."""
     known = set(names)
     for name in sorted(known):
         for separator in OTHER_SEPARATORS:
@@ -90,7 +92,7 @@ def joined_by(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Labels in a message, the first dozen of them."""
+    """The first dozen labels, for a message."""
     rest = len(names) - MOST_SHOWN
     return ", ".join(names[:MOST_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -98,8 +100,8 @@ def listed(names: Sequence[str]) -> str:
 class Labels:
     """Labels in the order of a model's outputs.
 
-    A label is found by its name, in upper or lower case where that leaves one, or by another
-    spelling. The numbers 0 and 1 stand for false and true, and the reverse.
+    A label is found by its name, in any case where that is unique, or by another spelling. 0 and 1
+    also stand for false and true, and the reverse.
     """
 
     def __init__(
@@ -109,11 +111,14 @@ class Labels:
         *,
         second: str | None = None,
     ) -> None:
-        """`others` are further spellings, each with the output that it stands for; `second` is the
-        second label of a recipe that names them.
+        """The labels of a model's outputs.
+
+        Args:
+            others: Further spellings, each with its output.
+            second: The second label of a recipe that names them.
 
         Raises:
-            RecipeError: two labels that are one, such as 1 and 1.0, or a blank one.
+            RecipeError: duplicate labels, such as 1 and 1.0, or a blank one.
         """
         self.names = list(names)
         self._others = dict(others or {})
@@ -140,10 +145,11 @@ class Labels:
     def given(
         cls, labels: Sequence[str] | Mapping[str, str], *, by_recipe: bool = True
     ) -> "Labels":
-        """Labels of a recipe: what the data calls each, and with a mapping what models call it; or
-        those that the data shows.
+        """Labels of a recipe, or those that the data shows.
 
-        In data that gives numbers for labels with names, a number is a position among them.
+        A mapping gives the model's name for each label of the data.
+
+        Where labels have names and data gives numbers, a number is a position among the names.
         """
         names = list(labels)
         others = (
@@ -163,7 +169,7 @@ class Labels:
 
     @property
     def positive(self) -> int | None:
-        """The output of the positive class of two labels; None where nothing says which it is."""
+        """The output of the positive class of two labels; None where it is not known."""
         for name in ("1", "true"):
             if name in self._exact:
                 return self._exact[name]
@@ -180,8 +186,8 @@ class Labels:
         return self._loose.get(name.casefold()) if place is None else place
 
     def find_all(self, value: Any) -> tuple[int, ...] | None:
-        """The outputs of a list of labels, or of a text with commas between them; None where one
-        is not known."""
+        """The outputs of a list of labels, or of comma-separated text; None where one is not
+        known."""
         whole = self.find(value) if isinstance(value, str) else None
         if whole is not None:
             return (whole,)
@@ -192,10 +198,10 @@ class Labels:
         return tuple(dict.fromkeys(place for place in places if place is not None))
 
     def in_order_of(self, own: Sequence[str], model: str) -> "Labels":
-        """The same labels in the order of a model's outputs, by the names that it has for them.
+        """The labels in the order of a model's outputs, matched by the model's names.
 
         Raises:
-            RecipeError: names that are not those of the labels, with both lists.
+            RecipeError: the names differ from the labels, with both lists.
         """
         size = len(self.names)
         if is_generic(own) and len(own) == size:
@@ -214,10 +220,10 @@ class Labels:
 
 
 def labels_of_data(shown: Sequence[str], own: Sequence[str], model: str) -> Labels:
-    """The labels of a model, spelled as data shows them where it does.
+    """The labels of a model, in the data's spelling where it shows them.
 
     Raises:
-        RecipeError: data with labels that the model does not name, with both lists.
+        RecipeError: data with labels that the model lacks, with both lists.
     """
     outputs = Labels.of_model(own)
     found = {name: outputs.find(name) for name in shown}
@@ -233,14 +239,40 @@ def labels_of_data(shown: Sequence[str], own: Sequence[str], model: str) -> Labe
 
 
 def is_generic(names: Sequence[str]) -> bool:
-    """Whether these are the names of transformers for labels that nobody named."""
+    """Whether these are the default names of transformers."""
     return all(name == f"LABEL_{place}" for place, name in enumerate(names))
 
 
 def mismatch(labels: Sequence[str], own: Sequence[str], model: str) -> RecipeError:
-    """The error for labels and a model's names for its outputs that do not belong together."""
+    """The error for labels that do not match a model's names for its outputs."""
     return RecipeError(
-        f"The data's labels are {listed(labels)}, but those of {model} are {listed(own)}. Say in "
-        "`labels` which name the model has for each label of the data, such as "
+        f"The data's labels are {listed(labels)}, but those of {model} are {listed(own)}. Map "
+        "each label of the data to the model's name for it in `labels`, such as "
         f"{{{labels[0]}: NAME, {labels[-1]}: NAME}}."
     )
+
+
+def labelled(labels: Sequence[str]) -> dict[str, Any]:
+    """The settings of a model's configuration for these labels; none where they are unknown."""
+    if not labels:
+        return {}
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+def labels_of(config: PretrainedConfig) -> list[str]:
+    """The model's labels in the order of its outputs.
+
+    Raises:
+        ModelError: they are numbered as other outputs.
+    """
+    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    if sorted(names) != list(range(len(names))):
+        raise ModelError(
+            f"The model's config.json names labels for the outputs {sorted(names)} (id2label), but "
+            f"outputs are numbered from 0 to {len(names) - 1}. Correct the numbers."
+        )
+    return [names[number] for number in range(len(names))]

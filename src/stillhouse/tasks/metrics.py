@@ -1,12 +1,12 @@
-"""Metrics of tasks, and how sure they are, on plain arrays.
+"""Metrics of tasks with confidence intervals, on plain arrays.
 
-Every metric takes what was predicted and what is right, in this order, and gives a number.
-Intervals of a share of examples are Wilson's (1927); all others are percentile bootstraps over
-examples (Efron 1979), from a seed. Where all resamples agree, as they do when every example is
-right, a bootstrap has no width, and the interval is as wide as Wilson's for n of n.
+Every metric takes predictions and labels, in this order, and returns a number. Intervals of a share
+of examples are Wilson's (1927); all others are percentile bootstraps over examples (Efron 1979),
+from a seed. Where all resamples agree, as they do when every example is right, the interval is as
+wide as Wilson's for n of n.
 
-A resample is how many times each example was drawn, and a metric takes all resamples at once, as
-weights of the examples: nothing is copied, sorted or counted anew for each of them.
+A resample is the number of times each example was drawn. A metric takes all resamples at once, as
+weights of the examples, without copying, sorting or counting per resample.
 
 Axes: N examples, D resamples, C classes or labels, G different values.
 """
@@ -48,17 +48,16 @@ class Metric:
 
 @Metric
 def accuracy(predicted: Values, right: Values, times: Times) -> Draws:
-    """Share of examples that are right."""
+    """Share of correct predictions."""
     return times @ (predicted == right) / times.sum(1)
 
 
 @Metric
 def f1(predicted: Values, right: Values, times: Times) -> Draws:
-    """F1 of the class 1 (or, for rows of labels that each hold or not, over all of them): twice
-    what is in both over what is in either, 0 where that is nothing."""
+    """F1 of the class 1, or over all labels of rows of binary labels; 0 without any positive."""
     size = len(right)
-    said, true = ((side == 1).reshape(size, -1) for side in (predicted, right))
-    both, either = times @ (said & true).sum(1), times @ (said.sum(1) + true.sum(1))
+    ours, true = ((side == 1).reshape(size, -1) for side in (predicted, right))
+    both, either = times @ (ours & true).sum(1), times @ (ours.sum(1) + true.sum(1))
     return 2 * both / np.maximum(either, 1)
 
 
@@ -69,10 +68,10 @@ def matthews(predicted: Values, right: Values, times: Times) -> Draws:
     Source: Gorodkin 2004, equation 8 (two classes or more).
     """
     classes = np.arange(1 + max(int(predicted.max()), int(right.max())))
-    said, true = (times @ (side[:, None] == classes) for side in (predicted, right))
+    ours, true = (times @ (side[:, None] == classes) for side in (predicted, right))
     size, num_right = times.sum(1), times @ (predicted == right)
-    spreads = (size**2 - (said**2).sum(1)) * (size**2 - (true**2).sum(1))
-    covariance = size * num_right - (said * true).sum(1)
+    spreads = (size**2 - (ours**2).sum(1)) * (size**2 - (true**2).sum(1))
+    covariance = size * num_right - (ours * true).sum(1)
     return np.where(spreads > 0, covariance / np.sqrt(np.maximum(spreads, 1)), 0.0)
 
 
@@ -107,7 +106,7 @@ def _correlation(
 
 
 def _scaled(values: Shaped[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """The same from -1 to 1, so that no square overflows."""
+    """The values scaled to -1 to 1, so that no square overflows."""
     values = np.asarray(values, np.float64)
     return values / (np.abs(values).max() or 1.0)
 
@@ -147,6 +146,12 @@ METRICS: Mapping[str, Metric] = {
     "pearson_and_spearman": mean_of(pearson, spearman),
 }
 
+# Metrics that say nothing where all labels are the same.
+UNDEFINED_ON_CONSTANT_LABELS = {
+    *("matthews", "pearson", "spearman", "pearson_and_spearman"),
+    *("strict", "default"),
+}
+
 # Wang et al. 2019 (arXiv:1804.07461); MNLI is the mean of matched and mismatched.
 GLUE: Mapping[str, str] = {
     "cola": "matthews",
@@ -174,20 +179,19 @@ LABELS: Mapping[str, str] = {
 MINUS = "\N{MINUS SIGN}"
 
 
-OF_A_CLASS: Mapping[str, str] = {"f1": "F1", "accuracy_and_f1": "accuracy and F1"}
+CLASS_METRICS: Mapping[str, str] = {"f1": "F1", "accuracy_and_f1": "accuracy and F1"}
 
 
 def metric_label(name: str, positive: str | None = None) -> str:
-    """What a metric is called in tables and cards, where its key alone does not say it; with the
-    positive class where it is about one."""
-    if positive is not None and name in OF_A_CLASS:
-        return f"{OF_A_CLASS[name]} of class {positive}"
+    """The label of a metric in tables and cards, with its positive class where it has one."""
+    if positive is not None and name in CLASS_METRICS:
+        return f"{CLASS_METRICS[name]} of class {positive}"
     return LABELS.get(name, name)
 
 
 def score_digits(values: Iterable[int | float]) -> int:
-    """Decimals for all values of a metric: 4 for shares and correlations, 2 for what goes beyond 1,
-    such as percentages and BLEU."""
+    """Decimals for all values of a metric: 4 up to 1 (shares, correlations), else 2 (percentages,
+    BLEU)."""
     return 4 if all(abs(value) <= 1 for value in values) else 2
 
 
@@ -213,10 +217,10 @@ def span_counts(
     strict: bool,
     scheme: str = "IOB2",
 ) -> Int[np.ndarray, "N 3"]:
-    """For each sentence the entities that were predicted and right, were predicted, and are right.
+    """For each sentence the number of correct, predicted and reference entities.
 
-    `strict` takes spans of the scheme alone; else one that begins with `I-` counts too, as
-    conlleval has it.
+    With `strict` only valid spans of the scheme count; else one that begins with `I-` counts too,
+    as in conlleval.
 
     Args:
         scheme: IOB2, IOBES or BILOU.
@@ -224,8 +228,8 @@ def span_counts(
         right: The same number of sentences and tags.
     """
     counts = []
-    for said, true in zip(predicted, right, strict=True):
-        ours, theirs = (_entities(list(tags), scheme if strict else None) for tags in (said, true))
+    for pair in zip(predicted, right, strict=True):
+        ours, theirs = (_entities(list(tags), scheme if strict else None) for tags in pair)
         counts.append((len(ours & theirs), len(ours), len(theirs)))
     return np.array(counts, np.int64)
 
@@ -233,29 +237,29 @@ def span_counts(
 @Metric
 def span_f1(counts: Values, _: Values, times: Times) -> Draws:
     """Micro F1 over entities, from `span_counts`."""
-    shared, said, true = (times @ counts).T
-    return 2 * shared / np.maximum(said + true, 1)
+    shared, ours, true = (times @ counts).T
+    return 2 * shared / np.maximum(ours + true, 1)
 
 
 @Metric
 def mean(values: Values, _: Values, times: Times) -> Draws:
-    """Of one number for each example."""
+    """Mean of one number per example."""
     return times @ values / times.sum(1)
 
 
 @Metric
 def mean_percent(values: Values, _: Values, times: Times) -> Draws:
-    """Of one number from 0 to 1 for each example."""
+    """Mean in percent of one number from 0 to 1 per example."""
     return 100 * (times @ values) / times.sum(1)
 
 
 def bleu_counts(predicted: Sequence[str], right: Sequence[str]) -> Int[np.ndarray, "N 10"]:
-    """For each text the n-grams (1 to 4) that are right, those that are there, its length and that
-    of its reference, as sacreBLEU counts them with one reference (mixed case, tokens of 13a)."""
+    """For each text the correct and total n-grams (1 to 4), its length and its reference's, as
+    counted by sacreBLEU with one reference (mixed case, 13a tokens)."""
     counter = _library("sacrebleu.metrics").BLEU()
     counts = []
-    for said, true in zip(predicted, right, strict=True):
-        found = counter.corpus_score([said], [[true]])
+    for text, reference in zip(predicted, right, strict=True):
+        found = counter.corpus_score([text], [[reference]])
         counts.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
     return np.array(counts, np.int64)
 
@@ -272,10 +276,10 @@ def bleu(counts: Values, _: Values, times: Times) -> Draws:
 def rouge_f1(
     predicted: Sequence[str], right: Sequence[str], names: Sequence[str]
 ) -> Float[np.ndarray, "N K"]:
-    """ROUGE F1 in percent of each text under each name (rouge1, rouge2, rougeLsum), with stemming;
-    sentences are apart by line ends."""
+    """ROUGE F1 in percent of each text by each name (rouge1, rouge2, rougeLsum), with stemming;
+    sentences are separated by line ends."""
     scorer = _library("rouge_score.rouge_scorer").RougeScorer(list(names), use_stemmer=True)
-    rows = [scorer.score(true, said) for said, true in zip(predicted, right, strict=True)]
+    rows = [scorer.score(true, text) for text, true in zip(predicted, right, strict=True)]
     return np.array([[100 * row[name].fmeasure for name in names] for row in rows])
 
 
@@ -298,9 +302,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class MetricSamples:
-    """A metric, what was predicted and what is right, example by example: what a value follows
-    from, and how sure it is. `bounds` are the lowest and the highest value; None where there are
-    none."""
+    """A metric with its predictions and labels, example by example.
+
+    `bounds` are the lowest and highest possible value, or None.
+    """
 
     metric: Metric
     predicted: Values
@@ -319,15 +324,15 @@ class MetricSamples:
         return self._widened(_interval(self.value, draws), self.bounds)
 
     def minus(self, other: "MetricSamples", *, seed: int = 0) -> Interval:
-        """How much higher than another model's value for the same examples, with the paired
-        interval: each resample asks both about the same ones."""
+        """The difference from another model's value on the same examples, with the paired interval:
+        each resample draws the same examples for both."""
         draws = [self._of(times) - other._of(times) for times in _resamples(len(self.right), seed)]
         bounds = None if self.bounds is None else (-self._span, self._span)
         return self._widened(_interval(self.value - other.value, draws), bounds)
 
     @property
     def _is_share(self) -> bool:
-        """Whether the value is a share of the examples: a mean of what is 0 or 1."""
+        """Whether the value is a share of the examples: a mean of zeros and ones."""
         if self.metric in (mean, mean_percent):
             return bool(np.isin(self.predicted, (0.0, 1.0)).all())
         return self.metric is accuracy
@@ -338,7 +343,7 @@ class MetricSamples:
         return high - low
 
     def _widened(self, found: Interval, bounds: Bounds | None) -> Interval:
-        """An interval that has some width, as n examples that agree leave some doubt."""
+        """The interval, widened where all resamples agree."""
         if bounds is None or found.high - found.low > 1e-12 * self._span:
             return found
         margin = self._span * Z**2 / (len(self.right) + Z**2)
@@ -347,6 +352,15 @@ class MetricSamples:
 
     def _of(self, times: Times) -> Draws:
         return self.metric.of_resamples(self.predicted, self.right, times)
+
+
+def correlation_samples(
+    predicted: Sequence[float], right: Sequence[float]
+) -> dict[str, MetricSamples]:
+    """The correlations of predicted numbers with labels."""
+    names = ("pearson", "spearman", "pearson_and_spearman")
+    sides = np.array(predicted), np.array(right)
+    return {name: MetricSamples(METRICS[name], *sides, CORRELATION) for name in names}
 
 
 def _wilson(value: float, size: int, bounds: Bounds) -> Interval:
@@ -368,8 +382,8 @@ def _wilson(value: float, size: int, bounds: Bounds) -> Interval:
 
 
 def _resamples(size: int, seed: int) -> Iterator[Times]:
-    """How many times each example is drawn, in RESAMPLES draws of `size` with replacement, some of
-    them at a time."""
+    """How many times each example is drawn in RESAMPLES draws of `size` with replacement, in
+    chunks."""
     generator = np.random.default_rng(seed)
     at_once = max(1, min(RESAMPLES, DRAWN_AT_ONCE // size))
     for first in range(0, RESAMPLES, at_once):

@@ -1,5 +1,4 @@
-"""The files beside a model of embeddings that sentence-transformers reads: how its vectors are
-made."""
+"""The files of sentence-transformers in a model folder: how the model makes embeddings."""
 
 import json
 from dataclasses import dataclass
@@ -17,30 +16,30 @@ UNLIMITED = 10**6  # transformers writes 1e30 where a tokenizer has no limit
 
 
 @dataclass(frozen=True)
-class VectorSettings:
-    """How the model of a folder makes its vectors.
+class EmbeddingSettings:
+    """How the model of a folder makes embeddings.
 
     Attributes:
-        length: The most tokens of a text that are read; None: as many as the model takes.
-        normalize: Whether a vector is scaled to length 1.
-        lower_case: Whether texts are put into lower case first.
-        prompt: What stands before every text.
-        similarity: How two vectors are compared.
+        max_length: The number of tokens at which texts are truncated; None: the model's context.
+        normalize: Whether embeddings are scaled to length 1.
+        lower_case: Whether texts are lower-cased first.
+        prompt: The text put before every text.
+        similarity: The function that compares two embeddings.
     """
 
     pooling: Literal["mean", "cls"] = "mean"
-    length: int | None = None
+    max_length: int | None = None
     normalize: bool = True
     lower_case: bool = False
     prompt: str = ""
     similarity: str = "cosine"
 
 
-def vector_settings(folder: Path) -> VectorSettings:
-    """How the model of a folder makes its vectors, as sentence-transformers would.
+def read_embedding_settings(folder: Path) -> EmbeddingSettings:
+    """The settings of a folder's files, as sentence-transformers reads them.
 
     Raises:
-        ModelError: a way that is not one of ours, or files that cannot be read.
+        ModelError: modules that are not supported, or files that cannot be read.
     """
     modules = _modules(folder)
     steps = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
@@ -48,46 +47,47 @@ def vector_settings(folder: Path) -> VectorSettings:
     if len(steps) < 2 or tuple(steps) != STEPS[: len(steps)] or places[0]:
         raise ModelError(
             f"{folder / MODULES} asks for {', '.join(steps) or 'nothing'}"
-            f"{f' in {places[0]}' if places and places[0] else ''}; Stillhouse makes vectors by a "
-            "Transformer in the folder itself, then Pooling, then perhaps Normalize."
+            f"{f' in {places[0]}' if places and places[0] else ''}; Stillhouse supports a "
+            "Transformer in the folder itself, then Pooling, then optionally Normalize."
         )
     _check_settings(folder)
     prompt = _default_prompt(folder)
     length, lower_case = _text_settings(folder)
     similarity = _optional(folder / SETTINGS).get("similarity_fn_name") or "cosine"
     pooling = _pooling(folder / places[1] / "config.json", has_prompt=bool(prompt))
-    return VectorSettings(pooling, length, len(steps) > 2, lower_case, prompt, str(similarity))
+    return EmbeddingSettings(pooling, length, len(steps) > 2, lower_case, prompt, str(similarity))
 
 
 def check_recipe_of(folder: Path, recipe: EmbeddingsTask, *, trains: bool = False) -> None:
-    """Refuse a recipe by which the model of a folder would make other vectors than its own.
+    """Refuse a recipe with which the model of a folder would give other embeddings than its own.
 
     Args:
-        trains: The model teaches: its texts are read as the recipe says, without a prompt.
+        trains: Whether the model is a teacher, whose texts are encoded by the recipe, without a
+            prompt.
 
     Raises:
-        ModelError: see `vector_settings`.
+        ModelError: see `read_embedding_settings`.
         RecipeError: another pooling than the model's; a prompt or lower case that it needs.
     """
     if not (folder / MODULES).is_file():
         return
-    own = vector_settings(folder)
+    own = read_embedding_settings(folder)
     if own.pooling != recipe.pooling:
         raise RecipeError(
-            f"The task's pooling is {recipe.pooling}, but the model in {folder} makes its vectors "
-            f"by {own.pooling}. Set pooling to {own.pooling}."
+            f"The task's pooling is {recipe.pooling}, but the model in {folder} pools by "
+            f"{own.pooling}. Set pooling to {own.pooling}."
         )
     if trains and (own.prompt or own.lower_case):
         needed = f"the prompt {own.prompt!r} before" if own.prompt else "lower case in"
         raise RecipeError(
-            f"The model in {folder} is made for {needed} every text, which a student would not "
-            "see. Write the texts of the task so, and take it out of the teacher's "
+            f"The model in {folder} needs {needed} every text, which a student would not see. "
+            "Change the texts of the task accordingly, and remove the setting from the teacher's "
             f"{SETTINGS if own.prompt else TEXTS}."
         )
 
 
 def write_modules(folder: Path, task: EmbeddingsTask, hidden_size: int) -> None:
-    """Say beside a model's files how its vectors are made."""
+    """Write the files from which sentence-transformers loads the model."""
     places = ("", POOLING, "2_Normalize")
     modules = [
         {
@@ -109,7 +109,7 @@ def write_modules(folder: Path, task: EmbeddingsTask, hidden_size: int) -> None:
         (folder / MODULES, modules),
         (folder / POOLING / "config.json", pooling),
         (folder / "2_Normalize" / "config.json", {}),
-        (folder / TEXTS, {"max_seq_length": task.length}),
+        (folder / TEXTS, {"max_seq_length": task.max_length}),
     ):
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -118,7 +118,7 @@ def _pooling(path: Path, *, has_prompt: bool) -> Literal["mean", "cls"]:
     settings = _read(path, dict)
     if has_prompt and settings.get("include_prompt") is False:
         raise ModelError(
-            f"{path} leaves the prompt out of the pooling (include_prompt), and {SETTINGS} names a "
+            f"{path} excludes the prompt from pooling (include_prompt), and {SETTINGS} names a "
             "default prompt; Stillhouse pools all tokens."
         )
     flags = [name for name in settings if name.startswith("pooling_mode_") and settings[name]]
@@ -131,13 +131,13 @@ def _pooling(path: Path, *, has_prompt: bool) -> Literal["mean", "cls"]:
             return "cls"
         case _:
             raise ModelError(
-                f"{path} asks for {wanted or 'no pooling'}; Stillhouse knows the mean of the "
+                f"{path} asks for {wanted or 'no pooling'}; Stillhouse supports the mean of the "
                 "tokens and the first one (cls)."
             )
 
 
 def _text_settings(folder: Path) -> tuple[int | None, bool]:
-    """The most tokens that are read, and whether they are put into lower case."""
+    """The number of tokens at which texts are truncated, and whether they are lower-cased."""
     files = [folder / TEXTS, *sorted(folder.glob("sentence_*_config.json"))]
     settings = next((found for file in files if (found := _optional(file))), {})
     tokenizer = _optional(folder / "tokenizer_config.json").get("model_max_length")
@@ -151,18 +151,19 @@ def _text_settings(folder: Path) -> tuple[int | None, bool]:
 
 
 def _check_settings(folder: Path) -> None:
-    """Refuse what changes vectors beyond the modules."""
+    """Refuse settings that change embeddings beyond the modules."""
     settings = _optional(folder / SETTINGS)
     kind, size = settings.get("model_type"), settings.get("truncate_dim")
     if kind not in (None, "SentenceTransformer"):
         raise ModelError(
-            f"{folder / SETTINGS} says that the model is a {kind}; Stillhouse knows the "
-            "SentenceTransformer, which gives one dense vector for a text."
+            f"{folder / SETTINGS} declares the model a {kind}; Stillhouse supports "
+            "SentenceTransformer, with one dense embedding per text."
         )
     if size is not None:
         raise ModelError(
-            f"{folder / SETTINGS} cuts vectors to {size} numbers (truncate_dim); Stillhouse gives "
-            "whole ones. Take it out, and cut them yourself, or ask a server for `dimensions`."
+            f"{folder / SETTINGS} truncates embeddings to {size} dimensions (truncate_dim), which "
+            "Stillhouse does not. Remove it, and truncate them yourself, or request `dimensions` "
+            "from the server."
         )
     text = (_optional(folder / TEXTS).get("modality_config") or {}).get("text") or {}
     output = text.get("method_output_name", "last_hidden_state")

@@ -1,7 +1,7 @@
-"""The tasks of a recipe: what is asked of a model, and how the task's data is read.
+"""Task settings of a recipe: the kind of task, its model and how its data is read.
 
-A task is given by its kind, or by a name that stands for a kind and its settings, such as `sst2`;
-other keys override those settings. As in `recipe`, unknown keys are refused.
+A task is given by its kind, or by a name for a kind with settings, such as `sst2`; other keys
+override those settings. As in `recipe`, unknown keys are refused.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _as_text(value: Any) -> Any:
-    """What YAML has read as a number or as true or false, as the text that a label is."""
+    """The label text of what YAML has read as a number or a boolean."""
     if isinstance(value, list):
         return [_as_text(each) for each in value]
     if isinstance(value, Mapping):
@@ -39,7 +39,7 @@ LabelMapping = Annotated[dict[str, str], BeforeValidator(_as_text), Field(min_le
 
 
 class Columns(Section):
-    """The names of the columns of a table: a text, a second one, and what is asked of them."""
+    """The names of the columns of a table: a text, a second text, and the label."""
 
     text: str = "text"
     pair: str | None = None
@@ -47,59 +47,59 @@ class Columns(Section):
 
 
 class ClassificationTask(Section):
-    """One of several labels for a text or a pair of texts; or any number of them, each by itself.
+    """Classification of a text or a pair of texts, with one or, by `multi_label`, several labels.
 
-    `labels` names them in the order of a new model's outputs, or maps what the data calls each to
-    what models call it; where they are left out they are those of the training data, numbers in
-    numeric order. A model that has names for its outputs keeps its own order.
+    `labels` names them in the order of a new model's outputs, or maps the data's name of each to
+    the model's. By default they are those of the training data, numbers in numeric order. A model
+    with names for its outputs keeps its own order.
     """
 
     kind: Literal["classification"] = "classification"
     columns: Columns = Columns()
     header: list[str] | None = None
     labels: LabelNames | LabelMapping | None = None
-    multi_label: bool = False  # the target lists the labels that hold, apart by commas
-    length: Length = 128
+    multi_label: bool = False  # the target is a comma-separated list of labels
+    max_length: Length = 128
     metric: Literal["accuracy", "f1", "accuracy_and_f1", "matthews"] = "accuracy"
 
 
 class RegressionTask(Section):
-    """A number for a text or a pair of texts."""
+    """Regression of one number for a text or a pair of texts."""
 
     kind: Literal["regression"] = "regression"
     columns: Columns = Columns()
     header: list[str] | None = None
-    length: Length = 128
+    max_length: Length = 128
     metric: Literal["pearson", "spearman", "pearson_and_spearman"] = "pearson_and_spearman"
 
 
 class QuestionAnsweringTask(Section):
-    """An answer that stands in a passage: data in SQuAD's format, windows over long passages.
+    """Extractive question answering: data in SQuAD's format, windows over long contexts.
 
-    A question has no answer (SQuAD 2.0) where the score of that exceeds the best answer's by more
-    than `null_score_diff_threshold`. Left out, it is the model's own: where training data has such
-    questions, the best one on the split `training.select`, or on the first split.
+    A question has no answer (SQuAD 2.0) where the null score exceeds the best answer's score by
+    more than `null_score_diff_threshold`. By default it is the model's own: where training data has
+    such questions, the best one on the split `training.select`, or on the first split.
 
-    Lengths are in tokens. `step` is how far a window begins after the one before. (Programs that
-    speak of a stride mean either this, as here and in 2019, or what two windows share.)
+    Lengths are in tokens. Each window begins `doc_stride` tokens after the one before it. (Some
+    programs call the overlap of two windows their stride.)
     """
 
     kind: Literal["question_answering"] = "question_answering"
-    length: Length = 384
-    step: PositiveInt = 128
-    question_length: PositiveInt = 64
+    max_length: Length = 384
+    doc_stride: PositiveInt = 128
+    max_question_length: PositiveInt = 64
     n_best: PositiveInt = 20
-    longest_answer: PositiveInt = 30
+    max_answer_length: PositiveInt = 30
     null_score_diff_threshold: float | None = None
     metric: Literal["exact_match", "f1"] = "f1"
 
 
 class TokenClassificationTask(Section):
-    """Entities in a sentence: data as in CoNLL's files, a token and its tag a line.
+    """Token classification: data as in CoNLL files, a token and its tag per line.
 
-    In tables two lists of a sentence, `tokens` and `tags`, hold its tokens and their tags. `labels`
-    names tags that are numbers, in their order, and the outputs of a new model; where it is left
-    out a model has the tags of the training data.
+    In tables the columns `tokens` and `tags` hold lists of a sentence's tokens and tags. `labels`
+    names numeric tags, in their order, and the outputs of a new model; by default these are the
+    tags of the training data.
     """
 
     kind: Literal["token_classification"] = "token_classification"
@@ -108,22 +108,22 @@ class TokenClassificationTask(Section):
     token_column: int = 0
     tag_column: int = -1
     labels: LabelNames | None = None
-    prefix: str = ""  # what stands before every token and is no part of it
-    length: Length = 128
+    prefix: str = ""  # text before every token that is not part of it
+    max_length: Length = 128
     metric: Literal["strict", "default"] = "strict"
 
 
 class EmbeddingsTask(Section):
-    """A vector of length 1 for a text: near for texts that mean the same, by the cosine.
+    """A normalized embedding of a text, compared by cosine similarity.
 
-    It is the mean of the last hidden states, or that of the first token (`cls`). Training reads
-    texts alone, from `train_column`, and compares those of a `group` with each other.
+    It is the mean of the last hidden states, or that of the first token (`cls`). Training uses
+    single texts, from `train_column`, and compares those of a `group` with each other.
     """
 
     kind: Literal["embeddings"] = "embeddings"
     columns: Columns = Columns(pair="text_2", target="score")
     header: list[str] | None = None
-    length: Length = 128
+    max_length: Length = 128
     pooling: Literal["mean", "cls"] = "mean"
     train_column: str = "text"
     group: Annotated[int, Field(ge=2)] = 32
@@ -131,20 +131,20 @@ class EmbeddingsTask(Section):
 
 
 class LastWordTask(Section):
-    """How likely a causal language model finds the last word of a passage (LAMBADA)."""
+    """Prediction of a text's last word by a causal language model (LAMBADA)."""
 
     kind: Literal["last_word"] = "last_word"
     column: str = "text"
-    length: Length = 1024
+    max_length: Length = 1024
     metric: Literal["last_word", "last_token"] = "last_word"
 
 
 class ContinuationTask(Section):
-    """A text that a causal language model writes after a prompt, with no training for it.
+    """Zero-shot or few-shot generation after a prompt by a causal language model.
 
-    The first `shots` rows stand before each prompt as examples, each with what follows it, and are
-    not scored. Greedy, or sampled from the `top_k` likeliest tokens; what is written ends at
-    `stop`, and after so many `sentences`. The length holds prompt and answer.
+    The first `shots` rows precede each prompt as examples and are not scored. Decoding is greedy,
+    or samples from the `top_k` most probable tokens; the text ends at `stop`, and after
+    `sentences` sentences. `max_length` includes prompt and continuation.
     """
 
     kind: Literal["continuation"] = "continuation"
@@ -157,7 +157,7 @@ class ContinuationTask(Section):
     seed: Seed = 0
     stop: str | None = None
     sentences: PositiveInt | None = None
-    length: Length = 1024
+    max_length: Length = 1024
     metric: Literal["bleu", "rouge1", "rouge2", "rougeLsum"] = "bleu"
 
     @field_validator("prompt")
@@ -184,7 +184,7 @@ def _numbered(*names: str) -> dict[str, str]:
 
 STS_HEADER = ["genre", "file", "year", "index", "score", "sentence1", "sentence2"]
 
-# The tables of GLUE as they are published (Wang et al. 2019), and of what is published beside it.
+# The tables of GLUE as published (Wang et al. 2019), and other published formats.
 NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
     "cola": _glue(
         "sentence",

@@ -1,8 +1,8 @@
-"""Tagged sentences: a token and its tag on each line, as in CoNLL's files, blank lines between.
+"""Tagged sentences: a token and its tag per line, as in CoNLL files, separated by blank lines.
 
-Tags are `O`, or a letter and a kind of entity. All schemes are read, and become IOB2: IOB1 and IO,
-whose spans begin with `I-`; IOBES, which ends them with `E-` and has `S-` for one of a single word;
-and BILOU, whose letters for these are `L-` and `U-`. Numbers are positions among the names of tags.
+Tags are `O`, or a letter and a kind of entity. All schemes are converted to IOB2: IOB1 and IO, with
+spans that begin with `I-`; IOBES, with `E-` at the end and `S-` for a single word; and BILOU, with
+`L-` and `U-` instead. Numbers are positions among the names of tags.
 
 Source: Tjong Kim Sang and De Meulder 2003 (arXiv:cs/0306050); Ratinov and Roth 2009 for BILOU.
 """
@@ -34,7 +34,7 @@ SPACES = re.compile(" +")  # not those that are a part of a token, such as no-br
 
 @dataclass(frozen=True)
 class Sentence:
-    """Tokens, the tag of each (none where they are not asked for), and where the first stands."""
+    """Tokens, their tags (none where they are not read), and the place of the first token."""
 
     where: str
     tokens: tuple[str, ...]
@@ -52,16 +52,16 @@ def read_tagged(
 ) -> list[Sentence]:
     """The sentences of a file, in order.
 
-    Columns are apart by tabs where a line has one, else by spaces. Lines of `-DOCSTART-` are no
-    tokens, nor are comments: lines before a sentence that begin with `#` and have no tag, or not as
-    many columns as the sentence's last line.
+    Columns are separated by tabs where a line has one, else by spaces. Lines of `-DOCSTART-` are
+    skipped, as are comments: lines before a sentence that begin with `#` and have no tag or another
+    number of columns than the sentence's last line.
 
     Args:
         token_column: Counted from 0; from the end where negative.
         tag_column: The same.
-        prefix: What stands before every token and is no part of it, such as `en:`.
+        prefix: Text before every token that is not part of it, such as `en:`.
         names: Of tags that the file gives as numbers.
-        tagged: Tags are read; otherwise lines may be tokens alone.
+        tagged: Whether tags are read; otherwise lines may be single tokens.
 
     Raises:
         DataError: no such file, no sentence, or a line that is not like this.
@@ -79,7 +79,7 @@ def read_tagged(
         sentences.append(Sentence(block[0][0], tuple(tokens), tuple(as_iob2(tags))))
     if not sentences:
         raise DataError(
-            f"{path} holds no sentence. Give a file with a token and its tag a line, or a "
+            f"{path} holds no sentence. Give a file with a token and its tag per line, or a "
             "table with a list of tokens and one of tags in each row."
         )
     if all(_is_numbered(sentence.tokens) for sentence in sentences):
@@ -170,12 +170,12 @@ def tag_name(value: Any, names: Sequence[str], where: str) -> str:
         raise DataError(f"{where}: {value!r:.60} is no tag {TAGS}. Correct the row.")
     if not names:
         raise DataError(
-            f"{where}: the tags are numbers, such as {text}, whose names are not known. Name them "
+            f"{where}: the tags are numbers, such as {text}, without known names. Name them "
             "in `labels`, in the order of their numbers, such as [O, B-PER, I-PER]."
         )
     if not 0 <= int(text) < len(names):
         raise DataError(
-            f"{where}: the tag {text} is none of the {len(names)} of `labels` (0 to "
+            f"{where}: the tag {text} is not one of the {len(names)} of `labels` (0 to "
             f"{len(names) - 1}: {listed(names)}). Correct it, or name all tags."
         )
     return tag_name(names[int(text)], (), where)

@@ -1,92 +1,227 @@
-"""A task: examples from a file, the sequences a model reads, its answers, and what they are worth.
+"""The interface of a task: examples from a file, encoded sequences, predictions, metrics.
 
-One interface for all tasks: what trains a model, what scores one and what puts one to work know
-nothing else of them.
+Training, scoring and inference know a task only by this interface. A new task is a subclass with
+its settings in `settings.py` and a line in `registry.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from stillhouse.data.fetch import name_of
+from stillhouse.data.rows import blank_rows
+from stillhouse.errors import DataError
+from stillhouse.models.special_ids import padding_id
 from stillhouse.models.task_models import TaskHead
-from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
-from stillhouse.tasks.metrics import MetricSamples
-from stillhouse.tasks.settings import QuestionAnsweringTask, TaskRecipe
+from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch, collate
+from stillhouse.tasks.labels import Labels, is_generic
+from stillhouse.tasks.metrics import UNDEFINED_ON_CONSTANT_LABELS, MetricSamples
+from stillhouse.tasks.settings import TaskRecipe
+
+Settings = TypeVar("Settings", bound=TaskRecipe)
+MAX_BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 
 
-@runtime_checkable
-class Task(Protocol):
-    """What is asked of a model. Examples and predictions are of types of the task's own."""
+class Task(ABC, Generic[Settings]):
+    """A task with its settings. Examples and predictions have types of the task's own."""
 
-    @property
-    def recipe(self) -> TaskRecipe: ...
+    head: ClassVar[TaskHead]
+    output_kind: OutputKind = "classes"
+    per_token: ClassVar[bool] = False  # whether each token has its own target
+    trainable: ClassVar[bool] = True
+    model_settings: Mapping[str, Any] = {}  # of the configuration of a model with this head
+    advice: ClassVar[str] = "Give examples of different values."  # where all labels are the same
 
-    @property
-    def head(self) -> TaskHead: ...
+    def __init__(self, recipe: Settings, labels: Sequence[str] | Labels = ()) -> None:
+        """The task of a recipe.
 
-    @property
-    def says(self) -> OutputKind: ...
+        Args:
+            labels: In the order of the model's outputs, where the recipe does not name them.
+        """
+        self.recipe = recipe
+        self.labels: list[str] = []  # in the order of the model's outputs
 
-    @property
-    def per_token(self) -> bool:
-        """Whether each token has a target of its own."""
-        ...
+    def for_model(self, folder: Path, config: PretrainedConfig) -> "Task":
+        """The task as the model of a folder performs it.
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What the configuration of a model with this head says of it."""
-        ...
+        Raises:
+            RecipeError: the model has other labels, or another way to make its outputs.
+        """
+        return self.for_config(config)
 
-    def read(self, path: Path, *, targets: bool = True) -> list[Any]:
-        """The examples of a file, in order; without `targets` none are asked for.
+    def for_config(self, config: PretrainedConfig) -> "Task":
+        """The task with the settings that the model's configuration holds."""
+        return self
+
+    def with_labels_of(self, own: Sequence[str], model: str) -> "Task":
+        """The task with its labels in the order of a model's outputs.
+
+        Args:
+            own: The names of the model's outputs.
+            model: What a message calls the model.
+
+        Raises:
+            RecipeError: the model has other labels.
+        """
+        return self
+
+    def find_label(self, name: str) -> int | None:
+        """The output of a label, by the name that a model has for it."""
+        return self.labels.index(name) if name in self.labels else None
+
+    def output_order(self, own: Sequence[str]) -> list[int] | None:
+        """For each label the output of a model that has it; None where the names do not tell.
+
+        Args:
+            own: The names of the model's outputs.
+        """
+        places = [self.find_label(name) for name in own]
+        size = len(self.labels)
+        if is_generic(own) or len(own) != size or set(places) != set(range(size)):
+            return None
+        return [places.index(place) for place in range(size)]
+
+    @abstractmethod
+    def read(self, path: Path, *, labeled: bool = True) -> list[Any]:
+        """The examples of a file, in order; without labels where `labeled` is False.
 
         Raises:
             DataError: what cannot be read, with its file and row.
         """
-        ...
 
     def read_training(self, path: Path) -> list[Any]:
-        """The examples of a file that a model learns from.
+        """The training examples of a file.
 
         Raises:
             DataError: what cannot be read, with its file and row.
         """
-        ...
+        return self.read(path)
 
+    def is_labeled(self, path: Path) -> bool:
+        """Whether a file of training data has labels."""
+        return True
+
+    def labels_in(self, path: Path, names: Sequence[str] = ()) -> list[str]:
+        """The labels that a file of training data shows, where the recipe does not name them.
+
+        Args:
+            names: The names of a model's outputs.
+
+        Raises:
+            DataError: what cannot be read, with its file and row; labels that look like others.
+        """
+        return []
+
+    def blank_rows(self, path: Path) -> list[int]:
+        """The numbers of the rows without any field, where blank lines have no meaning.
+
+        Raises:
+            DataError: what cannot be read, with its file and row.
+        """
+        return blank_rows(path, header=getattr(self.recipe, "header", None))
+
+    def distinct_labels(self, examples: Sequence[Any]) -> set[Any] | None:
+        """The labels of the examples; None where some have none."""
+        return None
+
+    def label_names(self, labels: set[Any] | None) -> set[str]:
+        """The names of labels, or of the kinds of entities; none for other tasks."""
+        return set()
+
+    def describe_label(self, label: Any) -> str:
+        """The predicate of a message about examples that all have this label."""
+        return f"have the same value, {label}"
+
+    @abstractmethod
     def encode(
         self, examples: Sequence[Any], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[EncodedExample]]:
-        """For each example the sequences that a model reads, at least one."""
-        ...
+        """For each example the sequences of the model's input, at least one."""
 
+    @abstractmethod
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B ..."]:
-        """What the model says of each sequence: logits, values or a vector. Where it speaks of
-        tokens, it does so of padding too."""
-        ...
+        """Logits, a value or an embedding for each sequence; where per token, for padding too."""
 
+    @abstractmethod
     def predict(
         self, example: Any, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
     ) -> Any:
-        """The model's answer to an example, from its outputs for each of its sequences."""
-        ...
+        """The prediction for an example, from the outputs for each of its sequences."""
 
-    def measures(
+    @abstractmethod
+    def metric_samples(
         self, predictions: Sequence[Any], examples: Sequence[Any]
     ) -> dict[str, MetricSamples]:
-        """The task's metrics by name, the recipe's among them."""
-        ...
+        """The task's metrics by name, among them that of the recipe."""
 
+    @abstractmethod
     def result(self, prediction: Any) -> Any:
         """A prediction as JSON, in the shape of transformers' pipelines."""
-        ...
+
+    @property
+    def text_length(self) -> int:
+        """The number of tokens at which a text is truncated."""
+        return self.recipe.max_length
 
 
-def text_length(recipe: TaskRecipe) -> int:
-    """Tokens of a text after which the rest is not read: of a question, whose context is read
-    whole, or of what a sequence holds."""
-    is_question = isinstance(recipe, QuestionAnsweringTask)
-    return recipe.question_length if is_question else recipe.length
+def predict(
+    task: Task,
+    model: PreTrainedModel,
+    examples: Sequence[Any],
+    encoded: Sequence[Sequence[EncodedExample]],
+) -> list[Any]:
+    """The prediction for each example, in order, computed on the model's device.
+
+    Args:
+        encoded: The result of `task.encode` for the examples.
+    """
+    flat = [sequence for sequences in encoded for sequence in sequences]
+    outputs: list[Tensor] = [torch.empty(0)] * len(flat)
+    for places in batches_by_length(flat, MAX_BATCH_TOKENS[model.device.type]):
+        found = _outputs(task, model, [flat[place] for place in places])
+        for place, output in zip(places, found, strict=True):
+            outputs[place] = output
+    own = iter(outputs)
+    return [
+        task.predict(example, sequences, [next(own) for _ in sequences])
+        for example, sequences in zip(examples, encoded, strict=True)
+    ]
+
+
+def batches_by_length(sequences: Sequence[EncodedExample], tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences of similar length, longest first, in batches of at most `tokens` tokens
+    including padding, or of one sequence."""
+    order = sorted(range(len(sequences)), key=lambda place: -len(sequences[place].input_ids))
+    first = 0
+    while first < len(order):
+        size = max(1, tokens // len(sequences[order[first]].input_ids))
+        yield order[first : first + size]
+        first += size
+
+
+@torch.inference_mode()
+def _outputs(task: Task, model: PreTrainedModel, sequences: Sequence[EncodedExample]) -> Tensor:
+    batch = collate(sequences, pad_token_id=padding_id(model.config), per_token=task.per_token)
+    return task.outputs(model, batch.to(model.device)).float().cpu()
+
+
+def check_measurable(task: Task, examples: Sequence[Any], path: Path) -> None:
+    """Refuse examples on which the task's metric is undefined: a correlation with constant values,
+    or entities where there are none.
+
+    Raises:
+        DataError: such examples.
+    """
+    found = task.distinct_labels(examples)
+    if found is not None and len(found) < 2 and task.recipe.metric in UNDEFINED_ON_CONSTANT_LABELS:
+        raise DataError(
+            f"{name_of(path)}: all {len(examples):,} examples "
+            f"{task.describe_label(next(iter(found), None))}, so {task.recipe.metric} cannot be "
+            "measured on them. Give examples that differ."
+        )

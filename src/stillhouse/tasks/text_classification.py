@@ -1,58 +1,92 @@
-"""Classes and numbers for texts and pairs of texts: one class, several at once, or a value.
+"""Classification and regression of texts and pairs of texts.
 
 Axes: B sequences, C classes, N examples.
 """
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.fetch import name_of
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.models.task_models import TaskHead
-from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
+from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward
 from stillhouse.tasks.labels import (
     Labels,
     alike,
     joined_by,
     label_name,
     label_names,
+    labelled,
+    labels_of,
+    labels_of_data,
     listed,
     sorted_labels,
 )
-from stillhouse.tasks.metrics import CORRELATION, METRICS, MetricSamples
-from stillhouse.tasks.model_inputs import run
+from stillhouse.tasks.metrics import CORRELATION, METRICS, MetricSamples, correlation_samples
 from stillhouse.tasks.settings import ClassificationTask, RegressionTask
+from stillhouse.tasks.task import Task
 from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
 TWO_CLASSES = ("f1", "accuracy_and_f1")
 ANY_CLASSES = ("accuracy", "matthews")
 MULTI_LABEL = ("accuracy", "f1")
+TextSettings = TypeVar("TextSettings", bound=ClassificationTask | RegressionTask)
 
 
-class TextClassification:
-    """One of several labels; or, with `multi_label`, any of them."""
+class _TextTask(Task[TextSettings]):
+    """A task whose examples are texts or pairs of texts in the columns of a table."""
 
-    head: TaskHead = "SequenceClassification"
-    per_token = False
+    head = "SequenceClassification"
 
-    def __init__(self, recipe: ClassificationTask, labels: Labels) -> None:
+    def is_labeled(self, path: Path) -> bool:
+        recipe = self.recipe
+        rows = read_rows(path, header=recipe.header, text_column=recipe.columns.text)
+        return recipe.columns.target in rows[0].fields
+
+    def read(self, path: Path, *, labeled: bool = True) -> list[TextExample]:
+        target = partial(self._target_of, path) if labeled else None
+        columns, header = self.recipe.columns, self.recipe.header
+        return read_texts(path, columns, header, target, keep_blank=not labeled)
+
+    @abstractmethod
+    def _target_of(self, path: Path, row: Row, column: str) -> Any: ...
+
+    def distinct_labels(self, examples: Sequence[TextExample]) -> set[Any] | None:
+        found = {
+            tuple(sorted(each.target)) if isinstance(each.target, tuple) else each.target
+            for each in examples
+        }
+        return None if None in found else found
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B C"]:
+        return forward(model, batch).logits
+
+
+class TextClassification(_TextTask[ClassificationTask]):
+    """One of several labels; with `multi_label`, any number of them."""
+
+    advice = "Give examples of at least two labels."
+
+    def __init__(self, recipe: ClassificationTask, labels: Sequence[str] | Labels = ()) -> None:
         """The labels in the order of the model's outputs.
 
         Raises:
-            RecipeError: a metric of two classes for more of them, or for two of which nothing says
-                which one is positive.
+            RecipeError: a metric of two classes for more classes, or without a positive class.
         """
+        super().__init__(recipe)
+        if not isinstance(labels, Labels):
+            labels = Labels.given(recipe.labels or labels, by_recipe=recipe.labels is not None)
         if recipe.multi_label and recipe.metric not in MULTI_LABEL:
             raise RecipeError(
-                f"The metric {recipe.metric} is not of several labels at once. Take "
+                f"The metric {recipe.metric} is not defined for multi_label. Use "
                 f"{' or '.join(MULTI_LABEL)}."
             )
         if not recipe.multi_label and len(labels.names) > 2 and recipe.metric in TWO_CLASSES:
@@ -60,44 +94,62 @@ class TextClassification:
                 f"The metric {recipe.metric} is of two labels, but there are {len(labels.names)}: "
                 f"{listed(labels.names)}. Take {' or '.join(ANY_CLASSES)}."
             )
-        self.recipe = recipe
         self.spellings = labels
         self.labels = labels.names
-        if recipe.metric in TWO_CLASSES and len(self.labels) == 2 and self._about is None:
+        self.output_kind = "labels" if recipe.multi_label else "classes"
+        problem = f"{'multi' if recipe.multi_label else 'single'}_label_classification"
+        self.model_settings = {**labelled(self.labels), "problem_type": problem}
+        if recipe.metric in TWO_CLASSES and len(self.labels) == 2 and self._positive is None:
             one, other = self.labels
             raise RecipeError(
-                f"The metric {recipe.metric} is about one class, but nothing says which of {one} "
-                f"and {other}. Name the labels in `labels` with the positive class second, such as "
-                f"[{one}, {other}]; or take {' or '.join(ANY_CLASSES)}."
+                f"The metric {recipe.metric} needs a positive class, but it is not known which of "
+                f"{one} and {other} it is. Name the labels in `labels` with the positive class "
+                f"second, such as [{one}, {other}]; or use {' or '.join(ANY_CLASSES)}."
             )
 
     @property
-    def _about(self) -> int | None:
-        """The output of the positive class of two labels, where it is known; 1 for several at
-        once, each of which holds or does not."""
+    def _positive(self) -> int | None:
+        """The output of the positive class of two labels, where it is known; 1 for each of several
+        independent labels."""
         if self.recipe.multi_label:
             return 1
         return self.spellings.positive if len(self.labels) == 2 else None
 
     @property
     def positive_label(self) -> str | None:
-        """The class that F1 is about, where it is about one."""
-        place = None if self.recipe.multi_label else self._about
+        """The positive class of F1, where there is one."""
+        place = None if self.recipe.multi_label else self._positive
         return None if place is None else self.labels[place]
 
-    @property
-    def says(self) -> OutputKind:
-        return "labels" if self.recipe.multi_label else "classes"
+    def for_model(self, folder: Path, config: PretrainedConfig) -> "TextClassification":
+        own = labels_of(config)
+        if self.recipe.labels:
+            return self.with_labels_of(own, f"the model in {folder}")
+        return TextClassification(self.recipe, Labels.of_model(own))
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        kind = "multi_label" if self.recipe.multi_label else "single_label"
-        return {**labelled(self.labels), "problem_type": f"{kind}_classification"}
+    def with_labels_of(self, own: Sequence[str], model: str) -> "TextClassification":
+        if self.recipe.labels:
+            return TextClassification(self.recipe, self.spellings.in_order_of(own, model))
+        return TextClassification(self.recipe, labels_of_data(self.labels, own, model))
 
-    def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
-        target = partial(self._target_of, path) if targets else None
-        columns, header = self.recipe.columns, self.recipe.header
-        return read_texts(path, columns, header, target, keep_blank=not targets)
+    def find_label(self, name: str) -> int | None:
+        return self.spellings.find(name)
+
+    def labels_in(self, path: Path, names: Sequence[str] = ()) -> list[str]:
+        if self.recipe.labels is not None:
+            return []
+        shown = labels_shown(self.recipe, path)
+        if not names:  # of a model that they are matched with
+            check_spellings(shown, self.recipe, path)
+        return shown
+
+    def label_names(self, labels: set[Any] | None) -> set[str]:
+        places = (each if isinstance(each, tuple) else (each,) for each in labels or ())
+        return {self.labels[place] for some in places for place in some}
+
+    def describe_label(self, label: Any) -> str:
+        names = sorted(self.label_names({label}))
+        return f"have the same label, {listed(names)}" if names else "have no label"
 
     def _target_of(self, path: Path, row: Row, column: str) -> int | tuple[int, ...]:
         value, several = row.value(column), self.recipe.multi_label
@@ -111,22 +163,18 @@ class TextClassification:
             message += f" None of the file's labels is known; they are {listed(shown)}."
         raise DataError(message)
 
-    def read_training(self, path: Path) -> list[TextExample]:
-        return self.read(path)
-
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[EncodedExample]]:
         unknown = () if self.recipe.multi_label else 0
-        return encode_texts(examples, tokenizer, self.recipe.length, self._target, unknown=unknown)
+        return encode_texts(
+            examples, tokenizer, self.recipe.max_length, self._target, unknown=unknown
+        )
 
     def _target(self, target: int | tuple[int, ...]) -> np.ndarray:
         if isinstance(target, int):
             return np.array(target, np.int64)
         return np.isin(np.arange(len(self.labels)), target).astype(np.float32)
-
-    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B C"]:
-        return run(model, batch).logits
 
     def predict(
         self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
@@ -135,7 +183,7 @@ class TextClassification:
         logits = outputs[0].double()
         return (logits.sigmoid() if self.recipe.multi_label else logits.softmax(-1)).numpy()
 
-    def measures(
+    def metric_samples(
         self, predictions: Sequence[np.ndarray], examples: Sequence[TextExample]
     ) -> dict[str, MetricSamples]:
         if self.recipe.multi_label:
@@ -152,13 +200,13 @@ class TextClassification:
             "accuracy": MetricSamples(METRICS["accuracy"], predicted, right),
             "matthews": MetricSamples(METRICS["matthews"], predicted, right, CORRELATION),
         }
-        if self._about is not None:
-            said, true = ((each == self._about).astype(int) for each in (predicted, right))
-            found |= {name: MetricSamples(METRICS[name], said, true) for name in TWO_CLASSES}
+        if self._positive is not None:
+            pair = [(each == self._positive).astype(int) for each in (predicted, right)]
+            found |= {name: MetricSamples(METRICS[name], *pair) for name in TWO_CLASSES}
         return found
 
     def result(self, prediction: np.ndarray) -> Any:
-        """The likeliest label; of several at once those more likely than not."""
+        """The most probable label; with `multi_label` those of a probability above one half."""
         scored = [
             {"label": label, "score": float(score)}
             for label, score in zip(self.labels, prediction, strict=True)
@@ -169,7 +217,7 @@ class TextClassification:
 
 
 def positive_label(task: object) -> str | None:
-    """The class that a task's F1 is about; None where it is about none, or about all."""
+    """The positive class of a task's F1; None where there is none."""
     return task.positive_label if isinstance(task, TextClassification) else None
 
 
@@ -194,17 +242,17 @@ def labels_shown(recipe: ClassificationTask, path: Path) -> list[str]:
 
 
 def check_spellings(found: Collection[str], recipe: ClassificationTask, path: Path) -> None:
-    """Refuse labels that are most likely others.
+    """Refuse labels that are probably misspelled.
 
     Raises:
-        DataError: labels that differ in case alone; several labels as one.
+        DataError: labels that differ only in case; several labels as one.
     """
     where = f"{name_of(path)}: the column {recipe.columns.target!r}"
-    advice = "or, where they are right as they are, name all labels in `labels`."
+    advice = "or, if they are correct, name all labels in `labels`."
     if names := alike(found):
         raise DataError(
-            f"{where} holds labels that differ in upper and lower case alone: {listed(names)}. "
-            f"Spell each label in one way; {advice}"
+            f"{where} has labels that differ only in case: {listed(names)}. Spell each label "
+            f"in one way; {advice}"
         )
     if recipe.multi_label and (joined := joined_by(found)):
         raise DataError(
@@ -213,58 +261,29 @@ def check_spellings(found: Collection[str], recipe: ClassificationTask, path: Pa
         )
 
 
-class TextRegression:
+class TextRegression(_TextTask[RegressionTask]):
     """A number."""
 
-    head: TaskHead = "SequenceClassification"
-    says: OutputKind = "values"
-    per_token = False
+    output_kind = "regression"
+    model_settings: Mapping[str, Any] = {**labelled(["value"]), "problem_type": "regression"}
 
-    def __init__(self, recipe: RegressionTask) -> None:
-        self.recipe = recipe
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return {**labelled(["value"]), "problem_type": "regression"}
-
-    def read(self, path: Path, *, targets: bool = True) -> list[TextExample]:
-        columns, header = self.recipe.columns, self.recipe.header
-        return read_texts(
-            path, columns, header, Row.number if targets else None, keep_blank=not targets
-        )
-
-    def read_training(self, path: Path) -> list[TextExample]:
-        return self.read(path)
+    def _target_of(self, path: Path, row: Row, column: str) -> float:
+        return row.number(column)
 
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[EncodedExample]]:
-        return encode_texts(examples, tokenizer, self.recipe.length, as_number, unknown=0.0)
-
-    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 1"]:
-        return run(model, batch).logits
+        return encode_texts(examples, tokenizer, self.recipe.max_length, as_number, unknown=0.0)
 
     def predict(
         self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
     ) -> float:
         return float(outputs[0])
 
-    def measures(
+    def metric_samples(
         self, predictions: Sequence[float], examples: Sequence[TextExample]
     ) -> dict[str, MetricSamples]:
-        right = np.array([example.target for example in examples])
-        names = ("pearson", "spearman", "pearson_and_spearman")
-        predicted = np.array(predictions)
-        return {name: MetricSamples(METRICS[name], predicted, right, CORRELATION) for name in names}
+        return correlation_samples(predictions, [example.target for example in examples])
 
     def result(self, prediction: float) -> Any:
         return {"label": "value", "score": prediction}
-
-
-def labelled(labels: Sequence[str]) -> dict[str, Any]:
-    """The labels as a configuration names them."""
-    return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }

@@ -1,4 +1,4 @@
-"""Texts and pairs of texts with what is asked of them, and the sequences they become."""
+"""Texts and pairs of texts with their labels: reading from a table, and encoding."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,16 @@ from stillhouse.tasks.settings import Columns
 
 @dataclass(frozen=True)
 class TextExample:
-    """A text, perhaps a second one, and the right answer where it is known."""
+    """A text, perhaps a second one, and the label where it is known."""
 
     text: str
     pair: str | None = None
     target: Any = None
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What a model is given."""
+        return {"text": self.text} | ({} if self.pair is None else {"text_pair": self.pair})
 
 
 def read_texts(
@@ -33,12 +38,11 @@ def read_texts(
     *,
     keep_blank: bool = False,
 ) -> list[TextExample]:
-    """The examples of a table; `target` reads the right answer from a row's column.
-
-    Where one text is all that is asked for, each line of a plain text file is one.
+    """The examples of a table, or, for single unlabeled texts, of the lines of a plain text file.
 
     Args:
-        keep_blank: A row without any field is an example with empty texts.
+        target: Reads the label from a row's column.
+        keep_blank: Whether a row without any field is an example with empty texts.
     """
     text_column = columns.text if columns.pair is None and target is None else None
     rows = read_rows(path, header=header, keep_blank=keep_blank, text_column=text_column)
@@ -60,12 +64,11 @@ def encode_texts(
     *,
     unknown: Any,
 ) -> list[list[EncodedExample]]:
-    """One sequence for each example, at most `length` tokens; what is longer loses its end (of a
-    pair the longer text first).
+    """One sequence per example, truncated to `length` tokens (the longer text of a pair first).
 
     Args:
-        target: An answer as an array.
-        unknown: What stands for one that is not known.
+        target: Converts a label to an array.
+        unknown: The label of unlabeled examples.
     """
     if not examples:
         return []
@@ -88,7 +91,7 @@ def encode_texts(
             EncodedExample(
                 *ids_and_types(encoding, tokenizer),
                 target(unknown if example.target is None else example.target),
-                is_cut=bool(encoding.overflowing),
+                is_truncated=bool(encoding.overflowing),
                 is_labeled=example.target is not None,
             )
         ]
@@ -99,8 +102,8 @@ def encode_texts(
 def ids_and_types(
     encoding: Encoding, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
-    """Token ids and types of a text; of an empty one that has no special tokens, as with causal
-    models, the end of text."""
+    """Token ids and types of a text; those of the end-of-text token for an empty text without
+    special tokens, as with causal models."""
     ids = encoding.ids or [tokenizer.eos_token_id]
     return np.array(ids, np.int64), np.array(encoding.type_ids or [0], np.int64)
 
@@ -111,8 +114,8 @@ def as_number(value: float) -> Float[np.ndarray, ""]:
 
 
 def separate_pairs(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Let the end of text stand between two texts where a tokenizer of itself puts nothing there,
-    as those of causal models."""
+    """Separate pairs by the end-of-text token where the tokenizer adds no separator, as those of
+    causal models."""
     if tokenizer.num_special_tokens_to_add(pair=True):
         return
     end, number = tokenizer.eos_token, tokenizer.eos_token_id

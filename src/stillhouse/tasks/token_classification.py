@@ -1,14 +1,14 @@
-"""Entities in sentences: a tag for each word, asked at the word's first token.
+"""Token classification: a tag for each word, predicted at the word's first token.
 
-Data may have tags of any scheme; a new model has those of IOB2, and one from elsewhere keeps its
-own. A word without a token, such as an empty one, is not asked, and is predicted as no entity. A
-sentence longer than the model's sequences is cut into several, so that every word is asked.
+Data may have tags of any scheme; new models have those of IOB2, others keep their own. A word
+without a token, such as an empty one, is predicted as O. A sentence longer than the model's
+sequences is split into several, so that every word gets a prediction.
 
 Axes: B sequences, T tokens, C tags, W words.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from tokenizers import Encoding
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.formats.registry import format_name, has_records
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.models.task_models import TaskHead
-from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch
-from stillhouse.tasks.labels import is_generic, listed
+from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward
+from stillhouse.tasks.labels import is_generic, labelled, labels_of, listed
 from stillhouse.tasks.metrics import MetricSamples, span_counts, span_f1
-from stillhouse.tasks.model_inputs import run
 from stillhouse.tasks.settings import TokenClassificationTask
 from stillhouse.tasks.tagged import (
     TAG,
@@ -40,7 +38,7 @@ from stillhouse.tasks.tagged import (
     scheme_of,
     words_in_row,
 )
-from stillhouse.tasks.text_classification import labelled
+from stillhouse.tasks.task import Task
 from stillhouse.tasks.texts import ids_and_types
 from stillhouse.tokens.batches import IGNORED
 
@@ -50,83 +48,125 @@ LISTS = ("JSON lines", "JSON", "Parquet")  # formats whose rows are sentences
 
 
 @dataclass(frozen=True)
-class Words:
-    """A text, the begin and end of each of its words, and the tag of each (IOB2) where known."""
+class TaggedText:
+    """A text, the start and end of each of its words, and the tag of each (IOB2) where known."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
     tags: tuple[str, ...] | None = None
 
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What a model is given."""
+        return {"text": self.text}
+
 
 @dataclass(frozen=True)
-class TaggedWords:
-    """A model's tag for each word of a text, and the tag's probability."""
+class TokenPrediction:
+    """The predicted tag of each word of a text, and the tag's probability."""
 
-    words: Words
+    words: TaggedText
     tags: list[str]
     scores: list[float]
 
 
-class TokenClassification:
+class TokenClassification(Task[TokenClassificationTask]):
     """A tag for each word."""
 
-    head: TaskHead = "TokenClassification"
-    says: OutputKind = "classes"
+    head = "TokenClassification"
     per_token = True
+    advice = "Give sentences with entities."
 
     def __init__(
-        self, recipe: TokenClassificationTask, labels: Sequence[str], *, names: Sequence[str] = ()
+        self,
+        recipe: TokenClassificationTask,
+        labels: Sequence[str] = (),
+        *,
+        own: Sequence[str] = (),
     ) -> None:
         """The tags in the order of the model's outputs.
 
         Args:
-            names: Of tags that are numbers in data, where the recipe does not name them.
+            own: The names of a model's outputs: those of tags that are numbers in data, where the
+                recipe does not name them.
         """
-        self.recipe = recipe
-        self.names = names
-        self.labels = list(labels)
+        super().__init__(recipe)
+        self.own = own
+        self.labels = list(labels or recipe.labels or ())
+        self.model_settings = labelled(self.labels)
         self.scheme: Scheme = scheme_of(self.labels)
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return labelled(self.labels)
+    def for_model(self, folder: Path, config: PretrainedConfig) -> "TokenClassification":
+        own = labels_of(config)
+        if self.recipe.labels:
+            return self.with_labels_of(own, f"the model in {folder}")
+        return TokenClassification(self.recipe, own, own=own)
 
-    def read(self, path: Path, *, targets: bool = True) -> list[Words]:
-        """Tagged sentences; or, without targets, rows with `text` or with a list of tokens, or
-        columns as those of training data, with or without tags."""
-        if not targets and _has_texts(path):
+    def with_labels_of(self, own: Sequence[str], model: str) -> "TokenClassification":
+        tags = tags_of_model(self.labels, own, model, named=self.recipe.labels is not None)
+        if self.own and set(own) != set(self.labels):
+            raise RecipeError(
+                f"The tags of {model} are {listed(own)}, but those of another teacher of the task "
+                f"are {listed(self.labels)}. Use teachers with the same tags."
+            )
+        return TokenClassification(self.recipe, tags, own=own)
+
+    def labels_in(self, path: Path, names: Sequence[str] = ()) -> list[str]:
+        if self.recipe.labels is not None or not self.is_labeled(path):
+            return []
+        sentences = read_sentences(self.recipe, path, names)
+        return tags_in(sentence.tags for sentence in sentences)
+
+    def is_labeled(self, path: Path) -> bool:
+        return not is_table(path) or self.recipe.tags in read_rows(path)[0].fields
+
+    def blank_rows(self, path: Path) -> list[int]:
+        return super().blank_rows(path) if is_table(path) else []
+
+    def distinct_labels(self, examples: Sequence[TaggedText]) -> set[str] | None:
+        if any(words.tags is None for words in examples):
+            return None
+        return {"O", *(tag[2:] for words in examples for tag in words.tags or () if tag != "O")}
+
+    def label_names(self, labels: set[Any] | None) -> set[str]:
+        return (labels or set()) - {"O"}
+
+    def describe_label(self, label: Any) -> str:
+        return "have no entity (every tag is O)"
+
+    def read(self, path: Path, *, labeled: bool = True) -> list[TaggedText]:
+        """Tagged sentences; without labels, rows with `text` or with a list of tokens, or columns
+        like those of training data, with or without tags."""
+        if not labeled and _has_texts(path):
             return [self._untagged(row) for row in read_rows(path, keep_blank=True)]
-        if not targets:
+        if not labeled:
             sentences = _read_columns(self.recipe, path, tagged=False)
             return [words_of(sentence.tokens) for sentence in sentences]
         found = []
-        for sentence in read_sentences(self.recipe, path, self.names):
+        for sentence in read_sentences(self.recipe, path, self.own):
             if unknown := set(as_scheme(sentence.tags, self.scheme)) - set(self.labels):
                 raise DataError(
-                    f"{sentence.where}: the tag {min(unknown)!r} is none of the model's, which are "
+                    f"{sentence.where}: the tag {min(unknown)!r} is not one of the model's: "
                     f"{listed(self.labels)}. Correct it, or add its kind to the training data."
                 )
             found.append(words_of(sentence.tokens, sentence.tags))
         return found
 
-    def _untagged(self, row: Row) -> Words:
+    def _untagged(self, row: Row) -> TaggedText:
         tokens = self.recipe.tokens
         if tokens in row.fields and "text" not in row.fields:
             return words_of(words_in_row(row, tokens))
         return words_in(row.text("text"))
 
-    def read_training(self, path: Path) -> list[Words]:
-        return self.read(path)
-
     def encode(
-        self, examples: Sequence[Words], tokenizer: PreTrainedTokenizerFast
+        self, examples: Sequence[TaggedText], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[EncodedExample]]:
         if not examples:
             return []
         found = tokenizer(
             [words.text for words in examples],
             truncation=True,
-            max_length=self.recipe.length,
+            max_length=self.recipe.max_length,
             return_overflowing_tokens=True,
             return_token_type_ids=True,
             split_special_tokens=True,
@@ -142,14 +182,14 @@ class TokenClassification:
         return sequences
 
     def _encoded(
-        self, encoding: Encoding, words: Words, last: int, tokenizer: PreTrainedTokenizerFast
+        self, encoding: Encoding, words: TaggedText, last: int, tokenizer: PreTrainedTokenizerFast
     ) -> EncodedExample:
-        """A sequence whose `source` is the word that each token begins, if it begins one.
+        """A sequence whose `source` is the word that each token starts, if it starts one.
 
         Args:
-            last: The last word that the sequences before have begun.
+            last: The last word that the sequences before have started.
         """
-        begins = begun_words(encoding, words, last) if encoding.ids else np.array([NO_WORD])
+        begins = started_words(encoding, words, last) if encoding.ids else np.array([NO_WORD])
         known = as_scheme(words.tags or (), self.scheme)
         tags = known or self.labels[:1] * len(words.spans)
         numbers = np.array([self.labels.index(tag) for tag in tags] or [IGNORED])
@@ -158,43 +198,43 @@ class TokenClassification:
         return EncodedExample(ids, types, target, source=begins, is_labeled=words.tags is not None)
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B T C"]:
-        return run(model, batch).logits
+        return forward(model, batch).logits
 
     def predict(
-        self, example: Words, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
-    ) -> TaggedWords:
-        """A word without a token, such as an empty one or a control character, is no entity."""
+        self, example: TaggedText, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
+    ) -> TokenPrediction:
+        """Words without a token, such as empty ones or control characters, are tagged O."""
         tags, scores = ["O"] * len(example.spans), [0.0] * len(example.spans)
         for sequence, logits in zip(sequences, outputs, strict=True):
             shares = logits.double().softmax(-1).numpy()
             for place in np.flatnonzero(sequence.source != NO_WORD):
                 word, best = sequence.source[place], int(shares[place].argmax())
                 tags[word], scores[word] = self.labels[best], float(shares[place, best])
-        return TaggedWords(example, tags, scores)
+        return TokenPrediction(example, tags, scores)
 
-    def measures(
-        self, predictions: Sequence[TaggedWords], examples: Sequence[Words]
+    def metric_samples(
+        self, predictions: Sequence[TokenPrediction], examples: Sequence[TaggedText]
     ) -> dict[str, MetricSamples]:
-        """F1 over entities: `strict` takes what the scheme allows alone, `default` is conlleval's.
+        """F1 over entities: `strict` counts only valid spans of the scheme, `default` is that of
+        conlleval.
 
-        A scheme without a tag for the beginning (IO) has nothing that is not allowed.
+        In a scheme without a tag for the beginning (IO) every span is valid.
         """
-        said = [each.tags for each in predictions]
-        right = [list(words.tags or ()) for words in examples]
-        loose = [list(as_iob2(tags)) for tags in said]
+        strict = [each.tags for each in predictions]
+        default = [list(as_iob2(tags)) for tags in strict]
         if self.scheme == "IOB2":
-            loose = said
+            default = strict
         elif self.scheme == "IO":
-            said = loose
+            strict = default
         found = {}
-        for name, tags in (("strict", said), ("default", loose)):
-            scheme: Scheme = "IOB2" if tags is loose else self.scheme
-            expected = [as_scheme(each, scheme) for each in right]
+        for name, tags in (("strict", strict), ("default", default)):
+            scheme: Scheme = "IOB2" if tags is default else self.scheme
+            expected = [as_scheme(words.tags or (), scheme) for words in examples]
             counts = span_counts(tags, expected, strict=name == "strict", scheme=scheme)
             found[name] = MetricSamples(span_f1, counts, counts)
         return found
 
-    def result(self, prediction: TaggedWords) -> Any:
+    def result(self, prediction: TokenPrediction) -> Any:
         return [
             {
                 "entity_group": kind,
@@ -207,24 +247,24 @@ class TokenClassification:
         ]
 
 
-def words_of(tokens: Sequence[str], tags: Sequence[str] | None = None) -> Words:
+def words_of(tokens: Sequence[str], tags: Sequence[str] | None = None) -> TaggedText:
     """Words with a space between."""
     spans, start = [], 0
     for token in tokens:
         spans.append((start, start + len(token)))
         start += len(token) + 1
-    return Words(" ".join(tokens), tuple(spans), None if tags is None else tuple(tags))
+    return TaggedText(" ".join(tokens), tuple(spans), None if tags is None else tuple(tags))
 
 
-def words_in(text: str) -> Words:
-    """The words of a text: letters and digits in a row, and each other mark by itself."""
-    return Words(text, tuple(match.span() for match in WORD.finditer(text)))
+def words_in(text: str) -> TaggedText:
+    """The words of a text: runs of letters and digits, and each other character by itself."""
+    return TaggedText(text, tuple(match.span() for match in WORD.finditer(text)))
 
 
 def read_sentences(
     recipe: TokenClassificationTask, path: Path, names: Sequence[str] = ()
 ) -> list[Sentence]:
-    """The tagged sentences of a file, as the recipe says.
+    """The tagged sentences of a file.
 
     Args:
         names: Of tags that are numbers, where the recipe does not name them.
@@ -234,8 +274,8 @@ def read_sentences(
         return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
     if format_name(path) == "CSV":
         raise DataError(
-            f"{path} is a CSV file. Give tagged sentences as a token and its tag a line, apart by "
-            "a tab or spaces, with blank lines between sentences, or as lists in JSON lines or "
+            f"{path} is a CSV file. Give tagged sentences as a token and its tag a line, separated "
+            "by a tab or spaces, with blank lines between sentences, or as lists in JSON lines or "
             "Parquet."
         )
     return _read_columns(recipe, path, names)
@@ -268,7 +308,7 @@ def _has_texts(path: Path) -> bool:
 
 
 def tags_in(sentences: Iterable[Sequence[str]]) -> list[str]:
-    """The tags that a model needs for sentences with these: both of each kind, sorted."""
+    """The tags that a model needs for sentences with these: O, then B- and I- of each kind."""
     kinds = sorted({tag[2:] for tags in sentences for tag in tags if tag != "O"})
     return ["O", *(f"{place}-{kind}" for kind in kinds for place in "BI")]
 
@@ -281,7 +321,7 @@ def tags_of_model(tags: Sequence[str], own: Sequence[str], model: str, *, named:
         named: Whether the recipe names them, in the order of outputs that have no names.
 
     Raises:
-        RecipeError: outputs that are no tags, or none for a kind of entity in the data.
+        RecipeError: outputs that are not tags, or lack a kind of entity of the data.
     """
     if is_generic(own) and named and len(own) == len(tags):
         return list(tags)
@@ -295,11 +335,11 @@ def tags_of_model(tags: Sequence[str], own: Sequence[str], model: str, *, named:
     return list(own)
 
 
-def begun_words(encoding: Encoding, words: Words, last: int) -> Int[np.ndarray, " T"]:
-    """For each token the word that it begins; NO_WORD where it goes on with one, or is of none.
+def started_words(encoding: Encoding, words: TaggedText, last: int) -> Int[np.ndarray, " T"]:
+    """For each token the word that it starts; NO_WORD for other tokens.
 
     Args:
-        last: The last word that was begun before.
+        last: The last word that was started before.
     """
     begins = np.full(max(1, len(encoding.ids)), NO_WORD)  # an empty text is an end of text
     for place, (start, end) in enumerate(encoding.offsets):
@@ -313,7 +353,7 @@ def begun_words(encoding: Encoding, words: Words, last: int) -> Int[np.ndarray, 
     return begins
 
 
-def _entities(found: TaggedWords) -> Iterator[tuple[str, int, int, int, int]]:
+def _entities(found: TokenPrediction) -> Iterator[tuple[str, int, int, int, int]]:
     """Kind, words from and to, characters from and to, of each entity."""
     tags, spans = list(as_iob2(found.tags)), found.words.spans
     for first, tag in enumerate(tags):

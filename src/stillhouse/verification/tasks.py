@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.finetuning.data import TaskSource
-from stillhouse.finetuning.objective import HARD_TARGET, TaskObjective
+from stillhouse.finetuning.objective import HARD_LABEL, TERMS, TaskObjective
 from stillhouse.finetuning.settings import FinetuningRecipe, TaskLossesRecipe
 from stillhouse.models.task_models import reads_token_types
 from stillhouse.tasks.encoded import EncodedExample, TaskBatch, collate
@@ -32,12 +32,6 @@ from stillhouse.verification.split import split_check
 EXACT = 1e-4  # relative: float32 against float64, or in another order
 ZERO = 1e-5  # a row: rounding alone
 CONTRAST_TEMPERATURE = 0.05  # Gao et al. 2021, section 3
-TERMS = {
-    "classes": ("soft_target",),
-    "labels": ("soft_target",),
-    "values": ("soft_target",),
-    "vectors": ("vector_cosine", "vector_mse", "similarity"),
-}
 
 
 @dataclass(frozen=True)
@@ -59,19 +53,19 @@ class TaskCase:
             sequences,
             pad_token_id=self.student.config.pad_token_id or 0,
             per_token=self.task.per_token,
-            together=self.group,
+            unit_size=self.group,
         ).to(self.student.device)
 
     def losses(self) -> TaskLossesRecipe:
         """Every term of this kind of task, each with weight 1, and the recipe's relation."""
-        terms: dict[str, Any] = dict.fromkeys((HARD_TARGET, *TERMS[self.task.says]), 1.0)
+        terms: dict[str, Any] = dict.fromkeys(TERMS[self.task.output_kind], 1.0)
         same_size = self.student.config.hidden_size == self.teacher.config.hidden_size
-        for name in ("vector_cosine", "vector_mse"):
+        for name in ("embedding_cosine", "embedding_mse"):
             if name in terms and not same_size:
                 del terms[name]
         return TaskLossesRecipe.model_validate(
             {
-                "hard_target": 0.0,
+                "hard_label": 0.0,
                 "soft_target": 0.0,
                 **terms,
                 "relation": self.recipe.losses.relation,
@@ -101,7 +95,7 @@ def means_of(
 def task_checks(case: TaskCase, folder: Path) -> Iterator[Check]:
     """All checks, one after the other; `folder` is for temporary files."""
     yield student_equals_teacher(case)
-    copies = 2 if case.task.says == "vectors" else 1
+    copies = 2 if case.task.output_kind == "embeddings" else 1
     source = TaskSource(
         case.sequences,
         pad_token_id=case.student.config.pad_token_id or 0,
@@ -124,7 +118,7 @@ def student_equals_teacher(case: TaskCase) -> Check:
     """A copy of the teacher has nothing to learn from it: every term of the teacher is 0."""
     copy = deepcopy(case.teacher)
     means = means_of(case.objective(case.teacher), copy, [case.batch(case.sequences)])
-    del means[HARD_TARGET]
+    del means[HARD_LABEL]
     name = max(means, key=lambda key: abs(means[key]))
     return Check("student = teacher", f"0 for every term ({name})", abs(means[name]), ZERO, "")
 
@@ -164,7 +158,7 @@ def plain_output(case: TaskCase, model: PreTrainedModel, sequence: EncodedExampl
         for name, ids in inputs.items()
     }
     output: Any = model(**tensors)
-    if case.task.says == "vectors":
+    if case.task.output_kind == "embeddings":
         hidden = _float64(output.last_hidden_state)
         pooled = hidden[0] if getattr(case.task.recipe, "pooling", "") == "cls" else hidden.mean(0)
         return pooled / math.sqrt(float(pooled @ pooled))
@@ -181,7 +175,7 @@ def expected_sums(
     case: TaskCase, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
 ) -> Mapping[str, tuple[float, int]]:
     """Sum and number of rows of each term."""
-    if case.task.says == "vectors":
+    if case.task.output_kind == "embeddings":
         return _vector_sums(case, ours, theirs)
     hard: list[float] = []
     soft: list[float] = []
@@ -192,7 +186,7 @@ def expected_sums(
             if sequence.is_labeled:
                 hard.append(_hard(case, row[0], target))
     return {
-        HARD_TARGET: (math.fsum(hard), len(hard)),
+        HARD_LABEL: (math.fsum(hard), len(hard)),
         "soft_target": (math.fsum(soft), len(soft)),
     }
 
@@ -205,8 +199,8 @@ def _rows_of(
     if target is None:
         return
     if case.task.head == "QuestionAnswering":
-        assert sequence.choices is not None
-        places = np.flatnonzero(sequence.choices)
+        assert sequence.output_mask is not None
+        places = np.flatnonzero(sequence.output_mask)
         for edge in (0, 1):
             if target[edge] != IGNORED:
                 pair = (student[edge][places], teacher[edge][places])
@@ -214,7 +208,7 @@ def _rows_of(
     elif case.task.per_token:
         for at in np.flatnonzero(target != IGNORED).tolist():
             yield (student[at], teacher[at]), int(target[at])
-    elif case.task.says == "classes":
+    elif case.task.output_kind == "classes":
         yield (student, teacher), int(np.atleast_1d(target)[0])
     else:
         for s, t, value in zip(student, teacher, np.atleast_1d(target).tolist(), strict=True):
@@ -222,17 +216,17 @@ def _rows_of(
 
 
 def _hard(case: TaskCase, logits: np.ndarray, target: Any) -> float:
-    if case.task.says == "classes":
+    if case.task.output_kind == "classes":
         return references.cross_entropy(logits, target)
-    if case.task.says == "labels":
+    if case.task.output_kind == "labels":
         return references.cross_entropy(np.array([0.0, logits[0]]), int(target))
     return float(logits[0] - target) ** 2
 
 
 def _soft(case: TaskCase, student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
-    if case.task.says == "classes":
+    if case.task.output_kind == "classes":
         return references.soft_target(student, teacher, temperature)
-    if case.task.says == "labels":
+    if case.task.output_kind == "labels":
         return references.binary_soft_target(student, teacher, temperature)
     return float(student[0] - teacher[0]) ** 2
 
@@ -256,10 +250,10 @@ def _vector_sums(
             for i, vector in enumerate(left):
                 scores = np.array([vector @ each for each in right]) / CONTRAST_TEMPERATURE
                 contrast.append(references.cross_entropy(scores, i))
-    sums = {"similarity": similarity, HARD_TARGET: contrast}
+    sums = {"similarity": similarity, HARD_LABEL: contrast}
     for name, reference in (
-        ("vector_cosine", references.hidden_cosine),
-        ("vector_mse", references.hidden_mse),
+        ("embedding_cosine", references.hidden_cosine),
+        ("embedding_mse", references.hidden_mse),
     ):
         if student.shape == teacher.shape:
             sums[name] = [reference(s, t, 1.0) for s, t in zip(student, teacher, strict=True)]

@@ -9,8 +9,7 @@ import numpy as np
 from stillhouse.data.fetch import fetch, path_of
 from stillhouse.errors import RecipeError
 from stillhouse.finetuning.examples import group_size, training_examples
-from stillhouse.finetuning.fitting import layer_map_of
-from stillhouse.finetuning.models import load_start, load_trained
+from stillhouse.finetuning.models import layer_map_of, load_start, load_trained
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.hub import resolve_folder

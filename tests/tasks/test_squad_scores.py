@@ -9,8 +9,8 @@ import pytest
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
-from stillhouse.tasks.squad_no_answer import Answered, chosen_threshold, measures_with_no_answers
-from stillhouse.tasks.squad_windows import Found
+from stillhouse.tasks.squad_scores import BestAnswers, best_null_threshold, samples_with_no_answers
+from stillhouse.tasks.squad_windows import AnswerSpan
 
 WORDS = ["the", "sea", "old", "house", "Islay", "a", "1842", "wind!"]
 
@@ -57,7 +57,7 @@ def reference_best(texts, differences, references, scores):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_scores_are_those_of_the_published_rules(seed):
+def test_squad_2_scores_equal_published_rules(seed):
     """Random answers, some of them empty, to questions of which half have none."""
     draw = np.random.default_rng(seed)
 
@@ -70,11 +70,11 @@ def test_scores_are_those_of_the_published_rules(seed):
     ]
     texts = [right[0] if right and draw.random() < 0.5 else text(3) for right in references]
     differences = draw.normal(0, 3, 60) - 2 * np.array([bool(right) for right in references])
-    answered = Answered(texts, differences)
+    answered = BestAnswers(texts, differences)
     threshold = 0.5
     found = {
         name: each.value
-        for name, each in measures_with_no_answers(answered, references, threshold).items()
+        for name, each in samples_with_no_answers(answered, references, threshold).items()
     }
     final = ["" if d > threshold else t for t, d in zip(texts, differences, strict=True)]
     exact, f1 = (np.array(each) for each in reference_scores(final, references))
@@ -92,10 +92,10 @@ def test_scores_are_those_of_the_published_rules(seed):
         assert found[f"best_{name}_thresh"] == pytest.approx(chosen)
 
 
-def test_where_nothing_should_be_answered_the_threshold_says_so():
+def test_best_threshold_without_answerable_questions():
     """Below every difference."""
-    answered = Answered(["sea", "old"], np.array([-1.0, 2.0]))
-    threshold = chosen_threshold(answered, [[], []], "f1")
+    answered = BestAnswers(["sea", "old"], np.array([-1.0, 2.0]))
+    threshold = best_null_threshold(answered, [[], []], "f1")
     assert answered.at(threshold) == ["", ""]
 
 
@@ -104,9 +104,9 @@ def asked(threshold):
 
 
 @pytest.mark.parametrize(("threshold", "answer"), [(None, "sea"), (0.0, ""), (5.0, "sea")])
-def test_a_model_with_a_threshold_says_that_there_is_no_answer(threshold, answer):
+def test_null_threshold_gives_empty_answers(threshold, answer):
     """As transformers' pipeline does with `handle_impossible_answer`; without one it never does."""
-    found = [Found("sea", 4, 3.0), Found("old", 8, 1.0), Found("", 0, 6.0)]
+    found = [AnswerSpan("sea", 4, 3.0), AnswerSpan("old", 8, 1.0), AnswerSpan("", 0, 6.0)]
     result = asked(threshold).result(found)
     assert result["answer"] == answer
     assert result["end"] - result["start"] == len(answer)
@@ -115,7 +115,7 @@ def test_a_model_with_a_threshold_says_that_there_is_no_answer(threshold, answer
         Question("1", "?", "the sea", (Answer("sea", 4),)),
         Question("2", "?", "x", (), True),
     ]
-    measures = asked(threshold).measures([found, found], questions)
+    measures = asked(threshold).metric_samples([found, found], questions)
     given = answer if threshold is not None else ""  # without one, 0
     assert measures["HasAns_exact"].value == (100.0 if given else 0.0)
     assert measures["NoAns_exact"].value == (0.0 if given else 100.0)

@@ -1,11 +1,10 @@
-"""A model is asked in batches, and answers as if it were asked alone."""
+"""Predictions in batches equal predictions one by one."""
 
 import numpy as np
 import pytest
 import torch
 
 from stillhouse.models.task_models import load_task_model
-from stillhouse.tasks.asking import batches_by_length, predict
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import (
     ClassificationTask,
@@ -15,6 +14,7 @@ from stillhouse.tasks.settings import (
     TokenClassificationTask,
 )
 from stillhouse.tasks.squad import Question
+from stillhouse.tasks.task import batches_by_length, predict
 from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import words_in
 from stillhouse.tokens.tokenizer import load_tokenizer
@@ -29,36 +29,36 @@ TEXTS = (
 PASSAGE = "The distiller of Islay does, in the old house by the sea, where a cold wind turns. " * 3
 TASKS = {
     "classification": (
-        ClassificationTask(labels=["no", "yes", "maybe"], length=48),
+        ClassificationTask(labels=["no", "yes", "maybe"], max_length=48),
         [TextExample(text, "and then " * (place + 1)) for place, text in enumerate(TEXTS)],
     ),
     "multi_label": (
-        ClassificationTask(labels=["no", "yes", "maybe"], multi_label=True, length=48),
+        ClassificationTask(labels=["no", "yes", "maybe"], multi_label=True, max_length=48),
         [TextExample(text) for text in TEXTS],
     ),
-    "regression": (RegressionTask(length=48), [TextExample(text) for text in TEXTS]),
+    "regression": (RegressionTask(max_length=48), [TextExample(text) for text in TEXTS]),
     "question_answering": (
-        QuestionAnsweringTask(length=48, step=8, question_length=20),
+        QuestionAnsweringTask(max_length=48, doc_stride=8, max_question_length=20),
         [
             Question(str(place), text, PASSAGE[: 60 + 40 * place], ())
             for place, text in enumerate(TEXTS)
         ],
     ),
     "token_classification": (
-        TokenClassificationTask(length=16),
+        TokenClassificationTask(max_length=16),
         [words_in(text) for text in TEXTS],
     ),
-    "embeddings": (EmbeddingsTask(length=48), [TextExample(text) for text in TEXTS]),
+    "embeddings": (EmbeddingsTask(max_length=48), [TextExample(text) for text in TEXTS]),
 }
 
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "gpt2"])
-def test_together_and_alone_the_answer_is_the_same(task_folder, name, family):
+def test_predictions_are_independent_of_batching(task_folder, name, family):
     """Neither the padding nor the order of a batch is seen."""
     recipe, examples = TASKS[name]
     task = make_task(recipe, ["O", "B-PER", "I-PER"])
-    folder = task_folder(family, task.head, **task.settings)
+    folder = task_folder(family, task.head, **task.model_settings)
     model, tokenizer = load_task_model(folder, task.head, {}), load_tokenizer(folder)
     together = [task.result(each) for each in answers(task, model, tokenizer, examples)]
     for example, found in zip(examples, together, strict=True):
@@ -81,10 +81,10 @@ def flat(result) -> list:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
-def test_a_class_is_that_of_the_plain_library(task_folder, family):
+def test_classification_equals_transformers(task_folder, family):
     """The probabilities of transformers' own forward pass over one text."""
     task = make_task(TASKS["classification"][0])
-    folder = task_folder(family, task.head, **task.settings)
+    folder = task_folder(family, task.head, **task.model_settings)
     model, tokenizer = load_task_model(folder, task.head, {}), load_tokenizer(folder)
     found = answers(task, model, tokenizer, [TextExample(TEXTS[3])])[0]
     with torch.no_grad():
@@ -94,9 +94,9 @@ def test_a_class_is_that_of_the_plain_library(task_folder, family):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_vector_is_the_mean_of_the_real_tokens(task_folder, pooling):
+def test_embedding_is_the_mean_of_unpadded_tokens(task_folder, pooling):
     """Of length 1, by an independent computation in float64."""
-    recipe = EmbeddingsTask(length=48, pooling=pooling)
+    recipe = EmbeddingsTask(max_length=48, pooling=pooling)
     task = make_task(recipe)
     folder = task_folder("bert", "Body")
     model, tokenizer = load_task_model(folder, "Body", {}), load_tokenizer(folder)
@@ -108,9 +108,9 @@ def test_a_vector_is_the_mean_of_the_real_tokens(task_folder, pooling):
         np.testing.assert_allclose(found[0], vector / vector.norm(), atol=1e-6)
 
 
-def test_batches_hold_every_sequence_once_and_little_padding(tokenizer_of):
-    """Whatever the lengths; one that is longer than a batch stands alone."""
-    task = make_task(RegressionTask(length=64))
+def test_batches_by_length_cover_all_sequences_with_little_padding(tokenizer_of):
+    """For any lengths; a sequence longer than a batch is alone."""
+    task = make_task(RegressionTask(max_length=64))
     texts = ["sea " * count for count in (1, 50, 3, 30, 2, 31, 1, 29, 7)]
     encoded = task.encode([TextExample(text) for text in texts], tokenizer_of("bert"))
     sequences = [each[0] for each in encoded]

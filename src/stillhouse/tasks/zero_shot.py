@@ -1,0 +1,299 @@
+"""Zero-shot tasks of causal language models: the last word of a text, and continuations.
+
+The last word is that of LAMBADA (Paperno et al. 2016, arXiv:1606.06031), its tokens counted as in
+lm-eval's task `lambada`: those that the word adds to the text before it, without a start token.
+Continuations are translations and summaries, prompted as for GPT-2 (Radford et al. 2019, Language
+Models are Unsupervised Multitask Learners, sections 3.6 and 3.7), and scored by BLEU as in
+sacreBLEU (Post 2018) and ROUGE with stemming (Lin 2004).
+
+Axes: B sequences, T tokens, N new tokens.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from stillhouse.data.rows import Row, read_rows
+from stillhouse.errors import DataError, ModelError, RecipeError
+from stillhouse.families.registry import family_of
+from stillhouse.models.special_ids import end_token_ids, without_generation_defaults
+from stillhouse.models.task_models import head_of
+from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward
+from stillhouse.tasks.metrics import (
+    PERCENT,
+    Draws,
+    Metric,
+    MetricSamples,
+    Times,
+    bleu,
+    bleu_counts,
+    mean,
+    rouge_f1,
+)
+from stillhouse.tasks.settings import ContinuationTask, LastWordTask
+from stillhouse.tasks.task import Settings, Task
+from stillhouse.tasks.texts import TextExample, read_texts
+from stillhouse.tokens.batches import IGNORED
+from stillhouse.wording import counted
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+NO_TOKEN = -1  # after the end of a continuation
+ROUGE = ("rouge1", "rouge2", "rougeLsum")
+LOG_PROBABILITY, IS_GREEDY = 0, 1
+
+
+@dataclass(frozen=True)
+class LastWordExample:
+    """A text up to its last word, and that word with the space before it."""
+
+    context: str
+    last: str
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What a model is given."""
+        return {"text": self.context + self.last}
+
+
+@dataclass(frozen=True)
+class LastWordPrediction:
+    """The word's log-probability in nats; whether greedy decoding gives it, and its last token."""
+
+    log_probability: float
+    is_greedy: bool
+    is_last_token_greedy: bool
+
+
+class LanguageModelTask(Task[Settings]):
+    """A task that a causal language model performs without training for it."""
+
+    head = "CausalLM"
+    trainable = False
+
+    def for_model(self, folder: Path, config: PretrainedConfig) -> "Task":
+        """With sequences of at most the model's context."""
+        family = family_of(config)
+        if family.language_modeling != "causal" or head_of(config) is not None:
+            raise ModelError(
+                f"The task {self.recipe.kind} is for causal language models; the one in {folder} "
+                f"is a {(config.architectures or [family.model_type])[0]}."
+            )
+        length = min(self.recipe.max_length, family.num_positions(config))
+        return type(self)(self.recipe.model_copy(update={"max_length": length}))
+
+    def read_training(self, path: Path) -> list[Any]:
+        raise RecipeError(
+            f"The task {self.recipe.kind} is zero-shot: a model is scored on it without training "
+            "(`stillhouse score`). To train one on text, give the text as `corpus`."
+        )
+
+
+class LastWord(LanguageModelTask[LastWordTask]):
+    """The probability of a text's last word."""
+
+    per_token = True
+
+    def read(self, path: Path, *, labeled: bool = True) -> list[LastWordExample]:
+        found = []
+        for row in read_rows(path, keep_blank=not labeled, text_column=self.recipe.column):
+            text = row.text(self.recipe.column).rstrip()
+            context, _, last = text.rpartition(" ")
+            if not context.strip():
+                raise DataError(f"{row.where}: {text!r:.60} is one word, so nothing precedes it.")
+            found.append(LastWordExample(context, f" {last}"))
+        return found
+
+    def encode(
+        self, examples: Sequence[LastWordExample], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[EncodedExample]]:
+        return [[self._encoded(example, tokenizer)] for example in examples]
+
+    def _encoded(
+        self, example: LastWordExample, tokenizer: PreTrainedTokenizerFast
+    ) -> EncodedExample:
+        """The target of each token is the next one, where that belongs to the last word."""
+        context, whole = (
+            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            for text in (example.context, example.context + example.last)
+        )
+        if len(whole) <= len(context):
+            raise DataError(
+                f"The last word {example.last!r} adds no token to {example.context!r:.60}."
+            )
+        first = max(0, len(whole) - self.recipe.max_length - 1)
+        ids = np.array(whole[first:], np.int64)
+        is_target = np.arange(len(ids) - 1) >= len(context) - first - 1
+        return EncodedExample(
+            ids[:-1],
+            np.zeros_like(ids[:-1]),
+            np.where(is_target, ids[1:], IGNORED),
+            output_mask=is_target,
+            is_truncated=first > 0,
+        )
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 2 T"]:
+        """For each target its log-probability, and 1 where it is the most probable token, or 0."""
+        hidden = forward(model.base_model, batch).last_hidden_state  # pyright: ignore
+        assert batch.output_mask is not None
+        head = family_of(model.config).head(model)
+        transformed = head.transform(hidden[batch.output_mask])
+        logits = torch.nn.functional.linear(transformed, head.weight, head.bias).float()
+        targets = batch.targets[batch.output_mask]
+        log_probability = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        found = logits.new_zeros(2, *batch.output_mask.shape)
+        found[:, batch.output_mask] = torch.stack(
+            [log_probability, (logits.argmax(-1) == targets).float()]
+        )
+        return found.transpose(0, 1)
+
+    def predict(
+        self,
+        example: LastWordExample,
+        sequences: Sequence[EncodedExample],
+        outputs: Sequence[Tensor],
+    ) -> LastWordPrediction:
+        (sequence,), (output,) = sequences, outputs
+        assert sequence.output_mask is not None
+        places = np.flatnonzero(sequence.output_mask)
+        is_greedy = output[IS_GREEDY, places].bool()
+        return LastWordPrediction(
+            float(output[LOG_PROBABILITY, places].double().sum()),
+            bool(is_greedy.all()),
+            bool(is_greedy[-1]),
+        )
+
+    def metric_samples(
+        self, predictions: Sequence[LastWordPrediction], examples: Sequence[LastWordExample]
+    ) -> dict[str, MetricSamples]:
+        words = np.array([each.is_greedy for each in predictions], float)
+        tokens = np.array([each.is_last_token_greedy for each in predictions], float)
+        nats = np.array([-each.log_probability for each in predictions])
+        return {
+            "last_word": MetricSamples(mean, words, words),
+            "last_token": MetricSamples(mean, tokens, tokens),
+            "perplexity": MetricSamples(_perplexity, nats, nats, bounds=None),
+        }
+
+    def result(self, prediction: LastWordPrediction) -> Any:
+        return {
+            "log_probability": prediction.log_probability,
+            "is_greedy": prediction.is_greedy,
+        }
+
+
+@Metric
+def _perplexity(nats: np.ndarray, _: np.ndarray, times: Times) -> Draws:
+    """Perplexity per word; lower is better."""
+    return np.exp(times @ nats / times.sum(1))
+
+
+class Continuation(LanguageModelTask[ContinuationTask]):
+    """A text that continues a prompt; the first examples of the file may precede it."""
+
+    _shots: Sequence[TextExample] = ()
+
+    def read(self, path: Path, *, labeled: bool = True) -> list[TextExample]:
+        """Texts and their references; the first `shots` rows are shown and not scored."""
+        shots = self.recipe.shots
+        target = Row.text if labeled or shots else None
+        columns, header = self.recipe.columns, self.recipe.header
+        found = read_texts(path, columns, header, target, keep_blank=not labeled)
+        if len(found) <= shots:
+            raise DataError(
+                f"{path} has {counted(len(found), 'row')}, of which {shots} are shown to the "
+                "model; none is left to predict."
+            )
+        self._shots = found[:shots]
+        return found[shots:]
+
+    def encode(
+        self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[EncodedExample]]:
+        """The prompt; a text that is too long is truncated, the prompt's end is kept."""
+        return [[self._encoded(example, tokenizer)] for example in examples]
+
+    def _encoded(self, example: TextExample, tokenizer: PreTrainedTokenizerFast) -> EncodedExample:
+        before, after = self.recipe.prompt.split("{text}")
+        shown = "".join(f"{before}{each.text}{after} {each.target}\n" for each in self._shots)
+        ids, end = (
+            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            for text in (shown + before + example.text + after, after)
+        )
+        room = self.recipe.max_length - self.recipe.max_new_tokens
+        if room <= len(end):
+            raise RecipeError(
+                f"The sequence holds {self.recipe.max_length} tokens; max_new_tokens, "
+                f"{self.recipe.max_new_tokens}, leaves no room for the prompt. Lower it."
+            )
+        is_truncated = len(ids) > room
+        if is_truncated:
+            ids = [*ids[: max(0, room - len(end))], *end]
+        found = np.array(ids, np.int64)
+        return EncodedExample(
+            found, np.zeros_like(found), is_truncated=is_truncated, source=tokenizer
+        )
+
+    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B N"]:
+        """The ids of the new tokens (float32 is exact up to 16.7 million); NO_TOKEN from an end
+        token on."""
+        ids, mask = _left_padded(batch)
+        # transformers types `generate` as a method of a mixin.
+        generate = cast("Any", model).generate
+        sampled: dict[str, Any] = {"do_sample": False}
+        if self.recipe.top_k > 1:
+            sampled = {"do_sample": True, "top_k": self.recipe.top_k}
+        with torch.random.fork_rng(), without_generation_defaults(model):
+            torch.manual_seed(self.recipe.seed)
+            generated = generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=self.recipe.max_new_tokens,
+                **sampled,
+            )
+        new = generated[:, ids.shape[1] :]
+        ends = torch.tensor(sorted(end_token_ids(model)), dtype=new.dtype, device=new.device)
+        ended = torch.isin(new, ends).cumsum(1) > 0
+        missing = self.recipe.max_new_tokens - new.shape[1]  # where all end early
+        return F.pad(new.masked_fill(ended, NO_TOKEN), (0, missing), value=NO_TOKEN).float()
+
+    def predict(
+        self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
+    ) -> str:
+        (sequence,), (output,) = sequences, outputs
+        ids = [id for id in output.long().tolist() if id != NO_TOKEN]
+        text = sequence.source.decode(ids, skip_special_tokens=True).strip()
+        if self.recipe.stop is not None:
+            text = text.partition(self.recipe.stop)[0]
+        if self.recipe.sentences is not None:
+            text = " ".join(SENTENCE_END.split(text)[: self.recipe.sentences])
+        return text.strip()
+
+    def metric_samples(
+        self, predictions: Sequence[str], examples: Sequence[TextExample]
+    ) -> dict[str, MetricSamples]:
+        targets = [str(example.target) for example in examples]
+        counts = bleu_counts(predictions, targets)
+        found = {"bleu": MetricSamples(bleu, counts, counts, PERCENT)}
+        for name, values in zip(ROUGE, rouge_f1(predictions, targets, ROUGE).T, strict=True):
+            found[name] = MetricSamples(mean, values, values, PERCENT)
+        return found
+
+    def result(self, prediction: str) -> Any:
+        return {"generated_text": prediction}
+
+
+def _left_padded(batch: TaskBatch) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Input ids and attention mask with the padding moved to the left, as generation needs it."""
+    length = batch.input_ids.shape[1]
+    missing = length - batch.attention_mask.sum(1, keepdim=True)
+    places = (torch.arange(length, device=missing.device) - missing) % length
+    return batch.input_ids.gather(1, places), batch.attention_mask.gather(1, places)
