@@ -369,10 +369,10 @@ def _tag(model: ServedModel, text: str, _: TaggingParameters) -> list[dict[str, 
     return model.loaded.tag(text)
 
 
-def _answer(model: ServedModel, asked: Question, parameters: AnswerParameters) -> dict[str, Any]:
+def _answer(model: ServedModel, given: Question, parameters: AnswerParameters) -> dict[str, Any]:
     return model.loaded.answer(
-        asked.question,
-        asked.context,
+        given.question,
+        given.context,
         handle_impossible_answer=parameters.handle_impossible_answer,
     )
 
