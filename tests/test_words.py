@@ -29,7 +29,6 @@ benchmarks/task_speed.py: the processor
 benchmarks/time_to_quality.py: going on | held against | stands
 docs/bad-input.md: going on | hard_target | is none of | stands | what it says of
 docs/cli.md: --seconds (of a server) | apart by commas | held against | likeliest | so many | with what is right
-docs/correctness.md: stands
 docs/data.md: stands
 docs/decisions/0003-replaced-not-overwritten.md: going on
 docs/decisions/0005-seeds-share-a-run.md: stands
@@ -40,7 +39,6 @@ docs/decisions/0010-tasks-and-their-models-by-name.md: stands
 docs/decisions/0012-one-engine.md: the processor
 docs/laws.py: stands
 docs/ranks.md: going on | the processor
-docs/recipe.md: data.transfer | hard_target | longest_answer | masking.draw | num_transfer | question_length | task: {length} | transfer | vector_cosine | vector_mse | vectors (of text)
 docs/reliability.md: begun | going on | numbers that are none | stands | takes something damaged for something whole
 docs/scaling.md: going on
 docs/screenshots.py: going on
@@ -50,9 +48,6 @@ docs/tasks.md: A less B | classes, numbers (of tasks) | data.transfer | going on
 src/stillhouse/__main__.py: stands
 src/stillhouse/check.py: floor (of speed) | multiply-adds | multiply_adds | so many
 src/stillhouse/cli.py: apart by commas | held against | likeliest | so many | with what is right
-src/stillhouse/corpus/prepare.py: lead | stands
-src/stillhouse/corpus/splits.py: held_out | so many
-src/stillhouse/data/rows.py: stands
 src/stillhouse/distillation/cache.py: begun | but for rounding | going on | made anew | stands | visit (of a sequence)
 src/stillhouse/distillation/distill.py: Floor | Lesson | Work | begun | floor (of speed) | going on
 src/stillhouse/distillation/settings.py: held against | likeliest
@@ -107,15 +102,6 @@ src/stillhouse/serving/web/tasks.js: stands
 src/stillhouse/student/initialize.py: goes on from a model | going on
 src/stillhouse/teacher/settings.py: goes on from a model | going on
 src/stillhouse/teacher/train.py: Work | floor (of speed) | going on
-src/stillhouse/tokens/batches.py: so many | stands | visit (of a sequence)
-src/stillhouse/tokens/masking.py: made anew | stands | visit (of a sequence)
-src/stillhouse/tokens/packing.py: made anew | visit (of a sequence)
-src/stillhouse/tokens/settings.py: stands
-src/stillhouse/tokens/shards.py: lead | made anew | stands
-src/stillhouse/tokens/source.py: visit (of a sequence)
-src/stillhouse/tokens/teacher_cache.py: going on | made anew | visit (of a sequence)
-src/stillhouse/tokens/teacher_rows.py: what it says of
-src/stillhouse/tokens/tokenizer.py: stands
 src/stillhouse/training/__init__.py: floor (of speed)
 src/stillhouse/training/allocator.py: made anew | the processor
 src/stillhouse/training/checkpoint.py: begun | going on
@@ -137,11 +123,6 @@ src/stillhouse/verification/split.py: Floor | Work | floor (of speed)
 src/stillhouse/verification/tasks.py: held against
 tests/benchmarks/test_gpu.py: Floor | Work | floor (of speed) | floor_share | multiply-adds | the processor
 tests/benchmarks/test_time_to_quality.py: going on | stands
-tests/corpus/test_prepare.py: held_out | lead | made anew
-tests/corpus/test_splits.py: held_out | stands
-tests/data/test_documents.py: going on | stands | what it says of
-tests/data/test_html.py: stands
-tests/data/test_records.py: stands
 tests/estimate/test_language.py: multiply-adds | multiply_adds
 tests/export/test_llama_cpp.py: likeliest
 tests/families/test_qkv_hook.py: made anew
@@ -187,10 +168,6 @@ tests/test_machine.py: stands
 tests/test_recipe.py: masking.draw | stands | visit (of a sequence)
 tests/test_recipe_file.py: stands
 tests/test_rules.py: stands | the processor
-tests/tokens/test_batches.py: stands | visit | visit (of a sequence)
-tests/tokens/test_masking.py: is none of | stands | visit | visit (of a sequence)
-tests/tokens/test_packing.py: stands | visit (of a sequence)
-tests/tokens/test_shards.py: lead | made anew
 tests/training/jobs.py: Floor | Work | floor (of speed)
 tests/training/test_allocator.py: made anew
 tests/training/test_checkpoint.py: begun | is told

@@ -69,11 +69,11 @@ def test_the_shards_hold_the_text(texts, tokenizers, tmp_path, language_modeling
     prepare(recipe, run, teacher_tokenizer=folder)
     tokenizer = load_tokenizer(folder)
     special = special_tokens(tokenizer, language_modeling)
-    lead = [special.end_of_text] if language_modeling == "causal" else []
+    prefix = [special.end_of_text] if language_modeling == "causal" else []
     encode = text_encoder(tokenizer)
     for split in ("train", "validation"):
         expected = [
-            [*lead, *encode([piece.text])[0].tolist()]
+            [*prefix, *encode([piece.text])[0].tolist()]
             for piece in read_documents(recipe.text, offline=True)
             if is_validation(piece.document_id, 0.2) == (split == "validation")
         ]
@@ -93,8 +93,8 @@ def test_the_manifests_state_what_was_read(texts, tokenizers, tmp_path):
     facts = manifest.facts
     contents = {path.name: path.read_text() for path in texts.iterdir()}
     for split in ("train", "validation"):
-        held_out = split == "validation"
-        own = [text for name, text in contents.items() if is_validation(name, 0.2) == held_out]
+        is_held_out = split == "validation"
+        own = [text for name, text in contents.items() if is_validation(name, 0.2) == is_held_out]
         assert facts["splits"][split] == {
             "documents": len(own),
             "bytes": sum(len(text.encode()) for text in own),

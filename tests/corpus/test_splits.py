@@ -51,9 +51,9 @@ def test_many_documents_are_split_by_their_ids(tmp_path):
     assert splitting == Splitting(0.2)
     names = sorted(path.name for path in tmp_path.iterdir())
     texts = {name: (tmp_path / name).read_text() for name in names}
-    held_out = [name for name in names if is_validation(name, 0.2)]
-    assert sides["validation"] == [texts[name] for name in held_out]
-    assert sides["train"] == [texts[name] for name in names if name not in held_out]
+    held = [name for name in names if is_validation(name, 0.2)]
+    assert sides["validation"] == [texts[name] for name in held]
+    assert sides["train"] == [texts[name] for name in names if name not in held]
 
 
 @pytest.mark.parametrize("fraction", [0.005, 0.1, 0.3])
@@ -64,9 +64,9 @@ def test_one_big_file_is_held_out_by_blocks(tmp_path, fraction):
     splitting, sides = split(corpus_of(tmp_path / "book.txt", validation_fraction=fraction))
     assert splitting.block_characters == len(text) // 1000
     assert "blocks of the document are held out" in splitting.note
-    held_out = sum(map(len, sides["validation"]))
-    assert 0.3 * fraction < held_out / len(text) < 3 * fraction
-    assert held_out + sum(map(len, sides["train"])) == len(text)
+    held = sum(map(len, sides["validation"]))
+    assert 0.3 * fraction < held / len(text) < 3 * fraction
+    assert held + sum(map(len, sides["train"])) == len(text)
     for block in [*sides["validation"], *sides["train"]]:
         place = text.index(block)
         assert place == 0 or text[:place].endswith("\n\n")

@@ -35,7 +35,7 @@ def letters(texts):
 
 
 def wrong_at(mark: str):
-    """The same, which loses a token wherever `mark` stands."""
+    """The same, which loses a token wherever `mark` is."""
 
     def encode(texts):
         return letters([text.replace(mark, mark[1:]) for text in texts])
@@ -134,7 +134,7 @@ def test_a_missing_last_token_is_detected():
 
 @pytest.mark.parametrize("mark", ["é", "\u2003", "語", "\x07", "<end>"])
 def test_the_first_occurrence_of_a_character_or_added_token_is_compared(mark):
-    """However far into the text it stands, between comparisons of whole texts."""
+    """However far into the text it is, between comparisons of whole texts."""
     encode = checked(wrong_at(mark), added_tokens=["<end>"])
     usual = "abc def end <> " * 2000
     corpus = [*[usual] * 20, f"{usual}{mark}{usual}", *[usual] * 20]

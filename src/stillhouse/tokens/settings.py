@@ -30,7 +30,7 @@ class TrainedTokenizer(Section):
 
 
 class MaskingRecipe(Section):
-    """Masked language modeling: how many tokens are predicted, and what stands in their place."""
+    """Masked language modeling: how many tokens are predicted, and what replaces them."""
 
     fraction: Fraction = 0.15
     mask_fraction: UnitInterval = 0.8
