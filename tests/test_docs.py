@@ -42,7 +42,8 @@ def test_files_of_the_extending_page_are_found_by_their_registries(tmp_path):
     for block in files:
         first, _, content = block.partition("\n")
         path = tmp_path / first.removeprefix("# ")
-        assert path.parent.is_dir() and not path.exists()
+        assert path.parent.is_dir()
+        assert not path.exists()
         path.write_text(content, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
     command = [sys.executable, "-c", program]
@@ -51,8 +52,9 @@ def test_files_of_the_extending_page_are_found_by_their_registries(tmp_path):
 
 
 def test_every_page_with_python_code_is_run():
+    """By the tests above; trainer.md by those of `tests/integrations`."""
     shown = {page.name for page in DOCS.glob("*.md") if code_blocks(page.name)}
-    assert shown == {"python.md", "extending.md"}
+    assert shown == {"python.md", "extending.md", "trainer.md"}
 
 
 @every_page
