@@ -19,7 +19,6 @@ benchmarks/step.py: Floor | Work | floor (of speed) | floor_share
 docs/bad-input.md: going on | hard_target | is none of | stands
 docs/cli.md: apart by commas | held against | likeliest | so many | with what is right
 docs/recipe.md: data.transfer | hard_target | longest_answer | num_transfer | question_length | task: {length} | transfer | vector_cosine | vector_mse | vectors (of text)
-docs/screenshots.py: going on
 src/stillhouse/__main__.py: stands
 src/stillhouse/check.py: floor (of speed) | multiply-adds | multiply_adds | so many
 src/stillhouse/cli.py: apart by commas | held against | likeliest | so many | with what is right
