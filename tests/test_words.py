@@ -16,9 +16,8 @@ benchmarks/gpu.py: Floor | Work | floor (of speed) | floor_share | multiply-adds
 benchmarks/measure.py: floor (of speed) | made anew
 benchmarks/scaling.py: Work | floor (of speed)
 benchmarks/step.py: Floor | Work | floor (of speed) | floor_share
-docs/bad-input.md: going on | hard_target | is none of | stands
+docs/bad-input.md: going on | stands
 docs/cli.md: apart by commas | held against | likeliest | so many | with what is right
-docs/recipe.md: data.transfer | hard_target | longest_answer | num_transfer | question_length | task: {length} | transfer | vector_cosine | vector_mse | vectors (of text)
 src/stillhouse/__main__.py: stands
 src/stillhouse/check.py: floor (of speed) | multiply-adds | multiply_adds | so many
 src/stillhouse/cli.py: apart by commas | held against | likeliest | so many | with what is right
@@ -29,17 +28,12 @@ src/stillhouse/doctor.py: the processor
 src/stillhouse/errors.py: going on
 src/stillhouse/estimate/language.py: multiply_adds | so many
 src/stillhouse/estimate/speeds.py: Work | floor (of speed) | multiply-adds | multiply_adds | so many
-src/stillhouse/estimate/tasks.py: multiply_adds | so many | task: {length} | visit | visit (of a sequence)
+src/stillhouse/estimate/tasks.py: multiply_adds | so many | visit | visit (of a sequence)
 src/stillhouse/estimate/text.py: stands
 src/stillhouse/families/attention.py: mask as it is, and none for none | the processor
 src/stillhouse/families/base.py: is told | made anew | row-wise
 src/stillhouse/families/position_wise.py: multiply-adds
-src/stillhouse/finetuning/data.py: made anew | so many | stands
-src/stillhouse/finetuning/examples.py: data.transfer | hard_target | num_transfer | stands | transfer
-src/stillhouse/finetuning/finetune.py: A less B | Work | data.transfer | floor (of speed) | going on | multiply-adds | num_transfer | stands | task: {length} | texts without answers | transfer | visit | visit (of a sequence)
-src/stillhouse/finetuning/fitting.py: vector_cosine | vector_mse
-src/stillhouse/finetuning/objective.py: hard_target | right answer | vector_cosine | vector_mse
-src/stillhouse/finetuning/settings.py: data.transfer | hard_target | num_transfer | texts without answers | transfer | vector_cosine | vector_mse | with what is right
+src/stillhouse/finetuning/finetune.py: Work | floor (of speed) | multiply-adds
 src/stillhouse/inference/engine/token_healing.py: stands
 src/stillhouse/inference/reference.py: begun
 src/stillhouse/integrations/cache.py: likeliest
@@ -50,14 +44,6 @@ src/stillhouse/objectives/task_losses.py: held against
 src/stillhouse/pipeline.py: going on | made anew
 src/stillhouse/recipe.py: going on | visit (of a sequence)
 src/stillhouse/recipe_file.py: stands
-src/stillhouse/recipes/distilbert-base-cased-distilled-squad.yaml: hard_target | longest_answer | question_length | task: {length}
-src/stillhouse/recipes/minilm-3layer-embeddings.yaml: hard_target | task: {length} | vector_cosine | vectors (of text)
-src/stillhouse/recipes/minilm-ner.yaml: hard_target | task: {length}
-src/stillhouse/recipes/minilm-squad.yaml: hard_target | task: {length}
-src/stillhouse/recipes/minilm-sst2.yaml: data.transfer | hard_target | num_transfer | task: {length}
-src/stillhouse/report/cards.py: data.transfer | num_transfer | transfer
-src/stillhouse/report/tasks.py: hard_target
-src/stillhouse/report/templates/task_card.md: task: {length}
 src/stillhouse/runs/atomic.py: going on | stands
 src/stillhouse/runs/manifest.py: stands
 src/stillhouse/runs/seeds.py: going on | made anew
@@ -66,21 +52,6 @@ src/stillhouse/serving/config.py: stands
 src/stillhouse/serving/errors.py: stands
 src/stillhouse/serving/web/tasks.js: stands
 src/stillhouse/student/initialize.py: goes on from a model | going on
-src/stillhouse/tasks/continuation.py: going on | held against | stands
-src/stillhouse/tasks/encoded.py: right answer | what it says of | with what is right
-src/stillhouse/tasks/labels.py: is none of
-src/stillhouse/tasks/last_word.py: likeliest | stands
-src/stillhouse/tasks/metrics.py: apart by commas | made anew | with what is right
-src/stillhouse/tasks/question_answering.py: Found | passage (of a question) | stands
-src/stillhouse/tasks/sentence_transformers.py: stands | task: {length}
-src/stillhouse/tasks/settings.py: apart by commas | likeliest | longest_answer | passage (of a question) | question_length | so many | stands
-src/stillhouse/tasks/squad.py: apart by commas | passage (of a question) | stands | with what is right
-src/stillhouse/tasks/squad_windows.py: Found | longest_answer | passage (of a question) | question_length
-src/stillhouse/tasks/tagged.py: apart by commas | is none of | stands
-src/stillhouse/tasks/task.py: question_length | what it says of
-src/stillhouse/tasks/text_classification.py: likeliest
-src/stillhouse/tasks/texts.py: right answer | stands
-src/stillhouse/tasks/token_classification.py: apart by commas | begun | is none of
 src/stillhouse/teacher/settings.py: goes on from a model | going on
 src/stillhouse/teacher/train.py: Work | floor (of speed) | going on
 src/stillhouse/tokens/settings.py: stands
@@ -102,26 +73,23 @@ src/stillhouse/training/work.py: Work | held against | multiply-adds | multiply_
 src/stillhouse/verification/layouts.py: stands
 src/stillhouse/verification/scratch.py: so many
 src/stillhouse/verification/split.py: Floor | Work | floor (of speed)
-src/stillhouse/verification/tasks.py: hard_target | held against | vector_cosine | vector_mse
+src/stillhouse/verification/tasks.py: held against
 tests/benchmarks/test_gpu.py: Floor | Work | floor (of speed) | floor_share | multiply-adds | the processor
 tests/benchmarks/test_time_to_quality.py: going on | stands
 tests/corpus/test_prepare.py: held_out | lead
 tests/corpus/test_splits.py: held_out
-tests/data/test_hub.py: stands
 tests/estimate/test_language.py: multiply-adds | multiply_adds
-tests/estimate/test_tasks.py: data.transfer | question_length
 tests/export/test_llama_cpp.py: likeliest
 tests/families/test_qkv_hook.py: made anew
 tests/faults/disk.py: stands
 tests/faults/files.py: made anew | stands
 tests/faults/training.py: floor (of speed) | going on | so many
-tests/finetuning/test_task_objective.py: hard_target | lesson | question_length | right answer | vector_cosine | vector_mse
 tests/fixed_speeds.py: multiply-adds
 tests/gpu/test_on_device.py: but for rounding
 tests/inference/test_batching.py: likeliest
 tests/inference/test_loaded.py: likeliest | stands
 tests/inference/test_precision.py: less precision
-tests/inference/test_predict.py: question_length | stands
+tests/inference/test_predict.py: stands
 tests/models/test_folder_check.py: stands
 tests/models/test_special_ids.py: likeliest
 tests/models/test_weight_files.py: is told
@@ -129,14 +97,11 @@ tests/objectives/test_language_model.py: stands | what it says of
 tests/page/test_page_trouble.py: begun | stands
 tests/page/test_views.py: begun
 tests/pipeline/test_bad_input.py: going on | stands
-tests/pipeline/test_bad_task_data.py: is none of | question_length | stands | task: {length}
-tests/pipeline/test_check_and_run.py: task: {length}
-tests/pipeline/test_finetuning.py: hard_target | num_transfer | texts without answers | transfer
+tests/pipeline/test_finetuning.py: texts without answers
 tests/pipeline/test_pipeline.py: floor_share | floor_tokens_per_second
 tests/pipeline/test_ranks.py: going on
 tests/pipeline/test_resume.py: going on
 tests/pipeline/test_teacher_cache_run.py: but for rounding
-tests/report/test_task_card.py: hard_target
 tests/runs/test_manifest.py: stands | what it says of
 tests/runs/test_seeds.py: aside
 tests/serving/conftest.py: stands
@@ -147,20 +112,6 @@ tests/serving/test_odd_requests.py: is none of | is told
 tests/serving/test_openai.py: likeliest
 tests/serving/test_trouble.py: is told
 tests/student/test_plan.py: stands
-tests/tasks/test_asking.py: question_length | stands
-tests/tasks/test_continuation.py: so many
-tests/tasks/test_labels.py: is none of | is told
-tests/tasks/test_question_answering.py: longest_answer | question_length
-tests/tasks/test_resampling.py: with what is right
-tests/tasks/test_squad.py: stands
-tests/tasks/test_squad_no_answer.py: Found
-tests/tasks/test_squad_windows.py: apart by commas | is none of | longest_answer | passage (of a question) | question_length
-tests/tasks/test_tagged.py: is none of
-tests/tasks/test_task_batch.py: stands
-tests/tasks/test_task_metrics.py: held against
-tests/tasks/test_text_tasks.py: likeliest
-tests/tasks/test_token_classification.py: is none of | stands
-tests/test_check.py: task: {length}
 tests/test_machine.py: stands
 tests/test_recipe.py: stands | visit (of a sequence)
 tests/test_recipe_file.py: stands
@@ -175,7 +126,6 @@ tests/training/test_engine.py: floor (of speed) | floor_share | going on
 tests/training/test_floor.py: Floor | Work | floor (of speed) | floor_share | floor_tokens_per_second | going on | multiply-adds | multiply_adds
 tests/training/test_metrics.py: stands
 tests/training/test_work.py: Work | multiply_adds
-tests/verification/test_tasks.py: hard_target | vector_cosine
 """
 REMAINING = {
     path: set(words.split(" | "))
