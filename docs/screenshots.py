@@ -53,9 +53,9 @@ def rank(page: Page) -> None:
 def compare(page: Page) -> None:
     page.locator("#text").fill(TEXT)
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_role("button", name="Draft for the teacher").click()
+    page.get_by_role("button", name="Speculative decoding").click()
     expect(page.locator("#draft-facts")).to_contain_text("Speed-up")
-    page.get_by_role("button", name="Let both go on").click()
+    page.get_by_role("button", name="Continue with both").click()
     expect(page.locator("#agreement")).not_to_be_empty()
 
 
@@ -112,7 +112,7 @@ def main() -> None:
             )
             for name, (act, context) in SHOTS.items():
                 page = browser.new_context(**context, reduced_motion="reduce").new_page()
-                kept = json.dumps({"fixedSeed": True, "seed": 3, "tokens": 16})
+                kept = json.dumps({"fixedSeed": True, "seed": 3, "max_new_tokens": 16})
                 page.add_init_script(f"localStorage['stillhouse.settings'] = '{kept}'")
                 page.goto(URL)
                 expect(page.locator("#status")).to_contain_text("Ready")

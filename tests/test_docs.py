@@ -1,6 +1,10 @@
 """The pages of docs/: Python code runs as shown, links and references lead somewhere."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,27 +12,49 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-PAGES_WITH_CODE = ("python.md",)
 
 every_page = pytest.mark.parametrize(
     "page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES]
 )
 
 
+def code_blocks(page: str) -> list[str]:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.M)
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("page", PAGES_WITH_CODE)
-def test_python_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
-    """The blocks of a page form one program, run in an empty folder."""
+def test_python_page_runs_in_order(tmp_path, monkeypatch):
+    """Its blocks form one program, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.M)
     names: dict[str, object] = {}
-    for number, block in enumerate(blocks, 1):
-        exec(compile(block, f"{page}, block {number}", "exec"), names)
+    for number, block in enumerate(code_blocks("python.md"), 1):
+        exec(compile(block, f"python.md, block {number}", "exec"), names)
+
+
+@pytest.mark.e2e
+def test_files_of_the_extending_page_are_found_by_their_registries(tmp_path):
+    """A copy of the package with the page's files runs the page's last block."""
+    package = tmp_path / "src" / "stillhouse"
+    unwanted = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "src" / "stillhouse", package, ignore=unwanted)
+    *files, program = code_blocks("extending.md")
+    for block in files:
+        first, _, content = block.partition("\n")
+        path = tmp_path / first.removeprefix("# ")
+        assert path.parent.is_dir()
+        assert not path.exists()
+        path.write_text(content, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_page_with_python_code_is_run():
-    shown = {page.name for page in DOCS.glob("*.md") if "```python" in page.read_text()}
-    assert shown == set(PAGES_WITH_CODE)
+    """By the tests above; trainer.md by those of `tests/integrations`."""
+    shown = {page.name for page in DOCS.glob("*.md") if code_blocks(page.name)}
+    assert shown == {"python.md", "extending.md", "trainer.md"}
 
 
 @every_page

@@ -12,39 +12,12 @@ from stillhouse.cli import app
 # ruff: noqa: E501
 LEFT = """
 --help: apart by commas | held against | likeliest | so many | with what is right
-README.md: A less B | but for rounding | classes, numbers (of tasks) | floor (of speed) | going on | passage (of a question) | reads / writes (of speed) | task: {length} | vectors (of text) | what it says of
-benchmarks/cache.py: held against | stands
-benchmarks/cached.py: made anew | what it says of
-benchmarks/generate.py: the processor
 benchmarks/gpu.py: Floor | Work | floor (of speed) | floor_share | multiply-adds | multiply_adds
-benchmarks/isa.py: is told
-benchmarks/measure.py: floor (of speed) | made anew | stands | the processor
-benchmarks/peers.py: the processor
-benchmarks/reference_2019.py: stands
+benchmarks/measure.py: floor (of speed) | made anew
 benchmarks/scaling.py: Work | floor (of speed)
-benchmarks/sentence_file.py: stands
-benchmarks/sentences.py: visit (of a sequence)
-benchmarks/step.py: Floor | Work | floor (of speed) | floor_share | the processor
-benchmarks/task_speed.py: the processor
-benchmarks/time_to_quality.py: going on | held against | stands
-docs/bad-input.md: going on | hard_target | is none of | stands | what it says of
-docs/cli.md: --seconds (of a server) | apart by commas | held against | likeliest | so many | with what is right
-docs/data.md: stands
-docs/decisions/0003-replaced-not-overwritten.md: going on
-docs/decisions/0005-seeds-share-a-run.md: stands
-docs/decisions/0006-a-cache-keeps-a-sample-without-replacement.md: likeliest | stands | visit (of a sequence)
-docs/decisions/0008-ranks-share-whole-micro-batches.md: going on | made anew | the processor
-docs/decisions/0009-checkpoints-in-parts-of-safetensors.md: going on
-docs/decisions/0010-tasks-and-their-models-by-name.md: stands
-docs/decisions/0012-one-engine.md: the processor
-docs/laws.py: stands
-docs/ranks.md: going on | the processor
-docs/reliability.md: begun | going on | numbers that are none | stands | takes something damaged for something whole
-docs/scaling.md: going on
-docs/screenshots.py: going on
-docs/serving.md: --seconds (of a server) | going on | in company | likeliest | makes room at once | the processor | vectors (of text)
-docs/speed.py: is told
-docs/tasks.md: A less B | classes, numbers (of tasks) | data.transfer | going on | hard_target | passage (of a question) | task: {length} | texts without answers | transfer | vectors (of text) | with what is right
+benchmarks/step.py: Floor | Work | floor (of speed) | floor_share
+docs/bad-input.md: going on | stands
+docs/cli.md: apart by commas | held against | likeliest | so many | with what is right
 src/stillhouse/__main__.py: stands
 src/stillhouse/check.py: floor (of speed) | multiply-adds | multiply_adds | so many
 src/stillhouse/cli.py: apart by commas | held against | likeliest | so many | with what is right
@@ -57,51 +30,31 @@ src/stillhouse/estimate/language.py: multiply_adds | so many
 src/stillhouse/estimate/speeds.py: Work | floor (of speed) | multiply-adds | multiply_adds | so many
 src/stillhouse/estimate/tasks.py: multiply_adds | so many | visit | visit (of a sequence)
 src/stillhouse/estimate/text.py: stands
-src/stillhouse/export/check.py: likeliest | with what is right
-src/stillhouse/export/exported.py: likeliest
-src/stillhouse/export/llama_cpp.py: likeliest | stands | the processor
-src/stillhouse/export/to_ctranslate2.py: the processor
-src/stillhouse/export/to_gguf.py: is told
 src/stillhouse/families/attention.py: mask as it is, and none for none | the processor
 src/stillhouse/families/base.py: is told | made anew | row-wise
 src/stillhouse/families/position_wise.py: multiply-adds
 src/stillhouse/finetuning/finetune.py: Work | floor (of speed) | multiply-adds
-src/stillhouse/inference/engine/batcher.py: begun | is none of | likeliest | makes room at once | numbers that are none
-src/stillhouse/inference/engine/kv_cache.py: the processor
-src/stillhouse/inference/engine/sampling.py: likeliest
-src/stillhouse/inference/engine/token_healing.py: going on
-src/stillhouse/inference/generation.py: likeliest
-src/stillhouse/inference/loaded.py: is none of | less precision | likeliest | so many | the processor | what it says of
-src/stillhouse/inference/quantization.py: less precision | so many | the processor
-src/stillhouse/inference/quantization_check.py: less precision | stands | what it says of
-src/stillhouse/inference/reference.py: begun | held against | is told | likeliest
-src/stillhouse/kernels.py: so many | the processor
-src/stillhouse/machine.py: begun | so many | stands | the processor
-src/stillhouse/models/folder_check.py: is told
-src/stillhouse/models/task_models.py: the processor
+src/stillhouse/inference/engine/token_healing.py: stands
+src/stillhouse/inference/reference.py: begun
+src/stillhouse/integrations/cache.py: likeliest
+src/stillhouse/machine.py: begun
 src/stillhouse/objectives/chunks.py: the processor
 src/stillhouse/objectives/relation.py: stands
 src/stillhouse/objectives/task_losses.py: held against
-src/stillhouse/pipeline.py: going on | made anew | masking.draw
-src/stillhouse/recipe.py: going on | masking.draw | visit (of a sequence)
+src/stillhouse/pipeline.py: going on | made anew
+src/stillhouse/recipe.py: going on | visit (of a sequence)
 src/stillhouse/recipe_file.py: stands
 src/stillhouse/runs/atomic.py: going on | stands
 src/stillhouse/runs/manifest.py: stands
 src/stillhouse/runs/seeds.py: going on | made anew
 src/stillhouse/samples/teacher/README.md: made anew
-src/stillhouse/serving/app.py: serving/bodies.py
-src/stillhouse/serving/metrics.py: serving/bodies.py
-src/stillhouse/serving/ray_app.py: so many
-src/stillhouse/serving/server.py: Hosted | is told | serving/bodies.py
-src/stillhouse/serving/web/compare.js: going on
-src/stillhouse/serving/web/index.html: going on | stands
-src/stillhouse/serving/web/main.js: stands
-src/stillhouse/serving/web/manuscript.js: is none of | so many | stands
-src/stillhouse/serving/web/story.js: going on
+src/stillhouse/serving/config.py: stands
+src/stillhouse/serving/errors.py: stands
 src/stillhouse/serving/web/tasks.js: stands
 src/stillhouse/student/initialize.py: goes on from a model | going on
 src/stillhouse/teacher/settings.py: goes on from a model | going on
 src/stillhouse/teacher/train.py: Work | floor (of speed) | going on
+src/stillhouse/tokens/settings.py: stands
 src/stillhouse/training/__init__.py: floor (of speed)
 src/stillhouse/training/allocator.py: made anew | the processor
 src/stillhouse/training/checkpoint.py: begun | going on
@@ -123,51 +76,47 @@ src/stillhouse/verification/split.py: Floor | Work | floor (of speed)
 src/stillhouse/verification/tasks.py: held against
 tests/benchmarks/test_gpu.py: Floor | Work | floor (of speed) | floor_share | multiply-adds | the processor
 tests/benchmarks/test_time_to_quality.py: going on | stands
+tests/corpus/test_prepare.py: held_out | lead
+tests/corpus/test_splits.py: held_out
 tests/estimate/test_language.py: multiply-adds | multiply_adds
 tests/export/test_llama_cpp.py: likeliest
 tests/families/test_qkv_hook.py: made anew
 tests/faults/disk.py: stands
-tests/faults/files.py: made anew | stands | takes something damaged for something whole
+tests/faults/files.py: made anew | stands
 tests/faults/training.py: floor (of speed) | going on | so many
 tests/fixed_speeds.py: multiply-adds
 tests/gpu/test_on_device.py: but for rounding
-tests/inference/test_arguments.py: likeliest
 tests/inference/test_batching.py: likeliest
 tests/inference/test_loaded.py: likeliest | stands
 tests/inference/test_precision.py: less precision
 tests/inference/test_predict.py: stands
-tests/model_shapes.py: so many
 tests/models/test_folder_check.py: stands
 tests/models/test_special_ids.py: likeliest
 tests/models/test_weight_files.py: is told
 tests/objectives/test_language_model.py: stands | what it says of
-tests/page/test_marks.py: going on
 tests/page/test_page_trouble.py: begun | stands
-tests/page/test_views.py: begun | going on
-tests/pipeline/processes.py: so many | stands
-tests/pipeline/test_bad_input.py: going on | made anew | so many | stands
+tests/page/test_views.py: begun
+tests/pipeline/test_bad_input.py: going on | stands
 tests/pipeline/test_finetuning.py: texts without answers
 tests/pipeline/test_pipeline.py: floor_share | floor_tokens_per_second
-tests/pipeline/test_ranks.py: going on | masking.draw
+tests/pipeline/test_ranks.py: going on
 tests/pipeline/test_resume.py: going on
-tests/pipeline/test_teacher_cache_run.py: but for rounding | going on | made anew
-tests/pipeline/test_tuned_teacher.py: goes on from a model | going on
-tests/pipeline/tiny_run.py: stands
+tests/pipeline/test_teacher_cache_run.py: but for rounding
 tests/runs/test_manifest.py: stands | what it says of
 tests/runs/test_seeds.py: aside
 tests/serving/conftest.py: stands
 tests/serving/test_editor.py: stands
 tests/serving/test_hub.py: likeliest
 tests/serving/test_lm_eval.py: likeliest
-tests/serving/test_neutral.py: serving/bodies.py
 tests/serving/test_odd_requests.py: is none of | is told
 tests/serving/test_openai.py: likeliest
 tests/serving/test_trouble.py: is told
 tests/student/test_plan.py: stands
 tests/test_machine.py: stands
-tests/test_recipe.py: masking.draw | stands | visit (of a sequence)
+tests/test_recipe.py: stands | visit (of a sequence)
 tests/test_recipe_file.py: stands
 tests/test_rules.py: stands | the processor
+tests/tokens/test_encoders.py: stands
 tests/training/jobs.py: Floor | Work | floor (of speed)
 tests/training/test_allocator.py: made anew
 tests/training/test_checkpoint.py: begun | is told
