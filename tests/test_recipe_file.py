@@ -12,7 +12,15 @@ from tests.pipeline.tiny_run import call, refused
 
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Recipe
-from stillhouse.recipe_file import dump_recipe, parse_recipe, parse_task, recipe_text
+from stillhouse.recipe_file import (
+    RENAMED_KEYS,
+    dump_recipe,
+    explain,
+    parse_recipe,
+    parse_task,
+    recipe_text,
+)
+from stillhouse.section import Section
 from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, ClassificationTask
 
 Path = tuple[str, ...]
@@ -128,6 +136,30 @@ def test_a_task_s_unknown_key_has_its_path_and_its_task_s_names(name):
     assert line == (
         f"finetuning.{name}.task.lenght is not a key of a recipe. Did you mean 'length'?"
     )
+
+
+def test_renamed_key_is_refused_with_its_new_name():
+    """In every section of a recipe that has the new name."""
+    for section, path, around in SECTIONS:
+        for old, new in RENAMED_KEYS.items():
+            if new in section.model_fields and old not in section.model_fields:
+                parent = "".join(f"{key}." for key in path)
+                found = mistakes_in(nested(path, around, {old: 1}))
+                assert f"{parent}{old} was renamed to {new}; write {parent}{new}." in found
+
+
+class Renamed(Section):
+    sampling: int = 0
+
+
+def test_renamed_key_of_another_section_is_an_unknown_key():
+    """The new name is given only where it is a key."""
+    with pytest.raises(ValidationError) as caught:
+        Renamed.model_validate({"draw": 1, "mask": 1})
+    assert explain(caught.value, "r", Renamed).splitlines()[1:] == [
+        "  draw was renamed to sampling; write sampling.",
+        "  mask is not a key of a recipe. Known here: sampling.",
+    ]
 
 
 def test_a_task_s_settings_have_their_own_paths():

@@ -26,6 +26,27 @@ from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, TaskRecipe, task_
 Key = int | str
 
 SECTION_PROBLEMS = ("model_type", "model_attributes_type")  # pydantic's names
+# Keys that were renamed, old to new: an old one is refused with its new name, in every section that
+# has the new one.
+RENAMED_KEYS = {
+    # tokens.masking
+    "mask": "mask_fraction",
+    "keep": "keep_fraction",
+    "random": "random_fraction",
+    "draw": "sampling",
+    # finetuning.NAME.task
+    "length": "max_length",
+    "step": "doc_stride",
+    "longest_answer": "max_answer_length",
+    "question_length": "max_question_length",
+    # finetuning.NAME.data
+    "transfer": "unlabeled",
+    "num_transfer": "num_unlabeled",
+    # finetuning.NAME.losses
+    "hard_target": "hard_label",
+    "vector_cosine": "embedding_cosine",
+    "vector_mse": "embedding_mse",
+}
 # What YAML would read as an alias, a tag, a comment: in an option such text means itself.
 TEXT_STARTS = tuple("*&!%@`#")
 
@@ -105,7 +126,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(_explain(error, where)) from error
+        raise RecipeError(explain(error, where)) from error
 
 
 def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> TaskRecipe:
@@ -125,7 +146,7 @@ def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> 
     try:
         return task_recipes.validate_python(data)
     except ValidationError as error:
-        raise RecipeError(_explain(error, f"task {name}", TaskRecipe)) from error
+        raise RecipeError(explain(error, f"task {name}", TaskRecipe)) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -239,14 +260,15 @@ def _check_characters(data: Any, where: str, path: str = "") -> None:
         _check_characters(value, where, f"{path}.{key}" if path else str(key))
 
 
-def _explain(error: ValidationError, where: str, root: Any = Recipe) -> str:
+def explain(error: ValidationError, where: str, root: Any = Recipe) -> str:
+    """The problems of a recipe, a line each, with the keys as the user wrote them."""
     lines = []
     for problem in error.errors():
         keys, section = _users_path(problem["loc"], root)
         path = ".".join(map(str, keys))
         if problem["type"] == "extra_forbidden":
             known = list(section.model_fields) if section is not None else []
-            lines.append(f"{path} is not a key of a recipe.{_nearest(str(keys[-1]), known)}")
+            lines.append(_unknown_key(path, str(keys[-1]), known))
         elif problem["type"] == "missing":
             lines.append(f"{path} is missing.")
         elif problem["type"] == "union_tag_invalid":
@@ -269,6 +291,14 @@ def _explain(error: ValidationError, where: str, root: Any = Recipe) -> str:
     return f"{where}: " + (
         unique[0] if len(unique) == 1 else "".join(f"\n  {line}" for line in unique)
     )
+
+
+def _unknown_key(path: str, key: str, known: Sequence[str]) -> str:
+    """The message for a key that its section does not have: its new name, or the nearest one."""
+    renamed = RENAMED_KEYS.get(key)
+    if renamed in known:
+        return f"{path} was renamed to {renamed}; write {path.removesuffix(key)}{renamed}."
+    return f"{path} is not a key of a recipe.{_nearest(key, known)}"
 
 
 def _whole_number_advice(value: Any) -> str:
