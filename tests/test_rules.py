@@ -89,7 +89,7 @@ ARROWS = {
     "recipe_file": {"errors", "recipe", "settings"},
     "runs": {"errors", "machine"},
     "section": set(),
-    "settings": {"section"},
+    "settings": {"objectives", "section"},  # the terms of a recipe are the divergences there are
     "stages": {"errors"},
     "terminal": set(),
     "units": set(),

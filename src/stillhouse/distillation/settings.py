@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.section import Section
 from stillhouse.tokens.settings import CacheKind
@@ -28,8 +29,8 @@ def _kind_of_teacher_outputs(value: object) -> str:
     return "cached" if isinstance(value, (Mapping, CacheRecipe)) else "named"
 
 
-# The terms of the objective that a cached teacher serves, beside those that need none.
-CACHED_LOSSES = ("soft_target", "hidden_cosine", "hidden_mse")
+# The terms that a teacher cache holds, beside those that need no teacher.
+CACHED_LOSSES = tuple(name for name, divergence in DIVERGENCES.items() if divergence.cacheable)
 
 DEFAULT_PRESET = "fast"
 

@@ -20,7 +20,7 @@ from stillhouse.distillation.cache import CacheWriter, cache_inputs
 from stillhouse.distillation.settings import CacheRecipe
 from stillhouse.families.base import Family
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe, LossRecipe
+from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
@@ -289,10 +289,9 @@ def _cached_batch(case: LanguageCase, kind: CacheKind) -> tuple[Batch, LossesRec
     it, and the tokens it keeps of each row."""
     cached = case.recipe.cache
     setting = CacheRecipe(cache=kind, size=cached.size if cached else CACHE_SIZE)
-    term = case.recipe.distillation.losses.soft_target
-    losses = LossesRecipe(
-        soft_target=LossRecipe(weight=1.0, rows=term.rows if term else "predicted")
-    )
+    term = case.recipe.distillation.losses.active().get("soft_target")
+    rows = term.rows if term else "predicted"
+    losses = LossesRecipe.model_validate({"soft_target": {"weight": 1.0, "rows": rows}})
     distillation = case.recipe.distillation.model_copy(
         update={"teacher_outputs": setting, "precision": "fp32", "losses": losses}
     )
