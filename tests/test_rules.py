@@ -85,7 +85,7 @@ ARROWS = {
     "extras": {"errors"},
     "kernels": {"machine", "runs"},
     "machine": set(),
-    "recipe": {"section", "settings", "stages"},
+    "recipe": {"families", "section", "settings", "stages"},
     "recipe_file": {"errors", "recipe", "settings"},
     "runs": {"errors", "machine"},
     "section": set(),

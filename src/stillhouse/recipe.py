@@ -30,21 +30,30 @@ class Recipe(Section):
     """A whole run: from raw text to a proven student."""
 
     seed: Seed | Annotated[list[Seed], Field(min_length=1)] = 0
+    """Seed, or several seeds; each trains its own students."""
     teacher: Annotated[
         Annotated[str, Tag("named")]
         | Annotated[TeacherRecipe, Tag("trained")]
         | Annotated[TunedTeacherRecipe, Tag("tuned")],
         Discriminator(kind_of_teacher),
     ]
-    corpus: CorpusRecipe | None = None  # none where all there is to do is a task
+    """Teacher model: a folder, a hub name, `sample`, or a section that trains one."""
+    corpus: CorpusRecipe | None = None
+    """Text to distill on; without it only the tasks run."""
     tokens: TokensRecipe = TokensRecipe()
+    """Tokenizer, sequences and masking."""
     student: StudentRecipe = StudentRecipe()
+    """Student model and its initial weights."""
     distillation: DistillationRecipe = Field(
         default_factory=lambda: DistillationRecipe.model_validate({})
     )
+    """Losses and training of the student and its control."""
     finetuning: dict[Name, FinetuningRecipe] = Field(default={})
+    """Tasks to fine-tune on, by name."""
     evaluation: EvaluationRecipe = EvaluationRecipe()
+    """What is measured of each model."""
     report: ReportRecipe = ReportRecipe()
+    """Name and license in the model card."""
 
     @property
     def seeds(self) -> list[int]:
@@ -117,11 +126,13 @@ class Recipe(Section):
                     "tokens.tokenizer is 'teacher', but the teacher is trained here and has none; "
                     f"give {OWN_TOKENIZER}"
                 )
-            causal = self.teacher.family == "gpt2"
-            if causal != (self.tokens.language_modeling == "causal"):
+            from stillhouse.families.registry import family_named  # imports transformers
+
+            does = family_named(self.teacher.family).language_modeling
+            if does != self.tokens.language_modeling:
                 raise ValueError(
                     f"teacher.family is {self.teacher.family}, which does not do "
-                    f"{self.tokens.language_modeling} language modeling; "
-                    "gpt2 is causal, bert and roberta are masked"
+                    f"{self.tokens.language_modeling} language modeling; set "
+                    f"tokens.language_modeling to {does}"
                 )
         return self

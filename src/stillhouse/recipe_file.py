@@ -1,7 +1,7 @@
-"""A recipe's file: YAML to a checked `Recipe`, and every mistake to one message.
+"""A recipe's file: YAML to a validated `Recipe`, or one error that lists every mistake.
 
-`load_recipe` turns whatever is wrong into one `RecipeError` that names the key, what was found, and
-the nearest valid name.
+Each line of a `RecipeError` names the key as the user wrote it, the value found, and the nearest
+valid name. `Recipe` is imported late: it loads torch, which listing recipes does not need.
 """
 
 import difflib
@@ -11,17 +11,18 @@ import types
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from stillhouse.distillation.settings import preset_of
 from stillhouse.errors import RecipeError
-from stillhouse.recipe import Recipe
 from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, TaskRecipe, task_recipes
+
+if TYPE_CHECKING:
+    from stillhouse.recipe import Recipe
 
 Key = int | str
 
@@ -100,7 +101,7 @@ def _nearest_recipe(path: Path) -> str:
     return f"{named} `stillhouse recipes` lists the packaged recipes."
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe]:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> "tuple[str, Recipe]":
     """Read, override (`a.b=c`) and validate a recipe; returns its name and the recipe.
 
     Raises:
@@ -110,8 +111,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[str, 
     return name, parse_recipe(text, overrides, where=name_or_path)
 
 
-def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
+def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> "Recipe":
     """Validate a recipe's YAML text after applying `overrides`; `where` names it in errors."""
+    from stillhouse.recipe import Recipe
+
     data = _parse_yaml(text, where)
     if not isinstance(data, dict):
         found = "nothing: the file is empty" if data is None else type(data).__name__
@@ -126,7 +129,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(explain(error, where)) from error
+        raise RecipeError(explain(error, where, Recipe)) from error
 
 
 def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> TaskRecipe:
@@ -149,9 +152,16 @@ def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> 
         raise RecipeError(explain(error, f"task {name}", TaskRecipe)) from error
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: "Recipe") -> str:
     """The whole recipe as YAML, every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors that complete and check YAML."""
+    from stillhouse.recipe import Recipe
+
+    return Recipe.model_json_schema()
 
 
 def _parse_yaml(text: str, where: str) -> Any:
@@ -219,6 +229,8 @@ def _write_out_preset(data: dict[str, Any], overrides: Sequence[str]) -> None:
     stay."""
     if not any(override.strip().startswith("distillation.losses.") for override in overrides):
         return
+    from stillhouse.distillation.settings import preset_of
+
     section = data.setdefault("distillation", {})
     if isinstance(section, dict) and "losses" not in section:
         terms = preset_of(section).get("losses", {})
@@ -260,7 +272,7 @@ def _check_characters(data: Any, where: str, path: str = "") -> None:
         _check_characters(value, where, f"{path}.{key}" if path else str(key))
 
 
-def explain(error: ValidationError, where: str, root: Any = Recipe) -> str:
+def explain(error: ValidationError, where: str, root: Any) -> str:
     """The problems of a recipe, a line each, with the keys as the user wrote them."""
     lines = []
     for problem in error.errors():

@@ -316,7 +316,7 @@ def cut(path: Path) -> None:
         (
             "config.json",
             lambda path: path.write_text('{"model_type": "t5"}'),
-            "does not know the architecture 't5'; it knows gpt2, bert",
+            "The architecture 't5' is not supported; supported are bert, distilbert",
         ),
     ],
     ids=["no-weights", "pickle", "cut-weights", "no-config", "cut-config", "unknown-architecture"],

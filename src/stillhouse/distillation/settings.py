@@ -22,7 +22,9 @@ class CacheRecipe(Section):
     """The teacher's outputs, written once: `size` tokens of each row, the likeliest or a sample."""
 
     cache: CacheKind
+    """What is stored of each row: the most likely tokens, or an unbiased sample."""
     size: PositiveInt = 32
+    """Tokens stored per row."""
 
 
 def _kind_of_teacher_outputs(value: object) -> str:
@@ -67,14 +69,20 @@ class DistillationRecipe(PretrainingRecipe):
     """How the student learns from its teacher, and which control it is held against."""
 
     preset: Literal["fast", "classic"] = DEFAULT_PRESET
+    """Values that temperature, losses and dropout start from."""
     temperature: PositiveFloat
+    """Temperature of both models' softmax in the divergences."""
     losses: LossesRecipe
+    """Terms of the objective."""
     teacher_outputs: Annotated[
         Annotated[Literal["live"], Tag("named")] | Annotated[CacheRecipe, Tag("cached")],
         Discriminator(_kind_of_teacher_outputs),
     ] = "live"
-    teacher_sharded: bool = False  # over the ranks: a live teacher's layers
+    """Compute the teacher's outputs while training, or read them from a cache."""
+    teacher_sharded: bool = False
+    """Shard the live teacher's layers over the ranks."""
     control: Literal["same_tokens", "same_time", "both", "none"] = "same_tokens"
+    """Control trained without a teacher: on the same tokens, for the same time, or both."""
 
     @model_validator(mode="before")
     @classmethod

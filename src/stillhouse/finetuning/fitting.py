@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from transformers import PretrainedConfig
 
 from stillhouse.errors import RecipeError
+from stillhouse.families.base import with_num_layers
 from stillhouse.families.layer_map import layers_from
 from stillhouse.finetuning.objective import check_terms
 from stillhouse.finetuning.settings import FinetuningRecipe
-from stillhouse.models.task_models import config_with_num_layers
 from stillhouse.objectives.relation_term import check_relation
 from stillhouse.tasks.registry import check_length, make_task
 from stillhouse.tasks.settings import ContinuationTask, LastWordTask
@@ -40,7 +40,7 @@ def resolve_configs(
         found[model] = starts[model]
         layer_map = layer_map_of(name, recipe, model, starts[model])
         if layer_map is not None:
-            found[model] = config_with_num_layers(starts[model], len(layer_map))
+            found[model] = with_num_layers(starts[model], len(layer_map))
         if settings.teacher is not None:
             check_terms(make_task(recipe.task), recipe.losses)
             teacher = teachers.get(settings.teacher) or found[settings.teacher]

@@ -7,4 +7,6 @@ class ReportRecipe(Section):
     """What the model card says of name and licence."""
 
     model_name: str | None = None
+    """Name in the model card; by default the recipe's."""
     license: str | None = None
+    """License in the model card, by its identifier, such as apache-2.0."""

@@ -11,13 +11,16 @@ class TeacherRecipe(ArchitectureRecipe):
     """A teacher trained here from random weights, on the recipe's own tokens."""
 
     training: PretrainingRecipe = PretrainingRecipe()
+    """Training of the teacher."""
 
 
 class TunedTeacherRecipe(Section):
     """A teacher that goes on from a model (a folder or a hub name), on the recipe's own tokens."""
 
     start: str
+    """Model to fine-tune: a folder or a hub name."""
     training: PretrainingRecipe = PretrainingRecipe()
+    """Training of the teacher."""
 
 
 def kind_of_teacher(value: object) -> str:
