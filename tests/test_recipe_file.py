@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 
+import jsonschema
 import pytest
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -18,6 +19,8 @@ from stillhouse.recipe_file import (
     explain,
     parse_recipe,
     parse_task,
+    recipe_names,
+    recipe_schema,
     recipe_text,
 )
 from stillhouse.section import Section
@@ -160,6 +163,22 @@ def test_renamed_key_of_another_section_is_an_unknown_key():
         "  draw was renamed to sampling; write sampling.",
         "  mask is not a key of a recipe. Known here: sampling.",
     ]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_packaged_recipe_is_valid_under_the_json_schema(name):
+    """What the schema tells an editor is what the parser accepts."""
+    recipe = yaml.safe_load(recipe_text(name)[1])
+    jsonschema.validate(recipe, recipe_schema())
+    with pytest.raises(jsonschema.ValidationError, match="'studnet' was unexpected"):
+        jsonschema.validate({**recipe, "studnet": {}}, recipe_schema())
+
+
+def test_every_key_of_the_json_schema_has_a_description():
+    """The sentence beside the key in its section."""
+    for name, part in recipe_schema()["$defs"].items():
+        for key, value in part["properties"].items():
+            assert value.get("description") or key == "kind", f"{name}.{key}"
 
 
 def test_a_task_s_settings_have_their_own_paths():

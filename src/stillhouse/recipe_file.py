@@ -161,7 +161,16 @@ def recipe_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors that complete and check YAML."""
     from stillhouse.recipe import Recipe
 
-    return Recipe.model_json_schema()
+    schema = Recipe.model_json_schema()
+    parts = schema["$defs"]
+    del parts["DistillationRecipe"]["required"]  # a preset gives them
+    for kind, section in TASK_KINDS.items():
+        names = [name for name, settings in NAMED_TASKS.items() if settings["kind"] == kind]
+        parts[section.__name__]["properties"]["kind"] = {"enum": [kind, *names]}
+    keys = parts["FinetuningRecipe"]["properties"]
+    names = {"enum": [*NAMED_TASKS, *TASK_KINDS]}
+    keys["task"] = {"anyOf": [names, *keys["task"]["oneOf"]]}
+    return schema
 
 
 def _parse_yaml(text: str, where: str) -> Any:

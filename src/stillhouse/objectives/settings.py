@@ -1,10 +1,18 @@
 """Loss settings of a recipe."""
 
+import sys
 from typing import Any
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, create_model, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    create_model,
+    model_validator,
+)
 
-from stillhouse.objectives.divergence import LossRecipe
+from stillhouse.objectives.divergence import Divergence, LossRecipe
 from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.section import Rows, Section
 
@@ -32,11 +40,16 @@ class RelationRecipe(LossRecipe):
 
 
 def _divergences(reads: str) -> dict[str, Any]:
+    """Keys for the divergences of logits or hidden states, described by their modules."""
     return {
-        name: (divergence.settings | None, None)
+        name: (divergence.settings | None, Field(default=None, description=_summary(divergence)))
         for name, divergence in DIVERGENCES.items()
         if divergence.reads == reads
     }
+
+
+def _summary(divergence: Divergence) -> str:
+    return (sys.modules[divergence.loss.__module__].__doc__ or "").partition("\n")[0]
 
 
 _Terms: type[Section] = create_model(
@@ -50,13 +63,15 @@ _Terms: type[Section] = create_model(
 
 
 class LossesRecipe(_Terms):
-    """The terms of the distillation objective. A term that is left out has no weight.
+    """The terms of the distillation objective: the divergences, and those below.
 
-    Each divergence is a key.
+    A term that is left out has no weight.
     """
 
     language_modeling: HardLossRecipe | None = None
+    """Cross entropy of the labels."""
     relation: RelationRecipe | None = None
+    """Self-relations of one attention layer (Wang et al. 2021)."""
 
     def active(self) -> dict[str, LossRecipe | HardLossRecipe]:
         """The terms with a weight above zero, by name, in the order of this class."""
