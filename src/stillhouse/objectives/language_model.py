@@ -1,8 +1,7 @@
-"""The objective of a language model on one micro-batch, under a teacher (live or cached) or alone.
+"""The objective of a language model on one micro-batch, with a teacher (live or cached) or without.
 
-Bodies run first; the rows that count are selected from their hidden states; only those rows reach
-the head and the losses. With no teacher the one term left is the language modeling loss: that is
-how teachers are trained and what a control learns from.
+The bodies run first; only the rows that count reach the head and the losses. Without a teacher the
+one term is the language modeling loss, which trains teachers and controls.
 
 Axes: B sequences, T positions, N rows that count, D hidden size.
 """
@@ -43,15 +42,15 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """A teacher's side of the rows that count: last hidden states, and what the head makes of
-    them."""
+    """A teacher's last hidden states of the rows that count, and their logits' projection or sparse
+    distributions."""
 
     hidden: Tensor | None
     targets: Projection | SparseRows
 
 
 class LanguageModelObjective:
-    """Weighted sums of the recipe's terms; each term's own sum beside them."""
+    """The weighted sum of the recipe's terms, and each term's own sum."""
 
     def __init__(
         self,
@@ -61,7 +60,7 @@ class LanguageModelObjective:
         teacher: Teacher | Literal["cached"] | None = None,
         temperature: float = 1.0,
     ) -> None:
-        """With a `cached` teacher every batch brings its teacher's rows along."""
+        """With a `cached` teacher every batch holds the teacher's rows."""
         self.family = family
         self.teacher = teacher
         self.temperature = temperature
@@ -165,6 +164,6 @@ def language_modeling_loss(
 
 
 def project(family: Family, model: PreTrainedModel, hidden: Tensor) -> Projection:
-    """What the model's head multiplies for these last hidden states (N, D)."""
+    """The projection of the model's head for these last hidden states (N, D)."""
     head = family.head(model)
     return Projection(head.transform(hidden), head.weight, head.bias)
