@@ -261,7 +261,7 @@ def test_a_label_or_name_stays_the_text_that_was_written(text):
         ("distillation: {max_tokens: 1e6}", "max_tokens: .*got '1e6'. Write it as 1000000"),
         ("distillation: {max_tokens: '1,000'}", "max_tokens: .*got '1,000'. Write it as 1000"),
         ("tokens:", "tokens: a section is a mapping of keys to values; give some or leave it out"),
-        ('report: {license: "\\ud83d"}', "report.license holds a lone surrogate"),
+        ('report: {license: "\\ud83d"}', "report.license contains a lone surrogate"),
         (
             "finetuning: {a: {task: sst-2, data: {train: a, validation: b}}}",
             "finetuning.a.task: there is no task 'sst-2'. Did you mean 'sst2'",

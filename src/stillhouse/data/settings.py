@@ -10,7 +10,7 @@ from stillhouse.section import Fraction, Section
 
 
 class CorpusRecipe(Section):
-    """Where the text comes from, and what one document is."""
+    """Text sources, and what one document is."""
 
     source: str | list[str]
     """Files, globs, `hf://` datasets or `sample`; one or a list."""
@@ -23,7 +23,7 @@ class CorpusRecipe(Section):
 
     @property
     def sources(self) -> list[str]:
-        """The sources as a list, whichever way they were written."""
+        """The sources as a list."""
         return [self.source] if isinstance(self.source, str) else self.source
 
     @model_validator(mode="after")

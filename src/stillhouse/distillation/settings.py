@@ -19,7 +19,7 @@ from stillhouse.training.settings import PretrainingRecipe
 
 
 class CacheRecipe(Section):
-    """The teacher's outputs, written once: `size` tokens of each row, the likeliest or a sample."""
+    """A cache of the teacher's outputs: `size` tokens of each row's distribution."""
 
     cache: CacheKind
     """What is stored of each row: the most likely tokens, or an unbiased sample."""
@@ -60,13 +60,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_of(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a distillation section starts from; a name that is refused stands for the
-    default, so that it is the one mistake."""
+    """The values that a distillation section starts from.
+
+    An unknown preset gives the default's, so that its name is the one mistake reported.
+    """
     return PRESETS.get(str(section.get("preset", DEFAULT_PRESET)), PRESETS[DEFAULT_PRESET])
 
 
 class DistillationRecipe(PretrainingRecipe):
-    """How the student learns from its teacher, and which control it is held against."""
+    """Distillation of the student, and the control it is compared with."""
 
     preset: Literal["fast", "classic"] = DEFAULT_PRESET
     """Values that temperature, losses and dropout start from."""

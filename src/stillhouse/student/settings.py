@@ -12,7 +12,7 @@ from stillhouse.section import Section
 
 
 class StudentRecipe(Section):
-    """Which student follows from the teacher, and with which weights it starts."""
+    """The student's architecture and initial weights."""
 
     family: FamilyName | None = None
     """Architecture of the student; by default DistilBERT for BERT, else the teacher's."""

@@ -30,7 +30,7 @@ class OptimizerRecipe(Section):
 
 
 class ScheduleRecipe(Section):
-    """How the learning rate rises (warm-up) and falls (to zero) over the optimizer steps."""
+    """Linear warm-up of the learning rate, then the decay of its shape."""
 
     name: Literal["linear", "cosine", "constant"] = "linear"
     """Shape of the decay after warm-up."""
@@ -39,7 +39,7 @@ class ScheduleRecipe(Section):
 
 
 class CheckpointRecipe(Section):
-    """How often training commits its state, and how many states stay on disk."""
+    """Frequency of checkpoints, and how many are kept."""
 
     every_steps: PositiveInt = 500
     """Optimizer steps between checkpoints."""
@@ -50,7 +50,7 @@ class CheckpointRecipe(Section):
 
 
 class TrainingRecipe(Section):
-    """What every training run needs, with a teacher or without."""
+    """Settings of every training run, with a teacher or without."""
 
     optimizer: OptimizerRecipe = OptimizerRecipe()
     """Optimizer."""
@@ -75,7 +75,7 @@ class TrainingRecipe(Section):
 
 
 class PretrainingRecipe(TrainingRecipe):
-    """Training on text, whose steps are counted in tokens."""
+    """Training on text; steps are measured in tokens."""
 
     tokens_per_step: PositiveInt = 262_144
     """Tokens of one optimizer step, over all ranks."""
@@ -83,11 +83,10 @@ class PretrainingRecipe(TrainingRecipe):
     """Stop after this number of tokens."""
 
 
-# Of a training's settings, those that say how often it is committed and where it runs.
-PLACING = {"checkpoint", "sharded", "teacher_sharded", "activation_checkpointing"}
+# Settings that change where a training runs and what it commits, not its result.
+PLACEMENT = {"checkpoint", "sharded", "teacher_sharded", "activation_checkpointing"}
 
 
 def result_settings(training: TrainingRecipe) -> dict[str, Any]:
-    """The settings of a training that shape its result: all but how often it is committed, and
-    how it is spread over the ranks and memory."""
-    return {key: value for key, value in recipe_part(training).items() if key not in PLACING}
+    """The settings that shape a training's result: all but `PLACEMENT`."""
+    return {key: value for key, value in recipe_part(training).items() if key not in PLACEMENT}
