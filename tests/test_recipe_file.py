@@ -155,7 +155,6 @@ def test_renamed_key_is_refused_with_its_new_name():
 PENDING = {
     "stillhouse.finetuning.settings",
     "stillhouse.tasks.settings",
-    "stillhouse.tokens.settings",
 }
 
 

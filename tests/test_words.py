@@ -19,7 +19,6 @@ benchmarks/generate.py: the processor
 benchmarks/gpu.py: Floor | Work | floor (of speed) | floor_share | multiply-adds | multiply_adds
 benchmarks/isa.py: is told
 benchmarks/measure.py: floor (of speed) | made anew | stands | the processor
-benchmarks/peers.py: the processor
 benchmarks/reference_2019.py: stands
 benchmarks/scaling.py: Work | floor (of speed)
 benchmarks/sentence_file.py: stands
@@ -27,8 +26,8 @@ benchmarks/sentences.py: visit (of a sequence)
 benchmarks/step.py: Floor | Work | floor (of speed) | floor_share | the processor
 benchmarks/task_speed.py: the processor
 benchmarks/time_to_quality.py: going on | held against | stands
-docs/bad-input.md: going on | hard_target | is none of | stands | what it says of
-docs/cli.md: --seconds (of a server) | apart by commas | held against | likeliest | so many | with what is right
+docs/bad-input.md: going on | hard_target | is none of | stands
+docs/cli.md: apart by commas | held against | likeliest | so many | with what is right
 docs/correctness.md: stands
 docs/data.md: stands
 docs/decisions/0002-documents-lead-with-end-of-text.md: stands
@@ -42,7 +41,7 @@ docs/decisions/0011-texts-without-answers.md: data.transfer | hard_target | righ
 docs/decisions/0012-one-engine.md: the processor
 docs/laws.py: stands
 docs/ranks.md: going on | the processor
-docs/recipe.md: data.transfer | hard_target | longest_answer | masking.draw | num_transfer | question_length | task: {length} | transfer | vector_cosine | vector_mse | vectors (of text)
+docs/recipe.md: data.transfer | hard_target | longest_answer | num_transfer | question_length | task: {length} | transfer | vector_cosine | vector_mse | vectors (of text)
 docs/reliability.md: begun | going on | numbers that are none | stands | takes something damaged for something whole
 docs/scaling.md: going on
 docs/screenshots.py: going on
@@ -61,7 +60,6 @@ src/stillhouse/data/records.py: stands
 src/stillhouse/data/rows.py: stands
 src/stillhouse/distillation/cache.py: begun | but for rounding | going on | made anew | stands | visit (of a sequence)
 src/stillhouse/distillation/distill.py: Floor | Lesson | Work | begun | floor (of speed) | going on
-src/stillhouse/distillation/settings.py: held against | likeliest
 src/stillhouse/doctor.py: the processor
 src/stillhouse/errors.py: going on
 src/stillhouse/estimate/language.py: multiply_adds | so many
@@ -73,9 +71,6 @@ src/stillhouse/export/exported.py: likeliest
 src/stillhouse/export/llama_cpp.py: likeliest | stands | the processor
 src/stillhouse/export/to_ctranslate2.py: the processor
 src/stillhouse/export/to_gguf.py: is told
-src/stillhouse/families/attention.py: mask as it is, and none for none | the processor
-src/stillhouse/families/base.py: is told | made anew | row-wise
-src/stillhouse/families/position_wise.py: multiply-adds
 src/stillhouse/finetuning/data.py: made anew | so many | stands
 src/stillhouse/finetuning/examples.py: data.transfer | hard_target | num_transfer | stands | transfer
 src/stillhouse/finetuning/finetune.py: A less B | Work | data.transfer | floor (of speed) | going on | multiply-adds | num_transfer | stands | task: {length} | texts without answers | transfer | visit | visit (of a sequence)
@@ -95,13 +90,9 @@ src/stillhouse/inference/reference.py: begun | held against | is told | likelies
 src/stillhouse/kernels.py: so many | the processor
 src/stillhouse/machine.py: begun | so many | stands | the processor
 src/stillhouse/models/folder_check.py: is told
-src/stillhouse/models/task_models.py: the processor
-src/stillhouse/objectives/chunks.py: the processor
 src/stillhouse/objectives/relation.py: stands
-src/stillhouse/objectives/task_losses.py: held against
 src/stillhouse/pipeline.py: going on | made anew | masking.draw
-src/stillhouse/recipe.py: going on | masking.draw | visit (of a sequence)
-src/stillhouse/recipe_file.py: stands
+src/stillhouse/recipe_file.py: hard_target | longest_answer | num_transfer | question_length | vector_cosine | vector_mse
 src/stillhouse/recipes/distilbert-base-cased-distilled-squad.yaml: hard_target | longest_answer | question_length | task: {length}
 src/stillhouse/recipes/distilbert-base-cased.yaml: masking.draw
 src/stillhouse/recipes/distilbert-base-german-cased.yaml: masking.draw
@@ -160,7 +151,6 @@ src/stillhouse/tasks/task.py: question_length | what it says of
 src/stillhouse/tasks/text_classification.py: likeliest
 src/stillhouse/tasks/texts.py: right answer | stands
 src/stillhouse/tasks/token_classification.py: apart by commas | begun | is none of
-src/stillhouse/teacher/settings.py: goes on from a model | going on
 src/stillhouse/teacher/train.py: Work | floor (of speed) | going on
 src/stillhouse/tokens/batches.py: so many | stands | visit (of a sequence)
 src/stillhouse/tokens/engines.py: made anew | so many
@@ -225,7 +215,7 @@ tests/page/test_marks.py: going on
 tests/page/test_page_trouble.py: begun | stands
 tests/page/test_views.py: begun | going on
 tests/pipeline/processes.py: so many | stands
-tests/pipeline/test_bad_input.py: going on | made anew | so many | stands
+tests/pipeline/test_bad_input.py: going on
 tests/pipeline/test_bad_task_data.py: is none of | question_length | stands | task: {length}
 tests/pipeline/test_check_and_run.py: task: {length}
 tests/pipeline/test_finetuning.py: hard_target | num_transfer | texts without answers | transfer
@@ -262,7 +252,6 @@ tests/tasks/test_text_tasks.py: likeliest
 tests/tasks/test_token_classification.py: is none of | stands
 tests/test_check.py: task: {length}
 tests/test_machine.py: stands
-tests/test_recipe.py: masking.draw | stands | visit (of a sequence)
 tests/test_recipe_file.py: stands
 tests/test_rules.py: stands | the processor
 tests/tokens/test_batches.py: stands | visit | visit (of a sequence)
