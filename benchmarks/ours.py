@@ -20,7 +20,7 @@ from benchmarks.equality import Outcome, outcome_of
 from stillhouse.families.base import Family
 from stillhouse.families.registry import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe, LossRecipe
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.section import Rows
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
@@ -156,10 +156,12 @@ def build_batch(pair: Pair, seed: int) -> Batch:
 def classic_losses(rows: Rows) -> Losses:
     """The terms, weights and temperature of 2019, over the given rows."""
     weights = reference_2019.WEIGHTS
-    recipe = LossesRecipe(
-        soft_target=LossRecipe(weight=weights["soft_target"], rows=rows),
-        language_modeling=HardLossRecipe(weight=weights["language_modeling"]),
-        hidden_cosine=LossRecipe(weight=weights["hidden_cosine"], rows=rows),
+    recipe = LossesRecipe.model_validate(
+        {
+            "soft_target": {"weight": weights["soft_target"], "rows": rows},
+            "language_modeling": {"weight": weights["language_modeling"]},
+            "hidden_cosine": {"weight": weights["hidden_cosine"], "rows": rows},
+        }
     )
     return Losses(recipe, reference_2019.TEMPERATURE)
 

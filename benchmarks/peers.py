@@ -35,7 +35,7 @@ from benchmarks import measure
 from benchmarks.equality import Outcome, outcome_of
 from benchmarks.ours import CPU, PAIRS, Losses, Models, Pair, build_batch, classic_losses
 from benchmarks.reference_2019 import MAX_GRAD_NORM, TEMPERATURE, WEIGHTS, PaddedBatch
-from stillhouse.objectives.settings import JsdRecipe, LossesRecipe
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.section import Rows
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.device import Precision, autocast, has_bf16
@@ -190,7 +190,9 @@ class AgainstTrl:
 
     @property
     def losses(self) -> Losses:
-        return Losses(LossesRecipe(jsd=JsdRecipe(weight=1.0, rows=self.rows, beta=self.beta)), 1.0)
+        jsd = {"weight": 1.0, "rows": self.rows, "beta": self.beta}
+        recipe = LossesRecipe.model_validate({"jsd": jsd})
+        return Losses(recipe, 1.0)
 
     def batch(self) -> Batch:
         return build_batch(self.pair, self.seed)

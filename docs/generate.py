@@ -43,10 +43,11 @@ def recipe_page() -> str:
     lines = [
         "# The recipe",
         "",
-        "Generated from the code; `make docs` writes this page. Unknown keys are refused.",
+        "Generated from the code; `make docs` writes this page. Unknown keys are rejected.",
+        "`stillhouse recipes --schema` prints the JSON schema, for editors.",
         "",
-        "| key | type | default |",
-        "|---|---|---|",
+        "| key | type | default | |",
+        "|---|---|---|---|",
         *_rows(Recipe, ""),
         "",
         "## Presets of `distillation`",
@@ -81,7 +82,8 @@ def _rows(section: type[BaseModel], prefix: str, in_force: BaseModel | None = No
             else f"`{_plain(default)}`"
         )
         if not inner or others:
-            rows.append(f"| `{key}` | {_cell(', '.join(others) or 'value')} | {shown} |")
+            kind, text = _cell(", ".join(others) or "value"), _cell(field.description or "")
+            rows.append(f"| `{key}` | {kind} | {shown} | {text} |")
         for each in inner:
             known = default if isinstance(default, each) else None
             rows += _rows(each, f"{key}.NAME." if by_name else f"{key}.", known)

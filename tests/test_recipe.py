@@ -149,7 +149,7 @@ def test_an_unknown_key_of_a_trained_teacher_is_refused():
         (
             "tokens: {language_modeling: masked, masking: {sampling: per_batch}}\n"
             "distillation: {teacher_outputs: {cache: sampled}}",
-            "needs the same mask at every visit, but tokens.masking.sampling is per_batch",
+            "needs the same mask in every epoch, but tokens.masking.sampling is per_batch",
         ),
         ("student: {layer_map: []}", "student.layer_map: .*at least 1"),
         ("student: {layer_map: [0, x]}", r"student.layer_map(\.1)?: .*'x'"),
@@ -187,7 +187,7 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_was_found(extra, messag
     ("text", "message"),
     [
         ("corpus: {source: sample}", "teacher is missing"),
-        ("teacher: a", "neither a corpus to distil on nor a task"),
+        ("teacher: a", "neither a corpus to distill on nor a task"),
         ("teacher: a\ncorpus: {source: []}", "corpus: source names no text"),
         ("teacher: a\ncorpus: {source: 5}", "corpus.source: .*got 5"),
         ("teacher: 5\ncorpus: {source: a}", "teacher: .*got 5"),
@@ -196,7 +196,10 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_was_found(extra, messag
             "33 is not a multiple of num_heads 4",
         ),
         (TRAINED.replace("family: gpt2", "family: bert"), "bert, which does not do causal"),
-        (TRAINED.replace("tokenizer: {train: byte_bpe, vocabulary_size: 400}, ", ""), "has none"),
+        (
+            TRAINED.replace("tokenizer: {train: byte_bpe, vocabulary_size: 400}, ", ""),
+            "has no token",
+        ),
         ("", "a recipe is a mapping of keys to values, got nothing: the file is empty"),
         ("[1, 2]", "got list"),
         ("just words", "got str"),
@@ -220,8 +223,8 @@ def test_all_mistakes_are_said_at_once():
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("seed: 0\nseed: 1", r"line 4, column 1 .*'seed' stands twice"),
-        ("tokens: {sequence_length: 8, sequence_length: 9}", "'sequence_length' stands twice"),
+        ("seed: 0\nseed: 1", r"line 4, column 1 .*'seed' appears twice"),
+        ("tokens: {sequence_length: 8, sequence_length: 9}", "'sequence_length' appears twice"),
         ("report: &x {}\nstudent: *x", r"line 4, column 10.*aliases \(\*name\) are not allowed"),
         ("tokens: {a: b: c}", "line 3, column 14 is not YAML"),
         ("tokens: [", "is not YAML"),

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
 
+import jsonschema
 import pytest
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -12,7 +13,17 @@ from tests.pipeline.tiny_run import call, refused
 
 from stillhouse.errors import RecipeError
 from stillhouse.recipe import Recipe
-from stillhouse.recipe_file import dump_recipe, parse_recipe, parse_task, recipe_text
+from stillhouse.recipe_file import (
+    RENAMED_KEYS,
+    dump_recipe,
+    explain,
+    parse_recipe,
+    parse_task,
+    recipe_names,
+    recipe_schema,
+    recipe_text,
+)
+from stillhouse.section import Section
 from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, ClassificationTask
 
 Path = tuple[str, ...]
@@ -130,6 +141,57 @@ def test_a_task_s_unknown_key_has_its_path_and_its_task_s_names(name):
     )
 
 
+def test_renamed_key_is_refused_with_its_new_name():
+    """In every section of a recipe that has the new name."""
+    for section, path, around in SECTIONS:
+        for old, new in RENAMED_KEYS.items():
+            if new in section.model_fields and old not in section.model_fields:
+                parent = "".join(f"{key}." for key in path)
+                found = mistakes_in(nested(path, around, {old: 1}))
+                assert f"{parent}{old} was renamed to {new}; write {parent}{new}." in found
+
+
+# Sections that do not describe their keys yet; this must become empty.
+PENDING = {
+    "stillhouse.finetuning.settings",
+    "stillhouse.tasks.settings",
+}
+
+
+class Renamed(Section):
+    sampling: int = 0
+
+
+def test_renamed_key_of_another_section_is_an_unknown_key():
+    """The new name is given only where it is a key."""
+    with pytest.raises(ValidationError) as caught:
+        Renamed.model_validate({"draw": 1, "mask": 1})
+    assert explain(caught.value, "r", Renamed).splitlines()[1:] == [
+        "  draw was renamed to sampling; write sampling.",
+        "  mask is not a key of a recipe. Known here: sampling.",
+    ]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_packaged_recipe_is_valid_under_the_json_schema(name):
+    """What the schema tells an editor is what the parser accepts."""
+    recipe = yaml.safe_load(recipe_text(name)[1])
+    jsonschema.validate(recipe, recipe_schema())
+    with pytest.raises(jsonschema.ValidationError, match="'studnet' was unexpected"):
+        jsonschema.validate({**recipe, "studnet": {}}, recipe_schema())
+
+
+def test_every_key_of_the_json_schema_has_a_description():
+    """The sentence beside the key in its section."""
+    missing = {
+        section.__module__
+        for section, _, _ in SECTIONS
+        for field in section.model_fields.values()
+        if not field.description
+    }
+    assert missing <= PENDING
+
+
 def test_a_task_s_settings_have_their_own_paths():
     """Where a task is all there is (`score`, `predict`)."""
     with pytest.raises(
@@ -212,7 +274,7 @@ def test_a_label_or_name_stays_the_text_that_was_written(text):
         ("distillation: {max_tokens: 1e6}", "max_tokens: .*got '1e6'. Write it as 1000000"),
         ("distillation: {max_tokens: '1,000'}", "max_tokens: .*got '1,000'. Write it as 1000"),
         ("tokens:", "tokens: a section is a mapping of keys to values; give some or leave it out"),
-        ('report: {license: "\\ud83d"}', "report.license holds a lone surrogate"),
+        ('report: {license: "\\ud83d"}', "report.license contains a lone surrogate"),
         (
             "finetuning: {a: {task: sst-2, data: {train: a, validation: b}}}",
             "finetuning.a.task: there is no task 'sst-2'. Did you mean 'sst2'",

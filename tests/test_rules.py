@@ -85,11 +85,11 @@ ARROWS = {
     "extras": {"errors"},
     "kernels": {"machine", "runs"},
     "machine": set(),
-    "recipe": {"section", "settings", "stages"},
+    "recipe": {"families", "section", "settings", "stages"},
     "recipe_file": {"errors", "recipe", "settings"},
     "runs": {"errors", "machine"},
     "section": set(),
-    "settings": {"section"},
+    "settings": {"objectives", "section"},  # the terms of a recipe are the divergences there are
     "stages": {"errors"},
     "terminal": set(),
     "units": set(),

@@ -1,7 +1,7 @@
-"""The recipe: typed, frozen, and the only place where a user's settings are checked.
+"""The recipe: its sections in one model, and the checks across them.
 
-Every section is a pydantic model that refuses unknown keys; `recipe_file` reads it from YAML. What
-needs the teacher's configuration (is layer 12 there?) is checked by `stillhouse.check`.
+`recipe_file` reads it from YAML. Checks that need the teacher's configuration (does layer 12
+exist?) are made by `stillhouse.validate`.
 """
 
 from typing import Annotated, Any
@@ -27,39 +27,48 @@ from stillhouse.tokens.settings import OWN_TOKENIZER, TokensRecipe
 
 
 class Recipe(Section):
-    """A whole run: from raw text to a proven student."""
+    """A run, from raw text to an evaluated student."""
 
     seed: Seed | Annotated[list[Seed], Field(min_length=1)] = 0
+    """Seed, or several seeds; each trains its own students."""
     teacher: Annotated[
         Annotated[str, Tag("named")]
         | Annotated[TeacherRecipe, Tag("trained")]
         | Annotated[TunedTeacherRecipe, Tag("tuned")],
         Discriminator(kind_of_teacher),
     ]
-    corpus: CorpusRecipe | None = None  # none where all there is to do is a task
+    """Teacher model: a folder, a hub name, `sample`, or a section that trains one."""
+    corpus: CorpusRecipe | None = None
+    """Text to distill on; without it only the tasks run."""
     tokens: TokensRecipe = TokensRecipe()
+    """Tokenizer, sequences and masking."""
     student: StudentRecipe = StudentRecipe()
+    """Student model and its initial weights."""
     distillation: DistillationRecipe = Field(
         default_factory=lambda: DistillationRecipe.model_validate({})
     )
+    """Losses and training of the student and its control."""
     finetuning: dict[Name, FinetuningRecipe] = Field(default={})
+    """Tasks to fine-tune on, by name."""
     evaluation: EvaluationRecipe = EvaluationRecipe()
+    """What is measured of each model."""
     report: ReportRecipe = ReportRecipe()
+    """Name and license in the model card."""
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds as a list, whichever way they were written."""
+        """The seeds as a list."""
         return [self.seed] if isinstance(self.seed, int) else self.seed
 
     @property
     def trains_its_teacher(self) -> bool:
-        """Whether the teacher is made by the stage teacher."""
+        """Whether the stage teacher trains the teacher."""
         return not isinstance(self.teacher, str)
 
     @property
     def named_model(self) -> str | None:
-        """The folder or hub name of the teacher, or of what it goes on from; None for a teacher
-        that is trained from random weights."""
+        """The folder or hub name of the teacher, or of the model that it fine-tunes; None for a
+        teacher trained from random weights."""
         if isinstance(self.teacher, TunedTeacherRecipe):
             return self.teacher.start
         return self.teacher if isinstance(self.teacher, str) else None
@@ -79,12 +88,12 @@ class Recipe(Section):
 
     @property
     def cache(self) -> CacheRecipe | None:
-        """The teacher cache that the recipe asks for."""
+        """The teacher cache's settings, if the recipe uses one."""
         outputs = self.distillation.teacher_outputs
         return outputs if isinstance(outputs, CacheRecipe) else None
 
     def _check_starts(self) -> None:
-        """Refuse models of tasks that start from what this recipe does not make."""
+        """Reject tasks' models that start from a model this recipe does not make."""
         made = {"student", "student_init"} if self.corpus is not None else set()
         if made and self.distillation.control in ("same_tokens", "both"):
             made.add("control")
@@ -101,27 +110,30 @@ class Recipe(Section):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seed lists {self.seeds}; name each seed once")
         if self.corpus is None and not self.finetuning:
-            raise ValueError("there is neither a corpus to distil on nor a task in finetuning")
+            raise ValueError("there is neither a corpus to distill on nor a task in finetuning")
         if self.corpus is None and self.trains_its_teacher:
-            raise ValueError("a teacher that is trained here needs a corpus")
+            raise ValueError("training a teacher needs a corpus")
         self._check_starts()
         masked = self.tokens.language_modeling == "masked"
         if self.cache is not None and masked and self.tokens.masking.sampling == "per_batch":
             raise ValueError(
-                "distillation.teacher_outputs is a cache, which needs the same mask at every "
-                "visit, but tokens.masking.sampling is per_batch; set it to per_sequence"
+                "distillation.teacher_outputs is a cache, which needs the same mask in every "
+                "epoch, but tokens.masking.sampling is per_batch; set it to per_sequence"
             )
         if isinstance(self.teacher, TeacherRecipe):
             if self.tokens.tokenizer == "teacher":
                 raise ValueError(
-                    "tokens.tokenizer is 'teacher', but the teacher is trained here and has none; "
+                    "tokens.tokenizer is 'teacher', but the recipe trains the teacher, which has "
+                    "no tokenizer; "
                     f"give {OWN_TOKENIZER}"
                 )
-            causal = self.teacher.family == "gpt2"
-            if causal != (self.tokens.language_modeling == "causal"):
+            from stillhouse.families.registry import family_named  # imports transformers
+
+            does = family_named(self.teacher.family).language_modeling
+            if does != self.tokens.language_modeling:
                 raise ValueError(
                     f"teacher.family is {self.teacher.family}, which does not do "
-                    f"{self.tokens.language_modeling} language modeling; "
-                    "gpt2 is causal, bert and roberta are masked"
+                    f"{self.tokens.language_modeling} language modeling; set "
+                    f"tokens.language_modeling to {does}"
                 )
         return self

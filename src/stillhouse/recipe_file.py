@@ -1,7 +1,7 @@
-"""A recipe's file: YAML to a checked `Recipe`, and every mistake to one message.
+"""A recipe's file: YAML to a validated `Recipe`, or one error that lists every mistake.
 
-`load_recipe` turns whatever is wrong into one `RecipeError` that names the key, what was found, and
-the nearest valid name.
+Each line of a `RecipeError` names the key as the user wrote it, the value found, and the nearest
+valid name. `Recipe` is imported late: it loads torch, which listing recipes does not need.
 """
 
 import difflib
@@ -11,22 +11,44 @@ import types
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from stillhouse.distillation.settings import preset_of
 from stillhouse.errors import RecipeError
-from stillhouse.recipe import Recipe
 from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, TaskRecipe, task_recipes
+
+if TYPE_CHECKING:
+    from stillhouse.recipe import Recipe
 
 Key = int | str
 
 SECTION_PROBLEMS = ("model_type", "model_attributes_type")  # pydantic's names
-# What YAML would read as an alias, a tag, a comment: in an option such text means itself.
+# Keys that were renamed, old to new: an old one is refused with its new name, in every section that
+# has the new one.
+RENAMED_KEYS = {
+    # tokens.masking
+    "mask": "mask_fraction",
+    "keep": "keep_fraction",
+    "random": "random_fraction",
+    "draw": "sampling",
+    # finetuning.NAME.task
+    "length": "max_length",
+    "step": "doc_stride",
+    "longest_answer": "max_answer_length",
+    "question_length": "max_question_length",
+    # finetuning.NAME.data
+    "transfer": "unlabeled",
+    "num_transfer": "num_unlabeled",
+    # finetuning.NAME.losses
+    "hard_target": "hard_label",
+    "vector_cosine": "embedding_cosine",
+    "vector_mse": "embedding_mse",
+}
+# Characters that start an alias, a tag or a comment in YAML; in --set they start a string.
 TEXT_STARTS = tuple("*&!%@`#")
 
 
@@ -46,7 +68,7 @@ def recipe_text(name_or_path: str) -> tuple[str, str]:
         packaged = resources.files("stillhouse") / "recipes" / f"{name_or_path}.yaml"
         return name_or_path, packaged.read_text(encoding="utf-8")
     path = Path(name_or_path)
-    if not os.path.exists(name_or_path):  # False for every path that cannot be, however odd
+    if not os.path.exists(name_or_path):  # False also for invalid paths
         raise RecipeError(
             f"There is no recipe {name_or_path!r:.200}: neither a file (seen from {Path.cwd()}) "
             f"nor a packaged recipe.{_nearest_recipe(path)}"
@@ -66,10 +88,10 @@ def recipe_text(name_or_path: str) -> tuple[str, str]:
 
 
 def _nearest_recipe(path: Path) -> str:
-    """Advice on a recipe that is not there: files beside it come before packaged names."""
+    """Advice on a missing recipe: similar files in its folder, else packaged names."""
     try:
         beside = sorted(path.parent.glob("*.y*ml"))
-    except (OSError, ValueError):  # a path that cannot be
+    except (OSError, ValueError):  # an invalid path
         beside = []
     same = [file for file in beside if file.stem in (path.stem, path.name)]
     near = difflib.get_close_matches(path.name, [file.name for file in beside], n=1, cutoff=0.8)
@@ -79,7 +101,7 @@ def _nearest_recipe(path: Path) -> str:
     return f"{named} `stillhouse recipes` lists the packaged recipes."
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[str, Recipe]:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> "tuple[str, Recipe]":
     """Read, override (`a.b=c`) and validate a recipe; returns its name and the recipe.
 
     Raises:
@@ -89,8 +111,10 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[str, 
     return name, parse_recipe(text, overrides, where=name_or_path)
 
 
-def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> Recipe:
+def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> "Recipe":
     """Validate a recipe's YAML text after applying `overrides`; `where` names it in errors."""
+    from stillhouse.recipe import Recipe
+
     data = _parse_yaml(text, where)
     if not isinstance(data, dict):
         found = "nothing: the file is empty" if data is None else type(data).__name__
@@ -105,7 +129,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(_explain(error, where)) from error
+        raise RecipeError(explain(error, where, Recipe)) from error
 
 
 def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> TaskRecipe:
@@ -125,12 +149,28 @@ def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> 
     try:
         return task_recipes.validate_python(data)
     except ValidationError as error:
-        raise RecipeError(_explain(error, f"task {name}", TaskRecipe)) from error
+        raise RecipeError(explain(error, f"task {name}", TaskRecipe)) from error
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: "Recipe") -> str:
     """The whole recipe as YAML, every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors that complete and check YAML."""
+    from stillhouse.recipe import Recipe
+
+    schema = Recipe.model_json_schema()
+    parts = schema["$defs"]
+    del parts["DistillationRecipe"]["required"]  # a preset gives them
+    for kind, section in TASK_KINDS.items():
+        names = [name for name, settings in NAMED_TASKS.items() if settings["kind"] == kind]
+        parts[section.__name__]["properties"]["kind"] = {"enum": [kind, *names]}
+    keys = parts["FinetuningRecipe"]["properties"]
+    names = {"enum": [*NAMED_TASKS, *TASK_KINDS]}
+    keys["task"] = {"anyOf": [names, *keys["task"]["oneOf"]]}
+    return schema
 
 
 def _parse_yaml(text: str, where: str) -> Any:
@@ -146,17 +186,16 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice, and anchors (a few lines of which can fill
-    memory). As in YAML 1.2, `no` and `on`, `1:30`, `010` and dates are texts.
+    """Safe YAML without duplicate keys and aliases (a few lines of which can fill memory).
 
-    What it reads as no text is a part of what YAML 1.1 does, so that it reads what `dump_recipe`
-    writes.
+    As in YAML 1.2, `no` and `on`, `1:30`, `010` and dates are strings. Everything else resolves as
+    in YAML 1.1, which `dump_recipe` writes.
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (as the class above has it)
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """A text; the two halves of a character that JSON escapes as a pair are one."""
+        """A string; a surrogate pair, as JSON escapes it, becomes one character."""
         text = super().construct_scalar(node)
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
@@ -173,7 +212,7 @@ class _StrictLoader(yaml.SafeLoader):
                 raise ConstructorError(None, None, "a key is a single word", key.start_mark)
             if key.value in seen:
                 raise ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    None, None, f"the key {key.value!r} appears twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -194,10 +233,11 @@ for tag, pattern, firsts in (
 
 
 def _write_out_preset(data: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Where --set changes one loss of a preset, write out the preset's losses, so the others
-    stay."""
+    """Before --set changes one loss of a preset, write out the preset's other losses."""
     if not any(override.strip().startswith("distillation.losses.") for override in overrides):
         return
+    from stillhouse.distillation.settings import preset_of
+
     section = data.setdefault("distillation", {})
     if isinstance(section, dict) and "losses" not in section:
         terms = preset_of(section).get("losses", {})
@@ -223,11 +263,11 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _check_characters(data: Any, where: str, path: str = "") -> None:
-    """Refuse a NUL character, which no file's name and no text holds, and half a character."""
+    """Reject NUL characters and unpaired surrogates, which no file name or text can contain."""
     if isinstance(data, str) and "\0" in data:
-        raise RecipeError(f"{where}: {path} holds a NUL character, got {data!r:.80}.")
+        raise RecipeError(f"{where}: {path} contains a NUL character, got {data!r:.80}.")
     if isinstance(data, str) and any("\ud800" <= character <= "\udfff" for character in data):
-        raise RecipeError(f"{where}: {path} holds a lone surrogate, got {data!r:.80}.")
+        raise RecipeError(f"{where}: {path} contains a lone surrogate, got {data!r:.80}.")
     parts = (
         data.items()
         if isinstance(data, dict)
@@ -239,14 +279,15 @@ def _check_characters(data: Any, where: str, path: str = "") -> None:
         _check_characters(value, where, f"{path}.{key}" if path else str(key))
 
 
-def _explain(error: ValidationError, where: str, root: Any = Recipe) -> str:
+def explain(error: ValidationError, where: str, root: Any) -> str:
+    """The problems of a recipe, a line each, with the keys as the user wrote them."""
     lines = []
     for problem in error.errors():
         keys, section = _users_path(problem["loc"], root)
         path = ".".join(map(str, keys))
         if problem["type"] == "extra_forbidden":
             known = list(section.model_fields) if section is not None else []
-            lines.append(f"{path} is not a key of a recipe.{_nearest(str(keys[-1]), known)}")
+            lines.append(_unknown_key(path, str(keys[-1]), known))
         elif problem["type"] == "missing":
             lines.append(f"{path} is missing.")
         elif problem["type"] == "union_tag_invalid":
@@ -271,8 +312,16 @@ def _explain(error: ValidationError, where: str, root: Any = Recipe) -> str:
     )
 
 
+def _unknown_key(path: str, key: str, known: Sequence[str]) -> str:
+    """The message for a key that its section does not have: its new name, or the nearest one."""
+    renamed = RENAMED_KEYS.get(key)
+    if renamed in known:
+        return f"{path} was renamed to {renamed}; write {path.removesuffix(key)}{renamed}."
+    return f"{path} is not a key of a recipe.{_nearest(key, known)}"
+
+
 def _whole_number_advice(value: Any) -> str:
-    """How to write a number such as 1e6 where a whole one is asked for."""
+    """How to write a number such as 1e6 where an integer is required."""
     text = str(value)
     if re.fullmatch(r"\d{1,3}(,\d{3})+", text):
         text = text.replace(",", "")
@@ -284,21 +333,20 @@ def _whole_number_advice(value: Any) -> str:
 
 
 def _users_path(location: Sequence[Key], root: Any) -> tuple[list[Key], type[BaseModel] | None]:
-    """The keys that a user wrote on the way to a problem, and the section that the last one is in.
+    """The user's keys in pydantic's location of a problem, and the section of the last one.
 
-    pydantic's location also names each member of a union that it went through; the types on the way
-    tell those from keys.
+    The location also names the members of unions; the annotations tell those from keys.
     """
     keys: list[Key] = []
     section: type[BaseModel] | None = None
     kind: Any = root
     for part in location:
         members = _union_members(kind)
-        if len(members) > 1:  # the part is pydantic's name of one of them
+        if len(members) > 1:  # the part names one of them
             kind = _member_named(str(part), members)
             continue
         kind = members[0]
-        if part == "[key]":  # what is wrong is the key before it
+        if part == "[key]":  # the key before it is invalid
             break
         keys.append(part)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -312,7 +360,7 @@ def _users_path(location: Sequence[Key], root: Any) -> tuple[list[Key], type[Bas
 
 
 def _union_members(annotation: Any) -> list[Any]:
-    """The members of a union, None aside, each without its annotations; else the type itself."""
+    """The members of a union except None, without their annotations; else the type itself."""
     while get_origin(annotation) is Annotated and not _tag(annotation):
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
@@ -331,7 +379,7 @@ def _tag(annotation: Any) -> str | None:
 
 
 def _member_named(name: str, members: Sequence[Any]) -> Any:
-    """The member of a union that pydantic calls so: by its tag, its `kind`, or its type."""
+    """The member of a union that pydantic's location names, by its tag, `kind` or type."""
     for member in members:
         if _tag(member) == name:
             return get_args(member)[0]
@@ -345,7 +393,7 @@ def _member_named(name: str, members: Sequence[Any]) -> Any:
 
 
 def _nearest(name: str, known: Sequence[str], *, or_all: bool = True) -> str:
-    """Advice on a name that is not known: those it begins, the most similar one, or all."""
+    """Advice on an unknown name: the names it is a prefix of, the most similar one, or all."""
     longer = [each for each in known if len(name) > 2 and each.startswith(name)]
     near = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:

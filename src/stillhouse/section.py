@@ -1,4 +1,4 @@
-"""What every part of a recipe is: immutable, and strict about names and numbers."""
+"""Base class and shared types of a recipe's sections."""
 
 import json
 from collections.abc import Mapping
@@ -8,14 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, and nothing changes once it is checked."""
+    """A section of a recipe: immutable, and unknown keys are rejected."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _booleans_are_no_numbers(cls, data: Any) -> Any:
-        """Refuse true and false where pydantic would read them as 1 and 0."""
+    def _reject_booleans_as_numbers(cls, data: Any) -> Any:
+        """Reject true and false where pydantic would convert them to 1 and 0."""
         if not isinstance(data, Mapping):
             return data
         for name, field in cls.model_fields.items():
@@ -31,7 +33,7 @@ def _each(value: Any) -> list[Any]:
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The types that an annotation names."""
+    """The types in an annotation."""
     inner = get_args(annotation)
     if not inner:
         return {annotation} if isinstance(annotation, type) else set()
@@ -46,7 +48,7 @@ Rows = Literal["all", "predicted"]
 
 LanguageModeling = Literal["causal", "masked"]
 
-# Of a task or one of its models: a folder of the run.
+# Of a task or one of its models; also the name of a folder in the run.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 

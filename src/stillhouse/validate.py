@@ -178,9 +178,8 @@ class _Validation:
             special = special_tokens(tokenizer, self.recipe.tokens.language_modeling)
             size = num_ids(tokenizer)
             ids = {key: value for key, value in asdict(special).items() if isinstance(value, int)}
-        scratch = family_named(teacher.family).config_from_scratch
-        assert scratch is not None
-        return scratch(teacher, size, self.recipe.tokens.sequence_length, ids)
+        family, length = family_named(teacher.family), self.recipe.tokens.sequence_length
+        return family.config_from_scratch(teacher, size, length, ids)
 
     def _tokenizer(self, path: Path) -> PreTrainedTokenizerFast:
         tokenizer = load_tokenizer(path)

@@ -15,7 +15,7 @@ from benchmarks.ours import Losses, Pair, build_models, our_outcome
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from stillhouse.objectives.settings import JsdRecipe, LossesRecipe
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.section import Rows
 
 for package in ("textbrewer", "trl"):
@@ -65,7 +65,9 @@ def test_the_comparison_with_gkd_tells_beta_and_temperature(
     comparison = dataclasses.replace(against_trl(pairs["gpt2"]), beta=0.2)
     models = build_models(comparison.pair, comparison.seed)
     expected = comparison.reference_outcomes(models)["trl"]
-    recipe = LossesRecipe(jsd=JsdRecipe(weight=1.0, rows="predicted", beta=beta))
+    recipe = LossesRecipe.model_validate(
+        {"jsd": {"weight": 1.0, "rows": "predicted", "beta": beta}}
+    )
     ours = our_outcome(models, comparison.batch(), Losses(recipe, temperature))
     assert not equality(ours, expected).holds()
 

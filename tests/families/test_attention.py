@@ -117,7 +117,7 @@ def test_a_body_computes_the_same_by_either_attention(
     batch = batch_of(rows, 12, causal=family == "gpt2")
     found = []
     for longest in (0, 256):
-        monkeypatch.setattr(attention, "LONGEST", longest)
+        monkeypatch.setattr(attention, "MAX_LENGTH", longest)
         hidden = family_of(model.config).run_body(model, batch)[batch.rows("all")]
         hidden.square().sum().backward()
         found.append([hidden, *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -129,7 +129,7 @@ def test_a_body_computes_the_same_by_either_attention(
 def test_long_sequences_go_to_the_fused_kernel(tiny_model, batch_of, words, monkeypatch):
     """Plain products are for squares that are small."""
     called = []
-    monkeypatch.setattr(attention, "LONGEST", 11)
+    monkeypatch.setattr(attention, "MAX_LENGTH", 11)
     monkeypatch.setattr(attention, "plain_attention", lambda *_, **__: called.append(1))
     model = tiny_model("bert")
     batch = batch_of([[words(12, 1)]], 12, causal=False)
@@ -162,12 +162,12 @@ def sliding_models() -> dict[str, transformers.PreTrainedModel]:
     return {config.model_type: transformers.AutoModel.from_config(config) for config in configs}
 
 
-@pytest.mark.parametrize("longest", [attention.LONGEST, 0], ids=["products", "sdpa"])
+@pytest.mark.parametrize("longest", [attention.MAX_LENGTH, 0], ids=["products", "sdpa"])
 @pytest.mark.parametrize("given", ["none", "all", "floats"])
 @pytest.mark.parametrize("name", ["mistral", "qwen2", "gemma3_text", "modernbert"])
 def test_a_sliding_window_is_kept(name, given, longest, monkeypatch):
     """Past the window, with a caller's mask or none: the hidden states of plain transformers."""
-    monkeypatch.setattr(attention, "LONGEST", longest)
+    monkeypatch.setattr(attention, "MAX_LENGTH", longest)
     model = sliding_models()[name].eval()
     ids = torch.randint(3, 50, (2, 13), generator=torch.Generator().manual_seed(1))
     seen = torch.ones(2, 1, 13, 13, dtype=torch.bool)

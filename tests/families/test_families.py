@@ -5,6 +5,7 @@ import torch
 from transformers import BertConfig, GPT2Config, PretrainedConfig, RobertaConfig
 
 from stillhouse.families.registry import FAMILIES, family_named, family_of
+from stillhouse.families.settings import FAMILY_NAMES
 from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe
@@ -17,7 +18,9 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 def test_body_and_head_apart_equal_the_models_own_logits(name, tiny_model, batch_of, words):
     """run_body, then transform @ weight + bias, is what the model itself computes."""
     model, family = tiny_model(name), family_named(name)
-    batch = batch_of([[words(12)], [words(12, seed=1)]], 12, causal=name == "gpt2")
+    batch = batch_of(
+        [[words(12)], [words(12, seed=1)]], 12, causal=family.language_modeling == "causal"
+    )
     assert batch.uniform
     head = family.head(model)
     with torch.no_grad():
@@ -34,7 +37,7 @@ def test_packed_documents_do_not_see_each_other(name, tiny_model, batch_of, word
     """Each segment's hidden states are those it has when the library runs it alone."""
     model, family = tiny_model(name), family_named(name)
     pieces = [[words(9), words(5, seed=1)], [words(4, seed=2)], [words(14, seed=3)]]
-    batch = batch_of(pieces, 14, causal=name == "gpt2")
+    batch = batch_of(pieces, 14, causal=family.language_modeling == "causal")
     body = model.get_submodule(family.body)
     with torch.no_grad():
         hidden = family.run_body(model, batch)
@@ -86,7 +89,7 @@ def test_the_longest_sequence_is_the_one_with_a_position_for_each_token(
     """num_positions tokens run; one more finds no position embedding."""
     model, family = tiny_model(name), family_named(name)
     longest = family.num_positions(model.config)
-    causal = name == "gpt2"
+    causal = family.language_modeling == "causal"
     with torch.no_grad():
         family.run_body(model, batch_of([[words(longest)]], longest, causal=causal))
         with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
@@ -102,14 +105,16 @@ def test_a_model_still_sees_padding_after_its_body_ran_alone(name, tiny_model, b
     padding[0, :3] = 0
     with torch.no_grad():
         before = model(input_ids=ids, attention_mask=padding).logits
-        family.run_body(model, batch_of([[words(8)]], 8, causal=name == "gpt2"))
+        family.run_body(
+            model, batch_of([[words(8)]], 8, causal=family.language_modeling == "causal")
+        )
         after = model(input_ids=ids, attention_mask=padding).logits
         without = model(input_ids=ids).logits
     assert torch.equal(before, after)
     assert not torch.allclose(before[0, 3:], without[0, 3:])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta"])
+@every_family
 def test_a_teacher_trained_here_has_the_shape_of_its_recipe(name):
     """The recipe's numbers are found again in the model, and its sequences just fit."""
     recipe = TeacherRecipe(
@@ -117,7 +122,6 @@ def test_a_teacher_trained_here_has_the_shape_of_its_recipe(name):
     )
     special = {"end_of_text": 7, "pad": 3, "cls": 4, "sep": 5}
     family = family_named(name)
-    assert family.config_from_scratch is not None
     config = family.config_from_scratch(recipe, 90, 32, special)
     model = empty_model(config)
     assert family.num_positions(config) == 32
@@ -127,10 +131,29 @@ def test_a_teacher_trained_here_has_the_shape_of_its_recipe(name):
     assert any(40 in parameter.shape for parameter in first_layer.parameters())
     dropouts = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     assert set(dropouts) == {0.2}
-    if name == "gpt2":
+    if family.language_modeling == "causal":
         assert config.eos_token_id == config.bos_token_id == 7
     else:
         assert config.pad_token_id == 3
+
+
+@every_family
+def test_default_student_is_a_registered_family_that_copies_every_layer(name, tiny_model):
+    """Each student parameter has a teacher tensor of its shape, in each of its families."""
+    teacher = tiny_model(name, num_layers=3)
+    default = plan_student(teacher.config, StudentRecipe()).family.model_type
+    assert default == next(iter(family_named(name).student_mappings))
+    for family in family_named(name).student_mappings:
+        plan = plan_student(teacher.config, StudentRecipe(family=family, layer_map=[0, 2]))
+        weights = plan.kind.weights(dict(teacher.named_parameters()), plan.layer_map)
+        shapes = {n: p.shape for n, p in empty_model(plan.config).named_parameters()}
+        assert shapes.items() <= {n: p.shape for n, p in weights.items()}.items()
+
+
+def test_every_file_of_architectures_is_a_family():
+    """The file's name is transformers' model_type."""
+    assert [family.model_type for family in FAMILIES.values()] == list(FAMILIES)
+    assert set(FAMILIES) == set(FAMILY_NAMES) >= {"bert", "distilbert", "gpt2", "roberta"}
 
 
 def bert(vocabulary_size: int) -> BertConfig:

@@ -1,6 +1,7 @@
 """The fused losses: the values and gradients of the plain ones, without their memory."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,14 +9,21 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stillhouse.objectives import chunks, losses
+from stillhouse.objectives import chunks
 from stillhouse.objectives.chunks import rows_per_chunk
+from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.fused import Projection, fused_losses
-from stillhouse.objectives.logit_gradients import LOGIT_TERMS, TEACHER_TERMS, LogitTerm
+from stillhouse.objectives.language_model import language_modeling_loss
+from stillhouse.objectives.logit_gradients import (
+    CROSS_ENTROPIES,
+    LOGIT_TERMS,
+    TEACHER_TERMS,
+    LogitTerm,
+)
 
 ROWS, SIZE, TEACHER_SIZE, VOCABULARY = 7, 6, 5, 11
 TEMPERATURE = 2.0
-BETA, ALPHA = 0.3, 0.2
+SETTINGS = {"jsd": {"beta": 0.3}, "skew_kl": {"alpha": 0.2}}
 
 Parts = tuple[Tensor, Tensor, Tensor]
 
@@ -67,20 +75,25 @@ def plain_total(
     return total, values
 
 
+def settings_of(name: str) -> dict[str, float]:
+    """A divergence's own settings: other values than the defaults for some, the defaults else."""
+    if name in SETTINGS or name == "language_modeling":
+        return SETTINGS.get(name, {})
+    return DIVERGENCES[name].settings(weight=1).model_dump(exclude={"weight", "rows"})
+
+
 PLAIN: dict[str, Callable[..., Tensor]] = {
-    "soft_target": partial(losses.soft_target_loss, temperature=TEMPERATURE),
-    "reverse_kl": partial(losses.reverse_kl_loss, temperature=TEMPERATURE),
-    "jsd": partial(losses.jsd_loss, temperature=TEMPERATURE, beta=BETA),
-    "skew_kl": partial(losses.skew_kl_loss, temperature=TEMPERATURE, alpha=ALPHA),
-    "total_variation": partial(losses.total_variation_loss, temperature=TEMPERATURE),
-    "logit_mse": losses.logit_mse_loss,
-    "language_modeling": losses.language_modeling_loss,
+    name: partial(DIVERGENCES[name].loss, temperature=TEMPERATURE, **settings_of(name))
+    for name in TEACHER_TERMS
 }
+PLAIN["language_modeling"] = language_modeling_loss
 
 
 def terms_of(names: tuple[str, ...], rows: Tensor | None = None) -> dict[str, LogitTerm]:
     return {
-        name: LogitTerm(0.5 + number, None if name == "language_modeling" else rows, BETA, ALPHA)
+        name: LogitTerm(
+            0.5 + number, None if name == "language_modeling" else rows, settings_of(name)
+        )
         for number, name in enumerate(names)
     }
 
@@ -122,6 +135,18 @@ def test_each_term_has_the_value_and_gradients_of_the_plain_loss(
     assert_equal_to_plain(student, teacher, labels, terms, chunk_rows=3)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", [name for name in TEACHER_TERMS if name not in CROSS_ENTROPIES])
+def test_divergence_without_a_gradient_by_hand_is_differentiated_by_autograd(
+    name, masked, student, teacher, labels, mask, monkeypatch
+):
+    """A new divergence needs its formula alone."""
+    plain = replace(DIVERGENCES[name], gradient=None)
+    monkeypatch.setitem(DIVERGENCES, name, plain)
+    terms = terms_of((name,), mask if masked else None)
+    assert_equal_to_plain(student, teacher, labels, terms, chunk_rows=3)
+
+
 @pytest.mark.parametrize("block_rows", [2, ROWS])
 @pytest.mark.parametrize("chunk_rows", [1, 3, ROWS, 100, None])
 def test_all_terms_at_once_do_not_depend_on_chunks_and_blocks(
@@ -138,9 +163,13 @@ def test_skew_without_skew_is_the_soft_target(student, teacher, labels):
     """At alpha = 0 the mixture is the student alone, though log(0) is not a number."""
     skew, soft = (
         fused_losses(
-            Projection(*student), teacher, labels, {name: LogitTerm(1.0, alpha=0.0)}, chunk_rows=2
+            Projection(*student),
+            teacher,
+            labels,
+            {name: LogitTerm(1.0, settings=settings)},
+            chunk_rows=2,
         )[0]
-        for name in ("skew_kl", "soft_target")
+        for name, settings in (("skew_kl", {"alpha": 0.0}), ("soft_target", {}))
     )
     torch.testing.assert_close(skew, soft)
     for one, other in zip(
@@ -315,7 +344,7 @@ def test_extreme_logits_stay_finite(name):
         Projection(features, torch.eye(3), None),
         other,
         torch.tensor([1, 0]),
-        {name: LogitTerm(1.0)},
+        {name: LogitTerm(1.0, settings=settings_of(name))},
     )
     (gradient,) = torch.autograd.grad(total, features)
     assert total.isfinite()

@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.families.registry import family_of
-from stillhouse.objectives import losses
+from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
     LanguageModelObjective,
     Teacher,
+    language_modeling_loss,
     project,
 )
 from stillhouse.objectives.settings import LossesRecipe
@@ -24,15 +25,12 @@ from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.teacher_rows import TeacherRows
 
 TEMPERATURE = 2.0
+SETTINGS = {"jsd": {"beta": 0.3}, "skew_kl": {"alpha": 0.2}}
 PLAIN = {
-    "soft_target": partial(losses.soft_target_loss, temperature=TEMPERATURE),
-    "reverse_kl": partial(losses.reverse_kl_loss, temperature=TEMPERATURE),
-    "jsd": partial(losses.jsd_loss, temperature=TEMPERATURE, beta=0.3),
-    "skew_kl": partial(losses.skew_kl_loss, temperature=TEMPERATURE, alpha=0.2),
-    "total_variation": partial(losses.total_variation_loss, temperature=TEMPERATURE),
-    "logit_mse": losses.logit_mse_loss,
-    "hidden_cosine": losses.hidden_cosine_loss,
-    "hidden_mse": losses.hidden_mse_loss,
+    name: partial(each.loss, temperature=TEMPERATURE, **SETTINGS.get(name, {}))
+    if each.reads == "logits"
+    else each.loss
+    for name, each in DIVERGENCES.items()
 }
 NAMES = (*PLAIN, "language_modeling")
 FAMILIES = [("gpt2", "gpt2"), ("distilbert", "bert"), ("roberta", "roberta")]
@@ -57,15 +55,12 @@ def batch(pair, batch_of, words) -> Batch:
 
 
 def recipe_of(names, rows: str = "all") -> LossesRecipe:
-    """The named terms, with weights 1, 2, ...; beta and alpha as in PLAIN."""
+    """The named terms, with weights 1, 2, ... and SETTINGS."""
     terms: dict[str, dict[str, Any]] = {}
     for weight, name in enumerate(names, start=1):
         terms[name] = {"weight": float(weight)}
         if name != "language_modeling":
-            terms[name]["rows"] = rows
-    for name, extra in (("jsd", {"beta": 0.3}), ("skew_kl", {"alpha": 0.2})):
-        if name in terms:
-            terms[name] |= extra
+            terms[name] |= {"rows": rows, **SETTINGS.get(name, {})}
     return LossesRecipe.model_validate(terms)
 
 
@@ -116,8 +111,8 @@ def dense(pair: Pair, batch: Batch, recipe: LossesRecipe) -> tuple[Tensor, dict[
     for name, term in recipe.active().items():
         rows = labels != IGNORED if term.rows == "predicted" else torch.ones_like(labels) > 0
         if name == "language_modeling":
-            values[name] = losses.language_modeling_loss(logits, labels)
-        elif name.startswith("hidden"):
+            values[name] = language_modeling_loss(logits, labels)
+        elif DIVERGENCES[name].reads == "hidden":
             values[name] = PLAIN[name](hidden[rows], teacher_hidden[rows])
         else:
             values[name] = PLAIN[name](logits[rows], teacher_logits[rows])

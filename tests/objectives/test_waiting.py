@@ -137,7 +137,7 @@ def test_a_gpu_itself_sees_no_wait(models, batch_of, words, uniform):
 def test_whole_sequences_need_no_mask(models, batch_of, words, monkeypatch):
     """Every layer's attention is called without one, and told whether it is causal: so the fastest
     kernels take it."""
-    monkeypatch.setattr(attention, "LONGEST", 0)
+    monkeypatch.setattr(attention, "MAX_LENGTH", 0)
     causal = models[0].config.model_type == "gpt2"
     batch = make_batch(batch_of, words, uniform=True, causal=causal).to(CPU)
     with Watch() as watch:

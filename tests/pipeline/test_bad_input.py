@@ -85,10 +85,10 @@ def test_invalid_settings_are_rejected_with_key_and_value(ready, setting, messag
     ("content", "message"),
     [
         ("teacher: [", "broken.yaml: line 1, column 11 is not YAML"),
-        ("seed: 1\nseed: 2\n", "line 2, column 1 is not YAML: the key 'seed' stands twice"),
+        ("seed: 1\nseed: 2\n", "line 2, column 1 is not YAML: the key 'seed' appears twice"),
         ("", "a recipe is a mapping of keys to values, got nothing: the file is empty"),
         ("seed: 1\n", "teacher is missing"),
-        ("teacher: sample\n", "neither a corpus to distil on nor a task in finetuning"),
+        ("teacher: sample\n", "neither a corpus to distill on nor a task in finetuning"),
     ],
 )
 def test_malformed_recipe_files_are_rejected_with_position(tmp_path, content, message):
@@ -316,7 +316,7 @@ def cut(path: Path) -> None:
         (
             "config.json",
             lambda path: path.write_text('{"model_type": "t5"}'),
-            "does not know the architecture 't5'; it knows gpt2, bert",
+            "The architecture 't5' is not supported; supported are bert, distilbert",
         ),
     ],
     ids=["no-weights", "pickle", "cut-weights", "no-config", "cut-config", "unknown-architecture"],

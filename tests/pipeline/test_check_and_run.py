@@ -117,7 +117,7 @@ BAD: list[tuple[Callable[[], object], list[str], int, str]] = [
     (nothing, ["distillation.losses.relation={weight: 1, heads: 3}"], 2, "relation.heads is 3"),
     (nothing, [f"corpus.source={'x' * 5000}"], 3, "corpus.source 'xxx.*File name too long"),
     (nothing, [f"teacher={'x' * 5000}"], 4, "is not a model folder|no model of that name"),
-    (nothing, ['corpus.source="a\\0b"'], 2, "corpus.source holds a NUL character"),
+    (nothing, ['corpus.source="a\\0b"'], 2, "corpus.source contains a NUL character"),
 ]
 BAD_TASKS: list[tuple[Callable[[], object], list[str], int, str]] = [
     (nothing, ["finetuning.t.data.train=no.tsv"], 3, "t.data.train: there is no file 'no.tsv'"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.pipeline.tiny_run import write_text
 
-from stillhouse.objectives import logit_gradients
+from stillhouse.objectives.divergence import LogitPair
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.tokens.batches import Batch
 from stillhouse.tokens.packing import CausalSequences, MaskedSequences
@@ -173,12 +173,13 @@ def test_a_divergence_in_the_other_direction_is_found(
     case: LanguageCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Student and teacher exchanged: still zero for a copy, and wrong for everything else."""
-    original = logit_gradients._softened_divergence
+    original = LogitPair.softened
 
-    def exchanged(name: str, term: Any, log_p: Any, log_q: Any, scratch: Any) -> Any:
-        return original(name, term, log_q, log_p, scratch)
+    def exchanged(pair: LogitPair) -> Any:
+        log_p, log_q, _ = original(pair)
+        return log_q, log_p, log_p.exp()
 
-    monkeypatch.setattr(logit_gradients, "_softened_divergence", exchanged)
+    monkeypatch.setattr(LogitPair, "softened", exchanged)
     assert failed(case) == {"reverse_kl", "jsd", "skew_kl"}
 
 

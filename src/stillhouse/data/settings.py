@@ -10,16 +10,20 @@ from stillhouse.section import Fraction, Section
 
 
 class CorpusRecipe(Section):
-    """Where the text comes from, and what one document is."""
+    """Text sources, and what one document is."""
 
     source: str | list[str]
+    """Files, globs, `hf://` datasets or `sample`; one or a list."""
     documents: Literal["per_file", "per_line", "per_block"] = "per_file"
+    """What one document is: a file, a line, or a block between blank lines."""
     text_field: str = "text"
+    """Field or column that holds the text."""
     validation_fraction: Fraction = 0.005
+    """Fraction of the documents held out for validation."""
 
     @property
     def sources(self) -> list[str]:
-        """The sources as a list, whichever way they were written."""
+        """The sources as a list."""
         return [self.source] if isinstance(self.source, str) else self.source
 
     @model_validator(mode="after")

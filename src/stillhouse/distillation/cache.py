@@ -21,7 +21,7 @@ from stillhouse.distillation.settings import CACHED_LOSSES
 from stillhouse.errors import RunError
 from stillhouse.families.registry import family_of
 from stillhouse.objectives.chunks import rows_per_chunk
-from stillhouse.objectives.language_model import HIDDEN_LOSSES, Teacher, project
+from stillhouse.objectives.language_model import HIDDEN_TERMS, Teacher, project
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.objectives.sparse import sparse_kl, sparse_rows
 from stillhouse.recipe import Recipe
@@ -97,7 +97,7 @@ def cache_inputs(recipe: Recipe, run: RunFolder, teacher: str) -> Inputs:
 
 def needs_hidden(losses: LossesRecipe) -> bool:
     """Whether a term compares last hidden states, which the cache then holds too."""
-    return any(name in HIDDEN_LOSSES for name in losses.active())
+    return any(name in HIDDEN_TERMS for name in losses.active())
 
 
 def cache_format(

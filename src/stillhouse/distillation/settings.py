@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.section import Section
 from stillhouse.tokens.settings import CacheKind
@@ -18,18 +19,20 @@ from stillhouse.training.settings import PretrainingRecipe
 
 
 class CacheRecipe(Section):
-    """The teacher's outputs, written once: `size` tokens of each row, the likeliest or a sample."""
+    """A cache of the teacher's outputs: `size` tokens of each row's distribution."""
 
     cache: CacheKind
+    """What is stored of each row: the most likely tokens, or an unbiased sample."""
     size: PositiveInt = 32
+    """Tokens stored per row."""
 
 
 def _kind_of_teacher_outputs(value: object) -> str:
     return "cached" if isinstance(value, (Mapping, CacheRecipe)) else "named"
 
 
-# The terms of the objective that a cached teacher serves, beside those that need none.
-CACHED_LOSSES = ("soft_target", "hidden_cosine", "hidden_mse")
+# The terms that a teacher cache holds, beside those that need no teacher.
+CACHED_LOSSES = tuple(name for name, divergence in DIVERGENCES.items() if divergence.cacheable)
 
 DEFAULT_PRESET = "fast"
 
@@ -57,23 +60,31 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_of(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a distillation section starts from; a name that is refused stands for the
-    default, so that it is the one mistake."""
+    """The values that a distillation section starts from.
+
+    An unknown preset gives the default's, so that its name is the one mistake reported.
+    """
     return PRESETS.get(str(section.get("preset", DEFAULT_PRESET)), PRESETS[DEFAULT_PRESET])
 
 
 class DistillationRecipe(PretrainingRecipe):
-    """How the student learns from its teacher, and which control it is held against."""
+    """Distillation of the student, and the control it is compared with."""
 
     preset: Literal["fast", "classic"] = DEFAULT_PRESET
+    """Values that temperature, losses and dropout start from."""
     temperature: PositiveFloat
+    """Temperature of both models' softmax in the divergences."""
     losses: LossesRecipe
+    """Terms of the objective."""
     teacher_outputs: Annotated[
         Annotated[Literal["live"], Tag("named")] | Annotated[CacheRecipe, Tag("cached")],
         Discriminator(_kind_of_teacher_outputs),
     ] = "live"
-    teacher_sharded: bool = False  # over the ranks: a live teacher's layers
+    """Compute the teacher's outputs while training, or read them from a cache."""
+    teacher_sharded: bool = False
+    """Shard the live teacher's layers over the ranks."""
     control: Literal["same_tokens", "same_time", "both", "none"] = "same_tokens"
+    """Control trained without a teacher: on the same tokens, for the same time, or both."""
 
     @model_validator(mode="before")
     @classmethod

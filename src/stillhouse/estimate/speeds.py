@@ -19,13 +19,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.distillation.cache import cache_format, teacher_rows
 from stillhouse.evaluation.perplexity import TOKENS_PER_BATCH, sequence_losses
+from stillhouse.families.base import with_num_layers
 from stillhouse.families.registry import family_of
 from stillhouse.finetuning.data import TaskSource, planned_task_step
 from stillhouse.finetuning.objective import TaskObjective
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.inference.reference import greedy_tokens
 from stillhouse.models.load import count_parameters, empty_model
-from stillhouse.models.task_models import config_with_num_layers, random_task_model
+from stillhouse.models.task_models import random_task_model
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.recipe import Recipe
@@ -394,7 +395,7 @@ def _fewer_layers(config: PretrainedConfig, share: float) -> PretrainedConfig:
     """About this share of the layers, but no fewer than two."""
     layers = config.num_hidden_layers
     wanted = max(min(FEWEST_LAYERS, layers), round(share * layers))
-    return config_with_num_layers(config, wanted)
+    return with_num_layers(config, wanted)
 
 
 def _shape(config: PretrainedConfig | None) -> str:

@@ -1,13 +1,13 @@
-"""Attention that takes a batch's mask as it is, and none for none; plain products on a processor.
+"""Attention that uses the batch's explicit mask, or none; matrix products on a CPU.
 
-Given no mask, a causal body of transformers looks into the position ids for packed sequences. That
-waits for the device; and where it is compiled, and cannot look, it builds a dense mask, which the
-fastest attention kernels do not take. A batch says itself what it holds. transformers asks nothing
-of an attention function that has no mask function beside it, hence a name of its own.
+Given no mask, a causal body of transformers searches the position ids for packed sequences. That
+waits for the device, and a compiled body builds a dense mask instead, which the fastest attention
+kernels reject. Our batches know whether they are packed. transformers builds no mask for an
+attention function that is registered without a mask function, hence our own registration.
 
-On a processor two batched products and a softmax take a third to two thirds of the time of
-PyTorch's own attention, forward and backward, as long as the square of positions is small
-(docs/experiments.md, "Attention on a CPU").
+On a CPU two batched products and a softmax take a third to two thirds of the time of PyTorch's own
+attention, forward and backward, for short sequences (docs/experiments.md, "Attention on a
+CPU").
 
 Axes: B sequences, H heads, T positions, D size of a head.
 """
@@ -24,7 +24,7 @@ from transformers import AttentionInterface, PretrainedConfig
 from stillhouse.errors import ModelError
 
 NAME = "stillhouse"
-LONGEST = 256  # positions; at 512 nothing is gained
+MAX_LENGTH = 256  # positions; at 512 the products gain nothing
 
 _sdpa = AttentionInterface()["sdpa"]
 
@@ -40,12 +40,14 @@ def _attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer; one with a sliding window names it, and its caller's
-    mask does not know of it."""
+    """The function that transformers calls in each layer.
+
+    A layer with a sliding window passes its size, which the caller's mask does not include.
+    """
     unknown = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
     if unknown:
         raise ModelError(
-            f"The model's attention takes {', '.join(unknown)}, which this attention does not know."
+            f"The model's attention needs {', '.join(unknown)}, which Stillhouse does not support."
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     window = kwargs.pop("sliding_window", None)
@@ -68,8 +70,8 @@ def within_window(
 ) -> Bool[Tensor, "1 1 Q K"]:
     """True where a key is less than `window` positions from a query, and, if causal, not after it.
 
-    The queries are the last of the keys' positions. (transformers' convention for both kinds: a
-    model that sees w positions to each side passes w + 1.)
+    The queries are the last of the keys' positions. In transformers' convention a model with w
+    positions on each side passes w + 1.
     """
     queries = torch.arange(num_keys - num_queries, num_keys)[:, None]
     distance = queries - torch.arange(num_keys)[None]
@@ -78,7 +80,7 @@ def within_window(
 
 
 def _both(mask: Tensor | None, seen: Bool[Tensor, "1 1 Q K"]) -> Tensor:
-    """What a caller's mask (of booleans, or added to the scores) and a window both let through."""
+    """The intersection of a mask (boolean or additive) and a window."""
     if mask is None:
         return seen
     if mask.dtype == torch.bool:
@@ -87,11 +89,13 @@ def _both(mask: Tensor | None, seen: Bool[Tensor, "1 1 Q K"]) -> Tensor:
 
 
 def _is_for_products(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
-    """Short, on a processor, and of the form of a whole sequence. Compiled bodies keep PyTorch's
-    kernel: what they gain there is not known."""
+    """Whether the products are faster: short whole sequences on a CPU, not compiled.
+
+    (Compiled bodies keep PyTorch's kernel: the gain there is not measured.)
+    """
     here = query.device.type == "cpu" and not torch.compiler.is_compiling()
     whole = query.shape == key.shape and (mask is None or mask.dtype == torch.bool)
-    return here and whole and query.shape[2] <= LONGEST
+    return here and whole and query.shape[2] <= MAX_LENGTH
 
 
 def plain_attention(
@@ -103,11 +107,12 @@ def plain_attention(
     scale: float,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T D"]:
-    """softmax(scale * query @ key^T over what is visible) @ value, in the precision of the query.
+    """softmax(scale * query @ key^T over visible keys) @ value, in the precision of the query.
 
     Args:
-        visible: True where a query (second to last axis) sees a key (last axis); None: everywhere.
-        dropout: The chance of a weight to be dropped.
+        visible: True where a query (second to last axis) attends to a key (last axis); None for
+            all.
+        dropout: Probability of dropping a weight.
     """
     num_sequences, num_heads, length, _ = query.shape
     square = (num_sequences * num_heads, length, length)
@@ -128,10 +133,9 @@ def plain_attention(
 
 
 def dropout_factors(like: Tensor, chance: float) -> Tensor:
-    """Zero with this chance, to 1 part in 65,536, else what makes the mean one; of the shape, type
-    and device of `like`.
+    """Zero with probability `chance` (to 1 part in 65,536), else 1 / (1 - chance); like `like`.
 
-    Four factors are made of one random word. (PyTorch's own dropout draws each by itself: 8 ns, a
+    One random 64-bit word gives four factors. (PyTorch's dropout draws each separately: 8 ns, a
     twentieth of a step of BERT-base.)
     """
     values = 2**16
@@ -146,10 +150,10 @@ AttentionInterface.register(NAME, _attention)
 
 @contextmanager
 def explicit_attention_mask(config: PretrainedConfig) -> Iterator[None]:
-    """Within, the model of this configuration believes its caller; generation must not run here.
+    """Within this context the model uses the caller's mask as it is; do not generate in it.
 
     Raises:
-        ModelError: its attention could not take a caller's mask.
+        ModelError: the model's attention cannot use an explicit mask.
     """
     before = config._attn_implementation
     chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())

@@ -1,8 +1,7 @@
-"""What differs between architectures, as data: one `Family` for each kind of model.
+"""What differs between architectures, as data: one `Family` for each `model_type`.
 
-Models come from transformers; a family only knows where their parts are, how a student's
-configuration follows from its teacher's, and which teacher parameter each student parameter starts
-from. Adding an architecture is one file here.
+Models come from transformers. A family knows where their parts are, how a student's configuration
+follows from its teacher's, and which teacher parameter initializes each student parameter.
 
 Axes: B sequences, T positions, N rows that count or tokens, D hidden size (of a head beside H
 heads), V vocabulary.
@@ -11,7 +10,8 @@ heads), V vocabulary.
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -38,8 +38,7 @@ class Head:
 
 @runtime_checkable
 class Attend(Protocol):
-    """Attention of N tokens that need not belong together, each to those before it in its own
-    sequence, whose keys and values are kept."""
+    """Attention of N tokens of any sequences, each to its own sequence's cached keys and values."""
 
     def __call__(
         self,
@@ -52,7 +51,7 @@ class Attend(Protocol):
 
 @runtime_checkable
 class RunTokens(Protocol):
-    """Hidden states of N tokens before the final norm; `ids` and `positions` say which they are."""
+    """Hidden states of N tokens before the final norm."""
 
     def __call__(
         self, ids: Int[Tensor, " N"], positions: Int[Tensor, " N"], attend: Attend
@@ -61,7 +60,8 @@ class RunTokens(Protocol):
 
 @dataclass(frozen=True)
 class StudentMapping:
-    """How a student of one family follows from a teacher of another, or of the same."""
+    """How a student's configuration and weights follow from a teacher's, given the number of layers
+    and the layer map."""
 
     config: Callable[[PretrainedConfig, int], PretrainedConfig]
     weights: Callable[[Parameters, Sequence[int]], dict[str, Tensor]]
@@ -71,11 +71,23 @@ class StudentMapping:
 class Family:
     """One architecture. Attribute paths are relative to the transformers model with its head.
 
-    `attention_projections` are relative to a layer: the modules, in the order they run, whose
-    outputs side by side are its queries, keys and values. `position_wise` are those after its
-    attention that treat each position by itself and hold matrices. `token_runner` gives how a
-    causal model, as it is now, reads tokens of many sequences at once, each of which attends as it
-    is told to.
+    Attributes:
+        body, layers, final_norm: Paths of the model without its head, its list of layers, and the
+            norm after the last layer.
+        attention_projections: Modules of a layer, in the order they run, whose outputs side by
+            side are its queries, keys and values.
+        position_wise: Modules of a layer after its attention that treat each position separately
+            and hold matrices.
+        embeddings: Parameters that `student.freeze` can name.
+        whole_head: The head, including rows that pad the vocabulary.
+        config_from_scratch: Configuration of a new model: its size, vocabulary size, sequence
+            length in tokens, and special token ids (end_of_text, pad, cls, sep).
+        students: Other families that a student can be of; the first is the default. Without any, a
+            student is of its teacher's family.
+        position_offset: Row of the position embeddings for position 0.
+        ignored_on_load: Patterns of weights in published checkpoints that the model has no use for.
+        token_runner: How a causal model computes tokens of many sequences in one batch; reads the
+            model's current weights.
     """
 
     model_type: str
@@ -85,16 +97,22 @@ class Family:
     layers: str
     attention_projections: tuple[str, ...]
     position_wise: tuple[str, ...]
-    final_norm: str | None
     embeddings: Mapping[str, str]
     whole_head: Callable[[Any], Head]
-    students: Mapping[str, StudentMapping]
-    config_from_scratch: (
-        Callable[[ArchitectureRecipe, int, int, Mapping[str, int]], PretrainedConfig] | None
-    )
+    config_from_scratch: Callable[
+        [ArchitectureRecipe, int, int, Mapping[str, int]], PretrainedConfig
+    ]
+    final_norm: str | None = None
+    students: Mapping[str, StudentMapping] = field(default_factory=dict)
     position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
     ignored_on_load: tuple[str, ...] = ()
     token_runner: Callable[[Any], RunTokens] | None = None
+
+    @property
+    def student_mappings(self) -> dict[str, StudentMapping]:
+        """Families that a student can be of, the default first."""
+        own = StudentMapping(with_num_layers, partial(copy_layers, self.layers))
+        return {**self.students, self.model_type: own}
 
     def head(self, model: PreTrainedModel) -> Head:
         """The language modeling head, without the rows that pad its vocabulary."""
@@ -125,28 +143,27 @@ class Family:
         return output.last_hidden_state
 
     def run_rows(self, model: PreTrainedModel, batch: Batch, rows: Rows) -> Float[Tensor, "N D"]:
-        """The last hidden states of the rows that count, in order.
+        """Last hidden states of the rows that count, in order.
 
-        (A compiled body computes all of them: the number of rows changes, and it would be compiled
-        anew each time. So does one that computes its activations a second time, out of sight.)
+        A compiled body computes all rows: their number changes, and each change would recompile it.
+        So does a body with activation checkpointing, whose recomputation runs outside of this call.
         """
         numbers, shape = batch.row_numbers(rows), batch.input_ids.shape
         body = model.get_submodule(self.body)
         recomputed = getattr(self.layers_of(model)[0], "gradient_checkpointing", False)
-        seen = body._compiled_call_impl is None and not recomputed
-        few = seen and 2 * len(numbers) <= shape.numel()
+        eager = body._compiled_call_impl is None and not recomputed
+        few = eager and 2 * len(numbers) <= shape.numel()
         with compute_only_rows(self.last_position_wise(model) if few else (), numbers, shape):
             return self.run_body(model, batch).flatten(0, 1).index_select(0, numbers)
 
     def layers_of(self, model: PreTrainedModel) -> nn.ModuleList:
-        """The layers of a model, whatever its head."""
-        place = self.layers.removeprefix(f"{self.body}.")
-        layers = model.base_model.get_submodule(place)
+        """The layers of a model with any head, or none."""
+        layers = model.base_model.get_submodule(self.layers.removeprefix(f"{self.body}."))
         assert isinstance(layers, nn.ModuleList)
         return layers
 
     def last_position_wise(self, model: PreTrainedModel) -> list[nn.Module]:
-        """The row-wise modules of the last layer."""
+        """The position-wise modules of the last layer."""
         last = self.layers_of(model)[-1]
         return [last.get_submodule(name) for name in self.position_wise]
 
@@ -155,42 +172,38 @@ class Family:
 
 
 def num_tokens(model: PreTrainedModel) -> int | None:
-    """How many token ids the tokenizer of a loaded model has, the gaps between them counted; None
-    where nothing is known of one.
+    """Number of token ids of a loaded model's tokenizer, gaps included; None without one.
 
-    A vocabulary may be padded beyond it (50,257 tokens in 50,304 rows). Those rows stand for no
-    text: they take part in no loss, no probability and no cache.
+    A vocabulary may be padded beyond it (50,257 tokens in 50,304 rows). Padding rows take part in
+    no loss, no probability and no cache.
     """
     return getattr(model, "num_tokens", None)
 
 
-def renumber_layers(layers: str) -> Callable[[Parameters, Sequence[int]], dict[str, Tensor]]:
-    """Weights of a student of the same family: student layer i is teacher layer layer_map[i]."""
+def copy_layers(layers: str, teacher: Parameters, layer_map: Sequence[int]) -> dict[str, Tensor]:
+    """Weights of a student of the same family: student layer i is teacher layer layer_map[i].
+
+    Args:
+        layers: Path of the list of layers.
+    """
     pattern = re.compile(rf"^{re.escape(layers)}\.(\d+)\.")
-
-    def copy_layers(teacher: Parameters, layer_map: Sequence[int]) -> dict[str, Tensor]:
-        student = {name: tensor for name, tensor in teacher.items() if not pattern.match(name)}
-        for name, tensor in teacher.items():
-            match = pattern.match(name)
-            if match is None:
-                continue
-            for new, old in enumerate(layer_map):
-                if int(match.group(1)) == old:
-                    student[f"{layers}.{new}.{name[match.end() :]}"] = tensor
-        return student
-
-    return copy_layers
+    student = {}
+    for name, tensor in teacher.items():
+        match = pattern.match(name)
+        if match is None:
+            student[name] = tensor
+            continue
+        for new, old in enumerate(layer_map):
+            if int(match.group(1)) == old:
+                student[f"{layers}.{new}.{name[match.end() :]}"] = tensor
+    return student
 
 
-def with_num_layers(key: str) -> Callable[[PretrainedConfig, int], PretrainedConfig]:
-    """Configuration of a student that differs from its teacher in depth alone."""
-
-    def config_for(teacher: PretrainedConfig, num_layers: int) -> PretrainedConfig:
-        config = copy.deepcopy(teacher)
-        setattr(config, key, num_layers)
-        return config
-
-    return config_for
+def with_num_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
+    """A copy of the configuration that differs in its number of layers alone."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = num_layers
+    return config
 
 
 def projection(module: Any) -> tuple[Tensor, Tensor | None]:

@@ -1,8 +1,7 @@
-"""Which teacher layers a student's layers start from.
+"""The teacher layer that initializes each student layer.
 
-The rule for a layer map given as a number n: student layer i starts from teacher layer
-round(i * (L - 1) / (n - 1)), halves to even; n = 1 takes layer 0. For 6 of 12 that is 0, 2, 4, 7,
-9, 11, the map of 2019.
+For n student and L teacher layers, student layer i is teacher layer round(i * (L - 1) / (n - 1)),
+halves to even; n = 1 takes layer 0. For 6 of 12 that is 0, 2, 4, 7, 9, 11, the map of 2019.
 """
 
 from stillhouse.errors import RecipeError
@@ -18,27 +17,24 @@ def evenly_spread(num_student_layers: int, num_teacher_layers: int) -> list[int]
 
 
 def layers_from(wanted: int | list[int] | None, num_teacher_layers: int, *, key: str) -> list[int]:
-    """The layer map that a recipe asks for under `key`; where it asks for none, half the layers.
+    """The layer map of the recipe's `key`; by default half the layers.
 
     Raises:
         RecipeError: a layer that the teacher does not have, or more layers than it has.
     """
-    last = num_teacher_layers - 1
+    last, half = num_teacher_layers - 1, max(1, num_teacher_layers // 2)
     if isinstance(wanted, list):
         unknown = [layer for layer in wanted if not 0 <= layer <= last]
         if unknown:
             raise RecipeError(
-                f"{key} names teacher layers {unknown}, but the teacher has layers 0 "
-                f"to {last}. "
-                "Choose from those, such as "
-                f"{evenly_spread(max(1, num_teacher_layers // 2), num_teacher_layers)}."
+                f"{key} names teacher layers {unknown}, but the teacher has layers 0 to {last}. "
+                f"Choose from those, such as {evenly_spread(half, num_teacher_layers)}."
             )
         return wanted
-    num_layers = wanted or max(1, num_teacher_layers // 2)
+    num_layers = wanted or half
     if num_layers > num_teacher_layers:
         raise RecipeError(
             f"{key} asks for {counted(num_layers, 'layer')}, but the teacher has "
-            f"{num_teacher_layers}. "
-            f"Give a number from 1 to {num_teacher_layers}."
+            f"{num_teacher_layers}. Give a number from 1 to {num_teacher_layers}."
         )
     return evenly_spread(num_layers, num_teacher_layers)

@@ -1,8 +1,7 @@
-"""A layer's position-wise part at chosen rows alone.
+"""A layer's position-wise modules, computed for selected rows only.
 
-After its attention every position of a layer goes its own way. Where few rows of the last layer are
-read, as in masked language modeling, only they need what follows: three quarters of the layer's
-multiply-adds.
+After attention a layer treats each position separately. If few rows of the last layer are read, as
+in masked language modeling, only they need these modules: three quarters of the layer's FLOPs.
 
 Axes: B sequences, T positions, N rows that are read.
 """
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 def compute_only_rows(
     modules: Iterable[nn.Module], numbers: Int[Tensor, " N"], shape: torch.Size
 ) -> Iterator[None]:
-    """Within, the modules compute these of the B * T rows, and give zeros for all others.
+    """Within this context the modules compute these of the B * T rows, and zeros for the others.
 
     Args:
-        modules: They take and give (B, T, *) and treat each position by itself.
+        modules: Position-wise modules from (B, T, *) to (B, T, *).
         shape: (B, T).
     """
 

@@ -1,4 +1,4 @@
-"""Queries, keys and values of one attention layer, caught while a model's body runs.
+"""Queries, keys and values of one attention layer, captured in a forward pass.
 
 Axes: B sequences, T positions, D hidden size.
 """
@@ -12,33 +12,32 @@ from transformers import PreTrainedModel
 
 from stillhouse.families.base import Family
 
-NUM_KINDS = 3  # queries, keys, values
+NUM_TENSORS = 3  # queries, keys, values
 
 
 class QKVHook:
-    """Catches one layer's queries, keys and values, each (B, T, D), while it is open.
+    """Captures one layer's queries, keys and values, each (B, T, D), while it is open.
 
-    The hooks stay on the layer: a compiled body has those of its first run traced in and sees no
-    later ones. So a tap is made before that run, and only what is open catches anything.
+    The hooks stay on the layer: a compiled body traces the hooks of its first run and ignores later
+    ones. Create the hook before that run.
     """
 
     def __init__(self, family: Family, model: PreTrainedModel, layer: int) -> None:
         parent = family.layers_of(model)[layer]
-        self._kinds_each = NUM_KINDS // len(family.attention_projections)
-        self._caught: list[Tensor] | None = None
+        self._tensors_per_module = NUM_TENSORS // len(family.attention_projections)
+        self._captured: list[Tensor] | None = None
         for name in family.attention_projections:
-            parent.get_submodule(name).register_forward_hook(self._catch)
+            parent.get_submodule(name).register_forward_hook(self._capture)
 
     @contextmanager
     def open(self) -> Iterator[list[Tensor]]:
-        """A list that a run of the body fills; it is the caller's, and nothing else refers to it
-        afterwards."""
-        self._caught = []
+        """A list that a forward pass fills; the hook keeps no reference to it afterwards."""
+        self._captured = []
         try:
-            yield self._caught
+            yield self._captured
         finally:
-            self._caught = None
+            self._captured = None
 
-    def _catch(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self._caught is not None:
-            self._caught.extend(output.chunk(self._kinds_each, dim=-1))
+    def _capture(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self._captured is not None:
+            self._captured.extend(output.chunk(self._tensors_per_module, dim=-1))

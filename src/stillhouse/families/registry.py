@@ -1,15 +1,17 @@
 """Which family a model belongs to."""
 
+from importlib import import_module
+
 from transformers import PretrainedConfig
 
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.families import bert, distilbert, gpt2, roberta
+from stillhouse.families import architectures
 from stillhouse.families.base import Family
+from stillhouse.families.settings import FAMILY_NAMES
 from stillhouse.tokens.settings import TokensRecipe
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (gpt2.FAMILY, bert.FAMILY, distilbert.FAMILY, roberta.FAMILY)
+    name: import_module(f"{architectures.__name__}.{name}").FAMILY for name in FAMILY_NAMES
 }
 
 
@@ -17,11 +19,11 @@ def family_named(model_type: str) -> Family:
     """The family of a transformers `model_type`.
 
     Raises:
-        ModelError: Stillhouse does not know this architecture.
+        ModelError: the architecture is not supported.
     """
     if model_type not in FAMILIES:
         raise ModelError(
-            f"Stillhouse does not know the architecture {model_type!r}; it knows "
+            f"The architecture {model_type!r} is not supported; supported are "
             f"{', '.join(FAMILIES)}."
         )
     return FAMILIES[model_type]
@@ -33,11 +35,11 @@ def family_of(config: PretrainedConfig) -> Family:
 
 
 def check_sequence_length(tokens: TokensRecipe, teacher: PretrainedConfig) -> None:
-    """Refuse sequences longer than the teacher's positions, and the wrong kind of language
-    modeling.
+    """Check the recipe's sequences and kind of language modeling against the teacher.
 
     Raises:
-        RecipeError: either of them.
+        RecipeError: sequences longer than the teacher's positions, or causal sequences for a masked
+            teacher, or the reverse.
     """
     family = family_of(teacher)
     if family.language_modeling != tokens.language_modeling:
@@ -50,6 +52,5 @@ def check_sequence_length(tokens: TokensRecipe, teacher: PretrainedConfig) -> No
     if tokens.sequence_length > num_positions:
         raise RecipeError(
             f"tokens.sequence_length is {tokens.sequence_length}, but the teacher has "
-            f"{num_positions} "
-            f"positions. Set it to at most {num_positions}."
+            f"{num_positions} positions. Set it to at most {num_positions}."
         )

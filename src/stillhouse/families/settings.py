@@ -1,25 +1,38 @@
 """Architecture settings of a recipe."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, PositiveInt, model_validator
 
 from stillhouse.section import Section
+
+# The files of `architectures`: listed, not imported, since they import transformers.
+FAMILY_NAMES = tuple(
+    module.name for module in iter_modules([str(Path(__file__).with_name("architectures"))])
+)
+if TYPE_CHECKING:
+    FamilyName = str
+else:
+    FamilyName = Literal[FAMILY_NAMES]
 
 
 class ArchitectureRecipe(Section):
     """The size of a model with random weights."""
 
-    family: Literal["gpt2", "bert", "roberta"]
+    family: FamilyName
+    """Architecture, by transformers' model_type."""
     num_layers: PositiveInt
+    """Number of layers."""
     hidden_size: PositiveInt
+    """Size of the hidden states, a multiple of num_heads."""
     num_heads: PositiveInt
+    """Number of attention heads."""
     intermediate_size: PositiveInt | None = None
+    """Size of the feed-forward layer; by default 4 times hidden_size."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability of the model's configuration."""
 
     @model_validator(mode="after")
     def _heads_divide_the_hidden_size(self) -> Any:

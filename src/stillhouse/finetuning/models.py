@@ -7,12 +7,12 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import RecipeError
+from stillhouse.families.base import with_num_layers
 from stillhouse.families.layer_map import layers_from
 from stillhouse.finetuning.objective import check_terms
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.task_models import (
-    config_with_num_layers,
     head_of,
     load_task_model,
     reorder_outputs,
@@ -52,7 +52,7 @@ def resolve_configs(
         found[model] = starts[model]
         layer_map = layer_map_of(name, recipe, model, starts[model])
         if layer_map is not None:
-            found[model] = config_with_num_layers(starts[model], len(layer_map))
+            found[model] = with_num_layers(starts[model], len(layer_map))
         if settings.teacher is not None:
             check_terms(task, recipe.losses)
             teacher = teachers.get(settings.teacher) or found[settings.teacher]

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from stillhouse.errors import RecipeError
 from stillhouse.families.registry import family_of
 from stillhouse.finetuning.settings import TaskLossesRecipe
-from stillhouse.objectives.losses import hidden_cosine_loss, hidden_mse_loss, soft_target_loss
+from stillhouse.objectives.divergences.hidden_cosine import hidden_cosine_loss
+from stillhouse.objectives.divergences.hidden_mse import hidden_mse_loss
+from stillhouse.objectives.divergences.soft_target import soft_target_loss
 from stillhouse.objectives.relation_term import RelationTerm
 from stillhouse.objectives.task_losses import (
     binary_soft_target_loss,

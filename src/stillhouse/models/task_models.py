@@ -15,7 +15,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import ModelError
-from stillhouse.families.base import renumber_layers
+from stillhouse.families.base import copy_layers, with_num_layers
 from stillhouse.families.registry import family_of
 from stillhouse.models.config_check import differing_shapes
 from stillhouse.models.folder_check import load_config
@@ -74,12 +74,11 @@ def task_model_with_num_layers(model: PreTrainedModel, layer_map: Sequence[int])
     family = family_of(model.config)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     layers = prefix + family.layers.removeprefix(f"{family.body}.")
-    with_num_layers = type(model)(config_with_num_layers(model.config, len(layer_map)))
-    weights = renumber_layers(layers)(model.state_dict(), layer_map)
-    with_num_layers.load_state_dict(weights)
-    if with_num_layers.can_generate():
-        with_num_layers.generation_config = copy.deepcopy(model.generation_config)
-    return with_num_layers.eval()
+    student = type(model)(with_num_layers(model.config, len(layer_map)))
+    student.load_state_dict(copy_layers(layers, model.state_dict(), layer_map))
+    if student.can_generate():
+        student.generation_config = copy.deepcopy(model.generation_config)
+    return student.eval()
 
 
 def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
@@ -90,12 +89,6 @@ def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
         head.weight.copy_(head.weight[list(order)])
         if head.bias is not None:
             head.bias.copy_(head.bias[list(order)])
-
-
-def config_with_num_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
-    """The configuration of the same model with fewer layers."""
-    family = family_of(config)
-    return family.students[family.model_type].config(config, num_layers)
 
 
 def configured(config: PretrainedConfig, settings: Mapping[str, Any]) -> PretrainedConfig:

@@ -1,2 +1,2 @@
-"""Every loss: `losses` states them plainly, `fused` computes them without full logits; `relation`
-compares what two models' attention sees."""
+"""Losses: `divergences` has the formulas, `fused` computes them without full logits, `relation`
+compares two models' attention."""

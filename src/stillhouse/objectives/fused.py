@@ -1,10 +1,9 @@
-"""Head and losses in one pass over chunks of rows: exact values and gradients, never B x T x V
+"""Head and losses in one pass over chunks of rows: exact values and gradients without B x T x V
 logits.
 
-For a chunk of rows the student's and the teacher's logits are computed, every term's value and its
-gradient with respect to the student's logits are taken by formula (`logit_gradients`), and the
-gradient is folded at once into those of the features, the projection's weight and its bias. Logits
-exist for one chunk only.
+For each chunk, the student's and the teacher's logits give every term's value and gradient
+(`logit_gradients`), and the gradient is accumulated at once into those of the features, the
+projection's weight and its bias. Only one chunk's logits are in memory.
 
 Axes: N rows that count, c rows of a chunk, n rows of a block, b buffers, V vocabulary, D hidden
 size.
@@ -28,13 +27,12 @@ from stillhouse.objectives.logit_gradients import (
 )
 from stillhouse.tokens.teacher_rows import SparseRows
 
-BLOCK_BUFFERS = 6  # student, teacher, gradient and three to work with, each (n, V)
+BLOCK_BUFFERS = 6  # student, teacher, gradient and three scratch tensors, each (n, V)
 
 
 @dataclass(frozen=True)
 class Projection:
-    """What a head multiplies: features of the rows that count, and the projection onto the
-    vocabulary."""
+    """Features of the rows that count, and the projection onto the vocabulary."""
 
     features: Float[Tensor, "N D"]
     weight: Float[Tensor, "V D"]
@@ -60,8 +58,7 @@ def fused_losses(
         chunk_rows: Rows whose logits exist at once; chosen from memory by default.
 
     Returns:
-        sum over terms of coefficient * value, and the values by name, in nats (or as `losses`
-        says).
+        Sum over terms of coefficient * value, and the values by name.
     """
     served = {Projection: TEACHER_TERMS, SparseRows: SPARSE_TERMS}.get(type(teacher), ())
     if unserved := sorted(set(terms) - {"language_modeling", *served}):
@@ -99,7 +96,7 @@ class _FusedLosses(torch.autograd.Function):
         student_weight = weight.detach().to(compute)
         teacher_weight = teacher.weight.to(compute) if isinstance(teacher, Projection) else None
         grad_features = torch.empty_like(features)
-        grad_weight = None  # the first chunk's product becomes it; with no rows it is zero
+        grad_weight = None  # the first chunk's product starts it; without rows it is zero
         if needs_weight and not len(features):
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = (
@@ -147,7 +144,7 @@ class _FusedLosses(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Pass:
-    """What one pass over the rows needs beside their logits, and where its sums go."""
+    """Inputs of a pass over the rows beside their logits, and its accumulators."""
 
     bias: Tensor | None
     teacher: Projection | SparseRows | None
@@ -161,10 +158,10 @@ class _Pass:
     def turn_into_gradients(
         self, logits: Float[Tensor, "c V"], teacher_logits: Float[Tensor, "c V"] | None, first: int
     ) -> None:
-        """Replace a chunk's logits by the gradients for them, block by block.
+        """Replace a chunk's logits by their gradients, block by block.
 
         Args:
-            first: The row with which the chunk begins.
+            first: Index of the chunk's first row.
         """
         for block in blocks(len(logits), self.buffers.shape[1]):
             rows = slice(first + block.start, first + block.stop)
@@ -197,7 +194,7 @@ def _compute_dtype(features: Tensor) -> torch.dtype:
 
 
 def _accumulated(total: Tensor | None, gradient: Tensor, chunk: Tensor) -> Tensor:
-    """The float32 gradient of the weight with one chunk's added; the first product begins it."""
+    """The weight's float32 gradient with one chunk's added; None starts it."""
     if total is None:
         return (gradient.T @ chunk).float()
     if chunk.dtype == torch.float32:

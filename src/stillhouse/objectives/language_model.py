@@ -1,8 +1,7 @@
-"""The objective of a language model on one micro-batch, under a teacher (live or cached) or alone.
+"""The objective of a language model on one micro-batch, with a teacher (live or cached) or without.
 
-Bodies run first; the rows that count are selected from their hidden states; only those rows reach
-the head and the losses. With no teacher the one term left is the language modeling loss: that is
-how teachers are trained and what a control learns from.
+The bodies run first; only the rows that count reach the head and the losses. Without a teacher the
+one term is the language modeling loss, which trains teachers and controls.
 
 Axes: B sequences, T positions, N rows that count, D hidden size.
 """
@@ -10,23 +9,26 @@ Axes: B sequences, T positions, N rows that count, D hidden size.
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 from stillhouse.families.base import Family
+from stillhouse.objectives.divergence import LossRecipe
+from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS, LogitTerm
-from stillhouse.objectives.losses import hidden_cosine_loss, hidden_mse_loss
 from stillhouse.objectives.relation_term import RelationTerm
-from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe, LossRecipe
+from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
 from stillhouse.section import Rows
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.teacher_rows import SparseRows
 
-HIDDEN_LOSSES = {"hidden_cosine": hidden_cosine_loss, "hidden_mse": hidden_mse_loss}
+HIDDEN_TERMS = tuple(name for name, each in DIVERGENCES.items() if each.reads == "hidden")
 LANGUAGE_MODELING_ALONE = LossesRecipe(language_modeling=HardLossRecipe(weight=1.0))
 
 
@@ -40,15 +42,15 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """A teacher's side of the rows that count: last hidden states, and what the head makes of
-    them."""
+    """A teacher's last hidden states of the rows that count, and their logits' projection or sparse
+    distributions."""
 
     hidden: Tensor | None
     targets: Projection | SparseRows
 
 
 class LanguageModelObjective:
-    """Weighted sums of the recipe's terms; each term's own sum beside them."""
+    """The weighted sum of the recipe's terms, and each term's own sum."""
 
     def __init__(
         self,
@@ -58,13 +60,16 @@ class LanguageModelObjective:
         teacher: Teacher | Literal["cached"] | None = None,
         temperature: float = 1.0,
     ) -> None:
-        """With a `cached` teacher every batch brings its teacher's rows along."""
+        """With a `cached` teacher every batch holds the teacher's rows."""
         self.family = family
         self.teacher = teacher
         self.temperature = temperature
         self.terms: dict[str, LossRecipe | HardLossRecipe] = losses.active()
         if teacher is None and set(self.terms) != {"language_modeling"}:
             raise ValueError(f"terms {sorted(self.terms)} need a teacher")
+        self._settings = {
+            name: term.model_dump(exclude={"weight", "rows"}) for name, term in self.terms.items()
+        }
         self._relation = None
         if losses.relation is not None and "relation" in self.terms:
             if not isinstance(teacher, Teacher):
@@ -88,46 +93,53 @@ class LanguageModelObjective:
 
         Terms without a coefficient are left out. With coefficient = weight / rows of the whole
         global batch, micro-batches add up to the step's loss."""
-        kind = self._selected_rows(coefficients)
-        selected = batch.row_numbers(kind)
-        watch = (
-            nullcontext() if self._relation is None else self._relation.watch(self.family, model)
+        only_predicted = all(
+            # The relation term reads no last hidden states.
+            name == "relation" or self.terms[name].rows == "predicted"
+            for name in coefficients
         )
-        with watch as relations:
-            student_rows = self.family.run_rows(model, batch, kind)
-            taught = None
+        kind: Rows = "predicted" if only_predicted else "all"
+        selected = batch.row_numbers(kind)
+        relation = self._relation
+        with relation.watch(self.family, model) if relation else nullcontext() as relations:
+            hidden = self.family.run_rows(model, batch, kind)
+            teacher = None
             if set(coefficients) != {"language_modeling"}:
-                taught = self._taught(batch, kind)
+                teacher = self._teacher_outputs(batch, kind)
         labels = batch.labels.flatten().index_select(0, selected)
-        masks = {
-            "all": None,
-            "predicted": None if self._only_predicted(coefficients) else labels != IGNORED,
+        predicted = None if only_predicted else labels != IGNORED
+        terms = {
+            name: LogitTerm(
+                coefficients[name],
+                predicted if name != "language_modeling" and term.rows == "predicted" else None,
+                self._settings[name],
+            )
+            for name, term in self.terms.items()
+            if name in LOGIT_TERMS and name in coefficients
         }
-        total, values = self._logit_losses(model, student_rows, taught, labels, masks, coefficients)
-        for name, coefficient in coefficients.items():
-            if name in HIDDEN_LOSSES:
-                assert taught is not None
-                assert taught.hidden is not None
+        total, values = hidden.new_zeros((), dtype=torch.float32), {}
+        if terms:
+            student = project(self.family, model, hidden)
+            targets = None if teacher is None else teacher.targets
+            total, values = fused_losses(
+                student, targets, labels, terms, temperature=self.temperature
+            )
+        for name in coefficients:
+            if name in HIDDEN_TERMS:
+                assert teacher is not None
+                assert teacher.hidden is not None
                 places = torch.searchsorted(selected, batch.row_numbers(self.terms[name].rows))
-                pair = (student_rows, taught.hidden)
-                value = HIDDEN_LOSSES[name](*(rows.index_select(0, places) for rows in pair))
-                values[name] = value.detach()
-                total = total + coefficient * value
+                pair = (rows.index_select(0, places) for rows in (hidden, teacher.hidden))
+                values[name] = DIVERGENCES[name].loss(*pair)
+                total = total + coefficients[name] * values[name]
         if relations is not None and "relation" in coefficients:
             kind = self.terms["relation"].rows
             value = relations.loss(batch.visible(), batch.rows(kind), batch.most_rows(kind))
-            values["relation"] = value.detach()
+            values["relation"] = value
             total = total + coefficients["relation"] * value
-        return total, values
+        return total, {name: value.detach() for name, value in values.items()}
 
-    def _only_predicted(self, names: Mapping[str, float]) -> bool:
-        """Whether no term reads hidden states of other rows (the relation term reads none)."""
-        return all(self.terms[name].rows == "predicted" for name in names if name != "relation")
-
-    def _selected_rows(self, names: Mapping[str, float]) -> Rows:
-        return "predicted" if self._only_predicted(names) else "all"
-
-    def _taught(self, batch: Batch, kind: Rows) -> TeacherOutputs:
+    def _teacher_outputs(self, batch: Batch, kind: Rows) -> TeacherOutputs:
         if self.teacher == "cached":
             assert batch.teacher is not None
             places = torch.searchsorted(
@@ -140,32 +152,18 @@ class LanguageModelObjective:
             hidden = self.teacher.family.run_rows(self.teacher.model, batch, kind)
             return TeacherOutputs(hidden, project(self.teacher.family, self.teacher.model, hidden))
 
-    def _logit_losses(
-        self,
-        model: PreTrainedModel,
-        student_rows: Tensor,
-        taught: TeacherOutputs | None,
-        labels: Tensor,
-        masks: Mapping[str, Tensor | None],
-        coefficients: Mapping[str, float],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = {}
-        for name, coefficient in coefficients.items():
-            if name in LOGIT_TERMS:
-                recipe = self.terms[name]
-                extra: dict[str, Any] = {
-                    key: getattr(recipe, key) for key in ("beta", "alpha") if hasattr(recipe, key)
-                }
-                rows = None if name == "language_modeling" else masks[recipe.rows]
-                terms[name] = LogitTerm(coefficient, rows, **extra)
-        if not terms:
-            return student_rows.new_zeros((), dtype=torch.float32), {}
-        student = project(self.family, model, student_rows)
-        teacher = taught.targets if taught is not None else None
-        return fused_losses(student, teacher, labels, terms, temperature=self.temperature)
+
+def language_modeling_loss(
+    student_logits: Float[Tensor, "N V"], labels: Int[Tensor, " N"]
+) -> Float[Tensor, ""]:
+    """Sum of -log q(label) at temperature 1, in nats; rows labeled -100 count nothing.
+
+    This is the formula of the term; training computes it in `logit_gradients`.
+    """
+    return F.cross_entropy(student_logits.float(), labels, reduction="sum")
 
 
 def project(family: Family, model: PreTrainedModel, hidden: Tensor) -> Projection:
-    """What the model's head multiplies for these last hidden states (N, D)."""
+    """The projection of the model's head for these last hidden states (N, D)."""
     head = family.head(model)
     return Projection(head.transform(hidden), head.weight, head.bias)

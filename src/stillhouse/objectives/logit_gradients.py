@@ -1,52 +1,46 @@
 """The terms that read logits, for a block of rows: values, and gradients by formula.
 
-The formulas are those of `losses`, whose autograd gradients they must equal (a test holds it).
 With z = student logits / temperature and q = softmax(z), a gradient g with respect to q becomes
 q * (g - sum_V q * g) with respect to z. Soft targets and language modeling are cross entropies,
-whose gradient is mass * q - target; where they have one temperature they share one softmax.
+whose gradient is mass * q - target; where they have one temperature they share one softmax. The
+other divergences bring their own gradients, or are differentiated by autograd.
 
 Axes: n rows of a block, V vocabulary, k tokens kept of a cached teacher.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stillhouse.objectives.divergence import LogitPair, log_softmax
+from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.sparse import sparse_soft_target
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.teacher_rows import SparseRows
 
-LOGIT_TERMS = (
-    "soft_target",
-    "reverse_kl",
-    "jsd",
-    "skew_kl",
-    "total_variation",
-    "logit_mse",
-    "language_modeling",
-)
-TEACHER_TERMS = tuple(name for name in LOGIT_TERMS if name != "language_modeling")
-SPARSE_TERMS = ("soft_target",)  # the teacher's terms that a few of its tokens suffice for
 CROSS_ENTROPIES = ("soft_target", "language_modeling")
+TEACHER_TERMS = tuple(name for name, each in DIVERGENCES.items() if each.reads == "logits")
+LOGIT_TERMS = (*TEACHER_TERMS, "language_modeling")
+SPARSE_TERMS = tuple(name for name in TEACHER_TERMS if DIVERGENCES[name].cacheable)
 
 
 @dataclass(frozen=True)
 class LogitTerm:
-    """One term: what its sum is multiplied with, and which rows count (None: all)."""
+    """One term: the coefficient of its sum, the rows that count (None: all), and the divergence's
+    own settings."""
 
     coefficient: float
     rows: Bool[Tensor, " N"] | None = None
-    beta: float = 0.5
-    alpha: float = 0.1
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows: float32 logits, or of a cached teacher what it kept; `rows` is their place."""
+    """A block of rows: float32 logits, or a cached teacher's tokens; `rows` is its place."""
 
     student: Float[Tensor, "n V"]
     teacher: Float[Tensor, "n V"] | SparseRows | None
@@ -67,19 +61,40 @@ def add_gradients(
     values: dict[str, Tensor],
     scratch: list[Tensor],
 ) -> None:
-    """Add the terms' weighted gradients with respect to the student's logits, and each term's own
-    sum over the block to `values`. The three `scratch` tensors (n, V) do not survive."""
+    """Add the terms' weighted gradients with respect to the student's logits to `gradient`, and
+    each term's own sum over the block to `values`. Overwrites the three `scratch` tensors (n, V).
+    """
     for name, term in terms.items():
         if name not in CROSS_ENTROPIES:
-            value, grad = _divergence(name, term, block, temperature, scratch)
-            counted = block.counted(term)
-            gradient.addcmul_(grad, term.coefficient * counted[:, None])
-            values[name] += (value * counted).sum()
+            assert isinstance(block.teacher, Tensor)
+            pair = LogitPair(block.student, block.teacher, temperature, scratch)
+            values[name] += _add_divergence(gradient, pair, name, term, block)
     own = {"soft_target": temperature, "language_modeling": 1.0}
     for softening in sorted(set(own.values())):
         chosen = {name: terms[name] for name in own if own[name] == softening and name in terms}
         if chosen:
             _add_cross_entropies(gradient, block, chosen, softening, values, scratch)
+
+
+def _add_divergence(
+    gradient: Tensor, pair: LogitPair, name: str, term: LogitTerm, block: Block
+) -> Float[Tensor, ""]:
+    """The divergence's sum over the rows that count; its weighted gradient is added."""
+    divergence = DIVERGENCES[name]
+    counted = block.counted(term)
+    if divergence.gradient is not None:
+        value, grad = divergence.gradient(pair, **term.settings)
+        gradient.addcmul_(grad, term.coefficient * counted[:, None])
+        return (value * counted).sum()
+    rows = counted.nonzero()[:, 0]
+    with torch.enable_grad():
+        student = pair.student[rows].requires_grad_()
+        total = divergence.loss(
+            student, pair.teacher[rows], temperature=pair.temperature, **term.settings
+        )
+        (grad,) = torch.autograd.grad(total, student)
+    gradient.index_add_(0, rows, grad, alpha=term.coefficient)
+    return total.detach()
 
 
 def _add_cross_entropies(
@@ -91,15 +106,15 @@ def _add_cross_entropies(
     scratch: list[Tensor],
 ) -> None:
     """Soft targets, language modeling or both, at one temperature."""
-    log_q = _log_softmax(block.student, temperature, scratch[0])
+    log_q = log_softmax(block.student, temperature, out=scratch[0])
     mass = torch.zeros_like(log_q[:, 0])
-    told, kept = block.teacher, None
+    teacher, kept = block.teacher, None
     if soft := terms.get("soft_target"):
-        if isinstance(told, SparseRows):
-            kept = log_q.gather(1, told.ids)
+        if isinstance(teacher, SparseRows):
+            kept = log_q.gather(1, teacher.ids)
         else:
-            assert told is not None
-            log_p = _log_softmax(told, temperature, scratch[1])
+            assert teacher is not None
+            log_p = log_softmax(teacher, temperature, out=scratch[1])
             p = torch.exp(log_p, out=scratch[2])
             value = log_p.sub_(log_q).mul_(p).sum(-1)
             counted = block.counted(soft)
@@ -115,66 +130,11 @@ def _add_cross_entropies(
         mass += weights
         gradient.scatter_add_(1, labels, -weights[:, None])
     q = log_q.exp_()
-    if soft is not None and kept is not None and isinstance(told, SparseRows):
-        value, sparse_mass, at_ids = sparse_soft_target(q, kept, told)
+    if soft is not None and kept is not None and isinstance(teacher, SparseRows):
+        value, sparse_mass, at_ids = sparse_soft_target(q, kept, teacher)
         counted = block.counted(soft)
         values["soft_target"] += temperature**2 * (value * counted).sum()
         weights = temperature * soft.coefficient * counted
-        gradient.scatter_add_(1, told.ids, weights[:, None] * at_ids)
+        gradient.scatter_add_(1, teacher.ids, weights[:, None] * at_ids)
         mass += weights * sparse_mass
     gradient.addcmul_(q, mass[:, None])
-
-
-def _log_softmax(logits: Tensor, temperature: float, out: Tensor) -> Tensor:
-    softened = logits if temperature == 1 else torch.div(logits, temperature, out=out)
-    return torch.log_softmax(softened, dim=-1, out=out)
-
-
-def _divergence(
-    name: str, term: LogitTerm, block: Block, temperature: float, scratch: list[Tensor]
-) -> tuple[Float[Tensor, " n"], Float[Tensor, "n V"]]:
-    """One divergence for each row, and its gradient with respect to the student's logits."""
-    assert isinstance(block.teacher, Tensor)
-    if name == "logit_mse":
-        difference = torch.sub(block.student, block.teacher, out=scratch[0])
-        value = difference.square().mean(-1)
-        return value, difference.mul_(2 / difference.shape[-1])
-    log_p = _log_softmax(block.teacher, temperature, scratch[0])
-    log_q = _log_softmax(block.student, temperature, scratch[1])
-    value, grad = _softened_divergence(name, term, log_p, log_q, scratch[2])
-    if name == "total_variation":
-        return value, grad.div_(temperature)
-    return value * temperature**2, grad.mul_(temperature)
-
-
-def _softened_divergence(
-    name: str, term: LogitTerm, log_p: Tensor, log_q: Tensor, scratch: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The same without temperature^2, its gradient with respect to the softened logits."""
-    q = torch.exp(log_q, out=scratch)
-    if name == "reverse_kl":
-        ratio = log_q - log_p
-        return (q * ratio).sum(-1), _through_softmax(q, ratio)
-    if name == "total_variation":
-        difference = q - log_p.exp()
-        return 0.5 * difference.abs().sum(-1), _through_softmax(q, 0.5 * difference.sign_())
-    if name == "jsd":
-        log_m = torch.logaddexp(log_p + math.log(term.beta), log_q + math.log1p(-term.beta))
-        teacher_part = (log_p.exp() * (log_p - log_m)).sum(-1)
-        ratio = log_q - log_m
-        value = term.beta * teacher_part + (1 - term.beta) * (q * ratio).sum(-1)
-        return value, _through_softmax(q, ratio.mul_(1 - term.beta))
-    assert name == "skew_kl"
-    log_m = log_q
-    if term.alpha > 0:
-        log_m = torch.logaddexp(log_p + math.log(term.alpha), log_q + math.log1p(-term.alpha))
-    value = (log_p.exp() * (log_p - log_m)).sum(-1)
-    # q * g with g = -(1 - alpha) * p / m, kept together so that q / m cannot overflow.
-    q_times_g = (log_p + log_q - log_m).exp_().mul_(term.alpha - 1)
-    return value, q_times_g - q * q_times_g.sum(-1, keepdim=True)
-
-
-def _through_softmax(q: Tensor, g: Tensor) -> Tensor:
-    """q * (g - sum of q * g): a gradient with respect to q, taken to the softened logits."""
-    q_times_g = q * g
-    return q_times_g.sub_(q * q_times_g.sum(-1, keepdim=True))

@@ -1,7 +1,7 @@
-"""The relation loss: positions relate to each other in a student's attention as in its teacher's.
+"""The relation loss: self-relations of queries, keys and values, student against teacher.
 
-Its contract is that of `losses`. As in `fused`, gradients are taken by formula while the relations
-of a few heads exist, so all of them are never in memory at once.
+As in `fused`, gradients are computed by formula while the relations of a few heads are in memory,
+never all of them.
 
 Axes: B sequences, T positions, D hidden size, r relation heads, d = D / r, n rows that count in the
 sequence with most of them, H pairs of a sequence and a head, h pairs of a chunk.
@@ -44,9 +44,9 @@ def relation_loss(
         teacher: The same kinds in the same order.
         visible: True where a row (second to last axis) may see a position (last axis).
         rows: The rows that count. Each must see at least one position.
-        most_rows: How many rows count in the sequence with most of them. Where it is left out they
-            are counted here, which waits for the device.
-        chunk_bytes: Size of the relations that exist at once; by default as the device likes it.
+        most_rows: Rows that count in the sequence with most of them. Counting them here (None)
+            waits for the device.
+        chunk_bytes: Size of the relations in memory at once; the default depends on the device.
     """
     if most_rows is None:
         most_rows = int(rows.sum(1).max())
@@ -63,8 +63,7 @@ def relation_loss(
 
 @dataclass(frozen=True)
 class _Queries:
-    """The rows that count, and what they see. Sequences with fewer than n are filled up with rows
-    that do not count."""
+    """The rows that count and what they see, padded to n with rows that do not count."""
 
     positions: Int[Tensor, "B n"]
     counted: Bool[Tensor, "B n"]
@@ -112,7 +111,7 @@ class _RelationKL(torch.autograd.Function):
 
 
 def _split_heads(tensor: Float[Tensor, "B T D"], num_heads: int) -> Float[Tensor, "H T d"]:
-    """Vectors of each sequence and head, over the fourth root of d: their products are scaled."""
+    """Vectors of each sequence and head, divided by d^(1/4), so that products are scaled."""
     batch, length, size = tensor.shape[0], tensor.shape[1], tensor.shape[2] // num_heads
     heads = tensor.float().view(batch, length, num_heads, size).transpose(1, 2)
     return (heads * size**-0.25).reshape(batch * num_heads, length, size)

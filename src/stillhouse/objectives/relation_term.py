@@ -1,5 +1,5 @@
-"""The relation term of an objective: which layers and heads of two models it compares, and its
-value on a micro-batch.
+"""The relation term of an objective: the layers and heads it compares, and its value on a
+micro-batch.
 
 Axes: B sequences, T positions.
 """
@@ -33,7 +33,7 @@ class RelationPlan:
 def plan_relation(
     recipe: RelationRecipe, student: PretrainedConfig, teacher: PretrainedConfig
 ) -> RelationPlan:
-    """What the recipe means for two models: by default their last layers, and as many heads as the
+    """The recipe resolved for two models: by default their last layers, and as many heads as the
     student's attention has.
 
     Raises:
@@ -50,7 +50,7 @@ def plan_relation(
 def check_relation(
     recipe: RelationRecipe | None, student: PretrainedConfig, teacher: PretrainedConfig
 ) -> None:
-    """Refuse a relation term that these two models cannot have.
+    """Check that these two models can have the relation term.
 
     Raises:
         RecipeError: as `plan_relation` does.
@@ -63,8 +63,8 @@ def _layer(model: str, wanted: int | None, num_layers: int) -> int:
     last = num_layers - 1
     if wanted is not None and wanted > last:
         raise RecipeError(
-            f"losses.relation.{model}_layer is {wanted}, but the {model} has layers 0 "
-            f"to {last}. Choose one of those, or leave the key out for the last."
+            f"losses.relation.{model}_layer is {wanted}, but the {model} has layers 0 to {last}. "
+            f"Choose one of those, or leave the key out for the last."
         )
     return last if wanted is None else wanted
 
@@ -74,7 +74,7 @@ def _num_heads(wanted: int | None, student: PretrainedConfig, teacher: Pretraine
     common = math.gcd(student.hidden_size, teacher.hidden_size)
     if common % num_heads == 0:
         return num_heads
-    given = str(wanted) if wanted else f"left out, which stands for the student's own {num_heads}"
+    given = str(wanted) if wanted else f"left out, so it is the student's own {num_heads}"
     nearest = max(count for count in range(1, num_heads + 1) if common % count == 0)
     raise RecipeError(
         f"losses.relation.heads is {given}, but it must divide the hidden sizes of "
@@ -106,7 +106,7 @@ class Relations:
 
 
 class RelationTerm:
-    """Watches the chosen layers of a live teacher and of its student while their bodies run."""
+    """Captures the compared layers of a live teacher and of its student in their forward passes."""
 
     def __init__(
         self, recipe: RelationRecipe, teacher_family: Family, teacher: PreTrainedModel
@@ -114,34 +114,25 @@ class RelationTerm:
         self.recipe = recipe
         self.teacher_family = teacher_family
         self.teacher = teacher
-        self._watched: WeakKeyDictionary[PreTrainedModel, _Watched] = WeakKeyDictionary()
+        # Student's hook, teacher's hook, number of relation heads.
+        self._hooks: WeakKeyDictionary[PreTrainedModel, tuple[QKVHook, QKVHook, int]] = (
+            WeakKeyDictionary()
+        )
 
     @contextmanager
     def watch(self, family: Family, student: PreTrainedModel) -> Iterator[Relations]:
-        """While it is open, one run of each body fills the relations.
+        """Within this context, one forward pass of each body fills the relations.
 
         Raises:
             RecipeError: as `plan_relation` does.
         """
-        if student not in self._watched:
-            self._watched[student] = self._taps(family, student)
-        watched = self._watched[student]
-        with watched.student.open() as ours, watched.teacher.open() as theirs:
-            yield Relations(ours, theirs, watched.num_heads)
-
-    def _taps(self, family: Family, student: PreTrainedModel) -> "_Watched":
-        plan = plan_relation(self.recipe, student.config, self.teacher.config)
-        return _Watched(
-            QKVHook(family, student, plan.student_layer),
-            QKVHook(self.teacher_family, self.teacher, plan.teacher_layer),
-            plan.num_heads,
-        )
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """The taps on a student and its teacher."""
-
-    student: QKVHook
-    teacher: QKVHook
-    num_heads: int
+        if student not in self._hooks:
+            plan = plan_relation(self.recipe, student.config, self.teacher.config)
+            self._hooks[student] = (
+                QKVHook(family, student, plan.student_layer),
+                QKVHook(self.teacher_family, self.teacher, plan.teacher_layer),
+                plan.num_heads,
+            )
+        of_student, of_teacher, num_heads = self._hooks[student]
+        with of_student.open() as ours, of_teacher.open() as theirs:
+            yield Relations(ours, theirs, num_heads)

@@ -1,73 +1,81 @@
 """Loss settings of a recipe."""
 
-from typing import Annotated, Any
+import sys
+from typing import Any
 
 from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    create_model,
     model_validator,
 )
 
-from stillhouse.section import Fraction, Rows, Section
-
-
-class LossRecipe(Section):
-    """One term of the objective: its weight, and the rows (positions) that count."""
-
-    weight: NonNegativeFloat
-    rows: Rows = "all"
+from stillhouse.objectives.divergence import Divergence, LossRecipe
+from stillhouse.objectives.divergences import DIVERGENCES
+from stillhouse.section import Rows, Section
 
 
 class HardLossRecipe(Section):
-    """The language modeling loss: always on the predicted rows."""
+    """The language modeling loss, always on the predicted rows."""
 
     weight: NonNegativeFloat
+    """Weight of the mean over the predicted rows."""
 
     @property
     def rows(self) -> Rows:
         return "predicted"
 
 
-class JsdRecipe(LossRecipe):
-    """Generalised Jensen-Shannon divergence; beta is the teacher's share of the mixture."""
-
-    beta: Fraction = 0.5
-
-
-class SkewRecipe(LossRecipe):
-    """Skew KL; alpha is the teacher's share of the mixture."""
-
-    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-
 class RelationRecipe(LossRecipe):
-    """Self-relations of queries, keys and values, compared in `heads` heads (by default as many as
-    the student's attention has) of one layer of each model (from 0; by default the last)."""
+    """Self-relations of queries, keys and values of one attention layer of each model."""
 
     heads: PositiveInt | None = None
+    """Relation heads; by default as many as the student has attention heads."""
     teacher_layer: NonNegativeInt | None = None
+    """Layer of the teacher, counted from 0; by default the last."""
     student_layer: NonNegativeInt | None = None
+    """Layer of the student, counted from 0; by default the last."""
 
 
-class LossesRecipe(Section):
-    """The terms of the distillation objective. A term that is left out has no weight."""
+def _divergences(reads: str) -> dict[str, Any]:
+    """Keys for the divergences of logits or hidden states, described by their modules."""
+    return {
+        name: (divergence.settings | None, Field(default=None, description=_summary(divergence)))
+        for name, divergence in DIVERGENCES.items()
+        if divergence.reads == reads
+    }
 
-    soft_target: LossRecipe | None = None
-    reverse_kl: LossRecipe | None = None
-    jsd: JsdRecipe | None = None
-    skew_kl: SkewRecipe | None = None
-    total_variation: LossRecipe | None = None
-    logit_mse: LossRecipe | None = None
+
+def _summary(divergence: Divergence) -> str:
+    return (sys.modules[divergence.loss.__module__].__doc__ or "").partition("\n")[0]
+
+
+_Terms: type[Section] = create_model(
+    "_Terms",
+    __base__=Section,
+    **_divergences("logits"),
+    language_modeling=(HardLossRecipe | None, None),
+    **_divergences("hidden"),
+    relation=(RelationRecipe | None, None),
+)
+
+
+class LossesRecipe(_Terms):
+    """The terms of the distillation objective: the divergences, and those below.
+
+    A term that is left out has no weight.
+    """
+
     language_modeling: HardLossRecipe | None = None
-    hidden_cosine: LossRecipe | None = None
-    hidden_mse: LossRecipe | None = None
+    """Cross entropy of the labels."""
     relation: RelationRecipe | None = None
+    """Self-relations of one attention layer (Wang et al. 2021)."""
 
     def active(self) -> dict[str, LossRecipe | HardLossRecipe]:
         """The terms with a weight above zero, by name, in the order of this class."""
-        terms = {name: getattr(self, name) for name in type(self).model_fields}
+        terms = dict(self)
         return {name: term for name, term in terms.items() if term is not None and term.weight > 0}
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
-"""Teacher distributions kept as a few tokens for each row: what a teacher cache holds.
+"""Sparse teacher distributions, a few tokens per row: the format of a teacher cache.
 
-`top_k` keeps the most likely tokens and the mass of all others. The loss compares k + 1 outcomes,
-so it is a lower bound of the exact one, and its gradient lets the student share out the rest.
+`top_k` keeps the most likely tokens and the total mass of the others. The loss compares k + 1
+outcomes, so it is a lower bound of the exact loss; the student distributes the rest freely.
 
 `sampled` keeps an unbiased estimate of the whole distribution: each weight's expectation is the
 token's probability. The gradient of the soft target is linear in the teacher's probabilities, so
@@ -33,11 +33,11 @@ def sparse_rows(
     temperature: float,
     uniform: Float[Tensor, " N"],
 ) -> SparseRows:
-    """The rows a cache keeps of a teacher's logits.
+    """The sparse rows of a teacher's logits.
 
     Args:
-        size: Tokens kept of each row; at most the vocabulary.
-        uniform: One number from [0, 1) for each row, the only chance in a systematic sample.
+        size: Tokens kept per row; at most the vocabulary.
+        uniform: One number from [0, 1) per row, the only randomness of a systematic sample.
     """
     size = min(size, logits.shape[1])
     block_rows = rows_per_block(logits.shape[1], logits.device) or max(1, len(logits))
@@ -96,14 +96,14 @@ def _systematic_sample(
 def sparse_soft_target_loss(
     student_logits: Float[Tensor, "N V"], teacher: SparseRows, *, temperature: float
 ) -> Float[Tensor, ""]:
-    """temperature^2 * sum over rows of KL(teacher || student), as far as the kept tokens tell."""
+    """temperature^2 * sum over rows of KL(teacher || student), estimated from the kept tokens."""
     return temperature**2 * sparse_kl(student_logits, teacher, temperature=temperature).sum()
 
 
 def sparse_kl(
     student_logits: Float[Tensor, "N V"], teacher: SparseRows, *, temperature: float
 ) -> Float[Tensor, " N"]:
-    """KL(teacher || student) of each row in nats, as far as the kept tokens tell.
+    """KL(teacher || student) of each row in nats, estimated from the kept tokens.
 
     `sampled`: sum p log p (kept exactly) - sum over kept tokens of weight * log q, whose
     expectation is the exact value. `top_k`: KL over the kept tokens and one outcome for all others.
@@ -121,7 +121,7 @@ def sparse_soft_target(
     q: Float[Tensor, "n V"], kept: Float[Tensor, "n k"], teacher: SparseRows
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n k"]]:
     """Each row's value (without temperature^2), and its gradient for the softened logits in two
-    parts: what q is multiplied with, and what is added at the kept tokens.
+    parts: the factor of q, and the gradient at the kept tokens.
 
     Args:
         q: The student's probabilities.

@@ -1,10 +1,10 @@
-"""Losses of task models that their teachers' outputs are held against, beside those of `losses`.
+"""Losses of task models, beside `divergences`.
 
-Contract: each returns a float32 *sum* over its rows; the engine divides it once by that term's rows
-in the whole global batch.
+Contract: each returns a float32 *sum* over its rows; the trainer divides it by that term's rows in
+the whole global batch.
 
-Axes: N rows, C classes, D and E sizes of vectors of length 1; G rows follow one another as a group,
-within which alone rows are compared.
+Axes: N rows, C classes, D and E sizes of unit vectors; G consecutive rows form a group, and rows
+are compared within their group.
 """
 
 import torch
@@ -19,7 +19,7 @@ def binary_soft_target_loss(
     *,
     temperature: float,
 ) -> Float[Tensor, ""]:
-    """temperature^2 * sum of KL(teacher || student) over classes that each hold or not, in nats.
+    """temperature^2 * sum of KL(teacher || student) over independent binary classes, in nats.
 
     With p, q the teacher's and student's sigmoid(logits / temperature):
 

@@ -4,7 +4,9 @@ from stillhouse.section import Section
 
 
 class ReportRecipe(Section):
-    """What the model card says of name and licence."""
+    """Metadata of the model card."""
 
     model_name: str | None = None
+    """Name in the model card; by default the recipe's."""
     license: str | None = None
+    """License in the model card, by its identifier, such as apache-2.0."""

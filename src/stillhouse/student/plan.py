@@ -10,8 +10,6 @@ from stillhouse.families.layer_map import layers_from
 from stillhouse.families.registry import family_named, family_of
 from stillhouse.student.settings import StudentRecipe
 
-DEFAULT_STUDENT = {"bert": "distilbert"}
-
 
 @dataclass(frozen=True)
 class StudentPlan:
@@ -32,15 +30,13 @@ def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPla
             students cannot be of.
     """
     teacher_family = family_of(teacher)
-    wanted = recipe.family or DEFAULT_STUDENT.get(
-        teacher_family.model_type, teacher_family.model_type
-    )
-    if wanted not in teacher_family.students:
+    mappings = teacher_family.student_mappings
+    wanted = recipe.family or next(iter(mappings))
+    if wanted not in mappings:
         raise RecipeError(
-            f"student.family is {wanted}, but a {teacher_family.model_type} teacher can start a "
-            "student of "
-            f"{' or '.join(teacher_family.students)}."
+            f"student.family is {wanted}, but a {teacher_family.model_type} teacher can initialize "
+            f"a student of {' or '.join(mappings)}."
         )
-    kind = teacher_family.students[wanted]
+    kind = mappings[wanted]
     layer_map = layers_from(recipe.layer_map, teacher.num_hidden_layers, key="student.layer_map")
     return StudentPlan(family_named(wanted), kind, kind.config(teacher, len(layer_map)), layer_map)

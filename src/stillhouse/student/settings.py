@@ -7,15 +7,21 @@ from pydantic import (
     PositiveInt,
 )
 
+from stillhouse.families.settings import FamilyName
 from stillhouse.section import Section
 
 
 class StudentRecipe(Section):
-    """Which student follows from the teacher, and with which weights it starts."""
+    """The student's architecture and initial weights."""
 
-    family: Literal["gpt2", "bert", "distilbert", "roberta"] | None = None
+    family: FamilyName | None = None
+    """Architecture of the student; by default DistilBERT for BERT, else the teacher's."""
     layer_map: PositiveInt | Annotated[list[int], Field(min_length=1)] | None = None
+    """Teacher layers that student layers start from: a number, spread evenly, or a list counted
+    from 0; by default half."""
     weights: str = "teacher"
+    """Initial weights: `teacher`, `random`, or a model folder."""
     freeze: list[Literal["word_embeddings", "position_embeddings", "token_type_embeddings"]] = (
         Field(default=[])
     )
+    """Embeddings that training leaves unchanged."""

@@ -8,16 +8,19 @@ from stillhouse.training.settings import PretrainingRecipe
 
 
 class TeacherRecipe(ArchitectureRecipe):
-    """A teacher trained here from random weights, on the recipe's own tokens."""
+    """A teacher trained from random weights on the recipe's tokens."""
 
     training: PretrainingRecipe = PretrainingRecipe()
+    """Training of the teacher."""
 
 
 class TunedTeacherRecipe(Section):
-    """A teacher that goes on from a model (a folder or a hub name), on the recipe's own tokens."""
+    """A teacher that fine-tunes a model on the recipe's tokens."""
 
     start: str
+    """Model to fine-tune: a folder or a hub name."""
     training: PretrainingRecipe = PretrainingRecipe()
+    """Training of the teacher."""
 
 
 def kind_of_teacher(value: object) -> str:

@@ -107,7 +107,6 @@ def _random_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrai
     assert isinstance(recipe.teacher, TeacherRecipe)
     family = family_named(recipe.teacher.family)
     special = special_tokens(tokenizer, recipe.tokens.language_modeling)
-    assert family.config_from_scratch is not None
     ids = {name: number for name, number in asdict(special).items() if isinstance(number, int)}
     config = family.config_from_scratch(
         recipe.teacher, num_ids(tokenizer), recipe.tokens.sequence_length, ids

@@ -16,55 +16,77 @@ class OptimizerRecipe(Section):
     """AdamW, with the 2019 settings as defaults."""
 
     name: Literal["adamw"] = "adamw"
+    """Optimizer."""
     learning_rate: PositiveFloat = 5e-4
+    """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    """Decay rates of AdamW's moments."""
     eps: PositiveFloat = 1e-6
+    """Term that stabilizes AdamW's division."""
     weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
     max_grad_norm: PositiveFloat = 5.0
+    """Norm that gradients are clipped to."""
 
 
 class ScheduleRecipe(Section):
-    """How the learning rate rises (warm-up) and falls (to zero) over the optimizer steps."""
+    """Linear warm-up of the learning rate, then the decay of its shape."""
 
     name: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the decay after warm-up."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Fraction of the steps over which the learning rate rises."""
 
 
 class CheckpointRecipe(Section):
-    """How often training commits its state, and how many states stay on disk."""
+    """Frequency of checkpoints, and how many are kept."""
 
     every_steps: PositiveInt = 500
+    """Optimizer steps between checkpoints."""
     keep_last: Annotated[int, Field(ge=2)] = 2
-    keep_every_steps: PositiveInt | None = None  # of these steps every state stays
+    """Number of latest checkpoints kept."""
+    keep_every_steps: PositiveInt | None = None
+    """Keep every checkpoint at multiples of this number of steps."""
 
 
 class TrainingRecipe(Section):
-    """What every training run needs, with a teacher or without."""
+    """Settings of every training run, with a teacher or without."""
 
     optimizer: OptimizerRecipe = OptimizerRecipe()
+    """Optimizer."""
     schedule: ScheduleRecipe = ScheduleRecipe()
+    """Learning rate schedule."""
     micro_batch_tokens: PositiveInt | Literal["auto"] = "auto"
+    """Tokens of a micro-batch; auto fits it to memory."""
     epochs: PositiveInt = 3
-    dropout: bool = True  # as the model's configuration says, or off while it learns
+    """Passes over the training data."""
+    dropout: bool = True
+    """Use the dropout of the model's configuration, or none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of matrix products: auto picks bf16 where the device is faster with it."""
     compile: bool | Literal["auto"] = "auto"
-    sharded: bool = False  # over the ranks: weights, gradients, optimizer; else each has all
-    activation_checkpointing: bool = False  # compute activations twice rather than keep them
+    """Compile the model; auto compiles on a GPU."""
+    sharded: bool = False
+    """Shard weights, gradients and optimizer state over the ranks."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
     checkpoint: CheckpointRecipe = CheckpointRecipe()
+    """How often training is checkpointed."""
 
 
 class PretrainingRecipe(TrainingRecipe):
-    """Training on text, whose steps are counted in tokens."""
+    """Training on text; steps are measured in tokens."""
 
     tokens_per_step: PositiveInt = 262_144
+    """Tokens of one optimizer step, over all ranks."""
     max_tokens: PositiveInt | None = None
+    """Stop after this number of tokens."""
 
 
-# Of a training's settings, those that say how often it is committed and where it runs.
-PLACING = {"checkpoint", "sharded", "teacher_sharded", "activation_checkpointing"}
+# Settings that change where a training runs and what it commits, not its result.
+PLACEMENT = {"checkpoint", "sharded", "teacher_sharded", "activation_checkpointing"}
 
 
 def result_settings(training: TrainingRecipe) -> dict[str, Any]:
-    """The settings of a training that shape its result: all but how often it is committed, and
-    how it is spread over the ranks and memory."""
-    return {key: value for key, value in recipe_part(training).items() if key not in PLACING}
+    """The settings that shape a training's result: all but `PLACEMENT`."""
+    return {key: value for key, value in recipe_part(training).items() if key not in PLACEMENT}

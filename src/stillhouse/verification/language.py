@@ -5,22 +5,21 @@ The reference side is transformers' own forward pass of one document at a time, 
 out row by row in float64.
 """
 
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.distillation.cache import CacheWriter, cache_inputs
 from stillhouse.distillation.settings import CacheRecipe
 from stillhouse.families.base import Family
-from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe, LossRecipe
+from stillhouse.objectives.divergences import DIVERGENCES
+from stillhouse.objectives.language_model import HIDDEN_TERMS, LanguageModelObjective, Teacher
+from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
@@ -31,7 +30,7 @@ from stillhouse.tokens.teacher_rows import SparseRows
 from stillhouse.training.progress import QuietReporter
 from stillhouse.training.ranks import ALONE
 from stillhouse.verification import references
-from stillhouse.verification.checks import Check, relative
+from stillhouse.verification.checks import EXACT, Check, copy_check, means_of, relative, worst
 from stillhouse.verification.layouts import (
     Span,
     cropped,
@@ -46,12 +45,9 @@ from stillhouse.verification.layouts import (
 from stillhouse.verification.split import split_check
 
 REFERENCE_SEQUENCES, REFERENCE_LENGTH = 2, 64  # a row costs milliseconds in float64
-EXACT = 1e-4  # relative: float32 against float64, or in another order
-ZERO = 1e-5  # nats a row: rounding alone
 CACHE_ROUNDING = 5e-3  # nats a row: weights are kept in float16
 STANDARD_ERRORS = 6
 CACHE_SIZE = 32
-LossMeans = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -86,51 +82,35 @@ class LanguageCase:
         return document_spans(batch, begins=self.document_start, pads=pads)
 
     def losses(self) -> LossesRecipe:
-        """Every term there is: those of the recipe as it has them, the others with weight 1."""
+        """Every term: the recipe's as they are, the others with weight 1."""
         own = self.recipe.distillation.losses
-        terms: dict[str, Any] = {"language_modeling": {"weight": 1.0}}
-        for name in (*references.LOGIT_REFERENCES, *references.HIDDEN_REFERENCES):
-            terms[name] = {"weight": 1.0, "rows": "all"}
+        terms: dict[str, Any] = {name: {"weight": 1.0} for name in DIVERGENCES}
+        terms["language_modeling"] = {"weight": 1.0}
         terms |= {name: term.model_dump() for name, term in own.active().items()}
         if self.student.config.hidden_size != self.teacher.model.config.hidden_size:
-            terms = {k: v for k, v in terms.items() if k not in references.HIDDEN_REFERENCES}
+            terms = {name: term for name, term in terms.items() if name not in HIDDEN_TERMS}
         return LossesRecipe.model_validate(terms)
 
     def objective(
-        self, losses: LossesRecipe, teacher: Teacher | Literal["cached"] | None
+        self,
+        losses: LossesRecipe,
+        teacher: Teacher | Literal["cached"] | None,
+        *,
+        of_teacher: bool = False,
     ) -> LanguageModelObjective:
-        return LanguageModelObjective(
-            self.family, losses, teacher=teacher, temperature=self.temperature
-        )
-
-
-@torch.no_grad()
-def means_of(
-    objective: LanguageModelObjective, model: PreTrainedModel, batches: list[Batch]
-) -> LossMeans:
-    """Each term's mean over its rows in all the batches together."""
-    sums: dict[str, Tensor] = {}
-    counts = dict.fromkeys(objective.rows, 0)
-    for batch in batches:
-        moved = batch.to(model.device)
-        for name, value in objective(model, moved, objective.weights)[1].items():
-            sums[name] = sums.get(name, torch.zeros(())) + value.double().cpu()
-        for name, rows in objective.rows.items():
-            counts[name] += batch.num_rows(rows)
-    return {name: float(value) / max(1, counts[name]) for name, value in sums.items()}
-
-
-def worst(found: Mapping[str, float], expected: Mapping[str, float]) -> tuple[str, float]:
-    """The term that is farthest from its expected value, relative to it, and how far."""
-    apart = {name: relative(found[name], expected[name]) for name in expected}
-    name = max(apart, key=lambda key: apart[key] if apart[key] == apart[key] else np.inf)
-    return name, apart[name]
+        """The objective of the student, or of a copy of the teacher in its place."""
+        family = self.teacher.family if of_teacher else self.family
+        return LanguageModelObjective(family, losses, teacher=teacher, temperature=self.temperature)
 
 
 def language_checks(case: LanguageCase) -> Iterator[Check]:
     """All checks, one after the other."""
     yield from label_checks(case)
-    yield student_equals_teacher(case)
+    losses = LossesRecipe.model_validate(
+        case.losses().model_dump(exclude_none=True, exclude={"language_modeling"})
+    )
+    objective = case.objective(losses, case.teacher, of_teacher=True)
+    yield copy_check(objective, case.teacher.model, [case.batch])
     yield split_check(
         case.recipe.distillation,
         case.student,
@@ -163,26 +143,6 @@ def label_checks(case: LanguageCase) -> Iterator[Check]:
     recovered = [torch.where(each.labels == IGNORED, each.input_ids, each.labels) for each in seen]
     wrong = int((recovered[0] != recovered[1]).sum())
     yield Check("labels", "tokens recovered from two maskings", wrong, 0, "tokens")
-
-
-def student_equals_teacher(case: LanguageCase) -> Check:
-    """A copy of the teacher has nothing to learn from it: every term of the teacher is 0."""
-    terms = case.losses().model_dump(exclude_none=True)
-    del terms["language_modeling"]
-    losses = LossesRecipe.model_validate(terms)
-    copy = deepcopy(case.teacher.model)
-    objective = LanguageModelObjective(
-        case.teacher.family, losses, teacher=case.teacher, temperature=case.temperature
-    )
-    means = means_of(objective, copy, [case.batch])
-    name = max(means, key=lambda key: abs(means[key]))
-    return Check(
-        "student = teacher",
-        f"every term with 0 (farthest: {name})",
-        abs(means[name]),
-        ZERO,
-        "a row",
-    )
 
 
 def layout_checks(case: LanguageCase) -> Iterator[Check]:
@@ -230,15 +190,14 @@ def divergence_checks(case: LanguageCase) -> Iterator[Check]:
             mask = torch.zeros_like(mask)
             for span in spans:
                 mask[span.row, span.places] = True
-        if name in references.LOGIT_REFERENCES:
-            reference, pair = references.LOGIT_REFERENCES[name], (ours.logits, theirs.logits)
-        elif name in references.HIDDEN_REFERENCES:
-            reference, pair = references.HIDDEN_REFERENCES[name], (ours.hidden, theirs.hidden)
-        else:
+        if name not in references.REFERENCES:
             continue
-        settings = {key: getattr(term, key) for key in ("beta", "alpha") if hasattr(term, key)}
-        student, teacher = (selected(values, mask) for values in pair)
-        total = references.sum_over_rows(reference, student, teacher, case.temperature, **settings)
+        reads = DIVERGENCES[name].reads
+        settings = term.model_dump(exclude={"weight", "rows"})
+        student, teacher = (selected(getattr(each, reads), mask) for each in (ours, theirs))
+        total = references.sum_over_rows(
+            references.REFERENCES[name], student, teacher, case.temperature, **settings
+        )
         apart = relative(found[name], total / max(1, len(student)))
         yield Check(name, f"float64 loop, {len(student)} rows", apart, EXACT, "rel.")
 
@@ -261,11 +220,7 @@ def cache_check(case: LanguageCase, kind: CacheKind) -> Check:
     )
     off, noise = 0.0, 0.0
     for model, logits in ((case.student, ours), (case.teacher.model, theirs)):
-        objective = case.objective(losses, "cached")
-        if model is case.teacher.model:
-            objective = LanguageModelObjective(
-                case.teacher.family, losses, teacher="cached", temperature=temperature
-            )
+        objective = case.objective(losses, "cached", of_teacher=model is case.teacher.model)
         found = means_of(objective, model, [batch])["soft_target"] / temperature**2
         pairs = list(zip(logits, theirs, strict=True))
         if kind == "top_k":
@@ -289,10 +244,9 @@ def _cached_batch(case: LanguageCase, kind: CacheKind) -> tuple[Batch, LossesRec
     it, and the tokens it keeps of each row."""
     cached = case.recipe.cache
     setting = CacheRecipe(cache=kind, size=cached.size if cached else CACHE_SIZE)
-    term = case.recipe.distillation.losses.soft_target
-    losses = LossesRecipe(
-        soft_target=LossRecipe(weight=1.0, rows=term.rows if term else "predicted")
-    )
+    term = case.recipe.distillation.losses.active().get("soft_target")
+    rows = term.rows if term else "predicted"
+    losses = LossesRecipe.model_validate({"soft_target": {"weight": 1.0, "rows": rows}})
     distillation = case.recipe.distillation.model_copy(
         update={"teacher_outputs": setting, "precision": "fp32", "losses": losses}
     )

@@ -8,7 +8,7 @@ Axes: B sequences, T positions, V vocabulary, D hidden size.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -65,14 +65,7 @@ def without_last_labels(batch: Batch, spans: Sequence[Span]) -> Batch:
     labels = batch.labels.clone()
     for span in spans:
         labels[span.row, span.stop - 1] = IGNORED
-    return Batch(
-        batch.input_ids,
-        labels,
-        batch.segment_ids,
-        batch.position_ids,
-        causal=batch.causal,
-        uniform=batch.uniform,
-    )
+    return replace(batch, labels=labels)
 
 
 def one_document_a_row(batch: Batch, spans: Sequence[Span], pad: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Every loss again, one row after the other in float64: the textbook formula and nothing else.
+"""Reference losses in float64, one row at a time: the textbook formula and nothing else.
 
 Written from the papers and not from `objectives`, whose losses are compared with these. Each takes
 the logits (or hidden states, or vectors) of one row and returns that row's loss. Slow on purpose.
@@ -87,17 +87,19 @@ def binary_soft_target(student: Row, teacher: Row, temperature: float, **_: floa
     return temperature**2 * math.fsum(total)
 
 
-LOGIT_REFERENCES: dict[str, Callable[..., float]] = {
-    "soft_target": soft_target,
-    "reverse_kl": reverse_kl,
-    "jsd": jsd,
-    "skew_kl": skew_kl,
-    "total_variation": total_variation,
-    "logit_mse": logit_mse,
-}
-HIDDEN_REFERENCES: dict[str, Callable[..., float]] = {
-    "hidden_cosine": hidden_cosine,
-    "hidden_mse": hidden_mse,
+# By the divergence's name.
+REFERENCES: dict[str, Callable[..., float]] = {
+    each.__name__: each
+    for each in (
+        soft_target,
+        reverse_kl,
+        jsd,
+        skew_kl,
+        total_variation,
+        logit_mse,
+        hidden_cosine,
+        hidden_mse,
+    )
 }
 
 

@@ -1,5 +1,6 @@
 """One optimizer step in one micro-batch and in many: the same losses, the same gradient."""
 
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,9 +21,8 @@ from stillhouse.training.settings import TrainingRecipe
 from stillhouse.training.signals import NEVER
 from stillhouse.training.step import TrainStep
 from stillhouse.training.work import Work
-from stillhouse.verification.checks import Check, relative
+from stillhouse.verification.checks import EXACT, Check, worst
 
-SPLIT = 1e-4  # relative: sums in another order
 SEQUENCES = 5  # of the step: an odd number, so that the last micro-batch is a short one
 UNMEASURED = Floor(Work({}, {}, (1, 1, 1), "fp32"), Rates(1.0, 1.0))
 
@@ -43,11 +43,15 @@ def split_check(
         batches = StepBatches(source, seed=0, sequences_per_step=number, num_samples=number)
         found[name] = gradient_of(settings, model, objective, batches, folder)
     (whole_means, whole), (split_means, split) = found["whole"], found["split"]
-    apart = {f"loss {name}": relative(split_means[name], whole_means[name]) for name in whole_means}
-    apart["gradient"] = float(np.linalg.norm(split - whole) / (np.linalg.norm(whole) or 1.0))
-    worst = max(apart, key=lambda key: apart[key])
-    compared = f"{number} sequences at once ({worst})"
-    return Check("split of a step", compared, apart[worst], SPLIT, "rel.")
+    name, apart = worst(split_means, whole_means)
+    of_gradient = float(np.linalg.norm(split - whole) / (np.linalg.norm(whole) or 1.0))
+    farthest, apart = max(
+        ("gradient", of_gradient),
+        (f"loss {name}", apart),
+        key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1],
+    )
+    compared = f"{number} sequences at once ({farthest})"
+    return Check("split of a step", compared, apart, EXACT, "rel.")
 
 
 def gradient_of(

@@ -8,7 +8,6 @@ Axes: T tokens of a sequence, C classes, D hidden size.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,9 @@ from stillhouse.tasks.encoded import EncodedExample, TaskBatch, collate
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.verification import references
-from stillhouse.verification.checks import Check, relative
+from stillhouse.verification.checks import EXACT, Check, copy_check, means_of, relative, worst
 from stillhouse.verification.split import split_check
 
-EXACT = 1e-4  # relative: float32 against float64, or in another order
-ZERO = 1e-5  # a row: rounding alone
 CONTRAST_TEMPERATURE = 0.05  # Gao et al. 2021, section 3
 
 
@@ -78,23 +75,10 @@ class TaskCase:
         )
 
 
-@torch.no_grad()
-def means_of(
-    objective: TaskObjective, model: PreTrainedModel, batches: Sequence[TaskBatch]
-) -> dict[str, float]:
-    """Each term's mean over its rows in all the batches together."""
-    sums, counts = dict.fromkeys(objective.rows, 0.0), dict.fromkeys(objective.rows, 0)
-    for batch in batches:
-        for name, value in objective(model, batch, objective.weights)[1].items():
-            sums[name] += float(value.double())
-        for name, rows in objective.rows.items():
-            counts[name] += batch.num_rows(rows)
-    return {name: value / max(1, counts[name]) for name, value in sums.items()}
-
-
 def task_checks(case: TaskCase, folder: Path) -> Iterator[Check]:
     """All checks, one after the other; `folder` is for temporary files."""
-    yield student_equals_teacher(case)
+    batch, objective = case.batch(case.sequences), case.objective(case.teacher)
+    yield copy_check(objective, case.teacher, [batch], labels=HARD_LABEL)
     copies = 2 if case.task.output_kind == "embeddings" else 1
     source = TaskSource(
         case.sequences,
@@ -114,26 +98,16 @@ def task_checks(case: TaskCase, folder: Path) -> Iterator[Check]:
     yield from reference_checks(case)
 
 
-def student_equals_teacher(case: TaskCase) -> Check:
-    """A copy of the teacher has nothing to learn from it: every term of the teacher is 0."""
-    copy = deepcopy(case.teacher)
-    means = means_of(case.objective(case.teacher), copy, [case.batch(case.sequences)])
-    del means[HARD_LABEL]
-    name = max(means, key=lambda key: abs(means[key]))
-    return Check("student = teacher", f"0 for every term ({name})", abs(means[name]), ZERO, "")
-
-
 def batched_check(case: TaskCase) -> Check:
     """Sequences side by side with padding, and each unit alone: the same losses."""
     objective, size = case.objective(case.teacher), case.group
     units = [case.sequences[at : at + size] for at in range(0, len(case.sequences), size)]
     together = means_of(objective, case.student, [case.batch(case.sequences)])
     alone = means_of(objective, case.student, [case.batch(unit) for unit in units])
-    apart = {name: relative(together[name], alone[name]) for name in alone}
-    worst = max(apart, key=lambda key: apart[key])
+    name, apart = worst(together, alone)
     what = "examples" if size == 1 else f"groups of {size}"
-    compared = f"{len(units)} {what}, each alone ({worst})"
-    return Check("batched vs alone", compared, apart[worst], EXACT, "rel.")
+    compared = f"{len(units)} {what}, each alone ({name})"
+    return Check("batched vs alone", compared, apart, EXACT, "rel.")
 
 
 def reference_checks(case: TaskCase) -> Iterator[Check]:

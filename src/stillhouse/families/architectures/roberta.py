@@ -13,10 +13,7 @@ from stillhouse.errors import ModelError
 from stillhouse.families.base import (
     Family,
     Head,
-    StudentMapping,
     projection,
-    renumber_layers,
-    with_num_layers,
 )
 from stillhouse.families.settings import ArchitectureRecipe
 
@@ -33,8 +30,8 @@ def _head(model: RobertaForMaskedLM) -> Head:
     return Head(transform, weight, bias)
 
 
-def _scratch_config(
-    teacher: ArchitectureRecipe,
+def _config_from_scratch(
+    size: ArchitectureRecipe,
     vocabulary_size: int,
     sequence_length: int,
     special: Mapping[str, int],
@@ -44,12 +41,12 @@ def _scratch_config(
         max_position_embeddings=sequence_length + special["pad"] + 1,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
-        hidden_size=teacher.hidden_size,
-        num_hidden_layers=teacher.num_layers,
-        num_attention_heads=teacher.num_heads,
-        intermediate_size=teacher.intermediate_size or 4 * teacher.hidden_size,
-        hidden_dropout_prob=teacher.dropout,
-        attention_probs_dropout_prob=teacher.dropout,
+        hidden_size=size.hidden_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.num_heads,
+        intermediate_size=size.intermediate_size or 4 * size.hidden_size,
+        hidden_dropout_prob=size.dropout,
+        attention_probs_dropout_prob=size.dropout,
         pad_token_id=special["pad"],
         bos_token_id=special["cls"],
         eos_token_id=special["sep"],
@@ -73,17 +70,13 @@ FAMILY = Family(
     layers=LAYERS,
     attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
     position_wise=("attention.output", "intermediate", "output"),
-    final_norm=None,
     embeddings={
         "word_embeddings": "roberta.embeddings.word_embeddings.weight",
         "position_embeddings": "roberta.embeddings.position_embeddings.weight",
         "token_type_embeddings": "roberta.embeddings.token_type_embeddings.weight",
     },
     whole_head=_head,
-    students={
-        "roberta": StudentMapping(with_num_layers("num_hidden_layers"), renumber_layers(LAYERS))
-    },
-    config_from_scratch=_scratch_config,
+    config_from_scratch=_config_from_scratch,
     position_offset=_position_offset,
     ignored_on_load=(r"^roberta\.pooler\.", r"\.position_ids$"),
 )

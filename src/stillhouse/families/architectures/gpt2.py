@@ -15,10 +15,7 @@ from stillhouse.families.base import (
     Family,
     Head,
     RunTokens,
-    StudentMapping,
     projection,
-    renumber_layers,
-    with_num_layers,
 )
 from stillhouse.families.settings import ArchitectureRecipe
 
@@ -28,8 +25,8 @@ def _head(model: GPT2LMHeadModel) -> Head:
     return Head(lambda hidden: hidden, weight, bias)
 
 
-def _scratch_config(
-    teacher: ArchitectureRecipe,
+def _config_from_scratch(
+    size: ArchitectureRecipe,
     vocabulary_size: int,
     sequence_length: int,
     special: Mapping[str, int],
@@ -37,14 +34,14 @@ def _scratch_config(
     return GPT2Config(
         vocab_size=vocabulary_size,
         n_positions=sequence_length,
-        n_embd=teacher.hidden_size,
-        n_layer=teacher.num_layers,
-        n_head=teacher.num_heads,
-        n_inner=teacher.intermediate_size,
+        n_embd=size.hidden_size,
+        n_layer=size.num_layers,
+        n_head=size.num_heads,
+        n_inner=size.intermediate_size,
         activation_function="gelu_pytorch_tanh",  # GPT-2's own function, in one fused operation
-        resid_pdrop=teacher.dropout,
-        embd_pdrop=teacher.dropout,
-        attn_pdrop=teacher.dropout,
+        resid_pdrop=size.dropout,
+        embd_pdrop=size.dropout,
+        attn_pdrop=size.dropout,
         bos_token_id=special["end_of_text"],
         eos_token_id=special["end_of_text"],
     )
@@ -91,8 +88,7 @@ FAMILY = Family(
         "position_embeddings": "transformer.wpe.weight",
     },
     whole_head=_head,
-    students={"gpt2": StudentMapping(with_num_layers("n_layer"), renumber_layers(LAYERS))},
-    config_from_scratch=_scratch_config,
+    config_from_scratch=_config_from_scratch,
     token_runner=_token_runner,
     # The causal buffers that checkpoints written before transformers 4.31 carry along.
     ignored_on_load=(r"\.attn\.(bias|masked_bias)$",),

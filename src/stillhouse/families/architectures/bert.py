@@ -1,8 +1,9 @@
 """BERT (Devlin et al. 2019), and its students: a shallower BERT, or DistilBERT.
 
-DistilBERT has no token type embeddings. The vector of type 0, which every position of a teacher
-that reads one sequence receives, is folded into the position embeddings: there it changes nothing
-else. In the word embeddings it would shift the logits of the tied head."""
+DistilBERT has no token type embeddings. A teacher of single sequences adds the vector of type 0 at
+every position, so it is added to the student's position embeddings. Added to the word embeddings
+it would shift the logits of the tied head.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,8 +16,6 @@ from stillhouse.families.base import (
     Parameters,
     StudentMapping,
     projection,
-    renumber_layers,
-    with_num_layers,
 )
 from stillhouse.families.settings import ArchitectureRecipe
 
@@ -81,8 +80,8 @@ def _distilbert_weights(teacher: Parameters, layer_map: Sequence[int]) -> dict[s
     return student
 
 
-def _scratch_config(
-    teacher: ArchitectureRecipe,
+def _config_from_scratch(
+    size: ArchitectureRecipe,
     vocabulary_size: int,
     sequence_length: int,
     special: Mapping[str, int],
@@ -90,12 +89,12 @@ def _scratch_config(
     return BertConfig(
         vocab_size=vocabulary_size,
         max_position_embeddings=sequence_length,
-        hidden_size=teacher.hidden_size,
-        num_hidden_layers=teacher.num_layers,
-        num_attention_heads=teacher.num_heads,
-        intermediate_size=teacher.intermediate_size or 4 * teacher.hidden_size,
-        hidden_dropout_prob=teacher.dropout,
-        attention_probs_dropout_prob=teacher.dropout,
+        hidden_size=size.hidden_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.num_heads,
+        intermediate_size=size.intermediate_size or 4 * size.hidden_size,
+        hidden_dropout_prob=size.dropout,
+        attention_probs_dropout_prob=size.dropout,
         pad_token_id=special["pad"],
     )
 
@@ -108,18 +107,14 @@ FAMILY = Family(
     layers=LAYERS,
     attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
     position_wise=("attention.output", "intermediate", "output"),
-    final_norm=None,
     embeddings={
         "word_embeddings": "bert.embeddings.word_embeddings.weight",
         "position_embeddings": "bert.embeddings.position_embeddings.weight",
         "token_type_embeddings": "bert.embeddings.token_type_embeddings.weight",
     },
     whole_head=_head,
-    students={
-        "distilbert": StudentMapping(_distilbert_config, _distilbert_weights),
-        "bert": StudentMapping(with_num_layers("num_hidden_layers"), renumber_layers(LAYERS)),
-    },
-    config_from_scratch=_scratch_config,
+    students={"distilbert": StudentMapping(_distilbert_config, _distilbert_weights)},
+    config_from_scratch=_config_from_scratch,
     # The pooler and the next-sentence head of BERT's pretraining, which no masked model uses.
     ignored_on_load=(r"^bert\.pooler\.", r"^cls\.seq_relationship\.", r"\.position_ids$"),
 )

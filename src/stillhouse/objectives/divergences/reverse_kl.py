@@ -1,0 +1,39 @@
+"""Reverse KL divergence (Gu et al. 2024).
+
+Axes: N rows that count, n rows of a block, V vocabulary.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from stillhouse.objectives.divergence import (
+    Divergence,
+    LogitPair,
+    log_probabilities,
+    through_softmax,
+)
+
+
+def reverse_kl_loss(
+    student_logits: Float[Tensor, "N V"],
+    teacher_logits: Float[Tensor, "N V"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """temperature^2 * sum of q * (log q - log p), in nats: KL(student || teacher).
+
+    Source: Gu et al. 2024 (MiniLLM), section 2.1.
+    """
+    log_p, log_q = log_probabilities(student_logits, teacher_logits, temperature)
+    return temperature**2 * F.kl_div(log_p, log_q, log_target=True, reduction="sum")
+
+
+def reverse_kl_gradient(pair: LogitPair) -> tuple[Float[Tensor, " n"], Float[Tensor, "n V"]]:
+    """With respect to q the gradient is log q - log p, up to a constant."""
+    log_p, log_q, q = pair.softened()
+    ratio = log_q - log_p
+    return pair.scaled((q * ratio).sum(-1), through_softmax(q, ratio))
+
+
+DIVERGENCE = Divergence(reverse_kl_loss, gradient=reverse_kl_gradient)

@@ -1,0 +1,30 @@
+"""Forward KL divergence, the soft targets of Hinton et al. 2015.
+
+Its gradient is that of a cross entropy and shares a softmax with language modeling:
+`logit_gradients` computes both.
+
+Axes: N rows that count, V vocabulary.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from stillhouse.objectives.divergence import Divergence, log_probabilities
+
+
+def soft_target_loss(
+    student_logits: Float[Tensor, "N V"],
+    teacher_logits: Float[Tensor, "N V"],
+    *,
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """temperature^2 * sum over rows and V of p * (log p - log q), in nats: KL(teacher || student).
+
+    Source: Hinton et al. 2015, section 2; Sanh et al. 2019.
+    """
+    log_p, log_q = log_probabilities(student_logits, teacher_logits, temperature)
+    return temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="sum")
+
+
+DIVERGENCE = Divergence(soft_target_loss, cacheable=True)
