@@ -23,27 +23,19 @@ src/stillhouse/check.py: floor (of speed) | multiply-adds | multiply_adds | so m
 src/stillhouse/cli.py: apart by commas | held against | likeliest | so many | with what is right
 src/stillhouse/distillation/cache.py: begun | but for rounding | going on | made anew | stands | visit (of a sequence)
 src/stillhouse/distillation/distill.py: Floor | Lesson | Work | begun | floor (of speed) | going on
-src/stillhouse/distillation/settings.py: held against | likeliest
 src/stillhouse/doctor.py: the processor
 src/stillhouse/errors.py: going on
 src/stillhouse/estimate/language.py: multiply_adds | so many
 src/stillhouse/estimate/speeds.py: Work | floor (of speed) | multiply-adds | multiply_adds | so many
 src/stillhouse/estimate/tasks.py: multiply_adds | so many | visit | visit (of a sequence)
 src/stillhouse/estimate/text.py: stands
-src/stillhouse/families/attention.py: mask as it is, and none for none | the processor
-src/stillhouse/families/base.py: is told | made anew | row-wise
-src/stillhouse/families/position_wise.py: multiply-adds
 src/stillhouse/finetuning/finetune.py: Work | floor (of speed) | multiply-adds
 src/stillhouse/inference/engine/token_healing.py: stands
 src/stillhouse/inference/reference.py: begun
 src/stillhouse/integrations/cache.py: likeliest
 src/stillhouse/machine.py: begun
-src/stillhouse/objectives/chunks.py: the processor
 src/stillhouse/objectives/relation.py: stands
-src/stillhouse/objectives/task_losses.py: held against
 src/stillhouse/pipeline.py: going on | made anew
-src/stillhouse/recipe.py: going on | visit (of a sequence)
-src/stillhouse/recipe_file.py: stands
 src/stillhouse/runs/atomic.py: going on | stands
 src/stillhouse/runs/manifest.py: stands
 src/stillhouse/runs/seeds.py: going on | made anew
@@ -52,9 +44,7 @@ src/stillhouse/serving/config.py: stands
 src/stillhouse/serving/errors.py: stands
 src/stillhouse/serving/web/tasks.js: stands
 src/stillhouse/student/initialize.py: goes on from a model | going on
-src/stillhouse/teacher/settings.py: goes on from a model | going on
 src/stillhouse/teacher/train.py: Work | floor (of speed) | going on
-src/stillhouse/tokens/settings.py: stands
 src/stillhouse/training/__init__.py: floor (of speed)
 src/stillhouse/training/allocator.py: made anew | the processor
 src/stillhouse/training/checkpoint.py: begun | going on
@@ -76,8 +66,6 @@ src/stillhouse/verification/split.py: Floor | Work | floor (of speed)
 src/stillhouse/verification/tasks.py: held against
 tests/benchmarks/test_gpu.py: Floor | Work | floor (of speed) | floor_share | multiply-adds | the processor
 tests/benchmarks/test_time_to_quality.py: going on | stands
-tests/corpus/test_prepare.py: held_out | lead
-tests/corpus/test_splits.py: held_out
 tests/estimate/test_language.py: multiply-adds | multiply_adds
 tests/export/test_llama_cpp.py: likeliest
 tests/families/test_qkv_hook.py: made anew
@@ -96,7 +84,7 @@ tests/models/test_weight_files.py: is told
 tests/objectives/test_language_model.py: stands | what it says of
 tests/page/test_page_trouble.py: begun | stands
 tests/page/test_views.py: begun
-tests/pipeline/test_bad_input.py: going on | stands
+tests/pipeline/test_bad_input.py: going on
 tests/pipeline/test_finetuning.py: texts without answers
 tests/pipeline/test_pipeline.py: floor_share | floor_tokens_per_second
 tests/pipeline/test_ranks.py: going on
@@ -113,10 +101,8 @@ tests/serving/test_openai.py: likeliest
 tests/serving/test_trouble.py: is told
 tests/student/test_plan.py: stands
 tests/test_machine.py: stands
-tests/test_recipe.py: stands | visit (of a sequence)
 tests/test_recipe_file.py: stands
 tests/test_rules.py: stands | the processor
-tests/tokens/test_encoders.py: stands
 tests/training/jobs.py: Floor | Work | floor (of speed)
 tests/training/test_allocator.py: made anew
 tests/training/test_checkpoint.py: begun | is told
