@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stillhouse.corpus.prepare import tokenizer_path
 from stillhouse.distillation.cache import cache_format
 from stillhouse.estimate import (
     LanguagePlan,
@@ -23,6 +22,7 @@ from stillhouse.estimate import (
     task_parts,
     text_size,
 )
+from stillhouse.finetuning.check import CheckedTask
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.models.folder_check import load_model_tokenizer
@@ -33,15 +33,16 @@ from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
+from stillhouse.stages.check import RecipeCheck, check_stages
+from stillhouse.stages.stage import stages_of
 from stillhouse.student.plan import StudentPlan
 from stillhouse.tokens.settings import TrainedTokenizer
-from stillhouse.tokens.source import open_tokenizer
+from stillhouse.tokens.source import open_tokenizer, tokenizer_path
 from stillhouse.tokens.tokenizer import load_tokenizer
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import LONG_STEP_SECONDS
 from stillhouse.training.floor import DTYPES, matmul_rate
 from stillhouse.training.work import StepShape, forward_multiply_adds
-from stillhouse.validate import ValidatedTask, validate
 from stillhouse.wording import counted, duration
 
 if TYPE_CHECKING:
@@ -85,27 +86,29 @@ def check_recipe(
         RecipeError, ModelError, DataError, NetworkError: whatever would stop the run for reasons
             known by now.
     """
-    models = validate(recipe, recipe.stages, offline=offline, run=run)
+    checked = check_stages(RecipeCheck(recipe, stages_of(recipe), offline, run))
+    tasks: dict[str, CheckedTask] = checked.tasks or {}
     result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds}
-    result["teacher"] = _sizes(models.teacher)
+    result["teacher"] = _sizes(checked.teacher)
     tokenizer = _tokenizer(recipe, run, offline=offline)
     speeds: Speeds = MeasuredSpeeds()
     parts: list[Part] = []
-    for task, validated in models.tasks.items():
-        parts += _task_parts(recipe, task, validated, tokenizer, speeds)
-    if models.student is not None:
+    for task, own in tasks.items():
+        parts += _task_parts(recipe, task, own, tokenizer, speeds)
+    if checked.student is not None:
         text = text_size(recipe.text, run, tokenizer, offline=offline)
-        student = models.student.config
-        plan = LanguagePlan(recipe, models.teacher, student, text, tokenizer)
+        student = checked.student.config
+        plan = LanguagePlan(recipe, checked.teacher, student, text, tokenizer)
         *trainings, evaluation = language_parts(plan, speeds)
-        result |= _distillation_cost(plan, models.student, trainings)
+        result |= _distillation_cost(plan, checked.student, trainings)
         parts = [*trainings, *parts, evaluation]
     result["tasks"] = {
-        task: _task_models(recipe.finetuning[task], validated.models)
-        for task, validated in models.tasks.items()
+        task: _task_models(recipe.finetuning[task], own.models) for task, own in tasks.items()
     }
     result["time"] = _time(recipe, parts)
-    result["notes"] = models.notes
+    result["notes"] = [
+        note for own in tasks.values() if own.examples for note in own.examples.notes
+    ]
     return result
 
 
@@ -126,14 +129,14 @@ def _tokenizer(
 def _task_parts(
     recipe: Recipe,
     name: str,
-    validated: ValidatedTask,
+    checked: CheckedTask,
     tokenizer: PreTrainedTokenizerFast | None,
     speeds: Speeds,
 ) -> list[Part]:
     settings = recipe.finetuning[name]
-    if validated.examples is None:
+    if checked.examples is None:
         return [Part(name, None, "its examples are on the hub, and not fetched yet")]
-    folders = [validated.folders.get(model.start) for model in settings.models.values()]
+    folders = [checked.folders.get(model.start) for model in settings.models.values()]
     known = [folder for folder in folders if folder is not None]
     tokenizer = load_model_tokenizer(known[0]) if known else tokenizer
     if tokenizer is None:
@@ -141,9 +144,9 @@ def _task_parts(
     plan = TaskPlan(
         name,
         settings,
-        validated.models,
-        validated.teachers,
-        validated.examples,
+        checked.models,
+        checked.teachers,
+        checked.examples,
         tokenizer,
         len(recipe.seeds),
     )

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stillhouse.wording import counted, numbered_rows
+from stillhouse.stages.stage import STAGES, stage_named
+from stillhouse.wording import counted
 
 app = typer.Typer(
     name="stillhouse",
@@ -189,104 +190,21 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
-def prepare(
-    recipe: RecipeName,
-    run_dir: RunDir = None,
-    overrides: Overrides = None,
-    offline: Offline = False,
-    overwrite: Overwrite = "",
-) -> None:
-    """Read the recipe's text, write corpus/ and tokens/."""
-    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="prepare")
+def _add_stage_command(name: str) -> None:
+    @app.command(name, help=stage_named(name).help)
+    def run_stage(
+        recipe: RecipeName,
+        run_dir: RunDir = None,
+        overrides: Overrides = None,
+        offline: Offline = False,
+        overwrite: Overwrite = "",
+        device: Device = None,
+    ) -> None:
+        _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only=name)
 
 
-@app.command()
-def teacher(
-    recipe: RecipeName,
-    run_dir: RunDir = None,
-    overrides: Overrides = None,
-    offline: Offline = False,
-    overwrite: Overwrite = "",
-    device: Device = None,
-) -> None:
-    """Train the recipe's own teacher: tokens/ to teacher/.
-
-    A recipe that names a teacher has nothing to train here.
-    """
-    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="teacher")
-
-
-@app.command()
-def init(
-    recipe: RecipeName,
-    run_dir: RunDir = None,
-    overrides: Overrides = None,
-    offline: Offline = False,
-    overwrite: Overwrite = "",
-) -> None:
-    """Make the initial student: teacher to student-init/."""
-    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="init")
-
-
-@app.command()
-def distill(
-    recipe: RecipeName,
-    run_dir: RunDir = None,
-    overrides: Overrides = None,
-    offline: Offline = False,
-    overwrite: Overwrite = "",
-    device: Device = None,
-) -> None:
-    """Train the student, then its control.
-
-    Reads tokens/ and student-init/, writes student/ and control/.
-    """
-    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="distill")
-
-
-@app.command()
-def finetune(
-    recipe: RecipeName,
-    run_dir: RunDir = None,
-    overrides: Overrides = None,
-    offline: Offline = False,
-    overwrite: Overwrite = "",
-    device: Device = None,
-) -> None:
-    """Train the recipe's models of tasks, alone or under a teacher, and score them.
-
-    Reads the models and the data of `finetuning`, writes finetuned/TASK/MODEL/ and scores.json.
-    """
-    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="finetune")
-
-
-@app.command()
-def evaluate(
-    recipe: RecipeName,
-    run_dir: RunDir = None,
-    overrides: Overrides = None,
-    offline: Offline = False,
-    overwrite: Overwrite = "",
-    device: Device = None,
-) -> None:
-    """Measure all models of a run into evaluation.json."""
-    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="evaluate")
-
-
-@app.command()
-def report(
-    recipe: RecipeName,
-    run_dir: RunDir = None,
-    overrides: Overrides = None,
-    offline: Offline = False,
-    overwrite: Overwrite = "",
-) -> None:
-    """Write report.html and the student's model card.
-
-    Reads evaluation.json and metrics.jsonl.
-    """
-    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="report")
+for _name in STAGES:
+    _add_stage_command(_name)
 
 
 @app.command()
@@ -677,7 +595,7 @@ def _run_stages(
     name, parsed = load_recipe(recipe, overrides or [])
     from stillhouse.pipeline import Options, Pipeline
     from stillhouse.runs.paths import RunFolder
-    from stillhouse.stages import stages_named, stages_until
+    from stillhouse.stages.stage import stages_named, stages_until
     from stillhouse.training.progress import ConsoleReporter, QuietReporter
     from stillhouse.training.ranks import init_distributed
 

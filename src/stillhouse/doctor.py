@@ -10,6 +10,7 @@ from stillhouse.extras import EXTRAS, install_command, missing_modules
 from stillhouse.machine import library_versions, memory_bytes, num_cores, processor_name
 from stillhouse.runs.manifest import read_manifest, verify
 from stillhouse.runs.paths import RunFolder
+from stillhouse.stages.stage import STAGES, stage_named
 from stillhouse.wording import duration
 
 
@@ -64,21 +65,12 @@ def examine_run(folder: Path) -> list[dict[str, str]]:
     findings = []
     for path in _seed_folders(folder):
         run = RunFolder(path, folder)
-        outputs = [
-            run.student_init,
-            run.student,
-            run.control,
-            run.control_same_time,
-            run.evaluation,
-            run.report,
-        ]
-        shared = [run.corpus, run.tokens, run.teacher, run.teacher_cache] if path == folder else []
+        stages = [stage_named(name) for name in STAGES]
+        outputs = [output for stage in stages for output in stage.outputs(run)]
+        # Outputs that all seeds share are listed once.
+        own = [output for output in outputs if path == folder or output.is_relative_to(path)]
         checkpoints = sorted(path.glob("checkpoints/*/*step-*"))
-        findings += [
-            _examine(output, folder)
-            for output in [*shared, *outputs, *checkpoints]
-            if output.exists()
-        ]
+        findings += [_examine(output, folder) for output in [*own, *checkpoints] if output.exists()]
         if run.metrics.exists():
             findings.append(_examine_metrics(run.metrics, folder))
     return findings

@@ -128,13 +128,10 @@ def cache_format(
 class CacheWriter:
     """One recipe's teacher cache, and the teacher that fills it."""
 
-    def __init__(
-        self, recipe: Recipe, run: RunFolder, teacher: Teacher, inputs: Inputs, ranks: Ranks
-    ) -> None:
+    def __init__(self, recipe: Recipe, run: RunFolder, teacher: Teacher, ranks: Ranks) -> None:
         self.recipe = recipe
         self.run = run
         self.teacher = teacher
-        self.inputs = inputs
         self.ranks = ranks
         self.device = pick_device()
         self.source = open_source(run.tokens, recipe.tokens, "train")
@@ -149,20 +146,20 @@ class CacheWriter:
     def num_parts(self) -> int:
         return -(-self.source.num_sequences // self.layout.sequences_per_part)
 
-    def write(self, reporter: Reporter, *, overwrite: bool = False) -> None:
+    def write(self, inputs: Inputs, reporter: Reporter, *, overwrite: bool = False) -> None:
         """Write what is missing, and complete the cache; the ranks share its parts.
 
         Raises:
             Stopped: SIGINT or SIGTERM; the parts written so far are kept.
         """
         target = self.run.teacher_cache
-        self.ranks.on_rank0(lambda: self._begin(overwrite=overwrite))
+        self.ranks.on_rank0(lambda: self._begin(inputs, overwrite=overwrite))
         reporter.start("teacher cache", 0, self.source.num_sequences)
         try:
             with StopRequest() as stop:
                 for part in range(self.ranks.rank, self.num_parts, self.ranks.size):
                     if not self._is_written(part, reporter):
-                        self._write_part(part, reporter, stop)
+                        self._write_part(part, inputs, reporter, stop)
         finally:
             reporter.finish()
         facts = {
@@ -171,18 +168,14 @@ class CacheWriter:
             "bytes_per_row": self.layout.bytes_per_row,
         }
         self.ranks.barrier()
-        self.ranks.on_rank0(lambda: commit_parts(target, self.inputs, facts))
+        self.ranks.on_rank0(lambda: commit_parts(target, inputs, facts))
 
-    def _begin(self, *, overwrite: bool) -> None:
-        if not self._goes_on():
-            archive_existing(self.run.teacher_cache, overwrite=overwrite)
-
-    def _goes_on(self) -> bool:
-        """Whether what stands there was begun under the same inputs, and is not complete."""
-        parts = self.run.teacher_cache.glob("part-*")
-        return read_manifest(self.run.teacher_cache) is None and all(
-            is_up_to_date(part, self.inputs) for part in parts
-        )
+    def _begin(self, inputs: Inputs, *, overwrite: bool) -> None:
+        """Keep the parts of an unfinished cache of the same inputs; archive any other."""
+        target = self.run.teacher_cache
+        unfinished = read_manifest(target) is None
+        if not (unfinished and all(is_up_to_date(part, inputs) for part in target.glob("part-*"))):
+            archive_existing(target, overwrite=overwrite)
 
     def _is_written(self, part: int, reporter: Reporter) -> bool:
         folder = part_folder(self.run.teacher_cache, part)
@@ -195,13 +188,13 @@ class CacheWriter:
             return False
         return True
 
-    def _write_part(self, part: int, reporter: Reporter, stop: StopRequest) -> None:
+    def _write_part(self, part: int, inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
         first = part * self.layout.sequences_per_part
         last = min(first + self.layout.sequences_per_part, self.source.num_sequences)
         taught: list[TeacherRows] = []
         counts: list[np.ndarray] = []
         folder = part_folder(self.run.teacher_cache, part)
-        with commit_folder(folder, self.inputs, overwrite=True) as temporary:
+        with commit_folder(folder, inputs, overwrite=True) as temporary:
             for sequences in self._micro_batches(first, last):
                 if stop.signal_number is not None:
                     kept = len(list(self.run.teacher_cache.glob("part-*")))

@@ -6,6 +6,7 @@ tokens in the same order, or for the same seconds of training.
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse.distillation.cache import CacheWriter, cache_inputs
-from stillhouse.distillation.settings import DistillationRecipe
+from stillhouse.distillation.settings import ModelName
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.families.base import Family
 from stillhouse.models.folder_check import load_config
@@ -26,43 +27,21 @@ from stillhouse.objectives.language_model import (
 )
 from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, read_manifest, verify
+from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
+from stillhouse.stages.context import StageContext
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
 from stillhouse.training.device import pick_device, pick_precision
-from stillhouse.training.engine import compile_body, train
+from stillhouse.training.engine import compile_body, train_and_commit
 from stillhouse.training.floor import Floor, measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
 from stillhouse.training.metrics import read_metrics
-from stillhouse.training.parallel import gather_model, shard_teacher
-from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import Ranks, finishing
+from stillhouse.training.parallel import shard_teacher
 from stillhouse.training.settings import PretrainingRecipe, result_settings
 from stillhouse.training.work import count_work, planned_step
-
-ModelName = Literal["student", "control", "control_same_time"]
-
-
-def models_to_train(recipe: DistillationRecipe) -> list[ModelName]:
-    """The models that `distill` trains, in order.
-
-    Raises:
-        RecipeError: a control of the same time alone.
-    """
-    if recipe.control == "same_time":
-        raise RecipeError(
-            "distillation.control is same_time, which needs the step times of the control of the "
-            "same tokens. Set it to both."
-        )
-    controls: dict[str, list[ModelName]] = {
-        "same_tokens": ["control"],
-        "both": ["control", "control_same_time"],
-        "none": [],
-    }
-    return ["student", *controls[recipe.control]]
 
 
 def distill_inputs(
@@ -95,63 +74,46 @@ def has_fixed_masks(recipe: Recipe) -> bool:
     return recipe.cache is not None and recipe.tokens.language_modeling == "masked"
 
 
-def output_folder(run: RunFolder, model: ModelName) -> Path:
-    return {
-        "student": run.student,
-        "control": run.control,
-        "control_same_time": run.control_same_time,
-    }[model]
-
-
 class Distillation:
     """One recipe's distillation for one seed; each model is trained and committed in turn."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: RunFolder,
-        teacher_folder: Path,
-        teacher_fingerprint: str,
-        seed: int,
-        ranks: Ranks,
-    ) -> None:
-        self.recipe = recipe
-        self.run = run
-        self.teacher_folder = teacher_folder
-        self.teacher_fingerprint = teacher_fingerprint
-        self.seed = seed
-        self.ranks = ranks
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        self.recipe = context.recipe
+        self.run = context.run
+        self.ranks = context.ranks
+        self.teacher = context.models.teacher
         self.device = pick_device()
 
     def inputs(self, model: ModelName) -> Inputs:
-        return distill_inputs(self.recipe, self.run, model, self.teacher_fingerprint, self.seed)
+        seed = self.context.seed
+        return distill_inputs(self.recipe, self.run, model, self.teacher.fingerprint, seed)
 
     def is_done(self, model: ModelName) -> bool:
-        return is_up_to_date(output_folder(self.run, model), self.inputs(model))
+        return is_up_to_date(self.run.model(model), self.inputs(model))
 
     def cache_inputs(self) -> Inputs:
-        return cache_inputs(self.recipe, self.run, self.teacher_fingerprint)
+        return cache_inputs(self.recipe, self.run, self.teacher.fingerprint)
 
-    def write_cache(self, reporter: Reporter, *, overwrite: bool = False) -> None:
-        """Write the teacher cache, going on with one that was begun."""
-        self._verify(self.run.tokens)
-        teacher = self._live_teacher(alone=True)
-        writer = CacheWriter(self.recipe, self.run, teacher, self.cache_inputs(), self.ranks)
-        writer.write(reporter, overwrite=overwrite)
+    def write_cache(self, inputs: Inputs) -> None:
+        """Write the teacher cache, resuming one that was started."""
+        self.context.verify(self.run.tokens)
+        writer = CacheWriter(self.recipe, self.run, self._live_teacher(alone=True), self.ranks)
+        writer.write(inputs, self.context.reporter, overwrite=self.context.overwrite)
 
-    def train(self, model: ModelName, reporter: Reporter, *, overwrite: bool = False) -> None:
-        """Train one model to the end and commit its folder; goes on from a checkpoint if there is
-        one."""
-        self._verify(self.run.tokens, self.run.student_init)
-        recipe, inputs = self.recipe.distillation, self.inputs(model)
+    def train(self, model: ModelName, inputs: Inputs) -> None:
+        """Train one model to the end, resuming from a checkpoint if there is one, and commit its
+        folder."""
+        self.context.verify(self.run.tokens, self.run.student_init)
+        recipe, reporter = self.recipe.distillation, self.context.reporter
         checkpoints = checkpoints_for(
             self.run.checkpoints(model), inputs, recipe, reporter, self.ranks
         )
-        if overwrite:
+        if self.context.overwrite:
             checkpoints.clear()
         family, student = load_model(self.run.student_init)
         freeze(student, family, self.recipe.student.freeze)
-        source, objective = self._lesson(family, model, reporter)
+        source, objective = self._data_and_objective(family, model)
         num_steps = None
         if model == "control_same_time":
             num_steps = self.ranks.on_rank0(self._steps_of_same_time)
@@ -159,7 +121,7 @@ class Distillation:
             model,
             student,
             objective,
-            plan_batches(source, recipe, seed=self.seed, num_steps=num_steps),
+            plan_batches(source, recipe, seed=self.context.seed, num_steps=num_steps),
             recipe,
             checkpoints,
             self.run.metrics,
@@ -168,32 +130,23 @@ class Distillation:
             self.ranks,
             teacher_sharded=model == "student" and recipe.teacher_sharded,
         )
-        with finishing(f"the {model.replace('_', ' ')}", self.ranks) as stop:
-            facts = job.facts(train(job, reporter, stop))
-            trained = gather_model(student, self.ranks)
-            self.ranks.on_rank0(lambda: self._commit(model, trained, facts, overwrite))
-            checkpoints.clear()
-
-    def _verify(self, *outputs: Path) -> None:
-        for output in outputs:
-            self.ranks.on_rank0(lambda output=output: verify(output))
+        what = f"the {model.replace('_', ' ')}"
+        train_and_commit(job, what, reporter, partial(self._commit, model, inputs))
 
     def _commit(
-        self, model: ModelName, trained: PreTrainedModel, training: dict[str, Any], overwrite: bool
+        self, model: ModelName, inputs: Inputs, trained: PreTrainedModel, facts: dict[str, Any]
     ) -> None:
-        facts = {"training": training}
         if model == "student" and self.recipe.cache is not None:
             facts["training"]["teacher_cache_seconds"] = self._cache_seconds()
-        target = output_folder(self.run, model)
-        stored = load_config(self.teacher_folder).dtype or torch.float32  # as the teacher is
+        target, overwrite = self.run.model(model), self.context.overwrite
+        stored = load_config(self.teacher.folder).dtype or torch.float32  # as the teacher is
         trained.to(device="cpu", dtype=stored)  # pyright: ignore[reportCallIssue]
-        with commit_folder(target, self.inputs(model), facts, overwrite=overwrite) as folder:
+        with commit_folder(target, inputs, facts, overwrite=overwrite) as folder:
             save_model(trained, open_tokenizer(self.run.tokens), folder)
 
-    def _lesson(
-        self, family: Family, model: ModelName, reporter: Reporter
+    def _data_and_objective(
+        self, family: Family, model: ModelName
     ) -> tuple[SequenceSource, LanguageModelObjective]:
-        """What the model reads, and what it learns from it."""
         source = open_source(self.run.tokens, self.recipe.tokens, "train")
         if model != "student":
             source = FixedMaskSource(source) if has_fixed_masks(self.recipe) else source
@@ -201,16 +154,16 @@ class Distillation:
         check_relation(
             self.recipe.distillation.losses.relation,
             load_config(self.run.student_init),
-            load_config(self.teacher_folder),
+            load_config(self.teacher.folder),
         )
         teacher: Teacher | Literal["cached"] = self._live_teacher(
             alone=self.recipe.cache is not None
         )
         if self.recipe.cache is not None:
             cache = TeacherCache(self.run.teacher_cache)
-            writer = CacheWriter(self.recipe, self.run, teacher, self.cache_inputs(), self.ranks)
-            loss = writer.check(cache, self.seed)
-            reporter.say(f"teacher cache: {loss:.4f} nats a row from the live teacher")
+            writer = CacheWriter(self.recipe, self.run, teacher, self.ranks)
+            loss = writer.check(cache, self.context.seed)
+            self.context.reporter.say(f"teacher cache: {loss:.4f} nats a row from the live teacher")
             source, teacher = FixedMaskSource(source, cache), "cached"
         recipe = self.recipe.distillation
         return source, LanguageModelObjective(
@@ -219,7 +172,7 @@ class Distillation:
 
     def _live_teacher(self, *, alone: bool = False) -> Teacher:
         """The teacher on this rank: whole, or `alone` not asked for, sharded as the recipe says."""
-        family, model = load_model(self.teacher_folder)
+        family, model = load_model(self.teacher.folder)
         precision = pick_precision(self.recipe.distillation.precision, self.device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model.requires_grad_(False).to(dtype=dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -236,7 +189,7 @@ class Distillation:
         losses = recipe.losses if model == "student" else LANGUAGE_MODELING_ALONE
         step = planned_step(losses, tokens, recipe, self.device)
         live = model == "student" and self.recipe.cache is None
-        teacher = load_config(self.teacher_folder) if live else None
+        teacher = load_config(self.teacher.folder) if live else None
         return measure_floor(count_work(step, student.config, teacher), self.device)
 
     def _steps_of_same_time(self) -> int:
@@ -247,8 +200,7 @@ class Distillation:
         if not student or not control:
             raise RunError(
                 "The control of the same time needs the step times of the student and of the "
-                "control of the "
-                "same tokens. Set distillation.control to both."
+                "control of the same tokens. Set distillation.control to both."
             )
         seconds = len(student) * statistics.median(student) + self._cache_seconds()
         return round(seconds / statistics.median(control))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stillhouse.distillation.distill import models_to_train
 from stillhouse.estimate.parts import Part
 from stillhouse.estimate.speeds import LanguageTraining, Speeds, scoring_step
 from stillhouse.estimate.text import TextSize, file_tokens
@@ -50,7 +49,7 @@ class LanguagePlan:
                 self.teacher, None, LANGUAGE_MODELING_ALONE, recipe.teacher.training, tokens
             )
         found["student"] = self.distillation()
-        for control in models_to_train(distillation)[1:]:
+        for control in distillation.models[1:]:
             found[control] = LanguageTraining(
                 self.student, None, LANGUAGE_MODELING_ALONE, distillation, tokens
             )
@@ -139,7 +138,7 @@ def _evaluation_part(plan: LanguagePlan, speeds: Speeds) -> Part:
         name: forward_multiply_adds(scoring_step(tokens), config) / speeds.scoring(config, tokens)
         for name, config in (("teacher", plan.teacher), ("student", plan.student))
     }
-    students = len(models_to_train(plan.recipe.distillation))
+    students = len(plan.recipe.distillation.models)
     positions = _scored_positions(plan)
     seconds = positions * (per_token["teacher"] + seeds * students * per_token["student"])
     fraction = 1.0 if tokens.language_modeling == "causal" else tokens.masking.fraction

@@ -7,7 +7,6 @@ the same examples in the same order and are scored on the same splits.
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from stillhouse.models.task_models import task_model_with_num_layers
 from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_manifest, sha256_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
+from stillhouse.stages.context import ModelRef
 from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.metrics import MetricSamples
 from stillhouse.tasks.question_answering import QuestionAnswering, num_unseen_answers
@@ -57,14 +57,6 @@ from stillhouse.training.ranks import Ranks, finishing
 from stillhouse.training.settings import result_settings
 from stillhouse.training.work import Work, count_work
 from stillhouse.wording import counted, numbered_rows
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """The folder of a start or a teacher, and the fingerprint of its content."""
-
-    folder: Path
-    fingerprint: str
 
 
 class Finetuning:
@@ -178,12 +170,13 @@ class Finetuning:
         name: str,
         start: ModelRef,
         teacher: ModelRef | None,
-        reporter: Reporter,
+        inputs: Inputs,
         *,
+        reporter: Reporter,
         overwrite: bool = False,
     ) -> None:
         """Train one model and commit its folder, resuming from a checkpoint if there is one."""
-        inputs, where = self.inputs(name, start, teacher), f"{self.name}-{name}"
+        where = f"{self.name}-{name}"
         tokenizer = load_model_tokenizer(start.folder)
         model = self._initial(name, start)
         objective = TaskObjective(
@@ -254,7 +247,7 @@ class Finetuning:
         settings = {"task": recipe_part(self.recipe.task)}
         return Inputs(f"finetune {self.name} scores", settings, {**models, **others, **splits})
 
-    def score_all(self, reporter: Reporter) -> None:
+    def score_all(self, inputs: Inputs, reporter: Reporter) -> None:
         """Write `scores.json`: each model's metrics, and the effect of its teacher."""
         started = time.monotonic()
         folders = {name: found.folder for name, found in self.teachers.items()}
@@ -280,7 +273,7 @@ class Finetuning:
         }
         content = json.dumps(scores, indent=1, ensure_ascii=False) + "\n"
         seconds = time.monotonic() - started
-        commit_file(self.scores, content.encode(), self.scores_inputs(), seconds=seconds)
+        commit_file(self.scores, content.encode(), inputs, seconds=seconds)
 
     def _measured(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast

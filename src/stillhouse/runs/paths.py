@@ -2,7 +2,7 @@
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,14 @@ class RunFolder:
         """The folder of one seed of several: its own results, the same corpus, tokens and
         teacher."""
         return RunFolder(self.path / f"seed-{seed}", self.path)
+
+    def of_seeds(self, seeds: Sequence[int]) -> list["RunFolder"]:
+        """The folder of each seed: the run itself where there is only one."""
+        return [self] if len(seeds) == 1 else [self.for_seed(seed) for seed in seeds]
+
+    def model(self, name: str) -> Path:
+        """The folder of one model of a seed: student, control, control_same_time, student_init."""
+        return self.path / name.replace("_", "-")
 
     @property
     def recipe(self) -> Path:

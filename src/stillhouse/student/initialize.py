@@ -19,8 +19,8 @@ from stillhouse.models.save import save_model
 from stillhouse.models.special_ids import take_generation_config
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder
-from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
+from stillhouse.stages.context import StageContext
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.tokens.source import check_same_tokenizer, check_vocabulary, open_tokenizer
 
@@ -36,16 +36,9 @@ def initialize_inputs(recipe: Recipe, teacher_fingerprint: str, seed: int) -> In
     )
 
 
-def initialize(
-    recipe: Recipe,
-    run: RunFolder,
-    teacher_folder: Path,
-    inputs: Inputs,
-    seed: int,
-    *,
-    overwrite: bool = False,
-) -> None:
+def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> None:
     """Make the student and commit it as `student-init/`."""
+    recipe, run = context.recipe, context.run
     teacher_config = load_config(teacher_folder)
     check_sequence_length(recipe.tokens, teacher_config)
     tokenizer = open_tokenizer(run.tokens)
@@ -56,14 +49,13 @@ def initialize(
         _, teacher = load_model(teacher_folder)
         student = student_from_teacher(teacher, plan)
     elif recipe.student.weights == "random":
-        student = random_student(plan, seed)
+        student = random_student(plan, context.seed)
     else:
         student = student_from_folder(Path(recipe.student.weights).expanduser(), plan)
     if recipe.student.weights in ("teacher", "random"):
         take_generation_config(student, teacher_folder)
-    with commit_folder(
-        run.student_init, inputs, {"layer_map": plan.layer_map}, overwrite=overwrite
-    ) as folder:
+    facts = {"layer_map": plan.layer_map}
+    with commit_folder(run.student_init, inputs, facts, overwrite=context.overwrite) as folder:
         save_model(student, tokenizer, folder)
 
 

@@ -7,8 +7,9 @@ change the result. A step waits for the device once, at its end, when it reads w
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,9 +24,9 @@ from stillhouse.training.device import autocast, explained_memory_errors, pick_p
 from stillhouse.training.job import TrainingJob
 from stillhouse.training.metrics import MetricsLog, NoMetrics
 from stillhouse.training.optimizer import make_optimizer
-from stillhouse.training.parallel import ModelWithLoss, replicate, shard
+from stillhouse.training.parallel import ModelWithLoss, gather_model, replicate, shard
 from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import lost_ranks_explained
+from stillhouse.training.ranks import finishing, lost_ranks_explained
 from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
 from stillhouse.training.signals import NEVER, StopRequest, stopped
 from stillhouse.training.step import TrainStep, micro_batch_size
@@ -95,6 +96,28 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
         reporter.finish()
     model.eval()
     return steps.progress
+
+
+def train_and_commit(
+    job: TrainingJob,
+    what: str,
+    reporter: Reporter,
+    commit: Callable[[PreTrainedModel, dict[str, Any]], None],
+) -> None:
+    """Train to the end, let the first rank commit the whole model, and remove the checkpoints.
+
+    Args:
+        what: What is committed, for the message of a signal that arrives too late to stop it.
+        commit: Called with the model and the facts of its training, for its manifest.
+
+    Raises:
+        Stopped: a signal asked to stop; the last completed step, or the model, is committed.
+    """
+    with finishing(what, job.ranks) as stop:
+        facts = {"training": job.facts(train(job, reporter, stop))}
+        trained = gather_model(job.model, job.ranks)
+        job.ranks.on_rank0(lambda: commit(trained, facts))
+        job.checkpoints.clear()
 
 
 def _length_of_a_step(job: TrainingJob) -> str:
