@@ -12,7 +12,7 @@ from stillhouse.tokens.settings import TokensRecipe
 
 
 class FixedSpeeds:
-    """One million multiply-adds per second, whatever is done, and free optimizers."""
+    """One million FLOPs per second, whatever is computed, and free optimizers."""
 
     rate = 1e6
 

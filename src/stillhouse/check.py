@@ -1,9 +1,9 @@
 """What a recipe would make and cost: from configurations, a part of the text and the examples of
 tasks; no weights are read, and nothing is written.
 
-Cost model. `training.work` counts what a token needs. On this machine time is its multiply-adds
-over the rates that `estimate` measures; elsewhere over the hardware's rate times an assumed
-utilization, and energy is time times the stated watts. Both are estimates and say so."""
+Cost model: `training.cost` counts the FLOPs of a token. On this machine time is FLOPs over the
+rates that `estimate` measures; elsewhere FLOPs over the hardware's peak times an assumed
+utilization, and energy is time times the stated watts. Both are labeled as estimates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,10 +39,10 @@ from stillhouse.student.plan import StudentPlan
 from stillhouse.tokens.settings import TrainedTokenizer
 from stillhouse.tokens.source import open_tokenizer, tokenizer_path
 from stillhouse.tokens.tokenizer import load_tokenizer
+from stillhouse.training.cost import StepShape, forward_flops
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import LONG_STEP_SECONDS
-from stillhouse.training.floor import DTYPES, matmul_rate
-from stillhouse.training.work import StepShape, forward_multiply_adds
+from stillhouse.training.roofline import DTYPES, matmul_rate
 from stillhouse.wording import counted, duration
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ UTILIZATION = 0.4  # assumed of hardware that is not here
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine to estimate for: multiply-adds per second at full rate, the share of them that
-    training reaches, and its power."""
+    """A machine to estimate for: peak FLOP/s, the share of them that training reaches (MFU), and
+    watts."""
 
     name: str
-    multiply_adds_per_second: float
+    flops_per_second: float
     watts: float | None
     source: str
     utilization: float = UTILIZATION
@@ -66,11 +66,11 @@ class Hardware:
 REFERENCE_HARDWARE = (
     Hardware(
         "8 x V100 16 GB",
-        8 * 62.5e12,
+        8 * 125e12,
         8 * 300.0,
         "125 TFLOP/s fp16 and 300 W each, vendor's figures",
     ),
-    Hardware("1 x H200", 494.5e12, 700.0, "989 TFLOP/s bf16 and 700 W, vendor's figures"),
+    Hardware("1 x H200", 989e12, 700.0, "989 TFLOP/s bf16 and 700 W, vendor's figures"),
 )
 
 
@@ -185,8 +185,8 @@ def _distillation_cost(
     """The student, and what its training needs and takes."""
     recipe, training = plan.recipe, plan.distillation()
     sizes = {"teacher": _sizes(plan.teacher), "student": _sizes(plan.student)}
-    work, tokens = training.work(), plan.tokens_to_train(recipe.distillation)
-    per_token = sum(work.multiply_adds.values())
+    cost, tokens = training.cost(), plan.tokens_to_train(recipe.distillation)
+    per_token = cost.flops_per_token
     named = {part.name: part for part in parts}
     step_seconds = named["student"].step_seconds
     assert step_seconds is not None
@@ -209,8 +209,8 @@ def _distillation_cost(
         "tokens": tokens,
         "step": _step_memory(recipe, sizes, plan.student),
         "teacher_cache": _cache_cost(recipe, plan.teacher, training.step()),
-        "multiply_adds_per_token": work.multiply_adds,
-        "bytes_moved_per_token": work.bytes_moved,
+        "flops_per_token": cost.flops,
+        "bytes_moved_per_token": cost.bytes_moved,
         "estimates": [_estimate(hardware, per_token, tokens) for hardware in _hardware(reached)],
         "assumed_utilization": UTILIZATION,
     }
@@ -236,8 +236,8 @@ def _cache_cost(
     if recipe.cache is None:
         return None
     layout = cache_format(recipe, teacher, recipe.tokens.sequence_length)
-    multiply_adds = forward_multiply_adds(step, teacher)
-    return {"bytes_per_row": layout.bytes_per_row, "multiply_adds_per_token": multiply_adds}
+    flops = forward_flops(step, teacher)
+    return {"bytes_per_row": layout.bytes_per_row, "flops_per_token": flops}
 
 
 def _step_memory(
@@ -270,7 +270,7 @@ def _step_memory(
 
 
 def _hardware(reached: float) -> list[Hardware]:
-    """Where training may run; here it reaches so many multiply-adds per second."""
+    """Where training may run; `reached` is its FLOP/s on this machine."""
     rate = _measured_rate()
     here = f"this machine ({processor_name()}, {num_cores()} cores)"
     source = f"a step timed now, {reached / rate:.0%} of a matrix product measured now"
@@ -278,14 +278,14 @@ def _hardware(reached: float) -> list[Hardware]:
 
 
 def _measured_rate() -> float:
-    """Multiply-adds per second of a matrix product here, in the precision training would use."""
+    """FLOP/s of a matrix product on this machine, in the precision of training."""
     device = pick_device()
     dtype = DTYPES[pick_precision("auto", device)]
     return matmul_rate((1024, 768, 3072), dtype, device)
 
 
 def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) -> dict[str, Any]:
-    seconds_per_token = per_token / (hardware.multiply_adds_per_second * hardware.utilization)
+    seconds_per_token = per_token / (hardware.flops_per_second * hardware.utilization)
     seconds = None if tokens is None else tokens * seconds_per_token
     joules = None if seconds is None or hardware.watts is None else seconds * hardware.watts
     return {
@@ -378,8 +378,8 @@ def _print_distillation(console: "Console", result: dict[str, Any]) -> None:
     if cache := result["teacher_cache"]:
         console.print(
             f"teacher cache: {cache['bytes_per_row']} bytes a row; writing it takes "
-            f"{cache['multiply_adds_per_token'] / 1e6:,.1f} M multiply-adds a token of all the "
-            "text, once, which the figures below leave out"
+            f"{cache['flops_per_token'] / 1e6:,.1f} MFLOPs per token of all the text, once, "
+            "which the figures below leave out"
         )
     for estimate in result["estimates"]:
         console.print(f"on {_estimate_line(estimate)}", markup=False, soft_wrap=True)

@@ -34,14 +34,14 @@ from stillhouse.stages.context import StageContext
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
+from stillhouse.training.cost import count_flops, planned_step
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train_and_commit
-from stillhouse.training.floor import Floor, measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
 from stillhouse.training.metrics import read_metrics
 from stillhouse.training.parallel import shard_teacher
+from stillhouse.training.roofline import Roofline, measure_roofline
 from stillhouse.training.settings import PretrainingRecipe, result_settings
-from stillhouse.training.work import count_work, planned_step
 
 
 def distill_inputs(
@@ -126,7 +126,7 @@ class Distillation:
             checkpoints,
             self.run.metrics,
             self.device,
-            self._floor(student, model),
+            self._roofline(student, model),
             self.ranks,
             teacher_sharded=model == "student" and recipe.teacher_sharded,
         )
@@ -184,13 +184,13 @@ class Distillation:
             compile_body(model, self.recipe.distillation, self.device)
         return Teacher(family, model)
 
-    def _floor(self, student: PreTrainedModel, model: ModelName) -> Floor:
+    def _roofline(self, student: PreTrainedModel, model: ModelName) -> Roofline:
         recipe, tokens = self.recipe.distillation, self.recipe.tokens
         losses = recipe.losses if model == "student" else LANGUAGE_MODELING_ALONE
         step = planned_step(losses, tokens, recipe, self.device)
         live = model == "student" and self.recipe.cache is None
         teacher = load_config(self.teacher.folder) if live else None
-        return measure_floor(count_work(step, student.config, teacher), self.device)
+        return measure_roofline(count_flops(step, student.config, teacher), self.device)
 
     def _steps_of_same_time(self) -> int:
         """Steps the control takes in the student's seconds, by the median step times of this run;

@@ -20,9 +20,9 @@ from stillhouse.inference.reference import BATCH, MOST_SECONDS, MOST_TURNS, TURN
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
 from stillhouse.recipe import Recipe
 from stillhouse.tokens.settings import TokensRecipe
+from stillhouse.training.cost import forward_flops, planned_step, sequences_per_step
 from stillhouse.training.device import pick_device
 from stillhouse.training.settings import PretrainingRecipe
-from stillhouse.training.work import forward_multiply_adds, planned_step, sequences_per_step
 
 # Of a fresh process that imports the libraries and loads a model, whose memory is measured:
 # `time python -c "import stillhouse.evaluation.metrics.speed"` on two cores of an AMD EPYC.
@@ -90,8 +90,8 @@ def _training_part(plan: LanguagePlan, name: str, speeds: Speeds) -> Part:
     speed = speeds.training(
         _alone(training) if name == "student" and plan.recipe.cache else training
     )
-    work = sum(training.work().multiply_adds.values()) * per_step
-    step_seconds = speed.step_seconds(work, training.student)
+    flops = training.cost().flops_per_token * per_step
+    step_seconds = speed.step_seconds(flops, training.student)
     tokens = plan.tokens_to_train(recipe)
     section = "teacher.training" if name == "teacher" else "distillation"
     setting = f"{section}.tokens_per_step"
@@ -125,7 +125,7 @@ def _cache_part(plan: LanguagePlan, speeds: Speeds) -> Part:
         return Part("teacher cache", None, plan.text)
     distillation = plan.recipe.distillation
     step = planned_step(distillation.losses, plan.recipe.tokens, distillation, pick_device())
-    work = forward_multiply_adds(step, plan.teacher) * plan.text.train_tokens
+    work = forward_flops(step, plan.teacher) * plan.text.train_tokens
     return Part("teacher cache", work / speeds.caching(plan.recipe, plan.teacher))
 
 
@@ -135,7 +135,7 @@ def _evaluation_part(plan: LanguagePlan, speeds: Speeds) -> Part:
         return Part("evaluation", None, plan.text)
     tokens, seeds = plan.recipe.tokens, len(plan.recipe.seeds)
     per_token = {
-        name: forward_multiply_adds(scoring_step(tokens), config) / speeds.scoring(config, tokens)
+        name: forward_flops(scoring_step(tokens), config) / speeds.scoring(config, tokens)
         for name, config in (("teacher", plan.teacher), ("student", plan.student))
     }
     students = len(plan.recipe.distillation.models)
@@ -193,8 +193,8 @@ def _speed_seconds(plan: LanguagePlan, per_token: dict[str, float], speeds: Spee
     for name, config in (("teacher", plan.teacher), ("student", plan.student)):
         length = min(LENGTH, family_of(config).num_positions(config))
         every = scoring_step(tokens.model_copy(update={"language_modeling": "causal"}))
-        scored = forward_multiply_adds(scoring_step(tokens), config)
-        of_all = forward_multiply_adds(every, config)  # all positions reach the head
+        scored = forward_flops(scoring_step(tokens), config)
+        of_all = forward_flops(every, config)  # all positions reach the head
         forward += BATCH * length * per_token[name] * of_all / scored
         if family_of(config).language_modeling == "causal":
             generation += NEW_TOKENS / speeds.generation(config)

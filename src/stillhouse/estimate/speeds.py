@@ -1,9 +1,9 @@
-"""How fast this machine does what a run repeats, in multiply-adds per second; timed.
+"""How fast this machine does what a run repeats, in FLOP/s; timed.
 
 What is timed is the code that the stage itself runs, on random weights in the recipe's shapes and
 on random tokens (of a task, on rows of its own file): a few repeats, of which the fastest counts.
 What would take long is timed with fewer layers, then fewer and shorter sequences. A rate is
-the work of what was timed, as `training.work` counts it, over its seconds.
+the work of what was timed, as `training.cost` counts it, over its seconds.
 """
 
 import json
@@ -34,22 +34,22 @@ from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.task import Task, predict
 from stillhouse.tokens.batches import IGNORED, AnyBatch, Batch
 from stillhouse.tokens.settings import TokensRecipe
-from stillhouse.training.device import autocast, pick_device, pick_precision
-from stillhouse.training.engine import enable_activation_checkpointing
-from stillhouse.training.floor import fastest_seconds
-from stillhouse.training.optimizer import learning_parameters, make_optimizer
-from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
-from stillhouse.training.work import (
+from stillhouse.training.cost import (
+    StepCost,
     StepShape,
-    Work,
-    count_work,
-    forward_multiply_adds,
+    count_flops,
+    forward_flops,
     planned_step,
     sequences_per_step,
 )
+from stillhouse.training.device import autocast, pick_device, pick_precision
+from stillhouse.training.engine import enable_activation_checkpointing
+from stillhouse.training.optimizer import learning_parameters, make_optimizer
+from stillhouse.training.roofline import fastest_seconds
+from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
 
-MOST_MULTIPLY_ADDS = 2e10  # of a timed call that trains: a fifth of a second on two cores
-MOST_FORWARD = MOST_MULTIPLY_ADDS / 4  # which is in float32
+MOST_FLOPS = 4e10  # of a timed call that trains: a fifth of a second on two cores
+MOST_FORWARD = MOST_FLOPS / 4  # which is in float32
 FEWEST_LAYERS, FEWEST_TOKENS = 2, 256
 PROMPT, NEW_TOKENS = 16, 8
 REPEATS = 2  # at least: beside other work on the same cores many are slow
@@ -67,9 +67,9 @@ class LanguageTraining:
     training: PretrainingRecipe
     tokens: TokensRecipe
 
-    def work(self) -> Work:
+    def cost(self) -> StepCost:
         """What each token needs."""
-        return count_work(self.step(), self.student, self.teacher)
+        return count_flops(self.step(), self.student, self.teacher)
 
     def step(self) -> StepShape:
         return planned_step(self.losses, self.tokens, self.training, pick_device())
@@ -90,21 +90,21 @@ class TaskTraining:
         taught = self.teacher is not None
         return planned_task_step(self.source, units, self.recipe.training, pick_device(), taught)
 
-    def work(self, step: StepShape) -> Work:
-        return count_work(step, self.model, self.teacher)
+    def cost(self, step: StepShape) -> StepCost:
+        return count_flops(step, self.model, self.teacher)
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
     """Of forward and backward passes, and of the optimizer."""
 
-    multiply_adds_per_second: float
+    flops_per_second: float
     parameters_per_second: float
 
-    def step_seconds(self, multiply_adds: float, model: PretrainedConfig) -> float:
-        """Of a step with so many multiply-adds."""
+    def step_seconds(self, flops: float, model: PretrainedConfig) -> float:
+        """Of a step with so many FLOPs."""
         parameters = count_parameters(empty_model(model))[0]
-        passes = multiply_adds / self.multiply_adds_per_second
+        passes = flops / self.flops_per_second
         return passes + parameters / self.parameters_per_second
 
 
@@ -117,11 +117,11 @@ class Speeds(Protocol):
     def task_training(self, training: TaskTraining) -> TrainingSpeed: ...
 
     def caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
-        """Multiply-adds per second of the teacher that writes a cache."""
+        """FLOP/s of the teacher that writes a cache."""
         ...
 
     def scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
-        """Multiply-adds per second of a model whose loss is measured."""
+        """FLOP/s of a model whose loss is measured."""
         ...
 
     def generation(self, model: PretrainedConfig) -> float:
@@ -134,7 +134,7 @@ class Speeds(Protocol):
         examples: Sequence[Any],
         encoded: Sequence[Sequence[EncodedExample]],
     ) -> float:
-        """Multiply-adds per second of a model that answers examples."""
+        """FLOP/s of a model that answers examples."""
         ...
 
 
@@ -188,7 +188,7 @@ class MeasuredSpeeds:
         part = replace(whole, student=_fewer_layers(whole.student, share))
         if whole.teacher is not None:
             part = replace(part, teacher=_fewer_layers(whole.teacher, share))
-        fitting = _tokens_that_fit(_per_token(part), MOST_MULTIPLY_ADDS)
+        fitting = _tokens_that_fit(_per_token(part), MOST_FLOPS)
         part = replace(part, tokens=_shorter(part.tokens, fitting))
         length = part.tokens.sequence_length
         micro_batch = max(1, min(micro_batch, fitting // length))
@@ -210,7 +210,7 @@ class MeasuredSpeeds:
             whole.step(size), positions=batch.num_tokens, read_rows=batch.num_tokens,
             pairs=rows * source.mean_pairs,
         )  # fmt: skip
-        share = _share(sum(whole.work(step).multiply_adds.values()) * step.positions)
+        share = _share(whole.cost(step).flops_per_token * step.positions)
         part = replace(whole, model=_fewer_layers(whole.model, share))
         if whole.teacher is not None:
             part = replace(part, teacher=_fewer_layers(whole.teacher, share))
@@ -225,12 +225,12 @@ class MeasuredSpeeds:
             temperature=whole.recipe.temperature,
         )
         model = self._task_model(part.task, part.model)
-        work = sum(part.work(step).multiply_adds.values()) * step.positions
+        work = part.cost(step).flops_per_token * step.positions
         return self._training_speed(model, objective, batch, training, work)
 
     def _training_speed(
         self, model: PreTrainedModel, objective: Any, batch: AnyBatch, recipe: TrainingRecipe,
-        multiply_adds: float,
+        flops: float,
     ) -> TrainingSpeed:  # fmt: skip
         model.to(self._device).train(recipe.dropout)  # pyright: ignore[reportArgumentType]
         if recipe.activation_checkpointing:
@@ -253,7 +253,7 @@ class MeasuredSpeeds:
 
         passes = self._fastest(run_passes)
         number = count_parameters_of(model)
-        return TrainingSpeed(multiply_adds / passes, number / self._fastest(update))
+        return TrainingSpeed(flops / passes, number / self._fastest(update))
 
     def _fastest(self, run: Callable[[], object]) -> float:
         return fastest_seconds(run, self._device, at_least=REPEATS)
@@ -275,7 +275,7 @@ class MeasuredSpeeds:
                 loaded, batch, layout, uniform,
                 temperature=distillation.temperature, precision=precision,
             ))  # fmt: skip
-        return forward_multiply_adds(step, part) * batch.input_ids.numel() / seconds
+        return forward_flops(step, part) * batch.input_ids.numel() / seconds
 
     def _scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
         part, tokens, sequences = _fitting(model, tokens, scoring_step)
@@ -284,16 +284,16 @@ class MeasuredSpeeds:
         batch = _random_batch(sequences, tokens, part)
         with torch.inference_mode():
             seconds = self._fastest(lambda: sequence_losses(family_of(part), loaded, batch))
-        return forward_multiply_adds(step, part) * batch.input_ids.numel() / seconds
+        return forward_flops(step, part) * batch.input_ids.numel() / seconds
 
     def _generation(self, model: PretrainedConfig) -> float:
         token = StepShape(1, PROMPT, 1, 1, 1, 1, "fp32")
-        of_one = forward_multiply_adds(token, model)
+        of_one = forward_flops(token, model)
         part = _fewer_layers(model, _share(of_one * (PROMPT + NEW_TOKENS), MOST_FORWARD))
         loaded = _random_model(part).to(self._device)  # pyright: ignore[reportArgumentType]
         prompt = [number % model.vocab_size for number in range(PROMPT)]
         seconds = self._fastest(lambda: greedy_tokens(loaded, prompt, NEW_TOKENS))
-        return NEW_TOKENS / seconds * forward_multiply_adds(token, part) / of_one
+        return NEW_TOKENS / seconds * forward_flops(token, part) / of_one
 
     def _answering(
         self,
@@ -301,7 +301,7 @@ class MeasuredSpeeds:
         examples: Sequence[Any],
         encoded: Sequence[Sequence[EncodedExample]],
     ) -> float:
-        of_one = answering_multiply_adds(training.model, training.source)
+        of_one = answering_flops(training.model, training.source)
         number = max(1, min(len(examples), int(MOST_FORWARD / of_one)))
         step = max(1, len(examples) // number)
         asked, own = examples[::step][:number], encoded[::step][:number]
@@ -314,7 +314,7 @@ class MeasuredSpeeds:
         model = self._task_model(training.task, part)
         task = training.task.for_config(model.config)
         seconds = self._fastest(lambda: predict(task, model, asked, own))
-        return answering_multiply_adds(part, source) * source.num_sequences / seconds
+        return answering_flops(part, source) * source.num_sequences / seconds
 
     def _dtype(self, training: TrainingRecipe) -> torch.dtype:
         precision = pick_precision(training.precision, self._device)
@@ -350,12 +350,12 @@ def scoring_step(tokens: TokensRecipe) -> StepShape:
     return StepShape(length, pairs, predicted, predicted, predicted, 1, "fp32")
 
 
-def answering_multiply_adds(model: PretrainedConfig, source: TaskSource) -> float:
+def answering_flops(model: PretrainedConfig, source: TaskSource) -> float:
     """Of one sequence of average length."""
     length = source.mean_length / source.unit_size
     pairs = source.mean_pairs / source.unit_size
     step = StepShape(max(1, round(length)), pairs, length, 0, 0, 1, "fp32")
-    return forward_multiply_adds(step, model) * step.positions
+    return forward_flops(step, model) * step.positions
 
 
 def count_parameters_of(model: PreTrainedModel) -> int:
@@ -363,7 +363,7 @@ def count_parameters_of(model: PreTrainedModel) -> int:
 
 
 def _per_token(training: LanguageTraining) -> float:
-    return sum(training.work().multiply_adds.values())
+    return training.cost().flops_per_token
 
 
 def _fitting(
@@ -371,9 +371,9 @@ def _fitting(
 ) -> tuple[PretrainedConfig, TokensRecipe, int]:
     """Fewer layers, then shorter sequences, with which a forward pass is not long; and how many of
     these sequences."""
-    whole = forward_multiply_adds(step_of(tokens), config) * tokens.sequence_length
+    whole = forward_flops(step_of(tokens), config) * tokens.sequence_length
     part = _fewer_layers(config, _share(whole, MOST_FORWARD))
-    fitting = _tokens_that_fit(forward_multiply_adds(step_of(tokens), part), MOST_FORWARD)
+    fitting = _tokens_that_fit(forward_flops(step_of(tokens), part), MOST_FORWARD)
     tokens = _shorter(tokens, fitting)
     sequences = min(fitting, TOKENS_PER_BATCH) // tokens.sequence_length
     return part, tokens, max(1, sequences)
@@ -387,8 +387,8 @@ def _shorter(tokens: TokensRecipe, most: int) -> TokensRecipe:
     return tokens.model_copy(update={"sequence_length": min(tokens.sequence_length, most)})
 
 
-def _share(multiply_adds: float, most: float = MOST_MULTIPLY_ADDS) -> float:
-    return min(1.0, most / multiply_adds)
+def _share(flops: float, most: float = MOST_FLOPS) -> float:
+    return min(1.0, most / flops)
 
 
 def _fewer_layers(config: PretrainedConfig, share: float) -> PretrainedConfig:

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.estimate.language import turns_seconds
 from stillhouse.estimate.parts import Part
-from stillhouse.estimate.speeds import Speeds, TaskTraining, answering_multiply_adds
+from stillhouse.estimate.speeds import Speeds, TaskTraining, answering_flops
 from stillhouse.finetuning.data import TaskSource
 from stillhouse.finetuning.examples import TaskExamples, group_size
 from stillhouse.finetuning.models import threshold_split
@@ -116,8 +116,8 @@ def _training_part(plan: TaskPlan, model: str, speeds: Speeds) -> Part:
     per_step = max(1, recipe.training.examples_per_step // group)
     visits = recipe.training.epochs * units
     step = training.step(per_step)
-    work = sum(training.work(step).multiply_adds.values()) * step.positions
-    step_seconds = speeds.task_training(training).step_seconds(work, training.model)
+    flops = training.cost(step).flops_per_token * step.positions
+    step_seconds = speeds.task_training(training).step_seconds(flops, training.model)
     seconds = step_seconds * visits / per_step + read * sample.encoding_seconds
     seconds += _selection_seconds(plan, training.model, speeds)
     return Part(
@@ -171,4 +171,4 @@ def _answering(
 def _sequence_seconds(plan: TaskPlan, config: PretrainedConfig, speeds: Speeds) -> float:
     answering = plan.answering(config)
     rate = speeds.answering(answering, plan.scored.examples, plan.scored.encoded)
-    return answering_multiply_adds(config, answering.source) / rate
+    return answering_flops(config, answering.source) / rate

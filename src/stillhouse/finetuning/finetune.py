@@ -47,15 +47,15 @@ from stillhouse.tasks.task import Task, predict
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.cost import StepCost, count_flops
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train
-from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for
 from stillhouse.training.parallel import gather_model
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks, finishing
+from stillhouse.training.roofline import measure_roofline
 from stillhouse.training.settings import result_settings
-from stillhouse.training.work import Work, count_work
 from stillhouse.wording import counted, numbered_rows
 
 
@@ -206,7 +206,7 @@ class Finetuning:
             checkpoints,
             self.run.metrics,
             self.device,
-            measure_floor(self._work(batches, model, objective.teacher), self.device),
+            measure_roofline(self._cost(batches, model, objective.teacher), self.device),
             self.ranks,
             section=f"finetuning.{self.name}.training",
         )
@@ -410,13 +410,13 @@ class Finetuning:
             )
         return found
 
-    def _work(
+    def _cost(
         self,
         batches: StepBatches,
         model: PreTrainedModel,
         teacher: PreTrainedModel | None,
-    ) -> Work:
-        """Multiply-adds and bytes of a step."""
+    ) -> StepCost:
+        """FLOPs and bytes of a step."""
         source = batches.source
         assert isinstance(source, TaskSource)
         step = planned_task_step(
@@ -426,7 +426,7 @@ class Finetuning:
             self.device,
             taught=teacher is not None,
         )
-        return count_work(step, model.config, None if teacher is None else teacher.config)
+        return count_flops(step, model.config, None if teacher is None else teacher.config)
 
     def _commit(
         self,

@@ -24,12 +24,12 @@ from stillhouse.stages.context import ModelRef, StageContext
 from stillhouse.teacher.settings import TeacherRecipe
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import num_ids, special_tokens
+from stillhouse.training.cost import count_flops, planned_step
 from stillhouse.training.device import pick_device
 from stillhouse.training.engine import train_and_commit
-from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
+from stillhouse.training.roofline import measure_roofline
 from stillhouse.training.settings import result_settings
-from stillhouse.training.work import count_work, planned_step
 
 
 def teacher_inputs(recipe: Recipe, run: RunFolder, start: ModelRef | None) -> Inputs:
@@ -80,7 +80,7 @@ def train_teacher(context: StageContext, start: ModelRef | None, inputs: Inputs)
         checkpoints,
         run.metrics,
         device,
-        measure_floor(count_work(step, model.config, None), device),
+        measure_roofline(count_flops(step, model.config, None), device),
         ranks,
         section="teacher.training",
     )

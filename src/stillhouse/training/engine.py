@@ -60,7 +60,7 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
     progress = job.checkpoints.load_newest(model, optimizer) or Progress()
     if progress.step:
         reporter.say(f"{job.label}: going on after step {progress.step}")
-    reporter.say(f"{job.label}: {job.floor}")
+    reporter.say(f"{job.label}: {job.roofline}")
     reporter.say(f"{job.label}: {_length_of_a_step(job)}")
     precision = pick_precision(job.recipe.precision, job.device)
     steps = TrainStep(job, lesson, optimizer, progress, precision, reporter)
@@ -123,7 +123,7 @@ def train_and_commit(
 def _length_of_a_step(job: TrainingJob) -> str:
     """How many steps there are and how long one is, with the setting that makes it shorter."""
     tokens = job.batches.sequences_per_step * job.batches.source.sequence_length
-    seconds = tokens / (job.floor.tokens_per_second * job.ranks.size)
+    seconds = tokens / (job.roofline.tokens_per_second * job.ranks.size)
     text = (
         f"{counted(job.batches.num_steps, 'step')} of up to {tokens:,} tokens, each at least "
         f"{duration(seconds)}"

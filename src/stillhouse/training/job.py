@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import SequenceSource, StepBatches
 from stillhouse.training.checkpoint import Checkpoints, Progress
+from stillhouse.training.cost import sequences_per_step
 from stillhouse.training.device import micro_batch_sequences
-from stillhouse.training.floor import Floor
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import ALONE, Ranks
+from stillhouse.training.roofline import Roofline
 from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
-from stillhouse.training.work import sequences_per_step
 
 
 @runtime_checkable
@@ -48,7 +48,7 @@ class TrainingJob:
     checkpoints: Checkpoints
     metrics: Path
     device: torch.device
-    floor: Floor
+    roofline: Roofline
     ranks: Ranks = ALONE
     teacher_sharded: bool = False
     section: str = "distillation"  # of the recipe, where the training's settings are
@@ -76,7 +76,7 @@ class TrainingJob:
     def facts(self, progress: Progress) -> dict[str, int | float]:
         """What a manifest says of the finished training."""
         tokens_per_second = progress.tokens / progress.seconds / self.ranks.size
-        return progress.facts() | self.floor.facts(tokens_per_second)
+        return progress.facts() | self.roofline.facts(tokens_per_second)
 
 
 def plan_batches(

@@ -118,7 +118,7 @@ def _terms(values: dict[str, int | float]) -> list[str]:
         "tokens",
         "seconds",
         "tokens_per_second",
-        "floor_share",
+        "mfu",
         "grad_norm",
         "skipped_steps",
     )

@@ -99,7 +99,7 @@ class TrainStep:
             "learning_rate": learning_rate,
             "tokens": self.progress.tokens,
             "tokens_per_second": tokens / seconds,
-            "floor_share": self.job.floor.share(tokens / seconds / self.job.ranks.size),
+            "mfu": self.job.roofline.mfu(tokens / seconds / self.job.ranks.size),
             "seconds": self.progress.seconds,
             "skipped_steps": self.progress.skipped_steps,
             **norms,
