@@ -12,16 +12,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.distillation.cache import cache_format
-from stillhouse.estimate import (
-    LanguagePlan,
-    MeasuredSpeeds,
-    Part,
-    Speeds,
-    TaskPlan,
-    language_parts,
-    task_parts,
-    text_size,
-)
+from stillhouse.estimate.language import LanguagePlan, Part, language_parts
+from stillhouse.estimate.speeds import MeasuredSpeeds
+from stillhouse.estimate.tasks import TaskPlan, task_parts
+from stillhouse.estimate.text import text_size
 from stillhouse.finetuning.check import CheckedTask
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.machine import num_cores, processor_name
@@ -77,7 +71,7 @@ REFERENCE_HARDWARE = (
 def check_recipe(
     name: str, recipe: Recipe, *, offline: bool, run: RunFolder | None = None
 ) -> dict[str, Any]:
-    """Everything `stillhouse check` says, as plain values.
+    """The result of `stillhouse check` as plain values.
 
     Args:
         run: The run folder, where the text may be prepared already.
@@ -91,7 +85,7 @@ def check_recipe(
     result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds}
     result["teacher"] = _sizes(checked.teacher)
     tokenizer = _tokenizer(recipe, run, offline=offline)
-    speeds: Speeds = MeasuredSpeeds()
+    speeds = MeasuredSpeeds()
     parts: list[Part] = []
     for task, own in tasks.items():
         parts += _task_parts(recipe, task, own, tokenizer, speeds)
@@ -131,7 +125,7 @@ def _task_parts(
     name: str,
     checked: CheckedTask,
     tokenizer: PreTrainedTokenizerFast | None,
-    speeds: Speeds,
+    speeds: MeasuredSpeeds,
 ) -> list[Part]:
     settings = recipe.finetuning[name]
     if checked.examples is None:
@@ -154,7 +148,7 @@ def _task_parts(
 
 
 def _time(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
-    """Seconds of all parts that are known, and what is not among them."""
+    """Seconds of all parts that are known, and the names of those that are not."""
     unknown = {part.name: part.reason for part in parts if part.seconds is None}
     if recipe.corpus is not None:
         unknown |= {"preparing the text": "it depends on the text's files"}
@@ -271,17 +265,11 @@ def _step_memory(
 
 def _hardware(reached: float) -> list[Hardware]:
     """Where training may run; `reached` is its FLOP/s on this machine."""
-    rate = _measured_rate()
+    device = pick_device()
+    rate = matmul_rate((1024, 768, 3072), DTYPES[pick_precision("auto", device)], device)
     here = f"this machine ({processor_name()}, {num_cores()} cores)"
     source = f"a step timed now, {reached / rate:.0%} of a matrix product measured now"
     return [Hardware(here, rate, None, source, reached / rate), *REFERENCE_HARDWARE]
-
-
-def _measured_rate() -> float:
-    """FLOP/s of a matrix product on this machine, in the precision of training."""
-    device = pick_device()
-    dtype = DTYPES[pick_precision("auto", device)]
-    return matmul_rate((1024, 768, 3072), dtype, device)
 
 
 def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) -> dict[str, Any]:
@@ -300,7 +288,7 @@ def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) ->
 
 
 def print_check(result: dict[str, Any]) -> None:
-    """The check as a page for people, on stdout."""
+    """Print the result as tables, on stdout."""
     from rich.console import Console
     from rich.table import Table
 
@@ -310,7 +298,7 @@ def print_check(result: dict[str, Any]) -> None:
         _print_distillation(console, result)
     for name, task in result["tasks"].items():
         title = f"{name}: {task['task']['kind']}"
-        table = Table("", "starts from", "taught by", "layers", "parameters", title=title)
+        table = Table("", "starts from", "teacher", "layers", "parameters", title=title)
         for model, facts in task["models"].items():
             size = f"{facts['parameters'] / 1e6:.1f} M"
             table.add_row(
@@ -323,7 +311,7 @@ def print_check(result: dict[str, Any]) -> None:
 
 
 def _print_time(console: "Console", result: dict[str, Any]) -> None:
-    """Each part of the run, the longest steps, and what is not known."""
+    """Print the parts of the run, those with long steps, and those that are unknown."""
     from rich.table import Table
 
     found, seeds = result["time"], counted(len(result["seeds"]), "seed")

@@ -1,4 +1,4 @@
-"""What this machine can do and what is missing; what in a run is intact."""
+"""Reports what this machine can do and what is missing, and which outputs of a run are intact."""
 
 import json
 import os
@@ -15,8 +15,7 @@ from stillhouse.wording import duration
 
 
 def examine_machine() -> list[dict[str, str]]:
-    """Findings, each with what was looked at, its state (ok, missing, damaged) and what it
-    means."""
+    """Findings about this machine: each a name, a state (ok, missing, damaged) and a detail."""
     import torch
 
     from stillhouse.training.device import has_bf16, pick_device
@@ -28,11 +27,11 @@ def examine_machine() -> list[dict[str, str]]:
     gpu = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
-        else "none; training runs on the processor"
+        else "none; training runs on the CPU"
     )
     findings = [
         _finding(
-            "processor",
+            "CPU",
             f"{processor_name()}, {num_cores()} cores, {memory_bytes() / 1e9:.1f} GB memory",
         ),
         _finding("GPU", gpu),

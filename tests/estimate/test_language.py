@@ -7,8 +7,14 @@ import pytest
 from tests.fixed_speeds import FixedSpeeds
 from tests.tiny_models import make_config
 
-from stillhouse.estimate import LanguagePlan, Part, TextSize, language_parts
-from stillhouse.estimate.language import PROCESS_SECONDS, turns_seconds
+from stillhouse.estimate.language import (
+    PROCESS_SECONDS,
+    LanguagePlan,
+    Part,
+    language_parts,
+    turns_seconds,
+)
+from stillhouse.estimate.text import TextSize
 from stillhouse.recipe import Recipe
 from stillhouse.training.cost import forward_flops
 

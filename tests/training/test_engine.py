@@ -357,7 +357,7 @@ def test_memory_that_is_refused_halves_the_micro_batch(tmp_path, call, error):
     progress = train(refused, reporter)
     assert progress.micro_batch_sequences == 2
     assert progress.skipped_steps == 0
-    said = "out of memory in a micro-batch of 3 sequences; going on with 2, in steps of as many"
+    said = "out of memory in a micro-batch of 3 sequences; continuing with 2, in steps of as many"
     assert sum(said in line for line in reporter.said) == 1
     for one, other in zip(lines(expected), lines(job), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)

@@ -10,10 +10,16 @@ from stillhouse.cli.options import AsJson, print_json
 
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of a recipe, for editors.")
+    ] = False,
 ) -> None:
     """List the packaged recipes, or print one to copy."""
-    from stillhouse.recipe_file import recipe_names, recipe_text
+    from stillhouse.recipe_file import recipe_names, recipe_schema, recipe_text
 
+    if schema:
+        print_json(recipe_schema())
+        return
     if name is not None:
         print(recipe_text(name)[1], end="")
         return

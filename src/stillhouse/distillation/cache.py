@@ -1,10 +1,9 @@
 """Writes the teacher cache: teacher + tokens/ -> teacher-cache/, once for all epochs, seeds and
 students.
 
-Every sequence of the training split passes the teacher once; of each row that a loss of the teacher
-counts, a few tokens are kept (`objectives.sparse`), and the last hidden state where a loss needs
-it. Masks are those of one fixed visit. Parts are committed one by one, so that a stopped writing
-goes on where it was."""
+The teacher reads every sequence of the training split once. For each row that a loss uses, a sparse
+sample of its distribution is stored (`objectives.sparse`), and the last hidden state where a loss
+needs it. Masks are fixed. Parts are committed one by one, so that an interrupted run resumes."""
 
 import math
 import time
@@ -62,14 +61,14 @@ from stillhouse.training.signals import StopRequest, stopped
 
 TOKENS_PER_PART = 2**18
 CHECKED_ROWS, FEWEST_CHECKED_SEQUENCES = 1_000, 4
-# What a cache may differ by from the teacher that wrote it: rounding, in nats a row, and the noise
-# of its sample, in standard errors; of hidden states, rounding as a share of their length.
+# The largest difference between a cache and the teacher that wrote it: rounding in nats per row,
+# sampling noise in standard errors, and rounding of hidden states relative to their norm.
 LARGEST_LOSS, LARGEST_NOISE, LARGEST_DISTANCE = 0.02, 6, 0.05
-SAMPLE_SEED = FIXED_SEED + 1  # not the masks' own, with which the sample would be correlated
+SAMPLE_SEED = FIXED_SEED + 1  # not that of the masks, so that the sample is independent of them
 
 
 def cached_rows(losses: LossesRecipe) -> Rows:
-    """The rows a cache holds: those that the widest of the teacher's terms counts."""
+    """The rows that a cache holds: those of the teacher's term with the most rows."""
     terms = losses.active()
     return (
         "all" if any(terms[n].rows == "all" for n in CACHED_LOSSES if n in terms) else "predicted"
@@ -77,7 +76,7 @@ def cached_rows(losses: LossesRecipe) -> Rows:
 
 
 def cache_inputs(recipe: Recipe, run: RunFolder, teacher: str) -> Inputs:
-    """What a cache follows from; neither the student nor the seed is among it."""
+    """The inputs of a cache, which depends neither on the student nor on the seed."""
     tokens = read_manifest(run.tokens)
     settings = {
         "teacher_outputs": recipe_part(recipe.cache) if recipe.cache else None,
@@ -107,10 +106,10 @@ def cache_format(
     *,
     vocabulary_size: int | None = None,
 ) -> CacheFormat:
-    """The shape of the cache that the recipe asks for.
+    """The layout of the recipe's cache.
 
     Args:
-        vocabulary_size: Without the rows that pad the teacher's vocabulary, where it is known.
+        vocabulary_size: The teacher's, without rows of padding, where it is known.
     """
     assert recipe.cache is not None
     losses = recipe.distillation.losses
@@ -147,7 +146,7 @@ class CacheWriter:
         return -(-self.source.num_sequences // self.layout.sequences_per_part)
 
     def write(self, inputs: Inputs, reporter: Reporter, *, overwrite: bool = False) -> None:
-        """Write what is missing, and complete the cache; the ranks share its parts.
+        """Write the missing parts, which the ranks share, and complete the cache.
 
         Raises:
             Stopped: SIGINT or SIGTERM; the parts written so far are kept.
@@ -184,14 +183,14 @@ class CacheWriter:
         try:
             verify(folder)
         except RunError as error:
-            reporter.say(f"{error} It is written again.")
+            reporter.say(f"{error} It is rewritten.")
             return False
         return True
 
     def _write_part(self, part: int, inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
         first = part * self.layout.sequences_per_part
         last = min(first + self.layout.sequences_per_part, self.source.num_sequences)
-        taught: list[TeacherRows] = []
+        rows: list[TeacherRows] = []
         counts: list[np.ndarray] = []
         folder = part_folder(self.run.teacher_cache, part)
         with commit_folder(folder, inputs, overwrite=True) as temporary:
@@ -203,11 +202,11 @@ class CacheWriter:
                 started = time.monotonic()
                 batch = self._batch(sequences)
                 with explained_memory_errors(len(sequences), self.source.sequence_length):
-                    taught.append(self.rows(batch, sequences))
+                    rows.append(self.rows(batch, sequences))
                 counts.append(batch.rows(self.layout.rows).sum(1).numpy())
                 rate = batch.num_rows("all") / (time.monotonic() - started)
                 reporter.step(int(sequences[-1]) + 1, {"tokens_per_second": rate})
-            write_rows(temporary, TeacherRows.join(taught), np.concatenate(counts), self.layout)
+            write_rows(temporary, TeacherRows.join(rows), np.concatenate(counts), self.layout)
 
     def _micro_batches(self, first: int, last: int) -> Iterator[np.ndarray]:
         wanted = self.recipe.distillation.micro_batch_tokens
@@ -219,7 +218,7 @@ class CacheWriter:
         return FixedMaskSource(self.source).batch(sequences, np.zeros_like(sequences), FIXED_SEED)
 
     def rows(self, batch: Batch, sequences: np.ndarray) -> TeacherRows:
-        """What the cache holds of a batch of the given sequences."""
+        """The rows that the cache holds for a batch of the given sequences."""
         counts = batch.rows(self.layout.rows).sum(1).tolist()
         uniform = torch.from_numpy(chances(sequences.tolist(), counts))
         distillation = self.recipe.distillation
@@ -237,18 +236,18 @@ class CacheWriter:
         """Compare the cache with the teacher on random sequences of about `CHECKED_ROWS` rows.
 
         Returns:
-            KL(cache || live teacher) in nats, mean over rows: zero but for rounding and, of a
-            sample, its noise.
+            KL(cache || live teacher) in nats, mean over rows: zero up to rounding and sampling
+            noise.
 
         Raises:
-            RunError: they do not agree, so that this cache is another teacher's.
+            RunError: they disagree, so this is the cache of another teacher.
         """
         sequences = self._sample_sequences(cache, seed)
         kept = cache.rows(sequences)
         distillation = self.recipe.distillation
         precision = pick_precision(distillation.precision, self.device)
         batch = self._batch(sequences).to(self.device)
-        hidden, pieces = _ask(self.teacher, batch, self.layout.rows, precision)
+        hidden, pieces = _teacher_outputs(self.teacher, batch, self.layout.rows, precision)
         temperature = distillation.temperature
         values = torch.cat(
             [
@@ -270,7 +269,7 @@ class CacheWriter:
         return mean
 
     def _sample_sequences(self, cache: TeacherCache, seed: int) -> np.ndarray:
-        """Enough to hold the rows that are checked, in order, without repetition."""
+        """Sequences with about `CHECKED_ROWS` rows, sorted, without repetition."""
         every = self.source.num_sequences
         wanted = math.ceil(CHECKED_ROWS * every / max(1, cache.num_rows))
         number = min(every, max(FEWEST_CHECKED_SEQUENCES, wanted))
@@ -278,8 +277,8 @@ class CacheWriter:
 
     def _differs(self, cache: TeacherCache, by: str, sequences: np.ndarray) -> RunError:
         return RunError(
-            f"{cache.folder} does not hold what the teacher says: on {len(sequences)} sequences "
-            f"they differ by {by}. Move it away to write it anew."
+            f"{cache.folder} does not hold the outputs of this teacher: on {len(sequences)} "
+            f"sequences they differ by {by}. Move it away to rewrite it."
         )
 
 
@@ -293,13 +292,13 @@ def teacher_rows(
     temperature: float,
     precision: Precision,
 ) -> TeacherRows:
-    """What a cache keeps of a batch: a few tokens of each row that counts, perhaps hidden states.
+    """The rows that a cache stores for a batch: sparse distributions, and hidden states if needed.
 
     Args:
         batch: On the teacher's device.
         uniform: As for `sparse_rows`, one for each row.
     """
-    hidden, pieces = _ask(teacher, batch, layout.rows, precision)
+    hidden, pieces = _teacher_outputs(teacher, batch, layout.rows, precision)
     targets = [
         sparse_rows(
             logits, layout.kind, layout.size, temperature=temperature, uniform=uniform[part]
@@ -310,10 +309,10 @@ def teacher_rows(
     return TeacherRows(layout.rows, SparseRows.join(targets).to(torch.device("cpu")), kept)
 
 
-def _ask(
+def _teacher_outputs(
     teacher: Teacher, batch: Batch, rows: Rows, precision: Precision
 ) -> tuple[Float[Tensor, "N D"], Iterator[tuple[slice, Float[Tensor, "n V"]]]]:
-    """The teacher's last hidden states of the rows, and chunk by chunk their logits."""
+    """The teacher's last hidden states of the rows, and their logits in chunks."""
     device = batch.input_ids.device
     with autocast(device, precision):
         hidden = teacher.family.run_rows(teacher.model, batch, rows)
@@ -331,7 +330,7 @@ def _ask(
 
 
 def chances(sequences: Sequence[int], counts: Sequence[int]) -> np.ndarray:
-    """A number from [0, 1) for each row, which follows from its sequence and place alone."""
+    """A number from [0, 1) per row, a function of its sequence and position alone."""
     keys = (sample_key(SAMPLE_SEED, FIXED_EPOCH, sequence) for sequence in sequences)
     drawn = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
     return np.concatenate(

@@ -1,7 +1,7 @@
 """Distils the initial student, and trains its controls: student-init/ -> student/, control/.
 
-A control is the same student from the same initial weights with no teacher's signal: for the same
-tokens in the same order, or for the same seconds of training.
+A control is the same student with the same initial weights, trained without a teacher: on the same
+tokens in the same order, or for the same training time.
 """
 
 import statistics
@@ -47,8 +47,7 @@ from stillhouse.training.settings import PretrainingRecipe, result_settings
 def distill_inputs(
     recipe: Recipe, run: RunFolder, model: ModelName, teacher: str, seed: int
 ) -> Inputs:
-    """What one trained model follows from: a control not from the teacher or the teacher's
-    terms."""
+    """The inputs of one trained model; a control does not depend on the teacher or its terms."""
     tokens, initial = read_manifest(run.tokens), read_manifest(run.student_init)
     sources = {
         "tokens": tokens.fingerprint if tokens else "",
@@ -70,7 +69,7 @@ def distill_inputs(
 
 
 def has_fixed_masks(recipe: Recipe) -> bool:
-    """Whether student and controls see one mask of each sequence: the one that a cache holds."""
+    """Whether student and controls use one fixed mask per sequence, that of the teacher cache."""
     return recipe.cache is not None and recipe.tokens.language_modeling == "masked"
 
 
@@ -107,10 +106,13 @@ class Distillation:
         self.context.verify(self.run.tokens, self.run.student_init)
         recipe, reporter = self.recipe.distillation, self.context.reporter
         checkpoints = checkpoints_for(
-            self.run.checkpoints(model), inputs, recipe, reporter, self.ranks
+            self.run.checkpoints(model),
+            inputs,
+            recipe,
+            reporter,
+            self.ranks,
+            overwrite=self.context.overwrite,
         )
-        if self.context.overwrite:
-            checkpoints.clear()
         family, student = load_model(self.run.student_init)
         freeze(student, family, self.recipe.student.freeze)
         source, objective = self._data_and_objective(family, model)
@@ -139,7 +141,7 @@ class Distillation:
         if model == "student" and self.recipe.cache is not None:
             facts["training"]["teacher_cache_seconds"] = self._cache_seconds()
         target, overwrite = self.run.model(model), self.context.overwrite
-        stored = load_config(self.teacher.folder).dtype or torch.float32  # as the teacher is
+        stored = load_config(self.teacher.folder).dtype or torch.float32  # the teacher's dtype
         trained.to(device="cpu", dtype=stored)  # pyright: ignore[reportCallIssue]
         with commit_folder(target, inputs, facts, overwrite=overwrite) as folder:
             save_model(trained, open_tokenizer(self.run.tokens), folder)
@@ -171,7 +173,7 @@ class Distillation:
         )
 
     def _live_teacher(self, *, alone: bool = False) -> Teacher:
-        """The teacher on this rank: whole, or `alone` not asked for, sharded as the recipe says."""
+        """The teacher on this rank: sharded if the recipe says so, unless `alone`."""
         family, model = load_model(self.teacher.folder)
         precision = pick_precision(self.recipe.distillation.precision, self.device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -193,8 +195,8 @@ class Distillation:
         return measure_roofline(count_flops(step, student.config, teacher), self.device)
 
     def _steps_of_same_time(self) -> int:
-        """Steps the control takes in the student's seconds, by the median step times of this run;
-        writing the teacher cache counts as the student's."""
+        """The control's number of steps for the student's training time, by the median step times
+        of this run; the time of the teacher cache counts as the student's."""
         student = _step_seconds(self.run.metrics, "student")
         control = _step_seconds(self.run.metrics, "control")
         if not student or not control:
@@ -216,7 +218,7 @@ def _step_seconds(metrics: Path, model: ModelName) -> list[float]:
 
 
 def freeze(model: PreTrainedModel, family: Family, names: Sequence[str]) -> None:
-    """Keep the named embeddings as they are.
+    """Freeze the named embeddings.
 
     Raises:
         RecipeError: the student's family has no such embeddings.
@@ -227,10 +229,10 @@ def freeze(model: PreTrainedModel, family: Family, names: Sequence[str]) -> None
 
 
 def check_frozen(family: Family, names: Sequence[str]) -> None:
-    """Refuse embeddings that a student of this family does not have.
+    """Check that a student of this family has the named embeddings.
 
     Raises:
-        RecipeError: there are some.
+        RecipeError: it does not.
     """
     for name in names:
         if name not in family.embeddings:

@@ -5,12 +5,7 @@ from typing import TYPE_CHECKING
 from stillhouse.stages.stage import Stage
 
 if TYPE_CHECKING:
-    from stillhouse.stages.check import RecipeCheck
     from stillhouse.stages.context import StageContext
-
-
-def check(check: "RecipeCheck") -> None:
-    """Nothing that is known before the other stages have run."""
 
 
 def run(context: "StageContext") -> None:
@@ -28,6 +23,5 @@ STAGE = Stage(
     "Write report.html and the student's model card.\n\nReads evaluation.json and metrics.jsonl.",
     outputs=lambda run: [run.report],
     run=run,
-    check=check,
     applies=lambda recipe: True,
 )

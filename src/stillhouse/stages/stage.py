@@ -48,7 +48,7 @@ class Stage:
     help: str  # of its command
     outputs: Callable[["RunFolder"], Sequence[Path]]
     run: Callable[["StageContext"], None]
-    check: Callable[["RecipeCheck"], None]
+    check: Callable[["RecipeCheck"], object] = lambda check: None
     applies: Callable[["Recipe"], bool] = has_corpus
     needs: tuple[str, ...] = ()
     per_seed: bool = False

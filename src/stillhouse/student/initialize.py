@@ -1,6 +1,6 @@
 """The initial student: teacher + layer map -> student-init/.
 
-Its weights are carried over from the teacher's layers, drawn at random, or read from a folder.
+Its weights are copied from the teacher's layers, drawn at random, or loaded from a folder.
 """
 
 import os
@@ -26,7 +26,7 @@ from stillhouse.tokens.source import check_same_tokenizer, check_vocabulary, ope
 
 
 def initialize_inputs(recipe: Recipe, teacher_fingerprint: str, seed: int) -> Inputs:
-    """What the initial student follows from. Carried weights do not depend on the seed."""
+    """The inputs of the initial student. Copied weights do not depend on the seed."""
     settings = {"student": recipe_part(recipe.student)}
     return Inputs(
         "init",
@@ -60,7 +60,7 @@ def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> N
 
 
 def student_from_teacher(teacher: PreTrainedModel, plan: StudentPlan) -> PreTrainedModel:
-    """A student that starts from its teacher's weights, layer i from teacher layer layer_map[i]."""
+    """A student with its teacher's weights, layer i from teacher layer layer_map[i]."""
     student = random_student(plan, seed=0)
     weights = plan.kind.weights(dict(teacher.named_parameters()), plan.layer_map)
     _copy(student, weights)
@@ -74,7 +74,7 @@ def random_student(plan: StudentPlan, seed: int) -> PreTrainedModel:
 
 
 def check_initial_weights(weights: str, plan: StudentPlan) -> None:
-    """Refuse a folder that `student_from_folder` would refuse, from the headers of its weights.
+    """Check a folder for `student_from_folder` by the headers of its weights.
 
     Raises:
         ModelError: no such folder, or a model of another shape.
@@ -86,7 +86,7 @@ def check_initial_weights(weights: str, plan: StudentPlan) -> None:
 def student_from_folder(
     folder: Path, plan: StudentPlan, *, headers_only: bool = False
 ) -> PreTrainedModel:
-    """A student that goes on from a model folder of the planned shape.
+    """A student whose weights are loaded from a model folder of the planned shape.
 
     Raises:
         ModelError: no such folder, or a model of another shape.

@@ -1,7 +1,4 @@
-"""Trains the recipe's teacher, from random weights or from a model: tokens/ -> teacher/.
-
-A recipe whose teacher is a name or a folder has nothing to do here.
-"""
+"""Trains the recipe's teacher, from random weights or from another model: tokens/ -> teacher/."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -64,10 +61,13 @@ def train_teacher(context: StageContext, start: ModelRef | None, inputs: Inputs)
     family = family_of(model.config)
     training = recipe.teacher.training
     checkpoints = checkpoints_for(
-        run.checkpoints("teacher"), inputs, training, context.reporter, ranks
+        run.checkpoints("teacher"),
+        inputs,
+        training,
+        context.reporter,
+        ranks,
+        overwrite=context.overwrite,
     )
-    if context.overwrite:
-        checkpoints.clear()
     source = open_source(run.tokens, recipe.tokens, "train")
     device = pick_device()
     step = planned_step(LANGUAGE_MODELING_ALONE, recipe.tokens, training, device)
