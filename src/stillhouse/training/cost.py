@@ -1,14 +1,14 @@
 """What a training step costs, per token, counted from configurations alone.
 
-FLOPs: two for each multiply-add. A position costs two for each weight of the layers' matrices, and
-four times the hidden size for each position that it attends to, in every layer; what follows
-attention in the last layer is computed only for rows that a loss reads. A row that reaches the head
-costs two for each weight of the projection and of the transform before it. The student does all of
-this three times (forward, gradients of inputs, gradients of weights), the teacher once, or not at
-all where its outputs are cached. A row of the relation term is compared with all T positions, in
-three kinds of vectors, three times for the student and once for the teacher. A causal position
-attends to (T + 1) / 2 others on average, a masked one to T: documents packed into one sequence are
-not counted apart. Not counted: norms, activations, softmaxes, losses, embeddings.
+FLOPs are 2 x MACs. A position costs two per weight of the layers' matrices, and four times the
+hidden size for each position that it attends to, in every layer; what follows attention in the last
+layer is computed only for rows that a loss reads. A row that reaches the head costs two per weight
+of the projection and of the transform before it. The student does all of this three times (forward,
+gradients of inputs, gradients of weights), the teacher once, or not at all where its outputs are
+cached. A row of the relation term is compared with all T positions, in three kinds of vectors,
+three times for the student and once for the teacher. A causal position attends to (T + 1) / 2
+others on average, a masked one to T: documents packed into one sequence are not counted apart. Not
+counted: norms, activations, softmaxes, losses, embeddings.
 
 Bytes, to and from memory. AdamW reads weight, gradient and both moments and writes all but the
 gradient, in float32. A gradient is written by the first micro-batch, read and written by each
@@ -84,7 +84,7 @@ class _Matrices:
     body: int
     position_wise: int  # of the body: applied only to rows that are read
     head: int
-    attention: int  # multiply-adds of a pair
+    attention: int  # MACs of a pair
     hidden_size: int
     parameters: int
 
@@ -155,7 +155,7 @@ def count_flops(
     """The cost of each token of a step; `teacher` is None where it does not run."""
     ours = _matrices(student)
     parameters, repeats, width = ours.parameters, step.micro_batches, BYTES_OF[step.precision]
-    multiply_adds = {
+    macs = {
         "student_body": STUDENT_PASSES * _body(ours, step),
         "student_head": STUDENT_PASSES * ours.head * step.student_rows,
     }
@@ -166,14 +166,14 @@ def count_flops(
     }
     if teacher is not None and step.teacher_rows is not None:
         theirs = _matrices(teacher)
-        multiply_adds["teacher_body"] = _body(theirs, step)
-        multiply_adds["teacher_head"] = theirs.head * step.teacher_rows
+        macs["teacher_body"] = _body(theirs, step)
+        macs["teacher_head"] = theirs.head * step.teacher_rows
         if step.relation_pairs:
             widths = STUDENT_PASSES * ours.hidden_size + theirs.hidden_size
-            multiply_adds["relation"] = 3 * widths * step.relation_pairs
+            macs["relation"] = 3 * widths * step.relation_pairs
         bytes_moved["teacher_weights"] = repeats * width * _used(theirs, step.teacher_rows)
     return StepCost(
-        {name: 2 * number / step.positions for name, number in multiply_adds.items()},
+        {name: 2 * number / step.positions for name, number in macs.items()},
         {name: number / step.positions for name, number in bytes_moved.items()},
         (-(-step.positions // repeats), ours.hidden_size, 4 * ours.hidden_size),
         step.precision,
@@ -210,7 +210,7 @@ def _weights(modules: Iterable[nn.Module]) -> int:
 
 
 def _body(matrices: _Matrices, step: StepShape) -> int | float:
-    """Forward multiply-adds of the layers."""
+    """Forward MACs of the layers."""
     everywhere = (matrices.body - matrices.position_wise) * step.positions
     return everywhere + matrices.position_wise * step.read_rows + matrices.attention * step.pairs
 
