@@ -207,8 +207,6 @@ def _write_folders(
         (folder / "sources.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
 
 
-
-
 def _training_texts(corpus: CorpusRecipe, splitting: Splitting, *, offline: bool) -> Iterator[str]:
     """The first texts of the training split."""
     left = TRAINING_BYTES
