@@ -10,8 +10,8 @@ Equal in float32 on two sequences first, then warmed up and timed in turns by th
 Reads nothing; writes a table, and with --output every raw number, after each case. Exits with 1
 where losses or gradients of the two are not equal, with 2 where there is no such device.
 
-Utilization is that of model FLOPs: two operations a multiply-add, over the vendor's dense bfloat16
-peak. The floor is that of `stillhouse.training.floor`, from bfloat16 rates measured on this
+Utilization is that of model FLOPs (MFU): FLOPs over the vendor's dense bfloat16
+peak. The roofline is that of `stillhouse.training.roofline`, from bfloat16 rates measured on this
 device. Memory is the highest that was allocated in a step, with the step's own models and
 optimizer; on the CPU it is not measured.
 """
@@ -46,9 +46,9 @@ from benchmarks.ours import (
     step_shape,
 )
 from stillhouse.section import Rows
+from stillhouse.training.cost import count_flops
 from stillhouse.training.device import Precision
-from stillhouse.training.floor import Floor, measure_floor
-from stillhouse.training.work import count_work
+from stillhouse.training.roofline import Roofline, measure_roofline
 
 PAIRS = {
     "gpt2": Pair(GPT2Config, 16, 1024, ragged=False),
@@ -121,7 +121,7 @@ class Result:
     rows: Rows
     num_tokens: int
     equality: Equality
-    floor: Floor
+    roofline: Roofline
     peak_flops: float | None
     memory_bytes: dict[str, int | None]
     seconds: dict[str, list[float]]
@@ -133,7 +133,7 @@ class Result:
         """Model FLOPs over the device's peak; None where no peak is known."""
         if self.peak_flops is None:
             return None
-        flops = 2 * sum(self.floor.work.multiply_adds.values())
+        flops = self.roofline.cost.flops_per_token
         return flops * self.tokens_per_second(step) / self.peak_flops
 
     def summary(self) -> dict[str, dict[str, float | None]]:
@@ -142,7 +142,7 @@ class Result:
                 "median_seconds": statistics.median(seconds),
                 "tokens_per_second": self.tokens_per_second(step),
                 "utilization": self.utilization(step),
-                "floor_share": self.floor.share(self.tokens_per_second(step)),
+                "roofline_share": self.tokens_per_second(step) / self.roofline.tokens_per_second,
             }
             for step, seconds in self.seconds.items()
         }
@@ -153,7 +153,7 @@ def measure_case(case: Case, repeats: int, peak_flops: float | None) -> Result:
     found = equal_in_float32(case)
     models, batch = build_models(case.pair, case.seed), build_batch(case.pair, case.seed)
     shape = step_shape(batch, classic_losses(case.rows), "bf16")
-    work = count_work(shape, models.student.config, models.teacher.config)
+    work = count_flops(shape, models.student.config, models.teacher.config)
     del models
     steps: dict[str, measure.Step] = {}
     memory: dict[str, int | None] = {}
@@ -166,7 +166,7 @@ def measure_case(case: Case, repeats: int, peak_flops: float | None) -> Result:
         case.rows,
         batch.num_rows("all"),
         found,
-        measure_floor(work, case.device),
+        measure_roofline(work, case.device),
         peak_flops,
         memory,
         measure.interleaved_seconds(steps, repeats=repeats, device=case.device),
@@ -211,7 +211,7 @@ def known_peak(name: str) -> float | None:
 def case_table(result: Result) -> Table:
     """One line per step."""
     table = Table("step", title=f"{result.case}, {result.rows} rows: {result.num_tokens} tokens")
-    for column in ("ms", "tokens/s", "utilization", "floor", "GB"):
+    for column in ("ms", "tokens/s", "MFU", "roofline", "GB"):
         table.add_column(column, justify="right", no_wrap=True)
     for step, memory in result.memory_bytes.items():
         if step not in result.seconds:
@@ -223,7 +223,7 @@ def case_table(result: Result) -> Table:
             f"{1e3 * statistics.median(result.seconds[step]):.1f}",
             f"{speed:,.0f}",
             "unknown peak" if used is None else f"{used:.0%}",
-            f"{result.floor.share(speed):.0%}",
+            f"{speed / result.roofline.tokens_per_second:.0%}",
             "" if memory is None else f"{memory / 1e9:.2f}",
         )
     return table
@@ -296,7 +296,7 @@ def print_result(console: Console, result: Result) -> None:
     console.print(case_table(result))
     verdict = "equal" if result.equality.holds() else "NOT EQUAL"
     console.print(f"In float32 {verdict} to 2019: {result.equality}")
-    console.print(f"{result.floor}", soft_wrap=True)
+    console.print(f"{result.roofline}", soft_wrap=True)
 
 
 if __name__ == "__main__":

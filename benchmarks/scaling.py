@@ -33,12 +33,12 @@ from stillhouse.objectives.language_model import LanguageModelObjective
 from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import Batch
 from stillhouse.tokens.settings import TokensRecipe
+from stillhouse.training.cost import count_flops, planned_step
 from stillhouse.training.engine import train
-from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
 from stillhouse.training.progress import QuietReporter
 from stillhouse.training.ranks import init_distributed
-from stillhouse.training.work import count_work, planned_step
+from stillhouse.training.roofline import measure_roofline
 
 LENGTH = 256
 STEPS = 3  # of which the first warms up
@@ -100,7 +100,9 @@ def work(folder: Path, tokens_per_step: int) -> None:
             ),
             folder / "metrics.jsonl",
             device,
-            measure_floor(count_work(step, models.student.config, models.teacher.config), device),
+            measure_roofline(
+                count_flops(step, models.student.config, models.teacher.config), device
+            ),
             ranks,
         )
         train(job, reporter)

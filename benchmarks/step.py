@@ -43,9 +43,9 @@ from benchmarks.ours import (
 )
 from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.section import Rows
+from stillhouse.training.cost import count_flops
 from stillhouse.training.device import Precision, pick_precision
-from stillhouse.training.floor import DTYPES, Floor, measure_rates
-from stillhouse.training.work import count_work
+from stillhouse.training.roofline import DTYPES, Roofline, measure_rates
 
 ROWS: tuple[Rows, ...] = ("all", "predicted")
 
@@ -86,7 +86,7 @@ class Result:
     precisions: dict[str, Precision]
     references: list[str]
     equality: dict[str, Equality]
-    floors: dict[str, Floor]
+    rooflines: dict[str, Roofline]
     memory: dict[str, measure.PeakMemory]
     seconds: dict[str, list[float]]
 
@@ -98,9 +98,9 @@ class Result:
         pairs = zip(self.seconds[reference], self.seconds[name], strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
-    def floor_share(self, name: str) -> float:
+    def roofline_share(self, name: str) -> float:
         """The part of the step that what it needs would take at full speed."""
-        return self.floors[name].share(self.num_tokens / self.median(name))
+        return self.num_tokens / self.median(name) / self.rooflines[name].tokens_per_second
 
     def is_equal(self) -> bool:
         return all(equality.holds() for equality in self.equality.values())
@@ -127,8 +127,8 @@ def measure_steps(comparison: Comparison, settings: Settings) -> Result:
         precisions=precisions,
         references=list(comparison.references),
         equality=equality,
-        floors={
-            name: floor(comparison, configs, precision, _is_cached(name), settings.clock)
+        rooflines={
+            name: roofline(comparison, configs, precision, _is_cached(name), settings.clock)
             for name, precision in precisions.items()
         },
         memory=memory,
@@ -140,27 +140,26 @@ def _is_cached(name: str) -> bool:
     return name in variants() and variants()[name].cached
 
 
-def floor(
+def roofline(
     comparison: Comparison,
     configs: tuple[PretrainedConfig, PretrainedConfig],
     precision: Precision,
     cached: bool,
     clock: measure.Clock,
-) -> Floor:
-    """What our step needs, with a live teacher or a cached one, and the roofline of this CPU in a
-    precision."""
+) -> Roofline:
+    """The roofline of our step on this CPU, with a live teacher or a cached one."""
     student, teacher = configs
     shape = step_shape(comparison.batch(), comparison.losses, precision)
-    work = count_work(shape, student, None if cached else teacher)
+    cost = count_flops(shape, student, None if cached else teacher)
     tick = measure.CLOCKS[clock]
-    return Floor(work, measure_rates(work.product, DTYPES[precision], CPU, clock=tick))
+    return Roofline(cost, measure_rates(cost.product, DTYPES[precision], CPU, clock=tick))
 
 
 def comparison_table(result: Result) -> Table:
-    """One line per step: time, speed, memory, share of the floor."""
+    """One line per step: time, speed, memory, share of the roofline."""
     title = f"{result.title}, {result.rows} rows: {result.num_rows} of {result.num_tokens} tokens"
     table = Table("step", title=title)
-    for column in ("seconds", "fastest", "tokens/s", "GB before", "GB more", "floor"):
+    for column in ("seconds", "fastest", "tokens/s", "GB before", "GB more", "roofline"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, seconds in result.seconds.items():
         memory = result.memory[name]
@@ -171,7 +170,7 @@ def comparison_table(result: Result) -> Table:
             f"{result.num_tokens / result.median(name):,.0f}",
             f"{memory.models_bytes / 1e9:.2f}",
             f"{memory.step_bytes / 1e9:.2f}",
-            f"{result.floor_share(name):.0%}",
+            f"{result.roofline_share(name):.0%}",
         )
     return table
 
@@ -210,7 +209,7 @@ def report(results: Sequence[Result], settings: Settings, load: Any) -> dict[str
                     reference: {name: result.ratio(name, reference) for name in result.seconds}
                     for reference in result.references
                 },
-                "floor_share": {name: result.floor_share(name) for name in result.seconds},
+                "roofline_share": {name: result.roofline_share(name) for name in result.seconds},
             }
             for result in results
         ],

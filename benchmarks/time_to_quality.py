@@ -149,7 +149,7 @@ class Bench:
         return math.nan if loss is None else loss
 
     def teacher_folder(self) -> Path:
-        return Pipeline(self.recipe, self.run, self.reporter, Options()).teacher_folder()
+        return Pipeline(self.recipe, self.run, self.reporter, Options()).models.teacher_folder
 
     def train(self, kind: str, seed: int, settings: Sequence[str]) -> Training:
         """A training by the package's own stages."""

@@ -5,14 +5,19 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from stillhouse.estimate.speeds import LanguageTraining, TaskTraining, TrainingSpeed
+from stillhouse.estimate.speeds import (
+    LanguageTraining,
+    MeasuredSpeeds,
+    TaskTraining,
+    TrainingSpeed,
+)
 from stillhouse.recipe import Recipe
 from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tokens.settings import TokensRecipe
 
 
-class FixedSpeeds:
-    """One million multiply-adds per second, whatever is done, and free optimizers."""
+class FixedSpeeds(MeasuredSpeeds):
+    """One million FLOPs per second, whatever is computed, and free optimizers."""
 
     rate = 1e6
 

@@ -170,10 +170,10 @@ def test_the_relation_term_has_its_cost(tmp_path, capsys, monkeypatch):
     plain = json.loads(check(capsys, monkeypatch, "distilgpt2", *settings))
     settings += ["--set", "distillation.losses.relation={weight: 1}"]
     costs = json.loads(check(capsys, monkeypatch, "distilgpt2", *settings))
-    added = 3 * 1024 * 768 * (3 + 1)
-    assert costs["multiply_adds_per_token"]["relation"] == added
-    for key, value in plain["multiply_adds_per_token"].items():
-        assert costs["multiply_adds_per_token"][key] == (added if key == "relation" else value)
+    added = 2 * 3 * 1024 * 768 * (3 + 1)
+    assert costs["flops_per_token"]["relation"] == added
+    for key, value in plain["flops_per_token"].items():
+        assert costs["flops_per_token"][key] == (added if key == "relation" else value)
 
 
 def test_a_relation_that_the_models_cannot_have_is_found(tmp_path, capsys, monkeypatch):
@@ -196,10 +196,10 @@ def test_a_teacher_cache_takes_the_teacher_out_of_the_step(tmp_path, capsys, mon
     cached = json.loads(check(capsys, monkeypatch, "distilgpt2", *settings))
     assert live["teacher_cache"] is None
     assert cached["teacher_cache"]["bytes_per_row"] == 32 * (2 + 2) + 4
-    costs = live["multiply_adds_per_token"]
+    costs = live["flops_per_token"]
     teacher = costs.pop("teacher_body") + costs.pop("teacher_head")
-    assert cached["teacher_cache"]["multiply_adds_per_token"] == teacher
-    assert cached["multiply_adds_per_token"] == costs
+    assert cached["teacher_cache"]["flops_per_token"] == teacher
+    assert cached["flops_per_token"] == costs
     assert "teacher cache" in [part["name"] for part in cached["time"]["parts"]]
     assert cached["step"]["teacher_bytes"] == 0 < live["step"]["teacher_bytes"]
 

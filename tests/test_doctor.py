@@ -32,10 +32,10 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_the_machine_is_described(capsys, monkeypatch):
-    """Processor, GPU, precision, disk and versions, each with its state."""
+    """CPU, GPU, precision, disk and versions, each with its state."""
     code, out, _ = doctor(capsys, monkeypatch)
     assert code == 0
-    for what in ("processor", "GPU", "precision", "disk", "versions", "hub", "extra hub"):
+    for what in ("CPU", "GPU", "precision", "disk", "versions", "hub", "extra hub"):
         assert what in out
     findings = json.loads(doctor(capsys, monkeypatch, "--json")[1])
     assert {finding["state"] for finding in findings} <= {"ok", "missing"}

@@ -29,7 +29,6 @@ GROUND = {
     "runs",
     "section",
     "settings",  # of each part, the module `settings`: what a recipe may say of it
-    "stages",
     "terminal",
     "units",
     "wording",
@@ -41,6 +40,7 @@ TOOLS = {
     "models",
     "objectives",
     "samples",
+    "stages",
     "tasks",
     "tokens",
     "training",
@@ -65,7 +65,6 @@ TOP = {
     "doctor",
     "estimate",
     "integrations",
-    "validate",
     "verification",
 }
 
@@ -77,6 +76,7 @@ ARROWS = {
     "models": {"families", "tokens"},
     "objectives": {"families", "tokens"},
     "samples": set(),
+    "stages": {"families", "models", "tokens", "training"},
     "tasks": {"data", "families", "models", "tokens"},
     "tokens": set(),
     "training": {"families", "models", "objectives", "tokens"},
@@ -85,12 +85,11 @@ ARROWS = {
     "extras": {"errors"},
     "kernels": {"machine", "runs"},
     "machine": set(),
-    "recipe": {"families", "section", "settings", "stages"},
+    "recipe": {"families", "section", "settings"},
     "recipe_file": {"errors", "recipe", "settings"},
     "runs": {"errors", "machine"},
     "section": set(),
     "settings": {"objectives", "section"},  # the terms of a recipe are the divergences there are
-    "stages": {"errors"},
     "terminal": set(),
     "units": set(),
     "wording": set(),

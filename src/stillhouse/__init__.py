@@ -62,7 +62,7 @@ def run(
     from stillhouse.pipeline import Options, Pipeline
     from stillhouse.recipe_file import load_recipe
     from stillhouse.runs.paths import RunFolder
-    from stillhouse.stages import STAGES
+    from stillhouse.stages.stage import STAGES
     from stillhouse.training.progress import ConsoleReporter
 
     _, parsed = load_recipe(str(recipe), overrides)

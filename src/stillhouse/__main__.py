@@ -13,9 +13,9 @@ from stillhouse.errors import ResourceError, StillhouseError
 def main() -> None:
     """Run the command line and exit with its code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is one message, not fifty
-    # torch and transformers make 365,000 objects that stay. To look through them for garbage after
-    # every few hundred would be a fifth of the time they take to import.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # one message for a lost rank, not fifty
+    # torch and transformers create 365,000 permanent objects. Collecting garbage after every few
+    # hundred takes a fifth of their import time.
     gc.set_threshold(50_000)
     try:
         sys.exit(_run())
@@ -29,7 +29,7 @@ def _run() -> int:
 
     try:
         try:
-            app()  # it exits by itself: 0, 2 for a usage error, 130 for Ctrl-C
+            app()  # exits with 0, 2 for a usage error, 130 for Ctrl-C
         except OSError:
             from stillhouse.runs.atomic import explained_os_errors
 
@@ -42,7 +42,7 @@ def _run() -> int:
         return error.exit_code
     except MemoryError:
         _complain(
-            "Out of memory. Lower the micro-batch (distillation.micro_batch_tokens) or take a "
+            "Out of memory. Lower the micro-batch (distillation.micro_batch_tokens) or use a "
             "smaller model."
         )
         return ResourceError.exit_code
@@ -59,7 +59,7 @@ def _complain(message: str) -> None:
 
 
 def _our_bug(error: Exception) -> int:
-    """Keep the traceback of what should not have happened in a file."""
+    """Write the traceback of an unexpected error to a file."""
     report = Path(f"crash-{time.strftime('%Y%m%dT%H%M%S')}.txt")
     try:
         report.write_text(
@@ -70,7 +70,7 @@ def _our_bug(error: Exception) -> int:
         place = f"is in {report}"
     except OSError:
         traceback.print_exc()
-        place = "stands above"
+        place = "is above"
     _complain(
         f"This is a bug in Stillhouse, not yours: {type(error).__name__}: {error}\nThe traceback "
         f"{place}."

@@ -1,9 +1,9 @@
 """What a recipe would make and cost: from configurations, a part of the text and the examples of
 tasks; no weights are read, and nothing is written.
 
-Cost model. `training.work` counts what a token needs. On this machine time is its multiply-adds
-over the rates that `estimate` measures; elsewhere over the hardware's rate times an assumed
-utilization, and energy is time times the stated watts. Both are estimates and say so."""
+Cost model: `training.cost` counts the FLOPs of a token. On this machine time is FLOPs over the
+rates that `estimate` measures; elsewhere FLOPs over the hardware's peak times an assumed
+utilization, and energy is time times the stated watts. Both are labeled as estimates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,18 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stillhouse.corpus.prepare import tokenizer_path
 from stillhouse.distillation.cache import cache_format
-from stillhouse.estimate import (
-    LanguagePlan,
-    MeasuredSpeeds,
-    Part,
-    Speeds,
-    TaskPlan,
-    language_parts,
-    task_parts,
-    text_size,
-)
+from stillhouse.estimate.language import LanguagePlan, Part, language_parts
+from stillhouse.estimate.speeds import MeasuredSpeeds
+from stillhouse.estimate.tasks import TaskPlan, task_parts
+from stillhouse.estimate.text import text_size
+from stillhouse.finetuning.check import CheckedTask
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.models.folder_check import load_model_tokenizer
@@ -33,15 +27,16 @@ from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
+from stillhouse.stages.check import RecipeCheck, check_stages
+from stillhouse.stages.stage import stages_of
 from stillhouse.student.plan import StudentPlan
 from stillhouse.tokens.settings import TrainedTokenizer
-from stillhouse.tokens.source import open_tokenizer
+from stillhouse.tokens.source import open_tokenizer, tokenizer_path
 from stillhouse.tokens.tokenizer import load_tokenizer
+from stillhouse.training.cost import StepShape, forward_flops
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import LONG_STEP_SECONDS
-from stillhouse.training.floor import DTYPES, matmul_rate
-from stillhouse.training.work import StepShape, forward_multiply_adds
-from stillhouse.validate import ValidatedTask, validate
+from stillhouse.training.roofline import DTYPES, matmul_rate
 from stillhouse.wording import counted, duration
 
 if TYPE_CHECKING:
@@ -52,11 +47,11 @@ UTILIZATION = 0.4  # assumed of hardware that is not here
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine to estimate for: multiply-adds per second at full rate, the share of them that
-    training reaches, and its power."""
+    """A machine to estimate for: peak FLOP/s, the share of them that training reaches (MFU), and
+    watts."""
 
     name: str
-    multiply_adds_per_second: float
+    flops_per_second: float
     watts: float | None
     source: str
     utilization: float = UTILIZATION
@@ -65,18 +60,18 @@ class Hardware:
 REFERENCE_HARDWARE = (
     Hardware(
         "8 x V100 16 GB",
-        8 * 62.5e12,
+        8 * 125e12,
         8 * 300.0,
         "125 TFLOP/s fp16 and 300 W each, vendor's figures",
     ),
-    Hardware("1 x H200", 494.5e12, 700.0, "989 TFLOP/s bf16 and 700 W, vendor's figures"),
+    Hardware("1 x H200", 989e12, 700.0, "989 TFLOP/s bf16 and 700 W, vendor's figures"),
 )
 
 
 def check_recipe(
     name: str, recipe: Recipe, *, offline: bool, run: RunFolder | None = None
 ) -> dict[str, Any]:
-    """Everything `stillhouse check` says, as plain values.
+    """The result of `stillhouse check` as plain values.
 
     Args:
         run: The run folder, where the text may be prepared already.
@@ -85,27 +80,29 @@ def check_recipe(
         RecipeError, ModelError, DataError, NetworkError: whatever would stop the run for reasons
             known by now.
     """
-    models = validate(recipe, recipe.stages, offline=offline, run=run)
+    checked = check_stages(RecipeCheck(recipe, stages_of(recipe), offline, run))
+    tasks: dict[str, CheckedTask] = checked.tasks or {}
     result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds}
-    result["teacher"] = _sizes(models.teacher)
+    result["teacher"] = _sizes(checked.teacher)
     tokenizer = _tokenizer(recipe, run, offline=offline)
-    speeds: Speeds = MeasuredSpeeds()
+    speeds = MeasuredSpeeds()
     parts: list[Part] = []
-    for task, validated in models.tasks.items():
-        parts += _task_parts(recipe, task, validated, tokenizer, speeds)
-    if models.student is not None:
+    for task, own in tasks.items():
+        parts += _task_parts(recipe, task, own, tokenizer, speeds)
+    if checked.student is not None:
         text = text_size(recipe.text, run, tokenizer, offline=offline)
-        student = models.student.config
-        plan = LanguagePlan(recipe, models.teacher, student, text, tokenizer)
+        student = checked.student.config
+        plan = LanguagePlan(recipe, checked.teacher, student, text, tokenizer)
         *trainings, evaluation = language_parts(plan, speeds)
-        result |= _distillation_cost(plan, models.student, trainings)
+        result |= _distillation_cost(plan, checked.student, trainings)
         parts = [*trainings, *parts, evaluation]
     result["tasks"] = {
-        task: _task_models(recipe.finetuning[task], validated.models)
-        for task, validated in models.tasks.items()
+        task: _task_models(recipe.finetuning[task], own.models) for task, own in tasks.items()
     }
     result["time"] = _time(recipe, parts)
-    result["notes"] = models.notes
+    result["notes"] = [
+        note for own in tasks.values() if own.examples for note in own.examples.notes
+    ]
     return result
 
 
@@ -126,14 +123,14 @@ def _tokenizer(
 def _task_parts(
     recipe: Recipe,
     name: str,
-    validated: ValidatedTask,
+    checked: CheckedTask,
     tokenizer: PreTrainedTokenizerFast | None,
-    speeds: Speeds,
+    speeds: MeasuredSpeeds,
 ) -> list[Part]:
     settings = recipe.finetuning[name]
-    if validated.examples is None:
+    if checked.examples is None:
         return [Part(name, None, "its examples are on the hub, and not fetched yet")]
-    folders = [validated.folders.get(model.start) for model in settings.models.values()]
+    folders = [checked.folders.get(model.start) for model in settings.models.values()]
     known = [folder for folder in folders if folder is not None]
     tokenizer = load_model_tokenizer(known[0]) if known else tokenizer
     if tokenizer is None:
@@ -141,9 +138,9 @@ def _task_parts(
     plan = TaskPlan(
         name,
         settings,
-        validated.models,
-        validated.teachers,
-        validated.examples,
+        checked.models,
+        checked.teachers,
+        checked.examples,
         tokenizer,
         len(recipe.seeds),
     )
@@ -151,7 +148,7 @@ def _task_parts(
 
 
 def _time(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
-    """Seconds of all parts that are known, and what is not among them."""
+    """Seconds of all parts that are known, and the names of those that are not."""
     unknown = {part.name: part.reason for part in parts if part.seconds is None}
     if recipe.corpus is not None:
         unknown |= {"preparing the text": "it depends on the text's files"}
@@ -182,8 +179,8 @@ def _distillation_cost(
     """The student, and what its training needs and takes."""
     recipe, training = plan.recipe, plan.distillation()
     sizes = {"teacher": _sizes(plan.teacher), "student": _sizes(plan.student)}
-    work, tokens = training.work(), plan.tokens_to_train(recipe.distillation)
-    per_token = sum(work.multiply_adds.values())
+    cost, tokens = training.cost(), plan.tokens_to_train(recipe.distillation)
+    per_token = cost.flops_per_token
     named = {part.name: part for part in parts}
     step_seconds = named["student"].step_seconds
     assert step_seconds is not None
@@ -206,8 +203,8 @@ def _distillation_cost(
         "tokens": tokens,
         "step": _step_memory(recipe, sizes, plan.student),
         "teacher_cache": _cache_cost(recipe, plan.teacher, training.step()),
-        "multiply_adds_per_token": work.multiply_adds,
-        "bytes_moved_per_token": work.bytes_moved,
+        "flops_per_token": cost.flops,
+        "bytes_moved_per_token": cost.bytes_moved,
         "estimates": [_estimate(hardware, per_token, tokens) for hardware in _hardware(reached)],
         "assumed_utilization": UTILIZATION,
     }
@@ -233,8 +230,8 @@ def _cache_cost(
     if recipe.cache is None:
         return None
     layout = cache_format(recipe, teacher, recipe.tokens.sequence_length)
-    multiply_adds = forward_multiply_adds(step, teacher)
-    return {"bytes_per_row": layout.bytes_per_row, "multiply_adds_per_token": multiply_adds}
+    flops = forward_flops(step, teacher)
+    return {"bytes_per_row": layout.bytes_per_row, "flops_per_token": flops}
 
 
 def _step_memory(
@@ -267,22 +264,16 @@ def _step_memory(
 
 
 def _hardware(reached: float) -> list[Hardware]:
-    """Where training may run; here it reaches so many multiply-adds per second."""
-    rate = _measured_rate()
+    """Where training may run; `reached` is its FLOP/s on this machine."""
+    device = pick_device()
+    rate = matmul_rate((1024, 768, 3072), DTYPES[pick_precision("auto", device)], device)
     here = f"this machine ({processor_name()}, {num_cores()} cores)"
     source = f"a step timed now, {reached / rate:.0%} of a matrix product measured now"
     return [Hardware(here, rate, None, source, reached / rate), *REFERENCE_HARDWARE]
 
 
-def _measured_rate() -> float:
-    """Multiply-adds per second of a matrix product here, in the precision training would use."""
-    device = pick_device()
-    dtype = DTYPES[pick_precision("auto", device)]
-    return matmul_rate((1024, 768, 3072), dtype, device)
-
-
 def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) -> dict[str, Any]:
-    seconds_per_token = per_token / (hardware.multiply_adds_per_second * hardware.utilization)
+    seconds_per_token = per_token / (hardware.flops_per_second * hardware.utilization)
     seconds = None if tokens is None else tokens * seconds_per_token
     joules = None if seconds is None or hardware.watts is None else seconds * hardware.watts
     return {
@@ -297,7 +288,7 @@ def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) ->
 
 
 def print_check(result: dict[str, Any]) -> None:
-    """The check as a page for people, on stdout."""
+    """Print the result as tables, on stdout."""
     from rich.console import Console
     from rich.table import Table
 
@@ -307,7 +298,7 @@ def print_check(result: dict[str, Any]) -> None:
         _print_distillation(console, result)
     for name, task in result["tasks"].items():
         title = f"{name}: {task['task']['kind']}"
-        table = Table("", "starts from", "taught by", "layers", "parameters", title=title)
+        table = Table("", "starts from", "teacher", "layers", "parameters", title=title)
         for model, facts in task["models"].items():
             size = f"{facts['parameters'] / 1e6:.1f} M"
             table.add_row(
@@ -320,7 +311,7 @@ def print_check(result: dict[str, Any]) -> None:
 
 
 def _print_time(console: "Console", result: dict[str, Any]) -> None:
-    """Each part of the run, the longest steps, and what is not known."""
+    """Print the parts of the run, those with long steps, and those that are unknown."""
     from rich.table import Table
 
     found, seeds = result["time"], counted(len(result["seeds"]), "seed")
@@ -375,8 +366,8 @@ def _print_distillation(console: "Console", result: dict[str, Any]) -> None:
     if cache := result["teacher_cache"]:
         console.print(
             f"teacher cache: {cache['bytes_per_row']} bytes a row; writing it takes "
-            f"{cache['multiply_adds_per_token'] / 1e6:,.1f} M multiply-adds a token of all the "
-            "text, once, which the figures below leave out"
+            f"{cache['flops_per_token'] / 1e6:,.1f} MFLOPs per token of all the text, once, "
+            "which the figures below leave out"
         )
     for estimate in result["estimates"]:
         console.print(f"on {_estimate_line(estimate)}", markup=False, soft_wrap=True)

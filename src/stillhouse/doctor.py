@@ -1,4 +1,4 @@
-"""What this machine can do and what is missing; what in a run is intact."""
+"""Reports what this machine can do and what is missing, and which outputs of a run are intact."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from stillhouse.extras import EXTRAS, install_command, missing_modules
 from stillhouse.machine import library_versions, memory_bytes, num_cores, processor_name
 from stillhouse.runs.manifest import read_manifest, verify
 from stillhouse.runs.paths import RunFolder
+from stillhouse.stages.stage import STAGES, stage_named
 from stillhouse.wording import duration
 
 
 def examine_machine() -> list[dict[str, str]]:
-    """Findings, each with what was looked at, its state (ok, missing, damaged) and what it
-    means."""
+    """Findings about this machine: each a name, a state (ok, missing, damaged) and a detail."""
     import torch
 
     from stillhouse.training.device import has_bf16, pick_device
@@ -27,11 +27,11 @@ def examine_machine() -> list[dict[str, str]]:
     gpu = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
-        else "none; training runs on the processor"
+        else "none; training runs on the CPU"
     )
     findings = [
         _finding(
-            "processor",
+            "CPU",
             f"{processor_name()}, {num_cores()} cores, {memory_bytes() / 1e9:.1f} GB memory",
         ),
         _finding("GPU", gpu),
@@ -64,21 +64,12 @@ def examine_run(folder: Path) -> list[dict[str, str]]:
     findings = []
     for path in _seed_folders(folder):
         run = RunFolder(path, folder)
-        outputs = [
-            run.student_init,
-            run.student,
-            run.control,
-            run.control_same_time,
-            run.evaluation,
-            run.report,
-        ]
-        shared = [run.corpus, run.tokens, run.teacher, run.teacher_cache] if path == folder else []
+        stages = [stage_named(name) for name in STAGES]
+        outputs = [output for stage in stages for output in stage.outputs(run)]
+        # Outputs that all seeds share are listed once.
+        own = [output for output in outputs if path == folder or output.is_relative_to(path)]
         checkpoints = sorted(path.glob("checkpoints/*/*step-*"))
-        findings += [
-            _examine(output, folder)
-            for output in [*shared, *outputs, *checkpoints]
-            if output.exists()
-        ]
+        findings += [_examine(output, folder) for output in [*own, *checkpoints] if output.exists()]
         if run.metrics.exists():
             findings.append(_examine_metrics(run.metrics, folder))
     return findings

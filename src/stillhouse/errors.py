@@ -10,8 +10,8 @@
     ├── TrainingError          8   training that cannot go on (losses that are not finite)
     └── Stopped          130/143   SIGINT or SIGTERM; what was done is committed
 
-A message says what is wrong, where, what was found, and what to do. Anything else that reaches the
-command line is our bug: exit code 1, the traceback kept in a file.
+A message says what is wrong, where, what was found, and what to do. Any other error that reaches
+the command line is a bug of Stillhouse: exit code 1, and the traceback is written to a file.
 """
 
 
@@ -58,7 +58,7 @@ class NetworkError(StillhouseError):
 
 
 class TrainingError(StillhouseError):
-    """Training cannot go on, such as after several steps whose loss is not finite."""
+    """Training cannot continue, such as after several steps whose loss is not finite."""
 
     exit_code = 8
 

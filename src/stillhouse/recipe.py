@@ -19,7 +19,6 @@ from stillhouse.evaluation.settings import EvaluationRecipe
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.report.settings import ReportRecipe
 from stillhouse.section import Name, Section
-from stillhouse.stages import STAGES
 from stillhouse.student.settings import StudentRecipe
 from stillhouse.tasks.settings import Seed
 from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe, kind_of_teacher
@@ -78,13 +77,6 @@ class Recipe(Section):
         """The corpus of a recipe that has one."""
         assert self.corpus is not None
         return self.corpus
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The stages that have something to do."""
-        if self.corpus is None:
-            return ("finetune", "report")
-        return tuple(stage for stage in STAGES if stage != "finetune" or self.finetuning)
 
     @property
     def cache(self) -> CacheRecipe | None:

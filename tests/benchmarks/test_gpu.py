@@ -12,8 +12,8 @@ from benchmarks.gpu import Case, Result
 from benchmarks.ours import build_batch
 
 from benchmarks import gpu, measure
-from stillhouse.training.floor import Floor, Rates
-from stillhouse.training.work import Work
+from stillhouse.training.cost import StepCost
+from stillhouse.training.roofline import Rates, Roofline
 
 CPU = torch.device("cpu")
 
@@ -51,17 +51,17 @@ def test_both_steps_compute_the_same(case):
     assert gpu.equal_in_float32(case).holds()
 
 
-def test_utilization_is_two_operations_a_multiply_add(case):
-    """3 M multiply-adds a token at 1,000 tokens/s are 6 GFLOP/s: 60 % of a peak of 10."""
-    work = Work({"student_body": 3e6}, {"optimizer": 1.0}, (1, 1, 1), "bf16")
-    floor = Floor(work, Rates(6e9, 1e12))
+def test_utilization_is_flops_over_the_peak(case):
+    """6 MFLOPs per token at 1,000 tokens/s are 6 GFLOP/s: 60 % of a peak of 10."""
+    work = StepCost({"student_body": 6e6}, {"optimizer": 1.0}, (1, 1, 1), "bf16")
+    roofline = Roofline(work, Rates(12e9, 1e12))
     same, seconds = gpu.equal_in_float32(case), [0.5, 0.1, 0.9]
-    result = Result("tiny", "all", 500, same, floor, 1e10, {"ours": 7}, {"ours": seconds})
+    result = Result("tiny", "all", 500, same, roofline, 1e10, {"ours": 7}, {"ours": seconds})
     assert result.summary()["ours"] == {
         "median_seconds": 0.5,
         "tokens_per_second": 1000,
         "utilization": pytest.approx(0.6),
-        "floor_share": pytest.approx(0.5),
+        "roofline_share": pytest.approx(0.5),
     }
     unknown = dataclasses.replace(result, peak_flops=None)
     assert unknown.utilization("ours") is None

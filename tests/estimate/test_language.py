@@ -7,10 +7,16 @@ import pytest
 from tests.fixed_speeds import FixedSpeeds
 from tests.tiny_models import make_config
 
-from stillhouse.estimate import LanguagePlan, Part, TextSize, language_parts
-from stillhouse.estimate.language import PROCESS_SECONDS, turns_seconds
+from stillhouse.estimate.language import (
+    PROCESS_SECONDS,
+    LanguagePlan,
+    Part,
+    language_parts,
+    turns_seconds,
+)
+from stillhouse.estimate.text import TextSize
 from stillhouse.recipe import Recipe
-from stillhouse.training.work import forward_multiply_adds
+from stillhouse.training.cost import forward_flops
 
 TEXT = TextSize(train_tokens=64_000, validation_tokens=3_200, document_tokens=16)
 
@@ -52,10 +58,10 @@ def test_twice_the_epochs_take_twice_the_time_and_steps():
 
 
 def test_the_student_takes_its_work_over_the_rate():
-    """A training reads each token once, at a million multiply-adds per second."""
+    """A training reads each token once, at a million FLOPs per second."""
     recipe = make_recipe()
     plan = LanguagePlan(recipe, make_config("gpt2", 2), make_config("gpt2", 1), TEXT, None)
-    work = sum(plan.distillation().work().multiply_adds.values())
+    work = plan.distillation().cost().flops_per_token
     assert seconds_of(recipe)["student"] == pytest.approx(TEXT.train_tokens * work / 1e6)
 
 
@@ -82,7 +88,7 @@ def test_a_cache_is_a_part_and_leaves_the_students_steps():
     )
     cached = seconds_of(cached_recipe)
     plan = LanguagePlan(cached_recipe, make_config("gpt2", 2), make_config("gpt2", 1), TEXT, None)
-    per_token = forward_multiply_adds(plan.distillation().step(), plan.teacher)
+    per_token = forward_flops(plan.distillation().step(), plan.teacher)
     assert "teacher cache" not in live
     assert cached["teacher cache"] == pytest.approx(TEXT.train_tokens * per_token / 1e6)
     assert cached["student"] < live["student"]

@@ -8,8 +8,10 @@ import torch
 from tests.task_models import SENTENCES, make_tokenizer
 from tests.tiny_models import make_config
 
-from stillhouse.estimate import LanguagePlan, MeasuredSpeeds, TaskPlan, TextSize, language_parts
-from stillhouse.estimate.tasks import task_parts
+from stillhouse.estimate.language import LanguagePlan, language_parts
+from stillhouse.estimate.speeds import MeasuredSpeeds
+from stillhouse.estimate.tasks import TaskPlan, task_parts
+from stillhouse.estimate.text import TextSize
 from stillhouse.families.registry import family_named
 from stillhouse.finetuning.examples import TaskExamples
 from stillhouse.finetuning.settings import FinetuningRecipe

@@ -7,7 +7,8 @@ from tests.fixed_speeds import FixedSpeeds
 from tests.task_models import SENTENCES, make_tokenizer
 from tests.tiny_models import make_config
 
-from stillhouse.estimate import Part, TaskPlan, task_parts
+from stillhouse.estimate.language import Part
+from stillhouse.estimate.tasks import TaskPlan, task_parts
 from stillhouse.finetuning.examples import TaskExamples
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.tasks.registry import make_task

@@ -9,7 +9,7 @@ from tests.task_models import SENTENCES, make_tokenizer
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError
-from stillhouse.estimate import TextSize, text_size
+from stillhouse.estimate.text import TextSize, text_size
 from stillhouse.tokens.tokenizer import text_encoder
 
 

@@ -141,7 +141,7 @@ def refused_on_a_rank(folder: Path) -> Iterator[Trial]:
                 assert codes[1 - victim] in LEFT
                 return
             assert codes == [0, 0], said
-            assert "out of memory in a micro-batch of 2 sequences; going on with 1" in said
+            assert "out of memory in a micro-batch of 2 sequences; continuing with 1" in said
             for (_, loss), (_, other) in zip(outcome(run)[1], expected, strict=True):
                 assert abs(loss - other) <= 1e-4 * other
 

@@ -32,7 +32,7 @@ LONGER = (
     "distillation.dropout=true",
 )
 SHARDED = ("distillation.sharded=true", "distillation.teacher_sharded=true")
-LOADED = "so the floor is"  # what training says once it knows where to go on
+LOADED = "; roofline "  # logged once training knows where it resumes
 EVERY_STEP = "distillation.checkpoint.every_steps=1"
 MEMORY_ERRORS = (
     MemoryError(),

@@ -18,7 +18,7 @@ from stillhouse.models.folder_check import check_folder, load_model_tokenizer, r
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
 from stillhouse.models.save import save_model
-from stillhouse.pipeline import folder_fingerprint
+from stillhouse.stages.context import folder_fingerprint
 from stillhouse.tokens.tokenizer import save_tokenizer
 
 WEIGHTS = "model.safetensors"

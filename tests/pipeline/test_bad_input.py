@@ -431,7 +431,7 @@ def small_files(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-FULL = "The disk is full: writing .* failed .*Free some space and give the same command again"
+FULL = "The disk is full: writing .* failed .*Free some space and run the same command again"
 
 
 @pytest.mark.parametrize(
@@ -471,7 +471,7 @@ def test_training_resumes_after_the_disk_filled_up(ready):
     assert len(committed) == 2
     outcome = ready.call("distill", *settings)
     assert outcome.code == 0
-    assert f"going on after step {int(committed[-1].name.removeprefix('step-'))}\n" in outcome.err
+    assert f"resuming after step {int(committed[-1].name.removeprefix('step-'))}\n" in outcome.err
 
 
 def test_an_internal_error_writes_its_traceback_to_a_file(tmp_path, monkeypatch):

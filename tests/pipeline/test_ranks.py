@@ -87,7 +87,7 @@ def test_several_ranks_give_the_result_of_one(server, initialized, alone, tmp_pa
     assert_same_result(runs[0], alone)
     stopped(server, runs[1], *LAYOUTS[layout], ranks=ranks, step=4)
     log = distilled(server, runs[1], *LAYOUTS[layout], ranks=ranks)
-    assert "going on after step" in log
+    assert "resuming after step" in log
     assert "damaged" not in log
     assert runs[1].losses(STEPS) == runs[0].losses(STEPS)
     assert runs[1].weights() == runs[0].weights()
@@ -113,7 +113,7 @@ def test_a_lost_rank_ends_the_others_and_no_commit_is_lost(server, ready, alone)
     assert time.monotonic() - started < 25
     assert codes[0] in (8, STOPPED, -signal.SIGTERM)
     assert "Traceback" not in server.log.read_text()
-    assert "going on after step" in distilled(server, ready, ranks=2)
+    assert "resuming after step" in distilled(server, ready, ranks=2)
     assert_same_result(ready, alone)
 
 
@@ -234,7 +234,7 @@ def test_two_launchers_survive_the_loss_of_one(server, initialized, tmp_path):
                 kill(all_of(node.pid), signal.SIGKILL)
                 node.wait()
     said = (tmp_path / "node-0.txt").read_text() + (tmp_path / "node-1.txt").read_text()
-    assert re.search(r"student: going on after step \d", said)
+    assert re.search(r"student: resuming after step \d", said)
     ours, theirs = (
         [(line["step"], line["tokens"], line["loss"]) for line in run.metrics()] for run in runs
     )

@@ -57,7 +57,7 @@ def test_stopped_training_resumes_to_the_same_weights(server, ready, uninterrupt
     assert "Traceback" not in said
     code, log = server.distill(ready, *LONGER)
     assert code == 0
-    assert f"student (seed 0): going on after step {committed}" in log
+    assert f"student (seed 0): resuming after step {committed}" in log
     assert result(ready) == uninterrupted
     assert not (ready.folder / "checkpoints/student").exists()
 
@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_skipped(server, ready, uninterrupted, file):
     code, log = server.distill(ready, *LONGER)
     assert code == 0
     assert f"Checkpoint {newest} is damaged and was moved to damaged-{newest.name}" in log
-    assert f"going on after step {int(before.name.removeprefix('step-'))}\n" in log
+    assert f"resuming after step {int(before.name.removeprefix('step-'))}\n" in log
     assert result(ready) == uninterrupted
 
 
@@ -101,7 +101,7 @@ def test_resuming_under_a_changed_recipe_is_rejected(server, ready):
     assert "was written under another recipe (distillation.temperature: 1.0 -> 2.0)" in log
     code, log = server.distill(ready, *LONGER, EVERY_STEP)
     assert code == 0
-    assert "going on after step" in log
+    assert "resuming after step" in log
 
 
 def test_leftovers_of_a_killed_stage_are_removed(ready):

@@ -116,7 +116,7 @@ def test_a_cache_of_another_teacher_is_rejected(ready):
         file.write_text(json.dumps({**manifest, "digest": fingerprint(manifest)}))
     outcome = ready.call("distill", *sharp)
     assert outcome.code == 5
-    assert "does not hold what the teacher says" in outcome.err
+    assert "does not hold the outputs of this teacher" in outcome.err
 
 
 def test_the_sample_of_a_row_is_independent_of_batching(ready, tmp_path):

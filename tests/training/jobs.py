@@ -18,13 +18,15 @@ from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.packing import CausalSequences
 from stillhouse.tokens.shards import TokenSplit
-from stillhouse.training.floor import Floor, Rates
+from stillhouse.training.cost import StepCost
 from stillhouse.training.job import Objective, TrainingJob, checkpoints_for, plan_batches
+from stillhouse.training.roofline import Rates, Roofline
 from stillhouse.training.settings import PretrainingRecipe
-from stillhouse.training.work import Work
 
 VOCABULARY, LENGTH = 40, 16
-FLOOR = Floor(Work({"student_body": 1e6}, {"optimizer": 1e3}, (1, 1, 1), "fp32"), Rates(1e9, 1e9))
+ROOFLINE = Roofline(
+    StepCost({"student_body": 1e6}, {"optimizer": 1e3}, (1, 1, 1), "fp32"), Rates(1e9, 1e9)
+)
 LOSSES = {
     "soft_target": {"weight": 5.0},
     "language_modeling": {"weight": 2.0},
@@ -94,7 +96,7 @@ def make_job(
         checkpoints_for(folder / "checkpoints", Inputs("test", {}, {}), recipe, Silent()),
         folder / "metrics.jsonl",
         torch.device("cpu"),
-        FLOOR,
+        ROOFLINE,
     )
 
 

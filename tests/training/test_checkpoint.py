@@ -114,7 +114,7 @@ def test_without_an_intact_one_nothing_begins_again_by_itself(checkpoints):
     for folder in checkpoints.committed():
         (folder / "state.json").unlink()
     for _ in range(2):
-        with pytest.raises(RunError, match=r"No checkpoint in .* is intact\. To begin again"):
+        with pytest.raises(RunError, match=r"No checkpoint in .* is intact\. To start over"):
             checkpoints.load_newest(*make())
     checkpoints.clear()
     assert checkpoints.load_newest(*make()) is None
@@ -156,7 +156,7 @@ def test_no_memory_for_the_copy_is_one_clear_error(checkpoints, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("stillhouse.training.checkpoint.State.of", refuse)
-    with pytest.raises(ResourceError, match="no memory for a copy of the training's state"):
+    with pytest.raises(ResourceError, match="not enough memory for a copy of the training's state"):
         checkpoints.save(*make(), Progress(2))
     assert len(checkpoints.committed()) == 1
 
@@ -206,7 +206,7 @@ def test_a_checkpoint_is_committed_when_all_parts_are_there(two_ranks):
 
 def test_a_rank_whose_part_never_comes_is_not_waited_for(two_ranks, monkeypatch):
     """Once a stop is asked for, as the launcher does when a rank is lost."""
-    monkeypatch.setattr("stillhouse.training.checkpoint.LONGEST_FAREWELL_SECONDS", 0.2)
+    monkeypatch.setattr("stillhouse.training.checkpoint.LONGEST_SHUTDOWN_SECONDS", 0.2)
     first, _ = two_ranks
     stop = StopRequest()
     first.save(*make(), Progress(1), stop)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from tests.training.jobs import (
-    FLOOR,
     LENGTH,
     LOSSES,
+    ROOFLINE,
     Failing,
     Poison,
     Silent,
@@ -145,17 +145,17 @@ def test_a_line_of_metrics_holds_what_a_reader_needs(tmp_path):
     )
 
 
-def test_every_step_is_held_against_the_floor(tmp_path):
-    """The floor is said once; each step states its share, and the manifest that of all steps."""
+def test_every_step_logs_its_mfu(tmp_path):
+    """The roofline is logged once; each step has its MFU, and the manifest that of all steps."""
     job, reporter = make_job(tmp_path), Silent()
     progress = train(job, reporter)
-    assert [line for line in reporter.said if "so the floor is 1,000 tokens/s" in line] == [
-        f"student (seed 3): {FLOOR}"
+    assert [line for line in reporter.said if "roofline 1,000 tokens/s" in line] == [
+        f"student (seed 3): {ROOFLINE}"
     ]
     for line in lines(job):
-        assert line["floor_share"] == pytest.approx(line["tokens_per_second"] / 1000)
+        assert line["mfu"] == pytest.approx(line["tokens_per_second"] / 1000)
     facts = job.facts(progress)
-    assert facts["floor_share"] == pytest.approx(progress.tokens / progress.seconds / 1000)
+    assert facts["mfu"] == pytest.approx(progress.tokens / progress.seconds / 1000)
     assert facts["tokens"] == progress.tokens
 
 
@@ -357,7 +357,7 @@ def test_memory_that_is_refused_halves_the_micro_batch(tmp_path, call, error):
     progress = train(refused, reporter)
     assert progress.micro_batch_sequences == 2
     assert progress.skipped_steps == 0
-    said = "out of memory in a micro-batch of 3 sequences; going on with 2, in steps of as many"
+    said = "out of memory in a micro-batch of 3 sequences; continuing with 2, in steps of as many"
     assert sum(said in line for line in reporter.said) == 1
     for one, other in zip(lines(expected), lines(job), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)

@@ -27,7 +27,7 @@ from stillhouse.data.documents import (
     summarize_sources,
 )
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.errors import DataError, RecipeError
+from stillhouse.errors import DataError
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder, fingerprint
 from stillhouse.runs.paths import RunFolder
@@ -41,8 +41,9 @@ from stillhouse.tokens.encoders import (
     open_fast,
     version_of,
 )
-from stillhouse.tokens.settings import OWN_TOKENIZER, TrainedTokenizer
+from stillhouse.tokens.settings import TrainedTokenizer
 from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
+from stillhouse.tokens.source import tokenizer_path
 from stillhouse.tokens.tokenizer import (
     load_tokenizer,
     num_ids,
@@ -204,22 +205,6 @@ def _write_folders(
         (tokens_folder / COUNTS).write_bytes(writers["train"].counts.tobytes())
         save_tokenizer(tokenizer, tokens_folder / "tokenizer")
         (folder / "sources.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
-
-
-def tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
-    """The path of a recipe's tokenizer.
-
-    Raises:
-        RecipeError: it is the teacher's, and there is no teacher yet.
-    """
-    if tokenizer != "teacher":
-        return Path(tokenizer).expanduser()
-    if teacher_tokenizer is None:
-        raise RecipeError(
-            "tokens.tokenizer is 'teacher', but there is no teacher folder to take it from. "
-            f"Give {OWN_TOKENIZER}."
-        )
-    return teacher_tokenizer
 
 
 def _training_texts(corpus: CorpusRecipe, splitting: Splitting, *, offline: bool) -> Iterator[str]:

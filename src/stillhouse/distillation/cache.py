@@ -1,10 +1,9 @@
 """Writes the teacher cache: teacher + tokens/ -> teacher-cache/, once for all epochs, seeds and
 students.
 
-Every sequence of the training split passes the teacher once; of each row that a loss of the teacher
-counts, a few tokens are kept (`objectives.sparse`), and the last hidden state where a loss needs
-it. Masks are those of one fixed visit. Parts are committed one by one, so that a stopped writing
-goes on where it was."""
+The teacher reads every sequence of the training split once. For each row that a loss uses, a sparse
+sample of its distribution is stored (`objectives.sparse`), and the last hidden state where a loss
+needs it. Masks are fixed. Parts are committed one by one, so that an interrupted run resumes."""
 
 import math
 import time
@@ -62,14 +61,14 @@ from stillhouse.training.signals import StopRequest, stopped
 
 TOKENS_PER_PART = 2**18
 CHECKED_ROWS, FEWEST_CHECKED_SEQUENCES = 1_000, 4
-# What a cache may differ by from the teacher that wrote it: rounding, in nats a row, and the noise
-# of its sample, in standard errors; of hidden states, rounding as a share of their length.
+# The largest difference between a cache and the teacher that wrote it: rounding in nats per row,
+# sampling noise in standard errors, and rounding of hidden states relative to their norm.
 LARGEST_LOSS, LARGEST_NOISE, LARGEST_DISTANCE = 0.02, 6, 0.05
-SAMPLE_SEED = FIXED_SEED + 1  # not the masks' own, with which the sample would be correlated
+SAMPLE_SEED = FIXED_SEED + 1  # not that of the masks, so that the sample is independent of them
 
 
 def cached_rows(losses: LossesRecipe) -> Rows:
-    """The rows a cache holds: those that the widest of the teacher's terms counts."""
+    """The rows that a cache holds: those of the teacher's term with the most rows."""
     terms = losses.active()
     return (
         "all" if any(terms[n].rows == "all" for n in CACHED_LOSSES if n in terms) else "predicted"
@@ -77,7 +76,7 @@ def cached_rows(losses: LossesRecipe) -> Rows:
 
 
 def cache_inputs(recipe: Recipe, run: RunFolder, teacher: str) -> Inputs:
-    """What a cache follows from; neither the student nor the seed is among it."""
+    """The inputs of a cache, which depends neither on the student nor on the seed."""
     tokens = read_manifest(run.tokens)
     settings = {
         "teacher_outputs": recipe_part(recipe.cache) if recipe.cache else None,
@@ -107,10 +106,10 @@ def cache_format(
     *,
     vocabulary_size: int | None = None,
 ) -> CacheFormat:
-    """The shape of the cache that the recipe asks for.
+    """The layout of the recipe's cache.
 
     Args:
-        vocabulary_size: Without the rows that pad the teacher's vocabulary, where it is known.
+        vocabulary_size: The teacher's, without rows of padding, where it is known.
     """
     assert recipe.cache is not None
     losses = recipe.distillation.losses
@@ -128,13 +127,10 @@ def cache_format(
 class CacheWriter:
     """One recipe's teacher cache, and the teacher that fills it."""
 
-    def __init__(
-        self, recipe: Recipe, run: RunFolder, teacher: Teacher, inputs: Inputs, ranks: Ranks
-    ) -> None:
+    def __init__(self, recipe: Recipe, run: RunFolder, teacher: Teacher, ranks: Ranks) -> None:
         self.recipe = recipe
         self.run = run
         self.teacher = teacher
-        self.inputs = inputs
         self.ranks = ranks
         self.device = pick_device()
         self.source = open_source(run.tokens, recipe.tokens, "train")
@@ -149,20 +145,20 @@ class CacheWriter:
     def num_parts(self) -> int:
         return -(-self.source.num_sequences // self.layout.sequences_per_part)
 
-    def write(self, reporter: Reporter, *, overwrite: bool = False) -> None:
-        """Write what is missing, and complete the cache; the ranks share its parts.
+    def write(self, inputs: Inputs, reporter: Reporter, *, overwrite: bool = False) -> None:
+        """Write the missing parts, which the ranks share, and complete the cache.
 
         Raises:
             Stopped: SIGINT or SIGTERM; the parts written so far are kept.
         """
         target = self.run.teacher_cache
-        self.ranks.on_rank0(lambda: self._begin(overwrite=overwrite))
+        self.ranks.on_rank0(lambda: self._begin(inputs, overwrite=overwrite))
         reporter.start("teacher cache", 0, self.source.num_sequences)
         try:
             with StopRequest() as stop:
                 for part in range(self.ranks.rank, self.num_parts, self.ranks.size):
                     if not self._is_written(part, reporter):
-                        self._write_part(part, reporter, stop)
+                        self._write_part(part, inputs, reporter, stop)
         finally:
             reporter.finish()
         facts = {
@@ -171,18 +167,14 @@ class CacheWriter:
             "bytes_per_row": self.layout.bytes_per_row,
         }
         self.ranks.barrier()
-        self.ranks.on_rank0(lambda: commit_parts(target, self.inputs, facts))
+        self.ranks.on_rank0(lambda: commit_parts(target, inputs, facts))
 
-    def _begin(self, *, overwrite: bool) -> None:
-        if not self._goes_on():
-            archive_existing(self.run.teacher_cache, overwrite=overwrite)
-
-    def _goes_on(self) -> bool:
-        """Whether what stands there was begun under the same inputs, and is not complete."""
-        parts = self.run.teacher_cache.glob("part-*")
-        return read_manifest(self.run.teacher_cache) is None and all(
-            is_up_to_date(part, self.inputs) for part in parts
-        )
+    def _begin(self, inputs: Inputs, *, overwrite: bool) -> None:
+        """Keep the parts of an unfinished cache of the same inputs; archive any other."""
+        target = self.run.teacher_cache
+        unfinished = read_manifest(target) is None
+        if not (unfinished and all(is_up_to_date(part, inputs) for part in target.glob("part-*"))):
+            archive_existing(target, overwrite=overwrite)
 
     def _is_written(self, part: int, reporter: Reporter) -> bool:
         folder = part_folder(self.run.teacher_cache, part)
@@ -191,17 +183,17 @@ class CacheWriter:
         try:
             verify(folder)
         except RunError as error:
-            reporter.say(f"{error} It is written again.")
+            reporter.say(f"{error} It is rewritten.")
             return False
         return True
 
-    def _write_part(self, part: int, reporter: Reporter, stop: StopRequest) -> None:
+    def _write_part(self, part: int, inputs: Inputs, reporter: Reporter, stop: StopRequest) -> None:
         first = part * self.layout.sequences_per_part
         last = min(first + self.layout.sequences_per_part, self.source.num_sequences)
-        taught: list[TeacherRows] = []
+        rows: list[TeacherRows] = []
         counts: list[np.ndarray] = []
         folder = part_folder(self.run.teacher_cache, part)
-        with commit_folder(folder, self.inputs, overwrite=True) as temporary:
+        with commit_folder(folder, inputs, overwrite=True) as temporary:
             for sequences in self._micro_batches(first, last):
                 if stop.signal_number is not None:
                     kept = len(list(self.run.teacher_cache.glob("part-*")))
@@ -210,11 +202,11 @@ class CacheWriter:
                 started = time.monotonic()
                 batch = self._batch(sequences)
                 with explained_memory_errors(len(sequences), self.source.sequence_length):
-                    taught.append(self.rows(batch, sequences))
+                    rows.append(self.rows(batch, sequences))
                 counts.append(batch.rows(self.layout.rows).sum(1).numpy())
                 rate = batch.num_rows("all") / (time.monotonic() - started)
                 reporter.step(int(sequences[-1]) + 1, {"tokens_per_second": rate})
-            write_rows(temporary, TeacherRows.join(taught), np.concatenate(counts), self.layout)
+            write_rows(temporary, TeacherRows.join(rows), np.concatenate(counts), self.layout)
 
     def _micro_batches(self, first: int, last: int) -> Iterator[np.ndarray]:
         wanted = self.recipe.distillation.micro_batch_tokens
@@ -226,7 +218,7 @@ class CacheWriter:
         return FixedMaskSource(self.source).batch(sequences, np.zeros_like(sequences), FIXED_SEED)
 
     def rows(self, batch: Batch, sequences: np.ndarray) -> TeacherRows:
-        """What the cache holds of a batch of the given sequences."""
+        """The rows that the cache holds for a batch of the given sequences."""
         counts = batch.rows(self.layout.rows).sum(1).tolist()
         uniform = torch.from_numpy(chances(sequences.tolist(), counts))
         distillation = self.recipe.distillation
@@ -244,18 +236,18 @@ class CacheWriter:
         """Compare the cache with the teacher on random sequences of about `CHECKED_ROWS` rows.
 
         Returns:
-            KL(cache || live teacher) in nats, mean over rows: zero but for rounding and, of a
-            sample, its noise.
+            KL(cache || live teacher) in nats, mean over rows: zero up to rounding and sampling
+            noise.
 
         Raises:
-            RunError: they do not agree, so that this cache is another teacher's.
+            RunError: they disagree, so this is the cache of another teacher.
         """
         sequences = self._sample_sequences(cache, seed)
         kept = cache.rows(sequences)
         distillation = self.recipe.distillation
         precision = pick_precision(distillation.precision, self.device)
         batch = self._batch(sequences).to(self.device)
-        hidden, pieces = _ask(self.teacher, batch, self.layout.rows, precision)
+        hidden, pieces = _teacher_outputs(self.teacher, batch, self.layout.rows, precision)
         temperature = distillation.temperature
         values = torch.cat(
             [
@@ -277,7 +269,7 @@ class CacheWriter:
         return mean
 
     def _sample_sequences(self, cache: TeacherCache, seed: int) -> np.ndarray:
-        """Enough to hold the rows that are checked, in order, without repetition."""
+        """Sequences with about `CHECKED_ROWS` rows, sorted, without repetition."""
         every = self.source.num_sequences
         wanted = math.ceil(CHECKED_ROWS * every / max(1, cache.num_rows))
         number = min(every, max(FEWEST_CHECKED_SEQUENCES, wanted))
@@ -285,8 +277,8 @@ class CacheWriter:
 
     def _differs(self, cache: TeacherCache, by: str, sequences: np.ndarray) -> RunError:
         return RunError(
-            f"{cache.folder} does not hold what the teacher says: on {len(sequences)} sequences "
-            f"they differ by {by}. Move it away to write it anew."
+            f"{cache.folder} does not hold the outputs of this teacher: on {len(sequences)} "
+            f"sequences they differ by {by}. Move it away to rewrite it."
         )
 
 
@@ -300,13 +292,13 @@ def teacher_rows(
     temperature: float,
     precision: Precision,
 ) -> TeacherRows:
-    """What a cache keeps of a batch: a few tokens of each row that counts, perhaps hidden states.
+    """The rows that a cache stores for a batch: sparse distributions, and hidden states if needed.
 
     Args:
         batch: On the teacher's device.
         uniform: As for `sparse_rows`, one for each row.
     """
-    hidden, pieces = _ask(teacher, batch, layout.rows, precision)
+    hidden, pieces = _teacher_outputs(teacher, batch, layout.rows, precision)
     targets = [
         sparse_rows(
             logits, layout.kind, layout.size, temperature=temperature, uniform=uniform[part]
@@ -317,10 +309,10 @@ def teacher_rows(
     return TeacherRows(layout.rows, SparseRows.join(targets).to(torch.device("cpu")), kept)
 
 
-def _ask(
+def _teacher_outputs(
     teacher: Teacher, batch: Batch, rows: Rows, precision: Precision
 ) -> tuple[Float[Tensor, "N D"], Iterator[tuple[slice, Float[Tensor, "n V"]]]]:
-    """The teacher's last hidden states of the rows, and chunk by chunk their logits."""
+    """The teacher's last hidden states of the rows, and their logits in chunks."""
     device = batch.input_ids.device
     with autocast(device, precision):
         hidden = teacher.family.run_rows(teacher.model, batch, rows)
@@ -338,7 +330,7 @@ def _ask(
 
 
 def chances(sequences: Sequence[int], counts: Sequence[int]) -> np.ndarray:
-    """A number from [0, 1) for each row, which follows from its sequence and place alone."""
+    """A number from [0, 1) per row, a function of its sequence and position alone."""
     keys = (sample_key(SAMPLE_SEED, FIXED_EPOCH, sequence) for sequence in sequences)
     drawn = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
     return np.concatenate(

@@ -1,11 +1,12 @@
 """Distils the initial student, and trains its controls: student-init/ -> student/, control/.
 
-A control is the same student from the same initial weights with no teacher's signal: for the same
-tokens in the same order, or for the same seconds of training.
+A control is the same student with the same initial weights, trained without a teacher: on the same
+tokens in the same order, or for the same training time.
 """
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse.distillation.cache import CacheWriter, cache_inputs
-from stillhouse.distillation.settings import DistillationRecipe
+from stillhouse.distillation.settings import ModelName
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.families.base import Family
 from stillhouse.models.folder_check import load_config
@@ -26,50 +27,27 @@ from stillhouse.objectives.language_model import (
 )
 from stillhouse.objectives.relation_term import check_relation
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, read_manifest, verify
+from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
+from stillhouse.stages.context import StageContext
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
+from stillhouse.training.cost import count_flops, planned_step
 from stillhouse.training.device import pick_device, pick_precision
-from stillhouse.training.engine import compile_body, train
-from stillhouse.training.floor import Floor, measure_floor
+from stillhouse.training.engine import compile_body, train_and_commit
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
 from stillhouse.training.metrics import read_metrics
-from stillhouse.training.parallel import gather_model, shard_teacher
-from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import Ranks, finishing
+from stillhouse.training.parallel import shard_teacher
+from stillhouse.training.roofline import Roofline, measure_roofline
 from stillhouse.training.settings import PretrainingRecipe, result_settings
-from stillhouse.training.work import count_work, planned_step
-
-ModelName = Literal["student", "control", "control_same_time"]
-
-
-def models_to_train(recipe: DistillationRecipe) -> list[ModelName]:
-    """The models that `distill` trains, in order.
-
-    Raises:
-        RecipeError: a control of the same time alone.
-    """
-    if recipe.control == "same_time":
-        raise RecipeError(
-            "distillation.control is same_time, which needs the step times of the control of the "
-            "same tokens. Set it to both."
-        )
-    controls: dict[str, list[ModelName]] = {
-        "same_tokens": ["control"],
-        "both": ["control", "control_same_time"],
-        "none": [],
-    }
-    return ["student", *controls[recipe.control]]
 
 
 def distill_inputs(
     recipe: Recipe, run: RunFolder, model: ModelName, teacher: str, seed: int
 ) -> Inputs:
-    """What one trained model follows from: a control not from the teacher or the teacher's
-    terms."""
+    """The inputs of one trained model; a control does not depend on the teacher or its terms."""
     tokens, initial = read_manifest(run.tokens), read_manifest(run.student_init)
     sources = {
         "tokens": tokens.fingerprint if tokens else "",
@@ -91,67 +69,53 @@ def distill_inputs(
 
 
 def has_fixed_masks(recipe: Recipe) -> bool:
-    """Whether student and controls see one mask of each sequence: the one that a cache holds."""
+    """Whether student and controls use one fixed mask per sequence, that of the teacher cache."""
     return recipe.cache is not None and recipe.tokens.language_modeling == "masked"
-
-
-def output_folder(run: RunFolder, model: ModelName) -> Path:
-    return {
-        "student": run.student,
-        "control": run.control,
-        "control_same_time": run.control_same_time,
-    }[model]
 
 
 class Distillation:
     """One recipe's distillation for one seed; each model is trained and committed in turn."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: RunFolder,
-        teacher_folder: Path,
-        teacher_fingerprint: str,
-        seed: int,
-        ranks: Ranks,
-    ) -> None:
-        self.recipe = recipe
-        self.run = run
-        self.teacher_folder = teacher_folder
-        self.teacher_fingerprint = teacher_fingerprint
-        self.seed = seed
-        self.ranks = ranks
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        self.recipe = context.recipe
+        self.run = context.run
+        self.ranks = context.ranks
+        self.teacher = context.models.teacher
         self.device = pick_device()
 
     def inputs(self, model: ModelName) -> Inputs:
-        return distill_inputs(self.recipe, self.run, model, self.teacher_fingerprint, self.seed)
+        seed = self.context.seed
+        return distill_inputs(self.recipe, self.run, model, self.teacher.fingerprint, seed)
 
     def is_done(self, model: ModelName) -> bool:
-        return is_up_to_date(output_folder(self.run, model), self.inputs(model))
+        return is_up_to_date(self.run.model(model), self.inputs(model))
 
     def cache_inputs(self) -> Inputs:
-        return cache_inputs(self.recipe, self.run, self.teacher_fingerprint)
+        return cache_inputs(self.recipe, self.run, self.teacher.fingerprint)
 
-    def write_cache(self, reporter: Reporter, *, overwrite: bool = False) -> None:
-        """Write the teacher cache, going on with one that was begun."""
-        self._verify(self.run.tokens)
-        teacher = self._live_teacher(alone=True)
-        writer = CacheWriter(self.recipe, self.run, teacher, self.cache_inputs(), self.ranks)
-        writer.write(reporter, overwrite=overwrite)
+    def write_cache(self, inputs: Inputs) -> None:
+        """Write the teacher cache, resuming one that was started."""
+        self.context.verify(self.run.tokens)
+        writer = CacheWriter(self.recipe, self.run, self._live_teacher(alone=True), self.ranks)
+        writer.write(inputs, self.context.reporter, overwrite=self.context.overwrite)
 
-    def train(self, model: ModelName, reporter: Reporter, *, overwrite: bool = False) -> None:
-        """Train one model to the end and commit its folder; goes on from a checkpoint if there is
-        one."""
-        self._verify(self.run.tokens, self.run.student_init)
-        recipe, inputs = self.recipe.distillation, self.inputs(model)
+    def train(self, model: ModelName, inputs: Inputs) -> None:
+        """Train one model to the end, resuming from a checkpoint if there is one, and commit its
+        folder."""
+        self.context.verify(self.run.tokens, self.run.student_init)
+        recipe, reporter = self.recipe.distillation, self.context.reporter
         checkpoints = checkpoints_for(
-            self.run.checkpoints(model), inputs, recipe, reporter, self.ranks
+            self.run.checkpoints(model),
+            inputs,
+            recipe,
+            reporter,
+            self.ranks,
+            overwrite=self.context.overwrite,
         )
-        if overwrite:
-            checkpoints.clear()
         family, student = load_model(self.run.student_init)
         freeze(student, family, self.recipe.student.freeze)
-        source, objective = self._lesson(family, model, reporter)
+        source, objective = self._data_and_objective(family, model)
         num_steps = None
         if model == "control_same_time":
             num_steps = self.ranks.on_rank0(self._steps_of_same_time)
@@ -159,41 +123,32 @@ class Distillation:
             model,
             student,
             objective,
-            plan_batches(source, recipe, seed=self.seed, num_steps=num_steps),
+            plan_batches(source, recipe, seed=self.context.seed, num_steps=num_steps),
             recipe,
             checkpoints,
             self.run.metrics,
             self.device,
-            self._floor(student, model),
+            self._roofline(student, model),
             self.ranks,
             teacher_sharded=model == "student" and recipe.teacher_sharded,
         )
-        with finishing(f"the {model.replace('_', ' ')}", self.ranks) as stop:
-            facts = job.facts(train(job, reporter, stop))
-            trained = gather_model(student, self.ranks)
-            self.ranks.on_rank0(lambda: self._commit(model, trained, facts, overwrite))
-            checkpoints.clear()
-
-    def _verify(self, *outputs: Path) -> None:
-        for output in outputs:
-            self.ranks.on_rank0(lambda output=output: verify(output))
+        what = f"the {model.replace('_', ' ')}"
+        train_and_commit(job, what, reporter, partial(self._commit, model, inputs))
 
     def _commit(
-        self, model: ModelName, trained: PreTrainedModel, training: dict[str, Any], overwrite: bool
+        self, model: ModelName, inputs: Inputs, trained: PreTrainedModel, facts: dict[str, Any]
     ) -> None:
-        facts = {"training": training}
         if model == "student" and self.recipe.cache is not None:
             facts["training"]["teacher_cache_seconds"] = self._cache_seconds()
-        target = output_folder(self.run, model)
-        stored = load_config(self.teacher_folder).dtype or torch.float32  # as the teacher is
+        target, overwrite = self.run.model(model), self.context.overwrite
+        stored = load_config(self.teacher.folder).dtype or torch.float32  # the teacher's dtype
         trained.to(device="cpu", dtype=stored)  # pyright: ignore[reportCallIssue]
-        with commit_folder(target, self.inputs(model), facts, overwrite=overwrite) as folder:
+        with commit_folder(target, inputs, facts, overwrite=overwrite) as folder:
             save_model(trained, open_tokenizer(self.run.tokens), folder)
 
-    def _lesson(
-        self, family: Family, model: ModelName, reporter: Reporter
+    def _data_and_objective(
+        self, family: Family, model: ModelName
     ) -> tuple[SequenceSource, LanguageModelObjective]:
-        """What the model reads, and what it learns from it."""
         source = open_source(self.run.tokens, self.recipe.tokens, "train")
         if model != "student":
             source = FixedMaskSource(source) if has_fixed_masks(self.recipe) else source
@@ -201,16 +156,16 @@ class Distillation:
         check_relation(
             self.recipe.distillation.losses.relation,
             load_config(self.run.student_init),
-            load_config(self.teacher_folder),
+            load_config(self.teacher.folder),
         )
         teacher: Teacher | Literal["cached"] = self._live_teacher(
             alone=self.recipe.cache is not None
         )
         if self.recipe.cache is not None:
             cache = TeacherCache(self.run.teacher_cache)
-            writer = CacheWriter(self.recipe, self.run, teacher, self.cache_inputs(), self.ranks)
-            loss = writer.check(cache, self.seed)
-            reporter.say(f"teacher cache: {loss:.4f} nats a row from the live teacher")
+            writer = CacheWriter(self.recipe, self.run, teacher, self.ranks)
+            loss = writer.check(cache, self.context.seed)
+            self.context.reporter.say(f"teacher cache: {loss:.4f} nats a row from the live teacher")
             source, teacher = FixedMaskSource(source, cache), "cached"
         recipe = self.recipe.distillation
         return source, LanguageModelObjective(
@@ -218,8 +173,8 @@ class Distillation:
         )
 
     def _live_teacher(self, *, alone: bool = False) -> Teacher:
-        """The teacher on this rank: whole, or `alone` not asked for, sharded as the recipe says."""
-        family, model = load_model(self.teacher_folder)
+        """The teacher on this rank: sharded if the recipe says so, unless `alone`."""
+        family, model = load_model(self.teacher.folder)
         precision = pick_precision(self.recipe.distillation.precision, self.device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model.requires_grad_(False).to(dtype=dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -231,24 +186,23 @@ class Distillation:
             compile_body(model, self.recipe.distillation, self.device)
         return Teacher(family, model)
 
-    def _floor(self, student: PreTrainedModel, model: ModelName) -> Floor:
+    def _roofline(self, student: PreTrainedModel, model: ModelName) -> Roofline:
         recipe, tokens = self.recipe.distillation, self.recipe.tokens
         losses = recipe.losses if model == "student" else LANGUAGE_MODELING_ALONE
         step = planned_step(losses, tokens, recipe, self.device)
         live = model == "student" and self.recipe.cache is None
-        teacher = load_config(self.teacher_folder) if live else None
-        return measure_floor(count_work(step, student.config, teacher), self.device)
+        teacher = load_config(self.teacher.folder) if live else None
+        return measure_roofline(count_flops(step, student.config, teacher), self.device)
 
     def _steps_of_same_time(self) -> int:
-        """Steps the control takes in the student's seconds, by the median step times of this run;
-        writing the teacher cache counts as the student's."""
+        """The control's number of steps for the student's training time, by the median step times
+        of this run; the time of the teacher cache counts as the student's."""
         student = _step_seconds(self.run.metrics, "student")
         control = _step_seconds(self.run.metrics, "control")
         if not student or not control:
             raise RunError(
                 "The control of the same time needs the step times of the student and of the "
-                "control of the "
-                "same tokens. Set distillation.control to both."
+                "control of the same tokens. Set distillation.control to both."
             )
         seconds = len(student) * statistics.median(student) + self._cache_seconds()
         return round(seconds / statistics.median(control))
@@ -264,7 +218,7 @@ def _step_seconds(metrics: Path, model: ModelName) -> list[float]:
 
 
 def freeze(model: PreTrainedModel, family: Family, names: Sequence[str]) -> None:
-    """Keep the named embeddings as they are.
+    """Freeze the named embeddings.
 
     Raises:
         RecipeError: the student's family has no such embeddings.
@@ -275,10 +229,10 @@ def freeze(model: PreTrainedModel, family: Family, names: Sequence[str]) -> None
 
 
 def check_frozen(family: Family, names: Sequence[str]) -> None:
-    """Refuse embeddings that a student of this family does not have.
+    """Check that a student of this family has the named embeddings.
 
     Raises:
-        RecipeError: there are some.
+        RecipeError: it does not.
     """
     for name in names:
         if name not in family.embeddings:

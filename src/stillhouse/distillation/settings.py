@@ -67,6 +67,15 @@ def preset_of(section: Mapping[str, Any]) -> dict[str, Any]:
     return PRESETS.get(str(section.get("preset", DEFAULT_PRESET)), PRESETS[DEFAULT_PRESET])
 
 
+ModelName = Literal["student", "control", "control_same_time"]
+
+CONTROLS: dict[str, tuple[ModelName, ...]] = {
+    "same_tokens": ("control",),
+    "both": ("control", "control_same_time"),
+    "none": (),
+}
+
+
 class DistillationRecipe(PretrainingRecipe):
     """Distillation of the student, and the control it is compared with."""
 
@@ -86,12 +95,26 @@ class DistillationRecipe(PretrainingRecipe):
     control: Literal["same_tokens", "same_time", "both", "none"] = "same_tokens"
     """Control trained without a teacher: on the same tokens, for the same time, or both."""
 
+    @property
+    def models(self) -> tuple[ModelName, ...]:
+        """The models that are trained, in order."""
+        return ("student", *CONTROLS[self.control])
+
     @model_validator(mode="before")
     @classmethod
     def _start_from_the_preset(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
         return {**preset_of(data), **data}
+
+    @model_validator(mode="after")
+    def _check_control(self) -> Any:
+        if self.control not in CONTROLS:
+            raise ValueError(
+                "control is same_time, which needs the step times of the control of the same "
+                "tokens. Set it to both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_cache_serves_the_losses(self) -> Any:

@@ -1,14 +1,12 @@
-"""The time of what a run does with its text: trainings, the teacher cache, the evaluation."""
+"""Time of the parts of a run on text: trainings, the teacher cache, the evaluation."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stillhouse.distillation.distill import models_to_train
-from stillhouse.estimate.parts import Part
-from stillhouse.estimate.speeds import LanguageTraining, Speeds, scoring_step
+from stillhouse.estimate.speeds import LanguageTraining, MeasuredSpeeds, scoring_step
 from stillhouse.estimate.text import TextSize, file_tokens
 from stillhouse.evaluation.metrics.agreement import ROWS
 from stillhouse.evaluation.metrics.speed import LENGTH, NEW_TOKENS
@@ -21,13 +19,29 @@ from stillhouse.inference.reference import BATCH, MOST_SECONDS, MOST_TURNS, TURN
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
 from stillhouse.recipe import Recipe
 from stillhouse.tokens.settings import TokensRecipe
+from stillhouse.training.cost import forward_flops, planned_step, sequences_per_step
 from stillhouse.training.device import pick_device
 from stillhouse.training.settings import PretrainingRecipe
-from stillhouse.training.work import forward_multiply_adds, planned_step, sequences_per_step
 
 # Of a fresh process that imports the libraries and loads a model, whose memory is measured:
 # `time python -c "import stillhouse.evaluation.metrics.speed"` on two cores of an AMD EPYC.
 PROCESS_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a run, over all seeds: its seconds here, or the reason why they are unknown.
+
+    `num_steps` and `step_seconds` are those of a training of one seed; `setting` is the key of the
+    recipe that makes its steps shorter.
+    """
+
+    name: str
+    seconds: float | None
+    reason: str = ""
+    num_steps: int | None = None
+    step_seconds: float | None = None
+    setting: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class LanguagePlan:
     tokenizer: PreTrainedTokenizerFast | None
 
     def trainings(self) -> dict[str, LanguageTraining]:
-        """All trainings on text, by model."""
+        """All trainings on text, by model, in order."""
         recipe, tokens = self.recipe, self.recipe.tokens
         distillation = recipe.distillation
         found = {}
@@ -50,7 +64,7 @@ class LanguagePlan:
                 self.teacher, None, LANGUAGE_MODELING_ALONE, recipe.teacher.training, tokens
             )
         found["student"] = self.distillation()
-        for control in models_to_train(distillation)[1:]:
+        for control in distillation.models[1:]:
             found[control] = LanguageTraining(
                 self.student, None, LANGUAGE_MODELING_ALONE, distillation, tokens
             )
@@ -64,13 +78,13 @@ class LanguagePlan:
         return LanguageTraining(self.student, teacher, losses, recipe.distillation, recipe.tokens)
 
     def tokens_to_train(self, training: PretrainingRecipe) -> int | None:
-        """Tokens that are read."""
+        """Number of tokens that a training reads; None where the text is unknown."""
         if training.max_tokens is not None:
             return training.max_tokens
         return None if isinstance(self.text, str) else training.epochs * self.text.train_tokens
 
 
-def language_parts(plan: LanguagePlan, speeds: Speeds) -> list[Part]:
+def language_parts(plan: LanguagePlan, speeds: MeasuredSpeeds) -> list[Part]:
     """Trainings, the cache and the evaluation, in the order in which they run."""
     parts = {name: _training_part(plan, name, speeds) for name in plan.trainings()}
     found = [parts.pop("teacher")] if "teacher" in parts else []
@@ -83,16 +97,17 @@ def language_parts(plan: LanguagePlan, speeds: Speeds) -> list[Part]:
     return [*found, _evaluation_part(plan, speeds)]
 
 
-def _training_part(plan: LanguagePlan, name: str, speeds: Speeds) -> Part:
+def _training_part(plan: LanguagePlan, name: str, speeds: MeasuredSpeeds) -> Part:
     training = plan.trainings()[name]
     recipe, length = training.training, plan.recipe.tokens.sequence_length
     per_step = sequences_per_step(recipe, length) * length
     # A cached teacher's rows cost little beside the student's own passes.
+    cached = name == "student" and plan.recipe.cache is not None
     speed = speeds.training(
-        _alone(training) if name == "student" and plan.recipe.cache else training
+        replace(training, losses=LANGUAGE_MODELING_ALONE) if cached else training
     )
-    work = sum(training.work().multiply_adds.values()) * per_step
-    step_seconds = speed.step_seconds(work, training.student)
+    flops = training.cost().flops_per_token * per_step
+    step_seconds = speed.step_seconds(flops, training.model)
     tokens = plan.tokens_to_train(recipe)
     section = "teacher.training" if name == "teacher" else "distillation"
     setting = f"{section}.tokens_per_step"
@@ -102,12 +117,6 @@ def _training_part(plan: LanguagePlan, name: str, speeds: Speeds) -> Part:
     times = 1 if name == "teacher" else len(plan.recipe.seeds)
     seconds = times * step_seconds * tokens / per_step
     return Part(name, seconds, "", steps, step_seconds, setting)
-
-
-def _alone(training: LanguageTraining) -> LanguageTraining:
-    return LanguageTraining(
-        training.student, None, LANGUAGE_MODELING_ALONE, training.training, training.tokens
-    )
 
 
 def _same_time(student: Part, cache: Part | None) -> Part:
@@ -120,26 +129,26 @@ def _same_time(student: Part, cache: Part | None) -> Part:
     return Part(name, seconds)
 
 
-def _cache_part(plan: LanguagePlan, speeds: Speeds) -> Part:
+def _cache_part(plan: LanguagePlan, speeds: MeasuredSpeeds) -> Part:
     """One pass of the teacher over the whole training split, for all seeds."""
     if isinstance(plan.text, str):
         return Part("teacher cache", None, plan.text)
     distillation = plan.recipe.distillation
     step = planned_step(distillation.losses, plan.recipe.tokens, distillation, pick_device())
-    work = forward_multiply_adds(step, plan.teacher) * plan.text.train_tokens
+    work = forward_flops(step, plan.teacher) * plan.text.train_tokens
     return Part("teacher cache", work / speeds.caching(plan.recipe, plan.teacher))
 
 
-def _evaluation_part(plan: LanguagePlan, speeds: Speeds) -> Part:
-    """Losses of every model, how far they agree with the teacher, samples, speed and memory."""
+def _evaluation_part(plan: LanguagePlan, speeds: MeasuredSpeeds) -> Part:
+    """Losses of every model, agreement with the teacher, samples, speed and memory."""
     if isinstance(plan.text, str):
         return Part("evaluation", None, plan.text)
     tokens, seeds = plan.recipe.tokens, len(plan.recipe.seeds)
     per_token = {
-        name: forward_multiply_adds(scoring_step(tokens), config) / speeds.scoring(config, tokens)
+        name: forward_flops(scoring_step(tokens), config) / speeds.scoring(config, tokens)
         for name, config in (("teacher", plan.teacher), ("student", plan.student))
     }
-    students = len(models_to_train(plan.recipe.distillation))
+    students = len(plan.recipe.distillation.models)
     positions = _scored_positions(plan)
     seconds = positions * (per_token["teacher"] + seeds * students * per_token["student"])
     fraction = 1.0 if tokens.language_modeling == "causal" else tokens.masking.fraction
@@ -153,8 +162,8 @@ def _evaluation_part(plan: LanguagePlan, speeds: Speeds) -> Part:
 
 
 def _scored_positions(plan: LanguagePlan) -> int | float:
-    """What a model reads to score all texts: each token once and, of a causal model, once more in
-    windows that overlap."""
+    """Positions that a model reads to score all texts: each token once and, in a causal model,
+    again in overlapping windows."""
     assert isinstance(plan.text, TextSize)
     tokens = plan.recipe.tokens
     if tokens.language_modeling == "masked":
@@ -172,30 +181,32 @@ def _scored_positions(plan: LanguagePlan) -> int | float:
 
 
 def _window_share(document: int | float, context: int) -> float:
-    """Positions that sliding windows read, of a document so long, for each of its tokens."""
+    """Positions that sliding windows read per token of a document of this length."""
     beyond = document - (context - 1)
     if beyond <= 0:
         return 1.0
     return context * (1 + beyond / stride_of(context)) / document
 
 
-def _generation_seconds(plan: LanguagePlan, speeds: Speeds, students: int) -> float:
-    """Of the samples."""
+def _generation_seconds(plan: LanguagePlan, speeds: MeasuredSpeeds, students: int) -> float:
+    """Seconds of the samples."""
     if plan.recipe.tokens.language_modeling == "masked":
         return 0.0
     per_token = 1 / speeds.generation(plan.teacher) + students / speeds.generation(plan.student)
     return NUM_SAMPLES * SAMPLE_TOKENS * per_token
 
 
-def _speed_seconds(plan: LanguagePlan, per_token: dict[str, float], speeds: Speeds) -> float:
-    """Of the turns in which teacher and student are timed."""
+def _speed_seconds(
+    plan: LanguagePlan, per_token: dict[str, float], speeds: MeasuredSpeeds
+) -> float:
+    """Seconds of the turns in which teacher and student are timed."""
     forward = generation = 0.0
     tokens: TokensRecipe = plan.recipe.tokens
     for name, config in (("teacher", plan.teacher), ("student", plan.student)):
         length = min(LENGTH, family_of(config).num_positions(config))
         every = scoring_step(tokens.model_copy(update={"language_modeling": "causal"}))
-        scored = forward_multiply_adds(scoring_step(tokens), config)
-        of_all = forward_multiply_adds(every, config)  # all positions reach the head
+        scored = forward_flops(scoring_step(tokens), config)
+        of_all = forward_flops(every, config)  # all positions reach the head
         forward += BATCH * length * per_token[name] * of_all / scored
         if family_of(config).language_modeling == "causal":
             generation += NEW_TOKENS / speeds.generation(config)
@@ -203,5 +214,5 @@ def _speed_seconds(plan: LanguagePlan, per_token: dict[str, float], speeds: Spee
 
 
 def turns_seconds(turn: int | float) -> float:
-    """Of turns of so many seconds: the fewest, and half of those that may follow."""
+    """Seconds of all turns, given those of one: the fewest, and half of the optional ones."""
     return (TURNS + 1) * turn + min((MOST_TURNS - TURNS) * turn, MOST_SECONDS + turn) / 2

@@ -1,15 +1,16 @@
-"""How fast this machine does what a run repeats, in multiply-adds per second; timed.
+"""Measured speeds of this machine for what a run repeats, in FLOP/s.
 
-What is timed is the code that the stage itself runs, on random weights in the recipe's shapes and
-on random tokens (of a task, on rows of its own file): a few repeats, of which the fastest counts.
-What would take long is timed with fewer layers, then fewer and shorter sequences. A rate is
-the work of what was timed, as `training.work` counts it, over its seconds.
+The code of the stages themselves is timed, on random weights in the recipe's shapes and on random
+tokens (for a task, on rows of its own file); the fastest of a few repeats counts. Long work is
+timed with fewer layers, then with fewer and shorter sequences. A speed is the FLOPs of the timed
+work, as counted by `training.cost`, over its seconds.
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,42 +35,42 @@ from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.task import Task, predict
 from stillhouse.tokens.batches import IGNORED, AnyBatch, Batch
 from stillhouse.tokens.settings import TokensRecipe
-from stillhouse.training.device import autocast, pick_device, pick_precision
-from stillhouse.training.engine import enable_activation_checkpointing
-from stillhouse.training.floor import fastest_seconds
-from stillhouse.training.optimizer import learning_parameters, make_optimizer
-from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
-from stillhouse.training.work import (
+from stillhouse.training.cost import (
+    StepCost,
     StepShape,
-    Work,
-    count_work,
-    forward_multiply_adds,
+    count_flops,
+    forward_flops,
     planned_step,
     sequences_per_step,
 )
+from stillhouse.training.device import autocast, pick_device, pick_precision
+from stillhouse.training.engine import enable_activation_checkpointing
+from stillhouse.training.optimizer import learning_parameters, make_optimizer
+from stillhouse.training.roofline import fastest_seconds
+from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
 
-MOST_MULTIPLY_ADDS = 2e10  # of a timed call that trains: a fifth of a second on two cores
-MOST_FORWARD = MOST_MULTIPLY_ADDS / 4  # which is in float32
+MOST_FLOPS = 4e10  # of a timed call that trains: a fifth of a second on two cores
+MOST_FORWARD = MOST_FLOPS / 4  # which is in float32
 FEWEST_LAYERS, FEWEST_TOKENS = 2, 256
 PROMPT, NEW_TOKENS = 16, 8
 REPEATS = 2  # at least: beside other work on the same cores many are slow
 
-Measured = TypeVar("Measured")
+Training = TypeVar("Training", "LanguageTraining", "TaskTraining")
 
 
 @dataclass(frozen=True)
 class LanguageTraining:
     """One training on text, with a live teacher or without."""
 
-    student: PretrainedConfig
+    model: PretrainedConfig
     teacher: PretrainedConfig | None
     losses: LossesRecipe
     training: PretrainingRecipe
     tokens: TokensRecipe
 
-    def work(self) -> Work:
-        """What each token needs."""
-        return count_work(self.step(), self.student, self.teacher)
+    def cost(self) -> StepCost:
+        """The cost of each token."""
+        return count_flops(self.step(), self.model, self.teacher)
 
     def step(self) -> StepShape:
         return planned_step(self.losses, self.tokens, self.training, pick_device())
@@ -86,122 +87,77 @@ class TaskTraining:
     source: TaskSource
 
     def step(self, units: int) -> StepShape:
-        """A step of so many units."""
+        """A step of this many units."""
         taught = self.teacher is not None
         return planned_task_step(self.source, units, self.recipe.training, pick_device(), taught)
 
-    def work(self, step: StepShape) -> Work:
-        return count_work(step, self.model, self.teacher)
+    def cost(self, step: StepShape) -> StepCost:
+        return count_flops(step, self.model, self.teacher)
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """Of forward and backward passes, and of the optimizer."""
+    """Speed of forward and backward passes in FLOP/s, and of the optimizer in parameters/s."""
 
-    multiply_adds_per_second: float
+    flops_per_second: float
     parameters_per_second: float
 
-    def step_seconds(self, multiply_adds: float, model: PretrainedConfig) -> float:
-        """Of a step with so many multiply-adds."""
+    def step_seconds(self, flops: float, model: PretrainedConfig) -> float:
+        """Seconds of a step of this many FLOPs."""
         parameters = count_parameters(empty_model(model))[0]
-        passes = multiply_adds / self.multiply_adds_per_second
+        passes = flops / self.flops_per_second
         return passes + parameters / self.parameters_per_second
 
 
-@runtime_checkable
-class Speeds(Protocol):
-    """What the parts of a run are estimated from."""
+def _once(measure: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that measures once for all arguments of equal `_key`, from a fixed random seed."""
 
-    def training(self, training: LanguageTraining) -> TrainingSpeed: ...
+    @functools.wraps(measure)
+    def measured(self: "MeasuredSpeeds", *arguments: Any) -> Any:
+        key = (measure.__name__, *map(_key, arguments))
+        if key not in self._known:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self._known[key] = measure(self, *arguments)
+        return self._known[key]
 
-    def task_training(self, training: TaskTraining) -> TrainingSpeed: ...
-
-    def caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
-        """Multiply-adds per second of the teacher that writes a cache."""
-        ...
-
-    def scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
-        """Multiply-adds per second of a model whose loss is measured."""
-        ...
-
-    def generation(self, model: PretrainedConfig) -> float:
-        """Tokens per second of one sequence."""
-        ...
-
-    def answering(
-        self,
-        training: TaskTraining,
-        examples: Sequence[Any],
-        encoded: Sequence[Sequence[EncodedExample]],
-    ) -> float:
-        """Multiply-adds per second of a model that answers examples."""
-        ...
+    return measured
 
 
 class MeasuredSpeeds:
-    """Speeds on this machine's device, each measured once for all models of a shape."""
+    """Speeds on this machine's device, each measured once for all models of a shape.
+
+    Speeds of models are in FLOP/s, but that of `generation` is in tokens/s of one sequence.
+    """
 
     def __init__(self) -> None:
         self._device = pick_device()
         self._known: dict[tuple[str, ...], Any] = {}
 
-    def training(self, training: LanguageTraining) -> TrainingSpeed:
-        key = ("training", *map(_shape, (training.student, training.teacher)))
-        settings = (training.losses.model_dump_json(), training.training.model_dump_json())
-        return self._once((*key, *settings), lambda: self._language_training(training))
-
-    def task_training(self, training: TaskTraining) -> TrainingSpeed:
-        """(Of one length of sequences for all tasks of a recipe.)"""
-        key = ("task", training.task.head, *map(_shape, (training.model, training.teacher)))
-        return self._once(key, lambda: self._task_training(training))
-
-    def caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
-        return self._once(("cache", _shape(teacher)), lambda: self._caching(recipe, teacher))
-
-    def scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
-        return self._once(("scoring", _shape(model)), lambda: self._scoring(model, tokens))
-
-    def generation(self, model: PretrainedConfig) -> float:
-        return self._once(("generation", _shape(model)), lambda: self._generation(model))
-
-    def answering(
-        self,
-        training: TaskTraining,
-        examples: Sequence[Any],
-        encoded: Sequence[Sequence[EncodedExample]],
-    ) -> float:
-        key = ("answering", training.task.head, _shape(training.model))
-        return self._once(key, lambda: self._answering(training, examples, encoded))
-
-    def _once(self, key: tuple[str, ...], measure: Callable[[], Measured]) -> Measured:
-        if key not in self._known:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                self._known[key] = measure()
-        return self._known[key]
-
-    def _language_training(self, whole: LanguageTraining) -> TrainingSpeed:
+    @_once
+    def training(self, whole: LanguageTraining) -> TrainingSpeed:
+        """Speed of a training on text."""
         length = whole.tokens.sequence_length
         units = sequences_per_step(whole.training, length)
         micro_batch = -(-units // whole.step().micro_batches)
-        share = _share(_per_token(whole) * micro_batch * length)
-        part = replace(whole, student=_fewer_layers(whole.student, share))
-        if whole.teacher is not None:
-            part = replace(part, teacher=_fewer_layers(whole.teacher, share))
-        fitting = _tokens_that_fit(_per_token(part), MOST_MULTIPLY_ADDS)
+        share = _share(whole.cost().flops_per_token * micro_batch * length)
+        part = _with_fewer_layers(whole, share)
+        fitting = max(FEWEST_TOKENS, int(MOST_FLOPS / part.cost().flops_per_token))
         part = replace(part, tokens=_shorter(part.tokens, fitting))
         length = part.tokens.sequence_length
         micro_batch = max(1, min(micro_batch, fitting // length))
         part = replace(part, training=_step_of(whole.training, micro_batch * length))
         teacher = None if part.teacher is None else self._teacher(part.teacher, part.training)
         losses = _of_any_layer(part.losses) if teacher is not None else part.losses
-        model = _random_model(part.student)
-        objective = LanguageModelObjective(family_of(part.student), losses, teacher=teacher)
-        batch = _random_batch(micro_batch, part.tokens, part.student)
-        work = _per_token(part) * micro_batch * length
+        model = _random_model(part.model)
+        objective = LanguageModelObjective(family_of(part.model), losses, teacher=teacher)
+        batch = _random_batch(micro_batch, part.tokens, part.model)
+        work = part.cost().flops_per_token * micro_batch * length
         return self._training_speed(model, objective, batch, part.training, work)
 
-    def _task_training(self, whole: TaskTraining) -> TrainingSpeed:
+    @_once
+    def task_training(self, whole: TaskTraining) -> TrainingSpeed:
+        """Speed of a training of a task, the same for all tasks with one head."""
         source, training = whole.source, whole.recipe.training
         batch = _middle_micro_batch(whole)
         size = len(batch.input_ids) // source.unit_size
@@ -210,10 +166,8 @@ class MeasuredSpeeds:
             whole.step(size), positions=batch.num_tokens, read_rows=batch.num_tokens,
             pairs=rows * source.mean_pairs,
         )  # fmt: skip
-        share = _share(sum(whole.work(step).multiply_adds.values()) * step.positions)
-        part = replace(whole, model=_fewer_layers(whole.model, share))
-        if whole.teacher is not None:
-            part = replace(part, teacher=_fewer_layers(whole.teacher, share))
+        share = _share(whole.cost(step).flops_per_token * step.positions)
+        part = _with_fewer_layers(whole, share)
         teacher = None
         if part.teacher is not None:
             teacher = self._task_model(part.task, part.teacher).requires_grad_(False)
@@ -225,12 +179,12 @@ class MeasuredSpeeds:
             temperature=whole.recipe.temperature,
         )
         model = self._task_model(part.task, part.model)
-        work = sum(part.work(step).multiply_adds.values()) * step.positions
+        work = part.cost(step).flops_per_token * step.positions
         return self._training_speed(model, objective, batch, training, work)
 
     def _training_speed(
         self, model: PreTrainedModel, objective: Any, batch: AnyBatch, recipe: TrainingRecipe,
-        multiply_adds: float,
+        flops: float,
     ) -> TrainingSpeed:  # fmt: skip
         model.to(self._device).train(recipe.dropout)  # pyright: ignore[reportArgumentType]
         if recipe.activation_checkpointing:
@@ -252,14 +206,15 @@ class MeasuredSpeeds:
             optimizer.step()
 
         passes = self._fastest(run_passes)
-        number = count_parameters_of(model)
-        return TrainingSpeed(multiply_adds / passes, number / self._fastest(update))
+        return TrainingSpeed(flops / passes, model.num_parameters() / self._fastest(update))
 
     def _fastest(self, run: Callable[[], object]) -> float:
         return fastest_seconds(run, self._device, at_least=REPEATS)
 
+    @_once
     @torch.inference_mode()
-    def _caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
+    def caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
+        """Speed of the teacher that writes a cache."""
         distillation = recipe.distillation
 
         def step_of(tokens: TokensRecipe) -> StepShape:
@@ -275,33 +230,38 @@ class MeasuredSpeeds:
                 loaded, batch, layout, uniform,
                 temperature=distillation.temperature, precision=precision,
             ))  # fmt: skip
-        return forward_multiply_adds(step, part) * batch.input_ids.numel() / seconds
+        return forward_flops(step, part) * batch.input_ids.numel() / seconds
 
-    def _scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
+    @_once
+    @torch.inference_mode()
+    def scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
+        """Speed of a model whose loss is measured."""
         part, tokens, sequences = _fitting(model, tokens, scoring_step)
         step = scoring_step(tokens)
         loaded = _random_model(part).to(self._device)  # pyright: ignore[reportArgumentType]
         batch = _random_batch(sequences, tokens, part)
-        with torch.inference_mode():
-            seconds = self._fastest(lambda: sequence_losses(family_of(part), loaded, batch))
-        return forward_multiply_adds(step, part) * batch.input_ids.numel() / seconds
+        seconds = self._fastest(lambda: sequence_losses(family_of(part), loaded, batch))
+        return forward_flops(step, part) * batch.input_ids.numel() / seconds
 
-    def _generation(self, model: PretrainedConfig) -> float:
+    @_once
+    def generation(self, model: PretrainedConfig) -> float:
+        """Tokens/s of one sequence."""
         token = StepShape(1, PROMPT, 1, 1, 1, 1, "fp32")
-        of_one = forward_multiply_adds(token, model)
+        of_one = forward_flops(token, model)
         part = _fewer_layers(model, _share(of_one * (PROMPT + NEW_TOKENS), MOST_FORWARD))
         loaded = _random_model(part).to(self._device)  # pyright: ignore[reportArgumentType]
         prompt = [number % model.vocab_size for number in range(PROMPT)]
         seconds = self._fastest(lambda: greedy_tokens(loaded, prompt, NEW_TOKENS))
-        return NEW_TOKENS / seconds * forward_multiply_adds(token, part) / of_one
+        return NEW_TOKENS / seconds * forward_flops(token, part) / of_one
 
-    def _answering(
+    @_once
+    def answering(
         self,
         training: TaskTraining,
         examples: Sequence[Any],
         encoded: Sequence[Sequence[EncodedExample]],
     ) -> float:
-        of_one = answering_multiply_adds(training.model, training.source)
+        of_one = answering_flops(training.model, training.source)
         number = max(1, min(len(examples), int(MOST_FORWARD / of_one)))
         step = max(1, len(examples) // number)
         asked, own = examples[::step][:number], encoded[::step][:number]
@@ -314,7 +274,7 @@ class MeasuredSpeeds:
         model = self._task_model(training.task, part)
         task = training.task.for_config(model.config)
         seconds = self._fastest(lambda: predict(task, model, asked, own))
-        return answering_multiply_adds(part, source) * source.num_sequences / seconds
+        return answering_flops(part, source) * source.num_sequences / seconds
 
     def _dtype(self, training: TrainingRecipe) -> torch.dtype:
         precision = pick_precision(training.precision, self._device)
@@ -330,7 +290,7 @@ class MeasuredSpeeds:
 
 
 def _middle_micro_batch(training: TaskTraining) -> Any:
-    """Of a step of the sample's sequences, in the order of their lengths as in `StepBatches`."""
+    """The middle micro-batch of a step, ordered by length as in `StepBatches`."""
     source, group = training.source, training.source.group
     units = min(source.num_sequences, max(1, training.recipe.training.examples_per_step // group))
     chosen = np.linspace(0, source.num_sequences - 1, units).astype(np.int64)
@@ -343,52 +303,45 @@ def _middle_micro_batch(training: TaskTraining) -> Any:
 
 
 def scoring_step(tokens: TokensRecipe) -> StepShape:
-    """A sequence whose loss is measured."""
+    """One sequence whose loss is measured."""
     length, causal = tokens.sequence_length, tokens.language_modeling == "causal"
     predicted = length if causal else tokens.masking.fraction * length
     pairs = length * ((length + 1) / 2 if causal else length)
     return StepShape(length, pairs, predicted, predicted, predicted, 1, "fp32")
 
 
-def answering_multiply_adds(model: PretrainedConfig, source: TaskSource) -> float:
-    """Of one sequence of average length."""
+def answering_flops(model: PretrainedConfig, source: TaskSource) -> float:
+    """FLOPs of one sequence of average length."""
     length = source.mean_length / source.unit_size
     pairs = source.mean_pairs / source.unit_size
     step = StepShape(max(1, round(length)), pairs, length, 0, 0, 1, "fp32")
-    return forward_multiply_adds(step, model) * step.positions
-
-
-def count_parameters_of(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _per_token(training: LanguageTraining) -> float:
-    return sum(training.work().multiply_adds.values())
+    return forward_flops(step, model) * step.positions
 
 
 def _fitting(
     config: PretrainedConfig, tokens: TokensRecipe, step_of: Callable[[TokensRecipe], StepShape]
 ) -> tuple[PretrainedConfig, TokensRecipe, int]:
-    """Fewer layers, then shorter sequences, with which a forward pass is not long; and how many of
-    these sequences."""
-    whole = forward_multiply_adds(step_of(tokens), config) * tokens.sequence_length
+    """Fewer layers, then shorter sequences, so that a forward pass is short, and the number of
+    sequences."""
+    whole = forward_flops(step_of(tokens), config) * tokens.sequence_length
     part = _fewer_layers(config, _share(whole, MOST_FORWARD))
-    fitting = _tokens_that_fit(forward_multiply_adds(step_of(tokens), part), MOST_FORWARD)
+    fitting = max(FEWEST_TOKENS, int(MOST_FORWARD / forward_flops(step_of(tokens), part)))
     tokens = _shorter(tokens, fitting)
     sequences = min(fitting, TOKENS_PER_BATCH) // tokens.sequence_length
     return part, tokens, max(1, sequences)
-
-
-def _tokens_that_fit(per_token: float, most: float) -> int:
-    return max(FEWEST_TOKENS, int(most / per_token))
 
 
 def _shorter(tokens: TokensRecipe, most: int) -> TokensRecipe:
     return tokens.model_copy(update={"sequence_length": min(tokens.sequence_length, most)})
 
 
-def _share(multiply_adds: float, most: float = MOST_MULTIPLY_ADDS) -> float:
-    return min(1.0, most / multiply_adds)
+def _share(flops: float, most: float = MOST_FLOPS) -> float:
+    return min(1.0, most / flops)
+
+
+def _with_fewer_layers(training: Training, share: float) -> Training:
+    teacher = None if training.teacher is None else _fewer_layers(training.teacher, share)
+    return replace(training, model=_fewer_layers(training.model, share), teacher=teacher)
 
 
 def _fewer_layers(config: PretrainedConfig, share: float) -> PretrainedConfig:
@@ -398,10 +351,17 @@ def _fewer_layers(config: PretrainedConfig, share: float) -> PretrainedConfig:
     return with_num_layers(config, wanted)
 
 
-def _shape(config: PretrainedConfig | None) -> str:
-    """Equal for configurations whose models are as fast as each other."""
-    if config is None:
-        return ""
+def _key(argument: Any) -> str:
+    """What of an argument the speed depends on; equal for configurations of equal speed."""
+    if isinstance(argument, LanguageTraining):
+        settings = (argument.losses.model_dump_json(), argument.training.model_dump_json())
+        return " ".join([_key(argument.model), _key(argument.teacher), *settings])
+    if isinstance(argument, TaskTraining):
+        return " ".join([argument.task.head, _key(argument.model), _key(argument.teacher)])
+    return _shape(argument) if isinstance(argument, PretrainedConfig) else ""
+
+
+def _shape(config: PretrainedConfig) -> str:
     numbers = {
         key: value
         for key, value in config.to_dict().items()

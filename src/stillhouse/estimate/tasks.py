@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from stillhouse.estimate.language import turns_seconds
-from stillhouse.estimate.parts import Part
-from stillhouse.estimate.speeds import Speeds, TaskTraining, answering_multiply_adds
+from stillhouse.estimate.language import Part, turns_seconds
+from stillhouse.estimate.speeds import MeasuredSpeeds, TaskTraining, answering_flops
 from stillhouse.finetuning.data import TaskSource
 from stillhouse.finetuning.examples import TaskExamples, group_size
 from stillhouse.finetuning.models import threshold_split
@@ -100,12 +99,12 @@ class Sample:
         return sum(map(len, self.encoded)) / len(self.encoded)
 
 
-def task_parts(plan: TaskPlan, speeds: Speeds) -> list[Part]:
+def task_parts(plan: TaskPlan, speeds: MeasuredSpeeds) -> list[Part]:
     """Each model's training, and the scores of all."""
     return [*(_training_part(plan, model, speeds) for model in plan.models), _scores(plan, speeds)]
 
 
-def _training_part(plan: TaskPlan, model: str, speeds: Speeds) -> Part:
+def _training_part(plan: TaskPlan, model: str, speeds: MeasuredSpeeds) -> Part:
     recipe, sample = plan.recipe, plan.learned
     training, group = plan.training(model), group_size(recipe.task)
     read = len(plan.examples.training)
@@ -116,8 +115,8 @@ def _training_part(plan: TaskPlan, model: str, speeds: Speeds) -> Part:
     per_step = max(1, recipe.training.examples_per_step // group)
     visits = recipe.training.epochs * units
     step = training.step(per_step)
-    work = sum(training.work(step).multiply_adds.values()) * step.positions
-    step_seconds = speeds.task_training(training).step_seconds(work, training.model)
+    flops = training.cost(step).flops_per_token * step.positions
+    step_seconds = speeds.task_training(training).step_seconds(flops, training.model)
     seconds = step_seconds * visits / per_step + read * sample.encoding_seconds
     seconds += _selection_seconds(plan, training.model, speeds)
     return Part(
@@ -129,7 +128,7 @@ def _training_part(plan: TaskPlan, model: str, speeds: Speeds) -> Part:
     )
 
 
-def _selection_seconds(plan: TaskPlan, model: PretrainedConfig, speeds: Speeds) -> float:
+def _selection_seconds(plan: TaskPlan, model: PretrainedConfig, speeds: MeasuredSpeeds) -> float:
     """Of the states that are compared, and of choosing a threshold."""
     recipe, splits = plan.recipe, plan.examples.splits
     seconds = 0.0
@@ -143,7 +142,7 @@ def _selection_seconds(plan: TaskPlan, model: PretrainedConfig, speeds: Speeds) 
     return seconds
 
 
-def _scores(plan: TaskPlan, speeds: Speeds) -> Part:
+def _scores(plan: TaskPlan, speeds: MeasuredSpeeds) -> Part:
     """Every model, and teachers from elsewhere, on every split; then their speed."""
     examples = [example for split in plan.examples.splits.values() for example in split]
     seconds, turns = 0.0, {}
@@ -160,7 +159,7 @@ def _scores(plan: TaskPlan, speeds: Speeds) -> Part:
 
 
 def _answering(
-    plan: TaskPlan, config: PretrainedConfig, examples: Sequence[Any], speeds: Speeds
+    plan: TaskPlan, config: PretrainedConfig, examples: Sequence[Any], speeds: MeasuredSpeeds
 ) -> float:
     """Seconds in which a model answers so many examples."""
     sample = plan.scored
@@ -168,7 +167,7 @@ def _answering(
     return len(examples) * (each + sample.encoding_seconds)
 
 
-def _sequence_seconds(plan: TaskPlan, config: PretrainedConfig, speeds: Speeds) -> float:
+def _sequence_seconds(plan: TaskPlan, config: PretrainedConfig, speeds: MeasuredSpeeds) -> float:
     answering = plan.answering(config)
     rate = speeds.answering(answering, plan.scored.examples, plan.scored.encoded)
-    return answering_multiply_adds(config, answering.source) / rate
+    return answering_flops(config, answering.source) / rate

@@ -12,8 +12,8 @@ from jaxtyping import Int
 from stillhouse.finetuning.settings import TaskTrainingRecipe
 from stillhouse.tasks.encoded import EncodedExample, TaskBatch, collate
 from stillhouse.tokens.batches import epoch_order
+from stillhouse.training.cost import StepShape
 from stillhouse.training.device import micro_batch_sequences, pick_precision
-from stillhouse.training.work import StepShape
 
 
 class TaskSource:

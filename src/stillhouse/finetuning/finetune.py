@@ -7,7 +7,6 @@ the same examples in the same order and are scored on the same splits.
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from stillhouse.models.task_models import task_model_with_num_layers
 from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_manifest, sha256_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
+from stillhouse.stages.context import ModelRef
 from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.metrics import MetricSamples
 from stillhouse.tasks.question_answering import QuestionAnswering, num_unseen_answers
@@ -47,24 +47,16 @@ from stillhouse.tasks.task import Task, predict
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.cost import StepCost, count_flops
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train
-from stillhouse.training.floor import measure_floor
 from stillhouse.training.job import TrainingJob, checkpoints_for
 from stillhouse.training.parallel import gather_model
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks, finishing
+from stillhouse.training.roofline import measure_roofline
 from stillhouse.training.settings import result_settings
-from stillhouse.training.work import Work, count_work
 from stillhouse.wording import counted, numbered_rows
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """The folder of a start or a teacher, and the fingerprint of its content."""
-
-    folder: Path
-    fingerprint: str
 
 
 class Finetuning:
@@ -178,12 +170,13 @@ class Finetuning:
         name: str,
         start: ModelRef,
         teacher: ModelRef | None,
-        reporter: Reporter,
+        inputs: Inputs,
         *,
+        reporter: Reporter,
         overwrite: bool = False,
     ) -> None:
         """Train one model and commit its folder, resuming from a checkpoint if there is one."""
-        inputs, where = self.inputs(name, start, teacher), f"{self.name}-{name}"
+        where = f"{self.name}-{name}"
         tokenizer = load_model_tokenizer(start.folder)
         model = self._initial(name, start)
         objective = TaskObjective(
@@ -213,7 +206,7 @@ class Finetuning:
             checkpoints,
             self.run.metrics,
             self.device,
-            measure_floor(self._work(batches, model, objective.teacher), self.device),
+            measure_roofline(self._cost(batches, model, objective.teacher), self.device),
             self.ranks,
             section=f"finetuning.{self.name}.training",
         )
@@ -254,7 +247,7 @@ class Finetuning:
         settings = {"task": recipe_part(self.recipe.task)}
         return Inputs(f"finetune {self.name} scores", settings, {**models, **others, **splits})
 
-    def score_all(self, reporter: Reporter) -> None:
+    def score_all(self, inputs: Inputs, reporter: Reporter) -> None:
         """Write `scores.json`: each model's metrics, and the effect of its teacher."""
         started = time.monotonic()
         folders = {name: found.folder for name, found in self.teachers.items()}
@@ -280,7 +273,7 @@ class Finetuning:
         }
         content = json.dumps(scores, indent=1, ensure_ascii=False) + "\n"
         seconds = time.monotonic() - started
-        commit_file(self.scores, content.encode(), self.scores_inputs(), seconds=seconds)
+        commit_file(self.scores, content.encode(), inputs, seconds=seconds)
 
     def _measured(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
@@ -417,13 +410,13 @@ class Finetuning:
             )
         return found
 
-    def _work(
+    def _cost(
         self,
         batches: StepBatches,
         model: PreTrainedModel,
         teacher: PreTrainedModel | None,
-    ) -> Work:
-        """Multiply-adds and bytes of a step."""
+    ) -> StepCost:
+        """FLOPs and bytes of a step."""
         source = batches.source
         assert isinstance(source, TaskSource)
         step = planned_task_step(
@@ -433,7 +426,7 @@ class Finetuning:
             self.device,
             taught=teacher is not None,
         )
-        return count_work(step, model.config, None if teacher is None else teacher.config)
+        return count_flops(step, model.config, None if teacher is None else teacher.config)
 
     def _commit(
         self,

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and errors of the disk explained."""
+"""Atomic writes of files and folders, and clear errors of the disk."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from stillhouse.errors import ResourceError, RunError
 
-# What the operating system says of a full disk, and of a path that cannot be.
+# Error numbers of a full disk and of invalid paths.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
@@ -36,7 +36,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def temporary_path(target: Path, process: int) -> Path:
-    """Where a process writes what is to appear as `target`."""
+    """The temporary path of a process for `target`."""
     return target.with_name(f".{target.name}.tmp-{process}")
 
 
@@ -57,7 +57,7 @@ def fsync_tree(folder: Path) -> None:
 
 
 def unusable_path(path: Path, error: OSError | ValueError) -> RunError:
-    """Why no run can be kept under a path."""
+    """The error of a path that cannot hold a run."""
     place = next((each for each in (path, *path.parents) if os.path.lexists(each)), None)
     reason = error.strerror if isinstance(error, OSError) else str(error)
     if place is not None and not place.is_dir():
@@ -71,7 +71,7 @@ def unusable_path(path: Path, error: OSError | ValueError) -> RunError:
 def full_disk_error(where: Path | str, error: OSError) -> ResourceError:
     return ResourceError(
         f"The disk is full: writing {where} failed ({error.strerror}). Nothing half-written was "
-        "kept. Free some space and give the same command again; a run goes on from its last commit."
+        "kept. Free some space and run the same command again; a run resumes from its last commit."
     )
 
 
@@ -92,8 +92,8 @@ def explained_os_errors(path: Path | str = "a file") -> Iterator[None]:
             ) from error
         if error.errno in PATHS:
             raise RunError(
-                f"{str(where)!r:.200} cannot be used ({error.strerror}). Move what is there away, "
-                "or give another path."
+                f"{str(where)!r:.200} cannot be used ({error.strerror}). Move it away, or give "
+                "another path."
             ) from error
         if error.errno == errno.EIO:
             raise ResourceError(
@@ -104,9 +104,8 @@ def explained_os_errors(path: Path | str = "a file") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
-    """The operating system's errors as such: safetensors gives them as text, and numpy's `tofile`
-    without their number, which is that of a full disk: in a regular file only that, a quota or a
-    limit of its size stops a write half way."""
+    """Restore the error numbers that libraries drop: safetensors reports errors of the system as
+    text, and numpy's `tofile` a short write without one, which in a file means a full disk."""
     try:
         yield
     except SafetensorError as error:
@@ -125,13 +124,13 @@ def _system_errors() -> Iterator[None]:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left behind (the run is locked by us)."""
+    """Remove temporary files of killed processes (this process holds the lock)."""
     for leftover in target.parent.glob(f".{target.name}.tmp-*"):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def archive_existing(target: Path, *, overwrite: bool) -> None:
-    """Move what stands at `target` to `replaced/`, or remove it with `overwrite`."""
+    """Move an existing `target` to `replaced/`, or remove it with `overwrite`."""
     if not target.exists():
         return
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

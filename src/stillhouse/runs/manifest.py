@@ -1,4 +1,4 @@
-"""Manifests: what an output was made from, and whether it is intact."""
+"""Manifests: the inputs of an output, and the hashes of its files."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a stage's output follows from; equal inputs mean that it need not run again."""
+    """Everything that a stage's output depends on; with equal inputs it is not rerun."""
 
     stage: str
     settings: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What stands in a stage's `manifest.json`."""
+    """The content of an output's `manifest.json`."""
 
     inputs: Inputs
     files: Mapping[str, Mapping[str, Any]]
@@ -67,7 +67,7 @@ def sha256_of(path: Path) -> str:
 
 
 def manifest_path(output: Path) -> Path:
-    """Where an output's manifest stands: inside a folder, beside a single file."""
+    """The path of an output's manifest: inside a folder, next to a single file."""
     return (
         output.with_name(f"{output.stem}.{MANIFEST}")
         if output.suffix in (".json", ".jsonl", ".html")
@@ -96,7 +96,7 @@ def read_manifest(output: Path) -> Manifest | None:
         return Manifest(**data)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"{path} is damaged ({error}). Move {output} away; the stage then runs again."
+            f"{path} is damaged ({error}). Move {output} away to rerun the stage."
         ) from error
 
 
@@ -109,7 +109,7 @@ def is_up_to_date(output: Path, inputs: Inputs) -> bool:
 
 
 def changed_settings(output: Path, inputs: Inputs) -> list[str]:
-    """What differs between the inputs of `output` and `inputs`, one readable line each."""
+    """The differences between the inputs of `output` and `inputs`, one readable line each."""
     manifest = read_manifest(output)
     if manifest is None:
         return []
@@ -161,8 +161,8 @@ def commit_folder(
     """Write a folder that appears under its name only when it is complete.
 
     Yields a temporary folder. On success its files are flushed to disk, `manifest.json` is added
-    (with `facts`, which the body may fill), and the folder is renamed to `target`. What stood there
-    before moves to `replaced/`, or goes away with `overwrite`. On failure nothing changes."""
+    (with `facts`, which the body may fill), and the folder is renamed to `target`. An existing
+    folder moves to `replaced/`, or is removed with `overwrite`. On failure nothing changes."""
     started = time.monotonic()
     temporary = temporary_path(target, os.getpid())
     with explained_os_errors(target):
@@ -192,8 +192,8 @@ def commit_folder(
 
 
 def commit_parts(target: Path, inputs: Inputs, facts: dict[str, Any]) -> None:
-    """Complete a folder whose `part-*` folders were committed one by one: its manifest lists the
-    files of all, and their seconds together."""
+    """Commit a folder whose `part-*` folders are committed: its manifest lists all their files, and
+    the sum of their seconds."""
     parts = {path.name: read_manifest(path) for path in sorted(target.glob("part-*"))}
     files = {
         f"{name}/{file}": described
@@ -208,7 +208,7 @@ def commit_parts(target: Path, inputs: Inputs, facts: dict[str, Any]) -> None:
 
 
 def commit_file(target: Path, content: bytes, inputs: Inputs, *, seconds: float = 0.0) -> None:
-    """Write one result file and its manifest, each whole or not at all."""
+    """Write one result file and its manifest, each atomically."""
     with explained_os_errors(target):
         manifest_path(target).unlink(missing_ok=True)
         write_atomic(target, content)
@@ -221,7 +221,7 @@ def commit_file(target: Path, content: bytes, inputs: Inputs, *, seconds: float 
 
 
 def _manifest_bytes(manifest: Manifest) -> bytes:
-    """The manifest and, last, the fingerprint of what it says."""
+    """The manifest as JSON, followed by its digest."""
     data = json.loads(json.dumps(asdict(manifest)))
     data["digest"] = fingerprint(data)
     return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()

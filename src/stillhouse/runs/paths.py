@@ -2,7 +2,7 @@
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,16 @@ class RunFolder:
         return cls(path, path)
 
     def for_seed(self, seed: int) -> "RunFolder":
-        """The folder of one seed of several: its own results, the same corpus, tokens and
-        teacher."""
+        """The folder of one of several seeds, with the shared corpus, tokens and teacher."""
         return RunFolder(self.path / f"seed-{seed}", self.path)
+
+    def of_seeds(self, seeds: Sequence[int]) -> list["RunFolder"]:
+        """The folder of each seed: the run itself where there is only one."""
+        return [self] if len(seeds) == 1 else [self.for_seed(seed) for seed in seeds]
+
+    def model(self, name: str) -> Path:
+        """The folder of one model of a seed: student, control, control_same_time, student_init."""
+        return self.path / name.replace("_", "-")
 
     @property
     def recipe(self) -> Path:
@@ -75,25 +82,25 @@ class RunFolder:
         return self.path / "report.html"
 
     def finetuned(self, task: str) -> Path:
-        """Where the models of one task, and their scores, are."""
+        """The folder of one task: its models and their scores."""
         return self.path / "finetuned" / task
 
     @property
     def task_data(self) -> Path:
-        """Datasets of the hub that tasks read, as lines of JSON."""
+        """Hub datasets of tasks, as JSON lines."""
         return self.shared / "task-data"
 
     def checkpoints(self, model: str) -> Path:
-        """Where the checkpoints of one model (teacher, student, control) are."""
+        """The checkpoints of one model (teacher, student, control)."""
         return self.path / "checkpoints" / model
 
 
 @contextlib.contextmanager
 def locked(run: RunFolder) -> Iterator[None]:
-    """Hold a run for one process, so that two commands cannot write the same folder.
+    """Lock a run, so that two commands cannot write the same folder.
 
     Raises:
-        RunError: another process holds it, or the folder cannot be made or written.
+        RunError: another process holds the lock, or the folder cannot be created or written.
     """
     try:
         run.shared.mkdir(parents=True, exist_ok=True)

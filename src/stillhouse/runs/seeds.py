@@ -1,8 +1,8 @@
-"""Where the results of each seed are: in the run itself where a recipe has one seed, in a folder
-for each where it has several. When the seeds of a recipe change, results are moved, not made again.
+"""The folders of seeds: the run itself for one seed, a subfolder per seed for several. When the
+seeds of a recipe change, results are moved rather than recomputed.
 
-Contract: a move is a rename of one output at a time and never replaces another output, so a process
-that was killed in between leaves nothing half moved, and the next one goes on.
+Contract: outputs are renamed one at a time and never replace another output, so a process that is
+killed in between leaves no output half moved, and the next one continues.
 """
 
 import json
@@ -13,29 +13,29 @@ from stillhouse.runs.atomic import archive_existing, write_atomic
 from stillhouse.runs.manifest import manifest_path, read_manifest
 from stillhouse.runs.paths import RunFolder
 
-SHARED = "teacher"  # of all seeds; its checkpoints and metrics stay in the run
+SHARED = "teacher"  # shared by all seeds; its checkpoints and metrics stay in the run
 
 
 def arrange_results(run: RunFolder, seeds: Sequence[int]) -> list[str]:
-    """Move the results that a run has to where a recipe with these seeds looks for them; what all
-    seeds share stays. Returns a sentence for each move.
+    """Move a run's results to where a recipe with these seeds expects them; shared outputs stay.
+    Returns a sentence for each move.
 
-    With one seed, what several seeds had in common (the summary, the report) goes to `replaced/`.
+    With one seed, the summary and report of several seeds are archived in `replaced/`.
     """
-    said = []
+    moves = []
     only = seeds[0] if len(seeds) == 1 else None
     present = _seed_of(run)
     if present is not None and present != only and _move(run, run.for_seed(present)):
-        said.append(f"the results of seed {present} are now in seed-{present}/")
+        moves.append(f"the results of seed {present} are now in seed-{present}/")
     if only is not None and (source := run.for_seed(only)).path.is_dir():
-        _put_the_summary_aside(run)
+        _archive_summary(run)
         if _move(source, run):
-            said.append(f"the results of seed {only} are no longer in seed-{only}/ but beside it")
-    return said
+            moves.append(f"the results of seed {only} are no longer in seed-{only}/ but beside it")
+    return moves
 
 
 def _seed_of(run: RunFolder) -> int | None:
-    """The seed of the results, finished or not, that are in this folder."""
+    """The seed of the results in this folder, finished or not."""
     folders = [*_outputs(run), *run.finetuned("").glob("*/*"), *run.checkpoints("").glob("*/*")]
     for folder in folders:
         if folder.parent == run.checkpoints(SHARED) or not folder.is_dir():
@@ -51,7 +51,7 @@ def _outputs(run: RunFolder) -> list[Path]:
 
 
 def _results(run: RunFolder) -> Iterator[Path]:
-    """All that belongs to a seed."""
+    """Every output of one seed."""
     yield from _outputs(run)
     yield run.finetuned("")
     for folder in (run.checkpoints(""), run.path / "tensorboard"):
@@ -60,7 +60,7 @@ def _results(run: RunFolder) -> Iterator[Path]:
         yield from (file, manifest_path(file))
 
 
-def _put_the_summary_aside(run: RunFolder) -> None:
+def _archive_summary(run: RunFolder) -> None:
     manifest = read_manifest(run.evaluation)
     if manifest is not None and manifest.inputs.stage == "summarize":
         for file in (run.evaluation, run.report):
@@ -69,7 +69,7 @@ def _put_the_summary_aside(run: RunFolder) -> None:
 
 
 def _move(source: RunFolder, target: RunFolder) -> bool:
-    """Whether anything was moved; what the target has already stays where it is."""
+    """Move outputs that the target does not have; returns whether any was moved."""
     moved = False
     for path in _results(source):
         place = target.path / path.relative_to(source.path)
@@ -84,7 +84,7 @@ def _move(source: RunFolder, target: RunFolder) -> bool:
 
 
 def _move_metrics(source: RunFolder, target: RunFolder) -> None:
-    """The lines of `metrics.jsonl`; those of what is shared are in both."""
+    """Move the lines of `metrics.jsonl`; those of the shared teacher are kept in both."""
     if not source.metrics.exists():
         return
     lines = source.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -103,7 +103,7 @@ def _move_metrics(source: RunFolder, target: RunFolder) -> None:
 def _is_shared(line: str) -> bool:
     try:
         return json.loads(line)["model"] == SHARED
-    except ValueError:  # cut short
+    except ValueError:  # an incomplete line
         return False
 
 

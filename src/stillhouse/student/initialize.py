@@ -1,6 +1,6 @@
 """The initial student: teacher + layer map -> student-init/.
 
-Its weights are carried over from the teacher's layers, drawn at random, or read from a folder.
+Its weights are copied from the teacher's layers, drawn at random, or loaded from a folder.
 """
 
 import os
@@ -19,14 +19,14 @@ from stillhouse.models.save import save_model
 from stillhouse.models.special_ids import take_generation_config
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder
-from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
+from stillhouse.stages.context import StageContext
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.tokens.source import check_same_tokenizer, check_vocabulary, open_tokenizer
 
 
 def initialize_inputs(recipe: Recipe, teacher_fingerprint: str, seed: int) -> Inputs:
-    """What the initial student follows from. Carried weights do not depend on the seed."""
+    """The inputs of the initial student. Copied weights do not depend on the seed."""
     settings = {"student": recipe_part(recipe.student)}
     return Inputs(
         "init",
@@ -36,16 +36,9 @@ def initialize_inputs(recipe: Recipe, teacher_fingerprint: str, seed: int) -> In
     )
 
 
-def initialize(
-    recipe: Recipe,
-    run: RunFolder,
-    teacher_folder: Path,
-    inputs: Inputs,
-    seed: int,
-    *,
-    overwrite: bool = False,
-) -> None:
+def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> None:
     """Make the student and commit it as `student-init/`."""
+    recipe, run = context.recipe, context.run
     teacher_config = load_config(teacher_folder)
     check_sequence_length(recipe.tokens, teacher_config)
     tokenizer = open_tokenizer(run.tokens)
@@ -56,19 +49,18 @@ def initialize(
         _, teacher = load_model(teacher_folder)
         student = student_from_teacher(teacher, plan)
     elif recipe.student.weights == "random":
-        student = random_student(plan, seed)
+        student = random_student(plan, context.seed)
     else:
         student = student_from_folder(Path(recipe.student.weights).expanduser(), plan)
     if recipe.student.weights in ("teacher", "random"):
         take_generation_config(student, teacher_folder)
-    with commit_folder(
-        run.student_init, inputs, {"layer_map": plan.layer_map}, overwrite=overwrite
-    ) as folder:
+    facts = {"layer_map": plan.layer_map}
+    with commit_folder(run.student_init, inputs, facts, overwrite=context.overwrite) as folder:
         save_model(student, tokenizer, folder)
 
 
 def student_from_teacher(teacher: PreTrainedModel, plan: StudentPlan) -> PreTrainedModel:
-    """A student that starts from its teacher's weights, layer i from teacher layer layer_map[i]."""
+    """A student with its teacher's weights, layer i from teacher layer layer_map[i]."""
     student = random_student(plan, seed=0)
     weights = plan.kind.weights(dict(teacher.named_parameters()), plan.layer_map)
     _copy(student, weights)
@@ -82,7 +74,7 @@ def random_student(plan: StudentPlan, seed: int) -> PreTrainedModel:
 
 
 def check_initial_weights(weights: str, plan: StudentPlan) -> None:
-    """Refuse a folder that `student_from_folder` would refuse, from the headers of its weights.
+    """Check a folder for `student_from_folder` by the headers of its weights.
 
     Raises:
         ModelError: no such folder, or a model of another shape.
@@ -94,7 +86,7 @@ def check_initial_weights(weights: str, plan: StudentPlan) -> None:
 def student_from_folder(
     folder: Path, plan: StudentPlan, *, headers_only: bool = False
 ) -> PreTrainedModel:
-    """A student that goes on from a model folder of the planned shape.
+    """A student whose weights are loaded from a model folder of the planned shape.
 
     Raises:
         ModelError: no such folder, or a model of another shape.

@@ -1,4 +1,4 @@
-"""Which student follows from a teacher's configuration and a recipe; no weights are read."""
+"""Plans the student from a teacher's configuration and a recipe; no weights are read."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class StudentPlan:
 
 
 def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPlan:
-    """The student of `teacher` that the recipe asks for.
+    """The recipe's student of `teacher`.
 
     Raises:
         RecipeError: a layer the teacher does not have, more layers than it has, or a family its

@@ -1,10 +1,8 @@
-"""Trains the recipe's teacher, from random weights or from a model: tokens/ -> teacher/.
-
-A recipe whose teacher is a name or a folder has nothing to do here.
-"""
+"""Trains the recipe's teacher, from random weights or from another model: tokens/ -> teacher/."""
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -16,26 +14,23 @@ from stillhouse.models.load import load_model
 from stillhouse.models.save import save_model
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE, LanguageModelObjective
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest, verify
+from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
+from stillhouse.stages.context import ModelRef, StageContext
 from stillhouse.teacher.settings import TeacherRecipe
 from stillhouse.tokens.source import open_source, open_tokenizer
 from stillhouse.tokens.tokenizer import num_ids, special_tokens
+from stillhouse.training.cost import count_flops, planned_step
 from stillhouse.training.device import pick_device
-from stillhouse.training.engine import train
-from stillhouse.training.floor import measure_floor
+from stillhouse.training.engine import train_and_commit
 from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
-from stillhouse.training.parallel import gather_model
-from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import Ranks, finishing
+from stillhouse.training.roofline import measure_roofline
 from stillhouse.training.settings import result_settings
-from stillhouse.training.work import count_work, planned_step
 
 
-def teacher_inputs(recipe: Recipe, run: RunFolder, start: str | None) -> Inputs:
-    """What the trained teacher follows from; `start` is the fingerprint of the model it goes on
-    from."""
+def teacher_inputs(recipe: Recipe, run: RunFolder, start: ModelRef | None) -> Inputs:
+    """What the trained teacher is made from; `start` is the model that it is fine-tuned from."""
     assert not isinstance(recipe.teacher, str)
     tokens = read_manifest(run.tokens)
     shape = recipe_part(recipe.teacher)
@@ -46,35 +41,33 @@ def teacher_inputs(recipe: Recipe, run: RunFolder, start: str | None) -> Inputs:
     }
     sources = {"tokens": tokens.fingerprint if tokens else ""}
     if start is not None:
-        sources["start"] = start
+        sources["start"] = start.fingerprint
     return Inputs("teacher", settings, sources, recipe.seeds[0])
 
 
-def train_teacher(
-    recipe: Recipe,
-    run: RunFolder,
-    start: Path | None,
-    inputs: Inputs,
-    reporter: Reporter,
-    ranks: Ranks,
-    *,
-    overwrite: bool = False,
-) -> None:
+def train_teacher(context: StageContext, start: ModelRef | None, inputs: Inputs) -> None:
     """Train the teacher on the run's own tokens and commit it as `teacher/`.
 
     Args:
-        start: The folder of the model that it goes on from; without one, random weights.
-        inputs: What it follows from.
+        start: The model that it is fine-tuned from; without one, weights are random.
+        inputs: What it is made from.
     """
+    recipe, run, ranks = context.recipe, context.run, context.ranks
     assert not isinstance(recipe.teacher, str)
-    ranks.on_rank0(lambda: verify(run.tokens))
-    seed, tokenizer = recipe.seeds[0], open_tokenizer(run.tokens)
-    model = _random_model(recipe, tokenizer) if start is None else _model_of(recipe, start)
-    family, config = family_of(model.config), model.config
+    context.require(run.tokens, "prepare")
+    context.verify(run.tokens)
+    tokenizer = open_tokenizer(run.tokens)
+    model = _random_model(recipe, tokenizer) if start is None else _start(recipe, start.folder)
+    family = family_of(model.config)
     training = recipe.teacher.training
-    checkpoints = checkpoints_for(run.checkpoints("teacher"), inputs, training, reporter, ranks)
-    if overwrite:
-        checkpoints.clear()
+    checkpoints = checkpoints_for(
+        run.checkpoints("teacher"),
+        inputs,
+        training,
+        context.reporter,
+        ranks,
+        overwrite=context.overwrite,
+    )
     source = open_source(run.tokens, recipe.tokens, "train")
     device = pick_device()
     step = planned_step(LANGUAGE_MODELING_ALONE, recipe.tokens, training, device)
@@ -82,25 +75,21 @@ def train_teacher(
         "teacher",
         model,
         LanguageModelObjective(family, LANGUAGE_MODELING_ALONE),
-        plan_batches(source, training, seed=seed),
+        plan_batches(source, training, seed=context.seed),
         training,
         checkpoints,
         run.metrics,
         device,
-        measure_floor(count_work(step, config, None), device),
+        measure_roofline(count_flops(step, model.config, None), device),
         ranks,
         section="teacher.training",
     )
-    with finishing("the teacher", ranks) as stop:
-        facts = {"training": job.facts(train(job, reporter, stop))}
-        trained = gather_model(model, ranks)
 
-        def commit() -> None:
-            with commit_folder(run.teacher, inputs, facts, overwrite=overwrite) as folder:
-                save_model(trained.cpu(), tokenizer, folder)
+    def commit(trained: PreTrainedModel, facts: dict[str, Any]) -> None:
+        with commit_folder(run.teacher, inputs, facts, overwrite=context.overwrite) as folder:
+            save_model(trained.cpu(), tokenizer, folder)
 
-        ranks.on_rank0(commit)
-        checkpoints.clear()
+    train_and_commit(job, "the teacher", context.reporter, commit)
 
 
 def _random_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -115,7 +104,7 @@ def _random_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrai
     return getattr(transformers, family.model_class)(config)
 
 
-def _model_of(recipe: Recipe, folder: Path) -> PreTrainedModel:
+def _start(recipe: Recipe, folder: Path) -> PreTrainedModel:
     check_sequence_length(recipe.tokens, load_config(folder))
     _, model = load_model(folder)
     return model.float()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, RecipeError
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.packing import CausalSequences, MaskedSequences
-from stillhouse.tokens.settings import TokensRecipe
+from stillhouse.tokens.settings import OWN_TOKENIZER, TokensRecipe
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, special_tokens
 
@@ -83,3 +83,19 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerFast, teacher_folder: Pat
                 f"{len(differ)} tokens, such "
                 f"as {differ[0]!r}. Set tokens.tokenizer to teacher."
             )
+
+
+def tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
+    """The path of a recipe's tokenizer.
+
+    Raises:
+        RecipeError: it is the teacher's, and there is no teacher yet.
+    """
+    if tokenizer != "teacher":
+        return Path(tokenizer).expanduser()
+    if teacher_tokenizer is None:
+        raise RecipeError(
+            "tokens.tokenizer is 'teacher', but there is no teacher folder to take it from. "
+            f"Give {OWN_TOKENIZER}."
+        )
+    return teacher_tokenizer

@@ -1,2 +1,2 @@
 """The engine that every training run shares: loop, optimizer, schedule, checkpoints, metrics,
-and the floor of its speed."""
+and the roofline of its speed."""

@@ -1,7 +1,7 @@
-"""Memory that a step frees stays with the process, for the next step to use.
+"""Keeps memory that a step frees in the process, for the next step.
 
-A C library gives large blocks back to the system at once; the next step then takes them anew, and
-the processor stops at every page of 4 KiB to clear it, about 100,000 times a step of BERT-base.
+glibc returns large blocks to the system immediately; the next step allocates them again, with a
+page fault for every 4 KiB, about 100,000 in a step of BERT-base.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ GROWTH_BYTES = 64 * 2**20
 
 
 def keep_freed_memory() -> None:
-    """Take no block from the system by itself, and give nothing back; only where glibc is."""
+    """Set malloc to use no mmap and to return no memory; does nothing without glibc."""
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
         library.mallopt(MMAP_MAX, 0)

@@ -3,12 +3,11 @@
 `checkpoints/MODEL/step-00001000/` holds the weights, the optimizer's state, `state.json` and a
 manifest with the size and SHA-256 of each. Sample order, masks and dropout follow from (seed,
 step), so there is no generator state to keep. The newest checkpoint that verifies is loaded;
-damaged ones are moved aside, and it is said.
+damaged ones are renamed and reported.
 
-Tensors lie in safetensors, one file for each rank that has a part of its own: rows of the first
-axis, in the order of the ranks (`model-00002-of-00004.safetensors`). Replicated weights are one
-part, which the first rank writes. A checkpoint of any number of parts goes on under any number of
-ranks.
+Tensors are stored in safetensors, one file per rank that has a shard: rows of the first axis, in
+the order of the ranks (`model-00002-of-00004.safetensors`). Replicated weights are one shard, which
+the first rank writes. A checkpoint of any number of shards can be resumed on any number of ranks.
 """
 
 import contextlib
@@ -41,16 +40,16 @@ from stillhouse.training.parts import (
 from stillhouse.training.ranks import ALONE, Ranks
 from stillhouse.training.signals import NEVER, StopRequest
 
-LONGEST_SILENCE_SECONDS = 1200.0  # while no byte is written by the rank that is waited for
-LONGEST_FAREWELL_SECONDS = 15.0  # the same once a signal asks to stop, as when a rank is lost
+LONGEST_IDLE_SECONDS = 1200.0  # while the other rank writes no byte
+LONGEST_SHUTDOWN_SECONDS = 15.0  # the same after a signal, as when a rank is lost
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, and what it found out on its way.
+    """The progress of a run, and what it needs to resume exactly.
 
-    `micro_batch_sequences` is set where memory did not allow as many as were planned.
-    `recent_norms` are the gradient's norms at the last steps, `trend` is how the loss goes.
+    `micro_batch_sequences` is set where memory did not allow the planned number. `recent_norms` are
+    the gradient norms of the last steps, `trend` is the trend of the loss.
     """
 
     step: int = 0
@@ -62,7 +61,7 @@ class Progress:
     trend: LossTrend = field(default_factory=LossTrend)
 
     def facts(self) -> dict[str, int | float]:
-        """What a manifest says of a finished training."""
+        """The facts of a finished training, for its manifest."""
         return {
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -109,14 +108,13 @@ class Checkpoints:
     ) -> None:
         """Commit the state after `progress.step` steps, then remove those beyond what is kept.
 
-        The state is copied; writing goes on beside training, and `finish` waits for it.
+        The state is copied and written in the background; `finish` waits for it.
 
         Args:
-            stop: Once it is made, ranks do not wait long for one that writes nothing.
+            stop: After a signal, ranks wait only briefly for one that writes nothing.
 
         Raises:
-            ResourceError: too little disk space or memory, or an earlier save failed for want of
-                it.
+            ResourceError: too little disk space or memory, now or in an earlier save.
             TrainingError: another rank was lost during an earlier save.
         """
         self.finish()
@@ -132,32 +130,32 @@ class Checkpoints:
         self._saving = _Saving(lambda: self._write(target, part, state, progress, stop))
 
     def wait(self) -> None:
-        """Wait until this rank has written what it was given; raises what went wrong."""
+        """Wait until this rank has finished writing; raises the error of a failed save."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
             saving.result()
 
     def check(self) -> None:
-        """Raise what went wrong with writing, as soon as it did."""
+        """Raise the error of a save that has failed already."""
         if self._saving is not None and self._saving.has_failed:
             self.wait()
 
     def finish(self) -> None:
-        """Wait until what was given to `save` is committed, on every rank."""
+        """Wait until the last save is committed, on every rank."""
         if not self.ranks.is_first:
             self.wait()
         self.ranks.on_rank0(self.wait)
 
     def abandon(self) -> None:
-        """Training failed: give what is being written a moment to be committed still."""
+        """After a failed training, give a running save a moment to be committed."""
         if self._saving is not None:
-            self._saving.join(LONGEST_FAREWELL_SECONDS)
+            self._saving.join(LONGEST_SHUTDOWN_SECONDS)
 
     def load_newest(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-        """Restore the newest intact checkpoint into model and optimizer; None where there is none.
+        """Restore the newest intact checkpoint into model and optimizer; None without any.
 
         Raises:
-            RunError: the checkpoint was written under another recipe, or none of several is intact.
+            RunError: the checkpoint was written under another recipe, or no checkpoint is intact.
         """
         shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
         self._newest = self.ranks.on_rank0(lambda: self._newest_intact(shapes))
@@ -177,7 +175,7 @@ class Checkpoints:
         restore_weights(self._path(step), model)
 
     def clear(self) -> None:
-        """Remove every checkpoint: the result they led to is committed."""
+        """Remove every checkpoint, once the result of training is committed."""
         if self.ranks.is_first:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -187,7 +185,8 @@ class Checkpoints:
     def _write(
         self, target: Path, part: ShardFiles, state: State, progress: Progress, stop: StopRequest
     ) -> None:
-        """Write this rank's part; the first rank makes the folder, and commits what all wrote."""
+        """Write this rank's shard. The first rank creates the folder, waits for the shards of all
+        ranks, and commits them together (a two-phase commit)."""
         begun, written = f"{target} begun", f"{target} written"
         temporary = temporary_path(target, self._first_process)
         if part.number:
@@ -213,14 +212,14 @@ class Checkpoints:
     def _wait_until(
         self, condition: Callable[[], object], temporary: Path, stop: StopRequest
     ) -> None:
-        """Wait for other ranks' part of a save, as long as anything is written."""
+        """Wait for other ranks to write their shards, for as long as any file grows."""
         size, quiet_since = -1, time.monotonic()
         while not condition():
             now, size_now = time.monotonic(), _size_of(temporary)
             if size_now != size:
                 size, quiet_since = size_now, now
             hurried = stop.signal_number is not None
-            longest = LONGEST_FAREWELL_SECONDS if hurried else LONGEST_SILENCE_SECONDS
+            longest = LONGEST_SHUTDOWN_SECONDS if hurried else LONGEST_IDLE_SECONDS
             if now - quiet_since > longest:
                 raise _lost(temporary)
             time.sleep(0.01)
@@ -235,8 +234,8 @@ class Checkpoints:
         ]
 
     def _newest_intact(self, shapes: Mapping[str, list[int]]) -> int:
-        """The step of the newest intact checkpoint, or 0; what is damaged is moved aside, and what
-        killed processes left half-written goes away."""
+        """The step of the newest intact checkpoint, or 0. Damaged ones are renamed, and incomplete
+        ones of killed processes are removed."""
         for leftover in self.folder.glob(".step-*.tmp-*"):
             shutil.rmtree(leftover)
         found = self.committed()
@@ -257,7 +256,7 @@ class Checkpoints:
                 self.say(f"Checkpoint {path} is damaged and was moved to {backup.name}: {error}")
         if found or list(self.folder.glob("damaged-step-*")):
             raise RunError(
-                f"No checkpoint in {self.folder} is intact. To begin again, remove that folder "
+                f"No checkpoint in {self.folder} is intact. To start over, remove that folder "
                 "or name the stage in --overwrite."
             )
         return 0
@@ -266,19 +265,19 @@ class Checkpoints:
         changes = "; ".join(changed_settings(path, self.inputs))
         stage = self.inputs.stage.partition(" ")[0]
         return (
-            f"{path} was written under another recipe ({changes}), so training cannot go on from "
+            f"{path} was written under another recipe ({changes}), so training cannot resume from "
             "it. "
-            f"Restore the recipe, give another --run-dir, or begin this stage again with "
+            f"Restore the recipe, give another --run-dir, or restart this stage with "
             f"--overwrite {stage}."
         )
 
 
 class _ChangedError(Exception):
-    """A checkpoint that is intact but of another recipe."""
+    """An intact checkpoint of another recipe."""
 
 
 class _Saving:
-    """Work on a thread of its own, and what became of it."""
+    """A save that runs in a thread, and its error."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work
@@ -289,7 +288,7 @@ class _Saving:
     def _run(self) -> None:
         try:
             self._work()
-        except BaseException as error:  # raised where the result is asked for
+        except BaseException as error:  # raised by `result`
             self._error = error
         finally:
             del self._work  # and with it the copy of the state
@@ -310,12 +309,12 @@ class _Saving:
 def _lost(temporary: Path) -> TrainingError:
     return TrainingError(
         f"Another rank was lost, or gave up, before {temporary.parent} had its next checkpoint. "
-        "Every committed one is kept; give the same command again to go on."
+        "Every committed one is kept; run the same command again to resume."
     )
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes of the files there, as far as they can be seen while others write and rename them."""
+    """Bytes of the files in a folder, while other ranks write and rename them."""
     size = 0
     with contextlib.suppress(FileNotFoundError):
         for path in folder.iterdir():
@@ -330,9 +329,8 @@ def _state_of(model: nn.Module, optimizer: torch.optim.Optimizer, target: Path) 
         if not is_out_of_memory(error):
             raise
         raise ResourceError(
-            f"There is no memory for a copy of the training's state, from which {target} would be "
-            "written. Every earlier checkpoint is kept; give the machine more memory, or take a "
-            "smaller model."
+            f"There is not enough memory for a copy of the training's state, which {target} is "
+            "written from. Every earlier checkpoint is kept; add memory, or use a smaller model."
         ) from error
 
 
@@ -342,8 +340,8 @@ def _check_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise ResourceError(
             f"The disk is too full for a checkpoint in {folder}: it takes {needed / 1e6:,.0f} MB, "
-            f"and {free / 1e6:,.0f} MB are free. Free some space and give the same command again; "
-            "a run goes on from its last commit."
+            f"and {free / 1e6:,.0f} MB are free. Free some space and run the same command again; "
+            "a run resumes from its last commit."
         )
 
 

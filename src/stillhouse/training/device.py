@@ -19,11 +19,11 @@ ROWS, SHAPE = 256, Shape(512, 512, is_transposed=False, count=1)  # of what is t
 
 
 def pick_device() -> torch.device:
-    """What `--device` says, or the variable that it sets; by default the first CUDA device where
-    there is one, else the processor.
+    """The device of `--device`, or of the variable that it sets; by default the first CUDA device,
+    or the CPU without one.
 
     Raises:
-        RecipeError: no such device here.
+        RecipeError: the device does not exist.
     """
     wanted = os.environ.get(DEVICE_VARIABLE, "auto")
     if wanted == "auto":
@@ -42,9 +42,9 @@ def pick_device() -> torch.device:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones.
 
-    A CPU must have instructions for it, and its kernels must use them: a training step's products
-    are timed in both. (One thread: the answer is far from even on any machine, and must not hang on
-    what runs beside.)
+    A CPU must have instructions for it, and its kernels must use them: the matrix products of a
+    training step are timed in both. (In one thread, so that the answer does not depend on other
+    processes.)
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -76,20 +76,20 @@ def _step_products(weight: Float[Tensor, "M K"], bias: Float[Tensor, " M"]) -> P
 
 
 def pick_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """What `auto` means on this device."""
+    """The precision, with `auto` resolved for this device."""
     if wanted == "auto":
         return "bf16" if has_bf16(device) else "fp32"
     return wanted
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Matrix products in bfloat16 where the precision says so; weights and losses stay float32."""
+    """Autocast to bfloat16 if the precision is bf16; weights and losses stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def seed_generators(device: torch.device, seed: int) -> None:
-    """Seed what dropout draws from: as `torch.manual_seed`, which costs milliseconds a call, since
-    it also writes down its caller for GPUs that are not there."""
+    """Seed the generators of dropout. `torch.manual_seed` does the same, but takes milliseconds,
+    since it records its caller for lazy CUDA initialization."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
@@ -98,15 +98,15 @@ def seed_generators(device: torch.device, seed: int) -> None:
 def micro_batch_sequences(
     wanted_tokens: int | Literal["auto"], device: torch.device, sequence_length: int
 ) -> int:
-    """Sequences of one forward and backward pass. On a processor few tokens stay in its caches."""
+    """Sequences of one micro-batch; `auto` is small on a CPU, to stay within its caches."""
     if wanted_tokens == "auto":
         wanted_tokens = 16_384 if device.type == "cuda" else 2_048
     return max(1, wanted_tokens // sequence_length)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the processor or on a GPU."""
-    # PyTorch has no type of its own for the processor's memory.
+    """Whether an allocation failed, on the CPU or on a GPU."""
+    # PyTorch has no exception type for CPU memory.
     kinds = (MemoryError, torch.OutOfMemoryError)
     refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return isinstance(error, kinds) or refused
@@ -115,7 +115,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(
     sequences: int, sequence_length: int, section: str = "distillation"
 ) -> ResourceError:
-    """What to say of a micro-batch that is too large; `section` of the recipe has its settings."""
+    """The error of a micro-batch that does not fit; `section` of the recipe has its settings."""
     return ResourceError(
         f"Out of memory in a micro-batch of {sequences} sequences of {sequence_length} "
         f"tokens. Lower {section}.micro_batch_tokens, set "
@@ -127,10 +127,10 @@ def out_of_memory(
 def explained_memory_errors(
     sequences: int, sequence_length: int, section: str = "distillation"
 ) -> Iterator[None]:
-    """Within, an allocation that fails becomes one clear error.
+    """Turn a failed allocation into one clear error.
 
     Raises:
-        ResourceError: out of memory, on the processor or on a GPU.
+        ResourceError: out of memory, on the CPU or on a GPU.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Whether a training diverges: its loss stays far above the best level that it had reached.
+"""Detects divergence: a loss that stays far above the best level reached.
 
-A level is the first loss, or the median of some losses in a row, so that one lucky batch sets none.
-What counts as far has a floor of one nat a term, so that noise around a tiny loss is not taken for
-divergence; and it must last, so that a spike is not.
+A level is the first loss, or the median of several consecutive losses, so that one lucky batch does
+not set it. Levels below one nat per term count as one nat, so that noise around a tiny loss is not
+taken for divergence; and the loss must stay there, so that a spike is not either.
 """
 
 import math
@@ -18,15 +18,15 @@ FINAL_FACTOR = 30.0  # of a single batch after the last step, which is noisier
 
 @dataclass(frozen=True)
 class LossTrend:
-    """The losses of a training so far: its last ones, the best level, and for how many steps in a
-    row the loss has been far above it."""
+    """The last losses of a training, the best level, and the number of consecutive steps whose loss
+    is far above it."""
 
     recent: tuple[float, ...] = ()
     best: float | None = None
     steps_above: int = 0
 
     def after(self, loss: float, floor: float) -> "LossTrend":
-        """The trend with one more step's loss; `floor` is a level that is never far."""
+        """The trend after one more step's loss; levels below `floor` count as `floor`."""
         if not math.isfinite(loss):
             return LossTrend(self.recent, self.best, self.steps_above + 1)
         recent = (*self.recent, loss)[-LEVEL_STEPS:]
@@ -37,7 +37,7 @@ class LossTrend:
         return LossTrend(recent, best, above)
 
     def is_far(self, loss: float, floor: float, factor: float = FACTOR) -> bool:
-        """Whether a loss is far above the best level, or no number."""
+        """Whether a loss is far above the best level, or not finite."""
         if not math.isfinite(loss):
             return True
         return self.best is not None and loss > factor * max(self.best, floor)
@@ -50,5 +50,5 @@ class LossTrend:
 
 
 def loss_floor(weights: Mapping[str, float]) -> float:
-    """One nat of each term."""
+    """One nat per term."""
     return sum(weights.values())

@@ -1,14 +1,14 @@
-"""The training loop: any model, any objective that returns sums, exact to resume, on any number of
-ranks.
+"""The training loop, for any model and any objective that returns sums, on any number of ranks.
 
-One optimizer step reads one batch, a pure function of (seed, step). The batch is split into
-micro-batches; each term is divided once by its own rows in the whole batch, so the split does not
-change the result. A step waits for the device once, at its end, when it reads what it logs.
+Resuming is exact: one optimizer step reads one batch, a pure function of (seed, step). The batch is
+split into micro-batches; each term is divided once by its rows in the whole batch, so the split
+does not change the result. A step synchronizes with the device once, at its end, for its metrics.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,11 +21,11 @@ from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.checkpoint import Progress
 from stillhouse.training.device import autocast, explained_memory_errors, pick_precision
 from stillhouse.training.job import TrainingJob
-from stillhouse.training.metrics import MetricsLog, NoMetrics
+from stillhouse.training.metrics import MetricsLog
 from stillhouse.training.optimizer import make_optimizer
-from stillhouse.training.parallel import ModelWithLoss, replicate, shard
+from stillhouse.training.parallel import ModelWithLoss, gather_model, replicate, shard
 from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import lost_ranks_explained
+from stillhouse.training.ranks import finishing, lost_ranks_explained
 from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
 from stillhouse.training.signals import NEVER, StopRequest, stopped
 from stillhouse.training.step import TrainStep, micro_batch_size
@@ -35,17 +35,17 @@ LONG_STEP_SECONDS = 60.0
 
 
 def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Progress:
-    """Train to the end, going on from the newest checkpoint where there is one.
+    """Train to the end, resuming from the newest checkpoint where there is one.
 
-    Afterwards the model is where it was trained; `parallel.whole_model` gathers a sharded one.
+    The model stays on its device; `parallel.gather_model` gathers a sharded one.
 
     Args:
-        stop: Looked at before each backward pass.
+        stop: Polled before each backward pass.
 
     Raises:
-        Stopped: it was asked for; the last completed step is committed.
-        TrainingError: it diverged, or several steps in a row were not finite, or another rank is
-            lost.
+        Stopped: a signal asked to stop; the last completed step is committed.
+        TrainingError: training diverged, several steps in a row were not finite, or another rank
+            was lost.
         ResourceError: out of memory or disk.
     """
     keep_freed_memory()
@@ -54,24 +54,23 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
         enable_activation_checkpointing(model)
     length = job.batches.source.sequence_length
     with explained_memory_errors(1, length, job.section), lost_ranks_explained():
-        lesson = _on_the_ranks(job, model)
+        model_with_loss = _distribute(job, model)
     optimizer = make_optimizer(model, job.recipe.optimizer)
     progress = job.checkpoints.load_newest(model, optimizer) or Progress()
-    if progress.step:
-        reporter.say(f"{job.label}: going on after step {progress.step}")
-    reporter.say(f"{job.label}: {job.floor}")
-    reporter.say(f"{job.label}: {_length_of_a_step(job)}")
+    _announce(job, progress, reporter)
     precision = pick_precision(job.recipe.precision, job.device)
-    steps = TrainStep(job, lesson, optimizer, progress, precision, reporter)
+    steps = TrainStep(job, model_with_loss, optimizer, progress, precision, reporter)
     reporter.start(job.label, progress.step, job.batches.num_steps)
-    log = MetricsLog if job.ranks.is_first else NoMetrics
+    first = job.ranks.is_first
+    log = MetricsLog(job.metrics, job.name, progress.step + 1) if first else nullcontext()
     try:
-        with log(job.metrics, job.name, progress.step + 1) as lines:
+        with log as lines:
             while steps.progress.step < job.batches.num_steps:
                 values = steps.run(stop)
                 if values is None:
                     break
-                lines.write(steps.progress.step, values)
+                if lines is not None:
+                    lines.write(steps.progress.step, values)
                 reporter.step(steps.progress.step, values)
                 job.checkpoints.check()
                 if job.is_committed_at(steps.progress.step):
@@ -79,7 +78,7 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
             else:
                 steps.check_outcome()
             number = job.ranks.highest(stop.signal_number or 0)
-            if number:  # also one that came during the last step
+            if number:  # also for a signal during the last step
                 job.checkpoints.save(model, optimizer, steps.progress, stop)
                 job.checkpoints.finish()
                 raise stopped(
@@ -97,10 +96,39 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
     return steps.progress
 
 
+def train_and_commit(
+    job: TrainingJob,
+    what: str,
+    reporter: Reporter,
+    commit: Callable[[PreTrainedModel, dict[str, Any]], None],
+) -> None:
+    """Train to the end, let the first rank commit the whole model, and remove the checkpoints.
+
+    Args:
+        what: What is committed, for the message of a signal that arrives too late to stop it.
+        commit: Called with the model and the facts of its training, for its manifest.
+
+    Raises:
+        Stopped: a signal asked to stop; the last completed step, or the model, is committed.
+    """
+    with finishing(what, job.ranks) as stop:
+        facts = {"training": job.facts(train(job, reporter, stop))}
+        trained = gather_model(job.model, job.ranks)
+        job.ranks.on_rank0(lambda: commit(trained, facts))
+        job.checkpoints.clear()
+
+
+def _announce(job: TrainingJob, progress: Progress, reporter: Reporter) -> None:
+    if progress.step:
+        reporter.say(f"{job.label}: resuming after step {progress.step}")
+    reporter.say(f"{job.label}: {job.roofline}")
+    reporter.say(f"{job.label}: {_length_of_a_step(job)}")
+
+
 def _length_of_a_step(job: TrainingJob) -> str:
-    """How many steps there are and how long one is, with the setting that makes it shorter."""
+    """Number and length of the steps, with the setting that makes long ones shorter."""
     tokens = job.batches.sequences_per_step * job.batches.source.sequence_length
-    seconds = tokens / (job.floor.tokens_per_second * job.ranks.size)
+    seconds = tokens / (job.roofline.tokens_per_second * job.ranks.size)
     text = (
         f"{counted(job.batches.num_steps, 'step')} of up to {tokens:,} tokens, each at least "
         f"{duration(seconds)}"
@@ -111,26 +139,26 @@ def _length_of_a_step(job: TrainingJob) -> str:
     return f"{text}; lower {job.section}.{key} for shorter steps, and more of them"
 
 
-def _on_the_ranks(job: TrainingJob, model: PreTrainedModel) -> nn.Module:
-    """The job's lesson: sharded, replicated, or as it is where there is one rank alone."""
-    lesson = ModelWithLoss(model, job.objective)
+def _distribute(job: TrainingJob, model: PreTrainedModel) -> nn.Module:
+    """The job's model with its loss: sharded, replicated, or unchanged on a single rank."""
+    model_with_loss = ModelWithLoss(model, job.objective)
     if job.ranks.size > 1 and job.recipe.sharded:
-        shard(lesson, job.ranks, job.device)  # one group of weights after the other moves there
-        return lesson.to(job.device)
-    lesson.to(job.device)
+        shard(model_with_loss, job.ranks, job.device)  # moves one layer at a time
+        return model_with_loss.to(job.device)
+    model_with_loss.to(job.device)
     compile_body(model, job.recipe, job.device)
     if job.ranks.size == 1:
-        return lesson
+        return model_with_loss
     first = slice(0, micro_batch_size(job, Progress()))
     blank = job.batches.step(0, first).blank().to(job.device)
     coefficients: Mapping[str, float] = dict.fromkeys(job.objective.weights, 1.0)
     with autocast(job.device, pick_precision(job.recipe.precision, job.device)):
-        return replicate(lesson, blank, coefficients)
+        return replicate(model_with_loss, blank, coefficients)
 
 
 def compile_body(model: PreTrainedModel, recipe: TrainingRecipe, device: torch.device) -> None:
-    """Compile the body where the recipe says so; `auto` is on a GPU alone, and a body that computes
-    its activations twice stays as it is."""
+    """Compile the body where the recipe says so; `auto` compiles on a GPU only, and never together
+    with activation checkpointing."""
     if recipe.activation_checkpointing:
         return
     if recipe.compile is True or (recipe.compile == "auto" and device.type == "cuda"):
@@ -138,15 +166,15 @@ def compile_body(model: PreTrainedModel, recipe: TrainingRecipe, device: torch.d
 
 
 def enable_activation_checkpointing(model: PreTrainedModel) -> None:
-    """Keep each layer's input alone, and compute the rest again where the gradient needs it."""
+    """Keep only each layer's input, and recompute its activations in the backward pass."""
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), explicit_attention_mask(model.config)  # the second time as the first
+        return nullcontext(), explicit_attention_mask(model.config)  # recompute with the same mask
 
-    # On the layers themselves: the model's own method has another name in each minor version.
+    # Set on the layers: the model's own method changes its name between minor versions.
     recompute = functools.partial(checkpoint, use_reentrant=False, context_fn=contexts)
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.gradient_checkpointing = True
             module._gradient_checkpointing_func = recompute  # pyright: ignore
-            module.training = True  # a layer asks itself alone; its dropout stays as it is
+            module.training = True  # read by this layer only; dropout is unchanged

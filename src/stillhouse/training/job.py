@@ -1,4 +1,4 @@
-"""What is trained: a model, what it learns from, for how long, and where its traces go."""
+"""A training job: a model, its data and objective, its length, checkpoints and metrics."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import SequenceSource, StepBatches
 from stillhouse.training.checkpoint import Checkpoints, Progress
+from stillhouse.training.cost import sequences_per_step
 from stillhouse.training.device import micro_batch_sequences
-from stillhouse.training.floor import Floor
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import ALONE, Ranks
+from stillhouse.training.roofline import Roofline
 from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
-from stillhouse.training.work import sequences_per_step
 
 
 @runtime_checkable
@@ -48,35 +48,35 @@ class TrainingJob:
     checkpoints: Checkpoints
     metrics: Path
     device: torch.device
-    floor: Floor
+    roofline: Roofline
     ranks: Ranks = ALONE
     teacher_sharded: bool = False
     section: str = "distillation"  # of the recipe, where the training's settings are
 
     @property
     def label(self) -> str:
-        """What progress calls it."""
+        """Its name in progress and logs."""
         return f"{self.name} (seed {self.batches.seed})"
 
     @property
     def gathers(self) -> bool:
-        """Whether ranks wait for each other inside a pass, where layers are gathered."""
+        """Whether ranks gather layers inside a pass, and so wait for each other."""
         return self.ranks.size > 1 and (self.recipe.sharded or self.teacher_sharded)
 
     @property
     def micro_batch_sequences(self) -> int:
-        """Sequences that are computed at once, at most."""
+        """Highest number of sequences of a micro-batch."""
         length = self.batches.source.sequence_length
         return micro_batch_sequences(self.recipe.micro_batch_tokens, self.device, length)
 
     def is_committed_at(self, step: int) -> bool:
-        """Whether the state after so many steps becomes a checkpoint."""
+        """Whether the state after this step becomes a checkpoint."""
         return step % self.recipe.checkpoint.every_steps == 0 or step in self.checkpoints.keep_steps
 
     def facts(self, progress: Progress) -> dict[str, int | float]:
-        """What a manifest says of the finished training."""
+        """The facts of the finished training, for its manifest."""
         tokens_per_second = progress.tokens / progress.seconds / self.ranks.size
-        return progress.facts() | self.floor.facts(tokens_per_second)
+        return progress.facts() | self.roofline.facts(tokens_per_second)
 
 
 def plan_batches(
@@ -101,10 +101,11 @@ def checkpoints_for(
     ranks: Ranks = ALONE,
     *,
     keep_steps: Collection[int] = (),
+    overwrite: bool = False,
 ) -> Checkpoints:
-    """Where a job's checkpoints are, refused under any other inputs; those of `keep_steps` stay
-    until the end."""
-    return Checkpoints(
+    """A job's checkpoints, which can be resumed with the same inputs only; those of `keep_steps`
+    are kept until the end. With `overwrite` existing ones are removed."""
+    checkpoints = Checkpoints(
         folder,
         inputs,
         keep_last=recipe.checkpoint.keep_last,
@@ -113,3 +114,6 @@ def checkpoints_for(
         say=reporter.say,
         ranks=ranks,
     )
+    if overwrite:
+        checkpoints.clear()
+    return checkpoints

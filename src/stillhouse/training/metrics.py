@@ -1,7 +1,6 @@
-"""`metrics.jsonl`: one line an optimizer step, appended and flushed; TensorBoard beside it.
+"""`metrics.jsonl`: one line per optimizer step, appended and flushed; the same for TensorBoard.
 
-The file is the truth, TensorBoard a view. After a resume the lines of steps that were not committed
-are removed, so every step stands once.
+After a resume the lines of steps that were not committed are removed, so each step occurs once.
 """
 
 import json
@@ -15,7 +14,7 @@ from stillhouse.runs.atomic import explained_os_errors, write_atomic
 
 
 def read_metrics(path: Path, model: str | None = None) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, of one model or of all; a last line cut short is left out."""
+    """The lines of `metrics.jsonl`, of one model or of all; an incomplete last line is left out."""
     if not path.exists():
         return []
     lines = []
@@ -62,16 +61,3 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._board.close()
-
-
-class NoMetrics:
-    """What the other ranks write: nothing."""
-
-    def __init__(self, path: Path, model: str, next_step: int) -> None: ...
-
-    def write(self, step: int, values: dict[str, int | float]) -> None: ...
-
-    def __enter__(self) -> "NoMetrics":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...

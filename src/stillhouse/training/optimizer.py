@@ -10,7 +10,7 @@ from stillhouse.training.settings import OptimizerRecipe, ScheduleRecipe
 
 
 def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn; biases and norms (one axis) do not decay."""
+    """AdamW over the trainable parameters; biases and norms (one axis) have no weight decay."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in learning if p.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -26,7 +26,7 @@ def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Ada
 
 
 def learning_rate_factor(schedule: ScheduleRecipe, step: int, num_steps: int) -> float:
-    """What the learning rate is multiplied with at `step` (counted from 0) of `num_steps`.
+    """The factor of the learning rate at `step` (counted from 0) of `num_steps`.
 
     It rises linearly over the warm-up, and falls linearly, or along half a cosine, to zero at the
     end. The warm-up lasts ceil(warmup_fraction * num_steps) steps, as in 2019.
@@ -46,5 +46,5 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def learning_parameters(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
-    """Every parameter the optimizer changes."""
+    """The parameters of the optimizer."""
     return (parameter for group in optimizer.param_groups for parameter in group["params"])

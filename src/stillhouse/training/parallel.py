@@ -2,8 +2,8 @@
 
 Every rank runs its own micro-batches. Gradients are summed, not averaged, and once an optimizer
 step: each term was divided by its rows in the whole global batch before. A replica's buckets keep
-one layout from the first step on, so that training that went on from a checkpoint adds up in the
-same order: DDP lays them out anew after the first backward pass, hence a pass without rows ahead.
+one layout from the first step on, so that training that resumed from a checkpoint adds up in the
+same order: DDP rebuilds them after the first backward pass, hence a first pass without rows.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ from stillhouse.training.ranks import Ranks, lost_ranks_explained
 
 
 class ModelWithLoss(nn.Module):
-    """A model and its objective as one module, so that what wraps it sees each forward pass."""
+    """A model and its objective as one module, so that DDP and FSDP see each forward pass."""
 
     def __init__(self, model: PreTrainedModel, objective: Any) -> None:
         super().__init__()
@@ -39,24 +39,24 @@ class ModelWithLoss(nn.Module):
         return self.objective(self.model, batch, coefficients)
 
 
-def shard(lesson: ModelWithLoss, ranks: Ranks, device: torch.device) -> None:
-    """Split weights, gradients and optimizer state of the lesson's model over the ranks.
+def shard(model_with_loss: ModelWithLoss, ranks: Ranks, device: torch.device) -> None:
+    """Shard weights, gradients and optimizer state over the ranks.
 
     Each layer is gathered when it runs; embeddings and head stay gathered through a pass.
     """
     mesh = DeviceMesh(device.type, list(range(ranks.size)))
-    family = family_of(lesson.model.config)
-    for layer in family.layers_of(lesson.model):
+    family = family_of(model_with_loss.model.config)
+    for layer in family.layers_of(model_with_loss.model):
         fully_shard(layer, mesh=mesh)
-    fully_shard(lesson, mesh=mesh)
-    for module in lesson.modules():
+    fully_shard(model_with_loss, mesh=mesh)
+    for module in model_with_loss.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 
 def shard_teacher(model: PreTrainedModel, ranks: Ranks, device: torch.device) -> None:
-    """Split a frozen model over the ranks: each layer is gathered while it runs.
+    """Shard a frozen model over the ranks: each layer is gathered while it runs.
 
     Its embeddings, which its head shares, stay whole on every rank.
     """
@@ -66,19 +66,19 @@ def shard_teacher(model: PreTrainedModel, ranks: Ranks, device: torch.device) ->
 
 
 def replicate(
-    lesson: ModelWithLoss, blank: AnyBatch, coefficients: Mapping[str, float]
+    model_with_loss: ModelWithLoss, blank: AnyBatch, coefficients: Mapping[str, float]
 ) -> nn.Module:
-    """The lesson as one of the ranks' replicas; parameters that no term reaches stop learning.
+    """One replica of a data-parallel model; parameters that no term reaches are frozen.
 
     Args:
         blank: A micro-batch without rows.
     """
-    lesson(blank, coefficients)[0].backward()
-    for parameter in lesson.parameters():
+    model_with_loss(blank, coefficients)[0].backward()
+    for parameter in model_with_loss.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
     replica = DistributedDataParallel(
-        lesson, forward_sync_buffers=False, gradient_as_bucket_view=True
+        model_with_loss, forward_sync_buffers=False, gradient_as_bucket_view=True
     )
     replica.register_comm_hook(None, _sum)
     replica(blank, coefficients)[0].backward()
@@ -97,7 +97,7 @@ def _sum(
 
 @contextmanager
 def communicating(module: nn.Module, *, last: bool) -> Iterator[None]:
-    """Within, a backward pass sums gradients over the ranks only where it is the step's last."""
+    """Sum gradients over the ranks only in the last backward pass of a step."""
     with lost_ranks_explained():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(last)
@@ -109,20 +109,20 @@ def communicating(module: nn.Module, *, last: bool) -> Iterator[None]:
 
 
 def reshard(module: nn.Module) -> None:
-    """Give back what a pass that was broken off has gathered."""
+    """Free the layers that an interrupted pass has gathered."""
     for each in module.modules():
         if isinstance(each, FSDPModule):
             each.reshard()
 
 
 def whole(value: Tensor) -> Tensor:
-    """A value that is the same on all ranks as a plain tensor."""
+    """A replicated value as a plain tensor."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def gather_model(model: PreTrainedModel, ranks: Ranks) -> PreTrainedModel:
-    """The model with all of its weights: where they were sharded a new one, on the first rank's
-    processor alone; the other ranks get back what they have."""
+    """The model with all of its weights. A sharded one is gathered into a new model on the first
+    rank's CPU; the other ranks get their own model back."""
     if not is_sharded(model):
         return model
     gathered = type(model)(model.config) if ranks.is_first else None

@@ -1,7 +1,7 @@
-"""The files of a checkpoint: safetensors in parts, one for each rank that has rows of its own.
+"""The files of a checkpoint: safetensors in shards, one per rank whose rows are its own.
 
-A part holds rows of every tensor's first axis; parts follow each other in the order of the ranks.
-So each rank writes what it has, and reads the rows it needs, whichever files they lie in.
+A shard holds rows of every tensor's first axis, in the order of the ranks. Each rank writes its own
+rows, and reads the rows that it needs from whichever files hold them.
 """
 
 import itertools
@@ -25,7 +25,7 @@ ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of each parameter that has ha
 
 @dataclass(frozen=True)
 class State:
-    """A copy of a training's tensors, on the processor: of sharded ones this rank's rows."""
+    """A CPU copy of a training's tensors; of sharded ones this rank's rows."""
 
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
@@ -50,13 +50,13 @@ class State:
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """One rank's files of a checkpoint, of so many."""
+    """One rank's files of a checkpoint, shard `number` of `count`."""
 
     number: int
     count: int
 
     def write(self, folder: Path, state: State) -> None:
-        """Write weights and optimizer; a file that is not complete has another name."""
+        """Write weights and optimizer state, each file under a temporary name until complete."""
         for kind, tensors in (("model", state.weights), ("optimizer", state.optimizer)):
             name = f"{kind}-{self.number + 1:05d}-of-{self.count:05d}"
             unfinished = folder / f"{name}.unfinished"
@@ -69,15 +69,15 @@ class ShardFiles:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each rank has rows of its own."""
+    """Whether each rank holds a shard of the parameters."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def check_shapes(folder: Path, shapes: Mapping[str, list[int]]) -> None:
-    """That a checkpoint's tensors are those of a model whose parameters have these shapes.
+    """Check that a checkpoint belongs to a model whose parameters have these shapes.
 
     Raises:
-        ValueError: they are not.
+        ValueError: it does not.
     """
     with Tensors(folder, "model") as tensors:
         if {name: tensors.shape(name) for name in tensors.names} != shapes:
@@ -94,14 +94,14 @@ def check_shapes(folder: Path, shapes: Mapping[str, list[int]]) -> None:
 
 
 def restore_weights(folder: Path, model: nn.Module) -> None:
-    """Fill a model alone from a checkpoint whose shapes are right."""
+    """Load a model's weights from a checkpoint that `check_shapes` accepts."""
     with torch.no_grad(), Tensors(folder, "model") as tensors:
         for name, parameter in model.named_parameters():
             tensors.copy_into(parameter, name)
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill a model and its optimizer from a checkpoint whose shapes are right."""
+    """Load a model and its optimizer from a checkpoint that `check_shapes` accepts."""
     restore_weights(folder, model)
     parameters = dict(model.named_parameters())
     with torch.no_grad(), Tensors(folder, "optimizer") as tensors:
@@ -117,7 +117,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 
 
 class Tensors:
-    """The tensors of one kind in a checkpoint, whichever parts they lie in."""
+    """The tensors of one kind (model or optimizer) in a checkpoint, over all shards."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self._paths = sorted(folder.glob(f"{kind}-*.safetensors"))
@@ -137,7 +137,7 @@ class Tensors:
         return self._files[0].keys()
 
     def shape(self, name: str) -> list[int]:
-        """The whole tensor's, over all parts."""
+        """The shape of the whole tensor."""
         shapes = [file.get_slice(name).get_shape() for file in self._files]
         return [sum(shape[0] for shape in shapes), *shapes[0][1:]] if shapes[0] else []
 
@@ -152,7 +152,7 @@ class Tensors:
         local.copy_(self.rows(name, slice(first, first + len(local))))
 
     def rows(self, name: str, wanted: slice = EVERY_ROW) -> Tensor:
-        """Some rows of the first axis, or all; of a single number the number."""
+        """Rows of the first axis, by default all; a scalar as it is."""
         slices = [file.get_slice(name) for file in self._files]
         if not slices[0].get_shape():
             return self._files[0].get_tensor(name)

@@ -1,5 +1,4 @@
-"""What a person sees while a model trains or is measured: a bar on a terminal, a plain
-line now and then elsewhere."""
+"""Progress of training and measuring: a bar on a terminal, elsewhere a line from time to time."""
 
 import sys
 import time
@@ -29,7 +28,7 @@ class Reporter(Protocol):
 
 
 class QuietReporter:
-    """What the other ranks report: nothing."""
+    """Reporter of the other ranks, which prints nothing."""
 
     def say(self, message: str) -> None: ...
 
@@ -46,7 +45,7 @@ class QuietReporter:
 
 
 class ConsoleReporter:
-    """Reports on stderr, so that stdout holds results alone."""
+    """Reports on stderr, so that stdout holds only results."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -77,7 +76,7 @@ class ConsoleReporter:
             self.say(f"{self._name}: {', '.join([*self._times(step), *_terms(values)])}")
 
     def _times(self, step: int) -> list[str]:
-        """How far it is, and how long the rest takes."""
+        """The step, and the time left."""
         done = [f"step {step:,} of {self._total:,}"]
         if step > self._first:
             seconds = (time.monotonic() - self._started) / (step - self._first)
@@ -85,8 +84,8 @@ class ConsoleReporter:
         return done
 
     def _line(self, step: int, values: dict[str, int | float]) -> str:
-        """One line of the terminal: name, step and time left always, then as many values as fit,
-        and a bar where there is room."""
+        """One line of the terminal: name, step and time left, then as many values as fit, and a bar
+        where there is room."""
         line = ", ".join([self._name, *self._times(step)]).replace(" of ", "/", 1)
         width = self.console.width - 1
         for term in _terms(values):
@@ -112,13 +111,13 @@ class ConsoleReporter:
 
 
 def _terms(values: dict[str, int | float]) -> list[str]:
-    """The values that tell how it goes, the loss and the speed first."""
+    """The values to show, the loss and the speed first."""
     hidden = (
         "learning_rate",
         "tokens",
         "seconds",
         "tokens_per_second",
-        "floor_share",
+        "mfu",
         "grad_norm",
         "skipped_steps",
     )

@@ -1,9 +1,8 @@
-"""The processes that train together: who is who, and the few things they say to each other.
+"""The ranks of a distributed run, and how they communicate.
 
-`torchrun` starts them; each runs the same command. The first one alone writes what is common, and
-the others wait for it by asking the launcher's store again and again, so that no time limit of a
-collective counts while text is prepared for hours. A process by itself is a world of one, for which
-everything here does nothing.
+`torchrun` starts them; each runs the same command. Only the first one writes shared files, and the
+others wait for it by polling the launcher's store, so that no timeout of a collective applies while
+text is prepared for hours. In a single process everything here does nothing.
 
 Nothing that is sent is ever unpickled: tensors go through collectives, numbers through the store.
 """
@@ -34,12 +33,12 @@ SECONDS_BETWEEN_QUESTIONS = 0.02
 LONGEST_COLLECTIVE = timedelta(minutes=30)  # compiling included; saving is waited for elsewhere
 LONGEST_LEAVING_SECONDS = 5.0
 LAUNCHERS_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-Said = TypeVar("Said", int, str, None)
+Result = TypeVar("Result", int, str, None)
 LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out")
 
 
 class Ranks:
-    """This process among those that train together; by itself where `store` is None."""
+    """This process among the ranks of a run; a single process where `store` is None."""
 
     def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None) -> None:
         self.rank = rank
@@ -51,11 +50,10 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def on_rank0(self, work: Callable[[], Said]) -> Said:
-        """The first rank does the work while the others wait; all get what it returns.
+    def on_rank0(self, work: Callable[[], Result]) -> Result:
+        """Run `work` on the first rank while the others wait; all return its result.
 
-        Where the work fails, the first rank raises its error, and the others leave quietly, with
-        its exit code where it is one of ours.
+        If it fails, the first rank raises the error, and the others exit with its exit code.
         """
         if self._store is None:
             return work()
@@ -92,13 +90,13 @@ class Ranks:
     def _wait_for(
         self, store: Store, key: str, number: int, *, at_most_seconds: float = math.inf
     ) -> None:
-        """Wait until so many ranks have counted themselves under the key."""
+        """Wait until this many ranks have incremented the key."""
         deadline = time.monotonic() + at_most_seconds
         while store.add(key, 0) < number and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_QUESTIONS)
 
     def shutdown(self) -> None:
-        """The first rank leaves last, for it may hold the store that the others still ask."""
+        """Leave the run, the first rank last, since it may host the store."""
         with contextlib.suppress(RuntimeError):
             if self._store is None:
                 return
@@ -111,14 +109,14 @@ class Ranks:
                 self._store.add("left", 1)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, in place, the same bits on each."""
+        """Sum over the ranks, in place; the result is equal on each to the bit."""
         if self.size > 1:
             with lost_ranks_explained():
                 dist.all_reduce(tensor)
         return tensor
 
     def highest(self, number: int) -> int:
-        """The largest of all ranks' numbers. It does not wait for a GPU."""
+        """The maximum over the ranks; does not synchronize with a GPU."""
         if self.size == 1:
             return number
         found = torch.tensor(number)
@@ -127,7 +125,7 @@ class Ranks:
         return int(found)
 
     def count(self, name: str, more: int = 0) -> int:
-        """Add to a number that all ranks share under a name, and return it. Any thread may ask."""
+        """Add to a counter that all ranks share, and return it. Thread-safe."""
         if self._store is None:
             return 0
         with lost_ranks_explained():
@@ -142,11 +140,11 @@ ALONE = Ranks()
 
 
 def _session(store: Store, rank: int, size: int) -> str:
-    """A name that these processes share and no earlier ones had.
+    """A session name that these processes share and no earlier ones had.
 
-    A launcher that starts its processes again may keep its store, with what the ones before had
-    said in it. So each says a number of its own under its rank until the first process, which may
-    read old numbers too, has answered the right one.
+    A launcher that restarts its processes may keep its store, with the keys of the previous ones.
+    So each rank writes a random number under its rank, and waits until the first rank, which may
+    read stale numbers too, has answered the current one.
     """
     if rank == 0:
         name, answered = f"session/{uuid.uuid4().hex}", set()
@@ -175,10 +173,10 @@ def _wait_for_key(store: Store, key: str) -> None:
 
 
 def _meet(backend: str) -> Ranks:
-    """Find the other processes and make a group with them.
+    """Rendezvous with the other ranks and initialize the process group.
 
     Raises:
-        TrainingError: one of them was lost meanwhile.
+        TrainingError: another rank was lost meanwhile.
     """
     try:
         store, rank, size = next(rendezvous("env://", timeout=LONGEST_COLLECTIVE))
@@ -195,11 +193,11 @@ def _meet(backend: str) -> Ranks:
 
 @contextmanager
 def finishing(what: str, ranks: Ranks) -> Iterator[StopRequest]:
-    """Within, a request to stop is noted for training to act on; one that comes too late for that
-    waits until the end, where `what` is committed.
+    """Catch signals for training to act on; one that arrives too late is raised at the end, when
+    `what` is committed.
 
     Raises:
-        Stopped: there was one, on any rank.
+        Stopped: any rank received a signal.
     """
     with StopRequest() as stop:
         yield stop
@@ -210,7 +208,7 @@ def finishing(what: str, ranks: Ranks) -> Iterator[StopRequest]:
 
 @contextmanager
 def init_distributed() -> Iterator[Ranks]:
-    """The ranks that `torchrun` started, this process among them; else this process alone."""
+    """The ranks that `torchrun` started; without it, a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
@@ -232,11 +230,11 @@ def init_distributed() -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
     ranks = _meet(backend)
     try:
-        with lost_ranks_explained():  # whatever talks to the others, and leaving them
+        with lost_ranks_explained():  # in every collective, and in leaving the group
             yield ranks
-            dist.destroy_process_group()  # not after an error: others may no longer answer
+            dist.destroy_process_group()  # not after an error, since other ranks may be gone
     except TrainingError:
-        raise  # all ranks have it, or one is lost: nobody is waited for
+        raise  # raised on all ranks, or one is lost: do not wait
     except BaseException:
         ranks.shutdown()
         raise
@@ -245,10 +243,10 @@ def init_distributed() -> Iterator[Ranks]:
 
 @contextmanager
 def lost_ranks_explained() -> Iterator[None]:
-    """Within, a collective that fails because another process is gone is one clear error.
+    """Turn a collective that failed because another rank is gone into one clear error.
 
     Raises:
-        TrainingError: another rank is lost.
+        TrainingError: another rank was lost.
     """
     try:
         yield

@@ -8,7 +8,7 @@ from stillhouse.errors import Stopped
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is noted; a second SIGINT interrupts at once."""
+    """Within, the first SIGINT or SIGTERM is recorded; a second SIGINT interrupts immediately."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -31,11 +31,11 @@ class StopRequest:
 
 
 def stopped(number: int, committed: str) -> Stopped:
-    """What to say of a stop that a signal asked for, once what was done is committed."""
+    """The error that ends a command after a signal; `committed` says what is kept."""
     by = "Interrupted (Ctrl-C)" if number == signal.SIGINT else "Stopped by SIGTERM"
     if number not in (signal.SIGINT, signal.SIGTERM):
         by = f"Stopped by signal {number}"
-    return Stopped(f"{by}. {committed} Give the same command again to go on.", number)
+    return Stopped(f"{by}. {committed} Run the same command again to resume.", number)
 
 
-NEVER = StopRequest()  # nobody asks
+NEVER = StopRequest()  # receives no signal

@@ -1,10 +1,10 @@
 """One optimizer step: micro-batches on every rank, one sum of gradients, one update.
 
 The step's sequences are cut into micro-batches, and whole micro-batches are dealt to the ranks, so
-that a micro-batch is the same one whoever computes it. A rank with fewer than the others fills up
-with blank ones: all ranks then meet as often. Before each backward pass they agree on whether to go
-on: a signal, or memory that was refused, anywhere, ends the step everywhere with its partial
-gradients dropped.
+that micro-batches do not depend on the number of ranks. A rank with fewer than the others adds
+blank ones, so that all ranks run the same number of collectives. Before each backward pass they
+agree on whether to continue: a signal or a failed allocation on any rank ends the step on all of
+them, and its partial gradients are dropped.
 """
 
 import math
@@ -52,22 +52,22 @@ OUT_OF_MEMORY = 2**16  # what the ranks agree on: 0, a signal's number, or this
 
 @dataclass
 class TrainStep:
-    """The changing state of one training run: the optimizer, and how far it is.
+    """The mutable state of one training run: its optimizer and progress.
 
-    `lesson` maps a micro-batch and coefficients to a loss and its terms, on every rank.
+    `model_with_loss` maps a micro-batch and coefficients to a loss and its terms, on every rank.
     """
 
     job: TrainingJob
-    lesson: nn.Module
+    model_with_loss: nn.Module
     optimizer: torch.optim.Optimizer
     progress: Progress
     precision: Precision
     reporter: Reporter
     _skipped_in_a_row: int = field(default=0, init=False)
-    _refused: bool = field(default=False, init=False)
+    _out_of_memory: bool = field(default=False, init=False)
 
     def run(self, stop: StopRequest) -> dict[str, int | float] | None:
-        """One optimizer step's metrics; None where a stop was asked for before it was complete."""
+        """Run one optimizer step and return its metrics; None where a signal ended it early."""
         length = self.job.batches.source.sequence_length
         size = micro_batch_size(self.job, self.progress)
         with explained_memory_errors(size, length, self.job.section):
@@ -77,7 +77,7 @@ class TrainStep:
         started = time.monotonic()
         while isinstance(found := self.accumulate(stop), int):
             self.optimizer.zero_grad(set_to_none=True)
-            reshard(self.lesson)
+            reshard(self.model_with_loss)
             if found != OUT_OF_MEMORY:
                 return None
             self._halve_the_micro_batch()
@@ -99,7 +99,7 @@ class TrainStep:
             "learning_rate": learning_rate,
             "tokens": self.progress.tokens,
             "tokens_per_second": tokens / seconds,
-            "floor_share": self.job.floor.share(tokens / seconds / self.job.ranks.size),
+            "mfu": self.job.roofline.mfu(tokens / seconds / self.job.ranks.size),
             "seconds": self.progress.seconds,
             "skipped_steps": self.progress.skipped_steps,
             **norms,
@@ -109,10 +109,10 @@ class TrainStep:
         return sum(self.job.objective.weights[name] * mean for name, mean in means.items())
 
     def _watch(self, loss: float) -> None:
-        """Note a step's loss.
+        """Add a step's loss to the trend.
 
         Raises:
-            TrainingError: the training diverges.
+            TrainingError: training diverges.
         """
         floor = loss_floor(self.job.objective.weights)
         trend = self.progress.trend.after(loss, floor)
@@ -121,7 +121,7 @@ class TrainStep:
             raise self._diverged(f"the loss is {loss:.3g} and was {trend.best:.3g} at best")
 
     def check_outcome(self) -> None:
-        """Refuse weights that the last step has ruined, by the loss of one micro-batch.
+        """Reject weights that the last step has ruined, by the loss of one micro-batch.
 
         Raises:
             TrainingError: it is not finite, or far above every level of the training.
@@ -149,8 +149,8 @@ class TrainStep:
         )
 
     def accumulate(self, stop: StopRequest) -> tuple[dict[str, float], dict[str, float], int] | int:
-        """Gradients of the whole step. Returns each term's mean, the terms' norms where they are
-        due, and the step's tokens; or why the ranks agreed to end it."""
+        """Accumulate the gradients of the whole step. Returns each term's mean, the terms' gradient
+        norms where they are due, and the step's tokens; or the reason why the ranks ended it."""
         job, ranks = self.job, self.job.ranks
         parts = list(self._micro_batches())
         counts = self._counts([part for _, part in parts])
@@ -159,22 +159,22 @@ class TrainStep:
         }
         sums: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
-        self._refused = False
+        self._out_of_memory = False
         for place, (number, part) in enumerate(parts):
             last = place == len(parts) - 1
             micro = part.to(job.device)
             if place == 0 and len(coefficients) > 1:
                 with self._watching(others_wait=job.gathers):
                     norms = self._term_norms(micro, coefficients, number)
-            with communicating(self.lesson, last=last):
+            with communicating(self.model_with_loss, last=last):
                 with self._watching(others_wait=job.gathers):
                     loss, values = self._forward(micro, coefficients, number)
-                reason = OUT_OF_MEMORY if self._refused else stop.signal_number or 0
+                reason = OUT_OF_MEMORY if self._out_of_memory else stop.signal_number or 0
                 if reason := ranks.highest(reason):
                     return reason
                 with self._watching(others_wait=job.gathers or last):
                     loss.backward()
-            if self._refused and last:
+            if self._out_of_memory and last:
                 return OUT_OF_MEMORY
             for name, value in values.items():
                 sums[name] = sums[name] + value if name in sums else value
@@ -207,21 +207,21 @@ class TrainStep:
     def _forward(
         self, batch: AnyBatch, coefficients: Mapping[str, float], number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Dropout is drawn from (seed, step, micro-batch), whatever ran before."""
+        """Loss and terms of a micro-batch; dropout depends on (seed, step, micro-batch) alone."""
         key = sample_key(self.job.batches.seed, self.progress.step, number)
         seed_generators(self.job.device, int(np.random.Philox(key=key).random_raw()) % 2**63)
         with autocast(self.job.device, self.precision):
-            return self.lesson(batch, coefficients)
+            return self.model_with_loss(batch, coefficients)
 
     def _term_norms(
         self, batch: AnyBatch, coefficients: Mapping[str, float], number: int
     ) -> dict[str, Tensor]:
-        """Now and then, the norm of each weighted term's own gradient on one micro-batch (of each
-        rank, where gradients are sharded)."""
+        """Every `TERM_NORMS_EVERY_STEPS` steps, the gradient norm of each weighted term on one
+        micro-batch (of each rank, where gradients are sharded)."""
         norms: dict[str, Tensor] = {}
         if self.progress.step % TERM_NORMS_EVERY_STEPS:
             return norms
-        with communicating(self.lesson, last=is_sharded(self.lesson)):
+        with communicating(self.model_with_loss, last=is_sharded(self.model_with_loss)):
             for name, coefficient in coefficients.items():
                 self._forward(batch, {name: coefficient}, number)[0].backward()
                 norms[f"grad_norm/{name}"] = whole(
@@ -246,13 +246,13 @@ class TrainStep:
                 raise
             if others_wait and self.job.ranks.size > 1:
                 raise self._too_large() from error
-            self._refused = True
+            self._out_of_memory = True
 
     def _halve_the_micro_batch(self) -> None:
-        """The same step again in smaller parts, and so from now on.
+        """Halve the micro-batch for this step and all later ones.
 
         Raises:
-            ResourceError: a single sequence is too much.
+            ResourceError: a single sequence does not fit.
         """
         size = micro_batch_size(self.job, self.progress)
         if size == 1:
@@ -261,14 +261,16 @@ class TrainStep:
         if self.job.device.type == "cuda":
             torch.cuda.empty_cache()
         self.reporter.say(
-            f"{self.job.label}: out of memory in a micro-batch of {size} sequences; going on with "
-            f"{-(-size // 2)}, in steps of as many tokens as before"
+            f"{self.job.label}: out of memory in a micro-batch of {size} sequences; continuing "
+            f"with {-(-size // 2)}, in steps of as many tokens as before"
         )
 
     def _reset_reducer(self) -> None:
-        """After a step that was broken off: a replica's last forward pass has made it ready to sum
-        in the next backward pass, whichever that is. A blank one uses it up."""
-        if isinstance(self.lesson, DistributedDataParallel):
+        """Reset DDP's reducer after a step that was ended early.
+
+        The last forward pass of a replica has prepared its reducer to sum gradients in the next
+        backward pass, whichever that is. A blank micro-batch consumes that state."""
+        if isinstance(self.model_with_loss, DistributedDataParallel):
             blank = self.job.batches.step(self.progress.step, slice(0, 1)).blank()
             coefficients = dict.fromkeys(self.job.objective.weights, 1.0)
             self._forward(blank.to(self.job.device), coefficients, 0)[0].backward()
@@ -279,7 +281,7 @@ class TrainStep:
         return out_of_memory(size, self.job.batches.source.sequence_length, self.job.section)
 
     def _clip(self) -> Tensor:
-        """Limit the gradient's norm; returns what it was before."""
+        """Clip the gradient's norm; returns the norm before."""
         with lost_ranks_explained():
             return whole(
                 torch.nn.utils.clip_grad_norm_(
@@ -289,7 +291,7 @@ class TrainStep:
             )
 
     def _read(self, values: Mapping[str, Tensor], *, over_ranks: bool = True) -> dict[str, float]:
-        """Single values as numbers, all at once."""
+        """Scalar tensors as numbers, with one synchronization."""
         if not values:
             return {}
         stacked = torch.stack([value.float() for value in values.values()])
@@ -297,13 +299,13 @@ class TrainStep:
         return dict(zip(values, found.tolist(), strict=True))
 
     def _update(self, means: Mapping[str, float], grad_norm: float) -> float:
-        """Apply the gradients at the learning rate that is returned. A step that is not finite, or
-        a spike, is skipped, counted and limited."""
+        """Apply the gradients and return the learning rate. A step whose loss or gradient is not
+        finite, or a spike, is skipped; too many in a row end training."""
         recipe, done = self.job.recipe, self.progress
         factor = learning_rate_factor(recipe.schedule, done.step, self.job.batches.num_steps)
         learning_rate = recipe.optimizer.learning_rate * factor
-        wrong = skip_reason(means, grad_norm, done.recent_norms)
-        if wrong is None:
+        reason = skip_reason(means, grad_norm, done.recent_norms)
+        if reason is None:
             set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
             self._skipped_in_a_row = 0
@@ -312,32 +314,32 @@ class TrainStep:
         else:
             self._skipped_in_a_row += 1
             self.progress = replace(done, skipped_steps=done.skipped_steps + 1)
-            self.reporter.say(f"{self.job.label}: step {done.step + 1} is skipped: {wrong}")
+            self.reporter.say(f"{self.job.label}: step {done.step + 1} is skipped: {reason}")
         self.optimizer.zero_grad(set_to_none=True)
         if self._skipped_in_a_row == SKIPPED_STEPS_IN_A_ROW:
-            raise self._stuck(wrong or "")
+            raise self._stuck(reason or "")
         return learning_rate
 
-    def _stuck(self, wrong: str) -> TrainingError:
-        """What to say of a training that only skips steps."""
+    def _stuck(self, reason: str) -> TrainingError:
+        """The error of a training that only skips steps."""
         step = self.progress.step + 1
         skipped = f"{SKIPPED_STEPS_IN_A_ROW} steps in a row were skipped, the last at step {step}"
         section, recipe = self.job.section, self.job.recipe
         if step == SKIPPED_STEPS_IN_A_ROW:  # no step has changed anything yet
             return TrainingError(
-                f"{self.job.label}: {skipped}: {wrong}. No step was taken before: the weights that "
-                "training starts from, or its teacher's, hold NaN or infinity, or a product "
+                f"{self.job.label}: {skipped}: {reason}. No step was taken before: the weights "
+                "that training starts from, or its teacher's, hold NaN or infinity, or a product "
                 f"overflows. Compare the models on some text, or set {section}.precision to fp32."
             )
         return TrainingError(
-            f"{self.job.label}: training diverged at step {step}: {skipped}: {wrong}. Lower "
+            f"{self.job.label}: training diverged at step {step}: {skipped}: {reason}. Lower "
             f"{section}.optimizer.learning_rate (now {recipe.optimizer.learning_rate:g}), or set "
             f"{section}.precision to fp32."
         )
 
 
 def micro_batch_size(job: TrainingJob, progress: Progress) -> int:
-    """Sequences of a micro-batch: as few rounds as memory allows, each of about the same size."""
+    """Sequences of a micro-batch: as few micro-batches as memory allows, of about equal size."""
     at_most = progress.micro_batch_sequences or job.micro_batch_sequences
     of_a_rank = -(-job.batches.sequences_per_step // job.ranks.size)
     rounds = -(-of_a_rank // at_most)
@@ -347,10 +349,10 @@ def micro_batch_size(job: TrainingJob, progress: Progress) -> int:
 def skip_reason(
     means: Mapping[str, float], grad_norm: float, recent_norms: tuple[float, ...]
 ) -> str | None:
-    """Why a step must not be taken; None where nothing speaks against it.
+    """Why a step must be skipped; None where it can be taken.
 
-    A spike is a gradient whose norm is far above the median of the last steps' norms, once there
-    are enough of them to tell.
+    A spike is a gradient whose norm is far above the median of recent norms, once there are enough
+    of them.
     """
     bad = [name for name, mean in means.items() if not math.isfinite(mean)]
     if not math.isfinite(grad_norm):

@@ -12,19 +12,19 @@ from transformers import PreTrainedModel
 from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import AnySource, StepBatches
 from stillhouse.training.checkpoint import Progress
-from stillhouse.training.floor import Floor, Rates
+from stillhouse.training.cost import StepCost
 from stillhouse.training.job import Objective, TrainingJob, checkpoints_for
 from stillhouse.training.optimizer import make_optimizer
 from stillhouse.training.parallel import ModelWithLoss
 from stillhouse.training.progress import QuietReporter
+from stillhouse.training.roofline import Rates, Roofline
 from stillhouse.training.settings import TrainingRecipe
 from stillhouse.training.signals import NEVER
 from stillhouse.training.step import TrainStep
-from stillhouse.training.work import Work
 from stillhouse.verification.checks import EXACT, Check, worst
 
 SEQUENCES = 5  # of the step: an odd number, so that the last micro-batch is a short one
-UNMEASURED = Floor(Work({}, {}, (1, 1, 1), "fp32"), Rates(1.0, 1.0))
+UNMEASURED = Roofline(StepCost({}, {}, (1, 1, 1), "fp32"), Rates(1.0, 1.0))
 
 
 def split_check(

@@ -57,7 +57,7 @@ def language_case(recipe: Recipe, folder: Path, *, offline: bool) -> LanguageCas
     small, pipeline = prepare_scratch(recipe, folder, offline=offline)
     run, device = pipeline.run, pick_device()
     family, student = load_model(run.student_init)
-    teacher_family, teacher = load_model(pipeline.teacher_folder())
+    teacher_family, teacher = load_model(pipeline.models.teacher_folder)
     for model in (student, teacher):
         model.to(device)  # pyright: ignore[reportArgumentType]
     tokenizer = open_tokenizer(run.tokens)

@@ -1,8 +1,9 @@
-"""The floor of training on this machine: the work of a token over the rates measured here.
+"""The roofline of training on this machine: the cost of a token over the rates measured here.
 
-No step can take less than its multiply-adds at the speed of a matrix product alone, nor less than
-its bytes at the speed of a plain copy: the larger of the two times is the floor, and a training's
-speed is stated as its share of it.
+A token takes at least its FLOPs at the rate of a matrix product, and at least its bytes at the rate
+of a copy: the larger of the two times is the roofline (Williams, Waterman and Patterson 2009,
+section 3). A training's speed is stated as its model FLOPs utilization (MFU): FLOPs per second over
+the rate of a matrix product (Chowdhery et al. 2022, appendix B).
 """
 
 import time
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from stillhouse.training.work import Work
+from stillhouse.training.cost import StepCost
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}  # of one buffer: more than caches hold
+COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}  # of one buffer, larger than caches
 ROWS_ON_A_PROCESSOR = 1024  # more of them take longer and are no faster
 MEASURING_SECONDS = 0.1  # for each rate, beside the warm-up
 MOST_REPEATS = 50
@@ -23,55 +24,53 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device reaches at most: multiply-adds of a matrix product, bytes read and written."""
+    """Measured peaks of a device: FLOP/s of a matrix product, bytes/s read and written."""
 
-    multiply_adds_per_second: float
+    flops_per_second: float
     bytes_per_second: float
 
 
 @dataclass(frozen=True)
-class Floor:
-    """What training needs for a token, and what the device gives."""
+class Roofline:
+    """The cost of a token, and the peak rates of the device."""
 
-    work: Work
+    cost: StepCost
     rates: Rates
 
     @property
     def tokens_per_second(self) -> float:
-        """About the speed that training on this device cannot exceed: rates are measured."""
-        multiplying = sum(self.work.multiply_adds.values()) / self.rates.multiply_adds_per_second
-        moving = sum(self.work.bytes_moved.values()) / self.rates.bytes_per_second
-        return 1 / max(multiplying, moving)
+        """The highest speed that the measured rates allow."""
+        computing = self.cost.flops_per_token / self.rates.flops_per_second
+        moving = sum(self.cost.bytes_moved.values()) / self.rates.bytes_per_second
+        return 1 / max(computing, moving)
 
-    def share(self, tokens_per_second: float) -> float:
-        """How near a measured speed is to the floor: 1 is perfect."""
-        return tokens_per_second / self.tokens_per_second
+    def mfu(self, tokens_per_second: float) -> float:
+        """Model FLOPs utilization of a measured speed, from 0 to 1."""
+        return tokens_per_second * self.cost.flops_per_token / self.rates.flops_per_second
 
     def facts(self, tokens_per_second: float) -> dict[str, float]:
-        """What a manifest says of a finished training's speed."""
+        """The speed of a finished training, for its manifest."""
         return {
-            "floor_tokens_per_second": self.tokens_per_second,
-            "floor_share": self.share(tokens_per_second),
+            "roofline_tokens_per_second": self.tokens_per_second,
+            "mfu": self.mfu(tokens_per_second),
         }
 
     def __str__(self) -> str:
-        multiply_adds = sum(self.work.multiply_adds.values())
-        bytes_moved = sum(self.work.bytes_moved.values())
         return (
-            f"a token needs {multiply_adds / 1e6:,.2f} M multiply-adds and moves "
-            f"{bytes_moved / 1e3:,.2f} kB; measured here in {self.work.precision}: "
-            f"{self.rates.multiply_adds_per_second / 1e9:,.1f} G multiply-adds/s and "
-            f"{self.rates.bytes_per_second / 1e9:,.1f} GB/s; so the floor is "
+            f"{self.cost.flops_per_token / 1e6:,.2f} MFLOPs and "
+            f"{sum(self.cost.bytes_moved.values()) / 1e3:,.2f} kB per token; peaks measured in "
+            f"{self.cost.precision}: {self.rates.flops_per_second / 1e9:,.1f} GFLOP/s and "
+            f"{self.rates.bytes_per_second / 1e9:,.1f} GB/s; roofline "
             f"{self.tokens_per_second:,.0f} tokens/s"
         )
 
 
-def measure_floor(work: Work, device: torch.device) -> Floor:
-    """The floor on this device, in the work's precision and this process's threads.
+def measure_roofline(cost: StepCost, device: torch.device) -> Roofline:
+    """The roofline on this device, in the precision of the cost and this process's threads.
 
     Takes about half a second, and draws nothing from the global random generators.
     """
-    return Floor(work, measure_rates(work.product, DTYPES[work.precision], device))
+    return Roofline(cost, measure_rates(cost.product, DTYPES[cost.precision], device))
 
 
 def measure_rates(
@@ -81,7 +80,7 @@ def measure_rates(
     *,
     clock: Clock = time.perf_counter,
 ) -> Rates:
-    """The fastest of some repeats, each. On CUDA the device's own events are the clock."""
+    """Both peak rates, each the fastest of several repeats; on CUDA timed by events."""
     return Rates(matmul_rate(product, dtype, device, clock=clock), copy_rate(device, clock=clock))
 
 
@@ -92,7 +91,7 @@ def matmul_rate(
     *,
     clock: Clock = time.perf_counter,
 ) -> float:
-    """Multiply-adds per second of (rows x inner) @ (inner x columns)."""
+    """FLOP/s of (rows x inner) @ (inner x columns)."""
     rows, inner, columns = product
     rows = min(rows, ROWS_ON_A_PROCESSOR) if device.type == "cpu" else rows
     generator = torch.Generator(device).manual_seed(0)
@@ -102,11 +101,11 @@ def matmul_rate(
     )
     out = torch.empty(rows, columns, dtype=dtype, device=device)
     seconds = fastest_seconds(lambda: torch.mm(left, right.T, out=out), device, clock)
-    return rows * inner * columns / seconds
+    return 2 * rows * inner * columns / seconds
 
 
 def copy_rate(device: torch.device, *, clock: Clock = time.perf_counter) -> float:
-    """Bytes per second, read and written, of a copy between two buffers that no cache holds."""
+    """Bytes per second, read and written, of a copy between two buffers larger than any cache."""
     size = COPY_BYTES[device.type]
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     return 2 * size / fastest_seconds(lambda: target.copy_(source), device, clock)
@@ -119,7 +118,7 @@ def fastest_seconds(
     *,
     at_least: int = 1,
 ) -> float:
-    """Seconds of the fastest of some calls, after one to warm up."""
+    """Seconds of the fastest of several calls, after a warm-up."""
     run()
     seconds: list[float] = []
     while len(seconds) < at_least or (
@@ -130,7 +129,7 @@ def fastest_seconds(
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, clock: Clock) -> float:
-    """Seconds of one call, until the device is done with it."""
+    """Seconds of one call, until the device has finished it."""
     if device.type != "cuda":
         started = clock()
         run()

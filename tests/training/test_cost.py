@@ -1,4 +1,4 @@
-"""What a token needs, against counts taken from real models: their operations, their tensors."""
+"""The cost of a token, compared with counts from real models: their operations, their tensors."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,10 +11,10 @@ from stillhouse.families.registry import family_of
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.settings import TokensRecipe
+from stillhouse.training.cost import StepShape, count_flops, planned_step
 from stillhouse.training.device import Precision
 from stillhouse.training.optimizer import make_optimizer
 from stillhouse.training.settings import OptimizerRecipe, PretrainingRecipe
-from stillhouse.training.work import StepShape, count_work, planned_step
 
 ROWS, LENGTH = 3, 12
 POSITIONS = ROWS * LENGTH
@@ -37,8 +37,8 @@ def shape(*, micro_batches: int = 1, precision: Precision = "fp32", **changes: A
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("num_rows", [POSITIONS, 5])
-def test_multiply_adds_are_those_that_torch_counts(tiny_model, batch_of, words, family, num_rows):
-    """Forward and backward of a student, forward of a teacher: two operations each, exactly."""
+def test_flops_equal_those_that_torch_counts(tiny_model, batch_of, words, family, num_rows):
+    """Forward and backward of a student, forward of a teacher, exactly."""
     model = tiny_model(family)
     kind = family_of(model.config)
     causal = kind.language_modeling == "causal"
@@ -56,8 +56,8 @@ def test_multiply_adds_are_those_that_torch_counts(tiny_model, batch_of, words, 
     with FlopCounterMode(display=False) as teacher, torch.no_grad():
         logits()
     step = shape(read_rows=num_rows, student_rows=num_rows, teacher_rows=num_rows)
-    found = count_work(step, model.config, model.config).multiply_adds
-    per_token = {name: 2 * POSITIONS * number for name, number in found.items()}
+    found = count_flops(step, model.config, model.config).flops
+    per_token = {name: POSITIONS * number for name, number in found.items()}
     assert per_token["student_body"] + per_token["student_head"] == pytest.approx(
         student.get_total_flops(), rel=1e-12
     )
@@ -78,7 +78,7 @@ def test_bytes_are_those_of_the_tensors(tiny_model, precision, width):
     moments = [
         state[key].nbytes for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")
     ]
-    work = count_work(
+    work = count_flops(
         shape(micro_batches=3, precision=precision), model.config, model.config
     ).bytes_moved
     expected = {
@@ -93,9 +93,9 @@ def test_bytes_are_those_of_the_tensors(tiny_model, precision, width):
 def test_a_head_that_no_row_reaches_is_not_read(tiny_config):
     """A student of hidden states alone needs neither head."""
     config = tiny_config("gpt2")
-    work = count_work(shape(student_rows=0, teacher_rows=0), config, config)
-    whole = count_work(shape(), config, config)
-    assert work.multiply_adds["student_head"] == work.multiply_adds["teacher_head"] == 0
+    work = count_flops(shape(student_rows=0, teacher_rows=0), config, config)
+    whole = count_flops(shape(), config, config)
+    assert work.flops["student_head"] == work.flops["teacher_head"] == 0
     head_bytes = 4 * 60 * 16 / POSITIONS
     for name, passes in (("student_weights", 2), ("teacher_weights", 1)):
         difference = whole.bytes_moved[name] - work.bytes_moved[name]
@@ -106,11 +106,11 @@ def test_a_head_that_no_row_reaches_is_not_read(tiny_config):
 def test_a_teacher_that_does_not_run_costs_nothing(tiny_config, step):
     """Its outputs are stored, or no term asks for them."""
     config = tiny_config("gpt2")
-    alone = count_work(step, config, None if step.teacher_rows else config)
-    with_teacher = count_work(shape(), config, config)
-    assert not [name for name in (*alone.multiply_adds, *alone.bytes_moved) if "teacher" in name]
-    for name, number in alone.multiply_adds.items():
-        assert number == with_teacher.multiply_adds[name]
+    alone = count_flops(step, config, None if step.teacher_rows else config)
+    with_teacher = count_flops(shape(), config, config)
+    assert not [name for name in (*alone.flops, *alone.bytes_moved) if "teacher" in name]
+    for name, number in alone.flops.items():
+        assert number == with_teacher.flops[name]
 
 
 def planned(losses: dict[str, dict], *, language_modeling: str) -> StepShape:

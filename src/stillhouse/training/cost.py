@@ -1,21 +1,21 @@
-"""What a training step cannot do without, counted from configurations alone, for each token.
+"""What a training step costs, per token, counted from configurations alone.
 
-Multiply-adds. A position costs one for each weight of the layers' matrices, and two times the
-hidden size for each position it sees, in every layer; what follows attention in the last layer
-costs so much only for rows that are read. A row that reaches the head costs one for each weight of
-the projection and of the transform before it. The student does this three times:
-forward, back to inputs, back to weights; the teacher once, or not at all where its outputs are
-stored. A row of the relation term meets all T positions, in three kinds of vectors, of the student
-three times and of the teacher once. A causal position sees (T + 1) / 2 on average, a masked one T:
-documents packed into one sequence are not counted apart. Not counted: norms, activations,
-softmaxes, losses, embeddings.
+FLOPs are 2 x MACs. A position costs two per weight of the layers' matrices, and four times the
+hidden size for each position that it attends to, in every layer; what follows attention in the last
+layer is computed only for rows that a loss reads. A row that reaches the head costs two per weight
+of the projection and of the transform before it. The student does all of this three times (forward,
+gradients of inputs, gradients of weights), the teacher once, or not at all where its outputs are
+cached. A row of the relation term is compared with all T positions, in three kinds of vectors,
+three times for the student and once for the teacher. A causal position attends to (T + 1) / 2
+others on average, a masked one to T: documents packed into one sequence are not counted apart. Not
+counted: norms, activations, softmaxes, losses, embeddings.
 
 Bytes, to and from memory. AdamW reads weight, gradient and both moments and writes all but the
 gradient, in float32. A gradient is written by the first micro-batch, read and written by each
 other one, and read once for its norm. The matrices are read by each micro-batch in the precision
-of the products, the student's for forward and backward, the teacher's once. Not counted, since
-caches may hold them: activations, chunks of logits, the copies of weights in lower precision. So
-this is a lower bound, but for frozen embeddings, which count as if they learned.
+of the products, twice for the student, once for the teacher. Not counted, since caches may hold
+them: activations, chunks of logits, copies of weights in lower precision. So this is a lower bound,
+except for frozen embeddings, which are counted as if they were trained.
 
 Axes: T positions of a sequence.
 """
@@ -43,34 +43,38 @@ BYTES_OF = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class StepShape:
-    """One optimizer step, as far as its cost goes. The numbers are those of the whole step.
+    """The sizes of one optimizer step that its cost depends on.
 
-    A pair is a position and one that it sees; rows are the positions that reach a head. Where
-    `teacher_rows` is None, no term asks the teacher.
+    A pair is a position and one that it attends to; rows are the positions that reach a head.
+    `teacher_rows` is None where no term uses the teacher.
     """
 
     positions: int
     pairs: int | float
-    read_rows: int | float  # whose last hidden state any term reads
+    read_rows: int | float  # whose last hidden state a term reads
     student_rows: int | float
     teacher_rows: int | float | None
     micro_batches: int
     precision: Precision
-    relation_pairs: int | float = 0  # a row of the relation term, and a position it is held against
+    relation_pairs: int | float = 0  # rows of the relation term times positions
 
 
 @dataclass(frozen=True)
-class Work:
-    """Multiply-adds and bytes of one token, by part, and the matrix product that is typical.
+class StepCost:
+    """FLOPs and bytes of one token, by part, and a typical matrix product.
 
     `product` is (rows, inner, columns): a micro-batch through the first half of a feed-forward
     layer of the student.
     """
 
-    multiply_adds: dict[str, float]
+    flops: dict[str, float]
     bytes_moved: dict[str, float]
     product: tuple[int, int, int]
     precision: Precision
+
+    @property
+    def flops_per_token(self) -> float:
+        return sum(self.flops.values())
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ class _Matrices:
     """Weights that multiply every position, those that multiply a row of the head, and widths."""
 
     body: int
-    position_wise: int  # of the body: what only rows that are read need
+    position_wise: int  # of the body: applied only to rows that are read
     head: int
-    attention: int  # multiply-adds of a pair
+    attention: int  # MACs of a pair
     hidden_size: int
     parameters: int
 
@@ -91,7 +95,7 @@ def planned_step(
     training: PretrainingRecipe,
     device: torch.device,
 ) -> StepShape:
-    """The step that a recipe asks for, with the number of masked positions that is expected."""
+    """The step of a recipe, with the expected number of masked positions."""
     length = tokens.sequence_length
     sequences = sequences_per_step(training, length)
     at_once = micro_batch_sequences(training.micro_batch_tokens, device, length)
@@ -113,7 +117,7 @@ def planned_step(
 
 
 def read_rows(losses: LossesRecipe, counts: Mapping[Rows, int | float]) -> int | float:
-    """Rows whose last hidden state any term reads, of so many of each kind."""
+    """Rows whose last hidden state a term reads, given the number of rows of each kind."""
     terms = losses.active()
     kinds: set[Rows] = {term.rows for name, term in terms.items() if name != "relation"}
     return counts["all" if "all" in kinds else "predicted"]
@@ -122,9 +126,9 @@ def read_rows(losses: LossesRecipe, counts: Mapping[Rows, int | float]) -> int |
 def head_rows(
     losses: LossesRecipe, counts: Mapping[Rows, int | float]
 ) -> tuple[int | float, int | float | None]:
-    """Rows that must reach the student's head and the teacher's, of so many of each kind.
+    """Rows that reach the student's head and the teacher's, given the number of each kind.
 
-    None for the teacher: no term asks it.
+    None for the teacher where no term uses it.
     """
     terms = losses.active()
 
@@ -145,13 +149,13 @@ def sequences_per_step(training: PretrainingRecipe, sequence_length: int) -> int
     return max(1, training.tokens_per_step // sequence_length)
 
 
-def count_work(
+def count_flops(
     step: StepShape, student: PretrainedConfig, teacher: PretrainedConfig | None
-) -> Work:
-    """What each token of a step needs; `teacher` is None where it does not run."""
+) -> StepCost:
+    """The cost of each token of a step; `teacher` is None where it does not run."""
     ours = _matrices(student)
     parameters, repeats, width = ours.parameters, step.micro_batches, BYTES_OF[step.precision]
-    multiply_adds = {
+    macs = {
         "student_body": STUDENT_PASSES * _body(ours, step),
         "student_head": STUDENT_PASSES * ours.head * step.student_rows,
     }
@@ -162,24 +166,24 @@ def count_work(
     }
     if teacher is not None and step.teacher_rows is not None:
         theirs = _matrices(teacher)
-        multiply_adds["teacher_body"] = _body(theirs, step)
-        multiply_adds["teacher_head"] = theirs.head * step.teacher_rows
+        macs["teacher_body"] = _body(theirs, step)
+        macs["teacher_head"] = theirs.head * step.teacher_rows
         if step.relation_pairs:
             widths = STUDENT_PASSES * ours.hidden_size + theirs.hidden_size
-            multiply_adds["relation"] = 3 * widths * step.relation_pairs
+            macs["relation"] = 3 * widths * step.relation_pairs
         bytes_moved["teacher_weights"] = repeats * width * _used(theirs, step.teacher_rows)
-    return Work(
-        {name: number / step.positions for name, number in multiply_adds.items()},
+    return StepCost(
+        {name: 2 * number / step.positions for name, number in macs.items()},
         {name: number / step.positions for name, number in bytes_moved.items()},
         (-(-step.positions // repeats), ours.hidden_size, 4 * ours.hidden_size),
         step.precision,
     )
 
 
-def forward_multiply_adds(step: StepShape, config: PretrainedConfig) -> float:
-    """What each token of one forward pass of a model needs, with the head for `teacher_rows`."""
-    work = count_work(step, config, config).multiply_adds
-    return work["teacher_body"] + work["teacher_head"]
+def forward_flops(step: StepShape, config: PretrainedConfig) -> float:
+    """FLOPs per token of a model's forward pass, with the head for `teacher_rows`."""
+    flops = count_flops(step, config, config).flops
+    return flops["teacher_body"] + flops["teacher_head"]
 
 
 def _matrices(config: PretrainedConfig) -> _Matrices:
@@ -201,12 +205,12 @@ def _matrices(config: PretrainedConfig) -> _Matrices:
 
 
 def _weights(modules: Iterable[nn.Module]) -> int:
-    """Weights of their matrices."""
+    """The number of weights in matrices."""
     return sum(p.numel() for module in modules for p in module.parameters() if p.ndim == 2)
 
 
 def _body(matrices: _Matrices, step: StepShape) -> int | float:
-    """Forward multiply-adds of the layers."""
+    """Forward MACs of the layers."""
     everywhere = (matrices.body - matrices.position_wise) * step.positions
     return everywhere + matrices.position_wise * step.read_rows + matrices.attention * step.pairs
 

@@ -1,0 +1,50 @@
+"""The command line: one command per stage, and those that use a student.
+
+Results go to stdout, progress and errors to stderr. Each command imports what it needs when it
+runs, so that `--help` answers at once."""
+
+from typing import Annotated
+
+import typer
+
+from stillhouse.cli import about, models, runs, serving
+from stillhouse.stages.stage import STAGES, stage_named
+
+app = typer.Typer(
+    name="stillhouse",
+    help="Distil a language model into a smaller, faster one, and measure what it kept.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from stillhouse import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+for _command in (runs.quickstart, runs.run, runs.check, runs.verify):
+    app.command()(_command)
+for _name in STAGES:
+    app.command(_name, help=stage_named(_name).help)(runs.stage_command(_name))
+for _command in (
+    models.compare,
+    models.score,
+    models.predict,
+    models.generate,
+    serving.serve,
+    serving.write,
+    models.export,
+    models.features,
+    about.recipes,
+    about.doctor,
+):
+    app.command()(_command)

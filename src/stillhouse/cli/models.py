@@ -1,0 +1,271 @@
+"""Commands that measure and use models."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stillhouse.cli.options import (
+    AsJson,
+    Device,
+    Model,
+    Models,
+    Offline,
+    PrecisionName,
+    TaskName,
+    TaskSettings,
+    print_json,
+)
+from stillhouse.wording import counted, numbered_rows
+
+
+def compare(
+    models: Models,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score this text; by default the held-out text of the models' run, or of the "
+            "sample."
+        ),
+    ] = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    device: Device = None,
+) -> None:
+    """Compare size, speed, memory and perplexity of models.
+
+    All models are scored on the same text and timed in turns. Progress goes to stderr.
+    """
+    from stillhouse.evaluation.compare import compare_models
+    from stillhouse.evaluation.comparison_table import print_comparison
+    from stillhouse.training.progress import ConsoleReporter
+
+    with ConsoleReporter() as reporter:
+        result = compare_models(models, text, offline=offline, reporter=reporter)
+    print_json(result) if as_json else print_comparison(result)
+
+
+def score(
+    model: Model,
+    task: TaskName = None,
+    data: Annotated[Path | None, typer.Option(help="Labeled examples.")] = None,
+    overrides: TaskSettings = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(metavar="TASKS", help="Comma-separated tasks of lm-evaluation-harness."),
+    ] = None,
+    lm_eval_folder: Annotated[
+        Path | None, typer.Option(help="A folder of task definitions (YAML) for the harness.")
+    ] = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    device: Device = None,
+) -> None:
+    """Score a model on a task.
+
+    Reads a table, a file in SQuAD's format or tagged sentences; prints each metric with its 95 %
+    interval over examples. Without --task the task is the one that the model was trained on. With
+    --lm-eval the harness scores a causal language model instead.
+    """
+    from stillhouse.errors import RecipeError
+
+    if lm_eval is not None and task is None and data is None and not overrides:
+        from stillhouse.evaluation.harness import print_harness, score_by_harness
+
+        names = [name.strip() for name in lm_eval.split(",")]
+        found = score_by_harness(model, names, task_folder=lm_eval_folder, offline=offline)
+        print_json(found) if as_json else print_harness(found)
+        return
+    if lm_eval is not None or data is None:
+        raise RecipeError("Give --data (and --task, --set), or --lm-eval alone.")
+    from stillhouse.evaluation.score import print_scores, score_model
+    from stillhouse.models.hub import resolve_folder
+    from stillhouse.recipe_file import parse_task
+    from stillhouse.tasks.registry import settings_of_model
+
+    folder = resolve_folder(model, offline=offline)
+    recipe = parse_task(task or settings_of_model(folder), overrides or [])
+    result = score_model(model, folder, recipe, data)
+    print_json(result) if as_json else print_scores(result)
+
+
+def predict(
+    model: Model,
+    source: Annotated[
+        Path, typer.Option("--input", help="The examples: a .jsonl file, or a table.")
+    ],
+    output: Annotated[Path, typer.Option(help="The .jsonl file to write, one line per example.")],
+    task: TaskName = None,
+    overrides: TaskSettings = None,
+    offline: Offline = False,
+    device: Device = None,
+) -> None:
+    """Write a model's predictions for the examples of a file.
+
+    Line n has the text of row n and a prediction in the format of transformers' pipelines: a label,
+    an answer, entities, an embedding. A blank row is read as an empty text. Without --task the task
+    is the one that the model was trained on.
+    """
+    from stillhouse.inference.load import load_for_task
+    from stillhouse.inference.predict import check_output, predict_file
+    from stillhouse.inference.task_model import cut_text
+    from stillhouse.models.hub import resolve_folder
+    from stillhouse.recipe_file import parse_task
+    from stillhouse.tasks.registry import settings_of_model
+    from stillhouse.training.device import pick_device
+
+    check_output(output)
+    folder = resolve_folder(model, offline=offline)
+    recipe = parse_task(task or settings_of_model(folder), overrides or [])
+    loaded = load_for_task(folder, recipe, pick_device())
+    number, num_cut = predict_file(loaded, source, output)
+    if num_cut:
+        typer.echo(cut_text(num_cut, loaded.task), err=True)
+    if blank := loaded.task.blank_rows(source):
+        where = f"{source}: {numbered_rows(blank)} without any field"
+        typer.echo(f"{where}: read as empty text", err=True)
+    print(f"{output}: {counted(number, 'prediction')}")
+
+
+MaxNewTokens = Annotated[int, typer.Option(help="Number of tokens to add.")]
+NumSequences = Annotated[int, typer.Option(help="Number of texts.")]
+Temperature = Annotated[
+    float, typer.Option(help="Below 1 is more predictable, above 1 more random.")
+]
+TopK = Annotated[
+    int, typer.Option(help="Sample from the k most probable tokens; 0 samples from all.")
+]
+TopP = Annotated[
+    float, typer.Option(help="Sample from the most probable tokens of this total probability.")
+]
+MinP = Annotated[
+    float,
+    typer.Option(help="Drop tokens less probable than this fraction of the most probable one."),
+]
+TypicalP = Annotated[
+    float, typer.Option(help="Sample from the least surprising tokens of this total probability.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Above 1 makes tokens that already occur less probable.")
+]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")]
+NumBeams = Annotated[int, typer.Option(help="With --greedy: the number of beams of a beam search.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="End before this text; may be given several times.")
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(metavar="STUDENT", help="A student that drafts; the output is the model's own."),
+]
+
+
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None,
+    max_new_tokens: MaxNewTokens = 50,
+    num_return_sequences: NumSequences = 1,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 50,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    typical_p: TypicalP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    greedy: Greedy = False,
+    num_beams: NumBeams = 1,
+    stop: Stop = None,
+    precision: PrecisionName = "fp32",
+    draft: Draft = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    device: Device = None,
+) -> None:
+    """Continue a text with a causal model.
+
+    Prints each text, the prompt included. With --draft, the draft acceptance rate goes to stderr.
+    """
+    from stillhouse.inference.engine.speculative import continue_by_draft
+    from stillhouse.inference.generation import Generation
+
+    settings = Generation(
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=num_return_sequences,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=repetition_penalty,
+        greedy=greedy,
+        num_beams=num_beams,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+
+    loaded = _load(model, precision, offline=offline)
+    if draft is None:
+        found = loaded.continuations(prompt, settings)
+    else:
+        student = _load(draft, precision, offline=offline)
+        text, kept = continue_by_draft(loaded, student, prompt, settings)
+        typer.echo(kept, err=True)
+        found = [text]
+    texts = [prompt + rest for rest in found]
+    if as_json:
+        print_json([{"generated_text": text} for text in texts])
+    else:
+        print("\n---\n".join(texts))
+
+
+def _load(name: str, precision: str, *, offline: bool) -> Any:
+    from stillhouse.inference.quantization_check import load_at_precision
+
+    found = load_at_precision(name, precision, offline=offline)
+    if precision != "fp32":
+        typer.echo(f"{name}: precision: {found}", err=True)
+    return found.model
+
+
+def export(
+    model: Model,
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="ctranslate2, gguf or onnx.")],
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRECISION",
+            help="fp32, fp16 or int8; by default the usual one of the format.",
+        ),
+    ] = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for another engine.
+
+    Reads a model folder, writes DIR. The export is loaded again and compared with the model on real
+    text, and its speed with transformers; an export whose output differs is not kept.
+    """
+    from stillhouse.export.export import export_model, print_export
+
+    found = export_model(model, to, target, precision=precision, offline=offline)
+    print_json(found) if as_json else print_export(found, target)
+
+
+def features(
+    model: Model,
+    text: Annotated[str, typer.Option(help="The text to read.")],
+    output: Annotated[Path, typer.Option(help="The .safetensors or .npy file to write.")],
+    offline: Offline = False,
+    device: Device = None,
+) -> None:
+    """Write a text's last hidden states to a file.
+
+    One row per token, float32.
+    """
+    from stillhouse.inference.features import check_target, save_features
+    from stillhouse.inference.load import load
+
+    check_target(output)
+    states = load(model, offline=offline).features(text)
+    save_features(states, output)
+    print(f"{output}: {counted(states.shape[0], 'token')} x {states.shape[1]}")

@@ -1,0 +1,146 @@
+"""Commands that run a recipe, or check one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stillhouse.cli.options import (
+    AsJson,
+    Device,
+    Offline,
+    Overrides,
+    Overwrite,
+    RecipeName,
+    RunDir,
+    print_json,
+)
+
+
+def quickstart(
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    overwrite: Overwrite = "",
+    device: Device = None,
+) -> None:
+    """Distil the packaged teacher on this machine's own text.
+
+    Needs no download. Writes student, control, table and report into the run folder, and prints the
+    table."""
+    _run_stages("quickstart", run_dir, overrides, overwrite, offline=True)
+
+
+def run(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+    offline: Offline = False,
+    overwrite: Overwrite = "",
+    device: Device = None,
+) -> None:
+    """Run a recipe's stages in order, from text to report.
+
+    Outputs that are up to date are left alone; re-running resumes where a run stopped. Writes the
+    run folder: tokens, student, control,
+    evaluation.json and report.html."""
+    _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, until=until)
+
+
+def check(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    device: Device = None,
+) -> None:
+    """Check a recipe, and estimate its models, time and memory.
+
+    Reads configurations, task files and a part of the text; writes nothing.
+    """
+    from stillhouse.check import check_recipe, print_check
+    from stillhouse.recipe_file import load_recipe
+    from stillhouse.runs.paths import RunFolder
+
+    name, parsed = load_recipe(recipe, overrides or [])
+    run = RunFolder.at(run_dir or Path("runs") / name)
+    result = check_recipe(name, parsed, offline=offline, run=run)
+    print_json(result) if as_json else print_check(result)
+
+
+def verify(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a recipe's losses on its own teacher and text, against independent references.
+
+    Reads the first documents; takes about a minute; writes to a temporary folder only. Exits with 1
+    if a check fails.
+    """
+    from stillhouse.recipe_file import load_recipe
+    from stillhouse.verification.checks import print_checks
+    from stillhouse.verification.verify import verify_recipe
+
+    name, parsed = load_recipe(recipe, overrides or [])
+    result = verify_recipe(name, parsed, offline=offline)
+    tables = result.pop("tables")
+    if as_json:
+        print_json(result)
+    else:
+        for part, checks in tables.items():
+            print_checks(f"{name}: {part}", checks)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+def stage_command(name: str) -> Callable[..., None]:
+    """The command of one stage."""
+
+    def command(
+        recipe: RecipeName,
+        run_dir: RunDir = None,
+        overrides: Overrides = None,
+        offline: Offline = False,
+        overwrite: Overwrite = "",
+        device: Device = None,
+    ) -> None:
+        _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only=name)
+
+    return command
+
+
+def _run_stages(
+    recipe: str,
+    run_dir: Path | None,
+    overrides: list[str] | None,
+    overwrite: str,
+    *,
+    offline: bool,
+    only: str | None = None,
+    until: str | None = None,
+) -> None:
+    from stillhouse.machine import sharing_cores
+    from stillhouse.recipe_file import load_recipe
+
+    name, parsed = load_recipe(recipe, overrides or [])
+    from stillhouse.pipeline import Options, Pipeline
+    from stillhouse.runs.paths import RunFolder
+    from stillhouse.stages.stage import stages_named, stages_until
+    from stillhouse.training.progress import ConsoleReporter, QuietReporter
+    from stillhouse.training.ranks import init_distributed
+
+    stages = (only,) if only else stages_until(until)
+    options = Options(offline=offline, overwrite=stages_named(overwrite))
+    folder = RunFolder.at(run_dir or Path("runs") / name)
+    with sharing_cores(), init_distributed() as ranks:
+        with ConsoleReporter() if ranks.is_first else QuietReporter() as reporter:
+            pipeline = Pipeline(parsed, folder, reporter, options, ranks)
+            pipeline.run_stages(stages)
+        if ranks.is_first and (text := pipeline.summary(stages)):
+            print(text)

@@ -1,0 +1,73 @@
+"""The stage evaluate: teacher, student and controls -> evaluation.json."""
+
+from typing import TYPE_CHECKING
+
+from stillhouse.stages.stage import Stage
+
+if TYPE_CHECKING:
+    from stillhouse.runs.manifest import Inputs
+    from stillhouse.stages.check import RecipeCheck
+    from stillhouse.stages.context import StageContext
+
+
+def check(check: "RecipeCheck") -> None:
+    """The texts to score can be read, and the models have a perplexity."""
+    if not check.runs("evaluate"):
+        return
+    from pathlib import Path
+
+    from stillhouse.errors import DataError, RecipeError
+    from stillhouse.evaluation.texts import read_text
+    from stillhouse.families.registry import family_of
+
+    others = [name for name in check.recipe.evaluation.perplexity if name != "validation"]
+    if others and family_of(check.teacher).language_modeling == "masked":
+        raise RecipeError(
+            f"evaluation.perplexity names {', '.join(others)}, but perplexity is a measure of "
+            "causal models; of a masked one the loss on the validation split is measured. "
+            "Leave the key out."
+        )
+    for name in others:
+        if not read_text(Path(name)).split():
+            raise DataError(f"{name} holds no words to score.")
+
+
+def run(context: "StageContext") -> None:
+    """Measure the models of a seed; after the last of several seeds, summarize them all."""
+    from stillhouse.evaluation.evaluate import evaluate, evaluate_inputs, summarize
+    from stillhouse.evaluation.metrics.base import Cache
+    from stillhouse.runs.manifest import verify
+    from stillhouse.runs.paths import RunFolder
+
+    recipe, run, seeds = context.recipe, context.run, context.recipe.seeds
+    outputs = {model: run.model(model) for model in recipe.distillation.models}
+    for folder in outputs.values():
+        context.require(folder, "distill")
+    teacher = context.models.teacher
+    folders = {"teacher": teacher.folder, **outputs}
+
+    def measure(inputs: "Inputs") -> None:
+        for folder in (run.tokens, *outputs.values()):
+            verify(folder)
+        measured = context.shared.setdefault("measured", Cache())
+        evaluate(recipe, run, folders, inputs, measured, context.reporter)
+
+    context.once(
+        run.evaluation,
+        lambda: evaluate_inputs(recipe, run, teacher.fingerprint, outputs, context.seed),
+        measure,
+    )
+    if len(seeds) > 1 and context.seed == seeds[-1]:
+        whole = RunFolder.at(run.shared)
+        context.ranks.on_rank0(lambda: summarize(recipe, whole, whole.of_seeds(seeds)))
+
+
+STAGE = Stage(
+    "evaluate",
+    "Measure all models of a run into evaluation.json.",
+    outputs=lambda run: [run.evaluation],
+    run=run,
+    check=check,
+    needs=("distill",),
+    per_seed=True,
+)

@@ -1,0 +1,42 @@
+"""The stage init: teacher -> student-init/."""
+
+from typing import TYPE_CHECKING
+
+from stillhouse.stages.stage import Stage
+
+if TYPE_CHECKING:
+    from stillhouse.stages.check import RecipeCheck
+    from stillhouse.stages.context import StageContext
+
+
+def check(check: "RecipeCheck") -> None:
+    """The student follows from the teacher, and the weights that it starts from fit."""
+    from stillhouse.student.initialize import check_initial_weights
+    from stillhouse.student.plan import plan_student
+
+    check.student = plan_student(check.teacher, check.recipe.student)
+    if check.runs("init"):
+        check_initial_weights(check.recipe.student.weights, check.student)
+
+
+def run(context: "StageContext") -> None:
+    """Write the initial student."""
+    from stillhouse.student.initialize import initialize, initialize_inputs
+
+    teacher = context.models.teacher
+    context.once(
+        context.run.student_init,
+        lambda: initialize_inputs(context.recipe, teacher.fingerprint, context.seed),
+        lambda inputs: initialize(context, teacher.folder, inputs),
+    )
+
+
+STAGE = Stage(
+    "init",
+    "Make the initial student: teacher to student-init/.",
+    outputs=lambda run: [run.student_init],
+    run=run,
+    check=check,
+    needs=("prepare",),
+    per_seed=True,
+)
