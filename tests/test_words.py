@@ -11,68 +11,32 @@ from stillhouse.cli import app
 # Files that still use old words, and which. A line goes when its file is done; none is added.
 # ruff: noqa: E501
 LEFT = """
---help: apart by commas | held against | likeliest | so many | with what is right
-benchmarks/gpu.py: Floor | Work | floor (of speed) | floor_share | multiply-adds | multiply_adds
-benchmarks/measure.py: floor (of speed) | made anew
-benchmarks/scaling.py: Work | floor (of speed)
-benchmarks/step.py: Floor | Work | floor (of speed) | floor_share
+benchmarks/measure.py: made anew
 docs/bad-input.md: going on | stands
-docs/cli.md: apart by commas | held against | likeliest | so many | with what is right
-src/stillhouse/__main__.py: stands
-src/stillhouse/check.py: floor (of speed) | multiply-adds | multiply_adds | so many
-src/stillhouse/cli.py: apart by commas | held against | likeliest | so many | with what is right
-src/stillhouse/distillation/cache.py: begun | but for rounding | going on | made anew | stands | visit (of a sequence)
-src/stillhouse/distillation/distill.py: Floor | Lesson | Work | begun | floor (of speed) | going on
-src/stillhouse/doctor.py: the processor
 src/stillhouse/errors.py: going on
-src/stillhouse/estimate/language.py: multiply_adds | so many
-src/stillhouse/estimate/speeds.py: Work | floor (of speed) | multiply-adds | multiply_adds | so many
-src/stillhouse/estimate/tasks.py: multiply_adds | so many | visit | visit (of a sequence)
+src/stillhouse/estimate/tasks.py: so many | visit | visit (of a sequence)
 src/stillhouse/estimate/text.py: stands
-src/stillhouse/finetuning/finetune.py: Work | floor (of speed) | multiply-adds
 src/stillhouse/inference/engine/token_healing.py: stands
 src/stillhouse/inference/reference.py: begun
 src/stillhouse/integrations/cache.py: likeliest
 src/stillhouse/machine.py: begun
 src/stillhouse/objectives/relation.py: stands
-src/stillhouse/pipeline.py: going on | made anew
-src/stillhouse/runs/atomic.py: going on | stands
-src/stillhouse/runs/manifest.py: stands
-src/stillhouse/runs/seeds.py: going on | made anew
 src/stillhouse/samples/teacher/README.md: made anew
 src/stillhouse/serving/config.py: stands
 src/stillhouse/serving/errors.py: stands
 src/stillhouse/serving/web/tasks.js: stands
-src/stillhouse/student/initialize.py: goes on from a model | going on
-src/stillhouse/teacher/train.py: Work | floor (of speed) | going on
-src/stillhouse/training/__init__.py: floor (of speed)
-src/stillhouse/training/allocator.py: made anew | the processor
-src/stillhouse/training/checkpoint.py: begun | going on
-src/stillhouse/training/device.py: the processor
-src/stillhouse/training/engine.py: going on | lesson | whole_model
-src/stillhouse/training/floor.py: Floor | Work | floor (of speed) | floor_share | floor_tokens_per_second | multiply-adds | multiply_adds
-src/stillhouse/training/job.py: Floor | floor (of speed) | so many
-src/stillhouse/training/metrics.py: stands
-src/stillhouse/training/parallel.py: going on | lesson | made anew
-src/stillhouse/training/parts.py: so many | the processor
-src/stillhouse/training/progress.py: floor_share
-src/stillhouse/training/ranks.py: going on | so many
-src/stillhouse/training/signals.py: going on
-src/stillhouse/training/step.py: _refused | floor_share | going on | lesson
-src/stillhouse/training/work.py: Work | held against | multiply-adds | multiply_adds | so many
+src/stillhouse/training/checkpoint.py: begun
+src/stillhouse/training/ranks.py: going on
 src/stillhouse/verification/layouts.py: stands
 src/stillhouse/verification/scratch.py: so many
-src/stillhouse/verification/split.py: Floor | Work | floor (of speed)
 src/stillhouse/verification/tasks.py: held against
-tests/benchmarks/test_gpu.py: Floor | Work | floor (of speed) | floor_share | multiply-adds | the processor
+tests/benchmarks/test_gpu.py: the processor
 tests/benchmarks/test_time_to_quality.py: going on | stands
-tests/estimate/test_language.py: multiply-adds | multiply_adds
 tests/export/test_llama_cpp.py: likeliest
 tests/families/test_qkv_hook.py: made anew
 tests/faults/disk.py: stands
 tests/faults/files.py: made anew | stands
-tests/faults/training.py: floor (of speed) | going on | so many
-tests/fixed_speeds.py: multiply-adds
+tests/faults/training.py: so many
 tests/gpu/test_on_device.py: but for rounding
 tests/inference/test_batching.py: likeliest
 tests/inference/test_loaded.py: likeliest | stands
@@ -84,11 +48,7 @@ tests/models/test_weight_files.py: is told
 tests/objectives/test_language_model.py: stands | what it says of
 tests/page/test_page_trouble.py: begun | stands
 tests/page/test_views.py: begun
-tests/pipeline/test_bad_input.py: going on
 tests/pipeline/test_finetuning.py: texts without answers
-tests/pipeline/test_pipeline.py: floor_share | floor_tokens_per_second
-tests/pipeline/test_ranks.py: going on
-tests/pipeline/test_resume.py: going on
 tests/pipeline/test_teacher_cache_run.py: but for rounding
 tests/runs/test_manifest.py: stands | what it says of
 tests/runs/test_seeds.py: aside
@@ -103,15 +63,12 @@ tests/student/test_plan.py: stands
 tests/test_machine.py: stands
 tests/test_recipe_file.py: stands
 tests/test_rules.py: stands | the processor
-tests/training/jobs.py: Floor | Work | floor (of speed)
 tests/training/test_allocator.py: made anew
 tests/training/test_checkpoint.py: begun | is told
 tests/training/test_device.py: is told
 tests/training/test_divergence.py: floor (of speed)
-tests/training/test_engine.py: floor (of speed) | floor_share | going on
-tests/training/test_floor.py: Floor | Work | floor (of speed) | floor_share | floor_tokens_per_second | going on | multiply-adds | multiply_adds
+tests/training/test_engine.py: going on
 tests/training/test_metrics.py: stands
-tests/training/test_work.py: Work | multiply_adds
 """
 REMAINING = {
     path: set(words.split(" | "))
