@@ -167,7 +167,7 @@ def test_generate_as_json_is_a_list_of_texts(capsys, monkeypatch, model):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--max-new-tokens", 1000), 3, "the model takes 48 in all"),
+        (("--max-new-tokens", 1000), 3, "the model takes 48 in total"),
         (("--temperature", 0), 2, "temperature is 0.0; it must be above 0"),
         (("--greedy", "--num-return-sequences", 2), 2, "greedy gives one text only"),
     ],

@@ -190,7 +190,7 @@ def test_scores_come_with_their_interval(call, folder_for, tmp_path):
     assert f"{found['value']:.4f}" in out
     code, out, _ = call("score", folder, "--task", "sst2", "--data", data, "--set", "max_length=8")
     assert code == 0
-    assert "30 texts have more than 8 tokens and were not read whole" in out
+    assert "30 texts were truncated to 8 tokens" in out
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def test_a_hub_name_with_offline_is_rejected(tmp_path):
     settings = ("teacher=someone/some-teacher", "tokens.tokenizer=teacher")
     overrides = [part for key in settings for part in ("--set", key)]
     message = "'someone/some-teacher' is not on this disk, and --offline forbids the network"
-    advice = "give a folder with its config, safetensors and tokenizer files"
+    advice = "give a folder with config, safetensors and tokenizer files"
     for command in ("check", "run"):
         refused(call(command, recipe, "--offline", *overrides), 7, message, advice)
 

@@ -64,7 +64,7 @@ def test_predictions_are_independent_of_batching(task_folder, name, family):
     for example, found in zip(examples, together, strict=True):
         alone = task.result(answers(task, model, tokenizer, [example])[0])
         assert flat(found) == pytest.approx(flat(alone), abs=2e-5)
-    assert len({str(flat(each)) for each in together}) > 2
+    assert len({str(flat(each)) for each in together}) > 1
 
 
 def answers(task, model, tokenizer, examples) -> list:

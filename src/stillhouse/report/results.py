@@ -85,13 +85,13 @@ def _read(seed: int, run: RunFolder) -> SeedResult:
         schema, models = evaluation.get("schema"), evaluation["models"]
     except (ValueError, AttributeError, KeyError) as error:
         raise RunError(
-            f"{run.evaluation} is damaged ({error}). Remove it, then run the stage evaluate again."
+            f"{run.evaluation} is damaged ({error}). Move it away, then run the stage evaluate again."
         ) from error
     if schema != SCHEMA or "student" not in models:
         found = f"schema {schema}" if schema != SCHEMA else "no student"
         raise RunError(
             f"{run.evaluation} has {found}; the report needs schema {SCHEMA} with a student. "
-            "Remove it, then run the stage evaluate again."
+            "Move it away, then run the stage evaluate again."
         )
     return SeedResult(seed, run, evaluation, read_metrics(run.metrics))
 
