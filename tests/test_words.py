@@ -47,7 +47,6 @@ tests/models/test_weight_files.py: is told
 tests/objectives/test_language_model.py: stands | what it says of
 tests/page/test_page_trouble.py: begun | stands
 tests/page/test_views.py: begun
-tests/pipeline/test_finetuning.py: texts without answers
 tests/pipeline/test_teacher_cache_run.py: but for rounding
 tests/runs/test_manifest.py: stands | what it says of
 tests/runs/test_seeds.py: aside

@@ -272,7 +272,7 @@ def test_a_library_that_is_missing_is_named(tmp_path, capsys, monkeypatch):
         ["stillhouse", "export", "sample", str(tmp_path / "out"), "--to", "ctranslate2"],
     )
     assert _run() == 2
-    assert "Writing ctranslate2 needs ctranslate2; install it" in capsys.readouterr().err
+    assert "Export to ctranslate2 needs ctranslate2. Install the extra" in capsys.readouterr().err
 
 
 def test_matrices_that_do_not_divide_into_blocks_are_said_to_stay_in_float32(tmp_path):

@@ -322,7 +322,7 @@ def odd_documents(folder: Path) -> Iterator[Trial]:
         if broken:
             check_refusal(found, 3)
             assert str(source) in found.err
-            assert not jsonl or f"line {place + 1}" in found.err, found.err
+            assert not jsonl or f"row {place + 1}" in found.err, found.err
             assert not (run.folder / "tokens").exists()
             return
         assert found.code == 0, found.err

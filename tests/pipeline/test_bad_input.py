@@ -356,7 +356,7 @@ def test_a_hub_name_without_a_network_is_rejected(tmp_path):
         text=True,
     )
     outcome = Outcome(result.returncode, result.stdout, result.stderr)
-    refused(outcome, 7, "'someone/some-teacher'", "give a folder with its config, safetensors")
+    refused(outcome, 7, "'someone/some-teacher'", "give a folder with config, safetensors")
 
 
 # The run folder

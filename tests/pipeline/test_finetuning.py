@@ -137,7 +137,8 @@ def test_the_best_of_several_evaluations_is_kept(recipe, tmp_path):
     if the last one is worse; every state's value is written, and other data selects again."""
     training = TRAINING | {
         "epochs": 4, "evaluations": 4, "select": "dev", "checkpoint": {"every_steps": 7},
-        "schedule": {"name": "constant"}, "optimizer": {"learning_rate": 3e-2},
+        "schedule": {"name": "constant", "warmup_fraction": 0.0},
+        "optimizer": {"learning_rate": 3e-2},
     }  # fmt: skip
     data = {"train": str(tmp_path / "train.tsv"), "validation": {"dev": str(tmp_path / "dev.tsv")}}
     path = recipe(models={"model": {"start": "teacher"}}, training=training, data=data)
@@ -210,7 +211,7 @@ def test_a_student_learns_from_unlabeled_text_alone(recipe, tmp_path, task_folde
     stillhouse.run(recipe(models=models, data=data, losses=losses), tmp_path / "run")
     config = json.loads((tmp_path / "run/finetuned/heat/a/config.json").read_text())
     assert config["id2label"] == {"0": "warm", "1": "cold"}
-    message = r"texts.jsonl row 1 has no column 'label'.* unlabeled examples where losses.hard_tar"
+    message = r"texts.jsonl row 1 has no column 'label'.* unlabeled examples where losses.hard_lab"
     with pytest.raises(DataError, match=message):
         stillhouse.run(recipe(models=models, data=data), tmp_path / "other")
 
@@ -263,7 +264,7 @@ def test_unlabeled_data_is_used_by_distilled_models_only(unlabeled, tmp_path):
         ours, theirs = weights_of(run, model), weights_of(other, model)
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     card = (run / "finetuned" / "heat" / "distilled" / "README.md").read_text()
-    assert "- Texts without answers: all of `more.tsv`" in card
+    assert "- Unlabeled data: all of `more.tsv`" in card
 
 
 def test_a_distilled_teacher_trains_on_unlabeled_data(unlabeled, tmp_path):
@@ -333,7 +334,7 @@ def test_a_teacher_with_a_shorter_context_than_its_student_is_rejected(
         ({"models": {"../a": {"start": "teacher"}}}, r"models.\.\./a.*pattern"),
         ({"models": {"a": {"start": "student"}}}, "a.start is student, which this recipe does not"),
         ({"models": {"a": {"start": "teacher", "teacher": "b"}}}, "b"),
-        ({"losses": {"similarity": 1.0}}, "losses.similarity is no term of classification"),
+        ({"losses": {"similarity": 1.0}}, "losses.similarity is not a term of classification"),
         ({"task": {"kind": "classification", "max_length": 99}}, "99 tokens, but .* takes 64"),
         ({"models": {"a": {"start": "teacher", "layer_map": 9}}}, "layer_map asks for 9 layers"),
     ],
