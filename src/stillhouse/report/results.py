@@ -85,7 +85,8 @@ def _read(seed: int, run: RunFolder) -> SeedResult:
         schema, models = evaluation.get("schema"), evaluation["models"]
     except (ValueError, AttributeError, KeyError) as error:
         raise RunError(
-            f"{run.evaluation} is damaged ({error}). Move it away, then run the stage evaluate again."
+            f"{run.evaluation} is damaged ({error}). Move it away, then run the stage evaluate "
+            "again."
         ) from error
     if schema != SCHEMA or "student" not in models:
         found = f"schema {schema}" if schema != SCHEMA else "no student"
