@@ -32,8 +32,8 @@ from transformers import PreTrainedModel
 
 from benchmarks import measure
 from benchmarks.cached import KIND, SIZE, CachedTeacher, teacher_logits
+from stillhouse.data.documents import is_validation
 from stillhouse.data.sources.sample import sample_documents
-from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError, StillhouseError
 from stillhouse.families.base import Family
 from stillhouse.models.hub import resolve_folder

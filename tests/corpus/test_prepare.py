@@ -15,8 +15,7 @@ import pytest
 
 from stillhouse.corpus.prepare import TextCounts, prepare, prepare_inputs
 from stillhouse.data.chunks import Chunk
-from stillhouse.data.documents import read_documents
-from stillhouse.data.splits import is_validation
+from stillhouse.data.documents import is_validation, read_documents
 from stillhouse.errors import DataError, NetworkError, RecipeError
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import is_up_to_date, read_manifest, sha256_of, verify

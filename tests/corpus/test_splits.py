@@ -11,9 +11,8 @@ from pyarrow import parquet
 from stillhouse.corpus.splits import Splitting, blocks_of, plan_splits
 from stillhouse.data import chunks
 from stillhouse.data.chunks import Chunk, chunk_document
-from stillhouse.data.documents import read_documents
+from stillhouse.data.documents import is_validation, read_documents
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError
 
 

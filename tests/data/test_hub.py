@@ -4,7 +4,7 @@ network."""
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
-from stillhouse.data.fetch import fetch, path_of
+from stillhouse.data.rows import fetch, path_of
 from stillhouse.errors import DataError, NetworkError
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks.registry import make_task

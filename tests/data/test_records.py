@@ -14,8 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from pyarrow import parquet
 
 from stillhouse.data import text
-from stillhouse.data.formats.base import TableFile
-from stillhouse.data.formats.registry import format_of
+from stillhouse.data.formats import TableFile, format_of
 from stillhouse.data.rows import blank_rows, read_rows
 from stillhouse.errors import DataError
 

@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
-from stillhouse.data.fetch import fetch, path_of
-from stillhouse.data.formats.base import Record, TableFile
-from stillhouse.data.formats.registry import SUFFIXES, TABLE_SUFFIXES, format_name
-from stillhouse.data.rows import read_rows
+from stillhouse.data.formats import SUFFIXES, TABLE_SUFFIXES, Record, TableFile, format_name
+from stillhouse.data.rows import fetch, path_of, read_rows
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.sources.base import Content, Source, record_documents
-from stillhouse.data.sources.registry import SOURCES, check_access, source_of
+from stillhouse.data.sources import (
+    SOURCES,
+    Content,
+    Source,
+    check_access,
+    record_documents,
+    source_of,
+)
 from stillhouse.errors import DataError, NetworkError
 
 FORMATS = {format.name: format for format in SUFFIXES.values()}

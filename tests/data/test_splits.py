@@ -2,8 +2,8 @@
 
 import pytest
 
+from stillhouse.data.documents import is_validation
 from stillhouse.data.sources.sample import sample_files
-from stillhouse.data.splits import is_validation
 
 IDS = [f"folder/{number}.txt" for number in range(20_000)]
 

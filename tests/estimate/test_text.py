@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tests.task_models import SENTENCES, make_tokenizer
 
+from stillhouse.data.documents import is_validation
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError
 from stillhouse.estimate.text import TextSize, text_size
 from stillhouse.tokens.tokenizer import text_encoder

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stillhouse.corpus.prepare import prepare
+from stillhouse.data.documents import is_validation
 from stillhouse.data.sources.sample import sample_documents
-from stillhouse.data.splits import is_validation
 from stillhouse.evaluation.teacher_fit import (
     TeacherFit,
     advice,

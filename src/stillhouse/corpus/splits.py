@@ -1,9 +1,9 @@
 """The validation split: whole documents, or blocks of them where there are too few documents.
 
-Contract: the split of a text follows from its id, as in `data.splits`. Whole documents are held out
-where that leaves text in both splits. Where it does not, as with one big file, the document with
-the lowest hash is held out if it is small, else blocks of documents, cut at paragraphs. This is
-decided before tokenization, by a pass over the text that ends as soon as both splits have a
+Contract: the split of a text follows from its id, as in `data.documents`. Whole documents are held
+out where that leaves text in both splits. Where it does not, as with one big file, the document
+with the lowest hash is held out if it is small, else blocks of documents, cut at paragraphs. This
+is decided before tokenization, by a pass over the text that ends as soon as both splits have a
 document.
 """
 
@@ -15,9 +15,8 @@ from itertools import chain, groupby
 from typing import Any
 
 from stillhouse.data.chunks import Chunk, chunk_document, recut, safe_cut
-from stillhouse.data.documents import read_documents
+from stillhouse.data.documents import read_documents, validation_point
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.splits import validation_point
 from stillhouse.errors import DataError
 from stillhouse.wording import counted
 

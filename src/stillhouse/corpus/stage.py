@@ -15,7 +15,7 @@ def check(check: "RecipeCheck") -> None:
     if not check.runs("prepare"):
         return
     from stillhouse.data.documents import describe_sources
-    from stillhouse.data.sources.registry import check_access
+    from stillhouse.data.sources import check_access
     from stillhouse.errors import DataError
     from stillhouse.runs.manifest import read_manifest
 

@@ -6,8 +6,12 @@ is, except that a byte order mark at the start of a file is dropped, that docume
 block lose their own line ends, and that HTML gives its visible text. A record's text is its field
 `corpus.text_field`, its id the record's own `id` where that is a string or a whole number, else
 `file:line`. What cannot be read raises a DataError that names the file and the row.
+
+The split of a document follows from its id alone, not from the seed, the order or the other
+documents. A document of the validation split stays there at every larger fraction.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,8 +20,8 @@ from typing import Any
 
 from stillhouse.data.chunks import Chunk, chunk_document
 from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.sources import check_online, source_of
 from stillhouse.data.sources.files import list_counts, ordered_counts
-from stillhouse.data.sources.registry import check_online, source_of
 from stillhouse.errors import DataError
 from stillhouse.wording import counted
 
@@ -114,3 +118,14 @@ def summarize_sources(corpus: CorpusRecipe) -> ReadSummary:
             summary.files[content.format] += content.path is None or content.path not in seen
             seen.add(content.path)
     return summary
+
+
+def validation_point(document_id: str) -> float:
+    """A hash of the id in [0, 1), uniform over ids and the same on every machine."""
+    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits: exact as a float
+
+
+def is_validation(document_id: str, fraction: float) -> bool:
+    """Whether a document belongs to a validation split of this fraction of all documents."""
+    return validation_point(document_id) < fraction

@@ -1,13 +1,28 @@
-"""Reading text files: decoded, validated and split into lines, in bounded memory."""
+"""Reading text files: decompressed, decoded, validated and split into lines, in bounded memory.
+
+Errors name the file.
+"""
 
 import codecs
+import contextlib
+import importlib
 import io
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
-from stillhouse.data.compression import opened
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, StillhouseError
+
+MODULES = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
+COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
+
+DAMAGE = [EOFError, OSError, zlib.error]
+with contextlib.suppress(ImportError):  # a Python that was built without liblzma
+    from lzma import LZMAError
+
+    DAMAGE.append(LZMAError)
 
 BLOCK_BYTES = 2**20
 MAX_LINE_CHARACTERS = 64 * 2**20
@@ -22,6 +37,41 @@ SIGNATURES = {
     b"%PDF-": "a PDF file. Convert it, such as with `pdftotext`",
     b"PK\x03\x04": "a ZIP archive or an office document. Unpack or convert it",
 }
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, decompressed as its suffix says.
+
+    Raises:
+        DataError: the file cannot be read or decompressed.
+    """
+    suffix = path.suffix.lower()
+    with reading(path), contextlib.ExitStack() as stack:
+        if suffix in (".zst", ".zstd"):  # of the standard library only from Python 3.14 on
+            import pyarrow
+
+            compressed = pyarrow.PythonFile(stack.enter_context(path.open("rb")), "r")
+            yield stack.enter_context(pyarrow.CompressedInputStream(compressed, "zstd"))
+        else:
+            module = importlib.import_module(MODULES.get(suffix, "io"))
+            yield stack.enter_context(module.open(path, "rb"))
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn errors of the disk or of a decompressor into a DataError that names the file."""
+    try:
+        yield
+    except StillhouseError:
+        raise
+    except tuple(DAMAGE) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
+        raise DataError(
+            f"{path} is damaged or cut short: it cannot be decompressed ({error}). "
+            "Fetch or compress it again."
+        ) from error
 
 
 def read_blocks(path: Path, unit: str | None = None) -> Iterator[str]:

@@ -10,7 +10,7 @@ from stillhouse.corpus.splits import plan_splits
 from stillhouse.data.chunks import Chunk
 from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.sources.registry import is_remote
+from stillhouse.data.sources import source_of
 from stillhouse.evaluation.texts import read_text
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
@@ -60,7 +60,7 @@ def text_size(
         train, validation = (manifest.facts["splits"][name] for name in ("train", "validation"))
         mean = validation["tokens"] / max(1, validation["documents"])
         return TextSize(train["tokens"], validation["tokens"], mean)
-    if any(map(is_remote, corpus.sources)):
+    if any(source_of(source).is_remote for source in corpus.sources):
         return "the text is a dataset of the hub, whose size is known once it is prepared"
     if tokenizer is None:
         return "the tokenizer is trained by the run, so the number of tokens is known only then"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from stillhouse.data.documents import is_validation
 from stillhouse.data.sources.sample import sample_documents
-from stillhouse.data.splits import is_validation
 from stillhouse.errors import DataError, ModelError
 from stillhouse.evaluation.intervals import difference
 from stillhouse.evaluation.metrics.base import Model, Protocol, Subjects

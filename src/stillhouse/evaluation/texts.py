@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.data.formats.registry import named_format
+from stillhouse.data.formats import named_format
 from stillhouse.data.text import read_blocks
 from stillhouse.errors import DataError
 from stillhouse.evaluation.perplexity import ScoredText

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from stillhouse.data.fetch import check_file, path_of
-from stillhouse.data.sources.registry import check_access, is_remote
+from stillhouse.data.rows import check_file, path_of
+from stillhouse.data.sources import check_access, source_of
 from stillhouse.finetuning.examples import TaskExamples, check_task_data
 from stillhouse.finetuning.finetune import check_tokenizers
 from stillhouse.finetuning.models import resolve_configs
@@ -63,7 +63,7 @@ def check_task(check: RecipeCheck, name: str) -> CheckedTask:
     starts = {model: configs[settings.start] for model, settings in recipe.models.items()}
     found = resolve_configs(name, recipe, starts, teachers)
     sources, examples = recipe.data.sources, None
-    if not any(map(is_remote, sources.values())):
+    if not any(source_of(source).is_remote for source in sources.values()):
         paths = {key: path_of(source, Path()) for key, source in sources.items()}
         examples = check_task_data(name, recipe, teachers, paths)
     _check_folders(check, recipe, folders)

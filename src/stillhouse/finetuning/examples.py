@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from stillhouse.data.fetch import name_of
+from stillhouse.data.rows import name_of
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.finetuning.data import subsample
 from stillhouse.finetuning.objective import HARD_LABEL

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.fetch import fetch, path_of
+from stillhouse.data.rows import fetch, path_of
 from stillhouse.errors import RecipeError
 from stillhouse.finetuning.data import TaskSource, planned_task_step, subsample
 from stillhouse.finetuning.examples import check_task_data, group_size, training_examples

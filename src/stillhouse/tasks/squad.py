@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse.data.formats.registry import format_name
+from stillhouse.data.formats import format_name
 from stillhouse.data.rows import read_json, read_rows
 from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError

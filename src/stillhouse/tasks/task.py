@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.fetch import name_of
-from stillhouse.data.rows import blank_rows
+from stillhouse.data.rows import blank_rows, name_of
 from stillhouse.errors import DataError
 from stillhouse.models.special_ids import padding_id
 from stillhouse.models.task_models import TaskHead

@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.fetch import name_of
-from stillhouse.data.rows import Row, read_rows
+from stillhouse.data.rows import Row, name_of, read_rows
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward
 from stillhouse.tasks.labels import (

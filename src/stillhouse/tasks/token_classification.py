@@ -19,7 +19,7 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.formats.registry import format_name, has_records
+from stillhouse.data.formats import format_name, has_records
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError, RecipeError

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.data.fetch import fetch, path_of
+from stillhouse.data.rows import fetch, path_of
 from stillhouse.errors import RecipeError
 from stillhouse.finetuning.examples import group_size, training_examples
 from stillhouse.finetuning.models import layer_map_of, load_start, load_trained

@@ -1,1 +1,132 @@
-"""File formats, one module each: its suffixes, and how its text or records are read."""
+"""File formats, one module each: what a format is, the records that tables give, and which format a
+file has, from its suffix (before one of a compression).
+
+Contract: records come in the order of the file, each with its number: that of its line, or, in a
+JSON array or a Parquet file, its position, counted from 1. A blank line gives a record without
+fields, so that nothing is left out silently. Values keep their types; those of CSV and TSV are
+text. A file is never read as a format that its name does not say. One with an unknown suffix is
+plain text only where the user names it: directly, or by a glob that ends in its suffix.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stillhouse.data.text import COMPRESSED
+from stillhouse.errors import DataError
+
+Fields = Mapping[str, Any]
+
+
+class Record(NamedTuple):
+    """A record: what errors call it, its number, and its fields; None for a blank line."""
+
+    where: str
+    number: int
+    fields: Fields | None
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file of records, and how to read it.
+
+    Args:
+        name: What errors call the file.
+        header: The names of the first columns of a CSV or TSV file whose first line has none.
+        columns: Of a Parquet file that has the first of these, only these are read.
+    """
+
+    path: Path
+    name: str
+    header: Sequence[str] | None = None
+    columns: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format, which gives either text in blocks or records.
+
+    Each module of this package lists its own in FORMATS, and the registry finds them there.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read_text: Callable[[Path], Iterable[str]] | None = None
+    read_records: Callable[[TableFile], Iterator[Record]] | None = None
+
+
+def with_class_names(fields: Fields, classes: Mapping[str, Sequence[str]]) -> Fields:
+    """Replace the class numbers of the columns in `classes`, or lists of them, by their names;
+    a number below 0 is an unknown class, None."""
+
+    def named(value: Any, names: Sequence[str]) -> Any:
+        if isinstance(value, list):
+            return [named(each, names) for each in value]
+        return names[value] if isinstance(value, int) and value >= 0 else None
+
+    return {
+        key: named(value, classes[key]) if key in classes else value
+        for key, value in fields.items()
+    }
+
+
+SUFFIXES: dict[str, Format] = {
+    suffix: format
+    for module in pkgutil.iter_modules(__path__, f"{__name__}.")
+    for format in getattr(importlib.import_module(module.name), "FORMATS", ())
+    for suffix in format.suffixes
+}
+TABLE_SUFFIXES = [suffix for suffix, format in SUFFIXES.items() if format.read_records is not None]
+
+# Formats that users name and that are not text; reading them as text would learn their markup.
+CONVERT = {
+    ".pdf": "to text, such as with `pdftotext`",
+    **dict.fromkeys(
+        (".doc", ".docx", ".odt", ".rtf", ".epub", ".ipynb"),
+        "to text, such as with `pandoc -t plain`",
+    ),
+    **dict.fromkeys((".xls", ".xlsx", ".ods"), "to CSV"),
+    **dict.fromkeys((".arrow", ".feather", ".avro", ".orc"), "to Parquet or JSON lines"),
+    **dict.fromkeys((".xml", ".warc"), "to text or HTML"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "by unpacking it into a folder"),
+}
+
+
+def suffix_of(path: Path) -> str:
+    """The last suffix in lower case, before one of a compression; "" for none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def format_of(path: Path) -> Format | None:
+    """The format of a file; None where its suffix is unknown."""
+    return SUFFIXES.get(suffix_of(path))
+
+
+def format_name(path: Path) -> str | None:
+    """The name of a file's format, such as "JSON lines"; None where its suffix is unknown."""
+    return SUFFIXES[suffix].name if (suffix := suffix_of(path)) in SUFFIXES else None
+
+
+def has_records(path: Path) -> bool:
+    """Whether a file is of a format that gives records."""
+    return suffix_of(path) in TABLE_SUFFIXES
+
+
+def named_format(path: Path) -> Format:
+    """The format of a file that the user names: plain text where its suffix is unknown.
+
+    Raises:
+        DataError: the suffix of a format that must be converted first.
+    """
+    if conversion := CONVERT.get(suffix_of(path)):
+        raise DataError(
+            f"{path} cannot be read as text: it is a {suffix_of(path)} file. Convert it "
+            f"{conversion}."
+        )
+    return format_of(path) or SUFFIXES[".txt"]

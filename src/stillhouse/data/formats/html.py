@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-from stillhouse.data.formats.base import Format
+from stillhouse.data.formats import Format
 from stillhouse.data.text import read_blocks
 
 # Elements whose content is not shown as text of the page; each has an end tag.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from stillhouse.data.formats.base import Fields, Format, Record, TableFile
+from stillhouse.data.formats import Fields, Format, Record, TableFile
 from stillhouse.data.text import MAX_LINE_CHARACTERS, read_blocks, read_lines
 from stillhouse.errors import DataError
 

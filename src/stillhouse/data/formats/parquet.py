@@ -3,8 +3,8 @@
 import json
 from collections.abc import Iterator, Mapping
 
-from stillhouse.data.compression import reading
-from stillhouse.data.formats.base import Format, Record, TableFile, with_class_names
+from stillhouse.data.formats import Format, Record, TableFile, with_class_names
+from stillhouse.data.text import reading
 from stillhouse.errors import DataError
 
 ROWS_PER_READ = 32  # few, since one row may be a whole book

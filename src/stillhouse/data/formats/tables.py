@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from stillhouse.data.formats.base import Format, Record, TableFile
+from stillhouse.data.formats import Format, Record, TableFile
 from stillhouse.data.text import MAX_LINE_CHARACTERS, read_lines
 from stillhouse.errors import DataError
 

@@ -12,17 +12,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillhouse.data.compression import COMPRESSED
-from stillhouse.data.formats.base import Format, TableFile
-from stillhouse.data.formats.registry import SUFFIXES, format_of, named_format, suffix_of
+from stillhouse.data.formats import SUFFIXES, Format, TableFile, format_of, named_format, suffix_of
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.sources.base import (
+from stillhouse.data.sources import (
     Content,
     Document,
     Source,
     record_documents,
     text_documents,
 )
+from stillhouse.data.text import COMPRESSED
 from stillhouse.errors import DataError
 
 HIDDEN = "hidden"

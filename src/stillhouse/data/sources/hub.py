@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.data.formats.base import Record, with_class_names
+from stillhouse.data.formats import Record, with_class_names
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.sources.base import Content, Document, Source, record_documents
+from stillhouse.data.sources import Content, Document, Source, record_documents
 from stillhouse.errors import DataError, NetworkError, StillhouseError
 from stillhouse.extras import require
 

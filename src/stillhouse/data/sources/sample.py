@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.sources.base import Content, Document, Source
+from stillhouse.data.sources import Content, Document, Source
 from stillhouse.errors import DataError
 
 # Not part of every installation, or not written for people to read.
