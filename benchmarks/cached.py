@@ -45,7 +45,7 @@ class CachedTeacher:
             min(size, model.vocab_size),
             rows,
             model.vocab_size,
-            teacher.family.hidden_size(model) if hidden else None,
+            model.hidden_size if hidden else None,
             sequences_per_part=len(batch.input_ids),
         )
         generator = torch.Generator().manual_seed(seed)

@@ -32,7 +32,6 @@ src/stillhouse/verification/tasks.py: held against
 tests/benchmarks/test_gpu.py: the processor
 tests/benchmarks/test_time_to_quality.py: going on | stands
 tests/export/test_llama_cpp.py: likeliest
-tests/families/test_qkv_hook.py: made anew
 tests/faults/disk.py: stands
 tests/faults/files.py: made anew | stands
 tests/faults/training.py: so many

@@ -15,4 +15,4 @@ def make_config(
     """A family's smallest configuration, without dropout."""
     size = ArchitectureRecipe(family=family, num_layers=num_layers, hidden_size=16, num_heads=2)
     special = {"end_of_text": 0, "pad": 1 if family == "roberta" else 0, "cls": 0, "sep": 2}
-    return family_named(family).config_from_scratch(size, vocabulary, positions, special)
+    return family_named(family).new_config(size, vocabulary, positions, special)

@@ -79,7 +79,7 @@ def test_the_named_parts_are_there(name, tiny_model):
     assert len(layers) == 3
     if family.final_norm is not None:
         assert isinstance(model.get_submodule(family.final_norm), torch.nn.LayerNorm)
-    assert family.hidden_size(model.config) == word.shape[1]
+    assert model.config.hidden_size == word.shape[1]
 
 
 @every_family
@@ -122,7 +122,7 @@ def test_a_teacher_trained_here_has_the_shape_of_its_recipe(name):
     )
     special = {"end_of_text": 7, "pad": 3, "cls": 4, "sep": 5}
     family = family_named(name)
-    config = family.config_from_scratch(recipe, 90, 32, special)
+    config = family.new_config(recipe, 90, 32, special)
     model = empty_model(config)
     assert family.num_positions(config) == 32
     assert (config.vocab_size, config.hidden_size) == (90, 24)

@@ -15,7 +15,7 @@ from transformers import BertConfig, GPT2Config, PretrainedConfig, PreTrainedMod
 from stillhouse.errors import RecipeError
 from stillhouse.families.registry import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
-from stillhouse.objectives.relation_term import check_relation, plan_relation
+from stillhouse.objectives.relation import check_relation, plan_relation
 from stillhouse.objectives.settings import LossesRecipe, RelationRecipe
 from stillhouse.tokens.batches import Batch
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import BertConfig, GPT2Config, RobertaConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.families.layer_map import evenly_spread
+from stillhouse.families.base import evenly_spread
 from stillhouse.families.registry import check_sequence_length
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe

@@ -48,7 +48,7 @@ def test_flops_equal_those_that_torch_counts(tiny_model, batch_of, words, family
     batch = replace(batch, labels=labels.view(ROWS, LENGTH))
 
     def logits() -> torch.Tensor:
-        head = kind.whole_head(model)
+        head = kind.head(model)
         return head.transform(kind.run_rows(model, batch, "predicted")) @ head.weight.T
 
     with FlopCounterMode(display=False) as student:

@@ -18,7 +18,6 @@ from transformers import PretrainedConfig
 
 from stillhouse.distillation.settings import CACHED_LOSSES
 from stillhouse.errors import RunError
-from stillhouse.families.registry import family_of
 from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.language_model import HIDDEN_TERMS, Teacher, project
 from stillhouse.objectives.settings import LossesRecipe
@@ -119,7 +118,7 @@ def cache_format(
         min(recipe.cache.size, size),
         cached_rows(losses),
         size,
-        family_of(teacher).hidden_size(teacher) if needs_hidden(losses) else None,
+        teacher.hidden_size if needs_hidden(losses) else None,
         max(1, TOKENS_PER_PART // sequence_length),
     )
 

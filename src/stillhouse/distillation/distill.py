@@ -25,7 +25,7 @@ from stillhouse.objectives.language_model import (
     LanguageModelObjective,
     Teacher,
 )
-from stillhouse.objectives.relation_term import check_relation
+from stillhouse.objectives.relation import check_relation
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, read_manifest
 from stillhouse.runs.paths import RunFolder

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def check(check: "RecipeCheck") -> None:
     """Student and teacher have what the losses compare, and what is frozen."""
     from stillhouse.distillation.distill import check_frozen
-    from stillhouse.objectives.relation_term import check_relation
+    from stillhouse.objectives.relation import check_relation
 
     recipe, student = check.recipe, check.student
     check_relation(recipe.distillation.losses.relation, student.config, check.teacher)

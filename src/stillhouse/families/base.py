@@ -9,20 +9,23 @@ heads), V vocabulary.
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from stillhouse.errors import RecipeError
 from stillhouse.families.attention import explicit_attention_mask
-from stillhouse.families.position_wise import compute_only_rows
 from stillhouse.families.settings import ArchitectureRecipe
 from stillhouse.section import LanguageModeling, Rows
 from stillhouse.tokens.batches import Batch
+from stillhouse.wording import counted
 
 Parameters = Mapping[str, Tensor]
 
@@ -79,9 +82,9 @@ class Family:
         position_wise: Modules of a layer after its attention that treat each position separately
             and hold matrices.
         embeddings: Parameters that `student.freeze` can name.
-        whole_head: The head, including rows that pad the vocabulary.
-        config_from_scratch: Configuration of a new model: its size, vocabulary size, sequence
-            length in tokens, and special token ids (end_of_text, pad, cls, sep).
+        config_from_scratch: Keys of a new model's configuration beside those that all families
+            have, from its size and special token ids (end_of_text, pad, cls, sep).
+        head_transform: What a model's head does with last hidden states before it projects them.
         students: Other families that a student can be of; the first is the default. Without any, a
             student is of its teacher's family.
         position_offset: Row of the position embeddings for position 0.
@@ -98,10 +101,8 @@ class Family:
     attention_projections: tuple[str, ...]
     position_wise: tuple[str, ...]
     embeddings: Mapping[str, str]
-    whole_head: Callable[[Any], Head]
-    config_from_scratch: Callable[
-        [ArchitectureRecipe, int, int, Mapping[str, int]], PretrainedConfig
-    ]
+    config_from_scratch: Callable[[ArchitectureRecipe, Mapping[str, int]], dict[str, Any]]
+    head_transform: Callable[[Any, Tensor], Tensor] = lambda model, hidden: hidden
     final_norm: str | None = None
     students: Mapping[str, StudentMapping] = field(default_factory=dict)
     position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
@@ -114,13 +115,39 @@ class Family:
         own = StudentMapping(with_num_layers, partial(copy_layers, self.layers))
         return {**self.students, self.model_type: own}
 
+    def new_config(
+        self,
+        size: ArchitectureRecipe,
+        vocabulary_size: int,
+        sequence_length: int,
+        special: Mapping[str, int],
+    ) -> PretrainedConfig:
+        """The configuration of a new model.
+
+        Args:
+            sequence_length: The longest sequence that the model takes, in tokens.
+            special: Ids of the special tokens end_of_text, pad, cls and sep.
+        """
+        config = AutoConfig.for_model(
+            self.model_type,
+            vocab_size=vocabulary_size,
+            hidden_size=size.hidden_size,
+            num_hidden_layers=size.num_layers,
+            num_attention_heads=size.num_heads,
+            max_position_embeddings=sequence_length,
+            **self.config_from_scratch(size, special),
+        )
+        config.max_position_embeddings += self.position_offset(config)
+        return config
+
     def head(self, model: PreTrainedModel) -> Head:
         """The language modeling head, without the rows that pad its vocabulary."""
-        head, size = self.whole_head(model), num_tokens(model)
-        if size is None or size >= len(head.weight):
-            return head
-        bias = None if head.bias is None else head.bias[:size]
-        return Head(head.transform, head.weight[:size], bias)
+        projection, size = model.get_output_embeddings(), num_tokens(model)
+        assert isinstance(projection, nn.Linear)
+        weight, bias = projection.weight, projection.bias
+        if size is not None and size < len(weight):
+            weight, bias = weight[:size], None if bias is None else bias[:size]
+        return Head(partial(self.head_transform, model), weight, bias)
 
     def num_positions(self, config: PretrainedConfig) -> int:
         """The longest sequence the model takes, in tokens."""
@@ -167,9 +194,6 @@ class Family:
         last = self.layers_of(model)[-1]
         return [last.get_submodule(name) for name in self.position_wise]
 
-    def hidden_size(self, config: PretrainedConfig) -> int:
-        return config.hidden_size
-
 
 def num_tokens(model: PreTrainedModel) -> int | None:
     """Number of token ids of a loaded model's tokenizer, gaps included; None without one.
@@ -199,6 +223,43 @@ def copy_layers(layers: str, teacher: Parameters, layer_map: Sequence[int]) -> d
     return student
 
 
+def evenly_spread(num_student_layers: int, num_teacher_layers: int) -> list[int]:
+    """The teacher layer that initializes each student layer, evenly spread over the teacher's.
+
+    For n student and L teacher layers, student layer i is teacher layer
+    round(i * (L - 1) / (n - 1)), halves to even; n = 1 takes layer 0. For 6 of 12 that is
+    0, 2, 4, 7, 9, 11, the map of 2019.
+    """
+    if num_student_layers == 1:
+        return [0]
+    step = (num_teacher_layers - 1) / (num_student_layers - 1)
+    return [round(layer * step) for layer in range(num_student_layers)]
+
+
+def layers_from(wanted: int | list[int] | None, num_teacher_layers: int, *, key: str) -> list[int]:
+    """The layer map of the recipe's `key`; by default half the layers.
+
+    Raises:
+        RecipeError: a layer that the teacher does not have, or more layers than it has.
+    """
+    last, half = num_teacher_layers - 1, max(1, num_teacher_layers // 2)
+    if isinstance(wanted, list):
+        unknown = [layer for layer in wanted if not 0 <= layer <= last]
+        if unknown:
+            raise RecipeError(
+                f"{key} names teacher layers {unknown}, but the teacher has layers 0 to {last}. "
+                f"Choose from those, such as {evenly_spread(half, num_teacher_layers)}."
+            )
+        return wanted
+    num_layers = wanted or half
+    if num_layers > num_teacher_layers:
+        raise RecipeError(
+            f"{key} asks for {counted(num_layers, 'layer')}, but the teacher has "
+            f"{num_teacher_layers}. Give a number from 1 to {num_teacher_layers}."
+        )
+    return evenly_spread(num_layers, num_teacher_layers)
+
+
 def with_num_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
     """A copy of the configuration that differs in its number of layers alone."""
     config = copy.deepcopy(config)
@@ -206,7 +267,33 @@ def with_num_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConf
     return config
 
 
-def projection(module: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the layer that projects onto the vocabulary."""
-    assert isinstance(module, nn.Linear)
-    return module.weight, module.bias
+@contextmanager
+def compute_only_rows(
+    modules: Iterable[nn.Module], numbers: Int[Tensor, " N"], shape: torch.Size
+) -> Iterator[None]:
+    """Within this context the modules compute these of the B * T rows, and zeros for the others.
+
+    After attention a layer treats each position separately. If few rows of the last layer are read,
+    as in masked language modeling, only they need its position-wise modules: three quarters of the
+    layer's FLOPs.
+
+    Args:
+        modules: Position-wise modules from (B, T, *) to (B, T, *).
+        shape: (B, T).
+    """
+
+    def select(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(each.flatten(0, 1).index_select(0, numbers) for each in arguments)
+
+    def spread(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        rows = output.new_zeros(shape.numel(), output.shape[-1])
+        return rows.index_copy(0, numbers, output).unflatten(0, shape)
+
+    hooks = []
+    for module in modules:
+        hooks += [module.register_forward_pre_hook(select), module.register_forward_hook(spread)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -7,8 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import RecipeError
-from stillhouse.families.base import with_num_layers
-from stillhouse.families.layer_map import layers_from
+from stillhouse.families.base import layers_from, with_num_layers
 from stillhouse.finetuning.objective import check_terms
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.models.folder_check import load_config
@@ -17,7 +16,7 @@ from stillhouse.models.task_models import (
     load_task_model,
     reorder_outputs,
 )
-from stillhouse.objectives.relation_term import check_relation
+from stillhouse.objectives.relation import check_relation
 from stillhouse.tasks.labels import labels_of
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.registry import check_length, make_task

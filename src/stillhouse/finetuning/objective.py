@@ -17,7 +17,7 @@ from stillhouse.finetuning.settings import TaskLossesRecipe
 from stillhouse.objectives.divergences.hidden_cosine import hidden_cosine_loss
 from stillhouse.objectives.divergences.hidden_mse import hidden_mse_loss
 from stillhouse.objectives.divergences.soft_target import soft_target_loss
-from stillhouse.objectives.relation_term import RelationTerm
+from stillhouse.objectives.relation import RelationTerm
 from stillhouse.objectives.task_losses import (
     binary_soft_target_loss,
     contrastive_loss,
@@ -77,7 +77,7 @@ class TaskObjective:
                 assert relations is not None
                 visible = batch.visible(causal=family.language_modeling == "causal")
                 visible = visible.expand(-1, visible.shape[-1], -1)
-                value = relations.loss(visible, batch.rows(), batch.most_rows)
+                value = relations(visible, batch.rows(), most_rows=batch.most_rows)
             else:
                 loss = TERMS[self.task.output_kind][name]
                 value = loss(outputs, teacher_outputs, batch, self.temperature)

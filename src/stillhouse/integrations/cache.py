@@ -80,7 +80,7 @@ def write_teacher_cache(
         )
     own = Teacher(family_of(teacher.config), teacher.eval())
     num_tokens = len(own.family.head(teacher).weight)
-    hidden = own.family.hidden_size(teacher.config) if needs_hidden(terms) else None
+    hidden = teacher.config.hidden_size if needs_hidden(terms) else None
     layout = CacheFormat(
         kind, min(size, num_tokens), cached_rows(terms), num_tokens, hidden, EXAMPLES_PER_PART
     )

@@ -22,7 +22,7 @@ from stillhouse.objectives.divergence import LossRecipe
 from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.logit_gradients import LOGIT_TERMS, LogitTerm
-from stillhouse.objectives.relation_term import RelationTerm
+from stillhouse.objectives.relation import RelationTerm
 from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
 from stillhouse.section import Rows
 from stillhouse.tokens.batches import IGNORED, Batch
@@ -134,7 +134,7 @@ class LanguageModelObjective:
                 total = total + coefficients[name] * values[name]
         if relations is not None and "relation" in coefficients:
             kind = self.terms["relation"].rows
-            value = relations.loss(batch.visible(), batch.rows(kind), batch.most_rows(kind))
+            value = relations(batch.visible(), batch.rows(kind), most_rows=batch.most_rows(kind))
             values["relation"] = value
             total = total + coefficients["relation"] * value
         return total, {name: value.detach() for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The relation loss: self-relations of queries, keys and values, student against teacher.
+"""The relation term: self-relations of queries, keys and values, student against teacher.
 
 As in `fused`, gradients are computed by formula while the relations of a few heads are in memory,
 never all of them.
@@ -7,15 +7,25 @@ Axes: B sequences, T positions, D hidden size, r relation heads, d = D / r, n ro
 sequence with most of them, H pairs of a sequence and a head, h pairs of a chunk.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from stillhouse.errors import RecipeError
+from stillhouse.families.base import Family
+from stillhouse.objectives.settings import RelationRecipe
 
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}  # of one float32 tensor (h, n, T)
+NUM_TENSORS = 3  # queries, keys, values
 
 
 def relation_loss(
@@ -156,3 +166,129 @@ def _log_relations(
     scores = torch.bmm(rows, positions.transpose(1, 2))
     scores.masked_fill_(~visible, torch.finfo(scores.dtype).min)
     return torch.log_softmax(scores, dim=-1)
+
+
+@dataclass(frozen=True)
+class RelationPlan:
+    """The layers that are compared, counted from 0, and the number of relation heads."""
+
+    student_layer: int
+    teacher_layer: int
+    num_heads: int
+
+
+def plan_relation(
+    recipe: RelationRecipe, student: PretrainedConfig, teacher: PretrainedConfig
+) -> RelationPlan:
+    """The recipe resolved for two models: by default their last layers, and as many heads as the
+    student's attention has.
+
+    Raises:
+        RecipeError: a layer that a model does not have, or heads that do not divide both hidden
+            sizes.
+    """
+    return RelationPlan(
+        _layer("student", recipe.student_layer, student.num_hidden_layers),
+        _layer("teacher", recipe.teacher_layer, teacher.num_hidden_layers),
+        _num_heads(recipe.heads, student, teacher),
+    )
+
+
+def check_relation(
+    recipe: RelationRecipe | None, student: PretrainedConfig, teacher: PretrainedConfig
+) -> None:
+    """Check that these two models can have the relation term.
+
+    Raises:
+        RecipeError: as `plan_relation` does.
+    """
+    if recipe is not None and recipe.weight > 0:
+        plan_relation(recipe, student, teacher)
+
+
+def _layer(model: str, wanted: int | None, num_layers: int) -> int:
+    last = num_layers - 1
+    if wanted is not None and wanted > last:
+        raise RecipeError(
+            f"losses.relation.{model}_layer is {wanted}, but the {model} has layers 0 to {last}. "
+            f"Choose one of those, or leave the key out for the last."
+        )
+    return last if wanted is None else wanted
+
+
+def _num_heads(wanted: int | None, student: PretrainedConfig, teacher: PretrainedConfig) -> int:
+    num_heads = wanted or student.num_attention_heads
+    common = math.gcd(student.hidden_size, teacher.hidden_size)
+    if common % num_heads == 0:
+        return num_heads
+    given = str(wanted) if wanted else f"left out, so it is the student's own {num_heads}"
+    nearest = max(count for count in range(1, num_heads + 1) if common % count == 0)
+    raise RecipeError(
+        f"losses.relation.heads is {given}, but it must divide the hidden sizes of "
+        f"the student ({student.hidden_size}) and of the teacher ({teacher.hidden_size}). Set it "
+        f"to {nearest}, or to another number that divides both."
+    )
+
+
+class QKVHook:
+    """Captures one layer's queries, keys and values, each (B, T, D), while it is open.
+
+    The hooks stay on the layer: a compiled body traces the hooks of its first run and ignores later
+    ones. Create the hook before that run.
+    """
+
+    def __init__(self, family: Family, model: PreTrainedModel, layer: int) -> None:
+        parent = family.layers_of(model)[layer]
+        self._tensors_per_module = NUM_TENSORS // len(family.attention_projections)
+        self._captured: list[Tensor] | None = None
+        for name in family.attention_projections:
+            parent.get_submodule(name).register_forward_hook(self._capture)
+
+    @contextmanager
+    def open(self) -> Iterator[list[Tensor]]:
+        """A list that a forward pass fills; the hook keeps no reference to it afterwards."""
+        self._captured = []
+        try:
+            yield self._captured
+        finally:
+            self._captured = None
+
+    def _capture(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self._captured is not None:
+            self._captured.extend(output.chunk(self._tensors_per_module, dim=-1))
+
+
+class RelationTerm:
+    """Captures the compared layers of a live teacher and of its student in their forward passes."""
+
+    def __init__(
+        self, recipe: RelationRecipe, teacher_family: Family, teacher: PreTrainedModel
+    ) -> None:
+        self.recipe = recipe
+        self.teacher_family = teacher_family
+        self.teacher = teacher
+        # Student's hook, teacher's hook, number of relation heads.
+        self._hooks: WeakKeyDictionary[PreTrainedModel, tuple[QKVHook, QKVHook, int]] = (
+            WeakKeyDictionary()
+        )
+
+    @contextmanager
+    def watch(
+        self, family: Family, student: PreTrainedModel
+    ) -> Iterator[Callable[..., Float[Tensor, ""]]]:
+        """Within this context each body runs once; then the given `relation_loss` of their queries,
+        keys and values takes `visible`, `rows` and `most_rows`.
+
+        Raises:
+            RecipeError: as `plan_relation` does.
+        """
+        if student not in self._hooks:
+            plan = plan_relation(self.recipe, student.config, self.teacher.config)
+            self._hooks[student] = (
+                QKVHook(family, student, plan.student_layer),
+                QKVHook(self.teacher_family, self.teacher, plan.teacher_layer),
+                plan.num_heads,
+            )
+        of_student, of_teacher, num_heads = self._hooks[student]
+        with of_student.open() as ours, of_teacher.open() as theirs:
+            yield partial(relation_loss, ours, theirs, num_heads=num_heads)

@@ -103,7 +103,7 @@ class RecipeCheck:
             size = num_ids(tokenizer)
             ids = {key: value for key, value in asdict(special).items() if isinstance(value, int)}
         family, length = family_named(teacher.family), self.recipe.tokens.sequence_length
-        return family.config_from_scratch(teacher, size, length, ids)
+        return family.new_config(teacher, size, length, ids)
 
     def _tokenizer(self, path: Path) -> PreTrainedTokenizerFast:
         tokenizer = load_tokenizer(path)

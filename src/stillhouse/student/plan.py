@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.families.base import Family, StudentMapping
-from stillhouse.families.layer_map import layers_from
+from stillhouse.families.base import Family, StudentMapping, layers_from
 from stillhouse.families.registry import family_named, family_of
 from stillhouse.student.settings import StudentRecipe
 

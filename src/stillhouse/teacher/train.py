@@ -97,7 +97,7 @@ def _random_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrai
     family = family_named(recipe.teacher.family)
     special = special_tokens(tokenizer, recipe.tokens.language_modeling)
     ids = {name: number for name, number in asdict(special).items() if isinstance(number, int)}
-    config = family.config_from_scratch(
+    config = family.new_config(
         recipe.teacher, num_ids(tokenizer), recipe.tokens.sequence_length, ids
     )
     torch.manual_seed(recipe.seeds[0])

@@ -193,7 +193,7 @@ def _matrices(config: PretrainedConfig) -> _Matrices:
     inside = {id(parameter) for parameter in body.parameters()} | {id(projection)}
     transform = [p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in inside]
     layers = family.layers_of(model)
-    hidden_size = family.hidden_size(config)
+    hidden_size = config.hidden_size
     return _Matrices(
         body=_weights([layers]),
         position_wise=_weights(family.last_position_wise(model)),

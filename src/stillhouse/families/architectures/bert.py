@@ -6,16 +6,15 @@ it would shift the logits of the tied head.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, PretrainedConfig
+from transformers import BertForMaskedLM, DistilBertConfig, PretrainedConfig
 
 from stillhouse.families.base import (
     Family,
-    Head,
     Parameters,
     StudentMapping,
-    projection,
 )
 from stillhouse.families.settings import ArchitectureRecipe
 
@@ -33,10 +32,8 @@ _TO_DISTILBERT = {
 }
 
 
-def _head(model: BertForMaskedLM) -> Head:
-    predictions = model.cls.predictions
-    weight, bias = projection(predictions.decoder)
-    return Head(predictions.transform, weight, bias)
+def _head_transform(model: BertForMaskedLM, hidden: Tensor) -> Tensor:
+    return model.cls.predictions.transform(hidden)
 
 
 def _distilbert_config(teacher: PretrainedConfig, num_layers: int) -> PretrainedConfig:
@@ -80,23 +77,13 @@ def _distilbert_weights(teacher: Parameters, layer_map: Sequence[int]) -> dict[s
     return student
 
 
-def _config_from_scratch(
-    size: ArchitectureRecipe,
-    vocabulary_size: int,
-    sequence_length: int,
-    special: Mapping[str, int],
-) -> PretrainedConfig:
-    return BertConfig(
-        vocab_size=vocabulary_size,
-        max_position_embeddings=sequence_length,
-        hidden_size=size.hidden_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.num_heads,
-        intermediate_size=size.intermediate_size or 4 * size.hidden_size,
-        hidden_dropout_prob=size.dropout,
-        attention_probs_dropout_prob=size.dropout,
-        pad_token_id=special["pad"],
-    )
+def _config_from_scratch(size: ArchitectureRecipe, special: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "intermediate_size": size.intermediate_size or 4 * size.hidden_size,
+        "hidden_dropout_prob": size.dropout,
+        "attention_probs_dropout_prob": size.dropout,
+        "pad_token_id": special["pad"],
+    }
 
 
 FAMILY = Family(
@@ -112,7 +99,7 @@ FAMILY = Family(
         "position_embeddings": "bert.embeddings.position_embeddings.weight",
         "token_type_embeddings": "bert.embeddings.token_type_embeddings.weight",
     },
-    whole_head=_head,
+    head_transform=_head_transform,
     students={"distilbert": StudentMapping(_distilbert_config, _distilbert_weights)},
     config_from_scratch=_config_from_scratch,
     # The pooler and the next-sentence head of BERT's pretraining, which no masked model uses.

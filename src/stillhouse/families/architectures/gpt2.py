@@ -8,43 +8,26 @@ from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PretrainedConfig
+from transformers import GPT2LMHeadModel
 
 from stillhouse.families.base import (
     Attend,
     Family,
-    Head,
     RunTokens,
-    projection,
 )
 from stillhouse.families.settings import ArchitectureRecipe
 
 
-def _head(model: GPT2LMHeadModel) -> Head:
-    weight, bias = projection(model.lm_head)
-    return Head(lambda hidden: hidden, weight, bias)
-
-
-def _config_from_scratch(
-    size: ArchitectureRecipe,
-    vocabulary_size: int,
-    sequence_length: int,
-    special: Mapping[str, int],
-) -> PretrainedConfig:
-    return GPT2Config(
-        vocab_size=vocabulary_size,
-        n_positions=sequence_length,
-        n_embd=size.hidden_size,
-        n_layer=size.num_layers,
-        n_head=size.num_heads,
-        n_inner=size.intermediate_size,
-        activation_function="gelu_pytorch_tanh",  # GPT-2's own function, in one fused operation
-        resid_pdrop=size.dropout,
-        embd_pdrop=size.dropout,
-        attn_pdrop=size.dropout,
-        bos_token_id=special["end_of_text"],
-        eos_token_id=special["end_of_text"],
-    )
+def _config_from_scratch(size: ArchitectureRecipe, special: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "n_inner": size.intermediate_size,
+        "activation_function": "gelu_pytorch_tanh",  # GPT-2's own function, in one fused operation
+        "resid_pdrop": size.dropout,
+        "embd_pdrop": size.dropout,
+        "attn_pdrop": size.dropout,
+        "bos_token_id": special["end_of_text"],
+        "eos_token_id": special["end_of_text"],
+    }
 
 
 def _token_runner(model: GPT2LMHeadModel) -> RunTokens:
@@ -87,7 +70,6 @@ FAMILY = Family(
         "word_embeddings": "transformer.wte.weight",
         "position_embeddings": "transformer.wpe.weight",
     },
-    whole_head=_head,
     config_from_scratch=_config_from_scratch,
     token_runner=_token_runner,
     # The causal buffers that checkpoints written before transformers 4.31 carry along.

@@ -4,53 +4,36 @@ Position embeddings begin after the padding id: position 0 of a sequence is row 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from transformers import PretrainedConfig, RobertaConfig, RobertaForMaskedLM
+from transformers import PretrainedConfig, RobertaForMaskedLM
 
 from stillhouse.errors import ModelError
 from stillhouse.families.base import (
     Family,
-    Head,
-    projection,
 )
 from stillhouse.families.settings import ArchitectureRecipe
 
 LAYERS = "roberta.encoder.layer"
 
 
-def _head(model: RobertaForMaskedLM) -> Head:
-    head = model.lm_head
-    weight, bias = projection(head.decoder)
-
-    def transform(hidden: Tensor) -> Tensor:
-        return head.layer_norm(F.gelu(head.dense(hidden)))
-
-    return Head(transform, weight, bias)
+def _head_transform(model: RobertaForMaskedLM, hidden: Tensor) -> Tensor:
+    return model.lm_head.layer_norm(F.gelu(model.lm_head.dense(hidden)))
 
 
-def _config_from_scratch(
-    size: ArchitectureRecipe,
-    vocabulary_size: int,
-    sequence_length: int,
-    special: Mapping[str, int],
-) -> PretrainedConfig:
-    return RobertaConfig(
-        vocab_size=vocabulary_size,
-        max_position_embeddings=sequence_length + special["pad"] + 1,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        hidden_size=size.hidden_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.num_heads,
-        intermediate_size=size.intermediate_size or 4 * size.hidden_size,
-        hidden_dropout_prob=size.dropout,
-        attention_probs_dropout_prob=size.dropout,
-        pad_token_id=special["pad"],
-        bos_token_id=special["cls"],
-        eos_token_id=special["sep"],
-    )
+def _config_from_scratch(size: ArchitectureRecipe, special: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "intermediate_size": size.intermediate_size or 4 * size.hidden_size,
+        "hidden_dropout_prob": size.dropout,
+        "attention_probs_dropout_prob": size.dropout,
+        "pad_token_id": special["pad"],
+        "bos_token_id": special["cls"],
+        "eos_token_id": special["sep"],
+    }
 
 
 def _position_offset(config: PretrainedConfig) -> int:
@@ -75,7 +58,7 @@ FAMILY = Family(
         "position_embeddings": "roberta.embeddings.position_embeddings.weight",
         "token_type_embeddings": "roberta.embeddings.token_type_embeddings.weight",
     },
-    whole_head=_head,
+    head_transform=_head_transform,
     config_from_scratch=_config_from_scratch,
     position_offset=_position_offset,
     ignored_on_load=(r"^roberta\.pooler\.", r"\.position_ids$"),

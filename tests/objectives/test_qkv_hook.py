@@ -1,4 +1,4 @@
-"""The attention tap: what it catches is what the layer itself projects, under every regime."""
+"""The QKV hook captures what the layer itself projects, with autograd, autocast and compilation."""
 
 import gc
 import weakref
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.families.qkv_hook import QKVHook
 from stillhouse.families.registry import FAMILIES, family_of
+from stillhouse.objectives.relation import QKVHook
 from stillhouse.tokens.batches import Batch
 
 every_family = pytest.mark.parametrize("model", FAMILIES, indirect=True)
@@ -26,14 +26,14 @@ def batch(model, batch_of, words) -> Batch:
     return batch_of(rows, 12, causal=model.config.model_type == "gpt2")
 
 
-def catch(tap: QKVHook, model: PreTrainedModel, batch: Batch) -> list[Tensor]:
-    with tap.open() as caught:
+def capture(hook: QKVHook, model: PreTrainedModel, batch: Batch) -> list[Tensor]:
+    with hook.open() as captured:
         family_of(model.config).run_body(model, batch)
-    return caught
+    return captured
 
 
 def projected(model: PreTrainedModel, batch: Batch, layer: int) -> list[Tensor]:
-    """Queries, keys and values made again from the layer's input, by the weights' own names."""
+    """Queries, keys and values recomputed from the layer's input, by the weights' own names."""
     family = family_of(model.config)
     output = model.get_submodule(family.body)(
         input_ids=batch.input_ids,
@@ -62,9 +62,9 @@ def projected(model: PreTrainedModel, batch: Batch, layer: int) -> list[Tensor]:
 @every_family
 @pytest.mark.parametrize("layer", [0, 2])
 def test_queries_keys_and_values_of_the_chosen_layer(model, batch, layer):
-    """In this order, each of the hidden size, padding and all."""
-    tap = QKVHook(family_of(model.config), model, layer)
-    found, expected = catch(tap, model, batch), projected(model, batch, layer)
+    """In this order, including padding."""
+    hook = QKVHook(family_of(model.config), model, layer)
+    found, expected = capture(hook, model, batch), projected(model, batch, layer)
     assert len(found) == 3
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -72,12 +72,12 @@ def test_queries_keys_and_values_of_the_chosen_layer(model, batch, layer):
 
 @every_family
 def test_gradients_flow_through_what_is_caught(model, batch):
-    """Down to the embeddings, as through the projections themselves."""
-    tap = QKVHook(family_of(model.config), model, 1)
+    """Gradients of the embeddings equal those through the projections."""
+    hook = QKVHook(family_of(model.config), model, 1)
     embeddings = model.get_input_embeddings().weight
     found, expected = (
         torch.autograd.grad(torch.cat(kinds).square().sum(), embeddings)[0]
-        for kinds in (catch(tap, model, batch), projected(model, batch, 1))
+        for kinds in (capture(hook, model, batch), projected(model, batch, 1))
     )
     assert found.abs().max() > 0
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -86,63 +86,63 @@ def test_gradients_flow_through_what_is_caught(model, batch):
 @every_family
 @pytest.mark.parametrize("regime", [torch.no_grad, torch.inference_mode])
 def test_a_frozen_teacher_is_caught_too(model, batch, regime):
-    """Without a graph, the same numbers."""
-    tap = QKVHook(family_of(model.config), model, 2)
+    """The same values without a graph."""
+    hook = QKVHook(family_of(model.config), model, 2)
     with regime():
-        found = catch(tap, model, batch)
+        found = capture(hook, model, batch)
     assert not any(kind.requires_grad for kind in found)
     for ours, theirs in zip(found, projected(model, batch, 2), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_autocast_gives_its_own_precision(model, batch):
-    """What attention itself multiplies, with a gradient for the weights."""
-    tap = QKVHook(family_of(model.config), model, 2)
+def test_captured_tensors_have_the_precision_of_autocast(model, batch):
+    """Captured tensors are in the precision of autocast and differentiable."""
+    hook = QKVHook(family_of(model.config), model, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        found = catch(tap, model, batch)
+        found = capture(hook, model, batch)
     assert {kind.dtype for kind in found} == {torch.bfloat16}
     assert all(kind.requires_grad for kind in found)
 
 
 @every_family
-def test_nothing_is_kept_but_by_the_caller(model, batch):
-    """Once the caller lets go, the tensors are gone; a run outside catches nothing."""
-    tap = QKVHook(family_of(model.config), model, 1)
+def test_hook_keeps_no_reference_to_captured_tensors(model, batch):
+    """Tensors are freed with the caller's references; a run outside captures nothing."""
+    hook = QKVHook(family_of(model.config), model, 1)
     with torch.no_grad():
-        caught = catch(tap, model, batch)
-        traces = [weakref.ref(kind) for kind in caught]
+        captured = capture(hook, model, batch)
+        traces = [weakref.ref(kind) for kind in captured]
         family_of(model.config).run_body(model, batch)
-    assert len(caught) == 3
-    caught.clear()
+    assert len(captured) == 3
+    captured.clear()
     gc.collect()
     assert not any(trace() is not None for trace in traces)
 
 
-def test_a_run_that_fails_leaves_nothing_behind(model, batch):
-    """An error while it is open closes it: what it caught is gone, and the next run is its own."""
-    tap, traces = QKVHook(family_of(model.config), model, 0), []
+def test_failed_run_leaves_no_captured_tensors(model, batch):
+    """An error closes the hook; its tensors are freed and the next run captures its own."""
+    hook, traces = QKVHook(family_of(model.config), model, 0), []
 
     def fail() -> None:
-        with tap.open() as caught, torch.no_grad():
+        with hook.open() as captured, torch.no_grad():
             family_of(model.config).run_body(model, batch)
-            traces.extend(weakref.ref(kind) for kind in caught)
+            traces.extend(weakref.ref(kind) for kind in captured)
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
         fail()
     gc.collect()
     assert [trace() for trace in traces] == [None] * 3
-    assert len(catch(tap, model, batch)) == 3
+    assert len(capture(hook, model, batch)) == 3
 
 
 @pytest.mark.e2e
 def test_a_compiled_body_is_caught_as_well(model, batch):
-    """Also where the first run, whose trace is kept, asked for nothing."""
+    """Even if the hook was closed in the first run, whose trace is reused."""
     family = family_of(model.config)
-    tap = QKVHook(family, model, 1)
-    expected = catch(tap, model, batch)
+    hook = QKVHook(family, model, 1)
+    expected = capture(hook, model, batch)
     model.base_model.compile(backend="eager")
     family.run_body(model, batch)
     for _ in range(2):
-        for ours, theirs in zip(catch(tap, model, batch), expected, strict=True):
+        for ours, theirs in zip(capture(hook, model, batch), expected, strict=True):
             torch.testing.assert_close(ours, theirs)
