@@ -25,8 +25,7 @@ from stillhouse.data.documents import read_documents
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
 from stillhouse.tokens.batches import IGNORED, Batch
-from stillhouse.tokens.masking import Masker
-from stillhouse.tokens.packing import positions_in_segments
+from stillhouse.tokens.packing import Masker, positions_in_segments
 from stillhouse.tokens.settings import MaskingRecipe
 from stillhouse.tokens.tokenizer import SpecialTokens, load_tokenizer, special_tokens, text_encoder
 

@@ -45,7 +45,7 @@ from stillhouse.recipe_file import parse_recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.batches import Batch, SequenceSource
-from stillhouse.tokens.source import open_source
+from stillhouse.tokens.packing import open_source
 from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.device import pick_device
 from stillhouse.training.job import plan_batches

@@ -31,8 +31,7 @@ from stillhouse.stages.check import RecipeCheck, check_stages
 from stillhouse.stages.stage import stages_of
 from stillhouse.student.plan import StudentPlan
 from stillhouse.tokens.settings import TrainedTokenizer
-from stillhouse.tokens.source import open_tokenizer, tokenizer_path
-from stillhouse.tokens.tokenizer import load_tokenizer
+from stillhouse.tokens.tokenizer import load_tokenizer, open_tokenizer, tokenizer_path
 from stillhouse.training.cost import StepShape, forward_flops
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import LONG_STEP_SECONDS

@@ -21,8 +21,7 @@ from stillhouse.objectives.language_model import (
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.objectives.sparse import sparse_rows
 from stillhouse.section import Rows
-from stillhouse.tokens.batches import IGNORED, Batch
-from stillhouse.tokens.teacher_rows import TeacherRows
+from stillhouse.tokens.batches import IGNORED, Batch, TeacherRows
 
 TEMPERATURE = 2.0
 SETTINGS = {"jsd": {"beta": 0.3}, "skew_kl": {"alpha": 0.2}}

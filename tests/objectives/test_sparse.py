@@ -9,7 +9,7 @@ from stillhouse.objectives.divergences.soft_target import soft_target_loss
 from stillhouse.objectives.fused import Projection, fused_losses
 from stillhouse.objectives.logit_gradients import LogitTerm
 from stillhouse.objectives.sparse import sparse_rows, sparse_soft_target_loss
-from stillhouse.tokens.teacher_rows import SparseRows
+from stillhouse.tokens.batches import SparseRows
 
 ROWS, SIZE, VOCABULARY = 5, 6, 40
 TEMPERATURE = 2.0

@@ -1,4 +1,5 @@
-"""The fast encoder: used only where its ids equal those of `tokenizers`."""
+"""The fast encoder: used only where its ids equal those of `tokenizers`. Words are those of
+`str.split`, code points those of `ord`."""
 
 import sys
 from collections.abc import Iterable
@@ -13,7 +14,9 @@ from stillhouse.tokens.encoders import (
     SHARE,
     CheckedEncoder,
     FastTokenizerMismatchError,
+    code_points,
     open_fast,
+    word_starts,
 )
 from stillhouse.tokens.tokenizer import text_encoder
 from stillhouse.tokens.tokenizer_training import train_tokenizer
@@ -182,3 +185,37 @@ def test_an_exception_or_panic_of_the_fast_encoder_is_a_mismatch(broken):
     """Its errors are a reason to do without it, not to stop."""
     with pytest.raises(FastTokenizerMismatchError, match=r"gigatoken .* failed \(.+\)$"):
         checked(broken)(["one", "two"])
+
+
+TEXTS = [
+    "",
+    " ",
+    "one",
+    " one  two\n",
+    "a\u00a0b\u2003c\u3000d\u200be\u0085f",
+    "日本語 の 文字",
+    "\x1c x \x1f",
+    "🙂 🙂\U0010ffff ",
+    "".join(f"x{chr(point)}" for point in range(0x4000)),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_word_starts_agrees_with_str_split(text):
+    """White space is Python's own, outside ASCII too."""
+    assert word_starts(text) == len(text.split())
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_word_that_started_before_is_not_counted_twice(text):
+    """A text cut anywhere holds the words of both parts."""
+    for cut in range(0, len(text), max(1, len(text) // 50)):
+        head, tail = text[:cut], text[cut:]
+        inside = bool(head) and not head[-1].isspace()
+        assert word_starts(head) + word_starts(tail, inside_word=inside) == len(text.split())
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_code_points_are_those_of_the_characters(text):
+    """One number a character, in order."""
+    assert code_points(text).tolist() == [ord(character) for character in text]

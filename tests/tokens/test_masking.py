@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stillhouse.tokens.batches import IGNORED
-from stillhouse.tokens.masking import Masker
+from stillhouse.tokens.packing import Masker
 from stillhouse.tokens.settings import MaskingRecipe
 
 VOCABULARY, MASK, LENGTH = 60, 4, 50

@@ -9,6 +9,7 @@ import torch
 
 from stillhouse.errors import DataError
 from stillhouse.runs.manifest import Inputs, commit_folder, commit_parts
+from stillhouse.tokens.batches import SparseRows, TeacherRows
 from stillhouse.tokens.packing import MaskedSequences
 from stillhouse.tokens.settings import MaskingRecipe
 from stillhouse.tokens.teacher_cache import (
@@ -18,7 +19,6 @@ from stillhouse.tokens.teacher_cache import (
     part_folder,
     write_rows,
 )
-from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
 
 COUNTS = np.array([3, 0, 2, 4, 1])  # rows of five sequences, in parts of two
 LAYOUT = CacheFormat("top_k", 2, "predicted", 70_000, 4, sequences_per_part=2)

@@ -32,7 +32,6 @@ from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder, fingerprint
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
-from stillhouse.tokens.characters import word_starts
 from stillhouse.tokens.encoders import (
     FAST,
     REFERENCE,
@@ -40,10 +39,10 @@ from stillhouse.tokens.encoders import (
     FastTokenizerMismatchError,
     open_fast,
     version_of,
+    word_starts,
 )
 from stillhouse.tokens.settings import TrainedTokenizer
 from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
-from stillhouse.tokens.source import tokenizer_path
 from stillhouse.tokens.tokenizer import (
     load_tokenizer,
     num_ids,
@@ -51,6 +50,7 @@ from stillhouse.tokens.tokenizer import (
     special_tokens,
     text_encoder,
     tokenizer_fingerprint,
+    tokenizer_path,
 )
 from stillhouse.wording import counted
 

@@ -34,8 +34,8 @@ from stillhouse.runs.manifest import (
 )
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import Rows, recipe_part
-from stillhouse.tokens.batches import Batch, sample_key
-from stillhouse.tokens.source import open_source
+from stillhouse.tokens.batches import Batch, SparseRows, TeacherRows, sample_key
+from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.teacher_cache import (
     FIXED_EPOCH,
     FIXED_SEED,
@@ -45,7 +45,6 @@ from stillhouse.tokens.teacher_cache import (
     part_folder,
     write_rows,
 )
-from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
 from stillhouse.training.device import (
     Precision,
     autocast,

@@ -32,8 +32,9 @@ from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import StageContext
 from stillhouse.tokens.batches import SequenceSource
-from stillhouse.tokens.source import open_source, open_tokenizer
+from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
+from stillhouse.tokens.tokenizer import open_tokenizer
 from stillhouse.training.cost import count_flops, planned_step
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train_and_commit

@@ -38,8 +38,7 @@ from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.packing import MaskedSequences
 from stillhouse.tokens.settings import MaskingRecipe
 from stillhouse.tokens.shards import TokenSplit
-from stillhouse.tokens.source import open_tokenizer
-from stillhouse.tokens.tokenizer import num_ids, special_tokens
+from stillhouse.tokens.tokenizer import num_ids, open_tokenizer, special_tokens
 from stillhouse.training.device import pick_device
 from stillhouse.training.progress import QuietReporter, Reporter
 

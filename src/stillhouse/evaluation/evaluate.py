@@ -28,7 +28,8 @@ from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_file, fingerprint, read_manifest, sha256_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
-from stillhouse.tokens.source import open_source, open_tokenizer
+from stillhouse.tokens.packing import open_source
+from stillhouse.tokens.tokenizer import open_tokenizer
 from stillhouse.training.device import pick_device
 from stillhouse.training.progress import Reporter
 

@@ -19,8 +19,8 @@ from stillhouse.evaluation.texts import file_text, validation_text
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.batches import SequenceSource
-from stillhouse.tokens.source import open_source, open_tokenizer
-from stillhouse.tokens.tokenizer import special_tokens
+from stillhouse.tokens.packing import open_source
+from stillhouse.tokens.tokenizer import open_tokenizer, special_tokens
 
 # Nats above the loss of a uniform guess from which on a model counts as diverged; a model that was
 # barely trained is within a few tenths of that guess.

@@ -13,8 +13,7 @@ from stillhouse.inference.masked_lm import MaskedLM
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.shards import open_split
-from stillhouse.tokens.source import open_tokenizer
-from stillhouse.tokens.tokenizer import special_tokens
+from stillhouse.tokens.tokenizer import open_tokenizer, special_tokens
 
 NUM_SAMPLES = 3
 PROMPT_TOKENS = 24

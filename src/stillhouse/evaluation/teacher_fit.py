@@ -23,8 +23,9 @@ from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe
 from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.shards import open_split
-from stillhouse.tokens.source import check_vocabulary, open_source, open_tokenizer
+from stillhouse.tokens.tokenizer import check_vocabulary, open_tokenizer
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted
 

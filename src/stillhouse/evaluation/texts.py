@@ -12,8 +12,7 @@ from stillhouse.errors import DataError
 from stillhouse.evaluation.perplexity import ScoredText
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.tokens.shards import open_split
-from stillhouse.tokens.source import open_tokenizer
-from stillhouse.tokens.tokenizer import special_tokens, text_encoder
+from stillhouse.tokens.tokenizer import open_tokenizer, special_tokens, text_encoder
 
 
 def validation_text(tokens_folder: Path) -> ScoredText:

@@ -32,10 +32,9 @@ from stillhouse.objectives.language_model import Teacher
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
 from stillhouse.section import recipe_part
-from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.batches import Batch, TeacherRows
 from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.teacher_cache import CacheFormat, TeacherCache, part_folder, write_rows
-from stillhouse.tokens.teacher_rows import TeacherRows
 
 CACHE_INDEX = "cache_index"
 DIGESTS = "examples.npy"

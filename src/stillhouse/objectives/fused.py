@@ -25,7 +25,7 @@ from stillhouse.objectives.logit_gradients import (
     LogitTerm,
     add_gradients,
 )
-from stillhouse.tokens.teacher_rows import SparseRows
+from stillhouse.tokens.batches import SparseRows
 
 BLOCK_BUFFERS = 6  # student, teacher, gradient and three scratch tensors, each (n, V)
 

@@ -25,8 +25,7 @@ from stillhouse.objectives.logit_gradients import LOGIT_TERMS, LogitTerm
 from stillhouse.objectives.relation import RelationTerm
 from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
 from stillhouse.section import Rows
-from stillhouse.tokens.batches import IGNORED, Batch
-from stillhouse.tokens.teacher_rows import SparseRows
+from stillhouse.tokens.batches import IGNORED, Batch, SparseRows
 
 HIDDEN_TERMS = tuple(name for name, each in DIVERGENCES.items() if each.reads == "hidden")
 LANGUAGE_MODELING_ALONE = LossesRecipe(language_modeling=HardLossRecipe(weight=1.0))

@@ -19,8 +19,7 @@ from torch import Tensor
 from stillhouse.objectives.divergence import LogitPair, log_softmax
 from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.sparse import sparse_soft_target
-from stillhouse.tokens.batches import IGNORED
-from stillhouse.tokens.teacher_rows import SparseRows
+from stillhouse.tokens.batches import IGNORED, SparseRows
 
 CROSS_ENTROPIES = ("soft_target", "language_modeling")
 TEACHER_TERMS = tuple(name for name, each in DIVERGENCES.items() if each.reads == "logits")

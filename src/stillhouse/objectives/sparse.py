@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stillhouse.objectives.chunks import blocks, rows_per_block
+from stillhouse.tokens.batches import SparseRows
 from stillhouse.tokens.settings import CacheKind
-from stillhouse.tokens.teacher_rows import SparseRows
 
 SMALLEST = torch.finfo(torch.float32).tiny
 

@@ -24,8 +24,14 @@ from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.stage import stage_named, stages_of
 from stillhouse.teacher.settings import TeacherRecipe
 from stillhouse.tokens.settings import TrainedTokenizer
-from stillhouse.tokens.source import check_same_tokenizer, check_vocabulary, tokenizer_path
-from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, special_tokens
+from stillhouse.tokens.tokenizer import (
+    check_same_tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+    num_ids,
+    special_tokens,
+    tokenizer_path,
+)
 from stillhouse.training.device import pick_device
 
 TRAINED_HERE_IDS = {"end_of_text": 0, "pad": 1, "cls": 0, "sep": 2}

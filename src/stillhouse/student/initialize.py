@@ -22,7 +22,7 @@ from stillhouse.runs.manifest import Inputs, commit_folder
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import StageContext
 from stillhouse.student.plan import StudentPlan, plan_student
-from stillhouse.tokens.source import check_same_tokenizer, check_vocabulary, open_tokenizer
+from stillhouse.tokens.tokenizer import check_same_tokenizer, check_vocabulary, open_tokenizer
 
 
 def initialize_inputs(recipe: Recipe, teacher_fingerprint: str, seed: int) -> Inputs:

@@ -19,8 +19,7 @@ from stillhouse.families.attention import explicit_attention_mask
 from stillhouse.families.registry import family_of
 from stillhouse.models.task_models import reads_token_types
 from stillhouse.section import Rows
-from stillhouse.tokens.batches import IGNORED
-from stillhouse.tokens.teacher_rows import move
+from stillhouse.tokens.batches import IGNORED, move
 
 # Logits of mutually exclusive classes, logits of independent labels, a number, or an embedding.
 OutputKind = Literal["classes", "labels", "regression", "embeddings"]

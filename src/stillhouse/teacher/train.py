@@ -19,8 +19,8 @@ from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import ModelRef, StageContext
 from stillhouse.teacher.settings import TeacherRecipe
-from stillhouse.tokens.source import open_source, open_tokenizer
-from stillhouse.tokens.tokenizer import num_ids, special_tokens
+from stillhouse.tokens.packing import open_source
+from stillhouse.tokens.tokenizer import num_ids, open_tokenizer, special_tokens
 from stillhouse.training.cost import count_flops, planned_step
 from stillhouse.training.device import pick_device
 from stillhouse.training.engine import train_and_commit

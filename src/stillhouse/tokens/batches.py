@@ -1,27 +1,94 @@
-"""Batches: the sequences of each training step, as a pure function of (seed, step).
+"""Batches: the sequences of each training step, as a pure function of (seed, step), with the cached
+outputs of the teacher where there are some.
 
 The order of sequences is a random permutation per epoch, which follows from (seed, epoch); step k
 takes the next sequences of that endless order. There is no data loader state to save or restore.
 
-Axes: B sequences, T positions.
+Axes: B sequences, T positions; N rows that a cache holds, k tokens kept of each, D the teacher's
+hidden size.
 """
 
-from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stillhouse.errors import DataError
 from stillhouse.section import Rows
-from stillhouse.tokens.teacher_rows import TeacherRows, move
+from stillhouse.tokens.settings import CacheKind
 
 IGNORED = -100  # the label of a position that is not predicted
 EVERYTHING = slice(None)
+
+Pick = slice | Int[Tensor, " n"]
+RowIndex = Mapping[Rows, tuple[Int[Tensor, " N"], int]]
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; from pinned memory to a GPU, since other copies would wait for it."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=device.type == "cuda")
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """A teacher's distribution over the vocabulary, as k tokens of each row.
+
+    `rest` is, for `top_k`, the probability of all other tokens; for `sampled`, the teacher's
+    negative entropy sum p log p, in nats.
+    """
+
+    kind: CacheKind
+    ids: Int[Tensor, "N k"]
+    weights: Float[Tensor, "N k"]
+    rest: Float[Tensor, " N"]
+
+    def __getitem__(self, pick: Pick) -> "SparseRows":
+        return SparseRows(self.kind, self.ids[pick], self.weights[pick], self.rest[pick])
+
+    @classmethod
+    def join(cls, parts: Sequence["SparseRows"]) -> "SparseRows":
+        """Concatenate rows, in order."""
+        columns = zip(*((part.ids, part.weights, part.rest) for part in parts), strict=True)
+        return cls(parts[0].kind, *map(torch.cat, columns))
+
+    def to(self, device: torch.device) -> "SparseRows":
+        columns = (self.ids, self.weights, self.rest)
+        return SparseRows(self.kind, *(move(tensor, device) for tensor in columns))
+
+
+@dataclass(frozen=True)
+class TeacherRows:
+    """The teacher's outputs for the rows of a batch, in order.
+
+    Args:
+        rows: Which rows of the batch these are.
+        hidden: The last hidden states, where a loss needs them.
+    """
+
+    rows: Rows
+    targets: SparseRows
+    hidden: Float[Tensor, "N D"] | None
+
+    def __getitem__(self, pick: Pick) -> "TeacherRows":
+        hidden = None if self.hidden is None else self.hidden[pick]
+        return TeacherRows(self.rows, self.targets[pick], hidden)
+
+    @classmethod
+    def join(cls, parts: Sequence["TeacherRows"]) -> "TeacherRows":
+        """Concatenate rows, in order."""
+        hidden = [part.hidden for part in parts if part.hidden is not None]
+        targets = SparseRows.join([part.targets for part in parts])
+        return cls(parts[0].rows, targets, torch.cat(hidden) if hidden else None)
+
+    def to(self, device: torch.device) -> "TeacherRows":
+        hidden = None if self.hidden is None else move(self.hidden, device)
+        return TeacherRows(self.rows, self.targets.to(device), hidden)
 
 
 @dataclass(frozen=True)
@@ -33,6 +100,8 @@ class Batch:
             attends to its own segment only and, if `causal`, to no later position.
         uniform: Every position is real and of one segment, so that no attention mask is needed.
         teacher: The cached outputs of the teacher for the batch's rows, if there is a cache.
+        row_index: For each kind of rows their indices among the B * T positions and the number of
+            those in the sequence that has most of them; found here if not given.
     """
 
     input_ids: Int[Tensor, "B T"]
@@ -42,9 +111,17 @@ class Batch:
     causal: bool
     uniform: bool
     teacher: TeacherRows | None = None
-    _rows: dict[Rows, tuple[Tensor, int]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    row_index: InitVar[RowIndex | None] = None
+    _row_index: RowIndex = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self, row_index: RowIndex | None) -> None:
+        if row_index is None:
+            masks = {rows: self.rows(rows) for rows in get_args(Rows)}
+            row_index = {
+                rows: (mask.flatten().nonzero().squeeze(1), int(mask.sum(1).max()))
+                for rows, mask in masks.items()
+            }
+        object.__setattr__(self, "_row_index", row_index)
 
     def visible(self) -> Bool[Tensor, "B T T"]:
         """True where a query (second to last axis) attends to a key (last axis)."""
@@ -60,35 +137,30 @@ class Batch:
         return self.segment_ids > 0 if rows == "all" else self.labels != IGNORED
 
     def row_numbers(self, rows: Rows) -> Int[Tensor, " N"]:
-        """The indices of the rows among the B * T positions, in order; computed once."""
-        return self._found(rows)[0]
+        """The indices of the rows among the B * T positions, in order."""
+        return self._row_index[rows][0]
 
     def num_rows(self, rows: Rows) -> int:
         return len(self.row_numbers(rows))
 
     def most_rows(self, rows: Rows) -> int:
-        """The number of rows in the sequence that has most of them; computed once."""
-        return self._found(rows)[1]
-
-    def _found(self, rows: Rows) -> tuple[Tensor, int]:
-        if rows not in self._rows:
-            found = self.rows(rows)
-            self._rows[rows] = found.flatten().nonzero().squeeze(1), int(found.sum(1).max())
-        return self._rows[rows]
+        """The number of rows in the sequence that has most of them."""
+        return self._row_index[rows][1]
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device. Row indices are computed here, since a GPU would be waited for."""
-        moved = replace(
+        """The batch on a device, with its row indices: a GPU would be waited for to find them."""
+        return replace(
             self,
             input_ids=move(self.input_ids, device),
             labels=move(self.labels, device),
             segment_ids=move(self.segment_ids, device),
             position_ids=move(self.position_ids, device),
             teacher=None if self.teacher is None else self.teacher.to(device),
+            row_index={
+                rows: (move(numbers, device), most)
+                for rows, (numbers, most) in self._row_index.items()
+            },
         )
-        for rows in get_args(Rows):
-            moved._rows[rows] = move(self.row_numbers(rows), device), self.most_rows(rows)
-        return moved
 
     def split(self, sequences: int) -> Iterator["Batch"]:
         """Micro-batches of at most `sequences` sequences each, in order."""

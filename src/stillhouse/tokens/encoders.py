@@ -19,13 +19,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.extras import install_command, missing_modules
-from stillhouse.tokens.characters import code_points
 from stillhouse.tokens.tokenizer import text_encoder
 
 FAST, REFERENCE = "gigatoken", "tokenizers"
 FIRST_CHARACTERS = 2**17  # compared whole, at the head of the text
 SHARE = 256  # after that, one character in 256
 EXCERPT_CHARACTERS = 64  # on each side of a new character or token
+
+# Whether a code point is white space; none after the last entry is.
+WHITE_SPACE = np.array([chr(point).isspace() for point in range(0x3001)] + [False])
 
 Encode = Callable[[Sequence[str]], list[np.ndarray]]
 
@@ -193,3 +195,21 @@ def _failures() -> Iterator[None]:
         raise FastTokenizerMismatchError(
             f"{version_of(FAST)} failed ({message or type(error).__name__})"
         ) from error
+
+
+def code_points(text: str) -> np.ndarray:
+    """The code point of each character, as unsigned integers of 8 or 32 bits."""
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii"), np.uint8)
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+def word_starts(text: str, *, inside_word: bool = False) -> int:
+    """How many words start in `text`; words are separated by white space.
+
+    Args:
+        inside_word: The character before this text belongs to a word.
+    """
+    space = WHITE_SPACE.take(code_points(text), mode="clip")
+    begins = space[:-1] > space[1:]
+    return int(np.count_nonzero(begins)) + bool(len(space) and not space[0] and not inside_word)

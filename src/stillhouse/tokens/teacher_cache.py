@@ -20,10 +20,9 @@ import torch
 from stillhouse.errors import DataError
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.section import Rows
-from stillhouse.tokens.batches import Batch, SequenceSource
+from stillhouse.tokens.batches import Batch, SequenceSource, SparseRows, TeacherRows
 from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.shards import token_dtype
-from stillhouse.tokens.teacher_rows import SparseRows, TeacherRows
 
 WEIGHT_SCALE = 2.0**15  # keeps float16's full precision down to probabilities of 2e-9
 FIXED_SEED, FIXED_EPOCH = 0, 0  # the cached outputs are those for the masks of this sample

@@ -4,18 +4,20 @@ Contract: nothing is downloaded, and no code from a folder runs. `text_encoder` 
 text: the characters `<|endoftext|>` or `[MASK]` in a document never become the special token.
 """
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, RecipeError
 from stillhouse.runs.manifest import fingerprint, sha256_of
 from stillhouse.section import LanguageModeling
+from stillhouse.tokens.settings import OWN_TOKENIZER
 
 # Vocabulary and merges of byte-level BPE, under their usual names and under OpenAI's.
 BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -126,6 +128,27 @@ def unused_ids(tokenizer: PreTrainedTokenizerFast, vocabulary_size: int) -> tupl
     return tuple(sorted(set(range(vocabulary_size)).difference(tokenizer.get_vocab().values())))
 
 
+def tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
+    """The path of a recipe's tokenizer.
+
+    Raises:
+        RecipeError: it is the teacher's, and there is no teacher yet.
+    """
+    if tokenizer != "teacher":
+        return Path(tokenizer).expanduser()
+    if teacher_tokenizer is None:
+        raise RecipeError(
+            "tokens.tokenizer is 'teacher', but there is no teacher folder to take it from. "
+            f"Give {OWN_TOKENIZER}."
+        )
+    return teacher_tokenizer
+
+
+def open_tokenizer(tokens_folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of the shards, which every model of the run is saved with."""
+    return load_tokenizer(tokens_folder / "tokenizer")
+
+
 def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder or of a WordPiece vocabulary file.
 
@@ -159,14 +182,14 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
         raise DataError(
             f"model_max_length is {length!r} in {source}; it must be a number of tokens, or null."
         )
-    _check_vocabulary(tokenizer, source)
+    _check_own_tokens(tokenizer, source)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     _strip_before_mask(tokenizer)
     return tokenizer
 
 
-def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
+def _check_own_tokens(tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
     """Refuse a tokenizer that does not encode its own tokens: its vocabulary is missing or does not
     match its rules. transformers loads a folder without vocabulary files silently."""
     special = set(tokenizer.all_special_ids)
@@ -195,6 +218,49 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
         f"The tokenizer at {source} {what} (read from {names}). Fetch all files of the tokenizer "
         "again: tokenizer.json, or vocab.json and merges.txt, or vocab.txt."
     )
+
+
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerFast, model_vocabulary_size: int, model: str
+) -> None:
+    """Refuse a tokenizer whose size does not match the model's vocabulary.
+
+    A model may have a few more embeddings than the tokenizer has tokens, which round the size up.
+
+    Raises:
+        DataError: it does not match.
+    """
+    if not 0 <= model_vocabulary_size - num_ids(tokenizer) < 1024:
+        raise DataError(
+            f"The tokenizer has {num_ids(tokenizer)} tokens, but {model} has a vocabulary of "
+            f"{model_vocabulary_size}: they do not match. Set tokens.tokenizer to the "
+            "teacher's own (tokenizer: teacher); if tokens were added to it, call "
+            "model.resize_token_embeddings(len(tokenizer)) and save the model again."
+        )
+
+
+def check_same_tokenizer(tokenizer: PreTrainedTokenizerFast, teacher_folder: Path) -> None:
+    """Refuse a tokenizer that differs from the one in the teacher's folder, if there is one.
+
+    Raises:
+        DataError: the same token has another id in the teacher's tokenizer.
+    """
+    file = teacher_folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    try:
+        vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is not a readable tokenizer ({error!r}).") from error
+    ours = tokenizer.get_vocab()
+    if isinstance(vocabulary, dict):
+        differ = [token for token, number in vocabulary.items() if ours.get(token) != number]
+        if differ:
+            raise DataError(
+                f"The run's tokenizer and the teacher's in {teacher_folder} disagree on "
+                f"{len(differ)} tokens, such "
+                f"as {differ[0]!r}. Set tokens.tokenizer to teacher."
+            )
 
 
 def _strip_before_mask(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -275,10 +341,7 @@ def _no_tokenizer(source: Path) -> DataError:
 
 
 def _byte_bpe(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
-    from tokenizers.models import BPE
-
-    model = BPE.from_file(str(vocabulary), str(merges))
-    backend = Tokenizer(model)
+    backend = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     names: dict[str, str] = {}
     if backend.token_to_id(END_OF_TEXT) is not None:
         names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
@@ -289,8 +352,6 @@ def _byte_bpe(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
 
 def wrap_byte_bpe(backend: Tokenizer, names: dict[str, str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with the rules of GPT-2, or of RoBERTa if it has a mask token."""
-    from tokenizers import decoders, pre_tokenizers, processors
-
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)

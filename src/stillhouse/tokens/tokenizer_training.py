@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import IO, Literal
 
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError
@@ -56,8 +56,6 @@ def train_tokenizer(
 def _train_byte_bpe(
     vocabulary_size: int, texts: Iterator[str], language_modeling: LanguageModeling
 ) -> PreTrainedTokenizerFast:
-    from tokenizers import models, pre_tokenizers, trainers
-
     names = ROBERTA_TOKENS
     if language_modeling == "causal":
         names = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
@@ -80,8 +78,6 @@ def _train_wordpiece(vocabulary_size: int, texts: Iterator[str]) -> PreTrainedTo
     between processes, and breaks ties between merges by these ids. As special tokens they have
     fixed ids; the trained vocabulary treats them as ordinary tokens.
     """
-    from tokenizers import models, pre_tokenizers, trainers
-
     backend = Tokenizer(models.WordPiece(unk_token=BERT_TOKENS["unk_token"]))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -22,11 +22,10 @@ from stillhouse.objectives.language_model import HIDDEN_TERMS, LanguageModelObje
 from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
+from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource, SparseRows
 from stillhouse.tokens.packing import CausalSequences
 from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
-from stillhouse.tokens.teacher_rows import SparseRows
 from stillhouse.training.progress import QuietReporter
 from stillhouse.training.ranks import ALONE
 from stillhouse.verification import references

@@ -18,8 +18,8 @@ from stillhouse.models.task_models import task_model_with_num_layers
 from stillhouse.objectives.language_model import Teacher
 from stillhouse.recipe import Recipe
 from stillhouse.tasks.registry import task_for_training
-from stillhouse.tokens.source import open_source, open_tokenizer
-from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens
+from stillhouse.tokens.packing import open_source
+from stillhouse.tokens.tokenizer import load_tokenizer, open_tokenizer, special_tokens
 from stillhouse.training.device import pick_device
 from stillhouse.verification.checks import Check
 from stillhouse.verification.language import LanguageCase, language_checks
