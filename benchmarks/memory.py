@@ -35,9 +35,8 @@ from benchmarks.reference_2019 import TEMPERATURE, WEIGHTS
 from stillhouse.errors import ResourceError, StillhouseError
 from stillhouse.objectives.chunks import CHUNK_BYTES, CHUNK_TENSORS
 from stillhouse.objectives.divergences.soft_target import soft_target_loss
-from stillhouse.objectives.fused import Projection, fused_losses
+from stillhouse.objectives.fused import LogitTerm, Projection, fused_losses
 from stillhouse.objectives.language_model import language_modeling_loss
-from stillhouse.objectives.logit_gradients import LogitTerm
 
 DENSE = "dense"
 DENSE_TENSORS = 9  # of (N, V), at most, that the dense way has at once

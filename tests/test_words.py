@@ -17,7 +17,6 @@ src/stillhouse/estimate/tasks.py: so many | visit | visit (of a sequence)
 src/stillhouse/estimate/text.py: stands
 src/stillhouse/inference/engine/token_healing.py: stands
 src/stillhouse/inference/reference.py: begun
-src/stillhouse/integrations/cache.py: likeliest
 src/stillhouse/machine.py: begun
 src/stillhouse/objectives/relation.py: stands
 src/stillhouse/samples/teacher/README.md: made anew

@@ -21,13 +21,12 @@ from transformers import PreTrainedModel
 
 import stillhouse
 from stillhouse.families.registry import FAMILIES, family_of
-from stillhouse.objectives.fused import Projection, fused_losses
+from stillhouse.objectives.fused import LOGIT_TERMS, Projection, fused_losses
 from stillhouse.objectives.language_model import (
     LanguageModelObjective,
     Teacher,
     language_modeling_loss,
 )
-from stillhouse.objectives.logit_gradients import LOGIT_TERMS
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.device import autocast
 from stillhouse.training.engine import train

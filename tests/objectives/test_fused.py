@@ -12,14 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stillhouse.objectives import chunks
 from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.divergences import DIVERGENCES
-from stillhouse.objectives.fused import Projection, fused_losses
-from stillhouse.objectives.language_model import language_modeling_loss
-from stillhouse.objectives.logit_gradients import (
+from stillhouse.objectives.fused import (
     CROSS_ENTROPIES,
     LOGIT_TERMS,
     TEACHER_TERMS,
     LogitTerm,
+    Projection,
+    fused_losses,
 )
+from stillhouse.objectives.language_model import language_modeling_loss
 
 ROWS, SIZE, TEACHER_SIZE, VOCABULARY = 7, 6, 5, 11
 TEMPERATURE = 2.0

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from stillhouse.objectives import chunks
 from stillhouse.objectives.divergences.soft_target import soft_target_loss
-from stillhouse.objectives.fused import Projection, fused_losses
-from stillhouse.objectives.logit_gradients import LogitTerm
+from stillhouse.objectives.fused import LogitTerm, Projection, fused_losses
 from stillhouse.objectives.sparse import sparse_rows, sparse_soft_target_loss
 from stillhouse.tokens.batches import SparseRows
 

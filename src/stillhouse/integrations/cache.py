@@ -4,16 +4,17 @@
     loss = DistillationLoss(losses, cache=ExampleCache("cache"), temperature=2.0)
 
 The cache is the one of `distillation.teacher_outputs` (`tokens.teacher_cache`): a few tokens of
-each position's distribution, the likeliest or an unbiased sample. `cache_index` in the inputs says
-which example of the loader each sequence is. With each example its token ids and labels are
+each position's distribution, the most likely or an unbiased sample. `cache_index` in the inputs
+says which example of the loader each sequence is. With each example its token ids and labels are
 remembered as a digest, so that another order, another tokenizer or another mask is noticed.
 
 Axes: B sequences, T positions.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def write_teacher_cache(
         loader: Batches as `DistillationLoss` takes them, the examples in order.
         losses: The terms that the cache will serve: they say which rows are kept, and whether last
             hidden states are.
-        kind: `sampled` keeps an unbiased sample, `top_k` the likeliest tokens.
+        kind: `sampled` keeps an unbiased sample, `top_k` the most likely tokens.
         size: Tokens kept of each position.
 
     Returns:
@@ -87,56 +88,44 @@ def write_teacher_cache(
     inputs = Inputs("teacher-cache", settings, {})
     facts: dict[str, Any] = {"format": asdict(layout), "temperature": temperature}
     with commit_folder(target, inputs, facts) as temporary:
-        writer = _Writer(temporary, own, layout, temperature)
-        for each in loader:
-            writer.add(each)
-        facts["num_parts"] = writer.finish()
-    return len(writer.digests)
-
-
-class _Writer:
-    """Collects the teacher's rows of a part, and writes it when it is full."""
-
-    def __init__(
-        self, folder: Path, teacher: Teacher, layout: CacheFormat, temperature: float
-    ) -> None:
-        self._folder, self._teacher = folder, teacher
-        self._layout, self._temperature = layout, temperature
-        self._rows: list[TeacherRows] = []
-        self._counts: list[int] = []
-        self._num_parts = 0
-        self.digests: list[np.uint64] = []
-
-    def add(self, inputs: Mapping[str, Tensor]) -> None:
-        batch = batch_of(self._teacher.model, inputs)
-        for each in batch.split(1):  # parts end between any two examples
-            number, count = len(self.digests), each.num_rows(self._layout.rows)
-            uniform = torch.from_numpy(chances([number], [count]))
-            device = self._teacher.model.device
-            rows = teacher_rows(
-                self._teacher, each.to(device), self._layout, uniform.to(device),
-                temperature=self._temperature, precision="fp32",
-            )  # fmt: skip
-            self._rows.append(rows)
-            self._counts.append(count)
-            self.digests += digests_of(each)
-            if len(self._counts) == self._layout.sequences_per_part:
-                self._write_part()
-
-    def finish(self) -> int:
-        """Write what is left; returns the number of parts."""
-        if not self.digests:
+        digests: list[np.uint64] = []
+        facts["num_parts"] = 0
+        for examples in _parts(own, loader, layout, temperature):
+            part = part_folder(temporary, facts["num_parts"])
+            part.mkdir()
+            own_digests, counts, rows = zip(*examples, strict=True)
+            write_rows(part, TeacherRows.join(rows), np.array(counts), layout)
+            digests += own_digests
+            facts["num_parts"] += 1
+        if not digests:
             raise DataError("The loader gives no examples, so there is nothing to cache.")
-        if self._counts:
-            self._write_part()
-        np.save(self._folder / DIGESTS, np.array(self.digests))
-        return self._num_parts
+        np.save(temporary / DIGESTS, np.array(digests))
+    return len(digests)
 
-    def _write_part(self) -> None:
-        part = part_folder(self._folder, self._num_parts)
-        part.mkdir()
-        write_rows(part, TeacherRows.join(self._rows), np.array(self._counts), self._layout)
-        self._rows, self._counts, self._num_parts = [], [], self._num_parts + 1
+
+def _parts(
+    teacher: Teacher,
+    loader: Iterable[Mapping[str, Tensor]],
+    layout: CacheFormat,
+    temperature: float,
+) -> Iterator[list[tuple[np.uint64, int, TeacherRows]]]:
+    """The examples of each part: digest, number of rows, and the teacher's rows."""
+    device = teacher.model.device
+    part: list[tuple[np.uint64, int, TeacherRows]] = []
+    batches = (batch_of(teacher.model, inputs).split(1) for inputs in loader)
+    for number, each in enumerate(chain.from_iterable(batches)):  # a part ends after any example
+        count = each.num_rows(layout.rows)
+        uniform = torch.from_numpy(chances([number], [count]))
+        rows = teacher_rows(
+            teacher, each.to(device), layout, uniform.to(device),
+            temperature=temperature, precision="fp32",
+        )  # fmt: skip
+        part.append((digests_of(each)[0], count, rows))
+        if len(part) == layout.sequences_per_part:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 class ExampleCache:

@@ -1,33 +1,48 @@
 """Head and losses in one pass over chunks of rows: exact values and gradients without B x T x V
 logits.
 
-For each chunk, the student's and the teacher's logits give every term's value and gradient
-(`logit_gradients`), and the gradient is accumulated at once into those of the features, the
+For each chunk, the student's and the teacher's logits give every term's value and gradient by
+formula, block by block, and the gradient is accumulated at once into those of the features, the
 projection's weight and its bias. Only one chunk's logits are in memory.
 
-Axes: N rows that count, c rows of a chunk, n rows of a block, b buffers, V vocabulary, D hidden
-size.
+With z = student logits / temperature and q = softmax(z), a gradient g with respect to q becomes
+q * (g - sum_V q * g) with respect to z. Soft targets and language modeling are cross entropies,
+whose gradient is mass * q - target; where they have one temperature they share one softmax. The
+other divergences bring their own gradients, or are differentiated by autograd.
+
+Axes: N rows that count, c rows of a chunk, n rows of a block, V vocabulary, D hidden size, k tokens
+kept of a cached teacher.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stillhouse.objectives.chunks import blocks, rows_per_block, rows_per_chunk
-from stillhouse.objectives.logit_gradients import (
-    SPARSE_TERMS,
-    TEACHER_TERMS,
-    Block,
-    LogitTerm,
-    add_gradients,
-)
-from stillhouse.tokens.batches import SparseRows
+from stillhouse.objectives.divergence import LogitPair, log_softmax
+from stillhouse.objectives.divergences import DIVERGENCES
+from stillhouse.objectives.sparse import sparse_soft_target
+from stillhouse.tokens.batches import IGNORED, SparseRows
 
 BLOCK_BUFFERS = 6  # student, teacher, gradient and three scratch tensors, each (n, V)
+CROSS_ENTROPIES = ("soft_target", "language_modeling")
+TEACHER_TERMS = tuple(name for name, each in DIVERGENCES.items() if each.reads == "logits")
+LOGIT_TERMS = (*TEACHER_TERMS, "language_modeling")
+SPARSE_TERMS = tuple(name for name in TEACHER_TERMS if DIVERGENCES[name].cacheable)
+
+
+@dataclass(frozen=True)
+class LogitTerm:
+    """One term: the coefficient of its sum, the rows that count (None: all), and the divergence's
+    own settings."""
+
+    coefficient: float
+    rows: Bool[Tensor, " N"] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,17 +78,24 @@ def fused_losses(
     served = {Projection: TEACHER_TERMS, SparseRows: SPARSE_TERMS}.get(type(teacher), ())
     if unserved := sorted(set(terms) - {"language_modeling", *served}):
         raise ValueError(f"terms {unserved} need a teacher, or a live one")
-    chunk_rows = chunk_rows or rows_per_chunk(student.weight.shape[0], student.features.device)
-    total, *values = _FusedLosses.apply(
-        student.features,
-        student.weight,
-        student.bias,
+    features, bias = student.features, student.bias
+    size, device = len(student.weight), features.device
+    chunk_rows = max(1, min(chunk_rows or rows_per_chunk(size, device), len(features)))
+    block_rows = min(rows_per_block(size, device) or chunk_rows, chunk_rows)
+    grad_bias = None
+    if bias is not None and bias.requires_grad:
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32)
+    one_pass = _Pass(
+        bias,
         teacher,
         labels,
         terms,
         temperature,
-        chunk_rows,
+        values={name: features.new_zeros((), dtype=torch.float32) for name in terms},
+        grad_bias=grad_bias,
+        buffers=torch.empty(BLOCK_BUFFERS, block_rows, size, device=device),
     )
+    total, *values = _FusedLosses.apply(features, student.weight, bias, one_pass, chunk_rows)
     return total, dict(zip(terms, values, strict=True))
 
 
@@ -84,31 +106,16 @@ class _FusedLosses(torch.autograd.Function):
         features: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        teacher: Projection | SparseRows | None,
-        labels: Tensor,
-        terms: Mapping[str, LogitTerm],
-        temperature: float,
+        one_pass: "_Pass",
         chunk_rows: int,
     ) -> tuple[Tensor, ...]:
-        compute = _compute_dtype(features)
-        needs_weight = weight.requires_grad
-        needs_bias = bias is not None and bias.requires_grad
+        compute, teacher, grad_bias = _compute_dtype(features), one_pass.teacher, one_pass.grad_bias
         student_weight = weight.detach().to(compute)
         teacher_weight = teacher.weight.to(compute) if isinstance(teacher, Projection) else None
         grad_features = torch.empty_like(features)
         grad_weight = None  # the first chunk's product starts it; without rows it is zero
-        if needs_weight and not len(features):
+        if weight.requires_grad and not len(features):
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        grad_bias = (
-            torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
-        )
-        values = {name: features.new_zeros((), dtype=torch.float32) for name in terms}
-
-        chunk_rows = max(1, min(chunk_rows, len(features)))
-        block_rows = min(rows_per_block(len(weight), features.device) or chunk_rows, chunk_rows)
-        buffers = torch.empty(BLOCK_BUFFERS, block_rows, len(weight), device=features.device)
-        one_pass = _Pass(bias, teacher, labels, terms, temperature, values, grad_bias, buffers)
-
         with torch.autocast(features.device.type, enabled=False):
             for start in range(0, len(features), chunk_rows):
                 part = slice(start, start + chunk_rows)
@@ -119,7 +126,7 @@ class _FusedLosses(torch.autograd.Function):
                     teacher_logits = teacher.features[part].to(compute) @ teacher_weight.T
                 one_pass.turn_into_gradients(logits, teacher_logits, start)
                 grad_features[part] = (logits @ student_weight).to(grad_features.dtype)
-                if needs_weight:
+                if weight.requires_grad:
                     grad_weight = _accumulated(grad_weight, logits, chunk)
         ctx.gradients = (
             grad_features,
@@ -127,19 +134,53 @@ class _FusedLosses(torch.autograd.Function):
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
         total = features.new_zeros((), dtype=torch.float32)
-        for name, term in terms.items():
-            total = total + term.coefficient * values[name]
-        outputs = tuple(values.values())
+        for name, term in one_pass.terms.items():
+            total = total + term.coefficient * one_pass.values[name]
+        outputs = tuple(one_pass.values.values())
         ctx.mark_non_differentiable(*outputs)
         return (total, *outputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
-        grad_total = grad_outputs[0]
         # In place: like autograd itself, this goes backward once.
         saved, ctx.gradients = ctx.gradients, None
-        gradients = [None if grad is None else grad.mul_(grad_total) for grad in saved]
-        return (*gradients, None, None, None, None, None)
+        gradients = [None if grad is None else grad.mul_(grad_outputs[0]) for grad in saved]
+        return (*gradients, None, None)
+
+
+def _compute_dtype(features: Tensor) -> torch.dtype:
+    """The precision of the matrix products: autocast's where it is on, else the features' own."""
+    if torch.is_autocast_enabled(features.device.type):
+        return torch.get_autocast_dtype(features.device.type)
+    return features.dtype
+
+
+def _accumulated(total: Tensor | None, gradient: Tensor, chunk: Tensor) -> Tensor:
+    """The weight's float32 gradient with one chunk's added; None starts it."""
+    if total is None:
+        return (gradient.T @ chunk).float()
+    if chunk.dtype == torch.float32:
+        return total.addmm_(gradient.T, chunk)
+    return total.add_(gradient.T @ chunk)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of rows: float32 logits, or a cached teacher's tokens; `rows` is its place.
+
+    The terms add their weighted gradients to `gradient` and overwrite the three scratch tensors.
+    """
+
+    student: Float[Tensor, "n V"]
+    teacher: Float[Tensor, "n V"] | SparseRows | None
+    rows: slice
+    gradient: Float[Tensor, "n V"]
+    scratch: list[Tensor]
+
+    def counted(self, term: LogitTerm) -> Float[Tensor, " n"]:
+        """One where a row counts, else zero."""
+        ones = torch.ones_like(self.student[:, 0])
+        return ones if term.rows is None else ones * term.rows[self.rows]
 
 
 @dataclass(frozen=True)
@@ -165,44 +206,93 @@ class _Pass:
         """
         for block in blocks(len(logits), self.buffers.shape[1]):
             rows = slice(first + block.start, first + block.stop)
-            scratch = list(self.buffers[:, : block.stop - block.start])
-            own = _with_bias(logits[block], self.bias, scratch[0])
+            own, other, gradient, *scratch = self.buffers[:, : block.stop - block.start]
+            _copy_with_bias(logits[block], self.bias, own)
             teacher: Tensor | SparseRows | None = None
             if isinstance(self.teacher, SparseRows):
                 teacher = self.teacher[rows]
             elif teacher_logits is not None and self.teacher is not None:
-                teacher = _with_bias(teacher_logits[block], self.teacher.bias, scratch[1])
-            gradient = scratch[2].zero_()
-            add_gradients(
-                gradient,
-                Block(own, teacher, self.labels[rows], rows),
-                self.terms,
-                self.temperature,
-                self.values,
-                scratch[3:],
-            )
+                teacher = _copy_with_bias(teacher_logits[block], self.teacher.bias, other)
+            gradient.zero_()
+            self._add_gradients(_Block(own, teacher, rows, gradient, scratch))
             logits[block] = gradient
             if self.grad_bias is not None:
                 self.grad_bias.add_(gradient.sum(0))
 
+    def _add_gradients(self, block: _Block) -> None:
+        """Add the terms' weighted gradients to the block's, and each term's own sum to `values`."""
+        for name, term in self.terms.items():
+            if name not in CROSS_ENTROPIES:
+                self._add_divergence(block, name, term)
+        own = {"soft_target": self.temperature, "language_modeling": 1.0}
+        for temperature in sorted(set(own.values())):
+            chosen = {
+                name: self.terms[name]
+                for name in own
+                if own[name] == temperature and name in self.terms
+            }
+            if chosen:
+                self._add_cross_entropies(block, chosen, temperature)
 
-def _compute_dtype(features: Tensor) -> torch.dtype:
-    """The precision of the matrix products: autocast's where it is on, else the features' own."""
-    if torch.is_autocast_enabled(features.device.type):
-        return torch.get_autocast_dtype(features.device.type)
-    return features.dtype
+    def _add_divergence(self, block: _Block, name: str, term: LogitTerm) -> None:
+        assert isinstance(block.teacher, Tensor)
+        divergence, counted = DIVERGENCES[name], block.counted(term)
+        if divergence.gradient is not None:
+            pair = LogitPair(block.student, block.teacher, self.temperature, block.scratch)
+            value, grad = divergence.gradient(pair, **term.settings)
+            block.gradient.addcmul_(grad, term.coefficient * counted[:, None])
+            self.values[name] += (value * counted).sum()
+            return
+        rows = counted.nonzero()[:, 0]
+        with torch.enable_grad():
+            student = block.student[rows].requires_grad_()
+            total = divergence.loss(
+                student, block.teacher[rows], temperature=self.temperature, **term.settings
+            )
+            (grad,) = torch.autograd.grad(total, student)
+        block.gradient.index_add_(0, rows, grad, alpha=term.coefficient)
+        self.values[name] += total.detach()
+
+    def _add_cross_entropies(
+        self, block: _Block, terms: Mapping[str, LogitTerm], temperature: float
+    ) -> None:
+        """Soft targets, language modeling or both, at one temperature."""
+        log_q = log_softmax(block.student, temperature, out=block.scratch[0])
+        mass = torch.zeros_like(log_q[:, 0])
+        teacher, kept = block.teacher, None
+        if soft := terms.get("soft_target"):
+            if isinstance(teacher, SparseRows):
+                kept = log_q.gather(1, teacher.ids)
+            else:
+                assert teacher is not None
+                log_p = log_softmax(teacher, temperature, out=block.scratch[1])
+                p = torch.exp(log_p, out=block.scratch[2])
+                value = log_p.sub_(log_q).mul_(p).sum(-1)
+                counted = block.counted(soft)
+                self.values["soft_target"] += temperature**2 * (value * counted).sum()
+                weights = temperature * soft.coefficient * counted
+                block.gradient.addcmul_(p, -weights[:, None])
+                mass += weights
+        if hard := terms.get("language_modeling"):
+            labels = self.labels[block.rows]
+            counted = block.counted(hard) * (labels != IGNORED)
+            labels = labels.clamp_min(0)[:, None]
+            self.values["language_modeling"] -= (log_q.gather(1, labels)[:, 0] * counted).sum()
+            weights = hard.coefficient * counted
+            mass += weights
+            block.gradient.scatter_add_(1, labels, -weights[:, None])
+        q = log_q.exp_()
+        if soft is not None and kept is not None and isinstance(teacher, SparseRows):
+            value, sparse_mass, at_ids = sparse_soft_target(q, kept, teacher)
+            counted = block.counted(soft)
+            self.values["soft_target"] += temperature**2 * (value * counted).sum()
+            weights = temperature * soft.coefficient * counted
+            block.gradient.scatter_add_(1, teacher.ids, weights[:, None] * at_ids)
+            mass += weights * sparse_mass
+        block.gradient.addcmul_(q, mass[:, None])
 
 
-def _accumulated(total: Tensor | None, gradient: Tensor, chunk: Tensor) -> Tensor:
-    """The weight's float32 gradient with one chunk's added; None starts it."""
-    if total is None:
-        return (gradient.T @ chunk).float()
-    if chunk.dtype == torch.float32:
-        return total.addmm_(gradient.T, chunk)
-    return total.add_(gradient.T @ chunk)
-
-
-def _with_bias(logits: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+def _copy_with_bias(logits: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """The logits in float32, in the memory of `out`."""
     out.copy_(logits)
     return out if bias is None else out.add_(bias.detach())

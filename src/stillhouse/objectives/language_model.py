@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 from stillhouse.families.base import Family
 from stillhouse.objectives.divergence import LossRecipe
 from stillhouse.objectives.divergences import DIVERGENCES
-from stillhouse.objectives.fused import Projection, fused_losses
-from stillhouse.objectives.logit_gradients import LOGIT_TERMS, LogitTerm
+from stillhouse.objectives.fused import LOGIT_TERMS, LogitTerm, Projection, fused_losses
 from stillhouse.objectives.relation import RelationTerm
 from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
 from stillhouse.section import Rows
@@ -157,7 +156,7 @@ def language_modeling_loss(
 ) -> Float[Tensor, ""]:
     """Sum of -log q(label) at temperature 1, in nats; rows labeled -100 count nothing.
 
-    This is the formula of the term; training computes it in `logit_gradients`.
+    This is the formula of the term; training computes it in `fused`.
     """
     return F.cross_entropy(student_logits.float(), labels, reduction="sum")
 

@@ -29,7 +29,7 @@ from transformers import PretrainedConfig
 
 from stillhouse.families.registry import family_of
 from stillhouse.models.load import count_parameters, empty_model
-from stillhouse.objectives.logit_gradients import LOGIT_TERMS, TEACHER_TERMS
+from stillhouse.objectives.fused import LOGIT_TERMS, TEACHER_TERMS
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.section import Rows
 from stillhouse.tokens.settings import TokensRecipe

@@ -1,7 +1,7 @@
 """Forward KL divergence, the soft targets of Hinton et al. 2015.
 
 Its gradient is that of a cross entropy and shares a softmax with language modeling:
-`logit_gradients` computes both.
+`fused` computes both.
 
 Axes: N rows that count, V vocabulary.
 """
