@@ -97,6 +97,21 @@ def test_gradients_are_those_of_a_recipe(student, teacher, batch_of, words):
         assert torch.equal(gradients(ours)[name], gradient), name
 
 
+def test_calls_register_hooks_once(student, teacher, inputs):
+    """The relation term captures with the same hooks in every step."""
+    loss = DistillationLoss({"relation": {"weight": 1.0}}, teacher=teacher)
+
+    def num_hooks() -> int:
+        return sum(
+            len(module._forward_hooks) for model in (student, teacher) for module in model.modules()
+        )
+
+    loss(student, inputs)
+    after_one = num_hooks()
+    loss(student, inputs)
+    assert num_hooks() == after_one > 0
+
+
 def test_padding_on_the_left_changes_nothing(student, teacher, inputs):
     loss = DistillationLoss(LOSSES, teacher=teacher)
     shifts = (12 - inputs["attention_mask"].sum(1)).tolist()

@@ -74,6 +74,7 @@ class DistillationLoss:
         self.temperature = temperature
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.cache = cache
+        self._objectives: dict[str, LanguageModelObjective] = {}  # by the student's family
 
     def __call__(
         self,
@@ -111,15 +112,18 @@ class DistillationLoss:
         return {kind: sum(batch.num_rows(kind) for batch in found) for kind in get_args(Rows)}
 
     def _objective(self, student: PreTrainedModel) -> LanguageModelObjective:
-        teacher: Any = None
-        if self.cache is not None:
-            teacher = "cached"
-        elif self.teacher is not None:
-            teacher = Teacher(family_of(self.teacher.config), self.teacher)
-        try:
-            return LanguageModelObjective(
-                family_of(student.config), self.losses, teacher=teacher,
-                temperature=self.temperature,
-            )  # fmt: skip
-        except ValueError as error:
-            raise RecipeError(f"{error}; give one as teacher or cache.") from error
+        """The objective of a student's family, made once: its hooks stay on the models."""
+        family = family_of(student.config)
+        if family.model_type not in self._objectives:
+            teacher: Any = None
+            if self.cache is not None:
+                teacher = "cached"
+            elif self.teacher is not None:
+                teacher = Teacher(family_of(self.teacher.config), self.teacher)
+            try:
+                self._objectives[family.model_type] = LanguageModelObjective(
+                    family, self.losses, teacher=teacher, temperature=self.temperature
+                )
+            except ValueError as error:
+                raise RecipeError(f"{error}; give one as teacher or cache.") from error
+        return self._objectives[family.model_type]
