@@ -14,6 +14,7 @@ from words import NAMES, PHRASES, glossary_table
 
 from faults import fault_table
 from stillhouse.cli import app
+from stillhouse.data.formats import SUFFIXES
 from stillhouse.distillation.settings import PRESETS
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import recipe_names, recipe_text
@@ -123,8 +124,18 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def format_table() -> str:
+    """The file formats, and what a corpus and tasks make of each."""
+    lines = ["| suffix | corpus | tasks, `score`, `predict` |", "|---|---|---|"]
+    for format in dict.fromkeys(SUFFIXES.values()):
+        suffixes = " ".join(f"`{suffix}`" for suffix in format.suffixes)
+        lines.append(f"| {suffixes} | {_cell(format.documents)} | {_cell(format.rows)} |")
+    return "\n".join(lines)
+
+
 TABLES = (
     ("README.md", "speed", speed_table),
+    ("docs/data.md", "formats", format_table),
     ("docs/correctness.md", "laws", law_table),
     ("docs/glossary.md", "names", lambda: glossary_table(NAMES)),
     ("docs/glossary.md", "phrases", lambda: glossary_table(PHRASES)),

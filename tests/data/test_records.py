@@ -260,7 +260,7 @@ def test_empty_objects_and_lines_of_white_space_are_blank(tmp_path, name, conten
 def test_lines_of_a_text_file_are_rows_of_a_single_column(tmp_path):
     """Elsewhere it is no table."""
     path = write(tmp_path / "a.txt", "one, two\r\n\nthree")
-    rows = read_rows(path, text_column="text")
+    rows = read_rows(path, plain=True)
     assert [row.fields for row in rows] == [{"text": "one, two"}, {"text": "three"}]
     assert rows[1].where.endswith("a.txt row 3")
     with pytest.raises(DataError, match=r"a\.txt is not a table: its name must end in \.jsonl"):

@@ -2,9 +2,12 @@
 
 import json
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
 from stillhouse.data.formats import SUFFIXES, TABLE_SUFFIXES, Record, TableFile, format_name
@@ -24,9 +27,11 @@ FORMATS = {format.name: format for format in SUFFIXES.values()}
 ROWS = [{"text": "one"}, {"text": "two"}]
 
 
-def test_every_format_of_the_documentation_is_registered():
-    """Found by listing the folder."""
-    assert set(FORMATS) == {"text", "HTML", "JSON lines", "JSON", "CSV", "TSV", "Parquet"}
+def test_every_format_is_registered_and_documented():
+    """Found by listing the folder, and listed by the documentation."""
+    assert set(FORMATS) >= {"text", "HTML", "JSON lines", "JSON", "CSV", "TSV", "Parquet"}
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in page] == []
     suffixes = [suffix for format in FORMATS.values() for suffix in format.suffixes]
     assert sorted(suffixes) == sorted(SUFFIXES), "two formats share a suffix"
     names = ("a.CSV", "a.csv.gz", "a.bin", "a")
@@ -54,12 +59,12 @@ def test_a_format_gives_text_or_records_and_names_a_bad_file(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 def test_a_table_serves_the_corpus_and_tasks_alike(tmp_path, suffix):
-    """The same file as documents and as rows."""
+    """The same file as documents and as rows. A binary format's own test writes the file."""
     path = tmp_path / f"a{suffix}"
-    if suffix == ".parquet":
-        import pyarrow
-        from pyarrow import parquet
-
+    own_test = Path(__file__).with_name(f"test_{SUFFIXES[suffix].name.lower()}.py")
+    if own_test.exists():
+        import_module(f"tests.data.{own_test.stem}").write_rows(path, ROWS)
+    elif suffix == ".parquet":
         parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     elif suffix in (".csv", ".tsv"):
         path.write_text("text\none\ntwo\n")

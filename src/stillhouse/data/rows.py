@@ -153,23 +153,25 @@ class Row:
 
 def read_rows(
     path: Path,
+    column: str = "text",
     *,
     header: Sequence[str] | None = None,
     keep_blank: bool = False,
-    text_column: str | None = None,
+    plain: bool = False,
 ) -> list[Row]:
     """All rows of a file, in order; a field that only some rows have is null in the others.
 
     Args:
+        column: The column of the text, which tells the table in a file of several.
         header: The names of the first columns, where the first line does not give them.
         keep_blank: Include rows without any field, each field null.
-        text_column: The only column of a plain text file, whose rows are its lines; without it,
-            such a file is refused.
+        plain: Whether a plain text file is read, too: its rows are its lines, and `column` is
+            their only field.
 
     Raises:
         DataError: no such file, another format, no rows, or a row that does not match the others.
     """
-    records = _records(path, header, text_column)
+    records = _records(path, column, header, plain=plain)
     found = [record for record in records if keep_blank or record.fields is not None]
     columns = dict.fromkeys(name for record in found for name in record.fields or ())
     if not columns:
@@ -183,15 +185,20 @@ def blank_rows(path: Path, *, header: Sequence[str] | None = None) -> list[int]:
     Raises:
         DataError: as `read_rows`.
     """
-    records = _records(path, header, text_column="text")
+    format = format_of(path)
+    if format is not None and not format.by_line:
+        return []
+    records = _records(path, "text", header, plain=True)
     return [record.number for record in records if record.fields is None]
 
 
-def _records(path: Path, header: Sequence[str] | None, text_column: str | None) -> Iterator[Record]:
+def _records(
+    path: Path, column: str, header: Sequence[str] | None, *, plain: bool
+) -> Iterator[Record]:
     format, name = format_of(path), name_of(path)
-    if format is not None and format.name == "text" and text_column is not None:
+    if plain and format is not None and format.name == "text":
         for number, line in read_lines(path):
-            fields = {text_column: line.rstrip("\r\n")} if line.strip() else None
+            fields = {column: line.rstrip("\r\n")} if line.strip() else None
             yield Record(f"{name} row {number}", number, fields)
     elif format is None or format.read_records is None:
         raise DataError(
@@ -199,7 +206,7 @@ def _records(path: Path, header: Sequence[str] | None, text_column: str | None) 
             f"with {', '.join(COMPRESSED)})."
         )
     else:
-        yield from format.read_records(TableFile(path, name, header))
+        yield from format.read_records(TableFile(path, name, column, header))
 
 
 def read_json(path: Path) -> Any:

@@ -57,7 +57,7 @@ class QuestionAnswering(Task[QuestionAnsweringTask]):
         return self.recipe.max_question_length
 
     def is_labeled(self, path: Path) -> bool:
-        return read_articles(path) is not None or "answers" in read_rows(path)[0].fields
+        return read_articles(path) is not None or "answers" in read_rows(path, "context")[0].fields
 
     def blank_rows(self, path: Path) -> list[int]:
         return super().blank_rows(path) if read_articles(path) is None else []
@@ -78,7 +78,7 @@ class QuestionAnswering(Task[QuestionAnsweringTask]):
             return read_squad(path)
         return [
             Question(_id_of(row, number), row.text("question"), row.text("context"), ())
-            for number, row in enumerate(read_rows(path, keep_blank=True))
+            for number, row in enumerate(read_rows(path, "context", keep_blank=True))
         ]
 
     def encode(

@@ -111,7 +111,7 @@ def _questions(content: Any, path: Path) -> Iterator[Question]:
 
 
 def _rows(path: Path) -> Iterator[Question]:
-    for row in read_rows(path):
+    for row in read_rows(path, "context"):
         answers = _field(row.fields, "answers", dict, row.where)
         texts, starts = (_list(answers, key, row.where) for key in ("text", "answer_start"))
         if len(texts) != len(starts):

@@ -136,7 +136,7 @@ def read_tagged_rows(
         DataError: no such file, no sentence, or a row that is not like this.
     """
     sentences = []
-    for row in read_rows(path):
+    for row in read_rows(path, tokens):
         found, marks = words_in_row(row, tokens), row.value(tags)
         if not isinstance(marks, list):
             raise row.wrong(tags, "a list of tags")

@@ -47,7 +47,7 @@ class _TextTask(Task[TextSettings]):
 
     def is_labeled(self, path: Path) -> bool:
         recipe = self.recipe
-        rows = read_rows(path, header=recipe.header, text_column=recipe.columns.text)
+        rows = read_rows(path, recipe.columns.text, header=recipe.header, plain=True)
         return recipe.columns.target in rows[0].fields
 
     def read(self, path: Path, *, labeled: bool = True) -> list[TextExample]:
@@ -228,7 +228,7 @@ def labels_shown(recipe: ClassificationTask, path: Path) -> list[str]:
     """
     found: set[str] = set()
     column = recipe.columns.target
-    for row in read_rows(path, header=recipe.header, text_column=recipe.columns.text):
+    for row in read_rows(path, recipe.columns.text, header=recipe.header, plain=True):
         if column not in row.fields and not found:
             return []
         value = row.value(column)

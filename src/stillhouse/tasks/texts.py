@@ -44,8 +44,8 @@ def read_texts(
         target: Reads the label from a row's column.
         keep_blank: Whether a row without any field is an example with empty texts.
     """
-    text_column = columns.text if columns.pair is None and target is None else None
-    rows = read_rows(path, header=header, keep_blank=keep_blank, text_column=text_column)
+    plain = columns.pair is None and target is None
+    rows = read_rows(path, columns.text, header=header, keep_blank=keep_blank, plain=plain)
     return [
         TextExample(
             row.text(columns.text),

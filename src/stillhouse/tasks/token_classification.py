@@ -19,7 +19,7 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.formats import format_name, has_records
+from stillhouse.data.formats import format_name, format_of, has_records
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError, RecipeError
@@ -44,7 +44,6 @@ from stillhouse.tokens.batches import IGNORED
 
 WORD = re.compile(r"\w+|[^\w\s]")
 NO_WORD = -1
-LISTS = ("JSON lines", "JSON", "Parquet")  # formats whose rows are sentences
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,9 @@ class TokenClassification(Task[TokenClassificationTask]):
         return tags_in(sentence.tags for sentence in sentences)
 
     def is_labeled(self, path: Path) -> bool:
-        return not is_table(path) or self.recipe.tags in read_rows(path)[0].fields
+        return (
+            not is_table(path) or self.recipe.tags in read_rows(path, self.recipe.tokens)[0].fields
+        )
 
     def blank_rows(self, path: Path) -> list[int]:
         return super().blank_rows(path) if is_table(path) else []
@@ -272,11 +273,11 @@ def read_sentences(
     names = recipe.labels or names
     if is_table(path):
         return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
-    if format_name(path) == "CSV":
+    if has_records(path) and (name := format_name(path)) != "TSV":
         raise DataError(
-            f"{path} is a CSV file. Give tagged sentences as a token and its tag a line, separated "
-            "by a tab or spaces, with blank lines between sentences, or as lists in JSON lines or "
-            "Parquet."
+            f"{path} is a {name} file. Give tagged sentences as a token and its tag a line, "
+            "separated by a tab or spaces, with blank lines between sentences, or as lists in JSON "
+            "lines or Parquet."
         )
     return _read_columns(recipe, path, names)
 
@@ -296,7 +297,8 @@ def _read_columns(
 
 def is_table(path: Path) -> bool:
     """Whether a file has sentences as rows with lists, and not a token a line."""
-    return format_name(path) in LISTS
+    format = format_of(path)
+    return format is not None and format.has_lists
 
 
 def _has_texts(path: Path) -> bool:

@@ -104,7 +104,7 @@ class LastWord(LanguageModelTask[LastWordTask]):
 
     def read(self, path: Path, *, labeled: bool = True) -> list[LastWordExample]:
         found = []
-        for row in read_rows(path, keep_blank=not labeled, text_column=self.recipe.column):
+        for row in read_rows(path, self.recipe.column, keep_blank=not labeled, plain=True):
             text = row.text(self.recipe.column).rstrip()
             context, _, last = text.rpartition(" ")
             if not context.strip():

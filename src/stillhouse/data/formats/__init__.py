@@ -35,12 +35,14 @@ class TableFile:
 
     Args:
         name: What errors call the file.
+        column: The column of the text, which tells the table in a file of several.
         header: The names of the first columns of a CSV or TSV file whose first line has none.
         columns: Of a Parquet file that has the first of these, only these are read.
     """
 
     path: Path
     name: str
+    column: str = "text"
     header: Sequence[str] | None = None
     columns: Sequence[str] = ()
 
@@ -50,12 +52,22 @@ class Format:
     """A file format, which gives either text in blocks or records.
 
     Each module of this package lists its own in FORMATS, and the registry finds them there.
+
+    Args:
+        by_line: Whether records are lines or elements of a file, of which some may be blank.
+        has_lists: Whether a value may be a list, such as the words of a sentence.
+        documents: What a corpus makes of a file, for the documentation.
+        rows: What tasks make of it.
     """
 
     name: str
     suffixes: tuple[str, ...]
     read_text: Callable[[Path], Iterable[str]] | None = None
     read_records: Callable[[TableFile], Iterator[Record]] | None = None
+    by_line: bool = True
+    has_lists: bool = False
+    documents: str = "one document per row"
+    rows: str = "one example per row"
 
 
 def with_class_names(fields: Fields, classes: Mapping[str, Sequence[str]]) -> Fields:

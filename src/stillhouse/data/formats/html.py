@@ -103,4 +103,12 @@ class _Page(HTMLParser):
         self._gap = max(self._gap, gap, key=GAPS.index)
 
 
-FORMATS = (Format("HTML", (".html", ".htm", ".xhtml"), read_text=read_html),)
+FORMATS = (
+    Format(
+        "HTML",
+        (".html", ".htm", ".xhtml"),
+        read_text=read_html,
+        documents="the visible text, without markup, scripts, styles or navigation",
+        rows="",
+    ),
+)

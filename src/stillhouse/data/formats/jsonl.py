@@ -125,6 +125,20 @@ class _JSONText:
 
 
 FORMATS = (
-    Format("JSON lines", (".jsonl", ".ndjson", ".jsonlines", ".jl"), read_records=read_json_lines),
-    Format("JSON", (".json",), read_records=read_json),
+    Format(
+        "JSON lines",
+        (".jsonl", ".ndjson", ".jsonlines", ".jl"),
+        read_records=read_json_lines,
+        has_lists=True,
+        documents="one object per line; its text is in `corpus.text_field`, its id in `id`",
+        rows="one object per line",
+    ),
+    Format(
+        "JSON",
+        (".json",),
+        read_records=read_json,
+        has_lists=True,
+        documents="the same, or one array of objects",
+        rows="the same; for question answering also SQuAD's format",
+    ),
 )

@@ -53,4 +53,13 @@ def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
         return {}
 
 
-FORMATS = (Format("Parquet", (".parquet",), read_records=read_parquet),)
+FORMATS = (
+    Format(
+        "Parquet",
+        (".parquet",),
+        read_records=read_parquet,
+        by_line=False,
+        has_lists=True,
+        rows="one example per row; class names are read as `datasets` stores them",
+    ),
+)

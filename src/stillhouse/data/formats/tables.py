@@ -85,6 +85,12 @@ def _other_separator(line: str, format: str) -> str:
 
 
 FORMATS = tuple(
-    Format(name, (f".{name.lower()}",), read_records=partial(read_table, format=name))
-    for name in DIALECTS
+    Format(
+        name,
+        (f".{name.lower()}",),
+        read_records=partial(read_table, format=name),
+        documents="one document per row; the first line names the columns",
+        rows=f"one example per row{quotes}",
+    )
+    for name, quotes in (("CSV", ""), ("TSV", "; no quoting, as in GLUE"))
 )

@@ -48,8 +48,9 @@ class SourceFile:
         if self.format.read_text is not None:
             return text_documents(self.name, self.format.read_text(self.path), corpus)
         assert self.format.read_records is not None
-        columns = (corpus.text_field, "id")
-        records = self.format.read_records(TableFile(self.path, str(self.path), columns=columns))
+        column = corpus.text_field
+        file = TableFile(self.path, str(self.path), column, columns=(column, "id"))
+        records = self.format.read_records(file)
         return record_documents(self.name, records, corpus)
 
 
