@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tests.export.odd_models import odd_model
 from tests.serving.conftest import URL, application
+from transformers import PreTrainedTokenizerFast
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 GREEDY = {"model": "sample", "prompt": "def ", "max_tokens": 4, "temperature": 0}
@@ -147,3 +148,15 @@ def test_broken_chat_template_is_a_client_error(templates):
             answer = http.post(CHATS, json=body)
             assert answer.status_code == 400
             assert "chat template" in answer.json()["error"]["message"]
+
+
+def test_many_texts_as_token_ids_read_the_vocabulary_once(http, monkeypatch):
+    """Reading it takes milliseconds, and a request may have two thousand texts."""
+    calls = []
+    read = PreTrainedTokenizerFast.get_vocab
+    monkeypatch.setattr(
+        PreTrainedTokenizerFast, "get_vocab", lambda self: calls.append(1) or read(self)
+    )
+    answer = http.post("/v1/embeddings", json={"model": "minilm", "input": [[0]] * 200})
+    assert len(answer.json()["data"]) == 200
+    assert len(calls) <= 1

@@ -1,5 +1,6 @@
 """Two replicas under Ray Serve on one machine: the same dialects, and one of them may die."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -31,7 +32,12 @@ def server() -> Iterator[Server]:
 def replicas(server: Server) -> list[int]:
     """The processes that answer."""
     below = psutil.Process(server.process.pid).children(recursive=True)
-    return [each.pid for each in below if "ServeReplica" in " ".join(each.cmdline())]
+    found = []
+    for each in below:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if "ServeReplica" in " ".join(each.cmdline()):
+                found.append(each.pid)
+    return found
 
 
 def ask(client: openai.OpenAI) -> str:

@@ -60,6 +60,11 @@ class LoadedModel:
         )
 
     @cached_property
+    def num_ids(self) -> int:
+        """One more than the tokenizer's highest id; reading it takes milliseconds."""
+        return num_ids(self.tokenizer)
+
+    @cached_property
     def unused_ids(self) -> tuple[int, ...]:
         """Rows of the embedding that no token has."""
         return unused_ids(self.tokenizer, self.model.config.vocab_size)
@@ -69,7 +74,7 @@ class LoadedModel:
         """The tokens that end a text. If the model's files name only ids outside the vocabulary,
         like transformers' default for a small vocabulary, the tokenizer's own."""
         named, own = end_token_ids(self.model), find_special_tokens(self.tokenizer).end_of_text
-        known = named.intersection(range(num_ids(self.tokenizer)))
+        known = named.intersection(range(self.num_ids))
         return known if known or not named or own is None else frozenset({own})
 
     @checked_arguments
@@ -117,7 +122,7 @@ class LoadedModel:
         Raises:
             DataError: unknown ids.
         """
-        check_token_ids(ids, num_ids(self.tokenizer))
+        check_token_ids(ids, self.num_ids)
         return self.decode(ids)
 
     def token_text(self, token: int) -> str:

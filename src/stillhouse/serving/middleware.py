@@ -16,7 +16,7 @@ from stillhouse.serving.metrics import Metrics
 
 MAX_BODY_BYTES = 2**20
 MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
-DRAIN_SECONDS = 0.5
+DRAIN_SECONDS = 1.0
 
 
 class RequestGuard:
@@ -51,9 +51,8 @@ class RequestGuard:
             self._check(scope)
             await self._app(scope, await _limited(receive), measured_send)
         except APIError as error:
-            await _drain(receive)
-            content = error_body(error, scope["path"])
-            await JSONResponse(content, error.status, error.headers)(scope, receive, measured_send)
+            response = JSONResponse(error_body(error, scope["path"]), error.status, error.headers)
+            await _reject(response, receive, measured_send)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, status).inc()
@@ -82,11 +81,11 @@ def _body_too_long() -> APIError:
     return APIError(413, f"The body exceeds {MAX_BODY_BYTES:,} bytes.")
 
 
-async def _chunks(receive: Receive, timeout: float | None = None) -> AsyncGenerator[Message, None]:
+async def _chunks(receive: Receive) -> AsyncGenerator[Message, None]:
     """The messages of a body, up to its end or the client's disconnect."""
     more = True
     while more:
-        message = await asyncio.wait_for(receive(), timeout)
+        message = await receive()
         yield message
         more = message.get("more_body", False)
 
@@ -110,12 +109,17 @@ async def _limited(receive: Receive) -> Receive:
     return replay
 
 
-async def _drain(receive: Receive) -> None:
-    """Read what is left of a rejected body, within limits: a client that is still sending would
-    not read the response."""
+async def _reject(response: JSONResponse, receive: Receive, send: Send) -> None:
+    """Send an error before any more of the body is read. What the client still sends is dropped,
+    within limits, before the connection closes: the client would lose the response otherwise."""
+    start = {"status": response.status_code, "headers": response.raw_headers}
+    await send({"type": "http.response.start", **start})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
     num_bytes = 0
     with contextlib.suppress(TimeoutError):
-        async for message in _chunks(receive, DRAIN_SECONDS):
-            num_bytes += len(message.get("body", b""))
-            if num_bytes >= MAX_DRAINED_BYTES:
-                break
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for message in _chunks(receive):
+                num_bytes += len(message.get("body", b""))
+                if num_bytes >= MAX_DRAINED_BYTES:
+                    break
+    await send({"type": "http.response.body"})
