@@ -112,7 +112,7 @@ def main() -> None:
             )
             for name, (act, context) in SHOTS.items():
                 page = browser.new_context(**context, reduced_motion="reduce").new_page()
-                kept = json.dumps({"fixedSeed": True, "seed": 3, "max_new_tokens": 16})
+                kept = json.dumps({"fixedSeed": True, "seed": 3, "tokens": 16})
                 page.add_init_script(f"localStorage['stillhouse.settings'] = '{kept}'")
                 page.goto(URL)
                 expect(page.locator("#status")).to_contain_text("Ready")

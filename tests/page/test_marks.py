@@ -10,7 +10,7 @@ from tests.page.acts import keep_settings, marked, reload, text_of
 
 pytestmark = pytest.mark.page
 
-SETTINGS = {"fixedSeed": True, "seed": 5, "model": "student", "num_suggestions": 1}
+SETTINGS = {"fixedSeed": True, "seed": 5, "model": "student", "number": 1}
 START = "It rose. "
 
 

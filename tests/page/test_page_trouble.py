@@ -90,8 +90,7 @@ def test_no_spinner_turns_for_ever(page):
 
 def test_stop_keeps_what_has_come(page):
     page.evaluate(
-        "localStorage.setItem('stillhouse.settings',"
-        " JSON.stringify({max_new_tokens: 120, num_suggestions: 8}))"
+        "localStorage.setItem('stillhouse.settings', JSON.stringify({tokens: 120, number: 8}))"
     )
     page.reload()
     expect(page.locator("#status")).to_contain_text("Ready")

@@ -1,5 +1,6 @@
 """The other views: how surprising a text is, student beside teacher, stories, encoders."""
 
+import json
 import re
 
 import pytest
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.page
 @pytest.fixture
 def page(open_page) -> Page:
     opened = open_page()
-    keep_settings(opened, {"fixedSeed": True, "seed": 5, "model": "sample", "max_new_tokens": 24})
+    keep_settings(opened, {"fixedSeed": True, "seed": 5, "model": "sample", "tokens": 24})
     return opened
 
 
@@ -104,7 +105,7 @@ def test_a_student_is_shown_beside_its_teacher(page):
 
 def test_a_student_s_drafts_give_the_teacher_s_own_text(page):
     """Greedy, so that the text is known: the teacher's, whoever drafted it."""
-    keep_settings(page, {"temperature": 0, "max_new_tokens": 40, "model": "sample"})
+    keep_settings(page, {"temperature": 0, "tokens": 40, "model": "sample"})
     page.locator("#text").fill(TEXT)
     page.get_by_role("tab", name="Compare").click()
     page.locator("#compare-student").select_option("student")
@@ -217,3 +218,45 @@ def test_an_encoder_compares_sentences(page):
     expect(card.locator("li")).to_have_count(2)
     near, far = (float(each) for each in card.locator("li .quiet").all_text_contents())
     assert near > far + 0.3
+
+
+def test_texts_and_settings_of_an_earlier_version_are_read(page):
+    """As its storage names them; what is saved now has the same names."""
+    saved = {
+        "stillhouse.manuscript": {"text": "Mine.", "marks": []},
+        "stillhouse.manuscript.aside": [{"text": "Older.", "marks": [], "name": None, "since": 1}],
+        "stillhouse.story": {
+            "memory": "A storm is coming.",
+            "told": [
+                {"by": "you", "text": "\n> You wait\n"},
+                {"by": "model", "model": "sample", "text": "The wind rises."},
+            ],
+            "before": [{"by": "you", "text": "\n> You sleep\n"}],
+        },
+        "stillhouse.settings": {"model": "student", "number": 2, "tokens": 7, "theme": "dark"},
+    }
+    page.evaluate(
+        """saved => {
+          for (const name in saved) localStorage[name] = JSON.stringify(saved[name]);
+        }""",
+        saved,
+    )
+    reload(page)
+    assert text_of(page) == "Mine."
+    page.get_by_role("button", name="Restore previous text").click()
+    assert text_of(page) == "Older."
+    page.get_by_role("tab", name="Story").click()
+    expect(page.locator("#turns li")).to_have_text(["> You wait", "The wind rises."])
+    expect(page.get_by_label("Always remember")).to_have_value("A storm is coming.")
+    page.get_by_role("button", name="Restore previous story").click()
+    expect(page.locator("#turns li")).to_have_text(["> You sleep"])
+    page.get_by_role("button", name="Settings").click()
+    expect(page.locator("#set-number")).to_have_value("2")
+    expect(page.locator("#set-tokens")).to_have_value("7")
+    page.locator("#set-number").fill("4")
+    stored = page.evaluate("() => Object.fromEntries(Object.entries(localStorage))")
+    assert stored.keys() == saved.keys()
+    for name, value in saved.items():
+        if isinstance(value, dict):
+            assert json.loads(stored[name]).keys() >= value.keys()
+    assert json.loads(stored["stillhouse.settings"])["number"] == 4

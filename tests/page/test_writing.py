@@ -307,7 +307,7 @@ def test_what_a_machine_writes_over_a_selection_is_its_own_to_the_last_letter(pa
     """Also where it begins or ends as what was there, which a person had written."""
     events = [{"index": 0, "text": taken}, {"index": 0, "text": "", "finish_reason": "length"}]
     body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
-    keep_settings(page, {**SETTINGS, "num_suggestions": 1})
+    keep_settings(page, {**SETTINGS, "number": 1})
     page.route(
         "**/editor/suggestions",
         lambda route: route.fulfill(content_type="text/event-stream", body=body),

@@ -4,7 +4,7 @@ import { areValid } from "./manuscript.js";
 import { read, store } from "./storage.js";
 
 export const MANUSCRIPT_KEY = "stillhouse.manuscript";
-const BACKUPS_KEY = "stillhouse.manuscript.backups";
+const BACKUPS_KEY = "stillhouse.manuscript.aside";
 const MAX_BACKUPS = 5;
 const MAX_LINK_CHARACTERS = 16_000;
 

@@ -15,12 +15,23 @@ const DEFAULTS = {
   theme: "auto",
 };
 
+// Names in storage, where they differ from those in requests.
+const SAVED_NAMES = { num_suggestions: "number", max_new_tokens: "tokens" };
+const savedName = (name) => SAVED_NAMES[name] ?? name;
+
 export const settings = { ...DEFAULTS, ...loaded() };
 
 function loaded() {
-  const isKnown = ([name, value]) =>
-    name in DEFAULTS && (name === "model" || typeof value === typeof DEFAULTS[name]);
-  return Object.fromEntries(Object.entries(read(SETTINGS_KEY) ?? {}).filter(isKnown));
+  const saved = read(SETTINGS_KEY) ?? {};
+  const found = Object.keys(DEFAULTS).map((name) => [name, saved[savedName(name)]]);
+  const isValid = ([name, value]) =>
+    value !== undefined && (name === "model" || typeof value === typeof DEFAULTS[name]);
+  return Object.fromEntries(found.filter(isValid));
+}
+
+function save() {
+  const named = Object.entries(settings).map(([name, value]) => [savedName(name), value]);
+  store(SETTINGS_KEY, Object.fromEntries(named));
 }
 
 // Show the settings in the form, and save its changes.
@@ -38,7 +49,7 @@ export function bind(form, changed) {
       settings[target.name] = target.valueAsNumber;
     } else settings[target.name] = target.value;
     show(target);
-    store(SETTINGS_KEY, settings);
+    save();
     changed(target.name);
   });
 }

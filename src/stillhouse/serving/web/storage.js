@@ -1,5 +1,5 @@
 // Values in the browser's storage. Where it cannot be written (forbidden, or full), they last until the
-// page is closed.
+// page is closed. Names in storage never change: texts are saved under them.
 
 const unsaved = new Map();
 

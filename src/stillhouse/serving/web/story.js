@@ -126,7 +126,7 @@ export class Story {
 
   #save() {
     const { history, previous } = this;
-    store(STORY_KEY, { memory: this.memory.value, history, previous });
+    store(STORY_KEY, { memory: this.memory.value, told: history, before: previous });
   }
 
   #restore() {
@@ -134,8 +134,8 @@ export class Story {
     if (!found) return;
     const turns = (history) => (Array.isArray(history) ? history.filter(isTurn) : []);
     this.memory.value = found.memory ?? "";
-    this.history = turns(found.history);
-    this.previous = turns(found.previous);
+    this.history = turns(found.told);
+    this.previous = turns(found.before);
     this.#render();
   }
 }
