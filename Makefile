@@ -65,7 +65,7 @@ check: lint types test
 	$(BIN)/python docs/generate.py --check
 
 # All that a change must pass: at most forty minutes on two cores.
-check-all: lint types test-all
+check-all: lint types web test-all
 	$(BIN)/python docs/generate.py --check
 
 # What can be rebuilt. Trained models (runs/) are the user's: no target removes them.
