@@ -61,6 +61,8 @@ def _attention(
     if visible is None and causal:
         visible = query.new_ones(1, 1, *[query.shape[2]] * 2, dtype=torch.bool).tril()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if (queries_per_key := query.shape[1] // key.shape[1]) > 1:  # grouped-query attention
+        key, value = (each.repeat_interleave(queries_per_key, 1) for each in (key, value))
     found = plain_attention(query, key, value, visible, scale=scale, dropout=dropout)
     return found.transpose(1, 2).contiguous(), None
 
@@ -94,7 +96,7 @@ def _is_for_products(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
     (Compiled bodies keep PyTorch's kernel: the gain there is not measured.)
     """
     here = query.device.type == "cpu" and not torch.compiler.is_compiling()
-    whole = query.shape == key.shape and (mask is None or mask.dtype == torch.bool)
+    whole = query.shape[2:] == key.shape[2:] and (mask is None or mask.dtype == torch.bool)
     return here and whole and query.shape[2] <= MAX_LENGTH
 
 
