@@ -2,11 +2,13 @@
 
 from transformers import PretrainedConfig
 
-from stillhouse.families.registry import family_named
+from stillhouse.families.registry import FAMILIES, family_named
 from stillhouse.families.settings import ArchitectureRecipe
 
 VOCABULARY = 60
 POSITIONS = 24
+# Every family with the family of its default student, as (student, teacher).
+PAIRS = [(next(iter(family.student_mappings)), name) for name, family in FAMILIES.items()]
 
 
 def make_config(
@@ -14,5 +16,11 @@ def make_config(
 ) -> PretrainedConfig:
     """A family's smallest configuration, without dropout."""
     size = ArchitectureRecipe(family=family, num_layers=num_layers, hidden_size=16, num_heads=2)
-    special = {"end_of_text": 0, "pad": 1 if family == "roberta" else 0, "cls": 0, "sep": 2}
-    return family_named(family).new_config(size, vocabulary, positions, special)
+    special = {"end_of_text": 0, "pad": 0, "cls": 0, "sep": 2}
+    own = family_named(family)
+    return own.new_config(size, vocabulary, positions, special, **own.tiny)
+
+
+def is_causal(family: str) -> bool:
+    """Whether a family does causal language modeling."""
+    return family_named(family).language_modeling == "causal"

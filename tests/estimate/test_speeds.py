@@ -12,7 +12,7 @@ from stillhouse.estimate.language import LanguagePlan, language_parts
 from stillhouse.estimate.speeds import MeasuredSpeeds
 from stillhouse.estimate.tasks import TaskPlan, task_parts
 from stillhouse.estimate.text import TextSize
-from stillhouse.families.registry import family_named
+from stillhouse.families.registry import FAMILIES, family_named
 from stillhouse.finetuning.examples import TaskExamples
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.recipe import Recipe
@@ -22,7 +22,7 @@ from stillhouse.tasks.texts import TextExample
 pytestmark = pytest.mark.e2e  # each speed is timed for a tenth of a second
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_part_of_a_run_is_timed_for_a_model_of_any_family(family):
     """Trainings, the cache, the evaluation and a task, in seconds above zero; the generator of
     random numbers is left as it was, and a shape is measured once."""

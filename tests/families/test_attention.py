@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tests.tiny_models import is_causal
 from torch import Tensor
 
 from stillhouse.errors import ModelError
 from stillhouse.families import attention
 from stillhouse.families.attention import plain_attention
-from stillhouse.families.registry import family_of
+from stillhouse.families.registry import FAMILIES, family_of
 
 BATCH, HEADS, LENGTH, SIZE = 2, 3, 7, 4
 SHAPE = (BATCH, HEADS, LENGTH, SIZE)
@@ -104,7 +105,7 @@ def test_factors_fall_at_their_chance_and_independently(chance):
     assert torch.equal(drawn, attention.dropout_factors(torch.empty(400_001), chance))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("uniform", [True, False])
 def test_a_body_computes_the_same_by_either_attention(
     family, uniform, tiny_model, batch_of, words, monkeypatch
@@ -114,7 +115,7 @@ def test_a_body_computes_the_same_by_either_attention(
     rows = [[words(7), words(4, 1)], [words(12, 2)]]
     if uniform:
         rows = [[words(12, 1)], [words(12, 2)]]
-    batch = batch_of(rows, 12, causal=family == "gpt2")
+    batch = batch_of(rows, 12, causal=is_causal(family))
     found = []
     for longest in (0, 256):
         monkeypatch.setattr(attention, "MAX_LENGTH", longest)

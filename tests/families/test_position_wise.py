@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.tiny_models import is_causal
 
-from stillhouse.families.registry import family_of
+from stillhouse.families.registry import FAMILIES, family_of
 from stillhouse.tokens.batches import IGNORED, Batch
-
-FAMILIES = ["gpt2", "bert", "distilbert", "roberta"]
 
 
 def predicting(batch: Batch, places: list[int]) -> Batch:
@@ -25,7 +24,7 @@ def test_rows_are_those_of_the_whole_body(family, places, tiny_model, batch_of, 
     model = tiny_model(family)
     kind = family_of(model.config)
     rows = [[words(7), words(4, 1)], [words(12, 2)]]
-    batch = predicting(batch_of(rows, 12, causal=family == "gpt2"), places)
+    batch = predicting(batch_of(rows, 12, causal=is_causal(family)), places)
     found = []
     for hidden in (
         kind.run_rows(model, batch, "predicted"),
@@ -44,7 +43,7 @@ def test_a_body_is_whole_again_afterwards(family, tiny_model, batch_of, words):
     """What computes all positions is not changed by one that did not."""
     model = tiny_model(family).eval()
     kind = family_of(model.config)
-    batch = predicting(batch_of([[words(12)]], 12, causal=family == "gpt2"), [2])
+    batch = predicting(batch_of([[words(12)]], 12, causal=is_causal(family)), [2])
     before = kind.run_body(model, batch)
     kind.run_rows(model, batch, "predicted")
     assert torch.equal(before, kind.run_body(model, batch))

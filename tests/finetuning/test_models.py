@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from stillhouse.families.registry import FAMILIES
 from stillhouse.finetuning.models import load_start, load_trained
 from stillhouse.models.task_models import load_task_model
 from stillhouse.tasks.registry import make_task
@@ -16,7 +17,7 @@ def logits_of(model):
         return model(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_are_permuted_by_the_names_of_labels(task_folder, family):
     """Of a teacher, and of a model to train further; generic names keep their positions."""
     own = make_task(ClassificationTask(labels=["CONTRADICTION", "ENTAILMENT", "NEUTRAL"]))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tests.objectives.test_fused import PLAIN, TEMPERATURE, terms_of
 from tests.pipeline.tiny_run import TinyRun, write_recipe
+from tests.tiny_models import is_causal
 from tests.training.jobs import Silent, make_job
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -74,7 +75,7 @@ def test_logits_and_gradients_equal_float64(
     name: str, precision: Any, device: torch.device, tiny_model: Any, batch_of: Any, words: Any
 ) -> None:
     """Packed rows of uneven length, forward and backward, in the training's own precisions."""
-    batch = batch_of([[words(7), words(4, 1)], [words(12, 2)]], 12, causal=name == "gpt2")
+    batch = batch_of([[words(7), words(4, 1)], [words(12, 2)]], 12, causal=is_causal(name))
     expected = loss_and_gradients(tiny_model(name).double(), batch)
     model = tiny_model(name).to(device)
     with autocast(device, precision):

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from tests.tiny_models import is_causal
 
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.families.registry import family_of
+from stillhouse.families.registry import FAMILIES, family_of
 from stillhouse.integrations.cache import ExampleCache, write_teacher_cache
 from stillhouse.integrations.loss import DistillationLoss
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
@@ -50,12 +51,12 @@ def assert_close(found, expected, tolerance=1e-5):
         torch.testing.assert_close(found[name], gradient, atol=tolerance, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_language_modeling_loss_is_that_of_transformers(tiny_model, inputs, family):
     """Its value and its gradients, on padded sequences."""
     ours = tiny_model(family)
     theirs = copy.deepcopy(ours)
-    if family != "gpt2":
+    if not is_causal(family):
         inputs["labels"][:, ::2] = IGNORED
     expected = theirs(**inputs).loss
     expected.backward()

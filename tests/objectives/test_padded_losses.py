@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from tests.task_models import make_tokenizer
-from tests.tiny_models import make_config
+from tests.tiny_models import is_causal, make_config
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from stillhouse.evaluation.perplexity import row_logits, sequence_losses
-from stillhouse.families.registry import family_of
+from stillhouse.families.registry import FAMILIES, family_of
 from stillhouse.models.load import load_model
 from stillhouse.models.save import save_model
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
@@ -30,14 +30,14 @@ TERMS = (
 )
 LOSSES = LossesRecipe.model_validate({name: {"weight": 1.0} for name in TERMS})
 
-every_family = pytest.mark.parametrize("name", ["gpt2", "bert", "distilbert", "roberta"])
+every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 def twins(name: str, folder: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Two models of the same weights, one of them with rows in its vocabulary that no token has,
     all of them far above the others; both saved and loaded."""
     tokenizer = make_tokenizer(name)
-    kind = AutoModelForCausalLM if name == "gpt2" else AutoModelForMaskedLM
+    kind = AutoModelForCausalLM if is_causal(name) else AutoModelForMaskedLM
     torch.manual_seed(seed)
     model = kind.from_config(make_config(name, vocabulary=len(tokenizer)))
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_padding_of_the_vocabulary_changes_no_loss_and_gets_no_gradient(
     name: str, tmp_path: Path, batch_of: Any, words: Any
 ) -> None:
     """Of student, teacher or both: a padded model has the losses of its unpadded twin."""
-    batch = batch_of([[words(7), words(4, 1)], [words(12, 2)]], 12, causal=name == "gpt2")
+    batch = batch_of([[words(7), words(4, 1)], [words(12, 2)]], 12, causal=is_causal(name))
     students, teachers = twins(name, tmp_path, 1), twins(name, tmp_path, 2)
     expected, gradient = losses_and_gradient(students[0], teachers[0], batch)
     for student, teacher in ((1, 1), (0, 1), (1, 0)):
@@ -91,7 +91,7 @@ def test_padding_of_the_vocabulary_changes_no_evaluation(
     name: str, tmp_path: Path, batch_of: Any, words: Any
 ) -> None:
     """Losses of the predicted tokens, and the distributions that agreement is measured on."""
-    batch = batch_of([[words(12)]], 12, causal=name == "gpt2")
+    batch = batch_of([[words(12)]], 12, causal=is_causal(name))
     plain, padded = twins(name, tmp_path, 1)
     family = family_of(plain.config)
     expected = sequence_losses(family, plain, batch)

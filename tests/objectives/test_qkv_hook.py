@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def model(request, tiny_model) -> PreTrainedModel:
 @pytest.fixture
 def batch(model, batch_of, words) -> Batch:
     rows = [[words(7), words(4, 1)], [words(12, 2)]]
-    return batch_of(rows, 12, causal=model.config.model_type == "gpt2")
+    return batch_of(rows, 12, causal=family_of(model.config).language_modeling == "causal")
 
 
 def capture(hook: QKVHook, model: PreTrainedModel, batch: Batch) -> list[Tensor]:
@@ -50,6 +51,11 @@ def projected(model: PreTrainedModel, batch: Batch, layer: int) -> list[Tensor]:
         size = hidden.shape[-1]
         thirds = [slice(start, start + size) for start in range(0, 3 * size, size)]
         return [hidden @ weight[:, third] + bias[third] for third in thirds]
+    block: Any = model.get_submodule(prefix)
+    if hasattr(block, "input_layernorm"):  # as most decoders of transformers name it
+        normed = block.input_layernorm(hidden)
+        projections = (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)
+        return [normed @ projection.weight.T for projection in projections]
     distil = family.model_type == "distilbert"
     names = ("q_lin", "k_lin", "v_lin") if distil else ("query", "key", "value")
     parent = f"{prefix}.attention" if distil else f"{prefix}.attention.self"
@@ -71,12 +77,12 @@ def test_queries_keys_and_values_of_the_chosen_layer(model, batch, layer):
 
 
 @every_family
-def test_gradients_flow_through_what_is_caught(model, batch):
+def test_gradients_flow_through_captured_tensors(model, batch):
     """Gradients of the embeddings equal those through the projections."""
     hook = QKVHook(family_of(model.config), model, 1)
     embeddings = model.get_input_embeddings().weight
     found, expected = (
-        torch.autograd.grad(torch.cat(kinds).square().sum(), embeddings)[0]
+        torch.autograd.grad(torch.cat(kinds, dim=-1).square().sum(), embeddings)[0]
         for kinds in (capture(hook, model, batch), projected(model, batch, 1))
     )
     assert found.abs().max() > 0
@@ -85,7 +91,7 @@ def test_gradients_flow_through_what_is_caught(model, batch):
 
 @every_family
 @pytest.mark.parametrize("regime", [torch.no_grad, torch.inference_mode])
-def test_a_frozen_teacher_is_caught_too(model, batch, regime):
+def test_frozen_teacher_is_captured(model, batch, regime):
     """The same values without a graph."""
     hook = QKVHook(family_of(model.config), model, 2)
     with regime():
@@ -136,7 +142,7 @@ def test_failed_run_leaves_no_captured_tensors(model, batch):
 
 
 @pytest.mark.e2e
-def test_a_compiled_body_is_caught_as_well(model, batch):
+def test_compiled_body_is_captured(model, batch):
     """Even if the hook was closed in the first run, whose trace is reused."""
     family = family_of(model.config)
     hook = QKVHook(family, model, 1)

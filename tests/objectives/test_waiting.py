@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_models import PAIRS, is_causal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stillhouse.families import attention
@@ -30,7 +31,6 @@ VALUE_READERS = {
     "unique_consecutive",
     "bincount",
 }
-PAIRS = [("gpt2", "gpt2"), ("distilbert", "bert"), ("roberta", "roberta")]
 
 
 class Watch(TorchDispatchMode):
@@ -108,7 +108,7 @@ def micro_step(models, batch: Batch, rows: str, **more: dict[str, Any]) -> None:
 @pytest.mark.parametrize("uniform", [True, False])
 def test_a_micro_batch_never_waits(models, batch_of, words, uniform, rows):
     """Forward of both models, losses and backward, once the batch is on its device."""
-    causal = models[0].config.model_type == "gpt2"
+    causal = is_causal(models[0].config.model_type)
     batch = make_batch(batch_of, words, uniform=uniform, causal=causal).to(CPU)
     with Watch() as watch:
         micro_step(models, batch, rows, relation={"weight": 1.0, "rows": rows})
@@ -120,7 +120,7 @@ def test_a_micro_batch_never_waits(models, batch_of, words, uniform, rows):
 def test_a_gpu_itself_sees_no_wait(models, batch_of, words, uniform):
     """CUDA itself refuses every synchronization, once a first step has set up its libraries."""
     device = torch.device("cuda")
-    causal = models[0].config.model_type == "gpt2"
+    causal = is_causal(models[0].config.model_type)
     host = make_batch(batch_of, words, uniform=uniform, causal=causal)
     for model in models:
         model.to(device)
@@ -138,7 +138,7 @@ def test_whole_sequences_need_no_mask(models, batch_of, words, monkeypatch):
     """Every layer's attention is called without one, and told whether it is causal: so the fastest
     kernels take it."""
     monkeypatch.setattr(attention, "MAX_LENGTH", 0)
-    causal = models[0].config.model_type == "gpt2"
+    causal = is_causal(models[0].config.model_type)
     batch = make_batch(batch_of, words, uniform=True, causal=causal).to(CPU)
     with Watch() as watch:
         micro_step(models, batch, "all")
@@ -148,7 +148,7 @@ def test_whole_sequences_need_no_mask(models, batch_of, words, monkeypatch):
 @pytest.mark.e2e
 def test_whole_sequences_need_no_mask_when_compiled(models, batch_of, words):
     """A compiled body cannot look at values, and must not build a mask for want of them."""
-    causal = models[0].config.model_type == "gpt2"
+    causal = is_causal(models[0].config.model_type)
     batch = make_batch(batch_of, words, uniform=True, causal=causal).to(CPU)
     found: list[Any] = []
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from stillhouse.families.registry import FAMILIES
 from stillhouse.models.task_models import load_task_model
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import (
@@ -53,7 +54,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_predictions_are_independent_of_batching(task_folder, name, family):
     """Neither the padding nor the order of a batch is seen."""
     recipe, examples = TASKS[name]

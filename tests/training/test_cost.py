@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stillhouse.families.registry import family_of
+from stillhouse.families.registry import FAMILIES, family_of
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.settings import TokensRecipe
@@ -19,7 +19,6 @@ from stillhouse.training.settings import OptimizerRecipe, PretrainingRecipe
 ROWS, LENGTH = 3, 12
 POSITIONS = ROWS * LENGTH
 CPU = torch.device("cpu")
-FAMILIES = ["gpt2", "bert", "distilbert", "roberta"]
 
 
 def shape(*, micro_batches: int = 1, precision: Precision = "fp32", **changes: Any) -> StepShape:

@@ -91,6 +91,8 @@ class Family:
         ignored_on_load: Patterns of weights in published checkpoints that the model has no use for.
         token_runner: How a causal model computes tokens of many sequences in one batch; reads the
             model's current weights.
+        supports: Why a configuration of the family cannot be computed; None if it can.
+        tiny: Keys of the configuration with which tests run, beside those of its size.
     """
 
     model_type: str
@@ -108,6 +110,8 @@ class Family:
     position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
     ignored_on_load: tuple[str, ...] = ()
     token_runner: Callable[[Any], RunTokens] | None = None
+    supports: Callable[[PretrainedConfig], str | None] = lambda config: None
+    tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def student_mappings(self) -> dict[str, StudentMapping]:
@@ -121,12 +125,14 @@ class Family:
         vocabulary_size: int,
         sequence_length: int,
         special: Mapping[str, int],
+        **settings: Any,
     ) -> PretrainedConfig:
         """The configuration of a new model.
 
         Args:
             sequence_length: The longest sequence that the model takes, in tokens.
             special: Ids of the special tokens end_of_text, pad, cls and sep.
+            settings: Other keys.
         """
         config = AutoConfig.for_model(
             self.model_type,
@@ -135,7 +141,7 @@ class Family:
             num_hidden_layers=size.num_layers,
             num_attention_heads=size.num_heads,
             max_position_embeddings=sequence_length,
-            **self.config_from_scratch(size, special),
+            **{**self.config_from_scratch(size, special), **settings},
         )
         config.max_position_embeddings += self.position_offset(config)
         return config
@@ -193,6 +199,13 @@ class Family:
         """The position-wise modules of the last layer."""
         last = self.layers_of(model)[-1]
         return [last.get_submodule(name) for name in self.position_wise]
+
+
+def attention_widths(config: PretrainedConfig) -> tuple[int, int]:
+    """Widths of a layer's queries, and of its keys or values, whose heads may be fewer."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * size, (getattr(config, "num_key_value_heads", None) or heads) * size
 
 
 def num_tokens(model: PreTrainedModel) -> int | None:

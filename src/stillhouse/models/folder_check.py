@@ -82,6 +82,8 @@ def load_config(folder: Path) -> PretrainedConfig:
         family = family_of(config)
         settle_config(config, family.language_modeling)
         family.num_positions(config)
+        if reason := family.supports(config):
+            raise ModelError(reason)
     except ModelError as error:
         raise ModelError(f"{file}: {error}") from error
     return config

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import RecipeError
-from stillhouse.families.base import Family
+from stillhouse.families.base import Family, attention_widths
 from stillhouse.objectives.settings import RelationRecipe
 
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}  # of one float32 tensor (h, n, T)
@@ -29,8 +29,8 @@ NUM_TENSORS = 3  # queries, keys, values
 
 
 def relation_loss(
-    student: Sequence[Float[Tensor, "B T Ds"]],
-    teacher: Sequence[Float[Tensor, "B T Dt"]],
+    student: Sequence[Float[Tensor, "B T _"]],
+    teacher: Sequence[Float[Tensor, "B T _"]],
     visible: Bool[Tensor, "B T T"],
     rows: Bool[Tensor, "B T"],
     *,
@@ -218,14 +218,16 @@ def _layer(model: str, wanted: int | None, num_layers: int) -> int:
 
 def _num_heads(wanted: int | None, student: PretrainedConfig, teacher: PretrainedConfig) -> int:
     num_heads = wanted or student.num_attention_heads
-    common = math.gcd(student.hidden_size, teacher.hidden_size)
+    widths = [attention_widths(config) for config in (student, teacher)]
+    common = math.gcd(*widths[0], *widths[1])
     if common % num_heads == 0:
         return num_heads
     given = str(wanted) if wanted else f"left out, so it is the student's own {num_heads}"
     nearest = max(count for count in range(1, num_heads + 1) if common % count == 0)
+    ours, theirs = (" and ".join(map(str, dict.fromkeys(each))) for each in widths)
     raise RecipeError(
         f"losses.relation.heads is {given}, but it must divide the hidden sizes of "
-        f"the student ({student.hidden_size}) and of the teacher ({teacher.hidden_size}). Set it "
+        f"the student ({ours}) and of the teacher ({theirs}). Set it "
         f"to {nearest}, or to another number that divides both."
     )
 

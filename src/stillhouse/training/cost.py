@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from stillhouse.families.base import attention_widths
 from stillhouse.families.registry import family_of
 from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.objectives.fused import LOGIT_TERMS, TEACHER_TERMS
@@ -193,13 +194,12 @@ def _matrices(config: PretrainedConfig) -> _Matrices:
     inside = {id(parameter) for parameter in body.parameters()} | {id(projection)}
     transform = [p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in inside]
     layers = family.layers_of(model)
-    hidden_size = config.hidden_size
     return _Matrices(
         body=_weights([layers]),
         position_wise=_weights(family.last_position_wise(model)),
         head=projection.numel() + sum(transform),
-        attention=2 * hidden_size * config.num_hidden_layers,
-        hidden_size=hidden_size,
+        attention=2 * attention_widths(config)[0] * config.num_hidden_layers,
+        hidden_size=config.hidden_size,
         parameters=count_parameters(model)[0],
     )
 

@@ -61,5 +61,6 @@ FAMILY = Family(
     head_transform=_head_transform,
     config_from_scratch=_config_from_scratch,
     position_offset=_position_offset,
+    tiny={"pad_token_id": 1},
     ignored_on_load=(r"^roberta\.pooler\.", r"\.position_ids$"),
 )
