@@ -10,8 +10,9 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -222,13 +223,12 @@ def _training_texts(corpus: CorpusRecipe, splitting: Splitting, *, offline: bool
 def _with_ids(chunks: Iterator[Chunk], encode: Encode) -> Iterator[EncodedChunk]:
     """Encode the chunks in batches, each while the next one is read."""
     with ThreadPoolExecutor(1) as encoder:
-        encoded: Iterator[EncodedChunk] = iter(())
+        previous = encoder.submit(_encode_batch, [], encode)
         for batch in _batches(chunks):
-            parts = [list(split_text(chunk.text, PART_CHARACTERS)) for chunk, _ in batch]
-            ids = encoder.submit(encode, [part for some in parts for part in some])
-            yield from encoded
-            encoded = _joined(batch, parts, ids)
-        yield from encoded
+            following = encoder.submit(_encode_batch, batch, encode)
+            yield from previous.result()
+            previous = following
+        yield from previous.result()
 
 
 def _batches(chunks: Iterator[Chunk]) -> Iterator[list[tuple[Chunk, int]]]:
@@ -246,12 +246,13 @@ def _batches(chunks: Iterator[Chunk]) -> Iterator[list[tuple[Chunk, int]]]:
         yield batch
 
 
-def _joined(
-    batch: list[tuple[Chunk, int]], parts: list[list[str]], encoded: Future[list[np.ndarray]]
-) -> Iterator[EncodedChunk]:
-    ids = iter(encoded.result())
-    for (chunk, size), some in zip(batch, parts, strict=True):
-        yield chunk, size, np.concatenate([next(ids) for _ in some])
+def _encode_batch(batch: list[tuple[Chunk, int]], encode: Encode) -> list[EncodedChunk]:
+    parts = [list(split_text(chunk.text, PART_CHARACTERS)) for chunk, _ in batch]
+    ids = iter(encode(list(chain.from_iterable(parts))))
+    return [
+        (chunk, size, np.concatenate([next(ids) for _ in own]))
+        for (chunk, size), own in zip(batch, parts, strict=True)
+    ]
 
 
 def _write_tokens(

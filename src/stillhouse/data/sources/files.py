@@ -9,7 +9,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from stillhouse.data.formats import SUFFIXES, Format, TableFile, format_of, named_format, suffix_of
@@ -29,29 +29,8 @@ NO_SUFFIX = "without a suffix"
 BROKEN_LINK, NO_FILE, FOLDER = "broken link", "special file", "folder"
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of text: its name within its source, its path, and its format."""
-
-    name: str
-    path: Path
-    format: Format
-
-    def content(self) -> Content:
-        """The file, which counts as changed with its size or its time of modification."""
-        stat = self.path.stat()
-        facts = {"name": self.name, "size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        return Content(self.format.name, facts, self.documents, self.path.resolve())
-
-    def documents(self, corpus: CorpusRecipe) -> Iterator[Document]:
-        """The documents of the file."""
-        if self.format.read_text is not None:
-            return text_documents(self.name, self.format.read_text(self.path), corpus)
-        assert self.format.read_records is not None
-        column = corpus.text_field
-        file = TableFile(self.path, str(self.path), column, columns=(column, "id"))
-        records = self.format.read_records(file)
-        return record_documents(self.name, records, corpus)
+# Files of text: their paths and formats by their names within their source.
+Files = dict[str, tuple[Path, Format]]
 
 
 def find(source: str) -> tuple[list[Content], Counter[str]]:
@@ -62,13 +41,29 @@ def find(source: str) -> tuple[list[Content], Counter[str]]:
         DataError: nothing matches, or none of it can be read.
     """
     files, skipped = _find_files(source)
-    return [file.content() for file in sorted(files, key=lambda file: file.name)], skipped
+    return [_content(name, *files[name]) for name in sorted(files)], skipped
 
 
-def _find_files(source: str) -> tuple[set[SourceFile], Counter[str]]:
+def _content(name: str, path: Path, format: Format) -> Content:
+    """A file, which counts as changed with its size or its time of modification."""
+    stat = path.stat()
+    facts = {"name": name, "size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return Content(format.name, facts, partial(_documents, name, path, format), path.resolve())
+
+
+def _documents(name: str, path: Path, format: Format, corpus: CorpusRecipe) -> Iterator[Document]:
+    if format.read_text is not None:
+        return text_documents(name, format.read_text(path), corpus)
+    assert format.read_records is not None
+    column = corpus.text_field
+    file = TableFile(path, str(path), column, columns=(column, "id"))
+    return record_documents(name, format.read_records(file), corpus)
+
+
+def _find_files(source: str) -> tuple[Files, Counter[str]]:
     path = Path(source).expanduser()
     if path.is_file():
-        return {SourceFile(path.name, path, named_format(path))}, Counter()
+        return {path.name: (path, named_format(path))}, Counter()
     if path.is_dir():
         found, skipped = _known(_files_below(path), path, "")
         if not found:
@@ -96,11 +91,9 @@ def _find_files(source: str) -> tuple[set[SourceFile], Counter[str]]:
     return found, skipped
 
 
-def _known(
-    paths: Iterable[Path], root: Path, named_suffix: str
-) -> tuple[set[SourceFile], Counter[str]]:
+def _known(paths: Iterable[Path], root: Path, named_suffix: str) -> tuple[Files, Counter[str]]:
     """The files that can be read, and the suffixes of the others."""
-    found: set[SourceFile] = set()
+    found: Files = {}
     skipped: Counter[str] = Counter()
     for path in paths:
         suffix = suffix_of(path)
@@ -114,7 +107,7 @@ def _known(
         elif format is None:
             skipped[suffix or NO_SUFFIX] += 1
         else:
-            found.add(SourceFile(path.relative_to(root).as_posix(), path, format))
+            found[path.relative_to(root).as_posix()] = path, format
     return found, skipped
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.sources import Content, Document, Source
+from stillhouse.data.sources import Content, Source
 from stillhouse.errors import DataError
 
 # Not part of every installation, or not written for people to read.
@@ -45,22 +45,20 @@ def sample_files(library: Path | None = None) -> list[tuple[str, Path]]:
 def sample_documents(library: Path | None = None) -> Iterator[tuple[str, str]]:
     """Name and text of each sample file; the few files that are not UTF-8 are left out."""
     for name, path in sample_files(library):
-        yield from _read(name, path)
+        yield from ((name, text) for _, (text,) in _documents(name, path))
 
 
-def _read(name: str, path: Path) -> Iterator[tuple[str, str]]:
+def _documents(
+    name: str, path: Path, corpus: CorpusRecipe | None = None
+) -> Iterator[tuple[str, list[str]]]:
     try:
-        yield name, path.read_bytes().decode("utf-8-sig")
+        yield name, [path.read_bytes().decode("utf-8-sig")]
     except UnicodeDecodeError:
         return
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}); it is part of the sample text."
         ) from error
-
-
-def _documents(name: str, path: Path, corpus: CorpusRecipe) -> Iterator[Document]:
-    return ((name, [text]) for name, text in _read(name, path))
 
 
 def find(source: str) -> tuple[list[Content], Counter[str]]:
