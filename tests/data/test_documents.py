@@ -23,7 +23,7 @@ from stillhouse.data.documents import (
     summarize_sources,
 )
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.sources.hub import HubDataset
+from stillhouse.data.sources import hub
 from stillhouse.errors import DataError, NetworkError, RecipeError
 
 
@@ -204,7 +204,7 @@ def test_hub_rows_are_streamed(folder, tmp_path):
     shutil.copy(folder / "table.parquet", tmp_path / "train.parquet")
     (tmp_path / "data").mkdir()
     shutil.move(tmp_path / "train.parquet", tmp_path / "data" / "train.parquet")
-    found = HubDataset(str(tmp_path / "data")).documents(CorpusRecipe(source="hf://x/y"))
+    found = hub.documents(f"hf://{tmp_path / 'data'}", CorpusRecipe(source="hf://x/y"))
     assert {name: "".join(parts) for name, parts in found} == {"r": "red", "b": "blue"}
 
 
@@ -219,7 +219,7 @@ def test_a_missing_datasets_package_is_explained(monkeypatch):
     """Without the optional package the error says how to install it."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(RecipeError, match=r"pip install 'stillhouse\[hub\]'"):
-        list(HubDataset("a/b").rows())
+        list(hub.stream("hf://a/b"))
 
 
 GZIP = gzip.compress(os.urandom(5000))
@@ -403,7 +403,6 @@ MEASURE = """
 import re, sys
 from stillhouse.data.documents import read_documents
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.sources.hub import HubDataset
 size = sum(len(p.text) for p in read_documents(CorpusRecipe(source=sys.argv[1]), offline=True))
 print(size, re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """

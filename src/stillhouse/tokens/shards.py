@@ -77,8 +77,13 @@ class ShardWriter:
             self._file = self._file or self._path("bin").open("wb")
             self._starts.append(self._shard_tokens)
             self.num_documents += 1
-            self._append(self._prefix)
-        self._append(ids)
+            ids = np.concatenate([self._prefix, ids])
+        self._buffer.append(ids)
+        self._buffered += len(ids)
+        self._shard_tokens += len(ids)
+        self.num_tokens += len(ids)
+        if self._buffered >= BUFFERED_TOKENS:
+            self._flush()
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -91,14 +96,6 @@ class ShardWriter:
         finally:
             if self._file is not None:
                 self._file.close()
-
-    def _append(self, ids: np.ndarray) -> None:
-        self._buffer.append(ids)
-        self._buffered += len(ids)
-        self._shard_tokens += len(ids)
-        self.num_tokens += len(ids)
-        if self._buffered >= BUFFERED_TOKENS:
-            self._flush()
 
     def _flush(self) -> None:
         ids = np.concatenate([*self._buffer, np.empty(0, np.int64)])

@@ -7,7 +7,7 @@ lm-evaluation-harness, only this module uses the network, and only where it is a
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from stillhouse.data.formats import Record, with_class_names
@@ -19,59 +19,53 @@ from stillhouse.extras import require
 SCHEME = "hf://"
 
 
-@dataclass(frozen=True)
-class HubDataset:
-    """A split of a dataset that `datasets` can stream: of a hub name, or of a folder."""
+def stream(source: str) -> Iterator[dict[str, Any]]:
+    """The rows of a dataset that `datasets` can stream: of a hub name, or of a folder.
 
-    name: str
-    configuration: str | None = None
-    split: str = "train"
+    Raises:
+        RecipeError: the `datasets` package is not installed.
+        NetworkError: the hub cannot be reached.
+        DataError: there is no such dataset, configuration or split.
+    """
+    name, configuration, split = _parts_of(source)
+    require("hub", purpose=f"{SCHEME}{name}")
+    import datasets
 
-    @classmethod
-    def named(cls, source: str) -> "HubDataset":
-        """The dataset that `hf://...` stands for."""
-        place, _, split = source.removeprefix(SCHEME).partition("#")
-        name, _, configuration = place.partition(":")
-        return cls(name, configuration or None, split or "train")
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Its rows, in order.
-
-        Raises:
-            RecipeError: the `datasets` package is not installed.
-            NetworkError: the hub cannot be reached.
-            DataError: there is no such dataset, configuration or split.
-        """
-        require("hub", purpose=f"{SCHEME}{self.name}")
-        import datasets
-
-        try:
-            rows: Any = datasets.load_dataset(
-                self.name, self.configuration, split=self.split, streaming=True
-            )
-            classes = _classes(rows.features or {})
-            for row in rows:
-                yield dict(with_class_names(row, classes))
-        except StillhouseError:
-            raise
-        except Exception as error:  # the hub's clients raise errors of many libraries
-            reason = f"{type(error).__name__}: {error}"
-            if isinstance(error, (FileNotFoundError, ValueError)):
-                raise DataError(
-                    f"The dataset {self.name!r} cannot be streamed ({reason}). Check the name: "
-                    "hf://owner/name:configuration gives a configuration, hf://owner/name#split a "
-                    "split."
-                ) from error
-            raise NetworkError(
-                f"The dataset {self.name!r} could not be fetched ({reason}). Try again, or give "
-                "its files."
+    try:
+        rows: Any = datasets.load_dataset(
+            name, configuration or None, split=split or "train", streaming=True
+        )
+        classes = _classes(rows.features or {})
+        for row in rows:
+            yield dict(with_class_names(row, classes))
+    except StillhouseError:
+        raise
+    except Exception as error:  # the hub's clients raise errors of many libraries
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, (FileNotFoundError, ValueError)):
+            raise DataError(
+                f"The dataset {name!r} cannot be streamed ({reason}). Check the name: "
+                "hf://owner/name:configuration gives a configuration, hf://owner/name#split a "
+                "split."
             ) from error
+        raise NetworkError(
+            f"The dataset {name!r} could not be fetched ({reason}). Try again, or give its files."
+        ) from error
 
-    def documents(self, corpus: CorpusRecipe) -> Iterator[Document]:
-        """Its documents, by their own ids or their numbers."""
-        rows = enumerate(self.rows(), start=1)
-        records = (Record(f"{self.name} row {number}", number, row) for number, row in rows)
-        return record_documents(self.name, records, corpus)
+
+def documents(source: str, corpus: CorpusRecipe) -> Iterator[Document]:
+    """The documents of a dataset, by their own ids or their numbers."""
+    name, _, _ = _parts_of(source)
+    rows = enumerate(stream(source), start=1)
+    records = (Record(f"{name} row {number}", number, row) for number, row in rows)
+    return record_documents(name, records, corpus)
+
+
+def _parts_of(source: str) -> tuple[str, str, str]:
+    """Name, configuration and split, of which the last two may be empty."""
+    place, _, split = source.removeprefix(SCHEME).partition("#")
+    name, _, configuration = place.partition(":")
+    return name, configuration, split
 
 
 def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -84,12 +78,12 @@ def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def find(source: str) -> tuple[list[Content], Counter[str]]:
     """The dataset, of which nothing is known before it is read."""
-    return [Content("a hub dataset", {}, HubDataset.named(source).documents)], Counter()
+    return [Content("a hub dataset", {}, partial(documents, source))], Counter()
 
 
 SOURCE = Source(
     SCHEME,
     find,
-    read_rows=lambda source: HubDataset.named(source).rows(),
+    read_rows=stream,
     check=lambda purpose: require("hub", purpose=purpose),
 )
