@@ -101,6 +101,7 @@ SHOTS: dict[str, tuple[Callable[[Page], None], dict]] = {
 
 def main() -> None:
     PAGES.mkdir(exist_ok=True)
+    expect.set_options(timeout=60_000)  # milliseconds: models may be slow here
     models = [*sys.argv[1:], "minilm"]
     line = [sys.executable, "-m", "stillhouse", "write", *models, "--port", str(PORT)]
     server = subprocess.Popen([*line, "--no-browser", "--offline"])

@@ -20,9 +20,6 @@ src/stillhouse/inference/reference.py: begun
 src/stillhouse/machine.py: begun
 src/stillhouse/objectives/relation.py: stands
 src/stillhouse/samples/teacher/README.md: made anew
-src/stillhouse/serving/config.py: stands
-src/stillhouse/serving/errors.py: stands
-src/stillhouse/serving/web/tasks.js: stands
 src/stillhouse/training/checkpoint.py: begun
 src/stillhouse/training/ranks.py: going on
 src/stillhouse/verification/layouts.py: stands
@@ -43,18 +40,9 @@ tests/models/test_folder_check.py: stands
 tests/models/test_special_ids.py: likeliest
 tests/models/test_weight_files.py: is told
 tests/objectives/test_language_model.py: stands | what it says of
-tests/page/test_page_trouble.py: begun | stands
-tests/page/test_views.py: begun
 tests/pipeline/test_teacher_cache_run.py: but for rounding
 tests/runs/test_manifest.py: stands | what it says of
 tests/runs/test_seeds.py: aside
-tests/serving/conftest.py: stands
-tests/serving/test_editor.py: stands
-tests/serving/test_hub.py: likeliest
-tests/serving/test_lm_eval.py: likeliest
-tests/serving/test_odd_requests.py: is none of | is told
-tests/serving/test_openai.py: likeliest
-tests/serving/test_trouble.py: is told
 tests/student/test_plan.py: stands
 tests/test_machine.py: stands
 tests/test_recipe_file.py: stands

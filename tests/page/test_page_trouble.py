@@ -200,7 +200,7 @@ def test_a_further_set_that_fails_leaves_the_earlier_ones(page):
 
 
 def test_no_word_is_taken_before_it_is_whole_and_what_has_not_come_yet_is_not_dropped(page):
-    """An answer that stands still in the midst of its words: the second has not begun."""
+    """A stream that stops in the middle of its words, before the second suggestion starts."""
     page.evaluate(
         """() => {
           const told = (event) => new TextEncoder().encode(`data: ${JSON.stringify(event)}\\n\\n`);

@@ -44,10 +44,10 @@ def test_the_heat_map_has_every_token_with_the_model_s_own_probability(page):
     loaded = stillhouse.load("sample")
     ids = loaded.encode(text)
     assert len(tokens) == len(ids)
-    begun = torch.tensor([[loaded.model.config.bos_token_id, *ids]])
+    with_start = torch.tensor([[loaded.model.config.bos_token_id, *ids]])
     with torch.no_grad():
-        logits = loaded.model(input_ids=begun).logits[0, :-1].double().log_softmax(-1)
-    own = logits[torch.arange(len(ids)), begun[0, 1:]]
+        logits = loaded.model(input_ids=with_start).logits[0, :-1].double().log_softmax(-1)
+    own = logits[torch.arange(len(ids)), with_start[0, 1:]]
     perplexity = float((-own.mean()).exp())
     shown = number_in(page, "#heat-summary", r"perplexity ([\d.]+)")
     assert shown == pytest.approx(perplexity, abs=0.06)

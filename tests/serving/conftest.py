@@ -24,9 +24,8 @@ from transformers import AutoModelForMaskedLM
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
 from stillhouse.models.save import save_model
-from stillhouse.serving.app import create_app
 from stillhouse.serving.config import ServerConfig
-from stillhouse.serving.server import load_models
+from stillhouse.serving.server import create_app, load_models
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 READY_SECONDS = 60
@@ -133,7 +132,7 @@ def http(served_app: FastAPI) -> TestClient:
 @pytest.fixture(scope="session")
 def server(served_folders: dict[str, Path]) -> Iterator[Server]:
     """The sample teacher, MiniLM, and a small model of each other kind; with the writing page,
-    whose paths stand beside all others."""
+    whose paths are added to the others."""
     models = ("sample", "minilm", *map(str, served_folders.values()))
     started = start(*models, "--precision", "fp32", "--no-browser", command="write")
     yield Server(started.url, started.process, served_folders)

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import RecipeError
 from stillhouse.models.save import save_model
-from stillhouse.serving.app import create_app
 from stillhouse.serving.config import ServerConfig
+from stillhouse.serving.server import create_app
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 SITE = "https://app.example"

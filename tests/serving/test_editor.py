@@ -8,8 +8,8 @@ from tests.serving.conftest import URL
 
 import stillhouse
 from stillhouse.inference.generation import Generation
-from stillhouse.serving.app import create_app
 from stillhouse.serving.config import ServerConfig
+from stillhouse.serving.server import create_app
 
 TEXT = "The old man went down to the har"
 
@@ -50,7 +50,7 @@ def test_long_text_is_truncated_to_its_end(ask):
 
 
 def test_pinned_text_survives_truncation(ask):
-    """It stands in front of as much of the text as there is room for."""
+    """It precedes as much of the text as fits."""
     asked = {
         "model": "sample",
         "temperature": 0,

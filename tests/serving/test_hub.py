@@ -87,7 +87,7 @@ def test_chat_completion_by_inference_client(client_of):
 
 
 def test_fill_mask_equals_the_python_api(client_of, served_folders):
-    """The likeliest tokens, with the whole sentence."""
+    """The most likely tokens, with the whole sentence."""
     text = "what is [MASK] into"
     found = client_of("masked").fill_mask(text)
     expected = stillhouse.load(served_folders["masked"]).fill_mask(text)
@@ -100,7 +100,7 @@ def test_fill_mask_equals_the_python_api(client_of, served_folders):
 
 
 def test_classification_returns_all_labels_sorted(client_of, served_folders):
-    """Every label with its probability, the likeliest first."""
+    """Every label with its probability, the most likely first."""
     text = "The still turns once more."
     found = client_of("classifier").text_classification(text)
     best = load_for_task(served_folders["classifier"]).classify(text)

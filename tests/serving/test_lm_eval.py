@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_lm_eval_scores_over_http_equal_local_scores(server, tmp_path):
-    """Log-likelihoods of last words: the same perplexity, and as often the likeliest."""
+    """Log-likelihoods of last words: the same perplexity, and the same share of top choices."""
     data, tasks = tmp_path / "passages.jsonl", tmp_path / "tasks"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in PASSAGES))
     tasks.mkdir()

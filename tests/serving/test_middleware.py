@@ -6,8 +6,8 @@ import json
 import pytest
 
 from stillhouse.serving import middleware
-from stillhouse.serving.metrics import Metrics
-from stillhouse.serving.middleware import MAX_BODY_BYTES, MAX_DRAINED_BYTES, RequestGuard
+from stillhouse.serving.dialects.registry import error_body
+from stillhouse.serving.middleware import MAX_BODY_BYTES, MAX_DRAINED_BYTES, Metrics, RequestGuard
 
 KEY = [(b"authorization", b"Bearer secret")]
 CHUNK = 2**16
@@ -32,7 +32,7 @@ def request(headers, receive):
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers}
-    guard = RequestGuard(app, metrics=Metrics(), api_key="secret")
+    guard = RequestGuard(app, metrics=Metrics(), api_key="secret", error_body=error_body)
     asyncio.run(guard(scope, read, send))
     return happened, sent
 

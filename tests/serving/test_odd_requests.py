@@ -104,7 +104,7 @@ def test_head_of_unknown_path_is_404(http):
     ("headers", "body", "status", "message"),
     [
         ({"content-type": "text/plain"}, json.dumps(GREEDY).encode(), 400, "Content-Type is text/"),
-        ({}, json.dumps(GREEDY).encode(), 400, "Content-Type is none; send JSON"),
+        ({}, json.dumps(GREEDY).encode(), 400, "Content-Type is missing; send JSON"),
         (
             {"content-type": "application/x-www-form-urlencoded"},
             json.dumps(GREEDY).encode(),
@@ -121,7 +121,7 @@ def test_head_of_unknown_path_is_404(http):
     ],
 )
 def test_unparsed_body_is_rejected_with_instructions(http, headers, body, status, message):
-    """`curl -d` sends a form unless it is told otherwise."""
+    """`curl -d` sends a form by default."""
     answer = http.post(COMPLETIONS, content=body, headers=headers)
     assert answer.status_code == status
     assert message in answer.json()["error"]["message"]

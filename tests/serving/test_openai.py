@@ -72,8 +72,8 @@ def test_prompt_may_be_text_or_token_ids_or_lists(client, sample):
 
 
 def test_logprobs_equal_a_plain_forward_pass(client, sample):
-    """Of the prompt's tokens, echoed, and of the new ones; the chosen token is among the likeliest
-    with the same number; the first has none."""
+    """Of the prompt's tokens, echoed, and of the new ones; the chosen token is among the
+    top ones with the same value; the first has none."""
     answer = client.completions.create(
         model="sample", prompt=PROMPT, max_tokens=4, temperature=0, echo=True, logprobs=3
     )

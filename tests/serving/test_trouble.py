@@ -137,8 +137,7 @@ def test_foreign_host_header_is_rejected(server):
 
 
 def test_full_queue_is_429_with_retry_after(small):
-    """Two run and three wait; of what comes then each is told so at once, and all others are
-    answered."""
+    """Two run and three wait; further requests are rejected at once, all others answered."""
     with ThreadPoolExecutor(12) as pool:
         asked = [pool.submit(ask, small.url, body=LONG, key="secret") for _ in range(12)]
         answers = [each.result() for each in asked]

@@ -85,7 +85,7 @@ class ServerConfig:
 
     @property
     def url_host(self) -> str:
-        """The host as it stands in a URL: IPv6 addresses in brackets."""
+        """The host as part of a URL: IPv6 addresses in brackets."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
     @property

@@ -4,31 +4,85 @@ import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stillhouse.serving.dialects.registry import error_body
-from stillhouse.serving.errors import APIError
-from stillhouse.serving.metrics import Metrics
+from stillhouse.serving.schemas import APIError
+from stillhouse.serving.served_model import ServedModels
 
 MAX_BODY_BYTES = 2**20
 MAX_DRAINED_BYTES = 16 * MAX_BODY_BYTES
 DRAIN_SECONDS = 1.0
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+MODEL_GAUGES = {
+    "waiting": ("Requests waiting for a slot.", "num_waiting"),
+    "running": ("Sequences being generated.", "num_running"),
+    "generated_tokens": ("Tokens generated since the start.", "num_generated"),
+}
+
+
+class Metrics:
+    """The metrics of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "stillhouse_requests",
+            "Requests answered, by route and status.",
+            ("route", "status"),
+            registry=self._registry,
+        )
+        self.seconds = Histogram(
+            "stillhouse_request_seconds",
+            "Seconds from a request to the end of its response.",
+            ("route",),
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self.prompt_tokens = Counter(
+            "stillhouse_prompt_tokens",
+            "Tokens of prompts.",
+            ("model",),
+            registry=self._registry,
+        )
+
+    def watch(self, models: ServedModels) -> None:
+        """Export the models' own counts from now on."""
+        for name, (description, attribute) in MODEL_GAUGES.items():
+            gauge = Gauge(f"stillhouse_{name}", description, ("model",), registry=self._registry)
+            for model in models:
+                if model.batcher is not None:
+                    read = partial(getattr, model.batcher, attribute)
+                    gauge.labels(model.name).set_function(read)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
 
 
 class RequestGuard:
     """Rejects requests without the API key and bodies that are too long; measures all requests.
 
-    Plain ASGI: a response is passed on as it is sent.
+    Plain ASGI: a response is passed on as it is sent. `error_body` gives the JSON of an error on a
+    path.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, api_key: str | None) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._api_key = api_key
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        api_key: str | None,
+        error_body: Callable[[APIError, str], dict[str, Any]],
+    ) -> None:
+        self._app, self._metrics, self._api_key = app, metrics, api_key
+        self._error_body = error_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,7 +105,9 @@ class RequestGuard:
             self._check(scope)
             await self._app(scope, await _limited(receive), measured_send)
         except APIError as error:
-            response = JSONResponse(error_body(error, scope["path"]), error.status, error.headers)
+            response = JSONResponse(
+                self._error_body(error, scope["path"]), error.status, error.headers
+            )
             await _reject(response, receive, measured_send)
         finally:
             route = getattr(scope.get("route"), "path", "none")

@@ -21,9 +21,8 @@ import ray
 from ray import serve
 
 from stillhouse.errors import RecipeError
-from stillhouse.serving.app import create_app
 from stillhouse.serving.config import ServerConfig
-from stillhouse.serving.server import load_models
+from stillhouse.serving.server import create_app, load_models
 from stillhouse.wording import counted
 
 NAME = "stillhouse"

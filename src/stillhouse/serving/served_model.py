@@ -26,7 +26,7 @@ from stillhouse.inference.generation import Generation
 from stillhouse.inference.loaded import LoadedModel
 from stillhouse.inference.quantization import Precision
 from stillhouse.serving.config import Limits
-from stillhouse.serving.errors import APIError
+from stillhouse.serving.schemas import APIError
 
 StreamEvent = PrefillDone | NewToken | Ended
 

@@ -17,8 +17,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from stillhouse.errors import StillhouseError
 from stillhouse.inference.engine.batcher import Request
-from stillhouse.serving.errors import APIError, as_api_error
-from stillhouse.serving.metrics import Metrics
+from stillhouse.serving.middleware import Metrics
+from stillhouse.serving.schemas import APIError, as_api_error
 from stillhouse.serving.served_model import RequestOutput, ServedModel, ServedModels
 
 Result = TypeVar("Result")

@@ -17,8 +17,7 @@ from stillhouse.inference.engine.speculative import DraftedText
 from stillhouse.inference.generation import Generation
 from stillhouse.inference.windows import windows
 from stillhouse.serving.dialects.base import STREAMED, ClientDep, Dialect, ModelsDep
-from stillhouse.serving.errors import APIError
-from stillhouse.serving.schemas import MAX_SEQUENCES, RequestModel, Seed, Stops
+from stillhouse.serving.schemas import MAX_SEQUENCES, APIError, RequestModel, Seed, Stops
 from stillhouse.serving.served_model import ServedModel
 
 router = APIRouter(tags=["The writing page"])

@@ -23,15 +23,16 @@ from stillhouse.serving.dialects.base import (
     GenerationResponse,
     ModelsDep,
 )
-from stillhouse.serving.errors import APIError, from_validation
 from stillhouse.serving.schemas import (
     MAX_PROMPTS,
     MAX_TOP_LOGPROBS,
+    APIError,
     Neutral,
     RequestModel,
     Seed,
     Stops,
     anything,
+    from_validation,
     only,
 )
 from stillhouse.serving.served_model import GeneratedSequence, RequestOutput, ServedModel

@@ -34,8 +34,7 @@ from stillhouse.serving.dialects.openai_schemas import (
     EmbeddingsRequest,
     GenerationRequest,
 )
-from stillhouse.serving.errors import APIError
-from stillhouse.serving.schemas import MAX_PROMPTS
+from stillhouse.serving.schemas import MAX_PROMPTS, APIError
 from stillhouse.serving.served_model import GeneratedSequence, RequestOutput, ServedModel
 
 router = APIRouter(tags=["OpenAI"])

@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stillhouse.inference.generation import Generation
-from stillhouse.serving.errors import APIError
 from stillhouse.serving.schemas import (
     MAX_PROMPTS,
     MAX_SEQUENCES,
     MAX_TEXTS,
     MAX_TOP_LOGPROBS,
+    APIError,
     Neutral,
     RequestModel,
     Seed,

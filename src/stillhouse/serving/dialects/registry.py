@@ -4,7 +4,7 @@ from typing import Any
 
 from stillhouse.serving.dialects import base, classic, editor, hub, openai, system
 from stillhouse.serving.dialects.base import Dialect
-from stillhouse.serving.errors import APIError
+from stillhouse.serving.schemas import APIError
 
 DIALECTS: tuple[Dialect, ...] = (openai.DIALECT, hub.DIALECT, classic.DIALECT, system.DIALECT)
 EDITOR: Dialect = editor.DIALECT  # before the others: its page is at /, where else `system` answers

@@ -25,7 +25,7 @@ const TASKS = {
     title: "Answer a question",
     fields: [
       ["question", () => "Who keeps the light?"],
-      ["context", () => "The lighthouse stands on the northern cape. Old Marten keeps the light."],
+      ["context", () => "The lighthouse is on the northern cape. Old Marten keeps the light."],
     ],
     inputs: ({ question, context }) => ({ question, context }),
     show: ({ answer, score }) => bars([[answer || "(no answer)", score]]),
