@@ -127,6 +127,20 @@ def test_a_body_computes_the_same_by_either_attention(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("longest", [0, 256], ids=["sdpa", "products"])
+def test_autocast_stays_close_to_float32(family, longest, tiny_model, batch_of, words, monkeypatch):
+    """Queries, keys and values may arrive in different precisions."""
+    monkeypatch.setattr(attention, "MAX_LENGTH", longest)
+    model = tiny_model(family)
+    own = family_of(model.config)
+    batch = batch_of([[words(7), words(4, 1)], [words(12, 2)]], 12, causal=is_causal(family))
+    exact = own.run_body(model, batch)[batch.rows("all")]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = own.run_body(model, batch)[batch.rows("all")]
+    assert (found.float() - exact).norm() < 0.05 * exact.norm()
+
+
 def test_long_sequences_go_to_the_fused_kernel(tiny_model, batch_of, words, monkeypatch):
     """Plain products are for squares that are small."""
     called = []

@@ -49,6 +49,8 @@ def _attention(
         raise ModelError(
             f"The model's attention needs {', '.join(unknown)}, which Stillhouse does not support."
         )
+    # Under autocast rotary positions raise queries and keys to float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     window = kwargs.pop("sliding_window", None)
     if window is not None and window < key.shape[2]:
