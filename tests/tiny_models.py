@@ -7,6 +7,7 @@ from stillhouse.families.settings import ArchitectureRecipe
 
 VOCABULARY = 60
 POSITIONS = 24
+CAUSAL_FAMILIES = [n for n, family in FAMILIES.items() if family.language_modeling == "causal"]
 # Every family with the family of its default student, as (student, teacher).
 PAIRS = [(next(iter(family.student_mappings)), name) for name, family in FAMILIES.items()]
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.tiny_models import CAUSAL_FAMILIES
 from transformers import BertConfig, GPT2Config, PretrainedConfig, RobertaConfig
 
 from stillhouse.families.registry import FAMILIES, family_named, family_of
@@ -12,9 +13,7 @@ from stillhouse.student.settings import StudentRecipe
 from stillhouse.teacher.settings import TeacherRecipe
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
-every_causal_family = pytest.mark.parametrize(
-    "name", [name for name, each in FAMILIES.items() if each.language_modeling == "causal"]
-)
+every_causal_family = pytest.mark.parametrize("name", CAUSAL_FAMILIES)
 
 
 @every_family

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from tests.task_models import make_tokenizer
-from tests.tiny_models import make_config
+from tests.tiny_models import CAUSAL_FAMILIES, make_config
 from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import DataError, ModelError
@@ -35,11 +35,11 @@ def tokenizer():
 
 @pytest.fixture
 def make_batcher(tokenizer):
-    """make_batcher(num_slots, positions=...): a batcher with a random model of its own."""
+    """make_batcher(num_slots, positions=..., family=...): a batcher of a random model."""
 
-    def make(num_slots=4, positions=64, end_ids=frozenset()):
+    def make(num_slots=4, positions=64, end_ids=frozenset(), family="gpt2"):
         torch.manual_seed(0)
-        config = make_config("gpt2", 3, vocabulary=VOCABULARY, positions=positions)
+        config = make_config(family, 3, vocabulary=VOCABULARY, positions=positions)
         config.initializer_range = 0.4
         model = AutoModelForCausalLM.from_config(config).eval()
         slots = SlottedModel(family_of(config), model, num_slots)
@@ -78,9 +78,10 @@ def by_transformers(batcher, prompt_ids, number=12):
     return output[0, len(prompt_ids) :].tolist()
 
 
-def test_greedy_tokens_are_those_of_transformers(make_batcher):
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_greedy_tokens_are_those_of_transformers(make_batcher, family):
     """Prompts of many lengths, more of them than there is room for, arriving while others run."""
-    batcher = make_batcher(num_slots=4)
+    batcher = make_batcher(num_slots=4, family=family)
     prompts = [prompt(seed, 1 + 5 * seed % 37) for seed in range(15)]
     answers = []
     for each in prompts:
@@ -269,12 +270,13 @@ def test_lowering_a_slot_length_rewinds_the_sequence(make_batcher):
     torch.testing.assert_close(again, expected)
 
 
-def test_the_cache_grows_without_changing_logits(make_batcher, monkeypatch):
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_the_cache_grows_without_changing_logits(make_batcher, monkeypatch, family):
     """Two sequences that outgrow their first room give the bits of a cache that never grows."""
     found = []
     for capacity in (4, 64):
         monkeypatch.setattr("stillhouse.inference.engine.kv_cache.FIRST_CAPACITY", capacity)
-        model = make_batcher().model
+        model = make_batcher(family=family).model
         slots = [model.open(), model.open()]
         logits = [model.forward([Chunk(slots[0], prompt(0, 7)), Chunk(slots[1], prompt(1, 3))])]
         logits += [model.forward([Chunk(slot, (5,)) for slot in slots]) for _ in range(20)]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.tiny_models import make_config
+from tests.tiny_models import CAUSAL_FAMILIES, make_config
 from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import ModelError
@@ -17,10 +17,12 @@ VOCABULARY = 12
 PROMPT = (3, 1, 4, 1, 5)
 
 
-def make_model(seed: int, *, num_layers: int = 2, vocabulary: int = VOCABULARY) -> SlottedModel:
+def make_model(
+    seed: int, family: str = "gpt2", *, num_layers: int = 2, vocabulary: int = VOCABULARY
+) -> SlottedModel:
     torch.manual_seed(seed)
-    config = make_config("gpt2", num_layers, vocabulary=vocabulary, positions=48)
-    config.initializer_range = 0.5
+    config = make_config(family, num_layers, vocabulary=vocabulary, positions=48)
+    config.initializer_range, config.eos_token_id = 0.5, None
     return SlottedModel(family_of(config), AutoModelForCausalLM.from_config(config).eval(), 2)
 
 
@@ -31,9 +33,10 @@ def generated(speculation: Speculation, settings: Generation, seed: int = 0) -> 
 
 @pytest.mark.parametrize("num_drafted", [1, 3, 7])
 @pytest.mark.parametrize("student_seed", [0, 1])
-def test_greedy_text_is_the_teacher_s(num_drafted, student_seed):
+@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+def test_greedy_text_is_the_teacher_s(family, num_drafted, student_seed):
     """Whether the student agrees (it is the teacher) or knows nothing of it."""
-    teacher, student = make_model(0), make_model(student_seed)
+    teacher, student = make_model(0, family), make_model(student_seed, family)
     speculation = Speculation(teacher, student, num_drafted)
     inputs = torch.tensor([PROMPT])
     expected = teacher.model.generate(  # pyright: ignore[reportCallIssue]

@@ -114,7 +114,9 @@ def config_refusal(config: PretrainedConfig, activations: Collection[str]) -> st
 
     (Not needed for formats that trace the model.)
     """
-    keys = CONFIG_KEYS[config.model_type]
+    keys = CONFIG_KEYS.get(config.model_type)
+    if keys is None:
+        return f"the format does not hold {config.model_type} models"
     activation = getattr(config, keys.activation)
     if activation not in activations:
         return (
@@ -213,9 +215,9 @@ def plain(loaded: LoadedModel, vocabulary: Vocabulary) -> Exported:
         model.resize_token_embeddings(len(vocabulary), mean_resizing=False)
     if model.config.model_type == "gpt2":
         _fold_attention_scales(model)
-    activation = CONFIG_KEYS[model.config.model_type].activation
-    if getattr(model.config, activation) in TANH_GELU:
-        setattr(model.config, activation, "gelu_new")
+    keys = CONFIG_KEYS.get(model.config.model_type)
+    if keys is not None and getattr(model.config, keys.activation) in TANH_GELU:
+        setattr(model.config, keys.activation, "gelu_new")
     return Exported(loaded, model, vocabulary)
 
 

@@ -50,7 +50,8 @@ TOKEN_FLAGS = ("lstrip", "rstrip", "single_word")
 def _refusal(exported: Exported) -> str | None:
     loaded, ends = exported.loaded, exported.vocabulary.end_ids
     if not isinstance(loaded, CausalLM) or loaded.family.model_type != "gpt2":
-        return "only GPT-2 and its students are written as GGUF; take onnx"
+        other = "" if isinstance(loaded, CausalLM) else "; take onnx"
+        return f"only GPT-2 and its students are written as GGUF{other}"
     if reason := config_refusal(loaded.model.config, TANH_GELU):
         return reason
     if not 0 < len(ends) <= 3:
