@@ -89,6 +89,21 @@ def test_a_divergence_is_its_formula(name, temperature, pair):
     assert found.item() == pytest.approx(scale * expected, rel=2e-5)
 
 
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.law("formula")
+def test_a_divergence_is_its_reference(name, temperature, pair):
+    """The one in float64, row by row, with the default settings."""
+    divergence = DIVERGENCES[name]
+    settings = divergence.settings(weight=1).model_dump(exclude={"weight", "rows"})
+    if divergence.reads == "logits":
+        settings["temperature"] = temperature
+    rows = zip(*(each.numpy() for each in pair), strict=True)
+    expected = math.fsum(divergence.reference(*row, **settings) for row in rows)
+    found = divergence.loss(*pair, **settings)
+    assert found.item() == pytest.approx(expected, rel=2e-5)
+
+
 @pytest.mark.parametrize("temperature", [100.0, 1000.0])
 def test_temperature_squared_keeps_the_size_of_the_gradient(temperature, pair):
     """At high temperature T^2 KL tends to half the variance of the logits' difference."""

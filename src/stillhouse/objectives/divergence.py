@@ -57,6 +57,8 @@ class Divergence:
         loss: The formula, differentiable: a float32 *sum* over rows of the student's and the
             teacher's tensors (the trainer divides it by the rows of the whole global batch). It
             takes the keys of `settings` by name and, if it reads logits, `temperature`.
+        reference: The formula again, of one row in float64 (`float64`), without any code of `loss`;
+            it takes the same settings. The tests and `stillhouse verify` compare the two.
         reads: Logits (N, V), or last hidden states (N, D).
         settings: The term's section in a recipe.
         gradient: Values (n) and gradients with respect to the student's logits (n, V) of a
@@ -65,6 +67,7 @@ class Divergence:
     """
 
     loss: Callable[..., Float[Tensor, ""]]
+    reference: Callable[..., float]
     reads: Literal["logits", "hidden"] = "logits"
     settings: type[LossRecipe] = LossRecipe
     gradient: Callable[..., tuple[Float[Tensor, " n"], Float[Tensor, "n V"]]] | None = None

@@ -5,7 +5,8 @@ The reference side is transformers' own forward pass of one document at a time, 
 out row by row in float64.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from stillhouse.distillation.cache import CacheWriter, cache_inputs
 from stillhouse.distillation.settings import CacheRecipe
 from stillhouse.families.base import Family
 from stillhouse.objectives.divergences import DIVERGENCES
+from stillhouse.objectives.divergences.soft_target import soft_target_reference
+from stillhouse.objectives.float64 import Row, log_softmax
 from stillhouse.objectives.language_model import HIDDEN_TERMS, LanguageModelObjective, Teacher
 from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
 from stillhouse.recipe import Recipe
@@ -28,7 +31,6 @@ from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
 from stillhouse.training.progress import QuietReporter
 from stillhouse.training.ranks import ALONE
-from stillhouse.verification import references
 from stillhouse.verification.checks import EXACT, Check, copy_check, means_of, relative, worst
 from stillhouse.verification.layouts import (
     Span,
@@ -189,16 +191,15 @@ def divergence_checks(case: LanguageCase) -> Iterator[Check]:
             mask = torch.zeros_like(mask)
             for span in spans:
                 mask[span.row, span.places] = True
-        if name not in references.REFERENCES:
+        if name not in DIVERGENCES:
             continue
-        reads = DIVERGENCES[name].reads
-        settings = term.model_dump(exclude={"weight", "rows"})
-        student, teacher = (selected(getattr(each, reads), mask) for each in (ours, theirs))
-        total = references.sum_over_rows(
-            references.REFERENCES[name], student, teacher, case.temperature, **settings
-        )
-        apart = relative(found[name], total / max(1, len(student)))
-        yield Check(name, f"float64 loop, {len(student)} rows", apart, EXACT, "rel.")
+        divergence, settings = DIVERGENCES[name], term.model_dump(exclude={"weight", "rows"})
+        if divergence.reads == "logits":
+            settings["temperature"] = case.temperature
+        rows = [selected(getattr(each, divergence.reads), mask) for each in (ours, theirs)]
+        values = [divergence.reference(*row, **settings) for row in zip(*rows, strict=True)]
+        apart = relative(found[name], math.fsum(values) / max(1, len(values)))
+        yield Check(name, f"float64 loop, {len(values)} rows", apart, EXACT, "rel.")
 
 
 def cache_check(case: LanguageCase, kind: CacheKind) -> Check:
@@ -225,11 +226,13 @@ def cache_check(case: LanguageCase, kind: CacheKind) -> Check:
         if kind == "top_k":
             tops = [np.argsort(-row)[:size].tolist() for row in theirs]
             exact = [
-                references.top_k_kl(s, ids, t, temperature)
-                for (s, t), ids in zip(pairs, tops, strict=True)
+                top_k_kl(s, ids, t, temperature) for (s, t), ids in zip(pairs, tops, strict=True)
             ]
         else:
-            exact = [references.soft_target(s, t, temperature) / temperature**2 for s, t in pairs]
+            exact = [
+                soft_target_reference(s, t, temperature=temperature) / temperature**2
+                for s, t in pairs
+            ]
             spread = _sampled_kl(logits, batch.teacher.targets, temperature) - np.array(exact)
             noise = max(noise, float(spread.std() / max(1, len(exact)) ** 0.5))
         off = max(off, abs(found - float(np.mean(exact))))
@@ -264,7 +267,16 @@ def _sampled_kl(logits: np.ndarray, kept: SparseRows, temperature: float) -> np.
     columns = (kept.ids.numpy(), kept.weights.double().numpy(), kept.rest.double().numpy())
     return np.array(
         [
-            rest - weights @ references.log_softmax(row, temperature)[ids]
+            rest - weights @ log_softmax(row, temperature)[ids]
             for row, ids, weights, rest in zip(logits, *columns, strict=True)
         ]
     )
+
+
+def top_k_kl(student: Row, ids: Sequence[int], teacher: Row, temperature: float) -> float:
+    """KL over the tokens `ids` and one outcome for all others, in nats."""
+    kept = np.asarray(ids)
+    q, p = (np.exp(log_softmax(row, temperature)) for row in (student, teacher))
+    ours, theirs = (np.append(row[kept], math.fsum(np.delete(row, kept))) for row in (q, p))
+    held = theirs > 0
+    return math.fsum(theirs[held] * (np.log(theirs[held]) - np.log(ours[held])))

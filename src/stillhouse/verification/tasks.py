@@ -21,10 +21,12 @@ from stillhouse.finetuning.data import TaskSource
 from stillhouse.finetuning.objective import HARD_LABEL, TERMS, TaskObjective
 from stillhouse.finetuning.settings import FinetuningRecipe, TaskLossesRecipe
 from stillhouse.models.task_models import reads_token_types
+from stillhouse.objectives.divergences.hidden_cosine import hidden_cosine_reference
+from stillhouse.objectives.divergences.soft_target import soft_target_reference
+from stillhouse.objectives.float64 import Row, log_softmax, mean_square
 from stillhouse.tasks.encoded import EncodedExample, TaskBatch, collate
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import IGNORED
-from stillhouse.verification import references
 from stillhouse.verification.checks import EXACT, Check, copy_check, means_of, relative, worst
 from stillhouse.verification.split import split_check
 
@@ -191,18 +193,25 @@ def _rows_of(
 
 def _hard(case: TaskCase, logits: np.ndarray, target: Any) -> float:
     if case.task.output_kind == "classes":
-        return references.cross_entropy(logits, target)
+        return cross_entropy(logits, target)
     if case.task.output_kind == "labels":
-        return references.cross_entropy(np.array([0.0, logits[0]]), int(target))
+        return cross_entropy(np.array([0.0, logits[0]]), int(target))
     return float(logits[0] - target) ** 2
 
 
 def _soft(case: TaskCase, student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
     if case.task.output_kind == "classes":
-        return references.soft_target(student, teacher, temperature)
-    if case.task.output_kind == "labels":
-        return references.binary_soft_target(student, teacher, temperature)
+        return soft_target_reference(student, teacher, temperature=temperature)
+    if case.task.output_kind == "labels":  # each holds or not
+        return soft_target_reference(
+            np.append(0.0, student), np.append(0.0, teacher), temperature=temperature
+        )
     return float(student[0] - teacher[0]) ** 2
+
+
+def cross_entropy(logits: Row, label: int) -> float:
+    """-log softmax(logits)[label] in nats."""
+    return -float(log_softmax(logits)[label])
 
 
 def _vector_sums(
@@ -223,12 +232,10 @@ def _vector_sums(
         for left, right in ((first, second), (second, first)):
             for i, vector in enumerate(left):
                 scores = np.array([vector @ each for each in right]) / CONTRAST_TEMPERATURE
-                contrast.append(references.cross_entropy(scores, i))
+                contrast.append(cross_entropy(scores, i))
     sums = {"similarity": similarity, HARD_LABEL: contrast}
-    for name, reference in (
-        ("embedding_cosine", references.hidden_cosine),
-        ("embedding_mse", references.hidden_mse),
-    ):
-        if student.shape == teacher.shape:
-            sums[name] = [reference(s, t, 1.0) for s, t in zip(student, teacher, strict=True)]
+    if student.shape == teacher.shape:
+        pairs = list(zip(student, teacher, strict=True))
+        sums["embedding_cosine"] = [hidden_cosine_reference(*pair) for pair in pairs]
+        sums["embedding_mse"] = [mean_square(*pair) for pair in pairs]
     return {name: (math.fsum(values), len(values)) for name, values in sums.items()}

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillhouse.objectives.divergence import Divergence
+from stillhouse.objectives.float64 import mean_square
 
 
 def hidden_mse_loss(
@@ -16,4 +17,4 @@ def hidden_mse_loss(
     return (student_hidden.float() - teacher_hidden.float()).square().mean(-1).sum()
 
 
-DIVERGENCE = Divergence(hidden_mse_loss, reads="hidden", cacheable=True)
+DIVERGENCE = Divergence(hidden_mse_loss, mean_square, reads="hidden", cacheable=True)

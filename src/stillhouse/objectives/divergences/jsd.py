@@ -5,6 +5,7 @@ Axes: N rows that count, n rows of a block, V vocabulary.
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +18,7 @@ from stillhouse.objectives.divergence import (
     log_probabilities,
     through_softmax,
 )
+from stillhouse.objectives.float64 import Row, kl, log_softmax
 from stillhouse.section import Fraction
 
 
@@ -57,4 +59,11 @@ def jsd_gradient(
     return pair.scaled(values, through_softmax(q, ratio.mul_(1 - beta)))
 
 
-DIVERGENCE = Divergence(jsd_loss, settings=JsdRecipe, gradient=jsd_gradient)
+def jsd_reference(student: Row, teacher: Row, *, temperature: float, beta: float) -> float:
+    """temperature^2 * (beta * KL(p || m) + (1 - beta) * KL(q || m)) of one row, m the mixture."""
+    log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
+    log_m = np.log(beta * np.exp(log_p) + (1 - beta) * np.exp(log_q))
+    return temperature**2 * (beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m))
+
+
+DIVERGENCE = Divergence(jsd_loss, jsd_reference, settings=JsdRecipe, gradient=jsd_gradient)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillhouse.objectives.divergence import Divergence, LogitPair
+from stillhouse.objectives.float64 import mean_square
 
 
 def logit_mse_loss(
@@ -29,4 +30,4 @@ def logit_mse_gradient(pair: LogitPair) -> tuple[Float[Tensor, " n"], Float[Tens
     return difference.square().mean(-1), difference.mul_(2 / difference.shape[-1])
 
 
-DIVERGENCE = Divergence(logit_mse_loss, gradient=logit_mse_gradient)
+DIVERGENCE = Divergence(logit_mse_loss, mean_square, gradient=logit_mse_gradient)

@@ -13,6 +13,7 @@ from stillhouse.objectives.divergence import (
     log_probabilities,
     through_softmax,
 )
+from stillhouse.objectives.float64 import Row, kl, log_softmax
 
 
 def reverse_kl_loss(
@@ -36,4 +37,9 @@ def reverse_kl_gradient(pair: LogitPair) -> tuple[Float[Tensor, " n"], Float[Ten
     return pair.scaled((q * ratio).sum(-1), through_softmax(q, ratio))
 
 
-DIVERGENCE = Divergence(reverse_kl_loss, gradient=reverse_kl_gradient)
+def reverse_kl_reference(student: Row, teacher: Row, *, temperature: float) -> float:
+    """temperature^2 * KL(q || p) of one row. Source: Gu et al. 2024, section 2.1."""
+    return temperature**2 * kl(log_softmax(student, temperature), log_softmax(teacher, temperature))
+
+
+DIVERGENCE = Divergence(reverse_kl_loss, reverse_kl_reference, gradient=reverse_kl_gradient)

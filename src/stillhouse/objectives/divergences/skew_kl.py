@@ -6,6 +6,7 @@ Axes: N rows that count, n rows of a block, V vocabulary.
 import math
 from typing import Annotated
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stillhouse.objectives.divergence import Divergence, LogitPair, LossRecipe, log_probabilities
+from stillhouse.objectives.float64 import Row, kl, log_softmax
 
 
 class SkewRecipe(LossRecipe):
@@ -55,4 +57,13 @@ def _log_mixture(log_p: Tensor, log_q: Tensor, alpha: float) -> Tensor:
     return torch.logaddexp(log_p + math.log(alpha), log_q + math.log1p(-alpha))
 
 
-DIVERGENCE = Divergence(skew_kl_loss, settings=SkewRecipe, gradient=skew_kl_gradient)
+def skew_kl_reference(student: Row, teacher: Row, *, temperature: float, alpha: float) -> float:
+    """temperature^2 * KL(p || alpha * p + (1 - alpha) * q) of one row."""
+    log_p, log_q = log_softmax(teacher, temperature), log_softmax(student, temperature)
+    log_m = np.log(alpha * np.exp(log_p) + (1 - alpha) * np.exp(log_q))
+    return temperature**2 * kl(log_p, log_m)
+
+
+DIVERGENCE = Divergence(
+    skew_kl_loss, skew_kl_reference, settings=SkewRecipe, gradient=skew_kl_gradient
+)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from stillhouse.objectives.divergence import Divergence, log_probabilities
+from stillhouse.objectives.float64 import Row, kl, log_softmax
 
 
 def soft_target_loss(
@@ -27,4 +28,9 @@ def soft_target_loss(
     return temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="sum")
 
 
-DIVERGENCE = Divergence(soft_target_loss, cacheable=True)
+def soft_target_reference(student: Row, teacher: Row, *, temperature: float) -> float:
+    """temperature^2 * KL(p || q) of one row. Source: Hinton et al. 2015, section 2."""
+    return temperature**2 * kl(log_softmax(teacher, temperature), log_softmax(student, temperature))
+
+
+DIVERGENCE = Divergence(soft_target_loss, soft_target_reference, cacheable=True)

@@ -3,6 +3,9 @@
 Axes: N rows that count, n rows of a block, V vocabulary.
 """
 
+import math
+
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,6 +15,7 @@ from stillhouse.objectives.divergence import (
     log_probabilities,
     through_softmax,
 )
+from stillhouse.objectives.float64 import Row, log_softmax
 
 
 def total_variation_loss(
@@ -35,4 +39,12 @@ def total_variation_gradient(
     return values, through_softmax(q, 0.5 * difference.sign_()).div_(pair.temperature)
 
 
-DIVERGENCE = Divergence(total_variation_loss, gradient=total_variation_gradient)
+def total_variation_reference(student: Row, teacher: Row, *, temperature: float) -> float:
+    """Half the sum of |p - q| of one row."""
+    p, q = (np.exp(log_softmax(row, temperature)) for row in (teacher, student))
+    return 0.5 * math.fsum(np.abs(p - q))
+
+
+DIVERGENCE = Divergence(
+    total_variation_loss, total_variation_reference, gradient=total_variation_gradient
+)
