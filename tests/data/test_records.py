@@ -26,7 +26,6 @@ TYPED = [
 
 def records(path, **settings):
     format = format_of(path)
-    assert format is not None
     assert format.read_records is not None
     return list(format.read_records(TableFile(path, str(path), **settings)))
 

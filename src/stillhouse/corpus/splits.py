@@ -63,63 +63,50 @@ def plan_splits(corpus: CorpusRecipe, *, offline: bool) -> Splitting:
         NetworkError: a hub dataset while offline or without a connection.
     """
     fraction = corpus.validation_fraction
-    documents = _Hashes()
+    points: list[float] = []  # the hash of each document, and its size
+    sizes: list[int] = []
+    sides: set[bool] = set()
     for chunk in read_documents(corpus, offline=offline):
-        documents.add(chunk)
-        if documents.lowest < fraction <= documents.highest:
+        if chunk.starts_document:
+            points.append(validation_point(chunk.document_id))
+            sizes.append(0)
+            sides.add(points[-1] < fraction)
+        if len(sides) == 2:
             return Splitting(fraction)
-    which = counted(documents.number, "document")
-    share = documents.size_of_lowest / documents.num_characters
-    if documents.lowest >= fraction and share <= max(SMALL_SHARE, 2 * fraction):
+        sizes[-1] += len(chunk.text)
+    lowest, num_characters = min(points), sum(sizes)
+    which = counted(len(points), "document")
+    share = sizes[points.index(lowest)] / num_characters
+    if lowest >= fraction and share <= max(SMALL_SHARE, 2 * fraction):
         return Splitting(
-            math.nextafter(documents.lowest, 1),
+            math.nextafter(lowest, 1),
             note=f"none of the {which} falls into the validation split at "
             f"corpus.validation_fraction {fraction:g}: one of them, {share:.1%} of the text, is "
             "held out",
         )
-    size = min(max(documents.num_characters // NUM_BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
-    blocks = _Hashes()
-    for found in _blocks_of_each(read_documents(corpus, offline=offline), size):
-        for block in found:
-            if block.text.strip():
-                blocks.add(block)
-    if blocks.number < 2:
+    size = min(max(num_characters // NUM_BLOCKS, SMALLEST_BLOCK), LARGEST_BLOCK)
+    blocks = [
+        validation_point(block.document_id)
+        for own in _blocks_of_each(read_documents(corpus, offline=offline), size)
+        for block in own
+        if block.text.strip()
+    ]
+    if len(blocks) < 2:
         raise DataError(
-            f"corpus.source {', '.join(corpus.sources)} has {documents.num_characters:,} "
+            f"corpus.source {', '.join(corpus.sources)} has {num_characters:,} "
             "characters of text in one document: too little to hold a part of it out for "
             "validation. Give more text."
         )
-    if blocks.highest < fraction and (1 - fraction) * blocks.number < 0.5:
+    if max(blocks) < fraction and (1 - fraction) * len(blocks) < 0.5:
         raise DataError(
             f"The train split is empty: at corpus.validation_fraction {fraction:g} all of the "
             f"{which} with text falls into the validation split. Give more text, or a smaller "
             "corpus.validation_fraction."
         )
-    limit = min(max(fraction, math.nextafter(blocks.lowest, 1)), blocks.highest)
-    text = "the document" if documents.number == 1 else f"the {which}"
+    limit = min(max(fraction, math.nextafter(min(blocks), 1)), max(blocks))
+    text = "the document" if len(points) == 1 else f"the {which}"
     note = f"too few documents to hold out whole ones: blocks of {text} are held out"
     return Splitting(limit, size, f"{note}, each of about {size:,} characters")
-
-
-class _Hashes:
-    """The hashes in [0, 1) of documents or blocks, and their sizes."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.num_characters = 0
-        self.lowest, self.highest = 1.0, 0.0
-        self.size_of_lowest = 0
-        self._is_lowest = False
-
-    def add(self, chunk: Chunk) -> None:
-        if chunk.starts_document:
-            point = validation_point(chunk.document_id)
-            self.number += 1
-            self._is_lowest = point < self.lowest
-            self.size_of_lowest = 0 if self._is_lowest else self.size_of_lowest
-            self.lowest, self.highest = min(point, self.lowest), max(point, self.highest)
-        self.num_characters += len(chunk.text)
-        self.size_of_lowest += len(chunk.text) if self._is_lowest else 0
 
 
 def _blocks_of_each(chunks: Iterable[Chunk], size: int) -> Iterator[Iterator[Chunk]]:

@@ -185,8 +185,7 @@ def blank_rows(path: Path, *, header: Sequence[str] | None = None) -> list[int]:
     Raises:
         DataError: as `read_rows`.
     """
-    format = format_of(path)
-    if format is not None and not format.by_line:
+    if not format_of(path).by_line:
         return []
     records = _records(path, "text", header, plain=True)
     return [record.number for record in records if record.fields is None]
@@ -196,11 +195,11 @@ def _records(
     path: Path, column: str, header: Sequence[str] | None, *, plain: bool
 ) -> Iterator[Record]:
     format, name = format_of(path), name_of(path)
-    if plain and format is not None and format.name == "text":
+    if plain and format.name == "text":
         for number, line in read_lines(path):
             fields = {column: line.rstrip("\r\n")} if line.strip() else None
             yield Record(f"{name} row {number}", number, fields)
-    elif format is None or format.read_records is None:
+    elif format.read_records is None:
         raise DataError(
             f"{name} is not a table: its name must end in {', '.join(TABLE_SUFFIXES)} (or these "
             f"with {', '.join(COMPRESSED)})."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse.data.formats import format_name
+from stillhouse.data.formats import format_of
 from stillhouse.data.rows import read_json, read_rows
 from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError
@@ -87,7 +87,7 @@ def read_articles(path: Path) -> Any:
     Raises:
         DataError: no such file, or not JSON.
     """
-    if format_name(path) != "JSON":
+    if format_of(path).name != "JSON":
         return None
     try:
         content = read_json(path)

@@ -19,7 +19,7 @@ from tokenizers import Encoding
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.formats import format_name, format_of, has_records
+from stillhouse.data.formats import format_of
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError, RecipeError
@@ -273,9 +273,10 @@ def read_sentences(
     names = recipe.labels or names
     if is_table(path):
         return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
-    if has_records(path) and (name := format_name(path)) != "TSV":
+    format = format_of(path)
+    if format.read_records is not None and format.name != "TSV":
         raise DataError(
-            f"{path} is a {name} file. Give tagged sentences as a token and its tag a line, "
+            f"{path} is a {format.name} file. Give tagged sentences as a token and its tag a line, "
             "separated by a tab or spaces, with blank lines between sentences, or as lists in JSON "
             "lines or Parquet."
         )
@@ -297,16 +298,15 @@ def _read_columns(
 
 def is_table(path: Path) -> bool:
     """Whether a file has sentences as rows with lists, and not a token a line."""
-    format = format_of(path)
-    return format is not None and format.has_lists
+    return format_of(path).has_lists
 
 
 def _has_texts(path: Path) -> bool:
     """Whether a file without tags is a table of texts or sentences, and not a token a line."""
-    if format_name(path) == "TSV":
+    if format_of(path).name == "TSV":
         _, names = next(read_lines(path), (1, ""))
         return "text" in [name.strip() for name in names.split("\t")]
-    return has_records(path)
+    return format_of(path).read_records is not None
 
 
 def tags_in(sentences: Iterable[Sequence[str]]) -> list[str]:

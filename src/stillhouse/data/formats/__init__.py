@@ -70,6 +70,21 @@ class Format:
     rows: str = "one example per row"
 
 
+def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The class names of each column of classes, or of lists of them, from the description of the
+    columns that the library `datasets` makes and stores."""
+    inner = {
+        column: feature.get("feature") or feature
+        for column, feature in features.items()
+        if isinstance(feature, Mapping)
+    }
+    return {
+        column: each["names"]
+        for column, each in inner.items()
+        if isinstance(each, Mapping) and each.get("_type") == "ClassLabel"
+    }
+
+
 def with_class_names(fields: Fields, classes: Mapping[str, Sequence[str]]) -> Fields:
     """Replace the class numbers of the columns in `classes`, or lists of them, by their names;
     a number below 0 is an unknown class, None."""
@@ -91,6 +106,7 @@ SUFFIXES: dict[str, Format] = {
     for format in getattr(importlib.import_module(module.name), "FORMATS", ())
     for suffix in format.suffixes
 }
+UNKNOWN = Format("", ())
 TABLE_SUFFIXES = [suffix for suffix, format in SUFFIXES.items() if format.read_records is not None]
 
 # Formats that users name and that are not text; reading them as text would learn their markup.
@@ -115,19 +131,9 @@ def suffix_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def format_of(path: Path) -> Format | None:
-    """The format of a file; None where its suffix is unknown."""
-    return SUFFIXES.get(suffix_of(path))
-
-
-def format_name(path: Path) -> str | None:
-    """The name of a file's format, such as "JSON lines"; None where its suffix is unknown."""
-    return SUFFIXES[suffix].name if (suffix := suffix_of(path)) in SUFFIXES else None
-
-
-def has_records(path: Path) -> bool:
-    """Whether a file is of a format that gives records."""
-    return suffix_of(path) in TABLE_SUFFIXES
+def format_of(path: Path) -> Format:
+    """The format of a file; UNKNOWN, which gives nothing, where its suffix is unknown."""
+    return SUFFIXES.get(suffix_of(path), UNKNOWN)
 
 
 def named_format(path: Path) -> Format:
@@ -141,4 +147,4 @@ def named_format(path: Path) -> Format:
             f"{path} cannot be read as text: it is a {suffix_of(path)} file. Convert it "
             f"{conversion}."
         )
-    return format_of(path) or SUFFIXES[".txt"]
+    return SUFFIXES.get(suffix_of(path), SUFFIXES[".txt"])

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 
-from stillhouse.data.formats import Format, Record, TableFile, with_class_names
+from stillhouse.data.formats import Format, Record, TableFile, class_names, with_class_names
 from stillhouse.data.text import reading
 from stillhouse.errors import DataError
 
@@ -41,14 +41,9 @@ def read_parquet(file: TableFile) -> Iterator[Record]:
 
 
 def _classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """The class names of each column of classes, as the library `datasets` stores them."""
+    """The class names of each column of classes, where the library `datasets` wrote the file."""
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return {
-            column: names
-            for column, feature in features.items()
-            if (names := (feature.get("feature") or feature).get("names"))
-        }
+        return class_names(json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"])
     except (ValueError, KeyError, TypeError, AttributeError):  # written by another program
         return {}
 

@@ -12,7 +12,15 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from stillhouse.data.formats import SUFFIXES, Format, TableFile, format_of, named_format, suffix_of
+from stillhouse.data.formats import (
+    SUFFIXES,
+    UNKNOWN,
+    Format,
+    TableFile,
+    format_of,
+    named_format,
+    suffix_of,
+)
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.sources import (
     Content,
@@ -104,7 +112,7 @@ def _known(paths: Iterable[Path], root: Path, named_suffix: str) -> tuple[Files,
         elif not path.is_file():
             kind = NO_FILE if path.exists() else BROKEN_LINK
             skipped[FOLDER if path.is_dir() else kind] += 1
-        elif format is None:
+        elif format is UNKNOWN:
             skipped[suffix or NO_SUFFIX] += 1
         else:
             found[path.relative_to(root).as_posix()] = path, format

@@ -6,11 +6,11 @@ lm-evaluation-harness, only this module uses the network, and only where it is a
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from stillhouse.data.formats import Record, with_class_names
+from stillhouse.data.formats import Record, class_names, with_class_names
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.sources import Content, Document, Source, record_documents
 from stillhouse.errors import DataError, NetworkError, StillhouseError
@@ -35,7 +35,7 @@ def stream(source: str) -> Iterator[dict[str, Any]]:
         rows: Any = datasets.load_dataset(
             name, configuration or None, split=split or "train", streaming=True
         )
-        classes = _classes(rows.features or {})
+        classes = class_names(rows.features.to_dict() if rows.features else {})
         for row in rows:
             yield dict(with_class_names(row, classes))
     except StillhouseError:
@@ -66,14 +66,6 @@ def _parts_of(source: str) -> tuple[str, str, str]:
     place, _, split = source.removeprefix(SCHEME).partition("#")
     name, _, configuration = place.partition(":")
     return name, configuration, split
-
-
-def _classes(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The class names of each column of classes, or of lists of them."""
-    from datasets import ClassLabel
-
-    inner = {column: getattr(each, "feature", each) for column, each in features.items()}
-    return {column: each.names for column, each in inner.items() if isinstance(each, ClassLabel)}
 
 
 def find(source: str) -> tuple[list[Content], Counter[str]]:
