@@ -50,8 +50,8 @@ def forum(tmp_path) -> Path:
     with changing(path) as database:
         database.executescript(
             """
-            CREATE TABLE users (name TEXT, age INTEGER);
-            INSERT INTO users VALUES ('ann', 40);
+            CREATE TABLE users (age INTEGER, name VARCHAR(80));
+            INSERT INTO users VALUES (40, 'ann');
             CREATE TABLE "the posts" (id INTEGER PRIMARY KEY, text TEXT, body TEXT, score REAL);
             INSERT INTO "the posts" VALUES (7, 'z', 'last', 1.5), (3, 'y', 'first', 2);
             CREATE INDEX covering ON "the posts" (body, id);
@@ -92,7 +92,7 @@ def test_an_unclear_column_gives_the_tables_and_what_to_write(forum, column, num
             read(forum, column)
         message = str(refusal.value)
         assert f"{number} with a column {column!r}" in message
-        assert "users (name, age); the posts (id, text, body, score); notes (text)" in message
+        assert "users (age, name); the posts (id, text, body, score); notes (text)" in message
         assert f"such as {example}: in corpus.text_field" in message
 
 
@@ -103,9 +103,10 @@ def test_a_view_is_a_table_and_an_empty_database_is_refused(tmp_path):
         database.execute("CREATE TABLE kept (title, body)")
         database.execute("INSERT INTO kept VALUES ('x', 'one'), ('y', 'two')")
         database.execute("CREATE VIEW chosen AS SELECT body AS text FROM kept WHERE title = 'y'")
+        database.execute("CREATE VIEW broken AS SELECT body AS text FROM gone")
     assert list(texts(path).values()) == ["two"]
     with changing(path) as database:
-        database.executescript("DROP VIEW chosen; DROP TABLE kept")
+        database.executescript("DROP VIEW chosen; DROP VIEW broken; DROP TABLE kept")
     with pytest.raises(DataError, match=r"a\.sqlite3 holds no tables"):
         texts(path)
 

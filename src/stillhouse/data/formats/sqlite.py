@@ -6,6 +6,7 @@ to the file nor beside it. Only what the file itself holds is read, since the fi
 content has changed: a database whose last changes are in a write-ahead log beside it is refused.
 """
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +18,7 @@ from stillhouse.errors import DataError
 MAGIC = b"SQLite format 3\0"
 WAL_MODE = b"\2\2"  # the header's two bytes after the page size
 LOCK_SECONDS = 5.0  # how long to wait for a program that writes
+IS_TEXT = re.compile("CHAR|CLOB|TEXT", re.IGNORECASE)  # of declared types, SQLite's own rule
 TABLES = r"""
 SELECT name FROM sqlite_master
 WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\_%' ESCAPE '\'
@@ -81,11 +83,8 @@ def _connect(file: TableFile) -> sqlite3.Connection:
 
 def _find_table(database: sqlite3.Connection, file: TableFile) -> tuple[str, dict[str, str]]:
     """The table with the column of the text, and its columns: their names by those in records."""
-    tables = {
-        table: [name for (name,) in database.execute("SELECT name FROM pragma_table_info(?)", own)]
-        for own in database.execute(TABLES).fetchall()
-        for table in own
-    }
+    names = database.execute(TABLES).fetchall()
+    tables = {table: _columns_of(table, database) for (table,) in names}
     columns = [(table, column) for table, names in tables.items() for column in names]
     found = [each for each in columns if file.column in (each[1], ".".join(each))]
     if len(found) == 1:
@@ -94,12 +93,22 @@ def _find_table(database: sqlite3.Connection, file: TableFile) -> tuple[str, dic
     if not columns:
         raise DataError(f"{file.name} holds no tables. Give a database with some.")
     number = f"{len(found)} tables" if found else "no table"
+    texts = [each for each in columns if IS_TEXT.search(tables[each[0]][each[1]])]
+    example = ".".join((found or texts or columns)[0])
     listed = "; ".join(f"{table} ({', '.join(names)})" for table, names in tables.items())
     raise DataError(
         f"{file.name} has {number} with a column {file.column!r}. Its tables and their columns: "
         f"{listed}. Give the column of the text with its table, such as "
-        f"{'.'.join((found or columns)[0])}: in corpus.text_field, or as the column of a task."
+        f"{example}: in corpus.text_field, or as the column of a task."
     )
+
+
+def _columns_of(table: str, database: sqlite3.Connection) -> dict[str, str]:
+    """The columns of a table with their declared types."""
+    try:
+        return dict(database.execute("SELECT name, type FROM pragma_table_info(?)", [table]))
+    except sqlite3.OperationalError:  # a view of what is gone, or a table of an unknown extension
+        return {}
 
 
 def _quoted(name: str) -> str:
