@@ -28,10 +28,16 @@ class TaskDataRecipe(Section):
     """
 
     train: str
+    """Training examples: a file or an `hf://` dataset."""
     validation: str | Annotated[dict[str, str], Field(min_length=1)]
+    """Examples to score on: one file, or several splits by name."""
     num_train: PositiveInt | None = None
+    """Number of training examples, the same for every model and seed; by default all."""
     unlabeled: str | None = None
+    """Examples whose labels are not used; a model with a teacher learns the teacher's outputs on
+    them."""
     num_unlabeled: PositiveInt | None = None
+    """Number of unlabeled examples; by default all."""
 
     @property
     def splits(self) -> dict[str, str]:
@@ -56,15 +62,20 @@ class TaskOptimizerRecipe(OptimizerRecipe):
     """AdamW with the usual settings of fine-tuning (Devlin et al. 2019, appendix A.3)."""
 
     learning_rate: PositiveFloat = 5e-5
+    """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of AdamW's moments."""
     eps: PositiveFloat = 1e-8
+    """Term that stabilizes AdamW's division."""
     max_grad_norm: PositiveFloat = 1.0
+    """Norm that gradients are clipped to."""
 
 
 class TaskScheduleRecipe(ScheduleRecipe):
     """A learning rate schedule with the usual warm-up of fine-tuning."""
 
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Fraction of the steps over which the learning rate rises."""
 
 
 class TaskTrainingRecipe(TrainingRecipe):
@@ -76,10 +87,15 @@ class TaskTrainingRecipe(TrainingRecipe):
 
     # Sections never change, so a narrower kind is safe.
     optimizer: TaskOptimizerRecipe = TaskOptimizerRecipe()  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Optimizer."""
     schedule: TaskScheduleRecipe = TaskScheduleRecipe()  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Learning rate schedule."""
     examples_per_step: PositiveInt = 32
+    """Examples of one optimizer step, over all ranks."""
     evaluations: PositiveInt = 1
+    """Evenly spaced states that are scored, the last among them."""
     select: str | None = None
+    """Split whose metric selects the state to keep; by default the last state is kept."""
 
 
 class TaskModelRecipe(Section):
@@ -90,8 +106,12 @@ class TaskModelRecipe(Section):
     """
 
     start: str = "student"
+    """Initial weights: teacher, student, student_init or control of this recipe, a folder, or a hub
+    name."""
     layer_map: PositiveInt | Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    """Layers to keep: a number, spread evenly, or a list counted from 0; by default all."""
     teacher: str | None = None
+    """Teacher to distill from: another model of the task, a folder, or a hub name."""
 
 
 class TaskLossesRecipe(Section):
@@ -101,11 +121,17 @@ class TaskLossesRecipe(Section):
     """
 
     hard_label: NonNegativeFloat = 0.5
+    """Weight of the loss on labels."""
     soft_target: NonNegativeFloat = 0.5
+    """Weight of the loss on the teacher's outputs; embeddings do not use it."""
     embedding_cosine: NonNegativeFloat = 0.0
+    """Weight of 1 - cosine between the student's and the teacher's embeddings."""
     embedding_mse: NonNegativeFloat = 0.0
+    """Weight of the mean squared error of embeddings."""
     similarity: NonNegativeFloat = 0.0
-    relation: RelationRecipe | None = None  # over all tokens
+    """Weight of the squared error of the similarities within a group of embeddings."""
+    relation: RelationRecipe | None = None
+    """Self-relations of one attention layer, over all tokens."""
 
     def active(self) -> dict[str, float]:
         """The terms with a weight above zero, by name."""
@@ -140,13 +166,19 @@ class FinetuningRecipe(Section):
     """A task, and the models that are trained on it in order."""
 
     task: NamedTaskRecipe
+    """Task, by name or with its settings."""
     data: TaskDataRecipe
+    """Examples to train and score on."""
     models: Annotated[dict[Name, TaskModelRecipe], Field(min_length=1)] = Field(
         default_factory=_default_models
     )
-    temperature: PositiveFloat = 2.0  # with the weights of the losses as in 2019
+    """Models to train, in this order."""
+    temperature: PositiveFloat = 2.0
+    """Temperature of both models' outputs in soft_target."""
     losses: TaskLossesRecipe = TaskLossesRecipe()
+    """Weights of the objective's terms."""
     training: TaskTrainingRecipe = TaskTrainingRecipe()
+    """Optimizer, schedule and number of steps."""
 
     @model_validator(mode="after")
     def _models_follow_one_another(self) -> Any:

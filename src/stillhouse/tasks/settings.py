@@ -42,8 +42,11 @@ class Columns(Section):
     """The names of the columns of a table: a text, a second text, and the label."""
 
     text: str = "text"
+    """Column of the text."""
     pair: str | None = None
+    """Column of a second text."""
     target: str = "label"
+    """Column of the label, value or continuation."""
 
 
 class ClassificationTask(Section):
@@ -55,22 +58,35 @@ class ClassificationTask(Section):
     """
 
     kind: Literal["classification"] = "classification"
+    """Kind of task."""
     columns: Columns = Columns()
+    """Columns of the table."""
     header: list[str] | None = None
+    """Column names of a table without a header line."""
     labels: LabelNames | LabelMapping | None = None
-    multi_label: bool = False  # the target is a comma-separated list of labels
+    """Labels in the order of a new model's outputs, or a mapping from the data's labels to the
+    model's; by default those of the training data."""
+    multi_label: bool = False
+    """Any number of labels per text, comma-separated, each predicted separately."""
     max_length: Length = 128
+    """Longest sequence in tokens, special tokens included."""
     metric: Literal["accuracy", "f1", "accuracy_and_f1", "matthews"] = "accuracy"
+    """Metric that selects the best state and compares models."""
 
 
 class RegressionTask(Section):
     """Regression of one number for a text or a pair of texts."""
 
     kind: Literal["regression"] = "regression"
+    """Kind of task."""
     columns: Columns = Columns()
+    """Columns of the table."""
     header: list[str] | None = None
+    """Column names of a table without a header line."""
     max_length: Length = 128
+    """Longest sequence in tokens, special tokens included."""
     metric: Literal["pearson", "spearman", "pearson_and_spearman"] = "pearson_and_spearman"
+    """Metric that selects the best state and compares models."""
 
 
 class QuestionAnsweringTask(Section):
@@ -85,13 +101,22 @@ class QuestionAnsweringTask(Section):
     """
 
     kind: Literal["question_answering"] = "question_answering"
+    """Kind of task."""
     max_length: Length = 384
+    """Longest sequence in tokens, special tokens included."""
     doc_stride: PositiveInt = 128
+    """Tokens from the start of one window of a long context to the start of the next."""
     max_question_length: PositiveInt = 64
+    """Longest question in tokens."""
     n_best: PositiveInt = 20
+    """Start and end positions considered per window."""
     max_answer_length: PositiveInt = 30
+    """Longest answer in tokens."""
     null_score_diff_threshold: float | None = None
+    """Excess of the null score over the best answer's score above which a question has no answer;
+    by default the model's own, chosen where training data has such questions."""
     metric: Literal["exact_match", "f1"] = "f1"
+    """Metric that selects the best state and compares models."""
 
 
 class TokenClassificationTask(Section):
@@ -103,14 +128,24 @@ class TokenClassificationTask(Section):
     """
 
     kind: Literal["token_classification"] = "token_classification"
+    """Kind of task."""
     tokens: str = "tokens"
+    """Column of a table that lists a sentence's tokens."""
     tags: str = "ner_tags"
+    """Column of a table that lists a sentence's tags."""
     token_column: int = 0
+    """Column of the token in a CoNLL file, counted from 0."""
     tag_column: int = -1
+    """Column of the tag in a CoNLL file; -1 is the last."""
     labels: LabelNames | None = None
-    prefix: str = ""  # text before every token that is not part of it
+    """Tags in the order of a new model's outputs, and of numeric tags; by default those of the
+    training data."""
+    prefix: str = ""
+    """Text before every token of a file that is not part of it, such as `en:`."""
     max_length: Length = 128
+    """Longest sequence in tokens, special tokens included."""
     metric: Literal["strict", "default"] = "strict"
+    """Metric that selects the best state and compares models."""
 
 
 class EmbeddingsTask(Section):
@@ -121,22 +156,34 @@ class EmbeddingsTask(Section):
     """
 
     kind: Literal["embeddings"] = "embeddings"
+    """Kind of task."""
     columns: Columns = Columns(pair="text_2", target="score")
+    """Columns of the table."""
     header: list[str] | None = None
+    """Column names of a table without a header line."""
     max_length: Length = 128
+    """Longest sequence in tokens, special tokens included."""
     pooling: Literal["mean", "cls"] = "mean"
+    """Mean of the last hidden states, or that of the first token."""
     train_column: str = "text"
+    """Column of the training texts."""
     group: Annotated[int, Field(ge=2)] = 32
+    """Texts compared with each other in one loss."""
     metric: Literal["pearson", "spearman", "pearson_and_spearman"] = "spearman"
+    """Metric that selects the best state and compares models."""
 
 
 class LastWordTask(Section):
     """Prediction of a text's last word by a causal language model (LAMBADA)."""
 
     kind: Literal["last_word"] = "last_word"
+    """Kind of task."""
     column: str = "text"
+    """Column of the text."""
     max_length: Length = 1024
+    """Longest sequence in tokens, special tokens included."""
     metric: Literal["last_word", "last_token"] = "last_word"
+    """Metric that selects the best state and compares models."""
 
 
 class ContinuationTask(Section):
@@ -148,17 +195,29 @@ class ContinuationTask(Section):
     """
 
     kind: Literal["continuation"] = "continuation"
+    """Kind of task."""
     columns: Columns = Columns(target="target")
+    """Columns of the table."""
     header: list[str] | None = None
+    """Column names of a table without a header line."""
     prompt: str = "{text}"
+    """Prompt, with {text} where the text goes."""
     shots: NonNegativeInt = 0
+    """Leading rows used as examples in each prompt and not scored."""
     max_new_tokens: PositiveInt = 100
+    """Longest continuation in tokens."""
     top_k: PositiveInt = 1
+    """Tokens to sample from; 1 is greedy."""
     seed: Seed = 0
+    """Seed of sampling."""
     stop: str | None = None
+    """Text that ends a continuation."""
     sentences: PositiveInt | None = None
+    """Sentences kept of a continuation; by default all."""
     max_length: Length = 1024
+    """Longest sequence in tokens, prompt and continuation together."""
     metric: Literal["bleu", "rouge1", "rouge2", "rougeLsum"] = "bleu"
+    """Metric that selects the best state and compares models."""
 
     @field_validator("prompt")
     @classmethod
