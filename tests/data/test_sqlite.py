@@ -14,8 +14,8 @@ from stillhouse.data.formats import sqlite
 from stillhouse.data.rows import blank_rows, read_rows
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
+from stillhouse.tasks.encoded import read_texts
 from stillhouse.tasks.settings import Columns
-from stillhouse.tasks.texts import read_texts
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from stillhouse.estimate.speeds import MeasuredSpeeds
 from stillhouse.estimate.tasks import TaskPlan, task_parts
 from stillhouse.estimate.text import TextSize
 from stillhouse.families.registry import FAMILIES, family_named
-from stillhouse.finetuning.examples import TaskExamples
+from stillhouse.finetuning.data import TaskExamples
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.recipe import Recipe
+from stillhouse.tasks.encoded import TextExample
 from stillhouse.tasks.registry import make_task
-from stillhouse.tasks.texts import TextExample
 
 pytestmark = pytest.mark.e2e  # each speed is timed for a tenth of a second
 

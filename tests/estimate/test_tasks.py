@@ -9,11 +9,11 @@ from tests.tiny_models import make_config
 
 from stillhouse.estimate.language import Part
 from stillhouse.estimate.tasks import TaskPlan, task_parts
-from stillhouse.finetuning.examples import TaskExamples
+from stillhouse.finetuning.data import TaskExamples
 from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.tasks.encoded import TextExample
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.squad import Answer, Question
-from stillhouse.tasks.texts import TextExample
 
 ALONE = {"alone": {"start": "teacher"}}
 TAUGHT = {"taught": {"start": "teacher", "teacher": "folder"}}

@@ -13,7 +13,7 @@ from stillhouse.finetuning.objective import TaskObjective, check_terms
 from stillhouse.finetuning.settings import TaskLossesRecipe
 from stillhouse.models.task_models import load_task_model
 from stillhouse.objectives.settings import RelationRecipe
-from stillhouse.tasks.encoded import EncodedExample, inputs_of
+from stillhouse.tasks.encoded import EncodedExample, TextExample, inputs_of
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import (
     ClassificationTask,
@@ -23,7 +23,6 @@ from stillhouse.tasks.settings import (
     TokenClassificationTask,
 )
 from stillhouse.tasks.squad import Answer, Question
-from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import words_of
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.tokenizer import load_tokenizer

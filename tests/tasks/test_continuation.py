@@ -12,7 +12,7 @@ from stillhouse.errors import DataError, RecipeError
 from stillhouse.inference.load import load_for_task
 from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe_file import parse_task
-from stillhouse.tasks.texts import TextExample
+from stillhouse.tasks.encoded import TextExample
 
 ROWS = [
     ("le chat dort", "the cat sleeps"),

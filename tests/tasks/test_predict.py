@@ -6,6 +6,7 @@ import torch
 
 from stillhouse.families.registry import FAMILIES
 from stillhouse.models.task_models import load_task_model
+from stillhouse.tasks.encoded import TextExample
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import (
     ClassificationTask,
@@ -16,7 +17,6 @@ from stillhouse.tasks.settings import (
 )
 from stillhouse.tasks.squad import Question
 from stillhouse.tasks.task import batches_by_length, predict
-from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import words_in
 from stillhouse.tokens.tokenizer import load_tokenizer
 

@@ -11,10 +11,10 @@ from stillhouse.models.folder_check import load_config
 from stillhouse.models.save import save_model
 from stillhouse.models.task_models import load_task_model, task_model_with_num_layers
 from stillhouse.recipe_file import parse_task
+from stillhouse.tasks.embeddings import write_modules
 from stillhouse.tasks.labels import labels_of
 from stillhouse.tasks.metrics import GLUE
 from stillhouse.tasks.registry import TASKS, make_task, task_of_model
-from stillhouse.tasks.sentence_transformers import write_modules
 from stillhouse.tasks.settings import (
     NAMED_TASKS,
     TASK_KINDS,

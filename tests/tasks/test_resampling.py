@@ -14,7 +14,7 @@ from stillhouse.tasks.metrics import (
     mean_percent,
     span_f1,
 )
-from stillhouse.tasks.squad_scores import _best_score, best_threshold
+from stillhouse.tasks.squad import _best_score, best_threshold
 
 
 def drawn(size, num_draws, seed=0):

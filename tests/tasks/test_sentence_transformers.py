@@ -10,13 +10,13 @@ import pytest
 
 import stillhouse
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.tasks.registry import task_of_model
-from stillhouse.tasks.sentence_transformers import (
+from stillhouse.tasks.embeddings import (
     EmbeddingSettings,
     check_recipe_of,
     read_embedding_settings,
     write_modules,
 )
+from stillhouse.tasks.registry import task_of_model
 from stillhouse.tasks.settings import EmbeddingsTask
 
 TEXTS = ["Ba da ba ri lo", "so ", "ba ta " * 40, "BA DA"]

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.tasks.squad import read_squad
-from stillhouse.tasks.squad_scores import normalized, score, score_each
+from stillhouse.tasks.squad import normalized, read_squad, score, score_each
 
 CONTEXT = "The Rhine rises in the Alps. It flows north, past Basel, to the sea."
 

@@ -6,11 +6,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from stillhouse.tasks.question_answering import QuestionAnswering
+from stillhouse.tasks.question_answering import AnswerSpan, QuestionAnswering
 from stillhouse.tasks.settings import QuestionAnsweringTask
-from stillhouse.tasks.squad import Answer, Question
-from stillhouse.tasks.squad_scores import BestAnswers, best_null_threshold, samples_with_no_answers
-from stillhouse.tasks.squad_windows import AnswerSpan
+from stillhouse.tasks.squad import (
+    Answer,
+    BestAnswers,
+    Question,
+    best_null_threshold,
+    samples_with_no_answers,
+)
 
 WORDS = ["the", "sea", "old", "house", "Islay", "a", "1842", "wind!"]
 

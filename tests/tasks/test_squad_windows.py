@@ -6,9 +6,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import RecipeError
+from stillhouse.tasks.question_answering import best_answers, windows_of
 from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
-from stillhouse.tasks.squad_windows import best_answers, windows_of
 
 LAYOUT = QuestionAnsweringTask(
     max_length=20, doc_stride=4, max_question_length=6, n_best=5, max_answer_length=3

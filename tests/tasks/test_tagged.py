@@ -1,4 +1,4 @@
-"""Tagged sentences: CoNLL's columns in the shapes in which they are found."""
+"""Tagged sentences: CoNLL's columns as they are found, and the schemes of tags."""
 
 import contextlib
 import re
@@ -7,7 +7,7 @@ import string
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.tasks.tagged import as_iob2, read_tagged, read_tagged_rows, scheme_of
+from stillhouse.tasks.tagged import as_iob2, as_scheme, read_tagged, read_tagged_rows, scheme_of
 
 
 def write(tmp_path, text):
@@ -140,3 +140,15 @@ def test_word_number_column_is_refused(tmp_path):
         read_tagged(path)
     first, _ = read_tagged(path, token_column=1)
     assert first.tokens == ("Der", "Rhein")
+
+
+def test_labels_without_a_tag_scheme():
+    """LABEL_0 is no last token of a span, and EVENT no end."""
+    assert scheme_of(["LABEL_0", "LABEL_1"]) == "IOB2"
+    assert scheme_of(["O", "EVENT"]) == "IOB2"
+    assert scheme_of(["O", "B-PER", "L-PER"]) == "BILOU"
+
+
+@pytest.mark.parametrize("scheme", ["IOB2", "IO", "IOBES", "BILOU"])
+def test_a_text_without_words_has_no_tags(scheme):
+    assert as_scheme([], scheme) == []

@@ -7,11 +7,11 @@ import pytest
 import sklearn.metrics
 
 from stillhouse.errors import DataError, RecipeError
+from stillhouse.tasks.encoded import TextExample
 from stillhouse.tasks.labels import Labels
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import ClassificationTask, Columns, RegressionTask
 from stillhouse.tasks.text_classification import TextClassification, positive_label
-from stillhouse.tasks.texts import TextExample
 
 PAIR = Columns(text="a", pair="b", target="c")
 

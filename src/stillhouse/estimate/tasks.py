@@ -16,8 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.estimate.language import Part, turns_seconds
 from stillhouse.estimate.speeds import MeasuredSpeeds, TaskTraining, answering_flops
-from stillhouse.finetuning.data import TaskSource
-from stillhouse.finetuning.examples import TaskExamples, group_size
+from stillhouse.finetuning.data import TaskExamples, TaskSource, group_size
 from stillhouse.finetuning.models import threshold_split
 from stillhouse.finetuning.objective import HARD_LABEL
 from stillhouse.finetuning.settings import FinetuningRecipe

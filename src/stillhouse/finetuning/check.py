@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from stillhouse.data.rows import check_file, path_of
 from stillhouse.data.sources import check_access, source_of
-from stillhouse.finetuning.examples import TaskExamples, check_task_data
+from stillhouse.finetuning.data import TaskExamples, check_task_data
 from stillhouse.finetuning.finetune import check_tokenizers
 from stillhouse.finetuning.models import resolve_configs
 from stillhouse.finetuning.settings import FinetuningRecipe

@@ -16,8 +16,14 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stillhouse.data.rows import fetch, path_of
 from stillhouse.errors import RecipeError
-from stillhouse.finetuning.data import TaskSource, planned_task_step, subsample
-from stillhouse.finetuning.examples import check_task_data, group_size, training_examples
+from stillhouse.finetuning.data import (
+    TaskSource,
+    check_task_data,
+    group_size,
+    planned_task_step,
+    subsample,
+    training_examples,
+)
 from stillhouse.finetuning.models import (
     layer_map_of,
     load_start,
@@ -37,11 +43,11 @@ from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_ma
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import ModelRef
+from stillhouse.tasks.embeddings import check_recipe_of, write_modules
 from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.metrics import MetricSamples
 from stillhouse.tasks.question_answering import QuestionAnswering, num_unseen_answers
 from stillhouse.tasks.registry import make_task, task_for_training
-from stillhouse.tasks.sentence_transformers import check_recipe_of, write_modules
 from stillhouse.tasks.settings import EmbeddingsTask
 from stillhouse.tasks.task import Task, predict
 from stillhouse.tasks.text_classification import positive_label

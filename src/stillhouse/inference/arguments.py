@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from stillhouse.data.text import check_whole_characters
 from stillhouse.errors import RecipeError
 from stillhouse.inference.generation import Generation
-from stillhouse.tasks.texts import TextExample
+from stillhouse.tasks.encoded import TextExample
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stillhouse.inference.arguments import checked_arguments, examples_of, questions_of, texts_of
 from stillhouse.inference.loaded import LoadedModel
 from stillhouse.tasks.embeddings import Embeddings
+from stillhouse.tasks.encoded import TextExample
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.squad import Question
 from stillhouse.tasks.task import Task, predict
 from stillhouse.tasks.text_classification import TextClassification, TextRegression
-from stillhouse.tasks.texts import TextExample
 from stillhouse.tasks.token_classification import TokenClassification, words_in
 from stillhouse.wording import counted
 

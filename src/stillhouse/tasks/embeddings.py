@@ -1,12 +1,14 @@
-"""Embeddings of texts, close for texts of similar meaning.
+"""Embeddings of texts, close for texts of similar meaning, and the files of sentence-transformers
+in a model folder, which say how the model makes them.
 
 Axes: B sequences, T tokens, D hidden size.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -16,18 +18,216 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row
-from stillhouse.errors import ModelError
-from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward
-from stillhouse.tasks.metrics import MetricSamples, correlation_samples
-from stillhouse.tasks.sentence_transformers import (
-    MODULES,
-    EmbeddingSettings,
-    check_recipe_of,
-    read_embedding_settings,
+from stillhouse.errors import ModelError, RecipeError
+from stillhouse.tasks.encoded import (
+    EncodedExample,
+    TaskBatch,
+    TextExample,
+    as_number,
+    encode_texts,
+    forward,
+    read_texts,
 )
+from stillhouse.tasks.metrics import MetricSamples, correlation_samples
 from stillhouse.tasks.settings import Columns, EmbeddingsTask
 from stillhouse.tasks.task import Task
-from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
+
+MODULES = "modules.json"
+POOLING = "1_Pooling"
+STEPS = ("Transformer", "Pooling", "Normalize")
+SETTINGS, TEXTS = "config_sentence_transformers.json", "sentence_bert_config.json"
+UNLIMITED = 10**6  # transformers writes 1e30 where a tokenizer has no limit
+
+
+@dataclass(frozen=True)
+class EmbeddingSettings:
+    """How the model of a folder makes embeddings.
+
+    Attributes:
+        max_length: The number of tokens at which texts are truncated; None: the model's context.
+        normalize: Whether embeddings are scaled to length 1.
+        lower_case: Whether texts are lower-cased first.
+        prompt: The text put before every text.
+        similarity: The function that compares two embeddings.
+    """
+
+    pooling: Literal["mean", "cls"] = "mean"
+    max_length: int | None = None
+    normalize: bool = True
+    lower_case: bool = False
+    prompt: str = ""
+    similarity: str = "cosine"
+
+
+def read_embedding_settings(folder: Path) -> EmbeddingSettings:
+    """The settings of a folder's files, as sentence-transformers reads them.
+
+    Raises:
+        ModelError: modules that are not supported, or files that cannot be read.
+    """
+    modules = _modules(folder)
+    steps = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    places = [str(module.get("path", "")) for module in modules]
+    if len(steps) < 2 or tuple(steps) != STEPS[: len(steps)] or places[0]:
+        raise ModelError(
+            f"{folder / MODULES} asks for {', '.join(steps) or 'nothing'}"
+            f"{f' in {places[0]}' if places and places[0] else ''}; Stillhouse supports a "
+            "Transformer in the folder itself, then Pooling, then optionally Normalize."
+        )
+    _check_settings(folder)
+    prompt = _default_prompt(folder)
+    length, lower_case = _text_settings(folder)
+    similarity = _optional(folder / SETTINGS).get("similarity_fn_name") or "cosine"
+    pooling = _pooling(folder / places[1] / "config.json", has_prompt=bool(prompt))
+    return EmbeddingSettings(pooling, length, len(steps) > 2, lower_case, prompt, str(similarity))
+
+
+def check_recipe_of(folder: Path, recipe: EmbeddingsTask, *, trains: bool = False) -> None:
+    """Refuse a recipe with which the model of a folder would give other embeddings than its own.
+
+    Args:
+        trains: Whether the model is a teacher, whose texts are encoded by the recipe, without a
+            prompt.
+
+    Raises:
+        ModelError: see `read_embedding_settings`.
+        RecipeError: another pooling than the model's; a prompt or lower case that it needs.
+    """
+    if not (folder / MODULES).is_file():
+        return
+    own = read_embedding_settings(folder)
+    if own.pooling != recipe.pooling:
+        raise RecipeError(
+            f"The task's pooling is {recipe.pooling}, but the model in {folder} pools by "
+            f"{own.pooling}. Set pooling to {own.pooling}."
+        )
+    if trains and (own.prompt or own.lower_case):
+        needed = f"the prompt {own.prompt!r} before" if own.prompt else "lower case in"
+        raise RecipeError(
+            f"The model in {folder} needs {needed} every text, which a student would not see. "
+            "Change the texts of the task accordingly, and remove the setting from the teacher's "
+            f"{SETTINGS if own.prompt else TEXTS}."
+        )
+
+
+def write_modules(folder: Path, task: EmbeddingsTask, hidden_size: int) -> None:
+    """Write the files from which sentence-transformers loads the model."""
+    places = ("", POOLING, "2_Normalize")
+    modules = [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": place,
+            "type": f"sentence_transformers.models.{step}",
+        }
+        for number, (step, place) in enumerate(zip(STEPS, places, strict=True))
+    ]
+    pooling = {
+        "word_embedding_dimension": hidden_size,
+        "pooling_mode_cls_token": task.pooling == "cls",
+        "pooling_mode_mean_tokens": task.pooling == "mean",
+    }
+    for place in places[1:]:
+        (folder / place).mkdir()
+    for path, content in (
+        (folder / MODULES, modules),
+        (folder / POOLING / "config.json", pooling),
+        (folder / "2_Normalize" / "config.json", {}),
+        (folder / TEXTS, {"max_seq_length": task.max_length}),
+    ):
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _pooling(path: Path, *, has_prompt: bool) -> Literal["mean", "cls"]:
+    settings = _read(path, dict)
+    if has_prompt and settings.get("include_prompt") is False:
+        raise ModelError(
+            f"{path} excludes the prompt from pooling (include_prompt), and {SETTINGS} names a "
+            "default prompt; Stillhouse pools all tokens."
+        )
+    flags = [name for name in settings if name.startswith("pooling_mode_") and settings[name]]
+    modes = settings.get("pooling_mode") or flags
+    wanted = modes[0] if isinstance(modes, list) and len(modes) == 1 else modes
+    match wanted:
+        case "mean" | "pooling_mode_mean_tokens":
+            return "mean"
+        case "cls" | "pooling_mode_cls_token":
+            return "cls"
+        case _:
+            raise ModelError(
+                f"{path} asks for {wanted or 'no pooling'}; Stillhouse supports the mean of the "
+                "tokens and the first one (cls)."
+            )
+
+
+def _text_settings(folder: Path) -> tuple[int | None, bool]:
+    """The number of tokens at which texts are truncated, and whether they are lower-cased."""
+    files = [folder / TEXTS, *sorted(folder.glob("sentence_*_config.json"))]
+    settings = next((found for file in files if (found := _optional(file))), {})
+    tokenizer = _optional(folder / "tokenizer_config.json").get("model_max_length")
+    length = settings.get("max_seq_length") or tokenizer
+    if length is not None and (not isinstance(length, int) or length < 1):
+        raise ModelError(
+            f"max_seq_length is {length!r} in {files[0]}; it must be a number of tokens, or null."
+        )
+    known = length is not None and length < UNLIMITED
+    return length if known else None, bool(settings.get("do_lower_case"))
+
+
+def _check_settings(folder: Path) -> None:
+    """Refuse settings that change embeddings beyond the modules."""
+    settings = _optional(folder / SETTINGS)
+    kind, size = settings.get("model_type"), settings.get("truncate_dim")
+    if kind not in (None, "SentenceTransformer"):
+        raise ModelError(
+            f"{folder / SETTINGS} declares the model a {kind}; Stillhouse supports "
+            "SentenceTransformer, with one dense embedding per text."
+        )
+    if size is not None:
+        raise ModelError(
+            f"{folder / SETTINGS} truncates embeddings to {size} dimensions (truncate_dim), which "
+            "Stillhouse does not. Remove it, and truncate them yourself, or request `dimensions` "
+            "from the server."
+        )
+    text = (_optional(folder / TEXTS).get("modality_config") or {}).get("text") or {}
+    output = text.get("method_output_name", "last_hidden_state")
+    if output != "last_hidden_state":
+        raise ModelError(
+            f"{folder / TEXTS} takes {output} from the model (modality_config); Stillhouse pools "
+            "its last_hidden_state."
+        )
+
+
+def _default_prompt(folder: Path) -> str:
+    settings = _optional(folder / SETTINGS)
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise ModelError(
+            f"{folder / SETTINGS} names the default prompt {name!r}, but its prompts are "
+            f"{', '.join(map(repr, prompts)) or 'none'}."
+        )
+    return prompts[name]
+
+
+def _modules(folder: Path) -> list[Any]:
+    found = _read(folder / MODULES, list)
+    return [module if isinstance(module, dict) else {} for module in found]
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return _read(path, dict) if path.is_file() else {}
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read ({error}). Fetch the model again.") from error
+    if not isinstance(content, kind):
+        raise ModelError(f"{path} is not what sentence-transformers writes there.")
+    return content
 
 
 class Embeddings(Task[EmbeddingsTask]):

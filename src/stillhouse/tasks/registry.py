@@ -12,10 +12,9 @@ from stillhouse.models.folder_check import load_config
 from stillhouse.models.task_models import head_of
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.section import recipe_part
-from stillhouse.tasks.embeddings import Embeddings
+from stillhouse.tasks.embeddings import MODULES, Embeddings, read_embedding_settings
 from stillhouse.tasks.labels import Labels, labels_of
 from stillhouse.tasks.question_answering import QuestionAnswering
-from stillhouse.tasks.sentence_transformers import MODULES, read_embedding_settings
 from stillhouse.tasks.settings import (
     ClassificationTask,
     EmbeddingsTask,

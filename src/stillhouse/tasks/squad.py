@@ -1,19 +1,35 @@
-"""Reader of questions in SQuAD's format: files of articles, or tables as datasets have them.
+"""SQuAD: the reader of its files, its official scores, and the null threshold of a model.
 
-Source: Rajpurkar et al. 2016 (arXiv:1606.05250); 2018 (arXiv:1806.03822) for questions without an
-answer.
+Questions are read from files of articles, or from tables as datasets have them.
+
+In version 1.1 answers are compared in lower case, without punctuation and articles, with the
+reference that fits best (Rajpurkar et al. 2016, arXiv:1606.05250).
+
+In version 2.0 questions may have no answer (Rajpurkar et al. 2018, arXiv:1806.03822). A model
+predicts none where the null score (the sum of the first token's logits, the lowest of all windows)
+exceeds the score of its best answer by more than a threshold (Devlin et al. 2019, section 4.3).
+
+Axes: N questions, D resamples of them.
 """
 
 import json
-from collections.abc import Iterator
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
 
 from stillhouse.data.formats import format_of
 from stillhouse.data.rows import read_json, read_rows
 from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError
+from stillhouse.tasks.metrics import PERCENT, Draws, Metric, MetricSamples, Times, mean_percent
 
 JSON_NAMES = {
     list: "a list", dict: "an object", str: "a string", int: "a whole number", float: "a number",
@@ -168,3 +184,187 @@ def _field(holder: Any, key: str, kind: type, where: str) -> Any:
         found = "is missing" if value is None else f"is {JSON_NAMES[type(value)]}"
         raise DataError(f"{where}: {key!r} {found}; it must be {JSON_NAMES[kind]}. {FORMATS}")
     return value
+
+
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+HAS_ANSWER, SCORE, DIFFERENCE, IS_ANSWERED = range(4)  # the columns that a threshold depends on
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """The scores of one answer, each from 0 to 1."""
+
+    exact_match: float
+    f1: float
+
+
+class BestAnswers(NamedTuple):
+    """The best answer to each question, and its null score minus the best answer's score."""
+
+    texts: Sequence[str]
+    differences: Float[np.ndarray, " N"]
+
+    def at(self, threshold: float) -> list[str]:
+        """The final answers: empty where the difference exceeds the threshold."""
+        pairs = zip(self.texts, self.differences, strict=True)
+        return ["" if difference > threshold else text for text, difference in pairs]
+
+
+def score(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """The mean over the questions of the references, in percent: `exact_match` and `f1`.
+
+    Questions without a prediction count as wrong; predictions for other questions are ignored.
+
+    Args:
+        predictions: The text of the answer by the question's id.
+        references: The reference texts, at least one, by the question's id.
+    """
+    found = list(score_each(predictions, references).values())
+    return {
+        "exact_match": 100 * fmean(each.exact_match for each in found),
+        "f1": 100 * fmean(each.f1 for each in found),
+    }
+
+
+def score_each(
+    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, AnswerScore]:
+    """The scores of each question in version 1.1, by its id.
+
+    Raises:
+        DataError: no questions, or one without references.
+    """
+    if not references:
+        raise DataError("There are no reference answers, so there is nothing to score.")
+    without = next((name for name, texts in references.items() if not texts), None)
+    if without is not None:
+        raise DataError(f"The question {without!r} has no reference answer.")
+    none = AnswerScore(0.0, 0.0)
+    return {
+        name: _score(predictions[name], [normalized(text) for text in texts], both_empty=0.0)
+        if name in predictions
+        else none
+        for name, texts in references.items()
+    }
+
+
+def _score(prediction: str, references: Sequence[str], *, both_empty: float) -> AnswerScore:
+    """The scores by the best of normalized references; F1 of two empty texts is `both_empty`."""
+    answer = normalized(prediction)
+    f1s = (
+        word_f1(answer.split(), text.split()) if answer or text else both_empty
+        for text in references
+    )
+    return AnswerScore(float(answer in references), max(f1s))
+
+
+def normalized(text: str) -> str:
+    """Lower case, without punctuation, then without articles, words separated by one space."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split())
+
+
+def word_f1(answer: Sequence[str], right: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall over the multisets of words."""
+    shared = (Counter(answer) & Counter(right)).total()
+    return 2 * shared / (len(answer) + len(right)) if shared else 0.0
+
+
+def score_one(prediction: str, references: Sequence[str]) -> AnswerScore:
+    """The scores of an answer in version 2.0: without references only an empty one is right.
+
+    Unlike in version 1.1, F1 is 1 for two texts that are empty after normalization.
+    """
+    right = [text for each in references if (text := normalized(each))] or [""]
+    return _score(prediction, right, both_empty=1.0)
+
+
+def samples_with_no_answers(
+    answered: BestAnswers, references: Sequence[Sequence[str]], threshold: float
+) -> dict[str, MetricSamples]:
+    """The official metrics of version 2.0, in percent: exact match and F1 at the threshold, of all
+    questions and of those with and without an answer; and those of the best threshold."""
+    final = _scores(answered.at(threshold), references)
+    found = {name: _mean(values) for name, values in final.items()}
+    has_answer = np.array([bool(each) for each in references])
+    for name, rows in (("HasAns", has_answer), ("NoAns", ~has_answer)):
+        for metric in ("exact", "f1"):
+            if rows.any():
+                found[f"{name}_{metric}"] = _mean(final[_key(metric)][rows])
+    for metric in ("exact", "f1"):
+        columns = _columns(answered, references, _key(metric))
+        found[f"best_{metric}"] = MetricSamples(_best_score, columns, columns, bounds=PERCENT)
+        found[f"best_{metric}_thresh"] = MetricSamples(
+            best_threshold, columns, columns, bounds=None
+        )
+    return found
+
+
+def best_null_threshold(
+    answered: BestAnswers, references: Sequence[Sequence[str]], metric: str
+) -> float:
+    """The threshold at which the metric, `exact_match` or `f1`, is best on these questions."""
+    columns = _columns(answered, references, metric)
+    return best_threshold(columns, columns)
+
+
+@Metric
+def best_threshold(
+    columns: Float[np.ndarray, "N 4"], _: Float[np.ndarray, "N 4"], times: Times
+) -> Draws:
+    """The threshold with the best score: the largest difference of an answer that is kept."""
+    order, running, nothing = _running_scores(columns, times)
+    differences = columns[order, DIFFERENCE]
+    # Where no answer is kept:
+    first = (times[:, order] > 0).argmax(1)
+    below = np.minimum(0.0, np.nextafter(differences[first], -np.inf))
+    return np.where(running.max(1) <= nothing, below, differences[running.argmax(1)])
+
+
+@Metric
+def _best_score(
+    columns: Float[np.ndarray, "N 4"], _: Float[np.ndarray, "N 4"], times: Times
+) -> Draws:
+    _, running, nothing = _running_scores(columns, times)
+    return 100 * np.maximum(running.max(1), nothing) / times.sum(1)
+
+
+def _running_scores(
+    columns: Float[np.ndarray, "N 4"], times: Times
+) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, "D N"], Draws]:
+    """Questions sorted by difference, the sum of scores with those up to each one answered, and the
+    sum with none answered."""
+    has_answer = columns[:, HAS_ANSWER] > 0
+    order = np.argsort(columns[:, DIFFERENCE], kind="stable")
+    gains = np.where(has_answer, columns[:, SCORE], -columns[:, IS_ANSWERED])
+    nothing = times @ ~has_answer
+    return order, nothing[:, None] + np.cumsum(times[:, order] * gains[order], axis=1), nothing
+
+
+def _columns(
+    answered: BestAnswers, references: Sequence[Sequence[str]], metric: str
+) -> Float[np.ndarray, "N 4"]:
+    has_answer = np.array([bool(each) for each in references])
+    is_answered = np.array([bool(text) for text in answered.texts])
+    scores = _scores(answered.texts, references)[metric]
+    return np.stack([has_answer, scores, answered.differences, is_answered], axis=1)
+
+
+def _scores(
+    texts: Sequence[str], references: Sequence[Sequence[str]]
+) -> Mapping[str, Float[np.ndarray, " N"]]:
+    found = [score_one(text, right) for text, right in zip(texts, references, strict=True)]
+    return {
+        "exact_match": np.array([each.exact_match for each in found]),
+        "f1": np.array([each.f1 for each in found]),
+    }
+
+
+def _key(metric: str) -> str:
+    return "exact_match" if metric == "exact" else metric
+
+
+def _mean(values: Float[np.ndarray, " N"]) -> MetricSamples:
+    return MetricSamples(mean_percent, values, values, bounds=PERCENT)

@@ -16,7 +16,15 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stillhouse.data.rows import Row, name_of, read_rows
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward
+from stillhouse.tasks.encoded import (
+    EncodedExample,
+    TaskBatch,
+    TextExample,
+    as_number,
+    encode_texts,
+    forward,
+    read_texts,
+)
 from stillhouse.tasks.labels import (
     Labels,
     alike,
@@ -32,7 +40,6 @@ from stillhouse.tasks.labels import (
 from stillhouse.tasks.metrics import CORRELATION, METRICS, MetricSamples, correlation_samples
 from stillhouse.tasks.settings import ClassificationTask, RegressionTask
 from stillhouse.tasks.task import Task
-from stillhouse.tasks.texts import TextExample, as_number, encode_texts, read_texts
 
 TWO_CLASSES = ("f1", "accuracy_and_f1")
 ANY_CLASSES = ("accuracy", "matthews")

@@ -23,7 +23,7 @@ from stillhouse.data.formats import format_of
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward
+from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward, ids_and_types
 from stillhouse.tasks.labels import is_generic, labelled, labels_of, listed
 from stillhouse.tasks.metrics import MetricSamples, span_counts, span_f1
 from stillhouse.tasks.settings import TokenClassificationTask
@@ -39,7 +39,6 @@ from stillhouse.tasks.tagged import (
     words_in_row,
 )
 from stillhouse.tasks.task import Task
-from stillhouse.tasks.texts import ids_and_types
 from stillhouse.tokens.batches import IGNORED
 
 WORD = re.compile(r"\w+|[^\w\s]")

@@ -27,7 +27,7 @@ from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.families.registry import family_of
 from stillhouse.models.special_ids import end_token_ids, without_generation_defaults
 from stillhouse.models.task_models import head_of
-from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward
+from stillhouse.tasks.encoded import EncodedExample, TaskBatch, TextExample, forward, read_texts
 from stillhouse.tasks.metrics import (
     PERCENT,
     Draws,
@@ -41,7 +41,6 @@ from stillhouse.tasks.metrics import (
 )
 from stillhouse.tasks.settings import ContinuationTask, LastWordTask
 from stillhouse.tasks.task import Settings, Task
-from stillhouse.tasks.texts import TextExample, read_texts
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.wording import counted
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from stillhouse.data.rows import fetch, path_of
 from stillhouse.errors import RecipeError
-from stillhouse.finetuning.examples import group_size, training_examples
+from stillhouse.finetuning.data import group_size, training_examples
 from stillhouse.finetuning.models import layer_map_of, load_start, load_trained
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.models.folder_check import load_config
