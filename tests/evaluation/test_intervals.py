@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stillhouse.evaluation.intervals import difference, paired_interval
-from stillhouse.evaluation.perplexity import UnitLosses
+from stillhouse.evaluation.perplexity import UnitLosses, difference, paired_interval
 
 
 def losses(sums, tokens):

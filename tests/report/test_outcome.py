@@ -4,8 +4,7 @@ import pytest
 from tests.report.handmade import make_recipe, write_results
 
 from stillhouse.report.outcome import summarize_results
-from stillhouse.report.results import read_results
-from stillhouse.report.verdict import Difference, judge
+from stillhouse.report.results import Difference, judge, read_results
 from stillhouse.runs.paths import RunFolder
 
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"

@@ -36,8 +36,7 @@ def compare(
 
     All models are scored on the same text and timed in turns. Progress goes to stderr.
     """
-    from stillhouse.evaluation.compare import compare_models
-    from stillhouse.evaluation.comparison_table import print_comparison
+    from stillhouse.evaluation.compare import compare_models, print_comparison
     from stillhouse.training.progress import ConsoleReporter
 
     with ConsoleReporter() as reporter:
@@ -70,7 +69,7 @@ def score(
     from stillhouse.errors import RecipeError
 
     if lm_eval is not None and task is None and data is None and not overrides:
-        from stillhouse.evaluation.harness import print_harness, score_by_harness
+        from stillhouse.evaluation.score import print_harness, score_by_harness
 
         names = [name.strip() for name in lm_eval.split(",")]
         found = score_by_harness(model, names, task_folder=lm_eval_folder, offline=offline)

@@ -11,7 +11,7 @@ from stillhouse.data.chunks import Chunk
 from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.sources import source_of
-from stillhouse.evaluation.texts import read_text
+from stillhouse.evaluation.quality import read_text
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.tokenizer import text_encoder

@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillhouse.evaluation.intervals import difference
 from stillhouse.evaluation.metrics.agreement import ROWS
 from stillhouse.evaluation.metrics.base import SCHEMA, Cache, Model, Subjects
 from stillhouse.evaluation.metrics.registry import measure
-from stillhouse.evaluation.perplexity import UnitLosses, stride_of
+from stillhouse.evaluation.perplexity import UnitLosses, difference, stride_of
 from stillhouse.evaluation.quality import context_of, has_diverged, run_protocol
 from stillhouse.evaluation.samples import text_samples
 from stillhouse.evaluation.teacher_fit import teacher_fit, warning

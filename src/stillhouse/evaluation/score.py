@@ -1,12 +1,24 @@
-"""A model's scores on a task, without a run: each metric with its confidence interval."""
+"""A model's scores on a task, without a run: by the task's own metrics with their confidence
+intervals, or by EleutherAI's lm-evaluation-harness (extra `lm-eval`), in this process.
+"""
 
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stillhouse import terminal
+from stillhouse.errors import DataError, ModelError, RecipeError
+from stillhouse.extras import require
+from stillhouse.families.registry import family_of
 from stillhouse.inference.load import load_for_task
 from stillhouse.machine import describe_machine, library_versions, source_commit
+from stillhouse.models.folder_check import load_config, load_model_tokenizer
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.load import load_model
 from stillhouse.runs.manifest import sha256_of
 from stillhouse.section import recipe_part
 from stillhouse.tasks.metrics import format_score, metric_label, score_digits
@@ -71,3 +83,93 @@ def print_scores(result: dict[str, Any]) -> None:
         texts = counted(result["num_cut"], "text was", "texts were")
         parts.append(f"{texts} truncated to {length}.")
     terminal.show(*parts)
+
+
+BATCH = {"cpu": 8, "cuda": 64}
+
+
+def score_by_harness(
+    name: str, tasks: Sequence[str], *, task_folder: Path | None, offline: bool
+) -> dict[str, Any]:
+    """Scores of a causal language model on tasks of the harness.
+
+    Args:
+        tasks: Names of the harness's tasks, or of those in `task_folder`.
+        task_folder: Task definitions (YAML) that replace the harness's own, such as those on local
+            files.
+
+    Raises:
+        RecipeError: the harness is not installed, or it has no such task.
+        ModelError: no causal language model.
+        DataError: a task whose data cannot be read.
+    """
+    if offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    evaluate, hf_model, task_manager = _harness()
+    if task_folder is not None and not task_folder.is_dir():
+        raise DataError(f"There is no folder of tasks {task_folder}.")
+    folder = resolve_folder(name, offline=offline)
+    family = family_of(load_config(folder))
+    if family.language_modeling != "causal":
+        raise ModelError(
+            f"The harness scores causal language models; the one in {folder} is a "
+            f"{family.model_type}."
+        )
+    tokenizer = load_model_tokenizer(folder)
+    _, model = load_model(folder, tokenizer)
+    device = pick_device()
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    manager = task_manager(
+        include_path=None if task_folder is None else str(task_folder),
+        include_defaults=task_folder is None,
+    )
+    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
+        known = ", ".join(sorted(manager.all_tasks)[:10])
+        raise RecipeError(f"The harness has no task {unknown[0]!r}. It has {known or 'none'}, ...")
+    loaded = hf_model(
+        pretrained=model,
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=BATCH[device.type],
+        max_length=family.num_positions(model.config),
+    )
+    try:
+        with redirect_stdout(sys.stderr):  # stdout has only the result
+            found = evaluate(
+                model=loaded, tasks=list(tasks), task_manager=manager, log_samples=False
+            )
+    except Exception as error:  # of many libraries: a hub that is not reached, a column not there
+        raise DataError(f"The harness could not run {', '.join(tasks)}: {error}") from error
+    return {
+        "model": name,
+        "harness": found["versions"],
+        "results": found["results"],
+        "num_examples": {task: each["effective"] for task, each in found["n-samples"].items()},
+        "machine": describe_machine(),
+        "versions": library_versions(),
+        "commit": source_commit(),
+    }
+
+
+def _harness() -> tuple[Any, Any, Any]:
+    """The functions that run tasks, wrap a model, and find tasks."""
+    require("lm-eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    return simple_evaluate, HFLM, TaskManager
+
+
+def print_harness(result: dict[str, Any]) -> None:
+    """Print the scores on stdout."""
+    rows = []
+    for task, found in result["results"].items():
+        number = f"{result['num_examples'].get(task, 0):,}"
+        for key, value in found.items():
+            metric, _, _ = key.partition(",")
+            if isinstance(value, float) and not metric.endswith("_stderr"):
+                error = found.get(key.replace(metric, f"{metric}_stderr", 1))
+                shown = f"{error:.4f}" if isinstance(error, (int, float)) else ""
+                rows.append([task, metric, f"{value:.4f}", shown, number])
+    terminal.show(terminal.table(["task", "metric", "value", "standard error", "examples"], rows))

@@ -17,7 +17,7 @@ def check(check: "RecipeCheck") -> None:
     from pathlib import Path
 
     from stillhouse.errors import DataError, RecipeError
-    from stillhouse.evaluation.texts import read_text
+    from stillhouse.evaluation.quality import read_text
     from stillhouse.families.registry import family_of
 
     others = [name for name in check.recipe.evaluation.perplexity if name != "validation"]

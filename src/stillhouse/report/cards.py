@@ -14,8 +14,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import tasks as scored
 from stillhouse.report.outcome import summarize_results
-from stillhouse.report.pages import command_line, model_name
-from stillhouse.report.render import escape_markdown, render
+from stillhouse.report.render import command_line, escape_markdown, model_name, render
 from stillhouse.report.results import (
     CONTROLS,
     SeedResult,

@@ -12,8 +12,12 @@ from stillhouse.evaluation.metrics.registry import METRICS
 from stillhouse.recipe import Recipe
 from stillhouse.report.results import (
     CONTROLS,
+    Difference,
+    Outcome,
     SeedResult,
+    Verdict,
     differences,
+    judge,
     loss_key,
     main_metric,
     models_of,
@@ -22,7 +26,6 @@ from stillhouse.report.results import (
     seeds_of,
     spread_of,
 )
-from stillhouse.report.verdict import Difference, Outcome, Verdict, judge
 from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe
 from stillhouse.wording import counted
 

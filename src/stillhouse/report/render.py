@@ -3,6 +3,7 @@
 Every value is escaped: in HTML by Jinja2, in Markdown by `escape_markdown`.
 """
 
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -11,7 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from stillhouse import units
+from stillhouse.recipe import Recipe
 from stillhouse.report.results import label_of
+from stillhouse.runs.paths import RunFolder
 from stillhouse.wording import counted
 
 
@@ -64,3 +67,13 @@ def plain(key: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "none"
     return "unknown" if value is None else str(value)
+
+
+def model_name(recipe: Recipe, run: RunFolder) -> str:
+    """The name in the recipe, or the run folder's."""
+    return recipe.report.model_name or run.shared.resolve().name
+
+
+def command_line(recipe_file: str, run_dir: str) -> str:
+    """The command that reproduces this run."""
+    return f"stillhouse run {shlex.quote(recipe_file)} --run-dir {shlex.quote(run_dir)}"

@@ -12,9 +12,9 @@ from stillhouse import units
 from stillhouse.errors import RunError
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.recipe import Recipe
-from stillhouse.report.curves import Figure, figure, series_of
+from stillhouse.report.figures import Figure, figure, series_of
+from stillhouse.report.results import Difference, Outcome, Verdict, judge
 from stillhouse.report.tables import Cell, Table
-from stillhouse.report.verdict import Difference, Outcome, Verdict, judge
 from stillhouse.runs.manifest import read_manifest, verify
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.metrics import GLUE, format_score, glue_scores, metric_label, score_digits

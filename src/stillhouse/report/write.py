@@ -1,10 +1,19 @@
 """Writes a run's report: evaluation.json, scores.json and metrics.jsonl -> report.html and the
-model cards."""
+model cards.
+"""
+
+from collections.abc import Sequence
 
 from stillhouse.recipe import Recipe
+from stillhouse.recipe_file import dump_recipe
+from stillhouse.report import results as read
+from stillhouse.report import tasks as scored
 from stillhouse.report.cards import model_card, task_card
-from stillhouse.report.pages import model_name, report_page
-from stillhouse.report.results import read_results
+from stillhouse.report.figures import dot_plots, training_figures
+from stillhouse.report.outcome import summarize_results
+from stillhouse.report.render import command_line, model_name, render
+from stillhouse.report.results import Outcome, read_results
+from stillhouse.report.tables import by_seed, comparison
 from stillhouse.report.tasks import read_tasks, scores_file
 from stillhouse.runs.atomic import write_atomic
 from stillhouse.runs.manifest import Inputs, commit_file, sha256_of
@@ -45,3 +54,72 @@ def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> 
             for model in recipe.finetuning[task.name].models:
                 card = task_card(recipe, name, task, seed, each, model)
                 write_atomic(each.finetuned(task.name) / model / "README.md", card.encode())
+
+
+def report_page(
+    recipe: Recipe,
+    run: RunFolder,
+    results: Sequence[read.SeedResult],
+    tasks: Sequence[scored.TaskResult],
+) -> str:
+    """The page of a distillation, of tasks, or of both.
+
+    Args:
+        results: Empty for a run that has only tasks.
+    """
+    outcome = _outcome(recipe, results, tasks)
+    evaluations = [result.evaluation for result in results] or [tasks[0].scores[0]]
+    machines = [each.get("machine") or {} for each in evaluations]
+    commits = sorted({str(each.get("commit") or "unknown") for each in evaluations})
+    values = {
+        "name": model_name(recipe, run),
+        "outcome": outcome,
+        "recipe": recipe,
+        "several": len(recipe.seeds) > 1,
+        "seeds": read.seeds_of(recipe.seeds),
+        "tasks": tasks,
+        "scored": scored,
+        "command": command_line(str(run.recipe), str(run.shared)),
+        "facts": {"seed": ", ".join(map(str, recipe.seeds)), "commit": ", ".join(commits)},
+        "machines": [each for n, each in enumerate(machines) if each not in machines[:n]],
+        "first": evaluations[0],
+        "recipe_yaml": dump_recipe(recipe),
+    }
+    if not results:
+        return render("tasks.html", notes=scored.glue_lines(recipe, tasks), **values)
+    models = read.models_of(results)
+    return render(
+        "distillation.html",
+        results=results,
+        models=models,
+        has_control=bool(set(read.CONTROLS) & set(models)),
+        scored_text=read.scored_text(recipe),
+        resampled=read.resampled(results),
+        metric=read.main_metric(recipe),
+        plots=dot_plots(recipe, results),
+        comparison=comparison(recipe, results),
+        by_seed=by_seed(recipe, results),
+        skipped=[(result, *each) for result in results for each in _skipped_steps(result)],
+        figures=training_figures(recipe, results),
+        folders={
+            read.label_of(model): entry.get("path")
+            for model, entry in evaluations[0]["models"].items()
+        },
+        has_metrics=any(result.metrics for result in results),
+        **values,
+    )
+
+
+def _outcome(
+    recipe: Recipe, results: Sequence[read.SeedResult], tasks: Sequence[scored.TaskResult]
+) -> Outcome:
+    return summarize_results(recipe, results) if results else scored.outcome_of(recipe, tasks)
+
+
+def _skipped_steps(result: read.SeedResult) -> list[tuple[str, int]]:
+    """The models of a seed with updates that were skipped because the loss was not finite."""
+    most: dict[str, int] = {}
+    for line in result.metrics:
+        model = line["model"]
+        most[model] = max(most.get(model, 0), int(line.get("skipped_steps") or 0))
+    return [(model, number) for model, number in most.items() if number]

@@ -4,7 +4,9 @@ A module of this folder lists its metrics as `METRICS`. The evaluation, the repo
 summary of a run, `compare` and the model cards all read that list.
 """
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -109,3 +111,24 @@ def read(entry: Mapping[str, Any] | None, key: Key) -> Any:
     for part in key.split(".") if isinstance(key, str) else key:
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+@contextmanager
+def progress(reporter: Reporter, name: str, total: int) -> Iterator[Callable[..., None]]:
+    """Gives the function to call after each batch, with its number of tokens, or after each turn;
+    calls beyond `total` are not shown."""
+    done = tokens = 0
+    started = time.monotonic()
+
+    def tick(num_tokens: int = 0) -> None:
+        nonlocal done, tokens
+        done, tokens = done + 1, tokens + num_tokens
+        rate = {"tokens_per_second": tokens / (time.monotonic() - started)} if tokens else {}
+        if done <= total:
+            reporter.step(done, rate)
+
+    reporter.start(name, 0, total)
+    try:
+        yield tick
+    finally:
+        reporter.finish()

@@ -4,8 +4,7 @@ from functools import partial
 from typing import Any
 
 from stillhouse import units
-from stillhouse.evaluation.metrics.base import Metric, Subjects
-from stillhouse.evaluation.progress import progress
+from stillhouse.evaluation.metrics.base import Metric, Subjects, progress
 
 
 def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:

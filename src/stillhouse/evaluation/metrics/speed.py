@@ -16,8 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stillhouse import units
-from stillhouse.evaluation.metrics.base import Metric, Model, Subjects
-from stillhouse.evaluation.progress import progress
+from stillhouse.evaluation.metrics.base import Metric, Model, Subjects, progress
 from stillhouse.families.base import Family
 from stillhouse.inference.reference import (
     TURNS,

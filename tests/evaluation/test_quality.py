@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.evaluation.texts import read_text
+from stillhouse.evaluation.quality import read_text
 
 
 def test_a_byte_order_mark_compression_and_line_ends_are_no_text(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stillhouse.report.curves import NUM_POINTS, smooth, thin
+from stillhouse.report.figures import NUM_POINTS, smooth, thin
 from stillhouse.report.svg import spread_out, ticks
 
 

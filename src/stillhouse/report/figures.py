@@ -1,4 +1,5 @@
-"""The curves of a run: loss over tokens, student minus control, and each term of the objective.
+"""The figures of a run: every model on one axis of quality, loss over tokens, student minus
+control, and each term of the objective.
 
 Long runs are drawn with about 400 points. A bucket keeps its lowest and highest value, so a spike
 is never lost; a value that was not finite is marked with a cross and counted in the caption.
@@ -11,8 +12,16 @@ from typing import Any
 
 from stillhouse import units
 from stillhouse.recipe import Recipe
-from stillhouse.report.results import CONTROLS, SeedResult, label_of, scored_text
-from stillhouse.report.svg import Chart, Line, Point
+from stillhouse.report.results import (
+    CONTROLS,
+    SeedResult,
+    label_of,
+    main_metric,
+    models_of,
+    scored_text,
+    spread,
+)
+from stillhouse.report.svg import Chart, Line, Point, ticks
 from stillhouse.wording import counted
 
 NUM_POINTS = 400
@@ -262,3 +271,66 @@ def _signed(value: float) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ").capitalize()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: the position of each seed's dot, the range, the median and its text."""
+
+    model: str
+    y: int
+    dots: Sequence[float]
+    span: tuple[float, float, float]
+    text: str
+
+
+@dataclass(frozen=True)
+class DotPlot:
+    """A drawing in SVG units; a narrow one has the models' names above the rows."""
+
+    title: str
+    width: int
+    start: int
+    bottom: int
+    ticks: Sequence[tuple[float, str]]
+    rows: Sequence[Row]
+
+    @property
+    def description(self) -> str:
+        return "; ".join(f"{label_of(row.model)}: {row.text}" for row in self.rows)
+
+
+def dot_plots(recipe: Recipe, results: Sequence[SeedResult]) -> list[DotPlot]:
+    """The drawings for wide and for narrow screens; none where nothing is finite."""
+    sizes = ((880, 190, 38, 100), (390, 12, 54, 70))
+    found = [_plot(recipe, results, *size) for size in sizes]
+    return [plot for plot in found if plot is not None]
+
+
+def _plot(
+    recipe: Recipe, results: Sequence[SeedResult], width: int, start: int, height: int, gap: int
+) -> DotPlot | None:
+    metric, end = main_metric(recipe), width - 84
+    values = {
+        model: [result.value(model, metric.key) for result in results]
+        for model in models_of(results)
+    }
+    present = [value for found in values.values() for value in found if value is not None]
+    if not present:
+        return None
+    low, high = min(present), max(present)
+    pad = (high - low) * 0.12 or abs(high) * 0.1 or 1.0
+    low, high = low - pad, high + pad
+
+    def x(value: float) -> float:
+        return start + (value - low) / (high - low) * (end - start)
+
+    rows = []
+    for index, (model, found) in enumerate(values.items()):
+        middle = spread(found)
+        span = (x(middle.low), x(middle.median), x(middle.high)) if middle else (0.0, 0.0, 0.0)
+        text = metric.unit.show(middle.median) if middle else "no finite value"
+        dots = [x(value) for value in found if value is not None]
+        rows.append(Row(model, index * height + height - 16, dots, span, text))
+    marks = [(x(value), f"{value:.4g}") for value in ticks(low, high, (end - start) // gap)]
+    return DotPlot(metric.label, width, start, len(rows) * height + 6, marks, rows)
