@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+from jinja2 import TemplateError
+
+from stillhouse.errors import DataError
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.engine.batcher import (
     Batcher,
@@ -26,7 +30,7 @@ from stillhouse.inference.generation import Generation
 from stillhouse.inference.loaded import LoadedModel
 from stillhouse.inference.quantization import Precision
 from stillhouse.serving.config import Limits
-from stillhouse.serving.schemas import APIError
+from stillhouse.serving.schemas import MAX_PROMPTS, APIError
 
 StreamEvent = PrefillDone | NewToken | Ended
 
@@ -108,6 +112,33 @@ class ServedModel:
         """Run `work` in the model's thread, between two steps of generation."""
         return await asyncio.wrap_future(self._worker.call(partial(work, *arguments)))
 
+    async def chat_prompt(
+        self, messages: list[dict[str, str]]
+    ) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """The token ids of a conversation, up to where its answer starts, and the stop strings of
+        that answer.
+
+        Raises:
+            APIError: 400, the model does not generate text.
+            DataError: The model's own template rejects the conversation, or cannot be used.
+        """
+        return await self.run(_apply_chat_template, self.causal_lm, messages)
+
+    async def embed(self, inputs: Sequence[str | list[int]]) -> tuple[np.ndarray, int]:
+        """Embeddings (N, D) of N texts, each given as text or token ids, and their number of
+        tokens. One batch at a time, so that steps of generation run in between."""
+        loaded = self.loaded
+
+        def embed_batch(batch: Sequence[str | list[int]]) -> tuple[np.ndarray, int]:
+            texts = [each if isinstance(each, str) else loaded.text_of(each) for each in batch]
+            return loaded.embed(texts), sum(len(loaded.encode(text)) for text in texts)
+
+        batches = [
+            await self.run(embed_batch, inputs[start : start + MAX_PROMPTS])
+            for start in range(0, len(inputs), MAX_PROMPTS)
+        ]
+        return np.concatenate([rows for rows, _ in batches]), sum(count for _, count in batches)
+
     def requests(
         self, prompts: Sequence[tuple[int, ...]], settings: Generation, **options: Any
     ) -> list[Request]:
@@ -184,6 +215,34 @@ class ServedModel:
                 else:
                     outputs[number].sequences[event.sequence].add(event)
         return outputs
+
+
+def _apply_chat_template(
+    lm: LoadedModel, messages: list[dict[str, str]]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The token ids of a conversation, up to where its answer starts, and the stop strings of that
+    answer.
+
+    Raises:
+        DataError: The model's own template rejects the conversation, or cannot be used.
+    """
+    if lm.tokenizer.chat_template is None:
+        turns = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+        text = "\n\n".join([*turns, "Assistant:"])
+        return tuple(lm.encode(text)), ("\n\nUser:", "\n\nSystem:")
+    try:
+        text = lm.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise DataError(f"The model's chat template rejects the messages: {error}.") from error
+    except Exception as error:  # the template is a program of the model's folder
+        raise DataError(
+            f"The model's chat template fails ({type(error).__name__}: {error}). Request "
+            "completions instead, or correct chat_template in the model's folder."
+        ) from error
+    assert isinstance(text, str)
+    return tuple(lm.encode(text)), ()
 
 
 class ServedModels(tuple[ServedModel, ...]):

@@ -58,6 +58,7 @@ class Dialect:
         router: The routes.
         error_body: The JSON body of an error response.
         encode_event: The bytes of one event of a streamed response.
+        media_type: The type of a streamed response.
         path_part: What the paths have in common whose errors have this form, also before a route
             is found (an unknown path, a wrong key); None where that is the default form.
     """
@@ -65,6 +66,7 @@ class Dialect:
     router: APIRouter
     error_body: Callable[[APIError], dict[str, Any]] = error_body
     encode_event: Callable[[Any], bytes] = encode_event
+    media_type: str = "text/event-stream"
     path_part: str | None = None
 
 
@@ -145,7 +147,7 @@ class Client:
                 except (APIError, StillhouseError) as error:
                     yield dialect.encode_event(dialect.error_body(as_api_error(error)))
 
-        return StreamingResponse(encoded(), media_type="text/event-stream", headers=STREAM_HEADERS)
+        return StreamingResponse(encoded(), media_type=dialect.media_type, headers=STREAM_HEADERS)
 
 
 def _models(request: HttpRequest) -> ServedModels:

@@ -17,7 +17,6 @@ from stillhouse.inference.engine.batcher import Ended, PrefillDone, ScoredToken
 from stillhouse.inference.generation import Generation
 from stillhouse.serving.dialects.base import (
     STREAMED,
-    Client,
     ClientDep,
     Dialect,
     GenerationResponse,
@@ -175,19 +174,15 @@ class SimilarityInputs(RequestModel):
 @router.post("/", responses=STREAMED)
 async def infer(body: HubRequest, models: ModelsDep, client: ClientDep) -> Response:
     """Run the first model's task."""
-    return await _infer(models.named(None), body, client)
+    return await infer_by_path("", body, models, client)
 
 
 @router.post("/models/{model_id:path}", responses=STREAMED)
 async def infer_by_path(
     model_id: str, body: HubRequest, models: ModelsDep, client: ClientDep
 ) -> Response:
-    """Run the task of the model in the path."""
-    return await _infer(models.named(model_id), body, client)
-
-
-async def _infer(model: ServedModel, body: HubRequest, client: Client) -> Response:
-    """A list of inputs is answered with a list of results."""
+    """Run the task of the model in the path. A list of inputs has a list of results."""
+    model = models.named(model_id)
     task = model.loaded.pipeline_task
     is_list = isinstance(body.inputs, list)
     if body.stream and (is_list or task != "text-generation"):

@@ -13,13 +13,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from jinja2 import TemplateError
 
-from stillhouse.errors import DataError
 from stillhouse.inference.engine.batcher import Ended, NewToken, PrefillDone, ScoredToken
 from stillhouse.inference.engine.text_stream import REPLACEMENT_CHARACTER, TextStream
 from stillhouse.inference.generation import Generation
-from stillhouse.inference.loaded import LoadedModel
 from stillhouse.serving.dialects.base import (
     STREAMED,
     ClientDep,
@@ -34,7 +31,7 @@ from stillhouse.serving.dialects.openai_schemas import (
     EmbeddingsRequest,
     GenerationRequest,
 )
-from stillhouse.serving.schemas import MAX_PROMPTS, APIError
+from stillhouse.serving.schemas import APIError
 from stillhouse.serving.served_model import GeneratedSequence, RequestOutput, ServedModel
 
 router = APIRouter(tags=["OpenAI"])
@@ -267,45 +264,16 @@ async def create_chat_completion_by_path(
 
 
 async def _chat(model: ServedModel, body: ChatRequest, client: ClientDep) -> Response:
-    lm = model.causal_lm
     if body.top_logprobs and not body.logprobs:
         raise APIError(400, "top_logprobs requires logprobs=true.", param="top_logprobs")
     messages = [message.for_template() for message in body.messages]
-    ids, stops = await model.run(_apply_chat_template, lm, messages)
-    default = min(lm.context - len(ids), DEFAULT_CHAT_TOKENS)
+    ids, stops = await model.chat_prompt(messages)
+    default = min(model.loaded.context - len(ids), DEFAULT_CHAT_TOKENS)
     settings = body.generation(max(body.max_completion_tokens or body.max_tokens or default, 1))
     settings = Generation(**{**vars(settings), "stop": (*settings.stop, *stops)})
     num_top_logprobs = body.top_logprobs if body.logprobs else None
     requests = model.requests([ids], settings, num_top_logprobs=num_top_logprobs)
     return await client.respond(_ChatResponse(model, requests, body), DIALECT, stream=body.stream)
-
-
-def _apply_chat_template(
-    lm: LoadedModel, messages: list[dict[str, str]]
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The token ids of a conversation, up to where its answer starts, and the stop strings of that
-    answer.
-
-    Raises:
-        DataError: The model's own template rejects the conversation, or cannot be used.
-    """
-    if lm.tokenizer.chat_template is None:
-        turns = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
-        text = "\n\n".join([*turns, "Assistant:"])
-        return tuple(lm.encode(text)), ("\n\nUser:", "\n\nSystem:")
-    try:
-        text = lm.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-    except TemplateError as error:
-        raise DataError(f"The model's chat template rejects the messages: {error}.") from error
-    except Exception as error:  # the template is a program of the model's folder
-        raise DataError(
-            f"The model's chat template fails ({type(error).__name__}: {error}). Request "
-            "completions instead, or correct chat_template in the model's folder."
-        ) from error
-    assert isinstance(text, str)
-    return tuple(lm.encode(text)), ()
 
 
 class _ChatResponse(_Response[ChatRequest]):
@@ -352,7 +320,7 @@ async def create_embeddings(
 ) -> Response:
     """Embed texts with an embedding model; embeddings have length one."""
     model = models.named(body.model, "feature-extraction")
-    work = _embed(model, _as_list(body.input))
+    work = model.embed(_as_list(body.input))
     embeddings, num_tokens = await client.cancel_on_disconnect(work)
     if body.dimensions is not None:
         if body.dimensions > embeddings.shape[1]:
@@ -374,22 +342,6 @@ async def create_embeddings(
     ]
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": usage})
-
-
-async def _embed(model: ServedModel, inputs: Sequence[str | list[int]]) -> tuple[np.ndarray, int]:
-    """Embeddings (N, D) of N inputs, and their number of tokens. One batch at a time, so that steps
-    of generation run in between."""
-    loaded = model.loaded
-
-    def embed_batch(batch: Sequence[str | list[int]]) -> tuple[np.ndarray, int]:
-        texts = [each if isinstance(each, str) else loaded.text_of(each) for each in batch]
-        return loaded.embed(texts), sum(len(loaded.encode(text)) for text in texts)
-
-    batches = [
-        await model.run(embed_batch, inputs[start : start + MAX_PROMPTS])
-        for start in range(0, len(inputs), MAX_PROMPTS)
-    ]
-    return np.concatenate([rows for rows, _ in batches]), sum(count for _, count in batches)
 
 
 def _as_list(given: Any) -> list[Any]:
