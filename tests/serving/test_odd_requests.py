@@ -160,3 +160,12 @@ def test_many_texts_as_token_ids_read_the_vocabulary_once(http, monkeypatch):
     answer = http.post("/v1/embeddings", json={"model": "minilm", "input": [[0]] * 200})
     assert len(answer.json()["data"]) == 200
     assert len(calls) <= 1
+
+
+@pytest.mark.parametrize("penalty", [1e-163, 0.0, 11.0])
+def test_extreme_repetition_penalty_is_rejected(http, penalty):
+    """A tiny one made logits infinite, and the request failed with 500."""
+    answer = http.post(COMPLETIONS, json={**DRAWN, "repetition_penalty": penalty})
+    assert answer.status_code == 400
+    assert "repetition_penalty" in answer.json()["error"]["message"]
+    assert text_of(http, **{**DRAWN, "repetition_penalty": 0.01, "typical_p": 0.5})

@@ -18,7 +18,7 @@ VALID: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: 0 < value < math.inf,
         "above 0 (greedy takes the most likely token)",
     ),
-    "repetition_penalty": (lambda value: 0 < value < math.inf, "above 0"),
+    "repetition_penalty": (lambda value: 0.01 <= value <= 100, "0.01 to 100"),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "typical_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "min_p": (lambda value: 0 <= value <= 1, "0 to 1"),

@@ -99,7 +99,7 @@ class TextParameters(RequestModel):
     top_k: int | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     seed: Seed | None = None
     stop: Stops = Field(default=[])
     return_full_text: bool = False

@@ -70,7 +70,7 @@ class GenerationRequest(RequestModel):
     top_k: int = Field(0, ge=-1, description="0 and -1 keep all tokens.")
     min_p: float = Field(0.0, ge=0, le=1)
     typical_p: float = Field(1.0, gt=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10)
     stop: Stop | Stops | None = None
     seed: Seed | None = None
     stream: bool = False
