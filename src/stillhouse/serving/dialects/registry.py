@@ -2,11 +2,17 @@
 
 from typing import Any
 
-from stillhouse.serving.dialects import base, classic, editor, hub, openai, system
+from stillhouse.serving.dialects import base, classic, editor, hub, ollama, openai, system
 from stillhouse.serving.dialects.base import Dialect
 from stillhouse.serving.schemas import APIError
 
-DIALECTS: tuple[Dialect, ...] = (openai.DIALECT, hub.DIALECT, classic.DIALECT, system.DIALECT)
+DIALECTS: tuple[Dialect, ...] = (
+    openai.DIALECT,
+    ollama.DIALECT,
+    hub.DIALECT,
+    classic.DIALECT,
+    system.DIALECT,
+)
 EDITOR: Dialect = editor.DIALECT  # before the others: its page is at /, where else `system` answers
 
 
