@@ -143,7 +143,7 @@ def peak_memory(prepare: Callable[[], Step], *, repeats: int = 1) -> PeakMemory:
     step = prepare()
     models = _status_bytes("VmRSS")
     step()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     for _ in range(repeats):
         step()
     return PeakMemory(models, _status_bytes("VmHWM") - models)

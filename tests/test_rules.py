@@ -68,7 +68,7 @@ TOP = {
     "verification",
 }
 
-# Below a tool, the tools it may use; below a part of the ground, the ground it stands on.
+# Below a tool, the tools it may use; below a part of the ground, the ground below it.
 ARROWS = {
     "data": set(),
     "families": {"tokens"},  # a body runs on a batch
@@ -256,9 +256,9 @@ def run_help(*arguments: str) -> tuple[float, set[str]]:
 
 @pytest.mark.parametrize("arguments", [(), ("run",), ("generate",)], ids=["all", "run", "generate"])
 def test_help_loads_nothing_heavy_and_answers_at_once(arguments):
-    """No torch to print a page; under 0.3 s of processor time, best of five.
+    """No torch to print a page; under 0.3 s of CPU time, best of five.
 
-    Processor time, since the wall clock of a busy machine says nothing of us.
+    CPU time, since the wall clock of a busy machine says nothing of us.
     """
     runs = [run_help(*arguments) for _ in range(5)]
     assert runs[0][1] & HEAVY == set()

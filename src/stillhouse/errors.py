@@ -7,7 +7,7 @@
     ├── RunError               5   a run folder that is damaged, changed or in use
     ├── ResourceError          6   out of disk or memory
     ├── NetworkError           7   the network is needed and not allowed or not there
-    ├── TrainingError          8   training that cannot go on (losses that are not finite)
+    ├── TrainingError          8   training that cannot continue (losses that are not finite)
     └── Stopped          130/143   SIGINT or SIGTERM; what was done is committed
 
 A message says what is wrong, where, what was found, and what to do. Any other error that reaches

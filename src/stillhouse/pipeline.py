@@ -63,6 +63,8 @@ class Pipeline:
         """
         self._check_ranks()
         stages = [stage_named(name) for name in self._applying(names)]
+        # One rank checks for all: the ranks share the run folder, hence its file system, and each
+        # checks a model folder again when it loads the model.
         self.ranks.on_rank0(lambda: self._check([stage.name for stage in stages]))
         with self._locked(), explained_os_errors(self.run.shared):
             self.ranks.on_rank0(self._keep_recipe)

@@ -1,4 +1,4 @@
-"""The benchmark of a GPU, as far as a processor can tell: its steps, its sums, its refusal."""
+"""The benchmark of a GPU, as far as a CPU can tell: its steps, its sums, its refusal."""
 
 import dataclasses
 import json

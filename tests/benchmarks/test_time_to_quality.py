@@ -1,4 +1,4 @@
-"""Time to quality: the same loss by both steps, what counts as reached, and going on."""
+"""Time to quality: the same loss by both steps, what counts as reached, and resuming."""
 
 import argparse
 from dataclasses import replace
@@ -67,7 +67,7 @@ def test_what_is_reached_soonest_is_the_shortest_training_as_good_as_2019():
 
 
 def test_a_candidate_that_never_gets_there_is_said_to():
-    """No figure stands where a seed has none."""
+    """No figure is given where a seed has none."""
     result = Result(
         3.0, 9.0, [training("2019", 100, 5.0), training("classic", 40, 5.0), training("a", 5, 5.1)]
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from stillhouse.tokens.batches import Batch
 from stillhouse.tokens.packing import CausalSequences, MaskedSequences
 from stillhouse.tokens.teacher_cache import TeacherCache
 from stillhouse.training.step import TrainStep
-from stillhouse.verification import language, split
+from stillhouse.verification import checks as shared
+from stillhouse.verification import language
 from stillhouse.verification.checks import Check
-from stillhouse.verification.language import LanguageCase
-from stillhouse.verification.verify import language_case
+from stillhouse.verification.language import LanguageCase, language_case
+from stillhouse.verification.verify import print_checks, verify_recipe
 
 CAUSAL = """
 teacher: {{family: gpt2, num_layers: 3, hidden_size: 16, num_heads: 2, training: {{max_tokens: 1}}}}
@@ -185,8 +187,20 @@ def test_a_divergence_in_the_other_direction_is_found(
 
 def test_a_step_of_an_odd_number_of_sequences_is_split(case: LanguageCase) -> None:
     """So that the last micro-batch is shorter than the others."""
-    assert case.source.num_sequences >= split.SEQUENCES
-    assert split.SEQUENCES % 2 == 1
+    assert case.source.num_sequences >= shared.SEQUENCES
+    assert shared.SEQUENCES % 2 == 1
+
+
+def test_a_loss_that_no_formula_checks_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the result and below the table; all divergences have a formula."""
+    text = write_text(tmp_path / "text.txt", num_lines=60)
+    recipe = parse_recipe(CAUSAL.format(text=text) + "    relation: {weight: 1.0}\n")
+    result = verify_recipe("tiny", recipe, offline=True)
+    assert result["not_verified"] == {"distillation": ["relation"]}
+    print_checks(result)
+    assert "not compared with a formula: relation" in capsys.readouterr().out
 
 
 def test_a_nan_never_passes() -> None:

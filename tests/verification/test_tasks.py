@@ -15,8 +15,7 @@ from stillhouse.recipe_file import parse_recipe
 from stillhouse.tasks.encoded import TaskBatch
 from stillhouse.training.step import TrainStep
 from stillhouse.verification.checks import Check
-from stillhouse.verification.tasks import TaskCase, task_checks
-from stillhouse.verification.verify import task_case
+from stillhouse.verification.tasks import TaskCase, task_case, task_checks
 
 WORDS = SENTENCES[0].split()
 ROWS: dict[str, tuple[TaskHead, dict[str, Any], list[Any]]] = {

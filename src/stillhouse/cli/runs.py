@@ -84,17 +84,11 @@ def verify(
     if a check fails.
     """
     from stillhouse.recipe_file import load_recipe
-    from stillhouse.verification.checks import print_checks
-    from stillhouse.verification.verify import verify_recipe
+    from stillhouse.verification.verify import print_checks, verify_recipe
 
     name, parsed = load_recipe(recipe, overrides or [])
     result = verify_recipe(name, parsed, offline=offline)
-    tables = result.pop("tables")
-    if as_json:
-        print_json(result)
-    else:
-        for part, checks in tables.items():
-            print_checks(f"{name}: {part}", checks)
+    print_json(result) if as_json else print_checks(result)
     if result["failed"]:
         raise typer.Exit(1)
 

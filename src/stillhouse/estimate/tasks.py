@@ -112,16 +112,16 @@ def _training_part(plan: TaskPlan, model: str, speeds: MeasuredSpeeds) -> Part:
         read += len(plan.examples.unlabeled)
     units = int(read * sample.sequences_per_example) // group
     per_step = max(1, recipe.training.examples_per_step // group)
-    visits = recipe.training.epochs * units
+    samples = recipe.training.epochs * units
     step = training.step(per_step)
     flops = training.cost(step).flops_per_token * step.positions
     step_seconds = speeds.task_training(training).step_seconds(flops, training.model)
-    seconds = step_seconds * visits / per_step + read * sample.encoding_seconds
+    seconds = step_seconds * samples / per_step + read * sample.encoding_seconds
     seconds += _selection_seconds(plan, training.model, speeds)
     return Part(
         f"{plan.name}: {model}",
         plan.num_seeds * seconds,
-        num_steps=math.ceil(visits / per_step),
+        num_steps=math.ceil(samples / per_step),
         step_seconds=step_seconds,
         setting=f"finetuning.{plan.name}.training.examples_per_step",
     )
@@ -160,7 +160,7 @@ def _scores(plan: TaskPlan, speeds: MeasuredSpeeds) -> Part:
 def _answering(
     plan: TaskPlan, config: PretrainedConfig, examples: Sequence[Any], speeds: MeasuredSpeeds
 ) -> float:
-    """Seconds in which a model answers so many examples."""
+    """Seconds in which a model answers these examples."""
     sample = plan.scored
     each = sample.sequences_per_example * _sequence_seconds(plan, config, speeds)
     return len(examples) * (each + sample.encoding_seconds)

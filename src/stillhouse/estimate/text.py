@@ -88,7 +88,7 @@ def _estimated_size(
         factor = sum(each["size_bytes"] for each in describe_sources(corpus)) / read
     ratio = bytes_per_token(tokenizer, [*counts[True].beginnings, *counts[False].beginnings])
     train, validation = (round(factor * counts[side].bytes / ratio) for side in (False, True))
-    if not is_whole:  # what is held out may stand anywhere
+    if not is_whole:  # what is held out may be anywhere
         validation = round(splitting.limit * factor * read / ratio)
         train = round(factor * read / ratio) - validation
     documents = max(1, counts[True].documents + counts[False].documents)

@@ -5,33 +5,49 @@ The reference side is transformers' own forward pass of one document at a time, 
 out row by row in float64.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from stillhouse.data.documents import read_documents
 from stillhouse.distillation.cache import CacheWriter, cache_inputs
 from stillhouse.distillation.settings import CacheRecipe
 from stillhouse.families.base import Family
+from stillhouse.models.load import load_model
 from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.divergences.soft_target import soft_target_reference
 from stillhouse.objectives.float64 import Row, log_softmax
 from stillhouse.objectives.language_model import HIDDEN_TERMS, LanguageModelObjective, Teacher
 from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
+from stillhouse.pipeline import Options, Pipeline
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
+from stillhouse.teacher.settings import TeacherRecipe
 from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource, SparseRows
-from stillhouse.tokens.packing import CausalSequences
+from stillhouse.tokens.packing import CausalSequences, open_source
 from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
+from stillhouse.tokens.tokenizer import open_tokenizer, special_tokens
+from stillhouse.training.device import pick_device
 from stillhouse.training.progress import QuietReporter
 from stillhouse.training.ranks import ALONE
-from stillhouse.verification.checks import EXACT, Check, copy_check, means_of, relative, worst
+from stillhouse.verification.checks import (
+    EXACT,
+    Check,
+    copy_check,
+    means_of,
+    relative,
+    split_check,
+    worst,
+)
 from stillhouse.verification.layouts import (
     Span,
     cropped,
@@ -43,12 +59,18 @@ from stillhouse.verification.layouts import (
     transformers_loss,
     without_last_labels,
 )
-from stillhouse.verification.split import split_check
 
 REFERENCE_SEQUENCES, REFERENCE_LENGTH = 2, 64  # a row costs milliseconds in float64
 CACHE_ROUNDING = 5e-3  # nats a row: weights are kept in float16
 STANDARD_ERRORS = 6
 CACHE_SIZE = 32
+# Of the text that is prepared; checks look at about TOKENS of it.
+DOCUMENT_CHARACTERS = 8_000  # of each document, so that several share a sequence
+TEXT_SEQUENCES = 12  # of training text, about
+CHARACTERS_PER_TOKEN = 6  # more than tokenizers need, so that there is enough
+FEWEST_DOCUMENTS = 6
+TOKENS = 1024
+FEWEST_SEQUENCES = 2
 
 
 @dataclass(frozen=True)
@@ -102,6 +124,87 @@ class LanguageCase:
         """The objective of the student, or of a copy of the teacher in its place."""
         family = self.teacher.family if of_teacher else self.family
         return LanguageModelObjective(family, losses, teacher=teacher, temperature=self.temperature)
+
+
+def language_case(recipe: Recipe, folder: Path, *, offline: bool) -> LanguageCase:
+    """The recipe's own stages on its first text, in this folder, and what is to be looked at."""
+    small, pipeline = prepare_scratch(recipe, folder, offline=offline)
+    run, device = pipeline.run, pick_device()
+    family, student = load_model(run.student_init)
+    teacher_family, teacher = load_model(pipeline.models.teacher_folder)
+    for model in (student, teacher):
+        model.to(device)  # pyright: ignore[reportArgumentType]
+    tokenizer = open_tokenizer(run.tokens)
+    special = special_tokens(tokenizer, small.tokens.language_modeling)
+    source = open_source(run.tokens, small.tokens, "train")
+    whole = source.num_sequences - 1  # the last sequence may end in padding
+    number = min(whole, max(FEWEST_SEQUENCES, TOKENS // small.tokens.sequence_length))
+    causal = small.tokens.language_modeling == "causal"
+    begins = special.end_of_text if causal else special.cls
+    if causal and small.tokens.attend_across_documents:
+        begins = None
+    pad = special.end_of_text if causal else special.pad
+    assert pad is not None
+    return LanguageCase(
+        small,
+        run,
+        Teacher(teacher_family, teacher.requires_grad_(False)),
+        family,
+        student,
+        source,
+        np.arange(max(1, number)),
+        begins,
+        pad,
+    )
+
+
+def prepare_scratch(recipe: Recipe, folder: Path, *, offline: bool) -> tuple[Recipe, Pipeline]:
+    """Tokens, teacher and initial student of the recipe's first text, in `folder`.
+
+    Returns:
+        The recipe as it was run, and its pipeline.
+    """
+    text = folder / "text.jsonl"
+    write_first_documents(recipe, text, offline=offline)
+    small = small_recipe(recipe, text)
+    run = RunFolder.at(folder / "run")
+    pipeline = Pipeline(small, run, QuietReporter(), Options(offline=offline))
+    pipeline.run_stages(["prepare", "teacher", "init"])
+    return small, pipeline
+
+
+def write_first_documents(recipe: Recipe, target: Path, *, offline: bool) -> None:
+    """The beginnings of the recipe's first documents, as JSON lines."""
+    assert recipe.corpus is not None
+    wanted = TEXT_SEQUENCES * CHARACTERS_PER_TOKEN * recipe.tokens.sequence_length
+    room = max(DOCUMENT_CHARACTERS, wanted // FEWEST_DOCUMENTS)
+    written, documents = 0, 0
+    with target.open("w", encoding="utf-8") as file:
+        for piece in read_documents(recipe.corpus, offline=offline):
+            if not piece.starts_document:
+                continue
+            if written >= wanted and documents >= FEWEST_DOCUMENTS:
+                break
+            beginning = piece.text[:room]
+            file.write(json.dumps({"id": piece.document_id, "text": beginning}) + "\n")
+            written, documents = written + len(beginning), documents + 1
+
+
+def small_recipe(recipe: Recipe, text: Path) -> Recipe:
+    """The recipe on this text alone, for one seed and without tasks; a teacher that it trains is
+    trained for two steps."""
+    assert recipe.corpus is not None
+    corpus = recipe.corpus.model_copy(
+        update={"source": str(text), "text_field": "text", "validation_fraction": 0.3}
+    )
+    changes: dict[str, object] = {"corpus": corpus, "seed": recipe.seeds[0], "finetuning": {}}
+    if isinstance(recipe.teacher, TeacherRecipe):
+        step = 2 * recipe.tokens.sequence_length
+        training = recipe.teacher.training.model_copy(
+            update={"tokens_per_step": step, "max_tokens": 2 * step, "precision": "fp32"}
+        )
+        changes["teacher"] = recipe.teacher.model_copy(update={"training": training})
+    return recipe.model_copy(update=changes)
 
 
 def language_checks(case: LanguageCase) -> Iterator[Check]:

@@ -33,7 +33,7 @@ class Span:
 
 
 def document_spans(batch: Batch, *, begins: int | None, pads: int | None) -> list[Span]:
-    """Where each document stands.
+    """The span of each document.
 
     Args:
         begins: The token that begins a document; None where all of a sequence is read as one.

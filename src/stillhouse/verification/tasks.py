@@ -17,19 +17,37 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.finetuning.data import TaskSource
+from stillhouse.data.rows import fetch, path_of
+from stillhouse.errors import RecipeError
+from stillhouse.finetuning.data import TaskSource, group_size, training_examples
+from stillhouse.finetuning.models import layer_map_of, load_start, load_trained
 from stillhouse.finetuning.objective import HARD_LABEL, TERMS, TaskObjective
 from stillhouse.finetuning.settings import FinetuningRecipe, TaskLossesRecipe
-from stillhouse.models.task_models import reads_token_types
+from stillhouse.models.folder_check import load_config
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.task_models import reads_token_types, task_model_with_num_layers
 from stillhouse.objectives.divergences.hidden_cosine import hidden_cosine_reference
 from stillhouse.objectives.divergences.soft_target import soft_target_reference
 from stillhouse.objectives.float64 import Row, log_softmax, mean_square
+from stillhouse.recipe import Recipe
 from stillhouse.tasks.encoded import EncodedExample, TaskBatch, collate
+from stillhouse.tasks.registry import task_for_training
 from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import IGNORED
-from stillhouse.verification.checks import EXACT, Check, copy_check, means_of, relative, worst
-from stillhouse.verification.split import split_check
+from stillhouse.tokens.tokenizer import load_tokenizer
+from stillhouse.training.device import pick_device
+from stillhouse.verification.checks import (
+    EXACT,
+    SEQUENCES,
+    Check,
+    copy_check,
+    means_of,
+    relative,
+    split_check,
+    worst,
+)
 
+MOST_COMPARED = 4  # of a group of texts that are compared with each other
 CONTRAST_TEMPERATURE = 0.05  # Gao et al. 2021, section 3
 
 
@@ -75,6 +93,61 @@ class TaskCase:
         return TaskObjective(
             self.task, self.losses(), teacher=teacher, temperature=self.recipe.temperature
         )
+
+
+def task_case(
+    name: str, settings: FinetuningRecipe, recipe: Recipe, folder: Path, *, offline: bool
+) -> TaskCase:
+    """The task's first student with a teacher, and the task's first examples.
+
+    A model that the recipe trains before (its own student, a teacher fine-tuned on the task) is
+    taken as it starts: the checks do not depend on how good it is.
+    """
+    for key, source in settings.data.sources.items():
+        where = f"finetuning.{name}.data.{key}"
+        fetch(source, folder, where, lambda _: None, offline=offline)
+    chosen = next(
+        (m for m, own in settings.models.items() if own.teacher), next(iter(settings.models))
+    )
+    taught_by = settings.models[chosen].teacher or chosen
+    start, teacher_start = (
+        resolve_folder(_origin(model, settings, recipe), offline=offline)
+        for model in (chosen, taught_by)
+    )
+    path = path_of(settings.data.train, folder)
+    from_elsewhere = taught_by not in settings.models
+    configs = {str(teacher_start): load_config(teacher_start)} if from_elsewhere else {}
+    task = task_for_training(settings.task, path, configs)
+    if from_elsewhere:
+        teacher = load_trained(task, teacher_start)
+    else:
+        teacher = load_start(task, teacher_start, seed=1)  # not the student's head
+    student = load_start(task, start, seed=0)
+    layers = layer_map_of(name, settings, chosen, student.config)
+    if layers is not None:
+        student = task_model_with_num_layers(student, layers)
+    for model in (student, teacher):
+        model.eval().to(pick_device())  # pyright: ignore[reportArgumentType]
+    group = min(MOST_COMPARED, group_size(settings.task))
+    examples = training_examples(settings, task, path)[: SEQUENCES * group + 1]
+    encoded = [each for own in task.encode(examples, load_tokenizer(start)) for each in own]
+    whole = len(encoded) // group * group
+    return TaskCase(task, settings, student, teacher.requires_grad_(False), encoded[:whole], group)
+
+
+def _origin(model: str, settings: FinetuningRecipe, recipe: Recipe) -> str:
+    """The name or folder that a model of a task starts from in the end."""
+    if model in settings.models:
+        model = settings.models[model].start
+    if model in ("teacher", "student", "student_init", "control"):
+        if recipe.named_model is None:
+            raise RecipeError(
+                f"The task's model starts from {model}, which this recipe trains from random "
+                "weights. Run the recipe, then verify it with `teacher:` set to the folder of its "
+                "student."
+            )
+        return recipe.named_model
+    return model
 
 
 def task_checks(case: TaskCase, folder: Path) -> Iterator[Check]:
@@ -227,7 +300,7 @@ def _vector_sums(
             rest = [j for j in range(len(own)) if j != i]
             squares = [float(own[i] @ own[j] - other[i] @ other[j]) ** 2 for j in rest]
             similarity.append(math.fsum(squares) / max(1, len(rest)))
-        # Rows 0 and 1, 2 and 3, ... are partners; each side is held against all of the other.
+        # Rows 0 and 1, 2 and 3, ... are partners; each is compared with all of the other side.
         first, second = own[0::2], own[1::2]
         for left, right in ((first, second), (second, first)):
             for i, vector in enumerate(left):
