@@ -13,7 +13,6 @@ LEFT = """
 src/stillhouse/inference/engine/token_healing.py: stands
 src/stillhouse/inference/reference.py: begun
 src/stillhouse/machine.py: begun
-src/stillhouse/objectives/relation.py: stands
 src/stillhouse/samples/teacher/README.md: made anew
 src/stillhouse/training/checkpoint.py: begun
 src/stillhouse/training/ranks.py: going on
@@ -29,7 +28,6 @@ tests/inference/test_predict.py: stands
 tests/models/test_folder_check.py: stands
 tests/models/test_special_ids.py: likeliest
 tests/models/test_weight_files.py: is told
-tests/objectives/test_language_model.py: stands | what it says of
 tests/pipeline/test_teacher_cache_run.py: but for rounding
 tests/runs/test_manifest.py: stands | what it says of
 tests/runs/test_seeds.py: aside

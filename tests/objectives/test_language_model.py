@@ -160,7 +160,7 @@ def test_all_terms_with_their_own_rows_equal_dense_logits(pair, batch):
 @every_family
 @pytest.mark.law("padding")
 def test_padding_is_not_seen(pair, batch):
-    """More padding, whatever stands in it, and whole rows of it change nothing."""
+    """More padding, with any tokens, and whole rows of it change nothing."""
     shape = (len(batch.input_ids) + 2, batch.input_ids.shape[1] + 5)
 
     def padded(tensor: Tensor, filler: int) -> Tensor:
@@ -298,7 +298,7 @@ def test_a_batch_without_labels_is_worth_nothing(pair, batch):
 
 
 def with_cached_teacher(pair: Pair, batch: Batch, rows: Rows) -> Batch:
-    """The batch with all that its teacher says of the rows, as a cache would bring it."""
+    """The batch with all outputs of its teacher for the rows, as from a cache."""
     family = family_of(pair[1].config)
     with torch.no_grad():
         hidden = family.run_body(pair[1], batch)[batch.rows(rows)]

@@ -127,6 +127,35 @@ def test_the_top_k_loss_is_a_lower_bound(size, logits, student_logits):
     assert 0 < found < more <= exact
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("size", [1, 6, VOCABULARY])
+@pytest.mark.law("gradient")
+def test_the_top_k_gradient_is_that_of_k_tokens_and_a_tail(
+    size, temperature, logits, student_logits
+):
+    """In float64: the tokens outside the top k are one outcome with their total mass."""
+    leaf = student_logits.double().requires_grad_()
+    p, q = (logits.double() / temperature).softmax(-1), (leaf / temperature).softmax(-1)
+    outcomes = []
+    for row, ids in zip((p, q), [p.topk(size).indices] * 2, strict=True):
+        tail = row.scatter(1, ids, 0.0).sum(-1, keepdim=True)
+        outcomes.append(torch.cat([row.gather(1, ids), tail] if size < VOCABULARY else [row], 1))
+    teacher, student = outcomes
+    loss = temperature**2 * (teacher * (teacher / student).log()).sum()
+    (expected,) = torch.autograd.grad(loss, leaf)
+    own = student_logits.clone().requires_grad_()
+    total, _ = fused_losses(
+        Projection(own, torch.eye(VOCABULARY), None),
+        kept(logits, "top_k", size, temperature=temperature),
+        torch.zeros(ROWS, dtype=torch.long),
+        {"soft_target": LogitTerm(1.0)},
+        temperature=temperature,
+    )
+    (found,) = torch.autograd.grad(total, own)
+    assert total.item() == pytest.approx(loss.item(), rel=1e-4)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-4)
+
+
 def test_top_k_holds_all_mass(logits):
     rows = kept(logits, "top_k", 7)
     torch.testing.assert_close(rows.weights.sum(-1) + rows.rest, torch.ones(ROWS))

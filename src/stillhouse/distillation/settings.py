@@ -22,7 +22,9 @@ class CacheRecipe(Section):
     """A cache of the teacher's outputs: `size` tokens of each row's distribution."""
 
     cache: CacheKind
-    """What is stored of each row: the most likely tokens, or an unbiased sample."""
+    """What is stored of each row: the most likely tokens and the total mass of all others, which
+    the loss compares as one more outcome (a lower bound of the exact loss); or an unbiased sample.
+    """
     size: PositiveInt = 32
     """Tokens stored per row."""
 

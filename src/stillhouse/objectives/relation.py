@@ -147,7 +147,7 @@ def _add_chunk(
     p, counted = log_p.exp(), queries.counted[..., None]
     value = log_p.sub_(log_q).mul_(p).mul_(counted).sum()
     grad_scores = log_q.exp_().sub_(p).mul_(counted)
-    # A vector stands in a score as the row that sees, and as the position that is seen.
+    # A vector is in a score as the row that sees, and as the position that is seen.
     grad_rows = torch.bmm(grad_scores, student)
     gradient.scatter_add_(1, queries.positions[..., None].expand_as(grad_rows), grad_rows)
     gradient.baddbmm_(grad_scores.transpose(1, 2), student_rows)
