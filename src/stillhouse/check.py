@@ -16,7 +16,7 @@ from stillhouse.estimate.language import LanguagePlan, Part, language_parts
 from stillhouse.estimate.speeds import MeasuredSpeeds
 from stillhouse.estimate.tasks import TaskPlan, task_parts
 from stillhouse.estimate.text import text_size
-from stillhouse.finetuning.check import CheckedTask
+from stillhouse.finetuning.models import CheckedTask
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.models.folder_check import load_model_tokenizer

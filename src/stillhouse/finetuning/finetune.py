@@ -15,7 +15,6 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import fetch, path_of
-from stillhouse.errors import RecipeError
 from stillhouse.finetuning.data import (
     TaskSource,
     check_task_data,
@@ -25,6 +24,7 @@ from stillhouse.finetuning.data import (
     training_examples,
 )
 from stillhouse.finetuning.models import (
+    check_tokenizers,
     layer_map_of,
     load_start,
     load_trained,
@@ -34,15 +34,14 @@ from stillhouse.finetuning.models import (
 )
 from stillhouse.finetuning.objective import HARD_LABEL, TaskObjective
 from stillhouse.finetuning.scores import task_costs, task_scores
-from stillhouse.finetuning.settings import FinetuningRecipe, TaskTrainingRecipe
+from stillhouse.finetuning.settings import TaskTrainingRecipe
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
 from stillhouse.models.save import save_model
 from stillhouse.models.task_models import task_model_with_num_layers
 from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_manifest, sha256_of
-from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
-from stillhouse.stages.context import ModelRef
+from stillhouse.stages.context import ModelRef, StageContext
 from stillhouse.tasks.embeddings import check_recipe_of, write_modules
 from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.metrics import MetricSamples
@@ -55,11 +54,8 @@ from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.cost import StepCost, count_flops
 from stillhouse.training.device import pick_device, pick_precision
-from stillhouse.training.engine import compile_body, train
+from stillhouse.training.engine import compile_body, train_and_commit
 from stillhouse.training.job import TrainingJob, checkpoints_for
-from stillhouse.training.parallel import gather_model
-from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import Ranks, finishing
 from stillhouse.training.roofline import measure_roofline
 from stillhouse.training.settings import result_settings
 from stillhouse.wording import counted, numbered_rows
@@ -68,26 +64,16 @@ from stillhouse.wording import counted, numbered_rows
 class Finetuning:
     """One task of a recipe for one seed."""
 
-    def __init__(
-        self,
-        name: str,
-        recipe: FinetuningRecipe,
-        run: RunFolder,
-        teachers: Mapping[str, ModelRef],
-        seed: int,
-        ranks: Ranks,
-    ) -> None:
+    def __init__(self, name: str, context: StageContext, teachers: Mapping[str, ModelRef]) -> None:
         """`teachers` are those that are not models of the task, by name."""
         self.name = name
-        self.recipe = recipe
-        self.run = run
+        self.context = context
+        self.recipe = context.recipe.finetuning[name]
         self.teachers = teachers
-        self.seed = seed
-        self.ranks = ranks
         self.device = pick_device()
 
     def folder(self, model: str) -> Path:
-        return self.run.finetuned(self.name) / model
+        return self.context.run.finetuned(self.name) / model
 
     def inputs(self, model: str, start: ModelRef, teacher: ModelRef | None) -> Inputs:
         """The settings and sources that determine one trained model."""
@@ -109,7 +95,7 @@ class Finetuning:
             settings["losses"] = recipe_part(self.recipe.losses)
             settings["temperature"] = self.recipe.temperature
             sources["teacher"] = teacher.fingerprint
-        return Inputs(f"finetune {self.name} {model}", settings, sources, self.seed)
+        return Inputs(f"finetune {self.name} {model}", settings, sources, self.context.seed)
 
     @cached_property
     def task(self) -> Task:
@@ -125,7 +111,7 @@ class Finetuning:
     def _teacher_configs(self) -> dict[str, PretrainedConfig]:
         return {name: load_config(teacher.folder) for name, teacher in self.teachers.items()}
 
-    def check(self, starts: Mapping[str, ModelRef], reporter: Reporter, *, offline: bool) -> None:
+    def check(self, starts: Mapping[str, ModelRef]) -> None:
         """Fetch data from the hub, and report mistakes before training.
 
         Args:
@@ -136,21 +122,16 @@ class Finetuning:
             RecipeError: a model that does not fit the task, or its teacher.
             NetworkError: data on the hub that cannot be fetched.
         """
-        sources = self.recipe.data.sources
-        for key, source in sources.items():
+        say = self.context.reporter.say
+        for key, source in self.recipe.data.sources.items():
             where = f"finetuning.{self.name}.data.{key}"
-            fetch(source, self.run.task_data, where, reporter.say, offline=offline)
+            fetch(source, self.context.run.task_data, where, say, offline=self.context.offline)
             if blank := self._blank_rows.get(key):
                 what = "read as empty text" if key == "unlabeled" else "skipped"
-                reporter.say(f"{source}: {numbered_rows(blank)} without any field: {what}")
-        examples = check_task_data(
-            self.name,
-            self.recipe,
-            self._teacher_configs,
-            self._files,
-        )
+                say(f"{source}: {numbered_rows(blank)} without any field: {what}")
+        examples = check_task_data(self.name, self.recipe, self._teacher_configs, self._files)
         for note in examples.notes:
-            reporter.say(note)
+            say(note)
         resolve_configs(
             self.name,
             self.recipe,
@@ -169,7 +150,7 @@ class Finetuning:
     def _files(self) -> dict[str, Path]:
         """The file of each source of data, by its key."""
         sources = self.recipe.data.sources.items()
-        return {key: path_of(source, self.run.task_data) for key, source in sources}
+        return {key: path_of(source, self.context.run.task_data) for key, source in sources}
 
     def train(
         self,
@@ -177,9 +158,6 @@ class Finetuning:
         start: ModelRef,
         teacher: ModelRef | None,
         inputs: Inputs,
-        *,
-        reporter: Reporter,
-        overwrite: bool = False,
     ) -> None:
         """Train one model and commit its folder, resuming from a checkpoint if there is one."""
         where = f"{self.name}-{name}"
@@ -191,18 +169,17 @@ class Finetuning:
             teacher=None if teacher is None else self._teacher(teacher),
             temperature=self.recipe.temperature,
         )
-        batches = self._batches(name, model, tokenizer, objective, reporter)
+        batches = self._batches(name, model, tokenizer, objective)
         training = self.recipe.training
         checkpoints = checkpoints_for(
-            self.run.checkpoints(where),
+            self.context.run.checkpoints(where),
             inputs,
             training,
-            reporter,
-            self.ranks,
+            self.context.reporter,
+            self.context.ranks,
             keep_steps=compared_steps(training, batches.num_steps),
+            overwrite=self.context.overwrite,
         )
-        if overwrite:
-            checkpoints.clear()
         job = TrainingJob(
             where,
             model,
@@ -210,25 +187,22 @@ class Finetuning:
             batches,
             training,
             checkpoints,
-            self.run.metrics,
+            self.context.run.metrics,
             self.device,
             measure_roofline(self._cost(batches, model, objective.teacher), self.device),
-            self.ranks,
+            self.context.ranks,
             section=f"finetuning.{self.name}.training",
         )
-        with finishing(f"the model {name} of {self.name}", self.ranks) as stop:
-            facts = {"training": job.facts(train(job, reporter, stop))}
-            trained = gather_model(model, self.ranks)
 
-            def commit() -> None:
-                states = self._keep_best_state(trained, tokenizer, checkpoints, batches.num_steps)
-                split = threshold_split(self.recipe)
-                examples = [] if split is None else self._validation[split]
-                set_threshold(self.task, trained, tokenizer, examples)
-                self._commit(name, trained, tokenizer, inputs, {**facts, **states}, overwrite)
+        def commit(trained: PreTrainedModel, facts: dict[str, Any]) -> None:
+            facts |= self._keep_best_state(trained, tokenizer, checkpoints, batches.num_steps)
+            split = threshold_split(self.recipe)
+            set_threshold(
+                self.task, trained, tokenizer, [] if split is None else self._validation[split]
+            )
+            self._commit(name, trained, tokenizer, inputs, facts)
 
-            self.ranks.on_rank0(commit)
-            checkpoints.clear()
+        train_and_commit(job, f"the model {name} of {self.name}", self.context.reporter, commit)
 
     @cached_property
     def _blank_rows(self) -> dict[str, list[int]]:
@@ -239,7 +213,7 @@ class Finetuning:
 
     @property
     def scores(self) -> Path:
-        return self.run.finetuned(self.name) / "scores.json"
+        return self.context.run.finetuned(self.name) / "scores.json"
 
     def scores_inputs(self) -> Inputs:
         """The sources of the scores: every model, and teachers from elsewhere."""
@@ -253,18 +227,18 @@ class Finetuning:
         settings = {"task": recipe_part(self.recipe.task)}
         return Inputs(f"finetune {self.name} scores", settings, {**models, **others, **splits})
 
-    def score_all(self, inputs: Inputs, reporter: Reporter) -> None:
+    def score_all(self, inputs: Inputs) -> None:
         """Write `scores.json`: each model's metrics, and the effect of its teacher."""
         started = time.monotonic()
         folders = {name: found.folder for name, found in self.teachers.items()}
         folders |= {name: self.folder(name) for name in self.recipe.models}
         models, measured = {}, {}
         for name, folder in folders.items():
-            reporter.say(f"{self.name}: scores of {name}")
+            self.context.reporter.say(f"{self.name}: scores of {name}")
             models[name] = model = load_trained(self.task, folder)
             model.to(self.device)  # pyright: ignore[reportArgumentType]
             measured[name] = self._measured(model, load_model_tokenizer(folder))
-        reporter.say(f"{self.name}: speed of {', '.join(models)}")
+        self.context.reporter.say(f"{self.name}: speed of {', '.join(models)}")
         scores = {
             **task_scores(self.recipe, measured),
             "positive_label": positive_label(self.task),
@@ -275,7 +249,7 @@ class Finetuning:
             "machine": describe_machine(),
             "versions": library_versions(),
             "commit": source_commit(),
-            "seed": self.seed,
+            "seed": self.context.seed,
         }
         content = json.dumps(scores, indent=1, ensure_ascii=False) + "\n"
         seconds = time.monotonic() - started
@@ -312,18 +286,19 @@ class Finetuning:
             return {}
         examples, metric = self._validation[split], self.recipe.task.metric
         last = {name: value.clone() for name, value in trained.state_dict().items()}
-        values = {}
-        for step in [*compared_steps(self.recipe.training, num_steps), num_steps]:
+
+        def restore(step: int) -> None:
             if step == num_steps:
                 trained.load_state_dict(last)
             else:
                 checkpoints.restore_weights(step, trained)
+
+        values = {}
+        for step in [*compared_steps(self.recipe.training, num_steps), num_steps]:
+            restore(step)
             values[step] = self._metrics(trained.eval(), tokenizer, examples)[metric].value
         best = max(values, key=lambda step: (values[step], -step))
-        if best == num_steps:
-            trained.load_state_dict(last)
-        else:
-            checkpoints.restore_weights(best, trained)
+        restore(best)
         return {"states": {"split": split, "metric": metric, "values": values, "kept": best}}
 
     def _sees_unlabeled(self, name: str) -> bool:
@@ -348,7 +323,7 @@ class Finetuning:
         return {split: self.task.read(self._files[data.key_of(split)]) for split in data.splits}
 
     def _initial(self, name: str, start: ModelRef) -> PreTrainedModel:
-        model = load_start(self.task, start.folder, seed=self.seed)
+        model = load_start(self.task, start.folder, seed=self.context.seed)
         layer_map = layer_map_of(self.name, self.recipe, name, model.config)
         return model if layer_map is None else task_model_with_num_layers(model, layer_map)
 
@@ -367,7 +342,6 @@ class Finetuning:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
         objective: TaskObjective,
-        reporter: Reporter,
     ) -> StepBatches:
         """A model's training batches.
 
@@ -376,10 +350,10 @@ class Finetuning:
         """
         training = self.recipe.training
         examples = training_examples(self.recipe, self.task, self._files["train"])
-        sequences = self._sequences(examples, tokenizer, reporter)
+        sequences = self._sequences(examples, tokenizer)
         num_samples = len(sequences) // group_size(self.recipe.task)
         if self._unlabeled and self._sees_unlabeled(name):
-            unlabeled = self._sequences(self._unlabeled, tokenizer, reporter)
+            unlabeled = self._sequences(self._unlabeled, tokenizer)
             num_samples += len(unlabeled)
             sequences += unlabeled if objective.teacher is not None else []
         source = TaskSource(
@@ -391,25 +365,25 @@ class Finetuning:
         )
         return StepBatches(
             source,
-            seed=self.seed,
+            seed=self.context.seed,
             sequences_per_step=max(1, training.examples_per_step // group_size(self.recipe.task)),
             num_samples=training.epochs * num_samples,
             lengths=source.lengths,
         )
 
     def _sequences(
-        self, examples: list[Any], tokenizer: PreTrainedTokenizerFast, reporter: Reporter
+        self, examples: list[Any], tokenizer: PreTrainedTokenizerFast
     ) -> list[EncodedExample]:
         encoded = self.task.encode(examples, tokenizer)
         found = [each for own in encoded for each in own]
         if truncated := sum(each.is_truncated for each in found):
-            reporter.say(
+            self.context.reporter.say(
                 f"{self.name}: {truncated:,} of {counted(len(examples), 'text')} truncated to "
                 f"{counted(self.task.text_length, 'token')}"
             )
         is_question = isinstance(self.task, QuestionAnswering)
         if is_question and (unseen := num_unseen_answers(examples, encoded)):
-            reporter.say(
+            self.context.reporter.say(
                 f"{self.name}: no window contains the whole answer to "
                 f"{counted(unseen, 'question')}, learned as questions without an answer; raise "
                 "max_length, or lower doc_stride"
@@ -441,27 +415,13 @@ class Finetuning:
         tokenizer: PreTrainedTokenizerFast,
         inputs: Inputs,
         facts: dict[str, Any],
-        overwrite: bool,
     ) -> None:
         trained.to(device="cpu", dtype=torch.float32)  # pyright: ignore[reportCallIssue]
+        overwrite = self.context.overwrite
         with commit_folder(self.folder(name), inputs, facts, overwrite=overwrite) as folder:
             save_model(trained, tokenizer, folder)
             if isinstance(self.recipe.task, EmbeddingsTask):
                 write_modules(folder, self.recipe.task, trained.config.hidden_size)
-
-
-def check_tokenizers(teacher: ModelRef, student: ModelRef) -> None:
-    """Refuse a teacher with another vocabulary than the student.
-
-    Raises:
-        RecipeError: their vocabularies differ.
-    """
-    vocabularies = [load_model_tokenizer(found.folder).get_vocab() for found in (teacher, student)]
-    if vocabularies[0] != vocabularies[1]:
-        raise RecipeError(
-            f"The teacher in {teacher.folder} has another tokenizer than the student, which "
-            "must read the same tokens."
-        )
 
 
 def compared_steps(training: TaskTrainingRecipe, num_steps: int) -> list[int]:

@@ -18,7 +18,7 @@ def check(check: "RecipeCheck") -> None:
     """The models of each task fit together, and its examples can be read."""
     if not check.runs("finetune"):
         return
-    from stillhouse.finetuning.check import check_task
+    from stillhouse.finetuning.models import check_task
 
     _ = check.teacher
     check.tasks = {name: check_task(check, name) for name in check.recipe.finetuning}
@@ -40,10 +40,8 @@ def _run_task(context: "StageContext", task: str) -> None:
         for model in recipe.models.values()
         if model.teacher is not None and model.teacher not in recipe.models
     }
-    finetuning = Finetuning(task, recipe, context.run, teachers, context.seed, context.ranks)
-    context.ranks.on_rank0(
-        lambda: finetuning.check(starts, context.reporter, offline=context.offline)
-    )
+    finetuning = Finetuning(task, context, teachers)
+    context.ranks.on_rank0(lambda: finetuning.check(starts))
     for name, model in recipe.models.items():
         teacher = None
         if model.teacher is not None:
@@ -53,21 +51,10 @@ def _run_task(context: "StageContext", task: str) -> None:
         context.once(
             finetuning.folder(name),
             partial(finetuning.inputs, name, starts[name], teacher),
-            partial(
-                finetuning.train,
-                name,
-                starts[name],
-                teacher,
-                reporter=context.reporter,
-                overwrite=context.overwrite,
-            ),
+            partial(finetuning.train, name, starts[name], teacher),
             on_all_ranks=True,
         )
-    context.once(
-        finetuning.scores,
-        finetuning.scores_inputs,
-        lambda inputs: finetuning.score_all(inputs, context.reporter),
-    )
+    context.once(finetuning.scores, finetuning.scores_inputs, finetuning.score_all)
 
 
 def _model(context: "StageContext", name: str) -> "ModelRef":
