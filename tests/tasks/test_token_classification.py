@@ -103,7 +103,7 @@ def test_gold_tags_score_one(shared_data, tokenizer_of):
     """Reading, tokens, windows and metrics lose no entity of WNUT 2017."""
     recipe = TokenClassificationTask(max_length=24)
     file = shared_data / "ner" / "wnut17" / "dev.conll"
-    labels = tags_in(sentence.tags for sentence in read_tagged(file))
+    labels = tags_in(sentence.tags for sentence in read_tagged(file, TokenClassificationTask()))
     task = make_task(recipe, labels)
     examples = task.read(file)
     found = oracle(task, examples, tokenizer_of("roberta"))

@@ -272,9 +272,7 @@ class Embeddings(Task[EmbeddingsTask]):
             for each in examples
             for text in _texts(each)
         ]
-        sequences = iter(
-            encode_texts(texts, tokenizer, self.recipe.max_length, as_number, unknown=0.0)
-        )
+        sequences = iter(encode_texts(texts, tokenizer, self.recipe.max_length, as_number))
         return [[next(sequences)[0] for _ in _texts(each)] for each in examples]
 
     def _prepared(self, text: str) -> str:

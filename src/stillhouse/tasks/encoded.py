@@ -6,7 +6,6 @@ Axes: B sequences, T tokens of the longest of them, C classes.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +72,7 @@ class TaskBatch:
     unit_size: int
     is_blank: bool = False
 
-    @cached_property
+    @property
     def num_tokens(self) -> int:
         return 0 if self.is_blank else int(self.attention_mask.sum())
 
@@ -98,7 +97,7 @@ class TaskBatch:
         real = (self.attention_mask > 0)[:, None, :]
         return real.expand(-1, real.shape[-1], -1).tril() if causal else real
 
-    @cached_property
+    @property
     def most_rows(self) -> int:
         """Tokens of the longest sequence."""
         return 0 if self.is_blank else int(self.attention_mask.sum(1).max())
@@ -256,14 +255,11 @@ def encode_texts(
     tokenizer: PreTrainedTokenizerFast,
     length: int,
     target: Callable[[Any], np.ndarray],
-    *,
-    unknown: Any,
 ) -> list[list[EncodedExample]]:
     """One sequence per example, truncated to `length` tokens (the longer text of a pair first).
 
     Args:
-        target: Converts a label to an array.
-        unknown: The label of unlabeled examples.
+        target: Converts a label to an array; None, for an unlabeled example, to any label.
     """
     if not examples:
         return []
@@ -285,7 +281,7 @@ def encode_texts(
         [
             EncodedExample(
                 *ids_and_types(encoding, tokenizer),
-                target(unknown if example.target is None else example.target),
+                target(example.target),
                 is_truncated=bool(encoding.overflowing),
                 is_labeled=example.target is not None,
             )
@@ -303,9 +299,9 @@ def ids_and_types(
     return np.array(ids, np.int64), np.array(encoding.type_ids or [0], np.int64)
 
 
-def as_number(value: float) -> Float[np.ndarray, ""]:
-    """A number as a target."""
-    return np.array(value, np.float32)
+def as_number(value: float | None) -> Float[np.ndarray, ""]:
+    """A number as a target; 0 where it is not known."""
+    return np.array(value or 0.0, np.float32)
 
 
 def separate_pairs(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -321,14 +321,14 @@ class MetricSamples:
         if self._is_share and self.bounds is not None:
             return _wilson(self.value, len(self.right), self.bounds)
         draws = [self._of(times) for times in _resamples(len(self.right), seed)]
-        return self._widened(_interval(self.value, draws), self.bounds)
+        return self._interval(self.value, draws, self.bounds)
 
     def minus(self, other: "MetricSamples", *, seed: int = 0) -> Interval:
         """The difference from another model's value on the same examples, with the paired interval:
         each resample draws the same examples for both."""
         draws = [self._of(times) - other._of(times) for times in _resamples(len(self.right), seed)]
         bounds = None if self.bounds is None else (-self._span, self._span)
-        return self._widened(_interval(self.value - other.value, draws), bounds)
+        return self._interval(self.value - other.value, draws, bounds)
 
     @property
     def _is_share(self) -> bool:
@@ -342,13 +342,15 @@ class MetricSamples:
         low, high = self.bounds or UNIT
         return high - low
 
-    def _widened(self, found: Interval, bounds: Bounds | None) -> Interval:
-        """The interval, widened where all resamples agree."""
-        if bounds is None or found.high - found.low > 1e-12 * self._span:
-            return found
-        margin = self._span * Z**2 / (len(self.right) + Z**2)
-        low, high = max(bounds[0], found.value - margin), min(bounds[1], found.value + margin)
-        return Interval(found.value, low, high)
+    def _interval(self, value: float, draws: Sequence[Draws], bounds: Bounds | None) -> Interval:
+        """The percentiles of the resamples; where all agree, as wide as Wilson's interval for n of
+        n examples."""
+        ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+        low, high = map(float, np.quantile(np.concatenate(draws), ends))
+        if bounds is not None and high - low <= 1e-12 * self._span:
+            margin = self._span * Z**2 / (len(self.right) + Z**2)
+            low, high = max(bounds[0], value - margin), min(bounds[1], value + margin)
+        return Interval(value, low, high)
 
     def _of(self, times: Times) -> Draws:
         return self.metric.of_resamples(self.predicted, self.right, times)
@@ -391,9 +393,3 @@ def _resamples(size: int, seed: int) -> Iterator[Times]:
         places = rows + size * np.arange(len(rows))[:, None]
         counts = np.bincount(places.ravel(), minlength=places.size)
         yield counts.reshape(rows.shape).astype(np.float64)
-
-
-def _interval(value: float, draws: Sequence[Draws]) -> Interval:
-    ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    low, high = np.quantile(np.concatenate(draws), ends)
-    return Interval(value, float(low), float(high))

@@ -289,16 +289,13 @@ def samples_with_no_answers(
     final = _scores(answered.at(threshold), references)
     found = {name: _mean(values) for name, values in final.items()}
     has_answer = np.array([bool(each) for each in references])
-    for name, rows in (("HasAns", has_answer), ("NoAns", ~has_answer)):
-        for metric in ("exact", "f1"):
+    for short, metric in (("exact", "exact_match"), ("f1", "f1")):
+        for name, rows in (("HasAns", has_answer), ("NoAns", ~has_answer)):
             if rows.any():
-                found[f"{name}_{metric}"] = _mean(final[_key(metric)][rows])
-    for metric in ("exact", "f1"):
-        columns = _columns(answered, references, _key(metric))
-        found[f"best_{metric}"] = MetricSamples(_best_score, columns, columns, bounds=PERCENT)
-        found[f"best_{metric}_thresh"] = MetricSamples(
-            best_threshold, columns, columns, bounds=None
-        )
+                found[f"{name}_{short}"] = _mean(final[metric][rows])
+        columns = _columns(answered, references, metric)
+        found[f"best_{short}"] = MetricSamples(_best_score, columns, columns, bounds=PERCENT)
+        found[f"best_{short}_thresh"] = MetricSamples(best_threshold, columns, columns, bounds=None)
     return found
 
 
@@ -360,10 +357,6 @@ def _scores(
         "exact_match": np.array([each.exact_match for each in found]),
         "f1": np.array([each.f1 for each in found]),
     }
-
-
-def _key(metric: str) -> str:
-    return "exact_match" if metric == "exact" else metric
 
 
 def _mean(values: Float[np.ndarray, " N"]) -> MetricSamples:

@@ -18,6 +18,7 @@ from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError
 from stillhouse.tasks.labels import WHOLE_NUMBER, label_name, listed
+from stillhouse.tasks.settings import TokenClassificationTask
 
 BEGINS_AND_GOES_ON = ("B", "I")
 Scheme = Literal["IOB2", "IO", "IOBES", "BILOU"]
@@ -42,13 +43,7 @@ class Sentence:
 
 
 def read_tagged(
-    path: Path,
-    *,
-    token_column: int = 0,
-    tag_column: int = -1,
-    prefix: str = "",
-    names: Sequence[str] = (),
-    tagged: bool = True,
+    path: Path, recipe: TokenClassificationTask, names: Sequence[str] = (), *, tagged: bool = True
 ) -> list[Sentence]:
     """The sentences of a file, in order.
 
@@ -57,9 +52,7 @@ def read_tagged(
     number of columns than the sentence's last line.
 
     Args:
-        token_column: Counted from 0; from the end where negative.
-        tag_column: The same.
-        prefix: Text before every token that is not part of it, such as `en:`.
+        recipe: The columns, counted from 0, or from the end where negative, and the prefix.
         names: Of tags that the file gives as numbers.
         tagged: Whether tags are read; otherwise lines may be single tokens.
 
@@ -67,13 +60,13 @@ def read_tagged(
         DataError: no such file, no sentence, or a line that is not like this.
     """
     sentences: list[Sentence] = []
-    for block in _blocks(path, tag_column):
+    for block in _blocks(path, recipe.tag_column):
         tokens, tags = [], []
         for where, line in block:
             token, tag = _values(line)[0], ""
             if tagged or len(_values(line)) > 1:
-                token, tag = _columns(line, where, token_column, tag_column)
-            tokens.append(token.removeprefix(prefix))
+                token, tag = _columns(line, where, recipe.token_column, recipe.tag_column)
+            tokens.append(token.removeprefix(recipe.prefix))
             if tagged:
                 tags.append(tag_name(tag, names, where))
         sentences.append(Sentence(block[0][0], tuple(tokens), tuple(as_iob2(tags))))
@@ -85,8 +78,8 @@ def read_tagged(
     if all(_is_numbered(sentence.tokens) for sentence in sentences):
         raise DataError(
             f"{path}: the tokens of every sentence are the numbers 1, 2, ...: column "
-            f"{token_column} (counted from 0) numbers the words. Set token_column to "
-            f"{token_column + 1}."
+            f"{recipe.token_column} (counted from 0) numbers the words. Set token_column to "
+            f"{recipe.token_column + 1}."
         )
     return sentences
 
@@ -123,23 +116,23 @@ def _is_numbered(tokens: Sequence[str]) -> bool:
 
 
 def read_tagged_rows(
-    path: Path, tokens: str, tags: str, *, names: Sequence[str] = ()
+    path: Path, recipe: TokenClassificationTask, names: Sequence[str] = ()
 ) -> list[Sentence]:
     """The sentences of a table, as datasets have them.
 
     Args:
-        tokens: The name of a sentence's list of tokens, of which some may be empty.
-        tags: The name of the list of their tags.
+        recipe: The names of a sentence's list of tokens, of which some may be empty, and of their
+            tags.
         names: Of tags that the list gives as numbers.
 
     Raises:
         DataError: no such file, no sentence, or a row that is not like this.
     """
     sentences = []
-    for row in read_rows(path, tokens):
-        found, marks = words_in_row(row, tokens), row.value(tags)
+    for row in read_rows(path, recipe.tokens):
+        found, marks = words_in_row(row, recipe.tokens), row.value(recipe.tags)
         if not isinstance(marks, list):
-            raise row.wrong(tags, "a list of tags")
+            raise row.wrong(recipe.tags, "a list of tags")
         if len(found) != len(marks):
             raise DataError(f"{row.where} has {len(found)} tokens and {len(marks)} tags.")
         own = tuple(as_iob2([tag_name(each, names, row.where) for each in marks]))

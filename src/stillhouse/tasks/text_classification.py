@@ -72,6 +72,15 @@ class _TextTask(Task[TextSettings]):
         }
         return None if None in found else found
 
+    def encode(
+        self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[EncodedExample]]:
+        return encode_texts(examples, tokenizer, self.recipe.max_length, self._target)
+
+    @abstractmethod
+    def _target(self, value: Any) -> np.ndarray:
+        """A label as an array; any for None."""
+
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B C"]:
         return forward(model, batch).logits
 
@@ -169,18 +178,10 @@ class TextClassification(_TextTask[ClassificationTask]):
             message += f" None of the file's labels is known; they are {listed(shown)}."
         raise DataError(message)
 
-    def encode(
-        self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[EncodedExample]]:
-        unknown = () if self.recipe.multi_label else 0
-        return encode_texts(
-            examples, tokenizer, self.recipe.max_length, self._target, unknown=unknown
-        )
-
-    def _target(self, target: int | tuple[int, ...]) -> np.ndarray:
-        if isinstance(target, int):
-            return np.array(target, np.int64)
-        return np.isin(np.arange(len(self.labels)), target).astype(np.float32)
+    def _target(self, value: int | tuple[int, ...] | None) -> np.ndarray:
+        if self.recipe.multi_label:
+            return np.isin(np.arange(len(self.labels)), value or ()).astype(np.float32)
+        return np.array(value or 0, np.int64)
 
     def predict(
         self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
@@ -276,10 +277,8 @@ class TextRegression(_TextTask[RegressionTask]):
     def _target_of(self, path: Path, row: Row, column: str) -> float:
         return row.number(column)
 
-    def encode(
-        self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[EncodedExample]]:
-        return encode_texts(examples, tokenizer, self.recipe.max_length, as_number, unknown=0.0)
+    def _target(self, value: float | None) -> np.ndarray:
+        return as_number(value)
 
     def predict(
         self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]

@@ -140,7 +140,7 @@ class TokenClassification(Task[TokenClassificationTask]):
         if not labeled and _has_texts(path):
             return [self._untagged(row) for row in read_rows(path, keep_blank=True)]
         if not labeled:
-            sentences = _read_columns(self.recipe, path, tagged=False)
+            sentences = read_tagged(path, self.recipe, tagged=False)
             return [words_of(sentence.tokens) for sentence in sentences]
         found = []
         for sentence in read_sentences(self.recipe, path, self.own):
@@ -271,7 +271,7 @@ def read_sentences(
     """
     names = recipe.labels or names
     if is_table(path):
-        return read_tagged_rows(path, recipe.tokens, recipe.tags, names=names)
+        return read_tagged_rows(path, recipe, names)
     format = format_of(path)
     if format.read_records is not None and format.name != "TSV":
         raise DataError(
@@ -279,20 +279,7 @@ def read_sentences(
             "separated by a tab or spaces, with blank lines between sentences, or as lists in JSON "
             "lines or Parquet."
         )
-    return _read_columns(recipe, path, names)
-
-
-def _read_columns(
-    recipe: TokenClassificationTask, path: Path, names: Sequence[str] = (), *, tagged: bool = True
-) -> list[Sentence]:
-    return read_tagged(
-        path,
-        token_column=recipe.token_column,
-        tag_column=recipe.tag_column,
-        prefix=recipe.prefix,
-        names=names,
-        tagged=tagged,
-    )
+    return read_tagged(path, recipe, names)
 
 
 def is_table(path: Path) -> bool:

@@ -10,6 +10,7 @@ Axes: B sequences, T tokens, N new tokens.
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,15 @@ class LanguageModelTask(Task[Settings]):
             "(`stillhouse score`). To train one on text, give the text as `corpus`."
         )
 
+    def encode(
+        self, examples: Sequence[Any], tokenizer: PreTrainedTokenizerFast
+    ) -> list[list[EncodedExample]]:
+        return [[self._encoded(example, tokenizer)] for example in examples]
+
+    @abstractmethod
+    def _encoded(self, example: Any, tokenizer: PreTrainedTokenizerFast) -> EncodedExample:
+        """The sequence of an example."""
+
 
 class LastWord(LanguageModelTask[LastWordTask]):
     """The probability of a text's last word."""
@@ -110,11 +120,6 @@ class LastWord(LanguageModelTask[LastWordTask]):
                 raise DataError(f"{row.where}: {text!r:.60} is one word, so nothing precedes it.")
             found.append(LastWordExample(context, f" {last}"))
         return found
-
-    def encode(
-        self, examples: Sequence[LastWordExample], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[EncodedExample]]:
-        return [[self._encoded(example, tokenizer)] for example in examples]
 
     def _encoded(
         self, example: LastWordExample, tokenizer: PreTrainedTokenizerFast
@@ -214,13 +219,8 @@ class Continuation(LanguageModelTask[ContinuationTask]):
         self._shots = found[:shots]
         return found[shots:]
 
-    def encode(
-        self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast
-    ) -> list[list[EncodedExample]]:
-        """The prompt; a text that is too long is truncated, the prompt's end is kept."""
-        return [[self._encoded(example, tokenizer)] for example in examples]
-
     def _encoded(self, example: TextExample, tokenizer: PreTrainedTokenizerFast) -> EncodedExample:
+        """The prompt; a text that is too long is truncated, the prompt's end is kept."""
         before, after = self.recipe.prompt.split("{text}")
         shown = "".join(f"{before}{each.text}{after} {each.target}\n" for each in self._shots)
         ids, end = (
