@@ -44,7 +44,23 @@ FEWEST_DOCUMENTS = 20  # with fewer, intervals are resampled over blocks
 MOST_UNITS = 1_000  # more are pooled with their neighbors, to keep evaluation.json small
 
 Window = tuple[np.ndarray, int]  # token ids, and the number of last tokens that are scored
-Tick = Callable[[int], None]  # called after each batch with its number of tokens
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Callbacks of a scoring.
+
+    Attributes:
+        tick: After each batch, with its number of tokens.
+        chunk: With float32 logits (R V) and labels (R) of tokens that count for the loss, each
+            token once: no chunk is kept.
+    """
+
+    tick: Callable[[int], None] = lambda _: None
+    chunk: Callable[[Tensor, Tensor], None] = lambda _logits, _labels: None
+
+
+SILENT = Observer()
 
 
 @dataclass(frozen=True)
@@ -80,14 +96,19 @@ def score_text(
     *,
     document_start: int,
     context: int | None = None,
-    tick: Tick = lambda _: None,
+    observer: Observer = SILENT,
 ) -> tuple[dict[str, float | int | None], UnitLosses]:
     """The perplexities of a causal model with what was counted, and the losses of each unit of the
     text, from the blocks."""
     context = min(context or 10**9, family.num_positions(model.config))
     blocks, windows = cut_text(text, context, document_start)
-    sums, counts = window_losses(family, model, blocks, tick=tick)
-    sliding, sliding_counts = window_losses(family, model, windows, tick=tick)
+    sums, counts = window_losses(family, model, blocks, observer=observer)
+    sliding, sliding_counts = window_losses(
+        family,
+        model,
+        windows,
+        observer=Observer(observer.tick),  # a second time, in longer context
+    )
     total, num_tokens = float(sums.sum()), int(counts.sum())
     assert num_tokens == sliding_counts.sum() == sum(map(len, text.documents))
     figures = {
@@ -179,21 +200,21 @@ def window_losses(
     model: PreTrainedModel,
     windows: Sequence[Window],
     *,
-    tick: Tick = lambda _: None,
+    observer: Observer = SILENT,
 ) -> tuple[Float[np.ndarray, " W"], Int[np.ndarray, " W"]]:
     """For each window the sum of -log p over its scored tokens in nats, and their number."""
     sums, counts = np.zeros(len(windows)), np.zeros(len(windows), np.int64)
     for numbers in batches_of(windows):
         batch = _scored_batch([windows[number] for number in numbers])
-        sums[numbers] = sequence_losses(family, model, batch)
+        sums[numbers] = sequence_losses(family, model, batch, observer)
         counts[numbers] = batch.rows("predicted").sum(1).numpy()
-        tick(batch.input_ids.numel())
+        observer.tick(batch.input_ids.numel())
     return sums, counts
 
 
 @torch.inference_mode()
 def masked_losses(
-    family: Family, model: PreTrainedModel, source: SequenceSource, *, tick: Tick = lambda _: None
+    family: Family, model: PreTrainedModel, source: SequenceSource, *, observer: Observer = SILENT
 ) -> UnitLosses:
     """The losses of the predicted tokens of packed sequences, masked by one fixed seed.
 
@@ -202,9 +223,9 @@ def masked_losses(
     """
     sums, counts = [np.zeros(0)], [np.zeros(0, np.int64)]
     for batch in fixed_batches(source):
-        sums.append(sequence_losses(family, model, batch))
+        sums.append(sequence_losses(family, model, batch, observer))
         counts.append(batch.rows("predicted").sum(1).numpy())
-        tick(batch.input_ids.numel())
+        observer.tick(batch.input_ids.numel())
     unit = f"sequences of {source.sequence_length} tokens"
     return _pooled(unit, np.concatenate(sums), np.concatenate(counts))
 
@@ -245,14 +266,14 @@ def _scored_batch(windows: Sequence[tuple[np.ndarray, int]]) -> Batch:
 
 
 def sequence_losses(
-    family: Family, model: PreTrainedModel, batch: Batch
+    family: Family, model: PreTrainedModel, batch: Batch, observer: Observer = SILENT
 ) -> Float[np.ndarray, " B"]:
     """The sum over each sequence's predicted tokens, in float64."""
     labels = batch.labels[batch.rows("predicted")].to(model.device).split(ROWS_PER_CHUNK)
-    losses = [
-        F.cross_entropy(logits, own, reduction="none").double().cpu()
-        for logits, own in zip(row_logits(family, model, batch), labels, strict=True)
-    ]
+    losses = []
+    for logits, own in zip(row_logits(family, model, batch), labels, strict=True):
+        losses.append(F.cross_entropy(logits, own, reduction="none").double().cpu())
+        observer.chunk(logits, own)
     sequences = batch.row_numbers("predicted") // batch.labels.shape[1]
     sums = torch.zeros(len(batch.labels), dtype=torch.float64)
     return (

@@ -16,8 +16,8 @@ from stillhouse.data.text import read_blocks
 from stillhouse.errors import DataError
 from stillhouse.evaluation.metrics.base import Model, Protocol, Quality
 from stillhouse.evaluation.perplexity import (
+    Observer,
     ScoredText,
-    Tick,
     batches_of,
     cut_text,
     masked_losses,
@@ -72,17 +72,22 @@ def causal_protocol(
         texts: For each model its texts by name.
     """
 
-    def score(name: str, tick: Tick) -> Quality:
+    def score(name: str, observer: Observer) -> Quality:
         start = document_starts[name]
         assert start is not None
-        scored = {
-            text: score_text(*models[name], each, document_start=start, context=context, tick=tick)
-            for text, each in texts[name].items()
-        }
-        (figures, losses), *others = scored.values()
+
+        def scored(text: str, observer: Observer) -> Quality:
+            given = texts[name][text]
+            return score_text(
+                *models[name], given, document_start=start, context=context, observer=observer
+            )
+
+        first, *others = texts[name]
+        figures, losses = scored(first, observer)
         entry = {"validation_loss": losses.mean, "masked_loss": None, "perplexity": figures}
         if others:
-            entry["perplexity_of"] = {text: found for text, (found, _) in [*scored.items()][1:]}
+            alone = Observer(observer.tick)
+            entry["perplexity_of"] = {text: scored(text, alone)[0] for text in others}
         return entry, losses
 
     def num_batches(name: str) -> int:
@@ -97,8 +102,8 @@ def causal_protocol(
 def masked_protocol(models: Mapping[str, Model], sources: Mapping[str, SequenceSource]) -> Protocol:
     """The masked loss on packed sequences."""
 
-    def score(name: str, tick: Tick) -> Quality:
-        losses = masked_losses(*models[name], sources[name], tick=tick)
+    def score(name: str, observer: Observer) -> Quality:
+        losses = masked_losses(*models[name], sources[name], observer=observer)
         entry: dict[str, Any] = dict.fromkeys(("validation_loss", "masked_loss"), losses.mean)
         return entry | {"perplexity": None}, losses
 

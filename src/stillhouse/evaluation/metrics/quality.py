@@ -1,10 +1,14 @@
 """Loss and perplexity on held-out text; see `evaluation.perplexity` for the protocol."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from stillhouse import units
-from stillhouse.evaluation.metrics.base import Metric, Subjects, progress
+from stillhouse.evaluation.metrics.base import Metric, Subjects, TokenStatistic, progress
+from stillhouse.evaluation.perplexity import Observer
 
 
 def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:
@@ -15,8 +19,19 @@ def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:
     total = sum(subjects.protocol.num_batches[name] for name in waiting)
     with progress(subjects.reporter, title, total) as tick:
         for name in waiting:
-            scored[subjects.folders[name]] = subjects.protocol.score(name, tick)
+            statistics = {key: make() for key, make in subjects.statistics.items()}
+            found, losses = subjects.protocol.score(name, Observer(tick, _added(statistics)))
+            found |= {key: each.value() for key, each in statistics.items()}
+            scored[subjects.folders[name]] = found, losses
     return {name: scored[folder][0] for name, folder in subjects.folders.items()}
+
+
+def _added(statistics: Mapping[str, TokenStatistic]) -> Callable[[Tensor, Tensor], None]:
+    def chunk(logits: Tensor, labels: Tensor) -> None:
+        for each in statistics.values():
+            each.add(logits, labels)
+
+    return chunk
 
 
 _loss = partial(Metric, "quality", measure=measure, lower_is_better=True, missing="no finite value")
