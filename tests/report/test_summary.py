@@ -34,7 +34,11 @@ def test_summary_rows_fit_in_80_columns(runs):
     text = summary(make_recipe(seed="[7, 8, 9]"), run, found)
     assert max(map(len, table_lines(text))) <= 80
     for row in (
-        ["teacher", "5.0", "M", "4,120/s", "103/s", "3.280"],
+        ["params", "5.0", "M", "3.0", "M", "3.0", "M", "3.0", "M"],
+        ["forward", "4,120/s", "6,590/s", "6,601/s", "6,580/s"],
+        ["generation", "103/s", "165/s", "165/s", "164/s"],
+        ["loss", "3.280", "3.410", "3.440", "3.390"],
+        ["time", "12.6", "min", "12.6", "min", "12.6", "min"],
         ["seed", "7", "3.270", "3.400", "3.430", "3.380"],
         ["seed", "7", f"{MINUS}0.030", f"({MINUS}0.032", "to", f"{MINUS}0.028)", "+0.020"],
     ):

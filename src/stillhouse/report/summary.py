@@ -1,4 +1,4 @@
-"""The result of a run in a terminal: the outcome, a row for each model, and where the files are."""
+"""The result of a run in a terminal: a column for each model, the outcome, where the files are."""
 
 import statistics
 from collections.abc import Sequence
@@ -57,16 +57,16 @@ def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
 
 
 def _models(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
-    """A row for each model, a column for each metric that has a short name."""
-    metrics = [each for each in metrics_of(recipe.tokens.language_modeling) if each.short]
-    rows = []
-    for model in models_of(results):
-        row = [_short(model)]
-        for metric in metrics:
-            found, unit = spread_of(results, model, metric.key), metric.unit
-            row.append((unit.short or unit.show)(found.median) if found else "")
-        rows.append(row)
-    return terminal.table(["", *(metric.short for metric in metrics)], rows)
+    """A row for each metric that has a short name, a column for each model: as many as four fit in
+    80 columns with all their digits."""
+    models, rows = models_of(results), []
+    for metric in metrics_of(recipe.tokens.language_modeling):
+        if metric.short:
+            show = metric.unit.short or metric.unit.show
+            found = [spread_of(results, model, metric.key) for model in models]
+            if any(found):
+                rows.append([metric.short, *(show(each.median) if each else "" for each in found)])
+    return terminal.table(["", *map(_short, models)], rows)
 
 
 def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
