@@ -7,6 +7,7 @@ The cache is the one of `distillation.teacher_outputs` (`tokens.teacher_cache`):
 each position's distribution, the most likely or an unbiased sample. `cache_index` in the inputs
 says which example of the loader each sequence is. With each example its token ids and labels are
 remembered as a digest, so that another order, another tokenizer or another mask is noticed.
+`batch_of` reads the batches of transformers, here and in `loss`.
 
 Axes: B sequences, T positions.
 """
@@ -22,18 +23,18 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 from stillhouse.distillation.cache import cached_rows, chances, needs_hidden, teacher_rows
 from stillhouse.distillation.settings import CACHED_LOSSES
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families.registry import family_of
-from stillhouse.integrations.inputs import batch_of
 from stillhouse.objectives.language_model import Teacher
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
 from stillhouse.section import recipe_part
-from stillhouse.tokens.batches import Batch, TeacherRows
+from stillhouse.tokens.batches import IGNORED, Batch, TeacherRows
 from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.teacher_cache import CacheFormat, TeacherCache, part_folder, write_rows
 
@@ -188,3 +189,39 @@ def digests_of(batch: Batch) -> list[np.uint64]:
 def _digest(ids: Int[Tensor, " T"], labels: Int[Tensor, " T"]) -> np.uint64:
     content = torch.stack([ids, labels]).numpy().astype("<i8").tobytes()
     return np.frombuffer(hashlib.blake2b(content, digest_size=8).digest(), "<u8")[0]
+
+
+def batch_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Batch:
+    """A batch in transformers' form as the objective reads it.
+
+    Positions are counted within each sequence: padding on either side changes nothing.
+    `position_ids` that begin again at 0 separate documents that do not attend to each other.
+
+    Raises:
+        RecipeError: no labels, or token types other than 0.
+    """
+    if "labels" not in inputs:
+        raise RecipeError("The inputs have no labels; give them as for model(..., labels=labels).")
+    if "token_type_ids" in inputs and bool(inputs["token_type_ids"].any()):
+        raise RecipeError("The inputs have token_type_ids other than 0, which are not supported.")
+    ids, labels = inputs["input_ids"], inputs["labels"]
+    mask = inputs.get("attention_mask", torch.ones_like(ids)).long()
+    positions = inputs.get("position_ids")
+    segments = mask
+    if positions is None:
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+    else:
+        segments = (positions == 0).cumsum(1) * mask
+    causal = family_of(model.config).language_modeling == "causal"
+    return Batch(
+        input_ids=ids,
+        labels=(_next_tokens(labels) if causal else labels).masked_fill(mask == 0, IGNORED),
+        segment_ids=segments,
+        position_ids=positions,
+        causal=causal,
+        uniform=bool((segments == 1).all()),
+    )
+
+
+def _next_tokens(labels: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)

@@ -23,8 +23,7 @@ from transformers import PreTrainedModel
 
 from stillhouse.errors import RecipeError
 from stillhouse.families.registry import family_of
-from stillhouse.integrations.cache import ExampleCache
-from stillhouse.integrations.inputs import batch_of
+from stillhouse.integrations.cache import ExampleCache, batch_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.section import Rows
