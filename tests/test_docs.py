@@ -65,6 +65,16 @@ def test_links_to_files_exist(page):
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
+@pytest.mark.parametrize("page", ["architecture.md", "extending.md"])
+def test_modules_named_on_a_page_exist(page):
+    """In the package, or from the top of the repository."""
+    named = set(re.findall(r"`([\w/]+/\w+\.py)`", (DOCS / page).read_text(encoding="utf-8")))
+    folders = (ROOT, ROOT / "src" / "stillhouse")
+    wanted = {name for name in named if not {"NAME", "MODEL_TYPE"} & {*re.split(r"[/.]", name)}}
+    assert wanted
+    assert {name for name in wanted if not any((top / name).exists() for top in folders)} == set()
+
+
 def test_references_to_experiments_name_a_section():
     sections = re.findall(r"^#+ (.*)$", (DOCS / "experiments.md").read_text(), re.M)
     assert len(sections) == len(set(sections))

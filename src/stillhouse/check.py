@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.distillation.cache import cache_format
-from stillhouse.estimate.language import LanguagePlan, Part, language_parts
+from stillhouse.estimate.language import LanguagePlan, Part, language_parts, text_size
 from stillhouse.estimate.speeds import MeasuredSpeeds
 from stillhouse.estimate.tasks import TaskPlan, task_parts
-from stillhouse.estimate.text import text_size
 from stillhouse.finetuning.models import CheckedTask
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.machine import num_cores, processor_name

@@ -62,7 +62,7 @@ def examine_run(folder: Path) -> list[dict[str, str]]:
     if not (folder / "recipe.yaml").is_file():
         raise RunError(f"{folder} is not a run folder: it has no recipe.yaml.")
     findings = []
-    for path in _seed_folders(folder):
+    for path in [folder, *sorted(path for path in folder.glob("seed-*") if path.is_dir())]:
         run = RunFolder(path, folder)
         stages = [stage_named(name) for name in STAGES]
         outputs = [output for stage in stages for output in stage.outputs(run)]
@@ -80,10 +80,6 @@ def print_findings(findings: list[dict[str, str]]) -> None:
     width = max((len(finding["what"]) for finding in findings), default=0)
     for finding in findings:
         print(f"{finding['state']:<8} {finding['what']:<{width}}  {finding['detail']}")
-
-
-def _seed_folders(folder: Path) -> list[Path]:
-    return [folder, *sorted(path for path in folder.glob("seed-*") if path.is_dir())]
 
 
 def _examine(output: Path, folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ Stages meet here and nowhere else: each exports a value (`stages.stage.Stage`) a
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -66,7 +66,9 @@ class Pipeline:
         # One rank checks for all: the ranks share the run folder, hence its file system, and each
         # checks a model folder again when it loads the model.
         self.ranks.on_rank0(lambda: self._check([stage.name for stage in stages]))
-        with self._locked(), explained_os_errors(self.run.shared):
+        with contextlib.ExitStack() as stack, explained_os_errors(self.run.shared):
+            # The first rank locks the run for all.
+            self.ranks.on_rank0(lambda: stack.enter_context(locked(self.run)))
             self.ranks.on_rank0(self._keep_recipe)
             self.ranks.on_rank0(self._arrange_results)
             shared: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
@@ -133,13 +135,6 @@ class Pipeline:
                 f"{', '.join(applying)}."
             )
         return found
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """The run locked by the first rank for all."""
-        with contextlib.ExitStack() as stack:
-            self.ranks.on_rank0(lambda: stack.enter_context(locked(self.run)))
-            yield
 
     def summary(self, stages: Collection[str]) -> str:
         """The results of these stages as text for a terminal: tables of tasks, the outcome."""

@@ -11,10 +11,10 @@ from stillhouse.estimate.language import (
     PROCESS_SECONDS,
     LanguagePlan,
     Part,
+    TextSize,
     language_parts,
     turns_seconds,
 )
-from stillhouse.estimate.text import TextSize
 from stillhouse.recipe import Recipe
 from stillhouse.training.cost import forward_flops
 

@@ -8,10 +8,9 @@ import torch
 from tests.task_models import SENTENCES, make_tokenizer
 from tests.tiny_models import make_config
 
-from stillhouse.estimate.language import LanguagePlan, language_parts
+from stillhouse.estimate.language import LanguagePlan, TextSize, language_parts
 from stillhouse.estimate.speeds import MeasuredSpeeds
 from stillhouse.estimate.tasks import TaskPlan, task_parts
-from stillhouse.estimate.text import TextSize
 from stillhouse.families.registry import FAMILIES, family_named
 from stillhouse.finetuning.data import TaskExamples
 from stillhouse.finetuning.settings import FinetuningRecipe

@@ -9,7 +9,7 @@ from tests.task_models import SENTENCES, make_tokenizer
 from stillhouse.data.documents import is_validation
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
-from stillhouse.estimate.text import TextSize, text_size
+from stillhouse.estimate.language import TextSize, text_size
 from stillhouse.tokens.tokenizer import text_encoder
 
 
