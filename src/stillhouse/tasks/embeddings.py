@@ -59,13 +59,15 @@ class EmbeddingSettings:
     similarity: str = "cosine"
 
 
-def read_embedding_settings(folder: Path) -> EmbeddingSettings:
-    """The settings of a folder's files, as sentence-transformers reads them.
+def read_embedding_settings(folder: Path) -> EmbeddingSettings | None:
+    """The settings of a folder's files, as sentence-transformers reads them; None without them.
 
     Raises:
         ModelError: modules that are not supported, or files that cannot be read.
     """
-    modules = _modules(folder)
+    if not (folder / MODULES).is_file():
+        return None
+    modules = [each if isinstance(each, dict) else {} for each in _read(folder / MODULES, list)]
     steps = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     places = [str(module.get("path", "")) for module in modules]
     if len(steps) < 2 or tuple(steps) != STEPS[: len(steps)] or places[0]:
@@ -93,9 +95,9 @@ def check_recipe_of(folder: Path, recipe: EmbeddingsTask, *, trains: bool = Fals
         ModelError: see `read_embedding_settings`.
         RecipeError: another pooling than the model's; a prompt or lower case that it needs.
     """
-    if not (folder / MODULES).is_file():
-        return
     own = read_embedding_settings(folder)
+    if own is None:
+        return
     if own.pooling != recipe.pooling:
         raise RecipeError(
             f"The task's pooling is {recipe.pooling}, but the model in {folder} pools by "
@@ -211,11 +213,6 @@ def _default_prompt(folder: Path) -> str:
     return prompts[name]
 
 
-def _modules(folder: Path) -> list[Any]:
-    found = _read(folder / MODULES, list)
-    return [module if isinstance(module, dict) else {} for module in found]
-
-
 def _optional(path: Path) -> dict[str, Any]:
     return _read(path, dict) if path.is_file() else {}
 
@@ -241,8 +238,7 @@ class Embeddings(Task[EmbeddingsTask]):
     def for_model(self, folder: Path, config: PretrainedConfig) -> "Embeddings":
         check_recipe_of(folder, self.recipe)
         found = Embeddings(self.recipe)
-        if (folder / MODULES).is_file():
-            found.settings = read_embedding_settings(folder)
+        found.settings = read_embedding_settings(folder) or found.settings
         return found
 
     def distinct_labels(self, examples: Sequence[TextExample]) -> set[float] | None:

@@ -12,7 +12,7 @@ from stillhouse.models.folder_check import load_config
 from stillhouse.models.task_models import head_of
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.section import recipe_part
-from stillhouse.tasks.embeddings import MODULES, Embeddings, read_embedding_settings
+from stillhouse.tasks.embeddings import Embeddings, read_embedding_settings
 from stillhouse.tasks.labels import Labels, labels_of
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.settings import (
@@ -136,8 +136,7 @@ def check_length(recipe: TaskRecipe, config: PretrainedConfig, model: str) -> No
 def _recipe_of(folder: Path, config: PretrainedConfig) -> TaskRecipe:
     """A task with sequences as long as the model takes; for answers the usual length at most."""
     most = family_of(config).num_positions(config)
-    if (folder / MODULES).is_file():
-        settings = read_embedding_settings(folder)
+    if (settings := read_embedding_settings(folder)) is not None:
         length = min(most, settings.max_length or most)
         return EmbeddingsTask(pooling=settings.pooling, max_length=length)
     match head_of(config):

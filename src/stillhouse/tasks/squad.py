@@ -242,11 +242,10 @@ def score_each(
     without = next((name for name, texts in references.items() if not texts), None)
     if without is not None:
         raise DataError(f"The question {without!r} has no reference answer.")
-    none = AnswerScore(0.0, 0.0)
     return {
         name: _score(predictions[name], [normalized(text) for text in texts], both_empty=0.0)
         if name in predictions
-        else none
+        else AnswerScore(0.0, 0.0)
         for name, texts in references.items()
     }
 
