@@ -26,6 +26,7 @@ MAX_TEXTS = 2048  # to embed in one request, as OpenAI's clients send them
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), AfterValidator(lambda seed: seed % 2**64)]
 Stop = Annotated[str, Field(min_length=1, max_length=64)]
 Stops = Annotated[list[Stop], Field(max_length=8)]
+MIN_TOP_P = 1e-9  # of requests in which 0 means greedy decoding
 
 FIELD = re.compile(r"[a-z_]+|\d+")
 UNREADABLE = "There was an error parsing the body"  # FastAPI's words

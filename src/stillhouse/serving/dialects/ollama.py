@@ -22,6 +22,7 @@ from stillhouse.inference.generation import Generation
 from stillhouse.serving.dialects.base import Client, ClientDep, Dialect, ModelsDep
 from stillhouse.serving.schemas import (
     MAX_TEXTS,
+    MIN_TOP_P,
     APIError,
     Neutral,
     RequestModel,
@@ -52,7 +53,6 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 }
 FINISH_REASONS = {"stop": "stop", "length": "length", "time": "length"}
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "int8": 1}
-MIN_TOP_P = 1e-9  # 0 means greedy decoding
 
 
 class Options(RequestModel):

@@ -14,6 +14,7 @@ from stillhouse.serving.schemas import (
     MAX_SEQUENCES,
     MAX_TEXTS,
     MAX_TOP_LOGPROBS,
+    MIN_TOP_P,
     APIError,
     Neutral,
     RequestModel,
@@ -38,7 +39,6 @@ Texts = (
     | TokenIds
     | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_TEXTS)]
 )
-MIN_TOP_P = 1e-9  # 0 means greedy decoding
 
 
 def is_zero_bias(value: Any) -> bool:
