@@ -61,9 +61,11 @@ def compare(page: Page) -> None:
 
 def story(page: Page) -> None:
     page.get_by_role("tab", name="Story").click()
-    page.get_by_label("Always remember").fill("You keep the lighthouse. A storm is coming.")
+    page.get_by_label("Always remember").fill("The old man kept the lighthouse by the sea.")
     field = page.get_by_label("What happens next")
-    for words in ("light the lamp", "look out to sea"):
+    turns = (("Story", "The wind had been rising since noon, and now"), ("Say", "Who is there?"))
+    for kind, words in turns:
+        page.get_by_role("radio", name=kind).check()
         field.fill(words)
         field.press("Enter")
         expect(page.locator("#turn-stop")).to_be_hidden()
