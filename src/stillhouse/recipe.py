@@ -1,7 +1,7 @@
 """The recipe: its sections in one model, and the checks across them.
 
 `recipe_file` reads it from YAML. Checks that need the teacher's configuration (does layer 12
-exist?) are made by `stillhouse.validate`.
+exist?) are made by the stages (`stillhouse.stages.check`).
 """
 
 from typing import Annotated, Any
