@@ -9,6 +9,7 @@ import torch
 from tests.pipeline.tiny_run import TinyRun, call, sha256, snapshot, write_recipe
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from stillhouse.evaluation.metrics.registry import METRICS
 from stillhouse.tokens.shards import open_split
 
 MODEL_KEYS = {
@@ -73,7 +74,7 @@ def test_evaluation_json_has_the_keys_of_its_schema(finished):
     assert result["schema"] == 2
     assert list(result["models"]) == ["teacher", "student", "control"]
     for model in result["models"].values():
-        assert set(model) == MODEL_KEYS
+        assert set(model) == MODEL_KEYS | {str(metric.key).partition(".")[0] for metric in METRICS}
         assert set(model["perplexity"]) == {
             "token",
             "token_sliding",
