@@ -74,6 +74,7 @@ def test_a_task_names_its_metric_and_what_each_model_costs(tmp_path, monkeypatch
     models = {name: {"strict": value} for name in ("teacher", "student", "distilled")}
     gain = {"strict": {"value": 0.0213, "low": -0.0012, "high": 0.04}}
     scores = {
+        "schema": 2,
         "metric": "strict",
         "task": {"kind": "token_classification"},
         "splits": {

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from stillhouse.errors import RunError
 from stillhouse.recipe_file import load_recipe
 from stillhouse.report.tasks import glue_lines, read_tasks
 from stillhouse.runs.manifest import Inputs, commit_file
@@ -18,7 +19,7 @@ def runs(tmp_path):
     def scores(place, seed, splits):
         value = {GLUE[list(GLUE)[place]]: {"value": (place + seed) / 100}}
         found = {split: {"models": {"model": value}, "differences": {}} for split in splits}
-        return {"metric": GLUE[list(GLUE)[place]], "splits": found}
+        return {"schema": 2, "metric": GLUE[list(GLUE)[place]], "splits": found}
 
     found = []
     for seed in (0, 1):
@@ -45,3 +46,13 @@ def test_macro_scores_are_means_of_the_tasks_medians(runs):
     fewer = {name: task for name, task in recipe.finetuning.items() if name != "rte"}
     recipe = recipe.model_copy(update={"finetuning": fewer})
     assert glue_lines(recipe, read_tasks(recipe, runs)) == []
+
+
+def test_scores_of_another_schema_are_an_error(runs):
+    """The message names the command that writes them again."""
+    path = runs[0].finetuned("cola") / "scores.json"
+    path.unlink()
+    commit_file(path, b'{"schema": 1}', Inputs("scores", {}, {}))
+    _, recipe = load_recipe("glue")
+    with pytest.raises(RunError, match=r"scores.json has schema 1; .*run `stillhouse finetune`"):
+        read_tasks(recipe, runs)

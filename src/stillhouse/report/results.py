@@ -149,13 +149,25 @@ def _read(seed: int, run: RunFolder) -> SeedResult:
             f"{run.evaluation} is damaged ({error}). Move it away, then run the stage evaluate "
             "again."
         ) from error
-    if schema != SCHEMA or "student" not in models:
-        found = f"schema {schema}" if schema != SCHEMA else "no student"
+    check_schema(run.evaluation, schema, "evaluate")
+    if "student" not in models:
         raise RunError(
-            f"{run.evaluation} has {found}; the report needs schema {SCHEMA} with a student. "
-            "Move it away, then run the stage evaluate again."
+            f"{run.evaluation} has no student. Move it away, then run the stage evaluate again."
         )
     return SeedResult(seed, run, evaluation, read_metrics(run.metrics))
+
+
+def check_schema(path: Path, schema: object, stage: str) -> None:
+    """Refuse a result in the format of another version.
+
+    Raises:
+        RunError: with the command that writes the result again.
+    """
+    if schema != SCHEMA:
+        raise RunError(
+            f"{path} has schema {schema}; the report needs schema {SCHEMA}. Move it away, then "
+            f"run `stillhouse {stage}` with the recipe again."
+        )
 
 
 def models_of(results: Sequence[SeedResult]) -> list[str]:

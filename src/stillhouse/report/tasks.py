@@ -13,7 +13,7 @@ from stillhouse.errors import RunError
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.recipe import Recipe
 from stillhouse.report.figures import Figure, figure, series_of
-from stillhouse.report.results import Difference, Outcome, Verdict, judge
+from stillhouse.report.results import Difference, Outcome, Verdict, check_schema, judge
 from stillhouse.report.tables import Cell, Table
 from stillhouse.runs.manifest import read_manifest, verify
 from stillhouse.runs.paths import RunFolder
@@ -145,7 +145,9 @@ def _read_scores(run: RunFolder, task: str) -> dict[str, Any]:
     if read_manifest(path) is None:
         raise RunError(f"There is no {path} yet. Run the stage finetune first.")
     verify(path)
-    return json.loads(path.read_text(encoding="utf-8"))
+    scores = json.loads(path.read_text(encoding="utf-8"))
+    check_schema(path, scores.get("schema"), "finetune")
+    return scores
 
 
 def outcome_of(recipe: Recipe, tasks: Sequence[TaskResult]) -> Outcome:
