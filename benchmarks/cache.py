@@ -50,10 +50,9 @@ from stillhouse.student.settings import StudentRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.tokenizer import load_tokenizer, text_encoder
-from stillhouse.training.allocator import keep_freed_memory
-from stillhouse.training.device import autocast, pick_precision
-from stillhouse.training.optimizer import make_optimizer
+from stillhouse.training.device import autocast, keep_freed_memory, pick_precision
 from stillhouse.training.settings import OptimizerRecipe
+from stillhouse.training.step import make_optimizer
 
 CPU = measure.CPU
 HELD_OUT = 0.05

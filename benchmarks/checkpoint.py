@@ -21,9 +21,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import measure
 from stillhouse.runs.manifest import Inputs
-from stillhouse.training.checkpoint import Checkpoints, Progress
-from stillhouse.training.optimizer import make_optimizer
-from stillhouse.training.settings import OptimizerRecipe
+from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.progress import Progress
+from stillhouse.training.settings import CheckpointRecipe, OptimizerRecipe
+from stillhouse.training.step import make_optimizer
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     waits, commits = [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         place = Path(folder) / "checkpoints"
-        checkpoints = Checkpoints(place, Inputs("bench", {}, {}), keep_last=2, say=print)
+        checkpoints = Checkpoints(place, Inputs("bench", {}, {}), CheckpointRecipe(), print)
         for number in range(1, options.repeats + 1):
             started = time.monotonic()
             checkpoints.save(model, optimizer, Progress(number))

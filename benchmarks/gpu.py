@@ -11,7 +11,7 @@ Reads nothing; writes a table, and with --output every raw number, after each ca
 where losses or gradients of the two are not equal, with 2 where there is no such device.
 
 Utilization is that of model FLOPs (MFU): FLOPs over the vendor's dense bfloat16
-peak. The roofline is that of `stillhouse.training.roofline`, from bfloat16 rates measured on this
+peak. The roofline is that of `stillhouse.training.cost`, from bfloat16 rates measured on this
 device. Memory is the highest that was allocated in a step, with the step's own models and
 optimizer; on the CPU it is not measured.
 """
@@ -46,9 +46,8 @@ from benchmarks.ours import (
     step_shape,
 )
 from stillhouse.section import Rows
-from stillhouse.training.cost import count_flops
+from stillhouse.training.cost import Roofline, count_flops, measure_roofline
 from stillhouse.training.device import Precision
-from stillhouse.training.roofline import Roofline, measure_roofline
 
 PAIRS = {
     "gpt2": Pair(GPT2Config, 16, 1024, ragged=False),

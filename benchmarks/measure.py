@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.machine import describe_machine, library_versions, processor_name, source_commit
-from stillhouse.training.roofline import seconds_of
+from stillhouse.training.cost import seconds_of
 
 CPU = torch.device("cpu")
 Step = Callable[[], None]

@@ -26,11 +26,10 @@ from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
-from stillhouse.training.allocator import keep_freed_memory
 from stillhouse.training.cost import StepShape, head_rows, read_rows
-from stillhouse.training.device import Precision, autocast, has_bf16
-from stillhouse.training.optimizer import learning_parameters, make_optimizer
+from stillhouse.training.device import Precision, autocast, has_bf16, keep_freed_memory
 from stillhouse.training.settings import OptimizerRecipe
+from stillhouse.training.step import learning_parameters, make_optimizer
 
 CPU = torch.device("cpu")
 

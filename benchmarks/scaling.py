@@ -33,12 +33,12 @@ from stillhouse.objectives.language_model import LanguageModelObjective
 from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import Batch
 from stillhouse.tokens.settings import TokensRecipe
-from stillhouse.training.cost import count_flops, planned_step
+from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.cost import count_flops, measure_roofline, planned_step
 from stillhouse.training.engine import train
-from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
+from stillhouse.training.job import TrainingJob, plan_batches
 from stillhouse.training.progress import QuietReporter
 from stillhouse.training.ranks import init_distributed
-from stillhouse.training.roofline import measure_roofline
 
 LENGTH = 256
 STEPS = 3  # of which the first warms up
@@ -95,8 +95,12 @@ def work(folder: Path, tokens_per_step: int) -> None:
             ),
             plan_batches(RandomSequences(), recipe, seed=0),
             recipe,
-            checkpoints_for(
-                folder / "checkpoints", Inputs("bench", {}, {}), recipe, reporter, ranks
+            Checkpoints(
+                folder / "checkpoints",
+                Inputs("bench", {}, {}),
+                recipe.checkpoint,
+                reporter.say,
+                ranks,
             ),
             folder / "metrics.jsonl",
             device,

@@ -43,9 +43,8 @@ from benchmarks.ours import (
 )
 from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.section import Rows
-from stillhouse.training.cost import count_flops
+from stillhouse.training.cost import DTYPES, Roofline, count_flops, measure_rates
 from stillhouse.training.device import Precision, pick_precision
-from stillhouse.training.roofline import DTYPES, Roofline, measure_rates
 
 ROWS: tuple[Rows, ...] = ("all", "predicted")
 

@@ -46,11 +46,10 @@ from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.batches import Batch, SequenceSource
 from stillhouse.tokens.packing import open_source
-from stillhouse.training.allocator import keep_freed_memory
-from stillhouse.training.device import pick_device
+from stillhouse.training.device import keep_freed_memory, pick_device
 from stillhouse.training.job import plan_batches
-from stillhouse.training.optimizer import learning_rate_factor, set_learning_rate
 from stillhouse.training.progress import ConsoleReporter
+from stillhouse.training.step import learning_rate_factor, set_learning_rate
 
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 

@@ -14,8 +14,6 @@ src/stillhouse/inference/engine/token_healing.py: stands
 src/stillhouse/inference/reference.py: begun
 src/stillhouse/machine.py: begun
 src/stillhouse/samples/teacher/README.md: made anew
-src/stillhouse/training/checkpoint.py: begun
-src/stillhouse/training/ranks.py: going on
 tests/export/test_llama_cpp.py: likeliest
 tests/faults/disk.py: stands
 tests/faults/files.py: made anew | stands
@@ -35,7 +33,6 @@ tests/student/test_plan.py: stands
 tests/test_machine.py: stands
 tests/test_rules.py: the processor
 tests/training/test_allocator.py: made anew
-tests/training/test_checkpoint.py: begun | is told
 tests/training/test_device.py: is told
 tests/training/test_divergence.py: floor (of speed)
 tests/training/test_engine.py: going on

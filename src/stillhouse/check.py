@@ -31,10 +31,9 @@ from stillhouse.stages.stage import stages_of
 from stillhouse.student.plan import StudentPlan
 from stillhouse.tokens.settings import TrainedTokenizer
 from stillhouse.tokens.tokenizer import load_tokenizer, open_tokenizer, tokenizer_path
-from stillhouse.training.cost import StepShape, forward_flops
+from stillhouse.training.cost import DTYPES, StepShape, forward_flops, matmul_rate
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import LONG_STEP_SECONDS
-from stillhouse.training.roofline import DTYPES, matmul_rate
 from stillhouse.wording import counted, duration
 
 if TYPE_CHECKING:

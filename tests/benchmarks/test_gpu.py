@@ -12,8 +12,7 @@ from benchmarks.gpu import Case, Result
 from benchmarks.ours import build_batch
 
 from benchmarks import gpu, measure
-from stillhouse.training.cost import StepCost
-from stillhouse.training.roofline import Rates, Roofline
+from stillhouse.training.cost import Rates, Roofline, StepCost
 
 CPU = torch.device("cpu")
 

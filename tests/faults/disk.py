@@ -16,7 +16,7 @@ import pytest
 import transformers.modeling_utils
 from safetensors import SafetensorError
 
-import stillhouse.training.parts
+import stillhouse.training.checkpoint
 
 
 class FailingDisk:
@@ -72,7 +72,7 @@ def failing_disk(
         _fail_on_open(patch, disk)
         _fail_on_fsync(patch, disk)
         for module, name in (
-            (stillhouse.training.parts, "save_file"),
+            (stillhouse.training.checkpoint, "save_file"),
             (transformers.modeling_utils, "safe_save_file"),
         ):
             _fail_half_way(patch, module, name, disk)

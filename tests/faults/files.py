@@ -28,9 +28,11 @@ from stillhouse.recipe_file import load_recipe
 from stillhouse.runs.manifest import commit_folder, read_manifest, verify
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import load_tokenizer
-from stillhouse.training.checkpoint import Checkpoints, Progress
+from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.engine import train
-from stillhouse.training.optimizer import make_optimizer
+from stillhouse.training.progress import Progress
+from stillhouse.training.settings import CheckpointRecipe
+from stillhouse.training.step import make_optimizer
 
 DISK_ERRORS = {errno.ENOSPC: 6, errno.EIO: 6, errno.EROFS: 5, errno.EACCES: 5}
 
@@ -471,7 +473,7 @@ def hostile_files(folder: Path) -> Iterator[Trial]:
                     shutil.copyfile(path, temporary / path.name)
         again = make_job(folder, micro_batch_tokens=6 * LENGTH)
         Checkpoints(
-            place, job.checkpoints.inputs, keep_last=2, say=lambda message: None
+            place, job.checkpoints.inputs, CheckpointRecipe(), lambda message: None
         ).load_newest(again.model, make_optimizer(again.model, again.recipe.optimizer))
 
     files = ("model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors")

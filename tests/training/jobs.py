@@ -18,9 +18,9 @@ from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.packing import CausalSequences
 from stillhouse.tokens.shards import TokenSplit
-from stillhouse.training.cost import StepCost
-from stillhouse.training.job import Objective, TrainingJob, checkpoints_for, plan_batches
-from stillhouse.training.roofline import Rates, Roofline
+from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.cost import Rates, Roofline, StepCost
+from stillhouse.training.job import Objective, TrainingJob, plan_batches
 from stillhouse.training.settings import PretrainingRecipe
 
 VOCABULARY, LENGTH = 40, 16
@@ -93,7 +93,9 @@ def make_job(
         ),
         plan_batches(source, recipe, seed=3),
         recipe,
-        checkpoints_for(folder / "checkpoints", Inputs("test", {}, {}), recipe, Silent()),
+        Checkpoints(
+            folder / "checkpoints", Inputs("test", {}, {}), recipe.checkpoint, Silent().say
+        ),
         folder / "metrics.jsonl",
         torch.device("cpu"),
         ROOFLINE,

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from stillhouse.training.allocator import keep_freed_memory
+from stillhouse.training.device import keep_freed_memory
 {call}
 def faults():
     for _ in range(4):

@@ -11,11 +11,11 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 
 from stillhouse.errors import ResourceError, RunError, TrainingError
 from stillhouse.runs.manifest import Inputs
-from stillhouse.training.checkpoint import Checkpoints, Progress
-from stillhouse.training.optimizer import make_optimizer
-from stillhouse.training.ranks import Ranks
-from stillhouse.training.settings import OptimizerRecipe
-from stillhouse.training.signals import StopRequest
+from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.progress import Progress
+from stillhouse.training.ranks import Ranks, StopRequest
+from stillhouse.training.settings import CheckpointRecipe, OptimizerRecipe
+from stillhouse.training.step import make_optimizer
 
 INPUTS = Inputs("distill student", {"temperature": 2.0}, {"tokens": "abc"}, 0)
 
@@ -40,7 +40,7 @@ def said():
 
 @pytest.fixture
 def checkpoints(tmp_path, said):
-    return Checkpoints(tmp_path / "student", INPUTS, keep_last=2, say=said.append)
+    return Checkpoints(tmp_path / "student", INPUTS, CheckpointRecipe(), said.append)
 
 
 def saved(checkpoints, *steps) -> None:
@@ -124,7 +124,7 @@ def test_another_recipe_is_refused_and_its_checkpoint_kept(checkpoints, said):
     """The message names what changed; the checkpoint stays for the recipe it belongs to."""
     saved(checkpoints, 1)
     changed = Inputs("distill student", {"temperature": 1.0}, {"tokens": "abc"}, 0)
-    other = Checkpoints(checkpoints.folder, changed, keep_last=2, say=said.append)
+    other = Checkpoints(checkpoints.folder, changed, CheckpointRecipe(), said.append)
     with pytest.raises(RunError, match=r"another recipe \(temperature: 2\.0 -> 1\.0\)"):
         other.load_newest(*make())
     assert checkpoints.load_newest(*make()) == Progress(1, 10, 0.5, 1)
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_another_model_is_damaged(checkpoints):
 
 def test_every_so_many_steps_one_is_kept(tmp_path, said):
     """`keep_every_steps` spares its multiples; the others go once two newer ones are there."""
-    kept = Checkpoints(tmp_path, INPUTS, keep_last=2, keep_every_steps=2, say=said.append)
+    kept = Checkpoints(tmp_path, INPUTS, CheckpointRecipe(keep_every_steps=2), said.append)
     saved(kept, 1, 2, 3, 4, 5)
     assert [path.name[-1] for path in kept.committed()] == ["2", "4", "5"]
 
@@ -182,7 +182,7 @@ def two_ranks(tmp_path, said, monkeypatch):
     monkeypatch.setattr("stillhouse.training.checkpoint.is_sharded", lambda model: True)
     store = HashStore()
     return [
-        Checkpoints(tmp_path, INPUTS, keep_last=2, say=said.append, ranks=Ranks(rank, 2, store))
+        Checkpoints(tmp_path, INPUTS, CheckpointRecipe(), said.append, ranks=Ranks(rank, 2, store))
         for rank in range(2)
     ]
 
@@ -220,10 +220,10 @@ def test_a_rank_whose_part_never_comes_is_not_waited_for(two_ranks, monkeypatch)
 
 
 def test_a_first_rank_that_gives_up_is_said_by_the_others(two_ranks):
-    """Its folder goes away under them: they are told so, and not of a file that is missing."""
+    """Its folder is removed under them: they report a lost rank, not a missing file."""
     first, second = two_ranks
     first.finish()  # the save before
     second.save(*make(), Progress(1))
-    second.ranks.count(f"{second.folder / 'step-00000001'} begun", 1)
+    second.ranks.count(f"{second.folder / 'step-00000001'} started", 1)
     with pytest.raises(TrainingError, match="Another rank was lost, or gave up"):
         second.wait()

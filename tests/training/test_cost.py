@@ -13,8 +13,8 @@ from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.training.cost import StepShape, count_flops, planned_step
 from stillhouse.training.device import Precision
-from stillhouse.training.optimizer import make_optimizer
 from stillhouse.training.settings import OptimizerRecipe, PretrainingRecipe
+from stillhouse.training.step import make_optimizer
 
 ROWS, LENGTH = 3, 12
 POSITIONS = ROWS * LENGTH

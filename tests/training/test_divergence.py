@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Iterable
 
-from stillhouse.training.divergence import PATIENCE_STEPS, LossTrend, loss_floor
+from stillhouse.training.progress import PATIENCE_STEPS, LossTrend, loss_floor
 
 
 def diverges_at(losses: Iterable[float], floor: float = 1.0) -> int | None:

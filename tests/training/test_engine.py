@@ -29,8 +29,8 @@ from stillhouse.families.registry import family_of
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.engine import train
 from stillhouse.training.job import TrainingJob, plan_batches
+from stillhouse.training.ranks import StopRequest
 from stillhouse.training.settings import PretrainingRecipe
-from stillhouse.training.signals import StopRequest
 
 
 class HalfLabeled:

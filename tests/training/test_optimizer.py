@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from stillhouse.training.optimizer import (
+from stillhouse.training.settings import OptimizerRecipe, ScheduleRecipe
+from stillhouse.training.step import (
     learning_parameters,
     learning_rate_factor,
     make_optimizer,
     set_learning_rate,
 )
-from stillhouse.training.settings import OptimizerRecipe, ScheduleRecipe
 
 
 def factors(name: str, warmup_fraction: float, num_steps: int) -> list[float]:

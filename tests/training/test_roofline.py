@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 
-from stillhouse.training.cost import StepCost
-from stillhouse.training.roofline import Rates, Roofline, measure_roofline
+from stillhouse.training.cost import Rates, Roofline, StepCost, measure_roofline
 
 CPU = torch.device("cpu")
 COST = StepCost(

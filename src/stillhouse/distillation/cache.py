@@ -54,8 +54,7 @@ from stillhouse.training.device import (
     pick_precision,
 )
 from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import Ranks
-from stillhouse.training.signals import StopRequest, stopped
+from stillhouse.training.ranks import Ranks, StopRequest, stopped
 
 TOKENS_PER_PART = 2**18
 CHECKED_ROWS, FEWEST_CHECKED_SEQUENCES = 1_000, 4

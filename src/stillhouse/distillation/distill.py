@@ -35,13 +35,13 @@ from stillhouse.tokens.batches import SequenceSource
 from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
 from stillhouse.tokens.tokenizer import open_tokenizer
-from stillhouse.training.cost import count_flops, planned_step
+from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.cost import Roofline, count_flops, measure_roofline, planned_step
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train_and_commit
-from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
+from stillhouse.training.job import TrainingJob, plan_batches
 from stillhouse.training.metrics import read_metrics
 from stillhouse.training.parallel import shard_teacher
-from stillhouse.training.roofline import Roofline, measure_roofline
 from stillhouse.training.settings import PretrainingRecipe, result_settings
 
 
@@ -106,11 +106,11 @@ class Distillation:
         folder."""
         self.context.verify(self.run.tokens, self.run.student_init)
         recipe, reporter = self.recipe.distillation, self.context.reporter
-        checkpoints = checkpoints_for(
+        checkpoints = Checkpoints(
             self.run.checkpoints(model),
             inputs,
-            recipe,
-            reporter,
+            recipe.checkpoint,
+            reporter.say,
             self.ranks,
             overwrite=self.context.overwrite,
         )

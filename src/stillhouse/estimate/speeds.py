@@ -39,15 +39,15 @@ from stillhouse.training.cost import (
     StepCost,
     StepShape,
     count_flops,
+    fastest_seconds,
     forward_flops,
     planned_step,
     sequences_per_step,
 )
 from stillhouse.training.device import autocast, pick_device, pick_precision
 from stillhouse.training.engine import enable_activation_checkpointing
-from stillhouse.training.optimizer import learning_parameters, make_optimizer
-from stillhouse.training.roofline import fastest_seconds
 from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
+from stillhouse.training.step import learning_parameters, make_optimizer
 
 MOST_FLOPS = 4e10  # of a timed call that trains: a fifth of a second on two cores
 MOST_FORWARD = MOST_FLOPS / 4  # which is in float32

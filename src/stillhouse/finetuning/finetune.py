@@ -52,11 +52,10 @@ from stillhouse.tasks.task import Task, predict
 from stillhouse.tasks.text_classification import positive_label
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.cost import StepCost, count_flops
+from stillhouse.training.cost import StepCost, count_flops, measure_roofline
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train_and_commit
-from stillhouse.training.job import TrainingJob, checkpoints_for
-from stillhouse.training.roofline import measure_roofline
+from stillhouse.training.job import TrainingJob
 from stillhouse.training.settings import result_settings
 from stillhouse.wording import counted, numbered_rows
 
@@ -171,11 +170,11 @@ class Finetuning:
         )
         batches = self._batches(name, model, tokenizer, objective)
         training = self.recipe.training
-        checkpoints = checkpoints_for(
+        checkpoints = Checkpoints(
             self.context.run.checkpoints(where),
             inputs,
-            training,
-            self.context.reporter,
+            training.checkpoint,
+            self.context.reporter.say,
             self.context.ranks,
             keep_steps=compared_steps(training, batches.num_steps),
             overwrite=self.context.overwrite,

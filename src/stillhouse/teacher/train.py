@@ -21,11 +21,11 @@ from stillhouse.stages.context import ModelRef, StageContext
 from stillhouse.teacher.settings import TeacherRecipe
 from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.tokenizer import num_ids, open_tokenizer, special_tokens
-from stillhouse.training.cost import count_flops, planned_step
+from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.cost import count_flops, measure_roofline, planned_step
 from stillhouse.training.device import pick_device
 from stillhouse.training.engine import train_and_commit
-from stillhouse.training.job import TrainingJob, checkpoints_for, plan_batches
-from stillhouse.training.roofline import measure_roofline
+from stillhouse.training.job import TrainingJob, plan_batches
 from stillhouse.training.settings import result_settings
 
 
@@ -60,11 +60,11 @@ def train_teacher(context: StageContext, start: ModelRef | None, inputs: Inputs)
     model = _random_model(recipe, tokenizer) if start is None else _start(recipe, start.folder)
     family = family_of(model.config)
     training = recipe.teacher.training
-    checkpoints = checkpoints_for(
+    checkpoints = Checkpoints(
         run.checkpoints("teacher"),
         inputs,
-        training,
-        context.reporter,
+        training.checkpoint,
+        context.reporter.say,
         ranks,
         overwrite=context.overwrite,
     )

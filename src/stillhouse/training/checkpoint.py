@@ -10,90 +10,103 @@ the order of the ranks (`model-00002-of-00004.safetensors`). Replicated weights 
 the first rank writes. A checkpoint of any number of shards can be resumed on any number of ranks.
 """
 
-import contextlib
+import itertools
 import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from stillhouse.errors import ResourceError, RunError, TrainingError
-from stillhouse.runs.atomic import explained_os_errors, temporary_path
+from stillhouse.runs.atomic import explained_os_errors, fsync_path, temporary_path
 from stillhouse.runs.manifest import Inputs, changed_settings, commit_folder, is_up_to_date, verify
 from stillhouse.training.device import is_out_of_memory
-from stillhouse.training.divergence import LossTrend
-from stillhouse.training.parts import (
-    ShardFiles,
-    State,
-    check_shapes,
-    is_sharded,
-    restore,
-    restore_weights,
-)
-from stillhouse.training.ranks import ALONE, Ranks
-from stillhouse.training.signals import NEVER, StopRequest
+from stillhouse.training.parallel import is_sharded
+from stillhouse.training.progress import LossTrend, Progress
+from stillhouse.training.ranks import ALONE, NEVER, Ranks, StopRequest
+from stillhouse.training.settings import CheckpointRecipe
 
 LONGEST_IDLE_SECONDS = 1200.0  # while the other rank writes no byte
 LONGEST_SHUTDOWN_SECONDS = 15.0  # the same after a signal, as when a rank is lost
+EVERY_ROW = slice(None)
+ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of each parameter that has had a gradient
 
 
 @dataclass(frozen=True)
-class Progress:
-    """The progress of a run, and what it needs to resume exactly.
+class State:
+    """A CPU copy of a training's tensors; of sharded ones this rank's rows."""
 
-    `micro_batch_sequences` is set where memory did not allow the planned number. `recent_norms` are
-    the gradient norms of the last steps, `trend` is the trend of the loss.
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer) -> "State":
+        parameters = dict(model.named_parameters())
+        return cls(
+            {name: _copied(parameter) for name, parameter in parameters.items()},
+            {
+                f"{name}/{key}": _copied(value)
+                for name, parameter in parameters.items()
+                for key, value in optimizer.state.get(parameter, {}).items()
+            },
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        tensors = itertools.chain(self.weights.values(), self.optimizer.values())
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """One rank's files of a checkpoint, shard `number` of `count`."""
+
+    number: int
+    count: int
+
+    def write(self, folder: Path, state: State) -> None:
+        """Write weights and optimizer state, each file under a temporary name until complete."""
+        for kind, tensors in (("model", state.weights), ("optimizer", state.optimizer)):
+            name = f"{kind}-{self.number + 1:05d}-of-{self.count:05d}"
+            unfinished = folder / f"{name}.unfinished"
+            save_file(dict(tensors), unfinished)
+            fsync_path(unfinished)  # here: another machine cannot flush what this one holds
+            unfinished.rename(folder / f"{name}.safetensors")
+
+    def all_are_written(self, folder: Path) -> bool:
+        return len(list(folder.glob("*.safetensors"))) == 2 * self.count
+
+
+@dataclass
+class Checkpoints:
+    """The committed states of one model's training, which resumes with the same `inputs` only.
+
+    Those of `keep_steps` are kept until the end. With `overwrite` existing ones are removed rather
+    than loaded.
     """
 
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    skipped_steps: int = 0
-    micro_batch_sequences: int | None = None
-    recent_norms: tuple[float, ...] = ()
-    trend: LossTrend = field(default_factory=LossTrend)
-
-    def facts(self) -> dict[str, int | float]:
-        """The facts of a finished training, for its manifest."""
-        return {
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "steps": self.step,
-            "skipped_steps": self.skipped_steps,
-        }
-
-
-class Checkpoints:
-    """The committed states of one model's training."""
-
-    def __init__(
-        self,
-        folder: Path,
-        inputs: Inputs,
-        *,
-        keep_last: int,
-        keep_every_steps: int | None = None,
-        keep_steps: Collection[int] = (),
-        say: Callable[[str], None],
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.folder = folder
-        self.inputs = inputs
-        self.keep_last = keep_last
-        self.keep_every_steps = keep_every_steps
-        self.keep_steps = frozenset(keep_steps)
-        self.say = say
-        self.ranks = ranks
-        self._saving: _Saving | None = None
-        self._newest = 0
-        self._first_process = os.getpid()
+    folder: Path
+    inputs: Inputs
+    settings: CheckpointRecipe
+    say: Callable[[str], None]
+    ranks: Ranks = ALONE
+    keep_steps: Collection[int] = ()
+    overwrite: bool = False
+    _saving: Future[None] | None = field(default=None, init=False)
+    _newest: int = field(default=0, init=False)
+    _first_process: int = field(default_factory=os.getpid, init=False)
 
     def committed(self) -> list[Path]:
         """Folders of committed checkpoints, oldest first."""
@@ -127,7 +140,7 @@ class Checkpoints:
         elif not self.ranks.is_first:
             return
         state = _state_of(model, optimizer, target)
-        self._saving = _Saving(lambda: self._write(target, part, state, progress, stop))
+        self._saving = _in_background(lambda: self._write(target, part, state, progress, stop))
 
     def wait(self) -> None:
         """Wait until this rank has finished writing; raises the error of a failed save."""
@@ -137,7 +150,7 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raise the error of a save that has failed already."""
-        if self._saving is not None and self._saving.has_failed:
+        if self._saving is not None and self._saving.done() and self._saving.exception():
             self.wait()
 
     def finish(self) -> None:
@@ -149,7 +162,7 @@ class Checkpoints:
     def abandon(self) -> None:
         """After a failed training, give a running save a moment to be committed."""
         if self._saving is not None:
-            self._saving.join(LONGEST_SHUTDOWN_SECONDS)
+            wait([self._saving], LONGEST_SHUTDOWN_SECONDS)
 
     def load_newest(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
         """Restore the newest intact checkpoint into model and optimizer; None without any.
@@ -157,6 +170,8 @@ class Checkpoints:
         Raises:
             RunError: the checkpoint was written under another recipe, or no checkpoint is intact.
         """
+        if self.overwrite:
+            self.clear()
         shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
         self._newest = self.ranks.on_rank0(lambda: self._newest_intact(shapes))
         self._first_process = self.ranks.on_rank0(os.getpid)
@@ -187,10 +202,10 @@ class Checkpoints:
     ) -> None:
         """Write this rank's shard. The first rank creates the folder, waits for the shards of all
         ranks, and commits them together (a two-phase commit)."""
-        begun, written = f"{target} begun", f"{target} written"
+        started, written = f"{target} started", f"{target} written"
         temporary = temporary_path(target, self._first_process)
         if part.number:
-            self._wait_until(lambda: self.ranks.count(begun), temporary, stop)
+            self._wait_until(lambda: self.ranks.count(started), temporary, stop)
             try:
                 with explained_os_errors(temporary):
                     part.write(temporary, state)
@@ -200,7 +215,7 @@ class Checkpoints:
             return
         _check_space(self.folder, part.count * state.size_bytes)
         with commit_folder(target, self.inputs) as temporary:
-            self.ranks.count(begun, 1)
+            self.ranks.count(started, 1)
             part.write(temporary, state)
             (temporary / "state.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
             others = part.count - 1
@@ -225,11 +240,11 @@ class Checkpoints:
             time.sleep(0.01)
 
     def _superseded(self) -> list[Path]:
-        every = self.keep_every_steps
+        every = self.settings.keep_every_steps
         steps = {path: int(path.name.removeprefix("step-")) for path in self.committed()}
         return [
             path
-            for path in list(steps)[: -self.keep_last]
+            for path in list(steps)[: -self.settings.keep_last]
             if (every is None or steps[path] % every) and steps[path] not in self.keep_steps
         ]
 
@@ -242,18 +257,19 @@ class Checkpoints:
         for path in reversed(found):
             try:
                 verify(path)
-                if not is_up_to_date(path, self.inputs):
-                    raise _ChangedError(self._changed_message(path))
-                check_shapes(path, shapes)
-                _read_progress(path)
-                return int(path.name.removeprefix("step-"))
-            except _ChangedError as error:
-                raise RunError(str(error)) from None
+                has_changed = not is_up_to_date(path, self.inputs)
+                if not has_changed:
+                    check_shapes(path, shapes)
+                    _read_progress(path)
             except (RunError, SafetensorError, ValueError, LookupError, TypeError) as error:
                 backup = path.with_name(f"damaged-{path.name}")
                 shutil.rmtree(backup, ignore_errors=True)
                 path.rename(backup)
                 self.say(f"Checkpoint {path} is damaged and was moved to {backup.name}: {error}")
+            else:
+                if has_changed:
+                    raise self._changed(path)
+                return int(path.name.removeprefix("step-"))
         if found or list(self.folder.glob("damaged-step-*")):
             raise RunError(
                 f"No checkpoint in {self.folder} is intact. To start over, remove that folder "
@@ -261,49 +277,28 @@ class Checkpoints:
             )
         return 0
 
-    def _changed_message(self, path: Path) -> str:
+    def _changed(self, path: Path) -> RunError:
         changes = "; ".join(changed_settings(path, self.inputs))
         stage = self.inputs.stage.partition(" ")[0]
-        return (
+        return RunError(
             f"{path} was written under another recipe ({changes}), so training cannot resume from "
-            "it. "
-            f"Restore the recipe, give another --run-dir, or restart this stage with "
+            f"it. Restore the recipe, give another --run-dir, or restart this stage with "
             f"--overwrite {stage}."
         )
 
 
-class _ChangedError(Exception):
-    """An intact checkpoint of another recipe."""
+def _in_background(work: Callable[[], None]) -> Future[None]:
+    """Run `work` in a daemon thread, which does not keep a failed process alive."""
+    future: Future[None] = Future()
 
-
-class _Saving:
-    """A save that runs in a thread, and its error."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work = work
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
+    def run() -> None:
         try:
-            self._work()
+            future.set_result(work())
         except BaseException as error:  # raised by `result`
-            self._error = error
-        finally:
-            del self._work  # and with it the copy of the state
+            future.set_exception(error)
 
-    @property
-    def has_failed(self) -> bool:
-        return self._error is not None
-
-    def join(self, seconds: float) -> None:
-        self._thread.join(seconds)
-
-    def result(self) -> None:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
 
 
 def _lost(temporary: Path) -> TrainingError:
@@ -315,11 +310,9 @@ def _lost(temporary: Path) -> TrainingError:
 
 def _size_of(folder: Path) -> int:
     """Bytes of the files in a folder, while other ranks write and rename them."""
-    size = 0
-    with contextlib.suppress(FileNotFoundError):
-        for path in folder.iterdir():
-            size += path.stat().st_size
-    return size
+    with suppress(FileNotFoundError):
+        return sum(path.stat().st_size for path in folder.iterdir())
+    return 0
 
 
 def _state_of(model: nn.Module, optimizer: torch.optim.Optimizer, target: Path) -> State:
@@ -359,3 +352,99 @@ def _read_progress(path: Path) -> Progress:
     if progress.step != int(path.name.removeprefix("step-")) or not progress.seconds >= 0:
         raise ValueError(f"{path}/state.json holds the state of another step")
     return progress
+
+
+def check_shapes(folder: Path, shapes: Mapping[str, list[int]]) -> None:
+    """Check that a checkpoint belongs to a model whose parameters have these shapes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    with _opened(folder, "model") as tensors:
+        if {name: tensors.shape(name) for name in tensors.names} != shapes:
+            raise ValueError(f"{folder} holds the parameters of another model")
+    with _opened(folder, "optimizer") as tensors:
+        keys: dict[str, set[str]] = {}
+        for name in tensors.names:
+            parameter, _, key = name.rpartition("/")
+            keys.setdefault(parameter, set()).add(key)
+            if tensors.shape(name) != ([] if key == "step" else shapes.get(parameter)):
+                raise ValueError(f"{folder} holds the optimizer's state of another model")
+        if not keys.keys() <= shapes.keys() or any(each != ADAMW_STATE for each in keys.values()):
+            raise ValueError(f"{folder} holds another optimizer's state")
+
+
+def restore_weights(folder: Path, model: nn.Module) -> None:
+    """Load a model's weights from a checkpoint that `check_shapes` accepts."""
+    with torch.no_grad(), _opened(folder, "model") as tensors:
+        for name, parameter in model.named_parameters():
+            tensors.copy_into(parameter, name)
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load a model and its optimizer from a checkpoint that `check_shapes` accepts."""
+    restore_weights(folder, model)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad(), _opened(folder, "optimizer") as tensors:
+        for full_name in tensors.names:
+            name, _, key = full_name.rpartition("/")
+            parameter = parameters[name]
+            if tensors.shape(full_name):
+                value = torch.empty_like(parameter, requires_grad=False)
+                tensors.copy_into(value, full_name)
+            else:
+                value = tensors.rows(full_name).to(parameter.device)
+            optimizer.state[parameter][key] = value
+
+
+@contextmanager
+def _opened(folder: Path, kind: str) -> Iterator["_Tensors"]:
+    """The tensors of one kind, `model` or `optimizer`."""
+    with ExitStack() as stack:
+        paths = sorted(folder.glob(f"{kind}-*.safetensors"))
+        yield _Tensors([stack.enter_context(safe_open(path, framework="pt")) for path in paths])
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """The tensors of one kind in a checkpoint, over all shards."""
+
+    _files: list[Any]
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._files[0].keys()
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of the whole tensor."""
+        shapes = [file.get_slice(name).get_shape() for file in self._files]
+        return [sum(shape[0] for shape in shapes), *shapes[0][1:]] if shapes[0] else []
+
+    def copy_into(self, target: Tensor, name: str) -> None:
+        """Fill a tensor, or this rank's rows of a sharded one."""
+        if not isinstance(target, DTensor):
+            target.copy_(self.rows(name))
+            return
+        mesh, local = target.device_mesh, target.to_local()
+        rows_of_a_rank = -(-target.shape[0] // mesh.size())
+        first = min(mesh.get_local_rank() * rows_of_a_rank, target.shape[0])
+        local.copy_(self.rows(name, slice(first, first + len(local))))
+
+    def rows(self, name: str, wanted: slice = EVERY_ROW) -> Tensor:
+        """Rows of the first axis, by default all; a scalar as it is."""
+        slices = [file.get_slice(name) for file in self._files]
+        if not slices[0].get_shape():
+            return self._files[0].get_tensor(name)
+        starts = [0, *itertools.accumulate(piece.get_shape()[0] for piece in slices)]
+        first, stop, _ = wanted.indices(starts[-1])
+        found = [
+            piece[max(first - start, 0) : min(stop, end) - start]
+            for piece, (start, end) in zip(slices, itertools.pairwise(starts), strict=True)
+            if start < stop and end > first
+        ]
+        return torch.cat(found or [slices[0][0:0]])
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.detach().to("cpu", copy=True).contiguous()

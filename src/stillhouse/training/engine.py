@@ -17,18 +17,19 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stillhouse.families.attention import explicit_attention_mask
-from stillhouse.training.allocator import keep_freed_memory
-from stillhouse.training.checkpoint import Progress
-from stillhouse.training.device import autocast, explained_memory_errors, pick_precision
+from stillhouse.training.device import (
+    autocast,
+    explained_memory_errors,
+    keep_freed_memory,
+    pick_precision,
+)
 from stillhouse.training.job import TrainingJob
 from stillhouse.training.metrics import MetricsLog
-from stillhouse.training.optimizer import make_optimizer
 from stillhouse.training.parallel import ModelWithLoss, gather_model, replicate, shard
-from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import finishing, lost_ranks_explained
+from stillhouse.training.progress import Progress, Reporter
+from stillhouse.training.ranks import NEVER, StopRequest, finishing, lost_ranks_explained, stopped
 from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
-from stillhouse.training.signals import NEVER, StopRequest, stopped
-from stillhouse.training.step import TrainStep, micro_batch_size
+from stillhouse.training.step import TrainStep, make_optimizer, micro_batch_size
 from stillhouse.wording import counted, duration
 
 LONG_STEP_SECONDS = 60.0

@@ -1,7 +1,7 @@
 """A training job: a model, its data and objective, its length, checkpoints and metrics."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import SequenceSource, StepBatches
-from stillhouse.training.checkpoint import Checkpoints, Progress
-from stillhouse.training.cost import sequences_per_step
+from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.cost import Roofline, sequences_per_step
 from stillhouse.training.device import micro_batch_sequences
-from stillhouse.training.progress import Reporter
+from stillhouse.training.progress import Progress
 from stillhouse.training.ranks import ALONE, Ranks
-from stillhouse.training.roofline import Roofline
 from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
 
 
@@ -91,29 +89,3 @@ def plan_batches(
     if num_steps is not None:
         num_samples = num_steps * per_step
     return StepBatches(source, seed=seed, sequences_per_step=per_step, num_samples=num_samples)
-
-
-def checkpoints_for(
-    folder: Path,
-    inputs: Inputs,
-    recipe: TrainingRecipe,
-    reporter: Reporter,
-    ranks: Ranks = ALONE,
-    *,
-    keep_steps: Collection[int] = (),
-    overwrite: bool = False,
-) -> Checkpoints:
-    """A job's checkpoints, which can be resumed with the same inputs only; those of `keep_steps`
-    are kept until the end. With `overwrite` existing ones are removed."""
-    checkpoints = Checkpoints(
-        folder,
-        inputs,
-        keep_last=recipe.checkpoint.keep_last,
-        keep_every_steps=recipe.checkpoint.keep_every_steps,
-        keep_steps=keep_steps,
-        say=reporter.say,
-        ranks=ranks,
-    )
-    if overwrite:
-        checkpoints.clear()
-    return checkpoints

@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from stillhouse.families.registry import family_of
 from stillhouse.tokens.batches import AnyBatch
-from stillhouse.training.parts import is_sharded
 from stillhouse.training.ranks import Ranks, lost_ranks_explained
 
 
@@ -113,6 +112,11 @@ def reshard(module: nn.Module) -> None:
     for each in module.modules():
         if isinstance(each, FSDPModule):
             each.reshard()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank holds a shard of the parameters."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole(value: Tensor) -> Tensor:

@@ -1,17 +1,34 @@
-"""Progress of training and measuring: a bar on a terminal, elsewhere a line from time to time."""
+"""How far a training is: its counts, the trend of its loss, and what is shown of them.
 
+Divergence is a loss that stays far above the best level reached. A level is the first loss, or the
+median of several consecutive losses, so that one lucky batch does not set it. Levels below one nat
+per term count as one nat, so that noise around a tiny loss is not taken for divergence; and the
+loss must stay there, so that a spike is not either.
+
+Progress is shown as a bar on a terminal, elsewhere as a line from time to time.
+"""
+
+import math
+import statistics
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
-from rich.progress import Progress, TextColumn
+from rich.progress import Progress as Bar
+from rich.progress import TextColumn
 from rich.table import Column
 
 from stillhouse.wording import duration
 
 SECONDS_BETWEEN_LINES = 10.0
 BAR_WIDTH = 20
+LEVEL_STEPS = 5
+PATIENCE_STEPS = 10
+FACTOR = 3.0
+FINAL_FACTOR = 30.0  # of a single batch after the last step, which is noisier
 
 
 @runtime_checkable
@@ -49,7 +66,7 @@ class ConsoleReporter:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._name = ""
         self._started = self._last_line = 0.0
         self._first = self._total = 0
@@ -63,7 +80,7 @@ class ConsoleReporter:
         if self.console.is_terminal:
             column = Column(no_wrap=True, overflow="ellipsis")
             line = TextColumn("{task.description}", markup=False, table_column=column)
-            self._bar = Progress(line, console=self.console)
+            self._bar = Bar(line, console=self.console)
             self._bar.start()
             self._bar.add_task(self._line(done, {}), total=total, completed=done)
 
@@ -129,3 +146,67 @@ def _terms(values: dict[str, int | float]) -> list[str]:
     if "tokens_per_second" in values:
         terms.insert(1, f"{values['tokens_per_second']:,.0f} tokens/s")
     return terms
+
+
+@dataclass(frozen=True)
+class LossTrend:
+    """The last losses of a training, the best level, and the number of consecutive steps whose loss
+    is far above it."""
+
+    recent: tuple[float, ...] = ()
+    best: float | None = None
+    steps_above: int = 0
+
+    def after(self, loss: float, floor: float) -> "LossTrend":
+        """The trend after one more step's loss; levels below `floor` count as `floor`."""
+        if not math.isfinite(loss):
+            return LossTrend(self.recent, self.best, self.steps_above + 1)
+        recent = (*self.recent, loss)[-LEVEL_STEPS:]
+        best = loss if self.best is None else self.best
+        if len(recent) == LEVEL_STEPS:
+            best = min(best, statistics.median(recent))
+        above = self.steps_above + 1 if self.is_far(loss, floor) else 0
+        return LossTrend(recent, best, above)
+
+    def is_far(self, loss: float, floor: float, factor: float = FACTOR) -> bool:
+        """Whether a loss is far above the best level, or not finite."""
+        if not math.isfinite(loss):
+            return True
+        return self.best is not None and loss > factor * max(self.best, floor)
+
+    def has_diverged(self, *, is_last: bool) -> bool:
+        """Whether the loss has been far above for long enough, or until the end of a training
+        that is too short for that."""
+        most = PATIENCE_STEPS if not is_last else min(PATIENCE_STEPS, 3)
+        return self.steps_above >= most
+
+
+def loss_floor(weights: Mapping[str, float]) -> float:
+    """One nat per term."""
+    return sum(weights.values())
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a run, and what it needs to resume exactly.
+
+    `micro_batch_sequences` is set where memory did not allow the planned number. `recent_norms` are
+    the gradient norms of the last steps, `trend` is the trend of the loss.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped_steps: int = 0
+    micro_batch_sequences: int | None = None
+    recent_norms: tuple[float, ...] = ()
+    trend: LossTrend = field(default_factory=LossTrend)
+
+    def facts(self) -> dict[str, int | float]:
+        """The facts of a finished training, for its manifest."""
+        return {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "steps": self.step,
+            "skipped_steps": self.skipped_steps,
+        }

@@ -1,8 +1,10 @@
-"""The ranks of a distributed run, and how they communicate.
+"""The ranks of a distributed run, how they communicate, and how a signal stops them.
 
 `torchrun` starts them; each runs the same command. Only the first one writes shared files, and the
 others wait for it by polling the launcher's store, so that no timeout of a collective applies while
 text is prepared for hours. In a single process everything here does nothing.
+
+SIGINT and SIGTERM set a flag that training reads between micro-batches.
 
 Nothing that is sent is ever unpickled: tensors go through collectives, numbers through the store.
 """
@@ -11,11 +13,14 @@ import contextlib
 import json
 import math
 import os
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -24,10 +29,9 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from stillhouse.errors import ResourceError, RunError, StillhouseError, TrainingError
+from stillhouse.errors import ResourceError, RunError, StillhouseError, Stopped, TrainingError
 from stillhouse.runs.atomic import explained_os_errors
 from stillhouse.training.device import pick_device
-from stillhouse.training.signals import StopRequest, stopped
 
 SECONDS_BETWEEN_QUESTIONS = 0.02
 LONGEST_COLLECTIVE = timedelta(minutes=30)  # compiling included; saving is waited for elsewhere
@@ -35,6 +39,40 @@ LONGEST_LEAVING_SECONDS = 5.0
 LAUNCHERS_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 Result = TypeVar("Result", int, str, None)
 LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out")
+
+
+class StopRequest:
+    """Within, the first SIGINT or SIGTERM is recorded; a second SIGINT interrupts immediately."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number
+
+
+def stopped(number: int, committed: str) -> Stopped:
+    """The error that ends a command after a signal; `committed` says what is kept."""
+    by = "Interrupted (Ctrl-C)" if number == signal.SIGINT else "Stopped by SIGTERM"
+    if number not in (signal.SIGINT, signal.SIGTERM):
+        by = f"Stopped by signal {number}"
+    return Stopped(f"{by}. {committed} Run the same command again to resume.", number)
+
+
+NEVER = StopRequest()  # receives no signal
 
 
 class Ranks:
@@ -257,7 +295,7 @@ def lost_ranks_explained() -> Iterator[None]:
         ):
             raise
         raise TrainingError(
-            "Another rank was lost, so this one cannot go on alone "
+            "Another rank was lost, so this one cannot continue alone "
             f"({text.partition(chr(10))[0]:.200}). Every committed checkpoint is kept; with "
             "`torchrun --max-restarts N` training begins again from the newest."
         ) from error

@@ -10,7 +10,7 @@ them, and its partial gradients are dropped.
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stillhouse.errors import ResourceError, TrainingError
 from stillhouse.tokens.batches import AnyBatch, sample_key
-from stillhouse.training.checkpoint import Progress
 from stillhouse.training.device import (
     Precision,
     autocast,
@@ -30,18 +29,11 @@ from stillhouse.training.device import (
     out_of_memory,
     seed_generators,
 )
-from stillhouse.training.divergence import FINAL_FACTOR, loss_floor
 from stillhouse.training.job import TrainingJob
-from stillhouse.training.optimizer import (
-    learning_parameters,
-    learning_rate_factor,
-    set_learning_rate,
-)
-from stillhouse.training.parallel import communicating, reshard, whole
-from stillhouse.training.parts import is_sharded
-from stillhouse.training.progress import Reporter
-from stillhouse.training.ranks import lost_ranks_explained
-from stillhouse.training.signals import StopRequest
+from stillhouse.training.parallel import communicating, is_sharded, reshard, whole
+from stillhouse.training.progress import FINAL_FACTOR, Progress, Reporter, loss_floor
+from stillhouse.training.ranks import StopRequest, lost_ranks_explained
+from stillhouse.training.settings import OptimizerRecipe, ScheduleRecipe
 
 TERM_NORMS_EVERY_STEPS = 50
 SKIPPED_STEPS_IN_A_ROW = 5
@@ -365,3 +357,44 @@ def skip_reason(
     if grad_norm <= SPIKE * usual or not usual:
         return None
     return f"the gradient's norm is {grad_norm:.3g}, {grad_norm / usual:.0f} times the usual"
+
+
+def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; biases and norms (one axis) have no weight decay."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        eps=recipe.eps,
+        fused=True,
+    )
+
+
+def learning_rate_factor(schedule: ScheduleRecipe, step: int, num_steps: int) -> float:
+    """The factor of the learning rate at `step` (counted from 0) of `num_steps`.
+
+    It rises linearly over the warm-up, and falls linearly, or along half a cosine, to zero at the
+    end. The warm-up lasts ceil(warmup_fraction * num_steps) steps, as in 2019.
+    """
+    warmup = math.ceil(schedule.warmup_fraction * num_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule.name == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, num_steps - warmup)
+    return 1 - done if schedule.name == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def learning_parameters(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
+    """The parameters of the optimizer."""
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -15,16 +15,14 @@ from transformers import PreTrainedModel
 
 from stillhouse.runs.manifest import Inputs
 from stillhouse.tokens.batches import AnyBatch, AnySource, StepBatches
-from stillhouse.training.checkpoint import Progress
-from stillhouse.training.cost import StepCost
-from stillhouse.training.job import Objective, TrainingJob, checkpoints_for
-from stillhouse.training.optimizer import make_optimizer
+from stillhouse.training.checkpoint import Checkpoints
+from stillhouse.training.cost import Rates, Roofline, StepCost
+from stillhouse.training.job import Objective, TrainingJob
 from stillhouse.training.parallel import ModelWithLoss
-from stillhouse.training.progress import QuietReporter
-from stillhouse.training.roofline import Rates, Roofline
+from stillhouse.training.progress import Progress, QuietReporter
+from stillhouse.training.ranks import NEVER
 from stillhouse.training.settings import TrainingRecipe
-from stillhouse.training.signals import NEVER
-from stillhouse.training.step import TrainStep
+from stillhouse.training.step import TrainStep, make_optimizer
 
 EXACT = 1e-4  # relative: float32 against float64, or sums in another order
 ZERO = 1e-5  # a row: rounding alone
@@ -140,7 +138,7 @@ def gradient_of(
             objective,
             batches,
             recipe,
-            checkpoints_for(Path(temporary), inputs, recipe, reporter),
+            Checkpoints(Path(temporary), inputs, recipe.checkpoint, reporter.say),
             Path(temporary) / "metrics.jsonl",
             model.device,
             UNMEASURED,
