@@ -306,7 +306,6 @@ def test_damaged_evaluation_is_an_error(make_run, losses, content):
 
 def test_evaluation_of_another_schema_is_an_error(make_run, losses):
     run = make_run(losses, schema=1)
-    with pytest.raises(
-        RunError, match=r"has schema 1; .* needs schema 2.*run `stillhouse evaluate`"
-    ):
+    message = r"has schema 1; .* needs schema 2.*Move it away, then run `stillhouse evaluate`"
+    with pytest.raises(RunError, match=message):
         write_report(make_recipe(), run, [run])
