@@ -16,7 +16,7 @@ from transformers import BertForMaskedLM
 
 from stillhouse.errors import ModelError
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 

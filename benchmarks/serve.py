@@ -46,7 +46,7 @@ from benchmarks.generate import (
     ratio,
 )
 from stillhouse.inference.quantization import Precision, has_int8
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 PORT = 8731

@@ -9,7 +9,7 @@ from tests.tiny_models import make_config
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.families.registry import family_named
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.models.task_models import TaskHead
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import stillhouse
 from stillhouse.__main__ import _run
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 # For each command, what its help must say that it reads and writes.
@@ -243,12 +243,17 @@ def test_the_short_option_for_help_works(capsys, monkeypatch, arguments):
     [("tpu", "it is auto, cpu or cuda"), ("cuda", "PyTorch finds no CUDA device here")],
 )
 def test_a_device_that_is_not_here_is_refused(capsys, monkeypatch, tmp_path, device, message):
-    """By check and run, with exit code 2, before anything is written."""
+    """With exit code 2, before anything is written."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for command in ("check", "run"):
+    for command in (
+        ("check", "quickstart"),
+        ("run", "quickstart"),
+        ("generate", "sample", "--prompt", "The sea"),
+        ("features", "sample", "--text", "The sea", "--output", "states.npy"),
+    ):
         monkeypatch.setenv("STILLHOUSE_DEVICE", "auto")
         monkeypatch.chdir(tmp_path)
-        code, out, err = call(capsys, monkeypatch, command, "quickstart", "--device", device)
+        code, out, err = call(capsys, monkeypatch, *command, "--device", device)
         assert (code, out) == (2, "")
         assert message in err
     assert not list(tmp_path.iterdir())

@@ -54,7 +54,7 @@ def test_cores_are_short_when_there_are_fewer_than_threads(
 
 @needs_tasks
 def test_sleeping_follows_the_load(two_threads, monkeypatch):
-    """Idle pools stand while other work does, whenever it begins, and go with it."""
+    """Idle pools exist while other work runs, whenever it starts, and end with it."""
     load = [0.0]
 
     def measured(ended, seconds):

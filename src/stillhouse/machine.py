@@ -120,17 +120,17 @@ def openmp_threads_sleep() -> Iterator[None]:
 
     threads = torch.get_num_threads()
     num_pools = 0 if threads == 1 else max(0, num_cores() - threads) // (threads - 1) + 1
-    ended, begun = threading.Event(), threading.Barrier(num_pools + 1)
+    ended, ready = threading.Event(), threading.Barrier(num_pools + 1)
 
     def hold_pool() -> None:
         torch.zeros(POOL_ELEMENTS).add_(1)  # the first parallel region makes the pool
-        begun.wait()
+        ready.wait()
         ended.wait()
 
     holders = [threading.Thread(target=hold_pool, daemon=True) for _ in range(num_pools)]
     for each in holders:
         each.start()
-    begun.wait()
+    ready.wait()
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 from stillhouse.__main__ import _run
 from stillhouse.evaluation.compare import SAMPLE_FRACTION
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.recipe_file import load_recipe
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 

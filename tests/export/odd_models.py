@@ -14,8 +14,7 @@ import stillhouse
 from stillhouse.export.check import Check
 from stillhouse.export.exported import plain, vocabulary_of
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 Change = Callable[[Any, PreTrainedTokenizerFast], None]

@@ -22,8 +22,7 @@ from stillhouse.__main__ import _run
 from stillhouse.errors import ModelError
 from stillhouse.export.export import export_model
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 MASKED: Any = "MaskedLM"  # no head of a task

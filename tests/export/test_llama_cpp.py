@@ -18,7 +18,7 @@ from stillhouse.export.export import export_model
 from stillhouse.export.llama_cpp import LlamaCpp
 from stillhouse.inference.engine.kv_cache import Chunk
 from stillhouse.inference.loaded import LoadedModel
-from stillhouse.inference.quantization_check import blocks_of
+from stillhouse.inference.quantization import blocks_of
 
 pytestmark = [
     pytest.mark.e2e,
@@ -47,7 +47,7 @@ def own_logits(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
 
 
 def own_greedy(loaded: LoadedModel, prompt: list[int], number: int) -> tuple[list[int], np.ndarray]:
-    """The likeliest tokens and their log-probabilities; those that end a text are not drawn."""
+    """The most likely tokens and their log-probabilities; those that end a text are not drawn."""
     ids, found = list(prompt), []
     for _ in range(number):
         logits = own_logits(loaded, ids)[-1]
@@ -152,7 +152,7 @@ def test_llama_cpp_keeps_added_tokens_whole(tmp_path, odd_folder):
 
 
 def test_padding_of_the_vocabulary_is_not_in_the_file(tmp_path, odd_folder):
-    """Here it is as likely as the likeliest token, and takes part in no probability."""
+    """Here it is as likely as the most likely token, and takes part in no probability."""
     model = odd_folder("padded")
     loaded = stillhouse.load(model)
     export_model(str(model), "gguf", tmp_path / "out")

@@ -21,8 +21,7 @@ from stillhouse.export.to_onnx import ONNX
 from stillhouse.families.registry import family_named
 from stillhouse.inference.engine.kv_cache import Chunk, SlottedModel
 from stillhouse.models.folder_check import load_config
-from stillhouse.models.load import count_parameters, empty_model, load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import count_parameters, empty_model, load_model, save_model
 from stillhouse.objectives.language_model import LanguageModelObjective
 from stillhouse.objectives.relation import plan_relation
 from stillhouse.objectives.settings import RelationRecipe

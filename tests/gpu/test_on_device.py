@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tests.objectives.test_fused import PLAIN, TEMPERATURE, terms_of
-from tests.pipeline.tiny_run import TinyRun, write_recipe
+from tests.pipeline.tiny_run import TinyRun, call, write_recipe
 from tests.tiny_models import is_causal
 from tests.training.jobs import Silent, make_job
 from torch import Tensor
@@ -22,12 +22,15 @@ from transformers import PreTrainedModel
 
 import stillhouse
 from stillhouse.families.registry import FAMILIES, family_of
+from stillhouse.inference.engine.worker import Worker
 from stillhouse.objectives.fused import LOGIT_TERMS, Projection, fused_losses
 from stillhouse.objectives.language_model import (
     LanguageModelObjective,
     Teacher,
     language_modeling_loss,
 )
+from stillhouse.serving.config import ServerConfig
+from stillhouse.serving.server import load_models
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.device import autocast
 from stillhouse.training.engine import train
@@ -82,7 +85,7 @@ def test_logits_and_gradients_equal_float64(
         found = loss_and_gradients(model, batch.to(device))
     assert set(found) == set(expected)
     tolerance = 1e-4 if precision == "fp32" else BF16_TOLERANCE
-    # The gradient of a key's bias is zero but for rounding: nothing to compare with.
+    # The gradient of a key's bias is zero up to rounding: nothing to compare with.
     compared = [key for key in expected if expected[key].norm() > 1e-9]
     far = {key: distance(found[key], expected[key]) for key in compared}
     assert max(far.values()) < tolerance, far
@@ -193,3 +196,32 @@ def test_embeddings_equal_the_cpu_s(device: torch.device) -> None:
     found = stillhouse.load("minilm", device=device).embed(texts)
     expected = stillhouse.load("minilm").embed(texts)
     assert distance(torch.from_numpy(found), torch.from_numpy(expected)) < 1e-4
+
+
+def test_the_command_generates_on_the_device(device: torch.device) -> None:
+    """With `--device`: the text that the CPU generates, and on a GPU its memory is used."""
+    arguments = ("generate", "sample", "--prompt", "The sea", "--seed", 3, "--offline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STILLHOUSE_DEVICE", "auto")
+        expected = call(*arguments, "--device", "cpu")
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.max_memory_allocated()
+        found = call(*arguments, "--device", device.type)
+    assert (found.code, found.out) == (expected.code, expected.out) == (0, found.out)
+    assert (torch.cuda.max_memory_allocated() > before) == (device.type == "cuda")
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_a_server_loads_its_models_on_the_device(
+    precision: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Generation and embeddings; on a GPU in float32."""
+    monkeypatch.setenv("STILLHOUSE_DEVICE", device.type)
+    worker = Worker()
+    config = ServerConfig(("sample", "minilm"), precision=precision, offline=True)
+    models = load_models(config, worker)
+    worker.close()
+    assert [each.loaded.model.device.type for each in models] == [device.type] * 2
+    if device.type == "cuda":
+        assert [each.precision for each in models] == ["fp32"] * 2

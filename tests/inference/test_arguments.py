@@ -8,7 +8,7 @@ import torch
 
 import stillhouse
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import (
     ClassificationTask,

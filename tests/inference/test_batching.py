@@ -130,7 +130,7 @@ def test_a_long_prompt_is_read_in_pieces_and_holds_nobody_up(make_batcher):
 
 def test_log_probabilities_are_the_model_s_own(make_batcher):
     """Those of the prompt and of new tokens equal a plain forward pass, whatever the settings; the
-    chosen token's is the same number among the likeliest; the first of all has none."""
+    chosen token's is the same number among the most likely; the first of all has none."""
     batcher = make_batcher(positions=2 * PREFILL_TOKENS)
     ids = prompt(5, PREFILL_TOKENS + 9)  # in two pieces
     settings = Generation(max_new_tokens=3, top_k=2, temperature=0.5, seed=1)

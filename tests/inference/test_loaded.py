@@ -16,11 +16,10 @@ from transformers import (
 
 import stillhouse
 from stillhouse.errors import DataError, ModelError, RecipeError
-from stillhouse.inference.features import check_target, save_features
+from stillhouse.inference.predict import check_target, save_features
 from stillhouse.models import folder_check
 from stillhouse.models import load as loading
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 TEXT = "The still turns what is thin into what is strong, drop by drop, and then once more. "
@@ -73,7 +72,7 @@ def test_the_seed_determines_the_text(causal):
 
 
 def test_greedy_text_equals_transformers(causal, causal_folder):
-    """The likeliest token at each step, as the plain library takes it."""
+    """The most likely token at each step, as the plain library takes it."""
     tokenizer = AutoTokenizer.from_pretrained(causal_folder)
     model = GPT2LMHeadModel.from_pretrained(causal_folder)
     inputs = tokenizer("The still turns", return_tensors="pt")
@@ -98,7 +97,7 @@ def test_num_return_sequences_texts_are_returned(causal):
 
 
 def test_an_empty_prompt_starts_a_document(causal):
-    """End-of-text stands before every document, so it begins one."""
+    """End-of-text precedes every document, so it begins one."""
     (text,) = causal.generate("", greedy=True, max_new_tokens=5)
     assert text
 
@@ -186,7 +185,7 @@ def test_existing_files_are_not_overwritten(tmp_path):
 
 
 def test_fill_mask_equals_transformers(masked, masked_folder):
-    """Tokens and probabilities equal those of the plain library, the likeliest first."""
+    """Tokens and probabilities equal those of the plain library, the most likely first."""
     tokenizer = AutoTokenizer.from_pretrained(masked_folder)
     model = AutoModelForMaskedLM.from_pretrained(masked_folder)
     text = "what is [MASK] into"

@@ -14,7 +14,7 @@ from stillhouse.inference.engine.batcher import Ended, NewToken, PrefillDone, Re
 from stillhouse.inference.engine.speculative import DraftedText
 from stillhouse.inference.generation import Generation
 from stillhouse.inference.masked_lm import MaskedLM
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 TEXT = "The still turns what is thin into what is strong, drop by drop, and then once more. "

@@ -1,4 +1,4 @@
-"""A model in less precision: near the original, and the same for a row whatever is beside it."""
+"""A model in a lower precision: near the original, and the same for a row whatever is beside it."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""`predict`: line n of the output is for row n of the input, whatever stands there."""
+"""`predict`: line n of the output is for row n of the input, whatever the row holds."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from pyarrow import parquet
 from tests.pipeline.tiny_run import call, refused
 
 from stillhouse.__main__ import _run
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.models.task_models import load_task_model
 from stillhouse.runs.manifest import Inputs, commit_folder
 from stillhouse.section import recipe_part
@@ -127,7 +127,7 @@ def test_a_file_of_blank_texts_alone(predict, folder_for, recipe, labels, family
     ],
 )
 def test_each_task_gives_objects_with_the_text(predict, folder_for, recipe, labels, row, keys):
-    """Lists stand under a name, so that the text can stand beside them."""
+    """Lists have a name, so that the text can be beside them."""
     settings = [
         "--set",
         "max_length=64",

@@ -15,11 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import stillhouse
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.inference import quantization as precision
-from stillhouse.inference.quantization import Int8Linear, has_int8
-from stillhouse.inference.quantization_check import load_at_precision
+from stillhouse.inference.quantization import Int8Linear, has_int8, load_at_precision
 from stillhouse.kernels import FLOAT32, Kernel
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="int8 is not exact on this machine")
@@ -146,6 +145,19 @@ def test_bf16_by_name_is_used():
 def test_an_unknown_precision_names_the_choices():
     with pytest.raises(RecipeError, match="precision is fp8; choose from auto, fp32, bf16, int8"):
         load_at_precision("sample", "fp8", offline=True)
+
+
+@pytest.mark.parametrize("wanted", ["bf16", "int8"])
+def test_a_lower_precision_is_refused_on_a_gpu(wanted):
+    """Its speed and quality are measured on the CPU. (The meta device stands for a GPU.)"""
+    with pytest.raises(RecipeError, match=f"--precision {wanted} is for CPUs.*--device cpu"):
+        load_at_precision("sample", wanted, offline=True, device=torch.device("meta"))
+
+
+def test_auto_is_float32_on_a_gpu():
+    found = load_at_precision("sample", "auto", offline=True, device=torch.device("meta"))
+    assert str(found) == "fp32 (lower precisions are for CPUs)"
+    assert found.model.model.device.type == "meta"
 
 
 @pytest.mark.parametrize("wanted", ["bf16", pytest.param("int8", marks=needs_int8)])

@@ -70,7 +70,7 @@ def test_what_may_follow_is_what_transformers_leaves(changes):
         assert found.probabilities.sum().item() == pytest.approx(1)
 
 
-def test_greedy_takes_the_likeliest():
+def test_greedy_takes_the_most_likely():
     """And a repetition penalty counts there too."""
     logits = torch.tensor([1.0, 3.0, 2.5])
     assert next_token(logits, Generation(greedy=True), [1], (0, 0, 0)) == 1
@@ -143,7 +143,7 @@ def test_settings_that_cannot_be_right_are_named(setting, message):
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 4e-237])
 @pytest.mark.parametrize("others", [{}, {"top_k": 5}, {"top_p": 0.2}, {"typical_p": 0.5}])
-def test_the_least_temperature_leaves_the_likeliest(temperature, others):
+def test_the_least_temperature_leaves_the_most_likely(temperature, others):
     """However little it is: no number overflows."""
     logits = 30 * random_logits(0)
     found = candidates(logits, Generation(temperature=temperature, **others), [])

@@ -6,7 +6,7 @@ import pytest
 
 import stillhouse
 from stillhouse.inference.engine.batcher import Ended, NewToken, Request
-from stillhouse.inference.engine.token_healing import TokenHealer
+from stillhouse.inference.engine.text_stream import TokenHealer
 from stillhouse.inference.generation import Generation
 
 

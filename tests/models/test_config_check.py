@@ -13,8 +13,7 @@ import stillhouse
 from stillhouse.errors import ModelError
 from stillhouse.families.registry import FAMILIES
 from stillhouse.models.folder_check import check_folder
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.tokens.batches import Batch
 
 

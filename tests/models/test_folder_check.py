@@ -16,8 +16,7 @@ from stillhouse.errors import DataError, ModelError
 from stillhouse.families.registry import FAMILIES
 from stillhouse.models.folder_check import check_folder, load_model_tokenizer, result_files
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.stages.context import folder_fingerprint
 from stillhouse.tokens.tokenizer import save_tokenizer
 
@@ -70,7 +69,7 @@ def test_a_masked_model_without_its_head_is_refused_alike(folder_of, family):
 
 
 def test_a_pickled_checkpoint_is_converted_by_the_lines_that_are_named(folder_of):
-    """The message's code runs as it stands, and its folder is the same model."""
+    """The message's code runs unchanged, and its folder is the same model."""
     folder = folder_of("bert")
     before = load_model(folder)[1].state_dict()
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")

@@ -13,8 +13,7 @@ from stillhouse.errors import ModelError, NetworkError
 from stillhouse.families.registry import FAMILIES, family_named, family_of
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 
 WEIGHTS = "model.safetensors"
 every_family = pytest.mark.parametrize("name", FAMILIES)

@@ -14,8 +14,7 @@ import stillhouse
 from stillhouse.errors import ModelError
 from stillhouse.inference.reference import greedy_tokens
 from stillhouse.models.folder_check import load_config
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.models.special_ids import (
     end_token_ids,
     padding_id,
@@ -92,7 +91,7 @@ def test_sampling_defaults_of_a_teacher_are_kept(folder, tmp_path, tiny_tokenize
 
 
 def test_generation_defaults_of_a_folder_do_not_change_what_was_asked_for(folder):
-    """Greedy text is the likeliest, whatever penalties `generation_config.json` holds."""
+    """Greedy text is the most likely, whatever penalties `generation_config.json` holds."""
     plain = greedy_tokens(load_model(folder)[1], [7, 8], 12)
     set_end_tokens(folder, 0, {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1})
     model = load_model(folder)[1]

@@ -1,4 +1,4 @@
-"""What is wrong with the files of weights is told by the file, before anything is loaded."""
+"""Errors in weight files are reported by file, before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 import stillhouse
 from stillhouse.errors import ModelError
 from stillhouse.models.folder_check import check_folder, load_config
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 
 from stillhouse.evaluation.perplexity import row_logits, sequence_losses
 from stillhouse.families.registry import FAMILIES, family_of
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.tokens.batches import Batch

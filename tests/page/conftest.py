@@ -9,8 +9,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.serving.conftest import Server, start, stop
 
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
 CHROMIUM = shutil.which("chromium")

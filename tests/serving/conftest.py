@@ -22,8 +22,7 @@ from tests.tiny_models import make_config
 from transformers import AutoModelForMaskedLM
 
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.serving.config import ServerConfig
 from stillhouse.serving.server import create_app, load_models
 from stillhouse.tokens.tokenizer import load_tokenizer

@@ -7,7 +7,7 @@ from tests.tiny_models import make_config
 from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import RecipeError
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.serving.config import ServerConfig
 from stillhouse.serving.server import create_app
 from stillhouse.tokens.tokenizer_training import train_tokenizer

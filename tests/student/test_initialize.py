@@ -7,8 +7,7 @@ from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
 from stillhouse.families.registry import FAMILIES, family_of
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.student.initialize import random_student, student_from_folder, student_from_teacher
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.student.settings import StudentRecipe

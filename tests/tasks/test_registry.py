@@ -8,7 +8,7 @@ import torch
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families.registry import FAMILIES
 from stillhouse.models.folder_check import load_config
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.models.task_models import load_task_model, task_model_with_num_layers
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks.embeddings import write_modules

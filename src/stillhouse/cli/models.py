@@ -217,9 +217,10 @@ def generate(
 
 
 def _load(name: str, precision: str, *, offline: bool) -> Any:
-    from stillhouse.inference.quantization_check import load_at_precision
+    from stillhouse.inference.quantization import load_at_precision
+    from stillhouse.training.device import pick_device
 
-    found = load_at_precision(name, precision, offline=offline)
+    found = load_at_precision(name, precision, offline=offline, device=pick_device())
     if precision != "fp32":
         typer.echo(f"{name}: precision: {found}", err=True)
     return found.model
@@ -261,10 +262,11 @@ def features(
 
     One row per token, float32.
     """
-    from stillhouse.inference.features import check_target, save_features
     from stillhouse.inference.load import load
+    from stillhouse.inference.predict import check_target, save_features
+    from stillhouse.training.device import pick_device
 
     check_target(output)
-    states = load(model, offline=offline).features(text)
+    states = load(model, offline=offline, device=pick_device()).features(text)
     save_features(states, output)
     print(f"{output}: {counted(states.shape[0], 'token')} x {states.shape[1]}")

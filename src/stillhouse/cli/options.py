@@ -77,7 +77,8 @@ Device = Annotated[
         metavar="DEVICE",
         envvar="STILLHOUSE_DEVICE",
         callback=_set_device,
-        help="auto, cpu or cuda; by default a GPU where there is one.",
+        help="auto, cpu or cuda; by default a GPU where there is one. Training, evaluation, "
+        "predictions and text generation run on it (generation in fp32).",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

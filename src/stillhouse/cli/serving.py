@@ -4,7 +4,16 @@ from typing import Annotated, Any
 
 import typer
 
-from stillhouse.cli.options import ApiKey, Host, Insecure, Models, Offline, Port, PrecisionName
+from stillhouse.cli.options import (
+    ApiKey,
+    Device,
+    Host,
+    Insecure,
+    Models,
+    Offline,
+    Port,
+    PrecisionName,
+)
 
 
 def serve(
@@ -33,6 +42,7 @@ def serve(
         int | None, typer.Option(min=1, help="Maximum number of replicas as the load grows.")
     ] = None,
     offline: Offline = False,
+    device: Device = None,
 ) -> None:
     """Serve models over HTTP, with the APIs of OpenAI and Hugging Face.
 
@@ -67,6 +77,7 @@ def write(
         bool, typer.Option("--no-browser", help="Print the address of the page only.")
     ] = False,
     offline: Offline = False,
+    device: Device = None,
 ) -> None:
     """Serve models, and open a page to write with them.
 

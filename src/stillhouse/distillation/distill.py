@@ -18,8 +18,7 @@ from stillhouse.distillation.settings import ModelName
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.families.base import Family
 from stillhouse.models.folder_check import load_config
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
     LanguageModelObjective,

@@ -22,7 +22,7 @@ from stillhouse.data.sources.sample import sample_documents
 from stillhouse.errors import ModelError
 from stillhouse.export.exported import CausalEngine, EncoderEngine, Exported, Precision, Vocabulary
 from stillhouse.inference.masked_lm import MaskedLM
-from stillhouse.inference.quantization_check import blocks_of
+from stillhouse.inference.quantization import blocks_of
 from stillhouse.models.task_models import reads_token_types
 
 PROMPT, NEW_TOKENS = 32, 64

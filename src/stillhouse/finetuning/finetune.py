@@ -37,7 +37,7 @@ from stillhouse.finetuning.scores import task_costs, task_scores
 from stillhouse.finetuning.settings import TaskTrainingRecipe
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
-from stillhouse.models.save import save_model
+from stillhouse.models.load import save_model
 from stillhouse.models.task_models import task_model_with_num_layers
 from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_manifest, sha256_of
 from stillhouse.section import recipe_part

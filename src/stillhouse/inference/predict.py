@@ -1,17 +1,25 @@
-"""Batch prediction: line n of the output is a JSON object for row n of the input, with its text and
-the model's prediction."""
+"""Output files: predictions for the rows of a file, and hidden states of a text.
 
+Line n of a file of predictions is a JSON object for row n of the input, with its text and the
+model's prediction.
+"""
+
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save
+from torch import Tensor
 
 from stillhouse.errors import RecipeError
 from stillhouse.inference.task_model import TaskModel
-from stillhouse.runs.atomic import explained_os_errors, fsync_path, temporary_path
+from stillhouse.runs.atomic import explained_os_errors, fsync_path, temporary_path, write_atomic
 from stillhouse.tasks.task import Task
 
 AT_ONCE = 4_096  # examples whose predictions are in memory
@@ -73,3 +81,26 @@ def _named(task: Task, prediction: Any) -> dict[str, Any]:
     if task.output_kind == "embeddings":
         return {"embedding": result}
     return {"entities" if task.per_token else "labels": result}
+
+
+def check_target(path: Path) -> None:
+    """Check the name of the output file; see also `check_output`.
+
+    Raises:
+        RecipeError: another suffix, a file that exists, or a missing folder.
+    """
+    if path.suffix not in (".safetensors", ".npy"):
+        raise RecipeError(f"--output {path} must end in .safetensors or .npy.")
+    check_output(path)
+
+
+def save_features(states: Float[Tensor, "T D"], path: Path) -> None:
+    """Write float32 states; in safetensors under the name `last_hidden_state`."""
+    if path.suffix == ".npy":
+        content = io.BytesIO()
+        np.save(content, states.numpy(), allow_pickle=False)
+        written = content.getvalue()
+    else:
+        written = save({"last_hidden_state": states.contiguous()})
+    with explained_os_errors(path):
+        write_atomic(path, written)

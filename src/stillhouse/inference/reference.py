@@ -92,9 +92,9 @@ def timed_turns(
         and not _is_steady(rates)
     ):
         for name, work in works.items():
-            begun = time.perf_counter()
+            began = time.perf_counter()
             count = sum(work() for _ in range(repeats[name]))
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - began
             tick()
             if turn:
                 rates[name].append(count / seconds)

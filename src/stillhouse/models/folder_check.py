@@ -1,26 +1,47 @@
-"""Checks a model folder: its files, the names of its weights, its tokenizer.
+"""Checks a model folder: its configuration, its files, the names of its weights, its tokenizer.
 
-No weights are read, so `stillhouse check` can report the errors of `stillhouse run` in advance.
+No weights are read, only their headers, so `stillhouse check` can report the errors of `stillhouse
+run` in advance. Of a configuration, settings that would only get in the way are normalized, and
+those that ask for a computation outside the family are refused: transformers silently ignores keys
+that it no longer knows, such as relative positions, and would compute another model.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from tokenizers import processors
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.activations import ACT2FN
 
 from stillhouse.errors import ModelError
 from stillhouse.families.base import Family
 from stillhouse.families.registry import family_of
-from stillhouse.models.config_check import empty_model_of, first_line, settle_config
-from stillhouse.models.special_ids import end_token_ids
-from stillhouse.models.weight_files import OTHER_WEIGHTS, WEIGHTS, read_weight_names
+from stillhouse.models.special_ids import end_token_ids, read_settings
 from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, tokenizer_files
 
 # The files of a model folder that affect results: downloaded, fingerprinted, copied.
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.bpe", "vocab.txt", "merges.txt")
 SUBFOLDERS = ("[0-9]_*", "additional_chat_templates")  # modules of sentence-transformers; templates
+ACTIVATIONS = ("activation_function", "hidden_act", "activation")
+# How a model runs, not what it computes; other values break some caller.
+NORMAL = {
+    "chunk_size_feed_forward": 0,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+    "_attn_implementation": "sdpa",
+}
+WEIGHTS = "*.safetensors"
+OTHER_WEIGHTS = ("pytorch_model*.bin", "*.h5", "*.msgpack", "*.gguf", "*.ckpt*", "consolidated*")
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+FULL_PRECISION = ("F16", "BF16", "F32", "F64")
+LFS_POINTER = b"version https://git-lfs"
 
 
 def result_files(folder: Path) -> list[Path]:
@@ -98,17 +119,6 @@ def _instead(folder: Path) -> str:
         )
     parts = sorted(file.parent for file in folder.glob("0_*/config.json"))
     return f"; its model is in {parts[0]}, give that folder" if parts else ""
-
-
-def weight_names(folder: Path, config: PretrainedConfig) -> set[str]:
-    """The names of the weights in a folder, from their headers.
-
-    Raises:
-        ModelError: no safetensors, or unreadable ones; see `read_weight_names`.
-    """
-    if not list(folder.glob(WEIGHTS)):
-        raise ModelError(_no_safetensors(folder, config))
-    return read_weight_names(folder)
 
 
 def _no_safetensors(folder: Path, config: PretrainedConfig) -> str:
@@ -217,3 +227,158 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) 
                 (str(token), tokenizer.get_vocab()[str(token)]) for token in (cls, sep)
             ],
         )
+
+
+def settle_config(config: PretrainedConfig, language_modeling: str) -> None:
+    """Normalize a configuration in place.
+
+    Raises:
+        ModelError: it asks for what Stillhouse does not compute; the message does not name the
+            file.
+    """
+    for reason in _refusals(config, language_modeling):
+        raise ModelError(reason)
+    for name, value in NORMAL.items():
+        setattr(config, name, value)
+    if isinstance(config.architectures, str):
+        config.architectures = [config.architectures]
+
+
+def _refusals(config: PretrainedConfig, language_modeling: str) -> Iterator[str]:
+    """Why the model cannot be computed here, for each reason."""
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        yield (
+            f"the model is quantized (quantization_config{f', {method}' if method else ''}); "
+            "Stillhouse reads weights in full precision. Give the model before quantization, or "
+            "save it after model.dequantize()."
+        )
+    for key in ACTIVATIONS:
+        name = getattr(config, key, None)
+        if name is not None and name not in ACT2FN:
+            yield f"{key} is {name!r}, which is not an activation function; such as gelu, gelu_new."
+    positions = getattr(config, "position_embedding_type", None)
+    if positions not in (None, "absolute"):
+        yield (
+            f"position_embedding_type is {positions!r}; Stillhouse, like transformers 5, supports "
+            "only absolute positions."
+        )
+    is_decoder = language_modeling == "masked" and getattr(config, "is_decoder", False)
+    for is_set, reason in (
+        (
+            getattr(config, "pruned_heads", None),
+            "pruned_heads names heads that are missing; give a model with all of its heads.",
+        ),
+        (
+            getattr(config, "add_cross_attention", False),
+            "add_cross_attention is true: the model attends to another model's states. Give one "
+            "without cross-attention.",
+        ),
+        (
+            is_decoder,
+            "is_decoder is true: each token attends only to those before it, but models of this "
+            "family are bidirectional here. Give an encoder.",
+        ),
+    ):
+        if is_set:
+            yield reason
+
+
+def empty_model_of(model_class: Any, config: PretrainedConfig, folder: Path) -> PreTrainedModel:
+    """The model of a folder without memory for its weights (on torch's meta device).
+
+    Raises:
+        ModelError: the configuration does not make a model.
+    """
+    try:
+        with torch.device("meta"):
+            return getattr(model_class, "from_config", model_class)(config)
+    except Exception as error:  # a hostile file can raise anything in the library
+        raise ModelError(
+            f"No model can be made by {folder / 'config.json'}: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def differing_shapes(mismatched: Any) -> list[str]:
+    """transformers' report of mismatched weights, as text."""
+    return [
+        f"{name} is {tuple(found)} in the file and {tuple(wanted)} by config.json"
+        for name, found, wanted in sorted(mismatched)
+    ]
+
+
+def weight_names(folder: Path, config: PretrainedConfig) -> set[str]:
+    """The names of the weights that transformers would load from a folder, from their headers: in
+    `model.safetensors`, or in the files of its index.
+
+    Raises:
+        ModelError: no safetensors, a file or the index is missing or damaged, the weights are
+            quantized, or the folder has an adapter as well.
+    """
+    if not list(folder.glob(WEIGHTS)):
+        raise ModelError(_no_safetensors(folder, config))
+    if (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"{folder} has weights and {ADAPTER}, which would be added to them. Merge the adapter "
+            "into the model (merge_and_unload()) and save that, or move the file away."
+        )
+    if (folder / WHOLE).is_file():
+        return _names_in(folder / WHOLE)
+    if not (folder / INDEX).is_file():
+        found = ", ".join(sorted(path.name for path in folder.glob(WEIGHTS))[:3])
+        raise ModelError(
+            f"{folder} has {found}, but neither {WHOLE} nor {INDEX}, which says what is in which "
+            f"file. Fetch the index too, or rename a single file to {WHOLE}."
+        )
+    shards = read_settings(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ModelError(
+            f"{folder / INDEX} has no weight_map from weights to their files. Fetch it again."
+        )
+    files = sorted(set(shards.values()))
+    if absent := [name for name in files if not (folder / name).is_file()]:
+        raise ModelError(
+            f"The weights in {folder} are not complete: {', '.join(absent[:3])} is missing, which "
+            f"{INDEX} names. Fetch it again."
+        )
+    return {name for file in files for name in _names_in(folder / file)}
+
+
+def _names_in(file: Path) -> set[str]:
+    try:
+        with safe_open(file, "pt") as weights:
+            names = set(weights.keys())
+            kinds = {name: str(weights.get_slice(name).get_dtype()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(_unreadable(file, error)) from error
+    # Buffers may be integers: old checkpoints have masks and positions.
+    quantized = sorted(
+        name
+        for name, kind in kinds.items()
+        if name.endswith(".weight") and kind not in FULL_PRECISION
+    )
+    if quantized:
+        raise ModelError(
+            f"{file} holds quantized weights ({quantized[0]} is {kinds[quantized[0]]}); Stillhouse "
+            "reads float16, bfloat16, float32 and float64. Give the model before quantization."
+        )
+    return names
+
+
+def _unreadable(file: Path, error: Exception) -> str:
+    pointer = False
+    if file.is_file():
+        with file.open("rb") as content:
+            pointer = content.read(len(LFS_POINTER)) == LFS_POINTER
+    if pointer:
+        return f"{file} is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`."
+    return (
+        f"The weights in {file.parent} cannot be loaded: {file.name}: {first_line(error)}. Fetch "
+        "them, or save them, again."
+    )

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from stillhouse.errors import ModelError, NetworkError
 from stillhouse.extras import require
-from stillhouse.models.folder_check import SETTINGS
-from stillhouse.models.weight_files import WEIGHTS
+from stillhouse.models.folder_check import SETTINGS, WEIGHTS
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

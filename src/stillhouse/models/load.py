@@ -1,8 +1,10 @@
-"""Loading model folders: ordinary Hugging Face checkpoints of safetensors and JSON.
+"""Loading and saving model folders: ordinary Hugging Face checkpoints of safetensors and JSON.
 
 No code from a model folder runs. Weights are float32 in memory.
 """
 
+import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,24 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from stillhouse.errors import ModelError, StillhouseError
 from stillhouse.families.base import Family
 from stillhouse.families.registry import family_of
-from stillhouse.models.config_check import differing_shapes, empty_model_of, first_line
-from stillhouse.models.folder_check import load_config, no_head, weight_names
-from stillhouse.models.special_ids import end_token_ids
-from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, tokenizer_files
+from stillhouse.models.folder_check import (
+    differing_shapes,
+    empty_model_of,
+    first_line,
+    fit_tokenizer,
+    load_config,
+    no_head,
+    weight_names,
+)
+from stillhouse.models.special_ids import (
+    CONFIG,
+    GENERATION_CONFIG,
+    end_token_ids,
+    one_or_several,
+    padding_id,
+    read_settings,
+)
+from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, save_tokenizer, tokenizer_files
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -126,3 +142,29 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     body = model.get_submodule(family_of(model.config).body)
     total = sum(parameter.numel() for parameter in model.parameters())
     return total, sum(parameter.numel() for parameter in body.parameters())
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a model folder that transformers and Stillhouse load."""
+    model.save_pretrained(folder)
+    if model.can_generate():
+        _write_end_tokens(model, folder)
+    own = copy.deepcopy(tokenizer)
+    fit_tokenizer(own, model.config)
+    save_tokenizer(own, folder)
+
+
+def _write_end_tokens(model: PreTrainedModel, folder: Path) -> None:
+    """Write all end tokens to both files: some programs read one, some the other.
+
+    (If they were set in the model's own generation configuration, transformers would refuse to save
+    sampling defaults that it has loaded.)
+    """
+    ends = one_or_several(end_token_ids(model))
+    for name in (CONFIG, GENERATION_CONFIG):
+        settings = read_settings(folder / name) | {"eos_token_id": ends}
+        if name == GENERATION_CONFIG:
+            settings.pop("_from_model_config", None)
+            settings.setdefault("bos_token_id", model.config.bos_token_id)
+            settings.setdefault("pad_token_id", padding_id(model.config))
+        (folder / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -17,8 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from stillhouse.errors import ModelError
 from stillhouse.families.base import copy_layers, with_num_layers
 from stillhouse.families.registry import family_of
-from stillhouse.models.config_check import differing_shapes
-from stillhouse.models.folder_check import load_config
+from stillhouse.models.folder_check import differing_shapes, load_config
 from stillhouse.models.load import load_weights
 from stillhouse.models.special_ids import padding_id
 

@@ -24,7 +24,7 @@ from stillhouse.inference.engine.batcher import (
     Request,
     ScoredToken,
 )
-from stillhouse.inference.engine.token_healing import TokenHealer
+from stillhouse.inference.engine.text_stream import TokenHealer
 from stillhouse.inference.engine.worker import Worker
 from stillhouse.inference.generation import Generation
 from stillhouse.inference.loaded import LoadedModel

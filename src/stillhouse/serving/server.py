@@ -26,13 +26,14 @@ from starlette.exceptions import HTTPException
 from stillhouse import __version__
 from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.inference.engine.worker import Worker
-from stillhouse.inference.quantization_check import load_at_precision
+from stillhouse.inference.quantization import load_at_precision
 from stillhouse.models.hub import resolve_folder
 from stillhouse.serving.config import ServerConfig
 from stillhouse.serving.dialects.registry import DIALECTS, EDITOR, error_body
 from stillhouse.serving.middleware import Metrics, RequestGuard
 from stillhouse.serving.schemas import APIError, as_api_error
 from stillhouse.serving.served_model import ServedModel, ServedModels
+from stillhouse.training.device import pick_device
 
 SHUTDOWN_SECONDS = 60
 LIMITATIONS = re.compile(
@@ -159,7 +160,9 @@ def load_models(config: ServerConfig, worker: Worker) -> ServedModels:
     """
     models = []
     for model, name in zip(config.models, config.names, strict=True):
-        found = load_at_precision(model, config.precision, offline=config.offline)
+        found = load_at_precision(
+            model, config.precision, offline=config.offline, device=pick_device()
+        )
         if config.precision != "fp32":
             _log(f"{name}: precision: {found}")
         card = resolve_folder(model, offline=config.offline) / "README.md"

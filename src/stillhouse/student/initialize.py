@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from stillhouse.errors import ModelError
 from stillhouse.families.registry import check_sequence_length
 from stillhouse.models.folder_check import load_config
-from stillhouse.models.load import empty_model, load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import empty_model, load_model, save_model
 from stillhouse.models.special_ids import take_generation_config
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder

@@ -10,8 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.families.registry import check_sequence_length, family_named, family_of
 from stillhouse.models.folder_check import load_config
-from stillhouse.models.load import load_model
-from stillhouse.models.save import save_model
+from stillhouse.models.load import load_model, save_model
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE, LanguageModelObjective
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest

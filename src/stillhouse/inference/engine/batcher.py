@@ -23,8 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from stillhouse.errors import DataError, ModelError, StillhouseError
 from stillhouse.inference.engine.kv_cache import Chunk, Slot, SlottedModel
 from stillhouse.inference.engine.sampling import next_token
-from stillhouse.inference.engine.text_stream import TextStream
-from stillhouse.inference.engine.token_healing import RequiredPrefix
+from stillhouse.inference.engine.text_stream import RequiredPrefix, TextStream
 from stillhouse.inference.generation import Generation
 
 PREFILL_TOKENS = 256  # prompt tokens of a step; bounds how long running sequences wait for it
