@@ -11,7 +11,7 @@ import torch
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 import stillhouse
-from stillhouse.export.check import Check
+from stillhouse.export.export import Check
 from stillhouse.export.exported import plain, vocabulary_of
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model, save_model

@@ -7,7 +7,7 @@ import pytest
 
 import stillhouse
 from stillhouse.errors import ModelError
-from stillhouse.export.check import Check, _log_probabilities, encoder_inputs, model_outputs
+from stillhouse.export.export import Check, _log_probabilities, encoder_inputs, model_outputs
 from stillhouse.export.exported import Exported, plain, vocabulary_of
 
 pytestmark = pytest.mark.e2e  # real weights

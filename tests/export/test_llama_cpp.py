@@ -13,8 +13,7 @@ from tests.export.odd_models import END, ODD_MODELS, add_tokens, edit_json, odd_
 
 import stillhouse
 from stillhouse.errors import ModelError
-from stillhouse.export.check import CAUSAL_BOUNDS
-from stillhouse.export.export import export_model
+from stillhouse.export.export import CAUSAL_BOUNDS, export_model
 from stillhouse.export.llama_cpp import LlamaCpp
 from stillhouse.inference.engine.kv_cache import Chunk
 from stillhouse.inference.loaded import LoadedModel

@@ -1,31 +1,47 @@
-"""Exports a model to another engine, verifies it there against the original, and times both."""
+"""Exports a model to another engine, verifies it there against the original, and times both.
+
+Bounds are two-sided: a text that becomes more likely is as wrong as one that becomes less likely.
+The original model is compared, not the copy that was written. For single log-probabilities the
+original runs with the engine's own activation function, if it has one (llama.cpp's GELU is a
+table): its rounding does not depend on the file, and exceeds the bound in some models.
+
+Axes: T tokens.
+"""
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
+from torch import nn
 
+from stillhouse.data.sources.sample import sample_documents
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.export.check import (
-    LENGTH,
-    NEW_TOKENS,
-    PROMPT,
-    TEXTS,
-    Check,
-    encoder_inputs,
-    model_outputs,
-    text_blocks,
+from stillhouse.export.exported import (
+    CausalEngine,
+    EncoderEngine,
+    Exported,
+    Format,
+    Precision,
+    Vocabulary,
+    plain,
+    vocabulary_of,
 )
-from stillhouse.export.exported import Format, Precision, plain, vocabulary_of
 from stillhouse.extras import install_command, require
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.load import load
+from stillhouse.inference.masked_lm import MaskedLM
+from stillhouse.inference.quantization import blocks_of
 from stillhouse.inference.reference import greedy_tokens, interleaved_rates
 from stillhouse.machine import describe_machine, library_versions
 from stillhouse.models.hub import resolve_folder
+from stillhouse.models.task_models import reads_token_types
 from stillhouse.runs.manifest import Inputs, commit_folder, sha256_of
 
 FORMATS = {  # each with the modules that writing it needs
@@ -33,6 +49,273 @@ FORMATS = {  # each with the modules that writing it needs
     "gguf": ("gguf",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
+PROMPT, NEW_TOKENS = 32, 64
+TEXTS, LENGTH = 8, 128
+CHARACTERS = 2000  # of a text for the comparison of tokenizers
+ADDED_TOKENS = 64  # compared inside a text, at most
+
+
+class CausalBounds(NamedTuple):
+    """In nats: for the mean loss per token of real text, and for any one log-probability, not
+    counting the effect of the engine's activation function."""
+
+    loss: float
+    log_probability: float
+
+
+class EncoderBounds(NamedTuple):
+    """Relative error (norm of the error over norm of the reference): for a whole output, and for
+    any one row of it (a token or a text)."""
+
+    output: float
+    row: float
+
+
+CAUSAL_BOUNDS: Mapping[Precision, CausalBounds] = {
+    "fp32": CausalBounds(1e-3, 5e-3),
+    "fp16": CausalBounds(2e-3, 5e-2),
+    "int8": CausalBounds(1e-2, 0.5),
+}
+ENCODER_BOUNDS: Mapping[Precision, EncoderBounds] = {
+    "fp32": EncoderBounds(1e-4, 1e-3),
+    "fp16": EncoderBounds(1e-2, 5e-2),
+    "int8": EncoderBounds(0.15, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A model of this name, exported to a format in a precision."""
+
+    name: str
+    to: str
+    precision: Precision
+    exported: Exported
+
+    def run(self, engine: CausalEngine | EncoderEngine) -> dict[str, Any]:
+        """Compare the engine's outputs with the model's.
+
+        Raises:
+            ModelError: the difference exceeds the precision's bounds.
+        """
+        if isinstance(engine, CausalEngine):
+            _check_ends(self, engine)
+            _check_text(self, engine)
+            return _compare_log_probabilities(self, engine) | _compare_greedy(self, engine)
+        return _compare_outputs(self, engine)
+
+    def refuse(self, difference: str) -> ModelError:
+        """The error for a difference, with what to do."""
+        advice = (
+            f"{self.to} does not compute this model; take another format."
+            if self.precision == "fp32"
+            else "Take --precision fp32."
+        )
+        return ModelError(f"Written as {self.to} in {self.precision}, {difference}. {advice}")
+
+
+def _check_ends(check: Check, engine: CausalEngine) -> None:
+    vocabulary = check.exported.vocabulary
+    if missing := set(vocabulary.end_ids) - engine.end_ids:
+        names = ", ".join(repr(vocabulary.names[id]) for id in sorted(missing))
+        raise check.refuse(f"{check.name} no longer ends a text at {names}")
+
+
+def _check_text(check: Check, engine: CausalEngine) -> None:
+    """The engine tokenizes like the tokenizer, and decodes back to the text."""
+    tokenizer = check.exported.loaded.tokenizer
+    texts = [text[:CHARACTERS] for _, text in islice(sample_documents(), 2)]
+    for text in [*texts, *_texts_with_added_tokens(tokenizer)]:
+        own, found = tokenizer(text, add_special_tokens=False)["input_ids"], engine.tokens_of(text)
+        if found is None:
+            return
+        if found != own:
+            at = next(n for n in range(len(own) + 1) if own[: n + 1] != found[: n + 1])
+            raise check.refuse(
+                f"the text {text[:40]!r} has other tokens than in {check.name}, from token {at}: "
+                f"{found[at : at + 4]} where it has {own[at : at + 4]}"
+            )
+        if (back := engine.text_of(own)) != (right := tokenizer.decode(own)):
+            raise check.refuse(f"the tokens of {right!r:.40} give the text {back!r:.40}")
+
+
+def _texts_with_added_tokens(tokenizer: Any) -> list[str]:
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    return [text for token in added[:ADDED_TOKENS] for text in (f"a{token}b", f"a {token} b")]
+
+
+def _compare_log_probabilities(check: Check, engine: CausalEngine) -> dict[str, Any]:
+    exported, bounds = check.exported, CAUSAL_BOUNDS[check.precision]
+    blocks = text_blocks(check)
+    found = np.concatenate([engine.log_probabilities(block) for block in blocks])
+    own = np.concatenate([_log_probabilities(exported, block) for block in blocks])
+    with _activation(exported.loaded.model, engine.activation):
+        expected = np.concatenate([_log_probabilities(exported, block) for block in blocks])
+    loss, largest = float((own - found).mean()), float(np.abs(found - expected).max())
+    if not abs(loss) <= bounds.loss:
+        raise check.refuse(
+            f"the loss of {check.name} changes by {loss:+.4f} nats a token (its perplexity by "
+            f"{np.expm1(loss):+.1%}) on the sample text; {bounds.loss} is allowed to either side"
+        )
+    if not largest <= bounds.log_probability:
+        raise check.refuse(
+            f"a log-probability of {check.name} changes by {largest:.4f} nats on the sample text; "
+            f"{bounds.log_probability} is allowed"
+        )
+    return {
+        "loss_change_nats": loss,
+        "perplexity_change": float(np.expm1(loss)),
+        "largest_difference_nats": float(np.abs(found - own).max()),
+        "largest_difference_beside_activation_nats": largest,
+        "tokens_compared": len(found),
+        "allowed": bounds._asdict(),
+    }
+
+
+def _compare_greedy(check: Check, engine: CausalEngine) -> dict[str, Any]:
+    """Greedy continuations of a prompt. Where they first differ, the two tokens must be so close in
+    probability that the bounds allow either."""
+    bounds = CAUSAL_BOUNDS[check.precision]
+    prompt = text_blocks(check)[0][: min(PROMPT, check.exported.loaded.context // 2)]
+    number = min(NEW_TOKENS, check.exported.loaded.context - len(prompt))
+    ends = engine.end_ids | set(check.exported.vocabulary.end_ids)
+    with _activation(check.exported.loaded.model, engine.activation):
+        own, gap_to = _greedy_with_gaps(check.exported, prompt, number, never=ends)
+    found = engine.generate(prompt, number)
+    same = next((at for at, (a, b) in enumerate(zip(own, found, strict=True)) if a != b), number)
+    if same < number and not gap_to[same][found[same]] <= 2 * bounds.log_probability:
+        raise check.refuse(
+            f"{check.name} generates another text: after {same} tokens the next one is "
+            f"{gap_to[same][found[same]]:.3f} nats less likely than its own"
+        )
+    return {"same_first_tokens": same, "of_generated_tokens": number}
+
+
+def text_blocks(check: Check) -> list[list[int]]:
+    """Blocks of tokens of the sample text.
+
+    Raises:
+        ModelError: the tokenizer has no tokens for it.
+    """
+    if not (blocks := blocks_of(check.exported.loaded)):
+        raise ModelError(f"The tokenizer of {check.name} has no tokens for the sample text.")
+    return blocks
+
+
+@torch.inference_mode()
+def _log_probabilities(exported: Exported, ids: Sequence[int]) -> np.ndarray:
+    """Log-probabilities of all tokens but the first (T - 1), in nats, without the vocabulary's
+    padding."""
+    logits = exported.loaded.model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    found = _known(logits, exported.vocabulary).log_softmax(-1)
+    return found.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+
+
+@contextmanager
+def _activation(model: Any, activation: nn.Module | None) -> Iterator[None]:
+    """Inside, a causal model uses this activation function."""
+    parts = [] if activation is None else [block.mlp for block in model.base_model.h]
+    before = [part.act for part in parts]
+    for part in parts:
+        part.act = activation
+    try:
+        yield
+    finally:
+        for part, own in zip(parts, before, strict=True):
+            part.act = own
+
+
+def _known(logits: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+    return logits[..., : len(vocabulary)].float()
+
+
+@torch.inference_mode()
+def _greedy_with_gaps(
+    exported: Exported, prompt: Sequence[int], number: int, never: Collection[int]
+) -> tuple[list[int], list[torch.Tensor]]:
+    """Greedy tokens by transformers, and how many nats less likely than the chosen one each token
+    of the vocabulary was. `never` and unused ids are excluded; generation_config.json is ignored.
+    """
+    ids, cache = torch.tensor([list(prompt)]), None
+    tokens, gaps = [], []
+    left_out = sorted({*never, *exported.vocabulary.unused})
+    for _ in range(number):
+        found = exported.loaded.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache = found.past_key_values
+        logits = _known(found.logits[0, -1], exported.vocabulary)
+        logits[left_out] = -torch.inf
+        ids = logits.argmax().view(1, 1)
+        tokens.append(int(ids))
+        gaps.append(logits.max() - logits)
+    return tokens, gaps
+
+
+def _compare_outputs(check: Check, engine: EncoderEngine) -> dict[str, Any]:
+    """Outputs for pairs of sample texts of several lengths in one batch."""
+    exported, bounds = check.exported, ENCODER_BOUNDS[check.precision]
+    inputs = encoder_inputs(exported)
+    mask = inputs["attention_mask"].astype(bool)
+    body = model_outputs(exported.loaded.model.base_model, inputs)
+    own = {**body, **model_outputs(exported.loaded.model, inputs)}
+    if isinstance(exported.loaded, MaskedLM):
+        own["logits"] = own["logits"][..., : len(exported.vocabulary)]
+    errors, rows = {}, {}
+    for output, found in engine.outputs(inputs).items():
+        right = own[output]
+        error = np.linalg.norm(_rows(output, found - right, mask), axis=-1)
+        length = np.linalg.norm(_rows(output, right, mask), axis=-1)
+        errors[output] = float(np.linalg.norm(error) / np.linalg.norm(length))
+        # A row of small norm is compared with the median norm.
+        rows[output] = float((error / np.maximum(length, np.median(length))).max())
+    for kind, worst, allowed in (
+        ("the outputs", max(errors.values()), bounds.output),
+        ("one row of the outputs", max(rows.values()), bounds.row),
+    ):
+        if not worst <= allowed:
+            raise check.refuse(
+                f"{kind} of {check.name} differ by {worst:.2%} of their length; {allowed:.2%} is "
+                "allowed"
+            )
+    return {
+        "relative_error": errors,
+        "largest_row_error": rows,
+        "tokens_compared": int(mask.sum()),
+        "allowed": bounds._asdict(),
+    }
+
+
+def _rows(output: str, values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """One row per token or text, without padding."""
+    if output in ("start_logits", "end_logits"):
+        return np.where(mask, values, 0)
+    return values[mask] if values.ndim == 3 else values
+
+
+def encoder_inputs(exported: Exported) -> dict[str, np.ndarray]:
+    """Pairs of texts of several lengths, padded."""
+    loaded = exported.loaded
+    texts = [text[: 60 * (n + 1)] for n, (_, text) in enumerate(islice(sample_documents(), TEXTS))]
+    found = loaded.tokenizer(
+        [text[: len(text) // 2] for text in texts],
+        [text[len(text) // 2 :] for text in texts],
+        padding=True,
+        padding_side="right",
+        truncation=True,
+        max_length=min(LENGTH, loaded.context),
+        return_token_type_ids=True,
+        return_tensors="np",
+    )
+    names = ["input_ids", "attention_mask"]
+    if reads_token_types(loaded.model.config):
+        names.append("token_type_ids")
+    return {name: np.asarray(found[name], np.int64) for name in names}
+
+
+@torch.inference_mode()
+def model_outputs(model: nn.Module, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All output tensors of a transformers model, by name."""
+    found = model(**{name: torch.from_numpy(values) for name, values in inputs.items()})
+    return {name: value.numpy() for name, value in found.items() if torch.is_tensor(value)}
 
 
 def export_model(
