@@ -2,7 +2,7 @@
 surprisal of a text, and speculative decoding of a teacher by its student."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from importlib.resources import files
@@ -15,7 +15,6 @@ from pydantic import Field
 from stillhouse.inference.engine.batcher import Ended, PrefillDone, Request, ScoredToken
 from stillhouse.inference.engine.speculative import DraftedText
 from stillhouse.inference.generation import Generation
-from stillhouse.inference.windows import windows
 from stillhouse.serving.dialects.base import STREAMED, ClientDep, Dialect, ModelsDep
 from stillhouse.serving.schemas import MAX_SEQUENCES, APIError, RequestModel, Seed, Stops
 from stillhouse.serving.served_model import ServedModel
@@ -248,3 +247,16 @@ async def _draft_events(
     finally:
         teacher.is_drafting = False
         await teacher.run(pieces.close)
+
+
+def windows(num_tokens: int, context: int) -> Iterator[tuple[int, int, int]]:
+    """Overlapping windows of a text that is longer than a model's context.
+
+    The start, the first new token and the end of each window: every token is new once, and has
+    at least half a context before it, except at the start of the text.
+    """
+    start, seen = 0, 0
+    while seen < num_tokens:
+        end = min(start + context, num_tokens)
+        yield start, seen, end
+        start, seen = end - context // 2, end

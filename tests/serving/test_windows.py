@@ -2,7 +2,7 @@
 
 import pytest
 
-from stillhouse.inference.windows import windows
+from stillhouse.serving.dialects.editor import windows
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 7, 8, 9, 40, 41])
