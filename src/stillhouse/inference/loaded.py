@@ -29,6 +29,23 @@ class UnsupportedError(ModelError, AttributeError):
     """The model is of a kind that does not have this method."""
 
 
+class OtherKind:
+    """A method or attribute that only other kinds of models have.
+
+    Raises:
+        UnsupportedError: on access; it is an AttributeError, so `hasattr` works.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, model: "LoadedModel", kind: "type[LoadedModel]") -> Any:
+        raise UnsupportedError(
+            f"This model is for {kind.pipeline_task} ({kind.__name__}); it has no {self._name!r}. "
+            "Load a model of the kind that has it."
+        )
+
+
 class LoadedModel:
     """A model and its tokenizer. Abstract; see `CausalLM`, `MaskedLM` and `TaskModel`.
 
@@ -39,6 +56,20 @@ class LoadedModel:
     """
 
     pipeline_task: str
+    generate = OtherKind()
+    continuations = OtherKind()
+    prompt_ids = OtherKind()
+    slots = OtherKind()
+    batcher = OtherKind()
+    fill_mask = OtherKind()
+    task = OtherKind()
+    predictions = OtherKind()
+    predictions_and_cuts = OtherKind()
+    classify = OtherKind()
+    label_scores = OtherKind()
+    answer = OtherKind()
+    tag = OtherKind()
+    embed = OtherKind()
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         self.family = family_of(model.config)
@@ -47,17 +78,6 @@ class LoadedModel:
         self.num_parameters = model.num_parameters()
         self.context = self.family.num_positions(model.config)
         self._token_texts: dict[int, str] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        """Methods that only other kinds of models have.
-
-        Raises:
-            UnsupportedError: always; it is an AttributeError, so `hasattr` works.
-        """
-        raise UnsupportedError(
-            f"This model is for {self.pipeline_task} ({type(self).__name__}); it has no {name!r}. "
-            "Load a model of the kind that has it."
-        )
 
     @cached_property
     def num_ids(self) -> int:
