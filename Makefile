@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv quickstart test test-all test-slow faults audit check check-all lint types web docs clean
+.PHONY: .venv quickstart test test-all notebook test-slow faults audit check check-all lint types web docs clean
 
 # The environment, rebuilt when the constraints or the project's own requirements change.
 .venv: .venv/.dev
@@ -30,6 +30,10 @@ test: .venv/.dev
 test-all: .venv/.dev
 	$(BIN)/python -m pytest -m 'not slow and not gpu' --numprocesses 2 --dist worksteal \
 	    --cov=stillhouse --cov-report=term:skip-covered
+
+# The notebook, cell by cell.
+notebook: .venv/.dev
+	$(BIN)/python -m pytest --nbmake docs/distil.ipynb
 
 # Minutes each.
 test-slow: .venv/.dev
@@ -65,7 +69,7 @@ check: lint types test
 	$(BIN)/python docs/generate.py --check
 
 # All that a change must pass: at most forty minutes on two cores.
-check-all: lint types web test-all
+check-all: lint types web test-all notebook
 	$(BIN)/python docs/generate.py --check
 
 # What can be rebuilt. Trained models (runs/) are the user's: no target removes them.
