@@ -246,7 +246,7 @@ HEAVY |= {"stillhouse.recipe"}
 
 
 def run_help(*arguments: str) -> tuple[float, set[str]]:
-    """Processor seconds, and the modules that were loaded."""
+    """CPU seconds, and the modules that were loaded."""
     command = [sys.executable, "-c", HELP, *arguments, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -8,40 +8,14 @@ from docs.words import NAMES, PHRASES, ROOT, WORDS, Source, glossary_table, old_
 
 from stillhouse.cli import app
 
-# Files that still use old words, and which. A line goes when its file is done; none is added.
-LEFT = """
-src/stillhouse/samples/teacher/README.md: made anew
-tests/faults/disk.py: stands
-tests/faults/files.py: made anew | stands
-tests/faults/training.py: so many
-tests/pipeline/test_teacher_cache_run.py: but for rounding
-tests/runs/test_manifest.py: stands | what it says of
-tests/runs/test_seeds.py: aside
-tests/student/test_plan.py: stands
-tests/test_rules.py: the processor
-tests/training/test_allocator.py: made anew
-tests/training/test_device.py: is told
-tests/training/test_divergence.py: floor (of speed)
-tests/training/test_engine.py: going on
-tests/training/test_metrics.py: stands
-"""
-REMAINING = {
-    path: set(words.split(" | "))
-    for path, words in (line.split(": ", 1) for line in LEFT.strip().splitlines())
-}
 SOURCES = list(sources())
 FOLDERS = ("training", "tasks", "inference", "serving", "finetuning", "tokens", "runs", "student")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=[source.path for source in SOURCES])
 def test_a_file_uses_no_old_word(source):
-    """Exactly the words that are listed as remaining: a line of a finished file must be removed.
-    `python docs/words.py PATH` shows each place."""
-    assert old_words(source) == REMAINING.get(source.path, set())
-
-
-def test_remaining_files_exist():
-    assert set(REMAINING) <= {source.path for source in SOURCES} | {"--help"}
+    """`python docs/words.py PATH` shows each place."""
+    assert old_words(source) == set()
 
 
 @pytest.mark.parametrize("word", WORDS, ids=[word.key for word in WORDS])
@@ -82,7 +56,7 @@ def test_help_uses_no_old_word():
         context = typer.Context(command, info_name=name)
         records = [each.get_help_record(context) for each in command.get_params(context)]
         lines += [command.help or "", *(" ".join(record) for record in records if record)]
-    assert old_words(Source("docs/cli.md", "\n".join(lines))) == REMAINING.get("--help", set())
+    assert old_words(Source("docs/cli.md", "\n".join(lines))) == set()
 
 
 def test_the_glossary_lists_every_word():

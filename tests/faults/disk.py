@@ -43,7 +43,7 @@ class FailingDisk:
             return self.fails_at is not None and self.writes >= self.fails_at
 
     def committed(self, name: str) -> None:
-        """A checkpoint stands under its final name."""
+        """A checkpoint exists under its final name."""
         self.commits.append(name)
         self._note(name)
 

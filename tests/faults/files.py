@@ -389,7 +389,7 @@ def long_lines(folder: Path) -> Iterator[Trial]:
 
 
 def begin_peak() -> int:
-    """Resident memory now, from which on the peak is counted anew."""
+    """Resident memory now, from which the peak is counted again."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status_bytes("VmRSS")
 
@@ -464,7 +464,7 @@ def hostile_files(folder: Path) -> Iterator[Trial]:
     checkpoint = job.checkpoints.committed()[-1]
 
     def load_checkpoint() -> None:
-        """As if its writer had been hostile: the manifest vouches for what stands there."""
+        """As if its writer had been hostile: the manifest has the hash of the changed file."""
         place = folder / "hostile"
         shutil.rmtree(place, ignore_errors=True)
         with commit_folder(place / checkpoint.name, job.checkpoints.inputs) as temporary:

@@ -132,7 +132,7 @@ def killed(folder: Path, *settings: str, ranks: int = 1) -> Iterator[Trial]:
 
 
 def wait_for_save(run: TinyRun, seconds: float) -> None:
-    """Return inside a checkpoint's save, or after so many seconds."""
+    """Return inside a checkpoint's save, or after a number of seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(FileNotFoundError):

@@ -234,7 +234,7 @@ def test_two_launchers_survive_the_loss_of_one(server, initialized, tmp_path):
                 kill(all_of(node.pid), signal.SIGKILL)
                 node.wait()
     said = (tmp_path / "node-0.txt").read_text() + (tmp_path / "node-1.txt").read_text()
-    assert re.search(r"student: resuming after step \d", said)
+    assert re.search(r"student \(seed 0\): resuming after step \d", said)
     ours, theirs = (
         [(line["step"], line["tokens"], line["loss"]) for line in run.metrics()] for run in runs
     )

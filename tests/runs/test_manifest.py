@@ -1,4 +1,4 @@
-"""The run folder: what stands under its final name is complete, unaltered, and nobody else's."""
+"""The run folder: what has its final name is complete, unaltered, and of this run alone."""
 
 import json
 import multiprocessing
@@ -189,7 +189,7 @@ def test_a_manifest_that_was_altered_is_damaged(output):
     "files", [[], {"model.safetensors": {}}, {"model.safetensors": 3}, None, OUTSIDE]
 )
 def test_a_manifest_whose_list_of_files_makes_no_sense_is_named(files, output):
-    """Valid JSON is not yet a manifest: what it says of the files is checked too."""
+    """Valid JSON is not yet a manifest: its facts about the files are checked too."""
     data = json.loads((output / MANIFEST).read_text())
     del data["digest"]
     data = {**data, "files": files}
@@ -332,7 +332,7 @@ def test_a_run_in_use_is_refused(tmp_path):
 
 
 def test_seeds_share_what_does_not_depend_on_them(tmp_path):
-    """Corpus, tokens, teacher and recipe stand once; each seed has its own results."""
+    """Corpus, tokens, teacher and recipe exist once; each seed has its own results."""
     run = RunFolder.at(tmp_path)
     one, other = run.for_seed(1), run.for_seed(2)
     for name in ("recipe", "corpus", "tokens", "teacher"):

@@ -86,12 +86,12 @@ def test_nothing_is_replaced(run):
     assert weights(run)["seed-0/student"] == "another"
 
 
-def test_the_summary_of_several_seeds_is_kept_aside(run):
+def test_the_summary_of_several_seeds_is_kept_in_replaced(run):
     """The evaluation of the one seed takes its place."""
     arrange_results(run, [0, 1])
     commit_file(run.for_seed(0).evaluation, b"of 0", Inputs("evaluate", {}, {}, 0))
     commit_file(run.evaluation, b"of both", Inputs("summarize", {}, {}))
     arrange_results(run, [0])
     assert run.evaluation.read_bytes() == b"of 0"
-    (aside,) = (run.path / "replaced").glob("evaluation.json-*")
-    assert aside.read_bytes() == b"of both"
+    (kept,) = (run.path / "replaced").glob("evaluation.json-*")
+    assert kept.read_bytes() == b"of both"

@@ -48,7 +48,7 @@ def test_a_spread_rises_from_the_first_layer_to_the_last():
     [(None, [0, 2, 4, 7, 9, 11]), (2, [0, 11]), ([11, 3, 3], [11, 3, 3]), ([0], [0])],
 )
 def test_the_layer_map_gives_the_depth(asked, expected):
-    """Nothing asked: half. A number: spread. A list: as it stands. The depth follows."""
+    """None: half of them. A number: spread evenly. A list: as given. The depth follows."""
     plan = plan_student(GPT2Config(), StudentRecipe(layer_map=asked))
     assert plan.layer_map == expected
     assert plan.config.num_hidden_layers == len(expected)

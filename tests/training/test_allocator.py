@@ -22,7 +22,7 @@ print(faults() - first)
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 @pytest.mark.e2e
 def test_a_block_that_was_freed_costs_no_page_faults():
-    """Four blocks of 64 MiB come anew from the system, or from what was kept."""
+    """Four blocks of 64 MiB come from the system, or from blocks that were kept."""
     faults = []
     for call in ("", "keep_freed_memory()"):
         done = subprocess.run(

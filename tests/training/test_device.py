@@ -56,7 +56,7 @@ def test_asking_leaves_no_trace(monkeypatch):
 
 @pytest.mark.e2e
 def test_kernels_that_do_without_the_instructions_are_found_out():
-    """The flag stays, oneDNN is told to do with AVX2: a bfloat16 product is 20 times slower."""
+    """The flag stays, oneDNN is limited to AVX2: a bfloat16 product is 20 times slower."""
     code = (
         "import torch; from stillhouse.training.device import pick_precision;"
         "print(pick_precision('auto', torch.device('cpu')))"

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from stillhouse.training.progress import PATIENCE_STEPS, LossTrend, loss_floor
 
 
-def diverges_at(losses: Iterable[float], floor: float = 1.0) -> int | None:
+def diverges_at(losses: Iterable[float], minimum: float = 1.0) -> int | None:
     """The step at which a training with these losses is ended."""
     trend = LossTrend()
     for step, loss in enumerate(losses, start=1):
-        trend = trend.after(loss, floor)
+        trend = trend.after(loss, minimum)
         if trend.has_diverged(is_last=False):
             return step
     return None
@@ -46,8 +46,8 @@ def test_noise_and_spikes_are_not():
 
 
 def test_a_tiny_loss_may_rise_by_any_factor():
-    """From almost nothing to less than the floor: a student that began as its teacher's copy."""
-    assert diverges_at([1e-6, *([2.5] * 100)], floor=1.0) is None
+    """From almost nothing to less than the minimum: a student that began as its teacher's copy."""
+    assert diverges_at([1e-6, *([2.5] * 100)], minimum=1.0) is None
     assert loss_floor({"a": 0.5, "b": 5.0}) == 5.5
 
 

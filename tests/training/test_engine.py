@@ -176,7 +176,7 @@ def test_the_norm_of_a_term_is_that_of_its_own_gradient(tmp_path):
 
 
 def test_steps_that_are_not_finite_are_skipped_counted_and_shown(tmp_path):
-    """The weights stay as they were, the count rises, the metrics show null, training goes on."""
+    """The weights stay as they were, the count rises, the metrics show null, training continues."""
     losses = {"soft_target": {"weight": 1.0}}
     poisoned = make_job(tmp_path / "poisoned", losses=losses, micro_batch_tokens=6 * LENGTH)
     Poison(poisoned.model, {2, 3})

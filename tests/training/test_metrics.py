@@ -28,7 +28,7 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
 
 
 def test_steps_that_were_not_committed_are_dropped(tmp_path):
-    """After a resume every step stands once; the other models' lines stay."""
+    """After a resume every step appears once; the other models' lines stay."""
     path = tmp_path / "metrics.jsonl"
     write(path, "teacher", range(1, 4))
     write(path, "student", range(1, 6))
