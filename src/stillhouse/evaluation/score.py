@@ -119,13 +119,7 @@ def score_by_harness(
     _, model = load_model(folder, tokenizer)
     device = pick_device()
     model.to(device)  # pyright: ignore[reportArgumentType]
-    manager = task_manager(
-        include_path=None if task_folder is None else str(task_folder),
-        include_defaults=task_folder is None,
-    )
-    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
-        known = ", ".join(sorted(manager.all_tasks)[:10])
-        raise RecipeError(f"The harness has no task {unknown[0]!r}. It has {known or 'none'}, ...")
+    manager = _find_tasks(task_manager, tasks, task_folder)
     loaded = hf_model(
         pretrained=model,
         tokenizer=tokenizer,
@@ -149,6 +143,18 @@ def score_by_harness(
         "versions": library_versions(),
         "commit": source_commit(),
     }
+
+
+def _find_tasks(task_manager: Any, tasks: Sequence[str], folder: Path | None) -> Any:
+    """The harness's manager of tasks, after it was asked for these."""
+    manager = task_manager(
+        include_path=None if folder is None else str(folder),
+        include_defaults=folder is None,
+    )
+    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
+        known = ", ".join(sorted(manager.all_tasks)[:10])
+        raise RecipeError(f"The harness has no task {unknown[0]!r}. It has {known or 'none'}, ...")
+    return manager
 
 
 def _harness() -> tuple[Any, Any, Any]:

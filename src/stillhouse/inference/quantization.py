@@ -286,23 +286,12 @@ def load_at_precision(
         ModelError: in the requested precision the model changes by more than one percent, or this
             machine does not support it.
     """
-    if wanted not in PRECISIONS:
-        raise RecipeError(f"The precision is {wanted}; choose from {', '.join(PRECISIONS)}.")
-    is_gpu = device.type != "cpu"
-    if is_gpu and wanted not in ("auto", "fp32"):
-        raise RecipeError(
-            f"--precision {wanted} is for CPUs; a GPU runs models in fp32. Use --precision fp32, "
-            "or --device cpu."
-        )
-    if wanted == "int8" and not has_int8():
-        raise ModelError(
-            "This machine does not multiply int8 matrices exactly; use --precision bf16 or fp32."
-        )
+    _check_request(wanted, device)
     folder = resolve_folder(str(name), offline=offline)
     model = load(folder, device=device)
     if wanted == "fp32":
         return AtPrecision(model, "fp32")
-    if is_gpu:
+    if device.type != "cpu":
         return AtPrecision(model, "fp32", reason="lower precisions are for CPUs")
     times, is_causal = times_of(model.model), isinstance(model, CausalLM)
     rejected = [] if has_int8() else ["int8 is not exact on this machine"]
@@ -334,6 +323,21 @@ def load_at_precision(
         rejected.append(f"{precision} {quality}")
         model = load(folder)
     return AtPrecision(model, "fp32", reason=f"rejected: {'; '.join(rejected)}")
+
+
+def _check_request(wanted: str, device: torch.device) -> None:
+    """Reject a precision that the device does not run, before a model is loaded."""
+    if wanted not in PRECISIONS:
+        raise RecipeError(f"The precision is {wanted}; choose from {', '.join(PRECISIONS)}.")
+    if device.type != "cpu" and wanted not in ("auto", "fp32"):
+        raise RecipeError(
+            f"--precision {wanted} is for CPUs; a GPU runs models in fp32. Use --precision fp32, "
+            "or --device cpu."
+        )
+    if wanted == "int8" and not has_int8():
+        raise ModelError(
+            "This machine does not multiply int8 matrices exactly; use --precision bf16 or fp32."
+        )
 
 
 def _speed_text(found: Mapping[int, float] | None) -> str:
