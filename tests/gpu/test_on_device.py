@@ -29,8 +29,6 @@ from stillhouse.objectives.language_model import (
     Teacher,
     language_modeling_loss,
 )
-from stillhouse.serving.config import ServerConfig
-from stillhouse.serving.server import load_models
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.device import autocast
 from stillhouse.training.engine import train
@@ -217,6 +215,11 @@ def test_a_server_loads_its_models_on_the_device(
     precision: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Generation and embeddings; on a GPU in float32."""
+    # Not at the top: the other tests run where the extra `serve` is not installed.
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    from stillhouse.serving.config import ServerConfig
+    from stillhouse.serving.server import load_models
+
     monkeypatch.setenv("STILLHOUSE_DEVICE", device.type)
     worker = Worker()
     config = ServerConfig(("sample", "minilm"), precision=precision, offline=True)
