@@ -10,10 +10,10 @@ heads), V vocabulary.
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,13 @@ from stillhouse.tokens.batches import Batch
 from stillhouse.wording import counted
 
 Parameters = Mapping[str, Tensor]
+# Attention of N tokens of any sequences, each to its own sequence's cached keys and values; from
+# the number of the layer, the queries, the keys beside the values, and the scale.
+Attend = Callable[
+    [int, Float[Tensor, "N Hq D"], Float[Tensor, "N 2 H D"], float], Float[Tensor, "N Hq D"]
+]
+# Hidden states of N tokens before the final norm, from their ids and positions.
+RunTokens = Callable[[Int[Tensor, " N"], Int[Tensor, " N"], Attend], Float[Tensor, "N D"]]
 
 
 @dataclass(frozen=True)
@@ -37,28 +44,6 @@ class Head:
     transform: Callable[[Tensor], Tensor]
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None
-
-
-@runtime_checkable
-class Attend(Protocol):
-    """Attention of N tokens of any sequences, each to its own sequence's cached keys and values."""
-
-    def __call__(
-        self,
-        layer: int,
-        query: Float[Tensor, "N Hq D"],
-        key_and_value: Float[Tensor, "N 2 H D"],
-        scale: float,
-    ) -> Float[Tensor, "N Hq D"]: ...
-
-
-@runtime_checkable
-class RunTokens(Protocol):
-    """Hidden states of N tokens before the final norm."""
-
-    def __call__(
-        self, ids: Int[Tensor, " N"], positions: Int[Tensor, " N"], attend: Attend
-    ) -> Float[Tensor, "N D"]: ...
 
 
 @dataclass(frozen=True)
@@ -302,11 +287,8 @@ def compute_only_rows(
         rows = output.new_zeros(shape.numel(), output.shape[-1])
         return rows.index_copy(0, numbers, output).unflatten(0, shape)
 
-    hooks = []
-    for module in modules:
-        hooks += [module.register_forward_pre_hook(select), module.register_forward_hook(spread)]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(select))
+            hooks.enter_context(module.register_forward_hook(spread))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -5,18 +5,12 @@ every position, so it is added to the student's position embeddings. Added to th
 it would shift the logits of the tied head.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
-from transformers import BertForMaskedLM, DistilBertConfig, PretrainedConfig
+from transformers import DistilBertConfig, PretrainedConfig
 
-from stillhouse.families.base import (
-    Family,
-    Parameters,
-    StudentMapping,
-)
-from stillhouse.families.settings import ArchitectureRecipe
+from stillhouse.families.base import Family, Parameters, StudentMapping
 
 LAYERS = "bert.encoder.layer"
 
@@ -30,10 +24,6 @@ _TO_DISTILBERT = {
     "output.dense": "ffn.lin2",
     "output.LayerNorm": "output_layer_norm",
 }
-
-
-def _head_transform(model: BertForMaskedLM, hidden: Tensor) -> Tensor:
-    return model.cls.predictions.transform(hidden)
 
 
 def _distilbert_config(teacher: PretrainedConfig, num_layers: int) -> PretrainedConfig:
@@ -77,15 +67,6 @@ def _distilbert_weights(teacher: Parameters, layer_map: Sequence[int]) -> dict[s
     return student
 
 
-def _config_from_scratch(size: ArchitectureRecipe, special: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "intermediate_size": size.intermediate_size or 4 * size.hidden_size,
-        "hidden_dropout_prob": size.dropout,
-        "attention_probs_dropout_prob": size.dropout,
-        "pad_token_id": special["pad"],
-    }
-
-
 FAMILY = Family(
     model_type="bert",
     language_modeling="masked",
@@ -99,9 +80,14 @@ FAMILY = Family(
         "position_embeddings": "bert.embeddings.position_embeddings.weight",
         "token_type_embeddings": "bert.embeddings.token_type_embeddings.weight",
     },
-    head_transform=_head_transform,
+    head_transform=lambda model, hidden: model.cls.predictions.transform(hidden),
     students={"distilbert": StudentMapping(_distilbert_config, _distilbert_weights)},
-    config_from_scratch=_config_from_scratch,
+    config_from_scratch=lambda size, special: {
+        "intermediate_size": size.intermediate_size or 4 * size.hidden_size,
+        "hidden_dropout_prob": size.dropout,
+        "attention_probs_dropout_prob": size.dropout,
+        "pad_token_id": special["pad"],
+    },
     # The pooler and the next-sentence head of BERT's pretraining, which no masked model uses.
     ignored_on_load=(r"^bert\.pooler\.", r"^cls\.seq_relationship\.", r"\.position_ids$"),
 )

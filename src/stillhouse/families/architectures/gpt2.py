@@ -3,31 +3,14 @@
 Axes: N tokens, D hidden size.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from stillhouse.families.base import (
-    Attend,
-    Family,
-    RunTokens,
-)
-from stillhouse.families.settings import ArchitectureRecipe
-
-
-def _config_from_scratch(size: ArchitectureRecipe, special: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "n_inner": size.intermediate_size,
-        "activation_function": "gelu_pytorch_tanh",  # GPT-2's own function, in one fused operation
-        "resid_pdrop": size.dropout,
-        "embd_pdrop": size.dropout,
-        "attn_pdrop": size.dropout,
-        "bos_token_id": special["end_of_text"],
-        "eos_token_id": special["end_of_text"],
-    }
+from stillhouse.families.base import Attend, Family, RunTokens
 
 
 def _token_runner(model: GPT2LMHeadModel) -> RunTokens:
@@ -55,14 +38,12 @@ def _token_runner(model: GPT2LMHeadModel) -> RunTokens:
     return run_tokens
 
 
-LAYERS = "transformer.h"
-
 FAMILY = Family(
     model_type="gpt2",
     language_modeling="causal",
     model_class="GPT2LMHeadModel",
     body="transformer",
-    layers=LAYERS,
+    layers="transformer.h",
     attention_projections=("attn.c_attn",),
     position_wise=("attn.c_proj", "mlp"),
     final_norm="transformer.ln_f",
@@ -70,7 +51,15 @@ FAMILY = Family(
         "word_embeddings": "transformer.wte.weight",
         "position_embeddings": "transformer.wpe.weight",
     },
-    config_from_scratch=_config_from_scratch,
+    config_from_scratch=lambda size, special: {
+        "n_inner": size.intermediate_size,
+        "activation_function": "gelu_pytorch_tanh",  # GPT-2's own function, in one fused operation
+        "resid_pdrop": size.dropout,
+        "embd_pdrop": size.dropout,
+        "attn_pdrop": size.dropout,
+        "bos_token_id": special["end_of_text"],
+        "eos_token_id": special["end_of_text"],
+    },
     token_runner=_token_runner,
     # The causal buffers that checkpoints written before transformers 4.31 carry along.
     ignored_on_load=(r"\.attn\.(bias|masked_bias)$",),

@@ -7,7 +7,7 @@ et al. 2023). The word embeddings may be the output matrix.
 Axes: N tokens, D hidden size.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,6 @@ from transformers import LlamaForCausalLM, PretrainedConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from stillhouse.families.base import Attend, Family, RunTokens
-from stillhouse.families.settings import ArchitectureRecipe
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 
@@ -32,16 +31,6 @@ def _supports(config: PretrainedConfig) -> str | None:
         "sequence, so packed and batched sequences would differ from single ones. Models with "
         "default, linear, llama3 and yarn are supported."
     )
-
-
-def _config_from_scratch(size: ArchitectureRecipe, special: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "intermediate_size": size.intermediate_size or 4 * size.hidden_size,
-        "attention_dropout": size.dropout,
-        "tie_word_embeddings": True,
-        "bos_token_id": special["end_of_text"],
-        "eos_token_id": special["end_of_text"],
-    }
 
 
 def _token_runner(model: LlamaForCausalLM) -> RunTokens:
@@ -84,7 +73,13 @@ FAMILY = Family(
     position_wise=("self_attn.o_proj", "mlp"),
     final_norm="model.norm",
     embeddings={"word_embeddings": "model.embed_tokens.weight"},
-    config_from_scratch=_config_from_scratch,
+    config_from_scratch=lambda size, special: {
+        "intermediate_size": size.intermediate_size or 4 * size.hidden_size,
+        "attention_dropout": size.dropout,
+        "tie_word_embeddings": True,
+        "bos_token_id": special["end_of_text"],
+        "eos_token_id": special["end_of_text"],
+    },
     token_runner=_token_runner,
     supports=_supports,
     tiny={"num_key_value_heads": 1},

@@ -3,37 +3,11 @@
 Position embeddings begin after the padding id: position 0 of a sequence is row pad_token_id + 1.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from transformers import PretrainedConfig, RobertaForMaskedLM
+from transformers import PretrainedConfig
 
 from stillhouse.errors import ModelError
-from stillhouse.families.base import (
-    Family,
-)
-from stillhouse.families.settings import ArchitectureRecipe
-
-LAYERS = "roberta.encoder.layer"
-
-
-def _head_transform(model: RobertaForMaskedLM, hidden: Tensor) -> Tensor:
-    return model.lm_head.layer_norm(F.gelu(model.lm_head.dense(hidden)))
-
-
-def _config_from_scratch(size: ArchitectureRecipe, special: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "type_vocab_size": 1,
-        "layer_norm_eps": 1e-5,
-        "intermediate_size": size.intermediate_size or 4 * size.hidden_size,
-        "hidden_dropout_prob": size.dropout,
-        "attention_probs_dropout_prob": size.dropout,
-        "pad_token_id": special["pad"],
-        "bos_token_id": special["cls"],
-        "eos_token_id": special["sep"],
-    }
+from stillhouse.families.base import Family
 
 
 def _position_offset(config: PretrainedConfig) -> int:
@@ -50,7 +24,7 @@ FAMILY = Family(
     language_modeling="masked",
     model_class="RobertaForMaskedLM",
     body="roberta",
-    layers=LAYERS,
+    layers="roberta.encoder.layer",
     attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
     position_wise=("attention.output", "intermediate", "output"),
     embeddings={
@@ -58,8 +32,19 @@ FAMILY = Family(
         "position_embeddings": "roberta.embeddings.position_embeddings.weight",
         "token_type_embeddings": "roberta.embeddings.token_type_embeddings.weight",
     },
-    head_transform=_head_transform,
-    config_from_scratch=_config_from_scratch,
+    head_transform=lambda model, hidden: model.lm_head.layer_norm(
+        F.gelu(model.lm_head.dense(hidden))
+    ),
+    config_from_scratch=lambda size, special: {
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "intermediate_size": size.intermediate_size or 4 * size.hidden_size,
+        "hidden_dropout_prob": size.dropout,
+        "attention_probs_dropout_prob": size.dropout,
+        "pad_token_id": special["pad"],
+        "bos_token_id": special["cls"],
+        "eos_token_id": special["sep"],
+    },
     position_offset=_position_offset,
     tiny={"pad_token_id": 1},
     ignored_on_load=(r"^roberta\.pooler\.", r"\.position_ids$"),
