@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -130,29 +130,24 @@ class RequestHandle:
         return limit is not None and time.monotonic() - self.submitted >= limit
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sequence:
-    """One continuation."""
+    """One continuation of a request. During the prefill, without new tokens, the first one stands
+    for all of them.
+
+    Attributes:
+        stream: The text of the new tokens; there is none before the prefill is complete.
+        scored: Tokens of the prompt so far, for `echo`.
+        logits: After the last of them.
+    """
 
     handle: RequestHandle
-    number: int
     slot: Slot
-    stream: TextStream
+    number: int = 0
+    stream: TextStream = field(init=False)
     new_ids: list[int] = field(default_factory=list)
-
-
-@dataclass
-class _Prompt:
-    """A prompt during its prefill."""
-
-    handle: RequestHandle
-    slot: Slot
     scored: list[ScoredToken] = field(default_factory=list)
-    logits: Float[Tensor, "1 V"] | None = None  # after the last token of its chunks so far
-
-    @property
-    def num_left(self) -> int:
-        return len(self.handle.request.prompt_ids) - self.slot.length
+    logits: Float[Tensor, "1 V"] | None = None
 
 
 class Batcher:
@@ -170,8 +165,7 @@ class Batcher:
         self._end_ids = end_ids
         self._lock = threading.Lock()
         self._waiting: deque[RequestHandle] = deque()
-        self._prompts: list[_Prompt] = []
-        self._sequences: list[_Sequence] = []
+        self._sequences: list[_Sequence] = []  # by arrival, so prefills are the last
         self.num_generated = 0
 
     def submit(self, request: Request, listener: Listener) -> RequestHandle:
@@ -194,26 +188,31 @@ class Batcher:
     @property
     def num_running(self) -> int:
         """Sequences that have a slot."""
-        return len(self._prompts) + len(self._sequences)
+        return len(self._sequences)
 
     @property
     def is_idle(self) -> bool:
-        return not (self._waiting or self._prompts or self._sequences)
+        return not (self._waiting or self._sequences)
 
     def step(self) -> None:
         """Admit requests that fit, run one forward pass, and send the events."""
         self._drop_cancelled()
         self._admit()
-        chunks = [Chunk(each.slot, [each.new_ids[-1]]) for each in self._sequences]
-        prefill = self._prompt_chunks()
-        if not chunks and not prefill:
+        work = self._chunks()
+        if not work:
             return
-        sequences = list(self._sequences)
-        logits = self.model.forward([*chunks, *(chunk for _, chunk in prefill)])
-        ends = logits[len(sequences) :].split([chunk.num_logits for _, chunk in prefill])
-        self._choose(sequences, logits[: len(sequences)])
-        for (prompt, chunk), own in zip(prefill, ends, strict=True):
-            self._advance(prompt, chunk, own)
+        logits = self.model.forward([chunk for _, chunk in work])
+        all_finite = are_finite(logits)
+        rows = logits.split([chunk.num_logits for _, chunk in work])
+        for (sequence, chunk), own in zip(work, rows, strict=True):
+            if sequence.handle.is_cancelled:
+                continue
+            if not all_finite and not own.isfinite().all():
+                self._fail(sequence.handle)
+            elif sequence.new_ids:
+                self._add(sequence, own[0])
+            else:
+                self._advance(sequence, chunk, own)
 
     def run(self) -> None:
         """Step until every submitted request is answered."""
@@ -225,8 +224,7 @@ class Batcher:
         with self._lock:
             waiting = list(self._waiting)
             self._waiting.clear()
-        running = [*self._prompts, *self._sequences]
-        self._prompts, self._sequences = [], []
+        running, self._sequences = self._sequences, []
         self.model.clear()
         for handle in dict.fromkeys([*waiting, *(each.handle for each in running)]):
             handle.on_event(Failed(error))
@@ -256,99 +254,79 @@ class Batcher:
     def _drop_cancelled(self) -> None:
         with self._lock:
             self._waiting = deque(each for each in self._waiting if not each.is_cancelled)
-        groups: Any = (self._prompts, self._sequences)
-        for group in groups:
-            for each in [each for each in group if each.handle.is_cancelled]:
-                group.remove(each)
-                self.model.close(each.slot)
+        for each in [each for each in self._sequences if each.handle.is_cancelled]:
+            self._close(each)
 
     def _admit(self) -> None:
         """Start requests in order of arrival; a prompt reserves slots for all its sequences."""
         reserved = sum(
-            each.handle.request.settings.num_return_sequences - 1 for each in self._prompts
+            each.handle.request.settings.num_return_sequences - 1
+            for each in self._sequences
+            if not each.new_ids
         )
         with self._lock:
             while self._waiting:
                 wanted = self._waiting[0].request.settings.num_return_sequences
                 if self.model.num_free - reserved < wanted:
                     break
-                self._prompts.append(_Prompt(self._waiting.popleft(), self.model.open()))
+                self._sequences.append(_Sequence(self._waiting.popleft(), self.model.open()))
                 reserved += wanted - 1
 
-    def _prompt_chunks(self) -> list[tuple[_Prompt, Chunk]]:
-        chunks, room = [], PREFILL_TOKENS
-        for prompt in self._prompts:
-            if room == 0:
-                break
-            start, count = prompt.slot.length, min(prompt.num_left, room)
-            ids = prompt.handle.request.prompt_ids[start : start + count]
-            num_logits = count if prompt.handle.request.echo else int(count == prompt.num_left)
-            chunks.append((prompt, Chunk(prompt.slot, ids, num_logits)))
-            room -= count
-        return chunks
+    def _chunks(self) -> list[tuple[_Sequence, Chunk]]:
+        """What each sequence adds in this step: its last token, or a chunk of its prompt."""
+        work, room = [], PREFILL_TOKENS
+        for each in self._sequences:
+            request, start = each.handle.request, each.slot.length
+            if each.new_ids:
+                work.append((each, Chunk(each.slot, [each.new_ids[-1]])))
+            elif room:
+                ids = request.prompt_ids[start : start + room]
+                is_last = start + len(ids) == len(request.prompt_ids)
+                num_logits = len(ids) if request.echo else int(is_last)
+                work.append((each, Chunk(each.slot, ids, num_logits)))
+                room -= len(ids)
+        return work
 
-    def _advance(self, prompt: _Prompt, chunk: Chunk, logits: Float[Tensor, "R V"]) -> None:
+    def _advance(self, first: _Sequence, chunk: Chunk, logits: Float[Tensor, "R V"]) -> None:
         """After a chunk of a prompt: score its tokens for `echo`; after the last chunk, start the
         sequences.
 
         A token is scored by the logits of the token before it, so the last logits of a chunk wait
         for the next chunk, and the first token of all has no score.
         """
-        if not are_finite(logits):
-            self._prompts.remove(prompt)
-            self._fail([prompt.slot], prompt.handle)
-            return
-        request = prompt.handle.request
+        handle, request = first.handle, first.handle.request
         if request.echo:
-            if prompt.logits is None:
-                prompt.scored.append(ScoredToken(chunk.ids[0]))
+            if first.logits is None:
+                first.scored.append(ScoredToken(chunk.ids[0]))
                 before = logits[:-1]
             else:
-                before = torch.cat([prompt.logits, logits[:-1]])
+                before = torch.cat([first.logits, logits[:-1]])
             ids = chunk.ids[len(chunk.ids) - len(before) :]
-            prompt.scored += _scored(before, ids, request.num_top_logprobs)
-            prompt.logits = logits[-1:]
-        if prompt.num_left:
+            first.scored += _scored(before, ids, request.num_top_logprobs)
+            first.logits = logits[-1:]
+        if first.slot.length < len(request.prompt_ids):
             return
-        prompt.handle.on_event(PrefillDone(tuple(prompt.scored)))
-        self._start(prompt, logits[-1:])
-        self._prompts.remove(prompt)
-
-    def _start(self, prompt: _Prompt, logits: Float[Tensor, "1 V"]) -> None:
-        """The sequences of a prompt, each with its first token."""
-        handle, request = prompt.handle, prompt.handle.request
-        number, known = request.settings.num_return_sequences, request.prefix
+        handle.on_event(PrefillDone(tuple(first.scored)))
+        number = request.settings.num_return_sequences
         if request.settings.max_new_tokens == 0:
             for each in range(number):
                 handle.on_event(Ended(each, "", "length"))
-            self.model.close(prompt.slot)
+            self._close(first)
             return
-        slots = [prompt.slot, *(self.model.copy(prompt.slot) for _ in range(number - 1))]
-        text = known.text if known else ""
-        started = [
-            _Sequence(
-                handle,
-                each,
-                slot,
-                TextStream(self._tokenizer, request.prompt_ids, request.settings.stop, text),
-            )
-            for each, slot in enumerate(slots)
+        started = [first]
+        started += [
+            _Sequence(handle, self.model.copy(first.slot), each) for each in range(1, number)
         ]
-        self._sequences += started
-        self._choose(started, logits.expand(number, -1))
-
-    def _choose(self, sequences: Sequence[_Sequence], logits: Float[Tensor, "R V"]) -> None:
-        """The next token of each sequence."""
-        if not sequences:
-            return
-        finite = logits.isfinite().all(-1).tolist() if not are_finite(logits) else None
-        for number, (sequence, row) in enumerate(zip(sequences, logits, strict=True)):
-            if sequence.handle.is_cancelled:
-                continue
-            if finite is not None and not finite[number]:
-                self._fail_all_of(sequence.handle)
-                continue
-            self._add(sequence, row)
+        known = request.prefix.text if request.prefix else ""
+        for each in started:
+            each.stream = TextStream(
+                self._tokenizer, request.prompt_ids, request.settings.stop, known
+            )
+        place = self._sequences.index(first)
+        self._sequences[place : place + 1] = started
+        for each in started:
+            if not handle.is_cancelled:
+                self._add(each, logits[-1])
 
     def _add(self, sequence: _Sequence, logits: Float[Tensor, " V"]) -> None:
         request = sequence.handle.request
@@ -381,18 +359,16 @@ class Batcher:
         rest = sequence.stream.finish()
         if sequence.stream.stopped:
             reason = "stop"
-        self._sequences.remove(sequence)
-        self.model.close(sequence.slot)
+        self._close(sequence)
         sequence.handle.on_event(Ended(sequence.number, rest, reason))
 
-    def _fail_all_of(self, handle: RequestHandle) -> None:
-        own = [each for each in self._sequences if each.handle is handle]
-        self._sequences = [each for each in self._sequences if each.handle is not handle]
-        self._fail([each.slot for each in own], handle)
+    def _close(self, sequence: _Sequence, *, is_finite: bool = True) -> None:
+        self._sequences.remove(sequence)
+        self.model.close(sequence.slot, is_finite=is_finite)
 
-    def _fail(self, slots: Sequence[Slot], handle: RequestHandle) -> None:
-        for slot in slots:
-            self.model.close(slot, is_finite=False)
+    def _fail(self, handle: RequestHandle) -> None:
+        for each in [each for each in self._sequences if each.handle is handle]:
+            self._close(each, is_finite=False)
         handle.is_cancelled = True
         handle.on_event(Failed(NotFiniteError()))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -149,8 +149,8 @@ class SlottedModel:
         step = _Step(self, chunks)
         ids = torch.tensor([id for chunk in chunks for id in chunk.ids], device=device)
         hidden = self._run_tokens(ids, step.positions + self._offset, step.attend)
-        if (rows := _requested_rows(chunks)) != list(range(len(hidden))):
-            hidden = hidden[torch.tensor(rows, device=device)]
+        if step.requested != list(range(len(hidden))):
+            hidden = hidden[torch.tensor(step.requested, device=device)]
         logits = self._head(self._final_norm(hidden))[:, : self.num_tokens].float().cpu()
         for chunk in chunks:
             chunk.slot.length += len(chunk.ids)
@@ -199,35 +199,36 @@ class KVCache:
         self._storage[slot.index] = 0
 
 
-def _requested_rows(chunks: Sequence[Chunk]) -> list[int]:
-    rows, end = [], 0
-    for chunk in chunks:
-        end += len(chunk.ids)
-        rows += range(end - chunk.num_logits, end)
-    return rows
-
-
 class _Step:
-    """Which tokens of a step belong to which slot; built once and used by every layer."""
+    """Which tokens of a step belong to which slot; built once and used by every layer.
+
+    Attributes:
+        requested: The tokens whose logits are requested.
+    """
 
     def __init__(self, model: SlottedModel, chunks: Sequence[Chunk]) -> None:
         device = model.model.device
         self._model = model
+        self.requested: list[int] = []
         slots, positions, singles = [], [], []
-        self._longer: list[_Longer] = []
+        self._groups: list[_Group] = []
         for chunk in chunks:
-            first, count = len(slots), len(chunk.ids)
-            start = chunk.slot.length
+            first, count, start = len(slots), len(chunk.ids), chunk.slot.length
             slots += [chunk.slot.index] * count
             positions += range(start, start + count)
+            self.requested += range(first + count - chunk.num_logits, first + count)
             if count == 1:
                 singles.append((first, chunk.slot.index, start + 1))
             else:
-                self._longer.append(_Longer(first, chunk.slot.index, start, count, device))
+                visible = torch.ones(count, start + count, dtype=torch.bool, device=device)
+                own = slice(chunk.slot.index, chunk.slot.index + 1)
+                rows = slice(first, first + count)
+                self._groups.append(_Group(rows, count, own, start + count, visible.tril(start)))
         self.positions: Int[Tensor, " N"] = torch.tensor(positions, device=device)
         rows = [slot * model.capacity + at for slot, at in zip(slots, positions, strict=True)]
         self._rows = torch.tensor(rows, device=device)
-        self._singles = _Singles(singles, device) if singles else None
+        if singles:
+            self._groups.append(_singles(singles, device))
 
     def attend(
         self,
@@ -239,79 +240,73 @@ class _Step:
         """Store the new keys and values; each token attends to its own sequence up to itself."""
         cache = self._model.cache(layer, key_and_value)
         cache.write(self._rows, key_and_value)
-        keys, values = cache.keys, cache.values
-        if self._singles is not None and not self._longer:
-            return self._singles.attend(query, keys, values, scale)
+        if len(self._groups) == 1:
+            return self._groups[0].attend(query, cache, scale)
         attended = torch.empty_like(query)
-        if self._singles is not None:
-            rows = self._singles.rows
-            attended[rows] = self._singles.attend(query[rows], keys, values, scale)
-        for longer in self._longer:
-            attended[longer.rows] = longer.attend(query[longer.rows], keys, values, scale)
+        for group in self._groups:
+            attended[group.rows] = group.attend(query[group.rows], cache, scale)
         return attended
 
 
-class _Singles:
-    """The sequences that add one token, all in one call of attention."""
+@dataclass(frozen=True)
+class _Group:
+    """Sequences that add equally many tokens, in one call of attention.
 
-    def __init__(self, singles: Sequence[tuple[int, int, int]], device: torch.device) -> None:
-        rows, slots, lengths = (list(column) for column in zip(*singles, strict=True))
-        self.rows = torch.tensor(rows, device=device)
-        first, end = min(slots), max(slots) + 1
-        self._span = (slice(first, end), slice(None), slice(max(lengths)))
-        self._in_order = slots == list(range(first, end))
-        self._slots = torch.tensor(slots, device=device) - first
-        self._visible = None
-        if not self._in_order or min(lengths) < max(lengths):
-            # Slots in between that add nothing, or a longer chunk, are computed and dropped.
-            seen = torch.ones(end - first, dtype=torch.long)
-            seen[self._slots.cpu()] = torch.tensor(lengths)
-            visible = torch.arange(max(lengths)) < seen[:, None]
-            self._visible = visible[:, None, None].to(device)
+    Attributes:
+        rows: Their tokens among those of the step.
+        num_tokens: T, of each sequence.
+        slots, length: The part of the cache that is read: neighboring slots, and their first L
+            tokens.
+        visible: Which of these each token attends to; None for all.
+        places: The slot of each sequence among `slots`; None if they are the same in number and
+            order.
+    """
+
+    rows: slice | Int[Tensor, " N"]
+    num_tokens: int
+    slots: slice
+    length: int
+    visible: Bool[Tensor, "*#batch L"] | None
+    places: Int[Tensor, " S"] | None = None
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float
-    ) -> Float[Tensor, "N H D"]:
-        if not self._in_order:
-            spread = query.new_zeros(self._span[0].stop - self._span[0].start, *query.shape[1:])
-            spread[self._slots] = query
-            query = spread
-        keys, values = keys[self._span], values[self._span]
-        attended = _attention(query.unsqueeze(2), keys, values, self._visible, scale).squeeze(2)
-        return attended if self._in_order else attended[self._slots]
-
-
-class _Longer:
-    """One sequence that adds several tokens."""
-
-    def __init__(self, first: int, slot: int, start: int, count: int, device: torch.device) -> None:
-        self.rows = slice(first, first + count)
-        self._span = (slice(slot, slot + 1), slice(None), slice(start + count))
-        self._visible = torch.ones(count, start + count, dtype=torch.bool, device=device).tril(
-            start
+        self, query: Float[Tensor, "N Hq D"], cache: KVCache, scale: float
+    ) -> Float[Tensor, "N Hq D"]:
+        queries = query.view(-1, self.num_tokens, *query.shape[1:]).transpose(1, 2)  # S Hq T D
+        if self.places is not None:
+            spread = queries.new_zeros(self.slots.stop - self.slots.start, *queries.shape[1:])
+            queries = spread.index_copy_(0, self.places, queries)
+        keys, values = (each[self.slots, :, : self.length] for each in (cache.keys, cache.values))
+        attended = nn.functional.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=self.visible,
+            scale=scale,
+            enable_gqa=queries.shape[1] != keys.shape[1],
         )
-
-    def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float
-    ) -> Float[Tensor, "N H D"]:
-        queries = query.transpose(0, 1)[None]
-        attended = _attention(queries, keys[self._span], values[self._span], self._visible, scale)
-        return attended[0].transpose(0, 1)
+        if self.places is not None:
+            attended = attended[self.places]
+        return attended.transpose(1, 2).flatten(0, 1)
 
 
-def _attention(
-    query: Float[Tensor, "P Hq T D"],
-    keys: Float[Tensor, "P H L D"],
-    values: Float[Tensor, "P H L D"],
-    visible: Tensor | None,
-    scale: float,
-) -> Float[Tensor, "P Hq T D"]:
-    """PyTorch's attention, grouped if there are fewer heads of keys than of queries."""
-    return nn.functional.scaled_dot_product_attention(
-        query,
-        keys,
-        values,
-        attn_mask=visible,
-        scale=scale,
-        enable_gqa=query.shape[1] != keys.shape[1],
+def _singles(singles: Sequence[tuple[int, int, int]], device: torch.device) -> _Group:
+    """The sequences that add one token: each one's row, slot and length."""
+    rows, slots, lengths = (list(column) for column in zip(*singles, strict=True))
+    first, end, longest = min(slots), max(slots) + 1, max(lengths)
+    places = torch.tensor(slots) - first
+    is_in_order, visible = slots == list(range(first, end)), None
+    if not is_in_order or min(lengths) < longest:
+        # Slots in between that add nothing, or a longer chunk, are computed and dropped.
+        seen = torch.ones(end - first, dtype=torch.long).index_copy(
+            0, places, torch.tensor(lengths)
+        )
+        visible = (torch.arange(longest) < seen[:, None])[:, None, None].to(device)
+    return _Group(
+        torch.tensor(rows, device=device),
+        1,
+        slice(first, end),
+        longest,
+        visible,
+        None if is_in_order else places.to(device),
     )
