@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Tag, ValidationError
+from pydantic import BaseModel, Tag, TypeAdapter, ValidationError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from stillhouse.errors import RecipeError
-from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, TaskRecipe, task_recipes
+from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, NamedTaskRecipe, TaskRecipe
 
 if TYPE_CHECKING:
     from stillhouse.recipe import Recipe
@@ -113,8 +113,6 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> "tuple[str,
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> "Recipe":
     """Validate a recipe's YAML text after applying `overrides`; `where` names it in errors."""
-    from stillhouse.recipe import Recipe
-
     data = _parse_yaml(text, where)
     if not isinstance(data, dict):
         found = "nothing: the file is empty" if data is None else type(data).__name__
@@ -122,14 +120,10 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
             f"{where}: a recipe is a mapping of keys to values, got {found}. `stillhouse recipes "
             "quickstart` prints one to start from."
         )
+    from stillhouse.recipe import Recipe
+
     _write_out_preset(data, overrides)
-    for override in overrides:
-        _apply_override(data, override)
-    _check_characters(data, where)
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise RecipeError(explain(error, where, Recipe)) from error
+    return _validate(Recipe, data, overrides, where)
 
 
 def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> TaskRecipe:
@@ -143,13 +137,18 @@ def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> 
     name = data["kind"]
     if name not in known:
         raise RecipeError(f"There is no task {name!r}.{_nearest(name, known)}")
+    return _validate(NamedTaskRecipe, data, overrides, f"task {name}")
+
+
+def _validate(kind: Any, data: dict[str, Any], overrides: Sequence[str], where: str) -> Any:
+    """The recipe or the task of these keys and values, with `overrides` applied."""
     for override in overrides:
         _apply_override(data, override)
-    _check_characters(data, f"task {name}")
+    _check_characters(data, where)
     try:
-        return task_recipes.validate_python(data)
+        return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
-        raise RecipeError(explain(error, f"task {name}", TaskRecipe)) from error
+        raise RecipeError(explain(error, where, kind)) from error
 
 
 def dump_recipe(recipe: "Recipe") -> str:

@@ -62,11 +62,12 @@ def check(
 
     Reads configurations, task files and a part of the text; writes nothing.
     """
-    from stillhouse.check import check_recipe, print_check
     from stillhouse.recipe_file import load_recipe
+
+    name, parsed = load_recipe(recipe, overrides or [])  # before the imports that take seconds
+    from stillhouse.check import check_recipe, print_check
     from stillhouse.runs.paths import RunFolder
 
-    name, parsed = load_recipe(recipe, overrides or [])
     run = RunFolder.at(run_dir or Path("runs") / name)
     result = check_recipe(name, parsed, offline=offline, run=run)
     print_json(result) if as_json else print_check(result)
@@ -84,9 +85,10 @@ def verify(
     if a check fails.
     """
     from stillhouse.recipe_file import load_recipe
+
+    name, parsed = load_recipe(recipe, overrides or [])  # before the imports that take seconds
     from stillhouse.verification.verify import print_checks, verify_recipe
 
-    name, parsed = load_recipe(recipe, overrides or [])
     result = verify_recipe(name, parsed, offline=offline)
     print_json(result) if as_json else print_checks(result)
     if result["failed"]:

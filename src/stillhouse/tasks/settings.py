@@ -13,7 +13,6 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
-    TypeAdapter,
     field_validator,
 )
 
@@ -340,4 +339,3 @@ TASK_KINDS: Mapping[str, type[Section]] = {
     section.model_fields["kind"].default: section for section in get_args(get_args(TaskRecipe)[0])
 }
 NamedTaskRecipe = Annotated[TaskRecipe, BeforeValidator(_start_from_the_name)]
-task_recipes: TypeAdapter[TaskRecipe] = TypeAdapter(NamedTaskRecipe)
