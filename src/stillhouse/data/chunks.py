@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 MAX_CHUNK_CHARACTERS = 2**20
-SEARCH_CHARACTERS = 4096
-FIRST_SEARCH = 128  # in most text the last few words hold a position to cut at
 
-# Some tokenizers (those of GPT-4 and Llama 3) join punctuation with the newline after it, hence the
-# letter or digit before a newline.
-SAFE_CUT = re.compile(r"(?<=\S)(?= \S)|(?<=[^\W_])(?=\n\S)")
+# Ends at the last position to cut at. Some tokenizers (those of GPT-4 and Llama 3) join punctuation
+# with the newline after it, hence the letter or digit before a newline.
+UP_TO_SAFE_CUT = re.compile(r"(?s:.*)(?:(?<=\S)(?= \S)|(?<=[^\W_])(?=\n\S))")
 
 
 @dataclass(frozen=True)
@@ -29,17 +27,8 @@ class Chunk:
 
 def safe_cut(text: str, limit: int) -> int | None:
     """The last position at or before `limit` where `text` may be cut, or None; it is never 0."""
-    end = min(limit, len(text) - 2)
-    step = FIRST_SEARCH
-    while end > 0:
-        start = max(1, end - step)
-        # Two characters of lookahead.
-        cuts = (match.start() for match in SAFE_CUT.finditer(text, start, end + 2))
-        if found := [cut for cut in cuts if cut <= end]:
-            return found[-1]
-        end = start - 1
-        step = SEARCH_CHARACTERS
-    return None
+    found = UP_TO_SAFE_CUT.match(text, 0, limit + 2)  # two characters of lookahead
+    return found.end() if found else None
 
 
 def split_text(text: str, limit: int) -> Iterator[str]:

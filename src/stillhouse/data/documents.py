@@ -20,7 +20,7 @@ from typing import Any
 
 from stillhouse.data.chunks import Chunk, chunk_document
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.sources import check_online, source_of
+from stillhouse.data.sources import Content, check_online, source_of
 from stillhouse.data.sources.files import list_counts, ordered_counts
 from stillhouse.errors import DataError
 from stillhouse.wording import counted
@@ -67,26 +67,37 @@ def read_documents(
         DataError: no such file, a damaged one, text that is not UTF-8, or no text at all.
         NetworkError: a hub dataset while offline or without a connection.
     """
-    seen: set[Path | None] = set()
     is_empty = True
-    for source in corpus.sources:
-        check_online(source, "corpus.source", offline=offline)
-        for content in source_of(source).find(source)[0]:
-            if content.path is not None and content.path in seen:
-                continue
-            seen.add(content.path)
-            for name, parts in content.documents(corpus):
-                is_blank = True
-                for chunk in chunk_document(name, parts):
-                    is_blank = is_empty = False
-                    yield chunk
-                if is_blank and summary is not None:
-                    summary.blank_documents += 1
+    for content in _contents(corpus, offline=offline):
+        for name, parts in content.documents(corpus):
+            is_blank = True
+            for chunk in chunk_document(name, parts):
+                is_blank = is_empty = False
+                yield chunk
+            if is_blank and summary is not None:
+                summary.blank_documents += 1
     if is_empty:
         raise DataError(
             f"corpus.source {', '.join(corpus.sources)} holds no text: every document is empty or "
             "blank. Give a source with text in it."
         )
+
+
+def _contents(
+    corpus: CorpusRecipe, *, offline: bool = False, skipped: Counter[str] | None = None
+) -> Iterator[Content]:
+    """What the sources name, in order and each file once; counts what they leave out."""
+    seen: set[Path] = set()
+    for source in corpus.sources:
+        check_online(source, "corpus.source", offline=offline)
+        contents, left_out = source_of(source).find(source)
+        if skipped is not None:
+            skipped.update(left_out)
+        for content in contents:
+            if content.path not in seen:
+                yield content
+            if content.path is not None:
+                seen.add(content.path)
 
 
 def describe_sources(corpus: CorpusRecipe) -> list[dict[str, Any]]:
@@ -110,13 +121,7 @@ def summarize_sources(corpus: CorpusRecipe) -> ReadSummary:
         DataError: a source that names no file that can be read.
     """
     summary = ReadSummary()
-    seen: set[Path | None] = set()
-    for source in corpus.sources:
-        contents, skipped = source_of(source).find(source)
-        summary.skipped += skipped
-        for content in contents:
-            summary.files[content.format] += content.path is None or content.path not in seen
-            seen.add(content.path)
+    summary.files.update(content.format for content in _contents(corpus, skipped=summary.skipped))
     return summary
 
 

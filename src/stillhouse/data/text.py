@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import io
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -125,18 +125,15 @@ def _not_utf_8(
     )
 
 
-def read_lines(path: Path, blocks: Iterable[str] | None = None) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file, numbered from 1, with their ends: `\\n`, `\\r\\n` or `\\r`.
-
-    Args:
-        blocks: The file's text, where it is being read already.
 
     Raises:
         DataError: as `read_blocks`, or a line that is too long for memory.
     """
     number = size = 0
     held: list[str] = []  # what follows the last complete line
-    for block in chain(read_blocks(path, "row") if blocks is None else blocks, [""]):
+    for block in chain(read_blocks(path, "row"), [""]):
         held.append(block)
         size += len(block)
         if block and "\n" not in block and "\r" not in block:

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 from stillhouse.data.formats import Fields, Format, Record, TableFile
@@ -19,21 +18,15 @@ TYPE_NAMES = {
 
 def read_json(file: TableFile) -> Iterator[Record]:
     """One object a line, or one array of objects: the first character decides."""
-    blocks = read_blocks(file.path, "row")
-    held = ""
-    for block in blocks:
-        held += block
-        if held.strip():
-            break
-    blocks = chain([held] if held else [], blocks)
-    if held.lstrip().startswith("["):
-        return _read_array(blocks, file.name)
-    return read_json_lines(file, blocks)
+    beginnings = (block.lstrip() for block in read_blocks(file.path, "row"))
+    if next(filter(None, beginnings), "").startswith("["):
+        return _read_array(file)
+    return read_json_lines(file)
 
 
-def read_json_lines(file: TableFile, blocks: Iterator[str] | None = None) -> Iterator[Record]:
+def read_json_lines(file: TableFile) -> Iterator[Record]:
     """One object a line."""
-    for number, line in read_lines(file.path, blocks):
+    for number, line in read_lines(file.path):
         where = f"{file.name} row {number}"
         try:
             fields = json.loads(line) if line.strip() else {}
@@ -54,16 +47,16 @@ def _checked(fields: Any, where: str) -> Fields | None:
     return fields or None
 
 
-def _read_array(blocks: Iterator[str], name: str) -> Iterator[Record]:
+def _read_array(file: TableFile) -> Iterator[Record]:
     """The elements of an array, decoded one by one."""
-    text = _JSONText(blocks)
+    text = _JSONText(read_blocks(file.path, "row"))
     number = 0
     try:
         text.take("[")
         separator = text.take("]") if text.peek() == "]" else ","
         while separator == ",":
             number += 1
-            where = f"{name} row {number}"
+            where = f"{file.name} row {number}"
             yield Record(where, number, _checked(text.take_value(), where))
             separator = text.take(",", "]")
         if text.peek():
@@ -71,8 +64,8 @@ def _read_array(blocks: Iterator[str], name: str) -> Iterator[Record]:
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise DataError(
-            f"{name} row {number} is not JSON ({reason}). The file must be one array of objects: "
-            '[{"text": "..."}, ...].'
+            f"{file.name} row {number} is not JSON ({reason}). The file must be one array of "
+            'objects: [{"text": "..."}, ...].'
         ) from error
 
 

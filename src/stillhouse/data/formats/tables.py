@@ -21,15 +21,7 @@ def read_table(file: TableFile, *, format: str) -> Iterator[Record]:
     """The rows of a table below its column names, which are its first line or `file.header`."""
     # A limit of the whole process: raised for everyone, never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_CHARACTERS))
-    first_line = ""
-
-    def lines() -> Iterator[str]:
-        nonlocal first_line
-        for _, line in read_lines(file.path):
-            first_line = first_line or line.strip()
-            yield line
-
-    reader = csv.reader(lines(), **DIALECTS[format])
+    reader = csv.reader((line for _, line in read_lines(file.path)), **DIALECTS[format])
     names = list(file.header or ())
     start = 1
     try:
@@ -45,7 +37,7 @@ def read_table(file: TableFile, *, format: str) -> Iterator[Record]:
                     f"{where} already names the columns: {', '.join(names)}. Set `header` to null."
                 )
             elif len(values) < len(names) or (len(values) > len(names) and file.header is None):
-                hint = _other_separator(first_line, format) if len(values) == 1 else ""
+                hint = _other_separator(_first_line(file), format) if len(values) == 1 else ""
                 raise DataError(
                     f"{where} has {len(values)} fields, but the table has {len(names)} columns: "
                     f"{', '.join(names)}{hint or '. Correct the row.'}"
@@ -53,10 +45,15 @@ def read_table(file: TableFile, *, format: str) -> Iterator[Record]:
             else:
                 yield Record(where, number, dict(zip(names, values, strict=False)))
     except csv.Error as error:
-        hint = _other_separator(first_line, format)
+        hint = _other_separator(_first_line(file), format)
         raise DataError(
             f"{file.name} row {start} cannot be read ({error}){hint or '. Correct its quotes.'}"
         ) from error
+
+
+def _first_line(file: TableFile) -> str:
+    """The first line that is not blank, for the advice of an error."""
+    return next((line.strip() for _, line in read_lines(file.path) if line.strip()), "")
 
 
 def _are_names(values: Sequence[str], names: Sequence[str]) -> bool:

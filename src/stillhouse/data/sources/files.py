@@ -32,11 +32,6 @@ from stillhouse.data.sources import (
 from stillhouse.data.text import COMPRESSED
 from stillhouse.errors import DataError
 
-HIDDEN = "hidden"
-NO_SUFFIX = "without a suffix"
-BROKEN_LINK, NO_FILE, FOLDER = "broken link", "special file", "folder"
-
-
 # Files of text: their paths and formats by their names within their source.
 Files = dict[str, tuple[Path, Format]]
 
@@ -108,12 +103,13 @@ def _known(paths: Iterable[Path], root: Path, named_suffix: str) -> tuple[Files,
         is_named = suffix != "" and suffix == named_suffix
         format = named_format(path) if is_named else format_of(path)
         if path.name.startswith("."):
-            skipped[HIDDEN] += 1
+            skipped["hidden"] += 1
+        elif path.is_dir():
+            skipped["folder"] += 1
         elif not path.is_file():
-            kind = NO_FILE if path.exists() else BROKEN_LINK
-            skipped[FOLDER if path.is_dir() else kind] += 1
+            skipped["special file" if path.exists() else "broken link"] += 1
         elif format is UNKNOWN:
-            skipped[suffix or NO_SUFFIX] += 1
+            skipped[suffix or "without a suffix"] += 1
         else:
             found[path.relative_to(root).as_posix()] = path, format
     return found, skipped
