@@ -114,15 +114,13 @@ def changed_settings(output: Path, inputs: Inputs) -> list[str]:
     if manifest is None:
         return []
     old, new = _flatten(asdict(manifest.inputs)), _flatten(asdict(inputs))
-    changes = []
-    for key in sorted(set(old) | set(new)):
-        if old.get(key) != new.get(key):
-            name = key.removeprefix("settings.").removeprefix("sources.")
-            digest = key.startswith("sources.")
-            changes.append(
-                f"{name} changed" if digest else f"{name}: {old.get(key)} -> {new.get(key)}"
-            )
-    return changes
+    return [
+        f"{key.removeprefix('sources.')} changed"
+        if key.startswith("sources.")
+        else f"{key.removeprefix('settings.')}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
 
 
 def verify(output: Path) -> None:
@@ -141,17 +139,12 @@ def verify(output: Path) -> None:
                 f"{path} is missing, though {manifest_path(output)} lists it. Move {output} away "
                 "to redo it."
             )
-        size = path.stat().st_size
-        if size != facts["size_bytes"]:
-            raise RunError(
-                f"{path} is damaged: {size} bytes, expected {facts['size_bytes']}. Move {output} "
-                "away to redo it."
-            )
-        if sha256_of(path) != facts["sha256"]:
-            raise RunError(
-                f"{path} is damaged: its content does not match its SHA-256. Move {output} away to "
-                "redo it."
-            )
+        size, expected = path.stat().st_size, facts["size_bytes"]
+        problem = f"{size} bytes, expected {expected}" if size != expected else None
+        if problem is None and sha256_of(path) != facts["sha256"]:
+            problem = "its content does not match its SHA-256"
+        if problem is not None:
+            raise RunError(f"{path} is damaged: {problem}. Move {output} away to redo it.")
 
 
 @contextlib.contextmanager

@@ -3,19 +3,31 @@
 import contextlib
 import fcntl
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from stillhouse.errors import RunError
 from stillhouse.runs.atomic import FULL, full_disk_error, unusable_path
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths of one run. `shared` is the run itself, or the parent of one seed's run."""
 
-    path: Path
-    shared: Path
+    def __init__(self, path: Path, shared: Path) -> None:
+        self.path = path
+        self.shared = shared
+        self.recipe = shared / "recipe.yaml"
+        self.corpus = shared / "corpus"
+        self.tokens = shared / "tokens"
+        self.teacher = shared / "teacher"
+        self.teacher_cache = shared / "teacher-cache"
+        self.task_data = shared / "task-data"  # hub datasets of tasks, as JSON lines
+        self.student_init = path / "student-init"
+        self.student = path / "student"
+        self.control = path / "control"
+        self.control_same_time = path / "control-same-time"
+        self.metrics = path / "metrics.jsonl"
+        self.evaluation = path / "evaluation.json"
+        self.report = path / "report.html"
 
     @classmethod
     def at(cls, path: Path) -> "RunFolder":
@@ -33,62 +45,9 @@ class RunFolder:
         """The folder of one model of a seed: student, control, control_same_time, student_init."""
         return self.path / name.replace("_", "-")
 
-    @property
-    def recipe(self) -> Path:
-        return self.shared / "recipe.yaml"
-
-    @property
-    def corpus(self) -> Path:
-        return self.shared / "corpus"
-
-    @property
-    def tokens(self) -> Path:
-        return self.shared / "tokens"
-
-    @property
-    def teacher(self) -> Path:
-        return self.shared / "teacher"
-
-    @property
-    def teacher_cache(self) -> Path:
-        return self.shared / "teacher-cache"
-
-    @property
-    def student_init(self) -> Path:
-        return self.path / "student-init"
-
-    @property
-    def student(self) -> Path:
-        return self.path / "student"
-
-    @property
-    def control(self) -> Path:
-        return self.path / "control"
-
-    @property
-    def control_same_time(self) -> Path:
-        return self.path / "control-same-time"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "evaluation.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
     def finetuned(self, task: str) -> Path:
         """The folder of one task: its models and their scores."""
         return self.path / "finetuned" / task
-
-    @property
-    def task_data(self) -> Path:
-        """Hub datasets of tasks, as JSON lines."""
-        return self.shared / "task-data"
 
     def checkpoints(self, model: str) -> Path:
         """The checkpoints of one model (teacher, student, control)."""

@@ -87,17 +87,18 @@ def _move_metrics(source: RunFolder, target: RunFolder) -> None:
     """Move the lines of `metrics.jsonl`; those of the shared teacher are kept in both."""
     if not source.metrics.exists():
         return
-    lines = source.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    shared = [line for line in lines if _is_shared(line)]
-    if target.metrics.exists():
-        there = target.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        shared = [line for line in there if _is_shared(line)]
-    own = [line for line in lines if not _is_shared(line)]
+    there = target.metrics if target.metrics.exists() else source.metrics
+    shared = [line for line in _lines(there) if _is_shared(line)]
+    own = [line for line in _lines(source.metrics) if not _is_shared(line)]
     write_atomic(target.metrics, "".join([*shared, *own]).encode())
     if source.path == source.shared:
         write_atomic(source.metrics, "".join(shared).encode())
     else:
         source.metrics.unlink()
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines(keepends=True)
 
 
 def _is_shared(line: str) -> bool:
