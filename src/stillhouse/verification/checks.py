@@ -59,9 +59,12 @@ def relative(found: int | float, expected: int | float) -> float:
 
 def worst(found: Mapping[str, float], expected: Mapping[str, float]) -> tuple[str, float]:
     """The term with the largest relative difference, and the difference. NaN is the largest."""
-    apart = {name: relative(found[name], expected[name]) for name in expected}
-    name = max(apart, key=lambda key: math.inf if math.isnan(apart[key]) else apart[key])
-    return name, apart[name]
+    return _largest({name: relative(found[name], expected[name]) for name in expected})
+
+
+def _largest(differences: Mapping[str, float]) -> tuple[str, float]:
+    """The largest difference and its name. NaN is the largest."""
+    return max(differences.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 
 
 @torch.no_grad()
@@ -112,11 +115,7 @@ def split_check(
     (whole_means, whole), (split_means, split) = found["whole"], found["split"]
     name, apart = worst(split_means, whole_means)
     of_gradient = float(np.linalg.norm(split - whole) / (np.linalg.norm(whole) or 1.0))
-    farthest, apart = max(
-        ("gradient", of_gradient),
-        (f"loss {name}", apart),
-        key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1],
-    )
+    farthest, apart = _largest({"gradient": of_gradient, f"loss {name}": apart})
     compared = f"{number} sequences at once ({farthest})"
     return Check("split of a step", compared, apart, EXACT, "rel.")
 

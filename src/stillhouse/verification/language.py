@@ -7,7 +7,7 @@ out row by row in float64.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -55,7 +55,6 @@ from stillhouse.verification.layouts import (
     each_alone,
     one_document_a_row,
     plain_outputs,
-    selected,
     transformers_loss,
     without_last_labels,
 )
@@ -128,8 +127,11 @@ class LanguageCase:
 
 def language_case(recipe: Recipe, folder: Path, *, offline: bool) -> LanguageCase:
     """The recipe's own stages on its first text, in this folder, and what is to be looked at."""
-    small, pipeline = prepare_scratch(recipe, folder, offline=offline)
-    run, device = pipeline.run, pick_device()
+    text, run, device = folder / "text.jsonl", RunFolder.at(folder / "run"), pick_device()
+    write_first_documents(recipe, text, offline=offline)
+    small = small_recipe(recipe, text)
+    pipeline = Pipeline(small, run, QuietReporter(), Options(offline=offline))
+    pipeline.run_stages(["prepare", "teacher", "init"])
     family, student = load_model(run.student_init)
     teacher_family, teacher = load_model(pipeline.models.teacher_folder)
     for model in (student, teacher):
@@ -158,36 +160,20 @@ def language_case(recipe: Recipe, folder: Path, *, offline: bool) -> LanguageCas
     )
 
 
-def prepare_scratch(recipe: Recipe, folder: Path, *, offline: bool) -> tuple[Recipe, Pipeline]:
-    """Tokens, teacher and initial student of the recipe's first text, in `folder`.
-
-    Returns:
-        The recipe as it was run, and its pipeline.
-    """
-    text = folder / "text.jsonl"
-    write_first_documents(recipe, text, offline=offline)
-    small = small_recipe(recipe, text)
-    run = RunFolder.at(folder / "run")
-    pipeline = Pipeline(small, run, QuietReporter(), Options(offline=offline))
-    pipeline.run_stages(["prepare", "teacher", "init"])
-    return small, pipeline
-
-
 def write_first_documents(recipe: Recipe, target: Path, *, offline: bool) -> None:
     """The beginnings of the recipe's first documents, as JSON lines."""
     assert recipe.corpus is not None
     wanted = TEXT_SEQUENCES * CHARACTERS_PER_TOKEN * recipe.tokens.sequence_length
     room = max(DOCUMENT_CHARACTERS, wanted // FEWEST_DOCUMENTS)
-    written, documents = 0, 0
+    chunks = read_documents(recipe.corpus, offline=offline)
+    written = 0
     with target.open("w", encoding="utf-8") as file:
-        for piece in read_documents(recipe.corpus, offline=offline):
-            if not piece.starts_document:
-                continue
-            if written >= wanted and documents >= FEWEST_DOCUMENTS:
+        for number, chunk in enumerate(each for each in chunks if each.starts_document):
+            if written >= wanted and number >= FEWEST_DOCUMENTS:
                 break
-            beginning = piece.text[:room]
-            file.write(json.dumps({"id": piece.document_id, "text": beginning}) + "\n")
-            written, documents = written + len(beginning), documents + 1
+            beginning = chunk.text[:room]
+            file.write(json.dumps({"id": chunk.document_id, "text": beginning}) + "\n")
+            written += len(beginning)
 
 
 def small_recipe(recipe: Recipe, text: Path) -> Recipe:
@@ -253,13 +239,10 @@ def layout_checks(case: LanguageCase) -> Iterator[Check]:
     """Documents packed, padded, and each alone without padding: the same losses."""
     spans = case.spans(case.batch)
     objective = case.objective(case.losses(), case.teacher)
-    alone = means_of(objective, case.student, list(each_alone(case.batch, spans)))
-    layouts = {
-        "packed": [case.batch],
-        "padded": [one_document_a_row(case.batch, spans, case.pad)],
-    }
-    for name, batches in layouts.items():
-        term, apart = worst(means_of(objective, case.student, batches), alone)
+    alone = means_of(objective, case.student, each_alone(case.batch, spans, case.pad))
+    padded = one_document_a_row(case.batch, spans, case.pad)
+    for name, batch in (("packed", case.batch), ("padded", padded)):
+        term, apart = worst(means_of(objective, case.student, [batch]), alone)
         compared = f"{len(spans)} documents, each alone ({term})"
         yield Check(f"{name} vs alone", compared, apart, EXACT, "rel.")
 
@@ -285,21 +268,19 @@ def divergence_checks(case: LanguageCase) -> Iterator[Check]:
     spans = case.spans(batch)
     losses = case.losses()
     found = means_of(case.objective(losses, case.teacher), case.student, [batch])
-    ours, theirs = (
-        plain_outputs(model, batch, spans) for model in (case.student, case.teacher.model)
-    )
+    outputs = [plain_outputs(model, batch, spans) for model in (case.student, case.teacher.model)]
+    predicted = batch.labels.numpy() != IGNORED
+    everything = np.zeros_like(predicted)
+    for span in spans:
+        everything[span.row, span.places] = True
     for name, term in losses.active().items():
-        mask = batch.labels != IGNORED
-        if term.rows == "all":
-            mask = torch.zeros_like(mask)
-            for span in spans:
-                mask[span.row, span.places] = True
         if name not in DIVERGENCES:
             continue
+        mask = everything if term.rows == "all" else predicted
         divergence, settings = DIVERGENCES[name], term.model_dump(exclude={"weight", "rows"})
         if divergence.reads == "logits":
             settings["temperature"] = case.temperature
-        rows = [selected(getattr(each, divergence.reads), mask) for each in (ours, theirs)]
+        rows = [each[divergence.reads][mask] for each in outputs]
         values = [divergence.reference(*row, **settings) for row in zip(*rows, strict=True)]
         apart = relative(found[name], math.fsum(values) / max(1, len(values)))
         yield Check(name, f"float64 loop, {len(values)} rows", apart, EXACT, "rel.")
@@ -315,10 +296,10 @@ def cache_check(case: LanguageCase, kind: CacheKind) -> Check:
     batch, losses, size = _cached_batch(case, kind)
     assert batch.teacher is not None
     live = replace(batch, teacher=None)
-    mask = live.rows(losses.active()["soft_target"].rows)
+    mask = live.rows(losses.active()["soft_target"].rows).numpy()
     spans, temperature = case.spans(live), case.temperature
     ours, theirs = (
-        selected(plain_outputs(model, live, spans).logits, mask)
+        plain_outputs(model, live, spans)["logits"][mask]
         for model in (case.student, case.teacher.model)
     )
     off, noise = 0.0, 0.0
@@ -327,10 +308,7 @@ def cache_check(case: LanguageCase, kind: CacheKind) -> Check:
         found = means_of(objective, model, [batch])["soft_target"] / temperature**2
         pairs = list(zip(logits, theirs, strict=True))
         if kind == "top_k":
-            tops = [np.argsort(-row)[:size].tolist() for row in theirs]
-            exact = [
-                top_k_kl(s, ids, t, temperature) for (s, t), ids in zip(pairs, tops, strict=True)
-            ]
+            exact = [top_k_kl(*pair, size, temperature) for pair in pairs]
         else:
             exact = [
                 soft_target_reference(s, t, temperature=temperature) / temperature**2
@@ -376,9 +354,9 @@ def _sampled_kl(logits: np.ndarray, kept: SparseRows, temperature: float) -> np.
     )
 
 
-def top_k_kl(student: Row, ids: Sequence[int], teacher: Row, temperature: float) -> float:
-    """KL over the tokens `ids` and one outcome for all others, in nats."""
-    kept = np.asarray(ids)
+def top_k_kl(student: Row, teacher: Row, size: int, temperature: float) -> float:
+    """KL over the teacher's `size` likeliest tokens and one outcome for all others, in nats."""
+    kept = np.argsort(-teacher)[:size]
     q, p = (np.exp(log_softmax(row, temperature)) for row in (student, teacher))
     ours, theirs = (np.append(row[kept], math.fsum(np.delete(row, kept))) for row in (q, p))
     held = theirs > 0

@@ -7,13 +7,12 @@ Axes: B sequences, T positions, V vocabulary, D hidden size.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.tokens.batches import IGNORED, Batch
@@ -54,8 +53,7 @@ def cropped(batch: Batch, sequences: int, length: int) -> Batch:
         name: getattr(batch, name)[:sequences, :length]
         for name in ("input_ids", "labels", "segment_ids", "position_ids")
     }
-    segments = parts["segment_ids"]
-    uniform = bool((segments == segments.flatten()[0]).all() and segments.flatten()[0] > 0)
+    uniform = bool((parts["segment_ids"] == 1).all())
     return Batch(**parts, causal=batch.causal, uniform=uniform)
 
 
@@ -82,40 +80,26 @@ def one_document_a_row(batch: Batch, spans: Sequence[Span], pad: int) -> Batch:
     return Batch(inputs, labels, segments, positions, causal=batch.causal, uniform=False)
 
 
-def each_alone(batch: Batch, spans: Sequence[Span]) -> Iterator[Batch]:
+def each_alone(batch: Batch, spans: Sequence[Span], pad: int) -> list[Batch]:
     """Each document as a batch of one sequence, without padding and without a mask."""
-    for span in spans:
-        inputs = batch.input_ids[span.row, span.places][None]
-        labels = batch.labels[span.row, span.places][None]
-        positions = torch.arange(inputs.shape[1])[None]
-        ones = torch.ones_like(inputs)
-        yield Batch(inputs, labels, ones, positions, causal=batch.causal, uniform=True)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What transformers computes for every position of a batch, each document by itself; zeros at
-    padding."""
-
-    logits: Float[np.ndarray, "B T V"]
-    hidden: Float[np.ndarray, "B T D"]
+    return [replace(one_document_a_row(batch, [span], pad), uniform=True) for span in spans]
 
 
 @torch.inference_mode()
-def plain_outputs(model: PreTrainedModel, batch: Batch, spans: Sequence[Span]) -> Outputs:
-    """Logits and last hidden states from transformers' own forward pass, one document at a time."""
-    logits, hidden = None, None
+def plain_outputs(
+    model: PreTrainedModel, batch: Batch, spans: Sequence[Span]
+) -> dict[str, Float[np.ndarray, "B T _"]]:
+    """Logits (B, T, V) and last hidden states (B, T, D) from transformers' own forward pass, one
+    document at a time; zeros at padding."""
+    shape, config = batch.input_ids.shape, model.config
+    logits = np.zeros((*shape, config.vocab_size), np.float32)
+    hidden = np.zeros((*shape, config.hidden_size), np.float32)
     for span in spans:
         ids = batch.input_ids[span.row, span.places][None].to(model.device)
-        own = model(input_ids=ids).logits[0].float().cpu().numpy()
-        state = model.base_model(input_ids=ids).last_hidden_state[0].float().cpu().numpy()
-        if logits is None or hidden is None:
-            logits = np.zeros((*batch.input_ids.shape, own.shape[-1]), np.float32)
-            hidden = np.zeros((*batch.input_ids.shape, state.shape[-1]), np.float32)
-        logits[span.row, span.places], hidden[span.row, span.places] = own, state
-    assert logits is not None
-    assert hidden is not None
-    return Outputs(logits, hidden)
+        place = span.row, span.places
+        logits[place] = model(input_ids=ids).logits[0].float().cpu().numpy()
+        hidden[place] = model.base_model(input_ids=ids).last_hidden_state[0].float().cpu().numpy()
+    return {"logits": logits, "hidden": hidden}
 
 
 @torch.inference_mode()
@@ -127,17 +111,9 @@ def transformers_loss(
     total, count = 0.0, 0
     for span in spans:
         ids = batch.input_ids[span.row, span.places][None].to(model.device)
-        labels = ids
-        number = ids.shape[1] - 1
-        if not batch.causal:
-            labels = batch.labels[span.row, span.places][None].to(model.device)
-            number = int((labels != IGNORED).sum())
+        labels = ids if batch.causal else batch.labels[span.row, span.places][None].to(ids.device)
+        number = ids.shape[1] - 1 if batch.causal else int((labels != IGNORED).sum())
         if number:
             total += float(model(input_ids=ids, labels=labels).loss) * number
             count += number
     return total, count
-
-
-def selected(values: np.ndarray, mask: Tensor) -> np.ndarray:
-    """The rows (N, V) of (B, T, V) where the mask holds."""
-    return values[mask.cpu().numpy()]

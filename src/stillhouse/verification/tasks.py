@@ -75,23 +75,19 @@ class TaskCase:
 
     def losses(self) -> TaskLossesRecipe:
         """Every term of this kind of task, each with weight 1, and the recipe's relation."""
-        terms: dict[str, Any] = dict.fromkeys(TERMS[self.task.output_kind], 1.0)
-        same_size = self.student.config.hidden_size == self.teacher.config.hidden_size
-        for name in ("embedding_cosine", "embedding_mse"):
-            if name in terms and not same_size:
-                del terms[name]
-        return TaskLossesRecipe.model_validate(
-            {
-                "hard_label": 0.0,
-                "soft_target": 0.0,
-                **terms,
-                "relation": self.recipe.losses.relation,
-            }
-        )
+        terms: dict[str, Any] = {"hard_label": 0.0, "soft_target": 0.0}
+        terms |= dict.fromkeys(TERMS[self.task.output_kind], 1.0)
+        if self.student.config.hidden_size != self.teacher.config.hidden_size:
+            terms = {name: terms[name] for name in terms if not name.startswith("embedding_")}
+        return TaskLossesRecipe.model_validate({**terms, "relation": self.recipe.losses.relation})
 
-    def objective(self, teacher: PreTrainedModel) -> TaskObjective:
+    def objective(self, losses: TaskLossesRecipe | None = None) -> TaskObjective:
+        """The objective of these terms; by default of every term."""
         return TaskObjective(
-            self.task, self.losses(), teacher=teacher, temperature=self.recipe.temperature
+            self.task,
+            losses or self.losses(),
+            teacher=self.teacher,
+            temperature=self.recipe.temperature,
         )
 
 
@@ -152,22 +148,16 @@ def _origin(model: str, settings: FinetuningRecipe, recipe: Recipe) -> str:
 
 def task_checks(case: TaskCase, folder: Path) -> Iterator[Check]:
     """All checks, one after the other; `folder` is for temporary files."""
-    batch, objective = case.batch(case.sequences), case.objective(case.teacher)
-    yield copy_check(objective, case.teacher, [batch], labels=HARD_LABEL)
-    copies = 2 if case.task.output_kind == "embeddings" else 1
+    batch = case.batch(case.sequences)
+    yield copy_check(case.objective(), case.teacher, [batch], labels=HARD_LABEL)
     source = TaskSource(
         case.sequences,
         pad_token_id=case.student.config.pad_token_id or 0,
         per_token=case.task.per_token,
         group=case.group,
-        twice=copies == 2,
+        twice=case.task.output_kind == "embeddings",
     )
-    objective = TaskObjective(
-        case.task,
-        case.recipe.losses,
-        teacher=case.teacher,
-        temperature=case.recipe.temperature,
-    )
+    objective = case.objective(case.recipe.losses)
     yield split_check(case.recipe.training, case.student, objective, source, folder)
     yield batched_check(case)
     yield from reference_checks(case)
@@ -175,7 +165,7 @@ def task_checks(case: TaskCase, folder: Path) -> Iterator[Check]:
 
 def batched_check(case: TaskCase) -> Check:
     """Sequences side by side with padding, and each unit alone: the same losses."""
-    objective, size = case.objective(case.teacher), case.group
+    objective, size = case.objective(), case.group
     units = [case.sequences[at : at + size] for at in range(0, len(case.sequences), size)]
     together = means_of(objective, case.student, [case.batch(case.sequences)])
     alone = means_of(objective, case.student, [case.batch(unit) for unit in units])
@@ -187,7 +177,7 @@ def batched_check(case: TaskCase) -> Check:
 
 def reference_checks(case: TaskCase) -> Iterator[Check]:
     """Each loss in float64, from what transformers computes for one sequence at a time."""
-    found = means_of(case.objective(case.teacher), case.student, [case.batch(case.sequences)])
+    found = means_of(case.objective(), case.student, [case.batch(case.sequences)])
     ours = [plain_output(case, case.student, each) for each in case.sequences]
     theirs = [plain_output(case, case.teacher, each) for each in case.sequences]
     for name, (total, count) in expected_sums(case, ours, theirs).items():
@@ -228,10 +218,9 @@ def expected_sums(
         return _vector_sums(case, ours, theirs)
     hard: list[float] = []
     soft: list[float] = []
-    temperature = case.recipe.temperature
     for sequence, student, teacher in zip(case.sequences, ours, theirs, strict=True):
         for row, target in _rows_of(case, sequence, student, teacher):
-            soft.append(_soft(case, *row, temperature))
+            soft.append(_soft(case, *row))
             if sequence.is_labeled:
                 hard.append(_hard(case, row[0], target))
     return {
@@ -243,7 +232,8 @@ def expected_sums(
 def _rows_of(
     case: TaskCase, sequence: EncodedExample, student: np.ndarray, teacher: np.ndarray
 ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], Any]]:
-    """The rows of a sequence that are asked for: both sides, and the target."""
+    """The rows of a sequence that are asked for: both sides' logits or numbers, and the target. A
+    label that holds or not is a class of two, the other of which has logit 0."""
     target = sequence.target
     if target is None:
         return
@@ -259,27 +249,23 @@ def _rows_of(
             yield (student[at], teacher[at]), int(target[at])
     elif case.task.output_kind == "classes":
         yield (student, teacher), int(np.atleast_1d(target)[0])
+    elif case.task.output_kind == "labels":
+        for s, t, value in zip(student, teacher, target.tolist(), strict=True):
+            yield (np.array([0.0, s]), np.array([0.0, t])), int(value)
     else:
-        for s, t, value in zip(student, teacher, np.atleast_1d(target).tolist(), strict=True):
-            yield (np.array([s]), np.array([t])), value
+        yield (student, teacher), float(np.atleast_1d(target)[0])
 
 
-def _hard(case: TaskCase, logits: np.ndarray, target: Any) -> float:
-    if case.task.output_kind == "classes":
-        return cross_entropy(logits, target)
-    if case.task.output_kind == "labels":
-        return cross_entropy(np.array([0.0, logits[0]]), int(target))
-    return float(logits[0] - target) ** 2
+def _hard(case: TaskCase, row: np.ndarray, target: Any) -> float:
+    if case.task.output_kind == "regression":
+        return float(row[0] - target) ** 2
+    return cross_entropy(row, target)
 
 
-def _soft(case: TaskCase, student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
-    if case.task.output_kind == "classes":
-        return soft_target_reference(student, teacher, temperature=temperature)
-    if case.task.output_kind == "labels":  # each holds or not
-        return soft_target_reference(
-            np.append(0.0, student), np.append(0.0, teacher), temperature=temperature
-        )
-    return float(student[0] - teacher[0]) ** 2
+def _soft(case: TaskCase, student: np.ndarray, teacher: np.ndarray) -> float:
+    if case.task.output_kind == "regression":
+        return float(student[0] - teacher[0]) ** 2
+    return soft_target_reference(student, teacher, temperature=case.recipe.temperature)
 
 
 def cross_entropy(logits: Row, label: int) -> float:
