@@ -355,7 +355,7 @@ def _sampled_kl(logits: np.ndarray, kept: SparseRows, temperature: float) -> np.
 
 
 def top_k_kl(student: Row, teacher: Row, size: int, temperature: float) -> float:
-    """KL over the teacher's `size` likeliest tokens and one outcome for all others, in nats."""
+    """KL over the teacher's `size` most likely tokens and one outcome for all others, in nats."""
     kept = np.argsort(-teacher)[:size]
     q, p = (np.exp(log_softmax(row, temperature)) for row in (student, teacher))
     ours, theirs = (np.append(row[kept], math.fsum(np.delete(row, kept))) for row in (q, p))
