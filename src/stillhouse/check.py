@@ -7,10 +7,11 @@ utilization, and energy is time times the stated watts. Both are labeled as esti
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from stillhouse import terminal, units
 from stillhouse.distillation.cache import cache_format
 from stillhouse.estimate.language import LanguagePlan, Part, language_parts, text_size
 from stillhouse.estimate.speeds import MeasuredSpeeds
@@ -35,9 +36,6 @@ from stillhouse.training.cost import DTYPES, StepShape, forward_flops, matmul_ra
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import LONG_STEP_SECONDS
 from stillhouse.wording import counted, duration
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 UTILIZATION = 0.4  # assumed of hardware that is not here
 
@@ -79,8 +77,7 @@ def check_recipe(
     """
     checked = check_stages(RecipeCheck(recipe, stages_of(recipe), offline, run))
     tasks: dict[str, CheckedTask] = checked.tasks or {}
-    result: dict[str, Any] = {"recipe": name, "seeds": recipe.seeds}
-    result["teacher"] = _sizes(checked.teacher)
+    result = {"recipe": name, "seeds": recipe.seeds, "teacher": _sizes(checked.teacher)}
     tokenizer = _tokenizer(recipe, run, offline=offline)
     speeds = MeasuredSpeeds()
     parts: list[Part] = []
@@ -88,19 +85,17 @@ def check_recipe(
         parts += _task_parts(recipe, task, own, tokenizer, speeds)
     if checked.student is not None:
         text = text_size(recipe.text, run, tokenizer, offline=offline)
-        student = checked.student.config
-        plan = LanguagePlan(recipe, checked.teacher, student, text, tokenizer)
+        plan = LanguagePlan(recipe, checked.teacher, checked.student.config, text, tokenizer)
         *trainings, evaluation = language_parts(plan, speeds)
         result |= _distillation_cost(plan, checked.student, trainings)
         parts = [*trainings, *parts, evaluation]
-    result["tasks"] = {
-        task: _task_models(recipe.finetuning[task], own.models) for task, own in tasks.items()
+    return result | {
+        "tasks": {
+            task: _task_models(recipe.finetuning[task], own.models) for task, own in tasks.items()
+        },
+        "time": _time(recipe, parts),
+        "notes": [note for own in tasks.values() if own.examples for note in own.examples.notes],
     }
-    result["time"] = _time(recipe, parts)
-    result["notes"] = [
-        note for own in tasks.values() if own.examples for note in own.examples.notes
-    ]
-    return result
 
 
 def _tokenizer(
@@ -127,9 +122,8 @@ def _task_parts(
     settings = recipe.finetuning[name]
     if checked.examples is None:
         return [Part(name, None, "its examples are on the hub, and not fetched yet")]
-    folders = [checked.folders.get(model.start) for model in settings.models.values()]
-    known = [folder for folder in folders if folder is not None]
-    tokenizer = load_model_tokenizer(known[0]) if known else tokenizer
+    starts = [model.start for model in settings.models.values() if model.start in checked.folders]
+    tokenizer = load_model_tokenizer(checked.folders[starts[0]]) if starts else tokenizer
     if tokenizer is None:
         return [Part(name, None, "its tokenizer is trained by the run")]
     plan = TaskPlan(
@@ -149,13 +143,11 @@ def _time(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Any]:
     unknown = {part.name: part.reason for part in parts if part.seconds is None}
     if recipe.corpus is not None:
         unknown |= {"preparing the text": "it depends on the text's files"}
-    training = recipe.distillation
-    if pick_device().type == "cuda" and training.compile is not False:
+    if pick_device().type == "cuda" and recipe.distillation.compile is not False:
         unknown |= {"compilation": "it depends on the compiler's caches; it is once per training"}
-    known = [part.seconds for part in parts if part.seconds is not None]
     return {
         "parts": [asdict(part) for part in parts],
-        "seconds": sum(known),
+        "seconds": sum(part.seconds or 0 for part in parts),
         "not_estimated": unknown,
     }
 
@@ -227,8 +219,10 @@ def _cache_cost(
     if recipe.cache is None:
         return None
     layout = cache_format(recipe, teacher, recipe.tokens.sequence_length)
-    flops = forward_flops(step, teacher)
-    return {"bytes_per_row": layout.bytes_per_row, "flops_per_token": flops}
+    return {
+        "bytes_per_row": layout.bytes_per_row,
+        "flops_per_token": forward_flops(step, teacher),
+    }
 
 
 def _step_memory(
@@ -237,10 +231,9 @@ def _step_memory(
     """Bytes of one training step: weights, gradients, optimizer, activations, one chunk of
     logits."""
     device = pick_device()
-    precision = pick_precision(recipe.distillation.precision, device)
-    length = recipe.tokens.sequence_length
-    wanted = recipe.distillation.micro_batch_tokens
-    tokens = micro_batch_sequences(wanted, device, length) * length
+    training, length = recipe.distillation, recipe.tokens.sequence_length
+    precision = pick_precision(training.precision, device)
+    tokens = micro_batch_sequences(training.micro_batch_tokens, device, length) * length
     # Per token and layer about 16 hidden-size activations are kept for backward, plus attention
     # inputs.
     width = 2 if precision == "bf16" else 4
@@ -249,7 +242,7 @@ def _step_memory(
     learned = 16 * sizes["student"]["parameters"]
     chunk = CHUNK_BYTES[device.type]
     return {
-        "tokens_per_step": recipe.distillation.tokens_per_step,
+        "tokens_per_step": training.tokens_per_step,
         "micro_batch_tokens": tokens,
         "precision": precision,
         "memory_bytes": learned + teacher_bytes + activations + chunk,
@@ -286,104 +279,95 @@ def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) ->
 
 def print_check(result: dict[str, Any]) -> None:
     """Print the result as tables, on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(f"{result['recipe']} is valid", markup=False)
+    parts: list[terminal.Part] = [f"{result['recipe']} is valid"]
     if "student" in result:
-        _print_distillation(console, result)
+        parts += _distillation_parts(result)
     for name, task in result["tasks"].items():
+        rows = [
+            [
+                model,
+                facts["start"],
+                facts["teacher"] or "",
+                str(facts["num_layers"]),
+                units.count(facts["parameters"]),
+            ]
+            for model, facts in task["models"].items()
+        ]
+        columns = ["", "starts from", "teacher", "layers", "parameters"]
         title = f"{name}: {task['task']['kind']}"
-        table = Table("", "starts from", "teacher", "layers", "parameters", title=title)
-        for model, facts in task["models"].items():
-            size = f"{facts['parameters'] / 1e6:.1f} M"
-            table.add_row(
-                model, facts["start"], facts["teacher"] or "", str(facts["num_layers"]), size
-            )
-        console.print(table)
-    for note in result["notes"]:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
-    _print_time(console, result)
+        parts.append(terminal.table(columns, rows, title=title, wrap=True))
+    parts += [f"note: {note}" for note in result["notes"]]
+    terminal.show(*parts, *_time_parts(result))
 
 
-def _print_time(console: "Console", result: dict[str, Any]) -> None:
-    """Print the parts of the run, those with long steps, and those that are unknown."""
-    from rich.table import Table
-
-    found, seeds = result["time"], counted(len(result["seeds"]), "seed")
-    table = Table("", "time here", "steps", title=f"run on this machine, {seeds}")
+def _time_parts(result: dict[str, Any]) -> list[terminal.Part]:
+    """The parts of the run, those with long steps, and those that are unknown."""
+    found, rows, lines = result["time"], [], []
     for part in found["parts"]:
-        steps = ""
-        if part["num_steps"] is not None:
-            steps = f"{part['num_steps']:,} of {duration(part['step_seconds'])}"
-        seconds = part["seconds"]
-        table.add_row(part["name"], "?" if seconds is None else duration(seconds), steps)
-    table.add_row("total", duration(found["seconds"]), "")
-    console.print(table)
-    for part in found["parts"]:
-        if (part["step_seconds"] or 0) > LONG_STEP_SECONDS:
-            steps = "" if part["num_steps"] is None else f"{counted(part['num_steps'], 'step')}, "
-            console.print(
-                f"{part['name']}: {steps}each about {duration(part['step_seconds'])}; lower "
-                f"{part['setting']} for shorter steps, and more of them",
-                soft_wrap=True,
-            )
-    for name, reason in found["not_estimated"].items():
-        console.print(f"not estimated: {name}: {reason}", markup=False, soft_wrap=True)
-
-
-def _print_distillation(console: "Console", result: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table("", "teacher", "student", "ratio")
-    teacher, student, ratio = result["teacher"], result["student"], result["ratio"]
-    rows = {"parameters": "parameters", "body_parameters": "without the head"}
-    for key, label in rows.items():
-        table.add_row(
-            label, f"{teacher[key] / 1e6:.1f} M", f"{student[key] / 1e6:.1f} M", f"{ratio[key]:.0%}"
+        number, seconds = part["num_steps"], part["step_seconds"] or 0
+        rows.append(
+            [
+                part["name"],
+                "?" if part["seconds"] is None else duration(part["seconds"]),
+                "" if number is None else f"{number:,} of {duration(seconds)}",
+            ]
         )
-    table.add_row(
-        "size in float32", _megabytes(teacher["size_bytes"]), _megabytes(student["size_bytes"]), ""
-    )
-    table.add_row("layers", str(teacher["num_layers"]), str(student["num_layers"]), "")
-    table.add_row("architecture", teacher["model_type"], student["model_type"], "")
-    console.print(table)
-    step = result["step"]
-    console.print(f"layer map: {student['layer_map']}", markup=False)
-    console.print(
+        if seconds > LONG_STEP_SECONDS:
+            steps = "" if number is None else f"{counted(number, 'step')}, "
+            lines.append(
+                f"{part['name']}: {steps}each about {duration(seconds)}; lower {part['setting']} "
+                "for shorter steps, and more of them"
+            )
+    rows.append(["total", duration(found["seconds"]), ""])
+    title = f"run on this machine, {counted(len(result['seeds']), 'seed')}"
+    unknown = [f"not estimated: {name}: {why}" for name, why in found["not_estimated"].items()]
+    return [terminal.table(["", "time here", "steps"], rows, title=title), *lines, *unknown]
+
+
+def _distillation_parts(result: dict[str, Any]) -> list[terminal.Part]:
+    """The sizes of the models, then a step, the tokens, the cache, and the time elsewhere."""
+    teacher, student, ratio = result["teacher"], result["student"], result["ratio"]
+    shown = {
+        "parameters": ("parameters", units.count),
+        "body_parameters": ("without the head", units.count),
+        "size_bytes": ("size in float32", units.size_bytes),
+        "num_layers": ("layers", str),
+        "model_type": ("architecture", str),
+    }
+    rows = [
+        [label, show(teacher[key]), show(student[key]), f"{ratio[key]:.0%}" if key in ratio else ""]
+        for key, (label, show) in shown.items()
+    ]
+    step, tokens = result["step"], result["tokens"]
+    lines = [
+        f"layer map: {student['layer_map']}",
         f"a step: {step['tokens_per_step']:,} tokens in micro-batches of "
-        f"{step['micro_batch_tokens']:,}, "
-        f"{step['precision']}, about {_megabytes(step['memory_bytes'])} of memory"
-    )
-    console.print(f"a step takes about {duration(result['step_seconds'])} here", markup=False)
-    console.print("power of this machine: unknown")
-    tokens = result["tokens"]
-    console.print(f"tokens: {tokens:,}" if tokens else "tokens: known once the text is prepared")
+        f"{step['micro_batch_tokens']:,}, {step['precision']}, about "
+        f"{units.size_bytes(step['memory_bytes'])} of memory",
+        f"a step takes about {duration(result['step_seconds'])} here",
+        "power of this machine: unknown",
+        f"tokens: {tokens:,}" if tokens else "tokens: known once the text is prepared",
+    ]
     if cache := result["teacher_cache"]:
-        console.print(
+        lines.append(
             f"teacher cache: {cache['bytes_per_row']} bytes a row; writing it takes "
             f"{cache['flops_per_token'] / 1e6:,.1f} MFLOPs per token of all the text, once, "
             "which the figures below leave out"
         )
-    for estimate in result["estimates"]:
-        console.print(f"on {_estimate_line(estimate)}", markup=False, soft_wrap=True)
-    console.print(
-        f"Where this is not measured, {result['assumed_utilization']:.0%} of the rate is assumed."
-    )
+    return [
+        terminal.table(["", "teacher", "student", "ratio"], rows),
+        *lines,
+        *(f"on {_estimate_line(estimate)}" for estimate in result["estimates"]),
+        f"Where this is not measured, {result['assumed_utilization']:.0%} of the rate is assumed.",
+    ]
 
 
 def _estimate_line(estimate: dict[str, Any]) -> str:
-    seconds = estimate["seconds"]
-    span = estimate["seconds_per_billion_tokens"] if seconds is None else seconds
+    span, what = estimate["seconds"], "training"
+    if span is None:
+        span, what = estimate["seconds_per_billion_tokens"], "a billion tokens"
     energy = "" if estimate["joules"] is None else f", {estimate['joules'] / 3.6e6:.2g} kWh"
-    what = "a billion tokens" if seconds is None else "training"
     return (
         f"{estimate['hardware']}: about {estimate['tokens_per_second']:,.0f} tokens/s, {what} in "
-        f"{duration(span)}"
-        f"{energy} ({estimate['source']})"
+        f"{duration(span)}{energy} ({estimate['source']})"
     )
-
-
-def _megabytes(size: int | float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

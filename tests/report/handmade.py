@@ -54,7 +54,7 @@ def make_model(name: str, loss: float | None, *, kind: str = "causal") -> dict[s
         "parameters": parameters,
         "body_parameters": parameters - 1_000_000,
         "size_bytes": parameters * 4 + 1200,
-        "validation_loss": loss if causal else None,
+        "validation_loss": loss,
         "masked_loss": None if causal else loss,
         "perplexity": perplexity,
         "agreement": {"acceptance_rate": 0.71, "top1_agreement": 0.62},

@@ -4,7 +4,7 @@ How many tokens a text has is estimated from a part of it where it is not prepar
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.tokens.tokenizer import text_encoder
 from stillhouse.training.cost import forward_flops, planned_step, sequences_per_step
 from stillhouse.training.device import pick_device
@@ -80,19 +79,15 @@ class LanguagePlan:
 
     def trainings(self) -> dict[str, LanguageTraining]:
         """All trainings on text, by model, in order."""
-        recipe, tokens = self.recipe, self.recipe.tokens
-        distillation = recipe.distillation
-        found = {}
+        recipe = self.recipe
+        control = replace(self.distillation(), teacher=None, losses=LANGUAGE_MODELING_ALONE)
+        found: dict[str, LanguageTraining] = {}
         if not isinstance(recipe.teacher, str):
-            found["teacher"] = LanguageTraining(
-                self.teacher, None, LANGUAGE_MODELING_ALONE, recipe.teacher.training, tokens
+            found["teacher"] = replace(
+                control, model=self.teacher, training=recipe.teacher.training
             )
         found["student"] = self.distillation()
-        for control in distillation.models[1:]:
-            found[control] = LanguageTraining(
-                self.student, None, LANGUAGE_MODELING_ALONE, distillation, tokens
-            )
-        return found
+        return {**found, **dict.fromkeys(recipe.distillation.models[1:], control)}
 
     def distillation(self) -> LanguageTraining:
         """The student's training."""
@@ -110,47 +105,45 @@ class LanguagePlan:
 
 def language_parts(plan: LanguagePlan, speeds: MeasuredSpeeds) -> list[Part]:
     """Trainings, the cache and the evaluation, in the order in which they run."""
-    parts = {name: _training_part(plan, name, speeds) for name in plan.trainings()}
-    found = [parts.pop("teacher")] if "teacher" in parts else []
-    cache = None
-    if plan.recipe.cache is not None:
-        found.append(cache := _cache_part(plan, speeds))
-    found += parts.values()
-    if "control_same_time" in parts:
-        found[-1] = _same_time(parts["student"], cache)
-    return [*found, _evaluation_part(plan, speeds)]
+    found: dict[str, Part] = {}
+    for name, training in plan.trainings().items():
+        if name == "student" and plan.recipe.cache is not None:
+            found["teacher cache"] = _cache_part(plan, speeds)
+        if name == "control_same_time":
+            found[name] = _same_time(found)
+        else:
+            found[name] = _training_part(plan, name, training, speeds)
+    return [*found.values(), _evaluation_part(plan, speeds)]
 
 
-def _training_part(plan: LanguagePlan, name: str, speeds: MeasuredSpeeds) -> Part:
-    training = plan.trainings()[name]
+def _training_part(
+    plan: LanguagePlan, name: str, training: LanguageTraining, speeds: MeasuredSpeeds
+) -> Part:
     recipe, length = training.training, plan.recipe.tokens.sequence_length
     per_step = sequences_per_step(recipe, length) * length
-    # A cached teacher's rows cost little beside the student's own passes.
-    cached = name == "student" and plan.recipe.cache is not None
-    speed = speeds.training(
-        replace(training, losses=LANGUAGE_MODELING_ALONE) if cached else training
-    )
     flops = training.cost().flops_per_token * per_step
-    step_seconds = speed.step_seconds(flops, training.model)
+    if name == "student" and plan.recipe.cache is not None:
+        # A cached teacher's rows cost little beside the student's own passes.
+        training = replace(training, losses=LANGUAGE_MODELING_ALONE)
+    step_seconds = speeds.training(training).step_seconds(flops, training.model)
     tokens = plan.tokens_to_train(recipe)
-    section = "teacher.training" if name == "teacher" else "distillation"
+    section, times = "distillation", len(plan.recipe.seeds)
+    if name == "teacher":
+        section, times = "teacher.training", 1
     setting = f"{section}.tokens_per_step"
     if tokens is None:
         return Part(name, None, str(plan.text), None, step_seconds, setting)
-    steps = math.ceil(tokens / per_step)
-    times = 1 if name == "teacher" else len(plan.recipe.seeds)
     seconds = times * step_seconds * tokens / per_step
-    return Part(name, seconds, "", steps, step_seconds, setting)
+    return Part(name, seconds, "", math.ceil(tokens / per_step), step_seconds, setting)
 
 
-def _same_time(student: Part, cache: Part | None) -> Part:
+def _same_time(found: Mapping[str, Part]) -> Part:
     """The control takes as long as the student, with the cache that was written for it."""
-    unknown = [part for part in (student, cache) if part is not None and part.seconds is None]
-    name = "control_same_time"
-    if unknown:
-        return Part(name, None, unknown[0].reason)
-    seconds = (student.seconds or 0.0) + (cache.seconds or 0.0 if cache else 0.0)
-    return Part(name, seconds)
+    parts = [found[name] for name in ("student", "teacher cache") if name in found]
+    for part in parts:
+        if part.seconds is None:
+            return Part("control_same_time", None, part.reason)
+    return Part("control_same_time", sum(part.seconds or 0 for part in parts))
 
 
 def _cache_part(plan: LanguagePlan, speeds: MeasuredSpeeds) -> Part:
@@ -225,13 +218,13 @@ def _speed_seconds(
 ) -> float:
     """Seconds of the turns in which teacher and student are timed."""
     forward = generation = 0.0
-    tokens: TokensRecipe = plan.recipe.tokens
+    tokens = plan.recipe.tokens
+    # In a timed pass all positions reach the head.
+    every = scoring_step(tokens.model_copy(update={"language_modeling": "causal"}))
     for name, config in (("teacher", plan.teacher), ("student", plan.student)):
         length = min(LENGTH, family_of(config).num_positions(config))
-        every = scoring_step(tokens.model_copy(update={"language_modeling": "causal"}))
-        scored = forward_flops(scoring_step(tokens), config)
-        of_all = forward_flops(every, config)  # all positions reach the head
-        forward += BATCH * length * per_token[name] * of_all / scored
+        more = forward_flops(every, config) / forward_flops(scoring_step(tokens), config)
+        forward += BATCH * length * per_token[name] * more
         if family_of(config).language_modeling == "causal":
             generation += NEW_TOKENS / speeds.generation(config)
     return turns_seconds(forward) + turns_seconds(generation)

@@ -8,7 +8,7 @@ work, as counted by `training.cost`, over its seconds.
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ from stillhouse.tasks.task import Task, predict
 from stillhouse.tokens.batches import IGNORED, AnyBatch, Batch
 from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.training.cost import (
+    DTYPES,
     StepCost,
     StepShape,
     count_flops,
@@ -137,60 +138,62 @@ class MeasuredSpeeds:
     @_once
     def training(self, whole: LanguageTraining) -> TrainingSpeed:
         """Speed of a training on text."""
-        length = whole.tokens.sequence_length
-        units = sequences_per_step(whole.training, length)
-        micro_batch = -(-units // whole.step().micro_batches)
-        share = _share(whole.cost().flops_per_token * micro_batch * length)
-        part = _with_fewer_layers(whole, share)
+        length, recipe = whole.tokens.sequence_length, whole.training
+        micro_batch = -(-sequences_per_step(recipe, length) // whole.step().micro_batches)
+        part = _with_fewer_layers(whole, whole.cost().flops_per_token * micro_batch * length)
         fitting = max(FEWEST_TOKENS, int(MOST_FLOPS / part.cost().flops_per_token))
-        part = replace(part, tokens=_shorter(part.tokens, fitting))
-        length = part.tokens.sequence_length
-        micro_batch = max(1, min(micro_batch, fitting // length))
-        part = replace(part, training=_step_of(whole.training, micro_batch * length))
-        teacher = None if part.teacher is None else self._teacher(part.teacher, part.training)
-        losses = _of_any_layer(part.losses) if teacher is not None else part.losses
-        model = _random_model(part.model)
+        tokens = _shorter(whole.tokens, fitting)
+        micro_batch = max(1, min(micro_batch, fitting // tokens.sequence_length))
+        size = micro_batch * tokens.sequence_length
+        step = {"tokens_per_step": size, "micro_batch_tokens": size}
+        part = replace(part, tokens=tokens, training=recipe.model_copy(update=step))
+        teacher = None
+        if part.teacher is not None:
+            loaded = self._frozen(self._random_model(part.teacher), recipe)
+            teacher = Teacher(family_of(part.teacher), loaded)
+        losses = _of_any_layer(part.losses)
         objective = LanguageModelObjective(family_of(part.model), losses, teacher=teacher)
-        batch = _random_batch(micro_batch, part.tokens, part.model)
-        work = part.cost().flops_per_token * micro_batch * length
-        return self._training_speed(model, objective, batch, part.training, work)
+        model = self._random_model(part.model)
+        batch = _random_batch(micro_batch, tokens, part.model)
+        return self._training_speed(
+            model, objective, batch, recipe, part.cost().flops_per_token * size
+        )
 
     @_once
     def task_training(self, whole: TaskTraining) -> TrainingSpeed:
         """Speed of a training of a task, the same for all tasks with one head."""
-        source, training = whole.source, whole.recipe.training
+        source, recipe = whole.source, whole.recipe
         batch = _middle_micro_batch(whole)
-        size = len(batch.input_ids) // source.unit_size
-        rows = batch.num_tokens / source.mean_length  # units of average length
+        units = batch.num_tokens / source.mean_length  # of average length
         step = replace(
-            whole.step(size), positions=batch.num_tokens, read_rows=batch.num_tokens,
-            pairs=rows * source.mean_pairs,
-        )  # fmt: skip
-        share = _share(whole.cost(step).flops_per_token * step.positions)
-        part = _with_fewer_layers(whole, share)
+            whole.step(len(batch.input_ids) // source.unit_size),
+            positions=batch.num_tokens,
+            read_rows=batch.num_tokens,
+            pairs=units * source.mean_pairs,
+        )
+        part = _with_fewer_layers(whole, whole.cost(step).flops_per_token * step.positions)
         teacher = None
         if part.teacher is not None:
-            teacher = self._task_model(part.task, part.teacher).requires_grad_(False)
-            teacher.to(dtype=self._dtype(training))  # pyright: ignore[reportCallIssue, reportArgumentType]
+            teacher = self._frozen(self._task_model(part.task, part.teacher), recipe.training)
         objective = TaskObjective(
             whole.task,
-            _of_any_layer(whole.recipe.losses),
+            _of_any_layer(recipe.losses),
             teacher=teacher,
-            temperature=whole.recipe.temperature,
+            temperature=recipe.temperature,
         )
         model = self._task_model(part.task, part.model)
         work = part.cost(step).flops_per_token * step.positions
-        return self._training_speed(model, objective, batch, training, work)
+        return self._training_speed(model, objective, batch, recipe.training, work)
 
     def _training_speed(
         self, model: PreTrainedModel, objective: Any, batch: AnyBatch, recipe: TrainingRecipe,
         flops: float,
     ) -> TrainingSpeed:  # fmt: skip
-        model.to(self._device).train(recipe.dropout)  # pyright: ignore[reportArgumentType]
+        model.train(recipe.dropout)
         if recipe.activation_checkpointing:
             enable_activation_checkpointing(model)
         here, precision = batch.to(self._device), pick_precision(recipe.precision, self._device)
-        coefficients: Mapping[str, float] = {
+        coefficients = {
             name: weight / max(1, batch.num_rows(objective.rows[name]))
             for name, weight in objective.weights.items()
         }
@@ -215,41 +218,62 @@ class MeasuredSpeeds:
     @torch.inference_mode()
     def caching(self, recipe: Recipe, teacher: PretrainedConfig) -> float:
         """Speed of the teacher that writes a cache."""
-        distillation = recipe.distillation
+        training = recipe.distillation
+        precision = pick_precision(training.precision, self._device)
 
         def step_of(tokens: TokensRecipe) -> StepShape:
-            return planned_step(distillation.losses, tokens, distillation, self._device)
+            return planned_step(training.losses, tokens, training, self._device)
 
-        part, tokens, sequences = _fitting(teacher, recipe.tokens, step_of)
-        step, layout = step_of(tokens), cache_format(recipe, part, tokens.sequence_length)
-        batch = _random_batch(sequences, tokens, part).to(self._device)
-        uniform = torch.rand(batch.num_rows(layout.rows), device=self._device)
-        loaded = self._teacher(part, distillation)
-        precision = pick_precision(distillation.precision, self._device)
-        seconds = self._fastest(lambda: teacher_rows(
-                loaded, batch, layout, uniform,
-                temperature=distillation.temperature, precision=precision,
-            ))  # fmt: skip
-        return forward_flops(step, part) * batch.input_ids.numel() / seconds
+        def write(part: PretrainedConfig, batch: Batch) -> Callable[[], object]:
+            layout = cache_format(recipe, part, batch.input_ids.shape[1])
+            uniform = torch.rand(batch.num_rows(layout.rows), device=self._device)
+            model = Teacher(family_of(part), self._frozen(self._random_model(part), training))
+            return lambda: teacher_rows(
+                model,
+                batch.to(self._device),
+                layout,
+                uniform,
+                temperature=training.temperature,
+                precision=precision,
+            )
+
+        return self._forward_speed(teacher, recipe.tokens, step_of, write)
 
     @_once
     @torch.inference_mode()
     def scoring(self, model: PretrainedConfig, tokens: TokensRecipe) -> float:
         """Speed of a model whose loss is measured."""
-        part, tokens, sequences = _fitting(model, tokens, scoring_step)
-        step = scoring_step(tokens)
-        loaded = _random_model(part).to(self._device)  # pyright: ignore[reportArgumentType]
+
+        def score(part: PretrainedConfig, batch: Batch) -> Callable[[], object]:
+            loaded = self._random_model(part)
+            return lambda: sequence_losses(family_of(part), loaded, batch)
+
+        return self._forward_speed(model, tokens, scoring_step, score)
+
+    def _forward_speed(
+        self,
+        config: PretrainedConfig,
+        tokens: TokensRecipe,
+        step_of: Callable[[TokensRecipe], StepShape],
+        prepare: Callable[[PretrainedConfig, Batch], Callable[[], object]],
+    ) -> float:
+        """Speed of the call that `prepare` returns for fewer layers, then for shorter sequences."""
+        flops = forward_flops(step_of(tokens), config) * tokens.sequence_length
+        part = _fewer_layers(config, flops, MOST_FORWARD)
+        fitting = max(FEWEST_TOKENS, int(MOST_FORWARD / forward_flops(step_of(tokens), part)))
+        tokens = _shorter(tokens, fitting)
+        sequences = max(1, min(fitting, TOKENS_PER_BATCH) // tokens.sequence_length)
         batch = _random_batch(sequences, tokens, part)
-        seconds = self._fastest(lambda: sequence_losses(family_of(part), loaded, batch))
-        return forward_flops(step, part) * batch.input_ids.numel() / seconds
+        seconds = self._fastest(prepare(part, batch))
+        return forward_flops(step_of(tokens), part) * batch.input_ids.numel() / seconds
 
     @_once
     def generation(self, model: PretrainedConfig) -> float:
         """Tokens/s of one sequence."""
         token = StepShape(1, PROMPT, 1, 1, 1, 1, "fp32")
         of_one = forward_flops(token, model)
-        part = _fewer_layers(model, _share(of_one * (PROMPT + NEW_TOKENS), MOST_FORWARD))
-        loaded = _random_model(part).to(self._device)  # pyright: ignore[reportArgumentType]
+        part = _fewer_layers(model, of_one * (PROMPT + NEW_TOKENS), MOST_FORWARD)
+        loaded = self._random_model(part)
         prompt = [number % model.vocab_size for number in range(PROMPT)]
         seconds = self._fastest(lambda: greedy_tokens(loaded, prompt, NEW_TOKENS))
         return NEW_TOKENS / seconds * forward_flops(token, part) / of_one
@@ -261,6 +285,7 @@ class MeasuredSpeeds:
         examples: Sequence[Any],
         encoded: Sequence[Sequence[EncodedExample]],
     ) -> float:
+        """Speed of the predictions of a task's model, on some of these examples."""
         of_one = answering_flops(training.model, training.source)
         number = max(1, min(len(examples), int(MOST_FORWARD / of_one)))
         step = max(1, len(examples) // number)
@@ -270,23 +295,23 @@ class MeasuredSpeeds:
             pad_token_id=training.source.pad_token_id,
             per_token=training.task.per_token,
         )
-        part = _fewer_layers(training.model, _share(of_one * source.num_sequences, MOST_FORWARD))
+        part = _fewer_layers(training.model, of_one * source.num_sequences, MOST_FORWARD)
         model = self._task_model(training.task, part)
         task = training.task.for_config(model.config)
         seconds = self._fastest(lambda: predict(task, model, asked, own))
         return answering_flops(part, source) * source.num_sequences / seconds
 
-    def _dtype(self, training: TrainingRecipe) -> torch.dtype:
-        precision = pick_precision(training.precision, self._device)
-        return torch.bfloat16 if precision == "bf16" else torch.float32
-
-    def _teacher(self, config: PretrainedConfig, training: PretrainingRecipe) -> Teacher:
-        model = _random_model(config).requires_grad_(False)
-        model.to(device=self._device, dtype=self._dtype(training))  # pyright: ignore[reportCallIssue, reportArgumentType]
-        return Teacher(family_of(config), model)
+    def _random_model(self, config: PretrainedConfig) -> PreTrainedModel:
+        model = getattr(transformers, family_of(config).model_class)(config)
+        return model.eval().to(self._device)
 
     def _task_model(self, task: Task, config: PretrainedConfig) -> PreTrainedModel:
         return random_task_model(config, task.head, task.model_settings).to(self._device)  # pyright: ignore
+
+    def _frozen(self, model: PreTrainedModel, training: TrainingRecipe) -> PreTrainedModel:
+        """A teacher, in the precision of the training."""
+        dtype = DTYPES[pick_precision(training.precision, self._device)]
+        return model.requires_grad_(False).to(dtype=dtype)  # pyright: ignore
 
 
 def _middle_micro_batch(training: TaskTraining) -> Any:
@@ -318,37 +343,22 @@ def answering_flops(model: PretrainedConfig, source: TaskSource) -> float:
     return forward_flops(step, model) * step.positions
 
 
-def _fitting(
-    config: PretrainedConfig, tokens: TokensRecipe, step_of: Callable[[TokensRecipe], StepShape]
-) -> tuple[PretrainedConfig, TokensRecipe, int]:
-    """Fewer layers, then shorter sequences, so that a forward pass is short, and the number of
-    sequences."""
-    whole = forward_flops(step_of(tokens), config) * tokens.sequence_length
-    part = _fewer_layers(config, _share(whole, MOST_FORWARD))
-    fitting = max(FEWEST_TOKENS, int(MOST_FORWARD / forward_flops(step_of(tokens), part)))
-    tokens = _shorter(tokens, fitting)
-    sequences = min(fitting, TOKENS_PER_BATCH) // tokens.sequence_length
-    return part, tokens, max(1, sequences)
-
-
 def _shorter(tokens: TokensRecipe, most: int) -> TokensRecipe:
     return tokens.model_copy(update={"sequence_length": min(tokens.sequence_length, most)})
 
 
-def _share(flops: float, most: float = MOST_FLOPS) -> float:
-    return min(1.0, most / flops)
+def _with_fewer_layers(training: Training, flops: float) -> Training:
+    teacher = training.teacher and _fewer_layers(training.teacher, flops)
+    return replace(training, model=_fewer_layers(training.model, flops), teacher=teacher)
 
 
-def _with_fewer_layers(training: Training, share: float) -> Training:
-    teacher = None if training.teacher is None else _fewer_layers(training.teacher, share)
-    return replace(training, model=_fewer_layers(training.model, share), teacher=teacher)
-
-
-def _fewer_layers(config: PretrainedConfig, share: float) -> PretrainedConfig:
-    """About this share of the layers, but no fewer than two."""
+def _fewer_layers(
+    config: PretrainedConfig, flops: float, most: float = MOST_FLOPS
+) -> PretrainedConfig:
+    """The share of the layers that takes about `most` of these FLOPs, but no fewer than two."""
     layers = config.num_hidden_layers
-    wanted = max(min(FEWEST_LAYERS, layers), round(share * layers))
-    return with_num_layers(config, wanted)
+    wanted = round(min(1.0, most / flops) * layers)
+    return with_num_layers(config, max(min(FEWEST_LAYERS, layers), wanted))
 
 
 def _key(argument: Any) -> str:
@@ -358,16 +368,14 @@ def _key(argument: Any) -> str:
         return " ".join([_key(argument.model), _key(argument.teacher), *settings])
     if isinstance(argument, TaskTraining):
         return " ".join([argument.task.head, _key(argument.model), _key(argument.teacher)])
-    return _shape(argument) if isinstance(argument, PretrainedConfig) else ""
-
-
-def _shape(config: PretrainedConfig) -> str:
-    numbers = {
+    if not isinstance(argument, PretrainedConfig):
+        return ""
+    shape = {
         key: value
-        for key, value in config.to_dict().items()
+        for key, value in argument.to_dict().items()
         if isinstance(value, int | float | None) or key in ("model_type", "activation_function")
     }
-    return json.dumps(numbers, sort_keys=True)
+    return json.dumps(shape, sort_keys=True)
 
 
 def _of_any_layer(losses: Any) -> Any:
@@ -376,15 +384,6 @@ def _of_any_layer(losses: Any) -> Any:
         return losses
     update = {"teacher_layer": None, "student_layer": None}
     return losses.model_copy(update={"relation": losses.relation.model_copy(update=update)})
-
-
-def _step_of(training: PretrainingRecipe, tokens: int) -> PretrainingRecipe:
-    """A step of one micro-batch."""
-    return training.model_copy(update={"tokens_per_step": tokens, "micro_batch_tokens": tokens})
-
-
-def _random_model(config: PretrainedConfig) -> PreTrainedModel:
-    return getattr(transformers, family_of(config).model_class)(config).eval()
 
 
 def _random_batch(sequences: int, tokens: TokensRecipe, config: PretrainedConfig) -> Batch:

@@ -61,15 +61,16 @@ class TaskPlan:
 
     def training(self, model: str) -> TaskTraining:
         """A model's training on sequences like those of the sample."""
-        teacher = self.recipe.models[model].teacher
-        config = None
-        if teacher is not None:
-            config = self.models.get(teacher) or self.teachers[teacher]
-        says = self.examples.task.output_kind
-        contrasts = config is None or HARD_LABEL in self.recipe.losses.active()
-        group, twice = group_size(self.recipe.task), says == "embeddings" and contrasts
-        source = self._source(self.models[model], self.learned, group=group, twice=twice)
-        return TaskTraining(self.models[model], config, self.examples.task, self.recipe, source)
+        name, task = self.recipe.models[model].teacher, self.examples.task
+        teacher = None if name is None else {**self.teachers, **self.models}[name]
+        contrasts = teacher is None or HARD_LABEL in self.recipe.losses.active()
+        source = self._source(
+            self.models[model],
+            self.learned,
+            group=group_size(self.recipe.task),
+            twice=task.output_kind == "embeddings" and contrasts,
+        )
+        return TaskTraining(self.models[model], teacher, task, self.recipe, source)
 
     def answering(self, config: PretrainedConfig) -> TaskTraining:
         """A model that answers examples like those of the first split."""
@@ -144,16 +145,15 @@ def _selection_seconds(plan: TaskPlan, model: PretrainedConfig, speeds: Measured
 def _scores(plan: TaskPlan, speeds: MeasuredSpeeds) -> Part:
     """Every model, and teachers from elsewhere, on every split; then their speed."""
     examples = [example for split in plan.examples.splits.values() for example in split]
-    seconds, turns = 0.0, {}
-    for config in [*plan.models.values(), *plan.teachers.values()]:
+    configs = [*plan.models.values(), *plan.teachers.values()]
+    seconds, turns = 0.0, 0.0
+    for config in configs:
         seconds += _answering(plan, config, examples, speeds)
-        per_token = (
-            _sequence_seconds(plan, config, speeds) / plan.answering(config).source.mean_length
-        )
-        turns[str(config)] = (
-            BATCH * plan.recipe.task.max_length * per_token
-        )  # once for a configuration
-    seconds += turns_seconds(sum(turns.values()))
+    for config in {str(config): config for config in configs}.values():
+        length = plan.answering(config).source.mean_length
+        per_token = _sequence_seconds(plan, config, speeds) / length
+        turns += BATCH * plan.recipe.task.max_length * per_token
+    seconds += turns_seconds(turns)
     return Part(f"{plan.name}: scores", plan.num_seeds * seconds)
 
 

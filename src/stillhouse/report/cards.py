@@ -95,7 +95,7 @@ def model_card(
         has_control=bool(set(CONTROLS) & set(models_of(results))),
         resampled=resampled(results),
         comparison=comparison(recipe, results),
-        by_seed=by_seed(recipe, results),
+        by_seed=by_seed(results),
         layers=_layers(layers if layers is not None else recipe.student.layer_map),
         initial_weights=Path(recipe.student.weights).name,
         sources=[source_name(source) for source in recipe.text.sources],

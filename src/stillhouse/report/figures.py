@@ -12,6 +12,7 @@ from typing import Any
 
 from stillhouse import units
 from stillhouse.recipe import Recipe
+from stillhouse.report.render import words
 from stillhouse.report.results import (
     CONTROLS,
     SeedResult,
@@ -30,28 +31,10 @@ WARM_UP_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class Series:
-    """One quantity of one training over its tokens.
-
-    Attributes:
-        color: CSS class of the curve.
-        not_finite: Tokens at which the value was not finite.
-        shows_value: Whether the label at the curve's end states its last value.
-    """
-
-    color: str
-    label: str
-    points: list[Point]
-    not_finite: Sequence[float] = ()
-    shows_value: bool = True
-
-
-@dataclass(frozen=True)
 class Figure:
     """A chart with its caption; a wide one has a second drawing for narrow screens, where scaled
     text would be too small."""
 
-    title: str
     caption: str
     chart: Chart
     narrow: Chart | None = None
@@ -59,91 +42,92 @@ class Figure:
 
 def training_figures(recipe: Recipe, results: Sequence[SeedResult]) -> list[Figure]:
     """The wide figures of the losses, then a small one for each quantity that was logged."""
-    models, losses = ["student", *CONTROLS], recipe.distillation.losses.active()
+    models, short = ["student", *CONTROLS], "{:.3g}".format
     small: list[tuple[Sequence[str], str, str, Callable[[float], str]]] = [
-        *((models[:1], term, f"{_words(term)}, unweighted", _short) for term in losses),
-        (models[:1], "loss", "Weighted sum of the terms", _short),
-        (models, "learning_rate", "Learning rate", _short),
-        (models, "grad_norm", "Gradient norm", _short),
+        *(
+            (models[:1], term, f"{words(term)}, unweighted", short)
+            for term in recipe.distillation.losses.active()
+        ),
+        (models[:1], "loss", "Weighted sum of the terms", short),
+        (models, "learning_rate", "Learning rate", short),
+        (models, "grad_norm", "Gradient norm", short),
         (models, "tokens_per_second", "Tokens per second", _tick_count),
     ]
     figures = [_loss_figure(recipe, results), _difference_figure(recipe, results)]
     for shown, key, title, show in small:
-        found = [each for model in shown for each in all_series(results, model, key)]
+        found = [each for model in shown for each in _lines(results, model, key)]
         figures.append(figure(title, found, show=show, wide=False))
     return [each for each in figures if each is not None]
 
 
 def figure(
     title: str,
-    found: Sequence[Series],
+    found: Sequence[Line],
     caption: str = "",
     *,
     show: Callable[[float], str] = "{:.4g}".format,
     wide: bool = True,
     zero_line: bool = False,
 ) -> Figure | None:
-    """Curves over tokens; None without any."""
+    """Curves over tokens; None without any. A label that several curves share is written once,
+    without a value."""
     if not found:
         return None
-    lines, labeled = [], set()
-    for series in found:
-        curve, label = smooth(series.points), ""
-        if curve and series.label not in labeled:
-            labeled.add(series.label)
-            label = f"{series.label}\n{show(curve[-1][1]) if series.shows_value else ''}"
-        raw = thin(series.points)
-        lines.append(Line(series.color, label, thin(curve), raw, series.not_finite))
+    lines, labels = [], [line.label for line in found]
+    for index, line in enumerate(found):
+        curve = smooth(line.raw)
+        value = show(curve[-1][1]) if curve and labels.count(line.label) == 1 else ""
+        label = "" if line.label in labels[:index] else line.label
+        lines.append(
+            replace(line, label=label, raw=thin(line.raw), points=thin(curve), value=value)
+        )
     top, cut = _frame_top(lines)
     notes = [caption] if caption else []
     if cut:
         notes.append(f"The first steps are outside the frame, up to {show(cut)}.")
     caption = " ".join([*notes, *_not_finite_notes(found)])
-    names = ", ".join(dict.fromkeys(series.label for series in found))
-    description = f"{names} over training tokens. {caption}"
+    description = f"{', '.join(dict.fromkeys(labels))} over training tokens. {caption}"
     name = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
     chart = Chart(
         title, description, lines, _tick_count, show, top=top, zero_line=zero_line, identifier=name
     )
     if not wide:
-        return Figure(title, caption, chart)
+        return Figure(caption, chart)
     narrow = replace(chart, width=390, height=300, label_width=94, identifier=f"{name}-narrow")
-    return Figure(title, caption, replace(chart, width=880, height=320, label_width=120), narrow)
+    return Figure(caption, replace(chart, width=880, height=320, label_width=120), narrow)
 
 
-def series_of(
-    metrics: Sequence[Mapping[str, Any]],
+def lines_of(
+    logs: Sequence[Sequence[Mapping[str, Any]]],
     model: str,
     key: str,
     *,
     color: str,
     label: str,
     divisor: float = 1.0,
-) -> Series:
-    """One key of the lines of `metrics.jsonl` that belong to a model."""
-    points, not_finite, last = [], [], 0.0
-    for line in metrics:
-        if line.get("model") != model or key not in line:
-            continue
-        last = float(line.get("tokens") or last)
-        if line[key] is None:
-            not_finite.append(last)
-        else:
-            points.append((last, line[key] / divisor))
-    return Series(color, label, points, not_finite)
+) -> list[Line]:
+    """One key of a model in the `metrics.jsonl` of each seed that logged it."""
+    found = []
+    for log in logs:
+        points, not_finite, tokens = [], [], 0.0
+        for line in log:
+            if line.get("model") == model and key in line:
+                tokens = float(line.get("tokens") or tokens)
+                if line[key] is None:
+                    not_finite.append(tokens)
+                else:
+                    points.append((tokens, line[key] / divisor))
+        if points or not_finite:
+            found.append(Line(color, label, points, not_finite))
+    return found
 
 
-def all_series(
+def _lines(
     results: Sequence[SeedResult], model: str, key: str, *, divisor: float = 1.0
-) -> list[Series]:
-    """One key of a model for every seed that logged it."""
+) -> list[Line]:
     short = {"control": "Control", "control_same_time": "Same time"}
-    label = short.get(model, label_of(model))
-    found = [
-        series_of(result.metrics, model, key, color=model, label=label, divisor=divisor)
-        for result in results
-    ]
-    return [series for series in found if series.points or series.not_finite]
+    logs, label = [result.metrics for result in results], short.get(model, label_of(model))
+    return lines_of(logs, model, key, color=model, label=label, divisor=divisor)
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
@@ -171,31 +155,24 @@ def thin(points: Sequence[Point]) -> list[Point]:
     return sorted(kept)
 
 
-def _loss_series(recipe: Recipe, results: Sequence[SeedResult], model: str) -> list[Series]:
+def _loss_lines(recipe: Recipe, results: Sequence[SeedResult], model: str) -> list[Line]:
     """The language modeling loss; where it is the sole term it is logged as `loss`, weighted."""
     terms = recipe.distillation.losses.active()
-    if model in CONTROLS:
-        return all_series(results, model, "loss")
-    if list(terms) == ["language_modeling"]:
-        weight = terms["language_modeling"].weight
-        return all_series(results, model, "loss", divisor=weight)
-    return all_series(results, model, "language_modeling")
+    if model == "student" and list(terms) == ["language_modeling"]:
+        return _lines(results, model, "loss", divisor=terms["language_modeling"].weight)
+    return _lines(results, model, "loss" if model in CONTROLS else "language_modeling")
 
 
 def _loss_figure(recipe: Recipe, results: Sequence[SeedResult]) -> Figure | None:
-    one_seed = len(results) == 1
-    found = [
-        replace(each, shows_value=one_seed)
-        for model in ("student", *CONTROLS)
-        for each in _loss_series(recipe, results, model)
-    ]
+    models = ("student", *CONTROLS)
+    found = [each for model in models for each in _loss_lines(recipe, results, model)]
     caption = (
         "Nats per predicted token of the training text. Lines: smoothed"
-        f"{'' if one_seed else ', one per seed'}; dots: the steps. "
+        f"{'' if len(results) == 1 else ', one per seed'}; dots: the steps. "
         "The teacher was not evaluated on this text; losses on "
         f"{scored_text(recipe)}, in the table above, are not comparable with these."
     )
-    if "student" not in {series.color for series in found}:
+    if "student" not in {line.color for line in found}:
         caption += (
             " The student's objective has no language modeling term, so it has no curve here."
         )
@@ -206,18 +183,16 @@ def _difference_figure(recipe: Recipe, results: Sequence[SeedResult]) -> Figure 
     """Student minus control at the same tokens in the same order, so with little noise."""
     found = []
     for result in results:
-        students, controls = (
-            _loss_series(recipe, [result], model) for model in ("student", "control")
-        )
-        if students and controls:
-            control = dict(controls[0].points)
-            points = [
-                (tokens, loss - control[tokens])
-                for tokens, loss in students[0].points
-                if tokens in control
-            ]
+        curves = [_loss_lines(recipe, [result], model) for model in ("student", "control")]
+        student, control = (dict(lines[0].raw) if lines else {} for lines in curves)
+        points = [
+            (tokens, loss - control[tokens])
+            for tokens, loss in student.items()
+            if tokens in control
+        ]
+        if points:
             label = f"Seed {result.seed}" if len(results) > 1 else "Student"
-            found += [Series("student", label, points)] if points else []
+            found.append(Line("student", label, points))
     return figure(
         "Student minus control, training loss (language modeling)",
         found,
@@ -241,7 +216,7 @@ def _frame_top(lines: Sequence[Line]) -> tuple[float | None, float | None]:
     return top, highest
 
 
-def _not_finite_notes(found: Sequence[Series]) -> list[str]:
+def _not_finite_notes(found: Sequence[Line]) -> list[str]:
     notes = []
     for label in dict.fromkeys(series.label for series in found):
         places = [place for each in found if each.label == label for place in each.not_finite]
@@ -260,17 +235,9 @@ def _tick_count(value: float) -> str:
     return units.count(value).replace(".0 ", " ")
 
 
-def _short(value: float) -> str:
-    return f"{value:.3g}"
-
-
 def _signed(value: float) -> str:
     text = f"{abs(value):.3g}"
     return text if text == "0" else ("+" if value > 0 else units.MINUS) + text
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").capitalize()
 
 
 @dataclass(frozen=True)

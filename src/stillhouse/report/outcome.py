@@ -18,7 +18,6 @@ from stillhouse.report.results import (
     Verdict,
     differences,
     judge,
-    loss_key,
     main_metric,
     models_of,
     noise,
@@ -57,7 +56,7 @@ def summarize_results(recipe: Recipe, results: Sequence[SeedResult]) -> Outcome:
     verdicts: list[Verdict] = [
         "unknown"
         if broken["student"] or broken[control]
-        else judge(differences(results, control, loss_key(recipe)), lower_is_better=True)
+        else judge(differences(results, control), lower_is_better=True)
         for control in controls
     ]
     sentences = [
@@ -168,7 +167,7 @@ def _against(recipe: Recipe, results: Sequence[SeedResult], control: str, verdic
         f"The same student trained {budget} without the teacher reaches "
         f"{metric.unit.show(reached.median)}"
     )
-    paired = differences(results, control, loss_key(recipe))
+    paired = differences(results, control)
     known = [each.value for each in paired if each.value is not None]
     if not known:
         return f"{start}."

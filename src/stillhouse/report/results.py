@@ -15,7 +15,7 @@ from typing import Any, Literal
 from stillhouse import units
 from stillhouse.errors import RunError
 from stillhouse.evaluation.metrics.base import SCHEMA, Key, Metric, read
-from stillhouse.evaluation.metrics.registry import metrics_of
+from stillhouse.evaluation.metrics.registry import METRICS
 from stillhouse.evaluation.metrics.speed import is_noisy
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
@@ -88,6 +88,7 @@ MODEL_LABELS = {
     "control_same_time": "Control, same time",
 }
 CONTROLS = ("control", "control_same_time")
+LOSS = "validation_loss"  # in nats per predicted token, of causal and masked models
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ class SeedResult:
         value = read(self.evaluation["models"].get(model), key)
         return float(value) if isinstance(value, (int, float)) else None
 
-    def minus(self, model: str, key: Key) -> Difference:
+    def minus(self, model: str) -> Difference:
         """The student's loss minus another model's, with its measured interval."""
-        student, other = self.value("student", key), self.value(model, key)
+        student, other = (self.value(name, LOSS) for name in ("student", model))
         value = student - other if student is not None and other is not None else None
         found = (self.evaluation.get("intervals") or {}).get(model) or {}
         return Difference(value, found.get("low"), found.get("high"))
@@ -181,18 +182,10 @@ def label_of(model: str) -> str:
     return MODEL_LABELS.get(model, model)
 
 
-def loss_key(recipe: Recipe) -> str:
-    """The key of the validation loss, in nats per predicted token."""
-    causal = recipe.tokens.language_modeling == "causal"
-    return "validation_loss" if causal else "masked_loss"
-
-
 def main_metric(recipe: Recipe) -> Metric:
     """The metric that stands for a model's quality: perplexity, or masked loss."""
-    causal = recipe.tokens.language_modeling == "causal"
-    key = "perplexity.token" if causal else "masked_loss"
-    kind = recipe.tokens.language_modeling
-    return next(metric for metric in metrics_of(kind) if metric.key == key)
+    key = "perplexity.token" if recipe.tokens.language_modeling == "causal" else "masked_loss"
+    return next(metric for metric in METRICS if metric.key == key)
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
@@ -226,9 +219,9 @@ def noise(results: Sequence[SeedResult], model: str, metric: Metric) -> tuple[fl
     return (widest[0], widest[1]) if widest and is_noisy(widest) else None
 
 
-def differences(results: Sequence[SeedResult], model: str, key: Key) -> list[Difference]:
+def differences(results: Sequence[SeedResult], model: str) -> list[Difference]:
     """Each seed's student minus its own control: negative where the student is better."""
-    return [result.minus(model, key) for result in results]
+    return [result.minus(model) for result in results]
 
 
 def seeds_of(seeds: Sequence[int]) -> str:

@@ -1,7 +1,6 @@
 """The result of a run in a terminal: a column for each model, the outcome, where the files are."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -12,13 +11,13 @@ from stillhouse.recipe import Recipe
 from stillhouse.report.outcome import summarize_results
 from stillhouse.report.results import (
     CONTROLS,
+    LOSS,
     SeedResult,
-    loss_key,
     models_of,
     read_results,
     spread_of,
 )
-from stillhouse.report.tasks import COSTS, TaskResult, glue_lines, read_tasks
+from stillhouse.report.tasks import TaskResult, costs_table, glue_lines, read_tasks
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.metrics import metric_label
 
@@ -29,11 +28,12 @@ def summary(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> str:
     outcome = summarize_results(recipe, results)
     parts: list[terminal.Part] = [_models(recipe, results)]
     if len(results) > 1:
-        parts.append(_seeds(recipe, results))
-        if set(CONTROLS) & set(models_of(results)):
+        models = models_of(results)
+        parts.append(_seeds("loss", results, models, _loss))
+        if controls := [each for each in CONTROLS if each in models]:
             parts += [
                 Text("The student's loss minus its control's, with its 95 % interval:"),
-                _differences(recipe, results),
+                _seeds("", results, controls, _difference),
             ]
     parts += [
         Text(f"{outcome.title} {outcome.text}"),
@@ -50,8 +50,9 @@ def tasks_summary(recipe: Recipe, seed_runs: Sequence[RunFolder]) -> str:
         for split in task.splits:
             parts.append(Text(f"{task.name}, {split}: {task.label()}"))
             parts += _scores(recipe.seeds, task, split)
-        if task.scores[0].get("costs"):
-            parts.append(_costs(task))
+        if costs := costs_table(recipe, task):
+            rows = [[name, *(cell.text for cell in cells)] for name, cells in costs.rows]
+            parts.append(terminal.table(["", "parameters", "size", "forward"], rows))
         parts.append(f"Models   {seed_runs[0].finetuned(task.name)}")
     return terminal.render(*parts, *glue_lines(recipe, tasks))
 
@@ -69,28 +70,29 @@ def _models(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
     return terminal.table(["", *map(_short, models)], rows)
 
 
-def _seeds(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
-    """Each seed's losses in nats per token."""
-    key, models, rows = loss_key(recipe), models_of(results), []
-    for result in results:
-        losses = [result.value(model, key) for model in models]
-        cells = ["" if loss is None else units.short_nats(loss) for loss in losses]
-        rows.append([f"seed {result.seed}", *cells])
-    return terminal.table(["loss", *map(_short, models)], rows)
+def _seeds(
+    title: str,
+    results: Sequence[SeedResult],
+    models: Sequence[str],
+    cell: Callable[[SeedResult, str], str],
+) -> Table:
+    """A row for each seed, a column for each model."""
+    rows = [
+        [f"seed {result.seed}", *(cell(result, model) for model in models)] for result in results
+    ]
+    return terminal.table([title, *map(_short, models)], rows)
 
 
-def _differences(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
-    """Each seed's student minus its controls, with the 95 % interval; negative: the teacher
-    helped."""
-    controls, rows = [each for each in CONTROLS if each in models_of(results)], []
-    for result in results:
-        found = [result.minus(control, loss_key(recipe)) for control in controls]
-        cells = [
-            "" if each.value is None else f"{units.signed(each.value)} ({each.interval() or '?'})"
-            for each in found
-        ]
-        rows.append([f"seed {result.seed}", *cells])
-    return terminal.table(["", *map(_short, controls)], rows)
+def _loss(result: SeedResult, model: str) -> str:
+    """In nats per token."""
+    loss = result.value(model, LOSS)
+    return "" if loss is None else units.short_nats(loss)
+
+
+def _difference(result: SeedResult, control: str) -> str:
+    """The student minus a control, with the 95 % interval; negative: the teacher helped."""
+    found = result.minus(control)
+    return "" if found.value is None else f"{units.signed(found.value)} ({found.interval() or '?'})"
 
 
 def _short(model: str) -> str:
@@ -119,14 +121,3 @@ def _scores(seeds: Sequence[int], task: TaskResult, split: str) -> list[Table]:
     if intervals:
         tables.append(terminal.table(["", "seed", label, "95 % interval"], intervals))
     return tables
-
-
-def _costs(task: TaskResult) -> Table:
-    """Parameters, size and speed of each model; of several seeds the medians."""
-    costs = [each["costs"] for each in task.scores]
-    rows = []
-    for name in costs[0]:
-        medians = [statistics.median(each[name][key] for each in costs) for key, *_ in COSTS]
-        cells = [unit.show(value) for value, (_, unit, _) in zip(medians, COSTS, strict=True)]
-        rows.append([name, *cells])
-    return terminal.table(["", "parameters", "size", "forward"], rows)

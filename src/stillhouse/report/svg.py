@@ -5,7 +5,7 @@ class name, so a chart follows light and dark mode.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -18,13 +18,22 @@ LABEL_GAP = 32  # two lines of text: a name and its last value
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its class (for color and dashes), label, smooth points, raw points, marks."""
+    """One quantity of one training over its tokens.
 
-    name: str
+    Attributes:
+        color: CSS class of the curve, which has dashes too.
+        raw: Drawn as dots.
+        not_finite: Tokens at which the value was not finite.
+        points: The smooth curve.
+        value: Written below the label, at the curve's end.
+    """
+
+    color: str
     label: str
-    points: Sequence[Point]
-    raw: Sequence[Point] = ()
+    raw: Sequence[Point]
     not_finite: Sequence[float] = ()
+    points: Sequence[Point] = ()
+    value: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,16 +101,14 @@ class Chart:
         """Where values were NaN or infinite."""
         return sorted({round(self.x(x)) for x in line.not_finite})
 
-    def labels(self) -> Iterator[tuple[float, str, str, str]]:
-        """Position, class, name and value of each label, moved apart where they would overlap."""
+    def labels(self) -> Iterable[tuple[float, Line]]:
+        """Position of each line's label, moved apart where they would overlap."""
         if self.label_width <= 40:
-            return
+            return []
         ends = [(self.y(line.points[-1][1]), line) for line in self.lines if line.label]
         ends.sort(key=lambda end: end[0])
         places = spread_out([y for y, _ in ends], TOP + 4, self.floor - 14, LABEL_GAP)
-        for place, (_, line) in zip(places, ends, strict=True):
-            name, _, value = line.label.partition("\n")
-            yield place, line.name, name, value
+        return zip(places, [line for _, line in ends], strict=True)
 
 
 def ticks(low: float, high: float, num: int) -> list[float]:

@@ -13,11 +13,11 @@ from stillhouse.evaluation.metrics.registry import metrics_of
 from stillhouse.recipe import Recipe
 from stillhouse.report.results import (
     CONTROLS,
+    LOSS,
     SeedResult,
     Spread,
     differences,
     label_of,
-    loss_key,
     main_metric,
     models_of,
     noise,
@@ -65,7 +65,7 @@ def comparison(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
     """Every metric of every model, medians over the seeds."""
     models = models_of(results)
     return Table(
-        [label_of(model) for model in models],
+        [*map(label_of, models)],
         [
             (metric.label, [_cell(results, model, metric) for model in models])
             for metric in metrics(recipe)
@@ -87,24 +87,25 @@ def _cell(results: Sequence[SeedResult], model: str, metric: Metric) -> Cell:
     return Cell(show(found.median), notes)
 
 
-def by_seed(recipe: Recipe, results: Sequence[SeedResult]) -> Table:
+def by_seed(results: Sequence[SeedResult]) -> Table:
     """Every seed's validation loss per model, and the paired differences student minus control,
     each with its 95 % interval."""
-    key, models = loss_key(recipe), models_of(results)
+    models = models_of(results)
     controls = [model for model in CONTROLS if model in models]
     rows = []
     for result in results:
-        paired = [result.minus(name, key) for name in controls]
-        cells = [_number(result.value(model, key), units.nats) for model in models]
-        cells += [_number(each.value, _signed_nats, [each.interval()]) for each in paired]
+        cells = [_number(result.value(model, LOSS), units.nats) for model in models]
+        gaps = map(result.minus, controls)
+        cells += [_number(gap.value, _signed_nats, [gap.interval()]) for gap in gaps]
         rows.append((f"Seed {result.seed}", cells))
     if len(results) > 1:
-        losses = [spread_of(results, model, key) for model in models]
-        gaps = [spread([each.value for each in differences(results, c, key)]) for c in controls]
-        cells = [_median(each, units.nats) for each in losses]
-        rows.append(("Median", cells + [_median(each, _signed_nats) for each in gaps]))
+        cells = [_median(spread_of(results, model, LOSS), units.nats) for model in models]
+        for control in controls:
+            gap = spread([each.value for each in differences(results, control)])
+            cells.append(_median(gap, _signed_nats))
+        rows.append(("Median", cells))
     titles = [f"Student {units.MINUS} {label_of(control).lower()}" for control in controls]
-    return Table([*(label_of(model) for model in models), *titles], rows)
+    return Table([*map(label_of, models), *titles], rows)
 
 
 def _median(found: Spread | None, show: Callable[[float], str]) -> Cell:

@@ -12,7 +12,7 @@ from stillhouse import units
 from stillhouse.errors import RunError
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.recipe import Recipe
-from stillhouse.report.figures import Figure, figure, series_of
+from stillhouse.report.figures import Figure, figure, lines_of
 from stillhouse.report.results import Difference, Outcome, Verdict, check_schema, judge
 from stillhouse.report.tables import Cell, Table
 from stillhouse.runs.manifest import read_manifest, verify
@@ -240,11 +240,7 @@ def loss_figure(recipe: FinetuningRecipe, task: TaskResult) -> Figure | None:
     for color, model in zip(cycle(COLORS), recipe.models, strict=False):
         terms = recipe.losses.active() if recipe.models[model].teacher else {"hard_label": 1.0}
         key = "loss" if list(terms) == ["hard_label"] else "hard_label"
-        found += [
-            series_of(lines, f"{task.name}-{model}", key, color=color, label=model)
-            for lines in task.metrics
-        ]
-    found = [series for series in found if series.points or series.not_finite]
+        found += lines_of(task.metrics, f"{task.name}-{model}", key, color=color, label=model)
     caption = "Lines: smoothed training loss; dots: the steps."
     return figure(f"{task.name}: loss of the labels", found, caption)
 

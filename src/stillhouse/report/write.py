@@ -12,7 +12,7 @@ from stillhouse.report.cards import model_card, task_card
 from stillhouse.report.figures import dot_plots, training_figures
 from stillhouse.report.outcome import summarize_results
 from stillhouse.report.render import command_line, model_name, render
-from stillhouse.report.results import Outcome, read_results
+from stillhouse.report.results import read_results
 from stillhouse.report.tables import by_seed, comparison
 from stillhouse.report.tasks import read_tasks, scores_file
 from stillhouse.runs.atomic import write_atomic
@@ -67,13 +67,14 @@ def report_page(
     Args:
         results: Empty for a run that has only tasks.
     """
-    outcome = _outcome(recipe, results, tasks)
     evaluations = [result.evaluation for result in results] or [tasks[0].scores[0]]
     machines = [each.get("machine") or {} for each in evaluations]
     commits = sorted({str(each.get("commit") or "unknown") for each in evaluations})
     values = {
         "name": model_name(recipe, run),
-        "outcome": outcome,
+        "outcome": summarize_results(recipe, results)
+        if results
+        else scored.outcome_of(recipe, tasks),
         "recipe": recipe,
         "several": len(recipe.seeds) > 1,
         "seeds": read.seeds_of(recipe.seeds),
@@ -98,7 +99,7 @@ def report_page(
         metric=read.main_metric(recipe),
         plots=dot_plots(recipe, results),
         comparison=comparison(recipe, results),
-        by_seed=by_seed(recipe, results),
+        by_seed=by_seed(results),
         skipped=[(result, *each) for result in results for each in _skipped_steps(result)],
         figures=training_figures(recipe, results),
         folders={
@@ -108,12 +109,6 @@ def report_page(
         has_metrics=any(result.metrics for result in results),
         **values,
     )
-
-
-def _outcome(
-    recipe: Recipe, results: Sequence[read.SeedResult], tasks: Sequence[scored.TaskResult]
-) -> Outcome:
-    return summarize_results(recipe, results) if results else scored.outcome_of(recipe, tasks)
 
 
 def _skipped_steps(result: read.SeedResult) -> list[tuple[str, int]]:
