@@ -12,8 +12,7 @@ from tests.task_models import make_task_folder
 import stillhouse
 from stillhouse.errors import ModelError
 from stillhouse.families.registry import FAMILIES
-from stillhouse.models.folder_check import check_folder
-from stillhouse.models.load import load_model, save_model
+from stillhouse.models.load import check_folder, load_model, save_model
 from stillhouse.tokens.batches import Batch
 
 

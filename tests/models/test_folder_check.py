@@ -14,9 +14,9 @@ from tokenizers import AddedToken
 import stillhouse
 from stillhouse.errors import DataError, ModelError
 from stillhouse.families.registry import FAMILIES
-from stillhouse.models.folder_check import check_folder, load_model_tokenizer, result_files
+from stillhouse.models.folder_check import load_model_tokenizer, result_files
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.load import load_model, save_model
+from stillhouse.models.load import check_folder, load_model, save_model
 from stillhouse.stages.context import folder_fingerprint
 from stillhouse.tokens.tokenizer import save_tokenizer
 

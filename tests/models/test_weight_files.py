@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import stillhouse
 from stillhouse.errors import ModelError
-from stillhouse.models.folder_check import check_folder, load_config
-from stillhouse.models.load import load_model, save_model
+from stillhouse.models.folder_check import load_config
+from stillhouse.models.load import check_folder, load_model, save_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -15,7 +15,8 @@ from stillhouse.families.base import layers_from, with_num_layers
 from stillhouse.finetuning.data import TaskExamples, check_task_data
 from stillhouse.finetuning.objective import check_terms
 from stillhouse.finetuning.settings import FinetuningRecipe
-from stillhouse.models.folder_check import check_folder, load_config, load_model_tokenizer
+from stillhouse.models.folder_check import load_config, load_model_tokenizer
+from stillhouse.models.load import check_folder
 from stillhouse.models.task_models import (
     head_of,
     load_task_model,

@@ -6,8 +6,8 @@ those that ask for a computation outside the family are refused: transformers si
 that it no longer knows, such as relative positions, and would compute another model.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from transformers.activations import ACT2FN
 from stillhouse.errors import ModelError
 from stillhouse.families.base import Family
 from stillhouse.families.registry import family_of
-from stillhouse.models.special_ids import end_token_ids, read_settings
-from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, tokenizer_files
+from stillhouse.models.special_ids import read_settings
+from stillhouse.tokens.tokenizer import load_tokenizer, num_ids
 
 # The files of a model folder that affect results: downloaded, fingerprinted, copied.
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.bpe", "vocab.txt", "merges.txt")
@@ -52,30 +52,6 @@ def result_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def check_folder(folder: Path, *, needs_weights: bool = True, head: bool = True) -> None:
-    """Check that a model folder can be loaded for language modeling.
-
-    Args:
-        needs_weights: Require weights; otherwise a configuration is enough, and weights are
-            checked if there are any.
-        head: Require the language modeling head; tasks have their own head.
-
-    Raises:
-        ModelError: an unsupported configuration, weights that are not safetensors, no head, or a
-            tokenizer with more ids than embeddings.
-        DataError: an unusable tokenizer.
-    """
-    config = load_config(folder)
-    end_token_ids(folder)
-    others = [path for pattern in OTHER_WEIGHTS for path in folder.glob(pattern)]
-    if needs_weights or others or list(folder.glob(WEIGHTS)):
-        names = weight_names(folder, config)
-        if head:
-            check_head(folder, config, names)
-    if tokenizer_files(folder):
-        load_model_tokenizer(folder)
-
-
 def load_config(folder: Path) -> PretrainedConfig:
     """The configuration of a model folder.
 
@@ -101,7 +77,7 @@ def load_config(folder: Path) -> PretrainedConfig:
         ) from error
     try:
         family = family_of(config)
-        settle_config(config, family.language_modeling)
+        _settle(config, family.language_modeling)
         family.num_positions(config)
         if reason := family.supports(config):
             raise ModelError(reason)
@@ -124,8 +100,7 @@ def _instead(folder: Path) -> str:
 def _no_safetensors(folder: Path, config: PretrainedConfig) -> str:
     others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
     named = (config.architectures or [""])[0]
-    known = hasattr(transformers, named) if named else False
-    model_class = named if known else family_of(config).model_class
+    model_class = named if hasattr(transformers, named) else family_of(config).model_class
     if not others:
         return (
             f"{folder} has no weights; Stillhouse reads model.safetensors. Save the model with "
@@ -142,28 +117,6 @@ def _no_safetensors(folder: Path, config: PretrainedConfig) -> str:
         f"    AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(target)!r})\n\n"
         f"and give {target}."
     )
-
-
-def check_head(folder: Path, config: PretrainedConfig, names: set[str]) -> None:
-    """Check that the weights include the language modeling head.
-
-    Raises:
-        ModelError: they do not.
-    """
-    family = family_of(config)
-    model = empty_model_of(getattr(transformers, family.model_class), config, folder)
-    aliases: dict[int, set[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        aliases.setdefault(id(parameter), set()).add(name)
-    known = {name.replace("gamma", "weight").replace("beta", "bias") for name in names}
-    body = f"{family.body}."
-    missing = [
-        min(own)
-        for own in aliases.values()
-        if not own & known and not any(name.startswith(body) for name in own)
-    ]
-    if missing:
-        raise ModelError(no_head(folder, family, config, sorted(missing)))
 
 
 def no_head(folder: Path, family: Family, config: PretrainedConfig, missing: list[str]) -> str:
@@ -229,43 +182,37 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) 
         )
 
 
-def settle_config(config: PretrainedConfig, language_modeling: str) -> None:
+def _settle(config: PretrainedConfig, language_modeling: str) -> None:
     """Normalize a configuration in place.
 
     Raises:
         ModelError: it asks for what Stillhouse does not compute; the message does not name the
             file.
     """
-    for reason in _refusals(config, language_modeling):
-        raise ModelError(reason)
-    for name, value in NORMAL.items():
-        setattr(config, name, value)
-    if isinstance(config.architectures, str):
-        config.architectures = [config.architectures]
-
-
-def _refusals(config: PretrainedConfig, language_modeling: str) -> Iterator[str]:
-    """Why the model cannot be computed here, for each reason."""
     quantized = getattr(config, "quantization_config", None)
-    if quantized is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-        yield (
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    activations = {key: getattr(config, key, None) for key in ACTIVATIONS}
+    positions = getattr(config, "position_embedding_type", None)
+    is_decoder = language_modeling == "masked" and getattr(config, "is_decoder", False)
+    for is_refused, reason in (
+        (
+            quantized is not None,
             f"the model is quantized (quantization_config{f', {method}' if method else ''}); "
             "Stillhouse reads weights in full precision. Give the model before quantization, or "
-            "save it after model.dequantize()."
-        )
-    for key in ACTIVATIONS:
-        name = getattr(config, key, None)
-        if name is not None and name not in ACT2FN:
-            yield f"{key} is {name!r}, which is not an activation function; such as gelu, gelu_new."
-    positions = getattr(config, "position_embedding_type", None)
-    if positions not in (None, "absolute"):
-        yield (
+            "save it after model.dequantize().",
+        ),
+        *(
+            (
+                name is not None and name not in ACT2FN,
+                f"{key} is {name!r}, which is not an activation function; such as gelu, gelu_new.",
+            )
+            for key, name in activations.items()
+        ),
+        (
+            positions not in (None, "absolute"),
             f"position_embedding_type is {positions!r}; Stillhouse, like transformers 5, supports "
-            "only absolute positions."
-        )
-    is_decoder = language_modeling == "masked" and getattr(config, "is_decoder", False)
-    for is_set, reason in (
+            "only absolute positions.",
+        ),
         (
             getattr(config, "pruned_heads", None),
             "pruned_heads names heads that are missing; give a model with all of its heads.",
@@ -281,8 +228,12 @@ def _refusals(config: PretrainedConfig, language_modeling: str) -> Iterator[str]
             "family are bidirectional here. Give an encoder.",
         ),
     ):
-        if is_set:
-            yield reason
+        if is_refused:
+            raise ModelError(reason)
+    for name, value in NORMAL.items():
+        setattr(config, name, value)
+    if isinstance(config.architectures, str):
+        config.architectures = [config.architectures]
 
 
 def empty_model_of(model_class: Any, config: PretrainedConfig, folder: Path) -> PreTrainedModel:
@@ -372,12 +323,9 @@ def _names_in(file: Path) -> set[str]:
 
 
 def _unreadable(file: Path, error: Exception) -> str:
-    pointer = False
-    if file.is_file():
-        with file.open("rb") as content:
-            pointer = content.read(len(LFS_POINTER)) == LFS_POINTER
-    if pointer:
-        return f"{file} is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`."
+    with contextlib.suppress(OSError), file.open("rb") as content:
+        if content.read(len(LFS_POINTER)) == LFS_POINTER:
+            return f"{file} is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`."
     return (
         f"The weights in {file.parent} cannot be loaded: {file.name}: {first_line(error)}. Fetch "
         "them, or save them, again."

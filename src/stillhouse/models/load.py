@@ -13,15 +13,18 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.errors import ModelError, StillhouseError
+from stillhouse.errors import ModelError
 from stillhouse.families.base import Family
 from stillhouse.families.registry import family_of
 from stillhouse.models.folder_check import (
+    OTHER_WEIGHTS,
+    WEIGHTS,
     differing_shapes,
     empty_model_of,
     first_line,
     fit_tokenizer,
     load_config,
+    load_model_tokenizer,
     no_head,
     weight_names,
 )
@@ -37,6 +40,35 @@ from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, save_tokenizer,
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+
+def check_folder(folder: Path, *, needs_weights: bool = True, head: bool = True) -> None:
+    """Check that a model folder can be loaded for language modeling, without reading weights.
+
+    Args:
+        needs_weights: Require weights; otherwise a configuration is enough, and weights are
+            checked if there are any.
+        head: Require the language modeling head; tasks have their own head.
+
+    Raises:
+        ModelError: an unsupported configuration, weights that are not safetensors, no head, or a
+            tokenizer with more ids than embeddings.
+        DataError: an unusable tokenizer.
+    """
+    config = load_config(folder)
+    family = family_of(config)
+    end_token_ids(folder)
+    if needs_weights or any(
+        file for kind in (WEIGHTS, *OTHER_WEIGHTS) for file in folder.glob(kind)
+    ):
+        if head:
+            _, report = load_weights(folder, _class_of(family), config, headers_only=True)
+            if missing := _missing_head(report, family):
+                raise ModelError(no_head(folder, family, config, missing))
+        else:
+            weight_names(folder, config)
+    if tokenizer_files(folder):
+        load_model_tokenizer(folder)
 
 
 def load_model(
@@ -55,8 +87,9 @@ def load_model(
     config = load_config(folder)
     family = family_of(config)
     end_token_ids(folder)  # transformers silently ignores a damaged generation_config.json
-    model_class = getattr(transformers, family.model_class)
-    model, report = load_weights(folder, model_class, config, tokenizer, headers_only=headers_only)
+    model, report = load_weights(
+        folder, _class_of(family), config, tokenizer, headers_only=headers_only
+    )
     _check_complete(folder, family, config, report)
     return family, model.eval()
 
@@ -88,8 +121,6 @@ def load_weights(
             ignore_mismatched_sizes=True,  # they are in the report
             **({"device_map": "meta"} if headers_only else {}),
         )
-    except StillhouseError:
-        raise
     except Exception as error:  # a damaged file can raise anything in the library
         empty_model_of(model_class, config, folder)
         raise ModelError(
@@ -106,9 +137,9 @@ def load_weights(
 
 
 def _check_complete(folder: Path, family: Family, config: PretrainedConfig, report: Any) -> None:
-    missing = [str(name) for name in report["missing_keys"]]
-    if missing and not any(name.startswith(f"{family.body}.") for name in missing):
-        raise ModelError(no_head(folder, family, config, sorted(missing)))
+    missing, missing_head = report["missing_keys"], _missing_head(report, family)
+    if missing_head and len(missing_head) == len(missing):
+        raise ModelError(no_head(folder, family, config, missing_head))
     unexpected = [
         name
         for name in report["unexpected_keys"]
@@ -128,10 +159,19 @@ def _check_complete(folder: Path, family: Family, config: PretrainedConfig, repo
         raise ModelError(f"{folder} is not a complete {family.model_class}: {'; '.join(problems)}.")
 
 
+def _missing_head(report: Any, family: Family) -> list[str]:
+    names = map(str, report["missing_keys"])
+    return sorted(name for name in names if not name.startswith(f"{family.body}."))
+
+
+def _class_of(family: Family) -> Any:
+    return getattr(transformers, family.model_class)
+
+
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model's structure without memory for its weights (on torch's meta device)."""
     with torch.device("meta"):
-        return getattr(transformers, family_of(config).model_class)(config)
+        return _class_of(family_of(config))(config)
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:

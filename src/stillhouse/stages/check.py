@@ -16,9 +16,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.errors import RecipeError
 from stillhouse.families.registry import check_sequence_length, family_named
-from stillhouse.models.folder_check import check_folder, load_config
+from stillhouse.models.folder_check import load_config
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.load import load_model
+from stillhouse.models.load import check_folder, load_model
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.stage import stage_named, stages_of
