@@ -127,6 +127,18 @@ def test_an_error_of_rank_0_is_reported_once(server, ready):
     assert server.log.read_text().count("error:") == 1
 
 
+def test_rank_0_reports_its_error_before_the_launcher_ends_it(server, ready):
+    """However slowly: the launcher ends all ranks when one exits, so the others exit after it."""
+    shutil.rmtree(ready.folder / "student-init")
+    slowly = (
+        "import time; from stillhouse.training.ranks import Ranks; shutdown = Ranks.shutdown;"
+        "Ranks.shutdown = lambda *args, **named: (time.sleep(1), shutdown(*args, **named))"
+    )
+    server.start(ready, *SETTINGS, ranks=2, inject={0: slowly})
+    assert server.wait()[0] == 5, server.log.read_text()
+    assert server.log.read_text().count("error:") == 1
+
+
 def test_ranks_share_the_writing_of_a_teacher_cache(server, initialized, tmp_path):
     """The cache of two ranks is byte-identical to that of one, and students learn alike from it."""
     cached = "distillation.teacher_outputs={cache: sampled, size: 8}"

@@ -123,28 +123,32 @@ class Ranks:
         key = self._next_key()
         with lost_ranks_explained():
             self._store.add(key, 1)
-            self._wait_for(self._store, key, self.size)
+            self._wait_for(key, self.size)
 
-    def _wait_for(
-        self, store: Store, key: str, number: int, *, at_most_seconds: float = math.inf
-    ) -> None:
+    def _wait_for(self, key: str, number: int, at_most_seconds: float = math.inf) -> None:
         """Wait until this many ranks have incremented the key."""
+        assert self._store is not None
         deadline = time.monotonic() + at_most_seconds
-        while store.add(key, 0) < number and time.monotonic() < deadline:
+        while self._store.add(key, 0) < number and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_QUESTIONS)
 
-    def shutdown(self) -> None:
-        """Leave the run, the first rank last, since it may host the store."""
-        with contextlib.suppress(RuntimeError):
-            if self._store is None:
-                return
+    def shutdown(self, *, first_reports: bool = False) -> None:
+        """Leave the run, the first rank last, since it may host the store.
+
+        Args:
+            first_reports: The first rank has yet to report the error that all end with. A launcher
+                ends every rank when one has failed, so the others let it exit before them.
+        """
+        if self._store is None:
+            return
+        with contextlib.suppress(RuntimeError):  # the store is gone, and the first rank with it
             if self.is_first:
                 with StopRequest():  # a launcher ends the others when the first has left
-                    self._wait_for(
-                        self._store, "left", self.size - 1, at_most_seconds=LONGEST_LEAVING_SECONDS
-                    )
-            else:
-                self._store.add("left", 1)
+                    self._wait_for("left", self.size - 1, LONGEST_LEAVING_SECONDS)
+                return
+            self._store.add("left", 1)
+            if first_reports:  # the first rank does not count itself: this ends with it, or late
+                self._wait_for("left", self.size, LONGEST_LEAVING_SECONDS)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, in place; the result is equal on each to the bit."""
@@ -273,8 +277,8 @@ def init_distributed() -> Iterator[Ranks]:
             dist.destroy_process_group()  # not after an error, since other ranks may be gone
     except TrainingError:
         raise  # raised on all ranks, or one is lost: do not wait
-    except BaseException:
-        ranks.shutdown()
+    except BaseException as error:
+        ranks.shutdown(first_reports=isinstance(error, SystemExit | Stopped))
         raise
     ranks.shutdown()
 
