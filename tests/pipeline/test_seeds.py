@@ -1,9 +1,10 @@
 """Adding seeds to a run keeps the results of the first seed."""
 
 import json
+import shutil
 
 import pytest
-from tests.pipeline.tiny_run import call
+from tests.pipeline.tiny_run import call, sha256
 
 pytestmark = pytest.mark.e2e
 
@@ -47,3 +48,16 @@ def test_returning_to_one_seed_keeps_its_results(done):
     assert ": step" not in again.err
     summary = json.loads((done.folder / "evaluation.json").read_text(encoding="utf-8"))
     assert summary["seeds"] == [0, 1]
+
+
+def test_a_trained_teacher_does_not_depend_on_the_seeds(initialized, tmp_path):
+    """Neither when the first seed is dropped nor for a seed alone: all students have one teacher."""
+    run = initialized.copy(tmp_path / "run")
+    teacher = run.folder / "teacher/model.safetensors"
+    before = sha256(teacher)
+    outcome = run.call("run", "--until", "teacher", "--set", "seed=1")
+    assert outcome.code == 0, outcome.err
+    assert "teacher: teacher is up to date" in outcome.err
+    shutil.rmtree(run.folder)
+    assert run.call("run", "--until", "teacher", "--set", "seed=1").code == 0
+    assert sha256(teacher) == before

@@ -27,6 +27,8 @@ from stillhouse.training.engine import train_and_commit
 from stillhouse.training.job import TrainingJob, plan_batches
 from stillhouse.training.settings import result_settings
 
+SEED = 0  # whatever the students' seeds are, so that all of them learn from one teacher
+
 
 def teacher_inputs(recipe: Recipe, run: RunFolder, start: ModelRef | None) -> Inputs:
     """What the trained teacher is made from; `start` is the model that it is fine-tuned from."""
@@ -41,7 +43,7 @@ def teacher_inputs(recipe: Recipe, run: RunFolder, start: ModelRef | None) -> In
     sources = {"tokens": tokens.fingerprint if tokens else ""}
     if start is not None:
         sources["start"] = start.fingerprint
-    return Inputs("teacher", settings, sources, recipe.seeds[0])
+    return Inputs("teacher", settings, sources, SEED)
 
 
 def train_teacher(context: StageContext, start: ModelRef | None, inputs: Inputs) -> None:
@@ -74,7 +76,7 @@ def train_teacher(context: StageContext, start: ModelRef | None, inputs: Inputs)
         "teacher",
         model,
         LanguageModelObjective(family, LANGUAGE_MODELING_ALONE),
-        plan_batches(source, training, seed=context.seed),
+        plan_batches(source, training, seed=SEED),
         training,
         checkpoints,
         run.metrics,
@@ -99,7 +101,7 @@ def _random_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrai
     config = family.new_config(
         recipe.teacher, num_ids(tokenizer), recipe.tokens.sequence_length, ids
     )
-    torch.manual_seed(recipe.seeds[0])
+    torch.manual_seed(SEED)
     return getattr(transformers, family.model_class)(config)
 
 
