@@ -51,7 +51,7 @@ def test_returning_to_one_seed_keeps_its_results(done):
 
 
 def test_a_trained_teacher_does_not_depend_on_the_seeds(initialized, tmp_path):
-    """Neither when the first seed is dropped nor for a seed alone: all students have one teacher."""
+    """Neither when the first seed is dropped nor for another seed: all have the same teacher."""
     run = initialized.copy(tmp_path / "run")
     teacher = run.folder / "teacher/model.safetensors"
     before = sha256(teacher)
