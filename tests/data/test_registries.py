@@ -31,7 +31,8 @@ def test_every_format_is_registered_and_documented():
     """Found by listing the folder, and listed by the documentation."""
     assert set(FORMATS) >= {"text", "HTML", "JSON lines", "JSON", "CSV", "TSV", "Parquet"}
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in page] == []
+    assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in page] == [], "run `make docs`"
+    assert [name for name, format in FORMATS.items() if not format.documents] == []
     suffixes = [suffix for format in FORMATS.values() for suffix in format.suffixes]
     assert sorted(suffixes) == sorted(SUFFIXES), "two formats share a suffix"
     names = ("a.CSV", "a.csv.gz", "a.bin", "a")
@@ -59,7 +60,7 @@ def test_a_format_gives_text_or_records_and_names_a_bad_file(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 def test_a_table_serves_the_corpus_and_tasks_alike(tmp_path, suffix):
-    """The same file as documents and as rows. A binary format's own test writes the file."""
+    """The same file as documents and as rows. A format's own test can write the file."""
     path = tmp_path / f"a{suffix}"
     own_test = Path(__file__).with_name(f"test_{SUFFIXES[suffix].name.lower()}.py")
     if own_test.exists():
@@ -68,8 +69,10 @@ def test_a_table_serves_the_corpus_and_tasks_alike(tmp_path, suffix):
         parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     elif suffix in (".csv", ".tsv"):
         path.write_text("text\none\ntwo\n")
-    else:
+    elif SUFFIXES[suffix].name.startswith("JSON"):
         path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        pytest.fail(f"{own_test} is missing: its write_rows(path, rows) writes a {suffix} file")
     chunks = read_documents(CorpusRecipe(source=str(path)), offline=True)
     assert [chunk.text for chunk in chunks] == ["one", "two"]
     assert [row.fields for row in read_rows(path)] == ROWS

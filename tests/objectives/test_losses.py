@@ -12,6 +12,7 @@ from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.language_model import language_modeling_loss
 
 TEMPERATURES = [0.5, 1.0, 4.0]
+WITHOUT_TEMPERATURE_SQUARED = {"total_variation"}
 LOSSES: dict[str, Callable[..., Tensor]] = {name: each.loss for name, each in DIVERGENCES.items()}
 # Losses of logits, with their defaults and with other settings.
 LOGIT_LOSSES = {
@@ -83,7 +84,7 @@ def test_a_divergence_is_its_formula(name, temperature, pair):
         FORMULAS[name](softmax(t, temperature), softmax(s, temperature))
         for s, t in zip(student.double().tolist(), teacher.double().tolist(), strict=True)
     )
-    scale = 1.0 if name == "total_variation" else temperature**2
+    scale = 1.0 if name in WITHOUT_TEMPERATURE_SQUARED else temperature**2
     found = LOGIT_LOSSES[name](student, teacher, temperature=temperature)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(scale * expected, rel=2e-5)
@@ -102,6 +103,19 @@ def test_a_divergence_is_its_reference(name, temperature, pair):
     expected = math.fsum(divergence.reference(*row, **settings) for row in rows)
     found = divergence.loss(*pair, **settings)
     assert found.item() == pytest.approx(expected, rel=2e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in DIVERGENCES if name in LOGIT_LOSSES])
+def test_gradient_keeps_its_size_when_the_temperature_changes(name, pair):
+    """Thanks to the factor temperature^2 (docs/extending.md), or without any temperature."""
+
+    def norm(temperature: float) -> float:
+        student = pair[0].clone().requires_grad_()
+        loss = LOSSES[name](student, pair[1], temperature=temperature)
+        return torch.autograd.grad(loss, student)[0].norm().item()
+
+    keeps_its_size = norm(8.0) == pytest.approx(norm(4.0), rel=0.2)
+    assert keeps_its_size == (name not in WITHOUT_TEMPERATURE_SQUARED)
 
 
 @pytest.mark.parametrize("temperature", [100.0, 1000.0])

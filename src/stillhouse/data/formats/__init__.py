@@ -57,7 +57,7 @@ class Format:
         by_line: Whether records are lines or elements of a file, of which some may be blank.
         has_lists: Whether a value may be a list, such as the words of a sentence.
         documents: What a corpus makes of a file, for the documentation.
-        rows: What tasks make of it.
+        rows: What tasks make of it; empty where they do not read it.
     """
 
     name: str
@@ -66,8 +66,8 @@ class Format:
     read_records: Callable[[TableFile], Iterator[Record]] | None = None
     by_line: bool = True
     has_lists: bool = False
-    documents: str = "one document per row"
-    rows: str = "one example per row"
+    documents: str = ""
+    rows: str = ""
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -109,6 +109,5 @@ FORMATS = (
         (".html", ".htm", ".xhtml"),
         read_text=read_html,
         documents="the visible text, without markup, scripts, styles or navigation",
-        rows="",
     ),
 )

@@ -55,6 +55,7 @@ FORMATS = (
         read_records=read_parquet,
         by_line=False,
         has_lists=True,
+        documents="one document per row",
         rows="one example per row; class names are read as `datasets` stores them",
     ),
 )
