@@ -22,6 +22,7 @@ import json
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -205,10 +206,8 @@ def _products(
                 name: partial(product, inputs.to(kernels[name].dtype, copy=True))
                 for name, product in made.items()
             }
-            unequal = [name for name in calls if not _has_its_bits(name, calls, kernels)]
-            for name in unequal:
-                del calls[name]
-            found.append(_Products(num_rows, times, calls))
+            exact = {name: calls[name] for name in calls if _has_its_bits(name, calls, kernels)}
+            found.append(_Products(num_rows, times, exact))
     return found
 
 
@@ -251,11 +250,10 @@ def _in_all(
 ) -> dict[str, dict[int, float]]:
     """Seconds by kernel and rows, for the kernels that were measured on every product."""
     names = [name for name in best[0] if all(name in own for own in best)] if best else []
-    found: dict[str, dict[int, float]] = {name: {} for name in names}
+    found: dict[str, dict[int, float]] = {name: defaultdict(float) for name in names}
     for product, own in zip(products, best, strict=True):
         for name in names:
-            before = found[name].get(product.rows, 0.0)
-            found[name][product.rows] = before + product.times * own[name].seconds
+            found[name][product.rows] += product.times * own[name].seconds
     return found
 
 

@@ -15,7 +15,7 @@ from stillhouse.inference.engine.text_stream import TextStream
 from stillhouse.inference.generation import Generation
 from stillhouse.inference.loaded import LoadedModel
 from stillhouse.models.special_ids import without_generation_defaults
-from stillhouse.tokens.tokenizer import find_special_tokens, num_ids
+from stillhouse.tokens.tokenizer import find_special_tokens
 
 MAX_LENGTH = 4_096  # default limit of prompt and new tokens together
 PROMPTS_AT_ONCE = 8  # prompts of a list whose keys and values are in memory together
@@ -54,8 +54,7 @@ class CausalLM(LoadedModel):
 
     def continuations(self, prompt: str, settings: Generation) -> list[str]:
         """The generated texts without the prompt. An empty prompt starts a new document."""
-        (texts,) = self._continue_all([prompt], settings)
-        return texts
+        return self._continue_all([prompt], settings)[0]
 
     def _continue_all(self, prompts: Sequence[str], settings: Generation) -> list[list[str]]:
         """The continuations of each prompt, each independent of the other prompts."""
@@ -95,7 +94,7 @@ class CausalLM(LoadedModel):
         if special.document_start not in (special.end_of_text, None):
             return (special.document_start, *ids)
         starts = (self.model.config.bos_token_id, special.document_start, *sorted(self.end_ids))
-        known = range(num_ids(self.tokenizer))
+        known = range(self.num_ids)
         ids = ids or [token for token in starts if token is not None and token in known][:1]
         if not ids:
             raise DataError(

@@ -96,11 +96,10 @@ def check_target(path: Path) -> None:
 
 def save_features(states: Float[Tensor, "T D"], path: Path) -> None:
     """Write float32 states; in safetensors under the name `last_hidden_state`."""
+    content = io.BytesIO()
     if path.suffix == ".npy":
-        content = io.BytesIO()
         np.save(content, states.numpy(), allow_pickle=False)
-        written = content.getvalue()
     else:
-        written = save({"last_hidden_state": states.contiguous()})
+        content.write(save({"last_hidden_state": states.contiguous()}))
     with explained_os_errors(path):
-        write_atomic(path, written)
+        write_atomic(path, content.getvalue())

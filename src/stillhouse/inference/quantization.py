@@ -28,7 +28,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -168,12 +168,8 @@ def onednn_rows(times: KernelTimes) -> int | None:
     if ONEDNN not in times.seconds or "int8" not in times.seconds:
         return None
     speedups = times.speedups(ONEDNN, "int8")
-    first = None
-    for rows in reversed(ROWS):
-        if speedups[rows] < FASTER:
-            break
-        first = rows
-    return first
+    faster = list(takewhile(lambda rows: speedups[rows] >= FASTER, reversed(ROWS)))
+    return faster[-1] if faster else None
 
 
 def speedups(times: KernelTimes, precision: Precision) -> dict[int, float] | None:

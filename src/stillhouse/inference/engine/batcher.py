@@ -111,14 +111,14 @@ class NotFiniteError(ModelError):
         )
 
 
+@dataclass(eq=False)
 class RequestHandle:
     """A submitted request; `cancel` may be called from any thread."""
 
-    def __init__(self, request: Request, listener: Listener) -> None:
-        self.request = request
-        self.on_event = listener
-        self.is_cancelled = False
-        self.submitted = time.monotonic()
+    request: Request
+    on_event: Listener
+    is_cancelled: bool = False
+    submitted: float = field(default_factory=time.monotonic)
 
     def cancel(self) -> None:
         """Drop the request; its slots are free at the next step."""

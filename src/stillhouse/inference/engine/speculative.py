@@ -104,17 +104,15 @@ class Speculation:
         for number, row in enumerate(logits):
             so_far = [*ids, *drafted[:number]]
             at = len(so_far) - text.num_prompt
-            target = candidates(row, text.settings, so_far)
-            if number == count:
-                token = target.draw(uniform_at(text.seed, 0, at, DRAFT))
-                verified.append(Verified(token, False))
-                break
-            token, guess = drafted[number], guesses[number]
-            ratio = _probability(target, token) / _probability(guess, token)
-            if uniform_at(text.seed, 0, at, ACCEPT) < ratio:
-                verified.append(Verified(token, True))
-                continue
-            token = _difference(target, guess).draw(uniform_at(text.seed, 0, at, CORRECT))
+            target, purpose = candidates(row, text.settings, so_far), DRAFT
+            if number < count:
+                token, guess = drafted[number], guesses[number]
+                ratio = _probability(target, token) / _probability(guess, token)
+                if uniform_at(text.seed, 0, at, ACCEPT) < ratio:
+                    verified.append(Verified(token, True))
+                    continue
+                target, purpose = _difference(target, guess), CORRECT
+            token = target.draw(uniform_at(text.seed, 0, at, purpose))
             verified.append(Verified(token, False))
             break
         num_accepted = sum(token.is_drafted for token in verified)

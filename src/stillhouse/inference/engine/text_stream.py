@@ -76,20 +76,21 @@ class TextStream:
         held = self._decoded[self._shown :]
         starts = [at for text in self._stop if (at := held.find(text)) >= 0]
         self.stopped = bool(starts)
-        if starts:
-            shown = held[: min(starts)]
-        else:
-            shown = held if last else held[: len(held) - self._stop_overlap(held)]
-        self._shown += len(shown)
-        return shown
+        end = min(starts, default=len(held) - (0 if last else self._stop_overlap(held)))
+        self._shown += end
+        return held[:end]
 
     def _stop_overlap(self, text: str) -> int:
         """The length of the longest suffix of `text` that a stop string could start with."""
-        longest = max((len(stop) - 1 for stop in self._stop), default=0)
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
-                return length
-        return 0
+        longest = max(map(len, self._stop), default=1) - 1
+        return max(
+            (
+                length
+                for length in range(1, min(longest, len(text)) + 1)
+                if text.endswith(tuple(stop[:length] for stop in self._stop))
+            ),
+            default=0,
+        )
 
 
 @dataclass(frozen=True)
