@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import sys
 import time
 from collections import defaultdict
@@ -36,11 +37,6 @@ from torch.nn import functional as F  # noqa: N812
 
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.runs.atomic import write_atomic
-
-try:
-    import resource
-except ImportError:  # not a Unix
-    resource = None
 
 ROWS: tuple[int, ...] = (1, 8, 64)  # a token of one text, a step of several texts, a prompt
 # Time limits of the pass in all threads, and of a second pass in a single thread.
@@ -309,12 +305,12 @@ def one_thread() -> Iterator[None]:
 
 def _interruptions() -> int:
     """Involuntary context switches of this process."""
-    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _waits() -> int:
     """Voluntary context switches of this process: waits."""
-    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 
 def _cache_key(

@@ -8,7 +8,7 @@ Axes: T tokens of the text, D hidden size.
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -132,9 +132,7 @@ class LoadedModel:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of token ids from outside.
@@ -148,9 +146,7 @@ class LoadedModel:
     def token_text(self, token: int) -> str:
         """The text of one token; for a token that is not a whole character, its vocabulary name."""
         if token not in self._token_texts:
-            text = self.tokenizer.decode([token])
-            name = self.tokenizer.convert_ids_to_tokens(token)
-            assert isinstance(text, str)
-            assert isinstance(name, str)
+            text = cast(str, self.tokenizer.decode([token]))
+            name = cast(str, self.tokenizer.convert_ids_to_tokens(token))
             self._token_texts[token] = name if REPLACEMENT_CHARACTER in text else text
         return self._token_texts[token]

@@ -6,7 +6,6 @@ model's prediction.
 
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from stillhouse.errors import RecipeError
 from stillhouse.inference.task_model import TaskModel
-from stillhouse.runs.atomic import explained_os_errors, fsync_path, temporary_path, write_atomic
+from stillhouse.runs.atomic import atomic_file, explained_os_errors, write_atomic
 from stillhouse.tasks.task import Task
 
 AT_ONCE = 4_096  # examples whose predictions are in memory
@@ -49,27 +48,21 @@ def predict_file(model: TaskModel, source: Path, output: Path) -> tuple[int, int
         ResourceError: the disk is full.
     """
     examples = model.task.read(source, labeled=False)
-    temporary, num_truncated = temporary_path(output, os.getpid()), 0
+    num_truncated = 0
     with (
         Progress(*COLUMNS, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
         explained_os_errors(output),
+        atomic_file(output) as file,
     ):
         bar = progress.add_task(f"{source.name}", total=len(examples))
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                for first in range(0, len(examples), AT_ONCE):
-                    some = examples[first : first + AT_ONCE]
-                    predictions, truncated = model.predictions_and_cuts(some)
-                    num_truncated += truncated
-                    for example, prediction in zip(some, predictions, strict=True):
-                        line = example.inputs | _named(model.task, prediction)
-                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    progress.advance(bar, len(some))
-            fsync_path(temporary)
-            temporary.replace(output)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        for first in range(0, len(examples), AT_ONCE):
+            some = examples[first : first + AT_ONCE]
+            predictions, truncated = model.predictions_and_cuts(some)
+            num_truncated += truncated
+            for example, prediction in zip(some, predictions, strict=True):
+                line = example.inputs | _named(model.task, prediction)
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            progress.advance(bar, len(some))
     return len(examples), num_truncated
 
 

@@ -1,7 +1,4 @@
-"""A model run by transformers itself, as the reference for other engines; and interleaved timing.
-
-Axes: T tokens.
-"""
+"""A model run by transformers, as the reference for other engines; and interleaved timing."""
 
 import json
 import statistics
@@ -22,14 +19,6 @@ MOST_SECONDS = 20.0  # for the turns after the first five
 SHORTEST_TURN = 0.02  # seconds; shorter work is repeated within a turn
 STEADY = 1.1  # stop once every ratio to the first is known within this factor
 CONFIDENCE = 0.95
-
-
-@torch.inference_mode()
-def log_probabilities(model: PreTrainedModel, ids: Sequence[int]) -> list[float]:
-    """Log-probability of each token but the first, given those before it, in nats (T - 1)."""
-    inputs = torch.tensor([list(ids)], device=model.device)
-    found = model(input_ids=inputs).logits[0, :-1].float().log_softmax(-1)
-    return found.gather(1, inputs[0, 1:, None])[:, 0].tolist()
 
 
 @torch.inference_mode()

@@ -88,7 +88,7 @@ def load_config(folder: Path) -> PretrainedConfig:
 
 def _instead(folder: Path) -> str:
     """What a folder without a configuration is, if it can be recognized."""
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER).is_file():
         return (
             "; it is a PEFT adapter. Merge it into its base model (merge_and_unload()), save that "
             "with save_pretrained(), and give its folder"

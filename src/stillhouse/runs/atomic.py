@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -19,13 +20,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file so that a reader sees the old content or the new, never a part."""
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in place of `path`, so that a reader sees the old content or the new, never a
+    part. It replaces `path` at the end of the block; after an error nothing is left of it."""
     temporary = temporary_path(path, os.getpid())
-    remove_leftovers(path)
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -33,6 +35,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace the content of a file; see `atomic_file`."""
+    remove_leftovers(path)
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 def temporary_path(target: Path, process: int) -> Path:

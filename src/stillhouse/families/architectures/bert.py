@@ -14,7 +14,8 @@ from stillhouse.families.base import Family, Parameters, StudentMapping
 
 LAYERS = "bert.encoder.layer"
 
-_TO_DISTILBERT = {
+# Modules of a BERT, and those of a DistilBERT that take their weights; within a layer, and outside.
+_LAYER_TO_DISTILBERT = {
     "attention.self.query": "attention.q_lin",
     "attention.self.key": "attention.k_lin",
     "attention.self.value": "attention.v_lin",
@@ -23,6 +24,14 @@ _TO_DISTILBERT = {
     "intermediate.dense": "ffn.lin1",
     "output.dense": "ffn.lin2",
     "output.LayerNorm": "output_layer_norm",
+}
+_TO_DISTILBERT = {
+    "bert.embeddings.word_embeddings": "distilbert.embeddings.word_embeddings",
+    "bert.embeddings.position_embeddings": "distilbert.embeddings.position_embeddings",
+    "bert.embeddings.LayerNorm": "distilbert.embeddings.LayerNorm",
+    "cls.predictions.transform.dense": "vocab_transform",
+    "cls.predictions.transform.LayerNorm": "vocab_layer_norm",
+    "cls.predictions": "vocab_projector",  # a bias; the weight is the word embeddings
 }
 
 
@@ -44,27 +53,21 @@ def _distilbert_config(teacher: PretrainedConfig, num_layers: int) -> Pretrained
 
 
 def _distilbert_weights(teacher: Parameters, layer_map: Sequence[int]) -> dict[str, Tensor]:
-    embeddings, head = "bert.embeddings", "cls.predictions"
-    type_0 = teacher[f"{embeddings}.token_type_embeddings.weight"][0]
-    positions = teacher[f"{embeddings}.position_embeddings.weight"]
+    modules = [*_TO_DISTILBERT.items()]
+    modules += [
+        (f"{LAYERS}.{old}.{theirs}", f"distilbert.transformer.layer.{new}.{ours}")
+        for new, old in enumerate(layer_map)
+        for theirs, ours in _LAYER_TO_DISTILBERT.items()
+    ]
     student = {
-        "distilbert.embeddings.word_embeddings.weight": teacher[
-            f"{embeddings}.word_embeddings.weight"
-        ],
-        "distilbert.embeddings.position_embeddings.weight": positions + type_0,
-        "vocab_projector.bias": teacher[f"{head}.bias"],
+        f"{ours}.{kind}": teacher[f"{theirs}.{kind}"]
+        for theirs, ours in modules
+        for kind in ("weight", "bias")
+        if f"{theirs}.{kind}" in teacher
     }
-    for kind in ("weight", "bias"):
-        student[f"distilbert.embeddings.LayerNorm.{kind}"] = teacher[
-            f"{embeddings}.LayerNorm.{kind}"
-        ]
-        student[f"vocab_transform.{kind}"] = teacher[f"{head}.transform.dense.{kind}"]
-        student[f"vocab_layer_norm.{kind}"] = teacher[f"{head}.transform.LayerNorm.{kind}"]
-        for new, old in enumerate(layer_map):
-            for theirs, ours in _TO_DISTILBERT.items():
-                name = f"distilbert.transformer.layer.{new}.{ours}.{kind}"
-                student[name] = teacher[f"{LAYERS}.{old}.{theirs}.{kind}"]
-    return student
+    positions = "distilbert.embeddings.position_embeddings.weight"
+    type_0 = teacher["bert.embeddings.token_type_embeddings.weight"][0]
+    return student | {positions: student[positions] + type_0}
 
 
 FAMILY = Family(

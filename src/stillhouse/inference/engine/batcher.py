@@ -222,11 +222,11 @@ class Batcher:
     def abandon(self, error: StillhouseError) -> None:
         """Fail all requests with this error."""
         with self._lock:
-            waiting = list(self._waiting)
+            handles = [*self._waiting, *(each.handle for each in self._sequences)]
             self._waiting.clear()
-        running, self._sequences = self._sequences, []
+        self._sequences.clear()
         self.model.clear()
-        for handle in dict.fromkeys([*waiting, *(each.handle for each in running)]):
+        for handle in dict.fromkeys(handles):
             handle.on_event(Failed(error))
 
     def check(self, request: Request) -> None:

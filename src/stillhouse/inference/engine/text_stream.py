@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -68,9 +69,7 @@ class TextStream:
         return self._show(last=True)
 
     def _decode(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
+        return cast(str, self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def _show(self, *, last: bool) -> str:
         held = self._decoded[self._shown :]
