@@ -101,8 +101,8 @@ class Family:
     @property
     def student_mappings(self) -> dict[str, StudentMapping]:
         """Families that a student can be of, the default first."""
-        shallower = StudentMapping(with_num_layers, partial(copy_layers, self.layers))
-        return {**self.students, self.model_type: shallower}
+        own = StudentMapping(with_num_layers, partial(copy_layers, self.layers))
+        return {**self.students, self.model_type: own}
 
     def new_config(
         self,
