@@ -139,7 +139,7 @@ NAMES = (
     Name("token_s512", "token_sliding"),
     Name("stride_s512", "stride"),
     Name("loss_over_control, loss_over_control_interval", "loss_minus_control"),
-    Name("Taught", "TeacherOutputs"),
+    Name("Taught", "TeacherRows"),
     Name("Lesson, _lesson", "ModelWithLoss"),
     Name("FixedVisits", "FixedMaskSource"),
     Name("visit, visits, num_visits", "sample, epoch"),

@@ -91,6 +91,11 @@ def log_probabilities(
     return log_p, log_q
 
 
+def kl_sum(log_p: Float[Tensor, "N V"], log_q: Float[Tensor, "N V"]) -> Float[Tensor, ""]:
+    """KL(p || q) in nats, summed over rows, from logarithms."""
+    return F.kl_div(log_q, log_p, log_target=True, reduction="sum")
+
+
 def through_softmax(q: Float[Tensor, "n V"], g: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
     """q * (g - sum_V q * g): the gradient for softened logits from that with respect to q."""
     q_times_g = q * g

@@ -15,7 +15,7 @@ kept of a cached teacher.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -82,9 +82,6 @@ def fused_losses(
     size, device = len(student.weight), features.device
     chunk_rows = max(1, min(chunk_rows or rows_per_chunk(size, device), len(features)))
     block_rows = min(rows_per_block(size, device) or chunk_rows, chunk_rows)
-    grad_bias = None
-    if bias is not None and bias.requires_grad:
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32)
     one_pass = _Pass(
         bias,
         teacher,
@@ -92,7 +89,9 @@ def fused_losses(
         terms,
         temperature,
         values={name: features.new_zeros((), dtype=torch.float32) for name in terms},
-        grad_bias=grad_bias,
+        grad_bias=torch.zeros_like(bias, dtype=torch.float32)
+        if bias is not None and bias.requires_grad
+        else None,
         buffers=torch.empty(BLOCK_BUFFERS, block_rows, size, device=device),
     )
     total, *values = _FusedLosses.apply(features, student.weight, bias, one_pass, chunk_rows)
@@ -111,7 +110,9 @@ class _FusedLosses(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         compute, teacher, grad_bias = _compute_dtype(features), one_pass.teacher, one_pass.grad_bias
         student_weight = weight.detach().to(compute)
-        teacher_weight = teacher.weight.to(compute) if isinstance(teacher, Projection) else None
+        live = None
+        if isinstance(teacher, Projection):
+            live = replace(teacher, weight=teacher.weight.to(compute))
         grad_features = torch.empty_like(features)
         grad_weight = None  # the first chunk's product starts it; without rows it is zero
         if weight.requires_grad and not len(features):
@@ -121,9 +122,7 @@ class _FusedLosses(torch.autograd.Function):
                 part = slice(start, start + chunk_rows)
                 chunk = features[part].to(compute)
                 logits = chunk @ student_weight.T
-                teacher_logits = None
-                if teacher_weight is not None and isinstance(teacher, Projection):
-                    teacher_logits = teacher.features[part].to(compute) @ teacher_weight.T
+                teacher_logits = live and live.features[part].to(compute) @ live.weight.T
                 one_pass.turn_into_gradients(logits, teacher_logits, start)
                 grad_features[part] = (logits @ student_weight).to(grad_features.dtype)
                 if weight.requires_grad:
@@ -133,9 +132,10 @@ class _FusedLosses(torch.autograd.Function):
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
-        total = features.new_zeros((), dtype=torch.float32)
-        for name, term in one_pass.terms.items():
-            total = total + term.coefficient * one_pass.values[name]
+        total = sum(
+            (term.coefficient * one_pass.values[name] for name, term in one_pass.terms.items()),
+            start=features.new_zeros((), dtype=torch.float32),
+        )
         outputs = tuple(one_pass.values.values())
         ctx.mark_non_differentiable(*outputs)
         return (total, *outputs)

@@ -38,15 +38,6 @@ class Teacher:
     model: PreTrainedModel
 
 
-@dataclass(frozen=True)
-class TeacherOutputs:
-    """A teacher's last hidden states of the rows that count, and their logits' projection or sparse
-    distributions."""
-
-    hidden: Tensor | None
-    targets: Projection | SparseRows
-
-
 class LanguageModelObjective:
     """The weighted sum of the recipe's terms, and each term's own sum."""
 
@@ -63,6 +54,8 @@ class LanguageModelObjective:
         self.teacher = teacher
         self.temperature = temperature
         self.terms: dict[str, LossRecipe | HardLossRecipe] = losses.active()
+        self.weights = {name: term.weight for name, term in self.terms.items()}
+        self.rows: dict[str, Rows] = {name: term.rows for name, term in self.terms.items()}
         if teacher is None and set(self.terms) != {"language_modeling"}:
             raise ValueError(f"terms {sorted(self.terms)} need a teacher")
         self._settings = {
@@ -74,16 +67,6 @@ class LanguageModelObjective:
                 raise ValueError("the term relation needs a live teacher")
             self._relation = RelationTerm(losses.relation, teacher.family, teacher.model)
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """The recipe's weight of each term."""
-        return {name: term.weight for name, term in self.terms.items()}
-
-    @property
-    def rows(self) -> dict[str, Rows]:
-        """The kind of rows that each term counts."""
-        return {name: term.rows for name, term in self.terms.items()}
-
     def __call__(
         self, model: PreTrainedModel, batch: Batch, coefficients: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -93,7 +76,7 @@ class LanguageModelObjective:
         global batch, micro-batches add up to the step's loss."""
         only_predicted = all(
             # The relation term reads no last hidden states.
-            name == "relation" or self.terms[name].rows == "predicted"
+            name == "relation" or self.rows[name] == "predicted"
             for name in coefficients
         )
         kind: Rows = "predicted" if only_predicted else "all"
@@ -101,9 +84,9 @@ class LanguageModelObjective:
         relation = self._relation
         with relation.watch(self.family, model) if relation else nullcontext() as relations:
             hidden = self.family.run_rows(model, batch, kind)
-            teacher = None
+            targets, teacher_hidden = None, None
             if set(coefficients) != {"language_modeling"}:
-                teacher = self._teacher_outputs(batch, kind)
+                targets, teacher_hidden = self._teacher_outputs(batch, kind)
         labels = batch.labels.flatten().index_select(0, selected)
         predicted = None if only_predicted else labels != IGNORED
         terms = {
@@ -118,37 +101,39 @@ class LanguageModelObjective:
         total, values = hidden.new_zeros((), dtype=torch.float32), {}
         if terms:
             student = project(self.family, model, hidden)
-            targets = None if teacher is None else teacher.targets
             total, values = fused_losses(
                 student, targets, labels, terms, temperature=self.temperature
             )
         for name in coefficients:
             if name in HIDDEN_TERMS:
-                assert teacher is not None
-                assert teacher.hidden is not None
-                places = torch.searchsorted(selected, batch.row_numbers(self.terms[name].rows))
-                pair = (rows.index_select(0, places) for rows in (hidden, teacher.hidden))
+                assert teacher_hidden is not None
+                places = torch.searchsorted(selected, batch.row_numbers(self.rows[name]))
+                pair = (rows.index_select(0, places) for rows in (hidden, teacher_hidden))
                 values[name] = DIVERGENCES[name].loss(*pair)
                 total = total + coefficients[name] * values[name]
         if relations is not None and "relation" in coefficients:
-            kind = self.terms["relation"].rows
+            kind = self.rows["relation"]
             value = relations(batch.visible(), batch.rows(kind), most_rows=batch.most_rows(kind))
             values["relation"] = value
             total = total + coefficients["relation"] * value
         return total, {name: value.detach() for name, value in values.items()}
 
-    def _teacher_outputs(self, batch: Batch, kind: Rows) -> TeacherOutputs:
+    def _teacher_outputs(
+        self, batch: Batch, kind: Rows
+    ) -> tuple[Projection | SparseRows, Float[Tensor, "N D"] | None]:
+        """The projection of the teacher's logits or its sparse distributions, and its last hidden
+        states, of the rows that count."""
         if self.teacher == "cached":
             assert batch.teacher is not None
             places = torch.searchsorted(
                 batch.row_numbers(batch.teacher.rows), batch.row_numbers(kind)
             )
             rows = batch.teacher[places]
-            return TeacherOutputs(rows.hidden, rows.targets)
+            return rows.targets, rows.hidden
         assert isinstance(self.teacher, Teacher)
         with torch.no_grad():
             hidden = self.teacher.family.run_rows(self.teacher.model, batch, kind)
-            return TeacherOutputs(hidden, project(self.teacher.family, self.teacher.model, hidden))
+            return project(self.teacher.family, self.teacher.model, hidden), hidden
 
 
 def language_modeling_loss(

@@ -1,7 +1,7 @@
 """Loss settings of a recipe."""
 
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import (
     Field,
@@ -23,9 +23,7 @@ class HardLossRecipe(Section):
     weight: NonNegativeFloat
     """Weight of the mean over the predicted rows."""
 
-    @property
-    def rows(self) -> Rows:
-        return "predicted"
+    rows: ClassVar[Rows] = "predicted"
 
 
 class RelationRecipe(LossRecipe):

@@ -40,14 +40,11 @@ def sparse_rows(
         uniform: One number from [0, 1) per row, the only randomness of a systematic sample.
     """
     size = min(size, logits.shape[1])
-    block_rows = rows_per_block(logits.shape[1], logits.device) or max(1, len(logits))
-    parts = blocks(len(logits), block_rows)
+    num_rows = max(1, len(logits))  # without rows, one empty block
+    parts = blocks(num_rows, rows_per_block(logits.shape[1], logits.device) or num_rows)
     kept = [
         _block_rows(logits[part].float() / temperature, kind, size, uniform[part]) for part in parts
     ]
-    if not kept:
-        nothing = logits.new_zeros((0, size), dtype=torch.float32)
-        return SparseRows(kind, nothing.long(), nothing, nothing[:, 0])
     return SparseRows.join(kept)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from stillhouse.objectives.divergence import (
     Divergence,
     LogitPair,
     LossRecipe,
+    kl_sum,
     log_probabilities,
     through_softmax,
 )
@@ -42,9 +42,7 @@ def jsd_loss(
     """
     log_p, log_q = log_probabilities(student_logits, teacher_logits, temperature)
     log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-    teacher_part = F.kl_div(log_m, log_p, log_target=True, reduction="sum")
-    student_part = F.kl_div(log_m, log_q, log_target=True, reduction="sum")
-    return temperature**2 * (beta * teacher_part + (1 - beta) * student_part)
+    return temperature**2 * (beta * kl_sum(log_p, log_m) + (1 - beta) * kl_sum(log_q, log_m))
 
 
 def jsd_gradient(

@@ -5,11 +5,11 @@ Axes: N rows that count, n rows of a block, V vocabulary.
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from stillhouse.objectives.divergence import (
     Divergence,
     LogitPair,
+    kl_sum,
     log_probabilities,
     through_softmax,
 )
@@ -27,7 +27,7 @@ def reverse_kl_loss(
     Source: Gu et al. 2024 (MiniLLM), section 2.1.
     """
     log_p, log_q = log_probabilities(student_logits, teacher_logits, temperature)
-    return temperature**2 * F.kl_div(log_p, log_q, log_target=True, reduction="sum")
+    return temperature**2 * kl_sum(log_q, log_p)
 
 
 def reverse_kl_gradient(pair: LogitPair) -> tuple[Float[Tensor, " n"], Float[Tensor, "n V"]]:

@@ -11,9 +11,14 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
-from stillhouse.objectives.divergence import Divergence, LogitPair, LossRecipe, log_probabilities
+from stillhouse.objectives.divergence import (
+    Divergence,
+    LogitPair,
+    LossRecipe,
+    kl_sum,
+    log_probabilities,
+)
 from stillhouse.objectives.float64 import Row, kl, log_softmax
 
 
@@ -37,7 +42,7 @@ def skew_kl_loss(
     """
     log_p, log_q = log_probabilities(student_logits, teacher_logits, temperature)
     log_m = _log_mixture(log_p, log_q, alpha)
-    return temperature**2 * F.kl_div(log_m, log_p, log_target=True, reduction="sum")
+    return temperature**2 * kl_sum(log_p, log_m)
 
 
 def skew_kl_gradient(

@@ -8,9 +8,8 @@ Axes: N rows that count, V vocabulary.
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
-from stillhouse.objectives.divergence import Divergence, log_probabilities
+from stillhouse.objectives.divergence import Divergence, kl_sum, log_probabilities
 from stillhouse.objectives.float64 import Row, kl, log_softmax
 
 
@@ -25,7 +24,7 @@ def soft_target_loss(
     Source: Hinton et al. 2015, section 2; Sanh et al. 2019.
     """
     log_p, log_q = log_probabilities(student_logits, teacher_logits, temperature)
-    return temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="sum")
+    return temperature**2 * kl_sum(log_p, log_q)
 
 
 def soft_target_reference(student: Row, teacher: Row, *, temperature: float) -> float:
