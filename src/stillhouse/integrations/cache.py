@@ -15,7 +15,7 @@ Axes: B sequences, T positions.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +87,14 @@ def write_teacher_cache(
     )
     settings = {"losses": recipe_part(terms), "temperature": temperature}
     inputs = Inputs("teacher-cache", settings, {})
-    facts: dict[str, Any] = {"format": asdict(layout), "temperature": temperature}
+    facts: dict[str, Any] = {"format": asdict(layout), "temperature": temperature, "num_parts": 0}
+    examples = _examples(own, loader, layout, temperature)
     with commit_folder(target, inputs, facts) as temporary:
         digests: list[np.uint64] = []
-        facts["num_parts"] = 0
-        for examples in _parts(own, loader, layout, temperature):
+        while chosen := list(islice(examples, EXAMPLES_PER_PART)):
             part = part_folder(temporary, facts["num_parts"])
             part.mkdir()
-            own_digests, counts, rows = zip(*examples, strict=True)
+            own_digests, counts, rows = zip(*chosen, strict=True)
             write_rows(part, TeacherRows.join(rows), np.array(counts), layout)
             digests += own_digests
             facts["num_parts"] += 1
@@ -104,29 +104,23 @@ def write_teacher_cache(
     return len(digests)
 
 
-def _parts(
+def _examples(
     teacher: Teacher,
     loader: Iterable[Mapping[str, Tensor]],
     layout: CacheFormat,
     temperature: float,
-) -> Iterator[list[tuple[np.uint64, int, TeacherRows]]]:
-    """The examples of each part: digest, number of rows, and the teacher's rows."""
+) -> Iterator[tuple[np.uint64, int, TeacherRows]]:
+    """Of each example: digest, number of rows, and the teacher's rows."""
     device = teacher.model.device
-    part: list[tuple[np.uint64, int, TeacherRows]] = []
     batches = (batch_of(teacher.model, inputs).split(1) for inputs in loader)
-    for number, each in enumerate(chain.from_iterable(batches)):  # a part ends after any example
+    for number, each in enumerate(chain.from_iterable(batches)):
         count = each.num_rows(layout.rows)
         uniform = torch.from_numpy(chances([number], [count]))
         rows = teacher_rows(
             teacher, each.to(device), layout, uniform.to(device),
             temperature=temperature, precision="fp32",
         )  # fmt: skip
-        part.append((digests_of(each)[0], count, rows))
-        if len(part) == layout.sequences_per_part:
-            yield part
-            part = []
-    if part:
-        yield part
+        yield digests_of(each)[0], count, rows
 
 
 class ExampleCache:
@@ -213,15 +207,12 @@ def batch_of(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Batch:
     else:
         segments = (positions == 0).cumsum(1) * mask
     causal = family_of(model.config).language_modeling == "causal"
+    next_tokens = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     return Batch(
         input_ids=ids,
-        labels=(_next_tokens(labels) if causal else labels).masked_fill(mask == 0, IGNORED),
+        labels=(next_tokens if causal else labels).masked_fill(mask == 0, IGNORED),
         segment_ids=segments,
         position_ids=positions,
         causal=causal,
         uniform=bool((segments == 1).all()),
     )
-
-
-def _next_tokens(labels: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
