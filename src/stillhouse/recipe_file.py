@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Key = int | str
 
-SECTION_PROBLEMS = ("model_type", "model_attributes_type")  # pydantic's names
 # Keys that were renamed, old to new: an old one is refused with its new name, in every section that
 # has the new one.
 RENAMED_KEYS = {
@@ -293,7 +292,7 @@ def explain(error: ValidationError, where: str, root: Any) -> str:
             names = [*NAMED_TASKS, *TASK_KINDS]
             name = str(problem.get("ctx", {}).get("tag"))
             lines.append(f"{path}: there is no task {name!r:.80}.{_nearest(name, names)}")
-        elif problem["type"] in SECTION_PROBLEMS:
+        elif problem["type"] in ("model_type", "model_attributes_type"):
             lines.append(
                 f"{path}: a section is a mapping of keys to values; give some or leave it out, got "
                 f"{problem['input']!r:.80}."

@@ -22,14 +22,11 @@ class Section(BaseModel):
             return data
         for name, field in cls.model_fields.items():
             value = data.get(name)
-            found = [each for each in _each(value) if isinstance(each, bool)]
+            values = value if isinstance(value, list) else [value]
+            found = [each for each in values if isinstance(each, bool)]
             if found and bool not in (kinds := _kinds(field.annotation)) and kinds & {int, float}:
                 raise ValueError(f"{name} is {str(found[0]).lower()}, which is not a number")
         return data
-
-
-def _each(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -162,8 +162,7 @@ def commit_folder(
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
         temporary.mkdir()
-    try:
-        with explained_os_errors(target):
+        try:
             yield temporary
             files = {
                 str(path.relative_to(temporary)): {
@@ -179,9 +178,9 @@ def commit_folder(
             archive_existing(target, overwrite=overwrite)
             temporary.rename(target)
             fsync_path(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def commit_parts(target: Path, inputs: Inputs, facts: dict[str, Any]) -> None:

@@ -25,8 +25,13 @@ from stillhouse.models.load import load_model
 from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.divergences.soft_target import soft_target_reference
 from stillhouse.objectives.float64 import Row, log_softmax
-from stillhouse.objectives.language_model import HIDDEN_TERMS, LanguageModelObjective, Teacher
-from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
+from stillhouse.objectives.language_model import (
+    HIDDEN_TERMS,
+    LANGUAGE_MODELING_ALONE,
+    LanguageModelObjective,
+    Teacher,
+)
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.pipeline import Options, Pipeline
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
@@ -251,8 +256,8 @@ def transformers_check(case: LanguageCase) -> Check:
     """The language modeling loss against transformers' own, document by document."""
     spans = case.spans(case.batch)
     batch = without_last_labels(case.batch, spans) if case.batch.causal else case.batch
-    alone = LossesRecipe(language_modeling=HardLossRecipe(weight=1.0))
-    found = means_of(case.objective(alone, None), case.student, [batch])["language_modeling"]
+    objective = case.objective(LANGUAGE_MODELING_ALONE, None)
+    found = means_of(objective, case.student, [batch])["language_modeling"]
     with torch.inference_mode():
         total, count = transformers_loss(case.student, case.batch, spans)
     apart = relative(found, total / max(1, count))
