@@ -2,6 +2,8 @@
 With --check it only reports pages that are out of date."""
 
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from faults import fault_table
 from stillhouse.cli import app
 from stillhouse.data.formats import SUFFIXES
 from stillhouse.distillation.settings import PRESETS
+from stillhouse.families.settings import FAMILY_NAMES
+from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import recipe_names, recipe_text
 
@@ -65,10 +69,20 @@ def recipe_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows(section: type[BaseModel], prefix: str, in_force: BaseModel | None = None) -> list[str]:
-    """The keys of a section; `in_force` is the value of a section that a recipe leaves out, which
-    a preset may have filled."""
-    rows = []
+def _rows(
+    section: type[BaseModel],
+    prefix: str,
+    in_force: BaseModel | None = None,
+    above: Sequence[str] = (),
+) -> list[str]:
+    """The keys of a section.
+
+    Args:
+        in_force: The value of a section that a recipe leaves out, which a preset may have filled.
+        above: Rows of the form of the section that is listed above; parts that both have are not
+            repeated.
+    """
+    rows: list[str] = []
     for name, field in section.model_fields.items():
         inner = _sections(field.annotation)
         key = f"{prefix}{name}"
@@ -85,9 +99,13 @@ def _rows(section: type[BaseModel], prefix: str, in_force: BaseModel | None = No
         if not inner or others:
             kind, text = _cell(", ".join(others) or "value"), _cell(field.description or "")
             rows.append(f"| `{key}` | {kind} | {shown} | {text} |")
+        form: list[str] = []
         for each in inner:
             known = default if isinstance(default, each) else None
-            rows += _rows(each, f"{key}.NAME." if by_name else f"{key}.", known)
+            part = each, f"{key}.NAME." if by_name else f"{key}.", known
+            is_above = {*_rows(*part)} <= {*above}
+            form = [f"| `{key}.*` | | | As above. |"] if is_above else _rows(*part, form)
+            rows += form
     return rows
 
 
@@ -133,8 +151,18 @@ def format_table() -> str:
     return "\n".join(lines)
 
 
+def losses_and_families() -> str:
+    """The names of the losses and of the families, in sentences."""
+    lists = {"Losses": LossesRecipe.model_fields, "Families": FAMILY_NAMES}
+    text = " ".join(
+        f"{title}: {', '.join(f'`{name}`' for name in names)}." for title, names in lists.items()
+    )
+    return textwrap.fill(text, 130)
+
+
 TABLES = (
     ("README.md", "speed", speed_table),
+    ("README.md", "losses", losses_and_families),
     ("docs/data.md", "formats", format_table),
     ("docs/correctness.md", "laws", law_table),
     ("docs/glossary.md", "names", lambda: glossary_table(NAMES)),

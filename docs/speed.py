@@ -17,15 +17,18 @@ def speed_table() -> str:
     step = "step-bert.json"
     gpt2 = "step-gpt2.json"
     rows = [
-        ("BERT-base to DistilBERT, 8 x 128, predicted rows", *_step(step, "predicted", "bf16")),
+        (
+            "BERT-base to DistilBERT, 8 x 128, predicted positions",
+            *_step(step, "predicted", "bf16"),
+        ),
         ("the same, with cached teacher outputs", *_step(step, "predicted", "bf16-cached")),
         (
-            "the same, live, soft targets and cosine on all rows",
+            "the same, live, soft targets and cosine at all positions",
             *_step(step, "all", "bf16"),
         ),
         ("the same on sentences of mixed length, 2019 code grouped by length", *_sentences("2019")),
         ("the same, 2019 code not grouped", *_sentences("2019-ungrouped")),
-        ("GPT-2 to DistilGPT2, 4 x 256, all rows", *_step(gpt2, "all", "bf16")),
+        ("GPT-2 to DistilGPT2, 4 x 256, all positions", *_step(gpt2, "all", "bf16")),
         ("the same, with cached teacher outputs", *_step(gpt2, "all", "bf16-cached")),
         *_peers(),
         *_tokenizing(),

@@ -36,7 +36,8 @@ class Recipe(Section):
         | Annotated[TunedTeacherRecipe, Tag("tuned")],
         Discriminator(kind_of_teacher),
     ]
-    """Teacher model: a folder, a hub name, `sample`, or a section that trains one."""
+    """Teacher model: a folder, a hub name, `sample`, or a section that trains one: a new model of
+    `family`, or a model to fine-tune, `start`."""
     corpus: CorpusRecipe | None = None
     """Text to distill on; without it only the tasks run."""
     tokens: TokensRecipe = TokensRecipe()

@@ -15,7 +15,8 @@ class CorpusRecipe(Section):
     source: str | list[str]
     """Files, globs, `hf://` datasets or `sample`; one or a list."""
     documents: Literal["per_file", "per_line", "per_block"] = "per_file"
-    """What one document is: a file, a line, or a block between blank lines."""
+    """What one document of a text file is: the file, a line, or a block between blank lines. In
+    other formats each record is a document."""
     text_field: str = "text"
     """Field or column that holds the text."""
     validation_fraction: Fraction = 0.005

@@ -82,7 +82,8 @@ class DistillationRecipe(PretrainingRecipe):
     """Distillation of the student, and the control it is compared with."""
 
     preset: Literal["fast", "classic"] = DEFAULT_PRESET
-    """Values that temperature, losses and dropout start from."""
+    """Values that temperature, losses and dropout start from. `losses` in a recipe replaces the
+    preset's; `--set distillation.losses.NAME='{weight: W}'` adds one to them."""
     temperature: PositiveFloat
     """Temperature of both models' softmax in the divergences."""
     losses: LossesRecipe
