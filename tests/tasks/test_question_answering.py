@@ -104,7 +104,7 @@ def test_handle_impossible_answer_equals_transformers(tokenizer_of, handle_impos
     window = sequence.source
     answers = []
     for _ in range(40):
-        logits = draw.normal(size=(2, len(window.input_ids))).astype(np.float32)
+        logits = draw.normal(size=(2, len(window.in_context))).astype(np.float32)
         logits[:, 0] += 1
         outside = ~window.in_context
         outside[0] = False  # the first token stands for no answer

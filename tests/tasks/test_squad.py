@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.tasks.squad import normalized, read_squad, score, score_each
+from stillhouse.tasks.squad import normalized, read_squad, samples_of_answers, score_each
 
 CONTEXT = "The Rhine rises in the Alps. It flows north, past Basel, to the sea."
 
@@ -130,6 +130,11 @@ def test_answer_is_scored_by_its_best_reference(prediction, references, exact, f
     """In lower case, without punctuation and articles, words counted."""
     found = score_each({"q": prediction}, {"q": references})["q"]
     assert (found.exact_match, found.f1) == (exact, pytest.approx(f1))
+
+
+def score(predictions, references):
+    samples = samples_of_answers(predictions, references)
+    return {name: each.value for name, each in samples.items()}
 
 
 def test_missing_predictions_count_as_wrong_and_others_are_ignored():

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import RecipeError
-from stillhouse.tasks.question_answering import best_answers, windows_of
+from stillhouse.tasks.question_answering import best_answers, encode_question
 from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.squad import Answer, Question
 
@@ -34,6 +34,10 @@ def asked(num_words: int, *, question: str = "who w1 w2") -> Question:
     return Question("q", question, context, ())
 
 
+def windows_of(question: Question, tokenizer, layout: QuestionAnsweringTask):
+    return [each.source for each in encode_question(question, tokenizer, layout)]
+
+
 def words(context: str, window, mask) -> list[str]:
     return [context[begin:end] for begin, end in window.characters[mask]]
 
@@ -54,7 +58,7 @@ def test_windows_cover_every_word_once_in_order(tokenizer, num_words, step):
         shown = words(question.context, window, window.in_context)
         begin = number * min(step, 14)
         assert shown == everything[begin : begin + 14]
-        assert len(window.input_ids) <= 20
+        assert len(window.in_context) <= 20
         assert not (window.has_max_context & ~window.in_context).any()
 
 
@@ -76,11 +80,12 @@ def test_word_counts_in_the_window_with_max_context(tokenizer):
 
 def test_windows_equal_the_tokenizer_s_sequences(tokenizer):
     """Question and context have different types; a long question is truncated."""
-    (window,) = windows_of(asked(2, question="who w1 w2 w3 w4 w5 w6 w7"), tokenizer, LAYOUT)
-    said = tokenizer.convert_ids_to_tokens(window.input_ids)
+    long = asked(2, question="who w1 w2 w3 w4 w5 w6 w7")
+    (sequence,) = encode_question(long, tokenizer, LAYOUT)
+    said = tokenizer.convert_ids_to_tokens(sequence.input_ids)
     assert said == ["[CLS]", "who", "w1", "w2", "w3", "w4", "w5", "[SEP]", "w0", "w1", "[SEP]"]
-    assert window.token_type_ids.tolist() == [0] * 8 + [1] * 3
-    assert window.in_context.tolist() == [False] * 8 + [True, True, False]
+    assert sequence.token_type_ids.tolist() == [0] * 8 + [1] * 3
+    assert sequence.source.in_context.tolist() == [False] * 8 + [True, True, False]
     five = asked(2, question="who w1 w2 w3 w4")
     with pytest.raises(
         RecipeError, match=r"8 tokens has no room for context beside .* of 5 tokens"
@@ -107,7 +112,7 @@ def logits(windows, context, **values: float) -> list[np.ndarray]:
     """Zero, but for the words that are named, wherever they are shown."""
     found = []
     for window in windows:
-        each = np.zeros(len(window.input_ids))
+        each = np.zeros(len(window.in_context))
         for place in np.flatnonzero(window.in_context):
             begin, end = window.characters[place]
             each[place] = values.get(context[begin:end], 0.0)

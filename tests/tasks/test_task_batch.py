@@ -58,7 +58,9 @@ def test_any_number_is_a_target():
         pad_token_id=0,
     )
     assert numbers.num_rows("predicted") == 2
-    unknown = collate([sequence(2, None), sequence(3, None)], pad_token_id=0)
+    unknown = collate(
+        [sequence(2, np.array(IGNORED)), sequence(3, np.array(IGNORED))], pad_token_id=0
+    )
     assert unknown.num_rows("predicted") == 0
 
 

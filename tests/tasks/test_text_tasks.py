@@ -11,7 +11,7 @@ from stillhouse.tasks.encoded import TextExample
 from stillhouse.tasks.labels import Labels
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import ClassificationTask, Columns, RegressionTask
-from stillhouse.tasks.text_classification import TextClassification, positive_label
+from stillhouse.tasks.text_classification import TextClassification
 
 PAIR = Columns(text="a", pair="b", target="c")
 
@@ -147,7 +147,7 @@ def test_f1_is_of_the_second_label_of_a_recipe_in_any_order_of_outputs(own):
     task = make_task(recipe, Labels.given(["no", "yes"]).in_order_of(own, "the model"))
     assert isinstance(task, TextClassification)
     assert task.labels == own
-    assert positive_label(task) == "yes"
+    assert task.positive_label == "yes"
     said, right = ([names[name] for name in side] for side in (SAID, RIGHT))
     found = scored(task, said, right)
     expected, of_no = (
@@ -178,17 +178,17 @@ def test_f1_is_of_the_second_label_of_a_recipe_in_any_order_of_outputs(own):
 def test_without_labels_in_the_recipe_f1_is_of_label_1_or_of_none(labels, positive):
     """As scikit-learn's `pos_label=1`; for labels that are words nothing is assumed."""
     task = make_task(ClassificationTask(), labels)
-    assert positive_label(task) == positive
+    assert task.positive_label == positive
     assert ("f1" in scored(task, labels, labels)) == (positive is not None)
     if positive is None:
         message = rf"not known which of {labels[0]} and {labels[1]}.*positive class second"
         for metric in ("f1", "accuracy_and_f1"):
             with pytest.raises(RecipeError, match=message):
                 make_task(ClassificationTask(metric=metric), labels)
-            assert positive_label(make_task(ClassificationTask(metric=metric, labels=labels)))
+            assert make_task(ClassificationTask(metric=metric, labels=labels)).positive_label
 
 
 def test_multi_label_f1_has_no_positive_class():
     """Two labels that each hold or not are counted together."""
     task = make_task(ClassificationTask(labels=["x", "y"], multi_label=True, metric="f1"))
-    assert positive_label(task) is None
+    assert task.positive_label is None

@@ -24,7 +24,6 @@ from stillhouse.section import recipe_part
 from stillhouse.tasks.metrics import format_score, metric_label, score_digits
 from stillhouse.tasks.settings import TaskRecipe
 from stillhouse.tasks.task import check_measurable
-from stillhouse.tasks.text_classification import positive_label
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted, numbered_rows
 
@@ -57,7 +56,7 @@ def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict
         "num_examples": len(examples),
         "blank_rows": model.task.blank_rows(data),
         "num_cut": num_cut,
-        "positive_label": positive_label(model.task),
+        "positive_label": model.task.positive_label,
         "cut_after_tokens": model.task.text_length,
         "metrics": {name: asdict(measure.interval()) for name, measure in measures.items()},
     }

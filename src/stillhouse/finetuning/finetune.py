@@ -49,7 +49,6 @@ from stillhouse.tasks.question_answering import QuestionAnswering, num_unseen_an
 from stillhouse.tasks.registry import make_task, task_for_training
 from stillhouse.tasks.settings import EmbeddingsTask
 from stillhouse.tasks.task import Task, predict
-from stillhouse.tasks.text_classification import positive_label
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.cost import StepCost, count_flops, measure_roofline
@@ -240,7 +239,7 @@ class Finetuning:
         self.context.reporter.say(f"{self.name}: speed of {', '.join(models)}")
         scores = {
             **task_scores(self.recipe, measured),
-            "positive_label": positive_label(self.task),
+            "positive_label": self.task.positive_label,
             "blank_rows": {
                 key: each for key, each in self._blank_rows.items() if key != "unlabeled"
             },

@@ -36,7 +36,8 @@ class EncodedExample:
     """One unpadded sequence and its target.
 
     Attributes:
-        target: A class, a number, a start and an end position, or a value per class or token.
+        target: A class, a number, a start and an end position, or a value per class or token;
+            IGNORED where there is none.
         output_mask: The tokens whose outputs count, for tasks that need it.
         is_truncated: Whether part of the text did not fit.
         source: What the task needs to interpret the model's outputs.
@@ -45,7 +46,7 @@ class EncodedExample:
 
     input_ids: Int[np.ndarray, " T"]
     token_type_ids: Int[np.ndarray, " T"]
-    target: Shaped[np.ndarray, "..."] | None = None
+    target: Shaped[np.ndarray, "..."]
     output_mask: Bool[np.ndarray, " T"] | None = None
     is_truncated: bool = False
     source: Any = None
@@ -117,16 +118,8 @@ class TaskBatch:
         return replace(self, target_mask=torch.zeros_like(self.target_mask), is_blank=True)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> "TaskBatch":
-        return replace(
-            self,
-            input_ids=change(self.input_ids),
-            token_type_ids=change(self.token_type_ids),
-            attention_mask=change(self.attention_mask),
-            targets=change(self.targets),
-            target_mask=change(self.target_mask),
-            labeled=change(self.labeled),
-            output_mask=None if self.output_mask is None else change(self.output_mask),
-        )
+        tensors = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
     def _cut(self, length: int) -> "TaskBatch":
         return replace(
@@ -152,14 +145,14 @@ def collate(
     Args:
         per_token: Whether each token has its own target (IGNORED for none).
     """
-    targets = [_target(each) for each in sequences]
+    targets = [np.atleast_1d(each.target) for each in sequences]
     masks = [each.output_mask for each in sequences if each.output_mask is not None]
     return TaskBatch(
         _padded([each.input_ids for each in sequences], pad_token_id),
         _padded([each.token_type_ids for each in sequences], 0),
         _padded([np.ones_like(each.input_ids) for each in sequences], 0),
         _padded(targets, 0),
-        _padded([_target_mask(each) for each in sequences], False),
+        _padded([_is_target(target) for target in targets], False),
         torch.tensor([[each.is_labeled] for each in sequences]),
         _padded(masks, False) if masks else None,
         per_token=per_token,
@@ -192,17 +185,9 @@ def forward(model: PreTrainedModel, batch: TaskBatch) -> Any:
         return model(**inputs)
 
 
-def _target(sequence: EncodedExample) -> Shaped[np.ndarray, " _"]:
-    return np.zeros(1, np.int64) if sequence.target is None else np.atleast_1d(sequence.target)
-
-
-def _target_mask(sequence: EncodedExample) -> Bool[np.ndarray, " _"]:
-    target = _target(sequence)
-    if sequence.target is None:
-        return np.zeros_like(target, dtype=bool)
-    if np.issubdtype(target.dtype, np.integer):
-        return target != IGNORED
-    return np.ones_like(target, dtype=bool)
+def _is_target(target: Shaped[np.ndarray, " _"]) -> Bool[np.ndarray, " _"]:
+    """Where a target counts: any number does, and any class or position but IGNORED."""
+    return (target != IGNORED) | np.issubdtype(target.dtype, np.floating)
 
 
 def _padded(arrays: Sequence[np.ndarray], value: int) -> Tensor:
@@ -309,7 +294,8 @@ def separate_pairs(tokenizer: PreTrainedTokenizerFast) -> None:
     causal models."""
     if tokenizer.num_special_tokens_to_add(pair=True):
         return
-    end, number = tokenizer.eos_token, tokenizer.eos_token_id
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A", pair=f"$A {end} $B:1", special_tokens=[(end, number)]
+        single="$A",
+        pair=f"$A {tokenizer.eos_token} $B:1",
+        special_tokens=[(tokenizer.eos_token, tokenizer.eos_token_id)],
     )

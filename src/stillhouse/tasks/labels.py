@@ -168,14 +168,12 @@ class Labels:
         return cls(names, others)
 
     @property
-    def positive(self) -> int | None:
-        """The output of the positive class of two labels; None where it is not known."""
-        for name in ("1", "true"):
-            if name in self._exact:
-                return self._exact[name]
-        if is_generic(self.names):
-            return 1
-        return None if self._second is None else self.names.index(self._second)
+    def positive(self) -> str | None:
+        """The positive class of two labels; None where it is not known."""
+        place = self._exact.get("1", self._exact.get("true"))
+        if place is not None:
+            return self.names[place]
+        return self.names[1] if is_generic(self.names) else self._second
 
     def find(self, value: Any) -> int | None:
         """The output of a label in data; None for one that is not known."""

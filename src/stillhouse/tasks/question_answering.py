@@ -13,22 +13,27 @@ Axes: B windows, T tokens of a window.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from tokenizers import Encoding
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import check_whole_characters
 from stillhouse.errors import RecipeError
-from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward, separate_pairs
-from stillhouse.tasks.metrics import PERCENT, MetricSamples, mean_percent
+from stillhouse.tasks.encoded import (
+    EncodedExample,
+    TaskBatch,
+    forward,
+    ids_and_types,
+    separate_pairs,
+)
+from stillhouse.tasks.metrics import MetricSamples
 from stillhouse.tasks.settings import QuestionAnsweringTask
 from stillhouse.tasks.squad import (
     Answer,
@@ -37,29 +42,25 @@ from stillhouse.tasks.squad import (
     best_null_threshold,
     read_articles,
     read_squad,
+    samples_of_answers,
     samples_with_no_answers,
-    score_each,
 )
 from stillhouse.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Window:
-    """A question and a span of its context, as one unpadded sequence.
+    """Where the tokens of a question and a span of its context are in that context.
 
     Attributes:
         characters: The start and end of each token in the context.
         in_context: Which tokens belong to the context.
         has_max_context: The tokens with more context here than in any other window.
-        is_truncated: Whether the question was too long, in its first window.
     """
 
-    input_ids: Int[np.ndarray, " T"]
-    token_type_ids: Int[np.ndarray, " T"]
     characters: Int[np.ndarray, "T 2"]
     in_context: Bool[np.ndarray, " T"]
     has_max_context: Bool[np.ndarray, " T"]
-    is_truncated: bool = False
 
     def place_of(self, answer: Answer) -> tuple[int, int] | None:
         """The first and last token of an answer; None unless it is whole in this window."""
@@ -83,10 +84,13 @@ class AnswerSpan:
     score: float
 
 
-def windows_of(
+def encode_question(
     question: Question, tokenizer: PreTrainedTokenizerFast, recipe: QuestionAnsweringTask
-) -> list[Window]:
-    """Windows that cover the context; a question that is too long is truncated.
+) -> list[EncodedExample]:
+    """Sequences whose windows (`source`) cover the context; a question that is too long is
+    truncated, which counts in its first sequence.
+
+    The target is the first of the answers, or the first token where the window has none.
 
     Raises:
         RecipeError: the question leaves no room for the context.
@@ -119,11 +123,23 @@ def windows_of(
     assert encodings is not None
     contexts = [np.array([part == 1 for part in each.sequence_ids]) for each in encodings]
     owned = _with_max_context([int(context.sum()) for context in contexts], step)
-    first, *others = [
-        _window(encoding, context, mask)
-        for encoding, context, mask in zip(encodings, contexts, owned, strict=True)
-    ]
-    return [replace(first, is_truncated=text != question.question), *others]
+    found: list[EncodedExample] = []
+    for encoding, in_context, own in zip(encodings, contexts, owned, strict=True):
+        has_max_context, output_mask = np.zeros_like(in_context), in_context.copy()
+        has_max_context[in_context], output_mask[0] = own, True
+        window = Window(np.array(encoding.offsets), in_context, has_max_context)
+        place = window.place_of(question.answers[0]) if question.answers else None
+        found.append(
+            EncodedExample(
+                *ids_and_types(encoding, tokenizer),
+                np.array(place or FIRST, np.int64),
+                output_mask,
+                is_truncated=not found and text != question.question,
+                source=window,
+                is_labeled=question.is_labeled,
+            )
+        )
+    return found
 
 
 def best_answers(
@@ -178,18 +194,6 @@ def _with_max_context(sizes: Sequence[int], step: int) -> list[Bool[np.ndarray, 
     return [
         owner[number * step : number * step + size] == number for number, size in enumerate(sizes)
     ]
-
-
-def _window(
-    encoding: Encoding, in_context: Bool[np.ndarray, " T"], owned: Bool[np.ndarray, " N"]
-) -> Window:
-    has_max_context = np.zeros_like(in_context)
-    has_max_context[in_context] = owned
-    ids, types, characters = (
-        np.array(values, dtype=np.int64)
-        for values in (encoding.ids, encoding.type_ids, encoding.offsets)
-    )
-    return Window(ids, types, characters, in_context, has_max_context)
 
 
 def _highest(values: Float[np.ndarray, " T"], number: int) -> Iterator[int]:
@@ -252,10 +256,7 @@ class QuestionAnswering(Task[QuestionAnsweringTask]):
     def encode(
         self, examples: Sequence[Question], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[EncodedExample]]:
-        return [
-            [_encoded(window, question) for window in windows_of(question, tokenizer, self.recipe)]
-            for question in examples
-        ]
+        return [encode_question(question, tokenizer, self.recipe) for question in examples]
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 2 T"]:
         """The logits of each token as start and as end; FAR_BELOW where no answer can be."""
@@ -271,7 +272,7 @@ class QuestionAnswering(Task[QuestionAnsweringTask]):
         windows = [each.source for each in sequences]
         starts, ends = (
             [
-                output[place, : len(window.input_ids)].numpy()
+                output[place, : len(window.in_context)].numpy()
                 for window, output in zip(windows, outputs, strict=True)
             ]
             for place in (0, 1)
@@ -285,23 +286,15 @@ class QuestionAnswering(Task[QuestionAnsweringTask]):
     ) -> dict[str, MetricSamples]:
         """Those of SQuAD 1.1; or, where questions have no answer, of SQuAD 2.0."""
         references = [[answer.text for answer in question.answers] for question in examples]
-        answered = _answered(predictions)
+        answered, threshold = _answered(predictions), self.recipe.null_score_diff_threshold
         if any(question.is_impossible for question in examples):
-            threshold = self.recipe.null_score_diff_threshold
             threshold = DEFAULT_THRESHOLD if threshold is None else threshold
             return samples_with_no_answers(answered, references, threshold)
-        texts = answered.texts
-        if self.recipe.null_score_diff_threshold is not None:
-            texts = answered.at(self.recipe.null_score_diff_threshold)
+        texts = answered.texts if threshold is None else answered.at(threshold)
         ids = [question.id for question in examples]
-        scores = score_each(
+        return samples_of_answers(
             dict(zip(ids, texts, strict=True)), dict(zip(ids, references, strict=True))
         )
-        found = {}
-        for name in ("exact_match", "f1"):
-            values = np.array([getattr(each, name) for each in scores.values()])
-            found[name] = MetricSamples(mean_percent, values, values, bounds=PERCENT)
-        return found
 
     def best_threshold(
         self, predictions: Sequence[list[AnswerSpan]], examples: Sequence[Question]
@@ -331,8 +324,7 @@ def num_unseen_answers(
     """The number of questions whose answer is whole in no window, so that they train as questions
     without an answer."""
     return sum(
-        bool(question.answers)
-        and all(each.target is not None and (each.target == FIRST).all() for each in sequences)
+        bool(question.answers) and all((each.target == FIRST).all() for each in sequences)
         for question, sequences in zip(examples, encoded, strict=True)
     )
 
@@ -368,20 +360,3 @@ def _id_of(row: Row, number: int) -> str:
     """A row's own id, else its number, from 0."""
     own = row.fields.get("id")
     return str(number if own is None else own)
-
-
-def _encoded(window: Window, question: Question) -> EncodedExample:
-    """The target is the first of the answers, or the first token where there is none."""
-    answers = question.answers
-    output_mask = window.in_context.copy()
-    output_mask[0] = True
-    place = (window.place_of(answers[0]) if answers else None) or FIRST
-    return EncodedExample(
-        window.input_ids,
-        window.token_type_ids,
-        np.array(place, np.int64),
-        output_mask,
-        is_truncated=window.is_truncated,
-        source=window,
-        is_labeled=question.is_labeled,
-    )

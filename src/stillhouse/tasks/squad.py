@@ -16,10 +16,9 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -191,8 +190,7 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 HAS_ANSWER, SCORE, DIFFERENCE, IS_ANSWERED = range(4)  # the columns that a threshold depends on
 
 
-@dataclass(frozen=True)
-class AnswerScore:
+class AnswerScore(NamedTuple):
     """The scores of one answer, each from 0 to 1."""
 
     exact_match: float
@@ -211,10 +209,11 @@ class BestAnswers(NamedTuple):
         return ["" if difference > threshold else text for text, difference in pairs]
 
 
-def score(
+def samples_of_answers(
     predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
-    """The mean over the questions of the references, in percent: `exact_match` and `f1`.
+) -> dict[str, MetricSamples]:
+    """The official metrics of version 1.1, in percent: the means of `exact_match` and `f1` over the
+    questions of the references.
 
     Questions without a prediction count as wrong; predictions for other questions are ignored.
 
@@ -222,11 +221,8 @@ def score(
         predictions: The text of the answer by the question's id.
         references: The reference texts, at least one, by the question's id.
     """
-    found = list(score_each(predictions, references).values())
-    return {
-        "exact_match": 100 * fmean(each.exact_match for each in found),
-        "f1": 100 * fmean(each.f1 for each in found),
-    }
+    found = _by_metric(score_each(predictions, references).values())
+    return {name: _mean(values) for name, values in found.items()}
 
 
 def score_each(
@@ -285,7 +281,7 @@ def samples_with_no_answers(
 ) -> dict[str, MetricSamples]:
     """The official metrics of version 2.0, in percent: exact match and F1 at the threshold, of all
     questions and of those with and without an answer; and those of the best threshold."""
-    final = _scores(answered.at(threshold), references)
+    final = _by_metric(map(score_one, answered.at(threshold), references))
     found = {name: _mean(values) for name, values in final.items()}
     has_answer = np.array([bool(each) for each in references])
     for short, metric in (("exact", "exact_match"), ("f1", "f1")):
@@ -344,18 +340,13 @@ def _columns(
 ) -> Float[np.ndarray, "N 4"]:
     has_answer = np.array([bool(each) for each in references])
     is_answered = np.array([bool(text) for text in answered.texts])
-    scores = _scores(answered.texts, references)[metric]
+    scores = _by_metric(map(score_one, answered.texts, references))[metric]
     return np.stack([has_answer, scores, answered.differences, is_answered], axis=1)
 
 
-def _scores(
-    texts: Sequence[str], references: Sequence[Sequence[str]]
-) -> Mapping[str, Float[np.ndarray, " N"]]:
-    found = [score_one(text, right) for text, right in zip(texts, references, strict=True)]
-    return {
-        "exact_match": np.array([each.exact_match for each in found]),
-        "f1": np.array([each.f1 for each in found]),
-    }
+def _by_metric(scores: Iterable[AnswerScore]) -> dict[str, Float[np.ndarray, " N"]]:
+    columns = zip(AnswerScore._fields, zip(*scores, strict=True), strict=True)
+    return {name: np.array(values) for name, values in columns}
 
 
 def _mean(values: Float[np.ndarray, " N"]) -> MetricSamples:

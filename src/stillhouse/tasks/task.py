@@ -18,7 +18,7 @@ from stillhouse.data.rows import blank_rows, name_of
 from stillhouse.errors import DataError
 from stillhouse.models.special_ids import padding_id
 from stillhouse.models.task_models import TaskHead
-from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch, collate
+from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch, collate, forward
 from stillhouse.tasks.labels import Labels, is_generic
 from stillhouse.tasks.metrics import UNDEFINED_ON_CONSTANT_LABELS, MetricSamples
 from stillhouse.tasks.settings import TaskRecipe
@@ -36,6 +36,7 @@ class Task(ABC, Generic[Settings]):
     trainable: ClassVar[bool] = True
     model_settings: Mapping[str, Any] = {}  # of the configuration of a model with this head
     advice: ClassVar[str] = "Give examples of different values."  # where all labels are the same
+    positive_label: str | None = None  # the positive class of F1, where there is one
 
     def __init__(self, recipe: Settings, labels: Sequence[str] | Labels = ()) -> None:
         """The task of a recipe.
@@ -143,9 +144,9 @@ class Task(ABC, Generic[Settings]):
     ) -> list[list[EncodedExample]]:
         """For each example the sequences of the model's input, at least one."""
 
-    @abstractmethod
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B ..."]:
         """Logits, a value or an embedding for each sequence; where per token, for padding too."""
+        return forward(model, batch).logits
 
     @abstractmethod
     def predict(
@@ -183,7 +184,10 @@ def predict(
     flat = [sequence for sequences in encoded for sequence in sequences]
     outputs: list[Tensor] = [torch.empty(0)] * len(flat)
     for places in batches_by_length(flat, MAX_BATCH_TOKENS[model.device.type]):
-        found = _outputs(task, model, [flat[place] for place in places])
+        sequences = [flat[place] for place in places]
+        batch = collate(sequences, pad_token_id=padding_id(model.config), per_token=task.per_token)
+        with torch.inference_mode():
+            found = task.outputs(model, batch.to(model.device)).float().cpu()
         for place, output in zip(places, found, strict=True):
             outputs[place] = output
     own = iter(outputs)
@@ -202,12 +206,6 @@ def batches_by_length(sequences: Sequence[EncodedExample], tokens: int) -> Itera
         size = max(1, tokens // len(sequences[order[first]].input_ids))
         yield order[first : first + size]
         first += size
-
-
-@torch.inference_mode()
-def _outputs(task: Task, model: PreTrainedModel, sequences: Sequence[EncodedExample]) -> Tensor:
-    batch = collate(sequences, pad_token_id=padding_id(model.config), per_token=task.per_token)
-    return task.outputs(model, batch.to(model.device)).float().cpu()
 
 
 def check_measurable(task: Task, examples: Sequence[Any], path: Path) -> None:

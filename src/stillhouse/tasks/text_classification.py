@@ -12,17 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row, name_of, read_rows
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.tasks.encoded import (
     EncodedExample,
-    TaskBatch,
     TextExample,
     as_number,
     encode_texts,
-    forward,
     read_texts,
 )
 from stillhouse.tasks.labels import (
@@ -81,9 +79,6 @@ class _TextTask(Task[TextSettings]):
     def _target(self, value: Any) -> np.ndarray:
         """A label as an array; any for None."""
 
-    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B C"]:
-        return forward(model, batch).logits
-
 
 class TextClassification(_TextTask[ClassificationTask]):
     """One of several labels; with `multi_label`, any number of them."""
@@ -114,27 +109,15 @@ class TextClassification(_TextTask[ClassificationTask]):
         self.output_kind = "labels" if recipe.multi_label else "classes"
         problem = f"{'multi' if recipe.multi_label else 'single'}_label_classification"
         self.model_settings = {**labelled(self.labels), "problem_type": problem}
-        if recipe.metric in TWO_CLASSES and len(self.labels) == 2 and self._positive is None:
-            one, other = self.labels
-            raise RecipeError(
-                f"The metric {recipe.metric} needs a positive class, but it is not known which of "
-                f"{one} and {other} it is. Name the labels in `labels` with the positive class "
-                f"second, such as [{one}, {other}]; or use {' or '.join(ANY_CLASSES)}."
-            )
-
-    @property
-    def _positive(self) -> int | None:
-        """The output of the positive class of two labels, where it is known; 1 for each of several
-        independent labels."""
-        if self.recipe.multi_label:
-            return 1
-        return self.spellings.positive if len(self.labels) == 2 else None
-
-    @property
-    def positive_label(self) -> str | None:
-        """The positive class of F1, where there is one."""
-        place = None if self.recipe.multi_label else self._positive
-        return None if place is None else self.labels[place]
+        if len(self.labels) == 2 and not recipe.multi_label:
+            self.positive_label = labels.positive
+            if self.positive_label is None and recipe.metric in TWO_CLASSES:
+                one, other = self.labels
+                raise RecipeError(
+                    f"The metric {recipe.metric} needs a positive class, but it is not known which "
+                    f"of {one} and {other} it is. Name the labels in `labels` with the positive "
+                    f"class second, such as [{one}, {other}]; or use {' or '.join(ANY_CLASSES)}."
+                )
 
     def for_model(self, folder: Path, config: PretrainedConfig) -> "TextClassification":
         own = labels_of(config)
@@ -207,8 +190,9 @@ class TextClassification(_TextTask[ClassificationTask]):
             "accuracy": MetricSamples(METRICS["accuracy"], predicted, right),
             "matthews": MetricSamples(METRICS["matthews"], predicted, right, CORRELATION),
         }
-        if self._positive is not None:
-            pair = [(each == self._positive).astype(int) for each in (predicted, right)]
+        if self.positive_label is not None:
+            positive = self.labels.index(self.positive_label)
+            pair = [(each == positive).astype(int) for each in (predicted, right)]
             found |= {name: MetricSamples(METRICS[name], *pair) for name in TWO_CLASSES}
         return found
 
@@ -221,11 +205,6 @@ class TextClassification(_TextTask[ClassificationTask]):
         if self.recipe.multi_label:
             return [each for each in scored if each["score"] > 0.5]
         return max(scored, key=lambda each: each["score"])
-
-
-def positive_label(task: object) -> str | None:
-    """The positive class of a task's F1; None where there is none."""
-    return task.positive_label if isinstance(task, TextClassification) else None
 
 
 def labels_shown(recipe: ClassificationTask, path: Path) -> list[str]:

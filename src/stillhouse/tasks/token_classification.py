@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from tokenizers import Encoding
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.data.formats import format_of
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward, ids_and_types
+from stillhouse.tasks.encoded import EncodedExample, ids_and_types
 from stillhouse.tasks.labels import is_generic, labelled, labels_of, listed
 from stillhouse.tasks.metrics import MetricSamples, span_counts, span_f1
 from stillhouse.tasks.settings import TokenClassificationTask
@@ -196,9 +196,6 @@ class TokenClassification(Task[TokenClassificationTask]):
         target = np.where(begins == NO_WORD, IGNORED, numbers[begins])
         ids, types = ids_and_types(encoding, tokenizer)
         return EncodedExample(ids, types, target, source=begins, is_labeled=words.tags is not None)
-
-    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B T C"]:
-        return forward(model, batch).logits
 
     def predict(
         self, example: TaggedText, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]

@@ -150,9 +150,9 @@ class LastWord(LanguageModelTask[LastWordTask]):
         assert batch.output_mask is not None
         head = family_of(model.config).head(model)
         transformed = head.transform(hidden[batch.output_mask])
-        logits = torch.nn.functional.linear(transformed, head.weight, head.bias).float()
+        logits = F.linear(transformed, head.weight, head.bias).float()
         targets = batch.targets[batch.output_mask]
-        log_probability = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        log_probability = -F.cross_entropy(logits, targets, reduction="none")
         found = logits.new_zeros(2, *batch.output_mask.shape)
         found[:, batch.output_mask] = torch.stack(
             [log_probability, (logits.argmax(-1) == targets).float()]
@@ -238,7 +238,11 @@ class Continuation(LanguageModelTask[ContinuationTask]):
             ids = [*ids[: max(0, room - len(end))], *end]
         found = np.array(ids, np.int64)
         return EncodedExample(
-            found, np.zeros_like(found), is_truncated=is_truncated, source=tokenizer
+            found,
+            np.zeros_like(found),
+            np.array(IGNORED),
+            is_truncated=is_truncated,
+            source=tokenizer,
         )
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B N"]:
