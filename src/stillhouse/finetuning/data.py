@@ -102,17 +102,13 @@ def training_examples(recipe: FinetuningRecipe, task: Task, path: Path) -> list[
     Raises:
         DataError: what cannot be read, with its file and row.
     """
-    if task.is_labeled(path):
-        examples = task.read_training(path)
-    elif needs_labels(recipe):
-        task.read(path, labeled=False)  # reports other mistakes first
+    is_labeled = task.is_labeled(path)
+    examples = task.read_training(path) if is_labeled else task.read(path, labeled=False)
+    if not is_labeled and needs_labels(recipe):
         try:
-            task.read_training(path)
+            examples = task.read_training(path)
         except DataError as error:
             raise DataError(f"{error} {UNLABELED}") from error
-        raise AssertionError(f"{path} has labels after all")
-    else:
-        examples = task.read(path, labeled=False)
     return subsample(examples, recipe.data.num_train)
 
 
@@ -190,7 +186,16 @@ def check_split(
 
 
 class TaskSource:
-    """Units of one sequence, or of several that a loss compares, regrouped in each epoch."""
+    """Units of one sequence, or of several that a loss compares, regrouped in each epoch.
+
+    Attributes:
+        unit_size: Sequences of a unit.
+        num_sequences: The number of complete units; the remainder differs between epochs.
+        sequence_length: Tokens of the longest unit.
+        mean_length: Real tokens of a unit.
+        mean_pairs: Pairs of positions that attend to each other in a unit.
+        lengths: Tokens of each unit, where units are fixed.
+    """
 
     def __init__(
         self,
@@ -207,38 +212,14 @@ class TaskSource:
         self.per_token = per_token
         self.group = group
         self.copies = 2 if twice else 1
-        self._lengths = np.array([len(each.input_ids) for each in sequences])
+        self.unit_size = group * self.copies
+        self.num_sequences = len(sequences) // group
+        lengths = np.array([len(each.input_ids) for each in sequences])
+        self.sequence_length = int(lengths.max()) * self.unit_size
+        self.mean_length = float(lengths.mean()) * self.unit_size
+        self.mean_pairs = float((lengths**2).mean()) * self.unit_size
+        self.lengths = lengths if group == 1 else None
         self._groups: dict[tuple[int, int], Int[np.ndarray, "U G"]] = {}
-
-    @property
-    def num_sequences(self) -> int:
-        """The number of complete units; the remainder differs between epochs."""
-        return len(self.sequences) // self.group
-
-    @property
-    def sequence_length(self) -> int:
-        """Tokens of the longest unit."""
-        return int(self._lengths.max()) * self.unit_size
-
-    @property
-    def unit_size(self) -> int:
-        """Sequences of a unit."""
-        return self.group * self.copies
-
-    @property
-    def mean_length(self) -> float:
-        """Real tokens of a unit."""
-        return float(self._lengths.mean()) * self.unit_size
-
-    @property
-    def mean_pairs(self) -> float:
-        """Pairs of positions that attend to each other in a unit."""
-        return float((self._lengths**2).mean()) * self.unit_size
-
-    @property
-    def lengths(self) -> Int[np.ndarray, " U"] | None:
-        """Tokens of each unit, where units are fixed."""
-        return self._lengths if self.group == 1 else None
 
     def batch(
         self, units: Int[np.ndarray, " U"], epochs: Int[np.ndarray, " U"], seed: int

@@ -16,12 +16,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stillhouse.data.rows import fetch, path_of
 from stillhouse.finetuning.data import (
+    TaskExamples,
     TaskSource,
     check_task_data,
     group_size,
     planned_task_step,
-    subsample,
-    training_examples,
 )
 from stillhouse.finetuning.models import (
     check_tokenizers,
@@ -46,7 +45,7 @@ from stillhouse.tasks.embeddings import check_recipe_of, write_modules
 from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.metrics import MetricSamples
 from stillhouse.tasks.question_answering import QuestionAnswering, num_unseen_answers
-from stillhouse.tasks.registry import make_task, task_for_training
+from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import EmbeddingsTask
 from stillhouse.tasks.task import Task, predict
 from stillhouse.tokens.batches import StepBatches
@@ -85,10 +84,13 @@ class Finetuning:
         if "unlabeled" in self._files and self._sees_unlabeled(model):
             settings["num_unlabeled"] = self.recipe.data.num_unlabeled
             sources["unlabeled"] = sha256_of(self._files["unlabeled"])
-        if (split := self.recipe.training.select) is not None:
-            sources["select"] = sha256_of(self._files[self.recipe.data.key_of(split)])
-        if (split := threshold_split(self.recipe)) is not None:
-            sources["threshold"] = sha256_of(self._files[self.recipe.data.key_of(split)])
+        chosen_on = {
+            "select": self.recipe.training.select,
+            "threshold": threshold_split(self.recipe),
+        }
+        for name, split in chosen_on.items():
+            if split is not None:
+                sources[name] = sha256_of(self._files[self.recipe.data.key_of(split)])
         if teacher is not None:
             settings["losses"] = recipe_part(self.recipe.losses)
             settings["temperature"] = self.recipe.temperature
@@ -96,14 +98,20 @@ class Finetuning:
         return Inputs(f"finetune {self.name} {model}", settings, sources, self.context.seed)
 
     @cached_property
-    def task(self) -> Task:
-        """The task with its labels: the recipe's or those of the training data, in the order of a
-        teacher from elsewhere.
+    def _examples(self) -> TaskExamples:
+        """The task with its labels and all its examples, checked.
 
         Raises:
+            DataError: an example that cannot be read, with its file and row.
             RecipeError: a teacher for another task or other labels.
         """
-        return task_for_training(self.recipe.task, self._files["train"], self._teacher_configs)
+        return check_task_data(self.name, self.recipe, self._teacher_configs, self._files)
+
+    @property
+    def task(self) -> Task:
+        """The task with its labels: the recipe's or those of the training data, in the order of a
+        teacher from elsewhere."""
+        return self._examples.task
 
     @property
     def _teacher_configs(self) -> dict[str, PretrainedConfig]:
@@ -127,8 +135,7 @@ class Finetuning:
             if blank := self._blank_rows.get(key):
                 what = "read as empty text" if key == "unlabeled" else "skipped"
                 say(f"{source}: {numbered_rows(blank)} without any field: {what}")
-        examples = check_task_data(self.name, self.recipe, self._teacher_configs, self._files)
-        for note in examples.notes:
+        for note in self._examples.notes:
             say(note)
         resolve_configs(
             self.name,
@@ -140,7 +147,7 @@ class Finetuning:
             if model.teacher is None:
                 continue
             teacher = self.teachers.get(model.teacher) or starts[model.teacher]
-            check_tokenizers(teacher, starts[name])
+            check_tokenizers(teacher.folder, starts[name].folder)
             if isinstance(self.recipe.task, EmbeddingsTask):
                 check_recipe_of(teacher.folder, self.recipe.task, trains=True)
 
@@ -196,7 +203,7 @@ class Finetuning:
             facts |= self._keep_best_state(trained, tokenizer, checkpoints, batches.num_steps)
             split = threshold_split(self.recipe)
             set_threshold(
-                self.task, trained, tokenizer, [] if split is None else self._validation[split]
+                self.task, trained, tokenizer, [] if split is None else self._examples.splits[split]
             )
             self._commit(name, trained, tokenizer, inputs, facts)
 
@@ -235,7 +242,11 @@ class Finetuning:
             self.context.reporter.say(f"{self.name}: scores of {name}")
             models[name] = model = load_trained(self.task, folder)
             model.to(self.device)  # pyright: ignore[reportArgumentType]
-            measured[name] = self._measured(model, load_model_tokenizer(folder))
+            tokenizer = load_model_tokenizer(folder)
+            measured[name] = {
+                split: self._metrics(model, tokenizer, examples)
+                for split, examples in self._examples.splits.items()
+            }
         self.context.reporter.say(f"{self.name}: speed of {', '.join(models)}")
         scores = {
             **task_scores(self.recipe, measured),
@@ -252,15 +263,6 @@ class Finetuning:
         content = json.dumps(scores, indent=1, ensure_ascii=False) + "\n"
         seconds = time.monotonic() - started
         commit_file(self.scores, content.encode(), inputs, seconds=seconds)
-
-    def _measured(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
-    ) -> dict[str, dict[str, MetricSamples]]:
-        """The metrics on each split, by the split's name."""
-        return {
-            split: self._metrics(model, tokenizer, examples)
-            for split, examples in self._validation.items()
-        }
 
     def _metrics(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, examples: list[Any]
@@ -282,7 +284,7 @@ class Finetuning:
         split = self.recipe.training.select
         if split is None:
             return {}
-        examples, metric = self._validation[split], self.recipe.task.metric
+        examples, metric = self._examples.splits[split], self.recipe.task.metric
         last = {name: value.clone() for name, value in trained.state_dict().items()}
 
         def restore(step: int) -> None:
@@ -306,19 +308,6 @@ class Finetuning:
         return models[name].teacher is not None or all(
             each.teacher != name for each in models.values()
         )
-
-    @cached_property
-    def _unlabeled(self) -> list[Any]:
-        """The unlabeled examples."""
-        if "unlabeled" not in self._files:
-            return []
-        read = self.task.read(self._files["unlabeled"], labeled=False)
-        return subsample(read, self.recipe.data.num_unlabeled)
-
-    @cached_property
-    def _validation(self) -> dict[str, list[Any]]:
-        data = self.recipe.data
-        return {split: self.task.read(self._files[data.key_of(split)]) for split in data.splits}
 
     def _initial(self, name: str, start: ModelRef) -> PreTrainedModel:
         model = load_start(self.task, start.folder, seed=self.context.seed)
@@ -347,11 +336,10 @@ class Finetuning:
         positive pair (Gao et al. 2021, section 3).
         """
         training = self.recipe.training
-        examples = training_examples(self.recipe, self.task, self._files["train"])
-        sequences = self._sequences(examples, tokenizer)
+        sequences = self._sequences(self._examples.training, tokenizer)
         num_samples = len(sequences) // group_size(self.recipe.task)
-        if self._unlabeled and self._sees_unlabeled(name):
-            unlabeled = self._sequences(self._unlabeled, tokenizer)
+        if self._examples.unlabeled and self._sees_unlabeled(name):
+            unlabeled = self._sequences(self._examples.unlabeled, tokenizer)
             num_samples += len(unlabeled)
             sequences += unlabeled if objective.teacher is not None else []
         source = TaskSource(

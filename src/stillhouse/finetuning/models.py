@@ -24,7 +24,6 @@ from stillhouse.models.task_models import (
 )
 from stillhouse.objectives.relation import check_relation
 from stillhouse.stages.check import RecipeCheck
-from stillhouse.stages.context import ModelRef
 from stillhouse.tasks.labels import labels_of
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.registry import check_length, make_task
@@ -106,20 +105,20 @@ def _check_folders(
     """Check weights and tokenizers of the models that the run does not make itself."""
     task = make_task(recipe.task)
     for settings in recipe.models.values():
-        start, teacher = folders.get(settings.start), None
+        start = folders.get(settings.start)
         if start is not None:
             load_tokenizer(start)
             if check.has_weights(settings.start, start):
                 own = task.model_settings
                 load_task_model(start, task.head, own, new_head_seed=0, headers_only=True)
-        if settings.teacher in recipe.models:
-            teacher = folders.get(recipe.models[settings.teacher].start)
-        elif settings.teacher is not None and settings.teacher in folders:
-            teacher = folders[settings.teacher]
-            if check.has_weights(settings.teacher, teacher):
-                load_task_model(teacher, task.head, {}, headers_only=True)
+        if settings.teacher is None:
+            continue
+        own_teacher = recipe.models.get(settings.teacher)
+        teacher = folders.get(settings.teacher if own_teacher is None else own_teacher.start)
+        if own_teacher is None and teacher and check.has_weights(settings.teacher, teacher):
+            load_task_model(teacher, task.head, {}, headers_only=True)
         if start is not None and teacher is not None:
-            check_tokenizers(ModelRef(teacher, ""), ModelRef(start, ""))
+            check_tokenizers(teacher, start)
 
 
 def resolve_configs(
@@ -169,16 +168,16 @@ def _check_sizes(recipe: FinetuningRecipe, model: str, ours: int, theirs: int) -
         )
 
 
-def check_tokenizers(teacher: ModelRef, student: ModelRef) -> None:
+def check_tokenizers(teacher: Path, student: Path) -> None:
     """Refuse a teacher with another vocabulary than the student.
 
     Raises:
         RecipeError: their vocabularies differ.
     """
-    vocabularies = [load_model_tokenizer(found.folder).get_vocab() for found in (teacher, student)]
-    if vocabularies[0] != vocabularies[1]:
+    theirs, ours = (load_model_tokenizer(folder).get_vocab() for folder in (teacher, student))
+    if theirs != ours:
         raise RecipeError(
-            f"The teacher in {teacher.folder} has another tokenizer than the student, which "
+            f"The teacher in {teacher} has another tokenizer than the student, which "
             "must read the same tokens."
         )
 

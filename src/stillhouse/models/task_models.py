@@ -85,9 +85,8 @@ def reorder_outputs(model: PreTrainedModel, order: Sequence[int]) -> None:
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
     head = next(layer for layer in reversed(layers) if layer.out_features == len(order))
     with torch.no_grad():
-        head.weight.copy_(head.weight[list(order)])
-        if head.bias is not None:
-            head.bias.copy_(head.bias[list(order)])
+        for parameter in head.parameters():
+            parameter.copy_(parameter[list(order)])
 
 
 def configured(config: PretrainedConfig, settings: Mapping[str, Any]) -> PretrainedConfig:
