@@ -8,7 +8,7 @@ import pytest
 
 from stillhouse.errors import DataError
 from stillhouse.tasks.settings import TokenClassificationTask
-from stillhouse.tasks.tagged import as_iob2, as_scheme, read_tagged, read_tagged_rows, scheme_of
+from stillhouse.tasks.tagged import as_iob2, as_scheme, read_tagged, scheme_of
 
 COLUMNS = TokenClassificationTask()
 
@@ -98,14 +98,14 @@ def test_tags_that_are_numbers_have_names(tmp_path):
     names = ["O", "B-PER", "I-PER"]
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"tokens": ["Ann", "Lee", "sat"], "ner_tags": [1, 2, 0]}\n')
-    (sentence,) = read_tagged_rows(rows, COLUMNS, names)
+    (sentence,) = read_tagged(rows, COLUMNS, names)
     assert sentence.tags == ("B-PER", "I-PER", "O")
     (sentence,) = read_tagged(write(tmp_path, "Ann 1\nsat 0\n"), COLUMNS, names)
     assert sentence.tags == ("B-PER", "O")
     with pytest.raises(DataError, match=r"row 1: the tags are numbers, .* Name them in `labels`"):
-        read_tagged_rows(rows, COLUMNS)
+        read_tagged(rows, COLUMNS)
     with pytest.raises(DataError, match=r"row 1: the tag 2 is not one of the 2 of `labels`"):
-        read_tagged_rows(rows, COLUMNS, names[:2])
+        read_tagged(rows, COLUMNS, names[:2])
 
 
 def test_invalid_tag_message_lists_all_prefixes(tmp_path):

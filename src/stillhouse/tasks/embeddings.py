@@ -241,10 +241,8 @@ class Embeddings(Task[EmbeddingsTask]):
         found.settings = read_embedding_settings(folder) or found.settings
         return found
 
-    def distinct_labels(self, examples: Sequence[TextExample]) -> set[float] | None:
-        if any(example.pair is None for example in examples):
-            return None
-        return {example.target for example in examples}
+    def label_set(self, example: TextExample) -> set[float] | None:
+        return None if example.pair is None else {example.target}
 
     def read(self, path: Path, *, labeled: bool = True) -> list[TextExample]:
         """Pairs of texts and their similarity; without labels, single texts."""

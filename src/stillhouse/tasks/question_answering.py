@@ -234,11 +234,9 @@ class QuestionAnswering(Task[QuestionAnsweringTask]):
     def blank_rows(self, path: Path) -> list[int]:
         return super().blank_rows(path) if read_articles(path) is None else []
 
-    def distinct_labels(self, examples: Sequence[Question]) -> set[bool] | None:
+    def label_set(self, example: Question) -> set[bool] | None:
         """Whether there are answers; no answer is always a possible label."""
-        if not all(question.is_labeled for question in examples):
-            return None
-        return {bool(question.answers) for question in examples} | {False}
+        return {bool(example.answers), False} if example.is_labeled else None
 
     def describe_label(self, label: Any) -> str:
         return "are questions without an answer"

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from stillhouse.data.formats import format_of
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError
@@ -45,21 +46,52 @@ class Sentence:
 def read_tagged(
     path: Path, recipe: TokenClassificationTask, names: Sequence[str] = (), *, tagged: bool = True
 ) -> list[Sentence]:
-    """The sentences of a file, in order.
+    """The sentences of a file, in order: a token and its tag a line, or, as datasets have them,
+    rows with a list of tokens and one of tags.
 
     Columns are separated by tabs where a line has one, else by spaces. Lines of `-DOCSTART-` are
     skipped, as are comments: lines before a sentence that begin with `#` and have no tag or another
     number of columns than the sentence's last line.
 
     Args:
-        recipe: The columns, counted from 0, or from the end where negative, and the prefix.
-        names: Of tags that the file gives as numbers.
+        recipe: The columns, counted from 0, or from the end where negative, and the prefix; the
+            names of the lists.
+        names: Of tags that the file gives as numbers, where the recipe does not name them.
         tagged: Whether tags are read; otherwise lines may be single tokens.
 
     Raises:
-        DataError: no such file, no sentence, or a line that is not like this.
+        DataError: no such file, another format, no sentence, or a line or row that is not like
+            this.
     """
-    sentences: list[Sentence] = []
+    format = format_of(path)
+    names = recipe.labels or names
+    if tagged and format.has_lists:
+        sentences = list(_sentences_of_rows(path, recipe, names))
+    elif tagged and format.read_records is not None and format.name != "TSV":
+        raise DataError(
+            f"{path} is a {format.name} file. Give tagged sentences as a token and its tag a line, "
+            "separated by a tab or spaces, with blank lines between sentences, or as lists in JSON "
+            "lines or Parquet."
+        )
+    else:
+        sentences = list(_sentences_of_lines(path, recipe, names, tagged=tagged))
+    if not any(sentence.tokens for sentence in sentences):
+        raise DataError(
+            f"{path} holds no sentence. Give a file with a token and its tag per line, or a "
+            "table with a list of tokens and one of tags in each row."
+        )
+    if not format.has_lists and all(_is_numbered(sentence.tokens) for sentence in sentences):
+        raise DataError(
+            f"{path}: the tokens of every sentence are the numbers 1, 2, ...: column "
+            f"{recipe.token_column} (counted from 0) numbers the words. Set token_column to "
+            f"{recipe.token_column + 1}."
+        )
+    return sentences
+
+
+def _sentences_of_lines(
+    path: Path, recipe: TokenClassificationTask, names: Sequence[str], *, tagged: bool
+) -> Iterator[Sentence]:
     for block in _blocks(path, recipe.tag_column):
         tokens, tags = [], []
         for where, line in block:
@@ -69,19 +101,20 @@ def read_tagged(
             tokens.append(token.removeprefix(recipe.prefix))
             if tagged:
                 tags.append(tag_name(tag, names, where))
-        sentences.append(Sentence(block[0][0], tuple(tokens), tuple(as_iob2(tags))))
-    if not sentences:
-        raise DataError(
-            f"{path} holds no sentence. Give a file with a token and its tag per line, or a "
-            "table with a list of tokens and one of tags in each row."
-        )
-    if all(_is_numbered(sentence.tokens) for sentence in sentences):
-        raise DataError(
-            f"{path}: the tokens of every sentence are the numbers 1, 2, ...: column "
-            f"{recipe.token_column} (counted from 0) numbers the words. Set token_column to "
-            f"{recipe.token_column + 1}."
-        )
-    return sentences
+        yield Sentence(block[0][0], tuple(tokens), tuple(as_iob2(tags)))
+
+
+def _sentences_of_rows(
+    path: Path, recipe: TokenClassificationTask, names: Sequence[str]
+) -> Iterator[Sentence]:
+    for row in read_rows(path, recipe.tokens):
+        tokens, tags = words_in_row(row, recipe.tokens), row.value(recipe.tags)
+        if not isinstance(tags, list):
+            raise row.wrong(recipe.tags, "a list of tags")
+        if len(tokens) != len(tags):
+            raise DataError(f"{row.where} has {len(tokens)} tokens and {len(tags)} tags.")
+        found = as_iob2([tag_name(each, names, row.where) for each in tags])
+        yield Sentence(row.where, tokens, tuple(found))
 
 
 def _blocks(path: Path, tag_column: int) -> Iterator[list[tuple[str, str]]]:
@@ -113,33 +146,6 @@ def _is_tag(text: str) -> bool:
 
 def _is_numbered(tokens: Sequence[str]) -> bool:
     return list(tokens) == [str(number) for number in range(1, len(tokens) + 1)]
-
-
-def read_tagged_rows(
-    path: Path, recipe: TokenClassificationTask, names: Sequence[str] = ()
-) -> list[Sentence]:
-    """The sentences of a table, as datasets have them.
-
-    Args:
-        recipe: The names of a sentence's list of tokens, of which some may be empty, and of their
-            tags.
-        names: Of tags that the list gives as numbers.
-
-    Raises:
-        DataError: no such file, no sentence, or a row that is not like this.
-    """
-    sentences = []
-    for row in read_rows(path, recipe.tokens):
-        found, marks = words_in_row(row, recipe.tokens), row.value(recipe.tags)
-        if not isinstance(marks, list):
-            raise row.wrong(recipe.tags, "a list of tags")
-        if len(found) != len(marks):
-            raise DataError(f"{row.where} has {len(found)} tokens and {len(marks)} tags.")
-        own = tuple(as_iob2([tag_name(each, names, row.where) for each in marks]))
-        sentences.append(Sentence(row.where, found, own))
-    if not any(sentence.tokens for sentence in sentences):
-        raise DataError(f"{path} holds no sentence. Give a file with tokens and their tags.")
-    return sentences
 
 
 def words_in_row(row: Row, column: str) -> tuple[str, ...]:

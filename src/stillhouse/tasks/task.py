@@ -128,6 +128,11 @@ class Task(ABC, Generic[Settings]):
 
     def distinct_labels(self, examples: Sequence[Any]) -> set[Any] | None:
         """The labels of the examples; None where some have none."""
+        found = [self.label_set(example) for example in examples]
+        return None if None in found else {label for each in found for label in each or ()}
+
+    def label_set(self, example: Any) -> set[Any] | None:
+        """What is in an example of what a metric distinguishes; None where it has no label."""
         return None
 
     def label_names(self, labels: set[Any] | None) -> set[str]:

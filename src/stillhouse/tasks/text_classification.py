@@ -63,12 +63,11 @@ class _TextTask(Task[TextSettings]):
     @abstractmethod
     def _target_of(self, path: Path, row: Row, column: str) -> Any: ...
 
-    def distinct_labels(self, examples: Sequence[TextExample]) -> set[Any] | None:
-        found = {
-            tuple(sorted(each.target)) if isinstance(each.target, tuple) else each.target
-            for each in examples
-        }
-        return None if None in found else found
+    def label_set(self, example: TextExample) -> set[Any] | None:
+        label = example.target
+        if isinstance(label, tuple):
+            label = tuple(sorted(label))
+        return None if label is None else {label}
 
     def encode(
         self, examples: Sequence[TextExample], tokenizer: PreTrainedTokenizerFast

@@ -30,11 +30,9 @@ from stillhouse.tasks.settings import TokenClassificationTask
 from stillhouse.tasks.tagged import (
     TAG,
     Scheme,
-    Sentence,
     as_iob2,
     as_scheme,
     read_tagged,
-    read_tagged_rows,
     scheme_of,
     words_in_row,
 )
@@ -112,21 +110,19 @@ class TokenClassification(Task[TokenClassificationTask]):
     def labels_in(self, path: Path, names: Sequence[str] = ()) -> list[str]:
         if self.recipe.labels is not None or not self.is_labeled(path):
             return []
-        sentences = read_sentences(self.recipe, path, names)
-        return tags_in(sentence.tags for sentence in sentences)
+        return tags_in(each.tags for each in read_tagged(path, self.recipe, names))
 
     def is_labeled(self, path: Path) -> bool:
-        return (
-            not is_table(path) or self.recipe.tags in read_rows(path, self.recipe.tokens)[0].fields
-        )
+        if not format_of(path).has_lists:  # a token and its tag a line
+            return True
+        return self.recipe.tags in read_rows(path, self.recipe.tokens)[0].fields
 
     def blank_rows(self, path: Path) -> list[int]:
-        return super().blank_rows(path) if is_table(path) else []
+        return super().blank_rows(path) if format_of(path).has_lists else []
 
-    def distinct_labels(self, examples: Sequence[TaggedText]) -> set[str] | None:
-        if any(words.tags is None for words in examples):
-            return None
-        return {"O", *(tag[2:] for words in examples for tag in words.tags or () if tag != "O")}
+    def label_set(self, example: TaggedText) -> set[str] | None:
+        """The kinds of entities, and O."""
+        return None if example.tags is None else {"O", *(tag[2:] or "O" for tag in example.tags)}
 
     def label_names(self, labels: set[Any] | None) -> set[str]:
         return (labels or set()) - {"O"}
@@ -143,7 +139,7 @@ class TokenClassification(Task[TokenClassificationTask]):
             sentences = read_tagged(path, self.recipe, tagged=False)
             return [words_of(sentence.tokens) for sentence in sentences]
         found = []
-        for sentence in read_sentences(self.recipe, path, self.own):
+        for sentence in read_tagged(path, self.recipe, self.own):
             if unknown := set(as_scheme(sentence.tags, self.scheme)) - set(self.labels):
                 raise DataError(
                     f"{sentence.where}: the tag {min(unknown)!r} is not one of the model's: "
@@ -217,17 +213,17 @@ class TokenClassification(Task[TokenClassificationTask]):
 
         In a scheme without a tag for the beginning (IO) every span is valid.
         """
-        strict = [each.tags for each in predictions]
-        default = [list(as_iob2(tags)) for tags in strict]
-        if self.scheme == "IOB2":
-            default = strict
-        elif self.scheme == "IO":
-            strict = default
+        schemes: dict[str, Scheme] = {
+            "strict": "IOB2" if self.scheme == "IO" else self.scheme,
+            "default": "IOB2",
+        }
         found = {}
-        for name, tags in (("strict", strict), ("default", default)):
-            scheme: Scheme = "IOB2" if tags is default else self.scheme
+        for name, scheme in schemes.items():
+            predicted = [each.tags for each in predictions]
+            if scheme != self.scheme:
+                predicted = [list(as_iob2(tags)) for tags in predicted]
             expected = [as_scheme(words.tags or (), scheme) for words in examples]
-            counts = span_counts(tags, expected, strict=name == "strict", scheme=scheme)
+            counts = span_counts(predicted, expected, strict=name == "strict", scheme=scheme)
             found[name] = MetricSamples(span_f1, counts, counts)
         return found
 
@@ -256,32 +252,6 @@ def words_of(tokens: Sequence[str], tags: Sequence[str] | None = None) -> Tagged
 def words_in(text: str) -> TaggedText:
     """The words of a text: runs of letters and digits, and each other character by itself."""
     return TaggedText(text, tuple(match.span() for match in WORD.finditer(text)))
-
-
-def read_sentences(
-    recipe: TokenClassificationTask, path: Path, names: Sequence[str] = ()
-) -> list[Sentence]:
-    """The tagged sentences of a file.
-
-    Args:
-        names: Of tags that are numbers, where the recipe does not name them.
-    """
-    names = recipe.labels or names
-    if is_table(path):
-        return read_tagged_rows(path, recipe, names)
-    format = format_of(path)
-    if format.read_records is not None and format.name != "TSV":
-        raise DataError(
-            f"{path} is a {format.name} file. Give tagged sentences as a token and its tag a line, "
-            "separated by a tab or spaces, with blank lines between sentences, or as lists in JSON "
-            "lines or Parquet."
-        )
-    return read_tagged(path, recipe, names)
-
-
-def is_table(path: Path) -> bool:
-    """Whether a file has sentences as rows with lists, and not a token a line."""
-    return format_of(path).has_lists
 
 
 def _has_texts(path: Path) -> bool:
