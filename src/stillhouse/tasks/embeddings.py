@@ -295,10 +295,10 @@ class Embeddings(Task[EmbeddingsTask]):
         Raises:
             ModelError: the model's embeddings are to be compared by another function.
         """
-        settings = self.settings
-        if settings.similarity not in ("cosine", "dot" if settings.normalize else ""):
+        similarity = self.settings.similarity
+        if similarity not in ("cosine", "dot" if self.settings.normalize else ""):
             raise ModelError(
-                f"The model's embeddings are compared by {settings.similarity} "
+                f"The model's embeddings are compared by {similarity} "
                 "(similarity_fn_name); Stillhouse scores them by cosine similarity."
             )
         cosines = [_cosine(*pair.astype(np.float64)) for pair in predictions]

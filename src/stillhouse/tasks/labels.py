@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -23,7 +24,7 @@ WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.0*)?")
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 LIST_AS_TEXT = re.compile(r"\[.*\]", re.DOTALL)
 INVISIBLE = re.compile("[\u200b\u2060\ufeff]+")  # zero-width spaces
-TRUTH = {"0": "false", "1": "true"}
+TWINS = {"0": "false", "1": "true", "false": "0", "true": "1"}
 MOST_SHOWN = 12
 OTHER_SEPARATORS = (";", "|")
 
@@ -39,7 +40,7 @@ def label_name(value: Any) -> str | None:
         value = int(value) if value.is_integer() else None
     text = str(value) if isinstance(value, str | int) else ""
     text = unicodedata.normalize("NFC", INVISIBLE.sub("", text)).strip()
-    if text.lower() in TRUTH.values():
+    if text.lower() in ("false", "true"):
         return text.lower()
     if WHOLE_NUMBER.fullmatch(text):
         return str(int(text.partition(".")[0]))
@@ -64,11 +65,9 @@ def label_names(value: Any) -> list[str] | None:
 def sorted_labels(names: Iterable[str]) -> list[str]:
     """Each label once: numbers in numeric order, then texts in alphabetical order."""
 
-    def key(name: str) -> tuple[bool, float, str]:
-        is_text = NUMBER.fullmatch(name) is None
-        return is_text, 0.0 if is_text else float(name), name
-
-    return sorted(set(names), key=key)
+    texts = set(names)
+    numbers = {name for name in texts if NUMBER.fullmatch(name)}
+    return [*sorted(numbers, key=lambda name: (float(name), name)), *sorted(texts - numbers)]
 
 
 def alike(names: Iterable[str]) -> list[str]:
@@ -83,11 +82,10 @@ def joined_by(names: Iterable[str]) -> tuple[str, str] | None:
     """A label that looks like several others joined by a separator, and the separator; else
     None."""
     known = set(names)
-    for name in sorted(known):
-        for separator in OTHER_SEPARATORS:
-            parts = [part.strip() for part in name.split(separator)]
-            if len(parts) > 1 and not known.isdisjoint(parts):
-                return name, separator
+    for name, separator in product(sorted(known), OTHER_SEPARATORS):
+        parts = [part.strip() for part in name.split(separator)]
+        if len(parts) > 1 and not known.isdisjoint(parts):
+            return name, separator
     return None
 
 
@@ -136,10 +134,9 @@ class Labels:
         self._loose = {name: place for place, name in enumerate(folded) if folded.count(name) == 1}
         for name, place in self._others.items():
             self._loose.setdefault(str(label_name(name)).casefold(), place)
-        for pair in (TRUTH, {truth: digit for digit, truth in TRUTH.items()}):
-            if set(pair) == set(self._exact):
-                for name, other in pair.items():
-                    self._loose.setdefault(other, self._exact[name])
+        if set(self._exact) in ({"0", "1"}, {"false", "true"}):
+            for name, place in self._exact.items():
+                self._loose.setdefault(TWINS[name], place)
 
     @classmethod
     def given(
@@ -152,12 +149,11 @@ class Labels:
         Where labels have names and data gives numbers, a number is a position among the names.
         """
         names = list(labels)
-        others = (
-            {}
-            if not isinstance(labels, Mapping)
-            else {name: place for place, name in enumerate(labels.values())}
-        )
-        if not any(NUMBER.fullmatch(name) or label_name(name) in TRUTH.values() for name in names):
+        models = labels.values() if isinstance(labels, Mapping) else ()
+        others = {name: place for place, name in enumerate(models)}
+        if not any(
+            NUMBER.fullmatch(name) or label_name(name) in ("false", "true") for name in names
+        ):
             others |= {str(place): place for place in range(len(names))}
         return cls(names, others, second=names[1] if by_recipe and len(names) > 1 else None)
 
@@ -180,8 +176,7 @@ class Labels:
         name = label_name(value)
         if name is None:
             return None
-        place = self._exact.get(name)
-        return self._loose.get(name.casefold()) if place is None else place
+        return self._exact.get(name, self._loose.get(name.casefold()))
 
     def find_all(self, value: Any) -> tuple[int, ...] | None:
         """The outputs of a list of labels, or of comma-separated text; None where one is not
@@ -201,16 +196,16 @@ class Labels:
         Raises:
             RecipeError: the names differ from the labels, with both lists.
         """
-        size = len(self.names)
-        if is_generic(own) and len(own) == size:
-            order = list(range(size))
+        positions = list(range(len(self.names)))
+        found = [self.find(name) for name in own]
+        if len(own) != len(positions):
+            raise mismatch(self.names, own, model)
+        if set(found) == set(positions) and not is_generic(own):
+            order = [place for place in found if place is not None]
+        elif is_generic(own) or self.names == [str(place) for place in positions]:
+            order = positions
         else:
-            order = [place for name in own if (place := self.find(name)) is not None]
-        if sorted(order) != list(range(size)) or len(own) != size:
-            positions = [str(place) for place in range(size)]
-            if self.names != positions or len(own) != size:
-                raise mismatch(self.names, own, model)
-            order = list(range(size))
+            raise mismatch(self.names, own, model)
         others = {name: order.index(place) for name, place in self._others.items()}
         others |= {name: place for place, name in enumerate(own)}
         names = [self.names[place] for place in order]

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from stillhouse.extras import require
+from stillhouse.units import MINUS
 
 Values = Shaped[np.ndarray, "N ..."]
 Times = Float[np.ndarray, "D N"]  # whole numbers, in the type of a fast matrix product
@@ -176,9 +177,6 @@ LABELS: Mapping[str, str] = {
     "spearman": "Spearman correlation",
     "strict": "F1, strict",
 }
-MINUS = "\N{MINUS SIGN}"
-
-
 CLASS_METRICS: Mapping[str, str] = {"f1": "F1", "accuracy_and_f1": "accuracy and F1"}
 
 

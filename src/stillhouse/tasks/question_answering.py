@@ -356,5 +356,4 @@ def _best(prediction: list[AnswerSpan], threshold: float | None) -> dict[str, An
 
 def _id_of(row: Row, number: int) -> str:
     """A row's own id, else its number, from 0."""
-    own = row.fields.get("id")
-    return str(number if own is None else own)
+    return str(number if row.fields.get("id") is None else row.fields["id"])

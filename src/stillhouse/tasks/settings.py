@@ -24,17 +24,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 def _as_text(value: Any) -> Any:
     """The label text of what YAML has read as a number or a boolean."""
-    if isinstance(value, list):
-        return [_as_text(each) for each in value]
-    if isinstance(value, Mapping):
-        return {_as_text(key): _as_text(each) for key, each in value.items()}
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
 
 
-LabelNames = Annotated[list[str], BeforeValidator(_as_text), Field(min_length=2)]
-LabelMapping = Annotated[dict[str, str], BeforeValidator(_as_text), Field(min_length=2)]
+Label = Annotated[str, BeforeValidator(_as_text)]
+LabelNames = Annotated[list[Label], Field(min_length=2)]
+LabelMapping = Annotated[dict[Label, Label], Field(min_length=2)]
 
 
 class Columns(Section):
@@ -226,8 +223,7 @@ class ContinuationTask(Section):
         return prompt
 
 
-def _glue(text: str, pair: str | None, **settings: Any) -> dict[str, Any]:
-    target = settings.pop("target", "label")
+def _glue(text: str, pair: str | None, target: str = "label", **settings: Any) -> dict[str, Any]:
     columns = {"text": text, "pair": pair, "target": target}
     return {"kind": "classification", "columns": columns, **settings}
 
@@ -239,8 +235,6 @@ def _numbered(*names: str) -> dict[str, str]:
     """What models and the hub call the labels 0, 1, ... of a published table."""
     return {str(number): name for number, name in enumerate(names)}
 
-
-STS_HEADER = ["genre", "file", "year", "index", "score", "sentence1", "sentence2"]
 
 # The tables of GLUE as published (Wang et al. 2019), and other published formats.
 NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
@@ -288,7 +282,7 @@ NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
     "sts": {
         "kind": "embeddings",
         "columns": {"text": "sentence1", "pair": "sentence2", "target": "score"},
-        "header": STS_HEADER,
+        "header": ["genre", "file", "year", "index", "score", "sentence1", "sentence2"],
     },
     "lambada": {"kind": "last_word"},
     # Radford et al. 2019, sections 3.7 and 3.6.
@@ -314,11 +308,9 @@ NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
 def _start_from_the_name(value: Any) -> Any:
     if isinstance(value, str):
         value = {"kind": value}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or str(value.get("kind")) not in NAMED_TASKS:
         return value
-    named = NAMED_TASKS.get(str(value.get("kind")))
-    if named is None:
-        return value
+    named = NAMED_TASKS[str(value["kind"])]
     given = {key: each for key, each in value.items() if key != "kind"}
     if isinstance(given.get("columns"), Mapping):
         given["columns"] = {**named.get("columns", {}), **given["columns"]}

@@ -51,9 +51,8 @@ class _TextTask(Task[TextSettings]):
     head = "SequenceClassification"
 
     def is_labeled(self, path: Path) -> bool:
-        recipe = self.recipe
-        rows = read_rows(path, recipe.columns.text, header=recipe.header, plain=True)
-        return recipe.columns.target in rows[0].fields
+        columns, header = self.recipe.columns, self.recipe.header
+        return columns.target in read_rows(path, columns.text, header=header, plain=True)[0].fields
 
     def read(self, path: Path, *, labeled: bool = True) -> list[TextExample]:
         target = partial(self._target_of, path) if labeled else None

@@ -249,14 +249,12 @@ class Continuation(LanguageModelTask[ContinuationTask]):
         """The ids of the new tokens (float32 is exact up to 16.7 million); NO_TOKEN from an end
         token on."""
         ids, mask = _left_padded(batch)
-        # transformers types `generate` as a method of a mixin.
-        generate = cast("Any", model).generate
-        sampled: dict[str, Any] = {"do_sample": False}
-        if self.recipe.top_k > 1:
-            sampled = {"do_sample": True, "top_k": self.recipe.top_k}
+        top_k = self.recipe.top_k
+        sampled = {"do_sample": True, "top_k": top_k} if top_k > 1 else {"do_sample": False}
         with torch.random.fork_rng(), without_generation_defaults(model):
             torch.manual_seed(self.recipe.seed)
-            generated = generate(
+            # transformers types `generate` as a method of a mixin.
+            generated = cast("Any", model).generate(
                 ids,
                 attention_mask=mask,
                 max_new_tokens=self.recipe.max_new_tokens,
