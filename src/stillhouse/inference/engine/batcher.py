@@ -336,9 +336,8 @@ class Batcher:
             if request.settings.repetition_penalty != 1
             else ()
         )
-        allowed = logits
-        if request.prefix is not None and not sequence.new_ids:
-            allowed = request.prefix.restrict(logits)
+        prefix = None if sequence.new_ids else request.prefix
+        allowed = prefix.restrict(logits) if prefix else logits
         token = next_token(allowed, request.settings, so_far, at)
         sequence.new_ids.append(token)
         self.num_generated += 1
