@@ -12,7 +12,7 @@ from laws import law_table
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from speed import serving_table, speed_table
-from words import NAMES, PHRASES, glossary_table
+from words import NAMES, PHRASES, renamed_table
 
 from faults import fault_table
 from stillhouse.cli import app
@@ -165,8 +165,8 @@ TABLES = (
     ("README.md", "losses", losses_and_families),
     ("docs/data.md", "formats", format_table),
     ("docs/correctness.md", "laws", law_table),
-    ("docs/glossary.md", "names", lambda: glossary_table(NAMES)),
-    ("docs/glossary.md", "phrases", lambda: glossary_table(PHRASES)),
+    ("docs/renamed.md", "names", lambda: renamed_table(NAMES)),
+    ("docs/renamed.md", "phrases", lambda: renamed_table(PHRASES)),
     ("docs/reliability.md", "faults", fault_table),
     ("docs/serving.md", "speed", serving_table),
 )

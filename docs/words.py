@@ -1,4 +1,4 @@
-"""The words of docs/glossary.md: what a thing was called, what it is called, and how the old word
+"""The words of docs/renamed.md: what a thing was called, what it is called, and how the old word
 is found. tests/test_words.py keeps the old words out.
 
     python docs/words.py [PATH ...]
@@ -17,9 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SUFFIXES = {".py", ".md", ".js", ".html", ".css", ".yaml"}
-# The glossary itself, the log of experiments as it was written, and the changelog.
+# The page itself, the log of experiments as it was written, and the changelog.
 EXEMPT = {
-    "docs/glossary.md",
+    "docs/renamed.md",
     "docs/words.py",
     "docs/experiments.md",
     "tests/test_words.py",
@@ -63,7 +63,7 @@ class Phrase:
     breaks, comment marks and joined string literals count as one space.
 
     Args:
-        old: The phrases as the glossary shows them, separated by "; ".
+        old: The phrases as the page shows them, separated by "; ".
         new: What is written now.
         pattern: Regular expression of the old phrases; by default the phrases themselves.
         planted: Texts in which the pattern is found, separated by "; "; by default `old`.
@@ -399,7 +399,7 @@ def old_words(source: Source) -> set[str]:
     return {word.key for word in WORDS if word.search(source)}
 
 
-def glossary_table(words: tuple[Name, ...] | tuple[Phrase, ...]) -> str:
+def renamed_table(words: tuple[Name, ...] | tuple[Phrase, ...]) -> str:
     """Markdown: a row for each word, old and new."""
     mark = "`" if isinstance(words[0], Name) else ""
     rows = [

@@ -19,7 +19,7 @@ from stillhouse.recipe_file import recipe_names
 ROOT = Path(stillhouse.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-GROUND = {
+BASE = {
     "errors",
     "extras",
     "kernels",
@@ -33,7 +33,7 @@ GROUND = {
     "units",
     "wording",
 }
-TOOLS = {
+SHARED = {
     "data",
     "families",
     "inference",
@@ -68,7 +68,7 @@ TOP = {
     "verification",
 }
 
-# Below a tool, the tools it may use; below a part of the ground, the ground below it.
+# For a shared package, those it may import; for a base module, the base modules it may import.
 ARROWS = {
     "data": set(),
     "families": {"tokens"},  # a body runs on a batch
@@ -130,12 +130,12 @@ def imported_parts(path: Path) -> set[str]:
 def allowed_for(part: str) -> set[str]:
     """What a part may import."""
     if part in TOP:
-        return GROUND | TOOLS | STAGES | TOP
+        return BASE | SHARED | STAGES | TOP
     if part in STAGES:
-        return GROUND | TOOLS | ARROWS.get(part, set())
-    if part in GROUND:
+        return BASE | SHARED | ARROWS.get(part, set())
+    if part in BASE:
         return ARROWS[part]
-    return GROUND | ARROWS[part]
+    return BASE | ARROWS[part]
 
 
 def test_every_requirement_is_pinned_to_what_is_installed():
@@ -161,9 +161,17 @@ def test_every_requirement_is_pinned_to_what_is_installed():
 
 @every_module
 def test_imports_go_down_and_stages_meet_only_through_files(path):
-    """A stage imports tools and ground, a tool the ground and what is listed for it."""
-    assert part_of(path) in GROUND | TOOLS | STAGES | TOP, "a part without a layer"
+    """A stage imports shared packages and base modules, a shared package base modules and what is
+    listed for it."""
+    assert part_of(path) in BASE | SHARED | STAGES | TOP, "a part without a layer"
     assert imported_parts(path) <= allowed_for(part_of(path))
+
+
+def test_the_architecture_page_explains_every_part():
+    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert (BASE | SHARED | STAGES | TOP) - {"__init__", "__main__"} == named
 
 
 def test_the_table_has_no_arrow_that_nobody_uses():
@@ -171,8 +179,8 @@ def test_the_table_has_no_arrow_that_nobody_uses():
     used = {part: set() for part in ARROWS}
     for path in MODULES:
         used.setdefault(part_of(path), set()).update(imported_parts(path))
-    for part in (GROUND | TOOLS) & set(ARROWS):
-        assert ARROWS[part] - GROUND <= used[part], part
+    for part in (BASE | SHARED) & set(ARROWS):
+        assert ARROWS[part] - BASE <= used[part], part
 
 
 @every_module

@@ -1,10 +1,10 @@
-"""The old words of docs/glossary.md stay out of code, tests, documentation and --help."""
+"""The old words of docs/renamed.md stay out of code, tests, documentation and --help."""
 
 import re
 
 import pytest
 import typer
-from docs.words import NAMES, PHRASES, ROOT, WORDS, Source, glossary_table, old_words, sources
+from docs.words import NAMES, PHRASES, ROOT, WORDS, Source, old_words, renamed_table, sources
 
 from stillhouse.cli import app
 
@@ -59,7 +59,7 @@ def test_help_uses_no_old_word():
     assert old_words(Source("docs/cli.md", "\n".join(lines))) == set()
 
 
-def test_the_glossary_lists_every_word():
-    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
-    assert glossary_table(NAMES) in page
-    assert glossary_table(PHRASES) in page
+def test_the_page_lists_every_word():
+    page = (ROOT / "docs" / "renamed.md").read_text(encoding="utf-8")
+    assert renamed_table(NAMES) in page
+    assert renamed_table(PHRASES) in page
