@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Key = int | str
 
+TASK_NAMES = [*NAMED_TASKS, *TASK_KINDS]
 # Keys that were renamed, old to new: an old one is refused with its new name, in every section that
 # has the new one.
 RENAMED_KEYS = {
@@ -131,11 +132,10 @@ def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> 
     Raises:
         RecipeError: no such task, an unknown key, a wrong type or value.
     """
-    known = [*NAMED_TASKS, *TASK_KINDS]
     data: dict[str, Any] = {"kind": task} if isinstance(task, str) else dict(task)
     name = data["kind"]
-    if name not in known:
-        raise RecipeError(f"There is no task {name!r}.{_nearest(name, known)}")
+    if name not in TASK_NAMES:
+        raise RecipeError(f"There is no task {name!r}.{_nearest(name, TASK_NAMES)}")
     return _validate(NamedTaskRecipe, data, overrides, f"task {name}")
 
 
@@ -166,8 +166,7 @@ def recipe_schema() -> dict[str, Any]:
         names = [name for name, settings in NAMED_TASKS.items() if settings["kind"] == kind]
         parts[section.__name__]["properties"]["kind"] = {"enum": [kind, *names]}
     keys = parts["FinetuningRecipe"]["properties"]
-    names = {"enum": [*NAMED_TASKS, *TASK_KINDS]}
-    keys["task"] = {"anyOf": [names, *keys["task"]["oneOf"]]}
+    keys["task"] = {"anyOf": [{"enum": TASK_NAMES}, *keys["task"]["oneOf"]]}
     return schema
 
 
@@ -289,9 +288,8 @@ def explain(error: ValidationError, where: str, root: Any) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{path} is missing.")
         elif problem["type"] == "union_tag_invalid":
-            names = [*NAMED_TASKS, *TASK_KINDS]
             name = str(problem.get("ctx", {}).get("tag"))
-            lines.append(f"{path}: there is no task {name!r:.80}.{_nearest(name, names)}")
+            lines.append(f"{path}: there is no task {name!r:.80}.{_nearest(name, TASK_NAMES)}")
         elif problem["type"] in ("model_type", "model_attributes_type"):
             lines.append(
                 f"{path}: a section is a mapping of keys to values; give some or leave it out, got "

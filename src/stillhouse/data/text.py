@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from stillhouse.errors import DataError, StillhouseError
+from stillhouse.errors import DataError
 
 MODULES = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
@@ -63,8 +63,6 @@ def reading(path: Path) -> Iterator[None]:
     """Turn errors of the disk or of a decompressor into a DataError that names the file."""
     try:
         yield
-    except StillhouseError:
-        raise
     except tuple(DAMAGE) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error

@@ -167,10 +167,9 @@ def language_case(recipe: Recipe, folder: Path, *, offline: bool) -> LanguageCas
 
 def write_first_documents(recipe: Recipe, target: Path, *, offline: bool) -> None:
     """The beginnings of the recipe's first documents, as JSON lines."""
-    assert recipe.corpus is not None
     wanted = TEXT_SEQUENCES * CHARACTERS_PER_TOKEN * recipe.tokens.sequence_length
     room = max(DOCUMENT_CHARACTERS, wanted // FEWEST_DOCUMENTS)
-    chunks = read_documents(recipe.corpus, offline=offline)
+    chunks = read_documents(recipe.text, offline=offline)
     written = 0
     with target.open("w", encoding="utf-8") as file:
         for number, chunk in enumerate(each for each in chunks if each.starts_document):
@@ -184,8 +183,7 @@ def write_first_documents(recipe: Recipe, target: Path, *, offline: bool) -> Non
 def small_recipe(recipe: Recipe, text: Path) -> Recipe:
     """The recipe on this text alone, for one seed and without tasks; a teacher that it trains is
     trained for two steps."""
-    assert recipe.corpus is not None
-    corpus = recipe.corpus.model_copy(
+    corpus = recipe.text.model_copy(
         update={"source": str(text), "text_field": "text", "validation_fraction": 0.3}
     )
     changes: dict[str, object] = {"corpus": corpus, "seed": recipe.seeds[0], "finetuning": {}}
@@ -200,7 +198,7 @@ def small_recipe(recipe: Recipe, text: Path) -> Recipe:
 
 def language_checks(case: LanguageCase) -> Iterator[Check]:
     """All checks, one after the other."""
-    yield from label_checks(case)
+    yield label_check(case)
     losses = LossesRecipe.model_validate(
         case.losses().model_dump(exclude_none=True, exclude={"language_modeling"})
     )
@@ -221,7 +219,7 @@ def language_checks(case: LanguageCase) -> Iterator[Check]:
             yield cache_check(case, kind)
 
 
-def label_checks(case: LanguageCase) -> Iterator[Check]:
+def label_check(case: LanguageCase) -> Check:
     """Labels against the tokens on disk: the next token, or the one under the mask."""
     batch = case.batch
     if isinstance(case.source, CausalSequences):
@@ -232,12 +230,11 @@ def label_checks(case: LanguageCase) -> Iterator[Check]:
             for found, at in ((batch.input_ids[row], 0), (batch.labels[row], 1)):
                 expected = tokens[at : at + length]
                 wrong += int((found[: len(expected)].numpy() != expected).sum())
-        yield Check("labels", "the next token on disk", wrong, 0, "tokens")
-        return
+        return Check("labels", "the next token on disk", wrong, 0, "tokens")
     seen = [case.batch_of(case.source, epoch=epoch) for epoch in (0, 1)]
     recovered = [torch.where(each.labels == IGNORED, each.input_ids, each.labels) for each in seen]
     wrong = int((recovered[0] != recovered[1]).sum())
-    yield Check("labels", "tokens recovered from two maskings", wrong, 0, "tokens")
+    return Check("labels", "tokens recovered from two maskings", wrong, 0, "tokens")
 
 
 def layout_checks(case: LanguageCase) -> Iterator[Check]:

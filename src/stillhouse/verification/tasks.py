@@ -114,11 +114,12 @@ def task_case(
     from_elsewhere = taught_by not in settings.models
     configs = {str(teacher_start): load_config(teacher_start)} if from_elsewhere else {}
     task = task_for_training(settings.task, path, configs)
-    if from_elsewhere:
-        teacher = load_trained(task, teacher_start)
-    else:
-        teacher = load_start(task, teacher_start, seed=1)  # not the student's head
     student = load_start(task, start, seed=0)
+    teacher = (
+        load_trained(task, teacher_start)
+        if from_elsewhere
+        else load_start(task, teacher_start, seed=1)  # not the student's head
+    )
     layers = layer_map_of(name, settings, chosen, student.config)
     if layers is not None:
         student = task_model_with_num_layers(student, layers)
@@ -180,10 +181,11 @@ def reference_checks(case: TaskCase) -> Iterator[Check]:
     found = means_of(case.objective(), case.student, [case.batch(case.sequences)])
     ours = [plain_output(case, case.student, each) for each in case.sequences]
     theirs = [plain_output(case, case.teacher, each) for each in case.sequences]
-    for name, (total, count) in expected_sums(case, ours, theirs).items():
-        if name in found and count:
-            compared = f"float64 loop, {count} rows"
-            yield Check(name, compared, relative(found[name], total / count), EXACT, "rel.")
+    for name, values in expected_values(case, ours, theirs).items():
+        if name in found and values:
+            compared = f"float64 loop, {len(values)} rows"
+            apart = relative(found[name], math.fsum(values) / len(values))
+            yield Check(name, compared, apart, EXACT, "rel.")
 
 
 @torch.inference_mode()
@@ -210,23 +212,19 @@ def _float64(tensor: Tensor) -> np.ndarray:
     return tensor[0].double().cpu().numpy()
 
 
-def expected_sums(
+def expected_values(
     case: TaskCase, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
-) -> Mapping[str, tuple[float, int]]:
-    """Sum and number of rows of each term."""
+) -> Mapping[str, list[float]]:
+    """The value of each term in each of its rows."""
     if case.task.output_kind == "embeddings":
-        return _vector_sums(case, ours, theirs)
-    hard: list[float] = []
-    soft: list[float] = []
+        return _vector_values(case, ours, theirs)
+    values: dict[str, list[float]] = {HARD_LABEL: [], "soft_target": []}
     for sequence, student, teacher in zip(case.sequences, ours, theirs, strict=True):
         for row, target in _rows_of(case, sequence, student, teacher):
-            soft.append(_soft(case, *row))
+            values["soft_target"].append(_soft(case, *row))
             if sequence.is_labeled:
-                hard.append(_hard(case, row[0], target))
-    return {
-        HARD_LABEL: (math.fsum(hard), len(hard)),
-        "soft_target": (math.fsum(soft), len(soft)),
-    }
+                values[HARD_LABEL].append(_hard(case, row[0], target))
+    return values
 
 
 def _rows_of(
@@ -271,9 +269,9 @@ def cross_entropy(logits: Row, label: int) -> float:
     return -float(log_softmax(logits)[label])
 
 
-def _vector_sums(
+def _vector_values(
     case: TaskCase, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
-) -> Mapping[str, tuple[float, int]]:
+) -> Mapping[str, list[float]]:
     """Of vectors: each with the teacher's, and each with the others of its group."""
     student, teacher = np.stack(ours), np.stack(theirs)
     similarity, contrast = [], []
@@ -290,9 +288,9 @@ def _vector_sums(
             for i, vector in enumerate(left):
                 scores = np.array([vector @ each for each in right]) / CONTRAST_TEMPERATURE
                 contrast.append(cross_entropy(scores, i))
-    sums = {"similarity": similarity, HARD_LABEL: contrast}
+    values = {"similarity": similarity, HARD_LABEL: contrast}
     if student.shape == teacher.shape:
         pairs = list(zip(student, teacher, strict=True))
-        sums["embedding_cosine"] = [hidden_cosine_reference(*pair) for pair in pairs]
-        sums["embedding_mse"] = [mean_square(*pair) for pair in pairs]
-    return {name: (math.fsum(values), len(values)) for name, values in sums.items()}
+        values["embedding_cosine"] = [hidden_cosine_reference(*pair) for pair in pairs]
+        values["embedding_mse"] = [mean_square(*pair) for pair in pairs]
+    return values

@@ -63,10 +63,14 @@ def _documents(
 
 def find(source: str) -> tuple[list[Content], Counter[str]]:
     """The sample files."""
-    contents: list[Content] = []
-    for name, path in sample_files():
-        facts = {"name": name, "size_bytes": path.stat().st_size}
-        contents.append(Content("text", facts, partial(_documents, name, path)))
+    contents = [
+        Content(
+            "text",
+            {"name": name, "size_bytes": path.stat().st_size},
+            partial(_documents, name, path),
+        )
+        for name, path in sample_files()
+    ]
     return contents, Counter()
 
 
