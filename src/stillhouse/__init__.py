@@ -66,10 +66,8 @@ def run(
     from stillhouse.training.progress import ConsoleReporter
 
     _, parsed = load_recipe(str(recipe), overrides)
-    with ConsoleReporter() as reporter:
-        Pipeline(
-            parsed, RunFolder.at(Path(run_dir)), reporter, Options(offline=offline)
-        ).run_stages(STAGES)
+    folder, options = RunFolder.at(Path(run_dir)), Options(offline=offline)
+    Pipeline(parsed, folder, ConsoleReporter(), options).run_stages(STAGES)
     return Path(run_dir)
 
 

@@ -155,7 +155,7 @@ def test_no_memory_for_the_copy_is_one_clear_error(checkpoints, monkeypatch):
     def refuse(*_):
         raise MemoryError
 
-    monkeypatch.setattr("stillhouse.training.checkpoint.State.of", refuse)
+    monkeypatch.setattr("stillhouse.training.checkpoint.copied", refuse)
     with pytest.raises(ResourceError, match="not enough memory for a copy of the training's state"):
         checkpoints.save(*make(), Progress(2))
     assert len(checkpoints.committed()) == 1

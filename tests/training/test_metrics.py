@@ -5,13 +5,13 @@ import math
 
 import pytest
 
-from stillhouse.training.metrics import MetricsLog, read_metrics
+from stillhouse.training.metrics import metrics_log, read_metrics
 
 
 def write(path, model, steps, *, next_step=1, **values):
-    with MetricsLog(path, model, next_step) as log:
+    with metrics_log(path, model, next_step) as write_step:
         for step in steps:
-            log.write(step, {"loss": step / 2, **values})
+            write_step(step, {"loss": step / 2, **values})
 
 
 def steps_of(path, model):
@@ -21,8 +21,8 @@ def steps_of(path, model):
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     """A reader beside a running training sees each step at once, with model, step and values."""
     path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path, "student", 1) as log:
-        log.write(1, {"loss": 2.5, "tokens": 256})
+    with metrics_log(path, "student", 1) as write_step:
+        write_step(1, {"loss": 2.5, "tokens": 256})
         expected = {"model": "student", "step": 1, "loss": 2.5, "tokens": 256}
         assert json.loads(path.read_text(encoding="utf-8")) == expected
 

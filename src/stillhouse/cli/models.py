@@ -39,8 +39,7 @@ def compare(
     from stillhouse.evaluation.compare import compare_models, print_comparison
     from stillhouse.training.progress import ConsoleReporter
 
-    with ConsoleReporter() as reporter:
-        result = compare_models(models, text, offline=offline, reporter=reporter)
+    result = compare_models(models, text, offline=offline, reporter=ConsoleReporter())
     print_json(result) if as_json else print_comparison(result)
 
 

@@ -135,8 +135,8 @@ def _run_stages(
     options = Options(offline=offline, overwrite=stages_named(overwrite))
     folder = RunFolder.at(run_dir or Path("runs") / name)
     with sharing_cores(), init_distributed() as ranks:
-        with ConsoleReporter() if ranks.is_first else QuietReporter() as reporter:
-            pipeline = Pipeline(parsed, folder, reporter, options, ranks)
-            pipeline.run_stages(stages)
+        reporter = ConsoleReporter() if ranks.is_first else QuietReporter()
+        pipeline = Pipeline(parsed, folder, reporter, options, ranks)
+        pipeline.run_stages(stages)
         if ranks.is_first and (text := pipeline.summary(stages)):
             print(text)

@@ -40,7 +40,7 @@ from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train_and_commit
 from stillhouse.training.job import TrainingJob, plan_batches
 from stillhouse.training.metrics import read_metrics
-from stillhouse.training.parallel import shard_teacher
+from stillhouse.training.parallel import shard_layers
 from stillhouse.training.settings import PretrainingRecipe, result_settings
 
 
@@ -180,7 +180,7 @@ class Distillation:
         model.requires_grad_(False).to(dtype=dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
         sharded = self.recipe.distillation.teacher_sharded and self.ranks.size > 1 and not alone
         if sharded:
-            shard_teacher(model, self.ranks, self.device)
+            shard_layers(model, self.ranks, self.device)
         model.to(self.device)  # pyright: ignore[reportArgumentType]
         if not sharded:
             compile_body(model, self.recipe.distillation, self.device)

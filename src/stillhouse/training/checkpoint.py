@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from stillhouse.runs.atomic import explained_os_errors, fsync_path, temporary_pa
 from stillhouse.runs.manifest import Inputs, changed_settings, commit_folder, is_up_to_date, verify
 from stillhouse.training.device import is_out_of_memory
 from stillhouse.training.parallel import is_sharded
-from stillhouse.training.progress import LossTrend, Progress
+from stillhouse.training.progress import Progress
 from stillhouse.training.ranks import ALONE, NEVER, Ranks, StopRequest
 from stillhouse.training.settings import CheckpointRecipe
 
@@ -43,50 +44,7 @@ LONGEST_SHUTDOWN_SECONDS = 15.0  # the same after a signal, as when a rank is lo
 EVERY_ROW = slice(None)
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}  # of each parameter that has had a gradient
 
-
-@dataclass(frozen=True)
-class State:
-    """A CPU copy of a training's tensors; of sharded ones this rank's rows."""
-
-    weights: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer) -> "State":
-        parameters = dict(model.named_parameters())
-        return cls(
-            {name: _copied(parameter) for name, parameter in parameters.items()},
-            {
-                f"{name}/{key}": _copied(value)
-                for name, parameter in parameters.items()
-                for key, value in optimizer.state.get(parameter, {}).items()
-            },
-        )
-
-    @property
-    def size_bytes(self) -> int:
-        tensors = itertools.chain(self.weights.values(), self.optimizer.values())
-        return sum(tensor.nbytes for tensor in tensors)
-
-
-@dataclass(frozen=True)
-class ShardFiles:
-    """One rank's files of a checkpoint, shard `number` of `count`."""
-
-    number: int
-    count: int
-
-    def write(self, folder: Path, state: State) -> None:
-        """Write weights and optimizer state, each file under a temporary name until complete."""
-        for kind, tensors in (("model", state.weights), ("optimizer", state.optimizer)):
-            name = f"{kind}-{self.number + 1:05d}-of-{self.count:05d}"
-            unfinished = folder / f"{name}.unfinished"
-            save_file(dict(tensors), unfinished)
-            fsync_path(unfinished)  # here: another machine cannot flush what this one holds
-            unfinished.rename(folder / f"{name}.safetensors")
-
-    def all_are_written(self, folder: Path) -> bool:
-        return len(list(folder.glob("*.safetensors"))) == 2 * self.count
+State = dict[str, dict[str, Tensor]]  # tensors by kind, `model` or `optimizer`, and name
 
 
 @dataclass
@@ -134,13 +92,12 @@ class Checkpoints:
         if progress.step == self._newest:
             return
         self._newest, target = progress.step, self._path(progress.step)
-        part = ShardFiles(0, 1)
-        if is_sharded(model):
-            part = ShardFiles(self.ranks.rank, self.ranks.size)
-        elif not self.ranks.is_first:
-            return
-        state = _state_of(model, optimizer, target)
-        self._saving = _in_background(lambda: self._write(target, part, state, progress, stop))
+        num_shards = self.ranks.size if is_sharded(model) else 1
+        if self.ranks.rank < num_shards:
+            state = state_of(model, optimizer, target)
+            self._saving = _in_background(
+                lambda: self._write(target, num_shards, state, progress, stop)
+            )
 
     def wait(self) -> None:
         """Wait until this rank has finished writing; raises the error of a failed save."""
@@ -198,29 +155,32 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def _write(
-        self, target: Path, part: ShardFiles, state: State, progress: Progress, stop: StopRequest
+        self, target: Path, num_shards: int, state: State, progress: Progress, stop: StopRequest
     ) -> None:
         """Write this rank's shard. The first rank creates the folder, waits for the shards of all
         ranks, and commits them together (a two-phase commit)."""
         started, written = f"{target} started", f"{target} written"
         temporary = temporary_path(target, self._first_process)
-        if part.number:
+        if not self.ranks.is_first:
             self._wait_until(lambda: self.ranks.count(started), temporary, stop)
             try:
                 with explained_os_errors(temporary):
-                    part.write(temporary, state)
+                    _write_shard(temporary, state, self.ranks.rank, num_shards)
             except FileNotFoundError as error:  # the first rank gave up and removed it
                 raise _lost(temporary) from error
             self.ranks.count(written, 1)
             return
-        _check_space(self.folder, part.count * state.size_bytes)
+        _check_space(self.folder, num_shards, state)
         with commit_folder(target, self.inputs) as temporary:
             self.ranks.count(started, 1)
-            part.write(temporary, state)
+            _write_shard(temporary, state, 0, num_shards)
             (temporary / "state.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-            others = part.count - 1
-            self._wait_until(lambda: self.ranks.count(written) == others, temporary, stop)
-            self._wait_until(lambda: part.all_are_written(temporary), temporary, NEVER)
+            self._wait_until(lambda: self.ranks.count(written) == num_shards - 1, temporary, stop)
+            self._wait_until(  # a shared disk may show them late
+                lambda: len(list(temporary.glob("*.safetensors"))) == 2 * num_shards,
+                temporary,
+                NEVER,
+            )
         for old in self._superseded():
             shutil.rmtree(old)
 
@@ -233,8 +193,8 @@ class Checkpoints:
             now, size_now = time.monotonic(), _size_of(temporary)
             if size_now != size:
                 size, quiet_since = size_now, now
-            hurried = stop.signal_number is not None
-            longest = LONGEST_SHUTDOWN_SECONDS if hurried else LONGEST_IDLE_SECONDS
+            is_stopping = stop.signal_number is not None
+            longest = LONGEST_SHUTDOWN_SECONDS if is_stopping else LONGEST_IDLE_SECONDS
             if now - quiet_since > longest:
                 raise _lost(temporary)
             time.sleep(0.01)
@@ -261,7 +221,7 @@ class Checkpoints:
                 if not has_changed:
                     check_shapes(path, shapes)
                     _read_progress(path)
-            except (RunError, SafetensorError, ValueError, LookupError, TypeError) as error:
+            except (RunError, SafetensorError, ValueError, LookupError) as error:
                 backup = path.with_name(f"damaged-{path.name}")
                 shutil.rmtree(backup, ignore_errors=True)
                 path.rename(backup)
@@ -315,9 +275,23 @@ def _size_of(folder: Path) -> int:
     return 0
 
 
-def _state_of(model: nn.Module, optimizer: torch.optim.Optimizer, target: Path) -> State:
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, target: Path) -> State:
+    """A CPU copy of a training's tensors, of sharded ones this rank's rows, to be written to
+    `target`.
+
+    Raises:
+        ResourceError: out of memory.
+    """
+    parameters = dict(model.named_parameters())
     try:
-        return State.of(model, optimizer)
+        return {
+            "model": {name: copied(parameter) for name, parameter in parameters.items()},
+            "optimizer": {
+                f"{name}/{key}": copied(value)
+                for name, parameter in parameters.items()
+                for key, value in optimizer.state.get(parameter, {}).items()
+            },
+        }
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -327,7 +301,18 @@ def _state_of(model: nn.Module, optimizer: torch.optim.Optimizer, target: Path) 
         ) from error
 
 
-def _check_space(folder: Path, needed: int) -> None:
+def _write_shard(folder: Path, state: State, number: int, count: int) -> None:
+    """Write shard `number` of `count`, each file under a temporary name until complete."""
+    for kind, tensors in state.items():
+        name = f"{kind}-{number + 1:05d}-of-{count:05d}"
+        unfinished = folder / f"{name}.unfinished"
+        save_file(tensors, unfinished)
+        fsync_path(unfinished)  # here: another machine cannot flush what this one holds
+        unfinished.rename(folder / f"{name}.safetensors")
+
+
+def _check_space(folder: Path, num_shards: int, state: State) -> None:
+    needed = num_shards * sum(each.nbytes for kind in state.values() for each in kind.values())
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
@@ -339,17 +324,10 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _read_progress(path: Path) -> Progress:
-    """Raises ValueError, TypeError or KeyError where a value is not what it should be."""
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    state["recent_norms"] = tuple(map(float, state["recent_norms"]))
-    trend = state.pop("trend", {})
-    trend["recent"] = tuple(map(float, trend.get("recent", ())))
-    progress = Progress(**state, trend=LossTrend(**trend))
-    counts = (progress.step, progress.tokens, progress.skipped_steps)
-    optional = progress.micro_batch_sequences
-    if not all(type(count) is int for count in counts) or (optional is not None and optional < 1):
-        raise ValueError(f"{path}/state.json holds what cannot be counted")
-    if progress.step != int(path.name.removeprefix("step-")) or not progress.seconds >= 0:
+    """Raises ValueError where a value is not what it should be."""
+    text = (path / "state.json").read_text(encoding="utf-8")
+    progress = TypeAdapter(Progress).validate_json(text, strict=True)
+    if progress.step != int(path.name.removeprefix("step-")):
         raise ValueError(f"{path}/state.json holds the state of another step")
     return progress
 
@@ -445,6 +423,7 @@ class _Tensors:
         return torch.cat(found or [slices[0][0:0]])
 
 
-def _copied(tensor: Tensor) -> Tensor:
+def copied(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, of a sharded tensor this rank's rows."""
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return local.detach().to("cpu", copy=True).contiguous()

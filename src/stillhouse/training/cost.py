@@ -118,6 +118,7 @@ def planned_step(
     predicted = positions if causal else tokens.masking.fraction * positions
     counts: dict[Rows, int | float] = {"all": positions, "predicted": predicted}
     student_rows, teacher_rows = head_rows(losses, counts)
+    relation = losses.active().get("relation")
     return StepShape(
         positions,
         positions * ((length + 1) / 2 if causal else length),
@@ -126,7 +127,7 @@ def planned_step(
         teacher_rows,
         micro_batches=-(-sequences // at_once),
         precision=pick_precision(training.precision, device),
-        relation_pairs=length * _relation_rows(losses, counts),
+        relation_pairs=length * (counts[relation.rows] if relation else 0),
     )
 
 
@@ -151,11 +152,6 @@ def head_rows(
 
     asks_teacher = set(terms) != {"language_modeling"}
     return rows(LOGIT_TERMS), rows(TEACHER_TERMS) if asks_teacher else None
-
-
-def _relation_rows(losses: LossesRecipe, counts: Mapping[Rows, int | float]) -> int | float:
-    term = losses.active().get("relation")
-    return 0 if term is None else counts[term.rows]
 
 
 def sequences_per_step(training: PretrainingRecipe, sequence_length: int) -> int:

@@ -24,12 +24,12 @@ from stillhouse.training.device import (
     pick_precision,
 )
 from stillhouse.training.job import TrainingJob
-from stillhouse.training.metrics import MetricsLog
+from stillhouse.training.metrics import metrics_log
 from stillhouse.training.parallel import ModelWithLoss, gather_model, replicate, shard
 from stillhouse.training.progress import Progress, Reporter
 from stillhouse.training.ranks import NEVER, StopRequest, finishing, lost_ranks_explained, stopped
 from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
-from stillhouse.training.step import TrainStep, make_optimizer, micro_batch_size
+from stillhouse.training.step import TrainStep, make_optimizer
 from stillhouse.wording import counted, duration
 
 LONG_STEP_SECONDS = 60.0
@@ -62,16 +62,17 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
     precision = pick_precision(job.recipe.precision, job.device)
     steps = TrainStep(job, model_with_loss, optimizer, progress, precision, reporter)
     reporter.start(job.label, progress.step, job.batches.num_steps)
-    first = job.ranks.is_first
-    log = MetricsLog(job.metrics, job.name, progress.step + 1) if first else nullcontext()
+    log = nullcontext()
+    if job.ranks.is_first:
+        log = metrics_log(job.metrics, job.name, progress.step + 1)
     try:
-        with log as lines:
+        with log as write_metrics:
             while steps.progress.step < job.batches.num_steps:
                 values = steps.run(stop)
                 if values is None:
                     break
-                if lines is not None:
-                    lines.write(steps.progress.step, values)
+                if write_metrics is not None:
+                    write_metrics(steps.progress.step, values)
                 reporter.step(steps.progress.step, values)
                 job.checkpoints.check()
                 if job.is_committed_at(steps.progress.step):
@@ -150,7 +151,7 @@ def _distribute(job: TrainingJob, model: PreTrainedModel) -> nn.Module:
     compile_body(model, job.recipe, job.device)
     if job.ranks.size == 1:
         return model_with_loss
-    first = slice(0, micro_batch_size(job, Progress()))
+    first = slice(0, job.micro_batch_size(Progress()))
     blank = job.batches.step(0, first).blank().to(job.device)
     coefficients: Mapping[str, float] = dict.fromkeys(job.objective.weights, 1.0)
     with autocast(job.device, pick_precision(job.recipe.precision, job.device)):

@@ -61,11 +61,15 @@ class TrainingJob:
         """Whether ranks gather layers inside a pass, and so wait for each other."""
         return self.ranks.size > 1 and (self.recipe.sharded or self.teacher_sharded)
 
-    @property
-    def micro_batch_sequences(self) -> int:
-        """Highest number of sequences of a micro-batch."""
-        length = self.batches.source.sequence_length
-        return micro_batch_sequences(self.recipe.micro_batch_tokens, self.device, length)
+    def micro_batch_size(self, progress: Progress) -> int:
+        """Sequences of a micro-batch: as few micro-batches as memory allows, of about equal
+        size."""
+        at_most = progress.micro_batch_sequences or micro_batch_sequences(
+            self.recipe.micro_batch_tokens, self.device, self.batches.source.sequence_length
+        )
+        of_a_rank = -(-self.batches.sequences_per_step // self.ranks.size)
+        rounds = -(-of_a_rank // at_most)
+        return -(-of_a_rank // rounds)
 
     def is_committed_at(self, step: int) -> bool:
         """Whether the state after this step becomes a checkpoint."""
@@ -74,7 +78,13 @@ class TrainingJob:
     def facts(self, progress: Progress) -> dict[str, int | float]:
         """The facts of the finished training, for its manifest."""
         tokens_per_second = progress.tokens / progress.seconds / self.ranks.size
-        return progress.facts() | self.roofline.facts(tokens_per_second)
+        return {
+            "tokens": progress.tokens,
+            "seconds": progress.seconds,
+            "steps": progress.step,
+            "skipped_steps": progress.skipped_steps,
+            **self.roofline.facts(tokens_per_second),
+        }
 
 
 def plan_batches(

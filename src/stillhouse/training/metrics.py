@@ -5,6 +5,8 @@ After a resume the lines of steps that were not committed are removed, so each s
 
 import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,36 +30,29 @@ def read_metrics(path: Path, model: str | None = None) -> list[dict[str, Any]]:
     return lines
 
 
-class MetricsLog:
-    """Appends the lines of one model's training; first drops its lines from `next_step` on."""
+@contextmanager
+def metrics_log(
+    path: Path, model: str, next_step: int
+) -> Iterator[Callable[[int, dict[str, int | float]], None]]:
+    """Drop a model's lines from `next_step` on; yields a function that appends a step's values.
 
-    def __init__(self, path: Path, model: str, next_step: int) -> None:
-        self.path = path
-        self.model = model
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [
-            line
-            for line in read_metrics(path)
-            if line["model"] != model or line["step"] < next_step
-        ]
-        with explained_os_errors(path):
-            write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(path.parent / "tensorboard" / model), purge_step=next_step)
+    A value that is not finite is written as null and stays visible.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [
+        line for line in read_metrics(path) if line["model"] != model or line["step"] < next_step
+    ]
+    with explained_os_errors(path):
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    board = SummaryWriter(str(path.parent / "tensorboard" / model), purge_step=next_step)
+    with path.open("a", encoding="utf-8") as file, closing(board):
 
-    def write(self, step: int, values: dict[str, int | float]) -> None:
-        """Append one step's values; a value that is not finite is written as null and stays
-        visible."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with explained_os_errors(self.path):
-            self._file.write(json.dumps({"model": self.model, "step": step, **finite}) + "\n")
-            self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        def write(step: int, values: dict[str, int | float]) -> None:
+            finite = {name: each if math.isfinite(each) else None for name, each in values.items()}
+            with explained_os_errors(path):
+                file.write(json.dumps({"model": model, "step": step, **finite}) + "\n")
+                file.flush()
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
 
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        yield write

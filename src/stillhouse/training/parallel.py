@@ -43,10 +43,7 @@ def shard(model_with_loss: ModelWithLoss, ranks: Ranks, device: torch.device) ->
 
     Each layer is gathered when it runs; embeddings and head stay gathered through a pass.
     """
-    mesh = DeviceMesh(device.type, list(range(ranks.size)))
-    family = family_of(model_with_loss.model.config)
-    for layer in family.layers_of(model_with_loss.model):
-        fully_shard(layer, mesh=mesh)
+    mesh = shard_layers(model_with_loss.model, ranks, device)
     fully_shard(model_with_loss, mesh=mesh)
     for module in model_with_loss.modules():
         if isinstance(module, FSDPModule):
@@ -54,14 +51,15 @@ def shard(model_with_loss: ModelWithLoss, ranks: Ranks, device: torch.device) ->
             module.set_force_sum_reduction_for_comms(True)
 
 
-def shard_teacher(model: PreTrainedModel, ranks: Ranks, device: torch.device) -> None:
-    """Shard a frozen model over the ranks: each layer is gathered while it runs.
+def shard_layers(model: PreTrainedModel, ranks: Ranks, device: torch.device) -> DeviceMesh:
+    """Shard the layers of a model over the ranks: each is gathered while it runs.
 
-    Its embeddings, which its head shares, stay whole on every rank.
+    Embeddings, which the head may share, stay whole on every rank.
     """
     mesh = DeviceMesh(device.type, list(range(ranks.size)))
     for layer in family_of(model.config).layers_of(model):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    return mesh
 
 
 def replicate(

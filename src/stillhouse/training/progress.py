@@ -10,23 +10,22 @@ Progress is shown as a bar on a terminal, elsewhere as a line from time to time.
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from pydantic import NonNegativeFloat, PositiveInt
 from rich.console import Console
-from rich.progress import Progress as Bar
-from rich.progress import TextColumn
-from rich.table import Column
+from rich.live import Live
+from rich.text import Text
 
 from stillhouse.wording import duration
 
 SECONDS_BETWEEN_LINES = 10.0
 BAR_WIDTH = 20
 LEVEL_STEPS = 5
-PATIENCE_STEPS = 10
+PATIENCE_STEPS, LAST_STEPS = 10, 3
 FACTOR = 3.0
 FINAL_FACTOR = 30.0  # of a single batch after the last step, which is noisier
 
@@ -35,30 +34,21 @@ FINAL_FACTOR = 30.0  # of a single batch after the last step, which is noisier
 class Reporter(Protocol):
     """Shows messages, and the steps of one training run or measurement."""
 
-    def say(self, message: str) -> None: ...
+    def say(self, message: str) -> None:
+        """Show a message."""
 
-    def start(self, name: str, done: int, total: int) -> None: ...
+    def start(self, name: str, done: int, total: int) -> None:
+        """Begin to show steps, `done` of `total` of which were done before."""
 
-    def step(self, step: int, values: dict[str, int | float]) -> None: ...
+    def step(self, step: int, values: dict[str, int | float]) -> None:
+        """Show a step, counted from 1, and its values."""
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Show no more steps."""
 
 
-class QuietReporter:
+class QuietReporter(Reporter):
     """Reporter of the other ranks, which prints nothing."""
-
-    def say(self, message: str) -> None: ...
-
-    def start(self, name: str, done: int, total: int) -> None: ...
-
-    def step(self, step: int, values: dict[str, int | float]) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def __enter__(self) -> "QuietReporter":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 class ConsoleReporter:
@@ -66,7 +56,7 @@ class ConsoleReporter:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
-        self._bar: Bar | None = None
+        self._live: Live | None = None
         self._name = ""
         self._started = self._last_line = 0.0
         self._first = self._total = 0
@@ -78,16 +68,12 @@ class ConsoleReporter:
         self._name, self._total, self._first = name, total, done
         self._started = self._last_line = time.monotonic()
         if self.console.is_terminal:
-            column = Column(no_wrap=True, overflow="ellipsis")
-            line = TextColumn("{task.description}", markup=False, table_column=column)
-            self._bar = Bar(line, console=self.console)
-            self._bar.start()
-            self._bar.add_task(self._line(done, {}), total=total, completed=done)
+            self._live = Live(self._line(done, {}), console=self.console)
+            self._live.start()
 
     def step(self, step: int, values: dict[str, int | float]) -> None:
-        if self._bar is not None:
-            line = self._line(step, values)
-            self._bar.update(self._bar.task_ids[0], completed=step, description=line)
+        if self._live is not None:
+            self._live.update(self._line(step, values))
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES or step == self._total:
             self._last_line = time.monotonic()
             self.say(f"{self._name}: {', '.join([*self._times(step), *_terms(values)])}")
@@ -100,7 +86,7 @@ class ConsoleReporter:
             done.append(f"{duration(seconds * (self._total - step))} left")
         return done
 
-    def _line(self, step: int, values: dict[str, int | float]) -> str:
+    def _line(self, step: int, values: dict[str, int | float]) -> Text:
         """One line of the terminal: name, step and time left, then as many values as fit, and a bar
         where there is room."""
         line = ", ".join([self._name, *self._times(step)]).replace(" of ", "/", 1)
@@ -109,22 +95,15 @@ class ConsoleReporter:
             if len(line) + len(term) + 2 > width:
                 break
             line += f", {term}"
-        if len(line) + BAR_WIDTH + 1 > width:
-            return line
-        filled = BAR_WIDTH * step // max(1, self._total)
-        return f"{'━' * filled}{'·' * (BAR_WIDTH - filled)} {line}"
+        if len(line) + BAR_WIDTH + 1 <= width:
+            filled = BAR_WIDTH * step // max(1, self._total)
+            line = f"{'━' * filled}{'·' * (BAR_WIDTH - filled)} {line}"
+        return Text(line, no_wrap=True, overflow="ellipsis")
 
     def finish(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def __enter__(self) -> "ConsoleReporter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.finish()
-        sys.stderr.flush()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 def _terms(values: dict[str, int | float]) -> list[str]:
@@ -177,8 +156,7 @@ class LossTrend:
     def has_diverged(self, *, is_last: bool) -> bool:
         """Whether the loss has been far above for long enough, or until the end of a training
         that is too short for that."""
-        most = PATIENCE_STEPS if not is_last else min(PATIENCE_STEPS, 3)
-        return self.steps_above >= most
+        return self.steps_above >= (LAST_STEPS if is_last else PATIENCE_STEPS)
 
 
 def loss_floor(weights: Mapping[str, float]) -> float:
@@ -196,17 +174,8 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
-    seconds: float = 0.0
+    seconds: NonNegativeFloat = 0.0
     skipped_steps: int = 0
-    micro_batch_sequences: int | None = None
+    micro_batch_sequences: PositiveInt | None = None
     recent_norms: tuple[float, ...] = ()
     trend: LossTrend = field(default_factory=LossTrend)
-
-    def facts(self) -> dict[str, int | float]:
-        """The facts of a finished training, for its manifest."""
-        return {
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "steps": self.step,
-            "skipped_steps": self.skipped_steps,
-        }

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -67,8 +67,6 @@ class StopRequest:
 def stopped(number: int, committed: str) -> Stopped:
     """The error that ends a command after a signal; `committed` says what is kept."""
     by = "Interrupted (Ctrl-C)" if number == signal.SIGINT else "Stopped by SIGTERM"
-    if number not in (signal.SIGINT, signal.SIGTERM):
-        by = f"Stopped by signal {number}"
     return Stopped(f"{by}. {committed} Run the same command again to resume.", number)
 
 
@@ -98,32 +96,28 @@ class Ranks:
         key = self._next_key()
         if not self.is_first:
             with lost_ranks_explained():
-                return self._answer(self._store, key)
+                _wait_for_key(self._store, key)
+                answer = json.loads(self._store.get(key))
+            if "failed" in answer:
+                raise SystemExit(answer["failed"])
+            return answer["done"]
         try:
             with explained_os_errors():
-                answer = work()
+                result = work()
         except BaseException as error:
             code = error.exit_code if isinstance(error, StillhouseError) else 1
             self._store.set(key, json.dumps({"failed": code}))
             raise
-        self._store.set(key, json.dumps({"done": answer}))
-        return answer
-
-    def _answer(self, store: Store, key: str) -> Any:
-        _wait_for_key(store, key)
-        answer = json.loads(store.get(key))
-        if "failed" in answer:
-            raise SystemExit(answer["failed"])
-        return answer["done"]
+        self._store.set(key, json.dumps({"done": result}))
+        return result
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        if self._store is None:
-            return
-        key = self._next_key()
-        with lost_ranks_explained():
-            self._store.add(key, 1)
-            self._wait_for(key, self.size)
+        if self._store is not None:
+            key = self._next_key()
+            with lost_ranks_explained():
+                self._store.add(key, 1)
+                self._wait_for(key, self.size)
 
     def _wait_for(self, key: str, number: int, at_most_seconds: float = math.inf) -> None:
         """Wait until this many ranks have incremented the key."""

@@ -61,22 +61,19 @@ class TrainStep:
     def run(self, stop: StopRequest) -> dict[str, int | float] | None:
         """Run one optimizer step and return its metrics; None where a signal ended it early."""
         length = self.job.batches.source.sequence_length
-        size = micro_batch_size(self.job, self.progress)
-        with explained_memory_errors(size, length, self.job.section):
-            return self._run(stop)
-
-    def _run(self, stop: StopRequest) -> dict[str, int | float] | None:
+        size = self.job.micro_batch_size(self.progress)
         started = time.monotonic()
-        while isinstance(found := self.accumulate(stop), int):
-            self.optimizer.zero_grad(set_to_none=True)
-            reshard(self.model_with_loss)
-            if found != OUT_OF_MEMORY:
-                return None
-            self._halve_the_micro_batch()
-            self._reset_reducer()
-        means, norms, tokens = found
-        grad_norm = float(self._clip())
-        learning_rate = self._update(means, grad_norm)
+        with explained_memory_errors(size, length, self.job.section):
+            while isinstance(found := self.accumulate(stop), int):
+                self.optimizer.zero_grad(set_to_none=True)
+                reshard(self.model_with_loss)
+                if found != OUT_OF_MEMORY:
+                    return None
+                self._halve_the_micro_batch()
+                self._reset_reducer()
+            means, norms, tokens = found
+            grad_norm = float(self._clip())
+            learning_rate = self._update(means, grad_norm)
         seconds = time.monotonic() - started
         done = self.progress
         self.progress = replace(
@@ -120,7 +117,7 @@ class TrainStep:
         """
         job, trend = self.job, self.progress.trend
         step = max(0, self.progress.step - 1)
-        size = min(micro_batch_size(job, self.progress), len(job.batches.samples(step)[0]))
+        size = min(job.micro_batch_size(self.progress), len(job.batches.samples(step)[0]))
         batch = job.batches.step(step, slice(0, size)).to(job.device)
         rows = job.objective.rows.items()
         counts = {name: max(1, batch.num_rows(kind)) for name, kind in rows}
@@ -155,7 +152,8 @@ class TrainStep:
         for place, (number, part) in enumerate(parts):
             last = place == len(parts) - 1
             micro = part.to(job.device)
-            if place == 0 and len(coefficients) > 1:
+            is_due = self.progress.step % TERM_NORMS_EVERY_STEPS == 0
+            if place == 0 and len(coefficients) > 1 and is_due:
                 with self._watching(others_wait=job.gathers):
                     norms = self._term_norms(micro, coefficients, number)
             with communicating(self.model_with_loss, last=last):
@@ -176,7 +174,7 @@ class TrainStep:
     def _micro_batches(self) -> Iterator[tuple[int, AnyBatch]]:
         """This rank's micro-batches with their numbers in the whole step."""
         job, step = self.job, self.progress.step
-        size = micro_batch_size(job, self.progress)
+        size = job.micro_batch_size(self.progress)
         num_sequences = len(job.batches.samples(step)[0])
         rounds = -(-num_sequences // (size * job.ranks.size))
         first = job.ranks.rank * rounds
@@ -208,11 +206,9 @@ class TrainStep:
     def _term_norms(
         self, batch: AnyBatch, coefficients: Mapping[str, float], number: int
     ) -> dict[str, Tensor]:
-        """Every `TERM_NORMS_EVERY_STEPS` steps, the gradient norm of each weighted term on one
-        micro-batch (of each rank, where gradients are sharded)."""
+        """The gradient norm of each weighted term on one micro-batch (of each rank, where gradients
+        are sharded)."""
         norms: dict[str, Tensor] = {}
-        if self.progress.step % TERM_NORMS_EVERY_STEPS:
-            return norms
         with communicating(self.model_with_loss, last=is_sharded(self.model_with_loss)):
             for name, coefficient in coefficients.items():
                 self._forward(batch, {name: coefficient}, number)[0].backward()
@@ -246,7 +242,7 @@ class TrainStep:
         Raises:
             ResourceError: a single sequence does not fit.
         """
-        size = micro_batch_size(self.job, self.progress)
+        size = self.job.micro_batch_size(self.progress)
         if size == 1:
             raise self._too_large()
         self.progress = replace(self.progress, micro_batch_sequences=-(-size // 2))
@@ -269,7 +265,7 @@ class TrainStep:
             self.optimizer.zero_grad(set_to_none=True)
 
     def _too_large(self) -> ResourceError:
-        size = micro_batch_size(self.job, self.progress)
+        size = self.job.micro_batch_size(self.progress)
         return out_of_memory(size, self.job.batches.source.sequence_length, self.job.section)
 
     def _clip(self) -> Tensor:
@@ -328,14 +324,6 @@ class TrainStep:
             f"{section}.optimizer.learning_rate (now {recipe.optimizer.learning_rate:g}), or set "
             f"{section}.precision to fp32."
         )
-
-
-def micro_batch_size(job: TrainingJob, progress: Progress) -> int:
-    """Sequences of a micro-batch: as few micro-batches as memory allows, of about equal size."""
-    at_most = progress.micro_batch_sequences or job.micro_batch_sequences
-    of_a_rank = -(-job.batches.sequences_per_step // job.ranks.size)
-    rounds = -(-of_a_rank // at_most)
-    return -(-of_a_rank // rounds)
 
 
 def skip_reason(
