@@ -31,12 +31,6 @@ class Shifted:
     def generate(self, ids, number):
         return [10] * number
 
-    def tokens_of(self, text):
-        return None
-
-    def text_of(self, ids):
-        return None
-
 
 @pytest.fixture(scope="module")
 def sample() -> Exported:

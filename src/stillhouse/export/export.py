@@ -5,17 +5,17 @@ The original model is compared, not the copy that was written. For single log-pr
 original runs with the engine's own activation function, if it has one (llama.cpp's GELU is a
 table): its rounding does not depend on the file, and exceeds the bound in some models.
 
-Axes: T tokens.
+Axes: T tokens, V vocabulary.
 """
 
 import importlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from stillhouse.export.exported import (
     Exported,
     Format,
     Precision,
-    Vocabulary,
+    TokenizingEngine,
     plain,
     vocabulary_of,
 )
@@ -53,33 +53,19 @@ PROMPT, NEW_TOKENS = 32, 64
 TEXTS, LENGTH = 8, 128
 CHARACTERS = 2000  # of a text for the comparison of tokenizers
 ADDED_TOKENS = 64  # compared inside a text, at most
-
-
-class CausalBounds(NamedTuple):
-    """In nats: for the mean loss per token of real text, and for any one log-probability, not
-    counting the effect of the engine's activation function."""
-
-    loss: float
-    log_probability: float
-
-
-class EncoderBounds(NamedTuple):
-    """Relative error (norm of the error over norm of the reference): for a whole output, and for
-    any one row of it (a token or a text)."""
-
-    output: float
-    row: float
-
-
-CAUSAL_BOUNDS: Mapping[Precision, CausalBounds] = {
-    "fp32": CausalBounds(1e-3, 5e-3),
-    "fp16": CausalBounds(2e-3, 5e-2),
-    "int8": CausalBounds(1e-2, 0.5),
+# In nats: for the mean loss per token of real text, and for any one log-probability, not counting
+# the effect of the engine's activation function.
+CAUSAL_BOUNDS: Mapping[Precision, Mapping[str, float]] = {
+    "fp32": {"loss": 1e-3, "log_probability": 5e-3},
+    "fp16": {"loss": 2e-3, "log_probability": 5e-2},
+    "int8": {"loss": 1e-2, "log_probability": 0.5},
 }
-ENCODER_BOUNDS: Mapping[Precision, EncoderBounds] = {
-    "fp32": EncoderBounds(1e-4, 1e-3),
-    "fp16": EncoderBounds(1e-2, 5e-2),
-    "int8": EncoderBounds(0.15, 0.5),
+# Relative error (norm of the error over norm of the reference): for a whole output, and for any one
+# row of it (a token or a text).
+ENCODER_BOUNDS: Mapping[Precision, Mapping[str, float]] = {
+    "fp32": {"output": 1e-4, "row": 1e-3},
+    "fp16": {"output": 1e-2, "row": 5e-2},
+    "int8": {"output": 0.15, "row": 0.5},
 }
 
 
@@ -100,7 +86,8 @@ class Check:
         """
         if isinstance(engine, CausalEngine):
             _check_ends(self, engine)
-            _check_text(self, engine)
+            if isinstance(engine, TokenizingEngine):
+                _check_text(self, engine)
             return _compare_log_probabilities(self, engine) | _compare_greedy(self, engine)
         return _compare_outputs(self, engine)
 
@@ -121,14 +108,14 @@ def _check_ends(check: Check, engine: CausalEngine) -> None:
         raise check.refuse(f"{check.name} no longer ends a text at {names}")
 
 
-def _check_text(check: Check, engine: CausalEngine) -> None:
+def _check_text(check: Check, engine: TokenizingEngine) -> None:
     """The engine tokenizes like the tokenizer, and decodes back to the text."""
     tokenizer = check.exported.loaded.tokenizer
     texts = [text[:CHARACTERS] for _, text in islice(sample_documents(), 2)]
-    for text in [*texts, *_texts_with_added_tokens(tokenizer)]:
+    for token in islice(tokenizer.added_tokens_decoder.values(), ADDED_TOKENS):
+        texts += [f"a{token.content}b", f"a {token.content} b"]
+    for text in texts:
         own, found = tokenizer(text, add_special_tokens=False)["input_ids"], engine.tokens_of(text)
-        if found is None:
-            return
         if found != own:
             at = next(n for n in range(len(own) + 1) if own[: n + 1] != found[: n + 1])
             raise check.refuse(
@@ -139,11 +126,6 @@ def _check_text(check: Check, engine: CausalEngine) -> None:
             raise check.refuse(f"the tokens of {right!r:.40} give the text {back!r:.40}")
 
 
-def _texts_with_added_tokens(tokenizer: Any) -> list[str]:
-    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    return [text for token in added[:ADDED_TOKENS] for text in (f"a{token}b", f"a {token} b")]
-
-
 def _compare_log_probabilities(check: Check, engine: CausalEngine) -> dict[str, Any]:
     exported, bounds = check.exported, CAUSAL_BOUNDS[check.precision]
     blocks = text_blocks(check)
@@ -152,15 +134,15 @@ def _compare_log_probabilities(check: Check, engine: CausalEngine) -> dict[str, 
     with _activation(exported.loaded.model, engine.activation):
         expected = np.concatenate([_log_probabilities(exported, block) for block in blocks])
     loss, largest = float((own - found).mean()), float(np.abs(found - expected).max())
-    if not abs(loss) <= bounds.loss:
+    if not abs(loss) <= bounds["loss"]:
         raise check.refuse(
             f"the loss of {check.name} changes by {loss:+.4f} nats a token (its perplexity by "
-            f"{np.expm1(loss):+.1%}) on the sample text; {bounds.loss} is allowed to either side"
+            f"{np.expm1(loss):+.1%}) on the sample text; {bounds['loss']} is allowed to either side"
         )
-    if not largest <= bounds.log_probability:
+    if not largest <= bounds["log_probability"]:
         raise check.refuse(
             f"a log-probability of {check.name} changes by {largest:.4f} nats on the sample text; "
-            f"{bounds.log_probability} is allowed"
+            f"{bounds['log_probability']} is allowed"
         )
     return {
         "loss_change_nats": loss,
@@ -168,27 +150,36 @@ def _compare_log_probabilities(check: Check, engine: CausalEngine) -> dict[str, 
         "largest_difference_nats": float(np.abs(found - own).max()),
         "largest_difference_beside_activation_nats": largest,
         "tokens_compared": len(found),
-        "allowed": bounds._asdict(),
+        "allowed": bounds,
     }
 
 
 def _compare_greedy(check: Check, engine: CausalEngine) -> dict[str, Any]:
-    """Greedy continuations of a prompt. Where they first differ, the two tokens must be so close in
-    probability that the bounds allow either."""
-    bounds = CAUSAL_BOUNDS[check.precision]
-    prompt = text_blocks(check)[0][: min(PROMPT, check.exported.loaded.context // 2)]
-    number = min(NEW_TOKENS, check.exported.loaded.context - len(prompt))
-    ends = engine.end_ids | set(check.exported.vocabulary.end_ids)
-    with _activation(check.exported.loaded.model, engine.activation):
-        own, gap_to = _greedy_with_gaps(check.exported, prompt, number, never=ends)
+    """The engine's greedy continuation of a prompt. The first token that the model would not have
+    chosen there must be so close in probability that the bounds allow either. Tokens that end a
+    text and unused ids are excluded."""
+    exported, bounds = check.exported, CAUSAL_BOUNDS[check.precision]
+    prompt, number = prompt_of(check)
     found = engine.generate(prompt, number)
-    same = next((at for at, (a, b) in enumerate(zip(own, found, strict=True)) if a != b), number)
-    if same < number and not gap_to[same][found[same]] <= 2 * bounds.log_probability:
+    left_out = engine.end_ids.union(exported.vocabulary.end_ids, exported.vocabulary.unused)
+    with _activation(exported.loaded.model, engine.activation):
+        logits = _logits(exported, [*prompt, *found])[len(prompt) - 1 :]
+    logits = logits.index_fill(1, torch.tensor(sorted(left_out)), -torch.inf)
+    gaps = (logits.amax(1) - logits.gather(1, torch.tensor(found)[:, None])[:, 0]).tolist()
+    same = next((at for at, gap in enumerate(gaps) if not gap <= 0), len(found))
+    if same < len(found) and not gaps[same] <= 2 * bounds["log_probability"]:
         raise check.refuse(
             f"{check.name} generates another text: after {same} tokens the next one is "
-            f"{gap_to[same][found[same]]:.3f} nats less likely than its own"
+            f"{gaps[same]:.3f} nats less likely than its own"
         )
     return {"same_first_tokens": same, "of_generated_tokens": number}
+
+
+def prompt_of(check: Check) -> tuple[list[int], int]:
+    """A prompt from the sample text, and the number of tokens to generate after it."""
+    context = check.exported.loaded.context
+    prompt = text_blocks(check)[0][: min(PROMPT, context // 2)]
+    return prompt, min(NEW_TOKENS, context - len(prompt))
 
 
 def text_blocks(check: Check) -> list[list[int]]:
@@ -203,11 +194,15 @@ def text_blocks(check: Check) -> list[list[int]]:
 
 
 @torch.inference_mode()
+def _logits(exported: Exported, ids: Sequence[int]) -> torch.Tensor:
+    """The logits before each token but the first (T - 1, V), without the vocabulary's padding."""
+    logits = exported.loaded.model(input_ids=torch.tensor([list(ids)])).logits
+    return logits[0, :-1, : len(exported.vocabulary)].float()
+
+
 def _log_probabilities(exported: Exported, ids: Sequence[int]) -> np.ndarray:
-    """Log-probabilities of all tokens but the first (T - 1), in nats, without the vocabulary's
-    padding."""
-    logits = exported.loaded.model(input_ids=torch.tensor([ids])).logits[0, :-1]
-    found = _known(logits, exported.vocabulary).log_softmax(-1)
+    """Log-probabilities of all tokens but the first (T - 1), in nats."""
+    found = _logits(exported, ids).log_softmax(-1)
     return found.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
 
 
@@ -223,31 +218,6 @@ def _activation(model: Any, activation: nn.Module | None) -> Iterator[None]:
     finally:
         for part, own in zip(parts, before, strict=True):
             part.act = own
-
-
-def _known(logits: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
-    return logits[..., : len(vocabulary)].float()
-
-
-@torch.inference_mode()
-def _greedy_with_gaps(
-    exported: Exported, prompt: Sequence[int], number: int, never: Collection[int]
-) -> tuple[list[int], list[torch.Tensor]]:
-    """Greedy tokens by transformers, and how many nats less likely than the chosen one each token
-    of the vocabulary was. `never` and unused ids are excluded; generation_config.json is ignored.
-    """
-    ids, cache = torch.tensor([list(prompt)]), None
-    tokens, gaps = [], []
-    left_out = sorted({*never, *exported.vocabulary.unused})
-    for _ in range(number):
-        found = exported.loaded.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache = found.past_key_values
-        logits = _known(found.logits[0, -1], exported.vocabulary)
-        logits[left_out] = -torch.inf
-        ids = logits.argmax().view(1, 1)
-        tokens.append(int(ids))
-        gaps.append(logits.max() - logits)
-    return tokens, gaps
 
 
 def _compare_outputs(check: Check, engine: EncoderEngine) -> dict[str, Any]:
@@ -268,8 +238,8 @@ def _compare_outputs(check: Check, engine: EncoderEngine) -> dict[str, Any]:
         # A row of small norm is compared with the median norm.
         rows[output] = float((error / np.maximum(length, np.median(length))).max())
     for kind, worst, allowed in (
-        ("the outputs", max(errors.values()), bounds.output),
-        ("one row of the outputs", max(rows.values()), bounds.row),
+        ("the outputs", max(errors.values()), bounds["output"]),
+        ("one row of the outputs", max(rows.values()), bounds["row"]),
     ):
         if not worst <= allowed:
             raise check.refuse(
@@ -280,7 +250,7 @@ def _compare_outputs(check: Check, engine: EncoderEngine) -> dict[str, Any]:
         "relative_error": errors,
         "largest_row_error": rows,
         "tokens_compared": int(mask.sum()),
-        "allowed": bounds._asdict(),
+        "allowed": bounds,
     }
 
 
@@ -328,7 +298,11 @@ def export_model(
         ModelError: the format does not support the model, or the exported model differs.
     """
     form = _format(to)
-    wanted = _precision(form, to, precision)
+    if precision is not None and precision not in form.precisions:
+        raise RecipeError(
+            f"{to} is not written in {precision}; choose from {', '.join(form.precisions)}."
+        )
+    wanted = cast("Precision", precision or form.precisions[0])
     if target.exists():
         raise RecipeError(f"{target} is there already; name a folder that is not.")
     source = resolve_folder(name, offline=offline)
@@ -365,14 +339,6 @@ def _format(to: str) -> Format:
     return getattr(importlib.import_module(f"stillhouse.export.to_{to}"), to.upper())
 
 
-def _precision(form: Format, to: str, precision: str | None) -> Precision:
-    if precision is not None and precision not in form.precisions:
-        raise RecipeError(
-            f"{to} is not written in {precision}; choose from {', '.join(form.precisions)}."
-        )
-    return cast("Precision", precision or form.precisions[0])
-
-
 def _engine_notes(form: Format, check: Check, engine: Any) -> list[str]:
     """Notes for the user on how the engine handles the file."""
     if engine is None:
@@ -392,8 +358,7 @@ def _speed(check: Check, engine: Any) -> dict[str, Any]:
     """Tokens per second, interleaved with transformers in float32."""
     loaded = check.exported.loaded
     if isinstance(loaded, CausalLM):
-        prompt = text_blocks(check)[0][: min(PROMPT, loaded.context // 2)]
-        number = min(NEW_TOKENS, loaded.context - len(prompt))
+        prompt, number = prompt_of(check)
         works: dict[str, Callable[[], int]] = {
             "transformers": lambda: len(greedy_tokens(loaded.model, prompt, number)),
             "exported": lambda: len(engine.generate(prompt, number)),

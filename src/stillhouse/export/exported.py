@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,23 +37,14 @@ class ConfigKeys:
 
     Attributes:
         activation: The key that names the activation function, which formats support differently.
-        carried: Written, as shapes and values of tensors or as a setting of the format.
-        folded: Multiplied into the weights.
         fixed: Required values, in formats that are written tensor by tensor.
-        without_effect: No effect on the outputs of an exported model.
+        others: Keys that need nothing: written, as shapes and values of tensors or as a setting of
+            the format; multiplied into the weights; or without effect on an exported model.
     """
 
     activation: str
-    carried: frozenset[str]
-    folded: frozenset[str]
     fixed: Mapping[str, Any]
-    without_effect: frozenset[str]
-
-    @property
-    def known(self) -> frozenset[str]:
-        """All keys."""
-        names = frozenset({self.activation, *self.fixed})
-        return names | self.carried | self.folded | self.without_effect
+    others: frozenset[str]
 
 
 _ANY_MODEL = frozenset(
@@ -62,31 +53,26 @@ _ANY_MODEL = frozenset(
         "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
         "output_hidden_states", "problem_type", "return_dict", "transformers_version", "use_cache",
     }
+    | {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"}
 )  # fmt: skip
-_TOKENS = frozenset(
-    {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"}
-)
 _BERT = ConfigKeys(
     activation="hidden_act",
-    carried=_TOKENS
-    | {
+    fixed={"is_decoder": False, "add_cross_attention": False},
+    others=_ANY_MODEL
+    | {  # written
         "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
         "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
-    },
-    folded=frozenset(),
-    fixed={"is_decoder": False, "add_cross_attention": False},
-    without_effect=_ANY_MODEL
+    }
     | {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"},
 )  # fmt: skip
 CONFIG_KEYS: Mapping[str, ConfigKeys] = {
     "gpt2": ConfigKeys(
         activation="activation_function",
-        carried=_TOKENS
-        | {"n_positions", "n_embd", "n_layer", "n_head", "n_inner", "layer_norm_epsilon"},
-        folded=frozenset({"scale_attn_weights", "scale_attn_by_inverse_layer_idx"}),
         fixed={"add_cross_attention": False},
-        without_effect=_ANY_MODEL
-        | {
+        others=_ANY_MODEL
+        | {"n_positions", "n_embd", "n_layer", "n_head", "n_inner", "layer_norm_epsilon"}
+        | {"scale_attn_weights", "scale_attn_by_inverse_layer_idx"}  # multiplied into the weights
+        | {  # without effect
             "resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn", "summary_type",
             "summary_use_proj", "summary_activation", "summary_proj_to_labels",
             "summary_first_dropout",
@@ -96,14 +82,12 @@ CONFIG_KEYS: Mapping[str, ConfigKeys] = {
     "roberta": _BERT,
     "distilbert": ConfigKeys(
         activation="activation",
-        carried=_TOKENS
-        | {
+        fixed={},
+        others=_ANY_MODEL
+        | {  # written
             "max_position_embeddings", "sinusoidal_pos_embds", "n_layers", "n_heads", "dim",
             "hidden_dim",
-        },
-        folded=frozenset(),
-        fixed={},
-        without_effect=_ANY_MODEL
+        }
         | {"dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"},
     ),
 }  # fmt: skip
@@ -161,7 +145,6 @@ def vocabulary_of(name: str, loaded: LoadedModel) -> Vocabulary:
         ModelError: the tokenizer has tokens without an embedding, or no tokens.
     """
     tokenizer, config = loaded.tokenizer, loaded.model.config
-    begin: Any = tokenizer.bos_token_id
     by_id = {id: token for token, id in tokenizer.get_vocab().items()}
     size = max(by_id, default=-1) + 1
     if not 0 < size <= config.vocab_size:
@@ -170,16 +153,16 @@ def vocabulary_of(name: str, loaded: LoadedModel) -> Vocabulary:
             f"{config.vocab_size}. Save the tokenizer that belongs to the model, or call "
             "model.resize_token_embeddings(len(tokenizer)) and train it."
         )
-    unused = frozenset(id for id in loaded.unused_ids if id < size)
     added = tokenizer.added_tokens_decoder
     special = {id for id, token in added.items() if token.special}.union(tokenizer.all_special_ids)
+    ids, starts = range(size), [config.bos_token_id, cast("Any", tokenizer.bos_token_id)]
     return Vocabulary(
-        tuple(by_id[id] if id in by_id else _unused_name(id, by_id.values()) for id in range(size)),
-        unused,
-        frozenset(special),
-        frozenset(added) - special,
-        _end_ids(loaded),
-        _first_known([config.bos_token_id, begin], size),
+        names=tuple(by_id[id] if id in by_id else _unused_name(id, by_id.values()) for id in ids),
+        unused=frozenset(id for id in loaded.unused_ids if id < size),
+        special=frozenset(special),
+        added=frozenset(added) - special,
+        end_ids=_end_ids(loaded),
+        begin_id=next((id for id in starts if id in ids), None),
     )
 
 
@@ -190,12 +173,8 @@ def _unused_name(id: int, taken: Iterable[str]) -> str:
 
 def _end_ids(loaded: LoadedModel) -> tuple[int, ...]:
     own: Any = loaded.tokenizer.eos_token_id
-    known = loaded.end_ids or {id for id in (own,) if id is not None}
+    known = loaded.end_ids or {own} - {None}
     return tuple(sorted(known, key=lambda id: (id != own, id)))
-
-
-def _first_known(ids: list[int | None], size: int) -> int | None:
-    return next((id for id in ids if id is not None and 0 <= id < size), None)
 
 
 @dataclass(frozen=True)
@@ -237,12 +216,13 @@ def _fold_attention_scales(model: Any) -> None:
 
 @runtime_checkable
 class CausalEngine(Protocol):
-    """A causal model in another engine."""
+    """A causal model in another engine.
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """The tokens at which the engine ends a text."""
-        ...
+    Attributes:
+        end_ids: The tokens at which the engine ends a text.
+    """
+
+    end_ids: frozenset[int]
 
     @property
     def activation(self) -> nn.Module | None:
@@ -257,12 +237,17 @@ class CausalEngine(Protocol):
         """Greedy next tokens, end-of-text tokens excluded."""
         ...
 
-    def tokens_of(self, text: str) -> list[int] | None:
-        """The engine's own tokenization; None if it has no tokenizer."""
+
+@runtime_checkable
+class TokenizingEngine(Protocol):
+    """An engine that has a tokenizer."""
+
+    def tokens_of(self, text: str) -> list[int]:
+        """The engine's own tokenization."""
         ...
 
-    def text_of(self, ids: Sequence[int]) -> str | None:
-        """The engine's own decoding; None if it has no tokenizer."""
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The engine's own decoding."""
         ...
 
 

@@ -61,37 +61,30 @@ class LlamaCpp:
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:
         found = []
         for length in range(1, len(ids)):
-            (token,) = self._complete(ids[:length], 1, logit_bias=[[ids[length], FORCED]])
+            completion = self.complete(ids[:length], 1, logit_bias=[[ids[length], FORCED]])
+            (token,) = completion["logprobs"]["content"]
             assert token["id"] == ids[length], "llama.cpp sampled another token than the forced one"
             found.append(token["logprob"])
         return found
 
     def generate(self, ids: Sequence[int], number: int) -> list[int]:
-        return [token["id"] for token in self._complete(ids, number, ignore_eos=True)]
-
-    def continue_to_end(self, ids: Sequence[int], number: int) -> list[int]:
-        """Greedy next tokens, up to the first that ends the text."""
-        return [token["id"] for token in self._complete(ids, number)]
+        found = self.complete(ids, number, ignore_eos=True)
+        return [token["id"] for token in found["logprobs"]["content"]]
 
     def tokens_of(self, text: str) -> list[int]:
         body = {"content": text, "add_special": False, "parse_special": True}
-        return self._post("/tokenize", body)["tokens"]
+        return self.post("/tokenize", body)["tokens"]
 
     def text_of(self, ids: Sequence[int]) -> str:
-        return self._post("/detokenize", {"tokens": list(ids)})["content"]
-
-    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
-        """The messages in the file's own chat template."""
-        return self._post("/apply-template", {"messages": list(messages)})["prompt"]
+        return self.post("/detokenize", {"tokens": list(ids)})["content"]
 
     def _stops_at(self, token: int) -> bool:
-        found = self._ask([token], 2, logit_bias=[[token, FORCED]])
+        found = self.complete([token], 2, logit_bias=[[token, FORCED]])
         return found["finish_reason"] == "stop"
 
-    def _complete(self, ids: Sequence[int], number: int, **settings: Any) -> list[dict[str, Any]]:
-        return self._ask(ids, number, **settings)["logprobs"]["content"]
-
-    def _ask(self, ids: Sequence[int], number: int, **settings: Any) -> dict[str, Any]:
+    def complete(self, ids: Sequence[int], number: int, **settings: Any) -> dict[str, Any]:
+        """Greedy next tokens, by default up to the first that ends the text, in the form of
+        OpenAI's completions. `settings` are llama.cpp's."""
         request = {
             "prompt": list(ids),
             "n_predict": number,
@@ -103,7 +96,8 @@ class LlamaCpp:
         (choice,) = self._server.handle_completions(request)["choices"]
         return choice
 
-    def _post(self, path: str, body: Any) -> dict[str, Any]:
+    def post(self, path: str, body: Any) -> dict[str, Any]:
+        """The response of one of llama.cpp's other routes."""
         with closing(http.client.HTTPConnection(self._address, timeout=60)) as connection:
             headers = {"Content-Type": "application/json"}
             connection.request("POST", path, json.dumps(body).encode(), headers)

@@ -1,8 +1,8 @@
 """CTranslate2: fast on CPUs, for causal models and for the bodies of encoders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ctranslate2
@@ -21,12 +21,9 @@ from transformers.models.bert.modeling_bert import BertPooler
 from stillhouse.export.exported import (
     GELU,
     TANH_GELU,
-    CausalEngine,
-    EncoderEngine,
     Exported,
     Format,
     Precision,
-    Vocabulary,
     config_refusal,
 )
 from stillhouse.inference.causal_lm import CausalLM
@@ -53,19 +50,6 @@ def _refusal(exported: Exported) -> str | None:
     return config_refusal(loaded.model.config, ACTIVATIONS)
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """The tokenizer interface of CTranslate2's loaders."""
-
-    vocabulary: Vocabulary
-    bos_token: str | None
-    eos_token: str | None
-    unk_token: str | None
-
-    def get_vocab(self) -> dict[str, int]:
-        return {name: id for id, name in enumerate(self.vocabulary.names)}
-
-
 class _Converter(Converter):
     """Converts a model in memory."""
 
@@ -83,22 +67,28 @@ class _Converter(Converter):
             spec.config.layer_norm_epsilon = config.layer_norm_epsilon
             return spec
         body: Any = self._exported.model.base_model
-        has_pooler = getattr(body, "pooler", None) is not None
-        if config.model_type == "bert" and not has_pooler:
+        lacks_pooler = config.model_type == "bert" and body.pooler is None
+        if lacks_pooler:
             body.pooler = BertPooler(config)  # required by BERT's loader; not written
         spec = loader(body, _tokens(self._exported))
-        if config.model_type == "bert" and not has_pooler:
+        if lacks_pooler:
             del spec.pooler_dense, spec.pooler_activation
         return spec
 
 
-def _tokens(exported: Exported) -> _Tokens:
+def _tokens(exported: Exported) -> SimpleNamespace:
+    """What CTranslate2's loaders read of a tokenizer."""
     vocabulary = exported.vocabulary
     end = vocabulary.names[vocabulary.end_ids[0]] if vocabulary.end_ids else None
     begin = None if vocabulary.begin_id is None else vocabulary.names[vocabulary.begin_id]
     # Byte-level tokenizers have no unknown token; CTranslate2 needs one.
     unknown: Any = exported.loaded.tokenizer.unk_token or end
-    return _Tokens(vocabulary, begin or end, end, unknown)
+    return SimpleNamespace(
+        get_vocab=lambda: {name: id for id, name in enumerate(vocabulary.names)},
+        bos_token=begin or end,
+        eos_token=end,
+        unk_token=unknown,
+    )
 
 
 def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
@@ -151,12 +141,6 @@ class _Causal:
         )
         return list(found.sequences_ids[0])
 
-    def tokens_of(self, text: str) -> None:
-        del text
-
-    def text_of(self, ids: Sequence[int]) -> None:
-        del ids
-
     def _named(self, ids: Sequence[int]) -> list[str]:
         return [self._names[id] for id in ids]
 
@@ -177,14 +161,12 @@ class _Encoder:
         return {"last_hidden_state": np.array(found.last_hidden_state, np.float32)}
 
 
-def _open(exported: Exported, folder: Path) -> CausalEngine | EncoderEngine:
-    return _Causal(exported, folder) if isinstance(exported.loaded, CausalLM) else _Encoder(folder)
-
-
 CTRANSLATE2 = Format(
     ("int8", "fp32", "fp16"),
     _refusal,
     _write,
-    _open,
+    lambda exported, folder: (
+        _Causal(exported, folder) if isinstance(exported.loaded, CausalLM) else _Encoder(folder)
+    ),
     engine="ctranslate2",
 )

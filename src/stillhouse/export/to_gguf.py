@@ -7,6 +7,7 @@ which the package does not have yet.
 import json
 from collections.abc import Mapping
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,10 @@ def _added_around(exported: Exported) -> tuple[bool, bool] | None:
     anything else."""
     vocabulary, tokenizer = exported.vocabulary, exported.loaded.tokenizer
     ids, own = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    for begins in (False, True):
-        for ends in (False, True):
-            first = [vocabulary.begin_id] if begins else []
-            if ids == first + own + (list(vocabulary.end_ids[:1]) if ends else []):
-                return begins, ends
+    for begins, ends in product((False, True), repeat=2):
+        first = [vocabulary.begin_id] if begins else []
+        if ids == first + own + (list(vocabulary.end_ids[:1]) if ends else []):
+            return begins, ends
     return None
 
 
@@ -135,18 +135,16 @@ def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
 def _tensors(model: Any) -> dict[str, np.ndarray]:
     """Tensors by llama.cpp's names; the output matrix only if it is not tied to the embeddings."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
-    tied = model.lm_head.weight is model.transformer.wte.weight
+    left_out = (".attn.bias", ".attn.masked_bias")  # constants
+    if model.lm_head.weight is model.transformer.wte.weight:
+        left_out += ("lm_head.weight",)
     found = {}
     for name, tensor in model.state_dict().items():
-        if name.endswith((".attn.bias", ".attn.masked_bias")):  # constants
-            continue
-        if tied and name == "lm_head.weight":
-            continue
-        stem, _, suffix = name.rpartition(".")
-        values = tensor.float().numpy()
-        found[f"{names.get_name(stem)}.{suffix}"] = (
-            values.T if name.endswith(TRANSPOSED) else values
-        )
+        if not name.endswith(left_out):
+            stem, _, suffix = name.rpartition(".")
+            values = tensor.float().numpy()
+            values = values.T if name.endswith(TRANSPOSED) else values
+            found[f"{names.get_name(stem)}.{suffix}"] = values
     return found
 
 
@@ -174,9 +172,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, exported: Exported) -> None:
     add_end = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
     for add, id in zip(add_end, vocabulary.end_ids, strict=False):
         add(id)
-    # llama.cpp's default is 11.
-    begin = vocabulary.end_ids[0] if vocabulary.begin_id is None else vocabulary.begin_id
-    writer.add_bos_token_id(begin)
+    begin = vocabulary.begin_id
+    writer.add_bos_token_id(vocabulary.end_ids[0] if begin is None else begin)  # by default 11
     around = _added_around(exported)
     assert around is not None, "refused before"
     writer.add_add_bos_token(around[0])
@@ -205,8 +202,7 @@ def _open(exported: Exported, folder: Path) -> CausalEngine | None:
         return None
     vocabulary = exported.vocabulary
     others = sorted(vocabulary.special | vocabulary.added)[:STOPS]
-    stops = {*vocabulary.end_ids, *others}
-    return LlamaCpp(folder / FILE, exported.loaded.context, stops)
+    return LlamaCpp(folder / FILE, exported.loaded.context, {*vocabulary.end_ids, *others})
 
 
 GGUF = Format(

@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from stillhouse.export.exported import CONFIG_KEYS, EncoderEngine, Exported, Format, Precision
+from stillhouse.export.exported import CONFIG_KEYS, Exported, Format, Precision
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.models.task_models import reads_token_types
 
@@ -44,8 +44,8 @@ class _Outputs(nn.Module):
         return tuple(found[name] for name in OUTPUTS if name in found)
 
 
-def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
-    del precision  # float32 only: for quantized MiniLM see docs/experiments.md
+def _write(exported: Exported, target: Path, _: Precision) -> list[str]:
+    """In float32 only: for quantized MiniLM see docs/experiments.md."""
     model, ids = exported.model, torch.zeros((2, 8), dtype=torch.long)
     outputs = [name for name in OUTPUTS if name in model(input_ids=ids)]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -87,15 +87,10 @@ class _Encoder:
         return {name: np.asarray(each) for name, each in zip(names, found, strict=True)}
 
 
-def _open(exported: Exported, folder: Path) -> EncoderEngine:
-    del exported
-    return _Encoder(folder)
-
-
 ONNX = Format(
     ("fp32",),
     _refusal,
     _write,
-    _open,
+    lambda _, folder: _Encoder(folder),
     engine="onnxruntime",
 )
