@@ -41,11 +41,21 @@ PLACEHOLDER_NAMES = (None, "", "dummy", "tgi")
 
 @dataclass
 class GeneratedSequence:
-    """One generated text, as far as it is known."""
+    """One generated text, as far as it is known.
 
+    Attributes:
+        index: Numbered through the sequences of all prompts.
+        is_answer: Of a conversation: the text starts with its first word.
+        new_text: What the last event added to the text.
+        text_offsets: Where each token's text begins.
+    """
+
+    index: int
+    is_answer: bool
     text: str = ""
+    new_text: str = ""
     tokens: list[ScoredToken] = field(default_factory=list)
-    text_offsets: list[int] = field(default_factory=list)  # where each token's text begins
+    text_offsets: list[int] = field(default_factory=list)
     reason: Reason | None = None
 
     def add(self, event: NewToken | Ended) -> None:
@@ -55,15 +65,26 @@ class GeneratedSequence:
             self.text_offsets.append(len(self.text))
         else:
             self.reason = event.reason
-        self.text += event.text
+        self.new_text = event.text.lstrip() if self.is_answer and not self.text else event.text
+        self.text += self.new_text
 
 
 @dataclass
 class RequestOutput:
-    """The sequences generated for one prompt, and the prompt's tokens where they were requested."""
+    """A request, the sequences generated for it, the prompt's tokens where they were requested, and
+    when they were in the KV cache (`time.perf_counter_ns`)."""
 
+    request: Request
     sequences: list[GeneratedSequence]
     prompt: tuple[ScoredToken, ...] = ()
+    prefilled: int = 0
+
+    def add(self, event: StreamEvent) -> None:
+        """Take in what an event says."""
+        if isinstance(event, PrefillDone):
+            self.prompt, self.prefilled = event.tokens, time.perf_counter_ns()
+        else:
+            self.sequences[event.sequence].add(event)
 
 
 class ServedModel:
@@ -112,17 +133,34 @@ class ServedModel:
         """Run `work` in the model's thread, between two steps of generation."""
         return await asyncio.wrap_future(self._worker.call(partial(work, *arguments)))
 
-    async def chat_prompt(
+    def chat_prompt(
         self, messages: list[dict[str, str]]
     ) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """The token ids of a conversation, up to where its answer starts, and the stop strings of
-        that answer.
+        that answer. For `run`.
 
         Raises:
             APIError: 400, the model does not generate text.
             DataError: The model's own template rejects the conversation, or cannot be used.
         """
-        return await self.run(_apply_chat_template, self.causal_lm, messages)
+        lm = self.causal_lm
+        if lm.tokenizer.chat_template is None:
+            turns = [f"{each['role'].capitalize()}: {each['content']}" for each in messages]
+            text = "\n\n".join([*turns, "Assistant:"])
+            return tuple(lm.encode(text)), ("\n\nUser:", "\n\nSystem:")
+        try:
+            text = lm.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise DataError(f"The model's chat template rejects the messages: {error}.") from error
+        except Exception as error:  # the template is a program of the model's folder
+            raise DataError(
+                f"The model's chat template fails ({type(error).__name__}: {error}). Request "
+                "completions instead, or correct chat_template in the model's folder."
+            ) from error
+        assert isinstance(text, str)
+        return tuple(lm.encode(text)), ()
 
     async def embed(self, inputs: Sequence[str | list[int]]) -> tuple[np.ndarray, int]:
         """Embeddings (N, D) of N texts, each given as text or token ids, and their number of
@@ -139,15 +177,28 @@ class ServedModel:
         ]
         return np.concatenate([rows for rows, _ in batches]), sum(count for _, count in batches)
 
-    def requests(
-        self, prompts: Sequence[tuple[int, ...]], settings: Generation, **options: Any
-    ) -> list[Request]:
-        """One request per prompt, each with its own seed; `options` are fields of `Request`."""
-        seed = settings.drawn_seed()
+    def prepare(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        settings: Generation,
+        *,
+        is_answer: bool = False,
+        **options: Any,
+    ) -> list[RequestOutput]:
+        """One request per prompt, each with its own seed, and no output yet.
+
+        Args:
+            is_answer: Prompts are conversations.
+            options: Fields of `Request`.
+        """
+        seed, number = settings.drawn_seed(), settings.num_return_sequences
         options = {"max_seconds": self.limits.request_timeout, **options}
         return [
-            Request(ids, settings, (seed + number) % 2**64, **options)
-            for number, ids in enumerate(prompts)
+            RequestOutput(
+                Request(ids, settings, (seed + at) % 2**64, **options),
+                [GeneratedSequence(at * number + each, is_answer) for each in range(number)],
+            )
+            for at, ids in enumerate(prompts)
         ]
 
     def _admit(self, requests: Sequence[Request]) -> Batcher:
@@ -171,78 +222,45 @@ class ServedModel:
         return batcher
 
     async def events(
-        self, requests: Sequence[Request]
-    ) -> AsyncGenerator[tuple[int, StreamEvent], None]:
-        """The events of these requests as they come, each with the number of its request. Closing
+        self, outputs: Sequence[RequestOutput]
+    ) -> AsyncGenerator[tuple[RequestOutput, StreamEvent], None]:
+        """Run the requests; the events as they come, each with the output it was added to. Closing
         the generator cancels the requests.
 
         Raises:
             APIError: 400 or 429.
             StillhouseError: A request that cannot be answered.
         """
-        batcher = self._admit(requests)
+        batcher = self._admit([output.request for output in outputs])
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[RequestOutput, Event]] = asyncio.Queue()
 
-        def on_event(number: int, event: Event) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, (number, event))
+        def on_event(output: RequestOutput, event: Event) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, (output, event))
 
         handles = []
         try:
-            for number, request in enumerate(requests):
-                handles.append(self._worker.submit(batcher, request, partial(on_event, number)))
-            num_left = sum(request.settings.num_return_sequences for request in requests)
+            handles.extend(
+                self._worker.submit(batcher, each.request, partial(on_event, each))
+                for each in outputs
+            )
+            num_left = sum(len(output.sequences) for output in outputs)
             while num_left:
-                number, event = await queue.get()
+                output, event = await queue.get()
                 if isinstance(event, Failed):
                     raise event.error
                 num_left -= isinstance(event, Ended)
-                yield number, event
+                output.add(event)
+                yield output, event
         finally:
             for handle in handles:
                 handle.cancel()
 
-    async def generate(self, requests: Sequence[Request]) -> list[RequestOutput]:
-        """The whole output of each request; raises as `events` does."""
-        outputs = [
-            RequestOutput([GeneratedSequence() for _ in range(each.settings.num_return_sequences)])
-            for each in requests
-        ]
-        async with aclosing(self.events(requests)) as events:
-            async for number, event in events:
-                if isinstance(event, PrefillDone):
-                    outputs[number].prompt = event.tokens
-                else:
-                    outputs[number].sequences[event.sequence].add(event)
-        return outputs
-
-
-def _apply_chat_template(
-    lm: LoadedModel, messages: list[dict[str, str]]
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The token ids of a conversation, up to where its answer starts, and the stop strings of that
-    answer.
-
-    Raises:
-        DataError: The model's own template rejects the conversation, or cannot be used.
-    """
-    if lm.tokenizer.chat_template is None:
-        turns = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
-        text = "\n\n".join([*turns, "Assistant:"])
-        return tuple(lm.encode(text)), ("\n\nUser:", "\n\nSystem:")
-    try:
-        text = lm.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-    except TemplateError as error:
-        raise DataError(f"The model's chat template rejects the messages: {error}.") from error
-    except Exception as error:  # the template is a program of the model's folder
-        raise DataError(
-            f"The model's chat template fails ({type(error).__name__}: {error}). Request "
-            "completions instead, or correct chat_template in the model's folder."
-        ) from error
-    assert isinstance(text, str)
-    return tuple(lm.encode(text)), ()
+    async def generate(self, outputs: Sequence[RequestOutput]) -> None:
+        """Run the requests to their end; raises as `events` does."""
+        async with aclosing(self.events(outputs)) as events:
+            async for _ in events:
+                pass
 
 
 class ServedModels(tuple[ServedModel, ...]):

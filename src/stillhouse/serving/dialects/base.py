@@ -6,7 +6,14 @@ To add a dialect, write a module with its routes and a `DIALECT`, and list it in
 import asyncio
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -16,10 +23,14 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from stillhouse.errors import StillhouseError
-from stillhouse.inference.engine.batcher import Request
 from stillhouse.serving.middleware import Metrics
 from stillhouse.serving.schemas import APIError, as_api_error
-from stillhouse.serving.served_model import RequestOutput, ServedModel, ServedModels
+from stillhouse.serving.served_model import (
+    RequestOutput,
+    ServedModel,
+    ServedModels,
+    StreamEvent,
+)
 
 Result = TypeVar("Result")
 DISCONNECT_POLL_SECONDS = 0.5
@@ -75,15 +86,23 @@ class GenerationResponse(ABC):
     """The JSON of a dialect's response to generation requests, whole or streamed."""
 
     model: ServedModel
-    requests: Sequence[Request]
+    outputs: Sequence[RequestOutput]
+
+    def whole(self) -> Any:
+        """The response's body, once the outputs are complete."""
+        raise NotImplementedError
 
     @abstractmethod
-    def whole(self, outputs: Sequence[RequestOutput]) -> Any:
-        """The response's body."""
+    def chunks(self, output: RequestOutput, event: StreamEvent) -> Iterator[Any]:
+        """What a streamed response has, for `Dialect.encode_event`, of an event that was added to
+        an output."""
 
-    @abstractmethod
-    def events(self) -> AsyncGenerator[Any, None]:
-        """The response's events, for `Dialect.encode_event`."""
+    async def stream(self) -> AsyncGenerator[Any, None]:
+        """Run the requests; the chunks of their events."""
+        async with aclosing(self.model.events(self.outputs)) as events:
+            async for output, event in events:
+                for chunk in self.chunks(output, event):
+                    yield chunk
 
 
 class Client:
@@ -93,9 +112,9 @@ class Client:
         self._request = request
         self._metrics: Metrics = request.app.state.metrics
 
-    def count_prompt_tokens(self, model: ServedModel, requests: Sequence[Request]) -> None:
+    def count_prompt_tokens(self, model: ServedModel, outputs: Sequence[RequestOutput]) -> None:
         """Add to the server's metrics."""
-        num_tokens = sum(len(request.prompt_ids) for request in requests)
+        num_tokens = sum(len(output.request.prompt_ids) for output in outputs)
         self._metrics.prompt_tokens.labels(model.name).inc(num_tokens)
 
     async def cancel_on_disconnect(self, work: Awaitable[Result]) -> Result:
@@ -119,11 +138,11 @@ class Client:
         self, response: GenerationResponse, dialect: Dialect, *, stream: bool
     ) -> Response:
         """Run generation requests, and send their output whole or streamed."""
-        self.count_prompt_tokens(response.model, response.requests)
+        self.count_prompt_tokens(response.model, response.outputs)
         if stream:
-            return await self.stream(response.events(), dialect)
-        outputs = await self.cancel_on_disconnect(response.model.generate(response.requests))
-        return JSONResponse(response.whole(outputs))
+            return await self.stream(response.stream(), dialect)
+        await self.cancel_on_disconnect(response.model.generate(response.outputs))
+        return JSONResponse(response.whole())
 
     async def stream(
         self, events: AsyncGenerator[Any, None], dialect: Dialect

@@ -11,7 +11,7 @@ from pydantic import Field
 from stillhouse.inference.generation import Generation
 from stillhouse.serving.dialects.base import Client, ClientDep, Dialect, ModelsDep
 from stillhouse.serving.schemas import MAX_PROMPTS, RequestModel, Seed
-from stillhouse.serving.served_model import GeneratedSequence, ServedModel
+from stillhouse.serving.served_model import RequestOutput, ServedModel
 
 router = APIRouter(tags=["Model cards and editors of 2019"])
 DIALECT = Dialect(router)
@@ -75,7 +75,7 @@ async def score(body: ScoreRequest, models: ModelsDep, client: ClientDep) -> Res
     outputs = await _generate(model, texts, settings, client)
     prefixes = texts if parameters.return_full_text else [""] * len(texts)
     return JSONResponse(
-        [prefix + first.text for prefix, (first, *_) in zip(prefixes, outputs, strict=True)]
+        [prefix + each.sequences[0].text for prefix, each in zip(prefixes, outputs, strict=True)]
     )
 
 
@@ -93,22 +93,23 @@ async def autocomplete(
         seed=body.seed,
     )
     started = time.perf_counter()
-    (sequences,) = await _generate(
+    (output,) = await _generate(
         models.named(model_id), [body.context], settings, client, max_seconds=body.max_time
     )
     seconds = time.perf_counter() - started
     sentences = [
-        {"value": each.text, "tokens": len(each.tokens), "time": seconds} for each in sequences
+        {"value": each.text, "tokens": len(each.tokens), "time": seconds}
+        for each in output.sequences
     ]
     return JSONResponse({"sentences": sentences})
 
 
 async def _generate(
     model: ServedModel, texts: list[str], settings: Generation, client: Client, **options: Any
-) -> list[list[GeneratedSequence]]:
-    """The sequences generated for each text."""
+) -> list[RequestOutput]:
+    """What is generated for each text."""
     prompts = [model.causal_lm.prompt_ids(text) for text in texts]
-    requests = model.requests(prompts, settings, **options)
-    client.count_prompt_tokens(model, requests)
-    outputs = await client.cancel_on_disconnect(model.generate(requests))
-    return [output.sequences for output in outputs]
+    outputs = model.prepare(prompts, settings, **options)
+    client.count_prompt_tokens(model, outputs)
+    await client.cancel_on_disconnect(model.generate(outputs))
+    return outputs

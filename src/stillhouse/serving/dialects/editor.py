@@ -3,7 +3,6 @@ surprisal of a text, and speculative decoding of a teacher by its student."""
 
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
 from dataclasses import replace
 from importlib.resources import files
 from itertools import accumulate, islice
@@ -12,12 +11,18 @@ from typing import Any
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from stillhouse.inference.engine.batcher import Ended, PrefillDone, Request, ScoredToken
+from stillhouse.inference.engine.batcher import Ended, PrefillDone, ScoredToken
 from stillhouse.inference.engine.speculative import DraftedText
 from stillhouse.inference.generation import Generation
-from stillhouse.serving.dialects.base import STREAMED, ClientDep, Dialect, ModelsDep
+from stillhouse.serving.dialects.base import (
+    STREAMED,
+    ClientDep,
+    Dialect,
+    GenerationResponse,
+    ModelsDep,
+)
 from stillhouse.serving.schemas import MAX_SEQUENCES, APIError, RequestModel, Seed, Stops
-from stillhouse.serving.served_model import ServedModel
+from stillhouse.serving.served_model import RequestOutput, ServedModel, StreamEvent
 
 router = APIRouter(tags=["The writing page"])
 DIALECT = Dialect(router)
@@ -139,9 +144,8 @@ async def suggest(body: SuggestionsRequest, models: ModelsDep, client: ClientDep
         ids, prefix = model.token_healer.heal(ids)
     if prefix is not None:  # the first new token replaces the last one of the text
         settings = replace(settings, max_new_tokens=settings.max_new_tokens + 1)
-    requests = model.requests([ids], settings, prefix=prefix)
-    client.count_prompt_tokens(model, requests)
-    return await client.stream(_suggestion_events(model, requests), DIALECT)
+    outputs = model.prepare([ids], settings, prefix=prefix)
+    return await client.respond(_Suggestions(model, outputs), DIALECT, stream=True)
 
 
 def _prompt_ids(model: ServedModel, body: EditorRequest, *, pinned: str = "") -> tuple[int, ...]:
@@ -158,14 +162,11 @@ def _prompt_ids(model: ServedModel, body: EditorRequest, *, pinned: str = "") ->
     return ids or lm.prompt_ids("")
 
 
-async def _suggestion_events(
-    model: ServedModel, requests: list[Request]
-) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(model.events(requests)) as events:
-        async for _, event in events:
-            if not isinstance(event, PrefillDone):
-                reason = {"finish_reason": event.reason} if isinstance(event, Ended) else {}
-                yield {"index": event.sequence, "text": event.text, **reason}
+class _Suggestions(GenerationResponse):
+    def chunks(self, output: RequestOutput, event: StreamEvent) -> Iterator[dict[str, Any]]:
+        if not isinstance(event, PrefillDone):
+            reason = {"finish_reason": event.reason} if isinstance(event, Ended) else {}
+            yield {"index": event.sequence, "text": event.text, **reason}
 
 
 @router.post("/editor/surprisal", responses=STREAMED)
@@ -195,8 +196,8 @@ async def _surprisal_events(
             (*(start_ids if start == 0 else ids[start - 1 : start]), *ids[start:end])
             for start, _, end in batch
         ]
-        requests = model.requests(prompts, settings, num_top_logprobs=NUM_TOP_LOGPROBS, echo=True)
-        outputs = await model.generate(requests)
+        outputs = model.prepare(prompts, settings, num_top_logprobs=NUM_TOP_LOGPROBS, echo=True)
+        await model.generate(outputs)
         for (start, new, end), output in zip(batch, outputs, strict=True):
             scored = zip(ends[new:end], output.prompt[1 + new - start :], strict=True)
             yield {"tokens": [{"end": at, **_token(model, token)} for at, token in scored]}

@@ -4,8 +4,7 @@ Responses have the shapes of its Inference API and, for generated text, of Text 
 Inference; `huggingface_hub.InferenceClient` reads them, given this server's address as its model.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,7 +12,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, TypeAdapter, ValidationError
 
-from stillhouse.inference.engine.batcher import Ended, PrefillDone, ScoredToken
+from stillhouse.inference.engine.batcher import Ended, NewToken, ScoredToken
 from stillhouse.inference.generation import Generation
 from stillhouse.serving.dialects.base import (
     STREAMED,
@@ -34,7 +33,12 @@ from stillhouse.serving.schemas import (
     from_validation,
     only,
 )
-from stillhouse.serving.served_model import GeneratedSequence, RequestOutput, ServedModel
+from stillhouse.serving.served_model import (
+    GeneratedSequence,
+    RequestOutput,
+    ServedModel,
+    StreamEvent,
+)
 from stillhouse.tasks.text_classification import TextClassification
 
 router = APIRouter(tags=["Hugging Face"])
@@ -196,7 +200,7 @@ async def infer_by_path(
         task = "sentence-similarity"
     elif task == "feature-extraction":
         inputs = [inputs]  # embedded together
-    work = _run_task(TASKS[task], model, inputs, body.parameters)
+    work = _run_task(task, model, inputs, body.parameters)
     results = await client.cancel_on_disconnect(work)
     # As in the Inference API, one text has a list of one embedding, or of one list of labels.
     is_single = not is_list and task != "text-classification"
@@ -222,14 +226,14 @@ def _text_response(
     prompts = [_validated(str, each, "inputs") for each in inputs]
     parameters: TextParameters = _validated(TextParameters, body.parameters, "parameters")
     cut = slice(None) if parameters.truncate is None else slice(-parameters.truncate, None)
-    requests = model.requests(
+    outputs = model.prepare(
         [lm.prompt_ids(prompt)[cut] for prompt in prompts],
         parameters.generation(),
         num_top_logprobs=parameters.top_n_tokens if parameters.details or body.stream else None,
         echo=parameters.decoder_input_details,
     )
     is_list = isinstance(body.inputs, list)
-    return _TextGenerationResponse(model, requests, prompts, parameters, is_list)
+    return _TextGenerationResponse(model, outputs, prompts, parameters, is_list)
 
 
 @dataclass
@@ -239,16 +243,17 @@ class _TextGenerationResponse(GenerationResponse):
     prompts: Sequence[str]
     parameters: TextParameters
     is_list: bool
+    _held: dict[str, Any] | None = None  # the chunk of the last token
 
-    def whole(self, outputs: Sequence[RequestOutput]) -> Any:
-        results = [[self._result(number, each)] for number, each in enumerate(outputs)]
+    def whole(self) -> Any:
+        results = [[self._result(output)] for output in self.outputs]
         return results if self.is_list else results[0]
 
-    def _result(self, number: int, output: RequestOutput) -> dict[str, Any]:
+    def _result(self, output: RequestOutput) -> dict[str, Any]:
         (sequence,) = output.sequences
-        result: dict[str, Any] = {"generated_text": self._full_text(number, sequence)}
+        result: dict[str, Any] = {"generated_text": self._full_text(sequence)}
         if self.parameters.details:
-            result["details"] = self._details(number, sequence) | {
+            result["details"] = self._details(output) | {
                 "prefill": [self._token(token) for token in output.prompt],
                 "tokens": [self._token(token) for token in sequence.tokens],
             }
@@ -257,38 +262,33 @@ class _TextGenerationResponse(GenerationResponse):
                 result["details"]["top_tokens"] = top_tokens
         return result
 
-    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
-        """One event per token. The last one has the whole text, so each is held back until the
-        next is known."""
-        sequence, held = GeneratedSequence(), None
-        async with aclosing(self.model.events(self.requests)) as events:
-            async for _, event in events:
-                if isinstance(event, PrefillDone):
-                    continue
-                sequence.add(event)
-                if held is not None:
-                    if isinstance(event, Ended):
-                        held["token"]["text"] += event.text
-                        held["generated_text"] = self._full_text(0, sequence)
-                        held["details"] = self._details(0, sequence)
-                    yield held
-                if not isinstance(event, Ended):
-                    held = {
-                        "index": len(sequence.tokens),
-                        "token": self._token(event.token) | {"text": event.text},
-                        "generated_text": None,
-                        "details": None,
-                    }
-                    if self.parameters.top_n_tokens:
-                        held["top_tokens"] = self._top_tokens(event.token)
+    def chunks(self, output: RequestOutput, event: StreamEvent) -> Iterator[dict[str, Any]]:
+        """One per token. The last one has the whole text, so each is held back until the next is
+        known."""
+        (sequence,) = output.sequences
+        if self._held is not None:
+            if isinstance(event, Ended):
+                self._held["token"]["text"] += event.text
+                self._held["generated_text"] = self._full_text(sequence)
+                self._held["details"] = self._details(output)
+            yield self._held
+        if isinstance(event, NewToken):
+            self._held = {
+                "index": len(sequence.tokens),
+                "token": self._token(event.token) | {"text": event.text},
+                "generated_text": None,
+                "details": None,
+            }
+            if self.parameters.top_n_tokens:
+                self._held["top_tokens"] = self._top_tokens(event.token)
 
-    def _full_text(self, number: int, sequence: GeneratedSequence) -> str:
-        prefix = self.prompts[number] if self.parameters.return_full_text else ""
+    def _full_text(self, sequence: GeneratedSequence) -> str:
+        prefix = self.prompts[sequence.index] if self.parameters.return_full_text else ""
         return prefix + sequence.text
 
-    def _details(self, number: int, sequence: GeneratedSequence) -> dict[str, Any]:
+    def _details(self, output: RequestOutput) -> dict[str, Any]:
+        request, (sequence,) = output.request, output.sequences
         assert sequence.reason is not None
-        request = self.requests[number]
         is_eos = sequence.tokens and sequence.tokens[-1].id in self.model.loaded.end_ids
         return {
             "finish_reason": "eos_token" if is_eos else FINISH_REASONS[sequence.reason],
@@ -309,24 +309,16 @@ class _TextGenerationResponse(GenerationResponse):
         return [self._token(ScoredToken(*pair)) for pair in token.top_logprobs]
 
 
-@dataclass(frozen=True)
-class HubTask:
-    """A task: the type of one input, the parameters, and what runs in the model's thread."""
-
-    inputs: Any
-    parameters: type[RequestModel]
-    run: Callable[[ServedModel, Any, Any], Any]
-
-
 async def _run_task(
-    task: HubTask, model: ServedModel, inputs: Sequence[Any], parameters: Mapping[str, Any]
+    task: str, model: ServedModel, inputs: Sequence[Any], parameters: Mapping[str, Any]
 ) -> list[Any]:
     """The result of each input; steps of generation run in between."""
+    kind, parameters_kind, work = TASKS[task]
     results = []
     for each in inputs:
-        given = _validated(task.inputs, each, "inputs")
-        known = _validated(task.parameters, parameters, "parameters")
-        results.append(await model.run(task.run, model, given, known))
+        given = _validated(kind, each, "inputs")
+        known = _validated(parameters_kind, parameters, "parameters")
+        results.append(await model.run(work, model, given, known))
     return results
 
 
@@ -361,10 +353,6 @@ def _classify(
     return model.loaded.label_scores(text)[: parameters.top_k]
 
 
-def _tag(model: ServedModel, text: str, _: TaggingParameters) -> list[dict[str, Any]]:
-    return model.loaded.tag(text)
-
-
 def _answer(model: ServedModel, given: Question, parameters: AnswerParameters) -> dict[str, Any]:
     return model.loaded.answer(
         given.question,
@@ -373,21 +361,26 @@ def _answer(model: ServedModel, given: Question, parameters: AnswerParameters) -
     )
 
 
-def _embed(model: ServedModel, texts: list[str], _: FeatureParameters) -> list[list[float]]:
-    return model.loaded.embed(texts).tolist()
-
-
 def _compare(model: ServedModel, given: SimilarityInputs, _: RequestModel) -> list[float]:
     """The cosine similarity of one sentence to each of the others."""
     embeddings = model.loaded.embed([given.source_sentence, *given.sentences])
     return (embeddings[1:] @ embeddings[0]).tolist()
 
 
-TASKS = {
-    "fill-mask": HubTask(Text, FillMaskParameters, _fill_mask),
-    "text-classification": HubTask(Text, ClassificationParameters, _classify),
-    "token-classification": HubTask(Text, TaggingParameters, _tag),
-    "question-answering": HubTask(Question, AnswerParameters, _answer),
-    "feature-extraction": HubTask(list[str], FeatureParameters, _embed),
-    "sentence-similarity": HubTask(SimilarityInputs, RequestModel, _compare),
+# By pipeline task: the type of one input, the parameters, and what runs in the model's thread.
+TASKS: dict[str, tuple[Any, type[RequestModel], Callable[[ServedModel, Any, Any], Any]]] = {
+    "fill-mask": (Text, FillMaskParameters, _fill_mask),
+    "text-classification": (Text, ClassificationParameters, _classify),
+    "token-classification": (
+        Text,
+        TaggingParameters,
+        lambda model, text, _: model.loaded.tag(text),
+    ),
+    "question-answering": (Question, AnswerParameters, _answer),
+    "feature-extraction": (
+        list[str],
+        FeatureParameters,
+        lambda model, texts, _: model.loaded.embed(texts).tolist(),
+    ),
+    "sentence-similarity": (SimilarityInputs, RequestModel, _compare),
 }

@@ -6,9 +6,8 @@ default settings of Ollama; the repetition penalty applies to the whole text.
 
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,9 +16,14 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from stillhouse import __version__
-from stillhouse.inference.engine.batcher import PrefillDone, Request
 from stillhouse.inference.generation import Generation
-from stillhouse.serving.dialects.base import Client, ClientDep, Dialect, ModelsDep
+from stillhouse.serving.dialects.base import (
+    Client,
+    ClientDep,
+    Dialect,
+    GenerationResponse,
+    ModelsDep,
+)
 from stillhouse.serving.schemas import (
     MAX_TEXTS,
     MIN_TOP_P,
@@ -32,7 +36,12 @@ from stillhouse.serving.schemas import (
     anything,
     only,
 )
-from stillhouse.serving.served_model import GeneratedSequence, ServedModel, ServedModels
+from stillhouse.serving.served_model import (
+    RequestOutput,
+    ServedModel,
+    ServedModels,
+    StreamEvent,
+)
 
 router = APIRouter(tags=["Ollama"])
 DIALECT = Dialect(
@@ -175,7 +184,8 @@ class GenerateRequest(GenerationRequest):
         if self.raw or lm.tokenizer.chat_template is None:
             return lm.prompt_ids("\n\n".join(filter(None, (self.system, self.prompt)))), ()
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return await model.chat_prompt([*system, {"role": "user", "content": self.prompt}])
+        messages = [*system, {"role": "user", "content": self.prompt}]
+        return await model.run(model.chat_prompt, messages)
 
     def content(self, text: str) -> dict[str, Any]:
         return {"response": text}
@@ -202,7 +212,7 @@ class ChatRequest(GenerationRequest):
 
     async def prompt_of(self, model: ServedModel) -> tuple[tuple[int, ...], tuple[str, ...]]:
         messages = [message.model_dump() for message in self.messages]
-        return await model.chat_prompt(messages) if messages else ((), ())
+        return await model.run(model.chat_prompt, messages) if messages else ((), ())
 
     def content(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text}}
@@ -246,44 +256,41 @@ async def _respond(body: GenerationRequest, models: ServedModels, client: Client
         return JSONResponse(_frame(model, body, "") | {"done": True, "done_reason": "load"})
     settings = body.options.generation(model, len(ids))
     settings = replace(settings, stop=(*settings.stop, *stops))
-    (request,) = requests = model.requests([ids], settings)
-    client.count_prompt_tokens(model, requests)
-    events = _events(model, body, request)
-    if body.stream:
-        return await client.stream(events, DIALECT)
-    return JSONResponse(await client.cancel_on_disconnect(anext(events)))
+    outputs = model.prepare([ids], settings, is_answer=isinstance(body, ChatRequest))
+    return await client.respond(_Response(model, outputs, body), DIALECT, stream=body.stream)
 
 
-async def _events(
-    model: ServedModel, body: GenerationRequest, request: Request
-) -> AsyncGenerator[dict[str, Any], None]:
-    """The text in pieces, if it is streamed, and last an event with the counts. An answer starts
-    with its first word."""
-    started = prefilled = time.perf_counter_ns()
-    sequence = GeneratedSequence()
-    is_answer = isinstance(body, ChatRequest)
-    async with aclosing(model.events([request])) as events:
-        async for _, event in events:
-            if isinstance(event, PrefillDone):
-                prefilled = time.perf_counter_ns()
-                continue
-            has_begun = sequence.text.strip() or not is_answer
-            text = event.text if has_begun else event.text.lstrip()
-            sequence.add(event)
-            if body.stream and text:
-                yield _frame(model, body, text) | {"done": False}
-    ended = time.perf_counter_ns()
-    whole = sequence.text.strip() if is_answer else sequence.text
-    yield _frame(model, body, "" if body.stream else whole) | {
-        "done": True,
-        "done_reason": FINISH_REASONS[sequence.reason or "stop"],
-        "total_duration": ended - started,
-        "load_duration": 0,
-        "prompt_eval_count": len(request.prompt_ids),
-        "prompt_eval_duration": prefilled - started,
-        "eval_count": len(sequence.tokens),
-        "eval_duration": ended - prefilled,
-    }
+@dataclass
+class _Response(GenerationResponse):
+    """The text in pieces, if it is streamed, and last a piece with the counts."""
+
+    body: GenerationRequest
+    started: int = field(default_factory=time.perf_counter_ns)
+
+    def whole(self) -> dict[str, Any]:
+        (sequence,) = self.outputs[0].sequences
+        return self._last(sequence.text.rstrip() if sequence.is_answer else sequence.text)
+
+    def chunks(self, output: RequestOutput, event: StreamEvent) -> Iterator[dict[str, Any]]:
+        (sequence,) = output.sequences
+        if sequence.new_text:
+            yield _frame(self.model, self.body, sequence.new_text) | {"done": False}
+        if sequence.reason is not None:
+            yield self._last("")
+
+    def _last(self, text: str) -> dict[str, Any]:
+        (output,), ended = self.outputs, time.perf_counter_ns()
+        (sequence,) = output.sequences
+        return _frame(self.model, self.body, text) | {
+            "done": True,
+            "done_reason": FINISH_REASONS[sequence.reason or "stop"],
+            "total_duration": ended - self.started,
+            "load_duration": 0,
+            "prompt_eval_count": len(output.request.prompt_ids),
+            "prompt_eval_duration": output.prefilled - self.started,
+            "eval_count": len(sequence.tokens),
+            "eval_duration": ended - output.prefilled,
+        }
 
 
 def _frame(model: ServedModel, body: GenerationRequest, text: str) -> dict[str, Any]:

@@ -4,9 +4,8 @@ import base64
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -16,7 +15,6 @@ from fastapi.responses import JSONResponse, Response
 
 from stillhouse.inference.engine.batcher import Ended, NewToken, PrefillDone, ScoredToken
 from stillhouse.inference.engine.text_stream import REPLACEMENT_CHARACTER, TextStream
-from stillhouse.inference.generation import Generation
 from stillhouse.serving.dialects.base import (
     STREAMED,
     ClientDep,
@@ -32,7 +30,12 @@ from stillhouse.serving.dialects.openai_schemas import (
     GenerationRequest,
 )
 from stillhouse.serving.schemas import APIError
-from stillhouse.serving.served_model import GeneratedSequence, RequestOutput, ServedModel
+from stillhouse.serving.served_model import (
+    GeneratedSequence,
+    RequestOutput,
+    ServedModel,
+    StreamEvent,
+)
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -88,8 +91,7 @@ def _description(model: ServedModel) -> dict[str, Any]:
 
 @dataclass
 class _Response(GenerationResponse, Generic[Body]):
-    """What the responses to completions and chat completions share. Choices of several prompts are
-    numbered through."""
+    """What the responses to completions and chat completions share."""
 
     body: Body
     id_prefix: ClassVar[str]
@@ -104,62 +106,47 @@ class _Response(GenerationResponse, Generic[Body]):
         }
 
     @abstractmethod
-    def choice(
-        self, number: int, output: RequestOutput, sequence: GeneratedSequence
-    ) -> dict[str, Any]:
-        """The fields of a whole choice for prompt `number`."""
+    def choice(self, output: RequestOutput, sequence: GeneratedSequence) -> dict[str, Any]:
+        """The fields of a whole choice."""
 
     @abstractmethod
-    def first_chunk(self, number: int) -> dict[str, Any] | None:
-        """The fields of a choice's chunk before its first token, if it has one."""
+    def chunk(self, output: RequestOutput, event: StreamEvent) -> dict[str, Any]:
+        """The fields of the chunk for an event; of a token, none is sent where all are empty."""
 
-    @abstractmethod
-    def chunk(
-        self, number: int, sequence: GeneratedSequence, event: NewToken | Ended
-    ) -> dict[str, Any]:
-        """The fields of the chunk for an event that follows `sequence`; none is sent where all of
-        them are empty."""
-
-    def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        pairs = [(number, each) for number, out in enumerate(outputs) for each in out.sequences]
+    def whole(self) -> dict[str, Any]:
         choices = [
             {
-                "index": index,
-                **self.choice(number, outputs[number], sequence),
+                "index": sequence.index,
+                **self.choice(output, sequence),
                 "finish_reason": FINISH_REASONS[sequence.reason or "stop"],
             }
-            for index, (number, sequence) in enumerate(pairs)
+            for output in self.outputs
+            for sequence in output.sequences
         ]
-        usage = self._usage([sequence for _, sequence in pairs])
+        usage = self._usage()
         return {**self._frame, "object": self.object, "choices": choices, "usage": usage}
 
-    async def events(self) -> AsyncGenerator[Any, None]:
+    def chunks(self, output: RequestOutput, event: StreamEvent) -> Iterator[Any]:
         """One chunk per token, the last of each choice with its finish reason."""
         frame = {**self._frame, "object": self.chunk_object}
-        n = self.body.n
-        sequences = [GeneratedSequence() for _ in range(n * len(self.requests))]
-        async with aclosing(self.model.events(self.requests)) as events:
-            async for number, event in events:
-                if isinstance(event, PrefillDone):
-                    if (fields := self.first_chunk(number)) is not None:
-                        for index in range(number * n, (number + 1) * n):
-                            choice = {"index": index, **fields, "finish_reason": None}
-                            yield {**frame, "choices": [choice]}
-                    continue
-                index = number * n + event.sequence
-                fields = self.chunk(number, sequences[index], event)
-                sequences[index].add(event)
+        fields, sequences = self.chunk(output, event), output.sequences
+        if not isinstance(event, PrefillDone):
+            sequences = [sequences[event.sequence]]
+        if fields and (any(fields.values()) or not isinstance(event, NewToken)):
+            for each in sequences:
                 reason = FINISH_REASONS[event.reason] if isinstance(event, Ended) else None
-                if reason or any(fields.values()):
-                    choice = {"index": index, **fields, "finish_reason": reason}
-                    yield {**frame, "choices": [choice]}
-        if self.body.stream_options is not None and self.body.stream_options.include_usage:
-            yield {**frame, "choices": [], "usage": self._usage(sequences)}
-        yield DONE
+                choice = {"index": each.index, **fields, "finish_reason": reason}
+                yield {**frame, "choices": [choice]}
+        if all(each.reason for output in self.outputs for each in output.sequences):
+            if self.body.stream_options is not None and self.body.stream_options.include_usage:
+                yield {**frame, "choices": [], "usage": self._usage()}
+            yield DONE
 
-    def _usage(self, sequences: Sequence[GeneratedSequence]) -> dict[str, int]:
-        num_prompt = sum(len(request.prompt_ids) for request in self.requests)
-        num_generated = sum(len(sequence.tokens) for sequence in sequences)
+    def _usage(self) -> dict[str, int]:
+        num_prompt = sum(len(output.request.prompt_ids) for output in self.outputs)
+        num_generated = sum(
+            len(sequence.tokens) for output in self.outputs for sequence in output.sequences
+        )
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_generated,
@@ -182,9 +169,9 @@ async def create_completion(
     echo_logprobs = body.echo and body.logprobs is not None
     if body.stream and echo_logprobs:
         raise APIError(400, "echo with logprobs cannot be streamed; omit stream.", param="stream")
-    requests = model.requests(prompts, settings, num_top_logprobs=body.logprobs, echo=echo_logprobs)
+    outputs = model.prepare(prompts, settings, num_top_logprobs=body.logprobs, echo=echo_logprobs)
     return await client.respond(
-        _CompletionResponse(model, requests, body), DIALECT, stream=body.stream
+        _CompletionResponse(model, outputs, body), DIALECT, stream=body.stream
     )
 
 
@@ -192,10 +179,8 @@ class _CompletionResponse(_Response[CompletionRequest]):
     id_prefix = "cmpl"
     object = chunk_object = "text_completion"
 
-    def choice(
-        self, number: int, output: RequestOutput, sequence: GeneratedSequence
-    ) -> dict[str, Any]:
-        prompt = self._echoed_prompt(number)
+    def choice(self, output: RequestOutput, sequence: GeneratedSequence) -> dict[str, Any]:
+        prompt = self._echoed_prompt(output)
         decoded = TextStream(self.model.loaded.tokenizer, ())
         # An incomplete character has no length yet.
         lengths = [len(decoded.push(token.id)) for token in output.prompt]
@@ -204,21 +189,19 @@ class _CompletionResponse(_Response[CompletionRequest]):
         logprobs = self._logprobs([*output.prompt, *sequence.tokens], offsets)
         return {"text": prompt + sequence.text, "logprobs": logprobs}
 
-    def first_chunk(self, number: int) -> dict[str, Any] | None:
-        prompt = {"text": self._echoed_prompt(number), "logprobs": None}
-        return prompt if self.body.echo else None
-
-    def chunk(
-        self, number: int, sequence: GeneratedSequence, event: NewToken | Ended
-    ) -> dict[str, Any]:
+    def chunk(self, output: RequestOutput, event: StreamEvent) -> dict[str, Any]:
+        if isinstance(event, PrefillDone):
+            prompt = {"text": self._echoed_prompt(output), "logprobs": None}
+            return prompt if self.body.echo else {}
         logprobs = None
         if isinstance(event, NewToken):
             # From 0 on: a prompt is not echoed where log-probabilities are streamed.
-            logprobs = self._logprobs([event.token], [len(sequence.text)])
+            offsets = output.sequences[event.sequence].text_offsets
+            logprobs = self._logprobs([event.token], offsets[-1:])
         return {"text": event.text, "logprobs": logprobs}
 
-    def _echoed_prompt(self, number: int) -> str:
-        ids = self.requests[number].prompt_ids if self.body.echo else ()
+    def _echoed_prompt(self, output: RequestOutput) -> str:
+        ids = output.request.prompt_ids if self.body.echo else ()
         return self.model.loaded.decode(ids)
 
     def _logprobs(self, tokens: Sequence[ScoredToken], offsets: list[int]) -> dict[str, Any] | None:
@@ -267,32 +250,27 @@ async def _chat(model: ServedModel, body: ChatRequest, client: ClientDep) -> Res
     if body.top_logprobs and not body.logprobs:
         raise APIError(400, "top_logprobs requires logprobs=true.", param="top_logprobs")
     messages = [message.for_template() for message in body.messages]
-    ids, stops = await model.chat_prompt(messages)
+    ids, stops = await model.run(model.chat_prompt, messages)
     default = min(model.loaded.context - len(ids), DEFAULT_CHAT_TOKENS)
     settings = body.generation(max(body.max_completion_tokens or body.max_tokens or default, 1))
-    settings = Generation(**{**vars(settings), "stop": (*settings.stop, *stops)})
+    settings = replace(settings, stop=(*settings.stop, *stops))
     num_top_logprobs = body.top_logprobs if body.logprobs else None
-    requests = model.requests([ids], settings, num_top_logprobs=num_top_logprobs)
-    return await client.respond(_ChatResponse(model, requests, body), DIALECT, stream=body.stream)
+    outputs = model.prepare([ids], settings, is_answer=True, num_top_logprobs=num_top_logprobs)
+    return await client.respond(_ChatResponse(model, outputs, body), DIALECT, stream=body.stream)
 
 
 class _ChatResponse(_Response[ChatRequest]):
     id_prefix = "chatcmpl"
     object, chunk_object = "chat.completion", "chat.completion.chunk"
 
-    def choice(
-        self, number: int, output: RequestOutput, sequence: GeneratedSequence
-    ) -> dict[str, Any]:
-        message = {"role": "assistant", "content": sequence.text.strip()}
+    def choice(self, output: RequestOutput, sequence: GeneratedSequence) -> dict[str, Any]:
+        message = {"role": "assistant", "content": sequence.text.rstrip()}
         return {"message": message, "logprobs": self._logprobs(sequence.tokens)}
 
-    def first_chunk(self, number: int) -> dict[str, Any]:
-        return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
-
-    def chunk(
-        self, number: int, sequence: GeneratedSequence, event: NewToken | Ended
-    ) -> dict[str, Any]:
-        text = event.text if sequence.text.strip() else event.text.lstrip()
+    def chunk(self, output: RequestOutput, event: StreamEvent) -> dict[str, Any]:
+        if isinstance(event, PrefillDone):
+            return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        text = output.sequences[event.sequence].new_text
         logprobs = self._logprobs([event.token]) if isinstance(event, NewToken) else None
         return {"delta": {"content": text} if text else {}, "logprobs": logprobs}
 
