@@ -111,6 +111,6 @@ def _serve(
     if replicas is None:
         serve_models(config)
         return
-    from stillhouse.serving.ray_app import Replicas, serve_replicas
+    from stillhouse.serving.ray_app import serve_replicas
 
-    serve_replicas(config, Replicas(*replicas))
+    serve_replicas(config, *replicas)

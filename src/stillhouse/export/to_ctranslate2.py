@@ -8,7 +8,6 @@ from typing import Any
 import ctranslate2
 import numpy as np
 import torch
-from ctranslate2.converters import Converter
 from ctranslate2.converters.transformers import (
     BertLoader,
     DistilBertLoader,
@@ -50,30 +49,23 @@ def _refusal(exported: Exported) -> str | None:
     return config_refusal(loaded.model.config, ACTIVATIONS)
 
 
-class _Converter(Converter):
-    """Converts a model in memory."""
-
-    def __init__(self, exported: Exported) -> None:
-        self._exported = exported
-
-    @torch.no_grad()
-    def _load(self) -> Any:
-        loaded, config = self._exported.loaded, self._exported.model.config
-        # The loaders read a key that transformers 5 no longer has: all positions are absolute.
-        config.position_embedding_type = "absolute"
-        loader = LOADERS[config.model_type]()
-        if isinstance(loaded, CausalLM):
-            spec = loader(self._exported.model, _tokens(self._exported))
-            spec.config.layer_norm_epsilon = config.layer_norm_epsilon
-            return spec
-        body: Any = self._exported.model.base_model
-        lacks_pooler = config.model_type == "bert" and body.pooler is None
-        if lacks_pooler:
-            body.pooler = BertPooler(config)  # required by BERT's loader; not written
-        spec = loader(body, _tokens(self._exported))
-        if lacks_pooler:
-            del spec.pooler_dense, spec.pooler_activation
-        return spec
+@torch.no_grad()
+def _spec(exported: Exported) -> Any:
+    """The model in CTranslate2's form."""
+    config = exported.model.config
+    # The loaders read a key that transformers 5 no longer has: all positions are absolute.
+    config.position_embedding_type = "absolute"
+    is_causal = isinstance(exported.loaded, CausalLM)
+    model: Any = exported.model if is_causal else exported.model.base_model
+    lacks_pooler = config.model_type == "bert" and model.pooler is None
+    if lacks_pooler:
+        model.pooler = BertPooler(config)  # required by BERT's loader; not written
+    spec = LOADERS[config.model_type]()(model, _tokens(exported))
+    if lacks_pooler:
+        del spec.pooler_dense, spec.pooler_activation
+    if is_causal:
+        spec.config.layer_norm_epsilon = config.layer_norm_epsilon
+    return spec
 
 
 def _tokens(exported: Exported) -> SimpleNamespace:
@@ -92,7 +84,10 @@ def _tokens(exported: Exported) -> SimpleNamespace:
 
 
 def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
-    _Converter(exported).convert(str(target), quantization=QUANTIZATION[precision], force=True)
+    spec = _spec(exported)
+    spec.validate()
+    spec.optimize(quantization=QUANTIZATION[precision])
+    spec.save(str(target))
     exported.loaded.tokenizer.save_pretrained(target)
     if not isinstance(exported.loaded, CausalLM):
         return []

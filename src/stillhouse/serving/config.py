@@ -70,9 +70,10 @@ class ServerConfig:
     @property
     def names(self) -> list[str]:
         """The models' names in requests: a folder's own name, or the name on the hub."""
-        paths = {model: Path(model).expanduser() for model in self.models}
+        paths = [Path(model).expanduser() for model in self.models]
         return [
-            paths[model].resolve().name if paths[model].is_dir() else model for model in self.models
+            path.resolve().name if path.is_dir() else model
+            for path, model in zip(paths, self.models, strict=True)
         ]
 
     @property

@@ -89,16 +89,13 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), 500
-        is_head = scope["method"] == "HEAD"
-        if is_head:  # answered as GET is, without the body
+        if scope["method"] == "HEAD":  # answered as GET is; the server leaves the body out
             scope = {**scope, "method": "GET"}
 
         async def measured_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            elif is_head:
-                message = {**message, "body": b""}
             await send(message)
 
         try:

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,37 +27,34 @@ from stillhouse.wording import counted
 NAME = "stillhouse"
 
 
-@dataclass(frozen=True)
-class Replicas:
-    """Number of replicas: at least, and at most under load; CPU cores of each."""
+def deployment(config: ServerConfig, num_replicas: int, max_replicas: int) -> serve.Application:
+    """The application for `ray.serve.run`, where a cluster's own tools start it.
 
-    num_replicas: int
-    max_replicas: int
-    num_cpus: float = 1
+    Args:
+        num_replicas: At least, of one CPU core each.
+        max_replicas: At most, as the load grows.
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_replicas <= self.max_replicas:
-            raise RecipeError(
-                f"--replicas {self.num_replicas} and --max-replicas {self.max_replicas} cannot "
-                "both hold; give at least 1 replica, and no smaller maximum."
-            )
-
-
-def deployment(config: ServerConfig, replicas: Replicas) -> serve.Application:
-    """The application for `ray.serve.run`, where a cluster's own tools start it."""
+    Raises:
+        RecipeError: A maximum below the number of replicas.
+    """
+    if not 1 <= num_replicas <= max_replicas:
+        raise RecipeError(
+            f"--replicas {num_replicas} and --max-replicas {max_replicas} cannot both hold; give "
+            "at least 1 replica, and no smaller maximum."
+        )
     limits = config.limits
-    scale: dict[str, Any] = {"num_replicas": replicas.num_replicas}
-    if replicas.max_replicas > replicas.num_replicas:
+    scale: dict[str, Any] = {"num_replicas": num_replicas}
+    if max_replicas > num_replicas:
         scale = {
             "autoscaling_config": {
-                "min_replicas": replicas.num_replicas,
-                "max_replicas": replicas.max_replicas,
+                "min_replicas": num_replicas,
+                "max_replicas": max_replicas,
                 "target_ongoing_requests": limits.num_slots,
             }
         }
     decorator = serve.deployment(
         name=NAME,
-        ray_actor_options={"num_cpus": replicas.num_cpus},
+        ray_actor_options={"num_cpus": 1},
         # Above what our own queue holds, which rejects the rest with 429.
         max_ongoing_requests=2 * (limits.num_slots + limits.queue),
         **scale,
@@ -70,12 +66,14 @@ def deployment(config: ServerConfig, replicas: Replicas) -> serve.Application:
     return decorator(serve.ingress(replica)()).bind()
 
 
-def serve_replicas(config: ServerConfig, replicas: Replicas) -> None:
-    """Serve until Ctrl+C or SIGTERM.
+def serve_replicas(config: ServerConfig, num_replicas: int, max_replicas: int) -> None:
+    """Serve until Ctrl+C or SIGTERM; see `deployment`.
 
     Raises:
-        RecipeError: The machine or cluster has fewer CPU cores than the replicas need.
+        RecipeError: The machine or cluster has fewer CPU cores than the replicas need, or their
+            maximum is below their number.
     """
+    application = deployment(config, num_replicas, max_replicas)
     ray.init(
         address=os.environ.get("RAY_ADDRESS"),
         namespace=NAME,
@@ -85,17 +83,15 @@ def serve_replicas(config: ServerConfig, replicas: Replicas) -> None:
     )
     try:
         available = ray.cluster_resources().get("CPU", 0)
-        needed = replicas.num_replicas * replicas.num_cpus
-        if needed > available:
+        if num_replicas > available:
             raise RecipeError(
-                f"{counted(replicas.num_replicas, 'replica needs', 'replicas need')} {needed:g} "
-                f"CPU cores; {available:g} are available. Give a smaller --replicas."
+                f"{counted(num_replicas, 'replica needs', 'replicas need')} {num_replicas} CPU "
+                f"cores; {available:g} are available. Give a smaller --replicas."
             )
         serve.start(http_options={"host": config.host, "port": config.port})
-        serve.run(deployment(config, replicas), name=NAME)
+        serve.run(application, name=NAME)
         print(
-            f"{counted(replicas.num_replicas, 'replica')}, ready at "
-            f"http://{config.host}:{config.port}",
+            f"{counted(num_replicas, 'replica')}, ready at http://{config.host}:{config.port}",
             file=sys.stderr,
         )
         stopped = threading.Event()

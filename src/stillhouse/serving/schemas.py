@@ -43,17 +43,14 @@ Neutral = Callable[[Any], bool]
 
 def only(*values: Any) -> Neutral:
     """These values have no effect; without any, only null has none."""
-
-    def is_neutral(value: Any) -> bool:
-        same_kind = [each for each in values if isinstance(each, bool) == isinstance(value, bool)]
-        return value in same_kind  # to Python, 0 is False
-
-    return is_neutral
+    return lambda value: any(
+        value == each and isinstance(value, bool) == isinstance(each, bool)  # 0 is not False
+        for each in values
+    )
 
 
-def anything(value: Any) -> bool:
+def anything(_: Any) -> bool:
     """No value has an effect."""
-    del value
     return True
 
 

@@ -81,13 +81,12 @@ def create_app(load: Loader, config: ServerConfig, *, wait: bool = False) -> Fas
         redoc_url=None,
         lifespan=lifespan,
         responses=RESPONSES,
+        exception_handlers=dict.fromkeys(ERRORS, _on_error),
     )
     app.state.models = app.state.failure = None
     app.state.metrics = Metrics()
     for dialect in (EDITOR, *DIALECTS) if config.with_editor else DIALECTS:
         app.include_router(dialect.router)
-    for kind in ERRORS:
-        app.add_exception_handler(kind, _on_error)
     app.add_middleware(
         RequestGuard, metrics=app.state.metrics, api_key=config.api_key, error_body=error_body
     )

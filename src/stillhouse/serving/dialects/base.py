@@ -48,6 +48,7 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 }
 
 
+FINISH_REASONS = {"stop": "stop", "length": "length", "time": "length"}
 ERROR_TYPES = {400: "validation", 401: "authentication", 404: "not_found", 429: "overloaded"}
 
 

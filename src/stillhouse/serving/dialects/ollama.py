@@ -18,6 +18,7 @@ from pydantic import Field
 from stillhouse import __version__
 from stillhouse.inference.generation import Generation
 from stillhouse.serving.dialects.base import (
+    FINISH_REASONS,
     Client,
     ClientDep,
     Dialect,
@@ -60,7 +61,6 @@ STREAMED: dict[int | str, dict[str, Any]] = {
         },
     }
 }
-FINISH_REASONS = {"stop": "stop", "length": "length", "time": "length"}
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
@@ -151,15 +151,6 @@ class GenerationRequest(ModelRequest):
     options: Options = Field(default_factory=lambda: Options.model_validate({}))
     stream: bool = True
 
-    async def prompt_of(self, model: ServedModel) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """The prompt's token ids, and strings that end its response. Without ids nothing is
-        generated: clients load a model so."""
-        raise NotImplementedError
-
-    def content(self, text: str) -> dict[str, Any]:
-        """A piece of the response, or all of it."""
-        raise NotImplementedError
-
 
 class GenerateRequest(GenerationRequest):
     """`POST /api/generate`."""
@@ -176,6 +167,8 @@ class GenerateRequest(GenerationRequest):
     raw: bool = Field(False, description="Continue the prompt as it is, without a template.")
 
     async def prompt_of(self, model: ServedModel) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """The prompt's token ids, and strings that end its response. Without ids nothing is
+        generated: clients load a model so."""
         lm = model.causal_lm
         if self.raw and self.system:
             raise APIError(400, "raw has no system text; put it in the prompt.", param="system")
@@ -186,9 +179,6 @@ class GenerateRequest(GenerationRequest):
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*system, {"role": "user", "content": self.prompt}]
         return await model.run(model.chat_prompt, messages)
-
-    def content(self, text: str) -> dict[str, Any]:
-        return {"response": text}
 
 
 class ChatMessage(RequestModel):
@@ -211,11 +201,9 @@ class ChatRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(default=[], max_length=1_000)
 
     async def prompt_of(self, model: ServedModel) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """As that of `GenerateRequest`."""
         messages = [message.model_dump() for message in self.messages]
         return await model.run(model.chat_prompt, messages) if messages else ((), ())
-
-    def content(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text}}
 
 
 class EmbedRequest(ModelRequest):
@@ -249,7 +237,9 @@ async def chat(body: ChatRequest, models: ModelsDep, client: ClientDep) -> Respo
     return await _respond(body, models, client)
 
 
-async def _respond(body: GenerationRequest, models: ServedModels, client: Client) -> Response:
+async def _respond(
+    body: GenerateRequest | ChatRequest, models: ServedModels, client: Client
+) -> Response:
     model = body.named(models, "text-generation")
     ids, stops = await body.prompt_of(model)
     if not ids:
@@ -294,8 +284,16 @@ class _Response(GenerationResponse):
 
 
 def _frame(model: ServedModel, body: GenerationRequest, text: str) -> dict[str, Any]:
-    now = datetime.now(UTC).isoformat()
-    return {"model": body.model or model.name, "created_at": now, **body.content(text)}
+    """What each piece of a response has."""
+    return {
+        "model": body.model or model.name,
+        "created_at": datetime.now(UTC).isoformat(),
+        **(
+            {"message": {"role": "assistant", "content": text}}
+            if isinstance(body, ChatRequest)
+            else {"response": text}
+        ),
+    }
 
 
 @router.post("/api/embed")

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from stillhouse.inference.engine.batcher import Ended, NewToken, PrefillDone, ScoredToken
 from stillhouse.inference.engine.text_stream import REPLACEMENT_CHARACTER, TextStream
 from stillhouse.serving.dialects.base import (
+    FINISH_REASONS,
     STREAMED,
     ClientDep,
     Dialect,
@@ -41,7 +42,6 @@ router = APIRouter(tags=["OpenAI"])
 
 Body = TypeVar("Body", bound=GenerationRequest)
 DONE = "[DONE]"  # the last event of a stream
-FINISH_REASONS = {"stop": "stop", "length": "length", "time": "length"}
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 DEFAULT_CHAT_TOKENS = 256
 
