@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stillhouse.cli import about, models, runs, serving
+from stillhouse.cli import models, runs, serving
 from stillhouse.stages.stage import STAGES, stage_named
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ for _command in (
     serving.write,
     models.export,
     models.features,
-    about.recipes,
-    about.doctor,
+    runs.recipes,
+    runs.doctor,
 ):
     app.command()(_command)

@@ -77,14 +77,22 @@ def score(
     if lm_eval is not None or data is None:
         raise RecipeError("Give --data (and --task, --set), or --lm-eval alone.")
     from stillhouse.evaluation.score import print_scores, score_model
+
+    folder, recipe = _folder_and_task(model, task, overrides, offline=offline)
+    result = score_model(model, folder, recipe, data)
+    print_json(result) if as_json else print_scores(result)
+
+
+def _folder_and_task(
+    model: str, task: str | None, overrides: list[str] | None, *, offline: bool
+) -> tuple[Path, Any]:
+    """A model's folder, and the settings of the task; by default of the one it was trained on."""
     from stillhouse.models.hub import resolve_folder
     from stillhouse.recipe_file import parse_task
     from stillhouse.tasks.registry import settings_of_model
 
     folder = resolve_folder(model, offline=offline)
-    recipe = parse_task(task or settings_of_model(folder), overrides or [])
-    result = score_model(model, folder, recipe, data)
-    print_json(result) if as_json else print_scores(result)
+    return folder, parse_task(task or settings_of_model(folder), overrides or [])
 
 
 def predict(
@@ -107,73 +115,59 @@ def predict(
     from stillhouse.inference.load import load_for_task
     from stillhouse.inference.predict import check_output, predict_file
     from stillhouse.inference.task_model import cut_text
-    from stillhouse.models.hub import resolve_folder
-    from stillhouse.recipe_file import parse_task
-    from stillhouse.tasks.registry import settings_of_model
     from stillhouse.training.device import pick_device
 
     check_output(output)
-    folder = resolve_folder(model, offline=offline)
-    recipe = parse_task(task or settings_of_model(folder), overrides or [])
+    folder, recipe = _folder_and_task(model, task, overrides, offline=offline)
     loaded = load_for_task(folder, recipe, pick_device())
     number, num_cut = predict_file(loaded, source, output)
     if num_cut:
         typer.echo(cut_text(num_cut, loaded.task), err=True)
     if blank := loaded.task.blank_rows(source):
-        where = f"{source}: {numbered_rows(blank)} without any field"
-        typer.echo(f"{where}: read as empty text", err=True)
+        typer.echo(
+            f"{source}: {numbered_rows(blank)} without any field: read as empty text", err=True
+        )
     print(f"{output}: {counted(number, 'prediction')}")
 
 
-MaxNewTokens = Annotated[int, typer.Option(help="Number of tokens to add.")]
-NumSequences = Annotated[int, typer.Option(help="Number of texts.")]
-Temperature = Annotated[
-    float, typer.Option(help="Below 1 is more predictable, above 1 more random.")
-]
-TopK = Annotated[
-    int, typer.Option(help="Sample from the k most probable tokens; 0 samples from all.")
-]
-TopP = Annotated[
-    float, typer.Option(help="Sample from the most probable tokens of this total probability.")
-]
-MinP = Annotated[
-    float,
-    typer.Option(help="Drop tokens less probable than this fraction of the most probable one."),
-]
-TypicalP = Annotated[
-    float, typer.Option(help="Sample from the least surprising tokens of this total probability.")
-]
-RepetitionPenalty = Annotated[
-    float, typer.Option(help="Above 1 makes tokens that already occur less probable.")
-]
-Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")]
-NumBeams = Annotated[int, typer.Option(help="With --greedy: the number of beams of a beam search.")]
-Stop = Annotated[
-    list[str] | None, typer.Option(help="End before this text; may be given several times.")
-]
-Draft = Annotated[
-    str | None,
-    typer.Option(metavar="STUDENT", help="A student that drafts; the output is the model's own."),
-]
+GENERATION_HELP = {
+    "max_new_tokens": "Number of tokens to add.",
+    "num_return_sequences": "Number of texts.",
+    "temperature": "Below 1 is more predictable, above 1 more random.",
+    "top_k": "Sample from the k most probable tokens; 0 samples from all.",
+    "top_p": "Sample from the most probable tokens of this total probability.",
+    "min_p": "Drop tokens less probable than this fraction of the most probable one.",
+    "typical_p": "Sample from the least surprising tokens of this total probability.",
+    "repetition_penalty": "Above 1 makes tokens that already occur less probable.",
+    "greedy": "Always take the most probable token.",
+    "num_beams": "With --greedy: the number of beams of a beam search.",
+    "stop": "End before this text; may be given several times.",
+    "draft": "A student that drafts; the output is the model's own.",
+    "seed": "Makes sampling reproducible.",
+}
+
+
+def _option(name: str, *flags: str, **settings: Any) -> Any:
+    return typer.Option(*flags, help=GENERATION_HELP[name], **settings)
 
 
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None,
-    max_new_tokens: MaxNewTokens = 50,
-    num_return_sequences: NumSequences = 1,
-    temperature: Temperature = 1.0,
-    top_k: TopK = 50,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    typical_p: TypicalP = 1.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    greedy: Greedy = False,
-    num_beams: NumBeams = 1,
-    stop: Stop = None,
+    seed: Annotated[int | None, _option("seed")] = None,
+    max_new_tokens: Annotated[int, _option("max_new_tokens")] = 50,
+    num_return_sequences: Annotated[int, _option("num_return_sequences")] = 1,
+    temperature: Annotated[float, _option("temperature")] = 1.0,
+    top_k: Annotated[int, _option("top_k")] = 50,
+    top_p: Annotated[float, _option("top_p")] = 1.0,
+    min_p: Annotated[float, _option("min_p")] = 0.0,
+    typical_p: Annotated[float, _option("typical_p")] = 1.0,
+    repetition_penalty: Annotated[float, _option("repetition_penalty")] = 1.0,
+    greedy: Annotated[bool, _option("greedy", "--greedy")] = False,
+    num_beams: Annotated[int, _option("num_beams")] = 1,
+    stop: Annotated[list[str] | None, _option("stop")] = None,
     precision: PrecisionName = "fp32",
-    draft: Draft = None,
+    draft: Annotated[str | None, _option("draft", metavar="STUDENT")] = None,
     offline: Offline = False,
     as_json: AsJson = False,
     device: Device = None,
@@ -209,10 +203,8 @@ def generate(
         typer.echo(kept, err=True)
         found = [text]
     texts = [prompt + rest for rest in found]
-    if as_json:
-        print_json([{"generated_text": text} for text in texts])
-    else:
-        print("\n---\n".join(texts))
+    as_dicts = [{"generated_text": text} for text in texts]
+    print_json(as_dicts) if as_json else print("\n---\n".join(texts))
 
 
 def _load(name: str, precision: str, *, offline: bool) -> Any:

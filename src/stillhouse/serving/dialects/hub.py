@@ -232,8 +232,9 @@ def _text_response(
         num_top_logprobs=parameters.top_n_tokens if parameters.details or body.stream else None,
         echo=parameters.decoder_input_details,
     )
-    is_list = isinstance(body.inputs, list)
-    return _TextGenerationResponse(model, outputs, prompts, parameters, is_list)
+    return _TextGenerationResponse(
+        model, outputs, prompts, parameters, isinstance(body.inputs, list)
+    )
 
 
 @dataclass
