@@ -18,8 +18,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends
-from fastapi import Request as HttpRequest
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from stillhouse.errors import StillhouseError
@@ -109,7 +108,7 @@ class GenerationResponse(ABC):
 class Client:
     """The client of one HTTP request."""
 
-    def __init__(self, request: HttpRequest) -> None:
+    def __init__(self, request: Request) -> None:
         self._request = request
         self._metrics: Metrics = request.app.state.metrics
 
@@ -170,7 +169,7 @@ class Client:
         return StreamingResponse(encoded(), media_type=dialect.media_type, headers=STREAM_HEADERS)
 
 
-def _models(request: HttpRequest) -> ServedModels:
+def _models(request: Request) -> ServedModels:
     models: ServedModels | None = request.app.state.models
     if models is None:
         raise APIError(503, "The model is loading; retry in a moment.")
