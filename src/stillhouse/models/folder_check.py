@@ -11,11 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from tokenizers import processors
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from transformers.activations import ACT2FN
 
 from stillhouse.errors import ModelError
@@ -234,21 +233,6 @@ def _settle(config: PretrainedConfig, language_modeling: str) -> None:
         setattr(config, name, value)
     if isinstance(config.architectures, str):
         config.architectures = [config.architectures]
-
-
-def empty_model_of(model_class: Any, config: PretrainedConfig, folder: Path) -> PreTrainedModel:
-    """The model of a folder without memory for its weights (on torch's meta device).
-
-    Raises:
-        ModelError: the configuration does not make a model.
-    """
-    try:
-        with torch.device("meta"):
-            return getattr(model_class, "from_config", model_class)(config)
-    except Exception as error:  # a hostile file can raise anything in the library
-        raise ModelError(
-            f"No model can be made by {folder / 'config.json'}: {first_line(error)}"
-        ) from error
 
 
 def first_line(error: Exception) -> str:

@@ -20,7 +20,6 @@ from stillhouse.models.folder_check import (
     OTHER_WEIGHTS,
     WEIGHTS,
     differing_shapes,
-    empty_model_of,
     first_line,
     fit_tokenizer,
     load_config,
@@ -122,7 +121,12 @@ def load_weights(
             **({"device_map": "meta"} if headers_only else {}),
         )
     except Exception as error:  # a damaged file can raise anything in the library
-        empty_model_of(model_class, config, folder)
+        try:
+            empty_model(config, model_class)
+        except Exception as fault:
+            raise ModelError(
+                f"No model can be made by {folder / 'config.json'}: {first_line(fault)}"
+            ) from fault
         raise ModelError(
             f"The weights in {folder} cannot be loaded: {first_line(error)}. "
             "Download or save them again."
@@ -168,10 +172,12 @@ def _class_of(family: Family) -> Any:
     return getattr(transformers, family.model_class)
 
 
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model's structure without memory for its weights (on torch's meta device)."""
+def empty_model(config: PretrainedConfig, model_class: Any = None) -> PreTrainedModel:
+    """The structure of a model without memory for its weights (on torch's meta device), by default
+    with the head of its family."""
+    make = model_class or _class_of(family_of(config))
     with torch.device("meta"):
-        return _class_of(family_of(config))(config)
+        return getattr(make, "from_config", make)(config)
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
