@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.evaluation.test_perplexity import END, model, text  # noqa: F401
 
-from stillhouse.evaluation.metrics.calibration import NUM_BINS, CalibrationError
+from stillhouse.evaluation.calibration import NUM_BINS, CalibrationError
 from stillhouse.evaluation.perplexity import Observer, score_text
 from stillhouse.families.registry import family_of
 

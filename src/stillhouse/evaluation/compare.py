@@ -24,10 +24,9 @@ from stillhouse.errors import DataError, ModelError
 from stillhouse.evaluation.metrics.base import Metric, Model, Protocol, Subjects, read
 from stillhouse.evaluation.metrics.registry import METRICS, measure
 from stillhouse.evaluation.metrics.speed import is_noisy
-from stillhouse.evaluation.perplexity import ScoredText, UnitLosses, difference, stride_of
+from stillhouse.evaluation.perplexity import ScoredText, UnitLosses, difference
 from stillhouse.evaluation.quality import (
     causal_protocol,
-    context_of,
     has_diverged,
     masked_protocol,
     read_text,
@@ -90,7 +89,7 @@ def compare_models(
         model["loss_minus_first"] = _to_first(losses, name)
     return {
         "text": where,
-        "protocol": facts,
+        "protocol": {**facts, **protocol.facts},
         "machine": describe_machine(),
         "models": models,
     }
@@ -108,9 +107,12 @@ def _to_first(losses: Mapping[str, UnitLosses], name: str) -> dict[str, float | 
 def _protocol(
     folders: Mapping[str, Path], loaded: Loaded, text: Path | None
 ) -> tuple[str, dict[str, Any], Protocol]:
-    """The text, facts on how it is scored, and the protocol."""
+    """The text, facts on it, and the protocol. Students of a run get the figures of its report."""
     if text is None and (found := _common_run(folders)) is not None:
-        return _as_in_the_report(*found, loaded)
+        recipe, run = found
+        name = recipe.evaluation.perplexity[0]
+        where = f"the held-out documents of {run.path}" if name == "validation" else name
+        return where, {"run": str(run.path)}, run_protocol(recipe, run, loaded)
     texts = _sample_validation() if text is None else [read_text(text)]
     where = "the sample's held-out documents" if text is None else str(text)
     tokenizers = {name: load_model_tokenizer(folder) for name, folder in folders.items()}
@@ -122,29 +124,14 @@ def _protocol(
             name: special_tokens(each, "causal").document_start for name, each in tokenizers.items()
         }
         own = {name: {where: each} for name, each in scored.items()}
-        facts = {"perplexity_block": context, "stride": stride_of(context)}
         protocol = causal_protocol(loaded, own, starts, context)
     else:
         length = min(MASKED_LENGTH, context)
-        facts = {"sequence_length": length}
         protocol = masked_protocol(
             loaded,
             {name: _masked_source(scored[name], each, length) for name, each in tokenizers.items()},
         )
-    return where, {"documents": len(texts), **facts}, protocol
-
-
-def _as_in_the_report(
-    recipe: Recipe, run: RunFolder, loaded: Loaded
-) -> tuple[str, dict[str, Any], Protocol]:
-    """The run's own text and blocks, so that its students get the figures of its report."""
-    context = context_of(recipe.tokens.sequence_length, next(iter(loaded.values())))
-    facts = {"perplexity_block": context, "stride": stride_of(context)}
-    if recipe.tokens.language_modeling == "masked":
-        facts = {"sequence_length": context}
-    name = recipe.evaluation.perplexity[0]
-    text = f"the held-out documents of {run.path}" if name == "validation" else name
-    return text, {"run": str(run.path), **facts}, run_protocol(recipe, run, loaded)
+    return where, {"documents": len(texts)}, protocol
 
 
 def _common_run(folders: Mapping[str, Path]) -> tuple[Recipe, RunFolder] | None:
@@ -251,7 +238,13 @@ def _rows(metric: Metric, models: Models) -> list[Sequence[str]]:
     intervals = [read(model, metric.interval) for model in models.values()]
     return [
         [metric.label, *(_with_ratio(metric, value, values[0]) for value in values)],
-        ["", *(_range(each) if is_noisy(each) else "" for each in intervals)],
+        [
+            "",
+            *(
+                f"noisy: {units.between(each[0], each[1], units.times)}" if is_noisy(each) else ""
+                for each in intervals
+            ),
+        ],
     ]
 
 
@@ -260,11 +253,6 @@ def _with_ratio(metric: Metric, value: int | float | None, base: int | float | N
         return ""
     ratio = f" ({value / base:.2f}{units.TIMES})" if base and value is not base else ""
     return metric.unit.show(value) + ratio
-
-
-def _range(interval: Sequence[float]) -> str:
-    low, high = interval
-    return f"noisy: {units.between(low, high, units.times)}"
 
 
 def _difference(model: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from stillhouse.evaluation.perplexity import (
     masked_losses,
     num_fixed_batches,
     score_text,
+    stride_of,
 )
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
@@ -55,9 +56,12 @@ def run_protocol(recipe: Recipe, run: RunFolder, models: Mapping[str, Model]) ->
         for name in recipe.evaluation.perplexity
     }
     start = special_tokens(tokenizer, "causal").document_start
-    length = recipe.tokens.sequence_length
-    every = dict.fromkeys
-    return causal_protocol(models, every(models, texts), every(models, start), length)
+    return causal_protocol(
+        models,
+        dict.fromkeys(models, texts),
+        dict.fromkeys(models, start),
+        recipe.tokens.sequence_length,
+    )
 
 
 def causal_protocol(
@@ -96,7 +100,9 @@ def causal_protocol(
         ]
         return sum(len(batches_of(windows)) for cut in cuts for windows in cut)
 
-    return Protocol(score, {name: num_batches(name) for name in models})
+    block = context_of(context, next(iter(models.values())))
+    facts = {"perplexity_block": block, "stride": stride_of(block)}
+    return Protocol(score, {name: num_batches(name) for name in models}, facts)
 
 
 def masked_protocol(models: Mapping[str, Model], sources: Mapping[str, SequenceSource]) -> Protocol:
@@ -107,7 +113,11 @@ def masked_protocol(models: Mapping[str, Model], sources: Mapping[str, SequenceS
         entry: dict[str, Any] = dict.fromkeys(("validation_loss", "masked_loss"), losses.mean)
         return entry | {"perplexity": None}, losses
 
-    return Protocol(score, {name: num_fixed_batches(each) for name, each in sources.items()})
+    return Protocol(
+        score,
+        {name: num_fixed_batches(each) for name, each in sources.items()},
+        {"sequence_length": next(iter(sources.values())).sequence_length},
+    )
 
 
 def context_of(sequence_length: int, model: Model) -> int:

@@ -13,6 +13,7 @@ from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import (
     Inputs,
+    Manifest,
     changed_settings,
     fingerprint,
     is_up_to_date,
@@ -63,12 +64,15 @@ class Models:
         """
         if self._recipe.trains_its_teacher:
             return self.committed(self._run.teacher, "teacher")
-        return self._hashed(self.start_folder)
+        assert self._recipe.named_model is not None
+        return self.named(self._recipe.named_model)
 
     def named(self, name: str) -> ModelRef:
         """The model of a folder or hub name."""
         if name not in self._named:
-            self._named[name] = self._hashed(resolve_folder(name, offline=self._offline))
+            folder = resolve_folder(name, offline=self._offline)
+            hashed = self._ranks.on_rank0(lambda: folder_fingerprint(folder))
+            self._named[name] = ModelRef(folder, hashed)
         return self._named[name]
 
     def committed(self, folder: Path, stage: str) -> ModelRef:
@@ -78,9 +82,6 @@ class Models:
             RunError: it has not, or the model is damaged.
         """
         return ModelRef(folder, self._ranks.on_rank0(lambda: verified_fingerprint(folder, stage)))
-
-    def _hashed(self, folder: Path) -> ModelRef:
-        return ModelRef(folder, self._ranks.on_rank0(lambda: folder_fingerprint(folder)))
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class StageContext:
         Raises:
             RunError: it has not.
         """
-        self.ranks.on_rank0(lambda: require_output(output, stage))
+        self.ranks.on_rank0(lambda: require_output(output, stage).fingerprint)
 
     def verify(self, *outputs: Path) -> None:
         """Check every file of some outputs against its manifest.
@@ -158,16 +159,18 @@ class StageContext:
             self.ranks.on_rank0(lambda output=output: verify(output))
 
 
-def require_output(output: Path, stage: str) -> None:
-    """Refuse to continue without an earlier stage's output.
+def require_output(output: Path, stage: str) -> Manifest:
+    """The manifest of an earlier stage's output, without which a stage cannot continue.
 
     Raises:
         RunError: it is not there.
     """
-    if read_manifest(output) is None:
+    manifest = read_manifest(output)
+    if manifest is None:
         raise RunError(
             f"{output} is not there yet: run the stage {stage} first (`stillhouse run` does)."
         )
+    return manifest
 
 
 def verified_fingerprint(folder: Path, stage: str) -> str:
@@ -176,10 +179,8 @@ def verified_fingerprint(folder: Path, stage: str) -> str:
     Raises:
         RunError: it is not there, or damaged.
     """
-    require_output(folder, stage)
+    manifest = require_output(folder, stage)
     verify(folder)
-    manifest = read_manifest(folder)
-    assert manifest is not None
     return manifest.fingerprint
 
 

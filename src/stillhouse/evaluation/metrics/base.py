@@ -5,15 +5,12 @@ summary of a run, `compare` and the model cards all read that list.
 """
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxtyping import Float, Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.evaluation.perplexity import Observer, UnitLosses
@@ -46,22 +43,12 @@ class Protocol:
     Attributes:
         score: Measures one model, with callbacks.
         num_batches: Batches that `score` takes.
+        facts: How texts are cut for the first model.
     """
 
     score: Callable[[str, Observer], Quality]
     num_batches: Mapping[str, int]
-
-
-class TokenStatistic(ABC):
-    """A number of a model from the logits of all scored tokens, which are given in chunks."""
-
-    @abstractmethod
-    def add(self, logits: Float[Tensor, "R V"], labels: Int[Tensor, " R"]) -> None:
-        """Take a chunk into account: float32 logits, and the tokens that are right."""
-
-    @abstractmethod
-    def value(self) -> float | None:
-        """The number for what was added; None where it is not finite."""
+    facts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -74,7 +61,6 @@ class Subjects:
         validation: Sequences on which models are compared with the model `teacher`; None without
             a teacher.
         label: Prefix of progress lines.
-        statistics: Makes the statistics of a model's scored tokens, by key.
     """
 
     folders: Mapping[str, Path]
@@ -86,7 +72,6 @@ class Subjects:
     speed: bool = True
     label: str = ""
     cache: Cache = field(default_factory=Cache)
-    statistics: Mapping[str, Callable[[], TokenStatistic]] = field(default_factory=dict)
 
 
 MeasureAll = Callable[[Subjects], Mapping[str, Mapping[str, Any]]]
@@ -107,8 +92,6 @@ class Metric:
         compared: Whether it is a row of the table of `compare`, which has no room for all.
         interval: Key of the interval of the ratio to the first model.
         missing: Text for a null.
-        statistic: Makes a statistic of the tokens that the loss is measured on, in the same pass:
-            `measure` is that of `metrics/quality.py`, and `key` has no dot.
     """
 
     group: Group
@@ -122,7 +105,6 @@ class Metric:
     compared: bool = False
     interval: str = ""
     missing: str = "not measured"
-    statistic: Callable[[], TokenStatistic] | None = None
 
 
 def read(entry: Mapping[str, Any] | None, key: Key) -> Any:

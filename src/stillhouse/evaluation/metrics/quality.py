@@ -1,13 +1,11 @@
-"""Loss and perplexity on held-out text; see `evaluation.perplexity` for the protocol."""
+"""Loss, perplexity and calibration on held-out text, as `evaluation.perplexity` measures them."""
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from stillhouse import units
-from stillhouse.evaluation.metrics.base import Metric, Subjects, TokenStatistic, progress
+from stillhouse.evaluation.calibration import NUM_BINS, CalibrationError
+from stillhouse.evaluation.metrics.base import Metric, Subjects, progress
 from stillhouse.evaluation.perplexity import Observer
 
 
@@ -19,19 +17,11 @@ def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:
     total = sum(subjects.protocol.num_batches[name] for name in waiting)
     with progress(subjects.reporter, title, total) as tick:
         for name in waiting:
-            statistics = {key: make() for key, make in subjects.statistics.items()}
-            found, losses = subjects.protocol.score(name, Observer(tick, _added(statistics)))
-            found |= {key: each.value() for key, each in statistics.items()}
+            calibration = CalibrationError()
+            found, losses = subjects.protocol.score(name, Observer(tick, calibration.add))
+            found["calibration_error"] = calibration.value()
             scored[subjects.folders[name]] = found, losses
     return {name: scored[folder][0] for name, folder in subjects.folders.items()}
-
-
-def _added(statistics: Mapping[str, TokenStatistic]) -> Callable[[Tensor, Tensor], None]:
-    def chunk(logits: Tensor, labels: Tensor) -> None:
-        for each in statistics.values():
-            each.add(logits, labels)
-
-    return chunk
 
 
 _loss = partial(Metric, "quality", measure=measure, lower_is_better=True, missing="no finite value")
@@ -54,6 +44,16 @@ METRICS = [
         units.NATS,
         language_modeling="masked",
         short="loss",
+        compared=True,
+    ),
+    Metric(
+        "quality",
+        "calibration_error",
+        f"ECE, {NUM_BINS} bins",
+        units.Unit("{:.1%}".format),
+        measure,
+        lower_is_better=True,
+        short="ECE",
         compared=True,
     ),
 ]

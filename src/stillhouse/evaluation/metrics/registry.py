@@ -3,7 +3,6 @@
 In each group, those of the file that is named like it come first.
 """
 
-from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, get_args
@@ -34,8 +33,6 @@ def metrics_of(language_modeling: LanguageModeling) -> list[Metric]:
 
 def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:
     """Every metric of every model: the entries of `models` in `evaluation.json`."""
-    statistics = {str(metric.key): metric.statistic for metric in METRICS if metric.statistic}
-    subjects = replace(subjects, statistics=statistics)
     found: dict[str, dict[str, Any]] = {name: {} for name in subjects.models}
     for step in dict.fromkeys(metric.measure for metric in METRICS):
         for name, values in step(subjects).items():

@@ -18,21 +18,18 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stillhouse import units
-from stillhouse.evaluation.metrics.base import Metric, TokenStatistic
-from stillhouse.evaluation.metrics.quality import measure
-
 NUM_BINS = 15  # as in Guo et al. 2017, section 5
 
 
-class CalibrationError(TokenStatistic):
-    """Sums over the tokens of each bin, in float64."""
+class CalibrationError:
+    """Sums over the tokens of each bin, in float64; tokens are given in chunks."""
 
     def __init__(self) -> None:
         self._num_tokens = 0
         self._surplus = np.zeros(NUM_BINS)
 
     def add(self, logits: Float[Tensor, "R V"], labels: Int[Tensor, " R"]) -> None:
+        """Take a chunk into account: float32 logits, and the tokens that are right."""
         highest, predicted = logits.max(-1)
         confidence = (highest - logits.logsumexp(-1)).double().exp().clamp(max=1).cpu().numpy()
         right = (predicted == labels).cpu().numpy()
@@ -41,20 +38,6 @@ class CalibrationError(TokenStatistic):
         self._num_tokens += len(bins)
 
     def value(self) -> float | None:
+        """The error over what was added; None where it is not finite."""
         total = float(np.abs(self._surplus).sum())
         return total / self._num_tokens if self._num_tokens and math.isfinite(total) else None
-
-
-METRICS = [
-    Metric(
-        "quality",
-        "calibration_error",
-        f"ECE, {NUM_BINS} bins",
-        units.Unit("{:.1%}".format),
-        measure,
-        lower_is_better=True,
-        short="ECE",
-        compared=True,
-        statistic=CalibrationError,
-    )
-]
