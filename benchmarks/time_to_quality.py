@@ -39,7 +39,7 @@ from stillhouse.errors import StillhouseError
 from stillhouse.evaluation.perplexity import masked_losses
 from stillhouse.families.registry import family_of
 from stillhouse.models.load import load_model
-from stillhouse.pipeline import Options, Pipeline
+from stillhouse.pipeline import Pipeline
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.runs.manifest import read_manifest
@@ -127,7 +127,7 @@ class Bench:
         self.run = RunFolder.at(options.run_dir)
         self.reporter = ConsoleReporter()
         self.recipe = self.with_settings(0, ["distillation.preset=classic"])
-        Pipeline(self.recipe, self.run, self.reporter, Options()).run_stages({"prepare"})
+        Pipeline(self.recipe, self.run, self.reporter).run_stages({"prepare"})
         self.held_out = FirstSequences(
             open_source(self.run.tokens, self.recipe.tokens, "validation"),
             options.validation_tokens // self.recipe.tokens.sequence_length,
@@ -148,7 +148,7 @@ class Bench:
         return math.nan if loss is None else loss
 
     def teacher_folder(self) -> Path:
-        return Pipeline(self.recipe, self.run, self.reporter, Options()).models.teacher_folder
+        return Pipeline(self.recipe, self.run, self.reporter).models.teacher_folder
 
     def train(self, kind: str, seed: int, settings: Sequence[str]) -> Training:
         """A training by the package's own stages."""
@@ -156,7 +156,7 @@ class Bench:
         learning_rate = recipe.distillation.optimizer.learning_rate
         name = f"{kind}-{learning_rate:g}-{recipe.distillation.max_tokens}-seed-{seed}"
         run = RunFolder(self.run.path / name, self.run.path)
-        pipeline = Pipeline(recipe, run, self.reporter, Options())
+        pipeline = Pipeline(recipe, run, self.reporter)
         pipeline.run_stages({"init", "distill"})
         manifest = read_manifest(run.student)
         assert manifest is not None
@@ -172,7 +172,7 @@ class Bench:
             return Training(**json.loads(kept.read_text(encoding="utf-8")))
         recipe = self.with_settings(seed, ["distillation.preset=classic"])
         run = RunFolder(self.run.path / f"2019-seed-{seed}", self.run.path)
-        Pipeline(recipe, run, self.reporter, Options()).run_stages({"init"})
+        Pipeline(recipe, run, self.reporter).run_stages({"init"})
         seconds, tokens = measure.in_fresh_process(
             train_2019, recipe, run, self.teacher_folder(), seed, learning_rate
         )

@@ -59,15 +59,15 @@ def run(
         recipe: A packaged recipe's name, or a path.
         overrides: Settings such as "distillation.temperature=1".
     """
-    from stillhouse.pipeline import Options, Pipeline
+    from stillhouse.pipeline import Pipeline
     from stillhouse.recipe_file import load_recipe
     from stillhouse.runs.paths import RunFolder
     from stillhouse.stages.stage import STAGES
     from stillhouse.training.progress import ConsoleReporter
 
     _, parsed = load_recipe(str(recipe), overrides)
-    folder, options = RunFolder.at(Path(run_dir)), Options(offline=offline)
-    Pipeline(parsed, folder, ConsoleReporter(), options).run_stages(STAGES)
+    run = RunFolder.at(Path(run_dir))
+    Pipeline(parsed, run, ConsoleReporter(), offline=offline).run_stages(STAGES)
     return Path(run_dir)
 
 

@@ -6,7 +6,8 @@ Stages meet here and nowhere else: each exports a value (`stages.stage.Stage`) a
 import contextlib
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -27,30 +28,20 @@ from stillhouse.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of a command that are not in its recipe."""
-
-    offline: bool = False
-    overwrite: Collection[str] = field(default_factory=frozenset)
-
-
 class Pipeline:
-    """A recipe bound to a run folder."""
+    """A recipe bound to a run folder; `overwrite` names stages whose old outputs are removed."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: RunFolder,
-        reporter: Reporter,
-        options: Options,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.recipe = recipe
-        self.run = run
-        self.reporter = reporter
-        self.options = options
-        self.ranks = ranks
-        self.models = Models(recipe, run, ranks, offline=options.offline)
+    recipe: Recipe
+    run: RunFolder
+    reporter: Reporter
+    ranks: Ranks = ALONE
+    offline: bool = False
+    overwrite: Collection[str] = ()
+
+    @cached_property
+    def models(self) -> Models:
+        """The models that the recipe names."""
+        return Models(self.recipe, self.run, self.ranks, offline=self.offline)
 
     def run_stages(self, names: Collection[str]) -> None:
         """Run the named stages in order; outputs that are up to date are left alone.
@@ -89,8 +80,8 @@ class Pipeline:
             self.models,
             self.reporter,
             self.ranks,
-            offline=self.options.offline,
-            overwrite=stage.name in self.options.overwrite,
+            offline=self.offline,
+            overwrite=stage.name in self.overwrite,
             shared=shared,
         )
         for name in stage.needs:
@@ -100,19 +91,19 @@ class Pipeline:
             self.ranks.on_rank0(self._warn_of_a_weak_teacher)
 
     def _warn_of_a_weak_teacher(self) -> None:
-        folder = self.models.start_folder
-        if warning := warning_of_a_weak_teacher(self.recipe, self.run, folder):
+        if warning := warning_of_a_weak_teacher(self.recipe, self.run, self.models.start_folder):
             self.reporter.say(f"prepare: {warning}")
 
     def _check(self, stages: Sequence[str]) -> None:
         """Refuse, before anything is written, what `stillhouse check` refuses."""
         if {*stages} != {"report"}:
-            offline = self.options.offline
-            check_stages(RecipeCheck(self.recipe, stages, offline, self.run, fetch_weights=True))
+            check_stages(
+                RecipeCheck(self.recipe, stages, self.offline, self.run, fetch_weights=True)
+            )
 
     def _check_ranks(self) -> None:
         restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
-        if self.options.overwrite and restarts != "0":
+        if self.overwrite and restarts != "0":
             raise RecipeError(
                 f"--overwrite with --max-restarts {restarts} of the launcher: each restart would "
                 "repeat the command and overwrite what the previous one has committed. Leave out "

@@ -125,18 +125,18 @@ def _run_stages(
     from stillhouse.recipe_file import load_recipe
 
     name, parsed = load_recipe(recipe, overrides or [])
-    from stillhouse.pipeline import Options, Pipeline
+    from stillhouse.pipeline import Pipeline
     from stillhouse.runs.paths import RunFolder
     from stillhouse.stages.stage import stages_named, stages_until
     from stillhouse.training.progress import ConsoleReporter, QuietReporter
     from stillhouse.training.ranks import init_distributed
 
     stages = (only,) if only else stages_until(until)
-    options = Options(offline=offline, overwrite=stages_named(overwrite))
+    removed = stages_named(overwrite)
     folder = RunFolder.at(run_dir or Path("runs") / name)
     with sharing_cores(), init_distributed() as ranks:
         reporter = ConsoleReporter() if ranks.is_first else QuietReporter()
-        pipeline = Pipeline(parsed, folder, reporter, options, ranks)
+        pipeline = Pipeline(parsed, folder, reporter, ranks, offline, removed)
         pipeline.run_stages(stages)
         if ranks.is_first and (text := pipeline.summary(stages)):
             print(text)

@@ -4,14 +4,14 @@ How many tokens a text has is estimated from a part of it where it is not prepar
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.corpus.splits import plan_splits
-from stillhouse.data.chunks import Chunk
 from stillhouse.data.documents import describe_sources, read_documents, summarize_sources
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.sources import source_of
@@ -235,19 +235,6 @@ def turns_seconds(turn: int | float) -> float:
     return (TURNS + 1) * turn + min((MOST_TURNS - TURNS) * turn, MOST_SECONDS + turn) / 2
 
 
-@dataclass
-class _Counts:
-    bytes: int = 0
-    documents: int = 0
-    beginnings: list[str] = field(default_factory=list)
-
-    def add(self, piece: Chunk) -> None:
-        self.bytes += len(piece.text.encode())
-        self.documents += piece.starts_document
-        if piece.starts_document and len(self.beginnings) < MOST_BEGINNINGS:
-            self.beginnings.append(piece.text[:BEGINNING])
-
-
 def text_size(
     corpus: CorpusRecipe,
     run: RunFolder | None,
@@ -276,30 +263,31 @@ def _estimated_size(
     corpus: CorpusRecipe, tokenizer: PreTrainedTokenizerFast, *, offline: bool
 ) -> TextSize | str:
     splitting = plan_splits(corpus, offline=offline)
-    counts = {False: _Counts(), True: _Counts()}
-    is_whole = True
+    # By whether a document is held out.
+    size, documents = Counter[bool](), Counter[bool]()
+    beginnings: dict[bool, list[str]] = {True: [], False: []}
     for piece in splitting.cut(read_documents(corpus, offline=offline)):
-        counts[splitting.is_validation(piece)].add(piece)
-        if sum(each.bytes for each in counts.values()) > MOST_BYTES:
-            is_whole = False
+        held_out = splitting.is_validation(piece)
+        size[held_out] += len(piece.text.encode())
+        if piece.starts_document:
+            documents[held_out] += 1
+            if len(beginnings[held_out]) < MOST_BEGINNINGS:
+                beginnings[held_out].append(piece.text[:BEGINNING])
+        if size.total() > MOST_BYTES:
             break
-    factor = 1.0
-    read = sum(each.bytes for each in counts.values())
-    if not is_whole:
-        if not {*summarize_sources(corpus).files} <= PLAIN:
-            return (
-                "the text is long and not in plain files, so its size is known once it is prepared"
-            )
-        factor = sum(each["size_bytes"] for each in describe_sources(corpus)) / read
-    ratio = bytes_per_token(tokenizer, [*counts[True].beginnings, *counts[False].beginnings])
-    train, validation = (round(factor * counts[side].bytes / ratio) for side in (False, True))
+    read = size.total()
+    is_whole = read <= MOST_BYTES
+    if not (is_whole or {*summarize_sources(corpus).files} <= PLAIN):
+        return "the text is long and not in plain files, so its size is known once it is prepared"
+    ratio = bytes_per_token(tokenizer, [*beginnings[True], *beginnings[False]])
+    train, validation = (round(size[held_out] / ratio) for held_out in (False, True))
     if not is_whole:  # what is held out may be anywhere
-        validation = round(splitting.limit * factor * read / ratio)
-        train = round(factor * read / ratio) - validation
-    documents = max(1, counts[True].documents + counts[False].documents)
-    mean = read / documents / ratio
-    if counts[True].documents:
-        mean = counts[True].bytes / counts[True].documents / ratio
+        whole = sum(each["size_bytes"] for each in describe_sources(corpus)) / ratio
+        validation = round(splitting.limit * whole)
+        train = round(whole) - validation
+    mean = read / max(1, documents.total()) / ratio
+    if documents[True]:
+        mean = size[True] / documents[True] / ratio
     return TextSize(train, validation, mean)
 
 

@@ -300,12 +300,11 @@ def difference(one: UnitLosses, other: UnitLosses, *, seed: int = 0) -> dict[str
     `low` and `high` are None where the text has too few units; all three where a loss is not
     finite.
     """
-    if one.mean is None or other.mean is None:
-        return {"value": None, "low": None, "high": None}
-    value = one.mean - other.mean
-    if len(one.tokens) < FEWEST_UNITS:
-        return {"value": value, "low": None, "high": None}
-    low, high = paired_interval(one.sums - other.sums, one.tokens, seed=seed)
+    value = low = high = None
+    if one.mean is not None and other.mean is not None:
+        value = one.mean - other.mean
+        if len(one.tokens) >= FEWEST_UNITS:
+            low, high = paired_interval(one.sums - other.sums, one.tokens, seed=seed)
     return {"value": value, "low": low, "high": high}
 
 

@@ -52,7 +52,10 @@ NAMES = {
 def summarize_results(recipe: Recipe, results: Sequence[SeedResult]) -> Outcome:
     """The results as sentences; several seeds are represented by their medians."""
     controls = [control for control in CONTROLS if control in models_of(results)]
-    broken = {model: _seeds_diverged(results, model) for model in models_of(results)}
+    broken = {
+        model: [str(result.seed) for result in results if result.has_diverged(model)]
+        for model in models_of(results)
+    }
     verdicts: list[Verdict] = [
         "unknown"
         if broken["student"] or broken[control]
@@ -80,10 +83,6 @@ def summarize_results(recipe: Recipe, results: Sequence[SeedResult]) -> Outcome:
     if broken["student"]:
         verdict, title = "worse", "The student diverged: it cannot be used."
     return Outcome(verdict, title, [sentence for sentence in sentences if sentence])
-
-
-def _seeds_diverged(results: Sequence[SeedResult], model: str) -> list[str]:
-    return [str(result.seed) for result in results if result.has_diverged(model)]
 
 
 def _diverged(

@@ -68,8 +68,9 @@ class Row:
         values = self.values(metric)
         if len(values) == 1:
             return self.cell(metric, 0)
-        low, middle, high = min(values), statistics.median(values), max(values)
-        low, middle, high = (self.show(each, metric) for each in (low, middle, high))
+        low, middle, high = (
+            self.show(choose(values), metric) for choose in (min, statistics.median, max)
+        )
         return Cell(middle, [f"{low} to {high}"])
 
 
@@ -111,12 +112,9 @@ class TaskResult:
             Row(name, kind == "differences", own, digits) for (kind, name), own in found.items()
         ]
 
-    def differences(self, split: str) -> list[Row]:
-        return [row for row in self.rows(split) if row.is_difference]
-
     @property
     def has_differences(self) -> bool:
-        return any(self.differences(split) for split in self.splits)
+        return any(split["differences"] for split in self.scores[0]["splits"].values())
 
 
 def scores_file(run: RunFolder, task: str) -> Path:
@@ -154,7 +152,7 @@ def outcome_of(recipe: Recipe, tasks: Sequence[TaskResult]) -> Outcome:
     """The effect of teachers, by each task's main metric on its first split."""
     sentences, verdicts = [], []
     for task in tasks:
-        rows = task.differences(task.splits[0])
+        rows = [row for row in task.rows(task.splits[0]) if row.is_difference]
         for row in rows:
             verdict, sentence = _effect(task, row)
             verdicts.append(verdict)
@@ -168,9 +166,9 @@ def outcome_of(recipe: Recipe, tasks: Sequence[TaskResult]) -> Outcome:
         ]
     if not sentences:
         return Outcome("unknown", "No model had a teacher.", ["The scores are below."])
-    verdict: Verdict = "unclear" if verdicts else "unknown"
-    if len(set(verdicts)) == 1:
-        verdict = verdicts[0]
+    verdict: Verdict = "unknown"
+    if verdicts:
+        verdict = verdicts[0] if len(set(verdicts)) == 1 else "unclear"
     return Outcome(verdict, TITLES[verdict], sentences)
 
 

@@ -32,7 +32,7 @@ from stillhouse.objectives.language_model import (
     Teacher,
 )
 from stillhouse.objectives.settings import LossesRecipe
-from stillhouse.pipeline import Options, Pipeline
+from stillhouse.pipeline import Pipeline
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.teacher.settings import TeacherRecipe
@@ -135,7 +135,7 @@ def language_case(recipe: Recipe, folder: Path, *, offline: bool) -> LanguageCas
     text, run, device = folder / "text.jsonl", RunFolder.at(folder / "run"), pick_device()
     write_first_documents(recipe, text, offline=offline)
     small = small_recipe(recipe, text)
-    pipeline = Pipeline(small, run, QuietReporter(), Options(offline=offline))
+    pipeline = Pipeline(small, run, QuietReporter(), offline=offline)
     pipeline.run_stages(["prepare", "teacher", "init"])
     family, student = load_model(run.student_init)
     teacher_family, teacher = load_model(pipeline.models.teacher_folder)
