@@ -8,7 +8,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import transformers
@@ -100,14 +100,10 @@ def configured(config: PretrainedConfig, settings: Mapping[str, Any]) -> Pretrai
 def head_of(config: PretrainedConfig) -> TaskHead | None:
     """The task head of a model with this configuration; None for language models and others."""
     name = (config.architectures or [""])[0]
-    heads: tuple[TaskHead, ...] = (
-        "SequenceClassification",
-        "QuestionAnswering",
-        "TokenClassification",
-    )
-    for head in heads:
-        if name.endswith(f"For{head}"):
-            return head
+    if found := re.search(
+        "For(SequenceClassification|QuestionAnswering|TokenClassification)$", name
+    ):
+        return cast("TaskHead", found[1])
     return "Body" if name.endswith("Model") and "Head" not in name else None
 
 

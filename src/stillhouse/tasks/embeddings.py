@@ -5,7 +5,7 @@ Axes: B sequences, T tokens, D hidden size.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -76,10 +76,11 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings | None:
             f"{f' in {places[0]}' if places and places[0] else ''}; Stillhouse supports a "
             "Transformer in the folder itself, then Pooling, then optionally Normalize."
         )
-    _check_settings(folder)
-    prompt = _default_prompt(folder)
+    settings = _optional(folder / SETTINGS)
+    _check_settings(folder, settings)
+    prompt = _default_prompt(folder / SETTINGS, settings)
     length, lower_case = _text_settings(folder)
-    similarity = _optional(folder / SETTINGS).get("similarity_fn_name") or "cosine"
+    similarity = settings.get("similarity_fn_name") or "cosine"
     pooling = _pooling(folder / places[1] / "config.json", has_prompt=bool(prompt))
     return EmbeddingSettings(pooling, length, len(steps) > 2, lower_case, prompt, str(similarity))
 
@@ -176,9 +177,8 @@ def _text_settings(folder: Path) -> tuple[int | None, bool]:
     return length if known else None, bool(settings.get("do_lower_case"))
 
 
-def _check_settings(folder: Path) -> None:
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse settings that change embeddings beyond the modules."""
-    settings = _optional(folder / SETTINGS)
     kind, size = settings.get("model_type"), settings.get("truncate_dim")
     if kind not in (None, "SentenceTransformer"):
         raise ModelError(
@@ -200,14 +200,13 @@ def _check_settings(folder: Path) -> None:
         )
 
 
-def _default_prompt(folder: Path) -> str:
-    settings = _optional(folder / SETTINGS)
+def _default_prompt(path: Path, settings: Mapping[str, Any]) -> str:
     name, prompts = settings.get("default_prompt_name"), settings.get("prompts") or {}
     if name is None:
         return ""
     if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
         raise ModelError(
-            f"{folder / SETTINGS} names the default prompt {name!r}, but its prompts are "
+            f"{path} names the default prompt {name!r}, but its prompts are "
             f"{', '.join(map(repr, prompts)) or 'none'}."
         )
     return prompts[name]

@@ -99,13 +99,22 @@ class TokenClassification(Task[TokenClassificationTask]):
         return TokenClassification(self.recipe, own, own=own)
 
     def with_labels_of(self, own: Sequence[str], model: str) -> "TokenClassification":
-        tags = tags_of_model(self.labels, own, model, named=self.recipe.labels is not None)
+        named = self.recipe.labels is not None  # in the order of outputs that have no names
+        by_position = named and is_generic(own) and len(own) == len(self.labels)
+        missing = {tag[2:] for tag in self.labels} - {label[2:] for label in own}
+        if not by_position and (missing or not all(TAG.fullmatch(label) for label in own)):
+            raise RecipeError(
+                f"The data's tags are {listed(self.labels)}, but those of {model} are "
+                f"{listed(own)}. Give a model that was trained on these kinds of entities, or, for "
+                "one whose labels have no names, name its tags in `labels` in the order of its "
+                "outputs."
+            )
         if self.own and set(own) != set(self.labels):
             raise RecipeError(
                 f"The tags of {model} are {listed(own)}, but those of another teacher of the task "
                 f"are {listed(self.labels)}. Use teachers with the same tags."
             )
-        return TokenClassification(self.recipe, tags, own=own)
+        return TokenClassification(self.recipe, self.labels if by_position else own, own=own)
 
     def labels_in(self, path: Path, names: Sequence[str] = ()) -> list[str]:
         if self.recipe.labels is not None or not self.is_labeled(path):
@@ -266,28 +275,6 @@ def tags_in(sentences: Iterable[Sequence[str]]) -> list[str]:
     """The tags that a model needs for sentences with these: O, then B- and I- of each kind."""
     kinds = sorted({tag[2:] for tags in sentences for tag in tags if tag != "O"})
     return ["O", *(f"{place}-{kind}" for kind in kinds for place in "BI")]
-
-
-def tags_of_model(tags: Sequence[str], own: Sequence[str], model: str, *, named: bool) -> list[str]:
-    """The tags of a model's outputs, by its own names.
-
-    Args:
-        tags: Those of the data.
-        named: Whether the recipe names them, in the order of outputs that have no names.
-
-    Raises:
-        RecipeError: outputs that are not tags, or lack a kind of entity of the data.
-    """
-    if is_generic(own) and named and len(own) == len(tags):
-        return list(tags)
-    missing = {tag[2:] for tag in tags} - {label[2:] for label in own}
-    if missing or not all(TAG.fullmatch(label) for label in own):
-        raise RecipeError(
-            f"The data's tags are {listed(tags)}, but those of {model} are {listed(own)}. "
-            "Give a model that was trained on these kinds of entities, or, for one whose labels "
-            "have no names, name its tags in `labels` in the order of its outputs."
-        )
-    return list(own)
 
 
 def started_words(encoding: Encoding, words: TaggedText, last: int) -> Int[np.ndarray, " T"]:

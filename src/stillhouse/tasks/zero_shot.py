@@ -52,19 +52,6 @@ LOG_PROBABILITY, IS_GREEDY = 0, 1
 
 
 @dataclass(frozen=True)
-class LastWordExample:
-    """A text up to its last word, and that word with the space before it."""
-
-    context: str
-    last: str
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """What a model is given."""
-        return {"text": self.context + self.last}
-
-
-@dataclass(frozen=True)
 class LastWordPrediction:
     """The word's log-probability in nats; whether greedy decoding gives it, and its last token."""
 
@@ -111,28 +98,25 @@ class LastWord(LanguageModelTask[LastWordTask]):
 
     per_token = True
 
-    def read(self, path: Path, *, labeled: bool = True) -> list[LastWordExample]:
+    def read(self, path: Path, *, labeled: bool = True) -> list[TextExample]:
+        """Texts of several words, without white space at their end."""
         found = []
         for row in read_rows(path, self.recipe.column, keep_blank=not labeled, plain=True):
             text = row.text(self.recipe.column).rstrip()
-            context, _, last = text.rpartition(" ")
-            if not context.strip():
+            if not text.rpartition(" ")[0].strip():
                 raise DataError(f"{row.where}: {text!r:.60} is one word, so nothing precedes it.")
-            found.append(LastWordExample(context, f" {last}"))
+            found.append(TextExample(text))
         return found
 
-    def _encoded(
-        self, example: LastWordExample, tokenizer: PreTrainedTokenizerFast
-    ) -> EncodedExample:
+    def _encoded(self, example: TextExample, tokenizer: PreTrainedTokenizerFast) -> EncodedExample:
         """The target of each token is the next one, where that belongs to the last word."""
+        before, _, last = example.text.rpartition(" ")
         context, whole = (
             tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            for text in (example.context, example.context + example.last)
+            for text in (before, example.text)
         )
         if len(whole) <= len(context):
-            raise DataError(
-                f"The last word {example.last!r} adds no token to {example.context!r:.60}."
-            )
+            raise DataError(f"The last word {' ' + last!r} adds no token to {before!r:.60}.")
         first = max(0, len(whole) - self.recipe.max_length - 1)
         ids = np.array(whole[first:], np.int64)
         is_target = np.arange(len(ids) - 1) >= len(context) - first - 1
@@ -161,7 +145,7 @@ class LastWord(LanguageModelTask[LastWordTask]):
 
     def predict(
         self,
-        example: LastWordExample,
+        example: TextExample,
         sequences: Sequence[EncodedExample],
         outputs: Sequence[Tensor],
     ) -> LastWordPrediction:
@@ -176,7 +160,7 @@ class LastWord(LanguageModelTask[LastWordTask]):
         )
 
     def metric_samples(
-        self, predictions: Sequence[LastWordPrediction], examples: Sequence[LastWordExample]
+        self, predictions: Sequence[LastWordPrediction], examples: Sequence[TextExample]
     ) -> dict[str, MetricSamples]:
         words = np.array([each.is_greedy for each in predictions], float)
         tokens = np.array([each.is_last_token_greedy for each in predictions], float)
