@@ -38,13 +38,13 @@ def examine_machine() -> list[dict[str, str]]:
         _finding("precision", precision),
         _finding("disk", f"{free / 1e9:.1f} GB free here", "ok" if free > 2e9 else "missing"),
         _finding("versions", versions),
-    ]
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    findings.append(
         _finding(
-            "hub", "offline (HF_HUB_OFFLINE=1)" if offline else "used only when a recipe names it"
-        )
-    )
+            "hub",
+            "offline (HF_HUB_OFFLINE=1)"
+            if os.environ.get("HF_HUB_OFFLINE") == "1"
+            else "used only when a recipe names it",
+        ),
+    ]
     for name, extra in EXTRAS.items():
         missing = missing_modules(name)
         advice = f": {install_command(name)} installs {', '.join(missing)}" if missing else ""

@@ -259,5 +259,7 @@ def _difference(model: dict[str, Any]) -> str:
     found = model["loss_minus_first"]
     if found is None or found["value"] is None:
         return ""
-    interval = f" ({found['low']:+.3f} to {found['high']:+.3f})" if found["low"] is not None else ""
-    return f"{found['value']:+.3f}{interval}"
+    value, low, high = (
+        None if found[key] is None else units.signed(found[key]) for key in ("value", "low", "high")
+    )
+    return f"{value}" if low is None else f"{value} ({low} to {high})"

@@ -42,11 +42,6 @@ class TeacherFit:
     tokens: int
 
     @property
-    def share(self) -> float:
-        """The loss as a share of the unigram loss; NaN where the loss is."""
-        return self.loss / self.unigram_loss
-
-    @property
     def is_weak(self) -> bool:
         return self.tokens > 0 and not self.loss <= WEAK * self.unigram_loss
 
@@ -106,8 +101,8 @@ def warning(fit: TeacherFit, recipe: Recipe) -> str | None:
         return None
     return (
         f"The teacher models this text poorly: over {counted(fit.tokens, 'token')} of the "
-        f"validation split its loss of {fit.loss:.2f} nats is {fit.share:.0%} of the unigram loss "
-        f"({fit.unigram_loss:.2f}); {WEAK:.0%} or less is usual. {advice(recipe)}"
+        f"validation split its loss of {fit.loss:.2f} nats is {fit.loss / fit.unigram_loss:.0%} of "
+        f"the unigram loss ({fit.unigram_loss:.2f}); {WEAK:.0%} or less is usual. {advice(recipe)}"
     )
 
 

@@ -80,11 +80,15 @@ def _cell(results: Sequence[SeedResult], model: str, metric: Metric) -> Cell:
     notes = _range(found, show)
     ratio = None if model == "teacher" else ratio_to_teacher(results, model, metric.key)
     if metric.unit.ratio and ratio:
-        shown = metric.unit.ratio(ratio)
         range_ = noise(results, model, metric)
         noisy = f", noisy: {units.between(*range_, units.times)}" if range_ else ""
-        notes.append(f"{shown}{' of' if shown.endswith('%') else ''} teacher{noisy}")
+        notes.append(ratio_note(metric.unit.ratio(ratio), "teacher") + noisy)
     return Cell(show(found.median), notes)
+
+
+def ratio_note(ratio: str, base: str) -> str:
+    """A ratio to a model: a share of it (60% of teacher), or times it."""
+    return f"{ratio} of {base}" if ratio.endswith("%") else f"{ratio} {base}"
 
 
 def by_seed(results: Sequence[SeedResult]) -> Table:

@@ -14,7 +14,7 @@ from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.recipe import Recipe
 from stillhouse.report.figures import Figure, figure, lines_of
 from stillhouse.report.results import Difference, Outcome, Verdict, check_schema, judge
-from stillhouse.report.tables import Cell, Table
+from stillhouse.report.tables import Cell, Table, ratio_note
 from stillhouse.runs.manifest import read_manifest, verify
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.metrics import GLUE, format_score, glue_scores, metric_label, score_digits
@@ -226,7 +226,9 @@ def costs_table(recipe: Recipe, task: TaskResult) -> Table | None:
                 for model in (name, None if name == teacher else teacher)
             )
             assert value is not None
-            notes = [f"{unit.ratio(value / base)} of {teacher}"] if base and unit.ratio else []
+            notes = (
+                [ratio_note(unit.ratio(value / base), f"{teacher}")] if base and unit.ratio else []
+            )
             cells.append(Cell(unit.show(value), notes))
         rows.append((name, cells))
     return Table([label for *_, label in COSTS], rows)
