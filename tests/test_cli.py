@@ -99,6 +99,32 @@ def test_help_does_not_wait_for_torch():
     assert "quickstart" in result.stdout
 
 
+@pytest.mark.parametrize("command", ["check", "verify", "run"])
+@pytest.mark.parametrize("text", [None, "teacher: [", ""], ids=["missing", "broken", "empty"])
+def test_a_recipe_that_cannot_be_read_is_answered_without_torch(command, text, tmp_path):
+    """A name that is no file, broken YAML and an empty file, in a fresh interpreter."""
+    recipe = tmp_path / "recipe.yaml"
+    if text is not None:
+        recipe.write_text(text)
+    program = (
+        "import sys; sys.argv = ['stillhouse', *sys.argv[1:]]\n"
+        "from stillhouse.__main__ import _run\n"
+        "code = _run()\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else code)"
+    )
+    source = str(Path(stillhouse.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "-c", program, command, str(recipe)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": source},
+    )
+    assert result.returncode > 1
+    assert result.stderr.startswith("error: ")
+    assert "recipe" in result.stderr
+
+
 def test_the_version_is_printed(capsys, monkeypatch):
     """On stdout, alone."""
     assert call(capsys, monkeypatch, "--version") == (0, f"{stillhouse.__version__}\n", "")

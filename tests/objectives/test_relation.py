@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stillhouse.objectives import relation
 from stillhouse.objectives.relation import relation_loss
 
 # Three sequences: two documents and padding; one document; one short document and padding.
@@ -116,13 +117,13 @@ def test_a_rotation_of_a_heads_vectors_changes_nothing(vectors):
     assert relation_loss(turned, teacher, visible(), ALL, num_heads=2).item() > 0.1
 
 
-def test_the_size_of_a_chunk_changes_nothing(vectors):
+def test_the_size_of_a_chunk_changes_nothing(vectors, monkeypatch):
     """One head of one sequence at a time, several, or all at once."""
     student, teacher = vectors(6), vectors(12, seed=1)
-    results = [
-        value_and_gradients(student, teacher, visible(), SOME, num_heads=3, chunk_bytes=size)
-        for size in (1, 4 * 3 * 6 * 2, 4 * 3 * 6 * 5, 2**20)
-    ]
+    results = []
+    for size in (1, 4 * 3 * 6 * 2, 4 * 3 * 6 * 5, 2**20):
+        monkeypatch.setitem(relation.CHUNK_BYTES, "cpu", size)
+        results.append(value_and_gradients(student, teacher, visible(), SOME, num_heads=3))
     for value, gradients in results[1:]:
         torch.testing.assert_close(value, results[0][0])
         torch.testing.assert_close(gradients, results[0][1])
@@ -140,10 +141,11 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_relations_of_all_heads_are_never_in_memory():
+def test_relations_of_all_heads_are_never_in_memory(monkeypatch):
     """Nothing is larger than the vectors themselves, or than one chunk."""
     batch, length, size, num_heads = 4, 64, 32, 8
     kinds = [torch.randn(batch, length, size) for _ in range(3)]
+    monkeypatch.setitem(relation.CHUNK_BYTES, "cpu", 4 * 2 * length * length)
     with LargestTensor() as largest:
         value_and_gradients(
             kinds,
@@ -151,7 +153,6 @@ def test_relations_of_all_heads_are_never_in_memory():
             torch.ones(batch, length, length, dtype=torch.bool),
             torch.ones(batch, length, dtype=torch.bool),
             num_heads=num_heads,
-            chunk_bytes=4 * 2 * length * length,
         )
     assert largest.size == 2 * length * length == batch * length * size
 

@@ -36,7 +36,6 @@ def relation_loss(
     *,
     num_heads: int,
     most_rows: int | None = None,
-    chunk_bytes: int | None = None,
 ) -> Float[Tensor, ""]:
     """Sum over rows of KL(teacher || student) between self-relations, in nats.
 
@@ -56,13 +55,12 @@ def relation_loss(
         rows: The rows that count. Each must see at least one position.
         most_rows: Rows that count in the sequence with most of them. Counting them here (None)
             waits for the device.
-        chunk_bytes: Size of the relations in memory at once; the default depends on the device.
     """
     if most_rows is None:
         most_rows = int(rows.sum(1).max())
     queries = _Queries.of(rows, visible, most_rows)
     pair_bytes = 4 * queries.positions.shape[1] * rows.shape[1]
-    chunk_bytes = chunk_bytes or CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES["cpu"])
+    chunk_bytes = CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES["cpu"])
     chunk_pairs = max(1, chunk_bytes // max(1, pair_bytes))
     kinds = [
         _RelationKL.apply(ours, theirs, queries, num_heads, chunk_pairs)
