@@ -30,9 +30,7 @@ def make_model(seed: int):
 def source() -> CausalSequences:
     ids = np.random.default_rng(0).integers(1, VOCABULARY, 130)
     starts, counts = np.array([0, 130], np.uint64), np.bincount(ids, minlength=VOCABULARY)
-    split = TokenSplit(
-        "validation", VOCABULARY, (ids,), starts, counts.astype(np.uint64), (Path("none"),)
-    )
+    split = TokenSplit(VOCABULARY, (ids,), starts, counts.astype(np.uint64), (Path("none"),))
     return CausalSequences(split, LENGTH, end_of_text=0, attend_across_documents=True)
 
 

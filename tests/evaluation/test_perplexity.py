@@ -250,7 +250,7 @@ def masked(text):
     ids = np.concatenate([np.where(d < 5, 5, d) for d in text.documents])
     starts = np.cumsum([0, *map(len, text.documents)]).astype(np.uint64)
     counts = np.bincount(ids, minlength=VOCABULARY).astype(np.uint64)
-    split = TokenSplit("validation", VOCABULARY, (ids,), starts, counts, (Path("none"),))
+    split = TokenSplit(VOCABULARY, (ids,), starts, counts, (Path("none"),))
     special = SpecialTokens(None, None, cls=2, sep=3, mask=4, pad=1, unk=0, all_ids=(0, 1, 2, 3, 4))
     return MaskedSequences(
         split, POSITIONS, special, MaskingRecipe(), vocabulary_size=VOCABULARY, counts=counts

@@ -20,7 +20,6 @@ def split_of(tmp_path) -> Callable[..., TokenSplit]:
         starts = np.cumsum([0, *map(len, documents)]).astype(np.uint64)
         middle = int(starts[len(starts) // 2])
         return TokenSplit(
-            "train",
             VOCABULARY,
             (tokens[:middle], tokens[middle:]),
             starts,

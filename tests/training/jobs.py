@@ -63,7 +63,7 @@ def make_source(lengths: Sequence[int] = (50, 7, 90, 33, 120)) -> CausalSequence
     ids = np.concatenate([[0, *draw.integers(1, VOCABULARY, size - 1)] for size in lengths])
     starts = np.cumsum([0, *lengths]).astype(np.uint64)
     counts = np.bincount(ids, minlength=VOCABULARY).astype(np.uint64)
-    split = TokenSplit("train", VOCABULARY, (ids,), starts, counts, (Path("none"),))
+    split = TokenSplit(VOCABULARY, (ids,), starts, counts, (Path("none"),))
     return CausalSequences(split, LENGTH, 0, attend_across_documents=False)
 
 

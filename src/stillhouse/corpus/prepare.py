@@ -202,7 +202,7 @@ def _write_folders(
             for split, writer in writers.items()
         }
         text_facts["splits"] = {split: count.facts() for split, count in counts.items()}
-        text_facts |= {"read": work.summary.facts(), "splitting": work.splitting.facts()}
+        text_facts |= {"read": work.summary.facts(), "splitting": asdict(work.splitting)}
         (tokens_folder / COUNTS).write_bytes(writers["train"].counts.tobytes())
         save_tokenizer(tokenizer, tokens_folder / "tokenizer")
         (folder / "sources.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")

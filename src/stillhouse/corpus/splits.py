@@ -10,9 +10,8 @@ document.
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any
 
 from stillhouse.data.chunks import Chunk, chunk_document, recut, safe_cut
 from stillhouse.data.documents import read_documents, validation_point
@@ -34,10 +33,6 @@ class Splitting:
     limit: float
     block_characters: int | None = None
     note: str = ""  # why it differs from the recipe
-
-    def facts(self) -> dict[str, Any]:
-        """The fields as plain values, for a manifest."""
-        return asdict(self)
 
     def is_validation(self, chunk: Chunk) -> bool:
         """Whether a chunk from `cut` is held out."""

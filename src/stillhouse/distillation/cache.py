@@ -175,12 +175,11 @@ class CacheWriter:
 
     def _is_written(self, part: int, reporter: Reporter) -> bool:
         folder = part_folder(self.run.teacher_cache, part)
-        if not folder.exists():
-            return False
         try:
             verify(folder)
         except RunError as error:
-            reporter.say(f"{error} It is rewritten.")
+            if folder.exists():
+                reporter.say(f"{error} It is rewritten.")
             return False
         return True
 

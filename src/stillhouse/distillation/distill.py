@@ -27,7 +27,6 @@ from stillhouse.objectives.language_model import (
 from stillhouse.objectives.relation import check_relation
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, read_manifest
-from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import StageContext
 from stillhouse.tokens.batches import SequenceSource
@@ -35,37 +34,13 @@ from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
 from stillhouse.tokens.tokenizer import open_tokenizer
 from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.cost import Roofline, count_flops, measure_roofline, planned_step
+from stillhouse.training.cost import DTYPES, Roofline, count_flops, measure_roofline, planned_step
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train_and_commit
 from stillhouse.training.job import TrainingJob, plan_batches
 from stillhouse.training.metrics import read_metrics
 from stillhouse.training.parallel import shard_layers
 from stillhouse.training.settings import PretrainingRecipe, result_settings
-
-
-def distill_inputs(
-    recipe: Recipe, run: RunFolder, model: ModelName, teacher: str, seed: int
-) -> Inputs:
-    """The inputs of one trained model; a control does not depend on the teacher or its terms."""
-    tokens, initial = read_manifest(run.tokens), read_manifest(run.student_init)
-    sources = {
-        "tokens": tokens.fingerprint if tokens else "",
-        "student-init": initial.fingerprint if initial else "",
-    }
-    training = result_settings(recipe.distillation)
-    del training["control"]
-    if model == "control":
-        training = {key: training[key] for key in PretrainingRecipe.model_fields if key in training}
-    else:
-        sources["teacher"] = teacher
-    settings = {
-        "distillation": training,
-        "tokens": recipe_part(recipe.tokens),
-        "freeze": list(recipe.student.freeze),
-        **({"masks": "fixed"} if has_fixed_masks(recipe) else {}),
-    }
-    return Inputs(f"distill {model}", settings, sources, seed)
 
 
 def has_fixed_masks(recipe: Recipe) -> bool:
@@ -85,8 +60,28 @@ class Distillation:
         self.device = pick_device()
 
     def inputs(self, model: ModelName) -> Inputs:
-        seed = self.context.seed
-        return distill_inputs(self.recipe, self.run, model, self.teacher.fingerprint, seed)
+        """The inputs of one trained model; a control does not depend on the teacher or its
+        terms."""
+        recipe, run = self.recipe, self.run
+        tokens, initial = read_manifest(run.tokens), read_manifest(run.student_init)
+        sources = {
+            "tokens": tokens.fingerprint if tokens else "",
+            "student-init": initial.fingerprint if initial else "",
+        }
+        training = result_settings(recipe.distillation)
+        del training["control"]
+        if model == "control":
+            shared = PretrainingRecipe.model_fields
+            training = {key: training[key] for key in shared if key in training}
+        else:
+            sources["teacher"] = self.teacher.fingerprint
+        settings = {
+            "distillation": training,
+            "tokens": recipe_part(recipe.tokens),
+            "freeze": list(recipe.student.freeze),
+            **({"masks": "fixed"} if has_fixed_masks(recipe) else {}),
+        }
+        return Inputs(f"distill {model}", settings, sources, self.context.seed)
 
     def is_done(self, model: ModelName) -> bool:
         return is_up_to_date(self.run.model(model), self.inputs(model))
@@ -175,8 +170,7 @@ class Distillation:
     def _live_teacher(self, *, alone: bool = False) -> Teacher:
         """The teacher on this rank: sharded if the recipe says so, unless `alone`."""
         family, model = load_model(self.teacher.folder)
-        precision = pick_precision(self.recipe.distillation.precision, self.device)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = DTYPES[pick_precision(self.recipe.distillation.precision, self.device)]
         model.requires_grad_(False).to(dtype=dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
         sharded = self.recipe.distillation.teacher_sharded and self.ranks.size > 1 and not alone
         if sharded:

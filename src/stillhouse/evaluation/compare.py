@@ -170,7 +170,7 @@ def _masked_source(
     size, ids = num_ids(tokenizer), np.concatenate(text.documents)
     starts = np.cumsum([0, *map(len, text.documents)]).astype(np.uint64)
     counts = np.bincount(ids, minlength=size).astype(np.uint64)
-    split = TokenSplit("text", size, (ids,), starts, counts, (Path(tempfile.gettempdir()),))
+    split = TokenSplit(size, (ids,), starts, counts, (Path(tempfile.gettempdir()),))
     return MaskedSequences(
         split,
         length,

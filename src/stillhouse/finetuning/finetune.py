@@ -50,7 +50,7 @@ from stillhouse.tasks.settings import EmbeddingsTask
 from stillhouse.tasks.task import Task, predict
 from stillhouse.tokens.batches import StepBatches
 from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.cost import StepCost, count_flops, measure_roofline
+from stillhouse.training.cost import DTYPES, StepCost, count_flops, measure_roofline
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train_and_commit
 from stillhouse.training.job import TrainingJob
@@ -317,8 +317,7 @@ class Finetuning:
     def _teacher(self, teacher: ModelRef) -> PreTrainedModel:
         """The teacher with its own head, frozen."""
         model = load_trained(self.task, teacher.folder)
-        precision = pick_precision(self.recipe.training.precision, self.device)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = DTYPES[pick_precision(self.recipe.training.precision, self.device)]
         model.requires_grad_(False).to(device=self.device, dtype=dtype)  # pyright: ignore
         compile_body(model, self.recipe.training, self.device)
         return model

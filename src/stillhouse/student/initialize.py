@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
@@ -62,7 +61,9 @@ def student_from_teacher(teacher: PreTrainedModel, plan: StudentPlan) -> PreTrai
     """A student with its teacher's weights, layer i from teacher layer layer_map[i]."""
     student = random_student(plan, seed=0)
     weights = plan.kind.weights(dict(teacher.named_parameters()), plan.layer_map)
-    _copy(student, weights)
+    parameters = dict(student.named_parameters())
+    assert set(parameters) == set(weights), sorted(set(parameters) ^ set(weights))
+    student.load_state_dict(weights, strict=False)  # a tied weight has one name there
     return student
 
 
@@ -106,11 +107,3 @@ def student_from_folder(
             f"parameters, such as {differ[0][0]}."
         )
     return student
-
-
-def _copy(student: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    parameters = dict(student.named_parameters())
-    assert set(parameters) == set(weights), sorted(set(parameters) ^ set(weights))
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])

@@ -1,7 +1,6 @@
 """Trains the recipe's teacher, from random weights or from another model: tokens/ -> teacher/."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,7 +57,11 @@ def train_teacher(context: StageContext, start: ModelRef | None, inputs: Inputs)
     context.require(run.tokens, "prepare")
     context.verify(run.tokens)
     tokenizer = open_tokenizer(run.tokens)
-    model = _random_model(recipe, tokenizer) if start is None else _start(recipe, start.folder)
+    if start is None:
+        model = _random_model(recipe, tokenizer)
+    else:
+        check_sequence_length(recipe.tokens, load_config(start.folder))
+        _, model = load_model(start.folder)
     family = family_of(model.config)
     training = recipe.teacher.training
     checkpoints = Checkpoints(
@@ -103,9 +106,3 @@ def _random_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrai
     )
     torch.manual_seed(SEED)
     return getattr(transformers, family.model_class)(config)
-
-
-def _start(recipe: Recipe, folder: Path) -> PreTrainedModel:
-    check_sequence_length(recipe.tokens, load_config(folder))
-    _, model = load_model(folder)
-    return model.float()

@@ -12,6 +12,7 @@ import contextlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -82,7 +83,7 @@ def open_fast(tokenizer: PreTrainedTokenizerFast) -> "CheckedEncoder":
     with _failures():
         fast = gigatoken.Tokenizer.from_json(json.dumps(config))
     added = [str(token) for token in tokenizer.get_added_vocab()]
-    checked = CheckedEncoder(_rows_of(fast), text_encoder(tokenizer), added)
+    checked = CheckedEncoder(partial(_encode_all, fast), text_encoder(tokenizer), added)
     checked.compare([*ODD_TEXTS, *(f"a {token}b{token} {token}\n" for token in added)])
     return checked
 
@@ -168,16 +169,11 @@ def _difference(text: str, found: np.ndarray, right: np.ndarray) -> str:
     )
 
 
-def _rows_of(fast: Any) -> Encode:
+def _encode_all(fast: Any, texts: Sequence[str]) -> list[np.ndarray]:
     """gigatoken's batch call, which uses all cores and one array for all texts."""
-
-    def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        rows = fast.encode_batch(list(texts)).layout
-        ends = rows.offsets.data
-        ids = rows.content.data
-        return [ids[start:end] for start, end in pairwise(ends)]
-
-    return encode
+    rows = fast.encode_batch(list(texts)).layout
+    ids = rows.content.data
+    return [ids[start:end] for start, end in pairwise(rows.offsets.data)]
 
 
 @contextlib.contextmanager

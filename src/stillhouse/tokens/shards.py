@@ -129,7 +129,6 @@ class TokenSplit:
         counts: Token counts of the training split, whichever split this is.
     """
 
-    name: str
     vocabulary_size: int
     shards: tuple[np.ndarray, ...]
     document_starts: np.ndarray
@@ -188,7 +187,7 @@ def open_split(tokens_folder: Path, split: str) -> TokenSplit:
         starts.append(index[1:] + starts[-1][-1])
     counts = np.array(_sized_file(tokens_folder / COUNTS, np.dtype("<u8"), manifest))
     size = facts["vocabulary_size"]
-    return TokenSplit(split, size, tuple(opened), np.concatenate(starts), counts, paths)
+    return TokenSplit(size, tuple(opened), np.concatenate(starts), counts, paths)
 
 
 def _sized_file(path: Path, dtype: np.dtype, manifest: Manifest) -> np.ndarray:

@@ -111,10 +111,9 @@ def micro_batch_sequences(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on the CPU or on a GPU."""
-    # PyTorch has no exception type for CPU memory.
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return isinstance(error, kinds) or refused
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return True  # PyTorch has no exception type for CPU memory
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def out_of_memory(

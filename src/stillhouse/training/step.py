@@ -103,8 +103,7 @@ class TrainStep:
         Raises:
             TrainingError: training diverges.
         """
-        floor = loss_floor(self.job.objective.weights)
-        trend = self.progress.trend.after(loss, floor)
+        trend = self.progress.trend.after(loss, loss_floor(self.job.objective.weights))
         self.progress = replace(self.progress, trend=trend)
         if trend.has_diverged(is_last=self.progress.step == self.job.batches.num_steps):
             raise self._diverged(f"the loss is {loss:.3g} and was {trend.best:.3g} at best")
