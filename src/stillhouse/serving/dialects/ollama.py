@@ -323,7 +323,18 @@ async def version() -> dict[str, str]:
 @router.get("/api/tags")
 async def list_models(models: ModelsDep) -> dict[str, Any]:
     """List the served models."""
-    return {"models": [_description(model) for model in models]}
+    return {
+        "models": [
+            {
+                "name": model.name,
+                "model": model.name,
+                "modified_at": _modified_at(model),
+                "size": model.loaded.num_parameters * BYTES_PER_WEIGHT[model.precision],
+                "details": _details(model),
+            }
+            for model in models
+        ]
+    }
 
 
 @router.post("/api/show")
@@ -341,16 +352,6 @@ async def show(body: ShowRequest, models: ModelsDep) -> dict[str, Any]:
             f"{family}.context_length": model.loaded.context,
         },
         "capabilities": ["completion" if generates else "embedding"],
-    }
-
-
-def _description(model: ServedModel) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "model": model.name,
-        "modified_at": _modified_at(model),
-        "size": model.loaded.num_parameters * BYTES_PER_WEIGHT[model.precision],
-        "details": _details(model),
     }
 
 

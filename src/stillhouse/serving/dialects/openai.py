@@ -59,12 +59,12 @@ def openai_error_body(error: APIError) -> dict[str, Any]:
     }
 
 
-def encode_openai_event(event: Any) -> bytes:
-    """A chunk, or the end of the stream, as a server-sent event."""
-    return b"data: [DONE]\n\n" if event == DONE else encode_event(event)
-
-
-DIALECT = Dialect(router, openai_error_body, encode_openai_event, path_part="/v1/")
+DIALECT = Dialect(
+    router,
+    error_body=openai_error_body,
+    encode_event=lambda event: b"data: [DONE]\n\n" if event == DONE else encode_event(event),
+    path_part="/v1/",
+)
 
 
 @router.get("/v1/models")
