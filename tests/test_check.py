@@ -204,6 +204,28 @@ def test_a_teacher_cache_takes_the_teacher_out_of_the_step(tmp_path, capsys, mon
     assert cached["step"]["teacher_bytes"] == 0 < live["step"]["teacher_bytes"]
 
 
+def test_losses_temperature_and_a_step_above_max_tokens_are_named(tmp_path, capsys, monkeypatch):
+    """The losses of the recipe, and one that --set adds to them."""
+    write_shape(tmp_path / "teacher", GPT2Config())
+    settings = ["distillation.losses.jsd.weight=2", "distillation.max_tokens=1000"]
+    settings.append(f"teacher={tmp_path / 'teacher'}")
+    arguments = [part for key in settings for part in ("--set", key)]
+    page = check(capsys, monkeypatch, "distilgpt2", *arguments)
+    assert "soft_target (weight 5.0, rows all), language_modeling (weight 2.0)" in page
+    assert "jsd (weight 2.0, rows all, beta 0.5)" in page
+    assert "temperature 2.0" in page
+    assert "distillation trains on 1,000 tokens, less than one step of 524,288" in page
+
+
+def test_errors_of_stages_name_the_recipe(tmp_path, capsys, monkeypatch):
+    """As those of its parser do."""
+    write_shape(tmp_path / "teacher", GPT2Config())
+    arguments = ["--set", f"teacher={tmp_path / 'teacher'}", "--set", "student.layer_map=30"]
+    monkeypatch.setattr(sys, "argv", ["stillhouse", "check", "distilgpt2", *arguments])
+    assert _run() == 2
+    assert "error: distilgpt2: student.layer_map asks for 30" in capsys.readouterr().err
+
+
 def test_check_writes_nothing(tmp_path, capsys, monkeypatch):
     """Asking costs nothing and leaves nothing behind."""
     write_shape(tmp_path / "teacher", GPT2Config())

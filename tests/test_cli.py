@@ -171,6 +171,11 @@ def test_a_usage_mistake_is_exit_code_2(capsys, monkeypatch, arguments):
     assert "bug" not in err
 
 
+def test_an_unknown_option_suggests_the_nearest(capsys, monkeypatch):
+    _, _, err = call(capsys, monkeypatch, "check", "quickstart", "--sett", "seed=1")
+    assert "No such option: --sett. Did you mean '--set'?" in err
+
+
 def test_generate_prints_texts_that_begin_with_the_prompt(capsys, monkeypatch, model):
     """The same command with the same seed prints the same."""
     arguments = ("generate", model, "--prompt", "The still", "--seed", 3, "--max-new-tokens", 8)

@@ -35,6 +35,7 @@ from stillhouse.tokens.tokenizer import load_tokenizer, open_tokenizer, tokenize
 from stillhouse.training.cost import DTYPES, StepShape, forward_flops, matmul_rate
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import LONG_STEP_SECONDS
+from stillhouse.training.settings import PretrainingRecipe
 from stillhouse.wording import counted, duration
 
 UTILIZATION = 0.4  # assumed of hardware that is not here
@@ -81,6 +82,7 @@ def check_recipe(
     tokenizer = _tokenizer(recipe, run, offline=offline)
     speeds = MeasuredSpeeds()
     parts: list[Part] = []
+    notes = [note for own in tasks.values() if own.examples for note in own.examples.notes]
     for task, own in tasks.items():
         parts += _task_parts(recipe, task, own, tokenizer, speeds)
     if checked.student is not None:
@@ -89,12 +91,13 @@ def check_recipe(
         *trainings, evaluation = language_parts(plan, speeds)
         result |= _distillation_cost(plan, checked.student, trainings)
         parts = [*trainings, *parts, evaluation]
+        notes += _trainings_below_one_step(plan)
     return result | {
         "tasks": {
             task: _task_models(recipe.finetuning[task], own.models) for task, own in tasks.items()
         },
         "time": _time(recipe, parts),
-        "notes": [note for own in tasks.values() if own.examples for note in own.examples.notes],
+        "notes": notes,
     }
 
 
@@ -189,6 +192,10 @@ def _distillation_cost(
             "body_parameters": sizes["student"]["body_parameters"]
             / sizes["teacher"]["body_parameters"],
         },
+        "losses": {
+            name: recipe_part(term) for name, term in recipe.distillation.losses.active().items()
+        },
+        "temperature": recipe.distillation.temperature,
         "tokens": tokens,
         "step": _step_memory(recipe, sizes, plan.student),
         "teacher_cache": _cache_cost(recipe, plan.teacher, training.step()),
@@ -197,6 +204,18 @@ def _distillation_cost(
         "estimates": [_estimate(hardware, per_token, tokens) for hardware in _hardware(reached)],
         "assumed_utilization": UTILIZATION,
     }
+
+
+def _trainings_below_one_step(plan: LanguagePlan) -> list[str]:
+    sections: dict[str, PretrainingRecipe] = {"distillation": plan.recipe.distillation}
+    if not isinstance(plan.recipe.teacher, str):
+        sections["teacher.training"] = plan.recipe.teacher.training
+    return [
+        f"{section} trains on {tokens:,} tokens, less than one step of {recipe.tokens_per_step:,}; "
+        f"lower {section}.tokens_per_step for more steps"
+        for section, recipe in sections.items()
+        if (tokens := plan.tokens_to_train(recipe)) is not None and tokens < recipe.tokens_per_step
+    ]
 
 
 def _sizes(config: PretrainedConfig) -> dict[str, Any]:
@@ -339,8 +358,13 @@ def _distillation_parts(result: dict[str, Any]) -> list[terminal.Part]:
         for key, (label, show) in shown.items()
     ]
     step, tokens = result["step"], result["tokens"]
+    losses = [
+        f"{name} ({', '.join(f'{key} {value}' for key, value in term.items())})"
+        for name, term in result["losses"].items()
+    ]
     lines = [
         f"layer map: {student['layer_map']}",
+        f"losses: {', '.join(losses)}; temperature {result['temperature']}",
         f"a step: {step['tokens_per_step']:,} tokens in micro-batches of "
         f"{step['micro_batch_tokens']:,}, {step['precision']}, about "
         f"{units.size_bytes(step['memory_bytes'])} of memory",

@@ -17,6 +17,8 @@ import yaml
 from pydantic import BaseModel, Tag, TypeAdapter, ValidationError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
+from yaml.parser import ParserError
+from yaml.scanner import ScannerError
 
 from stillhouse.errors import RecipeError
 from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, NamedTaskRecipe, TaskRecipe
@@ -47,6 +49,15 @@ RENAMED_KEYS = {
     "hard_target": "hard_label",
     "vector_cosine": "embedding_cosine",
     "vector_mse": "embedding_mse",
+}
+# For pydantic's types of problems, messages in a recipe's terms.
+TYPE_MESSAGES = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "should be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "should be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "should be true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "should be a list"),
+    "string_type": "should be a text",
+    "dict_type": "should be a mapping of keys to values",
 }
 # Characters that start an alias, a tag or a comment in YAML; in --set they start a string.
 TEXT_STARTS = tuple("*&!%@`#")
@@ -177,6 +188,8 @@ def _parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if isinstance(error, (ParserError, ScannerError)) and "\n" in text.strip():
+            problem += "; often a missing colon or wrong indentation on this line or the one before"
         raise RecipeError(f"{where}:{place} is not YAML: {problem}.") from error
     except (RecursionError, ValueError) as error:
         raise RecipeError(f"{where} cannot be read as YAML: {error}.") from error
@@ -299,7 +312,8 @@ def explain(error: ValidationError, where: str, root: Any) -> str:
             message = str(problem.get("ctx", {}).get("error"))
             lines.append(f"{path + ': ' if path else ''}{message}.")
         else:
-            message = problem["msg"][0].lower() + problem["msg"][1:]
+            message = problem["msg"].removeprefix("Input ")
+            message = TYPE_MESSAGES.get(problem["type"], message[0].lower() + message[1:])
             advice = _whole_number_advice(problem["input"]) if "int_" in problem["type"] else ""
             lines.append(f"{path}: {message}, got {problem['input']!r:.80}.{advice}")
     unique = list(dict.fromkeys(lines))

@@ -216,6 +216,16 @@ def test_a_hub_name_needs_the_network():
     assert caught.value.exit_code == 7
 
 
+def test_a_missing_folder_below_an_existing_one_is_not_a_matter_of_the_network(
+    tmp_path, monkeypatch
+):
+    """It has the form of a hub name."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"There is no folder 'runs/nothere' \(seen from /"):
+        resolve_folder("runs/nothere", offline=True)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -3,14 +3,31 @@
 Results go to stdout, progress and errors to stderr. Each command imports what it needs when it
 runs, so that `--help` answers at once."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from stillhouse.cli import models, runs, serving
 from stillhouse.stages.stage import STAGES, stage_named
 
+
+class Commands(TyperGroup):
+    """The commands; an unknown option gets the same kind of suggestion as an unknown command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if options := getattr(error, "possibilities", None):
+                nearest = ", ".join(repr(option) for option in sorted(options))
+                error.message += f". Did you mean {nearest}?"  # pyright: ignore[reportAttributeAccessIssue]
+                error.possibilities = None  # pyright: ignore[reportAttributeAccessIssue]
+            raise
+
+
 app = typer.Typer(
+    cls=Commands,
     name="stillhouse",
     help="Distil a language model into a smaller, faster one, and measure what it kept.",
     no_args_is_help=True,

@@ -1,6 +1,7 @@
 """Commands that run a recipe or check one, list recipes, and examine this machine or a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from stillhouse.cli.options import (
     RunDir,
     print_json,
 )
+from stillhouse.errors import RecipeError
 
 
 def quickstart(
@@ -69,7 +71,8 @@ def check(
     from stillhouse.runs.paths import RunFolder
 
     run = RunFolder.at(run_dir or Path("runs") / name)
-    result = check_recipe(name, parsed, offline=offline, run=run)
+    with _naming(recipe):
+        result = check_recipe(name, parsed, offline=offline, run=run)
     print_json(result) if as_json else print_check(result)
 
 
@@ -89,7 +92,8 @@ def verify(
     name, parsed = load_recipe(recipe, overrides or [])  # before the imports that take seconds
     from stillhouse.verification.verify import print_checks, verify_recipe
 
-    result = verify_recipe(name, parsed, offline=offline)
+    with _naming(recipe):
+        result = verify_recipe(name, parsed, offline=offline)
     print_json(result) if as_json else print_checks(result)
     if result["failed"]:
         raise typer.Exit(1)
@@ -109,6 +113,15 @@ def stage_command(name: str) -> Callable[..., None]:
         _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only=name)
 
     return command
+
+
+@contextmanager
+def _naming(recipe: str) -> Iterator[None]:
+    """Errors in a recipe name its file, whether its parser or a stage finds them."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(f"{recipe}: {error}") from error
 
 
 def _run_stages(
@@ -137,7 +150,8 @@ def _run_stages(
     with sharing_cores(), init_distributed() as ranks:
         reporter = ConsoleReporter() if ranks.is_first else QuietReporter()
         pipeline = Pipeline(parsed, folder, reporter, ranks, offline, removed)
-        pipeline.run_stages(stages)
+        with _naming(recipe):
+            pipeline.run_stages(stages)
         if ranks.is_first and (text := pipeline.summary(stages)):
             print(text)
 

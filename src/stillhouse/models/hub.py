@@ -63,6 +63,11 @@ def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
     except LocalEntryNotFoundError as error:
+        if os.path.isdir(name.partition("/")[0]):  # so the name looks like a path
+            raise ModelError(
+                f"There is no folder {name!r} (seen from {Path.cwd()}), and no model of that name "
+                f"in the cache of the hub. {advice}"
+            ) from error
         reason = "--offline forbids the network" if offline else "the hub cannot be reached"
         raise NetworkError(
             f"The model {name!r} is not on this disk, and {reason}. {advice}"
