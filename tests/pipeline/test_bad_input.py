@@ -48,7 +48,10 @@ def tiny(tmp_path: Path) -> TinyRun:
     ("setting", "messages"),
     [
         ("distillation.temprature=1", ["distillation.temprature is not a key", "'temperature'"]),
-        ("tokens.sequence_length=long", ["tokens.sequence_length: .*integer", "got 'long'"]),
+        (
+            "tokens.sequence_length=long",
+            ["tokens.sequence_length: should be a whole number", "got 'long'"],
+        ),
         ("teacher.num_heads=3", ["hidden_size 16 is not a multiple of num_heads 3"]),
         (
             "distillation.losses={soft_target: {weight: 0}}",
