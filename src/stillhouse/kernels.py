@@ -25,7 +25,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,7 @@ FASTER = 1.1  # speedup over the kernel that it would replace; less is a tie
 # A kernel is far slower than float32 above this ratio on a small matrix, where a kernel that is
 # fast on large ones still has its fixed cost.
 FAR_SLOWER, FIXED_SECONDS = 20, 2e-4
+SMALL = (64, 256)  # M K
 SMALL_CALLS, SMALL_SECONDS = 4, 0.1  # the first call warms up; for all calls of a kernel
 CACHE_FORMAT = 2
 # Environment variables for instruction sets, precisions or how threads wait.
@@ -101,9 +102,6 @@ class Shape:
         weight = _random(outputs, self.num_inputs, generator)
         times = self.count * self.num_outputs / outputs
         return (weight.t().contiguous().t() if self.is_transposed else weight), times
-
-
-SMALL = Shape(256, 64, is_transposed=False, count=1)
 
 
 @dataclass(frozen=True)
@@ -223,14 +221,13 @@ def _fastest(
     deadline: float,
     *,
     min_rounds: int = 0,
-    max_rounds: int = MAX_ROUNDS,
     most_interruptions: int = sys.maxsize,
 ) -> list[dict[str, _Call]]:
     """The fastest call of each product by each kernel, interleaved, until `deadline` but at least
-    `min_rounds`, and at most `max_rounds`; stops after `most_interruptions`."""
+    `min_rounds`; stops after `most_interruptions`."""
     last = _interruptions() + most_interruptions
     best: list[dict[str, _Call]] = [{} for _ in products]
-    for number in range(max_rounds):
+    for number in range(MAX_ROUNDS):
         for product, own in zip(products, best, strict=True):
             names = list(product.calls)
             for name in names if number % 2 == 0 else reversed(names):
@@ -256,18 +253,38 @@ def _in_all(
     return found
 
 
+@torch.inference_mode()
 def _without_far_slower(kernels: Mapping[str, Kernel], rows: Sequence[int]) -> dict[str, Kernel]:
-    """Without the kernels that are hopeless on a small matrix: of the model's size, one call of a
+    """Without the kernels that are hopeless on matrices of the model's size, where one call of a
     reference implementation takes seconds."""
-    found = {}
-    for name, kernel in kernels.items():
-        pair = {"fp32": kernels["fp32"], name: replace(kernel, same_bits_as=None)}
-        products, deadline = _products([SMALL], pair, rows), time.perf_counter() + SMALL_SECONDS
-        best = _fastest(products, deadline, min_rounds=1, max_rounds=SMALL_CALLS)
-        limits = [FIXED_SECONDS + FAR_SLOWER * own["fp32"].seconds for own in best]
-        if all(own[name].seconds <= limit for own, limit in zip(best, limits, strict=True)):
-            found[name] = kernel
-    return found
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = _random(*SMALL, generator), _random(1, SMALL[0], generator)[0]
+    inputs = [_random(num_rows, SMALL[1], generator) for num_rows in rows]
+    plain = kernels["fp32"].make(weight, bias)
+    limits = [
+        FIXED_SECONDS
+        + FAR_SLOWER * min(_timed(partial(plain, each)) for _ in range(SMALL_CALLS)).seconds
+        for each in inputs
+    ]
+
+    def is_far_slower(kernel: Kernel) -> bool:
+        product, deadline = kernel.make(weight, bias), time.perf_counter() + SMALL_SECONDS
+        for each, limit in zip(inputs, limits, strict=True):
+            call = partial(product, each.to(kernel.dtype))
+            for _ in range(SMALL_CALLS):
+                if _timed(call).seconds <= limit:
+                    break
+                if time.perf_counter() > deadline:
+                    return True
+            else:
+                return True
+        return False
+
+    return {
+        name: kernel
+        for name, kernel in kernels.items()
+        if name == "fp32" or not is_far_slower(kernel)
+    }
 
 
 def _random(num_rows: int, num_columns: int, generator: torch.Generator) -> Tensor:
