@@ -168,6 +168,7 @@ GLUE: Mapping[str, str] = {
 
 
 LABELS: Mapping[str, str] = {
+    "accuracy_norm": "accuracy per character",
     "accuracy_and_f1": "accuracy and F1",
     "default": "F1, conlleval",
     "exact_match": "exact match",

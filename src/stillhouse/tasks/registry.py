@@ -14,6 +14,7 @@ from stillhouse.runs.manifest import read_manifest
 from stillhouse.section import recipe_part
 from stillhouse.tasks.embeddings import Embeddings, read_embedding_settings
 from stillhouse.tasks.labels import Labels, labels_of
+from stillhouse.tasks.multiple_choice import MultipleChoice
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.settings import (
     ClassificationTask,
@@ -35,6 +36,7 @@ TASKS: Mapping[str, type[Task]] = {
     "token_classification": TokenClassification,
     "embeddings": Embeddings,
     "last_word": LastWord,
+    "multiple_choice": MultipleChoice,
     "continuation": Continuation,
 }
 

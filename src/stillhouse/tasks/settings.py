@@ -182,6 +182,36 @@ class LastWordTask(Section):
     """Metric that selects the best state and compares models."""
 
 
+class ChoiceColumns(Section):
+    """The columns of a table of questions."""
+
+    question: str
+    """Column of the question, or of what precedes the choices."""
+    choices: str | Annotated[list[str], Field(min_length=2)]
+    """Column that lists the choices, or the columns of one choice each."""
+    label: str
+    """Column of the right choice: its name where the data names the choices, else its number from
+    0."""
+
+
+class MultipleChoiceTask(Section):
+    """Choice of the most likely of several continuations by a causal language model."""
+
+    kind: Literal["multiple_choice"] = "multiple_choice"
+    """Kind of task."""
+    format: Literal["plain", "arc", "piqa", "openbookqa", "hellaswag", "winogrande", "copa"] = (
+        "plain"
+    )
+    """Data set whose prompt and columns are used; `plain` is the question alone."""
+    columns: ChoiceColumns | None = None
+    """Columns of the table; by default those of the data set on the hub, or `query`, `choices` and
+    `gold`."""
+    max_length: Length = 2048
+    """Longest sequence in tokens; a longer one loses its beginning."""
+    metric: Literal["accuracy", "accuracy_norm"] = "accuracy"
+    """Metric that compares models: the most likely choice, or the most likely per character."""
+
+
 class ContinuationTask(Section):
     """Zero-shot or few-shot generation after a prompt by a causal language model.
 
@@ -236,6 +266,10 @@ def _numbered(*names: str) -> dict[str, str]:
     return {str(number): name for number, name in enumerate(names)}
 
 
+def _choices(format: str, metric: str = "accuracy_norm") -> dict[str, Any]:
+    return {"kind": "multiple_choice", "format": format, "metric": metric}
+
+
 # The tables of GLUE as published (Wang et al. 2019), and other published formats.
 NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
     "cola": _glue(
@@ -285,6 +319,8 @@ NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
         "header": ["genre", "file", "year", "index", "score", "sentence1", "sentence2"],
     },
     "lambada": {"kind": "last_word"},
+    **{name: _choices(name) for name in ("arc", "piqa", "openbookqa", "hellaswag")},
+    **{name: _choices(name, "accuracy") for name in ("winogrande", "copa")},
     # Radford et al. 2019, sections 3.7 and 3.6.
     "translation": {
         "kind": "continuation",
@@ -324,6 +360,7 @@ TaskRecipe = Annotated[
     | TokenClassificationTask
     | EmbeddingsTask
     | LastWordTask
+    | MultipleChoiceTask
     | ContinuationTask,
     Discriminator("kind"),
 ]

@@ -153,6 +153,22 @@ class Task(ABC, Generic[Settings]):
         """Logits, a value or an embedding for each sequence; where per token, for padding too."""
         return forward(model, batch).logits
 
+    def all_outputs(
+        self, model: PreTrainedModel, sequences: Sequence[EncodedExample]
+    ) -> list[Float[Tensor, "..."]]:
+        """The outputs for each sequence, in order, computed in batches of similar length."""
+        outputs: dict[int, Tensor] = {}
+        for places in batches_by_length(sequences, MAX_BATCH_TOKENS[model.device.type]):
+            batch = collate(
+                [sequences[place] for place in places],
+                pad_token_id=padding_id(model.config),
+                per_token=self.per_token,
+            )
+            with torch.inference_mode():
+                found = self.outputs(model, batch.to(model.device)).float().cpu()
+            outputs |= dict(zip(places, found, strict=True))
+        return [outputs[place] for place in range(len(sequences))]
+
     @abstractmethod
     def predict(
         self, example: Any, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
@@ -186,15 +202,7 @@ def predict(
     Args:
         encoded: The result of `task.encode` for the examples.
     """
-    flat = [sequence for sequences in encoded for sequence in sequences]
-    outputs: list[Tensor] = [torch.empty(0)] * len(flat)
-    for places in batches_by_length(flat, MAX_BATCH_TOKENS[model.device.type]):
-        sequences = [flat[place] for place in places]
-        batch = collate(sequences, pad_token_id=padding_id(model.config), per_token=task.per_token)
-        with torch.inference_mode():
-            found = task.outputs(model, batch.to(model.device)).float().cpu()
-        for place, output in zip(places, found, strict=True):
-            outputs[place] = output
+    outputs = task.all_outputs(model, [each for sequences in encoded for each in sequences])
     own = iter(outputs)
     return [
         task.predict(example, sequences, [next(own) for _ in sequences])

@@ -86,11 +86,15 @@ class LanguageModelTask(Task[Settings]):
     def encode(
         self, examples: Sequence[Any], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[EncodedExample]]:
-        return [[self._encoded(example, tokenizer)] for example in examples]
+        return [self._sequences(example, tokenizer) for example in examples]
 
     @abstractmethod
-    def _encoded(self, example: Any, tokenizer: PreTrainedTokenizerFast) -> EncodedExample:
-        """The sequence of an example."""
+    def _sequences(self, example: Any, tokenizer: PreTrainedTokenizerFast) -> list[EncodedExample]:
+        """The sequences of an example."""
+
+    def chance(self, examples: Sequence[Any]) -> float:
+        """The score of a guess."""
+        return 0.0
 
 
 class LastWord(LanguageModelTask[LastWordTask]):
@@ -108,7 +112,9 @@ class LastWord(LanguageModelTask[LastWordTask]):
             found.append(TextExample(text))
         return found
 
-    def _encoded(self, example: TextExample, tokenizer: PreTrainedTokenizerFast) -> EncodedExample:
+    def _sequences(
+        self, example: TextExample, tokenizer: PreTrainedTokenizerFast
+    ) -> list[EncodedExample]:
         """The target of each token is the next one, where that belongs to the last word."""
         before, _, last = example.text.rpartition(" ")
         context, whole = (
@@ -120,13 +126,15 @@ class LastWord(LanguageModelTask[LastWordTask]):
         first = max(0, len(whole) - self.recipe.max_length - 1)
         ids = np.array(whole[first:], np.int64)
         is_target = np.arange(len(ids) - 1) >= len(context) - first - 1
-        return EncodedExample(
-            ids[:-1],
-            np.zeros_like(ids[:-1]),
-            np.where(is_target, ids[1:], IGNORED),
-            output_mask=is_target,
-            is_truncated=first > 0,
-        )
+        return [
+            EncodedExample(
+                ids[:-1],
+                np.zeros_like(ids[:-1]),
+                np.where(is_target, ids[1:], IGNORED),
+                output_mask=is_target,
+                is_truncated=first > 0,
+            )
+        ]
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 2 T"]:
         """For each target its log-probability, and 1 where it is the most probable token, or 0."""
@@ -203,7 +211,9 @@ class Continuation(LanguageModelTask[ContinuationTask]):
         self._shots = found[:shots]
         return found[shots:]
 
-    def _encoded(self, example: TextExample, tokenizer: PreTrainedTokenizerFast) -> EncodedExample:
+    def _sequences(
+        self, example: TextExample, tokenizer: PreTrainedTokenizerFast
+    ) -> list[EncodedExample]:
         """The prompt; a text that is too long is truncated, the prompt's end is kept."""
         before, after = self.recipe.prompt.split("{text}")
         shown = "".join(f"{before}{each.text}{after} {each.target}\n" for each in self._shots)
@@ -221,13 +231,15 @@ class Continuation(LanguageModelTask[ContinuationTask]):
         if is_truncated:
             ids = [*ids[: max(0, room - len(end))], *end]
         found = np.array(ids, np.int64)
-        return EncodedExample(
-            found,
-            np.zeros_like(found),
-            np.array(IGNORED),
-            is_truncated=is_truncated,
-            source=tokenizer,
-        )
+        return [
+            EncodedExample(
+                found,
+                np.zeros_like(found),
+                np.array(IGNORED),
+                is_truncated=is_truncated,
+                source=tokenizer,
+            )
+        ]
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B N"]:
         """The ids of the new tokens (float32 is exact up to 16.7 million); NO_TOKEN from an end

@@ -1,0 +1,135 @@
+"""Log-likelihoods of texts that begin alike, from one pass over the tokens they share.
+
+The texts of an example (a question with each of its choices) form a tree: a token that follows the
+same tokens in several texts is one node, computed once. A node attends to its ancestors and itself,
+and its position is its depth, so each text is computed as if it were alone.
+
+Axes: B trees, T nodes, P texts, K scored tokens, R rows, D hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel
+
+from stillhouse.families.registry import family_of
+from stillhouse.tokens.batches import IGNORED, Batch
+
+ROWS_AT_ONCE = 256  # whose logits are in memory
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Token sequences that share their beginnings.
+
+    Scored token k is `tokens[k]` after node `nodes[k]`, of the text `texts[k]`. The last token of a
+    text is scored and not read.
+    """
+
+    ids: Int[np.ndarray, " T"]
+    parents: Int[np.ndarray, " T"]
+    depths: Int[np.ndarray, " T"]
+    nodes: Int[np.ndarray, " K"]
+    tokens: Int[np.ndarray, " K"]
+    texts: Int[np.ndarray, " K"]
+    num_texts: int
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]], num_scored: Sequence[int]) -> "TokenTree":
+        """The tree of some sequences.
+
+        Args:
+            num_scored: For each sequence the number of its last tokens that are scored, fewer than
+                it has.
+        """
+        places: dict[tuple[int, int], int] = {}
+        read: list[tuple[int, int, int]] = []
+        scored: list[tuple[int, int, int]] = []
+        for text, (ids, number) in enumerate(zip(sequences, num_scored, strict=True)):
+            assert 0 < number < len(ids)
+            node = -1
+            for depth, token in enumerate(ids):
+                if depth >= len(ids) - number:
+                    scored.append((node, token, text))
+                if depth < len(ids) - 1:
+                    parent, node = node, places.setdefault((node, token), len(read))
+                    if node == len(read):
+                        read.append((token, parent, depth))
+        ids, parents, depths = np.array(read, np.int64).T
+        nodes, tokens, texts = np.array(scored, np.int64).T
+        return cls(ids, parents, depths, nodes, tokens, texts, len(sequences))
+
+    def visible(self) -> Bool[np.ndarray, "T T"]:
+        """True where a node (first axis) attends to a node: its ancestors and itself."""
+        seen = np.eye(len(self.ids), dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
+
+
+@dataclass(frozen=True)
+class TreeBatch(Batch):
+    """Trees padded to the same number of nodes; rows that are predicted have a scored token."""
+
+    seen: Bool[Tensor, "B T T"] = field(kw_only=True)
+
+    def visible(self) -> Bool[Tensor, "B T T"]:
+        return self.seen
+
+    @classmethod
+    def of(cls, trees: Sequence[TokenTree], device: torch.device) -> "TreeBatch":
+        """The batch of some trees."""
+        shape = len(trees), max(len(tree.ids) for tree in trees)
+        ids, segments, positions = (np.zeros(shape, np.int64) for _ in range(3))
+        labels = np.full(shape, IGNORED, np.int64)
+        seen = np.broadcast_to(np.eye(shape[1], dtype=bool), (*shape, shape[1])).copy()
+        for row, tree in enumerate(trees):
+            size = len(tree.ids)
+            ids[row, :size], positions[row, :size] = tree.ids, tree.depths
+            segments[row, :size], seen[row, :size, :size] = 1, tree.visible()
+            labels[row, tree.nodes] = tree.tokens
+        arrays = (ids, labels, segments, positions)
+        return cls(
+            *(torch.from_numpy(array).to(device) for array in arrays),
+            causal=True,
+            uniform=False,
+            seen=torch.from_numpy(seen).to(device),
+        )
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    model: PreTrainedModel, trees: Sequence[TokenTree]
+) -> list[Float[Tensor, " _"]]:
+    """For each text of each tree the sum of its scored tokens' log-probabilities, in nats."""
+    family, batch = family_of(model.config), TreeBatch.of(trees, model.device)
+    head = family.head(model)
+    features = head.transform(family.run_rows(model, batch, "predicted"))
+    row_of = torch.full_like(batch.labels, -1).flatten()
+    row_of[batch.row_numbers("predicted")] = torch.arange(len(features), device=model.device)
+    rows, tokens, texts = _scored(trees, row_of.view(batch.labels.shape).cpu().numpy())
+    sums = torch.zeros(sum(tree.num_texts for tree in trees), dtype=torch.float64)
+    for first in range(0, len(features), ROWS_AT_ONCE):
+        logits = F.linear(features[first : first + ROWS_AT_ONCE], head.weight, head.bias).float()
+        here = slice(*np.searchsorted(rows, (first, first + len(logits))))
+        picked = logits[rows[here] - first, tokens[here]] - logits.logsumexp(-1)[rows[here] - first]
+        sums.index_add_(0, torch.from_numpy(texts[here]), picked.double().cpu())
+    return list(sums.split([tree.num_texts for tree in trees]))
+
+
+def _scored(
+    trees: Sequence[TokenTree], row_of: Int[np.ndarray, "B T"]
+) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
+    """The scored tokens of all trees by row: row, token, and text counted over the trees."""
+    firsts = np.cumsum([0, *(tree.num_texts for tree in trees)])
+    rows = np.concatenate([row_of[place, tree.nodes] for place, tree in enumerate(trees)])
+    tokens = np.concatenate([tree.tokens for tree in trees])
+    texts = np.concatenate([tree.texts + firsts[place] for place, tree in enumerate(trees)])
+    order = np.argsort(rows, kind="stable")
+    return rows[order], tokens[order], texts[order]

@@ -1,0 +1,324 @@
+"""Multiple choice: prompts and log-likelihoods of lm-eval, each choice as if it were alone."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from stillhouse.errors import DataError, ModelError
+from stillhouse.inference.load import load_for_task
+from stillhouse.recipe_file import parse_task
+from stillhouse.tasks.multiple_choice import MultipleChoice, encode_pair
+from stillhouse.tasks.settings import ChoiceColumns, MultipleChoiceTask
+from stillhouse.tasks.token_tree import TokenTree
+
+CHOICES = {
+    "choices": {"text": ["a stone", "the distiller", "wind"], "label": ["A", "B", "C"]},
+    "answerKey": "B",
+}
+# Rows as the hub has them, for each format: the rows of two questions, both contexts and what is
+# scored after them for the first, and its right choice.
+ROWS = {
+    "arc": (
+        [{"question": "Which turns the still?", **CHOICES}, {"question": "Who sleeps?", **CHOICES}],
+        ["Question: Which turns the still?\nAnswer:"] * 3,
+        [" a stone", " the distiller", " wind"],
+        1,
+    ),
+    "piqa": (
+        [
+            {"goal": "Dry a still", "sol1": "Use warm fire", "sol2": "Use wet fire", "label": 0},
+            {"goal": "Fill it", "sol1": "drop by drop", "sol2": "drop by stone", "label": 1},
+        ],
+        ["Question: Dry a still\nAnswer:"] * 2,
+        [" Use warm fire", " Use wet fire"],
+        0,
+    ),
+    "openbookqa": (
+        [
+            {"question_stem": "Predators eat", **CHOICES},
+            {"question_stem": "A fire is", **CHOICES},
+        ],
+        ["Predators eat"] * 3,
+        [" a stone", " the distiller", " wind"],
+        1,
+    ),
+    "hellaswag": (
+        [
+            {
+                "ctx": "A man fills a still. [header] Now he",
+                "activity_label": "Still life",
+                "ctx_a": "A man fills a still. [header] Now",
+                "ctx_b": "he",
+                "endings": ["waits by  it. [step] It is warm.", "leaves."],
+                "label": "0",
+            },
+            {
+                "ctx": "The wind comes. the sea",
+                "activity_label": "Wind",
+                "ctx_a": "The wind comes.",
+                "ctx_b": "the sea",
+                "endings": ["rises.", "reads [title] files."],
+                "label": "1",
+            },
+        ],
+        ["Still life: A man fills a still. Now He"] * 2,
+        [" waits by it. It is warm.", " leaves."],
+        0,
+    ),
+    "winogrande": (
+        [
+            {"sentence": "Ann asked Eve and _ left.", "option1": "Ann", "option2": "Eve",
+             "answer": "2"},
+            {"sentence": "The fire warmed the stone as _ was hot .", "option1": "the fire",
+             "option2": "the stone", "answer": "1"},
+        ],
+        ["Ann asked Eve and Ann", "Ann asked Eve and Eve"],
+        [" left."] * 2,
+        1,
+    ),
+    "copa": (
+        [
+            {"premise": "The man waited.", "question": "cause", "choice1": "The wind came.",
+             "choice2": "He left the house.", "label": 0},
+            {"premise": "The fire was warm.", "question": "effect", "choice1": "It rained.",
+             "choice2": "The stone was dry.", "label": 1},
+        ],
+        ["The man waited because"] * 2,
+        ["  the wind came.", "  he left the house."],
+        0,
+    ),
+}  # fmt: skip
+# The harness's own definitions, which the test puts on local files.
+HARNESS = {
+    "arc": "arc/arc_easy.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "openbookqa": "openbookqa/openbookqa.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "winogrande": "winogrande/default.yaml",
+    "copa": "super_glue/copa/default.yaml",
+}
+REAL_MODEL = Path("/tmp/sm/model")
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_prompts_are_those_of_the_data_set(tmp_path, name):
+    """From the columns that the data set has on the hub."""
+    rows, contexts, continuations, target = ROWS[name]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    found = MultipleChoice(parse_task(name)).read(path)
+    assert len(found) == 2
+    assert list(found[0].contexts) == contexts
+    assert list(found[0].continuations) == continuations
+    assert found[0].target == target
+    unlabeled = [{key: row[key] for key in row if key not in ("label", "answerKey", "answer")}
+                 for row in rows]  # fmt: skip
+    path = write_rows(tmp_path / "unlabeled.jsonl", unlabeled)
+    (first, _) = MultipleChoice(parse_task(name)).read(path, labeled=False)
+    assert (first.contexts, first.target) == (found[0].contexts, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "context", "continuation"),
+    [
+        ("arc", {"query": "Question: Why?"}, "Question: Why?\nAnswer:", " two"),
+        ("piqa", {"query": "Question: Do it.\n"}, "Question: Do it.\nAnswer:", " two"),
+        ("openbookqa", {"query": "Predators eat"}, "Predators eat", " two"),
+        ("hellaswag", {"query": "Still: He"}, "Still: He", " two"),
+        ("copa", {"query": "It rained, because"}, "It rained, because", "  two"),
+        ("plain", {"query": "One and"}, "One and", " two"),
+    ],
+)
+def test_prepared_columns_give_the_same_prompts(tmp_path, name, row, context, continuation):
+    """`query`, `choices`, `gold`, where the prompt has begun already."""
+    path = write_rows(tmp_path / "rows.jsonl", [{**row, "choices": ["one", "two"], "gold": 1}])
+    (found,) = MultipleChoice(MultipleChoiceTask(format=name)).read(path)
+    assert (found.contexts[1], found.continuations[1], found.target) == (context, continuation, 1)
+
+
+def test_prepared_winogrande_scores_one_ending_after_each_option(tmp_path):
+    row = {"context_options": ["So Ann", "So Eve"], "continuation": "left.", "gold": 0}
+    (found,) = MultipleChoice(parse_task("winogrande")).read(
+        write_rows(tmp_path / "rows.jsonl", [row])
+    )
+    assert found.contexts == ("So Ann", "So Eve")
+    assert found.continuations == (" left.", " left.")
+
+
+def test_other_columns_are_named_in_the_recipe(tmp_path):
+    columns = {"question": "q", "choices": ["a", "b"], "label": "right"}
+    path = write_rows(tmp_path / "rows.jsonl", [{"q": "One", "a": "x", "b": "y", "right": 1}])
+    (found,) = MultipleChoice(MultipleChoiceTask(columns=ChoiceColumns(**columns))).read(path)
+    assert (found.contexts, found.continuations, found.target) == (("One",) * 2, (" x", " y"), 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"query": "x", "options": ["a", "b"]}, "expected are question, choices, answerKey or"),
+        ({"query": "x", "choices": ["a"], "gold": 0}, "row 1: .* two or more choices"),
+        ({"query": "x", "choices": ["a", " "], "gold": 0}, "row 1: .* two or more choices"),
+        ({"query": "x", "choices": ["a", "b"], "gold": 2}, "row 1: .* one of 0, 1; it holds 2"),
+        ({"query": "x", "choices": ["a", "b"], "gold": True}, "one of 0, 1; it holds True"),
+        ({"query": "x", "choices": ["a", "b"]}, "has no column 'gold'"),
+    ],
+)
+def test_unusable_rows_are_refused(tmp_path, row, message):
+    """With the row, the column and what it should hold."""
+    with pytest.raises(DataError, match=message):
+        MultipleChoice(parse_task("arc")).read(write_rows(tmp_path / "rows.jsonl", [row]))
+
+
+def test_a_tree_shares_beginnings_and_keeps_each_text():
+    """Also of texts of which one begins another, and of equal ones."""
+    texts = [[1, 2, 3, 4], [1, 2, 3], [1, 2, 5, 6, 7], [1, 2, 3, 4]]
+    tree = TokenTree.of(texts, [2, 1, 3, 2])
+    assert tree.ids.tolist() == [1, 2, 3, 5, 6]
+    assert tree.depths.tolist() == [0, 1, 2, 2, 3]
+    visible = tree.visible()
+    for text, ids in enumerate(texts):
+        own = tree.texts == text
+        node = tree.nodes[own][-1]
+        assert tree.ids[visible[node]].tolist() == ids[:-1]
+        assert tree.tokens[own].tolist() == ids[-own.sum() :]
+
+
+def alone(model, tokenizer, context, continuation):
+    """One text through transformers, in float64 from its logits on."""
+    ids, number = encode_pair(context, continuation, tokenizer)
+    with torch.no_grad():
+        shares = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return sum(float(shares[at - 1, ids[at]]) for at in range(len(ids) - number, len(ids)))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_log_likelihoods_equal_each_choice_alone(task_folder, tmp_path, family):
+    """Of choices that share tokens, of options in the context, and where a window of attention
+    forbids to share."""
+    folder = task_folder(family, "CausalLM")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    for name in ("piqa", "winogrande"):
+        loaded = load_for_task(folder, parse_task(name))
+        examples = loaded.task.read(write_rows(tmp_path / f"{name}.jsonl", ROWS[name][0]))
+        for window, num_trees in ((None, 1), (4, 2)):
+            loaded.task._window = window
+            encoded = loaded.task.encode(examples, loaded.tokenizer)
+            assert [len(trees) for trees in encoded] == [num_trees] * 2
+            for example, found in zip(examples, loaded.predictions(examples), strict=True):
+                expected = [
+                    alone(model, loaded.tokenizer, *pair)
+                    for pair in zip(example.contexts, example.continuations, strict=True)
+                ]
+                assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_tokens_are_split_as_in_the_harness(tokenizer_of):
+    """Spaces at a context's end belong to the continuation; without a context the start of text
+    precedes it."""
+    tokenizer = tokenizer_of("gpt2")
+    whole, number = encode_pair("the still ", "is warm", tokenizer)
+    assert whole == tokenizer("the still is warm")["input_ids"]
+    assert whole[:-number] == tokenizer("the still")["input_ids"]
+    whole, number = encode_pair("  ", "warm", tokenizer)
+    assert whole == [tokenizer.bos_token_id, *tokenizer("  warm")["input_ids"]]
+    assert number == len(whole) - 1
+    with pytest.raises(DataError, match="adds no token"):
+        encode_pair("the", "", tokenizer)
+
+
+def test_accuracy_per_character_divides_by_the_length(task_folder, tmp_path):
+    """The most likely choice, and the most likely per character; numbers that are not finite are
+    wrong."""
+    row = {"query": "x", "choices": ["a", "a long one"], "gold": 1}
+    loaded = load_for_task(task_folder("gpt2", "CausalLM"), MultipleChoiceTask())
+    examples = loaded.task.read(write_rows(tmp_path / "rows.jsonl", [row]))
+    found = loaded.task.metric_samples([torch.tensor([-4.0, -9.0]).numpy()], examples)
+    assert {name: each.value for name, each in found.items()} == {
+        "accuracy": 0.0,
+        "accuracy_norm": 1.0,
+    }
+    examples = loaded.task.read(write_rows(tmp_path / "rows.jsonl", [{**row, "gold": 0}]))
+    found = loaded.task.metric_samples([torch.tensor([torch.nan, -9.0]).numpy()], examples)
+    assert found["accuracy"].value == 0.0
+    assert loaded.task.chance(examples) == 0.5
+
+
+def test_long_questions_lose_their_beginning(task_folder, tmp_path):
+    """They are counted, and their choices are still scored."""
+    loaded = load_for_task(task_folder("gpt2", "CausalLM"), MultipleChoiceTask(max_length=8))
+    row = {"query": "the still " * 9, "choices": ["warm", "cold"], "gold": 0}
+    examples = loaded.task.read(write_rows(tmp_path / "rows.jsonl", [row]))
+    (found,), num_cut = loaded.predictions_and_cuts(examples)
+    assert num_cut == 1
+    assert len(found) == 2
+    assert (found < 0).all()
+
+
+def test_masked_models_are_refused(task_folder):
+    with pytest.raises(ModelError, match="multiple_choice is for causal language models"):
+        load_for_task(task_folder("bert", "Body"), MultipleChoiceTask())
+
+
+def harness_samples(folder, name, data, tmp_path):
+    """The harness's log-likelihoods of each choice of each row, and its scores, by its own
+    definition of the task."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    own = Path(lm_eval.__file__).parent / "tasks" / HARNESS[name]
+    tasks = tmp_path / f"tasks-{name}"
+    tasks.mkdir()
+    (tasks / "here.yaml").write_text(
+        f"include: {own}\ntask: here\ntag: []\ndataset_path: json\ndataset_name: null\n"
+        f"dataset_kwargs: {{data_files: {{validation: {data}}}}}\n"
+        "training_split: null\nvalidation_split: validation\ntest_split: null\n"
+    )
+    model = load_for_task(folder, MultipleChoiceTask())
+    loaded = HFLM(pretrained=model.model, tokenizer=model.tokenizer, backend="causal", batch_size=8)
+    found = lm_eval.simple_evaluate(
+        loaded,
+        tasks=["here"],
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        log_samples=True,
+        bootstrap_iters=0,
+    )
+    assert found is not None
+    samples = sorted(found["samples"]["here"], key=lambda each: each["doc_id"])
+    rows = [[float(response[0][0]) for response in each["resps"]] for each in samples]
+    return rows, found["results"]["here"]
+
+
+def assert_equals_harness(folder, name, path, tmp_path):
+    """The same log-likelihood of each choice, and equal scores."""
+    loaded = load_for_task(folder, parse_task(name))
+    examples = loaded.task.read(path)
+    found = loaded.predictions(examples)
+    expected, scores = harness_samples(folder, name, path, tmp_path)
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-4)
+    measured = loaded.task.metric_samples(found, examples)
+    assert measured["accuracy"].value == scores["acc,none"]
+    if "acc_norm,none" in scores:
+        assert measured["accuracy_norm"].value == scores["acc_norm,none"]
+
+
+@pytest.mark.filterwarnings("default")  # of libraries that the harness loads
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", HARNESS)
+def test_choices_score_as_in_the_harness(task_folder, tmp_path, monkeypatch, name):
+    """By the harness's own definition of each task, on the same rows."""
+    pytest.importorskip("lm_eval", reason="pip install 'stillhouse[lm-eval]'")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = write_rows(tmp_path / "rows.jsonl", ROWS[name][0])
+    assert_equals_harness(task_folder("gpt2", "CausalLM"), name, path, tmp_path)
