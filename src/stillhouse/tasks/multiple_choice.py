@@ -6,7 +6,7 @@ tokens are those that it adds to the context's, with spaces at the context's end
 `accuracy` takes the log-likelihood, `accuracy_norm` (lm-eval's acc_norm) the log-likelihood divided
 by the number of characters of the choice.
 
-Winogrande is scored partially: the options stand in the context, and the likelihood is that of the
+Winogrande is scored partially: the options are in the context, and the likelihood is that of the
 same ending (Trinh and Le 2018, section 3).
 
 Axes: P choices.
@@ -208,8 +208,8 @@ def read_question(row: Row, format: str, columns: ChoiceColumns, labeled: bool) 
             contexts = f"Question: {asked}\nAnswer:"
         case "hellaswag":
             if "ctx_b" in row.fields:
-                begun = f"{row.text('ctx_a')} {row.text('ctx_b').capitalize()}"
-                text = f"{row.text('activity_label')}: {begun}"
+                start = f"{row.text('ctx_a')} {row.text('ctx_b').capitalize()}"
+                text = f"{row.text('activity_label')}: {start}"
             contexts, choices = _cleaned(text), [_cleaned(choice) for choice in choices]
         case "copa" if "question" in row.fields:
             connector = CONNECTORS.get(row.text("question"))
