@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
 from stillhouse.errors import DataError
 from stillhouse.tokens.tokenizer import (
@@ -406,3 +406,22 @@ def test_a_tokenizer_without_its_unknown_token_is_refused(wordpiece, tmp_path):
     )
     with pytest.raises(DataError, match=r"cannot encode every text .*unk_token"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["TokenizersBackend", "GPT2Tokenizer"])
+def test_tokenizer_json_is_read_as_it_is_written(causal, named, tmp_path):
+    """Whatever class the model type or tokenizer_config.json names: transformers' Qwen2Tokenizer
+    and GPT2Tokenizer would split words by rules of their own."""
+    tokenizer = copy.deepcopy(causal)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": named}))
+    Qwen2Config().save_pretrained(tmp_path)
+    found = load_tokenizer(tmp_path).backend_tokenizer
+    text = "Bab: 1984  bab\n\nit's"
+    assert found.encode(text).ids == tokenizer.backend_tokenizer.encode(text).ids
+    splits = found.pre_tokenizer.pre_tokenize_str("1984")
+    assert [piece for piece, _ in splits] == ["1", "9", "8", "4"]

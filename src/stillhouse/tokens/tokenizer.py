@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -309,10 +310,26 @@ def _load(source: Path) -> object:
     if source.is_file():
         return _wordpiece(source)
     if any((source / name).is_file() for name in OWN_FILES[:2]):
-        return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        return _load_whole(source)
     tokenizer = _from_vocabulary(source)
     if (source / TEMPLATE).is_file():
         tokenizer.chat_template = (source / TEMPLATE).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _load_whole(source: Path) -> object:
+    """A tokenizer as its tokenizer.json says.
+
+    AutoTokenizer may rebuild it by the rules of the class that tokenizer_config.json or the model
+    type names: a byte-level BPE of another model then splits words at other places, in silence.
+    """
+    options: dict[str, Any] = {"local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    file = source / OWN_FILES[0]
+    if file.is_file() and isinstance(tokenizer, PreTrainedTokenizerFast):
+        written, found = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
+        if str(written.pre_tokenizer) != str(found.pre_tokenizer):
+            return PreTrainedTokenizerFast.from_pretrained(source, **options)
     return tokenizer
 
 
