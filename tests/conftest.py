@@ -72,9 +72,10 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
         model = getattr(transformers, family_of(config).model_class)(config).eval()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                norm = parameter.dim() == 1 and name.endswith("weight")
-                parameter.normal_(1.0 if norm else 0.0, 0.3, generator=generator)
+            for parameter in model.parameters():
+                # Of a norm's weight, 1 or, where 1 is added to it, 0; of biases, 0.
+                mean = float(parameter[0]) if parameter.dim() == 1 else 0.0
+                parameter.normal_(mean, 0.3, generator=generator)
         return model
 
     return make

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.task_models import SENTENCES, make_tokenizer
-from tests.tiny_models import make_config
+from tests.tiny_models import EVERY_FAMILY, make_config
 
 from stillhouse.estimate.language import LanguagePlan, TextSize, language_parts
 from stillhouse.estimate.speeds import MeasuredSpeeds
 from stillhouse.estimate.tasks import TaskPlan, task_parts
-from stillhouse.families.registry import FAMILIES, family_named
+from stillhouse.families.registry import family_named
 from stillhouse.finetuning.data import TaskExamples
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.recipe import Recipe
@@ -21,7 +21,7 @@ from stillhouse.tasks.registry import make_task
 pytestmark = pytest.mark.e2e  # each speed is timed for a tenth of a second
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_every_part_of_a_run_is_timed_for_a_model_of_any_family(family):
     """Trainings, the cache, the evaluation and a task, in seconds above zero; the generator of
     random numbers is left as it was, and a shape is measured once."""

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tests.tiny_models import is_causal
+from tests.tiny_models import EVERY_FAMILY, is_causal
 from torch import Tensor
 
 from stillhouse.errors import ModelError
 from stillhouse.families import attention
 from stillhouse.families.attention import plain_attention
-from stillhouse.families.registry import FAMILIES, family_of
+from stillhouse.families.registry import family_of
 
 BATCH, HEADS, LENGTH, SIZE = 2, 3, 7, 4
 SHAPE = (BATCH, HEADS, LENGTH, SIZE)
@@ -105,7 +105,7 @@ def test_factors_fall_at_their_chance_and_independently(chance):
     assert torch.equal(drawn, attention.dropout_factors(torch.empty(400_001), chance))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("uniform", [True, False])
 def test_a_body_computes_the_same_by_either_attention(
     family, uniform, tiny_model, batch_of, words, monkeypatch
@@ -124,10 +124,10 @@ def test_a_body_computes_the_same_by_either_attention(
         found.append([hidden, *(p.grad for p in model.parameters() if p.grad is not None)])
         model.zero_grad()
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=5e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("longest", [0, 256], ids=["sdpa", "products"])
 def test_autocast_stays_close_to_float32(family, longest, tiny_model, batch_of, words, monkeypatch):
     """Queries, keys and values may arrive in different precisions."""
@@ -210,7 +210,7 @@ def test_a_window_is_a_band(causal):
 
 
 def test_attention_that_cannot_take_a_mask_is_refused():
-    """Chunked layers would lose their chunks, and a soft cap its cap, in silence."""
+    """Chunked layers would lose their chunks, and attention sinks their share, in silence."""
     config: Any = transformers.GPT2Config()
     config.layer_types = ["chunked_attention"] * 12
     config._attn_implementation = "sdpa"
@@ -221,5 +221,5 @@ def test_attention_that_cannot_take_a_mask_is_refused():
         pass
     query = torch.zeros(1, 1, 2, 4)
     function = transformers.AttentionInterface()[attention.NAME]
-    with pytest.raises(ModelError, match="softcap"):
-        function(torch.nn.Identity(), query, query, query, None, softcap=30.0)
+    with pytest.raises(ModelError, match="sinks"):
+        function(torch.nn.Identity(), query, query, query, None, s_aux=query)

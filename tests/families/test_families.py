@@ -2,18 +2,21 @@
 
 import pytest
 import torch
-from tests.tiny_models import CAUSAL_FAMILIES
+from pydantic import ValidationError
+from tests.tiny_models import EVERY_CAUSAL_FAMILY, EVERY_FAMILY, make_config
 from transformers import BertConfig, GPT2Config, PretrainedConfig, RobertaConfig
 
+from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families.registry import FAMILIES, family_named, family_of
-from stillhouse.families.settings import FAMILY_NAMES
+from stillhouse.families.settings import FAMILY_NAMES, ArchitectureRecipe
+from stillhouse.models.folder_check import load_config
 from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe
 from stillhouse.teacher.settings import TeacherRecipe
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
-every_causal_family = pytest.mark.parametrize("name", CAUSAL_FAMILIES)
+every_family = pytest.mark.parametrize("name", EVERY_FAMILY)
+every_causal_family = pytest.mark.parametrize("name", EVERY_CAUSAL_FAMILY)
 
 
 @every_family
@@ -26,8 +29,7 @@ def test_body_and_head_apart_equal_the_models_own_logits(name, tiny_model, batch
     assert batch.uniform
     head = family.head(model)
     with torch.no_grad():
-        logits = head.transform(family.run_body(model, batch)) @ head.weight.T
-        logits = logits if head.bias is None else logits + head.bias
+        logits = head.logits(head.transform(family.run_body(model, batch)))
         torch.testing.assert_close(
             logits, model(input_ids=batch.input_ids).logits, atol=1e-5, rtol=1e-5
         )
@@ -77,14 +79,10 @@ def test_the_named_parts_are_there(name, tiny_model):
     assert word is model.get_input_embeddings().weight
     if "position_embeddings" in family.embeddings:
         positions = model.get_parameter(family.embeddings["position_embeddings"])
-        assert len(positions) == model.config.max_position_embeddings
+        assert len(positions) >= model.config.max_position_embeddings
     layers = model.get_submodule(family.layers)
     assert isinstance(layers, torch.nn.ModuleList)
     assert len(layers) == 3
-    if family.final_norm is not None:
-        norm = model.get_submodule(family.final_norm)
-        assert "norm" in type(norm).__name__.lower()
-        assert next(norm.parameters()).shape == word.shape[1:]
     assert model.config.hidden_size == word.shape[1]
 
 
@@ -156,6 +154,46 @@ def test_default_student_is_a_registered_family_that_copies_every_layer(name, ti
         weights = plan.kind.weights(dict(teacher.named_parameters()), plan.layer_map)
         shapes = {n: p.shape for n, p in empty_model(plan.config).named_parameters()}
         assert shapes.items() <= {n: p.shape for n, p in weights.items()}.items()
+
+
+LONGROPE = {
+    "rope_type": "longrope", "factor": 2.0, "rope_theta": 1e4,
+    "original_max_position_embeddings": 12, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+    "partial_rotary_factor": 1.0,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kind"),
+    [
+        ("phi3", LONGROPE, "longrope"),
+        ("qwen2", DYNAMIC, "dynamic"),
+        ("gemma3_text", {"full_attention": DYNAMIC, "sliding_attention": DEFAULT}, "dynamic"),
+    ],
+)
+def test_rotary_positions_that_depend_on_the_length_are_refused(name, settings, kind, tmp_path):
+    """At load, by name, also where layers of one kind alone have them."""
+    config = make_config(name)
+    config.rope_parameters = settings
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"rope_type {kind}, whose frequencies depend"):
+        load_config(tmp_path)
+
+
+def test_a_new_model_shares_keys_between_as_many_heads_as_its_recipe_says():
+    """Where the architecture can; otherwise the key is refused by name."""
+    size = {"num_layers": 1, "hidden_size": 24, "num_heads": 4, "num_key_value_heads": 2}
+    special = {"end_of_text": 7, "pad": 3, "cls": 4, "sep": 5}
+    qwen = ArchitectureRecipe.model_validate({"family": "qwen3", **size})
+    config = family_named("qwen3").new_config(qwen, 90, 32, special)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
+    gpt2 = ArchitectureRecipe.model_validate({"family": "gpt2", **size})
+    with pytest.raises(RecipeError, match=r"num_key_value_heads is 2, .*gpt2"):
+        family_named("gpt2").new_config(gpt2, 90, 32, special)
+    with pytest.raises(ValidationError, match="not a multiple of num_key_value_heads 3"):
+        ArchitectureRecipe.model_validate({"family": "qwen3", **size, "num_key_value_heads": 3})
 
 
 def test_every_file_of_architectures_is_a_family():

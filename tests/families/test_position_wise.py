@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.tiny_models import is_causal
+from tests.tiny_models import EVERY_FAMILY, is_causal
 
-from stillhouse.families.registry import FAMILIES, family_of
+from stillhouse.families.registry import family_of
 from stillhouse.tokens.batches import IGNORED, Batch
 
 
@@ -17,7 +17,7 @@ def predicting(batch: Batch, places: list[int]) -> Batch:
     return replace(batch, labels=labels.view(batch.labels.shape))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("places", [[3, 4, 12, 23], list(range(18)), [7]])
 def test_rows_are_those_of_the_whole_body(family, places, tiny_model, batch_of, words):
     """Hidden states, and every parameter's gradient; of few rows and of many."""
@@ -38,7 +38,7 @@ def test_rows_are_those_of_the_whole_body(family, places, tiny_model, batch_of, 
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_body_is_whole_again_afterwards(family, tiny_model, batch_of, words):
     """What computes all positions is not changed by one that did not."""
     model = tiny_model(family).eval()

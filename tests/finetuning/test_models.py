@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tests.tiny_models import EVERY_FAMILY
 
-from stillhouse.families.registry import FAMILIES
 from stillhouse.finetuning.models import load_start, load_trained
 from stillhouse.models.task_models import load_task_model
 from stillhouse.tasks.registry import make_task
@@ -17,7 +17,7 @@ def logits_of(model):
         return model(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_outputs_are_permuted_by_the_names_of_labels(task_folder, family):
     """Of a teacher, and of a model to train further; generic names keep their positions."""
     own = make_task(ClassificationTask(labels=["CONTRADICTION", "ENTAILMENT", "NEUTRAL"]))

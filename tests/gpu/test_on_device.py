@@ -14,14 +14,14 @@ import pytest
 import torch
 from tests.objectives.test_fused import PLAIN, TEMPERATURE, terms_of
 from tests.pipeline.tiny_run import TinyRun, call, write_recipe
-from tests.tiny_models import is_causal
+from tests.tiny_models import EVERY_FAMILY, is_causal
 from tests.training.jobs import Silent, make_job
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 import stillhouse
-from stillhouse.families.registry import FAMILIES, family_of
+from stillhouse.families.registry import family_of
 from stillhouse.inference.engine.worker import Worker
 from stillhouse.objectives.fused import LOGIT_TERMS, Projection, fused_losses
 from stillhouse.objectives.language_model import (
@@ -71,7 +71,7 @@ def loss_and_gradients(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_logits_and_gradients_equal_float64(
     name: str, precision: Any, device: torch.device, tiny_model: Any, batch_of: Any, words: Any
 ) -> None:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tests.tiny_models import CAUSAL_FAMILIES
+from tests.tiny_models import EVERY_CAUSAL_FAMILY
 from transformers.pytorch_utils import Conv1D
 
 from stillhouse.families.registry import family_of
@@ -58,7 +58,7 @@ def test_onednn_gives_the_bits_of_fbgemm(num_outputs, num_inputs):
         assert torch.equal(both(rows), fbgemm(rows))
 
 
-@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+@pytest.mark.parametrize("family", EVERY_CAUSAL_FAMILY)
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_int8)])
 def test_a_model_says_nearly_the_same(tiny_model, words, precision, family):
     """Its probabilities are within a few percent, and not the same: something was done."""

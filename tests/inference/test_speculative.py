@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.tiny_models import CAUSAL_FAMILIES, make_config
+from tests.tiny_models import EVERY_CAUSAL_FAMILY, make_config
 from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import ModelError
@@ -33,7 +33,7 @@ def generated(speculation: Speculation, settings: Generation, seed: int = 0) -> 
 
 @pytest.mark.parametrize("num_drafted", [1, 3, 7])
 @pytest.mark.parametrize("student_seed", [0, 1])
-@pytest.mark.parametrize("family", CAUSAL_FAMILIES)
+@pytest.mark.parametrize("family", EVERY_CAUSAL_FAMILY)
 def test_greedy_text_is_the_teacher_s(family, num_drafted, student_seed):
     """Whether the student agrees (it is the teacher) or knows nothing of it."""
     teacher, student = make_model(0, family), make_model(student_seed, family)

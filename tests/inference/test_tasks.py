@@ -7,13 +7,12 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from tests.tiny_models import is_causal
+from tests.tiny_models import EVERY_FAMILY, is_causal
 from transformers import pipeline
 
 import stillhouse
 from stillhouse.__main__ import _run
 from stillhouse.errors import ModelError
-from stillhouse.families.registry import FAMILIES
 from stillhouse.models.hub import resolve_folder
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import (
@@ -48,7 +47,7 @@ def folder_for(task_folder):
     return make
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_label_is_that_of_transformers_pipeline(folder_for, family):
     """For one text, and for a pair."""
     folder = folder_for(ClassificationTask(labels=["no", "yes", "maybe"]), family=family)

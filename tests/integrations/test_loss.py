@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from tests.tiny_models import is_causal
+from tests.tiny_models import EVERY_FAMILY, is_causal
 
 from stillhouse.errors import DataError, RecipeError
-from stillhouse.families.registry import FAMILIES, family_of
+from stillhouse.families.registry import family_of
 from stillhouse.integrations.cache import ExampleCache, write_teacher_cache
 from stillhouse.integrations.loss import DistillationLoss
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
@@ -51,7 +51,7 @@ def assert_close(found, expected, tolerance=1e-5):
         torch.testing.assert_close(found[name], gradient, atol=tolerance, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_language_modeling_loss_is_that_of_transformers(tiny_model, inputs, family):
     """Its value and its gradients, on padded sequences."""
     ours = tiny_model(family)

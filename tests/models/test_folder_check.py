@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tests.tiny_models import EVERY_FAMILY
 from tokenizers import AddedToken
 
 import stillhouse
@@ -34,7 +35,7 @@ def folder_of(tmp_path, tiny_model, tiny_tokenizer):
     return make
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_an_intact_folder_passes(folder_of, family):
     """Of every family; under the names that old checkpoints have, and without weights too."""
     folder = folder_of(family)

@@ -1,12 +1,14 @@
 """Model folders: ordinary checkpoints for everyone, and every kind of damage named."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tests.tiny_models import EVERY_FAMILY
 from transformers import GenerationConfig
 
 from stillhouse.errors import ModelError, NetworkError
@@ -16,7 +18,7 @@ from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model, save_model
 
 WEIGHTS = "model.safetensors"
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", EVERY_FAMILY)
 
 
 @pytest.fixture
@@ -163,13 +165,20 @@ def test_an_unknown_architecture_is_refused(model_type, folder):
     assert not (folder / "code-was-run").exists()
 
 
-def test_the_architectures_that_are_known_are_listed():
-    """The error says what would do."""
-    with pytest.raises(
-        ModelError,
-        match=f"architecture 't5' is not supported; supported are {', '.join(FAMILIES)}",
-    ):
-        family_named("t5")
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("t5", "it has an encoder and a decoder"),
+        ("mixtral", "its layers are mixtures of experts"),
+        ("qwen3_moe", "its layers are mixtures of experts"),
+        ("gemma3", "it reads more than text; save its language model alone"),
+    ],
+)
+def test_an_architecture_is_refused_with_the_reason(model_type, reason):
+    """Beside those that would do."""
+    expected = f"'{model_type}' is not supported ({reason}); supported are {', '.join(FAMILIES)}."
+    with pytest.raises(ModelError, match=re.escape(expected)):
+        family_named(model_type)
     assert family_of(transformers.GPT2Config()) is family_named("gpt2")
 
 

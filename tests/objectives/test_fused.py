@@ -43,7 +43,8 @@ def teacher() -> Projection:
     """A teacher of another hidden size, which is nobody's business here."""
     generator = torch.Generator().manual_seed(1)
     shapes = ((ROWS, TEACHER_SIZE), (VOCABULARY, TEACHER_SIZE), (VOCABULARY,))
-    return Projection(*(torch.randn(shape, generator=generator) for shape in shapes))
+    features, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
+    return Projection(features, weight, bias)
 
 
 @pytest.fixture

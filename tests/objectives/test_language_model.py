@@ -17,7 +17,6 @@ from stillhouse.objectives.language_model import (
     LanguageModelObjective,
     Teacher,
     language_modeling_loss,
-    project,
 )
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.objectives.sparse import sparse_rows
@@ -34,7 +33,7 @@ PLAIN = {
 }
 NAMES = (*PLAIN, "language_modeling")
 
-every_family = pytest.mark.parametrize("pair", PAIRS, indirect=True, ids=lambda pair: pair[0])
+every_family = pytest.mark.parametrize("pair", PAIRS, indirect=True)
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
 
@@ -302,8 +301,8 @@ def with_cached_teacher(pair: Pair, batch: Batch, rows: Rows) -> Batch:
     family = family_of(pair[1].config)
     with torch.no_grad():
         hidden = family.run_body(pair[1], batch)[batch.rows(rows)]
-        head = project(family, pair[1], hidden)
-        logits = torch.nn.functional.linear(head.features, head.weight, head.bias)
+        head = family.head(pair[1])
+        logits = head.logits(head.transform(hidden))
     chance = torch.zeros(len(logits))
     size = logits.shape[1]
     targets = sparse_rows(logits, "top_k", size, temperature=TEMPERATURE, uniform=chance)

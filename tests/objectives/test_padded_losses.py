@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from tests.task_models import make_tokenizer
-from tests.tiny_models import is_causal, make_config
+from tests.tiny_models import EVERY_FAMILY, is_causal, make_config
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from stillhouse.evaluation.perplexity import row_logits, sequence_losses
-from stillhouse.families.registry import FAMILIES, family_of
+from stillhouse.families.registry import family_of
 from stillhouse.models.load import load_model, save_model
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.objectives.settings import LossesRecipe
@@ -29,7 +29,7 @@ TERMS = (
 )
 LOSSES = LossesRecipe.model_validate({name: {"weight": 1.0} for name in TERMS})
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", EVERY_FAMILY)
 
 
 def twins(name: str, folder: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedModel]:

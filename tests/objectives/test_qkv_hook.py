@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_models import WITH_RELATIONS
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.families.registry import FAMILIES, family_of
+from stillhouse.families.attention import explicit_attention_mask
+from stillhouse.families.registry import family_of
 from stillhouse.objectives.relation import QKVHook
 from stillhouse.tokens.batches import Batch
 
-every_family = pytest.mark.parametrize("model", FAMILIES, indirect=True)
+every_family = pytest.mark.parametrize("model", WITH_RELATIONS, indirect=True)
 
 
 @pytest.fixture(params=["bert"])
@@ -27,6 +29,16 @@ def batch(model, batch_of, words) -> Batch:
     return batch_of(rows, 12, causal=family_of(model.config).language_modeling == "causal")
 
 
+def projected_by_hand(block: Any, hidden: Tensor) -> list[Tensor]:
+    """Queries, keys and values of a decoder's layer, as most of transformers name its parts."""
+    for norm in ("input_layernorm", "self_attn_layer_norm"):
+        hidden = getattr(block, norm)(hidden) if hasattr(block, norm) else hidden
+    attention = block.self_attn
+    if hasattr(attention, "qkv_proj"):  # of two heads of queries, one of keys and one of values
+        return [*attention.qkv_proj(hidden).split([16, 8, 8], -1)]
+    return [each(hidden) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
+
+
 def capture(hook: QKVHook, model: PreTrainedModel, batch: Batch) -> list[Tensor]:
     with hook.open() as captured:
         family_of(model.config).run_body(model, batch)
@@ -36,12 +48,13 @@ def capture(hook: QKVHook, model: PreTrainedModel, batch: Batch) -> list[Tensor]
 def projected(model: PreTrainedModel, batch: Batch, layer: int) -> list[Tensor]:
     """Queries, keys and values recomputed from the layer's input, by the weights' own names."""
     family = family_of(model.config)
-    output = model.get_submodule(family.body)(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask(),
-        position_ids=batch.position_ids + family.position_offset(model.config),
-        output_hidden_states=True,
-    )
+    with explicit_attention_mask(model.config):
+        output = model.get_submodule(family.body)(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask(),
+            position_ids=batch.position_ids + family.position_offset(model.config),
+            output_hidden_states=True,
+        )
     hidden, weights = output.hidden_states[layer], dict(model.named_parameters())
     prefix = f"{family.layers}.{layer}"
     if family.model_type == "gpt2":
@@ -52,10 +65,8 @@ def projected(model: PreTrainedModel, batch: Batch, layer: int) -> list[Tensor]:
         thirds = [slice(start, start + size) for start in range(0, 3 * size, size)]
         return [hidden @ weight[:, third] + bias[third] for third in thirds]
     block: Any = model.get_submodule(prefix)
-    if hasattr(block, "input_layernorm"):  # as most decoders of transformers name it
-        normed = block.input_layernorm(hidden)
-        projections = (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)
-        return [normed @ projection.weight.T for projection in projections]
+    if hasattr(block, "self_attn"):
+        return projected_by_hand(block, hidden)
     distil = family.model_type == "distilbert"
     names = ("q_lin", "k_lin", "v_lin") if distil else ("query", "key", "value")
     parent = f"{prefix}.attention" if distil else f"{prefix}.attention.self"

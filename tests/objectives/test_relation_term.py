@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import PAIRS, is_causal
+from tests.objectives.test_qkv_hook import projected_by_hand
+from tests.tiny_models import PAIRS_WITH_RELATIONS, is_causal
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from transformers import BertConfig, GPT2Config, PretrainedConfig, PreTrainedModel
+from transformers import BertConfig, GPT2Config, GPTNeoXConfig, PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import RecipeError
 from stillhouse.families.registry import family_of
@@ -20,7 +21,7 @@ from stillhouse.objectives.relation import check_relation, plan_relation
 from stillhouse.objectives.settings import LossesRecipe, RelationRecipe
 from stillhouse.tokens.batches import Batch
 
-every_family = pytest.mark.parametrize("pair", PAIRS, indirect=True, ids=lambda pair: pair[0])
+every_family = pytest.mark.parametrize("pair", PAIRS_WITH_RELATIONS, indirect=True)
 
 Pair = tuple[PreTrainedModel, PreTrainedModel]
 
@@ -63,9 +64,8 @@ def kinds_alone(model: PreTrainedModel, ids: Tensor, layer: int) -> list[Tensor]
     block: Any = model.get_submodule(f"{family_of(model.config).layers}.{layer}")
     if model.config.model_type == "gpt2":
         return list(block.attn.c_attn(block.ln_1(hidden)).split(hidden.shape[-1], dim=-1))
-    if hasattr(block, "input_layernorm"):  # as most decoders of transformers name it
-        hidden, names = block.input_layernorm(hidden), ("q_proj", "k_proj", "v_proj")
-        return [block.self_attn.get_submodule(name)(hidden) for name in names]
+    if hasattr(block, "self_attn"):
+        return projected_by_hand(block, hidden)
     if model.config.model_type == "distilbert":
         names = ("q_lin", "k_lin", "v_lin")
         return [block.attention.get_submodule(name)(hidden) for name in names]
@@ -263,3 +263,11 @@ def test_default_heads_that_do_not_fit_the_teacher_are_refused():
     teacher = BertConfig(hidden_size=32, num_attention_heads=4)
     with pytest.raises(RecipeError, match=r"heads is left out, .*own 12, .*Set it to 8"):
         plan_relation(RelationRecipe(weight=1), student, teacher)
+
+
+def test_queries_that_cannot_be_separated_from_keys_are_refused():
+    """GPT-NeoX keeps those of a head side by side; the key and the architecture are named."""
+    model = GPTNeoXConfig()
+    with pytest.raises(RecipeError, match=r"losses\.relation .* teacher's architecture, gpt_neox"):
+        check_relation(RelationRecipe(weight=1), gpt2(16, 4), model)
+    check_relation(RelationRecipe(weight=0), model, model)

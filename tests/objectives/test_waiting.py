@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import PAIRS, is_causal
+from tests.tiny_models import PAIRS, WITH_RELATIONS, is_causal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stillhouse.families import attention
-from stillhouse.families.registry import family_of
+from stillhouse.families.registry import family_named, family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.tokens.batches import Batch
@@ -75,10 +75,22 @@ def test_the_watch_sees_what_waits(wait):
     assert watch.waits
 
 
-@pytest.fixture(params=PAIRS, ids=lambda pair: pair[0])
+@pytest.fixture(params=PAIRS)
 def models(request, tiny_model):
     student, teacher = request.param
     return tiny_model(student).train(), tiny_model(teacher, num_layers=3, seed=1)
+
+
+# Layers with a window, or a softcap on scores, cannot go without one.
+whole_attention = pytest.mark.parametrize(
+    "models",
+    [
+        pair
+        for pair in PAIRS
+        if not {"sliding_window", "attn_logit_softcapping"} & {*family_named(str(pair.id)).tiny}
+    ],
+    indirect=True,
+)
 
 
 def make_batch(batch_of, words, *, uniform: bool, causal: bool) -> Batch:
@@ -111,7 +123,10 @@ def test_a_micro_batch_never_waits(models, batch_of, words, uniform, rows):
     causal = is_causal(models[0].config.model_type)
     batch = make_batch(batch_of, words, uniform=uniform, causal=causal).to(CPU)
     with Watch() as watch:
-        micro_step(models, batch, rows, relation={"weight": 1.0, "rows": rows})
+        more: dict[str, Any] = {"relation": {"weight": 1.0, "rows": rows}}
+        if models[0].config.model_type not in WITH_RELATIONS:
+            more = {}
+        micro_step(models, batch, rows, **more)
     assert watch.waits == []
 
 
@@ -134,6 +149,7 @@ def test_a_gpu_itself_sees_no_wait(models, batch_of, words, uniform):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@whole_attention
 def test_whole_sequences_need_no_mask(models, batch_of, words, monkeypatch):
     """Every layer's attention is called without one, and told whether it is causal: so the fastest
     kernels take it."""
@@ -146,6 +162,7 @@ def test_whole_sequences_need_no_mask(models, batch_of, words, monkeypatch):
 
 
 @pytest.mark.e2e
+@whole_attention
 def test_whole_sequences_need_no_mask_when_compiled(models, batch_of, words):
     """A compiled body cannot look at values, and must not build a mask for want of them."""
     causal = is_causal(models[0].config.model_type)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from tests.tiny_models import EVERY_FAMILY
 
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.families.registry import FAMILIES
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.load import save_model
 from stillhouse.models.task_models import load_task_model, task_model_with_num_layers
@@ -170,7 +170,7 @@ def test_parse_task_by_name_and_settings():
         parse_task("squad", ["max_length=3"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("head", ["Body", "SequenceClassification"])
 def test_layer_map_selects_the_layers(task_folder, family, head):
     """And everything else as it was."""

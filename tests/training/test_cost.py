@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_models import EVERY_FAMILY
 from torch.utils.flop_counter import FlopCounterMode
 
-from stillhouse.families.registry import FAMILIES, family_of
+from stillhouse.families.registry import family_of
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.settings import TokensRecipe
@@ -34,7 +35,7 @@ def shape(*, micro_batches: int = 1, precision: Precision = "fp32", **changes: A
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("num_rows", [POSITIONS, 5])
 def test_flops_equal_those_that_torch_counts(tiny_model, batch_of, words, family, num_rows):
     """Forward and backward of a student, forward of a teacher, exactly."""

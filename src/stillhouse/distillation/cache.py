@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 from stillhouse.distillation.settings import CACHED_LOSSES
 from stillhouse.errors import RunError
 from stillhouse.objectives.chunks import rows_per_chunk
-from stillhouse.objectives.language_model import HIDDEN_TERMS, Teacher, project
+from stillhouse.objectives.language_model import HIDDEN_TERMS, Teacher
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.objectives.sparse import sparse_kl, sparse_rows
 from stillhouse.recipe import Recipe
@@ -312,14 +312,15 @@ def _teacher_outputs(
     device = batch.input_ids.device
     with autocast(device, precision):
         hidden = teacher.family.run_rows(teacher.model, batch, rows)
-        head = project(teacher.family, teacher.model, hidden)
+        head = teacher.family.head(teacher.model)
+        features = head.transform(hidden)
 
     def chunks() -> Iterator[tuple[slice, Tensor]]:
         size = rows_per_chunk(len(head.weight), device)
         for start in range(0, max(1, len(hidden)), size):  # without rows, one empty chunk
             part = slice(start, start + size)
             with autocast(device, precision):
-                logits = torch.nn.functional.linear(head.features[part], head.weight, head.bias)
+                logits = head.logits(features[part])
             yield part, logits
 
     return hidden, chunks()

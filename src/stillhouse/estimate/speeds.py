@@ -20,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.distillation.cache import cache_format, teacher_rows
 from stillhouse.evaluation.perplexity import TOKENS_PER_BATCH, sequence_losses
-from stillhouse.families.base import with_num_layers
+from stillhouse.families.base import evenly_spread, with_layers
 from stillhouse.families.registry import family_of
 from stillhouse.finetuning.data import TaskSource, planned_task_step
 from stillhouse.finetuning.objective import TaskObjective
@@ -358,7 +358,7 @@ def _fewer_layers(
     """The share of the layers that takes about `most` of these FLOPs, but no fewer than two."""
     layers = config.num_hidden_layers
     wanted = round(min(1.0, most / flops) * layers)
-    return with_num_layers(config, max(min(FEWEST_LAYERS, layers), wanted))
+    return with_layers(config, evenly_spread(max(min(FEWEST_LAYERS, layers), wanted), layers))
 
 
 def _key(argument: Any) -> str:

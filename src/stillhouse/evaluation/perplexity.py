@@ -288,7 +288,7 @@ def row_logits(
     head = family.head(model)
     features = head.transform(family.run_rows(model, batch.to(model.device), "predicted"))
     for part in features.split(ROWS_PER_CHUNK):
-        yield F.linear(part, head.weight, head.bias).float()
+        yield head.logits(part).float()
 
 
 FEWEST_UNITS = 10  # with fewer, resamples do not represent the text: no interval

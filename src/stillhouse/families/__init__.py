@@ -1,1 +1,1 @@
-"""The architectures Stillhouse supports, one file each."""
+"""The architectures Stillhouse supports: where their parts are, and what differs between them."""

@@ -14,7 +14,8 @@ Axes: B sequences, H heads, T positions, D size of a head.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,8 +24,21 @@ from transformers import AttentionInterface, PretrainedConfig
 
 from stillhouse.errors import ModelError
 
-NAME = "stillhouse"
+if TYPE_CHECKING:
+    from stillhouse.families.base import Attend
+
+NAME, NAME_OF_TOKENS = "stillhouse", "stillhouse_tokens"
 MAX_LENGTH = 256  # positions; at 512 the products gain nothing
+
+
+class Scores(NamedTuple):
+    """How attention computes its scores: scale * query @ key, with a softcap c then
+    c * tanh(score / c), over the last `window` tokens or all."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
 
 _sdpa = AttentionInterface()["sdpa"]
 
@@ -44,11 +58,8 @@ def _attention(
 
     A layer with a sliding window passes its size, which the caller's mask does not include.
     """
-    unknown = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
-    if unknown:
-        raise ModelError(
-            f"The model's attention needs {', '.join(unknown)}, which Stillhouse does not support."
-        )
+    if kwargs.get("s_aux") is not None:
+        raise ModelError("The model's attention has sinks, which Stillhouse does not support.")
     # Under autocast rotary positions raise queries and keys to float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -56,7 +67,9 @@ def _attention(
     if window is not None and window < key.shape[2]:
         seen = within_window(query.shape[2], key.shape[2], window, causal=causal)
         attention_mask = _both(attention_mask, seen.to(query.device))
-    if kwargs.get("position_bias") is not None or not _is_for_products(query, key, attention_mask):
+    softcap = kwargs.pop("softcap", None)
+    for_products = softcap or _is_for_products(query, key, attention_mask)
+    if kwargs.get("position_bias") is not None or not for_products:
         given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
         return _sdpa(module, query, key, value, attention_mask, **given)
     visible = attention_mask
@@ -65,7 +78,9 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if (queries_per_key := query.shape[1] // key.shape[1]) > 1:  # grouped-query attention
         key, value = (each.repeat_interleave(queries_per_key, 1) for each in (key, value))
-    found = plain_attention(query, key, value, visible, scale=scale, dropout=dropout)
+    found = plain_attention(
+        query, key, value, visible, scale=scale, dropout=dropout, softcap=softcap
+    )
     return found.transpose(1, 2).contiguous(), None
 
 
@@ -110,6 +125,7 @@ def plain_attention(
     *,
     scale: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """softmax(scale * query @ key^T over visible keys) @ value, in the precision of the query.
 
@@ -117,6 +133,7 @@ def plain_attention(
         visible: True where a query (second to last axis) attends to a key (last axis); None for
             all.
         dropout: Probability of dropping a weight.
+        softcap: Scores become softcap * tanh(score / softcap) before keys are hidden.
     """
     num_sequences, num_heads, length, _ = query.shape
     square = (num_sequences * num_heads, length, length)
@@ -129,7 +146,10 @@ def plain_attention(
         bias = hidden.expand(num_sequences, num_heads, -1, -1).flatten(0, 1)
     with torch.autocast(query.device.type, enabled=False):
         queries, keys, values = (each.flatten(0, 1) for each in (query, key, value))
-        scores = torch.baddbmm(bias.expand(square), queries, keys.transpose(1, 2), alpha=scale)
+        if softcap is None:
+            scores = torch.baddbmm(bias.expand(square), queries, keys.transpose(1, 2), alpha=scale)
+        else:
+            scores = softcap * torch.tanh(queries @ keys.transpose(1, 2) * (scale / softcap)) + bias
         weights = scores.softmax(-1)
         if dropout > 0:
             weights = weights * dropout_factors(weights, dropout)
@@ -150,6 +170,41 @@ def dropout_factors(like: Tensor, chance: float) -> Tensor:
 
 
 AttentionInterface.register(NAME, _attention)
+_attend: ContextVar["Attend"] = ContextVar("attend")
+
+
+def _attention_of_tokens(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls in each layer within `attention_by`."""
+    key_and_value = torch.stack([key[0], value[0]], 1).permute(2, 1, 0, 3)  # N 2 H D
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = Scores(scale, sliding_window, softcap)
+    found = _attend.get()(module.layer_idx, query[0].transpose(0, 1), key_and_value, scores)
+    return found[None], None
+
+
+AttentionInterface.register(NAME_OF_TOKENS, _attention_of_tokens)
+
+
+@contextmanager
+def attention_by(config: PretrainedConfig, attend: "Attend") -> Iterator[None]:
+    """Within this context a body computes attention by `attend`; it takes one row of tokens."""
+    before, config._attn_implementation = config._attn_implementation, NAME_OF_TOKENS
+    token = _attend.set(attend)
+    try:
+        yield
+    finally:
+        _attend.reset(token)
+        config._attn_implementation = before
 
 
 @contextmanager
@@ -161,11 +216,11 @@ def explicit_attention_mask(config: PretrainedConfig) -> Iterator[None]:
     """
     before = config._attn_implementation
     chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
-    if before not in ("sdpa", NAME) or chunked:
+    if before not in ("sdpa", "eager", NAME) or chunked:
         raise ModelError(
             f"A {config.model_type} model with "
             f"{'chunked' if chunked else before} attention cannot take an explicit attention mask; "
-            "only sdpa attention can. Load it with attn_implementation sdpa."
+            "only eager and sdpa attention can. Load it with attn_implementation sdpa."
         )
     config._attn_implementation = NAME
     try:

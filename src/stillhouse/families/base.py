@@ -21,37 +21,62 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import RecipeError
-from stillhouse.families.attention import explicit_attention_mask
+from stillhouse.families.attention import Scores, attention_by, explicit_attention_mask
 from stillhouse.families.settings import ArchitectureRecipe
 from stillhouse.section import LanguageModeling, Rows
 from stillhouse.tokens.batches import Batch
 from stillhouse.wording import counted
 
 Parameters = Mapping[str, Tensor]
+DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "dropout")
+LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope_type
 # Attention of N tokens of any sequences, each to its own sequence's cached keys and values; from
-# the number of the layer, the queries, the keys beside the values, and the scale.
+# the number of the layer, the queries, the keys beside the values, and how scores are computed.
 Attend = Callable[
-    [int, Float[Tensor, "N Hq D"], Float[Tensor, "N 2 H D"], float], Float[Tensor, "N Hq D"]
+    [int, Float[Tensor, "N Hq D"], Float[Tensor, "N 2 H D"], Scores], Float[Tensor, "N Hq D"]
 ]
-# Hidden states of N tokens before the final norm, from their ids and positions.
+# Last hidden states of N tokens, after the final norm, from their ids and positions.
 RunTokens = Callable[[Int[Tensor, " N"], Int[Tensor, " N"], Attend], Float[Tensor, "N D"]]
+
+
+def rotary_reason(config: PretrainedConfig) -> str | None:
+    """Why a configuration's rotary positions cannot be computed; None if they can, or it has none.
+
+    Their frequencies must be the same in every sequence. Layers of several kinds have their own.
+    """
+    settings = getattr(config, "rope_parameters", None)
+    for each in (settings, *settings.values()) if isinstance(settings, dict) else ():
+        kind = each.get("rope_type") if isinstance(each, dict) else None
+        if kind in LENGTH_DEPENDENT:
+            return (
+                f"rope_parameters has rope_type {kind}, whose frequencies depend on the length of "
+                "the sequence, so packed and batched sequences would differ from single ones. "
+                "Models with default, linear, llama3 and yarn are supported."
+            )
+    return None
 
 
 @dataclass(frozen=True)
 class Head:
-    """The language modeling head, taken apart: logits = transform(hidden) @ weight.T + bias."""
+    """The language modeling head, taken apart: logits = transform(hidden) @ weight.T + bias, and
+    with a softcap c then c * tanh(logits / c)."""
 
     transform: Callable[[Tensor], Tensor]
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None
+    softcap: float | None = None
+
+    def logits(self, features: Float[Tensor, "*n D"]) -> Float[Tensor, "*n V"]:
+        """The logits of transformed hidden states."""
+        logits = nn.functional.linear(features, self.weight, self.bias)
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
 
 @dataclass(frozen=True)
 class StudentMapping:
-    """How a student's configuration and weights follow from a teacher's, given the number of layers
-    and the layer map."""
+    """How a student's configuration and weights follow from a teacher's, given the layer map."""
 
-    config: Callable[[PretrainedConfig, int], PretrainedConfig]
+    config: Callable[[PretrainedConfig, Sequence[int]], PretrainedConfig]
     weights: Callable[[Parameters, Sequence[int]], dict[str, Tensor]]
 
 
@@ -59,23 +84,25 @@ class StudentMapping:
 class Family:
     """One architecture. Attribute paths are relative to the transformers model with its head.
 
+    The fields without a default are found by `families.probe`.
+
     Attributes:
-        body, layers, final_norm: Paths of the model without its head, its list of layers, and the
-            norm after the last layer.
+        body, layers: Paths of the model without its head, and its list of layers.
         attention_projections: Modules of a layer, in the order they run, whose outputs side by
             side are its queries, keys and values.
         position_wise: Modules of a layer after its attention that treat each position separately
             and hold matrices.
         embeddings: Parameters that `student.freeze` can name.
         config_from_scratch: Keys of a new model's configuration beside those that all families
-            have, from its size and special token ids (end_of_text, pad, cls, sep).
+            have, from its size and special token ids (end_of_text, pad, cls, sep); None for
+            `settings_from_scratch`.
         head_transform: What a model's head does with last hidden states before it projects them.
         students: Other families that a student can be of; the first is the default. Without any, a
             student is of its teacher's family.
         position_offset: Row of the position embeddings for position 0.
         ignored_on_load: Patterns of weights in published checkpoints that the model has no use for.
-        token_runner: How a causal model computes tokens of many sequences in one batch; reads the
-            model's current weights.
+        token_runner: A faster way for a causal model to compute tokens of many sequences in one
+            batch than its body as a whole; reads the model's current weights.
         supports: Why a configuration of the family cannot be computed; None if it can.
         tiny: Keys of the configuration with which tests run, beside those of its size.
     """
@@ -88,20 +115,21 @@ class Family:
     attention_projections: tuple[str, ...]
     position_wise: tuple[str, ...]
     embeddings: Mapping[str, str]
-    config_from_scratch: Callable[[ArchitectureRecipe, Mapping[str, int]], dict[str, Any]]
+    config_from_scratch: (
+        Callable[[ArchitectureRecipe, Mapping[str, int]], dict[str, Any]] | None
+    ) = None
     head_transform: Callable[[Any, Tensor], Tensor] = lambda model, hidden: hidden
-    final_norm: str | None = None
     students: Mapping[str, StudentMapping] = field(default_factory=dict)
     position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
     ignored_on_load: tuple[str, ...] = ()
     token_runner: Callable[[Any], RunTokens] | None = None
-    supports: Callable[[PretrainedConfig], str | None] = lambda config: None
+    supports: Callable[[PretrainedConfig], str | None] = rotary_reason
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def student_mappings(self) -> dict[str, StudentMapping]:
         """Families that a student can be of, the default first."""
-        own = StudentMapping(with_num_layers, partial(copy_layers, self.layers))
+        own = StudentMapping(with_layers, partial(copy_layers, self.layers))
         return {**self.students, self.model_type: own}
 
     def new_config(
@@ -118,7 +146,16 @@ class Family:
             sequence_length: The longest sequence that the model takes, in tokens.
             special: Ids of the special tokens end_of_text, pad, cls and sep.
             settings: Other keys.
+
+        Raises:
+            RecipeError: a size that the architecture does not have.
         """
+        if size.num_key_value_heads is not None and not self._groups_heads:
+            raise RecipeError(
+                f"num_key_value_heads is {size.num_key_value_heads}, but in the architecture "
+                f"{self.model_type} each head has its own keys and values. Leave it out."
+            )
+        own = self.config_from_scratch or partial(settings_from_scratch, self.model_type)
         config = AutoConfig.for_model(
             self.model_type,
             vocab_size=vocabulary_size,
@@ -126,10 +163,15 @@ class Family:
             num_hidden_layers=size.num_layers,
             num_attention_heads=size.num_heads,
             max_position_embeddings=sequence_length,
-            **{**self.config_from_scratch(size, special), **settings},
+            **{**own(size, special), **settings},
         )
         config.max_position_embeddings += self.position_offset(config)
         return config
+
+    @property
+    def _groups_heads(self) -> bool:
+        """Whether several heads of queries may share keys and values."""
+        return hasattr(AutoConfig.for_model(self.model_type), "num_key_value_heads")
 
     def head(self, model: PreTrainedModel) -> Head:
         """The language modeling head, without the rows that pad its vocabulary."""
@@ -138,7 +180,7 @@ class Family:
         weight, bias = projection.weight, projection.bias
         if size is not None and size < len(weight):
             weight, bias = weight[:size], None if bias is None else bias[:size]
-        return Head(partial(self.head_transform, model), weight, bias)
+        return Head(partial(self.head_transform, model), weight, bias, softcap_of(model.config))
 
     def num_positions(self, config: PretrainedConfig) -> int:
         """The longest sequence the model takes, in tokens."""
@@ -173,6 +215,12 @@ class Family:
         few = eager and 2 * len(numbers) <= shape.numel()
         with compute_only_rows(self.last_position_wise(model) if few else (), numbers, shape):
             return self.run_body(model, batch).flatten(0, 1).index_select(0, numbers)
+
+    def run_tokens(self, model: PreTrainedModel) -> RunTokens:
+        """How a causal model computes tokens of many sequences in one batch."""
+        if self.token_runner is not None:
+            return self.token_runner(model)
+        return partial(_run_body_on_tokens, model.get_submodule(self.body))
 
     def layers_of(self, model: PreTrainedModel) -> nn.ModuleList:
         """The layers of a model with any head, or none."""
@@ -258,11 +306,52 @@ def layers_from(wanted: int | list[int] | None, num_teacher_layers: int, *, key:
     return evenly_spread(num_layers, num_teacher_layers)
 
 
-def with_num_layers(config: PretrainedConfig, num_layers: int) -> PretrainedConfig:
-    """A copy of the configuration that differs in its number of layers alone."""
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = num_layers
-    return config
+def with_layers(config: PretrainedConfig, layer_map: Sequence[int]) -> PretrainedConfig:
+    """A copy of the configuration with these layers alone; what it lists for each layer, such as
+    `layer_types`, goes with them."""
+    new, num_layers = copy.deepcopy(config), config.num_hidden_layers
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == num_layers:
+            setattr(new, name, [value[layer] for layer in layer_map])
+    new.num_hidden_layers = len(layer_map)
+    return new
+
+
+def settings_from_scratch(
+    model_type: str, size: ArchitectureRecipe, special: Mapping[str, int]
+) -> dict[str, Any]:
+    """Keys of a new causal model's configuration, as far as its architecture has them."""
+    known = AutoConfig.for_model(model_type).to_dict()
+    width = size.intermediate_size or 4 * size.hidden_size
+    head_size = size.hidden_size // size.num_heads
+    settings = {
+        "intermediate_size": width,
+        "ffn_dim": width,
+        **dict.fromkeys(DROPOUTS, size.dropout),
+        "bos_token_id": special["end_of_text"],
+        "eos_token_id": special["end_of_text"],
+        "pad_token_id": None,
+        "head_dim": head_size,
+        "query_pre_attn_scalar": head_size,  # the scale of attention is its root
+        "num_key_value_heads": size.num_key_value_heads or size.num_heads,
+        "word_embed_proj_dim": size.hidden_size,
+        "tie_word_embeddings": True,
+    }
+    return {name: value for name, value in settings.items() if name in known}
+
+
+def softcap_of(config: PretrainedConfig) -> float | None:
+    """The softcap of a model's logits; None without one."""
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def _run_body_on_tokens(
+    body: Any, ids: Int[Tensor, " N"], positions: Int[Tensor, " N"], attend: Attend
+) -> Float[Tensor, "N D"]:
+    """The body on one row of tokens, with its attention replaced by `attend`."""
+    with attention_by(body.config, attend):
+        output = body(input_ids=ids[None], position_ids=positions[None], use_cache=False)
+    return output.last_hidden_state[0]
 
 
 @contextmanager

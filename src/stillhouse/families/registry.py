@@ -1,32 +1,100 @@
-"""Which family a model belongs to."""
+"""Which family a model belongs to: what `probe` finds of its architecture, and what differs."""
 
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from importlib import import_module
 
-from transformers import PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.families import architectures
+from stillhouse.families.architectures.llama import token_runner
 from stillhouse.families.base import Family
-from stillhouse.families.settings import FAMILY_NAMES
+from stillhouse.families.probe import probe
+from stillhouse.families.settings import CAUSAL, FAMILY_NAMES, WITH_FILES
 from stillhouse.tokens.settings import TokensRecipe
 
-FAMILIES: dict[str, Family] = {
-    name: import_module(f"{architectures.__name__}.{name}").FAMILY for name in FAMILY_NAMES
+# Architectures that differ by little from what `probe` finds; others have files in `architectures`.
+GROUPED = {"num_key_value_heads": 1}
+DIFFERENCES = {
+    "mistral": partial(Family, token_runner=token_runner, tiny={**GROUPED, "sliding_window": 7}),
+    "qwen2": partial(
+        Family,
+        token_runner=token_runner,
+        tiny={**GROUPED, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "qwen3": partial(Family, token_runner=token_runner, tiny={**GROUPED, "head_dim": 6}),
+    "gemma2": partial(
+        Family,
+        tiny={
+            **GROUPED,
+            "sliding_window": 7,
+            "attn_logit_softcapping": 0.5,
+            "final_logit_softcapping": 0.5,
+        },
+    ),
+    "gemma3_text": partial(
+        Family, tiny={**GROUPED, "sliding_window": 7, "sliding_window_pattern": 2}
+    ),
+    "phi3": partial(Family, tiny={**GROUPED, "sliding_window": 7}),
+    # Its layers flatten their rows before the feed-forward part.
+    "opt": partial(Family, position_wise=("self_attn.out_proj",)),
+    # Queries, keys and values of a head are side by side: those of all heads cannot be separated.
+    "gpt_neox": partial(Family, attention_projections=()),
 }
 
 
+@cache
 def family_named(model_type: str) -> Family:
     """The family of a transformers `model_type`.
 
     Raises:
         ModelError: the architecture is not supported.
     """
-    if model_type not in FAMILIES:
+    if model_type not in FAMILY_NAMES:
         raise ModelError(
-            f"The architecture {model_type!r} is not supported; supported are "
-            f"{', '.join(FAMILIES)}."
+            f"The architecture {model_type!r} is not supported{_reason(model_type)}; supported are "
+            f"{', '.join(FAMILY_NAMES)}."
         )
-    return FAMILIES[model_type]
+    own = DIFFERENCES.get(model_type, partial(Family))
+    if model_type in WITH_FILES:
+        own = import_module(f"stillhouse.families.architectures.{model_type}").FAMILY
+    found = probe(model_type, "causal" if model_type in CAUSAL else "masked")
+    return own(**{name: each for name, each in found.items() if name not in own.keywords})
+
+
+def _reason(model_type: str) -> str:
+    """In brackets, why an architecture cannot be a family, where its configuration shows it."""
+    if model_type not in CONFIG_MAPPING:
+        return ""
+    config = AutoConfig.for_model(model_type)
+    keys = [key for key in vars(config) if "expert" in key and not key.startswith("_")]
+    for is_so, reason in (
+        (config.is_encoder_decoder, "it has an encoder and a decoder"),
+        (
+            "text_config" in config.sub_configs,
+            "it reads more than text; save its language model alone",
+        ),
+        (keys, "its layers are mixtures of experts"),
+    ):
+        if is_so:
+            return f" ({reason})"
+    return ""
+
+
+class _Families(Mapping[str, Family]):
+    """All families by name; each is probed when it is first asked for."""
+
+    def __getitem__(self, name: str) -> Family:
+        return family_named(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(FAMILY_NAMES)
+
+    def __len__(self) -> int:
+        return len(FAMILY_NAMES)
+
+
+FAMILIES = _Families()
 
 
 def family_of(config: PretrainedConfig) -> Family:

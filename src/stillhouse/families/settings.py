@@ -9,9 +9,16 @@ from pydantic import Field, PositiveInt, model_validator
 from stillhouse.section import Section
 
 # The files of `architectures`: listed, not imported, since they import transformers.
-FAMILY_NAMES = tuple(
+WITH_FILES = tuple(
     module.name for module in iter_modules([str(Path(__file__).with_name("architectures"))])
 )
+# By transformers' `model_type`.
+CAUSAL = (
+    "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2",
+    "gpt_neox", "opt",
+)  # fmt: skip
+MASKED = ("bert", "distilbert", "roberta")
+FAMILY_NAMES = (*CAUSAL, *MASKED)
 if TYPE_CHECKING:
     FamilyName = str
 else:
@@ -31,6 +38,9 @@ class ArchitectureRecipe(Section):
     """Number of attention heads."""
     intermediate_size: PositiveInt | None = None
     """Size of the feed-forward layer; by default 4 times hidden_size."""
+    num_key_value_heads: PositiveInt | None = None
+    """Number of heads of keys and values, which several heads of queries share; by default
+    num_heads."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability of the model's configuration."""
 
@@ -40,5 +50,10 @@ class ArchitectureRecipe(Section):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
                 "each attention head takes an equal share of it"
+            )
+        if self.num_heads % (self.num_key_value_heads or 1):
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}; each head of keys serves equally many of queries"
             )
         return self

@@ -11,13 +11,14 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from stillhouse.data.rows import check_file, path_of
 from stillhouse.data.sources import check_access, source_of
 from stillhouse.errors import RecipeError
-from stillhouse.families.base import layers_from, with_num_layers
+from stillhouse.families.base import layers_from, with_layers
 from stillhouse.finetuning.data import TaskExamples, check_task_data
 from stillhouse.finetuning.objective import check_terms
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
 from stillhouse.models.load import check_folder
 from stillhouse.models.task_models import (
+    check_head,
     head_of,
     load_task_model,
     reorder_outputs,
@@ -135,6 +136,7 @@ def resolve_configs(
 
     Raises:
         RecipeError: a zero-shot task; an invalid layer map, length or term.
+        ModelError: an architecture without the head of the task.
     """
     found: dict[str, PretrainedConfig] = {}
     task = make_task(recipe.task)
@@ -145,10 +147,11 @@ def resolve_configs(
         )
     for model, settings in recipe.models.items():
         check_length(recipe.task, starts[model], f"the start of {model}")
+        check_head(starts[model], task.head)
         found[model] = starts[model]
         layer_map = layer_map_of(name, recipe, model, starts[model])
         if layer_map is not None:
-            found[model] = with_num_layers(starts[model], len(layer_map))
+            found[model] = with_layers(starts[model], layer_map)
         if settings.teacher is not None:
             check_terms(task, recipe.losses)
             teacher = teachers.get(settings.teacher) or found[settings.teacher]

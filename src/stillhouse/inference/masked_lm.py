@@ -54,7 +54,7 @@ class MaskedLM(LoadedModel):
             )
         hidden = self.model.base_model(input_ids=ids[None]).last_hidden_state[0, positions]
         head = self.family.head(self.model)
-        logits = torch.nn.functional.linear(head.transform(hidden), head.weight, head.bias)[0]
+        logits = head.logits(head.transform(hidden))[0]
         gaps = [id for id in self.unused_ids if id < len(logits)]  # padding rows are cut off
         unused = torch.tensor(gaps, dtype=torch.long, device=logits.device)
         known = logits.float().index_fill(0, unused, -torch.inf)

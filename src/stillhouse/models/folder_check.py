@@ -33,7 +33,6 @@ NORMAL = {
     "output_attentions": False,
     "output_hidden_states": False,
     "return_dict": True,
-    "_attn_implementation": "sdpa",
 }
 WEIGHTS = "*.safetensors"
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.h5", "*.msgpack", "*.gguf", "*.ckpt*", "consolidated*")
@@ -76,7 +75,7 @@ def load_config(folder: Path) -> PretrainedConfig:
         ) from error
     try:
         family = family_of(config)
-        _settle(config, family.language_modeling)
+        _settle(config, family)
         family.num_positions(config)
         if reason := family.supports(config):
             raise ModelError(reason)
@@ -181,7 +180,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) 
         )
 
 
-def _settle(config: PretrainedConfig, language_modeling: str) -> None:
+def _settle(config: PretrainedConfig, family: Family) -> None:
     """Normalize a configuration in place.
 
     Raises:
@@ -192,7 +191,7 @@ def _settle(config: PretrainedConfig, language_modeling: str) -> None:
     method = quantized.get("quant_method") if isinstance(quantized, dict) else None
     activations = {key: getattr(config, key, None) for key in ACTIVATIONS}
     positions = getattr(config, "position_embedding_type", None)
-    is_decoder = language_modeling == "masked" and getattr(config, "is_decoder", False)
+    is_decoder = family.language_modeling == "masked" and getattr(config, "is_decoder", False)
     for is_refused, reason in (
         (
             quantized is not None,
@@ -231,6 +230,9 @@ def _settle(config: PretrainedConfig, language_modeling: str) -> None:
             raise ModelError(reason)
     for name, value in NORMAL.items():
         setattr(config, name, value)
+    # Where sdpa lacks a part of the computation, transformers offers eager attention alone.
+    has_sdpa = getattr(transformers, family.model_class)._supports_sdpa
+    config._attn_implementation = "sdpa" if has_sdpa else "eager"
     if isinstance(config.architectures, str):
         config.architectures = [config.architectures]
 

@@ -13,10 +13,12 @@ from typing import Any, Literal, cast
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto import modeling_auto
 
 from stillhouse.errors import ModelError
-from stillhouse.families.base import copy_layers, with_num_layers
+from stillhouse.families.base import copy_layers, with_layers
 from stillhouse.families.registry import family_of
+from stillhouse.families.settings import FAMILY_NAMES
 from stillhouse.models.folder_check import differing_shapes, load_config
 from stillhouse.models.load import load_weights
 from stillhouse.models.special_ids import padding_id
@@ -24,6 +26,12 @@ from stillhouse.models.special_ids import padding_id
 TaskHead = Literal[
     "SequenceClassification", "QuestionAnswering", "TokenClassification", "CausalLM", "Body"
 ]
+# The architectures for which transformers has each head.
+HEADS: Mapping[str, Mapping[str, str]] = {
+    "SequenceClassification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "QuestionAnswering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "TokenClassification": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+}
 
 
 def load_task_model(
@@ -43,14 +51,14 @@ def load_task_model(
         tokenizer, headers_only: As in `load_model`.
 
     Raises:
-        ModelError: no such model, damaged weights, an incomplete body, or, without a seed, a
-            missing head.
+        ModelError: no such model, damaged weights, an incomplete body, an architecture without
+            this head, or, without a seed, a missing head.
     """
     config = configured(load_config(folder), settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(new_head_seed or 0)
         model, report = load_weights(
-            folder, _model_class(head), config, tokenizer, headers_only=headers_only
+            folder, _model_class(config, head), config, tokenizer, headers_only=headers_only
         )
     _check_whole(folder, model, head, report, new_head=new_head_seed is not None)
     return model.eval()
@@ -65,7 +73,7 @@ def random_task_model(
         settings: As in `load_task_model`.
     """
     own = configured(copy.deepcopy(config), settings)
-    return _model_class(head).from_config(own, dtype=torch.float32).eval()
+    return _model_class(own, head).from_config(own, dtype=torch.float32).eval()
 
 
 def task_model_with_num_layers(model: PreTrainedModel, layer_map: Sequence[int]) -> PreTrainedModel:
@@ -73,7 +81,7 @@ def task_model_with_num_layers(model: PreTrainedModel, layer_map: Sequence[int])
     family = family_of(model.config)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     layers = prefix + family.layers.removeprefix(f"{family.body}.")
-    student = type(model)(with_num_layers(model.config, len(layer_map)))
+    student = type(model)(with_layers(model.config, layer_map))
     student.load_state_dict(copy_layers(layers, model.state_dict(), layer_map))
     if student.can_generate():
         student.generation_config = copy.deepcopy(model.generation_config)
@@ -112,7 +120,22 @@ def reads_token_types(config: PretrainedConfig) -> bool:
     return getattr(config, "type_vocab_size", 1) > 1
 
 
-def _model_class(head: TaskHead) -> Any:
+def check_head(config: PretrainedConfig, head: TaskHead) -> None:
+    """Check that transformers has this head for an architecture.
+
+    Raises:
+        ModelError: it has not.
+    """
+    if head in HEADS and config.model_type not in HEADS[head]:
+        known = ", ".join(name for name in FAMILY_NAMES if name in HEADS[head])
+        raise ModelError(
+            f"transformers has no {head} head for the architecture {config.model_type}, so it "
+            f"cannot learn this task. Start from one of {known}."
+        )
+
+
+def _model_class(config: PretrainedConfig, head: TaskHead) -> Any:
+    check_head(config, head)
     return (
         transformers.AutoModel if head == "Body" else getattr(transformers, f"AutoModelFor{head}")
     )

@@ -47,11 +47,15 @@ class LogitTerm:
 
 @dataclass(frozen=True)
 class Projection:
-    """Features of the rows that count, and the projection onto the vocabulary."""
+    """Features of the rows that count, and the projection onto the vocabulary.
+
+    With a softcap c, logits are c * tanh(product / c).
+    """
 
     features: Float[Tensor, "N D"]
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None
+    softcap: float | None = None
 
 
 def fused_losses(
@@ -84,6 +88,7 @@ def fused_losses(
     block_rows = min(rows_per_block(size, device) or chunk_rows, chunk_rows)
     one_pass = _Pass(
         bias,
+        student.softcap,
         teacher,
         labels,
         terms,
@@ -188,6 +193,7 @@ class _Pass:
     """Inputs of a pass over the rows beside their logits, and its accumulators."""
 
     bias: Tensor | None
+    softcap: float | None
     teacher: Projection | SparseRows | None
     labels: Tensor
     terms: Mapping[str, LogitTerm]
@@ -207,14 +213,17 @@ class _Pass:
         for block in blocks(len(logits), self.buffers.shape[1]):
             rows = slice(first + block.start, first + block.stop)
             own, other, gradient, *scratch = self.buffers[:, : block.stop - block.start]
-            _copy_with_bias(logits[block], self.bias, own)
+            _complete(logits[block], self.bias, self.softcap, own)
             teacher: Tensor | SparseRows | None = None
             if isinstance(self.teacher, SparseRows):
                 teacher = self.teacher[rows]
             elif teacher_logits is not None and self.teacher is not None:
-                teacher = _copy_with_bias(teacher_logits[block], self.teacher.bias, other)
+                bias, softcap = self.teacher.bias, self.teacher.softcap
+                teacher = _complete(teacher_logits[block], bias, softcap, other)
             gradient.zero_()
             self._add_gradients(_Block(own, teacher, rows, gradient, scratch))
+            if self.softcap is not None:  # the derivative of c * tanh(x / c) is 1 - tanh(x / c)^2
+                gradient.mul_(1 - own.div_(self.softcap).square_())
             logits[block] = gradient
             if self.grad_bias is not None:
                 self.grad_bias.add_(gradient.sum(0))
@@ -292,7 +301,9 @@ class _Pass:
         block.gradient.addcmul_(q, mass[:, None])
 
 
-def _copy_with_bias(logits: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """The logits in float32, in the memory of `out`."""
+def _complete(logits: Tensor, bias: Tensor | None, softcap: float | None, out: Tensor) -> Tensor:
+    """The logits from their products, in float32 and in the memory of `out`."""
     out.copy_(logits)
-    return out if bias is None else out.add_(bias.detach())
+    if bias is not None:
+        out.add_(bias.detach())
+    return out if softcap is None else out.div_(softcap).tanh_().mul_(softcap)

@@ -149,4 +149,4 @@ def language_modeling_loss(
 def project(family: Family, model: PreTrainedModel, hidden: Tensor) -> Projection:
     """The projection of the model's head for these last hidden states (N, D)."""
     head = family.head(model)
-    return Projection(head.transform(hidden), head.weight, head.bias)
+    return Projection(head.transform(hidden), head.weight, head.bias, head.softcap)

@@ -22,10 +22,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import RecipeError
 from stillhouse.families.base import Family, attention_widths
+from stillhouse.families.registry import family_of
 from stillhouse.objectives.settings import RelationRecipe
 
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}  # of one float32 tensor (h, n, T)
-NUM_TENSORS = 3  # queries, keys, values
 
 
 def relation_loss(
@@ -182,9 +182,16 @@ def plan_relation(
     student's attention has.
 
     Raises:
-        RecipeError: a layer that a model does not have, or heads that do not divide both hidden
-            sizes.
+        RecipeError: a layer that a model does not have, heads that do not divide both hidden
+            sizes, or a model whose queries, keys and values cannot be separated.
     """
+    for model, config in (("student", student), ("teacher", teacher)):
+        if not family_of(config).attention_projections:
+            raise RecipeError(
+                f"losses.relation compares queries, keys and values, which lie side by side, head "
+                f"by head, in the {model}'s architecture, {config.model_type}. Leave "
+                "losses.relation out."
+            )
     return RelationPlan(
         _layer("student", recipe.student_layer, student.num_hidden_layers),
         _layer("teacher", recipe.teacher_layer, teacher.num_hidden_layers),
@@ -239,7 +246,9 @@ class QKVHook:
 
     def __init__(self, family: Family, model: PreTrainedModel, layer: int) -> None:
         parent = family.layers_of(model)[layer]
-        self._tensors_per_module = NUM_TENSORS // len(family.attention_projections)
+        queries, keys = attention_widths(model.config)
+        is_fused = len(family.attention_projections) == 1
+        self._widths = [queries, keys, keys] if is_fused else None
         self._captured: list[Tensor] | None = None
         for name in family.attention_projections:
             parent.get_submodule(name).register_forward_hook(self._capture)
@@ -255,7 +264,8 @@ class QKVHook:
 
     def _capture(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if self._captured is not None:
-            self._captured.extend(output.chunk(self._tensors_per_module, dim=-1))
+            split = [output] if self._widths is None else output.split(self._widths, dim=-1)
+            self._captured.extend(split)
 
 
 class RelationTerm:

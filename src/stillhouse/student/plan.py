@@ -38,4 +38,4 @@ def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPla
         )
     kind = mappings[wanted]
     layer_map = layers_from(recipe.layer_map, teacher.num_hidden_layers, key="student.layer_map")
-    return StudentPlan(family_named(wanted), kind, kind.config(teacher, len(layer_map)), layer_map)
+    return StudentPlan(family_named(wanted), kind, kind.config(teacher, layer_map), layer_map)

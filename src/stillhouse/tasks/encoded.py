@@ -181,6 +181,9 @@ def forward(model: PreTrainedModel, batch: TaskBatch) -> Any:
     """The model's output for a batch, by the fastest attention on its device."""
     causal = family_of(model.config).language_modeling == "causal"
     inputs = inputs_of(model, batch) | {"attention_mask": batch.visible(causal=causal)[:, None]}
+    if causal:  # OPT would count positions in its mask
+        length = batch.input_ids.shape[1]
+        inputs["position_ids"] = torch.arange(length, device=batch.input_ids.device)[None]
     with explicit_attention_mask(model.config):
         return model(**inputs)
 

@@ -142,7 +142,7 @@ class LastWord(LanguageModelTask[LastWordTask]):
         assert batch.output_mask is not None
         head = family_of(model.config).head(model)
         transformed = head.transform(hidden[batch.output_mask])
-        logits = F.linear(transformed, head.weight, head.bias).float()
+        logits = head.logits(transformed).float()
         targets = batch.targets[batch.output_mask]
         log_probability = -F.cross_entropy(logits, targets, reduction="none")
         found = logits.new_zeros(2, *batch.output_mask.shape)

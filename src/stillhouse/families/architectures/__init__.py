@@ -1,5 +1,5 @@
-"""The architectures Stillhouse supports, one file each; the file's name is transformers'
-`model_type`.
+"""Architectures with a head, a token runner or students of their own, one file each.
 
-Adding one is adding a file that defines `FAMILY`.
+The file's name is transformers' `model_type`, listed in `families.settings`. It defines `FAMILY`:
+`Family` without the fields that `families.probe` finds.
 """

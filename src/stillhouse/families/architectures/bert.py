@@ -6,6 +6,7 @@ it would shift the logits of the tied head.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 from transformers import DistilBertConfig, PretrainedConfig
@@ -35,12 +36,12 @@ _TO_DISTILBERT = {
 }
 
 
-def _distilbert_config(teacher: PretrainedConfig, num_layers: int) -> PretrainedConfig:
+def _distilbert_config(teacher: PretrainedConfig, layer_map: Sequence[int]) -> PretrainedConfig:
     return DistilBertConfig(
         vocab_size=teacher.vocab_size,
         max_position_embeddings=teacher.max_position_embeddings,
         sinusoidal_pos_embds=False,
-        n_layers=num_layers,
+        n_layers=len(layer_map),
         n_heads=teacher.num_attention_heads,
         dim=teacher.hidden_size,
         hidden_dim=teacher.intermediate_size,
@@ -70,19 +71,8 @@ def _distilbert_weights(teacher: Parameters, layer_map: Sequence[int]) -> dict[s
     return student | {positions: student[positions] + type_0}
 
 
-FAMILY = Family(
-    model_type="bert",
-    language_modeling="masked",
-    model_class="BertForMaskedLM",
-    body="bert",
-    layers=LAYERS,
-    attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
-    position_wise=("attention.output", "intermediate", "output"),
-    embeddings={
-        "word_embeddings": "bert.embeddings.word_embeddings.weight",
-        "position_embeddings": "bert.embeddings.position_embeddings.weight",
-        "token_type_embeddings": "bert.embeddings.token_type_embeddings.weight",
-    },
+FAMILY = partial(
+    Family,
     head_transform=lambda model, hidden: model.cls.predictions.transform(hidden),
     students={"distilbert": StudentMapping(_distilbert_config, _distilbert_weights)},
     config_from_scratch=lambda size, special: {

@@ -4,12 +4,14 @@ Axes: N tokens, D hidden size.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from stillhouse.families.attention import Scores
 from stillhouse.families.base import Attend, Family, RunTokens
 
 
@@ -22,35 +24,24 @@ def _token_runner(model: GPT2LMHeadModel) -> RunTokens:
         attention, mlp = block.attn, block.mlp
         modules = (block.ln_1, attention.c_attn, attention.c_proj)
         modules += (block.ln_2, mlp.c_fc, mlp.act, mlp.c_proj)
-        layers.append((attention.scaling, *(module.forward for module in modules)))
+        layers.append((Scores(attention.scaling), *(module.forward for module in modules)))
 
     def run_tokens(
         ids: Int[Tensor, " N"], positions: Int[Tensor, " N"], attend: Attend
     ) -> Float[Tensor, "N D"]:
         hidden = body.wte(ids) + body.wpe(positions)
-        for layer, (scale, norm, project, output, norm_2, widen, act, narrow) in enumerate(layers):
+        for layer, (scores, norm, project, output, norm_2, widen, act, narrow) in enumerate(layers):
             projected = project(norm(hidden)).view(len(ids), 3, heads, -1)
-            found = attend(layer, projected[:, 0], projected[:, 1:], scale)
+            found = attend(layer, projected[:, 0], projected[:, 1:], scores)
             hidden = hidden + output(found.flatten(1))
             hidden = hidden + narrow(act(widen(norm_2(hidden))))
-        return hidden
+        return body.ln_f(hidden)
 
     return run_tokens
 
 
-FAMILY = Family(
-    model_type="gpt2",
-    language_modeling="causal",
-    model_class="GPT2LMHeadModel",
-    body="transformer",
-    layers="transformer.h",
-    attention_projections=("attn.c_attn",),
-    position_wise=("attn.c_proj", "mlp"),
-    final_norm="transformer.ln_f",
-    embeddings={
-        "word_embeddings": "transformer.wte.weight",
-        "position_embeddings": "transformer.wpe.weight",
-    },
+FAMILY = partial(
+    Family,
     config_from_scratch=lambda size, special: {
         "n_inner": size.intermediate_size,
         "activation_function": "gelu_pytorch_tanh",  # GPT-2's own function, in one fused operation

@@ -3,6 +3,8 @@
 Position embeddings begin after the padding id: position 0 of a sequence is row pad_token_id + 1.
 """
 
+from functools import partial
+
 from torch.nn import functional as F  # noqa: N812
 from transformers import PretrainedConfig
 
@@ -19,19 +21,8 @@ def _position_offset(config: PretrainedConfig) -> int:
     return config.pad_token_id + 1
 
 
-FAMILY = Family(
-    model_type="roberta",
-    language_modeling="masked",
-    model_class="RobertaForMaskedLM",
-    body="roberta",
-    layers="roberta.encoder.layer",
-    attention_projections=("attention.self.query", "attention.self.key", "attention.self.value"),
-    position_wise=("attention.output", "intermediate", "output"),
-    embeddings={
-        "word_embeddings": "roberta.embeddings.word_embeddings.weight",
-        "position_embeddings": "roberta.embeddings.position_embeddings.weight",
-        "token_type_embeddings": "roberta.embeddings.token_type_embeddings.weight",
-    },
+FAMILY = partial(
+    Family,
     head_transform=lambda model, hidden: model.lm_head.layer_norm(
         F.gelu(model.lm_head.dense(hidden))
     ),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
-from stillhouse.families.base import Family
+from stillhouse.families.base import Family, Scores, softcap_of
 
 IMPOSSIBLE = -1e30  # as a logit; finite, because infinite logits are taken for a damaged model
 FIRST_CAPACITY = 256  # tokens of a slot; doubled whenever a sequence outgrows it
@@ -74,9 +74,8 @@ class SlottedModel:
                 "causal model, such as a GPT-2 student."
             )
         self.model = model
-        assert family.token_runner is not None, "every causal family has it"
-        self._run_tokens = family.token_runner(model)
-        self._final_norm = model.get_submodule(str(family.final_norm))
+        self._run_tokens = family.run_tokens(model)
+        self._softcap = softcap_of(model.config)
         self._head = cast(nn.Module, model.get_output_embeddings())
         self.context = max_length or family.num_positions(model.config)
         self.num_slots = num_slots
@@ -151,7 +150,9 @@ class SlottedModel:
         hidden = self._run_tokens(ids, step.positions + self._offset, step.attend)
         if step.requested != list(range(len(hidden))):
             hidden = hidden[torch.tensor(step.requested, device=device)]
-        logits = self._head(self._final_norm(hidden))[:, : self.num_tokens].float().cpu()
+        logits = self._head(hidden)[:, : self.num_tokens].float().cpu()
+        if self._softcap is not None:
+            logits = self._softcap * torch.tanh(logits / self._softcap)
         for chunk in chunks:
             chunk.slot.length += len(chunk.ids)
         return logits.index_fill(1, self._gaps, IMPOSSIBLE) if len(self._gaps) else logits
@@ -220,10 +221,9 @@ class _Step:
             if count == 1:
                 singles.append((first, chunk.slot.index, start + 1))
             else:
-                visible = torch.ones(count, start + count, dtype=torch.bool, device=device)
                 own = slice(chunk.slot.index, chunk.slot.index + 1)
-                rows = slice(first, first + count)
-                self._groups.append(_Group(rows, count, own, start + count, visible.tril(start)))
+                ends = torch.arange(start + 1, start + count + 1)[None]
+                self._groups.append(_Group(slice(first, first + count), own, ends, device))
         self.positions: Int[Tensor, " N"] = torch.tensor(positions, device=device)
         rows = [slot * model.capacity + at for slot, at in zip(slots, positions, strict=True)]
         self._rows = torch.tensor(rows, device=device)
@@ -235,78 +235,100 @@ class _Step:
         layer: int,
         query: Float[Tensor, "N Hq D"],
         key_and_value: Float[Tensor, "N 2 H D"],
-        scale: float,
+        scores: Scores,
     ) -> Float[Tensor, "N Hq D"]:
         """Store the new keys and values; each token attends to its own sequence up to itself."""
         cache = self._model.cache(layer, key_and_value)
         cache.write(self._rows, key_and_value)
         if len(self._groups) == 1:
-            return self._groups[0].attend(query, cache, scale)
+            return self._groups[0].attend(query, cache, scores)
         attended = torch.empty_like(query)
         for group in self._groups:
-            attended[group.rows] = group.attend(query[group.rows], cache, scale)
+            attended[group.rows] = group.attend(query[group.rows], cache, scores)
         return attended
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Group:
     """Sequences that add equally many tokens, in one call of attention.
 
     Attributes:
         rows: Their tokens among those of the step.
-        num_tokens: T, of each sequence.
-        slots, length: The part of the cache that is read: neighboring slots, and their first L
-            tokens.
-        visible: Which of these each token attends to; None for all.
+        slots: The part of the cache that is read: P neighboring slots.
+        ends: How many tokens of its slot each token attends to, itself the last.
         places: The slot of each sequence among `slots`; None if they are the same in number and
             order.
     """
 
     rows: slice | Int[Tensor, " N"]
-    num_tokens: int
     slots: slice
-    length: int
-    visible: Bool[Tensor, "*#batch L"] | None
+    ends: Int[Tensor, "P T"]
+    device: torch.device
     places: Int[Tensor, " S"] | None = None
 
+    def __post_init__(self) -> None:
+        self._length = int(self.ends.max())
+        self._visible: dict[int | None, Tensor | None] = {}  # by window
+
     def attend(
-        self, query: Float[Tensor, "N Hq D"], cache: KVCache, scale: float
+        self, query: Float[Tensor, "N Hq D"], cache: KVCache, scores: Scores
     ) -> Float[Tensor, "N Hq D"]:
-        queries = query.view(-1, self.num_tokens, *query.shape[1:]).transpose(1, 2)  # S Hq T D
+        num_tokens = self.ends.shape[1]
+        queries = query.view(-1, num_tokens, *query.shape[1:]).transpose(1, 2)  # S Hq T D
         if self.places is not None:
-            spread = queries.new_zeros(self.slots.stop - self.slots.start, *queries.shape[1:])
+            spread = queries.new_zeros(len(self.ends), *queries.shape[1:])
             queries = spread.index_copy_(0, self.places, queries)
-        keys, values = (each[self.slots, :, : self.length] for each in (cache.keys, cache.values))
-        attended = nn.functional.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=self.visible,
-            scale=scale,
-            enable_gqa=queries.shape[1] != keys.shape[1],
-        )
+        keys, values = (each[self.slots, :, : self._length] for each in (cache.keys, cache.values))
+        attended = _attention(queries, keys, values, self._visible_within(scores.window), scores)
         if self.places is not None:
             attended = attended[self.places]
         return attended.transpose(1, 2).flatten(0, 1)
 
+    def _visible_within(self, window: int | None) -> Bool[Tensor, "P 1 T L"] | None:
+        """The tokens of its slot that each token attends to; None for all."""
+        if window is not None and window >= self._length:
+            window = None
+        if window not in self._visible:
+            places, ends = torch.arange(self._length), self.ends[:, None, :, None]
+            seen = places < ends
+            if window is not None:
+                seen &= places >= ends - window
+            self._visible[window] = None if seen.all() else seen.to(self.device)
+        return self._visible[window]
+
+
+def _attention(
+    query: Float[Tensor, "P Hq T D"],
+    keys: Float[Tensor, "P H L D"],
+    values: Float[Tensor, "P H L D"],
+    visible: Bool[Tensor, "P 1 T L"] | None,
+    scores: Scores,
+) -> Float[Tensor, "P Hq T D"]:
+    """PyTorch's attention; spelled out with a softcap, which it does not have."""
+    if scores.softcap is None:
+        return nn.functional.scaled_dot_product_attention(
+            query,
+            keys,
+            values,
+            attn_mask=visible,
+            scale=scores.scale,
+            enable_gqa=query.shape[1] != keys.shape[1],
+        )
+    shared = query.shape[1] // keys.shape[1]
+    keys, values = (each.repeat_interleave(shared, 1) for each in (keys, values))
+    logits = query @ keys.transpose(2, 3) * (scores.scale / scores.softcap)
+    logits = scores.softcap * logits.tanh()
+    if visible is not None:
+        logits = logits.masked_fill(~visible, float("-inf"))
+    return logits.softmax(-1) @ values
+
 
 def _singles(singles: Sequence[tuple[int, int, int]], device: torch.device) -> _Group:
     """The sequences that add one token: each one's row, slot and length."""
-    rows, slots, lengths = (list(column) for column in zip(*singles, strict=True))
-    first, end, longest = min(slots), max(slots) + 1, max(lengths)
-    places = torch.tensor(slots) - first
-    is_in_order, visible = slots == list(range(first, end)), None
-    if not is_in_order or min(lengths) < longest:
-        # Slots in between that add nothing, or a longer chunk, are computed and dropped.
-        seen = torch.ones(end - first, dtype=torch.long).index_copy(
-            0, places, torch.tensor(lengths)
-        )
-        visible = (torch.arange(longest) < seen[:, None])[:, None, None].to(device)
-    return _Group(
-        torch.tensor(rows, device=device),
-        1,
-        slice(first, end),
-        longest,
-        visible,
-        None if is_in_order else places.to(device),
-    )
+    rows, slots, lengths = (torch.tensor(column) for column in zip(*singles, strict=True))
+    first, end = int(slots.min()), int(slots.max()) + 1
+    # Slots in between that add nothing, or a longer chunk, are computed and dropped.
+    ends = torch.ones(end - first, dtype=torch.long).index_copy(0, slots - first, lengths)
+    is_in_order = slots.tolist() == list(range(first, end))
+    places = None if is_in_order else (slots - first).to(device)
+    return _Group(rows.to(device), slice(first, end), ends[:, None], device, places)

@@ -1,0 +1,135 @@
+"""Where an architecture keeps its parts, found by building a tiny model of it on the meta device.
+
+A tiny forward pass is traced: the matrices of a layer that run before attention give its queries,
+keys and values, those after it are position-wise.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from stillhouse.section import LanguageModeling
+
+NAME = "stillhouse_probe"
+NUM_LAYERS = 3
+VOCABULARY, POSITIONS, WIDTH, HEADS = 29, 19, 8, 2
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+ATTENTION = "attention"  # in a trace, beside names of modules
+MODEL_CLASSES = {
+    "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "masked": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+}
+
+
+def probe(model_type: str, language_modeling: LanguageModeling) -> dict[str, Any]:
+    """The fields of a `Family` that follow from the architecture's own modules."""
+    model = _tiny_model(model_type, language_modeling)
+    modules = dict(model.named_modules())
+    layers = next(
+        name
+        for name, module in modules.items()
+        if isinstance(module, nn.ModuleList) and len(module) == NUM_LAYERS
+    )
+    *_, last = modules[layers].children()
+    trace = _trace(model, last)
+    attention = trace.index(ATTENTION) if ATTENTION in trace else len(trace)
+    return {
+        "model_type": model_type,
+        "language_modeling": language_modeling,
+        "model_class": type(model).__name__,
+        "body": model.base_model_prefix,
+        "layers": layers,
+        "attention_projections": tuple(trace[:attention]),
+        "position_wise": _largest_without(trace[attention + 1 :], trace[:attention]),
+        "embeddings": _embeddings(model),
+    }
+
+
+def _tiny_model(model_type: str, language_modeling: LanguageModeling) -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=POSITIONS,
+        **dict.fromkeys(SPECIAL_IDS, 0),
+    )
+    with torch.device("meta"):
+        return getattr(transformers, MODEL_CLASSES[language_modeling][model_type])(config).eval()
+
+
+def _trace(model: PreTrainedModel, layer: nn.Module) -> list[str]:
+    """Names of a layer's modules with a matrix of their own, in the order in which they run, and
+    `ATTENTION` where the attention function is called."""
+    trace: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: trace.append(name))
+        for name, module in layer.named_modules()
+        if any(parameter.dim() == 2 for parameter in module.parameters(recurse=False))
+    ]
+    hooks.append(layer.register_forward_pre_hook(lambda *_: trace.clear()))
+    with _noted_attention(model.config, trace), torch.device("meta"), torch.no_grad():
+        ids = torch.zeros(1, POSITIONS - 4, dtype=torch.long)
+        model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    for hook in hooks:
+        hook.remove()
+    return trace
+
+
+@contextmanager
+def _noted_attention(config: PretrainedConfig, trace: list[str]) -> Iterator[None]:
+    """Within this context calls of the attention function are noted in `trace`."""
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+        **settings: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        trace.append(ATTENTION)
+        return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+    before = config._attn_implementation
+    AttentionInterface.register(NAME, attention)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _largest_without(names: list[str], others: list[str]) -> tuple[str, ...]:
+    """The largest modules that hold the named ones, and none of the others."""
+    with_others = {parent for other in others for parent in _parents(other)}
+    largest = (next(each for each in _parents(name) if each not in with_others) for name in names)
+    return tuple(dict.fromkeys(largest))
+
+
+def _parents(name: str) -> list[str]:
+    """The modules around a module and itself, the largest first."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _embeddings(model: PreTrainedModel) -> dict[str, str]:
+    """Parameters of the embeddings of words, positions and token types."""
+    words = model.get_input_embeddings()
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding):
+            continue
+        if module is words:
+            found["word_embeddings"] = f"{name}.weight"
+        elif POSITIONS <= module.num_embeddings < VOCABULARY:  # some have rows before the first
+            found["position_embeddings"] = f"{name}.weight"
+        elif "token_type" in name:
+            found["token_type_embeddings"] = f"{name}.weight"
+    return found
