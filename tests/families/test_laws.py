@@ -1,0 +1,155 @@
+"""What must hold of a decoder before it is believed, for each of them: `benchmarks/family_laws.py`
+prints the table.
+
+Models are tiny, every parameter is random, heads are grouped and windows short where the
+architecture has them. The reference is transformers with its plain ("eager") attention.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny_models import CAUSAL, POSITIONS, make_config
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from stillhouse.families.base import Family
+from stillhouse.families.registry import family_named
+from stillhouse.inference.engine.kv_cache import Chunk, SlottedModel
+from stillhouse.inference.quantization import to_precision
+from stillhouse.models.load import count_parameters, empty_model, load_model, save_model
+from stillhouse.student.initialize import student_from_teacher
+from stillhouse.student.plan import plan_student
+from stillhouse.student.settings import StudentRecipe
+
+every_decoder = pytest.mark.parametrize("name", CAUSAL)
+LENGTH = 20  # past the windows, within the positions
+# The last matrices of attention and of the feed-forward part, by their names in transformers.
+OUTPUTS = ("c_proj", "o_proj", "down_proj", "dense", "dense_4h_to_h", "out_proj", "fc2")
+BF16_ERROR = 0.05  # of the logits, relative in norm
+
+
+def reference(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    """The logits of transformers' plain attention (T, V)."""
+    before, model.config._attn_implementation = model.config._attn_implementation, "eager"
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+    model.config._attn_implementation = before
+    return logits
+
+
+def cut(teacher: PreTrainedModel, layer_map: list[int]) -> PreTrainedModel:
+    plan = plan_student(teacher.config, StudentRecipe(layer_map=layer_map))
+    return student_from_teacher(teacher, plan)
+
+
+@every_decoder
+def test_identity(name, tiny_model, words):
+    """A student with all layers has the logits of its teacher, to the bit."""
+    teacher = tiny_model(name, num_layers=3)
+    student = cut(teacher, [0, 1, 2])
+    assert torch.equal(reference(student, words(LENGTH)), reference(teacher, words(LENGTH)))
+
+
+@every_decoder
+def test_zeroed_layers(name, tiny_model, words):
+    """A layer that adds nothing to the residual stream equals a layer that was cut."""
+    teacher = tiny_model(name, num_layers=4)
+    student, ids = cut(teacher, [1, 2]), words(LENGTH)
+    found, whole = reference(student, ids), reference(teacher, ids)
+    assert not torch.allclose(found, whole)
+    layers = family_named(name).layers_of(teacher)
+    with torch.no_grad():
+        for layer in (layers[0], layers[3]):
+            zeroed = [m for n, m in layer.named_modules() if n.rpartition(".")[2] in OUTPUTS]
+            assert len(zeroed) == 2
+            for parameter in (each for module in zeroed for each in module.parameters()):
+                parameter.zero_()
+    assert torch.equal(found, reference(teacher, ids))
+
+
+@every_decoder
+def test_parity(name, tiny_model, batch_of, words):
+    """Body and head as trained equal transformers, past the attention window."""
+    model, family = tiny_model(name), family_named(name)
+    ids = words(LENGTH)
+    head = family.head(model)
+    with torch.no_grad():
+        hidden = family.run_body(model, batch_of([[ids]], LENGTH, causal=True))[0]
+        found = head.logits(head.transform(hidden))
+    torch.testing.assert_close(found, reference(model, ids), atol=2e-5, rtol=2e-5)
+
+
+@every_decoder
+@pytest.mark.law("packing")
+def test_packed_alone(name, tiny_model, batch_of, words):
+    """Documents in one row, longer and shorter than the window, have the logits they have alone."""
+    model, family = tiny_model(name), family_named(name)
+    texts = [words(11), words(9, 1)]
+    head = family.head(model)
+    with torch.no_grad():
+        hidden = family.run_body(model, batch_of([texts], LENGTH, causal=True))[0]
+        found = head.logits(head.transform(hidden))
+    alone = torch.cat([reference(model, text) for text in texts])
+    torch.testing.assert_close(found, alone, atol=2e-5, rtol=2e-5)
+
+
+@every_decoder
+def test_bf16(name, tiny_model, words):
+    """In bfloat16 the logits stay within the stated distance, and are not the same."""
+    model = tiny_model(name)
+    exact = reference(model, words(LENGTH))
+    to_precision(model, "bf16")
+    error = (reference(model, words(LENGTH)).float() - exact).norm() / exact.norm()
+    assert 0 < error < BF16_ERROR
+
+
+@every_decoder
+@pytest.mark.law("reload")
+def test_reload(name, tiny_model, words, tmp_path, tiny_tokenizer):
+    """A saved model has the same logits, to the bit, by AutoModel and by Stillhouse."""
+    model, ids = tiny_model(name), words(LENGTH)
+    save_model(model, tiny_tokenizer, tmp_path)
+    for found in (AutoModelForCausalLM.from_pretrained(tmp_path), load_model(tmp_path)[1]):
+        assert torch.equal(reference(found, ids), reference(model, ids))
+
+
+@every_decoder
+@pytest.mark.parametrize("runner", ["own", "body"])
+def test_generation(name, runner, tiny_model, words):
+    """A prompt in one chunk, then single tokens of two texts in one step each: the logits of
+    transformers, by the family's token runner and by the body as a whole."""
+    model, family = tiny_model(name), family_named(name)
+    if runner == "body":
+        family = replace(family, token_runner=None)
+    texts = [words(LENGTH), words(LENGTH, 1)]
+    first, then = cached_logits(family, model, texts)
+    expected = [reference(model, text) for text in texts]
+    for number in (0, 1):
+        found = torch.cat([first[number], then[number]])
+        torch.testing.assert_close(found, expected[number], atol=1e-4, rtol=1e-4)
+
+
+def cached_logits(family: Family, model: PreTrainedModel, texts: list[list[int]]) -> Any:
+    """The logits of two texts' first 5 and 9 tokens, a chunk each, and of the tokens after them."""
+    slotted, ends = SlottedModel(family, model, 2), (5, 9)
+    slots = [slotted.open(), slotted.open()]
+    chunks = [Chunk(slot, text[:n], n) for slot, text, n in zip(slots, texts, ends, strict=True)]
+    first = slotted.forward(chunks).split(ends)
+    then: list[list[Tensor]] = [[], []]
+    for step in range(LENGTH - ends[0]):
+        going = [n for n in (0, 1) if ends[n] + step < LENGTH]
+        found = slotted.forward([Chunk(slots[n], [texts[n][ends[n] + step]]) for n in going])
+        for number, row in zip(going, found.split(1), strict=True):
+            then[number].append(row)
+    return first, [torch.cat(rows) for rows in then]
+
+
+@every_decoder
+def test_parameters(name, tiny_model):
+    """`check` counts, without weights, what transformers counts; of a student too."""
+    teacher = tiny_model(name, num_layers=3)
+    plan = plan_student(make_config(name, 3, positions=POSITIONS), StudentRecipe(layer_map=[0, 2]))
+    for config, model in ((teacher.config, teacher), (plan.config, cut(teacher, [0, 2]))):
+        assert count_parameters(empty_model(config))[0] == model.num_parameters()
