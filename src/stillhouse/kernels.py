@@ -37,6 +37,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.runs.atomic import write_atomic
+from stillhouse.runs.paths import user_cache
 
 ROWS: tuple[int, ...] = (1, 8, 64)  # a token of one text, a step of several texts, a prompt
 # Time limits of the pass in all threads, and of a second pass in a single thread.
@@ -335,14 +336,9 @@ def _cache_key(
 
 
 def _cache_path(key: Mapping[str, Any]) -> Path | None:
-    """The cache file of these times; None for a user without a home (XDG Base Directory)."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():
-        try:
-            base = Path.home() / ".cache"
-        except RuntimeError:
-            return None
-    return base / "stillhouse" / "kernels" / f"{_digest(_as_text(key))[:16]}.txt"
+    """The cache file of these times; None for a user without a home."""
+    cache = user_cache()
+    return cache and cache / "kernels" / f"{_digest(_as_text(key))[:16]}.txt"
 
 
 def _as_text(key: Mapping[str, Any]) -> str:

@@ -36,8 +36,8 @@ class Recipe(Section):
         | Annotated[TunedTeacherRecipe, Tag("tuned")],
         Discriminator(kind_of_teacher),
     ]
-    """Teacher model: a folder, a hub name, `sample`, or a section that trains one: a new model of
-    `family`, or a model to fine-tune, `start`."""
+    """Teacher model: a folder, a GGUF file, a hub name, `sample`, `minilm`, `smollm2`, or a section
+    that trains one: a new model of `family`, or a model to fine-tune, `start`."""
     corpus: CorpusRecipe | None = None
     """Text to distill on; without it only the tasks run."""
     tokens: TokensRecipe = TokensRecipe()
@@ -67,8 +67,8 @@ class Recipe(Section):
 
     @property
     def named_model(self) -> str | None:
-        """The folder or hub name of the teacher, or of the model that it fine-tunes; None for a
-        teacher trained from random weights."""
+        """The teacher, or the model that it fine-tunes: a folder, a GGUF file or a hub name; None
+        for a teacher trained from random weights."""
         if isinstance(self.teacher, TunedTeacherRecipe):
             return self.teacher.start
         return self.teacher if isinstance(self.teacher, str) else None

@@ -251,7 +251,7 @@ def test_a_model_that_does_not_come_out_the_same_is_not_kept(tmp_path):
 def test_a_file_that_its_engine_has_not_read_says_so(tmp_path, capsys, monkeypatch):
     """Without llama.cpp the file is written, and nothing is claimed of it."""
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    monkeypatch.delitem(sys.modules, "stillhouse.export.llama_cpp", raising=False)
+    monkeypatch.delitem(sys.modules, "stillhouse.models.llama_cpp", raising=False)
     monkeypatch.setattr(
         sys, "argv", ["stillhouse", "export", "sample", str(tmp_path / "out"), "--to", "gguf"]
     )

@@ -29,11 +29,17 @@ Overwrite = Annotated[
     ),
 ]
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A model folder, a hub name, sample, or minilm.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A model folder, a GGUF file, a hub name, sample, minilm or smollm2."
+    ),
 ]
 Models = Annotated[
     list[str],
-    typer.Argument(metavar="MODEL...", help="Model folders, hub names, sample, or minilm."),
+    typer.Argument(
+        metavar="MODEL...",
+        help="Model folders, GGUF files, hub names, sample, minilm or smollm2.",
+    ),
 ]
 TaskName = Annotated[
     str | None,

@@ -197,7 +197,7 @@ def _token_type(id: int, vocabulary: Vocabulary) -> gguf.TokenType:
 
 def _open(exported: Exported, folder: Path) -> CausalEngine | None:
     try:
-        from stillhouse.export.llama_cpp import LlamaCpp
+        from stillhouse.models.llama_cpp import LlamaCpp
     except ModuleNotFoundError:
         return None
     vocabulary = exported.vocabulary

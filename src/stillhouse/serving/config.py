@@ -31,8 +31,8 @@ class ServerConfig:
     """What `stillhouse serve` and `stillhouse write` are given.
 
     Attributes:
-        models: Model folders, hub names, `sample` or `minilm`; the first answers requests that
-            name no model.
+        models: Model folders, GGUF files, hub names, `sample`, `minilm` or `smollm2`; the first
+            answers requests that name no model.
         api_key: What clients must send as `Authorization: Bearer KEY`.
         insecure: Accept requests without a key from other machines.
         cors_origins: Sites whose pages may use this server, such as https://example.com; * for all.
@@ -69,10 +69,10 @@ class ServerConfig:
 
     @property
     def names(self) -> list[str]:
-        """The models' names in requests: a folder's own name, or the name on the hub."""
+        """The models' names in requests: a folder's or file's own name, or the name on the hub."""
         paths = [Path(model).expanduser() for model in self.models]
         return [
-            path.resolve().name if path.is_dir() else model
+            path.resolve().name if path.exists() else model
             for path, model in zip(paths, self.models, strict=True)
         ]
 

@@ -52,9 +52,7 @@ class LlamaCpp:
         try:
             self._server = llama.Server(_settings(path, context))
         except Exception as error:  # the bindings raise what C++ threw
-            raise ModelError(
-                f"llama.cpp does not load the file that was written: {error}"
-            ) from error
+            raise ModelError(f"llama.cpp does not load {path}: {error}") from error
         self._address = urlsplit(self._server.listening_address).netloc
         self.end_ids = frozenset(token for token in stops if self._stops_at(token))
 

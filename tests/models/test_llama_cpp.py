@@ -14,10 +14,10 @@ from tests.export.odd_models import END, ODD_MODELS, add_tokens, edit_json, odd_
 import stillhouse
 from stillhouse.errors import ModelError
 from stillhouse.export.export import CAUSAL_BOUNDS, export_model
-from stillhouse.export.llama_cpp import LlamaCpp
 from stillhouse.inference.engine.kv_cache import Chunk
 from stillhouse.inference.loaded import LoadedModel
 from stillhouse.inference.quantization import blocks_of
+from stillhouse.models.llama_cpp import LlamaCpp
 
 pytestmark = [
     pytest.mark.e2e,

@@ -1,0 +1,153 @@
+"""A GGUF file as a model folder: dequantized once, into the user's cache.
+
+The folder is found by the SHA-256 of the file, and used only where its own files have the SHA-256
+that they were written with. So that a second use takes no time, a file that was hashed before is
+not hashed again while its size, time of change and inode are the same.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from stillhouse.errors import ModelError, ResourceError, RunError
+from stillhouse.models.from_gguf.agreement import Reference
+from stillhouse.models.from_gguf.architectures import (
+    config_of,
+    in_transformers_layout,
+    stored_names,
+)
+from stillhouse.models.from_gguf.file import GGUFFile, read_header
+from stillhouse.models.from_gguf.tokenizer import tokenizer_of
+from stillhouse.models.load import empty_model, save_model
+from stillhouse.runs.atomic import write_atomic
+from stillhouse.runs.manifest import Inputs, commit_folder, sha256_of, verify
+from stillhouse.runs.paths import user_cache
+from stillhouse.units import size_bytes
+
+FORMAT = 1  # of what is written; a change of it rewrites every model
+MODEL = "model"  # the folder beside the manifest
+
+
+def folder_of_gguf(path: Path) -> Path:
+    """The model folder of a GGUF file, written at the first use.
+
+    Raises:
+        ModelError: a file that cannot be read, or whose model is not the one llama.cpp runs.
+        ResourceError: no space for it.
+    """
+    path, cache = path.resolve(), _cache()
+    seen = cache / "seen" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    if (known := _known(seen, path)) is not None:
+        return known
+    header = read_header(path)
+    digest = sha256_of(path)
+    target = cache / digest[:32]
+    with _locked(cache / f".{digest[:32]}.lock"):
+        inputs = Inputs("gguf", {"format": FORMAT}, {"gguf": digest})
+        if not _is_intact(target, inputs):
+            _write(header, target, inputs)
+    _remember(seen, path, target)
+    return target / MODEL
+
+
+def _cache() -> Path:
+    cache = user_cache()
+    try:
+        if cache is None:
+            raise OSError("there is no home folder")
+        folder = cache / "gguf"
+        (folder / "seen").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"A GGUF file is dequantized into {cache or 'a cache'}, which cannot be written "
+            f"({error.strerror or error}). Name another folder in XDG_CACHE_HOME."
+        ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process writes a model; others wait for it."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(file: GGUFFile, target: Path, inputs: Inputs) -> None:
+    config, tokenizer = config_of(file), tokenizer_of(file)
+    model = empty_model(config)
+    shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
+    names = stored_names(file, shapes)
+    _check_space(file, target, 4 * sum(each.numel() for each in model.parameters()))
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(f"reading {file.path.name}, once", total=len(names) + 3)
+        reference = Reference(file, tokenizer, config.max_position_embeddings)
+        reference.check_tokens()
+        progress.advance(bar)
+        values = {}
+        for name, stored in names.items():
+            values[name] = torch.from_numpy(in_transformers_layout(file, name, stored))
+            progress.advance(bar)
+        model.load_state_dict(values, strict=False, assign=True)
+        model.tie_weights()
+        model.generation_config.eos_token_id = sorted(reference.end_ids)
+        facts: dict[str, Any] = {"file": file.path.name}
+        with commit_folder(target, inputs, facts, overwrite=True) as folder:
+            save_model(model, tokenizer, folder / MODEL)
+            progress.advance(bar)
+            facts["mean_difference"] = reference.check_log_probabilities(folder / MODEL)
+            progress.advance(bar)
+
+
+def _check_space(file: GGUFFile, target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise ResourceError(
+            f"{file.path.name} takes {size_bytes(needed)} in float32, and {target.parent} has "
+            f"{size_bytes(free)} left. Free some space, or name a folder on another disk in "
+            "XDG_CACHE_HOME."
+        )
+
+
+def _is_intact(target: Path, inputs: Inputs) -> bool:
+    """Whether the folder was written from these inputs, and every file is what was written."""
+    from stillhouse.runs.manifest import is_up_to_date
+
+    with contextlib.suppress(RunError):
+        if is_up_to_date(target, inputs):
+            verify(target)
+            return True
+    return False
+
+
+def _known(seen: Path, path: Path) -> Path | None:
+    """The folder of a file that is unchanged since its hashes were compared."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(seen.read_text(encoding="utf-8"))
+        stamps = {name: _stamp(Path(name)) for name in found["stamps"]}
+        if found["format"] == FORMAT and stamps == found["stamps"] and str(path) in stamps:
+            return Path(found["folder"])
+    return None
+
+
+def _remember(seen: Path, path: Path, target: Path) -> None:
+    files = [path, *(file for file in sorted(target.rglob("*")) if file.is_file())]
+    stamps = {str(file): _stamp(file) for file in files}
+    content = {"format": FORMAT, "folder": str(target / MODEL), "stamps": stamps}
+    with contextlib.suppress(OSError):  # without it, the files are hashed at each use
+        write_atomic(seen, json.dumps(content, indent=1).encode())
+
+
+def _stamp(file: Path) -> list[int]:
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ino]

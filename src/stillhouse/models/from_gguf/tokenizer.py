@@ -1,0 +1,129 @@
+"""The tokenizer in a GGUF file, with the rules that llama.cpp applies to it.
+
+A file holds vocabulary and merges, and of the rules that split a text into words the name alone
+(`tokenizer.ggml.pre`). Names that are not listed here are refused: another rule gives other tokens,
+with no error.
+"""
+
+from collections.abc import Sequence
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from stillhouse.errors import ModelError
+from stillhouse.models.from_gguf.file import GGUFFile
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
+_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
+_DIGITS = r"\p{N}"  # each digit by itself, before the rules of GPT-2
+# From a name to the patterns that split a text; None stands for GPT-2's own, which come last.
+SPLITS: dict[str, tuple[str | None, ...]] = {
+    "gpt-2": (None,),
+    "smollm": (_DIGITS, None),
+    "starcoder": (_DIGITS, None),
+    "llama-bpe": (_LLAMA3,),
+    "qwen2": (_QWEN2,),
+    "deepseek-r1-qwen": (_QWEN2,),
+}
+WHOLE_WORDS_FIRST = ("llama-bpe",)  # a word that is a token is not made of merges
+NAMES = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+    "sep_token": "separator_token_id",
+    "mask_token": "mask_token_id",
+}
+
+
+def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
+    """The tokenizer of a file.
+
+    Raises:
+        ModelError: none, or one whose rules are not known here.
+    """
+    setting = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}
+    tokens, kinds = setting.get("tokens"), setting.get("token_type")
+    if not tokens or setting.get("model") != "gpt2" or "merges" not in setting:
+        raise ModelError(
+            f"{file.path} has a tokenizer of the kind {setting.get('model')!r}; of GGUF files "
+            "Stillhouse reads byte-level BPE (gpt2). Give the model as a folder with "
+            "tokenizer.json."
+        )
+    if setting.get("pre") not in SPLITS:
+        raise ModelError(
+            f"{file.path} names the rules {setting.get('pre')!r} for splitting text "
+            f"(tokenizer.ggml.pre); Stillhouse knows {', '.join(SPLITS)}. Give the model as a "
+            "folder with tokenizer.json."
+        )
+    kinds = kinds or [NORMAL] * len(tokens)
+    backend = _backend(setting["pre"], tokens, kinds, setting["merges"])
+    ids = {name: setting.get(key) for name, key in NAMES.items()}
+    named = {name: tokens[id] for name, id in ids.items() if id is not None and id < len(tokens)}
+    backend.post_processor = _around(setting, named, backend)
+    found = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+    found.chat_template = _templates(file)
+    return found
+
+
+def _backend(
+    rules: str, tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[str]
+) -> Tokenizer:
+    vocabulary = {
+        token: id
+        for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind != UNUSED
+    }
+    backend = Tokenizer(
+        models.BPE(
+            vocabulary,
+            [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)],
+            ignore_merges=rules in WHOLE_WORDS_FIRST,
+        )
+    )
+    splits = [
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        for pattern in SPLITS[rules]
+        if pattern is not None
+    ]
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=None in SPLITS[rules])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, last]) if splits else last
+    backend.decoder = decoders.ByteLevel()
+    added = [
+        AddedToken(token, normalized=False, special=kind == CONTROL)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    backend.add_tokens([token for token in added if not token.special])
+    backend.add_special_tokens([token for token in added if token.special])
+    return backend
+
+
+def _around(
+    setting: dict[str, object], named: dict[str, str], backend: Tokenizer
+) -> processors.PostProcessor:
+    """The tokens around a text that the file asks for."""
+    begin = named.get("bos_token") if setting.get("add_bos_token") else None
+    end = named.get("eos_token") if setting.get("add_eos_token") else None
+    if begin is None and end is None:
+        return processors.ByteLevel(trim_offsets=False)
+    around = [token for token in (begin, end) if token is not None]
+    return processors.TemplateProcessing(
+        single=" ".join([*([begin] if begin else []), "$A", *([end] if end else [])]),
+        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(around)],
+    )
+
+
+def _templates(file: GGUFFile) -> str | dict[str, str] | None:
+    """The chat template, or several by their names."""
+    default = file.metadata.get("tokenizer.chat_template")
+    prefix = "tokenizer.chat_template."
+    others = {
+        key.removeprefix(prefix): value
+        for key, value in file.metadata.items()
+        if key.startswith(prefix)
+    }
+    return {"default": default, **others} if default and others else default
