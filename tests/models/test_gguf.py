@@ -173,7 +173,7 @@ e2e = pytest.mark.e2e
 
 @e2e
 @pytest.mark.parametrize("kind", [GGUF_KINDS.F32, GGUF_KINDS.F16, GGUF_KINDS.Q8_0], ids=str)
-@pytest.mark.parametrize("name", ["llama"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_weights_are_those_that_the_package_gguf_dequantizes(tmp_path, name, kind):
     """To the bit, and llama.cpp computes the same log-probabilities (`check_log_probabilities`)."""
     original = tiny(name)
@@ -199,7 +199,7 @@ def test_tokens_are_those_of_llama_cpp_by_each_rule(make, shared_data, rules, be
     header = read_header(make({"tokenizer.ggml.pre": rules, "tokenizer.ggml.add_bos_token": begin}))
     own = tokenizer.tokenizer_of(header)
     reference = Reference(header, own, 128)
-    reference.check_tokens()
+    reference.check_tokens(own)
     for text in (*real_texts(shared_data, 4), *every_character()):
         assert own(text)["input_ids"] == tokens_of(reference, text), text[:60]
 
@@ -211,13 +211,14 @@ def test_other_rules_and_other_weights_are_found(make, tmp_path):
     header = read_header(path)
     wrong = tokenizer.tokenizer_of(read_header(make({"tokenizer.ggml.pre": "gpt-2"})))
     path = make({"tokenizer.ggml.pre": "smollm"})
-    with pytest.raises(ModelError, match=r"in llama\.cpp and"):
-        Reference(header, wrong, 128).check_tokens()
     own = tokenizer.tokenizer_of(header)
+    reference = Reference(header, own, 128)
+    with pytest.raises(ModelError, match=r"in llama\.cpp and"):
+        reference.check_tokens(wrong)
     other = tiny("llama", rope_parameters={"rope_type": "default", "rope_theta": 500.0})
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(ModelError, match=r"by \d+\.\d+ nats on average"):
-        Reference(header, own, 128).check_log_probabilities(tmp_path / "other")
+        reference.check_log_probabilities(tmp_path / "other", own)
 
 
 @e2e

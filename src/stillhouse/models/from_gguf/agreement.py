@@ -37,7 +37,7 @@ class Reference:
         Raises:
             ModelError: llama.cpp does not load it.
         """
-        self._file, self._tokenizer = file, tokenizer
+        self._file = file
         self._context = min(CONTEXT, positions)
         named = [file.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in END_KINDS]
         tested = dict.fromkeys(id for id in named if id is not None)
@@ -49,16 +49,16 @@ class Reference:
         """The tokens at which llama.cpp ends a text, of those the file names and the added ones."""
         return self._engine.end_ids
 
-    def check_tokens(self) -> None:
+    def check_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Compare the tokens of difficult texts.
 
         Raises:
             ModelError: they differ.
         """
-        for text in _texts(self._tokenizer):
+        for text in _texts(tokenizer):
             body = {"content": text, "add_special": True, "parse_special": True}
             expected = self._engine.post("/tokenize", body)["tokens"]
-            found = self._tokenizer(text)["input_ids"]
+            found = tokenizer(text)["input_ids"]
             if found != expected:
                 raise ModelError(
                     f"{self._file.path}: the text {text[:40]!r} is {expected[:12]} in llama.cpp "
@@ -66,15 +66,15 @@ class Reference:
                     "tokenizer.json."
                 )
 
-    def check_log_probabilities(self, folder: Path) -> float:
+    def check_log_probabilities(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> float:
         """Compare the model in `folder`; returns the mean difference in nats.
 
         Raises:
             ModelError: it is larger than rounding explains.
         """
-        ids = self._tokenizer(PASSAGE, add_special_tokens=False)["input_ids"][: self._context]
+        ids = tokenizer(PASSAGE, add_special_tokens=False)["input_ids"][: self._context]
         expected = torch.tensor(self._engine.log_probabilities(ids))
-        _, model = load_model(folder, self._tokenizer)
+        _, model = load_model(folder, tokenizer)
         with torch.inference_mode():
             logits = model(torch.tensor([ids[:-1]])).logits[0].float()
         found = logits.log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]

@@ -81,6 +81,8 @@ ARCHITECTURES = {
         rotary_pairs=True,
         biases={"blk.0.attn_q.bias": "attention_bias", "blk.0.ffn_up.bias": "mlp_bias"},
     ),
+    "qwen2": Architecture("qwen2", gguf.MODEL_ARCH.QWEN2),
+    "qwen3": Architecture("qwen3", gguf.MODEL_ARCH.QWEN3),
 }
 
 

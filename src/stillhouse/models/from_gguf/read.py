@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from stillhouse.errors import ModelError, ResourceError, RunError
+from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.models.from_gguf.agreement import Reference
 from stillhouse.models.from_gguf.architectures import (
     config_of,
@@ -92,7 +93,6 @@ def _write(file: GGUFFile, target: Path, inputs: Inputs) -> None:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"reading {file.path.name}, once", total=len(names) + 3)
         reference = Reference(file, tokenizer, config.max_position_embeddings)
-        reference.check_tokens()
         progress.advance(bar)
         values = {}
         for name, stored in names.items():
@@ -105,7 +105,9 @@ def _write(file: GGUFFile, target: Path, inputs: Inputs) -> None:
         with commit_folder(target, inputs, facts, overwrite=True) as folder:
             save_model(model, tokenizer, folder / MODEL)
             progress.advance(bar)
-            facts["mean_difference"] = reference.check_log_probabilities(folder / MODEL)
+            written = load_model_tokenizer(folder / MODEL)
+            reference.check_tokens(written)
+            facts["mean_difference"] = reference.check_log_probabilities(folder / MODEL, written)
             progress.advance(bar)
 
 
