@@ -72,6 +72,7 @@ def test_a_key_of_how_a_model_is_run_changes_nothing(folder_of, family, key):
         ("bert", "is_decoder", True),
         ("roberta", "is_decoder", True),
         ("gpt2", "add_cross_attention", True),
+        ("gemma3_text", "use_bidirectional_attention", True),
         ("bert", "pruned_heads", {"0": [1]}),
         ("gpt2", "quantization_config", {"quant_method": "gptq", "bits": 4}),
         ("gpt2", "activation_function", "gelu_neu"),

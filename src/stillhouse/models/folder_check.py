@@ -221,6 +221,11 @@ def _settle(config: PretrainedConfig, family: Family) -> None:
             "without cross-attention.",
         ),
         (
+            getattr(config, "use_bidirectional_attention", False) is True,
+            "use_bidirectional_attention is true: each token attends to those after it too, but "
+            "models of this family are causal here. Give a language model.",
+        ),
+        (
             is_decoder,
             "is_decoder is true: each token attends only to those before it, but models of this "
             "family are bidirectional here. Give an encoder.",

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 from stillhouse.families.registry import family_of
@@ -116,7 +115,7 @@ def log_likelihoods(
     rows, tokens, texts = _scored(trees, row_of.view(batch.labels.shape).cpu().numpy())
     sums = torch.zeros(sum(tree.num_texts for tree in trees), dtype=torch.float64)
     for first in range(0, len(features), ROWS_AT_ONCE):
-        logits = F.linear(features[first : first + ROWS_AT_ONCE], head.weight, head.bias).float()
+        logits = head.logits(features[first : first + ROWS_AT_ONCE]).float()
         here = slice(*np.searchsorted(rows, (first, first + len(logits))))
         picked = logits[rows[here] - first, tokens[here]] - logits.logsumexp(-1)[rows[here] - first]
         sums.index_add_(0, torch.from_numpy(texts[here]), picked.double().cpu())
