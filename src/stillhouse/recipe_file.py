@@ -176,8 +176,9 @@ def recipe_schema() -> dict[str, Any]:
     for kind, section in TASK_KINDS.items():
         names = [name for name, settings in NAMED_TASKS.items() if settings["kind"] == kind]
         parts[section.__name__]["properties"]["kind"] = {"enum": [kind, *names]}
-    keys = parts["FinetuningRecipe"]["properties"]
-    keys["task"] = {"anyOf": [{"enum": TASK_NAMES}, *keys["task"]["oneOf"]]}
+    for name in ("FinetuningRecipe", "ZeroShotRecipe"):
+        keys = parts[name]["properties"]
+        keys["task"] = {"anyOf": [{"enum": TASK_NAMES}, *keys["task"]["oneOf"]]}
     return schema
 
 

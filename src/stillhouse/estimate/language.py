@@ -22,6 +22,7 @@ from stillhouse.evaluation.perplexity import stride_of
 from stillhouse.evaluation.quality import read_text
 from stillhouse.evaluation.samples import NEW_TOKENS as SAMPLE_TOKENS
 from stillhouse.evaluation.samples import NUM_SAMPLES
+from stillhouse.evaluation.settings import ZeroShotRecipe
 from stillhouse.evaluation.teacher_fit import NUM_TOKENS
 from stillhouse.families.registry import family_of
 from stillhouse.inference.reference import BATCH, MOST_SECONDS, MOST_TURNS, TURNS
@@ -29,6 +30,7 @@ from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
+from stillhouse.tasks.registry import make_task
 from stillhouse.tokens.tokenizer import text_encoder
 from stillhouse.training.cost import forward_flops, planned_step, sequences_per_step
 from stillhouse.training.device import pick_device
@@ -194,7 +196,11 @@ def _scored_positions(plan: LanguagePlan) -> int | float:
                 continue
             number = document = file_tokens(Path(name), plan.tokenizer)
         positions += number * (1 + _window_share(document, context))
-    return positions
+    return positions + sum(
+        zero_shot_tokens(each, plan.tokenizer)
+        for each in plan.recipe.evaluation.zero_shot.values()
+        if plan.tokenizer is not None and Path(each.data).expanduser().is_file()
+    )
 
 
 def _window_share(document: int | float, context: int) -> float:
@@ -296,6 +302,14 @@ def bytes_per_token(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) ->
     texts = list(texts)
     tokens = sum(map(len, text_encoder(tokenizer)(texts)))
     return sum(len(text.encode()) for text in texts) / max(1, tokens)
+
+
+def zero_shot_tokens(recipe: ZeroShotRecipe, tokenizer: PreTrainedTokenizerFast) -> int:
+    """The tokens that a model reads for a data set."""
+    task = make_task(recipe.task)
+    examples = task.read(Path(recipe.data).expanduser())[: recipe.num_examples]
+    encoded = task.encode(examples, tokenizer)
+    return sum(len(sequence.input_ids) for own in encoded for sequence in own)
 
 
 def file_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> float:

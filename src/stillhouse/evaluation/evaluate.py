@@ -20,6 +20,7 @@ from stillhouse.evaluation.perplexity import UnitLosses, difference, stride_of
 from stillhouse.evaluation.quality import context_of, has_diverged, run_protocol
 from stillhouse.evaluation.samples import text_samples
 from stillhouse.evaluation.teacher_fit import teacher_fit, warning
+from stillhouse.evaluation.zero_shot import data_files, zero_shot_scores
 from stillhouse.inference.reference import MOST_TURNS, TURNS, shape_key
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.load import load_model
@@ -49,6 +50,8 @@ def evaluate_inputs(
     for path in recipe.evaluation.perplexity:
         if path != "validation" and Path(path).is_file():
             sources[path] = sha256_of(Path(path))
+    for name, file in data_files(recipe.evaluation.zero_shot, run).items():
+        sources[f"zero_shot {name}"] = sha256_of(file)
     return Inputs("evaluate", settings, sources, seed)
 
 
@@ -97,6 +100,9 @@ def evaluate(
             if name != "student"
         },
         "validation_units": _units(losses),
+        "zero_shot": zero_shot_scores(
+            recipe.evaluation.zero_shot, run, folders, loaded, cache, reporter
+        ),
         "teacher_fit": _teacher_fit(recipe, run, loaded["teacher"]),
         "samples": text_samples(recipe, run, loaded, diverged),
     }

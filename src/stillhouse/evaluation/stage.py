@@ -1,10 +1,14 @@
 """The stage evaluate: teacher, student and controls -> evaluation.json."""
 
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillhouse.stages.stage import Stage
 
 if TYPE_CHECKING:
+    from stillhouse.evaluation.settings import ZeroShotRecipe
     from stillhouse.runs.manifest import Inputs
     from stillhouse.stages.check import RecipeCheck
     from stillhouse.stages.context import StageContext
@@ -14,12 +18,12 @@ def check(check: "RecipeCheck") -> None:
     """The texts to score can be read, and the models have a perplexity."""
     if not check.runs("evaluate"):
         return
-    from pathlib import Path
-
     from stillhouse.errors import DataError, RecipeError
     from stillhouse.evaluation.quality import read_text
     from stillhouse.families.registry import family_of
 
+    if sets := check.recipe.evaluation.zero_shot:
+        _check_zero_shot(check, sets)
     others = [name for name in check.recipe.evaluation.perplexity if name != "validation"]
     if others and family_of(check.teacher).language_modeling == "masked":
         raise RecipeError(
@@ -32,8 +36,31 @@ def check(check: "RecipeCheck") -> None:
             raise DataError(f"{name} holds no words to score.")
 
 
+def _check_zero_shot(check: "RecipeCheck", sets: "Mapping[str, ZeroShotRecipe]") -> None:
+    """The data sets can be read, and the models are causal."""
+    from stillhouse.data.rows import check_file, path_of
+    from stillhouse.data.sources import check_access, source_of
+    from stillhouse.errors import RecipeError
+    from stillhouse.tasks.registry import make_task
+
+    if check.recipe.tokens.language_modeling == "masked":
+        raise RecipeError(
+            "evaluation.zero_shot is for causal models; tokens.language_modeling is masked. Leave "
+            "the key out, and fine-tune the models on tasks (`finetuning`)."
+        )
+    for name, each in sets.items():
+        where = f"evaluation.zero_shot.{name}.data"
+        check_file(each.data, where)
+        file = path_of(each.data, check.run.task_data if check.run else Path())
+        if source_of(each.data).is_remote and not file.exists():
+            check_access(each.data, where, offline=check.offline)
+        else:
+            make_task(each.task).read(file)
+
+
 def run(context: "StageContext") -> None:
     """Measure the models of a seed; after the last of several seeds, summarize them all."""
+    from stillhouse.data.rows import fetch
     from stillhouse.evaluation.evaluate import evaluate, evaluate_inputs, summarize
     from stillhouse.evaluation.metrics.base import Cache
     from stillhouse.runs.manifest import verify
@@ -43,6 +70,10 @@ def run(context: "StageContext") -> None:
     outputs = {model: run.model(model) for model in recipe.distillation.models}
     for folder in outputs.values():
         context.require(folder, "distill")
+    for name, each in recipe.evaluation.zero_shot.items():
+        where = f"evaluation.zero_shot.{name}.data"
+        copy = partial(fetch, each.data, run.task_data, where, context.reporter.say)
+        context.ranks.on_rank0(partial(copy, offline=context.offline))
     teacher = context.models.teacher
     folders = {"teacher": teacher.folder, **outputs}
 

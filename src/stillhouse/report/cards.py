@@ -13,6 +13,7 @@ from stillhouse.models.hub import HUB_NAME
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import tasks as scored
+from stillhouse.report import zero_shot
 from stillhouse.report.outcome import summarize_results
 from stillhouse.report.render import command_line, escape_markdown, model_name, render
 from stillhouse.report.results import (
@@ -26,6 +27,7 @@ from stillhouse.report.results import (
 from stillhouse.report.tables import by_seed, comparison, metrics
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
+from stillhouse.tasks.metrics import metric_label
 from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe
 from stillhouse.wording import counted
 
@@ -38,6 +40,9 @@ ON_THE_HUB = {
 # Metrics that have another name on the hub.
 HUB_METRICS: dict[str, str] = {
     "strict": "f1",
+    "accuracy_norm": "accuracy",
+    "last_token": "accuracy",
+    "last_word": "accuracy",
     "matthews": "matthews_correlation",
     "pearson": "pearsonr",
     "spearman": "spearmanr",
@@ -100,6 +105,7 @@ def model_card(
         resampled=resampled(results),
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
+        zero_shot=zero_shot.table_of(results),
         layers=_layers(layers if layers is not None else recipe.student.layer_map),
         initial_weights=Path(recipe.student.weights).name,
         sources=[source_name(source) for source in recipe.text.sources],
@@ -191,6 +197,11 @@ def _quality(recipe: Recipe, result: SeedResult, tag: str) -> list[EvalResult]:
             kind = "perplexity" if is_perplexity else str(metric.key).rpartition(".")[2]
             data = scored_text(recipe)
             found.append(EvalResult(tag, "text", data, kind, value, metric_name=metric.label))
+    for name, own in (result.evaluation.get("zero_shot") or {"sets": {}})["sets"].items():
+        for metric, score in own["models"]["student"].items():
+            if score["value"] is not None:
+                kind, label = _hub_metric(metric), metric_label(metric)
+                found.append(EvalResult(tag, name, name, kind, score["value"], metric_name=label))
     return found
 
 

@@ -8,6 +8,7 @@ from rich.text import Text
 from stillhouse import terminal, units
 from stillhouse.evaluation.metrics.registry import metrics_of
 from stillhouse.recipe import Recipe
+from stillhouse.report import zero_shot
 from stillhouse.report.outcome import summarize_results
 from stillhouse.report.results import (
     CONTROLS,
@@ -35,6 +36,10 @@ def summary(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> str:
                 Text("The student's loss minus its control's, with its 95 % interval:"),
                 _seeds("", results, controls, _difference),
             ]
+    if scores := zero_shot.table_of(results, main_only=True):
+        rows = [[label, *(cell.text for cell in cells)] for label, cells in scores.rows]
+        titles = [*map(_short, models_of(results)), "difference"]
+        parts.append(terminal.table(["zero-shot", *titles], rows, wrap=True))
     parts += [
         Text(f"{outcome.title} {outcome.text}"),
         f"\nStudent  {seed_runs[0].student}",

@@ -8,6 +8,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import results as read
 from stillhouse.report import tasks as scored
+from stillhouse.report import zero_shot
 from stillhouse.report.cards import model_card, task_card
 from stillhouse.report.figures import dot_plots, training_figures
 from stillhouse.report.outcome import summarize_results
@@ -100,6 +101,7 @@ def report_page(
         plots=dot_plots(recipe, results),
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
+        zero_shot=zero_shot.table_of(results),
         skipped=[(result, *each) for result in results for each in _skipped_steps(result)],
         figures=training_figures(recipe, results),
         folders={

@@ -172,6 +172,8 @@ LABELS: Mapping[str, str] = {
     "accuracy_and_f1": "accuracy and F1",
     "default": "F1, conlleval",
     "exact_match": "exact match",
+    "last_token": "last token",
+    "last_word": "last word",
     "matthews": "Matthews correlation",
     "pearson": "Pearson correlation",
     "pearson_and_spearman": "mean of both correlations",
@@ -328,6 +330,10 @@ class MetricSamples:
         draws = [self._of(times) - other._of(times) for times in _resamples(len(self.right), seed)]
         bounds = None if self.bounds is None else (-self._span, self._span)
         return self._interval(self.value - other.value, draws, bounds)
+
+    def draws(self, seed: int) -> Draws:
+        """The values of resamples; those of metrics of as many examples are paired."""
+        return np.concatenate([self._of(times) for times in _resamples(len(self.right), seed)])
 
     @property
     def _is_share(self) -> bool:

@@ -364,6 +364,7 @@ TaskRecipe = Annotated[
     | ContinuationTask,
     Discriminator("kind"),
 ]
+ZeroShotTask = LastWordTask | MultipleChoiceTask  # whose metrics are shares of the examples
 TASK_KINDS: Mapping[str, type[Section]] = {
     section.model_fields["kind"].default: section for section in get_args(get_args(TaskRecipe)[0])
 }

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from stillhouse.evaluation.perplexity import Observer, UnitLosses
 from stillhouse.families.base import Family
 from stillhouse.section import LanguageModeling
+from stillhouse.tasks.metrics import MetricSamples
 from stillhouse.tokens.batches import SequenceSource
 from stillhouse.training.progress import Reporter
 from stillhouse.units import Unit
@@ -30,10 +31,12 @@ Group = Literal["size", "speed", "memory", "quality", "agreement", "training"]
 
 @dataclass
 class Cache:
-    """Measurements that several seeds share: quality by model folder, memory by configuration."""
+    """Measurements that several seeds share: quality by model folder, memory by configuration,
+    zero-shot scores by folder and data set."""
 
     quality: dict[Path, Quality] = field(default_factory=dict)
     memory: dict[str, int | None] = field(default_factory=dict)
+    zero_shot: dict[tuple[Path, str], Mapping[str, MetricSamples]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

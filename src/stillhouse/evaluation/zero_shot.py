@@ -1,0 +1,144 @@
+"""Zero-shot scores of a run's models on the same examples: `zero_shot` of `evaluation.json`.
+
+For each data set: every metric of every model with its 95 % interval, the paired difference of the
+student to each other model, and the share of the teacher's gain over chance that a model kept:
+
+    (score - chance) / (teacher's score - chance)
+
+Over all data sets, it is the ratio of the mean gains. Its interval is a paired bootstrap: each
+resample draws the same examples for both models, in each data set separately. It is None where the
+teacher's own gain is not significant: its 95 % interval then contains 0.
+
+Axes: S data sets, D resamples.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from stillhouse.data.rows import path_of
+from stillhouse.evaluation.metrics.base import Cache, Model
+from stillhouse.evaluation.settings import ZeroShotRecipe
+from stillhouse.inference.task_model import TaskModel, cut_text
+from stillhouse.models.folder_check import load_model_tokenizer
+from stillhouse.runs.paths import RunFolder
+from stillhouse.section import recipe_part
+from stillhouse.tasks.metrics import CONFIDENCE, Interval, MetricSamples
+from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.zero_shot import LanguageModelTask
+from stillhouse.training.progress import Reporter
+
+TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+
+
+class Gain(NamedTuple):
+    """A model's metric and its teacher's on a data set, and the score of a guess there."""
+
+    model: MetricSamples
+    teacher: MetricSamples
+    chance: float
+
+
+def data_files(recipe: Mapping[str, ZeroShotRecipe], run: RunFolder) -> dict[str, Path]:
+    """The file of each data set: that of a dataset on the hub is its copy in the run."""
+    return {name: path_of(each.data, run.task_data) for name, each in recipe.items()}
+
+
+def zero_shot_scores(
+    recipe: Mapping[str, ZeroShotRecipe],
+    run: RunFolder,
+    folders: Mapping[str, Path],
+    models: Mapping[str, Model],
+    cache: Cache,
+    reporter: Reporter,
+) -> dict[str, Any] | None:
+    """The scores of all models, among them `teacher` and `student`; None without data sets."""
+    if not recipe:
+        return None
+    sets: dict[str, Any] = {}
+    gains: dict[str, list[Gain]] = {name: [] for name in folders if name != "teacher"}
+    for name, path in data_files(recipe, run).items():
+        task, metric = make_task(recipe[name].task), recipe[name].task.metric
+        assert isinstance(task, LanguageModelTask)
+        examples = task.read(path)[: recipe[name].num_examples]
+        chance = task.chance(examples)
+        for model, folder in folders.items():
+            if (folder, name) not in cache.zero_shot:
+                reporter.say(f"evaluate: {name} of {model}")
+                measured, num_cut = _measure(task, models[model][1], folder, examples)
+                if num_cut:
+                    reporter.say(f"{name}: {cut_text(num_cut, task)}")
+                cache.zero_shot[folder, name] = measured
+        found = {model: cache.zero_shot[folder, name] for model, folder in folders.items()}
+        for model, own in gains.items():
+            own.append(Gain(found[model][metric], found["teacher"][metric], chance))
+        sets[name] = {
+            "task": recipe_part(recipe[name].task),
+            "data": recipe[name].data,
+            "num_examples": len(examples),
+            "metric": metric,
+            "chance": chance,
+            "models": {
+                model: {key: _finite(each.interval()) for key, each in own.items()}
+                for model, own in found.items()
+            },
+            "differences": _differences(found),
+            "gain_kept": {model: _kept(own[-1:]) for model, own in gains.items()},
+        }
+    return {"sets": sets, "gain_kept": {model: _kept(own) for model, own in gains.items()}}
+
+
+def _measure(
+    task: LanguageModelTask, model: PreTrainedModel, folder: Path, examples: Sequence[Any]
+) -> tuple[Mapping[str, MetricSamples], int]:
+    """A model's metrics on the examples of a data set, and the number of truncated texts."""
+    own = task.for_model(folder, model.config)
+    loaded = TaskModel(model, load_model_tokenizer(folder), own)
+    predictions, num_cut = loaded.predictions_and_cuts(examples)
+    return own.metric_samples(predictions, examples), num_cut
+
+
+def _differences(measured: Mapping[str, Mapping[str, MetricSamples]]) -> dict[str, Any]:
+    """The student's metrics minus those of each other model."""
+    student = measured["student"]
+    return {
+        f"student minus {model}": {
+            key: _finite(each.minus(found[key])) for key, each in student.items()
+        }
+        for model, found in measured.items()
+        if model != "student"
+    }
+
+
+def gain_kept(gains: Sequence[Gain], *, seed: int = 0) -> Interval | None:
+    """The mean gain over chance of a model over that of its teacher, with its paired interval;
+    None where the teacher's mean gain is not significant."""
+    values = np.array(
+        [[each.model.value - each.chance, each.teacher.value - each.chance] for each in gains]
+    ).mean(0)
+    draws = np.mean(
+        [
+            [side.draws(seed + number) - each.chance for side in (each.model, each.teacher)]
+            for number, each in enumerate(gains)
+        ],
+        axis=0,
+    )  # (2, D)
+    if not np.quantile(draws[1], TAILS[0]) > 0:
+        return None
+    low, high = map(float, np.quantile(draws[0] / np.maximum(draws[1], 1e-9), TAILS))
+    return Interval(float(values[0] / values[1]), low, high)
+
+
+def _kept(gains: Sequence[Gain]) -> dict[str, float] | None:
+    found = gain_kept(gains)
+    return None if found is None else asdict(found)
+
+
+def _finite(interval: Interval) -> dict[str, float | None]:
+    """An interval as JSON; None for what is not finite, as of a model that diverged."""
+    return {key: each if math.isfinite(each) else None for key, each in asdict(interval).items()}

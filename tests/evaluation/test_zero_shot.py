@@ -1,0 +1,120 @@
+"""Zero-shot scores of a run: intervals, paired differences, and the share of the gain kept."""
+
+import json
+
+import numpy as np
+import pytest
+
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.evaluation.evaluate import evaluate_inputs
+from stillhouse.evaluation.metrics.base import Cache
+from stillhouse.evaluation.stage import check
+from stillhouse.evaluation.zero_shot import Gain, gain_kept, zero_shot_scores
+from stillhouse.models.load import load_model
+from stillhouse.recipe_file import parse_recipe
+from stillhouse.runs.paths import RunFolder
+from stillhouse.stages.check import RecipeCheck
+from stillhouse.tasks.metrics import MetricSamples, mean
+from stillhouse.training.progress import QuietReporter
+
+RECIPE = """
+teacher: sample
+corpus: {source: sample}
+evaluation:
+  zero_shot:
+    choices: {task: piqa, data: DATA, num_examples: 3}
+"""
+
+
+def samples(share, *, size=400, shift=0):
+    """A model that is right on this share of the examples."""
+    right = np.roll((np.arange(size) < share * size).astype(float), shift)
+    return MetricSamples(mean, right, right)
+
+
+def test_gain_kept_is_the_ratio_of_the_gains_over_chance():
+    """A copy keeps all of it in every resample; over several sets the mean gains count."""
+    teacher, student = samples(0.8), samples(0.65)
+    found = gain_kept([Gain(student, teacher, 0.25)])
+    assert found is not None
+    assert found.value == pytest.approx(0.4 / 0.55)
+    assert found.low < found.value < found.high
+    copy = gain_kept([Gain(teacher, teacher, 0.25)])
+    assert copy is not None
+    assert (copy.low, copy.value, copy.high) == (1.0, 1.0, 1.0)
+    both = gain_kept([Gain(student, teacher, 0.25), Gain(samples(0.5), samples(0.6), 0.5)])
+    assert both is not None
+    assert both.value == pytest.approx((0.4 + 0.0) / (0.55 + 0.1))
+
+
+def test_gain_kept_is_paired():
+    """Where both models are right on the same examples the interval is narrower than where they
+    differ."""
+    together = gain_kept([Gain(samples(0.7), samples(0.8), 0.5)])
+    apart = gain_kept([Gain(samples(0.7, shift=200), samples(0.8), 0.5)])
+    assert together is not None
+    assert apart is not None
+    assert together.high - together.low < 0.7 * (apart.high - apart.low)
+
+
+def test_no_gain_is_kept_of_a_teacher_at_chance():
+    assert gain_kept([Gain(samples(0.6), samples(0.51), 0.5)]) is None
+    assert gain_kept([Gain(samples(0.6), samples(0.4), 0.5)]) is None
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Five questions of two choices."""
+    words = ["warm", "cold", "dry", "far", "old"]
+    rows = [{"query": f"The still is {word}", "choices": ["now", "not now"], "gold": number % 2}
+            for number, word in enumerate(words)]  # fmt: skip
+    path = tmp_path / "choices.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_every_model_is_scored_on_the_same_examples(task_folder, tmp_path, data):
+    """Once per folder: seeds share what is cached."""
+    recipe = parse_recipe(RECIPE.replace("DATA", str(data)))
+    folders = {name: task_folder("gpt2", "CausalLM") for name in ("teacher", "student")}
+    models = {name: load_model(folder) for name, folder in folders.items()}
+    cache, run, sets = Cache(), RunFolder.at(tmp_path), recipe.evaluation.zero_shot
+    found = zero_shot_scores(sets, run, folders, models, cache, QuietReporter())
+    assert found is not None
+    own = found["sets"]["choices"]
+    assert (own["num_examples"], own["chance"], own["metric"]) == (3, 0.5, "accuracy_norm")
+    assert set(own["models"]["student"]) == {"accuracy", "accuracy_norm"}
+    for metric, gap in own["differences"]["student minus teacher"].items():
+        values = [own["models"][name][metric]["value"] for name in ("student", "teacher")]
+        assert gap["value"] == pytest.approx(values[0] - values[1])
+        assert gap["low"] <= gap["value"] <= gap["high"]
+    assert json.loads(json.dumps(found)) == found
+    assert zero_shot_scores(sets, run, folders, {}, cache, QuietReporter()) == found
+    assert zero_shot_scores({}, run, folders, models, cache, QuietReporter()) is None
+
+
+def test_other_examples_are_evaluated_again(tmp_path, data):
+    """The data's hash is among the inputs of evaluation.json."""
+    recipe, run = parse_recipe(RECIPE.replace("DATA", str(data))), RunFolder.at(tmp_path)
+    before = evaluate_inputs(recipe, run, "", {}, 0)
+    data.write_text(data.read_text().replace("cold", "hot"))
+    assert evaluate_inputs(recipe, run, "", {}, 0) != before
+
+
+def test_a_recipe_that_cannot_be_scored_is_refused_before_it_runs(tmp_path, data):
+    """Masked models, a missing file, a row without its right choice, a task that needs training."""
+
+    def refused(text):
+        check(RecipeCheck(parse_recipe(text), ["evaluate"], offline=True))
+
+    text = RECIPE.replace("DATA", str(data))
+    refused(text)  # nothing to refuse
+    with pytest.raises(RecipeError, match=r"evaluation.zero_shot is for causal models"):
+        refused(text + "tokens: {language_modeling: masked}\n")
+    with pytest.raises(DataError, match=r"evaluation.zero_shot.choices.data: there is no file"):
+        refused(RECIPE.replace("DATA", str(tmp_path / "none.jsonl")))
+    data.write_text(data.read_text().replace('"gold": 0', '"gold": 7'))
+    with pytest.raises(DataError, match="row 1: the column 'gold' must hold the right choice"):
+        refused(text)
+    with pytest.raises(RecipeError, match="a model is trained for classification; zero-shot tasks"):
+        parse_recipe(text.replace("piqa", "sst2"))
