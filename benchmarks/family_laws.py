@@ -20,7 +20,7 @@ class Results:
         self.passed: dict[str, dict[str, bool]] = defaultdict(dict)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        found = re.search(r"::test_(\w+)\[(?:\w+-)?(\w+)\]", report.nodeid)
+        found = re.search(r"::test_(\w+)\[(?:(?:own|body)-)?([\w-]+)\]", report.nodeid)
         if found and (report.when == "call" or report.failed):
             law, family = found[1].replace("_", " "), found[2]
             self.passed[family][law] = self.passed[family].get(law, True) and report.passed

@@ -83,7 +83,8 @@ def test_the_named_parts_are_there(name, tiny_model):
     layers = model.get_submodule(family.layers)
     assert isinstance(layers, torch.nn.ModuleList)
     assert len(layers) == 3
-    assert model.config.hidden_size == word.shape[1]
+    width = getattr(model.config, "embedding_size", model.config.hidden_size)
+    assert word.shape[1] == width
 
 
 @every_family

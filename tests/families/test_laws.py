@@ -1,4 +1,4 @@
-"""What must hold of a decoder before it is believed, for each of them: `benchmarks/family_laws.py`
+"""What must hold of an architecture before it is believed: `benchmarks/family_laws.py`
 prints the table.
 
 Models are tiny, every parameter is random, heads are grouped and windows short where the
@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import CAUSAL, POSITIONS, make_config
+from tests.tiny_models import CAUSAL, POSITIONS, is_causal, make_config
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
+from stillhouse.errors import RecipeError
 from stillhouse.families.base import Family
 from stillhouse.families.registry import family_named
+from stillhouse.families.settings import FAMILY_NAMES, MASKED
 from stillhouse.inference.engine.kv_cache import Chunk, SlottedModel
 from stillhouse.inference.quantization import to_precision
 from stillhouse.models.load import count_parameters, empty_model, load_model, save_model
@@ -24,6 +26,7 @@ from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe
 
 every_decoder = pytest.mark.parametrize("name", CAUSAL)
+every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 LENGTH = 20  # past the windows, within the positions
 # The last matrices of attention and of the feed-forward part, by their names in transformers.
 OUTPUTS = ("c_proj", "o_proj", "down_proj", "dense", "dense_4h_to_h", "out_proj", "fc2")
@@ -40,11 +43,12 @@ def reference(model: PreTrainedModel, ids: list[int]) -> Tensor:
 
 
 def cut(teacher: PreTrainedModel, layer_map: list[int]) -> PreTrainedModel:
-    plan = plan_student(teacher.config, StudentRecipe(layer_map=layer_map))
+    family = teacher.config.model_type
+    plan = plan_student(teacher.config, StudentRecipe(family=family, layer_map=layer_map))
     return student_from_teacher(teacher, plan)
 
 
-@every_decoder
+@every_family
 def test_identity(name, tiny_model, words):
     """A student with all layers has the logits of its teacher, to the bit."""
     teacher = tiny_model(name, num_layers=3)
@@ -69,33 +73,53 @@ def test_zeroed_layers(name, tiny_model, words):
     assert torch.equal(found, reference(teacher, ids))
 
 
-@every_decoder
+@pytest.mark.parametrize("name", MASKED)
+def test_skipped_layers(name, tiny_model, words):
+    """A layer of the teacher that passes on what it got equals a layer that was cut."""
+    teacher = tiny_model(name, num_layers=4)
+    student, ids = cut(teacher, [0, 2]), words(LENGTH)
+    found, whole = reference(student, ids), reference(teacher, ids)
+    assert not torch.allclose(found, whole)
+    layers = family_named(name).layers_of(teacher)
+    for layer in (layers[1], layers[3]):
+        layer.register_forward_hook(
+            lambda layer, given, output: (
+                (given[0], *output[1:]) if isinstance(output, tuple) else given[0]
+            )
+        )
+    assert torch.equal(found, reference(teacher, ids))
+
+
+@every_family
 def test_parity(name, tiny_model, batch_of, words):
     """Body and head as trained equal transformers, past the attention window."""
     model, family = tiny_model(name), family_named(name)
-    ids = words(LENGTH)
+    batch = batch_of([[words(LENGTH)]], LENGTH, causal=is_causal(name))
     head = family.head(model)
     with torch.no_grad():
-        hidden = family.run_body(model, batch_of([[ids]], LENGTH, causal=True))[0]
-        found = head.logits(head.transform(hidden))
-    torch.testing.assert_close(found, reference(model, ids), atol=2e-5, rtol=2e-5)
+        found = head.logits(head.transform(family.run_body(model, batch)[0]))
+    expected = reference(model, batch.input_ids[0].tolist())
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
 
-@every_decoder
+@every_family
 @pytest.mark.law("packing")
 def test_packed_alone(name, tiny_model, batch_of, words):
-    """Documents in one row, longer and shorter than the window, have the logits they have alone."""
+    """Documents in one row, longer and shorter than the window, and one beside padding, have the
+    logits they have alone."""
     model, family = tiny_model(name), family_named(name)
     texts = [words(11), words(9, 1)]
+    batch = batch_of([texts, [words(7, 2)]], LENGTH, causal=is_causal(name))
     head = family.head(model)
     with torch.no_grad():
-        hidden = family.run_body(model, batch_of([texts], LENGTH, causal=True))[0]
-        found = head.logits(head.transform(hidden))
-    alone = torch.cat([reference(model, text) for text in texts])
-    torch.testing.assert_close(found, alone, atol=2e-5, rtol=2e-5)
+        found = head.logits(head.transform(family.run_body(model, batch)))
+    for row, number in ((0, 1), (0, 2), (1, 1)):
+        here = batch.segment_ids[row] == number
+        alone = reference(model, batch.input_ids[row][here].tolist())
+        torch.testing.assert_close(found[row][here], alone, atol=2e-5, rtol=2e-5)
 
 
-@every_decoder
+@every_family
 def test_bf16(name, tiny_model, words):
     """In bfloat16 the logits stay within the stated distance, and are not the same."""
     model = tiny_model(name)
@@ -105,13 +129,14 @@ def test_bf16(name, tiny_model, words):
     assert 0 < error < BF16_ERROR
 
 
-@every_decoder
+@every_family
 @pytest.mark.law("reload")
 def test_reload(name, tiny_model, words, tmp_path, tiny_tokenizer):
     """A saved model has the same logits, to the bit, by AutoModel and by Stillhouse."""
     model, ids = tiny_model(name), words(LENGTH)
     save_model(model, tiny_tokenizer, tmp_path)
-    for found in (AutoModelForCausalLM.from_pretrained(tmp_path), load_model(tmp_path)[1]):
+    auto = AutoModelForCausalLM if is_causal(name) else AutoModelForMaskedLM
+    for found in (auto.from_pretrained(tmp_path), load_model(tmp_path)[1]):
         assert torch.equal(reference(found, ids), reference(model, ids))
 
 
@@ -146,10 +171,20 @@ def cached_logits(family: Family, model: PreTrainedModel, texts: list[list[int]]
     return first, [torch.cat(rows) for rows in then]
 
 
-@every_decoder
+@every_family
 def test_parameters(name, tiny_model):
     """`check` counts, without weights, what transformers counts; of a student too."""
     teacher = tiny_model(name, num_layers=3)
-    plan = plan_student(make_config(name, 3, positions=POSITIONS), StudentRecipe(layer_map=[0, 2]))
+    plan = plan_student(
+        make_config(name, 3, positions=POSITIONS), StudentRecipe(family=name, layer_map=[0, 2])
+    )
     for config, model in ((teacher.config, teacher), (plan.config, cut(teacher, [0, 2]))):
         assert count_parameters(empty_model(config))[0] == model.num_parameters()
+
+
+def test_a_first_layer_that_differs_stays_the_first(tiny_model):
+    """ModernBERT's has no norm before its attention: refused by name, before weights are read."""
+    config = tiny_model("modernbert", num_layers=4).config
+    for layers in ([1, 2], [0, 0]):
+        with pytest.raises(RecipeError, match="first layer of a modernbert model has other"):
+            plan_student(config, StudentRecipe(layer_map=layers))

@@ -16,6 +16,7 @@ from stillhouse.objectives.relation import QKVHook
 from stillhouse.tokens.batches import Batch
 
 every_family = pytest.mark.parametrize("model", WITH_RELATIONS, indirect=True)
+OF_BLOCKS = ("mpnet", "modernbert")
 
 
 @pytest.fixture(params=["bert"])
@@ -30,7 +31,13 @@ def batch(model, batch_of, words) -> Batch:
 
 
 def projected_by_hand(block: Any, hidden: Tensor) -> list[Tensor]:
-    """Queries, keys and values of a decoder's layer, as most of transformers name its parts."""
+    """Queries, keys and values of a decoder's layer, as most of transformers name its parts, and
+    of the encoders `OF_BLOCKS`."""
+    if hasattr(block, "attn_norm"):  # ModernBERT
+        return [*block.attn.Wqkv(block.attn_norm(hidden)).chunk(3, -1)]
+    if hasattr(block, "attention"):  # MPNet
+        own = block.attention.attn
+        return [each(hidden) for each in (own.q, own.k, own.v)]
     for norm in ("input_layernorm", "self_attn_layer_norm"):
         hidden = getattr(block, norm)(hidden) if hasattr(block, norm) else hidden
     attention = block.self_attn
@@ -51,7 +58,7 @@ def projected(model: PreTrainedModel, batch: Batch, layer: int) -> list[Tensor]:
     with explicit_attention_mask(model.config):
         output = model.get_submodule(family.body)(
             input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask(),
+            attention_mask=family.mask_of(model, batch.attention_mask()),
             position_ids=batch.position_ids + family.position_offset(model.config),
             output_hidden_states=True,
         )
@@ -65,7 +72,7 @@ def projected(model: PreTrainedModel, batch: Batch, layer: int) -> list[Tensor]:
         thirds = [slice(start, start + size) for start in range(0, 3 * size, size)]
         return [hidden @ weight[:, third] + bias[third] for third in thirds]
     block: Any = model.get_submodule(prefix)
-    if hasattr(block, "self_attn"):
+    if family.model_type in OF_BLOCKS or hasattr(block, "self_attn"):
         return projected_by_hand(block, hidden)
     distil = family.model_type == "distilbert"
     names = ("q_lin", "k_lin", "v_lin") if distil else ("query", "key", "value")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.objectives.test_qkv_hook import projected_by_hand
+from tests.objectives.test_qkv_hook import OF_BLOCKS, projected_by_hand
 from tests.tiny_models import PAIRS_WITH_RELATIONS, is_causal
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -64,7 +64,7 @@ def kinds_alone(model: PreTrainedModel, ids: Tensor, layer: int) -> list[Tensor]
     block: Any = model.get_submodule(f"{family_of(model.config).layers}.{layer}")
     if model.config.model_type == "gpt2":
         return list(block.attn.c_attn(block.ln_1(hidden)).split(hidden.shape[-1], dim=-1))
-    if hasattr(block, "self_attn"):
+    if model.config.model_type in OF_BLOCKS or hasattr(block, "self_attn"):
         return projected_by_hand(block, hidden)
     if model.config.model_type == "distilbert":
         names = ("q_lin", "k_lin", "v_lin")

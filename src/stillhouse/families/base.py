@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -28,7 +28,10 @@ from stillhouse.tokens.batches import Batch
 from stillhouse.wording import counted
 
 Parameters = Mapping[str, Tensor]
-DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "dropout")
+DROPOUTS = (
+    "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "dropout",
+    "attention_probs_dropout_prob", "hidden_dropout_prob", "embedding_dropout", "mlp_dropout",
+)  # fmt: skip
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope_type
 # Attention of N tokens of any sequences, each to its own sequence's cached keys and values; from
 # the number of the layer, the queries, the keys beside the values, and how scores are computed.
@@ -100,6 +103,10 @@ class Family:
         students: Other families that a student can be of; the first is the default. Without any, a
             student is of its teacher's family.
         position_offset: Row of the position embeddings for position 0.
+        adds_mask: Whether attention is computed by the model itself, which adds the mask to scores;
+            others call transformers' attention function.
+        first_layer_differs: Whether the first layer has other parameters than those after it, so
+            that it stays the first, and only there.
         ignored_on_load: Patterns of weights in published checkpoints that the model has no use for.
         token_runner: A faster way for a causal model to compute tokens of many sequences in one
             batch than its body as a whole; reads the model's current weights.
@@ -115,12 +122,14 @@ class Family:
     attention_projections: tuple[str, ...]
     position_wise: tuple[str, ...]
     embeddings: Mapping[str, str]
+    first_layer_differs: bool
     config_from_scratch: (
         Callable[[ArchitectureRecipe, Mapping[str, int]], dict[str, Any]] | None
     ) = None
     head_transform: Callable[[Any, Tensor], Tensor] = lambda model, hidden: hidden
     students: Mapping[str, StudentMapping] = field(default_factory=dict)
     position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
+    adds_mask: bool = False
     ignored_on_load: tuple[str, ...] = ()
     token_runner: Callable[[Any], RunTokens] | None = None
     supports: Callable[[PretrainedConfig], str | None] = rotary_reason
@@ -155,7 +164,9 @@ class Family:
                 f"num_key_value_heads is {size.num_key_value_heads}, but in the architecture "
                 f"{self.model_type} each head has its own keys and values. Leave it out."
             )
-        own = self.config_from_scratch or partial(settings_from_scratch, self.model_type)
+        own = self.config_from_scratch or partial(
+            settings_from_scratch, self.model_type, self.language_modeling
+        )
         config = AutoConfig.for_model(
             self.model_type,
             vocab_size=vocabulary_size,
@@ -172,6 +183,22 @@ class Family:
     def _groups_heads(self) -> bool:
         """Whether several heads of queries may share keys and values."""
         return hasattr(AutoConfig.for_model(self.model_type), "num_key_value_heads")
+
+    def layer_map(
+        self, wanted: int | list[int] | None, teacher: PretrainedConfig, *, key: str
+    ) -> list[int]:
+        """The teacher layer of each student layer, by `layers_from`.
+
+        Raises:
+            RecipeError: layers that a student of this family cannot have.
+        """
+        layers = layers_from(wanted, teacher.num_hidden_layers, key=key)
+        if self.first_layer_differs and (layers[0] != 0 or 0 in layers[1:]):
+            raise RecipeError(
+                f"{key} is {layers}, but the first layer of a {self.model_type} model has other "
+                "parameters than those after it. Begin with layer 0, and name it once."
+            )
+        return layers
 
     def head(self, model: PreTrainedModel) -> Head:
         """The language modeling head, without the rows that pad its vocabulary."""
@@ -196,11 +223,21 @@ class Family:
         with explicit_attention_mask(model.config):
             output = body(
                 input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask(),
+                attention_mask=self.mask_of(model, batch.attention_mask()),
                 position_ids=positions,
                 **arguments,
             )
         return output.last_hidden_state
+
+    def mask_of(
+        self, model: PreTrainedModel, visible: Bool[Tensor, "B 1 _ T"] | None
+    ) -> Tensor | None:
+        """The mask as the body takes it: where a position attends to another, or what to add."""
+        if visible is None or not self.adds_mask:
+            return visible
+        # Half of the lowest number: a score added to it stays finite.
+        mask = torch.zeros_like(visible, dtype=model.dtype)
+        return mask.masked_fill_(~visible, torch.finfo(model.dtype).min / 2)
 
     def run_rows(self, model: PreTrainedModel, batch: Batch, rows: Rows) -> Float[Tensor, "N D"]:
         """Last hidden states of the rows that count, in order.
@@ -318,23 +355,30 @@ def with_layers(config: PretrainedConfig, layer_map: Sequence[int]) -> Pretraine
 
 
 def settings_from_scratch(
-    model_type: str, size: ArchitectureRecipe, special: Mapping[str, int]
+    model_type: str,
+    language_modeling: LanguageModeling,
+    size: ArchitectureRecipe,
+    special: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Keys of a new causal model's configuration, as far as its architecture has them."""
+    """Keys of a new model's configuration, as far as its architecture has them."""
     known = AutoConfig.for_model(model_type).to_dict()
     width = size.intermediate_size or 4 * size.hidden_size
     head_size = size.hidden_size // size.num_heads
+    causal, end = language_modeling == "causal", special["end_of_text"]
     settings = {
         "intermediate_size": width,
         "ffn_dim": width,
         **dict.fromkeys(DROPOUTS, size.dropout),
-        "bos_token_id": special["end_of_text"],
-        "eos_token_id": special["end_of_text"],
-        "pad_token_id": None,
+        "bos_token_id": end if causal else special["cls"],
+        "eos_token_id": end if causal else special["sep"],
+        "pad_token_id": None if causal else special["pad"],
+        "cls_token_id": special["cls"],
+        "sep_token_id": special["sep"],
         "head_dim": head_size,
         "query_pre_attn_scalar": head_size,  # the scale of attention is its root
         "num_key_value_heads": size.num_key_value_heads or size.num_heads,
         "word_embed_proj_dim": size.hidden_size,
+        "embedding_size": size.hidden_size,
         "tie_word_embeddings": True,
     }
     return {name: value for name, value in settings.items() if name in known}

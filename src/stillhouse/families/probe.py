@@ -39,7 +39,7 @@ def probe(model_type: str, language_modeling: LanguageModeling) -> dict[str, Any
         for name, module in modules.items()
         if isinstance(module, nn.ModuleList) and len(module) == NUM_LAYERS
     )
-    *_, last = modules[layers].children()
+    first, *_, last = modules[layers].children()
     trace = _trace(model, last)
     attention = trace.index(ATTENTION) if ATTENTION in trace else len(trace)
     return {
@@ -51,6 +51,7 @@ def probe(model_type: str, language_modeling: LanguageModeling) -> dict[str, Any
         "attention_projections": tuple(trace[:attention]),
         "position_wise": _largest_without(trace[attention + 1 :], trace[:attention]),
         "embeddings": _embeddings(model),
+        "first_layer_differs": first.state_dict().keys() != last.state_dict().keys(),
     }
 
 
@@ -122,12 +123,13 @@ def _parents(name: str) -> list[str]:
 def _embeddings(model: PreTrainedModel) -> dict[str, str]:
     """Parameters of the embeddings of words, positions and token types."""
     words = model.get_input_embeddings()
+    names = {parameter: name for name, parameter in model.named_parameters()}  # of tied ones, one
     found = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding):
             continue
         if module is words:
-            found["word_embeddings"] = f"{name}.weight"
+            found["word_embeddings"] = names[module.weight]
         elif POSITIONS <= module.num_embeddings < VOCABULARY:  # some have rows before the first
             found["position_embeddings"] = f"{name}.weight"
         elif "token_type" in name:

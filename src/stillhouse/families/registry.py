@@ -7,6 +7,7 @@ from importlib import import_module
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from stillhouse.errors import ModelError, RecipeError
+from stillhouse.families.architectures import roberta
 from stillhouse.families.architectures.llama import token_runner
 from stillhouse.families.base import Family
 from stillhouse.families.probe import probe
@@ -40,6 +41,30 @@ DIFFERENCES = {
     "opt": partial(Family, position_wise=("self_attn.out_proj",)),
     # Queries, keys and values of a head are side by side: those of all heads cannot be separated.
     "gpt_neox": partial(Family, attention_projections=()),
+    "xlm-roberta": roberta.FAMILY,
+    "camembert": roberta.FAMILY,
+    # The generator; a discriminator is the body of a task.
+    "electra": partial(
+        Family,
+        head_transform=lambda model, hidden: model.generator_predictions(hidden),
+        ignored_on_load=(r"\.position_ids$",),
+        tiny={"embedding_size": 12},
+    ),
+    # Computes its attention itself; the padding id of its positions is 1 whatever the vocabulary's.
+    "mpnet": partial(
+        Family,
+        attention_projections=tuple(f"attention.attn.{name}" for name in "qkv"),
+        position_wise=("attention.attn.o", "intermediate", "output"),
+        head_transform=roberta.head_transform,
+        position_offset=lambda config: 2,
+        adds_mask=True,
+        ignored_on_load=(r"^mpnet\.pooler\.", r"\.position_ids$"),
+    ),
+    "modernbert": partial(
+        Family,
+        head_transform=lambda model, hidden: model.head(hidden),
+        tiny={"local_attention": 8},
+    ),
 }
 
 

@@ -17,7 +17,9 @@ CAUSAL = (
     "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2",
     "gpt_neox", "opt",
 )  # fmt: skip
-MASKED = ("bert", "distilbert", "roberta")
+MASKED = (
+    "bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "modernbert",
+)  # fmt: skip
 FAMILY_NAMES = (*CAUSAL, *MASKED)
 if TYPE_CHECKING:
     FamilyName = str

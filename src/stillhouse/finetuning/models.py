@@ -11,7 +11,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from stillhouse.data.rows import check_file, path_of
 from stillhouse.data.sources import check_access, source_of
 from stillhouse.errors import RecipeError
-from stillhouse.families.base import layers_from, with_layers
+from stillhouse.families.base import with_layers
+from stillhouse.families.registry import family_of
 from stillhouse.finetuning.data import TaskExamples, check_task_data
 from stillhouse.finetuning.objective import check_terms
 from stillhouse.finetuning.settings import FinetuningRecipe
@@ -197,7 +198,7 @@ def layer_map_of(
     if wanted is None:
         return None
     key = f"finetuning.{name}.models.{model}.layer_map"
-    return layers_from(wanted, start.num_hidden_layers, key=key)
+    return family_of(start).layer_map(wanted, start, key=key)
 
 
 def load_trained(task: Task, folder: Path) -> PreTrainedModel:

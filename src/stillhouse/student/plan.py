@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.families.base import Family, StudentMapping, layers_from
+from stillhouse.families.base import Family, StudentMapping
 from stillhouse.families.registry import family_named, family_of
 from stillhouse.student.settings import StudentRecipe
 
@@ -25,8 +25,8 @@ def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPla
     """The recipe's student of `teacher`.
 
     Raises:
-        RecipeError: a layer the teacher does not have, more layers than it has, or a family its
-            students cannot be of.
+        RecipeError: a layer the teacher does not have, more layers than it has, a first layer that
+            cannot be one, or a family its students cannot be of.
     """
     teacher_family = family_of(teacher)
     mappings = teacher_family.student_mappings
@@ -37,5 +37,5 @@ def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPla
             f"a student of {' or '.join(mappings)}."
         )
     kind = mappings[wanted]
-    layer_map = layers_from(recipe.layer_map, teacher.num_hidden_layers, key="student.layer_map")
+    layer_map = teacher_family.layer_map(recipe.layer_map, teacher, key="student.layer_map")
     return StudentPlan(family_named(wanted), kind, kind.config(teacher, layer_map), layer_map)

@@ -179,8 +179,10 @@ def inputs_of(model: PreTrainedModel, batch: TaskBatch) -> dict[str, Any]:
 
 def forward(model: PreTrainedModel, batch: TaskBatch) -> Any:
     """The model's output for a batch, by the fastest attention on its device."""
-    causal = family_of(model.config).language_modeling == "causal"
-    inputs = inputs_of(model, batch) | {"attention_mask": batch.visible(causal=causal)[:, None]}
+    family = family_of(model.config)
+    causal = family.language_modeling == "causal"
+    mask = family.mask_of(model, batch.visible(causal=causal)[:, None])
+    inputs = inputs_of(model, batch) | {"attention_mask": mask}
     if causal:  # OPT would count positions in its mask
         length = batch.input_ids.shape[1]
         inputs["position_ids"] = torch.arange(length, device=batch.input_ids.device)[None]

@@ -204,13 +204,19 @@ def _matrices(config: PretrainedConfig) -> _Matrices:
     transform = [p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in inside]
     layers = family.layers_of(model)
     return _Matrices(
-        body=_weights([layers]),
+        body=_weights([layers, *_between(body, layers)]),
         position_wise=_weights(family.last_position_wise(model)),
         head=projection.numel() + sum(transform),
         attention=2 * attention_widths(config)[0] * config.num_hidden_layers,
         hidden_size=config.hidden_size,
         parameters=count_parameters(model)[0],
     )
+
+
+def _between(body: nn.Module, layers: nn.Module) -> list[nn.Module]:
+    """Projections of a body outside of its layers: from embeddings of another size."""
+    inside = {*layers.modules()}
+    return [m for m in body.modules() if isinstance(m, nn.Linear) and m not in inside]
 
 
 def _weights(modules: Iterable[nn.Module]) -> int:

@@ -4,7 +4,9 @@ Position embeddings begin after the padding id: position 0 of a sequence is row 
 """
 
 from functools import partial
+from typing import Any
 
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PretrainedConfig
 
@@ -21,11 +23,14 @@ def _position_offset(config: PretrainedConfig) -> int:
     return config.pad_token_id + 1
 
 
+def head_transform(model: Any, hidden: Tensor) -> Tensor:
+    """Dense, GELU, norm."""
+    return model.lm_head.layer_norm(F.gelu(model.lm_head.dense(hidden)))
+
+
 FAMILY = partial(
     Family,
-    head_transform=lambda model, hidden: model.lm_head.layer_norm(
-        F.gelu(model.lm_head.dense(hidden))
-    ),
+    head_transform=head_transform,
     config_from_scratch=lambda size, special: {
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
