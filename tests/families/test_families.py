@@ -4,7 +4,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.tiny_models import EVERY_CAUSAL_FAMILY, EVERY_FAMILY, make_config
-from transformers import BertConfig, GPT2Config, PretrainedConfig, RobertaConfig
+from transformers import (
+    BertConfig,
+    ElectraConfig,
+    GPT2Config,
+    ModernBertConfig,
+    MPNetConfig,
+    PretrainedConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
 
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families.registry import FAMILIES, family_named, family_of
@@ -207,6 +216,11 @@ def bert(vocabulary_size: int) -> BertConfig:
     return BertConfig(vocab_size=vocabulary_size)
 
 
+XLM_ROBERTA = XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, type_vocab_size=1)
+ELECTRA = ElectraConfig(
+    embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024
+)
+MPNET = MPNetConfig(max_position_embeddings=514)
 ROBERTA = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
 
 
@@ -217,15 +231,20 @@ ROBERTA = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_voca
         pytest.param(bert(30522), 109.5, 67.0, id="bert-base-uncased"),
         pytest.param(bert(28996), 108.3, 65.8, id="bert-base-cased"),
         pytest.param(ROBERTA, 124.7, 82.2, id="roberta-base"),
+        pytest.param(XLM_ROBERTA, 278.3, 235.8, id="xlm-roberta-base"),
+        pytest.param(ELECTRA, 13.5, 8.8, id="electra-small-generator"),
+        pytest.param(MPNET, 109.5, 67.0, id="mpnet-base"),
+        pytest.param(ModernBertConfig(), 149.7, 94.5, id="ModernBERT-base"),
         pytest.param(bert(119547), 178.0, 135.4, id="bert-base-multilingual-cased"),
     ],
 )
 def test_published_models_have_their_published_sizes(
     teacher: PretrainedConfig, millions: float, student_millions: float
 ):
-    """The architectures of 2019, counted without a single weight in memory.
+    """Counted without a single weight in memory.
 
-    The default student of each is the published one: DistilGPT2, DistilBERT, DistilRoBERTa.
+    Default students are the published ones where there are some: DistilGPT2, DistilBERT,
+    DistilRoBERTa.
     """
     for config, expected in (
         (teacher, millions),

@@ -171,6 +171,7 @@ def test_an_unknown_architecture_is_refused(model_type, folder):
         ("t5", "it has an encoder and a decoder"),
         ("mixtral", "its layers are mixtures of experts"),
         ("qwen3_moe", "its layers are mixtures of experts"),
+        ("albert", "its layers share their parameters"),
         ("gemma3", "it reads more than text; save its language model alone"),
     ],
 )

@@ -123,7 +123,7 @@ def _parents(name: str) -> list[str]:
 def _embeddings(model: PreTrainedModel) -> dict[str, str]:
     """Parameters of the embeddings of words, positions and token types."""
     words = model.get_input_embeddings()
-    names = {parameter: name for name, parameter in model.named_parameters()}  # of tied ones, one
+    names: dict[Tensor, str] = {each: name for name, each in model.named_parameters()}  # tied: one
     found = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding):

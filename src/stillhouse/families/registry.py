@@ -100,6 +100,7 @@ def _reason(model_type: str) -> str:
             "it reads more than text; save its language model alone",
         ),
         (keys, "its layers are mixtures of experts"),
+        (hasattr(config, "num_hidden_groups"), "its layers share their parameters"),
     ):
         if is_so:
             return f" ({reason})"
