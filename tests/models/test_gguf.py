@@ -113,10 +113,19 @@ def test_other_files_are_refused_by_what_they_are(tmp_path, content, said):
         ({"tokenizer.ggml.pre": "default"}, "the rules 'default' for splitting text"),
         ({"tokenizer.ggml.pre": None}, "the rules None for splitting text"),
         ({"tokenizer.ggml.model": "llama"}, "a tokenizer of the kind 'llama'"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "metadata that cannot be used (ValueError"),
+        ({"tokenizer.ggml.merges": ["a"]}, "metadata that cannot be used"),
     ],
 )
 def test_what_is_not_read_is_refused_by_name(make, changes, said):
     refused(make(changes), said)
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(make, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ModelError, match=r"cannot be written .*XDG_CACHE_HOME"):
+        folder_of_gguf(make())
 
 
 def test_a_tensor_without_a_place_is_refused(make, model):

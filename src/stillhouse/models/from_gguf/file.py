@@ -95,7 +95,9 @@ def read_header(path: Path) -> GGUFFile:
         with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as data:
             _check_magic(path, data[: len(MAGIC)])
             return _checked(_parse(path, _Cursor(data)))
-    except (struct.error, ValueError, OSError, OverflowError, RecursionError) as error:
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}).") from error
+    except (struct.error, ValueError, OverflowError, RecursionError) as error:
         raise ModelError(
             f"{path} cannot be read as a GGUF file ({error}): it is cut short or damaged. "
             "Fetch it again."

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.errors import ModelError, ResourceError, RunError
-from stillhouse.models.folder_check import load_model_tokenizer
+from stillhouse.models.folder_check import first_line, load_model_tokenizer
 from stillhouse.models.from_gguf.agreement import Reference
 from stillhouse.models.from_gguf.architectures import (
     config_of,
@@ -30,7 +31,7 @@ from stillhouse.models.from_gguf.file import GGUFFile, read_header
 from stillhouse.models.from_gguf.tokenizer import tokenizer_of
 from stillhouse.models.load import empty_model, save_model
 from stillhouse.runs.atomic import write_atomic
-from stillhouse.runs.manifest import Inputs, commit_folder, sha256_of, verify
+from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, sha256_of, verify
 from stillhouse.runs.paths import user_cache
 from stillhouse.units import size_bytes
 
@@ -45,14 +46,20 @@ def folder_of_gguf(path: Path) -> Path:
         ModelError: a file that cannot be read, or whose model is not the one llama.cpp runs.
         ResourceError: no space for it.
     """
-    path, cache = path.resolve(), _cache()
+    path, cache = path.resolve(), user_cache()
+    if cache is None:
+        raise ModelError(
+            "A GGUF file is dequantized into the user's cache, and there is no home folder. Name a "
+            "folder in XDG_CACHE_HOME."
+        )
+    cache /= "gguf"
     seen = cache / "seen" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
     if (known := _known(seen, path)) is not None:
         return known
     header = read_header(path)
     digest = sha256_of(path)
     target = cache / digest[:32]
-    with _locked(cache / f".{digest[:32]}.lock"):
+    with _locked(seen.parent, cache / f".{digest[:32]}.lock"):
         inputs = Inputs("gguf", {"format": FORMAT}, {"gguf": digest})
         if not _is_intact(target, inputs):
             _write(header, target, inputs)
@@ -60,31 +67,24 @@ def folder_of_gguf(path: Path) -> Path:
     return target / MODEL
 
 
-def _cache() -> Path:
-    cache = user_cache()
+@contextlib.contextmanager
+def _locked(folder: Path, path: Path) -> Iterator[None]:
+    """Only one process writes a model; others wait for it. `folder` is made if it is missing."""
     try:
-        if cache is None:
-            raise OSError("there is no home folder")
-        folder = cache / "gguf"
-        (folder / "seen").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
     except OSError as error:
         raise ModelError(
-            f"A GGUF file is dequantized into {cache or 'a cache'}, which cannot be written "
-            f"({error.strerror or error}). Name another folder in XDG_CACHE_HOME."
+            f"A GGUF file is dequantized into {path.parent}, which cannot be written "
+            f"({error.strerror}). Name another folder in XDG_CACHE_HOME."
         ) from error
-    return folder
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process writes a model; others wait for it."""
-    with path.open("w") as lock:
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _write(file: GGUFFile, target: Path, inputs: Inputs) -> None:
-    config, tokenizer = config_of(file), tokenizer_of(file)
+    config, tokenizer = _described(file)
     model = empty_model(config)
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
     names = stored_names(file, shapes)
@@ -111,6 +111,18 @@ def _write(file: GGUFFile, target: Path, inputs: Inputs) -> None:
             progress.advance(bar)
 
 
+def _described(file: GGUFFile) -> tuple[PretrainedConfig, PreTrainedTokenizerFast]:
+    try:
+        return config_of(file), tokenizer_of(file)
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file can raise anything in the libraries
+        raise ModelError(
+            f"{file.path} has metadata that cannot be used ({type(error).__name__}: "
+            f"{first_line(error)}). Fetch the file, or convert the model, again."
+        ) from error
+
+
 def _check_space(file: GGUFFile, target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed:
@@ -123,8 +135,6 @@ def _check_space(file: GGUFFile, target: Path, needed: int) -> None:
 
 def _is_intact(target: Path, inputs: Inputs) -> bool:
     """Whether the folder was written from these inputs, and every file is what was written."""
-    from stillhouse.runs.manifest import is_up_to_date
-
     with contextlib.suppress(RunError):
         if is_up_to_date(target, inputs):
             verify(target)
