@@ -46,7 +46,7 @@ from stillhouse.objectives.language_model import (
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
-from stillhouse.student.settings import StudentRecipe
+from stillhouse.student.settings import LayerChoice, StudentRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.tokenizer import load_tokenizer, text_encoder
@@ -131,7 +131,8 @@ def held_out_tokens(folder: Path, text: Path | None, number: int) -> Iterator[in
 def make_subject(options: argparse.Namespace) -> Subject:
     folder = resolve_folder(options.teacher, offline=True)
     family, teacher = load_model(folder)
-    plan = plan_student(teacher.config, StudentRecipe(layer_map=options.layers))
+    layers = LayerChoice(layers=options.layers, by="even")
+    plan = plan_student(teacher.config, StudentRecipe(layer_map=layers))
     student = student_from_teacher(teacher, plan).float()
     shape = (options.sequences, options.length)
     ids = np.fromiter(held_out_tokens(folder, options.text, shape[0] * shape[1]), np.int64)

@@ -24,7 +24,7 @@ from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.section import Rows
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
-from stillhouse.student.settings import StudentRecipe
+from stillhouse.student.settings import LayerChoice, StudentRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.cost import StepShape, head_rows, read_rows
 from stillhouse.training.device import Precision, autocast, has_bf16, keep_freed_memory
@@ -118,7 +118,8 @@ def build_models(pair: Pair, seed: int) -> Models:
     torch.manual_seed(seed)
     teacher = getattr(transformers, family_of(config).model_class)(config).eval()
     _add_noise(teacher)
-    plan = plan_student(config, StudentRecipe())
+    half = LayerChoice(layers=config.num_hidden_layers // 2, by="even")
+    plan = plan_student(config, StudentRecipe(layer_map=half))
     student = student_from_teacher(teacher, plan)
     _add_noise(student)
     return Models(teacher.requires_grad_(False), student, plan.layer_map)

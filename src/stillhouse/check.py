@@ -184,7 +184,8 @@ def _distillation_cost(
         "step_seconds": step_seconds,
         "student": {
             **sizes["student"],
-            "layer_map": student.layer_map,
+            "layer_map": None if student.choice else student.layer_map,
+            "layers_by": student.choice and student.choice.by,
             "family": student.family.model_type,
         },
         "ratio": {
@@ -319,6 +320,13 @@ def print_check(result: dict[str, Any]) -> None:
     terminal.show(*parts, *_time_parts(result))
 
 
+def _layer_map(student: dict[str, Any]) -> str:
+    if student["layer_map"] is not None:
+        return f"layer map: {student['layer_map']}"
+    by = "by influence" if student["layers_by"] == "influence" else "greedily by loss"
+    return f"layer map: {counted(student['num_layers'], 'layer')}, chosen {by} at init"
+
+
 def _time_parts(result: dict[str, Any]) -> list[terminal.Part]:
     """The parts of the run, those with long steps, and those that are unknown."""
     found, rows, lines = result["time"], [], []
@@ -363,7 +371,7 @@ def _distillation_parts(result: dict[str, Any]) -> list[terminal.Part]:
         for name, term in result["losses"].items()
     ]
     lines = [
-        f"layer map: {student['layer_map']}",
+        _layer_map(student),
         f"losses: {', '.join(losses)}; temperature {result['temperature']}",
         f"a step: {step['tokens_per_step']:,} tokens in micro-batches of "
         f"{step['micro_batch_tokens']:,}, {step['precision']}, about "

@@ -194,6 +194,23 @@ def test_overwrite_keeps_no_old_output(done):
     assert config["n_layer"] == 1
 
 
+def test_the_manifest_says_how_layers_were_chosen(initialized):
+    """Scores, the layers kept, and the text they were measured on, which decides the student."""
+    path = initialized.folder / "student-init/manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    found = manifest["facts"]["importance"]
+    assert found["by"] == "influence"
+    assert len(found["scores"]) == 3
+    assert found["kept"] == manifest["facts"]["layer_map"]
+    assert found["tokens"] > 1_000
+    assert set(manifest["inputs"]["sources"]) == {"teacher", "tokens"}
+    outcome = initialized.call("init", "--set", "student.importance.tokens=64")
+    assert outcome.code == 0
+    assert "because student.importance.tokens: 32768 -> 64" in outcome.err
+    found = json.loads(path.read_text(encoding="utf-8"))["facts"]["importance"]
+    assert found["tokens"] == 64
+
+
 def test_until_stops_after_the_named_stage(initialized):
     """`--until init` leaves an initial student and no trained one."""
     assert (initialized.folder / "student-init/manifest.json").is_file()

@@ -12,7 +12,7 @@ from stillhouse.families.registry import FAMILIES, family_of
 from stillhouse.models.load import load_model, save_model
 from stillhouse.student.initialize import random_student, student_from_folder, student_from_teacher
 from stillhouse.student.plan import StudentPlan, plan_student
-from stillhouse.student.settings import StudentRecipe
+from stillhouse.student.settings import LayerChoice, StudentRecipe
 
 every_pair = pytest.mark.parametrize(
     ("family", "wanted"),
@@ -21,7 +21,9 @@ every_pair = pytest.mark.parametrize(
 
 
 def plan_for(teacher: PreTrainedModel, layer_map: int | list[int], family=None) -> StudentPlan:
-    return plan_student(teacher.config, StudentRecipe(layer_map=layer_map, family=family))
+    """A number of layers is spread evenly."""
+    wanted = layer_map if isinstance(layer_map, list) else LayerChoice(layers=layer_map, by="even")
+    return plan_student(teacher.config, StudentRecipe(layer_map=wanted, family=family))
 
 
 @every_pair

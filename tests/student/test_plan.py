@@ -7,7 +7,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.families.base import evenly_spread
 from stillhouse.families.registry import check_sequence_length
 from stillhouse.student.plan import plan_student
-from stillhouse.student.settings import StudentRecipe
+from stillhouse.student.settings import LayerChoice, StudentRecipe
 from stillhouse.tokens.settings import TokensRecipe
 
 
@@ -45,18 +45,48 @@ def test_a_spread_rises_from_the_first_layer_to_the_last():
 
 @pytest.mark.parametrize(
     ("asked", "expected"),
-    [(None, [0, 2, 4, 7, 9, 11]), (2, [0, 11]), ([11, 3, 3], [11, 3, 3]), ([0], [0])],
+    [
+        (LayerChoice(layers=2, by="even"), [0, 11]),
+        ([11, 3, 3], [11, 3, 3]),
+        ([0], [0]),
+        (12, list(range(12))),  # there is nothing to choose
+    ],
 )
 def test_the_layer_map_gives_the_depth(asked, expected):
-    """None: half of them. A number: spread evenly. A list: as given. The depth follows."""
+    """As given, or spread evenly. The depth follows."""
     plan = plan_student(GPT2Config(), StudentRecipe(layer_map=asked))
     assert plan.layer_map == expected
+    assert plan.choice is None
     assert plan.config.num_hidden_layers == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (None, LayerChoice(layers=6)),
+        (2, LayerChoice(layers=2)),
+        (LayerChoice(layers=3, by="greedy"), LayerChoice(layers=3, by="greedy")),
+    ],
+)
+def test_a_number_of_layers_is_chosen_by_importance(asked, expected):
+    """By influence unless asked otherwise; the student's size is known before, its layers later."""
+    recipe = StudentRecipe(layer_map=asked)
+    plan = plan_student(GPT2Config(), recipe)
+    assert plan.choice == expected
+    assert plan.config.num_hidden_layers == expected.layers
+    layers = list(range(expected.layers))
+    assert plan_student(GPT2Config(), recipe, chosen=layers).layer_map == layers
+
+
+@pytest.mark.parametrize("weights", ["random", "runs/earlier/student"])
+def test_layers_that_nothing_is_copied_from_are_not_measured(weights):
+    """A student with weights of its own needs only the number of layers."""
+    assert plan_student(GPT2Config(), StudentRecipe(layer_map=2, weights=weights)).choice is None
 
 
 def test_a_teacher_of_one_layer_still_has_a_student():
     """Half of one layer is one layer, not none."""
-    assert plan_student(GPT2Config(n_layer=1), StudentRecipe()).layer_map == [0]
+    assert plan_student(GPT2Config(n_layer=1), StudentRecipe()).config.n_layer == 1
 
 
 def test_the_teachers_configuration_is_left_alone():

@@ -53,6 +53,7 @@ for _command in (runs.quickstart, runs.run, runs.check, runs.verify):
 for _name in STAGES:
     app.command(_name, help=stage_named(_name).help)(runs.stage_command(_name))
 for _command in (
+    models.importance,
     models.compare,
     models.score,
     models.predict,

@@ -1,7 +1,7 @@
 """Commands that measure and use models."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -240,6 +240,38 @@ def export(
 
     found = export_model(model, to, target, precision=precision, offline=offline)
     print_json(found) if as_json else print_export(found, target)
+
+
+def importance(
+    model: Model,
+    text: Annotated[str, typer.Option(help="Text to measure on, as corpus.source.")] = "sample",
+    tokens: Annotated[int, typer.Option(min=1, help="Number of its tokens.")] = 32_768,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers to keep; by default half.")
+    ] = None,
+    by: Annotated[
+        Literal["influence", "greedy"],
+        typer.Option(help="How layers are chosen; greedy takes a pass for each layer and drop."),
+    ] = "influence",
+    output: Annotated[Path | None, typer.Option(help="An .svg file to write a chart to.")] = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    device: Device = None,
+) -> None:
+    """Measure how much a model needs each of its layers.
+
+    Prints the score of each layer, and the loss with the layers that `student.layer_map` would
+    keep, beside evenly spread ones.
+    """
+    from stillhouse.report.layers import write_layer_chart
+    from stillhouse.student.ranking import print_ranking, rank_layers
+    from stillhouse.student.settings import ImportanceRecipe
+
+    source = ImportanceRecipe(text=text, tokens=tokens)
+    found = rank_layers(model, source, num_layers=layers, by=by, offline=offline)
+    print_json(found) if as_json else print_ranking(found)
+    if output is not None:
+        write_layer_chart(found, output)
 
 
 def features(

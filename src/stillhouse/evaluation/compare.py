@@ -6,7 +6,6 @@ Otherwise all models are scored on the same documents, in blocks of the shortest
 In a terminal: a column for each model, with ratios to the first.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,9 @@ from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import load_recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tokens.packing import MaskedSequences
-from stillhouse.tokens.settings import MaskingRecipe
+from stillhouse.tokens.batches import SequenceSource
+from stillhouse.tokens.packing import pack
+from stillhouse.tokens.settings import MaskingRecipe, TokensRecipe
 from stillhouse.tokens.shards import TokenSplit
 from stillhouse.tokens.tokenizer import num_ids, open_tokenizer, special_tokens
 from stillhouse.training.device import pick_device
@@ -165,20 +165,14 @@ def _sample_validation() -> list[str]:
 
 def _masked_source(
     text: ScoredText, tokenizer: PreTrainedTokenizerFast, length: int
-) -> MaskedSequences:
+) -> SequenceSource:
     """Packed sequences of tokenized documents that are in memory."""
-    size, ids = num_ids(tokenizer), np.concatenate(text.documents)
-    starts = np.cumsum([0, *map(len, text.documents)]).astype(np.uint64)
-    counts = np.bincount(ids, minlength=size).astype(np.uint64)
-    split = TokenSplit(size, (ids,), starts, counts, (Path(tempfile.gettempdir()),))
-    return MaskedSequences(
-        split,
-        length,
-        special_tokens(tokenizer, "masked"),
-        MaskingRecipe(rarity_exponent=0),
-        vocabulary_size=size,
-        counts=counts,
+    recipe = TokensRecipe(
+        language_modeling="masked",
+        sequence_length=length,
+        masking=MaskingRecipe(rarity_exponent=0),
     )
+    return pack(TokenSplit.in_memory(text.documents, num_ids(tokenizer)), tokenizer, recipe)
 
 
 NUMBER_WIDTH = 26  # a rate with its ratio

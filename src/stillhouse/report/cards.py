@@ -79,7 +79,6 @@ def model_card(
     causal = recipe.tokens.language_modeling == "causal"
     tag = "text-generation" if causal else "fill-mask"
     manifest = read_manifest(result.run.student_init)
-    layers = manifest.facts.get("layer_map") if manifest else None
     return _render(
         "card.md",
         recipe,
@@ -106,7 +105,7 @@ def model_card(
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
         zero_shot=zero_shot.table_of(results),
-        layers=_layers(layers if layers is not None else recipe.student.layer_map),
+        layers=_layers(manifest.facts["layer_map"] if manifest else _named_layers(recipe)),
         initial_weights=Path(recipe.student.weights).name,
         sources=[source_name(source) for source in recipe.text.sources],
         trained=result.value("student", "training.tokens"),
@@ -285,6 +284,11 @@ def _start(recipe: Recipe, settings: FinetuningRecipe, model: str) -> str | None
     if start == "teacher" and not recipe.trains_its_teacher:
         return recipe.named_model
     return None if start in MODELS_OF_A_RUN else start
+
+
+def _named_layers(recipe: Recipe) -> list[int] | None:
+    named = recipe.student.layer_map
+    return named if isinstance(named, list) else None
 
 
 def _layers(layer_map: int | Sequence[int] | None) -> str:

@@ -1,7 +1,7 @@
-"""Line charts: axes, curves, direct labels, and marks for values that are not finite.
+"""Charts: lines with axes, direct labels, and marks for values that are not finite; and bars.
 
-`templates/chart.html` draws them as SVG. Colors and dashes come from the page's style sheet by
-class name, so a chart follows light and dark mode.
+`templates/chart.html` and `templates/bars.html` draw them as SVG. Colors and dashes come from the
+page's style sheet by class name, so a chart follows light and dark mode.
 """
 
 import math
@@ -109,6 +109,68 @@ class Chart:
         ends.sort(key=lambda end: end[0])
         places = spread_out([y for y, _ in ends], TOP + 4, self.floor - 14, LABEL_GAP)
         return zip(places, [line for _, line in ends], strict=True)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar in SVG units, from its upper left corner."""
+
+    number: int
+    x: float
+    y: float
+    width: float
+    height: float
+    is_marked: bool
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """A bar for each number from 0, some of them marked, and its size in SVG units."""
+
+    title: str
+    description: str
+    values: Sequence[float]
+    marked: Sequence[int]
+    x_label: str
+    width: int = 880
+    height: int = 260
+    identifier: str = "bars"
+
+    left, margin_top = LEFT, TOP
+
+    @property
+    def floor(self) -> int:
+        return self.height - BOTTOM
+
+    @cached_property
+    def y_range(self) -> Point:
+        high = max(self.values, default=0.0)
+        return min(0.0, *self.values), high if high > 0 else 1.0
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return self.floor - (value - low) / (high - low) * (self.floor - self.margin_top)
+
+    def y_ticks(self) -> list[float]:
+        return ticks(*self.y_range, 4)
+
+    def bars(self) -> list[Bar]:
+        step = (self.width - self.left) / len(self.values)
+        return [
+            Bar(
+                number,
+                self.left + (number + 0.15) * step,
+                min(self.y(0.0), self.y(value)),
+                0.7 * step,
+                abs(self.y(value) - self.y(0.0)),
+                number in self.marked,
+            )
+            for number, value in enumerate(self.values)
+        ]
+
+    def labeled_every(self) -> int:
+        """Bars from one label to the next, so that labels do not overlap."""
+        return math.ceil(22 * len(self.values) / (self.width - self.left))
 
 
 def ticks(low: float, high: float, num: int) -> list[float]:

@@ -11,6 +11,7 @@ from stillhouse.report import tasks as scored
 from stillhouse.report import zero_shot
 from stillhouse.report.cards import model_card, task_card
 from stillhouse.report.figures import dot_plots, training_figures
+from stillhouse.report.layers import layer_charts
 from stillhouse.report.outcome import summarize_results
 from stillhouse.report.render import command_line, model_name, render
 from stillhouse.report.results import read_results
@@ -99,6 +100,7 @@ def report_page(
         resampled=read.resampled(results),
         metric=read.main_metric(recipe),
         plots=dot_plots(recipe, results),
+        layers=layer_charts(results[0]),
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
         zero_shot=zero_shot.table_of(results),

@@ -1,37 +1,54 @@
 """The initial student: teacher + layer map -> student-init/.
 
-Its weights are copied from the teacher's layers, drawn at random, or loaded from a folder.
+Its weights are copied from the teacher's layers, drawn at random, or loaded from a folder. Layers
+that the recipe does not name are chosen by their importance.
 """
 
 import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
-from stillhouse.families.registry import check_sequence_length
+from stillhouse.families.registry import check_sequence_length, family_of
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.load import empty_model, load_model, save_model
 from stillhouse.models.special_ids import take_generation_config
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import Inputs, commit_folder
+from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
+from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import StageContext
+from stillhouse.student.calibration import calibration_of, text_fingerprint
+from stillhouse.student.importance import choose_layers
 from stillhouse.student.plan import StudentPlan, plan_student
+from stillhouse.student.width import Places, choose_widths, narrow_parameters
 from stillhouse.tokens.tokenizer import check_same_tokenizer, check_vocabulary, open_tokenizer
+from stillhouse.training.device import pick_device
+from stillhouse.wording import counted
 
 
-def initialize_inputs(recipe: Recipe, teacher_fingerprint: str, seed: int) -> Inputs:
-    """The inputs of the initial student. Copied weights do not depend on the seed."""
-    settings = {"student": recipe_part(recipe.student)}
-    return Inputs(
-        "init",
-        settings,
-        {"teacher": teacher_fingerprint},
-        seed if recipe.student.weights == "random" else None,
-    )
+def initialize_inputs(
+    recipe: Recipe, run: RunFolder, teacher_fingerprint: str, seed: int
+) -> Inputs:
+    """The inputs of the initial student. Copied weights do not depend on the seed, and named layers
+    not on a text."""
+    student, importance = recipe_part(recipe.student), recipe.student.importance
+    sources = {"teacher": teacher_fingerprint}
+    if recipe.student.is_measured:
+        tokens = read_manifest(run.tokens)
+        sources["tokens"] = tokens.fingerprint if tokens else ""
+        if importance.text != "corpus":
+            sources["importance"] = text_fingerprint(importance)
+    else:
+        del student["importance"]
+    seeded = recipe.student.weights == "random"
+    return Inputs("init", {"student": student}, sources, seed if seeded else None)
 
 
 def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> None:
@@ -42,25 +59,73 @@ def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> N
     tokenizer = open_tokenizer(run.tokens)
     check_vocabulary(tokenizer, teacher_config.vocab_size, f"the teacher in {teacher_folder}")
     check_same_tokenizer(tokenizer, teacher_folder)
-    plan = plan_student(teacher_config, recipe.student)
+    plan, facts = plan_student(teacher_config, recipe.student), {}
     if recipe.student.weights == "teacher":
         _, teacher = load_model(teacher_folder)
-        student = student_from_teacher(teacher, plan)
+        parts = measured_parts(context, teacher, plan)
+        if parts.layers is not None:
+            plan = plan_student(teacher_config, recipe.student, chosen=parts.layers["kept"])
+            facts = {"importance": parts.layers}
+        student = student_from_teacher(teacher, plan, parts.places)
     elif recipe.student.weights == "random":
         student = random_student(plan, context.seed)
     else:
         student = student_from_folder(Path(recipe.student.weights).expanduser(), plan)
     if recipe.student.weights in ("teacher", "random"):
         take_generation_config(student, teacher_folder)
-    facts = {"layer_map": plan.layer_map}
+    facts = {"layer_map": plan.layer_map, **facts}
     with commit_folder(run.student_init, inputs, facts, overwrite=context.overwrite) as folder:
         save_model(student, tokenizer, folder)
 
 
-def student_from_teacher(teacher: PreTrainedModel, plan: StudentPlan) -> PreTrainedModel:
-    """A student with its teacher's weights, layer i from teacher layer layer_map[i]."""
+@dataclass(frozen=True)
+class MeasuredParts:
+    """What is kept of a teacher: its layers with their scores, as plain values, where they are
+    chosen; and the places of each layer, where it becomes narrower."""
+
+    layers: dict[str, Any] | None
+    places: list[Places]
+
+
+def measured_parts(
+    context: StageContext, teacher: PreTrainedModel, plan: StudentPlan
+) -> MeasuredParts:
+    """What matters most of the teacher; measured once for all seeds."""
+    if "parts" not in context.shared:
+        context.shared["parts"] = _measure_parts(context, teacher, plan)
+    return context.shared["parts"]
+
+
+def _measure_parts(
+    context: StageContext, teacher: PreTrainedModel, plan: StudentPlan
+) -> MeasuredParts:
+    recipe, layers = context.recipe, None
+    if not recipe.student.is_measured:
+        return MeasuredParts(None, [])
+    importance, tokens = recipe.student.importance, context.run.tokens
+    text = calibration_of(importance, recipe.tokens, tokens, offline=context.offline)
+    context.reporter.say(f"init: measuring the teacher on {counted(text.num_tokens, 'token')}")
+    family = family_of(teacher.config)
+    teacher.to(device=pick_device())  # pyright: ignore[reportCallIssue]
+    if plan.choice is not None:
+        found = choose_layers(plan.choice, family, teacher, text)
+        layers = {**asdict(found), "tokens": text.num_tokens}
+    places = choose_widths(family, teacher, plan.narrow, text)
+    teacher.to(device="cpu")  # pyright: ignore[reportCallIssue]
+    return MeasuredParts(layers, places)
+
+
+def student_from_teacher(
+    teacher: PreTrainedModel, plan: StudentPlan, places: Sequence[Places] = ()
+) -> PreTrainedModel:
+    """A student with its teacher's weights, layer i from teacher layer layer_map[i].
+
+    Args:
+        places: Of a narrower student, what it keeps of each teacher layer.
+    """
     student = random_student(plan, seed=0)
-    weights = plan.kind.weights(dict(teacher.named_parameters()), plan.layer_map)
+    theirs = narrow_parameters(family_of(teacher.config), dict(teacher.named_parameters()), places)
+    weights = plan.kind.weights(theirs, plan.layer_map)
     parameters = dict(student.named_parameters())
     assert set(parameters) == set(weights), sorted(set(parameters) ^ set(weights))
     student.load_state_dict(weights, strict=False)  # a tied weight has one name there

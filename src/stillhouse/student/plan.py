@@ -1,5 +1,6 @@
 """Plans the student from a teacher's configuration and a recipe; no weights are read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
@@ -7,26 +8,39 @@ from transformers import PretrainedConfig
 from stillhouse.errors import RecipeError
 from stillhouse.families.base import Family, StudentMapping
 from stillhouse.families.registry import family_named, family_of
-from stillhouse.student.settings import StudentRecipe
+from stillhouse.student.settings import LayerChoice, StudentRecipe
+from stillhouse.student.width import narrow_config
 
 
 @dataclass(frozen=True)
 class StudentPlan:
     """The student's family, configuration, and the teacher layer that each of its layers starts
-    from."""
+    from.
+
+    `narrow` is the teacher's configuration at the student's widths, with all layers. Where the
+    layers are still to be chosen by their importance, `choice` says how, and `layer_map`
+    stands for it: as many layers, evenly spread.
+    """
 
     family: Family
     kind: StudentMapping
+    narrow: PretrainedConfig
     config: PretrainedConfig
     layer_map: list[int]
+    choice: LayerChoice | None = None
 
 
-def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPlan:
+def plan_student(
+    teacher: PretrainedConfig, recipe: StudentRecipe, *, chosen: Sequence[int] | None = None
+) -> StudentPlan:
     """The recipe's student of `teacher`.
 
+    Args:
+        chosen: The layers that were chosen by their importance, once they are.
+
     Raises:
-        RecipeError: a layer the teacher does not have, more layers than it has, a first layer that
-            cannot be one, or a family its students cannot be of.
+        RecipeError: a layer the teacher does not have, more layers or wider ones than it has, or a
+            family its students cannot be of.
     """
     teacher_family = family_of(teacher)
     mappings = teacher_family.student_mappings
@@ -36,6 +50,14 @@ def plan_student(teacher: PretrainedConfig, recipe: StudentRecipe) -> StudentPla
             f"student.family is {wanted}, but a {teacher_family.model_type} teacher can initialize "
             f"a student of {' or '.join(mappings)}."
         )
-    kind = mappings[wanted]
-    layer_map = teacher_family.layer_map(recipe.layer_map, teacher, key="student.layer_map")
-    return StudentPlan(family_named(wanted), kind, kind.config(teacher, layer_map), layer_map)
+    kind, layers = mappings[wanted], recipe.layer_map
+    number = layers.layers if isinstance(layers, LayerChoice) else layers
+    layer_map = teacher_family.layer_map(number, teacher, key="student.layer_map")
+    choice = None
+    if recipe.chooses_layers and len(layer_map) < teacher.num_hidden_layers:
+        choice = layers if isinstance(layers, LayerChoice) else LayerChoice(layers=len(layer_map))
+    if choice and chosen is not None:
+        choice, layer_map = None, list(chosen)
+    narrow = narrow_config(teacher, recipe)
+    config = kind.config(narrow, layer_map)
+    return StudentPlan(family_named(wanted), kind, narrow, config, layer_map, choice)

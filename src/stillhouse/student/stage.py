@@ -10,13 +10,16 @@ if TYPE_CHECKING:
 
 
 def check(check: "RecipeCheck") -> None:
-    """The student follows from the teacher, and the weights that it starts from fit."""
+    """The student follows from the teacher, the weights that it starts from fit, and the text that
+    its layers are chosen on is there."""
+    from stillhouse.student.calibration import check_text
     from stillhouse.student.initialize import check_initial_weights
     from stillhouse.student.plan import plan_student
 
     check.student = plan_student(check.teacher, check.recipe.student)
     if check.runs("init"):
         check_initial_weights(check.recipe.student.weights, check.student)
+        check_text(check.recipe.student, offline=check.offline)
 
 
 def run(context: "StageContext") -> None:
@@ -26,7 +29,7 @@ def run(context: "StageContext") -> None:
     teacher = context.models.teacher
     context.once(
         context.run.student_init,
-        lambda: initialize_inputs(context.recipe, teacher.fingerprint, context.seed),
+        lambda: initialize_inputs(context.recipe, context.run, teacher.fingerprint, context.seed),
         lambda inputs: initialize(context, teacher.folder, inputs),
     )
 

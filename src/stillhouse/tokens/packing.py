@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource, sample_key
 from stillhouse.tokens.settings import MaskingRecipe, TokensRecipe
@@ -29,8 +30,13 @@ SHORTEST_CUT = 16  # a document is not cut to fill a gap smaller than this
 
 def open_source(tokens_folder: Path, recipe: TokensRecipe, split: str) -> SequenceSource:
     """The sequences of one split, packed and masked as the recipe says."""
-    tokens = open_split(tokens_folder, split)
-    tokenizer = open_tokenizer(tokens_folder)
+    return pack(open_split(tokens_folder, split), open_tokenizer(tokens_folder), recipe)
+
+
+def pack(
+    tokens: TokenSplit, tokenizer: PreTrainedTokenizerFast, recipe: TokensRecipe
+) -> SequenceSource:
+    """The sequences of a split, packed and masked as the recipe says."""
     special = special_tokens(tokenizer, recipe.language_modeling)
     if recipe.language_modeling == "causal":
         assert special.end_of_text is not None
@@ -47,7 +53,7 @@ def open_source(tokens_folder: Path, recipe: TokensRecipe, split: str) -> Sequen
         special,
         recipe.masking,
         vocabulary_size=num_ids(tokenizer),
-        counts=open_split(tokens_folder, "train").counts,
+        counts=tokens.counts,
     )
 
 

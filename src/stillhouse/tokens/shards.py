@@ -11,6 +11,7 @@ A causal document is stored as [*document_prefix, t1, ..., tn], a masked one as 
 Contract: a document never spans two shards; one without tokens is counted, but not stored.
 """
 
+import tempfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,6 +135,14 @@ class TokenSplit:
     document_starts: np.ndarray
     counts: np.ndarray
     paths: tuple[Path, ...]
+
+    @classmethod
+    def in_memory(cls, documents: Sequence[np.ndarray], vocabulary_size: int) -> "TokenSplit":
+        """Documents of token ids, at least one, as a training split."""
+        ids = np.concatenate(documents)
+        starts = np.cumsum([0, *map(len, documents)]).astype(np.uint64)
+        counts = np.bincount(ids, minlength=vocabulary_size).astype(np.uint64)
+        return cls(vocabulary_size, (ids,), starts, counts, (Path(tempfile.gettempdir()),))
 
     @property
     def num_tokens(self) -> int:

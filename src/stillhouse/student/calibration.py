@@ -1,0 +1,130 @@
+"""The text on which importance is measured: training sequences of the run, or a source."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from stillhouse.data.documents import describe_sources, read_documents
+from stillhouse.data.settings import CorpusRecipe
+from stillhouse.data.sources import check_access
+from stillhouse.errors import DataError
+from stillhouse.runs.manifest import fingerprint
+from stillhouse.student.settings import ImportanceRecipe, StudentRecipe
+from stillhouse.tokens.batches import Batch, SequenceSource
+from stillhouse.tokens.packing import open_source, pack
+from stillhouse.tokens.settings import TokensRecipe
+from stillhouse.tokens.shards import TokenSplit
+from stillhouse.tokens.tokenizer import num_ids, open_tokenizer, special_tokens, text_encoder
+
+TOKENS_PER_BATCH = 4_096
+KEY = "student.importance.text"
+SEED = 0  # of the masks of masked language modeling
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """About `tokens` tokens of a source, in sequences spread evenly over it."""
+
+    source: SequenceSource
+    tokens: int
+
+    @property
+    def sequences(self) -> np.ndarray:
+        """The numbers of the sequences."""
+        total = self.source.num_sequences
+        number = max(1, min(total, self.tokens // self.source.sequence_length))
+        return np.arange(number) * total // number
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(batch.num_rows("all") for batch in self.batches())
+
+    def batches(self) -> Iterator[Batch]:
+        """The sequences in order, a few at a time."""
+        size = max(1, TOKENS_PER_BATCH // self.source.sequence_length)
+        for start in range(0, len(self.sequences), size):
+            numbers = self.sequences[start : start + size]
+            yield self.source.batch(numbers, np.zeros_like(numbers), SEED)
+
+
+def calibration_of(
+    recipe: ImportanceRecipe, tokens: TokensRecipe, folder: Path, *, offline: bool
+) -> Calibration:
+    """The recipe's text, with the tokenizer of a run.
+
+    Args:
+        folder: The run's tokens.
+
+    Raises:
+        DataError: text that cannot be read.
+    """
+    if recipe.text == "corpus":
+        return Calibration(open_source(folder, tokens, "train"), recipe.tokens)
+    return read_calibration(recipe, tokens, open_tokenizer(folder), key=KEY, offline=offline)
+
+
+def read_calibration(
+    recipe: ImportanceRecipe,
+    tokens: TokensRecipe,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    key: str,
+    offline: bool,
+) -> Calibration:
+    """The first documents of `recipe.text`, a source.
+
+    Args:
+        key: What errors call the source.
+
+    Raises:
+        DataError: text that cannot be read.
+    """
+    encode = text_encoder(tokenizer)
+    special = special_tokens(tokenizer, tokens.language_modeling)
+    prefix = special.document_prefix if tokens.language_modeling == "causal" else ()
+    documents: list[list[np.ndarray]] = []
+    number = 0
+    with _source_called(key):
+        for chunk in read_documents(CorpusRecipe(source=recipe.text), offline=offline):
+            if chunk.starts_document:
+                documents.append([np.array(prefix, np.int64)])
+            documents[-1] += encode([chunk.text])
+            number += len(documents[-1][-1])
+            if number > recipe.tokens:
+                break
+    split = TokenSplit.in_memory([np.concatenate(each) for each in documents], num_ids(tokenizer))
+    return Calibration(pack(split, tokenizer, tokens), recipe.tokens)
+
+
+def text_fingerprint(recipe: ImportanceRecipe) -> str:
+    """A hash of the sizes and times of the files of `recipe.text`; reads no text.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    with _source_called(KEY):
+        return fingerprint(describe_sources(CorpusRecipe(source=recipe.text)))
+
+
+def check_text(student: StudentRecipe, *, offline: bool) -> None:
+    """Check that the text to measure on is there, where the recipe names one; reads none.
+
+    Raises:
+        DataError, NetworkError: it cannot be read.
+    """
+    if student.is_measured and student.importance.text != "corpus":
+        text_fingerprint(student.importance)
+        check_access(student.importance.text, KEY, offline=offline)
+
+
+@contextmanager
+def _source_called(key: str) -> Iterator[None]:
+    """Within this context errors on a corpus name its source by another key."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace("corpus.source", key)) from error

@@ -1,0 +1,193 @@
+"""Narrower students: what is cut, against a teacher in which the same is zero."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tests.tiny_models import make_config
+from transformers import BertConfig, GPT2Config, LlamaConfig, Olmo2Config
+
+from stillhouse.errors import RecipeError
+from stillhouse.families.registry import family_of
+from stillhouse.models.load import load_model, save_model
+from stillhouse.student.initialize import student_from_teacher
+from stillhouse.student.plan import plan_student
+from stillhouse.student.settings import StudentRecipe
+from stillhouse.student.width import (
+    Axis,
+    Sizes,
+    best_heads,
+    channel_scores,
+    choose_widths,
+    feed_forward_axes,
+    head_axes,
+    read_by,
+    sizes_of,
+)
+
+GROUPED = LlamaConfig(hidden_size=2_048, num_attention_heads=32, num_key_value_heads=8)
+
+
+def model_with_heads(family: str):
+    """Four heads that share two of keys and values, with every parameter random."""
+    config = make_config(family)
+    config.num_attention_heads, config.num_key_value_heads = 4, 2
+    config.head_dim = 4
+    torch.manual_seed(0)
+    model = getattr(transformers, family_of(config).model_class)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.1, 0.3)
+    return model
+
+
+def cut_and_zeroed(model, text, axes: list[Axis], **widths: int):
+    """Logits of a student of these widths, and of its teacher once what is cut there reads as
+    zero; with what each layer keeps."""
+    family = family_of(model.config)
+    recipe = StudentRecipe(family=model.config.model_type, layer_map=[0, 1], **widths)
+    plan = plan_student(model.config, recipe)
+    places = choose_widths(family, model, plan.narrow, text)
+    student = student_from_teacher(model, plan, places)
+    layers = family.layers_of(model)
+    name = f"{read_by(layers[0], axes)}.weight"
+    (dim,) = [axis.dim for axis in axes if axis.parameter == name]
+    with torch.no_grad():
+        for layer, own in zip(layers, places, strict=True):
+            weight = layer.get_parameter(name)
+            cut = torch.ones(weight.shape[dim], dtype=torch.bool)
+            cut[own[name, dim]] = False
+            weight.movedim(dim, 0)[cut] = 0
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        return student(input_ids=ids).logits, model(input_ids=ids).logits, student
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "opt", "gpt2", "bert", "qwen2", "gemma2"])
+def test_a_student_with_fewer_channels_is_its_teacher_with_zeros(family, tiny_model, text_for):
+    """Fused, transposed and plain projections: the logits are those of the zeroed teacher."""
+    model = tiny_model(family)
+    size = sizes_of(model.config).feed_forward
+    axes = feed_forward_axes(model.config)
+    cut, zeroed, student = cut_and_zeroed(model, text_for(model), axes, feed_forward_size=size // 3)
+    torch.testing.assert_close(cut, zeroed, atol=1e-5, rtol=1e-5)
+    assert sizes_of(student.config).feed_forward == size // 3
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen2", "qwen3", "gemma2"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (2, 1)])
+def test_a_student_with_fewer_heads_is_its_teacher_with_zeros(family, heads, kv_heads, text_for):
+    """One head of each group, or one group of two: fused and plain projections."""
+    model = model_with_heads(family)
+    axes, _ = head_axes(model.config)
+    widths = {"num_heads": heads, "num_key_value_heads": kv_heads}
+    cut, zeroed, student = cut_and_zeroed(model, text_for(model), axes, **widths)
+    torch.testing.assert_close(cut, zeroed, atol=1e-5, rtol=1e-5)
+    found = sizes_of(student.config)
+    assert (found.heads, found.kv_heads, found.head_size) == (heads, kv_heads, 4)
+
+
+def test_a_student_as_wide_as_its_teacher_is_its_teacher(tiny_model, text_for):
+    """To the bit."""
+    model = tiny_model("llama")
+    sizes = sizes_of(model.config)
+    recipe = StudentRecipe(layer_map=2, feed_forward_size=sizes.feed_forward, num_heads=sizes.heads)
+    plan = plan_student(model.config, recipe)
+    places = choose_widths(family_of(model.config), model, plan.narrow, text_for(model))
+    student = student_from_teacher(model, plan, places)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, student.get_parameter(name))
+
+
+def test_a_distilbert_is_narrower_than_its_bert(tiny_model, text_for):
+    """Channels are cut before the weights go to the other architecture."""
+    model = tiny_model("bert")
+    plan = plan_student(model.config, StudentRecipe(layer_map=[1], feed_forward_size=24))
+    places = choose_widths(family_of(model.config), model, plan.narrow, text_for(model))
+    student = student_from_teacher(model, plan, places)
+    kept = places[1]["output.dense.weight", 1]
+    theirs = model.get_parameter("bert.encoder.layer.1.output.dense.weight")
+    ours = student.get_parameter("distilbert.transformer.layer.0.ffn.lin2.weight")
+    assert torch.equal(ours, theirs[:, kept])
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "bert"])
+def test_channel_scores_are_the_norm_of_mean_activations(family, tiny_model, text_for):
+    """In float64: mean of |x| over each sequence's real positions, then the root of the sum of
+    squares over sequences."""
+    model = tiny_model(family)
+    own, text = family_of(model.config), text_for(model)
+    layer = own.layers_of(model)[1]
+    module = read_by(layer, feed_forward_axes(model.config))
+    seen = []
+    hook = layer.get_submodule(module).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach().double().numpy())
+    )
+    (batch,) = text.batches()
+    with torch.no_grad():
+        own.run_body(model, batch)
+    hook.remove()
+    states = np.abs(seen[0]).reshape(*batch.input_ids.shape, -1)
+    means = [
+        each[real].mean(0) for each, real in zip(states, batch.segment_ids.numpy() > 0, strict=True)
+    ]
+    expected = np.sqrt(np.sum(np.square(means), 0))
+    found = channel_scores(own, model, text, module)[1]
+    assert np.allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_heads_are_ranked_within_their_groups():
+    """By the norms of their channels: the best head of each group, or both of the best group."""
+    have = Sizes(feed_forward=1, heads=4, kv_heads=2, head_size=2)
+    scores = torch.tensor([1.0, 0, 0, 2, 5, 5, 3, 3]).double()  # norms 1, 2 and 7.1, 4.2
+    one_each, _ = best_heads(scores, have, replace(have, heads=2))
+    assert one_each.tolist() == [2, 3, 4, 5]
+    one_group, keys = best_heads(scores, have, replace(have, heads=2, kv_heads=1))
+    assert (one_group.tolist(), keys.tolist()) == ([4, 5, 6, 7], [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "widths", "message"),
+    [
+        (GPT2Config(), {"feed_forward_size": 4_000}, "is 4,000, but the teacher has 3,072"),
+        (GPT2Config(), {"num_heads": 6}, "heads of a gpt2 model divide its hidden size"),
+        (BertConfig(), {"num_heads": 6}, "heads of a bert model divide its hidden size"),
+        (Olmo2Config(), {"num_heads": 16}, "heads of a olmo2 model are normed together"),
+        (GROUPED, {"num_heads": 40}, "num_heads is 40, but the teacher has 32"),
+        (GROUPED, {"num_heads": 12}, "num_heads 12 and .* 8 do not fit .* 32 and 8"),
+        (GROUPED, {"num_heads": 16, "num_key_value_heads": 2}, "16 and .* 2 do not fit"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused(teacher, widths, message):
+    """With what was asked for, and what there is."""
+    with pytest.raises(RecipeError, match=message):
+        plan_student(teacher, StudentRecipe(**widths))
+
+
+@pytest.mark.parametrize(
+    ("widths", "expected"),
+    [
+        ({"num_heads": 16}, (16, 8)),
+        ({"num_key_value_heads": 4}, (16, 4)),
+        ({"num_heads": 8, "num_key_value_heads": 4}, (8, 4)),
+    ],
+)
+def test_the_number_of_heads_follows(widths, expected):
+    """Of queries from that of keys and values; groups stay as they are unless told otherwise."""
+    found = sizes_of(plan_student(GROUPED, StudentRecipe(**widths)).config)
+    assert (found.heads, found.kv_heads, found.head_size) == (*expected, 64)
+
+
+def test_a_narrower_student_is_complete_on_disk(text_for, tiny_tokenizer, tmp_path):
+    """Saved and loaded again, it is the same model."""
+    model = model_with_heads("llama")
+    recipe = StudentRecipe(layer_map=[0, 1], feed_forward_size=24, num_heads=2)
+    plan = plan_student(model.config, recipe)
+    places = choose_widths(family_of(model.config), model, plan.narrow, text_for(model))
+    student = student_from_teacher(model, plan, places)
+    save_model(student, tiny_tokenizer, tmp_path)
+    _, loaded = load_model(tmp_path)
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name)), name
