@@ -194,9 +194,9 @@ def test_overwrite_keeps_no_old_output(done):
     assert config["n_layer"] == 1
 
 
-def test_the_manifest_says_how_layers_were_chosen(initialized):
+def test_the_manifest_says_how_layers_were_chosen(ready):
     """Scores, the layers kept, and the text they were measured on, which decides the student."""
-    path = initialized.folder / "student-init/manifest.json"
+    path = ready.folder / "student-init/manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     found = manifest["facts"]["importance"]
     assert found["by"] == "influence"
@@ -204,7 +204,7 @@ def test_the_manifest_says_how_layers_were_chosen(initialized):
     assert found["kept"] == manifest["facts"]["layer_map"]
     assert found["tokens"] > 1_000
     assert set(manifest["inputs"]["sources"]) == {"teacher", "tokens"}
-    outcome = initialized.call("init", "--set", "student.importance.tokens=64")
+    outcome = ready.call("init", "--set", "student.importance.tokens=64")
     assert outcome.code == 0
     assert "because student.importance.tokens: 32768 -> 64" in outcome.err
     found = json.loads(path.read_text(encoding="utf-8"))["facts"]["importance"]
