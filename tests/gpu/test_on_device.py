@@ -97,13 +97,14 @@ def test_fused_losses_equal_plain_losses_on_the_cpu(name: str, device: torch.dev
     shapes = {"features": (rows, hidden), "weight": (vocabulary, hidden), "bias": (vocabulary,)}
     parts = [torch.randn(shape, generator=generator) for shape in shapes.values()]
     teacher = [torch.randn(shape, generator=generator) for shape in shapes.values()]
+    features, weight, bias = (part.to(device) for part in teacher)
     labels = torch.randint(vocabulary, (rows,), generator=generator)
     (term,) = terms_of((name,)).values()
 
     student = [part.to(device).requires_grad_() for part in parts]
     total, _ = fused_losses(
-        Projection(*student),
-        Projection(*(part.to(device) for part in teacher)),
+        Projection(student[0], student[1], student[2]),
+        Projection(features, weight, bias),
         labels.to(device),
         {name: term},
         temperature=TEMPERATURE,

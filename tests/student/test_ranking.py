@@ -45,7 +45,7 @@ def test_the_table_marks_the_layers_to_keep(ranked, tmp_path):
     assert out.count("kept") == 2
     assert "student.layer_map: [" in out
     root = ET.parse(tmp_path / "layers.svg").getroot()
-    bars = [each.get("class") for each in root.iter("{http://www.w3.org/2000/svg}rect")]
+    bars = [each.attrib["class"] for each in root.iter("{http://www.w3.org/2000/svg}rect")]
     assert sorted(bars) == ["bar student"] * 2 + ["bar teacher"] * 2
 
 

@@ -47,7 +47,8 @@ def cut_and_zeroed(model, text, axes: list[Axis], **widths: int):
     """Logits of a student of these widths, and of its teacher once what is cut there reads as
     zero; with what each layer keeps."""
     family = family_of(model.config)
-    recipe = StudentRecipe(family=model.config.model_type, layer_map=[0, 1], **widths)
+    settings = {"family": model.config.model_type, "layer_map": [0, 1], **widths}
+    recipe = StudentRecipe.model_validate(settings)
     plan = plan_student(model.config, recipe)
     places = choose_widths(family, model, plan.narrow, text)
     student = student_from_teacher(model, plan, places)
