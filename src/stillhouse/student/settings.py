@@ -1,11 +1,8 @@
 """Student settings of a recipe."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    PositiveInt,
-)
+from pydantic import Discriminator, Field, PositiveInt, Tag
 
 from stillhouse.families.settings import FamilyName
 from stillhouse.section import Section
@@ -30,12 +27,26 @@ class ImportanceRecipe(Section):
     """`corpus`, for the training text, or a source as in `corpus.source`."""
 
 
+def _kind_of_layer_map(value: Any) -> str:
+    if isinstance(value, list):
+        return "listed"
+    return "chosen" if isinstance(value, dict | LayerChoice) else "number"
+
+
 class StudentRecipe(Section):
     """The student's architecture and initial weights."""
 
     family: FamilyName | None = None
     """Architecture of the student; by default DistilBERT for BERT, else the teacher's."""
-    layer_map: PositiveInt | Annotated[list[int], Field(min_length=1)] | LayerChoice | None = None
+    layer_map: (
+        Annotated[
+            Annotated[PositiveInt, Tag("number")]
+            | Annotated[list[int], Field(min_length=1), Tag("listed")]
+            | Annotated[LayerChoice, Tag("chosen")],
+            Discriminator(_kind_of_layer_map),
+        ]
+        | None
+    ) = None
     """Teacher layers that student layers start from: a list counted from 0, or a number of layers,
     chosen by influence; by default half."""
     feed_forward_size: PositiveInt | None = None
