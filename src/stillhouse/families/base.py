@@ -107,6 +107,7 @@ class Family:
             others call transformers' attention function.
         first_layer_differs: Whether the first layer has other parameters than those after it, so
             that it stays the first, and only there.
+        layers_give_tuples: Whether a layer gives its hidden states as the first of a tuple.
         ignored_on_load: Patterns of weights in published checkpoints that the model has no use for.
         token_runner: A faster way for a causal model to compute tokens of many sequences in one
             batch than its body as a whole; reads the model's current weights.
@@ -123,6 +124,7 @@ class Family:
     position_wise: tuple[str, ...]
     embeddings: Mapping[str, str]
     first_layer_differs: bool
+    layers_give_tuples: bool
     config_from_scratch: (
         Callable[[ArchitectureRecipe, Mapping[str, int]], dict[str, Any]] | None
     ) = None
@@ -372,8 +374,8 @@ def settings_from_scratch(
         "bos_token_id": end if causal else special["cls"],
         "eos_token_id": end if causal else special["sep"],
         "pad_token_id": None if causal else special["pad"],
-        "cls_token_id": special["cls"],
-        "sep_token_id": special["sep"],
+        "cls_token_id": special.get("cls"),
+        "sep_token_id": special.get("sep"),
         "head_dim": head_size,
         "query_pre_attn_scalar": head_size,  # the scale of attention is its root
         "num_key_value_heads": size.num_key_value_heads or size.num_heads,

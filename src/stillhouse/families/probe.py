@@ -40,6 +40,8 @@ def probe(model_type: str, language_modeling: LanguageModeling) -> dict[str, Any
         if isinstance(module, nn.ModuleList) and len(module) == NUM_LAYERS
     )
     first, *_, last = modules[layers].children()
+    outputs: list[Any] = []
+    last.register_forward_hook(lambda *given: outputs.append(given[-1]))
     trace = _trace(model, last)
     attention = trace.index(ATTENTION) if ATTENTION in trace else len(trace)
     return {
@@ -52,6 +54,7 @@ def probe(model_type: str, language_modeling: LanguageModeling) -> dict[str, Any
         "position_wise": _largest_without(trace[attention + 1 :], trace[:attention]),
         "embeddings": _embeddings(model),
         "first_layer_differs": first.state_dict().keys() != last.state_dict().keys(),
+        "layers_give_tuples": isinstance(outputs[0], tuple),
     }
 
 

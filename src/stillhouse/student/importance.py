@@ -97,7 +97,7 @@ def loss_on(
 ) -> float:
     """The mean loss over the predicted tokens, in nats, with these layers alone if given."""
     absent = _all_but(family, model, layers)
-    with replaced_layers(family.layers_of(model), dict.fromkeys(absent, _unchanged)):
+    with replaced_layers(family, model, dict.fromkeys(absent, _unchanged)):
         return _mean_loss(family, model, text, lambda batch: [_loss(family, model, batch)])[0]
 
 
@@ -126,16 +126,15 @@ def _losses_without_each(
 
     Layers before the missing one compute what they always do, so only those after it run.
     """
-    layers = family.layers_of(model)
     absent = dict.fromkeys(_all_but(family, model, kept), _unchanged)
 
     def losses(batch: Batch) -> list[float]:
         found = []
-        with replaced_layers(layers, absent):
+        with replaced_layers(family, model, absent):
             states = [before for before, _ in _layer_states(family, model, batch)]
         for missing in kept:
             known = dict.fromkeys(range(missing + 1), partial(_always, states[missing]))
-            with replaced_layers(layers, {**absent, **known}):
+            with replaced_layers(family, model, {**absent, **known}):
                 found.append(_loss(family, model, batch))
         return found
 
@@ -181,7 +180,8 @@ def _layer_states(
     """The hidden states before and after each layer."""
     found: list[tuple[States, States]] = []
 
-    def note(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], after: States) -> None:
+    def note(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        after = output[0] if family.layers_give_tuples else output
         found.append((args[0] if args else named["hidden_states"], after))
 
     layers = family.layers_of(model)
@@ -202,13 +202,19 @@ def _always(states: States, *_: Any, **__: Any) -> States:
     return states
 
 
+def _in_tuple(function: Callable[..., Tensor], *args: Any, **named: Any) -> tuple[Tensor]:
+    return (function(*args, **named),)
+
+
 @contextmanager
 def replaced_layers(
-    layers: nn.ModuleList, by: Mapping[int, Callable[..., Tensor]]
+    family: Family, model: PreTrainedModel, by: Mapping[int, Callable[..., Tensor]]
 ) -> Iterator[None]:
     """Within this context some layers compute functions of their input instead."""
+    layers = family.layers_of(model)
     with ExitStack() as stack:
-        for layer, forward in by.items():
-            layers[layer].forward = forward
+        for layer, function in by.items():
+            in_tuple = partial(_in_tuple, function)
+            layers[layer].forward = in_tuple if family.layers_give_tuples else function
             stack.callback(delattr, layers[layer], "forward")
         yield
