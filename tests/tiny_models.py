@@ -33,6 +33,7 @@ WITH_RELATIONS = {
     name: pair for name, pair in _PAIRS.items() if FAMILIES[name].attention_projections
 }
 PAIRS_WITH_RELATIONS = _by_family(WITH_RELATIONS)
+EVERY_FAMILY_WITH_RELATIONS = _by_family({name: name for name in WITH_RELATIONS})
 
 
 def make_config(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import WITH_RELATIONS
+from tests.tiny_models import EVERY_FAMILY_WITH_RELATIONS
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,7 +15,7 @@ from stillhouse.families.registry import family_of
 from stillhouse.objectives.relation import QKVHook
 from stillhouse.tokens.batches import Batch
 
-every_family = pytest.mark.parametrize("model", WITH_RELATIONS, indirect=True)
+every_family = pytest.mark.parametrize("model", EVERY_FAMILY_WITH_RELATIONS, indirect=True)
 OF_BLOCKS = ("mpnet", "modernbert")
 
 
