@@ -22,6 +22,9 @@ from stillhouse.models.load import save_model
 from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="int8 is not exact on this machine")
+
+pytestmark = pytest.mark.e2e  # half a second or more each
+
 PROMPT = "def __init__(self"
 
 

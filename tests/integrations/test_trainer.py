@@ -16,6 +16,8 @@ from stillhouse.integrations.loss import DistillationLoss
 from stillhouse.integrations.trainer import DistillationTrainer
 from stillhouse.tokens.batches import IGNORED
 
+pytestmark = pytest.mark.e2e  # half a second or more each
+
 LOSSES = {
     "soft_target": {"weight": 2.0, "rows": "all"},
     "language_modeling": {"weight": 1.0},
