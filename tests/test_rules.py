@@ -296,3 +296,14 @@ def test_every_packaged_file_travels_with_the_package():
         assert text.startswith("# "), f"{name} does not say what it is"
     assert (package / "report" / "templates" / "page.css").is_file()
     assert (package / "py.typed").is_file(), "promised by the classifier Typing :: Typed"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_and_files_are_short(path):
+    """At most 60 lines of a function, 500 of a file."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 500
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, functions)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in found}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
