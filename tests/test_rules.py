@@ -305,5 +305,5 @@ def test_functions_and_files_are_short(path):
     assert text.count("\n") <= 500
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, functions)]
-    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in found}
-    assert {name: length for name, length in lengths.items() if length > 60} == {}
+    lengths = [(node.name, (node.end_lineno or 0) - node.lineno + 1) for node in found]
+    assert [(name, length) for name, length in lengths if length > 60] == []

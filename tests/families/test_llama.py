@@ -12,7 +12,7 @@ from tests.pipeline.tiny_run import CAUSAL, call, write_text
 from tests.task_models import make_tokenizer
 from tests.tiny_models import make_config
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.export.to_ctranslate2 import CTRANSLATE2
@@ -21,7 +21,7 @@ from stillhouse.export.to_onnx import ONNX
 from stillhouse.families.registry import family_named
 from stillhouse.inference.engine.kv_cache import Chunk, SlottedModel
 from stillhouse.models.folder_check import load_config
-from stillhouse.models.load import count_parameters, empty_model
+from stillhouse.models.load import count_parameters, empty_model, load_model, save_model
 from stillhouse.objectives.language_model import LanguageModelObjective
 from stillhouse.objectives.relation import plan_relation
 from stillhouse.objectives.settings import RelationRecipe
@@ -90,6 +90,18 @@ def test_student_with_all_layers_has_the_logits_of_its_teacher(settings, words):
         assert torch.equal(student(input_ids=ids).logits, teacher(input_ids=ids).logits)
     tied = settings.get("tie_word_embeddings", False)
     assert (student.lm_head.weight is student.get_input_embeddings().weight) == tied
+
+
+@every_model
+def test_saved_model_is_loaded_by_transformers(settings, words, tmp_path, tiny_tokenizer):
+    """To the bit, by AutoModel and here."""
+    model = make_model(**settings)
+    save_model(model, tiny_tokenizer, tmp_path)
+    ids = torch.tensor([words(20)])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        for found in (AutoModelForCausalLM.from_pretrained(tmp_path), load_model(tmp_path)[1]):
+            assert torch.equal(found(input_ids=ids).logits, expected)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

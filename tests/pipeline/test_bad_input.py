@@ -319,7 +319,8 @@ def cut(path: Path) -> None:
         (
             "config.json",
             lambda path: path.write_text('{"model_type": "t5"}'),
-            "The architecture 't5' is not supported .*; supported are gpt2, llama",
+            r"architecture 't5' is not supported \(it has an encoder and a decoder\); supported are gpt2, "
+            "llama",
         ),
     ],
     ids=["no-weights", "pickle", "cut-weights", "no-config", "cut-config", "unknown-architecture"],
