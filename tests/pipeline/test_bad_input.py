@@ -319,8 +319,7 @@ def cut(path: Path) -> None:
         (
             "config.json",
             lambda path: path.write_text('{"model_type": "t5"}'),
-            r"architecture 't5' is not supported \(it has an encoder and a decoder\); supported are gpt2, "
-            "llama",
+            r"'t5' is not supported \(it has an encoder and a decoder\); supported are gpt2, llama",
         ),
     ],
     ids=["no-weights", "pickle", "cut-weights", "no-config", "cut-config", "unknown-architecture"],
