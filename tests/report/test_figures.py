@@ -2,8 +2,8 @@
 
 import pytest
 
-from stillhouse.report.figures import NUM_POINTS, smooth, thin
-from stillhouse.report.svg import spread_out, ticks
+from stillhouse.report.figures import NUM_POINTS, figure, smooth, thin
+from stillhouse.report.svg import Line, spread_out, ticks
 
 
 def test_thinning_keeps_ends_and_a_spike_of_one_step():
@@ -43,3 +43,23 @@ def test_labels_move_apart_and_stay_in_the_frame():
     places = spread_out([100.0, 101.0, 102.0, 200.0], 0, 210, 30)
     assert places == pytest.approx([71.0, 101.0, 131.0, 200.0])
     assert spread_out([205.0, 206.0], 0, 210, 30) == pytest.approx([180.0, 210.0])
+
+
+def drawn(*lines):
+    """The labels beside the curves of a figure with their values, and its caption."""
+    found = figure("Loss", lines)
+    assert found is not None
+    return [(line.label, line.value) for _, line in found.chart.labels()], found.caption
+
+
+def test_a_training_whose_loss_is_never_finite_is_in_the_caption_alone():
+    labels, caption = drawn(Line("student", "Student", [], [1.0, 2.0]))
+    assert labels == []
+    assert caption == "Student: 2 steps without a finite value (×), the first at 1 tokens."
+
+
+def test_a_label_is_at_the_first_seed_with_a_curve():
+    """Where the first seed diverged; the value is that of the one seed that has one."""
+    diverged, one = Line("student", "Student", [], [1.0]), Line("student", "Student", [(1.0, 2.5)])
+    assert drawn(diverged, one)[0] == [("Student", "2.5")]
+    assert drawn(diverged, one, one)[0] == [("Student", "")]

@@ -5,6 +5,7 @@ Long runs are drawn with about 400 points. A bucket keeps its lowest and highest
 is never lost; a value that was not finite is marked with a cross and counted in the caption.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -70,14 +71,15 @@ def figure(
     zero_line: bool = False,
 ) -> Figure | None:
     """Curves over tokens; None without any. A label that several curves share is written once,
-    without a value."""
+    without a value; one of a training without a finite value is in the caption alone."""
     if not found:
         return None
-    lines, labels = [], [line.label for line in found]
-    for index, line in enumerate(found):
-        curve = smooth(line.raw)
-        value = show(curve[-1][1]) if curve and labels.count(line.label) == 1 else ""
-        label = "" if line.label in labels[:index] else line.label
+    lines: list[Line] = []
+    sharing = Counter(line.label for line in found if line.raw)
+    for line in found:
+        curve, label, value = smooth(line.raw), "", ""
+        if curve and line.label not in {each.label for each in lines}:
+            label, value = line.label, show(curve[-1][1]) if sharing[line.label] == 1 else ""
         lines.append(
             replace(line, label=label, raw=thin(line.raw), points=thin(curve), value=value)
         )
@@ -86,7 +88,8 @@ def figure(
     if cut:
         notes.append(f"The first steps are outside the frame, up to {show(cut)}.")
     caption = " ".join([*notes, *_not_finite_notes(found)])
-    description = f"{', '.join(dict.fromkeys(labels))} over training tokens. {caption}"
+    names = ", ".join(dict.fromkeys(line.label for line in found))
+    description = f"{names} over training tokens. {caption}"
     name = "".join(letter if letter.isalnum() else "-" for letter in title.lower())
     chart = Chart(
         title, description, lines, _tick_count, show, top=top, zero_line=zero_line, identifier=name
