@@ -21,14 +21,13 @@ from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from stillhouse.errors import RecipeError
-from stillhouse.tasks.settings import NAMED_TASKS, TASK_KINDS, NamedTaskRecipe, TaskRecipe
+from stillhouse.tasks.settings import TASK_KINDS, NamedTaskRecipe, TaskRecipe, task_names
 
 if TYPE_CHECKING:
     from stillhouse.recipe import Recipe
 
 Key = int | str
 
-TASK_NAMES = [*NAMED_TASKS, *TASK_KINDS]
 # Keys that were renamed, old to new: an old one is refused with its new name, in every section that
 # has the new one.
 RENAMED_KEYS = {
@@ -145,8 +144,8 @@ def parse_task(task: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> 
     """
     data: dict[str, Any] = {"kind": task} if isinstance(task, str) else dict(task)
     name = data["kind"]
-    if name not in TASK_NAMES:
-        raise RecipeError(f"There is no task {name!r}.{_nearest(name, TASK_NAMES)}")
+    if name not in (known := task_names(TASK_KINDS)):
+        raise RecipeError(f"There is no task {name!r}.{_nearest(name, known)}")
     return _validate(NamedTaskRecipe, data, overrides, f"task {name}")
 
 
@@ -174,11 +173,11 @@ def recipe_schema() -> dict[str, Any]:
     parts = schema["$defs"]
     del parts["DistillationRecipe"]["required"]  # a preset gives them
     for kind, section in TASK_KINDS.items():
-        names = [name for name, settings in NAMED_TASKS.items() if settings["kind"] == kind]
-        parts[section.__name__]["properties"]["kind"] = {"enum": [kind, *names]}
+        parts[section.__name__]["properties"]["kind"] = {"enum": task_names([kind])}
     for name in ("FinetuningRecipe", "ZeroShotRecipe"):
         keys = parts[name]["properties"]
-        keys["task"] = {"anyOf": [{"enum": TASK_NAMES}, *keys["task"]["oneOf"]]}
+        names = task_names(keys["task"]["discriminator"]["mapping"])
+        keys["task"] = {"anyOf": [{"enum": names}, *keys["task"]["oneOf"]]}
     return schema
 
 
@@ -302,8 +301,7 @@ def explain(error: ValidationError, where: str, root: Any) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{path} is missing.")
         elif problem["type"] == "union_tag_invalid":
-            name = str(problem.get("ctx", {}).get("tag"))
-            lines.append(f"{path}: there is no task {name!r:.80}.{_nearest(name, TASK_NAMES)}")
+            lines.append(f"{path}: {_unknown_task(**problem.get('ctx', {}))}")
         elif problem["type"] in ("model_type", "model_attributes_type"):
             lines.append(
                 f"{path}: a section is a mapping of keys to values; give some or leave it out, got "
@@ -329,6 +327,14 @@ def _unknown_key(path: str, key: str, known: Sequence[str]) -> str:
     if renamed in known:
         return f"{path} was renamed to {renamed}; write {path.removesuffix(key)}{renamed}."
     return f"{path} is not a key of a recipe.{_nearest(key, known)}"
+
+
+def _unknown_task(tag: str, expected_tags: str, **_: Any) -> str:
+    """The message for a task that there is not, or whose kind the key does not take."""
+    known = task_names([kind for kind in TASK_KINDS if repr(kind) in expected_tags])
+    if tag in TASK_KINDS:
+        return f"no task of the kind {tag} can be given here; give one of {', '.join(known)}."
+    return f"there is no task {tag!r:.80}.{_nearest(tag, known)}"
 
 
 def _whole_number_advice(value: Any) -> str:

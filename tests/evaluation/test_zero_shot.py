@@ -11,7 +11,7 @@ from stillhouse.evaluation.metrics.base import Cache
 from stillhouse.evaluation.stage import check
 from stillhouse.evaluation.zero_shot import Gain, gain_kept, zero_shot_scores
 from stillhouse.models.load import load_model
-from stillhouse.recipe_file import parse_recipe
+from stillhouse.recipe_file import parse_recipe, recipe_schema
 from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.check import RecipeCheck
 from stillhouse.tasks.metrics import MetricSamples, mean
@@ -116,5 +116,18 @@ def test_a_recipe_that_cannot_be_scored_is_refused_before_it_runs(tmp_path, data
     data.write_text(data.read_text().replace('"gold": 0', '"gold": 7'))
     with pytest.raises(DataError, match="row 1: the column 'gold' must hold the right choice"):
         refused(text)
-    with pytest.raises(RecipeError, match="a model is trained for classification; zero-shot tasks"):
-        parse_recipe(text.replace("piqa", "sst2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sst2", "classification"), ("translation", "continuation")]
+)
+def test_a_task_that_is_not_scored_zero_shot_is_refused(name, kind):
+    """By the recipe, with those that can be given, and by its JSON schema."""
+    with pytest.raises(
+        RecipeError, match=f"task: no task of the kind {kind} .* one of lambada, arc"
+    ):
+        parse_recipe(RECIPE.replace("piqa", name))
+    own = recipe_schema()["$defs"]["ZeroShotRecipe"]["properties"]["task"]["anyOf"]
+    assert {"piqa", "last_word"} < set(own[0]["enum"])
+    assert not {name, kind} & set(own[0]["enum"])
+    assert len(own) == 3

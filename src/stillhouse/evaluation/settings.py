@@ -1,39 +1,22 @@
 """Evaluation settings of a recipe."""
 
-from typing import Annotated, get_args
+from typing import Annotated
 
-from pydantic import (
-    Field,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import Field, PositiveInt
 
 from stillhouse.section import Name, Section
-from stillhouse.tasks.settings import NAMED_TASKS, NamedTaskRecipe, TaskRecipe, ZeroShotTask
-
-ZERO_SHOT_KINDS = [each.model_fields["kind"].default for each in get_args(ZeroShotTask)]
-ZERO_SHOT_NAMES = [name for name, each in NAMED_TASKS.items() if each["kind"] in ZERO_SHOT_KINDS]
+from stillhouse.tasks.settings import ZeroShotTask
 
 
 class ZeroShotRecipe(Section):
     """A data set that models are scored on without training for it."""
 
-    task: NamedTaskRecipe
+    task: ZeroShotTask
     """Task by its name or kind, or its kind with settings."""
     data: str
     """Labeled examples: a file or an `hf://` dataset."""
     num_examples: PositiveInt | None = None
     """Number of examples to score, the first of the file; by default all."""
-
-    @field_validator("task")
-    @classmethod
-    def _is_zero_shot(cls, task: TaskRecipe) -> TaskRecipe:
-        if task.kind not in ZERO_SHOT_KINDS:
-            raise ValueError(
-                f"a model is trained for {task.kind}; zero-shot tasks are "
-                f"{', '.join([*ZERO_SHOT_NAMES, *ZERO_SHOT_KINDS])}"
-            )
-        return task
 
 
 class EvaluationRecipe(Section):

@@ -4,7 +4,7 @@ A task is given by its kind, or by a name for a kind with settings, such as `sst
 override those settings. As in `recipe`, unknown keys are refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -364,8 +364,17 @@ TaskRecipe = Annotated[
     | ContinuationTask,
     Discriminator("kind"),
 ]
-ZeroShotTask = LastWordTask | MultipleChoiceTask  # whose metrics are shares of the examples
 TASK_KINDS: Mapping[str, type[Section]] = {
     section.model_fields["kind"].default: section for section in get_args(get_args(TaskRecipe)[0])
 }
 NamedTaskRecipe = Annotated[TaskRecipe, BeforeValidator(_start_from_the_name)]
+# Those whose metrics are shares of the examples.
+ZeroShotTask = Annotated[
+    Annotated[LastWordTask | MultipleChoiceTask, Discriminator("kind")],
+    BeforeValidator(_start_from_the_name),
+]
+
+
+def task_names(kinds: Collection[str]) -> list[str]:
+    """What a recipe may call the tasks of these kinds: named ones, then the kinds themselves."""
+    return [*(name for name, own in NAMED_TASKS.items() if own["kind"] in kinds), *kinds]
