@@ -20,18 +20,14 @@ from stillhouse.finetuning.models import CheckedTask
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.models.folder_check import load_model_tokenizer
-from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.objectives.chunks import CHUNK_BYTES
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.stages.check import RecipeCheck, check_stages
 from stillhouse.stages.stage import stages_of
 from stillhouse.student.plan import StudentPlan
-from stillhouse.tokens.settings import TrainedTokenizer
-from stillhouse.tokens.tokenizer import load_tokenizer, open_tokenizer, tokenizer_path
 from stillhouse.training.cost import DTYPES, StepShape, forward_flops, matmul_rate
 from stillhouse.training.device import micro_batch_sequences, pick_device, pick_precision
 from stillhouse.training.engine import LONG_STEP_SECONDS
@@ -79,7 +75,7 @@ def check_recipe(
     checked = check_stages(RecipeCheck(recipe, stages_of(recipe), offline, run))
     tasks: dict[str, CheckedTask] = checked.tasks or {}
     result = {"recipe": name, "seeds": recipe.seeds, "teacher": _sizes(checked.teacher)}
-    tokenizer = _tokenizer(recipe, run, offline=offline)
+    tokenizer = checked.tokenizer
     speeds = MeasuredSpeeds()
     parts: list[Part] = []
     notes = [note for own in tasks.values() if own.examples for note in own.examples.notes]
@@ -99,20 +95,6 @@ def check_recipe(
         "time": _time(recipe, parts),
         "notes": notes,
     }
-
-
-def _tokenizer(
-    recipe: Recipe, run: RunFolder | None, *, offline: bool
-) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of the run's own models; None where it is still to be trained."""
-    if run is not None and read_manifest(run.tokens) is not None:
-        return open_tokenizer(run.tokens)
-    if isinstance(recipe.tokens.tokenizer, TrainedTokenizer):
-        return None
-    teacher = None
-    if recipe.named_model is not None:
-        teacher = resolve_folder(recipe.named_model, offline=offline, weights=False)
-    return load_tokenizer(tokenizer_path(recipe.tokens.tokenizer, teacher))
 
 
 def _task_parts(

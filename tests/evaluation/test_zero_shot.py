@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.evaluation.evaluate import evaluate_inputs
@@ -131,3 +132,18 @@ def test_a_task_that_is_not_scored_zero_shot_is_refused(name, kind):
     assert {"piqa", "last_word"} < set(own[0]["enum"])
     assert not {name, kind} & set(own[0]["enum"])
     assert len(own) == 3
+
+
+@pytest.mark.parametrize("task", ["piqa", "lambada"])
+def test_a_row_without_a_token_is_refused_before_the_run(task, tokenizer_of, tmp_path):
+    """What a tokenizer drops is no choice and no last word: the row is named."""
+    recipe = RECIPE.replace("piqa", task).replace("DATA", str(tmp_path / "rows.jsonl"))
+    rows = [{"query": "It is", "choices": [word, "cold"], "gold": 0, "text": f"It is {word}"}
+            for word in ("warm", "\u200b")]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = tokenizer_of("gpt2")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" \u200b", "")
+    checked = RecipeCheck(parse_recipe(recipe), ["evaluate"], offline=True)
+    checked.tokenizer = tokenizer
+    with pytest.raises(DataError, match=r"rows.jsonl row 2: .* adds no token to '(Question: )?It is"):
+        check(checked)

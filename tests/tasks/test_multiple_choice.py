@@ -179,6 +179,37 @@ def test_unusable_rows_are_refused(tmp_path, row, message):
         make_task(parse_task("arc")).read(write_rows(tmp_path / "rows.jsonl", [row]))
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        (
+            "hellaswag",
+            {"query": "He", "choices": ["[step]", "leaves"], "gold": 1},
+            "row 1: the column 'choices' must hold a text outside of brackets",
+        ),
+        (
+            "winogrande",
+            {"sentence": "So came _", "option1": "Ann", "option2": "Eve", "answer": "1"},
+            "row 1: the column 'sentence' must hold a text that goes on after the options",
+        ),
+    ],
+)
+def test_a_choice_without_a_text_to_score_is_refused(tmp_path, name, row, message):
+    with pytest.raises(DataError, match=message):
+        make_task(parse_task(name)).read(write_rows(tmp_path / "rows.jsonl", [row]))
+
+
+def test_a_blank_row_is_refused_where_each_row_has_a_prediction(tmp_path):
+    """Among examples with their right choice it is left out."""
+    row = json.dumps({"question": "One", "choices": ["a", "b"], "label": 1})
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{row}\n\n{row}\n")
+    task = make_task(parse_task("multiple_choice"))
+    assert len(task.read(path)) == 2
+    with pytest.raises(DataError, match="row 2: the column 'choices' must hold two or more"):
+        task.read(path, labeled=False)
+
+
 def test_a_tree_shares_beginnings_and_keeps_each_text():
     """Also of texts of which one begins another, and of equal ones."""
     texts = [[1, 2, 3, 4], [1, 2, 3], [1, 2, 5, 6, 7], [1, 2, 3, 4]]

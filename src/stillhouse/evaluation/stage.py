@@ -37,7 +37,7 @@ def check(check: "RecipeCheck") -> None:
 
 
 def _check_zero_shot(check: "RecipeCheck", sets: "Mapping[str, ZeroShotRecipe]") -> None:
-    """The data sets can be read, and the models are causal."""
+    """The data sets can be read and encoded, and the models are causal."""
     from stillhouse.data.rows import check_file, path_of
     from stillhouse.data.sources import check_access, source_of
     from stillhouse.errors import RecipeError
@@ -55,7 +55,10 @@ def _check_zero_shot(check: "RecipeCheck", sets: "Mapping[str, ZeroShotRecipe]")
         if source_of(each.data).is_remote and not file.exists():
             check_access(each.data, where, offline=check.offline)
         else:
-            make_task(each.task).read(file)
+            task = make_task(each.task)
+            examples = task.read(file)[: each.num_examples]
+            if check.tokenizer is not None:
+                task.encode(examples, check.tokenizer)
 
 
 def run(context: "StageContext") -> None:

@@ -20,6 +20,7 @@ from stillhouse.models.folder_check import load_config
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import check_folder, load_model
 from stillhouse.recipe import Recipe
+from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.stage import stage_named, stages_of
 from stillhouse.teacher.settings import TeacherRecipe
@@ -29,6 +30,7 @@ from stillhouse.tokens.tokenizer import (
     check_vocabulary,
     load_tokenizer,
     num_ids,
+    open_tokenizer,
     special_tokens,
     tokenizer_path,
 )
@@ -98,6 +100,17 @@ class RecipeCheck:
         if self.runs("teacher", "init", "distill", "evaluate") and has_weights:
             load_model(folder, headers_only=True)
         return config
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast | None:
+        """The tokenizer of the run's own models; None where it is still to be trained."""
+        recipe = self.recipe
+        if self.run is not None and read_manifest(self.run.tokens) is not None:
+            return open_tokenizer(self.run.tokens)
+        if isinstance(recipe.tokens.tokenizer, TrainedTokenizer):
+            return None
+        teacher = None if recipe.named_model is None else self.resolve(recipe.named_model)
+        return load_tokenizer(tokenizer_path(recipe.tokens.tokenizer, teacher))
 
     def _config_from_scratch(self, teacher: TeacherRecipe) -> PretrainedConfig:
         chosen, ids = self.recipe.tokens.tokenizer, dict(TRAINED_HERE_IDS)

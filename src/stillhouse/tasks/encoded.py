@@ -5,7 +5,7 @@ Axes: B sequences, T tokens of the longest of them, C classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,11 +202,13 @@ def _padded(arrays: Sequence[np.ndarray], value: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TextExample:
-    """A text, perhaps a second one, and the label where it is known."""
+    """A text, perhaps a second one, and the label where it is known; `where` names its row in
+    errors."""
 
     text: str
     pair: str | None = None
     target: Any = None
+    where: str = field(default="", compare=False)
 
     @property
     def inputs(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ Axes: P choices.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Question:
     """For each choice the text before it, and the text that is scored.
 
     `sizes` are the characters that normalize the log-likelihoods, `target` the number of the right
-    choice.
+    choice; `where` names the row in errors.
     """
 
     question: str
@@ -72,6 +72,7 @@ class Question:
     continuations: tuple[str, ...]
     sizes: tuple[int, ...]
     target: int | None = None
+    where: str = field(default="", compare=False)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -94,7 +95,8 @@ class MultipleChoice(LanguageModelTask[MultipleChoiceTask]):
     def read(self, path: Path, *, labeled: bool = True) -> list[Question]:
         """Questions with their choices in the columns of the recipe, or in those of its format."""
         known = COLUMNS[self.recipe.format]
-        rows = read_rows(path, (self.recipe.columns or known[0]).question)
+        column = (self.recipe.columns or known[0]).question
+        rows = read_rows(path, column, keep_blank=not labeled)
         columns = self.recipe.columns or _columns_in(rows[0], known, path)
         return [read_question(row, self.recipe.format, columns, labeled) for row in rows]
 
@@ -225,6 +227,10 @@ def read_question(row: Row, format: str, columns: ChoiceColumns, labeled: bool) 
             contexts = [before + choice for choice in choices] if blank else choices
             endings = [after.strip() if blank else text] * len(choices)
     size, endings = len(choices), endings or choices
+    if not all(ending.strip() for ending in endings):
+        if format == "winogrande":
+            raise row.wrong(columns.question, "a text that goes on after the options")
+        raise row.wrong(_as_list(columns.choices)[0], "a text outside of brackets")
     return Question(
         text,
         tuple(choices),
@@ -232,6 +238,7 @@ def read_question(row: Row, format: str, columns: ChoiceColumns, labeled: bool) 
         tuple(f" {ending}" for ending in endings),
         tuple(map(len, endings)),
         target,
+        row.where,
     )
 
 

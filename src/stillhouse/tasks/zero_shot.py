@@ -86,11 +86,23 @@ class LanguageModelTask(Task[Settings]):
     def encode(
         self, examples: Sequence[Any], tokenizer: PreTrainedTokenizerFast
     ) -> list[list[EncodedExample]]:
-        return [self._sequences(example, tokenizer) for example in examples]
+        found = []
+        for example in examples:
+            try:
+                found.append(self._sequences(example, tokenizer))
+            except DataError as error:
+                raise DataError(
+                    f"{example.where}: {error}" if example.where else str(error)
+                ) from error
+        return found
 
     @abstractmethod
     def _sequences(self, example: Any, tokenizer: PreTrainedTokenizerFast) -> list[EncodedExample]:
-        """The sequences of an example."""
+        """The sequences of an example.
+
+        Raises:
+            DataError: what the tokenizer makes of it cannot be scored.
+        """
 
     def chance(self, examples: Sequence[Any]) -> float:
         """The score of a guess."""
@@ -109,7 +121,7 @@ class LastWord(LanguageModelTask[LastWordTask]):
             text = row.text(self.recipe.column).rstrip()
             if not text.rpartition(" ")[0].strip():
                 raise DataError(f"{row.where}: {text!r:.60} is one word, so nothing precedes it.")
-            found.append(TextExample(text))
+            found.append(TextExample(text, where=row.where))
         return found
 
     def _sequences(
