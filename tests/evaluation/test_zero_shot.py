@@ -1,9 +1,12 @@
 """Zero-shot scores of a run: intervals, paired differences, and the share of the gain kept."""
 
 import json
+import math
+from shutil import copytree
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import normalizers
 
 from stillhouse.errors import DataError, RecipeError
@@ -33,17 +36,26 @@ def samples(share, *, size=400, shift=0):
     return MetricSamples(mean, right, right)
 
 
+def kept(sets):
+    """The share of a teacher's gain on data sets, given both models and the chance on each."""
+    model, teacher = (
+        [Gain.of(each[side], each[2], seed=number) for number, each in enumerate(sets)]
+        for side in (0, 1)
+    )
+    return gain_kept(model, teacher)
+
+
 def test_gain_kept_is_the_ratio_of_the_gains_over_chance():
     """A copy keeps all of it in every resample; over several sets the mean gains count."""
     teacher, student = samples(0.8), samples(0.65)
-    found = gain_kept([Gain(student, teacher, 0.25)])
+    found = kept([(student, teacher, 0.25)])
     assert found is not None
     assert found.value == pytest.approx(0.4 / 0.55)
     assert found.low < found.value < found.high
-    copy = gain_kept([Gain(teacher, teacher, 0.25)])
+    copy = kept([(teacher, teacher, 0.25)])
     assert copy is not None
     assert (copy.low, copy.value, copy.high) == (1.0, 1.0, 1.0)
-    both = gain_kept([Gain(student, teacher, 0.25), Gain(samples(0.5), samples(0.6), 0.5)])
+    both = kept([(student, teacher, 0.25), (samples(0.5), samples(0.6), 0.5)])
     assert both is not None
     assert both.value == pytest.approx((0.4 + 0.0) / (0.55 + 0.1))
 
@@ -51,16 +63,16 @@ def test_gain_kept_is_the_ratio_of_the_gains_over_chance():
 def test_gain_kept_is_paired():
     """Where both models are right on the same examples the interval is narrower than where they
     differ."""
-    together = gain_kept([Gain(samples(0.7), samples(0.8), 0.5)])
-    apart = gain_kept([Gain(samples(0.7, shift=200), samples(0.8), 0.5)])
+    together = kept([(samples(0.7), samples(0.8), 0.5)])
+    apart = kept([(samples(0.7, shift=200), samples(0.8), 0.5)])
     assert together is not None
     assert apart is not None
     assert together.high - together.low < 0.7 * (apart.high - apart.low)
 
 
 def test_no_gain_is_kept_of_a_teacher_at_chance():
-    assert gain_kept([Gain(samples(0.6), samples(0.51), 0.5)]) is None
-    assert gain_kept([Gain(samples(0.6), samples(0.4), 0.5)]) is None
+    assert kept([(samples(0.6), samples(0.51), 0.5)]) is None
+    assert kept([(samples(0.6), samples(0.4), 0.5)]) is None
 
 
 @pytest.fixture
@@ -92,6 +104,42 @@ def test_every_model_is_scored_on_the_same_examples(task_folder, tmp_path, data)
     assert json.loads(json.dumps(found)) == found
     assert zero_shot_scores(sets, run, folders, {}, cache, QuietReporter()) == found
     assert zero_shot_scores({}, run, folders, models, cache, QuietReporter()) is None
+
+
+@pytest.mark.parametrize("task", ["piqa", "lambada"])
+def test_a_model_that_diverged_has_no_score(task, task_folder, tmp_path, data):
+    """A number that is not finite is no wrong answer: neither an accuracy nor a difference."""
+    recipe = parse_recipe(RECIPE.replace("piqa", task).replace("DATA", str(data)))
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(row | {"text": row["query"]}) + "\n" for row in rows))
+    folders = {"teacher": task_folder("gpt2", "CausalLM"), "student": tmp_path / "diverged"}
+    copytree(folders["teacher"], folders["student"])
+    models = {name: load_model(folder) for name, folder in folders.items()}
+    with torch.no_grad():
+        for parameter in models["student"][1].parameters():
+            parameter.fill_(math.nan)
+    found = zero_shot_scores(
+        recipe.evaluation.zero_shot,
+        RunFolder.at(tmp_path),
+        folders,
+        models,
+        Cache(),
+        QuietReporter(),
+    )
+    assert found is not None
+    own, nothing = found["sets"]["choices"], {"value": None, "low": None, "high": None}
+    assert None not in own["models"]["teacher"][own["metric"]].values()
+    for metric in (own["metric"], *own["models"]["student"]):
+        assert own["models"]["student"][metric] == nothing
+        assert own["differences"]["student minus teacher"][metric] == nothing
+
+
+def test_a_gain_is_not_finite_where_either_model_diverged():
+    """That is not to be at chance."""
+    broken = MetricSamples(mean, np.full(400, np.nan), np.full(400, np.nan))
+    for found in (kept([(broken, samples(0.8), 0.5)]), kept([(samples(0.8), broken, 0.5)])):
+        assert found is not None
+        assert found.as_json() == {"value": None, "low": None, "high": None}
 
 
 def test_other_examples_are_evaluated_again(tmp_path, data):
@@ -145,5 +193,7 @@ def test_a_row_without_a_token_is_refused_before_the_run(task, tokenizer_of, tmp
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" \u200b", "")
     checked = RecipeCheck(parse_recipe(recipe), ["evaluate"], offline=True)
     checked.tokenizer = tokenizer
-    with pytest.raises(DataError, match=r"rows.jsonl row 2: .* adds no token to '(Question: )?It is"):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl row 2: .* adds no token to '(Question: )?It is"
+    ):
         check(checked)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -272,8 +273,8 @@ def test_tokens_are_split_as_in_the_harness(tokenizer_of):
 
 
 def test_accuracy_per_character_divides_by_the_length(task_folder, tmp_path):
-    """The most likely choice, and the most likely per character; numbers that are not finite are
-    wrong."""
+    """The most likely choice, and the most likely per character; neither is known where a number is
+    not finite."""
     row = {"query": "x", "choices": ["a", "a long one"], "gold": 1}
     loaded = load_for_task(task_folder("gpt2", "CausalLM"), MultipleChoiceTask())
     examples = loaded.task.read(write_rows(tmp_path / "rows.jsonl", [row]))
@@ -284,7 +285,8 @@ def test_accuracy_per_character_divides_by_the_length(task_folder, tmp_path):
     }
     examples = loaded.task.read(write_rows(tmp_path / "rows.jsonl", [{**row, "gold": 0}]))
     found = loaded.task.metric_samples([torch.tensor([torch.nan, -9.0]).numpy()], examples)
-    assert found["accuracy"].value == 0.0
+    assert math.isnan(found["accuracy"].value)
+    assert math.isnan(found["accuracy_norm"].value)
     assert loaded.task.chance(examples) == 0.5
 
 

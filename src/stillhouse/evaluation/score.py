@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict
         "num_cut": num_cut,
         "positive_label": model.task.positive_label,
         "cut_after_tokens": model.task.text_length,
-        "metrics": {name: asdict(measure.interval()) for name, measure in measures.items()},
+        "metrics": {name: measure.interval().as_json() for name, measure in measures.items()},
     }
 
 
@@ -67,6 +66,9 @@ def print_scores(result: dict[str, Any]) -> None:
     rows = []
     for name, found in result["metrics"].items():
         numbers = [found[key] for key in ("value", "low", "high")]
+        if None in numbers:
+            rows.append([metric_label(name, result["positive_label"]), "not finite", ""])
+            continue
         digits = score_digits(numbers)
         value, low, high = (format_score(number, digits) for number in numbers)
         rows.append([metric_label(name, result["positive_label"]), value, f"{low} to {high}"])

@@ -7,15 +7,15 @@ student to each other model, and the share of the teacher's gain over chance tha
 
 Over all data sets, it is the ratio of the mean gains. Its interval is a paired bootstrap: each
 resample draws the same examples for both models, in each data set separately. It is None where the
-teacher's own gain is not significant: its 95 % interval then contains 0.
+teacher's own gain is not significant: its 95 % interval then contains 0. A number of a model that
+diverged is None.
 
 Axes: S data sets, D resamples.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from stillhouse.inference.task_model import TaskModel, cut_text
 from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
-from stillhouse.tasks.metrics import CONFIDENCE, Interval, MetricSamples
+from stillhouse.tasks.metrics import CONFIDENCE, Draws, Interval, MetricSamples
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.zero_shot import LanguageModelTask
 from stillhouse.training.progress import Reporter
@@ -37,11 +37,15 @@ TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
 class Gain(NamedTuple):
-    """A model's metric and its teacher's on a data set, and the score of a guess there."""
+    """What a model's metric on a data set is above the score of a guess, and in each resample."""
 
-    model: MetricSamples
-    teacher: MetricSamples
-    chance: float
+    value: float
+    draws: Draws
+
+    @classmethod
+    def of(cls, measured: MetricSamples, chance: float, *, seed: int = 0) -> "Gain":
+        """The gain over `chance`; of models with one seed the resamples are paired."""
+        return cls(measured.value - chance, measured.draws(seed) - chance)
 
 
 def data_files(recipe: Mapping[str, ZeroShotRecipe], run: RunFolder) -> dict[str, Path]:
@@ -61,8 +65,8 @@ def zero_shot_scores(
     if not recipe:
         return None
     sets: dict[str, Any] = {}
-    gains: dict[str, list[Gain]] = {name: [] for name in folders if name != "teacher"}
-    for name, path in data_files(recipe, run).items():
+    gains: dict[str, list[Gain]] = {name: [] for name in folders}
+    for number, (name, path) in enumerate(data_files(recipe, run).items()):
         task, metric = make_task(recipe[name].task), recipe[name].task.metric
         assert isinstance(task, LanguageModelTask)
         examples = task.read(path)[: recipe[name].num_examples]
@@ -76,7 +80,7 @@ def zero_shot_scores(
                 cache.zero_shot[folder, name] = measured
         found = {model: cache.zero_shot[folder, name] for model, folder in folders.items()}
         for model, own in gains.items():
-            own.append(Gain(found[model][metric], found["teacher"][metric], chance))
+            own.append(Gain.of(found[model][metric], chance, seed=number))
         sets[name] = {
             "task": recipe_part(recipe[name].task),
             "data": recipe[name].data,
@@ -84,13 +88,13 @@ def zero_shot_scores(
             "metric": metric,
             "chance": chance,
             "models": {
-                model: {key: _finite(each.interval()) for key, each in own.items()}
+                model: {key: each.interval().as_json() for key, each in own.items()}
                 for model, own in found.items()
             },
             "differences": _differences(found),
-            "gain_kept": {model: _kept(own[-1:]) for model, own in gains.items()},
+            "gain_kept": _kept({model: own[-1:] for model, own in gains.items()}),
         }
-    return {"sets": sets, "gain_kept": {model: _kept(own) for model, own in gains.items()}}
+    return {"sets": sets, "gain_kept": _kept(gains)}
 
 
 def _measure(
@@ -108,37 +112,25 @@ def _differences(measured: Mapping[str, Mapping[str, MetricSamples]]) -> dict[st
     student = measured["student"]
     return {
         f"student minus {model}": {
-            key: _finite(each.minus(found[key])) for key, each in student.items()
+            key: each.minus(found[key]).as_json() for key, each in student.items()
         }
         for model, found in measured.items()
         if model != "student"
     }
 
 
-def gain_kept(gains: Sequence[Gain], *, seed: int = 0) -> Interval | None:
-    """The mean gain over chance of a model over that of its teacher, with its paired interval;
-    None where the teacher's mean gain is not significant."""
-    values = np.array(
-        [[each.model.value - each.chance, each.teacher.value - each.chance] for each in gains]
-    ).mean(0)
-    draws = np.mean(
-        [
-            [side.draws(seed + number) - each.chance for side in (each.model, each.teacher)]
-            for number, each in enumerate(gains)
-        ],
-        axis=0,
-    )  # (2, D)
-    if not np.quantile(draws[1], TAILS[0]) > 0:
+def gain_kept(model: Sequence[Gain], teacher: Sequence[Gain]) -> Interval | None:
+    """The mean gain of a model over that of its teacher, with its paired interval; None where the
+    teacher's mean gain is not significant."""
+    ours, teachers = (np.mean([each.draws for each in own], axis=0) for own in (model, teacher))
+    if np.quantile(teachers, TAILS[0]) <= 0:
         return None
-    low, high = map(float, np.quantile(draws[0] / np.maximum(draws[1], 1e-9), TAILS))
-    return Interval(float(values[0] / values[1]), low, high)
+    value, of_teacher = (fmean(each.value for each in own) for own in (model, teacher))
+    low, high = map(float, np.quantile(ours / np.maximum(teachers, 1e-9), TAILS))
+    return Interval(value / of_teacher, low, high)
 
 
-def _kept(gains: Sequence[Gain]) -> dict[str, float] | None:
-    found = gain_kept(gains)
-    return None if found is None else asdict(found)
-
-
-def _finite(interval: Interval) -> dict[str, float | None]:
-    """An interval as JSON; None for what is not finite, as of a model that diverged."""
-    return {key: each if math.isfinite(each) else None for key, each in asdict(interval).items()}
+def _kept(gains: Mapping[str, Sequence[Gain]]) -> dict[str, dict[str, float | None] | None]:
+    """The share of the teacher's gain that each other model kept."""
+    found = {name: gain_kept(own, gains["teacher"]) for name, own in gains.items()}
+    return {name: share and share.as_json() for name, share in found.items() if name != "teacher"}

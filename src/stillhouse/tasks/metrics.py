@@ -14,7 +14,7 @@ Axes: N examples, D resamples, C classes or labels, G different values.
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
@@ -299,6 +299,10 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def as_json(self) -> dict[str, float | None]:
+        """Its numbers by name; None for what is not finite, as of a model that diverged."""
+        return {key: each if math.isfinite(each) else None for key, each in asdict(self).items()}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ same ending (Trinh and Le 2018, section 3).
 Axes: P choices.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -154,7 +155,7 @@ class MultipleChoice(LanguageModelTask[MultipleChoiceTask]):
         plain = [_is_right(found, each.target) for found, each in pairs]
         normalized = [_is_right(found / each.sizes, each.target) for found, each in pairs]
         return {
-            name: MetricSamples(mean, np.array(values, float), np.array(values, float))
+            name: MetricSamples(mean, np.array(values), np.array(values))
             for name, values in (("accuracy", plain), ("accuracy_norm", normalized))
         }
 
@@ -286,9 +287,9 @@ def _target(row: Row, column: str, names: Sequence[str]) -> int:
     return names.index(str(value).strip())
 
 
-def _is_right(scores: Float[np.ndarray, " P"], target: int | None) -> bool:
-    """Whether the highest score is the target's; not where one is not finite."""
-    return bool(np.isfinite(scores).all() and scores.argmax() == target)
+def _is_right(scores: Float[np.ndarray, " P"], target: int | None) -> float:
+    """1 where the highest score is the target's, or 0; NaN where a score is not finite."""
+    return float(scores.argmax() == target) if np.isfinite(scores).all() else math.nan
 
 
 def _cleaned(text: str) -> str:

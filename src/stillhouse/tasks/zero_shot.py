@@ -182,9 +182,11 @@ class LastWord(LanguageModelTask[LastWordTask]):
     def metric_samples(
         self, predictions: Sequence[LastWordPrediction], examples: Sequence[TextExample]
     ) -> dict[str, MetricSamples]:
-        words = np.array([each.is_greedy for each in predictions], float)
-        tokens = np.array([each.is_last_token_greedy for each in predictions], float)
         nats = np.array([-each.log_probability for each in predictions])
+        words, tokens = (
+            np.where(np.isfinite(nats), [getattr(each, name) for each in predictions], np.nan)
+            for name in ("is_greedy", "is_last_token_greedy")
+        )
         return {
             "last_word": MetricSamples(mean, words, words),
             "last_token": MetricSamples(mean, tokens, tokens),
