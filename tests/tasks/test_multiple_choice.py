@@ -191,7 +191,7 @@ def test_unusable_rows_are_refused(tmp_path, row, message):
         (
             "winogrande",
             {"sentence": "So came _", "option1": "Ann", "option2": "Eve", "answer": "1"},
-            "row 1: the column 'sentence' must hold a text that goes on after the options",
+            "row 1: the column 'sentence' must hold a text that continues after the options",
         ),
     ],
 )

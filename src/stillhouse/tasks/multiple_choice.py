@@ -230,7 +230,7 @@ def read_question(row: Row, format: str, columns: ChoiceColumns, labeled: bool) 
     size, endings = len(choices), endings or choices
     if not all(ending.strip() for ending in endings):
         if format == "winogrande":
-            raise row.wrong(columns.question, "a text that goes on after the options")
+            raise row.wrong(columns.question, "a text that continues after the options")
         raise row.wrong(_as_list(columns.choices)[0], "a text outside of brackets")
     return Question(
         text,
