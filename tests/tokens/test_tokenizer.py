@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from stillhouse.errors import DataError
 from stillhouse.tokens.tokenizer import (
@@ -417,11 +418,42 @@ def test_tokenizer_json_is_read_as_it_is_written(causal, named, tmp_path):
         [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.save_pretrained(tmp_path)
-    file = tmp_path / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": named}))
+    rename_class(tmp_path, named)
     Qwen2Config().save_pretrained(tmp_path)
     found = load_tokenizer(tmp_path).backend_tokenizer
     text = "Bab: 1984  bab\n\nit's"
     assert found.encode(text).ids == tokenizer.backend_tokenizer.encode(text).ids
     splits = found.pre_tokenizer.pre_tokenize_str("1984")
     assert [piece for piece, _ in splits] == ["1", "9", "8", "4"]
+
+
+def rename_class(folder: Path, name: str, *, without=()) -> None:
+    """Let tokenizer_config.json name this class."""
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | {"tokenizer_class": name}
+    file.write_text(json.dumps({key: config[key] for key in config if key not in without}))
+
+
+def test_a_regex_that_differs_at_its_end_is_kept(causal, tmp_path):
+    """Two long pre-tokenizers are told apart beyond what a library prints of them."""
+    tokenizer = copy.deepcopy(causal)
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX + "|Q"), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()  # as that of Qwen2
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.save_pretrained(tmp_path)
+    rename_class(tmp_path, "Qwen2TokenizerFast")
+    assert "|Q" in load_tokenizer(tmp_path).backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("without", [(), ("cls_token", "sep_token", "mask_token", "pad_token")])
+def test_a_cased_wordpiece_stays_cased(wordpiece, without, tmp_path):
+    """BertTokenizerFast would make it lowercase; its special tokens, which older files leave to
+    that class, are found."""
+    tokenizer = copy.deepcopy(wordpiece)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    tokenizer.save_pretrained(tmp_path)
+    rename_class(tmp_path, "BertTokenizerFast", without=without)
+    found = load_tokenizer(tmp_path)
+    assert found.backend_tokenizer.normalizer.normalize_str("Bab") == "Bab"
+    assert special_tokens(found, "masked") == special_tokens(wordpiece, "masked")

@@ -31,6 +31,7 @@ OWN_FILES = (
 TEMPLATE = "chat_template.jinja"
 TEMPLATES = (TEMPLATE, "additional_chat_templates/*.jinja")  # saved with the tokenizer
 STRANGE = "\u13a0 \ua4d0 \u2d30"  # Cherokee, Lisu and Tifinagh: rare in small vocabularies
+TEXT_RULES = ("normalizer", "pre_tokenizer", "decoder")  # between a text and its pieces
 SAMPLED_TOKENS = 200  # of a vocabulary, to check that it encodes its own tokens
 END_OF_TEXT = "<|endoftext|>"
 BERT_TOKENS = {
@@ -321,16 +322,25 @@ def _load_whole(source: Path) -> object:
     """A tokenizer as its tokenizer.json says.
 
     AutoTokenizer may rebuild it by the rules of the class that tokenizer_config.json or the model
-    type names: a byte-level BPE of another model then splits words at other places, in silence.
+    type names: silently, a byte-level BPE of another model then splits words at other places, and
+    a cased WordPiece becomes lowercase.
     """
     options: dict[str, Any] = {"local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
     file = source / OWN_FILES[0]
     if file.is_file() and isinstance(tokenizer, PreTrainedTokenizerFast):
         written, found = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
-        if str(written.pre_tokenizer) != str(found.pre_tokenizer):
-            return PreTrainedTokenizerFast.from_pretrained(source, **options)
+        if _text_rules(written) != _text_rules(found):
+            vocabulary = written.get_vocab()
+            names = tokenizer.special_tokens_map  # an older BERT's are its class's alone
+            known = {kind: name for kind, name in names.items() if str(name) in vocabulary}
+            return PreTrainedTokenizerFast.from_pretrained(source, **options, **known)
     return tokenizer
+
+
+def _text_rules(tokenizer: Tokenizer) -> list[Any]:
+    rules = json.loads(tokenizer.to_str())  # in full; str() of a part shortens it
+    return [rules[name] for name in TEXT_RULES]
 
 
 def _from_vocabulary(source: Path) -> PreTrainedTokenizerFast:
