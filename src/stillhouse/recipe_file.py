@@ -55,7 +55,7 @@ TYPE_MESSAGES = {
     **dict.fromkeys(("float_type", "float_parsing"), "should be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "should be true or false"),
     **dict.fromkeys(("list_type", "tuple_type"), "should be a list"),
-    "string_type": "should be a text",
+    "string_type": "should be a string",
     "dict_type": "should be a mapping of keys to values",
 }
 # Characters that start an alias, a tag or a comment in YAML; in --set they start a string.
@@ -123,6 +123,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> "tuple[str,
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> "Recipe":
     """Validate a recipe's YAML text after applying `overrides`; `where` names it in errors."""
+    from stillhouse.recipe import Recipe
+
     data = _parse_yaml(text, where)
     if not isinstance(data, dict):
         found = "nothing: the file is empty" if data is None else type(data).__name__
@@ -130,8 +132,6 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
             f"{where}: a recipe is a mapping of keys to values, got {found}. `stillhouse recipes "
             "quickstart` prints one to start from."
         )
-    from stillhouse.recipe import Recipe
-
     _write_out_preset(data, overrides)
     return _validate(Recipe, data, overrides, where)
 

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import stillhouse
 from stillhouse.errors import ModelError
@@ -61,6 +62,33 @@ def test_numbers_that_are_not_finite_are_refused(sample, shift):
 def test_another_text_is_refused_where_it_is_less_likely(sample):
     with pytest.raises(ModelError, match=r"generates another text: after \d tokens"):
         Check("sample", "gguf", "fp32", sample).run(Shifted(sample, 0))
+
+
+def close_choice(logits: torch.Tensor) -> int:
+    """The second most likely token, where it is nearly as likely as the first."""
+    values, ids = logits.topk(2)
+    return int(ids[1] if values[0] - values[1] < 0.5 else ids[0])
+
+
+@pytest.mark.parametrize("num_right", [64, 40])
+def test_a_token_that_is_wrong_after_a_close_choice_is_found(sample, num_right):
+    """A choice between nearly equal tokens is not an error, and excuses none that follows."""
+
+    class Drifting(Shifted):
+        def generate(self, ids, number):
+            text = list(ids)
+            for _ in range(num_right):
+                with torch.inference_mode():
+                    logits = sample.loaded.model(input_ids=torch.tensor([text])).logits[0, -1]
+                text.append(close_choice(logits.index_fill(0, torch.tensor([0]), -torch.inf)))
+            return text[len(ids) :] + [10] * (number - num_right)
+
+    check = Check("sample", "gguf", "int8", sample)
+    if num_right == 64:
+        assert check.run(Drifting(sample, 0))["same_first_tokens"] < 40
+    else:
+        with pytest.raises(ModelError, match=r"generates another text: after 4\d tokens"):
+            check.run(Drifting(sample, 0))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny_models import VOCABULARY
+from tokenizers import normalizers
 from torch import nn
 
 from stillhouse.errors import DataError
@@ -136,6 +137,16 @@ def test_a_text_that_is_not_there_is_refused_by_its_key(tmp_path):
     with pytest.raises(DataError, match=r"student\.importance\.text.*none\.txt"):
         check_text(StudentRecipe(importance=importance), offline=True)
     check_text(StudentRecipe(importance=importance, layer_map=[0]), offline=True)  # not needed
+
+
+def test_a_text_without_tokens_is_refused(tmp_path, tiny_tokenizer):
+    """Such as one of characters that the tokenizer drops."""
+    tiny_tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    (tmp_path / "text.txt").write_text("\u200b\n")
+    tokens = TokensRecipe(language_modeling="masked", sequence_length=10)
+    recipe = ImportanceRecipe(text=str(tmp_path / "text.txt"))
+    with pytest.raises(DataError, match=r"--text .*text\.txt has no tokens"):
+        read_calibration(recipe, tokens, tiny_tokenizer, key="--text", offline=True)
 
 
 @pytest.mark.e2e

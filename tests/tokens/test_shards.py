@@ -157,3 +157,12 @@ def test_a_folder_without_tokens_says_what_to_run(tmp_path):
     """A stage that has not run yet is not a damaged one."""
     with pytest.raises(DataError, match=r"no tokens yet.*stillhouse prepare"):
         open_split(tmp_path, "train")
+
+
+def test_a_split_in_memory_has_no_files():
+    """It is read like one on disk; ids beyond its vocabulary are a mistake of ours."""
+    split = TokenSplit.in_memory([np.array([1, 2]), np.array([3])], 4)
+    assert split.read(1, 3).tolist() == [2, 3]
+    assert split.counts.tolist() == [0, 1, 1, 1]
+    with pytest.raises(AssertionError):
+        TokenSplit.in_memory([np.array([1, 4])], 4)

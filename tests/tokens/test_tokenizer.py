@@ -435,7 +435,7 @@ def rename_class(folder: Path, name: str, *, without=()) -> None:
 
 
 def test_a_regex_that_differs_at_its_end_is_kept(causal, tmp_path):
-    """Two long pre-tokenizers are told apart beyond what a library prints of them."""
+    """Two long pre-tokenizers are compared beyond what a library prints of them."""
     tokenizer = copy.deepcopy(causal)
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX + "|Q"), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.model_shapes import write_words
 from tests.pipeline.tiny_run import write_text
+from transformers import OPTConfig, OPTForCausalLM
 
+from stillhouse.distillation.cache import cache_format
 from stillhouse.objectives.divergence import LogitPair
 from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.recipe_file import parse_recipe
@@ -206,3 +209,21 @@ def test_a_loss_that_no_formula_checks_is_named(
 def test_a_nan_never_passes() -> None:
     """Whatever the bound."""
     assert not Check("x", "y", float("nan"), float("inf"), "").passed
+
+
+def test_hidden_states_narrower_than_the_layers_are_verified(tmp_path: Path) -> None:
+    """OPT's may have the width of its embeddings (facebook/opt-350m), in a cache as well."""
+    size: Any = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32}
+    config = OPTConfig(
+        **size, word_embed_proj_dim=8, vocab_size=320, max_position_embeddings=64, dropout=0.0
+    )
+    write_words(tmp_path / "opt", config.vocab_size)
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    text = write_text(tmp_path / "text.txt", num_lines=60)
+    recipe = CAUSAL.format(text=text).replace("teacher: {", f"teacher: {tmp_path / 'opt'} # ")
+    recipe = recipe.replace("{train: byte_bpe, vocabulary_size: 320}", "teacher")
+    case = language_case(parse_recipe(recipe), tmp_path, offline=True)
+    assert failed(case) == set()
+    outputs = "distillation.teacher_outputs={cache: top_k, size: 8}"
+    cached = parse_recipe(recipe, ["distillation.losses.jsd.weight=0", outputs])
+    assert cache_format(cached, config, 32).hidden_size == 8

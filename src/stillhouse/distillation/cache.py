@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 
 from stillhouse.distillation.settings import CACHED_LOSSES
 from stillhouse.errors import RunError
+from stillhouse.families.base import hidden_state_size
 from stillhouse.objectives.chunks import rows_per_chunk
 from stillhouse.objectives.language_model import HIDDEN_TERMS, Teacher
 from stillhouse.objectives.settings import LossesRecipe
@@ -116,7 +117,7 @@ def cache_format(
         min(recipe.cache.size, size),
         cached_rows(losses),
         size,
-        teacher.hidden_size if needs_hidden(losses) else None,
+        hidden_state_size(teacher) if needs_hidden(losses) else None,
         max(1, TOKENS_PER_PART // sequence_length),
     )
 

@@ -155,9 +155,9 @@ def _compare_log_probabilities(check: Check, engine: CausalEngine) -> dict[str, 
 
 
 def _compare_greedy(check: Check, engine: CausalEngine) -> dict[str, Any]:
-    """The engine's greedy continuation of a prompt. The first token that the model would not have
-    chosen there must be so close in probability that the bounds allow either. Tokens that end a
-    text and unused ids are excluded."""
+    """The engine's greedy continuation of a prompt. Each token must be the model's own choice
+    there, or so close to it in probability that the bounds allow either. Tokens that end a text and
+    unused ids are excluded."""
     exported, bounds = check.exported, CAUSAL_BOUNDS[check.precision]
     prompt, number = prompt_of(check)
     found = engine.generate(prompt, number)
@@ -166,12 +166,13 @@ def _compare_greedy(check: Check, engine: CausalEngine) -> dict[str, Any]:
         logits = _logits(exported, [*prompt, *found])[len(prompt) - 1 :]
     logits = logits.index_fill(1, torch.tensor(sorted(left_out)), -torch.inf)
     gaps = (logits.amax(1) - logits.gather(1, torch.tensor(found)[:, None])[:, 0]).tolist()
-    same = next((at for at, gap in enumerate(gaps) if not gap <= 0), len(found))
-    if same < len(found) and not gaps[same] <= 2 * bounds["log_probability"]:
-        raise check.refuse(
-            f"{check.name} generates another text: after {same} tokens the next one is "
-            f"{gaps[same]:.3f} nats less likely than its own"
-        )
+    for at, gap in enumerate(gaps):
+        if not gap <= 2 * bounds["log_probability"]:  # NaN, too
+            raise check.refuse(
+                f"{check.name} generates another text: after {at} tokens the next one is "
+                f"{gap:.3f} nats less likely than its own"
+            )
+    same = next((at for at, gap in enumerate(gaps) if gap > 0), len(found))
     return {"same_first_tokens": same, "of_generated_tokens": number}
 
 

@@ -48,11 +48,12 @@ class ConfigKeys:
 
 
 _ANY_MODEL = frozenset(
-    {
+    {  # without effect
         "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label",
         "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
         "output_hidden_states", "problem_type", "return_dict", "transformers_version", "use_cache",
     }
+    # written
     | {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"}
 )  # fmt: skip
 _BERT = ConfigKeys(
@@ -63,6 +64,7 @@ _BERT = ConfigKeys(
         "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
         "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
     }
+    # without effect
     | {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"},
 )  # fmt: skip
 CONFIG_KEYS: Mapping[str, ConfigKeys] = {
@@ -70,8 +72,10 @@ CONFIG_KEYS: Mapping[str, ConfigKeys] = {
         activation="activation_function",
         fixed={"add_cross_attention": False},
         others=_ANY_MODEL
+        # written
         | {"n_positions", "n_embd", "n_layer", "n_head", "n_inner", "layer_norm_epsilon"}
-        | {"scale_attn_weights", "scale_attn_by_inverse_layer_idx"}  # multiplied into the weights
+        # multiplied into the weights
+        | {"scale_attn_weights", "scale_attn_by_inverse_layer_idx"}
         | {  # without effect
             "resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn", "summary_type",
             "summary_use_proj", "summary_activation", "summary_proj_to_labels",
@@ -88,6 +92,7 @@ CONFIG_KEYS: Mapping[str, ConfigKeys] = {
             "max_position_embeddings", "sinusoidal_pos_embds", "n_layers", "n_heads", "dim",
             "hidden_dim",
         }
+        # without effect
         | {"dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"},
     ),
 }  # fmt: skip

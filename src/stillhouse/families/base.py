@@ -280,6 +280,11 @@ def attention_widths(config: PretrainedConfig) -> tuple[int, int]:
     return heads * size, (getattr(config, "num_key_value_heads", None) or heads) * size
 
 
+def hidden_state_size(config: PretrainedConfig) -> int:
+    """The width D of last hidden states: OPT may project them to that of its embeddings."""
+    return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
+
+
 def num_tokens(model: PreTrainedModel) -> int | None:
     """Number of token ids of a loaded model's tokenizer, gaps included; None without one.
 

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from stillhouse.distillation.cache import cached_rows, chances, needs_hidden, teacher_rows
 from stillhouse.distillation.settings import CACHED_LOSSES
 from stillhouse.errors import DataError, RecipeError
+from stillhouse.families.base import hidden_state_size
 from stillhouse.families.registry import family_of
 from stillhouse.objectives.language_model import Teacher
 from stillhouse.objectives.settings import LossesRecipe
@@ -81,7 +82,7 @@ def write_teacher_cache(
         )
     own = Teacher(family_of(teacher.config), teacher.eval())
     num_tokens = len(own.family.head(teacher).weight)
-    hidden = teacher.config.hidden_size if needs_hidden(terms) else None
+    hidden = hidden_state_size(teacher.config) if needs_hidden(terms) else None
     layout = CacheFormat(
         kind, min(size, num_tokens), cached_rows(terms), num_tokens, hidden, EXAMPLES_PER_PART
     )

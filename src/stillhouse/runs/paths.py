@@ -11,7 +11,8 @@ from stillhouse.runs.atomic import FULL, full_disk_error, unusable_path
 
 
 class RunFolder:
-    """Paths of one run. `shared` is the run itself, or the parent of one seed's run."""
+    """Paths of one run, which are not changed. `shared` is the run itself, or the parent of one
+    seed's run."""
 
     def __init__(self, path: Path, shared: Path) -> None:
         self.path = path

@@ -240,10 +240,9 @@ class ServedModel:
 
         handles = []
         try:
-            handles.extend(
-                self._worker.submit(batcher, each.request, partial(on_event, each))
-                for each in outputs
-            )
+            for each in outputs:  # where one is refused, those before it are canceled
+                handle = self._worker.submit(batcher, each.request, partial(on_event, each))
+                handles.append(handle)
             num_left = sum(len(output.sequences) for output in outputs)
             while num_left:
                 output, event = await queue.get()

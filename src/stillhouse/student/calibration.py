@@ -96,6 +96,8 @@ def read_calibration(
             number += len(documents[-1][-1])
             if number > recipe.tokens:
                 break
+    if not number:
+        raise DataError(f"{key} {recipe.text} has no tokens. Give a source with text in it.")
     split = TokenSplit.in_memory([np.concatenate(each) for each in documents], num_ids(tokenizer))
     return Calibration(pack(split, tokenizer, tokens), recipe.tokens)
 

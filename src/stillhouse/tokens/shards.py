@@ -11,7 +11,6 @@ A causal document is stored as [*document_prefix, t1, ..., tn], a masked one as 
 Contract: a document never spans two shards; one without tokens is counted, but not stored.
 """
 
-import tempfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,21 +127,23 @@ class TokenSplit:
     Args:
         document_starts: One more entry than there are documents: the last is the number of tokens.
         counts: Token counts of the training split, whichever split this is.
+        paths: The file of each shard; none of a split in memory.
     """
 
     vocabulary_size: int
     shards: tuple[np.ndarray, ...]
     document_starts: np.ndarray
     counts: np.ndarray
-    paths: tuple[Path, ...]
+    paths: tuple[Path, ...] | None = None
 
     @classmethod
     def in_memory(cls, documents: Sequence[np.ndarray], vocabulary_size: int) -> "TokenSplit":
-        """Documents of token ids, at least one, as a training split."""
+        """Documents of token ids, at least one token in all, as a training split."""
         ids = np.concatenate(documents)
+        assert 0 <= ids.min() <= ids.max() < vocabulary_size
         starts = np.cumsum([0, *map(len, documents)]).astype(np.uint64)
         counts = np.bincount(ids, minlength=vocabulary_size).astype(np.uint64)
-        return cls(vocabulary_size, (ids,), starts, counts, (Path(tempfile.gettempdir()),))
+        return cls(vocabulary_size, (ids,), starts, counts)
 
     @property
     def num_tokens(self) -> int:
@@ -161,11 +162,12 @@ class TokenSplit:
         assert 0 <= start <= stop <= self.num_tokens, (start, stop, self.num_tokens)
         tokens = np.empty(stop - start, np.int64)
         first = 0  # position of the shard's first token
-        for shard, path in zip(self.shards, self.paths, strict=True):
+        for number, shard in enumerate(self.shards):
             begin, end = max(start, first), min(stop, first + len(shard))
             if begin < end:
                 part = shard[begin - first : end - first]
-                if int(part.max()) >= self.vocabulary_size:
+                if self.paths is not None and int(part.max()) >= self.vocabulary_size:
+                    path = self.paths[number]
                     raise DataError(
                         f"{path} is damaged: it holds the token {int(part.max())}, but the "
                         f"vocabulary has {self.vocabulary_size}. {_advice(path)}"

@@ -333,8 +333,8 @@ def _load_whole(source: Path) -> object:
         if _text_rules(written) != _text_rules(found):
             vocabulary = written.get_vocab()
             names = tokenizer.special_tokens_map  # an older BERT's are its class's alone
-            known = {kind: name for kind, name in names.items() if str(name) in vocabulary}
-            return PreTrainedTokenizerFast.from_pretrained(source, **options, **known)
+            options |= {kind: name for kind, name in names.items() if str(name) in vocabulary}
+            return PreTrainedTokenizerFast.from_pretrained(source, **options)
     return tokenizer
 
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from stillhouse.data.documents import read_documents
 from stillhouse.distillation.cache import CacheWriter, cache_inputs
 from stillhouse.distillation.settings import CacheRecipe
-from stillhouse.families.base import Family
+from stillhouse.families.base import Family, hidden_state_size
 from stillhouse.models.load import load_model
 from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.divergences.soft_target import soft_target_reference
@@ -114,7 +114,8 @@ class LanguageCase:
         terms: dict[str, Any] = {name: {"weight": 1.0} for name in DIVERGENCES}
         terms["language_modeling"] = {"weight": 1.0}
         terms |= {name: term.model_dump() for name, term in own.active().items()}
-        if self.student.config.hidden_size != self.teacher.model.config.hidden_size:
+        configs = (self.student.config, self.teacher.model.config)
+        if len(set(map(hidden_state_size, configs))) > 1:
             terms = {name: term for name, term in terms.items() if name not in HIDDEN_TERMS}
         return LossesRecipe.model_validate(terms)
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedModel
 
+from stillhouse.families.base import hidden_state_size
 from stillhouse.tokens.batches import IGNORED, Batch
 
 
@@ -93,7 +94,7 @@ def plain_outputs(
     document at a time; zeros at padding."""
     shape, config = batch.input_ids.shape, model.config
     logits = np.zeros((*shape, config.vocab_size), np.float32)
-    hidden = np.zeros((*shape, config.hidden_size), np.float32)
+    hidden = np.zeros((*shape, hidden_state_size(config)), np.float32)
     for span in spans:
         ids = batch.input_ids[span.row, span.places][None].to(model.device)
         place = span.row, span.places

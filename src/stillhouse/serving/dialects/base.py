@@ -82,15 +82,11 @@ class Dialect:
 
 
 @dataclass
-class GenerationResponse(ABC):
-    """The JSON of a dialect's response to generation requests, whole or streamed."""
+class StreamedResponse(ABC):
+    """The events of a dialect's response to generation requests."""
 
     model: ServedModel
     outputs: Sequence[RequestOutput]
-
-    def whole(self) -> Any:
-        """The response's body, once the outputs are complete."""
-        raise NotImplementedError
 
     @abstractmethod
     def chunks(self, output: RequestOutput, event: StreamEvent) -> Iterator[Any]:
@@ -103,6 +99,14 @@ class GenerationResponse(ABC):
             async for output, event in events:
                 for chunk in self.chunks(output, event):
                     yield chunk
+
+
+class GenerationResponse(StreamedResponse):
+    """The JSON of a dialect's response to generation requests, whole or streamed."""
+
+    @abstractmethod
+    def whole(self) -> Any:
+        """The response's body, once the outputs are complete."""
 
 
 class Client:

@@ -18,8 +18,8 @@ from stillhouse.serving.dialects.base import (
     STREAMED,
     ClientDep,
     Dialect,
-    GenerationResponse,
     ModelsDep,
+    StreamedResponse,
 )
 from stillhouse.serving.schemas import MAX_SEQUENCES, APIError, RequestModel, Seed, Stops
 from stillhouse.serving.served_model import RequestOutput, ServedModel, StreamEvent
@@ -145,7 +145,8 @@ async def suggest(body: SuggestionsRequest, models: ModelsDep, client: ClientDep
     if prefix is not None:  # the first new token replaces the last one of the text
         settings = replace(settings, max_new_tokens=settings.max_new_tokens + 1)
     outputs = model.prepare([ids], settings, prefix=prefix)
-    return await client.respond(_Suggestions(model, outputs), DIALECT, stream=True)
+    client.count_prompt_tokens(model, outputs)
+    return await client.stream(_Suggestions(model, outputs).stream(), DIALECT)
 
 
 def _prompt_ids(model: ServedModel, body: EditorRequest, *, pinned: str = "") -> tuple[int, ...]:
@@ -162,7 +163,7 @@ def _prompt_ids(model: ServedModel, body: EditorRequest, *, pinned: str = "") ->
     return ids or lm.prompt_ids("")
 
 
-class _Suggestions(GenerationResponse):
+class _Suggestions(StreamedResponse):
     def chunks(self, output: RequestOutput, event: StreamEvent) -> Iterator[dict[str, Any]]:
         if not isinstance(event, PrefillDone):
             reason = {"finish_reason": event.reason} if isinstance(event, Ended) else {}

@@ -6,6 +6,7 @@ default settings of Ollama; the repetition penalty applies to the whole text.
 
 import json
 import time
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -138,8 +139,13 @@ class ModelRequest(RequestModel):
 
 
 class GenerationRequest(ModelRequest):
-    """What generation and chat share."""
+    """What generation and chat share.
 
+    Attributes:
+        is_answer: Whether the response is an answer in a conversation.
+    """
+
+    is_answer: ClassVar[bool] = False
     neutral: ClassVar[Mapping[str, Neutral]] = {
         **ModelRequest.neutral,
         "format": only(""),
@@ -150,6 +156,15 @@ class GenerationRequest(ModelRequest):
 
     options: Options = Field(default_factory=lambda: Options.model_validate({}))
     stream: bool = True
+
+    @abstractmethod
+    async def prompt_of(self, model: ServedModel) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """The prompt's token ids, and strings that end its response. Without ids nothing is
+        generated: clients load a model so."""
+
+    @abstractmethod
+    def content(self, text: str) -> dict[str, Any]:
+        """The fields of the response for a piece of its text, or all of it."""
 
 
 class GenerateRequest(GenerationRequest):
@@ -167,8 +182,6 @@ class GenerateRequest(GenerationRequest):
     raw: bool = Field(False, description="Continue the prompt as it is, without a template.")
 
     async def prompt_of(self, model: ServedModel) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """The prompt's token ids, and strings that end its response. Without ids nothing is
-        generated: clients load a model so."""
         lm = model.causal_lm
         if self.raw and self.system:
             raise APIError(400, "raw has no system text; put it in the prompt.", param="system")
@@ -179,6 +192,9 @@ class GenerateRequest(GenerationRequest):
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*system, {"role": "user", "content": self.prompt}]
         return await model.run(model.chat_prompt, messages)
+
+    def content(self, text: str) -> dict[str, Any]:
+        return {"response": text}
 
 
 class ChatMessage(RequestModel):
@@ -196,14 +212,17 @@ class ChatMessage(RequestModel):
 class ChatRequest(GenerationRequest):
     """`POST /api/chat`."""
 
+    is_answer = True
     neutral: ClassVar[Mapping[str, Neutral]] = {**GenerationRequest.neutral, "tools": only([])}
 
     messages: list[ChatMessage] = Field(default=[], max_length=1_000)
 
     async def prompt_of(self, model: ServedModel) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """As that of `GenerateRequest`."""
         messages = [message.model_dump() for message in self.messages]
         return await model.run(model.chat_prompt, messages) if messages else ((), ())
+
+    def content(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text}}
 
 
 class EmbedRequest(ModelRequest):
@@ -237,16 +256,14 @@ async def chat(body: ChatRequest, models: ModelsDep, client: ClientDep) -> Respo
     return await _respond(body, models, client)
 
 
-async def _respond(
-    body: GenerateRequest | ChatRequest, models: ServedModels, client: Client
-) -> Response:
+async def _respond(body: GenerationRequest, models: ServedModels, client: Client) -> Response:
     model = body.named(models, "text-generation")
     ids, stops = await body.prompt_of(model)
     if not ids:
         return JSONResponse(_frame(model, body, "") | {"done": True, "done_reason": "load"})
     settings = body.options.generation(model, len(ids))
     settings = replace(settings, stop=(*settings.stop, *stops))
-    outputs = model.prepare([ids], settings, is_answer=isinstance(body, ChatRequest))
+    outputs = model.prepare([ids], settings, is_answer=body.is_answer)
     return await client.respond(_Response(model, outputs, body), DIALECT, stream=body.stream)
 
 
@@ -285,15 +302,8 @@ class _Response(GenerationResponse):
 
 def _frame(model: ServedModel, body: GenerationRequest, text: str) -> dict[str, Any]:
     """What each piece of a response has."""
-    return {
-        "model": body.model or model.name,
-        "created_at": datetime.now(UTC).isoformat(),
-        **(
-            {"message": {"role": "assistant", "content": text}}
-            if isinstance(body, ChatRequest)
-            else {"response": text}
-        ),
-    }
+    now = datetime.now(UTC).isoformat()
+    return {"model": body.model or model.name, "created_at": now, **body.content(text)}
 
 
 @router.post("/api/embed")
