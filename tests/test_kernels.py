@@ -189,6 +189,8 @@ def test_times_grow_with_the_work():
     many = measure_kernels(twice, {"fp32": FLOAT32}).seconds["fp32"]
     assert 5 < many[64] / once[64] < 80
     assert once[1] < once[64]
+    with pytest.raises(KeyError):
+        _ = once[3]  # was not measured; not zero seconds
 
 
 def test_measuring_leaves_no_trace():

@@ -251,7 +251,7 @@ def _in_all(
     for product, own in zip(products, best, strict=True):
         for name in names:
             found[name][product.rows] += product.times * own[name].seconds
-    return found
+    return {name: dict(own) for name, own in found.items()}
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Words around numbers, for logs, errors and reports."""
+"""Words around numbers and errors, for logs, messages and reports."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,11 @@ MAX_NUMBERS = 5
 def counted(number: int, noun: str, plural: str = "") -> str:
     """1 document, 2 documents, 1,234 entries (with `plural="entries"`)."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; of an empty one the error's name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def numbered_rows(numbers: Sequence[int]) -> str:

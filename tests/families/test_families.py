@@ -7,10 +7,15 @@ from tests.tiny_models import EVERY_CAUSAL_FAMILY, EVERY_FAMILY, make_config
 from transformers import (
     BertConfig,
     ElectraConfig,
+    Gemma2Config,
     GPT2Config,
+    LlamaConfig,
+    MistralConfig,
     ModernBertConfig,
     MPNetConfig,
+    Phi3Config,
     PretrainedConfig,
+    Qwen2Config,
     RobertaConfig,
     XLMRobertaConfig,
 )
@@ -205,6 +210,23 @@ def test_a_new_model_shares_keys_between_as_many_heads_as_its_recipe_says():
         family_named("gpt2").new_config(gpt2, 90, 32, special)
     with pytest.raises(ValidationError, match="not a multiple of num_key_value_heads 3"):
         ArchitectureRecipe.model_validate({"family": "qwen3", **size, "num_key_value_heads": 3})
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (LlamaConfig.from_dict({"sliding_window": 4}), None),
+        (MistralConfig(sliding_window=4), 4),
+        (MistralConfig(sliding_window=None), None),
+        (Phi3Config(sliding_window=4), 4),
+        (Qwen2Config(sliding_window=4), None),
+        (Qwen2Config(sliding_window=4, use_sliding_window=True, max_window_layers=1), 4),
+        (Gemma2Config(sliding_window=4), 4),
+    ],
+)
+def test_a_window_is_that_of_the_architecture(config, expected):
+    """Some read a key of their configuration that others ignore, or only in layers of a kind."""
+    assert family_of(config).window(config) == expected
 
 
 def test_every_file_of_architectures_is_a_family():

@@ -53,6 +53,7 @@ SETTINGS = [
     {"tie_word_embeddings": True, "num_key_value_heads": 1},
     {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4},
     {"head_dim": 8},
+    {"sliding_window": 4},  # Mistral's; a Llama attends to everything
     {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}},
     {"rope_parameters": {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0}},
 ]

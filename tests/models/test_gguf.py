@@ -1,6 +1,7 @@
 """GGUF files as models: the same weights, tokens and log-probabilities as in llama.cpp, or a
 refusal that names what is wrong."""
 
+import os
 import re
 import shutil
 import struct
@@ -22,12 +23,13 @@ import stillhouse
 from stillhouse.errors import ModelError
 from stillhouse.export.export import export_model
 from stillhouse.inference.causal_lm import CausalLM
-from stillhouse.models.from_gguf import architectures, tokenizer
+from stillhouse.models.from_gguf import architectures, read, tokenizer
 from stillhouse.models.from_gguf.agreement import Reference
 from stillhouse.models.from_gguf.file import read_header
 from stillhouse.models.from_gguf.read import folder_of_gguf
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
+from stillhouse.runs.manifest import sha256_of
 from stillhouse.tokens.encoders import ODD_TEXTS
 
 GGUF_KINDS = gguf.GGMLQuantizationType
@@ -88,6 +90,7 @@ def test_a_damaged_length_ends_at_once(make):
         (b"PK\3\4zip", "it starts with b'PK"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "GGUF version 1"),
+        (b"verses", "it starts with b'vers'"),
         (b"", "cut short"),
     ],
 )
@@ -101,6 +104,8 @@ def test_other_files_are_refused_by_what_they_are(tmp_path, content, said):
     ("changes", "said"),
     [
         ({"split.count": 3, "split.no": 0}, "part 1 of 3 of a model"),
+        ({"split.count": "3"}, "cannot be read as a GGUF file"),
+        ({"general.type": ["a"]}, "cannot be read as a GGUF file"),
         ({"general.type": "adapter"}, "a LoRA adapter"),
         ({"general.type": "mmproj"}, "the projector of images"),
         ({"general.type": "imatrix"}, "an importance matrix"),
@@ -258,6 +263,36 @@ def test_another_content_under_the_same_name_is_another_model(make):
     second = folder_of_gguf(make({"llama.rope.freq_base": 20_000.0}))
     assert first != second
     assert load_model(second)[1].config.rope_parameters["rope_theta"] == 20_000.0
+
+
+@e2e
+def test_a_file_that_is_replaced_while_it_is_read_is_no_other_model(
+    make, tmp_path, cache, monkeypatch
+):
+    """Replaced before it is dequantized it is refused; where the old one is known, the next use
+    reads the new one."""
+    first = shutil.copy(make(), tmp_path / "first")
+    second = shutil.copy(make({"llama.rope.freq_base": 20_000.0}), tmp_path / "second")
+    path = tmp_path / "model.gguf"
+
+    def hashed_then_replaced(file: Path) -> str:
+        digest = sha256_of(file)
+        shutil.copy(second, file)
+        return digest
+
+    shutil.copy(first, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(read, "sha256_of", hashed_then_replaced)
+        with pytest.raises(ModelError, match="was changed while it was read"):
+            folder_of_gguf(path)
+    assert not list((cache / "stillhouse" / "gguf").glob("*/model"))
+    shutil.copy(first, path)
+    old = folder_of_gguf(path)
+    os.utime(path)  # so that it is hashed again
+    with monkeypatch.context() as patch:
+        patch.setattr(read, "sha256_of", hashed_then_replaced)
+        assert folder_of_gguf(path) == old
+    assert folder_of_gguf(path) != old
 
 
 @e2e

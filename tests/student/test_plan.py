@@ -1,11 +1,12 @@
 """The student's plan: the rule for layer maps, and what a teacher cannot give."""
 
 import pytest
-from transformers import BertConfig, GPT2Config, RobertaConfig
+from transformers import AutoConfig, BertConfig, GPT2Config, Qwen2Config, RobertaConfig
 
 from stillhouse.errors import RecipeError
-from stillhouse.families.base import evenly_spread
+from stillhouse.families.base import PER_LAYER, evenly_spread
 from stillhouse.families.registry import check_sequence_length
+from stillhouse.families.settings import FAMILY_NAMES
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import LayerChoice, StudentRecipe
 from stillhouse.tokens.settings import TokensRecipe
@@ -82,6 +83,41 @@ def test_a_number_of_layers_is_chosen_by_importance(asked, expected):
 def test_layers_that_nothing_is_copied_from_are_not_measured(weights):
     """A student with weights of its own needs only the number of layers."""
     assert plan_student(GPT2Config(), StudentRecipe(layer_map=2, weights=weights)).choice is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"layer_map": 12}, False),
+        ({"layer_map": [0, 3]}, False),
+        ({"layer_map": [0, 3], "feed_forward_size": 3_072}, False),
+        ({"layer_map": [0, 3], "feed_forward_size": 512}, True),
+        ({"layer_map": [0, 3], "feed_forward_size": 512, "weights": "random"}, False),
+    ],
+)
+def test_a_teacher_is_measured_where_there_is_a_choice(settings, expected):
+    """All layers, or widths as large as the teacher's, leave nothing to choose."""
+    assert plan_student(GPT2Config(), StudentRecipe(**settings)).is_measured == expected
+
+
+def test_what_is_no_list_of_layers_is_left_alone():
+    """Two ids that end a text are not one for each of two layers; their kinds of attention are."""
+    kinds = ["full_attention", "sliding_attention"]
+    teacher = Qwen2Config(num_hidden_layers=2, eos_token_id=[1, 2], layer_types=kinds)
+    teacher.architectures = ["Qwen2ForCausalLM", "Another"]
+    config = plan_student(teacher, StudentRecipe(layer_map=[1])).config
+    assert config.layer_types == ["sliding_attention"]
+    assert config.eos_token_id == [1, 2]
+    assert config.architectures == teacher.architectures
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_every_list_of_layers_is_known(family):
+    """No architecture has another key whose value grows with the layers."""
+    one, other = (AutoConfig.for_model(family, num_hidden_layers=n).to_dict() for n in (5, 7))
+    listed = {key for key in one if isinstance(one[key], list) and one[key] != other[key]}
+    assert listed <= {*PER_LAYER}
 
 
 def test_a_teacher_of_one_layer_still_has_a_student():

@@ -1,6 +1,7 @@
 """The importance of layers from the command line: table, losses, chart."""
 
 import json
+import re
 import sys
 import xml.etree.ElementTree as ET
 
@@ -47,6 +48,15 @@ def test_the_table_marks_the_layers_to_keep(ranked, tmp_path):
     root = ET.parse(tmp_path / "layers.svg").getroot()
     bars = [each.attrib["class"] for each in root.iter("{http://www.w3.org/2000/svg}rect")]
     assert sorted(bars) == ["bar student"] * 2 + ["bar teacher"] * 2
+
+
+def test_all_layers_have_scores(ranked):
+    """With none to drop, the table has a row and a score for each layer."""
+    code, out, err = ranked("--layers", "4", "--by", "greedy")
+    assert code == 0, err
+    assert out.count("kept") == 4
+    assert "loss increase without it" in out
+    assert re.search(r"all\W+4\W", out)
 
 
 def test_more_layers_than_there_are_is_refused(ranked):

@@ -7,7 +7,14 @@ import pytest
 import torch
 import transformers
 from tests.tiny_models import make_config
-from transformers import BertConfig, GPT2Config, LlamaConfig, Olmo2Config
+from transformers import (
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    Olmo2Config,
+    OPTConfig,
+)
 
 from stillhouse.errors import RecipeError
 from stillhouse.families.registry import family_of
@@ -28,6 +35,7 @@ from stillhouse.student.width import (
 )
 
 GROUPED = LlamaConfig(hidden_size=2_048, num_attention_heads=32, num_key_value_heads=8)
+SMALL = LlamaConfig(hidden_size=64, num_attention_heads=8, num_key_value_heads=4, head_dim=8)
 
 
 def model_with_heads(family: str):
@@ -156,6 +164,11 @@ def test_heads_are_ranked_within_their_groups():
         (GPT2Config(), {"num_heads": 6}, "heads of a gpt2 model divide its hidden size"),
         (BertConfig(), {"num_heads": 6}, "heads of a bert model divide its hidden size"),
         (Olmo2Config(), {"num_heads": 16}, "heads of a olmo2 model are normed together"),
+        (BertConfig(), {"layer_map": [0, 1], "num_heads": 5}, "bert model divide its hidden size"),
+        (GPT2Config(), {"num_heads": 5}, "heads of a gpt2 model divide its hidden size"),
+        (OPTConfig(), {"num_heads": 5}, "heads of a opt model divide its hidden size"),
+        (DistilBertConfig(), {"num_heads": 5}, "a distilbert model divide its hidden size"),
+        (SMALL, {"num_heads": 6, "num_key_value_heads": 3}, r"llama student .* 6 heads \(The hid"),
         (GROUPED, {"num_heads": 40}, "num_heads is 40, but the teacher has 32"),
         (GROUPED, {"num_heads": 12}, "num_heads 12 and .* 8 do not fit .* 32 and 8"),
         (GROUPED, {"num_heads": 16, "num_key_value_heads": 2}, "16 and .* 2 do not fit"),

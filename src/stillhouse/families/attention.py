@@ -32,12 +32,17 @@ MAX_LENGTH = 256  # positions; at 512 the products gain nothing
 
 
 class Scores(NamedTuple):
-    """How attention computes its scores: scale * query @ key, with a softcap c then
-    c * tanh(score / c), over the last `window` tokens or all."""
+    """How attention computes its scores: scale * query @ key, `softcapped`, over the last `window`
+    tokens or all."""
 
     scale: float
     window: int | None = None
     softcap: float | None = None
+
+
+def softcapped(scores: Float[Tensor, "*n"], cap: float | None) -> Float[Tensor, "*n"]:
+    """cap * tanh(scores / cap), so that none is beyond the cap; without a cap the scores."""
+    return scores if cap is None else cap * (scores / cap).tanh()
 
 
 _sdpa = AttentionInterface()["sdpa"]
@@ -82,6 +87,17 @@ def _attention(
         query, key, value, visible, scale=scale, dropout=dropout, softcap=softcap
     )
     return found.transpose(1, 2).contiguous(), None
+
+
+def window_in_every_layer(config: PretrainedConfig) -> int | None:
+    """The window of attention where all layers have the configuration's."""
+    return config.sliding_window
+
+
+def window_by_layer_types(config: PretrainedConfig) -> int | None:
+    """The window of attention where only layers that the configuration lists as sliding have it."""
+    kinds = getattr(config, "layer_types", None) or ()
+    return config.sliding_window if "sliding_attention" in kinds else None
 
 
 def within_window(
@@ -133,7 +149,7 @@ def plain_attention(
         visible: True where a query (second to last axis) attends to a key (last axis); None for
             all.
         dropout: Probability of dropping a weight.
-        softcap: Scores become softcap * tanh(score / softcap) before keys are hidden.
+        softcap: Of the scores, before keys are hidden; see `softcapped`.
     """
     num_sequences, num_heads, length, _ = query.shape
     square = (num_sequences * num_heads, length, length)
@@ -149,7 +165,7 @@ def plain_attention(
         if softcap is None:
             scores = torch.baddbmm(bias.expand(square), queries, keys.transpose(1, 2), alpha=scale)
         else:
-            scores = softcap * torch.tanh(queries @ keys.transpose(1, 2) * (scale / softcap)) + bias
+            scores = softcapped(scale * queries @ keys.transpose(1, 2), softcap) + bias
         weights = scores.softmax(-1)
         if dropout > 0:
             weights = weights * dropout_factors(weights, dropout)

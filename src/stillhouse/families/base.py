@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import RecipeError
-from stillhouse.families.attention import Scores, attention_by, explicit_attention_mask
+from stillhouse.families.attention import (
+    Scores,
+    attention_by,
+    explicit_attention_mask,
+    softcapped,
+    window_by_layer_types,
+)
 from stillhouse.families.settings import ArchitectureRecipe
 from stillhouse.section import LanguageModeling, Rows
 from stillhouse.tokens.batches import Batch
@@ -32,6 +38,7 @@ DROPOUTS = (
     "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "dropout",
     "attention_probs_dropout_prob", "hidden_dropout_prob", "embedding_dropout", "mlp_dropout",
 )  # fmt: skip
+PER_LAYER = ("layer_types",)  # keys of configurations that list something for each layer
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope_type
 # Attention of N tokens of any sequences, each to its own sequence's cached keys and values; from
 # the number of the layer, the queries, the keys beside the values, and how scores are computed.
@@ -72,7 +79,7 @@ class Head:
     def logits(self, features: Float[Tensor, "*n D"]) -> Float[Tensor, "*n V"]:
         """The logits of transformed hidden states."""
         logits = nn.functional.linear(features, self.weight, self.bias)
-        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+        return softcapped(logits, self.softcap)
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,8 @@ class Family:
         ignored_on_load: Patterns of weights in published checkpoints that the model has no use for.
         token_runner: A faster way for a causal model to compute tokens of many sequences in one
             batch than its body as a whole; reads the model's current weights.
+        window: Tokens that a token attends to at most, itself included, in the layers that limit
+            them; None where no layer does.
         supports: Why a configuration of the family cannot be computed; None if it can.
         tiny: Keys of the configuration with which tests run, beside those of its size.
     """
@@ -134,6 +143,7 @@ class Family:
     adds_mask: bool = False
     ignored_on_load: tuple[str, ...] = ()
     token_runner: Callable[[Any], RunTokens] | None = None
+    window: Callable[[PretrainedConfig], int | None] = window_by_layer_types
     supports: Callable[[PretrainedConfig], str | None] = rotary_reason
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
@@ -351,12 +361,12 @@ def layers_from(wanted: int | list[int] | None, num_teacher_layers: int, *, key:
 
 
 def with_layers(config: PretrainedConfig, layer_map: Sequence[int]) -> PretrainedConfig:
-    """A copy of the configuration with these layers alone; what it lists for each layer, such as
-    `layer_types`, goes with them."""
-    new, num_layers = copy.deepcopy(config), config.num_hidden_layers
-    for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == num_layers:
-            setattr(new, name, [value[layer] for layer in layer_map])
+    """A copy of the configuration with these layers alone; what it lists for each layer goes with
+    them."""
+    new = copy.deepcopy(config)
+    for key in PER_LAYER:
+        if listed := getattr(config, key, None):
+            setattr(new, key, [listed[layer] for layer in layer_map])
     new.num_hidden_layers = len(layer_map)
     return new
 

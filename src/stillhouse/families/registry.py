@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.families.architectures import roberta
 from stillhouse.families.architectures.llama import token_runner
+from stillhouse.families.attention import window_in_every_layer
 from stillhouse.families.base import Family
 from stillhouse.families.probe import probe
 from stillhouse.families.settings import CAUSAL, FAMILY_NAMES, WITH_FILES
@@ -17,7 +18,12 @@ from stillhouse.tokens.settings import TokensRecipe
 # Architectures that differ by little from what `probe` finds; others have files in `architectures`.
 GROUPED = {"num_key_value_heads": 1}
 DIFFERENCES = {
-    "mistral": partial(Family, token_runner=token_runner, tiny={**GROUPED, "sliding_window": 7}),
+    "mistral": partial(
+        Family,
+        token_runner=lambda model: token_runner(model, window_in_every_layer(model.config)),
+        window=window_in_every_layer,
+        tiny={**GROUPED, "sliding_window": 7},
+    ),
     "qwen2": partial(
         Family,
         token_runner=token_runner,
@@ -36,7 +42,7 @@ DIFFERENCES = {
     "gemma3_text": partial(
         Family, tiny={**GROUPED, "sliding_window": 7, "sliding_window_pattern": 2}
     ),
-    "phi3": partial(Family, tiny={**GROUPED, "sliding_window": 7}),
+    "phi3": partial(Family, window=window_in_every_layer, tiny={**GROUPED, "sliding_window": 7}),
     # Its layers flatten their rows before the feed-forward part.
     "opt": partial(Family, position_wise=("self_attn.out_proj",)),
     # Queries, keys and values of a head are side by side: those of all heads cannot be separated.

@@ -22,6 +22,7 @@ from stillhouse.families.base import Family
 from stillhouse.families.registry import family_of
 from stillhouse.models.special_ids import read_settings
 from stillhouse.tokens.tokenizer import load_tokenizer, num_ids
+from stillhouse.wording import first_line
 
 # The files of a model folder that affect results: downloaded, fingerprinted, copied.
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.bpe", "vocab.txt", "merges.txt")
@@ -240,11 +241,6 @@ def _settle(config: PretrainedConfig, family: Family) -> None:
     config._attn_implementation = "sdpa" if has_sdpa else "eager"
     if isinstance(config.architectures, str):
         config.architectures = [config.architectures]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def differing_shapes(mismatched: Any) -> list[str]:

@@ -20,7 +20,6 @@ from stillhouse.models.folder_check import (
     OTHER_WEIGHTS,
     WEIGHTS,
     differing_shapes,
-    first_line,
     fit_tokenizer,
     load_config,
     load_model_tokenizer,
@@ -36,6 +35,7 @@ from stillhouse.models.special_ids import (
     read_settings,
 )
 from stillhouse.tokens.tokenizer import load_tokenizer, num_ids, save_tokenizer, tokenizer_files
+from stillhouse.wording import first_line
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -306,4 +306,5 @@ def _complete(logits: Tensor, bias: Tensor | None, softcap: float | None, out: T
     out.copy_(logits)
     if bias is not None:
         out.add_(bias.detach())
+    # `families.attention.softcapped`, in place
     return out if softcap is None else out.div_(softcap).tanh_().mul_(softcap)

@@ -23,7 +23,11 @@ PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write in place of `path`, so that a reader sees the old content or the new, never a
-    part. It replaces `path` at the end of the block; after an error nothing is left of it."""
+    part. It replaces `path` at the end of the block; after an error nothing is left of it.
+
+    What a killed process leaves is not removed here: it could be the file of one that still writes
+    (see `remove_leftovers`).
+    """
     temporary = temporary_path(path, os.getpid())
     try:
         with temporary.open("wb") as file:

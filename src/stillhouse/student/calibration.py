@@ -13,7 +13,7 @@ from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.sources import check_access
 from stillhouse.errors import DataError
 from stillhouse.runs.manifest import fingerprint
-from stillhouse.student.settings import ImportanceRecipe, StudentRecipe
+from stillhouse.student.settings import ImportanceRecipe
 from stillhouse.tokens.batches import Batch, SequenceSource
 from stillhouse.tokens.packing import open_source, pack
 from stillhouse.tokens.settings import TokensRecipe
@@ -112,15 +112,15 @@ def text_fingerprint(recipe: ImportanceRecipe) -> str:
         return fingerprint(describe_sources(CorpusRecipe(source=recipe.text)))
 
 
-def check_text(student: StudentRecipe, *, offline: bool) -> None:
+def check_text(importance: ImportanceRecipe, *, offline: bool) -> None:
     """Check that the text to measure on is there, where the recipe names one; reads none.
 
     Raises:
         DataError, NetworkError: it cannot be read.
     """
-    if student.is_measured and student.importance.text != "corpus":
-        text_fingerprint(student.importance)
-        check_access(student.importance.text, KEY, offline=offline)
+    if importance.text != "corpus":
+        text_fingerprint(importance)
+        check_access(importance.text, KEY, offline=offline)
 
 
 @contextmanager

@@ -107,11 +107,12 @@ def _choose_greedily(
 ) -> LayerImportance:
     """Drop the layer whose absence raises the loss least, until `num_layers` are left."""
     kept = list(range(len(family.layers_of(model))))
-    losses = [loss_on(family, model, text)]
-    scores, dropped = [], []
+    losses, dropped = [loss_on(family, model, text)], []
+    without = _losses_without_each(family, model, text, kept)
+    scores = [loss - losses[0] for loss in without]
     while len(kept) > num_layers:
-        without = _losses_without_each(family, model, text, kept)
-        scores = scores or [loss - losses[0] for loss in without]
+        if dropped:
+            without = _losses_without_each(family, model, text, kept)
         first = 1 if family.first_layer_differs else 0  # the first that can be dropped
         least = min(range(first, len(kept)), key=lambda place: without[place])
         losses.append(without[least])

@@ -19,11 +19,9 @@ from stillhouse.families.registry import check_sequence_length, family_of
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.load import empty_model, load_model, save_model
 from stillhouse.models.special_ids import take_generation_config
-from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
-from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
-from stillhouse.stages.context import StageContext
+from stillhouse.stages.context import ModelRef, StageContext
 from stillhouse.student.calibration import calibration_of, text_fingerprint
 from stillhouse.student.importance import choose_layers
 from stillhouse.student.plan import StudentPlan, plan_student
@@ -33,22 +31,21 @@ from stillhouse.training.device import pick_device
 from stillhouse.wording import counted
 
 
-def initialize_inputs(
-    recipe: Recipe, run: RunFolder, teacher_fingerprint: str, seed: int
-) -> Inputs:
+def initialize_inputs(context: StageContext, teacher: ModelRef) -> Inputs:
     """The inputs of the initial student. Copied weights do not depend on the seed, and named layers
     not on a text."""
-    student, importance = recipe_part(recipe.student), recipe.student.importance
-    sources = {"teacher": teacher_fingerprint}
-    if recipe.student.is_measured:
-        tokens = read_manifest(run.tokens)
+    recipe = context.recipe.student
+    student, importance = recipe_part(recipe), recipe.importance
+    sources = {"teacher": teacher.fingerprint}
+    if plan_student(load_config(teacher.folder), recipe).is_measured:
+        tokens = read_manifest(context.run.tokens)
         sources["tokens"] = tokens.fingerprint if tokens else ""
         if importance.text != "corpus":
             sources["importance"] = text_fingerprint(importance)
     else:
         del student["importance"]
-    seeded = recipe.student.weights == "random"
-    return Inputs("init", {"student": student}, sources, seed if seeded else None)
+    seeded = recipe.weights == "random"
+    return Inputs("init", {"student": student}, sources, context.seed if seeded else None)
 
 
 def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> None:
@@ -100,7 +97,7 @@ def _measure_parts(
     context: StageContext, teacher: PreTrainedModel, plan: StudentPlan
 ) -> MeasuredParts:
     recipe, layers = context.recipe, None
-    if not recipe.student.is_measured:
+    if not plan.is_measured:
         return MeasuredParts(None, [])
     importance, tokens = recipe.student.importance, context.run.tokens
     text = calibration_of(importance, recipe.tokens, tokens, offline=context.offline)

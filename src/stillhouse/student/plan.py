@@ -9,7 +9,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.families.base import Family, StudentMapping
 from stillhouse.families.registry import family_named, family_of
 from stillhouse.student.settings import LayerChoice, StudentRecipe
-from stillhouse.student.width import narrow_config
+from stillhouse.student.width import narrow_config, sizes_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class StudentPlan:
 
     `narrow` is the teacher's configuration at the student's widths, with all layers. Where the
     layers are still to be chosen by their importance, `choice` says how, and `layer_map`
-    stands for it: as many layers, evenly spread.
+    stands for it: as many layers, evenly spread. `is_measured` says whether the importance of the
+    teacher's parts decides what is kept: there are fewer layers, channels or heads to choose.
     """
 
     family: Family
@@ -27,6 +28,7 @@ class StudentPlan:
     narrow: PretrainedConfig
     config: PretrainedConfig
     layer_map: list[int]
+    is_measured: bool
     choice: LayerChoice | None = None
 
 
@@ -56,8 +58,10 @@ def plan_student(
     choice = None
     if recipe.chooses_layers and len(layer_map) < teacher.num_hidden_layers:
         choice = layers if isinstance(layers, LayerChoice) else LayerChoice(layers=len(layer_map))
+    narrow = narrow_config(teacher, recipe)
+    is_narrower = sizes_of(narrow) != sizes_of(teacher)
+    is_measured = choice is not None or (is_narrower and recipe.weights == "teacher")
     if choice and chosen is not None:
         choice, layer_map = None, list(chosen)
-    narrow = narrow_config(teacher, recipe)
     config = kind.config(narrow, layer_map)
-    return StudentPlan(family_named(wanted), kind, narrow, config, layer_map, choice)
+    return StudentPlan(family_named(wanted), kind, narrow, config, layer_map, is_measured, choice)

@@ -71,7 +71,7 @@ def print_ranking(result: dict[str, Any]) -> None:
         [str(layer), f"{score:.4f}", "kept" if layer in kept else f"{dropped.index(layer) + 1}"]
         for layer, score in enumerate(result["scores"])
     ]
-    score = "influence" if result["by"] == "influence" else "loss without it"
+    score = "influence" if result["by"] == "influence" else "loss increase without it"
     losses = [
         [NAMES[name], str(len(result["scores"]) if name == "all" else len(kept)), f"{loss:.3f}"]
         for name, loss in result["loss"].items()

@@ -77,8 +77,3 @@ class StudentRecipe(Section):
         """Whether a width is given."""
         widths = (self.feed_forward_size, self.num_heads, self.num_key_value_heads)
         return any(width is not None for width in widths)
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether the importance of the teacher's parts decides what is kept."""
-        return self.chooses_layers or (self.is_narrower and self.weights == "teacher")

@@ -19,7 +19,8 @@ def check(check: "RecipeCheck") -> None:
     check.student = plan_student(check.teacher, check.recipe.student)
     if check.runs("init"):
         check_initial_weights(check.recipe.student.weights, check.student)
-        check_text(check.recipe.student, offline=check.offline)
+        if check.student.is_measured:
+            check_text(check.recipe.student.importance, offline=check.offline)
 
 
 def run(context: "StageContext") -> None:
@@ -29,7 +30,7 @@ def run(context: "StageContext") -> None:
     teacher = context.models.teacher
     context.once(
         context.run.student_init,
-        lambda: initialize_inputs(context.recipe, context.run, teacher.fingerprint, context.seed),
+        lambda: initialize_inputs(context, teacher),
         lambda inputs: initialize(context, teacher.folder, inputs),
     )
 

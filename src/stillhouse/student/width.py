@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -25,6 +26,7 @@ from stillhouse.families.registry import family_of
 from stillhouse.models.load import empty_model
 from stillhouse.student.calibration import Calibration
 from stillhouse.student.settings import StudentRecipe
+from stillhouse.wording import counted
 
 # What architectures call the width of the feed-forward part.
 FEED_FORWARD_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim")
@@ -81,7 +83,20 @@ def narrow_config(config: PretrainedConfig, recipe: StudentRecipe) -> Pretrained
         heads, kv_heads = _wanted_heads(recipe, sizes)
         new = _with_heads(new, heads, kv_heads, sizes.head_size)
         _check_heads_are_apart(new, heads)
+    _check_is_valid(new)
     return new
+
+
+def _check_is_valid(config: PretrainedConfig) -> None:
+    """Refuse what the architecture's configuration does: it could not be saved."""
+    try:
+        config.validate()
+    except StrictDataclassClassValidationError as error:
+        sizes = sizes_of(config)
+        raise RecipeError(
+            f"A {config.model_type} student cannot have {counted(sizes.heads, 'head')} "
+            f"({error.__cause__ or error}). Change student.num_heads, or leave it out."
+        ) from error
 
 
 def _wanted_heads(recipe: StudentRecipe, sizes: Sizes) -> tuple[int, int]:
@@ -121,7 +136,12 @@ def _with_heads(
 
 def _check_heads_are_apart(config: PretrainedConfig, heads: int) -> None:
     """Refuse architectures whose other heads would change with those that are cut."""
-    queries, _ = head_axes(config)
+    try:
+        queries, _ = head_axes(config)
+    except (
+        ValueError
+    ):  # from the model's constructor, where the hidden size is no multiple of heads
+        queries = []
     norms = [axis.parameter for axis in queries if "norm" in axis.parameter]
     if queries and not norms:
         return

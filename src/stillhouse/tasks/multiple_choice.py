@@ -26,6 +26,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stillhouse.data.rows import Row, name_of, read_rows
 from stillhouse.errors import DataError
+from stillhouse.families.registry import family_of
 from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.metrics import MetricSamples, mean
 from stillhouse.tasks.settings import ChoiceColumns, MultipleChoiceTask
@@ -56,7 +57,6 @@ COLUMNS = {
 }
 CONNECTORS = {"cause": "because", "effect": "therefore"}  # of COPA
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # more would be padding on a CPU
-WINDOWS = ("sliding_window", "window_size")  # keys of configurations
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ class MultipleChoice(LanguageModelTask[MultipleChoiceTask]):
     def for_model(self, folder: Path, config: PretrainedConfig) -> Task:
         task = super().for_model(folder, config)
         assert isinstance(task, MultipleChoice)
-        windows = [getattr(config, key, None) for key in WINDOWS]
-        task._window = min((each for each in windows if each), default=None)
+        task._window = family_of(config).window(config)
         return task
 
     def read(self, path: Path, *, labeled: bool = True) -> list[Question]:

@@ -19,6 +19,7 @@ from stillhouse.errors import DataError, RecipeError
 from stillhouse.runs.manifest import fingerprint, sha256_of
 from stillhouse.section import LanguageModeling
 from stillhouse.tokens.settings import OWN_TOKENIZER
+from stillhouse.wording import first_line
 
 # Vocabulary and merges of byte-level BPE, under their usual names and under OpenAI's.
 BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -171,8 +172,7 @@ def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
     except Exception as error:  # the libraries raise bare Exception on a malformed file
         raise DataError(
             f"The tokenizer at {source} cannot be read ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}). "
-            "Fetch its files again."
+            f"{first_line(error)}). Fetch its files again."
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(

@@ -32,6 +32,7 @@ from torch.distributed.rendezvous import rendezvous
 from stillhouse.errors import ResourceError, RunError, StillhouseError, Stopped, TrainingError
 from stillhouse.runs.atomic import explained_os_errors
 from stillhouse.training.device import pick_device
+from stillhouse.wording import first_line
 
 SECONDS_BETWEEN_QUESTIONS = 0.02
 LONGEST_COLLECTIVE = timedelta(minutes=30)  # compiling included; saving is waited for elsewhere
@@ -222,8 +223,7 @@ def _meet(backend: str) -> Ranks:
             backend, store=group, rank=rank, world_size=size, timeout=LONGEST_COLLECTIVE
         )
     except RuntimeError as error:
-        first_line = str(error).partition("\n")[0]
-        raise TrainingError(f"The ranks did not find each other: {first_line}") from error
+        raise TrainingError(f"The ranks did not find each other: {first_line(error)}") from error
     return Ranks(rank, size, PrefixStore("meetings", ours))
 
 

@@ -13,27 +13,28 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from stillhouse.families.attention import Scores
 from stillhouse.families.base import Attend, Family, RunTokens
 
 
-def token_runner(model: Any) -> RunTokens:
+def token_runner(model: Any, window: int | None = None) -> RunTokens:
     """The layers' own modules one after the other; keys are cached after their rotation.
 
     Also of models that norm queries and keys head by head, or attend within a window.
+
+    Args:
+        window: Of every layer; layers that differ have their own attribute.
     """
     body, size = model.model, model.model.layers[0].self_attn.head_dim
     layers = []
     for block in body.layers:
         attention = block.self_attn
         norms = [getattr(attention, name, nn.Identity()) for name in ("q_norm", "k_norm")]
-        window = getattr(attention, "sliding_window", _window(attention.config))
         modules = (block.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj)
         modules += (*norms, attention.o_proj, block.post_attention_layernorm, block.mlp)
-        scores = Scores(attention.scaling, window)
+        scores = Scores(attention.scaling, getattr(attention, "sliding_window", window))
         layers.append((scores, *(module.forward for module in modules)))
 
     def run_tokens(
@@ -54,11 +55,6 @@ def token_runner(model: Any) -> RunTokens:
         return body.norm(hidden)
 
     return run_tokens
-
-
-def _window(config: PretrainedConfig) -> int | None:
-    """The window of every layer; layers that differ have their own attribute."""
-    return getattr(config, "sliding_window", None)
 
 
 FAMILY = partial(

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
-from stillhouse.families.base import Family, Scores, softcap_of
+from stillhouse.families.attention import Scores, softcapped
+from stillhouse.families.base import Family, softcap_of
 
 IMPOSSIBLE = -1e30  # as a logit; finite, because infinite logits are taken for a damaged model
 FIRST_CAPACITY = 256  # tokens of a slot; doubled whenever a sequence outgrows it
@@ -151,8 +152,7 @@ class SlottedModel:
         if step.requested != list(range(len(hidden))):
             hidden = hidden[torch.tensor(step.requested, device=device)]
         logits = self._head(hidden)[:, : self.num_tokens].float().cpu()
-        if self._softcap is not None:
-            logits = self._softcap * torch.tanh(logits / self._softcap)
+        logits = softcapped(logits, self._softcap)
         for chunk in chunks:
             chunk.slot.length += len(chunk.ids)
         return logits.index_fill(1, self._gaps, IMPOSSIBLE) if len(self._gaps) else logits
@@ -316,8 +316,7 @@ def _attention(
         )
     shared = query.shape[1] // keys.shape[1]
     keys, values = (each.repeat_interleave(shared, 1) for each in (keys, values))
-    logits = query @ keys.transpose(2, 3) * (scores.scale / scores.softcap)
-    logits = scores.softcap * logits.tanh()
+    logits = softcapped(scores.scale * query @ keys.transpose(2, 3), scores.softcap)
     if visible is not None:
         logits = logits.masked_fill(~visible, float("-inf"))
     return logits.softmax(-1) @ values

@@ -19,6 +19,7 @@ import numpy as np
 from gguf.quants import dequantize
 
 from stillhouse.errors import ModelError
+from stillhouse.models.folder_check import LFS_POINTER
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -93,11 +94,11 @@ def read_header(path: Path) -> GGUFFile:
     """
     try:
         with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as data:
-            _check_magic(path, data[: len(MAGIC)])
+            _check_magic(path, data[: len(LFS_POINTER)])
             return _checked(_parse(path, _Cursor(data)))
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}).") from error
-    except (struct.error, ValueError, OverflowError, RecursionError) as error:
+    except (struct.error, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ModelError(
             f"{path} cannot be read as a GGUF file ({error}): it is cut short or damaged. "
             "Fetch it again."
@@ -105,13 +106,13 @@ def read_header(path: Path) -> GGUFFile:
 
 
 def _check_magic(path: Path, found: bytes) -> None:
-    if found == MAGIC:
+    magic = found[: len(MAGIC)]
+    if magic == MAGIC:
         return
-    pointer = found == b"vers"
     raise ModelError(
         f"{path} is a Git LFS pointer, not the model. Fetch it with `git lfs pull`."
-        if pointer
-        else f"{path} is not a GGUF file: it starts with {found!r}, and not with {MAGIC!r}."
+        if found == LFS_POINTER
+        else f"{path} is not a GGUF file: it starts with {magic!r}, and not with {MAGIC!r}."
     )
 
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.errors import ModelError, ResourceError, RunError
-from stillhouse.models.folder_check import first_line, load_model_tokenizer
+from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.models.from_gguf.agreement import Reference
 from stillhouse.models.from_gguf.architectures import (
     config_of,
@@ -34,9 +34,11 @@ from stillhouse.runs.atomic import write_atomic
 from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, sha256_of, verify
 from stillhouse.runs.paths import user_cache
 from stillhouse.units import size_bytes
+from stillhouse.wording import first_line
 
 FORMAT = 1  # of what is written; a change of it rewrites every model
 MODEL = "model"  # the folder beside the manifest
+Stamp = list[int]  # size, time of change and inode of a file
 
 
 def folder_of_gguf(path: Path) -> Path:
@@ -56,14 +58,15 @@ def folder_of_gguf(path: Path) -> Path:
     seen = cache / "seen" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
     if (known := _known(seen, path)) is not None:
         return known
-    header = read_header(path)
+    stamp, header = _stamp(path), read_header(path)
     digest = sha256_of(path)
     target = cache / digest[:32]
     with _locked(seen.parent, cache / f".{digest[:32]}.lock"):
         inputs = Inputs("gguf", {"format": FORMAT}, {"gguf": digest})
         if not _is_intact(target, inputs):
-            _write(header, target, inputs)
-    _remember(seen, path, target)
+            _write(header, target, inputs, stamp)
+    if _stamp(path) == stamp:
+        _remember(seen, path, target)
     return target / MODEL
 
 
@@ -83,7 +86,7 @@ def _locked(folder: Path, path: Path) -> Iterator[None]:
         yield
 
 
-def _write(file: GGUFFile, target: Path, inputs: Inputs) -> None:
+def _write(file: GGUFFile, target: Path, inputs: Inputs, stamp: Stamp) -> None:
     config, tokenizer = _described(file)
     model = empty_model(config)
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
@@ -98,6 +101,11 @@ def _write(file: GGUFFile, target: Path, inputs: Inputs) -> None:
         for name, stored in names.items():
             values[name] = torch.from_numpy(in_transformers_layout(file, name, stored))
             progress.advance(bar)
+        if _stamp(file.path) != stamp:
+            raise ModelError(
+                f"{file.path} was changed while it was read. Run the same command again once it is "
+                "complete."
+            )
         model.load_state_dict(values, strict=False, assign=True)
         model.tie_weights()
         model.generation_config.eos_token_id = sorted(reference.end_ids)
@@ -160,6 +168,6 @@ def _remember(seen: Path, path: Path, target: Path) -> None:
         write_atomic(seen, json.dumps(content, indent=1).encode())
 
 
-def _stamp(file: Path) -> list[int]:
+def _stamp(file: Path) -> Stamp:
     found = file.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ino]
