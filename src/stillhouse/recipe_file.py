@@ -123,8 +123,6 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> "tuple[str,
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "recipe") -> "Recipe":
     """Validate a recipe's YAML text after applying `overrides`; `where` names it in errors."""
-    from stillhouse.recipe import Recipe
-
     data = _parse_yaml(text, where)
     if not isinstance(data, dict):
         found = "nothing: the file is empty" if data is None else type(data).__name__
@@ -133,6 +131,8 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "reci
             "quickstart` prints one to start from."
         )
     _write_out_preset(data, overrides)
+    from stillhouse.recipe import Recipe  # loads PyTorch: not for a file that is no recipe
+
     return _validate(Recipe, data, overrides, where)
 
 
