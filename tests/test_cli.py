@@ -175,6 +175,8 @@ def test_a_usage_mistake_is_exit_code_2(capsys, monkeypatch, arguments):
 def test_an_unknown_option_suggests_the_nearest(capsys, monkeypatch):
     _, _, err = call(capsys, monkeypatch, "check", "quickstart", "--sett", "seed=1")
     assert "No such option: --sett. Did you mean '--set'?" in err
+    _, _, err = call(capsys, monkeypatch, "--versoin")
+    assert "No such option: --versoin. Did you mean '--version'?" in err
 
 
 def test_generate_prints_texts_that_begin_with_the_prompt(capsys, monkeypatch, model):

@@ -7,13 +7,21 @@ utilization, and energy is time times the stated watts. Both are labeled as esti
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse import terminal, units
+from stillhouse.data.rows import path_of
 from stillhouse.distillation.cache import cache_format
-from stillhouse.estimate.language import LanguagePlan, Part, language_parts, text_size
+from stillhouse.estimate.language import (
+    LanguagePlan,
+    Part,
+    language_parts,
+    text_size,
+    zero_shot_tokens,
+)
 from stillhouse.estimate.speeds import MeasuredSpeeds
 from stillhouse.estimate.tasks import TaskPlan, task_parts
 from stillhouse.finetuning.models import CheckedTask
@@ -35,6 +43,7 @@ from stillhouse.training.settings import PretrainingRecipe
 from stillhouse.wording import counted, duration
 
 UTILIZATION = 0.4  # assumed of hardware that is not here
+NOT_FETCHED = "its examples are on the hub, and not fetched yet"
 
 
 @dataclass(frozen=True)
@@ -83,10 +92,11 @@ def check_recipe(
         parts += _task_parts(recipe, task, own, tokenizer, speeds)
     if checked.student is not None:
         text = text_size(recipe.text, run, tokenizer, offline=offline)
-        plan = LanguagePlan(recipe, checked.teacher, checked.student.config, text, tokenizer)
+        sets, unknown = zero_shot_sizes(checked)
+        plan = LanguagePlan(recipe, checked.teacher, checked.student.config, text, tokenizer, sets)
         *trainings, evaluation = language_parts(plan, speeds)
         result |= _distillation_cost(plan, checked.student, trainings)
-        parts = [*trainings, *parts, evaluation]
+        parts = [*trainings, *parts, evaluation, *unknown]
         notes += _trainings_below_one_step(plan)
     return result | {
         "tasks": {
@@ -95,6 +105,19 @@ def check_recipe(
         "time": _time(recipe, parts),
         "notes": notes,
     }
+
+
+def zero_shot_sizes(checked: RecipeCheck) -> tuple[dict[str, int], list[Part]]:
+    """The tokens of the zero-shot data sets, and a part for each that is not fetched yet."""
+    found: dict[str, int] = {}
+    unknown = []
+    for name, each in checked.recipe.evaluation.zero_shot.items():
+        file = path_of(each.data, checked.run.task_data if checked.run else Path())
+        if not file.exists():
+            unknown.append(Part(f"zero-shot {name}", None, NOT_FETCHED))
+        elif checked.tokenizer is not None:
+            found[name] = zero_shot_tokens(each, file, checked.tokenizer)
+    return found, unknown
 
 
 def _task_parts(
@@ -106,7 +129,7 @@ def _task_parts(
 ) -> list[Part]:
     settings = recipe.finetuning[name]
     if checked.examples is None:
-        return [Part(name, None, "its examples are on the hub, and not fetched yet")]
+        return [Part(name, None, NOT_FETCHED)]
     starts = [model.start for model in settings.models.values() if model.start in checked.folders]
     tokenizer = load_model_tokenizer(checked.folders[starts[0]]) if starts else tokenizer
     if tokenizer is None:

@@ -2,6 +2,7 @@
 
     StillhouseError            1   (never raised itself)
     ├── RecipeError            2   a recipe, option or argument that cannot be right
+    │   └── OptionError        2   an option of a command that runs a recipe
     ├── DataError              3   text, tokens or a tokenizer that cannot be used
     ├── ModelError             4   a model folder that cannot be used
     ├── RunError               5   a run folder that is damaged, changed or in use
@@ -25,6 +26,10 @@ class RecipeError(StillhouseError):
     """A recipe, an option or an argument is wrong."""
 
     exit_code = 2
+
+
+class OptionError(RecipeError):
+    """An option of the command line cannot be right, whatever the recipe says."""
 
 
 class DataError(StillhouseError):

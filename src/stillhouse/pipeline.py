@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from stillhouse.errors import RecipeError
+from stillhouse.errors import OptionError, RecipeError
 from stillhouse.evaluation.teacher_fit import warning_of_a_weak_teacher
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
@@ -104,7 +104,7 @@ class Pipeline:
     def _check_ranks(self) -> None:
         restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
         if self.overwrite and restarts != "0":
-            raise RecipeError(
+            raise OptionError(
                 f"--overwrite with --max-restarts {restarts} of the launcher: each restart would "
                 "repeat the command and overwrite what the previous one has committed. Leave out "
                 "one of the two."

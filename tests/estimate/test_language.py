@@ -151,3 +151,13 @@ def test_a_masked_model_is_scored_once_over_the_text():
     evaluation = language_parts(plan, FixedSpeeds())[-1]
     doubled = replace(plan, text=replace(TEXT, document_tokens=10_000))
     assert language_parts(doubled, FixedSpeeds())[-1].seconds == evaluation.seconds
+
+
+def test_zero_shot_data_sets_take_the_time_of_their_tokens():
+    plan = LanguagePlan(make_recipe(), make_config("gpt2", 2), make_config("gpt2", 1), TEXT, None)
+    without, once, twice = (
+        language_parts(replace(plan, zero_shot=sets), FixedSpeeds())[-1].seconds or 0
+        for sets in ({}, {"a": 1_000}, {"a": 1_000, "b": 1_000})
+    )
+    assert once > without
+    assert twice - without == pytest.approx(2 * (once - without))

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 from tests.task_models import SENTENCES, make_tokenizer
 
+from stillhouse.check import zero_shot_sizes
 from stillhouse.data.documents import is_validation
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
-from stillhouse.estimate.language import TextSize, text_size
+from stillhouse.estimate.language import TextSize, text_size, zero_shot_tokens
+from stillhouse.evaluation.settings import ZeroShotRecipe
+from stillhouse.recipe import Recipe
+from stillhouse.stages.check import RecipeCheck
+from stillhouse.tasks.registry import make_task
 from stillhouse.tokens.tokenizer import text_encoder
 
 
@@ -53,3 +58,42 @@ def test_text_that_the_run_would_refuse_is_refused(tmp_path):
     corpus = CorpusRecipe(source=str(tmp_path / "text.jsonl"))
     with pytest.raises(DataError, match="has no field 'text'"):
         text_size(corpus, None, make_tokenizer("gpt2"), offline=True)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 400), (10, 10)])
+def test_a_data_set_is_counted_from_a_sample_of_its_examples(tmp_path, limit, expected):
+    """Long and short examples in turn: about as many tokens as all of those that are scored."""
+    rows = [
+        {"query": SENTENCES[0] * (1 + n % 3), "choices": ["now", "not now"], "gold": 0}
+        for n in range(400)
+    ]
+    file, tokenizer = tmp_path / "rows.jsonl", make_tokenizer("gpt2")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = ZeroShotRecipe.model_validate(
+        {"task": "piqa", "data": str(file), "num_examples": limit}
+    )
+    task = make_task(recipe.task)
+    examples = task.read(file)[:limit]
+    assert len(examples) == expected
+    whole = sum(len(each.input_ids) for own in task.encode(examples, tokenizer) for each in own)
+    assert zero_shot_tokens(recipe, file, tokenizer) == pytest.approx(whole, rel=0.02)
+
+
+def test_a_data_set_that_is_not_fetched_is_not_estimated(tmp_path):
+    """It is named, with the reason; the others count."""
+    (tmp_path / "rows.jsonl").write_text('{"query": "It is", "choices": ["a", "b"], "gold": 0}\n')
+    sets = {
+        "here": {"task": "piqa", "data": str(tmp_path / "rows.jsonl")},
+        "hub": {"task": "piqa", "data": "hf://owner/name"},
+    }
+    values = {
+        "teacher": "sample",
+        "corpus": {"source": "sample"},
+        "evaluation": {"zero_shot": sets},
+    }
+    tokens, unknown = zero_shot_sizes(
+        RecipeCheck(Recipe.model_validate(values), ["evaluate"], offline=True)
+    )
+    assert list(tokens) == ["here"]
+    assert [(part.name, part.seconds) for part in unknown] == [("zero-shot hub", None)]
+    assert "not fetched yet" in unknown[0].reason

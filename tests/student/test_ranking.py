@@ -59,6 +59,15 @@ def test_all_layers_have_scores(ranked):
     assert re.search(r"all\W+4\W", out)
 
 
+def test_a_chart_that_exists_is_not_overwritten(ranked, tmp_path):
+    """And nothing is measured first: the text of this call is not there either."""
+    (tmp_path / "layers.svg").write_text("mine")
+    code, _, err = ranked("--output", str(tmp_path / "layers.svg"), "--text", "none.txt")
+    assert code == 2
+    assert "layers.svg exists, and nothing is overwritten" in err
+    assert (tmp_path / "layers.svg").read_text() == "mine"
+
+
 def test_more_layers_than_there_are_is_refused(ranked):
     """By the name of the option."""
     code, _, err = ranked("--layers", "5")

@@ -123,3 +123,9 @@ def test_null_threshold_gives_empty_answers(threshold, answer):
     given = answer if threshold is not None else ""  # without one, 0
     assert measures["HasAns_exact"].value == (100.0 if given else 0.0)
     assert measures["NoAns_exact"].value == (0.0 if given else 100.0)
+
+
+def test_answers_and_questions_are_as_many():
+    """A question without an answer is a mistake of ours, and not left out."""
+    with pytest.raises(ValueError, match="shorter than argument"):
+        samples_with_no_answers(BestAnswers(["sea"], np.zeros(1)), [["sea"], ["house"]], 0.0)

@@ -3,6 +3,8 @@
 Results go to stdout, progress and errors to stderr. Each command imports what it needs when it
 runs, so that `--help` answers at once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -15,15 +17,25 @@ from stillhouse.stages.stage import STAGES, stage_named
 class Commands(TyperGroup):
     """The commands; an unknown option gets the same kind of suggestion as an unknown command."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _suggesting():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _suggesting():
             return super().invoke(ctx)
-        except Exception as error:
-            if options := getattr(error, "possibilities", None):
-                nearest = ", ".join(repr(option) for option in sorted(options))
-                error.message += f". Did you mean {nearest}?"  # pyright: ignore[reportAttributeAccessIssue]
-                error.possibilities = None  # pyright: ignore[reportAttributeAccessIssue]
-            raise
+
+
+@contextmanager
+def _suggesting() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if options := getattr(error, "possibilities", None):
+            nearest = ", ".join(repr(option) for option in sorted(options))
+            error.message += f". Did you mean {nearest}?"  # pyright: ignore[reportAttributeAccessIssue]
+            error.possibilities = None  # pyright: ignore[reportAttributeAccessIssue]
+        raise
 
 
 app = typer.Typer(

@@ -251,7 +251,9 @@ def importance(
     ] = None,
     by: Annotated[
         Literal["influence", "greedy"],
-        typer.Option(help="How layers are chosen; greedy takes a pass for each layer and drop."),
+        typer.Option(
+            help="How layers are chosen; greedy takes about half a pass for each layer and drop."
+        ),
     ] = "influence",
     output: Annotated[Path | None, typer.Option(help="An .svg file to write a chart to.")] = None,
     offline: Offline = False,
@@ -263,10 +265,13 @@ def importance(
     Prints the score of each layer, and the loss with the layers that `student.layer_map` would
     keep, beside evenly spread ones.
     """
+    from stillhouse.inference.predict import check_output
     from stillhouse.report.layers import write_layer_chart
     from stillhouse.student.ranking import print_ranking, rank_layers
     from stillhouse.student.settings import ImportanceRecipe
 
+    if output is not None:
+        check_output(output)
     source = ImportanceRecipe(text=text, tokens=tokens)
     found = rank_layers(model, source, num_layers=layers, by=by, offline=offline)
     print_json(found) if as_json else print_ranking(found)

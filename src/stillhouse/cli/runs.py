@@ -17,7 +17,7 @@ from stillhouse.cli.options import (
     RunDir,
     print_json,
 )
-from stillhouse.errors import RecipeError
+from stillhouse.errors import OptionError, RecipeError
 
 
 def quickstart(
@@ -117,9 +117,12 @@ def stage_command(name: str) -> Callable[..., None]:
 
 @contextmanager
 def _naming(recipe: str) -> Iterator[None]:
-    """Errors in a recipe name its file, whether its parser or a stage finds them."""
+    """Errors in a recipe name its file, whether its parser or a stage finds them; those in options
+    do not."""
     try:
         yield
+    except OptionError:
+        raise
     except RecipeError as error:
         raise RecipeError(f"{recipe}: {error}") from error
 

@@ -6,7 +6,7 @@ How many tokens a text has is estimated from a part of it where it is not prepar
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -41,6 +41,7 @@ from stillhouse.training.settings import PretrainingRecipe
 PROCESS_SECONDS = 4.0
 MOST_BYTES = 16 * 10**6  # read; of a longer text the rest is taken to be alike
 BEGINNING, MOST_BEGINNINGS = 2_000, 300  # characters of a document that are tokenized
+MOST_EXAMPLES = 300  # of a zero-shot data set that are tokenized
 PLAIN = {"text"}  # formats whose files are as large as their text
 
 
@@ -71,13 +72,15 @@ class TextSize:
 
 @dataclass(frozen=True)
 class LanguagePlan:
-    """The models and the text of a run that trains a student."""
+    """The models and the text of a run that trains a student; `zero_shot` are the tokens of the
+    data sets that can be read."""
 
     recipe: Recipe
     teacher: PretrainedConfig
     student: PretrainedConfig
     text: TextSize | str
     tokenizer: PreTrainedTokenizerFast | None
+    zero_shot: Mapping[str, int] = field(default_factory=dict)
 
     def trainings(self) -> dict[str, LanguageTraining]:
         """All trainings on text, by model, in order."""
@@ -196,11 +199,7 @@ def _scored_positions(plan: LanguagePlan) -> int | float:
                 continue
             number = document = file_tokens(Path(name), plan.tokenizer)
         positions += number * (1 + _window_share(document, context))
-    return positions + sum(
-        zero_shot_tokens(each, plan.tokenizer)
-        for each in plan.recipe.evaluation.zero_shot.values()
-        if plan.tokenizer is not None and Path(each.data).expanduser().is_file()
-    )
+    return positions + sum(plan.zero_shot.values())
 
 
 def _window_share(document: int | float, context: int) -> float:
@@ -304,12 +303,13 @@ def bytes_per_token(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) ->
     return sum(len(text.encode()) for text in texts) / max(1, tokens)
 
 
-def zero_shot_tokens(recipe: ZeroShotRecipe, tokenizer: PreTrainedTokenizerFast) -> int:
-    """The tokens that a model reads for a data set."""
+def zero_shot_tokens(recipe: ZeroShotRecipe, file: Path, tokenizer: PreTrainedTokenizerFast) -> int:
+    """About how many tokens a model reads for a data set, from some of its examples."""
     task = make_task(recipe.task)
-    examples = task.read(Path(recipe.data).expanduser())[: recipe.num_examples]
-    encoded = task.encode(examples, tokenizer)
-    return sum(len(sequence.input_ids) for own in encoded for sequence in own)
+    examples = task.read(file)[: recipe.num_examples]
+    some = examples[:: -(-len(examples) // MOST_EXAMPLES)]
+    tokens = sum(len(each.input_ids) for own in task.encode(some, tokenizer) for each in own)
+    return round(tokens * len(examples) / len(some))
 
 
 def file_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> float:

@@ -228,9 +228,10 @@ class MeasuredSpeeds:
             layout = cache_format(recipe, part, batch.input_ids.shape[1])
             uniform = torch.rand(batch.num_rows(layout.rows), device=self._device)
             model = Teacher(family_of(part), self._frozen(self._random_model(part), training))
+            here = batch.to(self._device)
             return lambda: teacher_rows(
                 model,
-                batch.to(self._device),
+                here,
                 layout,
                 uniform,
                 temperature=training.temperature,

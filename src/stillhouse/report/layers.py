@@ -15,7 +15,7 @@ from stillhouse.wording import counted
 
 TITLES = {
     "influence": "Block influence of the teacher's layers",
-    "greedy": "Loss without each of the teacher's layers, more than with all",
+    "greedy": "Increase in loss without each layer of the teacher",
 }
 STYLE = (
     "text{font:12px sans-serif;fill:#6a6258}.grid{stroke:#ded7ca}.axis{stroke:#6a6258}"

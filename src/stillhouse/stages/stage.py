@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stillhouse.errors import RecipeError
+from stillhouse.errors import OptionError
 
 if TYPE_CHECKING:
     from stillhouse.recipe import Recipe
@@ -68,12 +68,12 @@ def stages_until(last: str | None) -> tuple[str, ...]:
     """All stages, or those up to and including `last`.
 
     Raises:
-        RecipeError: no such stage.
+        OptionError: no such stage.
     """
     if last is None:
         return STAGES
     if last not in STAGES:
-        raise RecipeError(
+        raise OptionError(
             f"--until {last}: there is no such stage; stages are {', '.join(STAGES)}."
         )
     return STAGES[: STAGES.index(last) + 1]
@@ -83,12 +83,12 @@ def stages_named(names: str) -> frozenset[str]:
     """The stages in a comma-separated list, such as "distill,report"; "all" is every stage.
 
     Raises:
-        RecipeError: no such stage.
+        OptionError: no such stage.
     """
     wanted = frozenset(name.strip() for name in names.split(",") if name.strip())
     unknown = wanted - {*STAGES, "all"}
     if unknown:
-        raise RecipeError(
+        raise OptionError(
             f"--overwrite names {', '.join(sorted(unknown))}; stages are {', '.join(STAGES)}, or "
             "all."
         )

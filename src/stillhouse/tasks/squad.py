@@ -18,6 +18,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -281,7 +282,7 @@ def samples_with_no_answers(
 ) -> dict[str, MetricSamples]:
     """The official metrics of version 2.0, in percent: exact match and F1 at the threshold, of all
     questions and of those with and without an answer; and those of the best threshold."""
-    final = _by_metric(map(score_one, answered.at(threshold), references))
+    final = _by_metric(starmap(score_one, zip(answered.at(threshold), references, strict=True)))
     found = {name: _mean(values) for name, values in final.items()}
     has_answer = np.array([bool(each) for each in references])
     for short, metric in (("exact", "exact_match"), ("f1", "f1")):
@@ -340,7 +341,7 @@ def _columns(
 ) -> Float[np.ndarray, "N 4"]:
     has_answer = np.array([bool(each) for each in references])
     is_answered = np.array([bool(text) for text in answered.texts])
-    scores = _by_metric(map(score_one, answered.texts, references))[metric]
+    scores = _by_metric(starmap(score_one, zip(answered.texts, references, strict=True)))[metric]
     return np.stack([has_answer, scores, answered.differences, is_answered], axis=1)
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stillhouse.errors import RecipeError, ResourceError
+from stillhouse.errors import OptionError, ResourceError
 from stillhouse.kernels import FASTER, Kernel, Product, Shape, kernel_times, one_thread
 
 Precision = Literal["fp32", "bf16"]
@@ -28,15 +28,15 @@ def pick_device() -> torch.device:
     or the CPU without one.
 
     Raises:
-        RecipeError: the device does not exist.
+        OptionError: the device does not exist.
     """
     wanted = os.environ.get(DEVICE_VARIABLE, "auto")
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted not in ("cpu", "cuda"):
-        raise RecipeError(f"--device is {wanted!r:.80}; it is auto, cpu or cuda.")
+        raise OptionError(f"--device is {wanted!r:.80}; it is auto, cpu or cuda.")
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(
+        raise OptionError(
             "--device is cuda, but PyTorch finds no CUDA device here. Leave --device out, or give "
             "cpu; `stillhouse doctor` says what this machine has."
         )
