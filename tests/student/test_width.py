@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from stillhouse.errors import RecipeError
-from stillhouse.families.registry import family_of
+from stillhouse.families.registry import FAMILIES, family_of
 from stillhouse.models.load import load_model, save_model
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
@@ -34,6 +34,11 @@ from stillhouse.student.width import (
     sizes_of,
 )
 
+FAST = ("llama", "phi3", "opt", "gpt2", "bert", "qwen2", "gemma2")
+every_family = pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.e2e) for name in FAMILIES],
+)
 GROUPED = LlamaConfig(hidden_size=2_048, num_attention_heads=32, num_key_value_heads=8)
 SMALL = LlamaConfig(hidden_size=64, num_attention_heads=8, num_key_value_heads=4, head_dim=8)
 
@@ -74,7 +79,7 @@ def cut_and_zeroed(model, text, axes: list[Axis], **widths: int):
         return student(input_ids=ids).logits, model(input_ids=ids).logits, student
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "opt", "gpt2", "bert", "qwen2", "gemma2"])
+@every_family
 def test_a_student_with_fewer_channels_is_its_teacher_with_zeros(family, tiny_model, text_for):
     """Fused, transposed and plain projections: the logits are those of the zeroed teacher."""
     model = tiny_model(family)
@@ -85,7 +90,13 @@ def test_a_student_with_fewer_channels_is_its_teacher_with_zeros(family, tiny_mo
     assert sizes_of(student.config).feed_forward == size // 3
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "qwen2", "qwen3", "gemma2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("llama", "phi3", "qwen2", "qwen3", "gemma2"),
+        *(pytest.param(name, marks=pytest.mark.e2e) for name in ("mistral", "gemma3_text")),
+    ],
+)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (2, 1)])
 def test_a_student_with_fewer_heads_is_its_teacher_with_zeros(family, heads, kv_heads, text_for):
     """One head of each group, or one group of two: fused and plain projections."""
@@ -98,12 +109,15 @@ def test_a_student_with_fewer_heads_is_its_teacher_with_zeros(family, heads, kv_
     assert (found.heads, found.kv_heads, found.head_size) == (heads, kv_heads, 4)
 
 
-def test_a_student_as_wide_as_its_teacher_is_its_teacher(tiny_model, text_for):
-    """To the bit."""
-    model = tiny_model("llama")
+@every_family
+def test_a_student_as_wide_as_its_teacher_is_its_teacher(family, tiny_model, text_for):
+    """To the bit, whatever order its channels would be ranked in."""
+    model = tiny_model(family)
     sizes = sizes_of(model.config)
-    recipe = StudentRecipe(layer_map=2, feed_forward_size=sizes.feed_forward, num_heads=sizes.heads)
-    plan = plan_student(model.config, recipe)
+    settings = {"family": family, "layer_map": [0, 1], "feed_forward_size": sizes.feed_forward}
+    if family == "llama":
+        settings["num_heads"] = sizes.heads
+    plan = plan_student(model.config, StudentRecipe.model_validate(settings))
     places = choose_widths(family_of(model.config), model, plan.narrow, text_for(model))
     student = student_from_teacher(model, plan, places)
     for name, parameter in model.named_parameters():
