@@ -66,8 +66,16 @@ class LlamaCpp:
         return found
 
     def generate(self, ids: Sequence[int], number: int) -> list[int]:
-        found = self.complete(ids, number, ignore_eos=True)
-        return [token["id"] for token in found["logprobs"]["content"]]
+        """Greedy tokens, past those that end a text. (OpenAI's form leaves out tokens that end
+        within a character.)"""
+        request = {
+            "prompt": list(ids),
+            "n_predict": number,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_tokens": True,
+        }
+        return self.post("/completion", request)["tokens"]
 
     def tokens_of(self, text: str) -> list[int]:
         body = {"content": text, "add_special": False, "parse_special": True}
