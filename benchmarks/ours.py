@@ -12,7 +12,7 @@ from typing import get_args
 import torch
 import transformers
 from torch import Tensor
-from transformers import BertConfig, GPT2Config, PretrainedConfig, PreTrainedModel
+from transformers import BertConfig, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from benchmarks import measure, reference_2019
 from benchmarks.cached import CachedTeacher
@@ -36,9 +36,10 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher, the default student, and the shape of the batch for both.
+    """A teacher, a student with some of its layers, and the shape of the batch for both.
 
-    Ragged sequences end up to three tokens before their length; others are full, as if packed.
+    The student has half of the layers by default. Ragged sequences end up to three tokens before
+    their length; others are full, as if packed.
     """
 
     teacher: Callable[[], PretrainedConfig]
@@ -46,13 +47,30 @@ class Pair:
     length: int
     mask_id: int = 103
     ragged: bool = True
+    num_layers: int | None = None
 
     @property
     def name(self) -> str:
         return self.teacher().model_type
 
 
-PAIRS = {"bert": Pair(BertConfig, 8, 128), "gpt2": Pair(GPT2Config, 4, 256)}
+SMOLLM2 = functools.partial(
+    LlamaConfig,
+    vocab_size=49_152,
+    hidden_size=576,
+    intermediate_size=1_536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+    rope_theta=100_000,
+    max_position_embeddings=8_192,
+)
+PAIRS = {
+    "bert": Pair(BertConfig, 8, 128),
+    "gpt2": Pair(GPT2Config, 4, 256),
+    "llama": Pair(SMOLLM2, 4, 256, num_layers=24),
+}
 
 
 @dataclass(frozen=True)
@@ -118,8 +136,9 @@ def build_models(pair: Pair, seed: int) -> Models:
     torch.manual_seed(seed)
     teacher = getattr(transformers, family_of(config).model_class)(config).eval()
     _add_noise(teacher)
-    half = LayerChoice(layers=config.num_hidden_layers // 2, by="even")
-    plan = plan_student(config, StudentRecipe(layer_map=half))
+    number = pair.num_layers or config.num_hidden_layers // 2
+    layers = LayerChoice(layers=number, by="even")
+    plan = plan_student(config, StudentRecipe(layer_map=layers))
     student = student_from_teacher(teacher, plan)
     _add_noise(student)
     return Models(teacher.requires_grad_(False), student, plan.layer_map)

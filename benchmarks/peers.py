@@ -8,12 +8,13 @@ from writing a checkpoint after every step. Its soft-target loss is the mean ove
 cross-entropy at a temperature, without temperature^2: its weight takes that factor, and the
 teacher's entropy is subtracted where values are compared. Its cosine loss and hard loss are ours.
 
-TRL's GKDTrainer, for GPT-2 to DistilGPT2, through its `training_step` on the data as they come
-(`lmbda=0`); clipping and update follow as in its loop. Its loss is the generalized Jensen-Shannon
-divergence, its beta the teacher's share of the mixture as in ours, over positions whose next token
-has a label. Its `temperature` is that of sampling alone: the loss is always taken at temperature 1.
-It switches dropout off, so ours has none either. Left at their defaults would be slower: gradient
-checkpointing, and a cache of keys and values in both models.
+TRL's GKDTrainer, for GPT-2 to DistilGPT2 and for SmolLM2's shape with 24 of 30 layers, through its
+`training_step` on the data as they come (`lmbda=0`); clipping and update follow as in its loop. Its
+loss is the generalized Jensen-Shannon divergence, its beta the teacher's share of the mixture as in
+ours, over positions whose next token has a label. Its `temperature` is that of sampling alone: the
+loss is always taken at temperature 1. It switches dropout off, so ours has none either. Left at
+their defaults would be slower: gradient checkpointing, and a cache of keys and values in both
+models.
 
 Both get a teacher in bfloat16 where they run in bfloat16, and a fused AdamW, as ours does.
 """

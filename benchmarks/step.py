@@ -228,26 +228,30 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
             ) from error
 
         textbrewer: list[Comparison] = [AgainstTextBrewer(rows, seed) for rows in options.rows]
-        chosen = {"bert": textbrewer, "gpt2": [AgainstTrl(seed)]}
+        chosen = {
+            "bert": textbrewer,
+            "gpt2": [AgainstTrl(seed)],
+            "llama": [AgainstTrl(seed, PAIRS["llama"])],
+        }
     elif options.text is not None:
         source = sentences.Source(options.text, options.vocabulary, PAIRS["bert"].length)
         bert = PAIRS["bert"]
         chosen = {
             "bert": [Against2019OnSentences(bert, rows, seed, source) for rows in options.rows],
             "gpt2": [],
+            "llama": [],
         }
     else:
         chosen = {
             name: [Against2019(pair, rows, seed) for rows in options.rows]
             for name, pair in PAIRS.items()
         }
-    pairs = list(PAIRS) if options.pair == "both" else [options.pair]
-    return [comparison for pair in pairs for comparison in chosen[pair]]
+    return [comparison for pair in options.pair for comparison in chosen[pair]]
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--pair", choices=[*PAIRS, "both"], default="both")
+    parser.add_argument("--pair", choices=PAIRS, nargs="+", default=["bert", "gpt2"])
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS))
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--peers", action="store_true", help="against TextBrewer and TRL")

@@ -99,6 +99,7 @@ def test_both_tags_of_each_kind_are_labels():
     assert tags_in([["O", "B-PER"], ["I-LOC"]]) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 
+@pytest.mark.e2e
 def test_gold_tags_score_one(shared_data, tokenizer_of):
     """Reading, tokens, windows and metrics lose no entity of WNUT 2017."""
     recipe = TokenClassificationTask(max_length=24)
