@@ -278,7 +278,8 @@ class _Group:
         if self.places is not None:
             spread = queries.new_zeros(len(self.ends), *queries.shape[1:])
             queries = spread.index_copy_(0, self.places, queries)
-        keys, values = (each[self.slots, :, : self._length] for each in (cache.keys, cache.values))
+        keys = cache.keys[self.slots, :, : self._length]
+        values = cache.values[self.slots, :, : self._length]
         attended = _attention(queries, keys, values, self._visible_within(scores.window), scores)
         if self.places is not None:
             attended = attended[self.places]
