@@ -131,9 +131,12 @@ def _of_rounds(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str, f
 def _peers() -> list[tuple[str, float, str, str]]:
     """Each toolkit's step in its fastest precision here, bfloat16 autocast."""
     rows = []
-    for file in ("step-peers-bert.json", "step-peers-gpt2.json"):
+    models = {"bert": "", "gpt2": "", "llama": ", SmolLM2 to 24 of 30 layers, EPYC without AMX"}
+    for pair, what in models.items():
+        file = f"step-peers-{pair}.json"
         for result in _read(file)["results"]:
-            name = f"{result['title'].partition(' against ')[2]}, in bfloat16, matched losses"
+            peer = result["title"].partition(" against ")[2]
+            name = f"{peer}{what}, in bfloat16, matched losses"
             theirs = next(key for key in result["references"] if key.endswith("-bf16"))
             rows.append((name, *_of_rounds(result["seconds"], "bf16", theirs, file)))
     return rows
