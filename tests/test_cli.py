@@ -25,6 +25,7 @@ COMMANDS = {
     "check": ["Reads configurations, task files", "writes nothing"],
     "prepare": ["Read the recipe's text", "write corpus/ and tokens/"],
     "teacher": ["tokens/ to teacher/"],
+    "race": ["under a budget", "writes candidates/ and race.json"],
     "init": ["teacher to student-init/"],
     "distill": ["Reads tokens/ and student-init/", "writes student/ and control/"],
     "finetune": ["alone or under a teacher", "writes finetuned/TASK/MODEL/ and scores.json"],

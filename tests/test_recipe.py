@@ -158,6 +158,22 @@ def test_an_unknown_key_of_a_trained_teacher_is_refused():
         ("student: {layer_map: [0, x]}", r"student.layer_map(\.1)?: .*'x'"),
         ("student: {layer_map: 0}", "student.layer_map: .*greater than 0, got 0"),
         ("student: [1]", "student: .*got .1."),
+        (
+            "student: {budget: {parameters: 9M}, layer_map: 3, feed_forward_size: 9}",
+            "student: budget chooses layer_map and feed_forward_size by a race; leave out",
+        ),
+        (
+            "student: {budget: {parameters: 9M}, weights: random}",
+            "weights is random, but a budget's candidates are cut from the teacher",
+        ),
+        ("student: {budget: {}}", "student.budget: give the size once"),
+        ("student: {budget: {parameters: 9M, memory: 9MB}}", "budget: give the size once"),
+        (
+            "student: {budget: {parameters: 9 m}}",
+            "budget.parameters: '9 m' is not a size; give a whole number, or .* 90M",
+        ),
+        ("student: {budget: {memory: 0.1kB, race: {finalists: 0}}}", "race.finalists: .*got 0"),
+        ("student: {budget: {parameters: true}}", "parameters is true, which is not a number"),
         ("distillation: {temperature: 0}", "distillation.temperature: .*greater than 0"),
         ("distillation: {temperature: .inf}", "distillation.temperature: .*finite"),
         ("distillation: {temperature: .nan}", "distillation.temperature: "),
@@ -335,3 +351,20 @@ def test_how_often_a_training_is_committed_does_not_shape_it():
     assert result_settings(one) == result_settings(often) != result_settings(other)
     assert recipe_part(one) != recipe_part(often)
     assert recipe_part("sample") == "sample"
+
+
+@pytest.mark.parametrize(
+    ("budget", "key", "expected"),
+    [
+        ("{parameters: 90M}", "parameters", 90_000_000),
+        ("{parameters: 1.5 B}", "parameters", 1_500_000_000),
+        ("{parameters: 12_500}", "parameters", 12_500),
+        ("{memory: 200MB}", "memory", 200_000_000),
+        ("{memory: 1.1GB}", "memory", 1_100_000_000),
+    ],
+)
+def test_sizes_of_a_budget_are_decimal(budget, key, expected):
+    """As hubs count parameters, and disks bytes."""
+    recipe = parse_recipe(f"teacher: t\ncorpus: {{source: sample}}\nstudent: {{budget: {budget}}}")
+    assert recipe.student.budget is not None
+    assert getattr(recipe.student.budget, key) == expected

@@ -48,6 +48,7 @@ SHARED = {
 STAGES = {
     "corpus",
     "teacher",
+    "race",
     "student",
     "distillation",
     "finetuning",
@@ -80,6 +81,7 @@ ARROWS = {
     "tasks": {"data", "families", "models", "tokens"},
     "tokens": set(),
     "training": {"families", "models", "objectives", "tokens"},
+    "race": {"student", "distillation", "evaluation"},  # it runs them on each candidate
     "report": {"evaluation"},  # the list of metrics
     "errors": set(),
     "extras": {"errors"},
@@ -161,8 +163,8 @@ def test_every_requirement_is_pinned_to_what_is_installed():
 
 @every_module
 def test_imports_go_down_and_stages_meet_only_through_files(path):
-    """A stage imports shared packages and base modules, a shared package base modules and what is
-    listed for it."""
+    """A stage imports shared packages and base modules, a shared package base modules, and either
+    what is listed for it."""
     assert part_of(path) in BASE | SHARED | STAGES | TOP, "a part without a layer"
     assert imported_parts(path) <= allowed_for(part_of(path))
 

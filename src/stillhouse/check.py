@@ -93,9 +93,11 @@ def check_recipe(
     if checked.student is not None:
         text = text_size(recipe.text, run, tokenizer, offline=offline)
         sets, unknown = zero_shot_sizes(checked)
-        plan = LanguagePlan(recipe, checked.teacher, checked.student.config, text, tokenizer, sets)
+        student, number = checked.student.config, len(checked.candidates)
+        plan = LanguagePlan(recipe, checked.teacher, student, text, tokenizer, sets, number)
         *trainings, evaluation = language_parts(plan, speeds)
         result |= _distillation_cost(plan, checked.student, trainings)
+        result |= {"race": _race(recipe, checked.candidates)} if checked.candidates else {}
         parts = [*trainings, *parts, evaluation, *unknown]
         notes += _trainings_below_one_step(plan)
     return result | {
@@ -184,7 +186,9 @@ def _distillation_cost(
     reached = per_token * recipe.distillation.tokens_per_step / step_seconds
     return {
         "training_seconds": {
-            name: part.seconds for name, part in named.items() if name != "teacher cache"
+            name: part.seconds
+            for name, part in named.items()
+            if name not in ("teacher cache", "race")
         },
         "step_seconds": step_seconds,
         "student": {
@@ -212,16 +216,36 @@ def _distillation_cost(
     }
 
 
+def _race(recipe: Recipe, candidates: Sequence[Any]) -> dict[str, Any]:
+    """The candidates of a budget, and how many of them are distilled on how many tokens."""
+    assert recipe.student.budget is not None
+    race = recipe.student.budget.race
+    return {
+        "candidates": [
+            {"name": own.name, **own.shape, "parameters": own.num_parameters} for own in candidates
+        ],
+        "finalists": min(race.finalists, len(candidates)),
+        "tokens": race.tokens,
+    }
+
+
 def _trainings_below_one_step(plan: LanguagePlan) -> list[str]:
     sections: dict[str, PretrainingRecipe] = {"distillation": plan.recipe.distillation}
     if not isinstance(plan.recipe.teacher, str):
         sections["teacher.training"] = plan.recipe.teacher.training
-    return [
+    notes = [
         f"{section} trains on {tokens:,} tokens, less than one step of {recipe.tokens_per_step:,}; "
         f"lower {section}.tokens_per_step for more steps"
         for section, recipe in sections.items()
         if (tokens := plan.tokens_to_train(recipe)) is not None and tokens < recipe.tokens_per_step
     ]
+    budget, per_step = plan.recipe.student.budget, plan.recipe.distillation.tokens_per_step
+    if budget is not None and budget.race.tokens < per_step:
+        notes.append(
+            f"student.budget.race.tokens is {budget.race.tokens:,}, less than one step of "
+            f"{per_step:,}; raise it, or lower distillation.tokens_per_step"
+        )
+    return notes
 
 
 def _sizes(config: PretrainedConfig) -> dict[str, Any]:
@@ -325,6 +349,17 @@ def print_check(result: dict[str, Any]) -> None:
     terminal.show(*parts, *_time_parts(result))
 
 
+def _race_line(race: dict[str, Any]) -> str:
+    """How many candidates there are, and of what size and depth."""
+    sizes, layers = ([own[key] for own in race["candidates"]] for key in ("parameters", "layers"))
+    depth = f"{min(layers)} to {max(layers)}" if len({*layers}) > 1 else f"{layers[0]}"
+    return (
+        f"race: {counted(len(sizes), 'candidate')} of up to {max(sizes):,} parameters and {depth} "
+        f"layers, the first of them in the table; the {race['finalists']} best after the cut are "
+        f"distilled on {race['tokens']:,} tokens each"
+    )
+
+
 def _layer_map(student: dict[str, Any]) -> str:
     if student["layer_map"] is not None:
         return f"layer map: {student['layer_map']}"
@@ -376,7 +411,7 @@ def _distillation_parts(result: dict[str, Any]) -> list[terminal.Part]:
         for name, term in result["losses"].items()
     ]
     lines = [
-        _layer_map(student),
+        _race_line(result["race"]) if "race" in result else _layer_map(student),
         f"losses: {', '.join(losses)}; temperature {result['temperature']}",
         f"a step: {step['tokens_per_step']:,} tokens in micro-batches of "
         f"{step['micro_batch_tokens']:,}, {step['precision']}, about "

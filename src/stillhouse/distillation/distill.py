@@ -4,6 +4,7 @@ A control is the same student with the same initial weights, trained without a t
 tokens in the same order, or for the same training time.
 """
 
+import shutil
 import statistics
 from collections.abc import Sequence
 from functools import partial
@@ -85,6 +86,25 @@ class Distillation:
 
     def is_done(self, model: ModelName) -> bool:
         return is_up_to_date(self.run.model(model), self.inputs(model))
+
+    def make(self, model: ModelName) -> None:
+        """Write the folder of one model unless it is up to date; before the student, the teacher
+        cache where the recipe has one."""
+        context, run = self.context, self.run
+        caches = model == "student" and self.recipe.cache is not None
+        if caches and not self.ranks.on_rank0(lambda: self.is_done(model)):
+            write = self.write_cache
+            context.once(run.teacher_cache, self.cache_inputs, write, on_all_ranks=True)
+            context.verify(run.teacher_cache)
+        context.once(
+            run.model(model),
+            partial(self.inputs, model),
+            partial(self.train, model),
+            on_all_ranks=True,
+        )
+        # A process that was killed right after its commit has left its checkpoints.
+        remove = partial(shutil.rmtree, run.checkpoints(model), ignore_errors=True)
+        self.ranks.on_rank0(remove)
 
     def cache_inputs(self) -> Inputs:
         return cache_inputs(self.recipe, self.run, self.teacher.fingerprint)

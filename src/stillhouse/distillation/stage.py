@@ -1,7 +1,5 @@
 """The stage distill: tokens/ and student-init/ -> student/ and control/."""
 
-import shutil
-from functools import partial
 from typing import TYPE_CHECKING
 
 from stillhouse.stages.stage import Stage
@@ -25,26 +23,9 @@ def run(context: "StageContext") -> None:
     """Write the teacher cache where the recipe has one, then train student and controls."""
     from stillhouse.distillation.distill import Distillation
 
-    distillation, run, ranks = Distillation(context), context.run, context.ranks
-    if context.recipe.cache is not None and ranks.on_rank0(
-        lambda: not distillation.is_done("student")
-    ):
-        context.once(
-            run.teacher_cache,
-            distillation.cache_inputs,
-            distillation.write_cache,
-            on_all_ranks=True,
-        )
-        context.verify(run.teacher_cache)
+    distillation = Distillation(context)
     for model in context.recipe.distillation.models:
-        context.once(
-            run.model(model),
-            partial(distillation.inputs, model),
-            partial(distillation.train, model),
-            on_all_ranks=True,
-        )
-        # A process that was killed right after its commit has left its checkpoints.
-        ranks.on_rank0(partial(shutil.rmtree, run.checkpoints(model), ignore_errors=True))
+        distillation.make(model)
 
 
 STAGE = Stage(

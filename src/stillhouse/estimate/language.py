@@ -30,6 +30,7 @@ from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
+from stillhouse.student.settings import RaceRecipe
 from stillhouse.tasks.registry import make_task
 from stillhouse.tokens.tokenizer import text_encoder
 from stillhouse.training.cost import forward_flops, planned_step, sequences_per_step
@@ -41,6 +42,7 @@ from stillhouse.training.settings import PretrainingRecipe
 PROCESS_SECONDS = 4.0
 MOST_BYTES = 16 * 10**6  # read; of a longer text the rest is taken to be alike
 BEGINNING, MOST_BEGINNINGS = 2_000, 300  # characters of a document that are tokenized
+SCORES_OF_PARTS = 3  # passes of a teacher over the text: of layers, channels and heads
 MOST_EXAMPLES = 300  # of a zero-shot data set that are tokenized
 PLAIN = {"text"}  # formats whose files are as large as their text
 
@@ -73,7 +75,8 @@ class TextSize:
 @dataclass(frozen=True)
 class LanguagePlan:
     """The models and the text of a run that trains a student; `zero_shot` are the tokens of the
-    data sets that can be read."""
+    data sets that can be read. `num_candidates` are those of a budget, all of the student's size.
+    """
 
     recipe: Recipe
     teacher: PretrainedConfig
@@ -81,6 +84,7 @@ class LanguagePlan:
     text: TextSize | str
     tokenizer: PreTrainedTokenizerFast | None
     zero_shot: Mapping[str, int] = field(default_factory=dict)
+    num_candidates: int = 0
 
     def trainings(self) -> dict[str, LanguageTraining]:
         """All trainings on text, by model, in order."""
@@ -114,6 +118,8 @@ def language_parts(plan: LanguagePlan, speeds: MeasuredSpeeds) -> list[Part]:
     for name, training in plan.trainings().items():
         if name == "student" and plan.recipe.cache is not None:
             found["teacher cache"] = _cache_part(plan, speeds)
+        if name == "student" and plan.recipe.student.budget is not None:
+            found["race"] = _race_part(plan, plan.recipe.student.budget.race, speeds)
         if name == "control_same_time":
             found[name] = _same_time(found)
         else:
@@ -121,16 +127,27 @@ def language_parts(plan: LanguagePlan, speeds: MeasuredSpeeds) -> list[Part]:
     return [*found.values(), _evaluation_part(plan, speeds)]
 
 
+def _race_part(plan: LanguagePlan, race: RaceRecipe, speeds: MeasuredSpeeds) -> Part:
+    """The teacher reads the text for each score of its parts, and every candidate reads it once;
+    then come the short distillations, and held-out text for each of them."""
+    recipe = plan.recipe
+    teacher, student = (
+        forward_flops(scoring_step(recipe.tokens), config) / speeds.scoring(config, recipe.tokens)
+        for config in (plan.teacher, plan.student)
+    )
+    cuts = SCORES_OF_PARTS * teacher + plan.num_candidates * student
+    per_step, step_seconds = _step(plan, "student", plan.distillation(), speeds)
+    finalist = race.tokens / per_step * step_seconds
+    finalist += _compared_tokens(plan) * (teacher + student)
+    seconds = recipe.student.importance.tokens * cuts
+    return Part("race", seconds + min(race.finalists, plan.num_candidates) * finalist)
+
+
 def _training_part(
     plan: LanguagePlan, name: str, training: LanguageTraining, speeds: MeasuredSpeeds
 ) -> Part:
-    recipe, length = training.training, plan.recipe.tokens.sequence_length
-    per_step = sequences_per_step(recipe, length) * length
-    flops = training.cost().flops_per_token * per_step
-    if name == "student" and plan.recipe.cache is not None:
-        # A cached teacher's rows cost little beside the student's own passes.
-        training = replace(training, losses=LANGUAGE_MODELING_ALONE)
-    step_seconds = speeds.training(training).step_seconds(flops, training.model)
+    recipe = training.training
+    per_step, step_seconds = _step(plan, name, training, speeds)
     tokens = plan.tokens_to_train(recipe)
     section, times = "distillation", len(plan.recipe.seeds)
     if name == "teacher":
@@ -140,6 +157,19 @@ def _training_part(
         return Part(name, None, str(plan.text), None, step_seconds, setting)
     seconds = times * step_seconds * tokens / per_step
     return Part(name, seconds, "", math.ceil(tokens / per_step), step_seconds, setting)
+
+
+def _step(
+    plan: LanguagePlan, name: str, training: LanguageTraining, speeds: MeasuredSpeeds
+) -> tuple[int, float]:
+    """Tokens and seconds of a step."""
+    length = plan.recipe.tokens.sequence_length
+    per_step = sequences_per_step(training.training, length) * length
+    flops = training.cost().flops_per_token * per_step
+    if name == "student" and plan.recipe.cache is not None:
+        # A cached teacher's rows cost little beside the student's own passes.
+        training = replace(training, losses=LANGUAGE_MODELING_ALONE)
+    return per_step, speeds.training(training).step_seconds(flops, training.model)
 
 
 def _same_time(found: Mapping[str, Part]) -> Part:
@@ -173,14 +203,20 @@ def _evaluation_part(plan: LanguagePlan, speeds: MeasuredSpeeds) -> Part:
     students = len(plan.recipe.distillation.models)
     positions = _scored_positions(plan)
     seconds = positions * (per_token["teacher"] + seeds * students * per_token["student"])
-    fraction = 1.0 if tokens.language_modeling == "causal" else tokens.masking.fraction
-    compared = min(plan.text.validation_tokens, ROWS / fraction)
-    seconds += seeds * students * compared * sum(per_token.values())
+    seconds += seeds * students * _compared_tokens(plan) * sum(per_token.values())
     seconds += seeds * min(plan.text.validation_tokens, NUM_TOKENS) * per_token["teacher"]
     seconds += seeds * _generation_seconds(plan, speeds, students)
     if plan.recipe.evaluation.speed:
         seconds += seeds * _speed_seconds(plan, per_token, speeds) + 2 * PROCESS_SECONDS
     return Part("evaluation", seconds)
+
+
+def _compared_tokens(plan: LanguagePlan) -> int | float:
+    """Held-out tokens on which a student is compared with its teacher."""
+    tokens = plan.recipe.tokens
+    fraction = 1.0 if tokens.language_modeling == "causal" else tokens.masking.fraction
+    most = ROWS / fraction
+    return most if isinstance(plan.text, str) else min(plan.text.validation_tokens, most)
 
 
 def _scored_positions(plan: LanguagePlan) -> int | float:

@@ -13,6 +13,7 @@ from stillhouse.report.cards import model_card, task_card
 from stillhouse.report.figures import dot_plots, training_figures
 from stillhouse.report.layers import layer_charts
 from stillhouse.report.outcome import summarize_results
+from stillhouse.report.race import race_of
 from stillhouse.report.render import command_line, model_name, render
 from stillhouse.report.results import read_results
 from stillhouse.report.tables import by_seed, comparison
@@ -101,6 +102,7 @@ def report_page(
         metric=read.main_metric(recipe),
         plots=dot_plots(recipe, results),
         layers=layer_charts(results[0]),
+        race=race_of(results[0]),
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
         zero_shot=zero_shot.table_of(results),

@@ -23,6 +23,8 @@ class RunFolder:
         self.teacher = shared / "teacher"
         self.teacher_cache = shared / "teacher-cache"
         self.task_data = shared / "task-data"  # hub datasets of tasks, as JSON lines
+        self.race = shared / "race.json"
+        self.candidates = shared / "candidates"
         self.student_init = path / "student-init"
         self.student = path / "student"
         self.control = path / "control"
@@ -50,6 +52,10 @@ class RunFolder:
     def finetuned(self, task: str) -> Path:
         """The folder of one task: its models and their scores."""
         return self.path / "finetuned" / task
+
+    def candidate(self, name: str) -> "RunFolder":
+        """The run of one candidate of a race, with the shared tokens, teacher and cache."""
+        return RunFolder(self.candidates / name, self.shared)
 
     def checkpoints(self, model: str) -> Path:
         """The checkpoints of one model (teacher, student, control)."""

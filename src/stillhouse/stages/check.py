@@ -45,8 +45,8 @@ class RecipeCheck:
 
     `run` is the run folder where there may be one: hub datasets that were fetched into it need no
     network. With `fetch_weights` the weights of hub names are fetched too, not their configurations
-    alone. `student` is the planned student where the recipe has a corpus, `tasks` are the models
-    and examples of each task.
+    alone. `student` is the planned student where the recipe has a corpus, `candidates` are those of
+    its budget, `tasks` are the models and examples of each task.
     """
 
     recipe: Recipe
@@ -55,6 +55,7 @@ class RecipeCheck:
     run: RunFolder | None = None
     fetch_weights: bool = False
     student: Any = None
+    candidates: Any = ()
     tasks: Any = None
 
     def runs(self, *stages: str) -> bool:

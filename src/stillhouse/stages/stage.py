@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FOLDERS: Mapping[str, str] = {
     "prepare": "corpus",
     "teacher": "teacher",
+    "race": "race",
     "init": "student",
     "distill": "distillation",
     "finetune": "finetuning",

@@ -53,12 +53,16 @@ def choose_layers(
     """The `choice.layers` layers that matter most on a text."""
     if choice.by == "greedy":
         return _choose_greedily(family, model, text, choice.layers)
-    scores = block_influence(family, model, text)
+    return most_influential(family, block_influence(family, model, text), choice.layers)
+
+
+def most_influential(family: Family, scores: Sequence[float], num_layers: int) -> LayerImportance:
+    """The `num_layers` layers of the highest block influence."""
     fixed = 1 if family.first_layer_differs else 0  # layers that cannot be dropped
     order = sorted(range(len(scores)), key=lambda layer: (layer < fixed, scores[layer]))
-    dropped = order[: len(scores) - choice.layers]
+    dropped = order[: len(scores) - num_layers]
     kept = sorted(set(order) - set(dropped))
-    return LayerImportance("influence", scores, kept, dropped, [])
+    return LayerImportance("influence", [*scores], kept, dropped, [])
 
 
 @torch.inference_mode()

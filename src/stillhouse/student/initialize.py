@@ -4,6 +4,7 @@ Its weights are copied from the teacher's layers, drawn at random, or loaded fro
 that the recipe does not name are chosen by their importance.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,11 +21,13 @@ from stillhouse.models.folder_check import load_config
 from stillhouse.models.load import empty_model, load_model, save_model
 from stillhouse.models.special_ids import take_generation_config
 from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
+from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
-from stillhouse.stages.context import ModelRef, StageContext
+from stillhouse.stages.context import ModelRef, StageContext, require_output, verified_fingerprint
 from stillhouse.student.calibration import calibration_of, text_fingerprint
 from stillhouse.student.importance import choose_layers
 from stillhouse.student.plan import StudentPlan, plan_student
+from stillhouse.student.settings import StudentRecipe
 from stillhouse.student.width import Places, choose_widths, narrow_parameters
 from stillhouse.tokens.tokenizer import check_same_tokenizer, check_vocabulary, open_tokenizer
 from stillhouse.training.device import pick_device
@@ -37,6 +40,9 @@ def initialize_inputs(context: StageContext, teacher: ModelRef) -> Inputs:
     recipe = context.recipe.student
     student, importance = recipe_part(recipe), recipe.importance
     sources = {"teacher": teacher.fingerprint}
+    if recipe.budget is not None:
+        sources["race"] = require_output(context.run.race, "race").fingerprint
+        return Inputs("init", {"student": student}, sources)
     if plan_student(load_config(teacher.folder), recipe).is_measured:
         tokens = read_manifest(context.run.tokens)
         sources["tokens"] = tokens.fingerprint if tokens else ""
@@ -51,28 +57,46 @@ def initialize_inputs(context: StageContext, teacher: ModelRef) -> Inputs:
 def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> None:
     """Make the student and commit it as `student-init/`."""
     recipe, run = context.recipe, context.run
+    wanted, facts = recipe.student, {}
+    if wanted.budget is not None:
+        wanted, facts = raced_student(run)
     teacher_config = load_config(teacher_folder)
     check_sequence_length(recipe.tokens, teacher_config)
     tokenizer = open_tokenizer(run.tokens)
     check_vocabulary(tokenizer, teacher_config.vocab_size, f"the teacher in {teacher_folder}")
     check_same_tokenizer(tokenizer, teacher_folder)
-    plan, facts = plan_student(teacher_config, recipe.student), {}
-    if recipe.student.weights == "teacher":
+    plan = plan_student(teacher_config, wanted)
+    if wanted.weights == "teacher":
         _, teacher = load_model(teacher_folder)
         parts = measured_parts(context, teacher, plan)
         if parts.layers is not None:
-            plan = plan_student(teacher_config, recipe.student, chosen=parts.layers["kept"])
+            plan = plan_student(teacher_config, wanted, chosen=parts.layers["kept"])
             facts = {"importance": parts.layers}
         student = student_from_teacher(teacher, plan, parts.places)
-    elif recipe.student.weights == "random":
+    elif wanted.weights == "random":
         student = random_student(plan, context.seed)
     else:
-        student = student_from_folder(Path(recipe.student.weights).expanduser(), plan)
-    if recipe.student.weights in ("teacher", "random"):
+        student = student_from_folder(Path(wanted.weights).expanduser(), plan)
+    if wanted.weights in ("teacher", "random"):
         take_generation_config(student, teacher_folder)
     facts = {"layer_map": plan.layer_map, **facts}
     with commit_folder(run.student_init, inputs, facts, overwrite=context.overwrite) as folder:
         save_model(student, tokenizer, folder)
+
+
+def raced_student(run: RunFolder) -> tuple[StudentRecipe, dict[str, Any]]:
+    """The winner of the race of this run, with the weights it was cut to, and the race as facts of
+    a manifest.
+
+    Raises:
+        RunError: the race has not been held, or a result of it is damaged.
+    """
+    verified_fingerprint(run.race, "race")
+    race = json.loads(run.race.read_text(encoding="utf-8"))
+    folder = run.candidate(race["winner"]).student_init
+    verified_fingerprint(folder, "race")
+    student = StudentRecipe.model_validate({**race.pop("student"), "weights": str(folder)})
+    return student, {"importance": race.pop("importance"), "race": race}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """Student settings of a recipe."""
 
+import re
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveInt, Tag
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
 
 from stillhouse.families.settings import FamilyName
 from stillhouse.section import Section
@@ -27,10 +30,67 @@ class ImportanceRecipe(Section):
     """`corpus`, for the training text, or a source as in `corpus.source`."""
 
 
+COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9}
+SIZES = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def _with_unit(value: Any, *, units: Mapping[str, int]) -> Any:
+    """A number with a unit as an integer: 90M is 90,000,000."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(units)})?", value.replace("_", ""))
+    if found is None:
+        shown = ", ".join(f"90{unit}" for unit in units)
+        raise ValueError(f"{value!r} is not a size; give a whole number, or one such as {shown}")
+    return round(float(found[1]) * units.get(found[2], 1))
+
+
+Count = Annotated[
+    PositiveInt,
+    BeforeValidator(partial(_with_unit, units=COUNTS), json_schema_input_type=int | str),
+]
+SizeBytes = Annotated[
+    PositiveInt, BeforeValidator(partial(_with_unit, units=SIZES), json_schema_input_type=int | str)
+]
+
+
+class RaceRecipe(Section):
+    """How the student of a budget is chosen among candidates of its size."""
+
+    candidates: PositiveInt = 12
+    """Students of different shapes that are cut from the teacher, and ranked by their loss."""
+    finalists: PositiveInt = 3
+    """The best of them, which are distilled for a short time; the student is the one that is then
+    closest to the teacher on held-out text."""
+    tokens: PositiveInt = 100_000
+    """Tokens that each finalist is distilled on."""
+
+
+class BudgetRecipe(Section):
+    """The size of a student whose layers and widths are chosen by a race."""
+
+    parameters: Count | None = None
+    """Number of parameters, such as `90M`."""
+    memory: SizeBytes | None = None
+    """Bytes of the weights in the teacher's precision, such as `200MB`."""
+    race: RaceRecipe = RaceRecipe()
+    """The race of candidates."""
+
+    @model_validator(mode="after")
+    def _check_one_size(self) -> Any:
+        if (self.parameters is None) == (self.memory is None):
+            raise ValueError("give the size once: either parameters, such as 90M, or memory")
+        return self
+
+
 def _kind_of_layer_map(value: Any) -> str:
     if isinstance(value, list):
         return "listed"
     return "chosen" if isinstance(value, dict | LayerChoice) else "number"
+
+
+# The keys that a budget replaces.
+SHAPE = ("layer_map", "feed_forward_size", "num_heads", "num_key_value_heads")
 
 
 class StudentRecipe(Section):
@@ -56,6 +116,9 @@ class StudentRecipe(Section):
     teacher's."""
     num_key_value_heads: PositiveInt | None = None
     """Key and value heads of each layer, where heads share them; by default the teacher's."""
+    budget: BudgetRecipe | None = None
+    """Size of the student; replaces the number of layers and all widths, which are then chosen
+    among candidates."""
     importance: ImportanceRecipe = ImportanceRecipe()
     """Text on which layers, channels and heads are chosen."""
     weights: str = "teacher"
@@ -64,6 +127,21 @@ class StudentRecipe(Section):
         Field(default=[])
     )
     """Embeddings that training leaves unchanged."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Any:
+        if self.budget is None:
+            return self
+        if given := [key for key in SHAPE if getattr(self, key) is not None]:
+            raise ValueError(
+                f"budget chooses {' and '.join(given)} by a race; leave out one or the other"
+            )
+        if self.weights != "teacher":
+            raise ValueError(
+                f"weights is {self.weights}, but a budget's candidates are cut from the teacher; "
+                "leave out weights or budget"
+            )
+        return self
 
     @property
     def chooses_layers(self) -> bool:

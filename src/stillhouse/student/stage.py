@@ -16,6 +16,9 @@ def check(check: "RecipeCheck") -> None:
     from stillhouse.student.initialize import check_initial_weights
     from stillhouse.student.plan import plan_student
 
+    if check.candidates:  # any of them: they are of one family and size
+        check.student = check.candidates[0].plan
+        return
     check.student = plan_student(check.teacher, check.recipe.student)
     if check.runs("init"):
         check_initial_weights(check.recipe.student.weights, check.student)

@@ -232,25 +232,43 @@ def channel_scores(
     return [total.sqrt().cpu() for total in squares]
 
 
+# Of the channels that a module reads, layer by layer.
+Scores = list[Float[Tensor, " C"]]
 # For an axis of a parameter, given as (name in its layer, dimension): the places that are kept.
 Places = dict[tuple[str, int], Int[Tensor, " _"]]
 
 
 def choose_widths(
-    family: Family, model: PreTrainedModel, narrow: PretrainedConfig, text: Calibration
+    family: Family,
+    model: PreTrainedModel,
+    narrow: PretrainedConfig,
+    text: Calibration,
+    known: dict[str, Scores] | None = None,
 ) -> list[Places]:
-    """The channels and heads of each layer that matter most on a text, as many as `narrow` has."""
+    """The channels and heads of each layer that matter most on a text, as many as `narrow` has.
+
+    Args:
+        known: Scores by the module that reads the channels; those measured here are added, so that
+            several students of a teacher measure them once.
+    """
+    known = {} if known is None else known
+
+    def scores_of(module: str) -> Scores:
+        if module not in known:
+            known[module] = channel_scores(family, model, text, module)
+        return known[module]
+
     config, layer = model.config, family.layers_of(model)[0]
     have, wanted = sizes_of(config), sizes_of(narrow)
     places: list[Places] = [{} for _ in range(config.num_hidden_layers)]
     if wanted.feed_forward < have.feed_forward:
         axes = feed_forward_axes(config)
-        scores = channel_scores(family, model, text, read_by(layer, axes))
+        scores = scores_of(read_by(layer, axes))
         for own, found in zip(places, scores, strict=True):
             _add(own, axes, _largest(found, wanted.feed_forward), have.feed_forward)
     if wanted.heads < have.heads:
         queries, keys_values = head_axes(config)
-        scores = channel_scores(family, model, text, read_by(layer, queries))
+        scores = scores_of(read_by(layer, queries))
         for own, found in zip(places, scores, strict=True):
             heads, kv_heads = best_heads(found, have, wanted)
             _add(own, queries, heads, have.heads * have.head_size)

@@ -1,0 +1,184 @@
+"""The candidates of a budget: students of one size and of different shapes.
+
+A shape is a number of layers, and widths: of the feed-forward part, and heads where the family's
+can be cut. Sizes are counted on the meta device; no weights are read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from transformers import PretrainedConfig
+
+from stillhouse import units
+from stillhouse.errors import RecipeError
+from stillhouse.models.load import count_parameters, empty_model
+from stillhouse.student.plan import StudentPlan, plan_student
+from stillhouse.student.settings import BudgetRecipe, StudentRecipe
+from stillhouse.student.width import narrow_config, sizes_of
+
+TOLERANCE = 0.02  # a candidate has at most the budget's parameters, and at least 98 % of them
+# Of the teacher's: what is narrower still loses more than what is less deep.
+SMALLEST_FEED_FORWARD, SMALLEST_HEADS = 1 / 4, 1 / 2
+MOST_MULTIPLE, STEPS = 64, 64  # of feed-forward widths: a power of two, at least so many steps
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A student of a budget, as a recipe without one, and its number of parameters."""
+
+    recipe: StudentRecipe
+    plan: StudentPlan
+    num_parameters: int
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """Its layers and widths."""
+        sizes = sizes_of(self.plan.narrow)
+        return {
+            "layers": len(self.plan.layer_map),
+            "feed_forward_size": sizes.feed_forward,
+            "num_heads": sizes.heads,
+            "num_key_value_heads": sizes.kv_heads,
+        }
+
+    @property
+    def name(self) -> str:
+        """Such as 24-layers-1024-channels-6-3-heads, which is also the name of its folder."""
+        layers, channels, heads, kv_heads = self.shape.values()
+        shared = "" if heads == kv_heads else f"-{kv_heads}"
+        return f"{layers}-layers-{channels}-channels-{heads}{shared}-heads"
+
+
+def parameter_limit(budget: BudgetRecipe, teacher: PretrainedConfig) -> int:
+    """The most parameters of a student, whose weights have the teacher's precision."""
+    if budget.parameters is not None:
+        return budget.parameters
+    assert budget.memory is not None
+    stored: Any = teacher.dtype or torch.float32
+    return budget.memory // stored.itemsize
+
+
+def plan_candidates(teacher: PretrainedConfig, recipe: StudentRecipe) -> list[Candidate]:
+    """The candidates of the recipe's budget, evenly spread over all shapes of its size.
+
+    Raises:
+        RecipeError: no student of the teacher has this size.
+    """
+    budget = recipe.budget
+    assert budget is not None
+    limit = parameter_limit(budget, teacher)
+    plain = recipe.model_copy(update={"budget": None})
+    largest = _num_parameters(teacher, plain, layer_map=teacher.num_hidden_layers)
+    kinds = [_Growth.of(teacher, own) for own in _with_fewer_heads(teacher, plain)]
+    smallest = min(kind.size(1, kind.fewest_channels) for kind in kinds)
+    if not smallest <= limit < largest:
+        than = f"the embeddings and one narrow layer have {units.count(smallest)}"
+        if limit >= largest:
+            than = f"all layers of the teacher have {units.count(largest)} already"
+        raise RecipeError(
+            f"student.budget allows {units.count(limit)} parameters, but {than}. Give "
+            f"{smallest:,} to {largest - 1:,} parameters, or their memory."
+        )
+    shapes = [shape for kind in kinds for shape in kind.shapes(limit)]
+    least = (1 - TOLERANCE) * limit
+    fitting = [own for own, size in shapes if size >= least]
+    found = [_candidate(teacher, own) for own in spread(fitting, budget.race.candidates)]
+    found = [candidate for candidate in found if least <= candidate.num_parameters <= limit]
+    if not found:
+        raise RecipeError(
+            f"student.budget allows {limit:,} parameters, but no student of this teacher has that "
+            f"many or up to {TOLERANCE:.0%} fewer. Give {max(size for _, size in shapes):,}."
+        )
+    return found
+
+
+def spread(items: Sequence[Item], number: int) -> list[Item]:
+    """At most `number` of the items in order, evenly spread, the first and the last among them."""
+    if number >= len(items):
+        return [*items]
+    last = len(items) - 1
+    return [items[round(place * last / max(1, number - 1))] for place in range(number)]
+
+
+def _candidate(teacher: PretrainedConfig, recipe: StudentRecipe) -> Candidate:
+    plan = plan_student(teacher, recipe)
+    return Candidate(recipe, plan, count_parameters(empty_model(plan.config))[0])
+
+
+def _num_parameters(teacher: PretrainedConfig, recipe: StudentRecipe, **shape: int) -> int:
+    return _candidate(teacher, recipe.model_copy(update=shape)).num_parameters
+
+
+def _with_fewer_heads(teacher: PretrainedConfig, recipe: StudentRecipe) -> list[StudentRecipe]:
+    """The recipe with all heads, and with fewer, down to half, as far as the family allows."""
+    sizes, found = sizes_of(teacher), [recipe]
+    for kv_heads in range(sizes.kv_heads, 0, -1):
+        for shared_by in range(sizes.heads // sizes.kv_heads, 0, -1):
+            heads = kv_heads * shared_by
+            if not SMALLEST_HEADS * sizes.heads <= heads < sizes.heads:
+                continue
+            widths = {"num_heads": heads, "num_key_value_heads": kv_heads}
+            try:
+                narrow_config(teacher, recipe.model_copy(update=widths))
+            except RecipeError:
+                continue
+            found.append(recipe.model_copy(update=widths))
+    return found
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """The size of students by their layers and feed-forward channels; the heads are the recipe's.
+
+    Each layer after the first has as many parameters as the next, and each channel of it too.
+    `fewest` and `most` are the parameters of the first layer with all that surrounds the layers,
+    then of each further layer, at the fewest channels and at the teacher's.
+    """
+
+    recipe: StudentRecipe
+    num_layers: int
+    fewest_channels: int
+    most_channels: int
+    fewest: tuple[int, int]
+    most: tuple[int, int]
+
+    @classmethod
+    def of(cls, teacher: PretrainedConfig, recipe: StudentRecipe) -> "_Growth":
+        layers, channels = teacher.num_hidden_layers, sizes_of(teacher).feed_forward
+        fewest = max(1, round(SMALLEST_FEED_FORWARD * channels))
+
+        def parameters(width: int) -> tuple[int, int]:
+            one, two = (
+                _num_parameters(teacher, recipe, layer_map=depth, feed_forward_size=width)
+                for depth in (1, min(2, layers))
+            )
+            return one, two - one
+
+        return cls(recipe, layers, fewest, channels, parameters(fewest), parameters(channels))
+
+    def size(self, layers: int, channels: int) -> int:
+        """Parameters of a student."""
+        low, high = (first + (layers - 1) * more for first, more in (self.fewest, self.most))
+        span = self.most_channels - self.fewest_channels
+        return low + (channels - self.fewest_channels) * (high - low) // max(1, span)
+
+    def shapes(self, limit: int) -> Iterator[tuple[StudentRecipe, int]]:
+        """For each number of layers the widest student within the limit, and its size."""
+        multiple = min(MOST_MULTIPLE, 1 << max(0, (self.most_channels // STEPS).bit_length() - 1))
+        for layers in range(1, self.num_layers + 1):
+            low = self.size(layers, self.fewest_channels)
+            high = self.size(layers, self.most_channels)
+            if limit < low:
+                return
+            channels = self.most_channels
+            if limit < high:
+                span = self.most_channels - self.fewest_channels
+                channels = self.fewest_channels + (limit - low) * span // (high - low)
+                channels -= channels % multiple
+            if channels >= self.fewest_channels:
+                shape = {"layer_map": layers, "feed_forward_size": channels}
+                yield self.recipe.model_copy(update=shape), self.size(layers, channels)

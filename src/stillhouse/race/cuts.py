@@ -1,0 +1,56 @@
+"""Students cut from one teacher, whose layers, channels and heads are scored once for all."""
+
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from stillhouse.models.load import load_model
+from stillhouse.models.special_ids import take_generation_config
+from stillhouse.race.candidates import Candidate
+from stillhouse.student.calibration import Calibration
+from stillhouse.student.importance import (
+    LayerImportance,
+    block_influence,
+    loss_on,
+    most_influential,
+)
+from stillhouse.student.initialize import student_from_teacher
+from stillhouse.student.plan import plan_student
+from stillhouse.student.width import Scores, choose_widths
+from stillhouse.training.device import pick_device
+
+
+class Cuts:
+    """A teacher, and the text on which its parts are scored."""
+
+    def __init__(self, folder: Path, text: Calibration) -> None:
+        self.folder = folder
+        self.text = text
+        self.family, self.teacher = load_model(folder)
+        self.teacher.to(device=pick_device())  # pyright: ignore[reportCallIssue]
+        self._widths: dict[str, Scores] = {}
+
+    @cached_property
+    def _influence(self) -> list[float]:
+        return block_influence(self.family, self.teacher, self.text)
+
+    def layers(self, candidate: Candidate) -> LayerImportance:
+        """The layers of the most block influence."""
+        number = len(candidate.plan.layer_map)
+        return most_influential(self.family, self._influence, number)
+
+    def student(self, candidate: Candidate) -> PreTrainedModel:
+        """The candidate with its teacher's weights."""
+        kept = self.layers(candidate).kept
+        plan = plan_student(self.teacher.config, candidate.recipe, chosen=kept)
+        places = choose_widths(self.family, self.teacher, plan.narrow, self.text, self._widths)
+        student = student_from_teacher(self.teacher, plan, places)
+        take_generation_config(student, self.folder)
+        return student
+
+    def loss(self, candidate: Candidate) -> float:
+        """Its loss right after the cut, in nats per token."""
+        student = self.student(candidate)
+        student.to(device=pick_device())  # pyright: ignore[reportCallIssue]
+        return loss_on(candidate.plan.family, student, self.text)

@@ -1,0 +1,197 @@
+"""The race: candidates of a budget -> race.json, which names the student's shape.
+
+Every candidate is cut from the teacher and ranked by its loss on the calibration text. The best are
+distilled for a short time by the recipe's own distillation, and ranked by KL(teacher || student) on
+held-out text. Each step is committed, so that an interrupted race resumes.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from stillhouse.distillation.distill import Distillation
+from stillhouse.models.folder_check import load_config
+from stillhouse.models.load import save_model
+from stillhouse.race.candidates import Candidate, parameter_limit, plan_candidates
+from stillhouse.race.cuts import Cuts
+from stillhouse.race.score import score
+from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_manifest
+from stillhouse.section import recipe_part
+from stillhouse.stages.context import StageContext
+from stillhouse.student.calibration import calibration_of, text_fingerprint
+from stillhouse.tokens.packing import open_source
+from stillhouse.tokens.tokenizer import open_tokenizer
+from stillhouse.training.settings import result_settings
+from stillhouse.wording import counted
+
+MakeCuts = Callable[[], Cuts]
+
+
+class Race:
+    """One recipe's race, for all of its seeds."""
+
+    def __init__(self, context: StageContext) -> None:
+        recipe = context.recipe
+        assert recipe.student.budget is not None
+        self.context = context
+        self.run = context.run
+        self.teacher = context.models.teacher
+        self.budget = recipe.student.budget
+        self.config = load_config(self.teacher.folder)
+        self.candidates = plan_candidates(self.config, recipe.student)
+        short = {"max_tokens": self.budget.race.tokens, "epochs": 1, "control": "none"}
+        self.distillation = recipe.distillation.model_copy(update=short)
+
+    def inputs(self) -> Inputs:
+        """All that decides the race."""
+        recipe = self.context.recipe
+        settings = {
+            "student": recipe_part(recipe.student),
+            "distillation": result_settings(self.distillation),
+            "tokens": recipe_part(recipe.tokens),
+        }
+        return Inputs("race", settings, self._sources(), self.context.seed)
+
+    def hold(self, inputs: Inputs) -> None:
+        """Cut, distil, score, and commit the result; on every rank."""
+        context = self.context
+        finalists = self._cut()
+        for place, candidate in enumerate(finalists, 1):
+            context.reporter.say(f"race: distilling {candidate.name}, {place} of {len(finalists)}")
+            own = self.run.candidate(candidate.name)
+            short = {"student": candidate.recipe, "distillation": self.distillation}
+            recipe = context.recipe.model_copy(update=short)
+            Distillation(replace(context, recipe=recipe, run=own)).make("student")
+        context.ranks.on_rank0(lambda: self._commit(finalists, inputs))
+
+    def _cut(self) -> list[Candidate]:
+        """Cut every candidate, and commit the initial weights of those with the lowest losses."""
+        # The teacher is loaded, and its parts are scored, where a candidate is still to be cut.
+        cuts = cache(self._cuts)
+        for candidate in self.candidates:
+            self.context.once(
+                self._cut_file(candidate),
+                partial(self._cut_inputs, candidate),
+                partial(self._commit_cut, cuts, candidate),
+            )
+        ranked = sorted(self.candidates, key=lambda own: _last_if_missing(self._facts(own)["loss"]))
+        finalists = ranked[: self.budget.race.finalists]
+        for candidate in finalists:
+            self.context.once(
+                self.run.candidate(candidate.name).student_init,
+                partial(self._cut_inputs, candidate),
+                partial(self._commit_student, cuts, candidate),
+            )
+        return finalists
+
+    def _cuts(self) -> Cuts:
+        recipe, context = self.context.recipe, self.context
+        importance = recipe.student.importance
+        text = calibration_of(importance, recipe.tokens, self.run.tokens, offline=context.offline)
+        number = counted(len(self.candidates), "candidate")
+        context.reporter.say(f"race: {number}, on {counted(text.num_tokens, 'token')}")
+        return Cuts(self.teacher.folder, text)
+
+    def _sources(self) -> dict[str, str]:
+        tokens = read_manifest(self.run.tokens)
+        importance = self.context.recipe.student.importance
+        sources = {
+            "teacher": self.teacher.fingerprint,
+            "tokens": tokens.fingerprint if tokens else "",
+        }
+        if importance.text != "corpus":
+            sources["importance"] = text_fingerprint(importance)
+        return sources
+
+    def _cut_inputs(self, candidate: Candidate) -> Inputs:
+        settings = {"student": recipe_part(candidate.recipe)}
+        return Inputs("cut", settings, self._sources())
+
+    def _cut_file(self, candidate: Candidate) -> Path:
+        return self.run.candidates / f"{candidate.name}.json"
+
+    def _facts(self, candidate: Candidate) -> dict[str, Any]:
+        return json.loads(self._cut_file(candidate).read_text(encoding="utf-8"))
+
+    def _commit_cut(self, cuts: MakeCuts, candidate: Candidate, inputs: Inputs) -> None:
+        loss, layers = cuts().loss(candidate), cuts().layers(candidate)
+        facts = {
+            "name": candidate.name,
+            **candidate.shape,
+            "parameters": candidate.num_parameters,
+            "layer_map": layers.kept,
+            "loss": loss if math.isfinite(loss) else None,
+            "importance": {**asdict(layers), "tokens": cuts().text.num_tokens},
+        }
+        self.context.reporter.say(f"race: {candidate.name}: loss {loss:.3f} after the cut")
+        self.run.candidates.mkdir(exist_ok=True)
+        commit_file(self._cut_file(candidate), _json(facts), inputs)
+
+    def _commit_student(self, cuts: MakeCuts, candidate: Candidate, inputs: Inputs) -> None:
+        target = self.run.candidate(candidate.name).student_init
+        with commit_folder(target, inputs, overwrite=self.context.overwrite) as folder:
+            save_model(cuts().student(candidate), open_tokenizer(self.run.tokens), folder)
+
+    def _commit(self, finalists: Sequence[Candidate], inputs: Inputs) -> None:
+        source = open_source(self.run.tokens, self.context.recipe.tokens, "validation")
+        candidates = {own.name: self._facts(own) for own in self.candidates}
+        importance = {name: facts.pop("importance") for name, facts in candidates.items()}
+        for own in finalists:
+            student = self.run.candidate(own.name).student
+            candidates[own.name] |= asdict(score(self.teacher.folder, student, source))
+        after_cut = sorted(candidates.values(), key=lambda own: _last_if_missing(own["loss"]))
+        raced = [own for own in after_cut if "kl" in own]
+        raced.sort(key=lambda own: _last_if_missing(own["kl"]))
+        winner = next(own for own in finalists if own.name == raced[0]["name"])
+        shape = {"layer_map": raced[0]["layer_map"], "weights": "teacher"}
+        result = {
+            "limit": parameter_limit(self.budget, self.config),
+            "tokens": self.budget.race.tokens,
+            "candidates": after_cut,
+            "ranking_after_cut": [own["name"] for own in after_cut],
+            "ranking_after_distillation": [own["name"] for own in raced],
+            "winner": winner.name,
+            "reason": reason(after_cut, raced),
+            "student": recipe_part(winner.recipe.model_copy(update=shape)),
+            "importance": importance[winner.name],
+        }
+        self.context.reporter.say(f"race: {result['reason']}")
+        commit_file(self.run.race, _json(result), inputs)
+
+
+def reason(after_cut: Sequence[Mapping[str, Any]], raced: Sequence[Mapping[str, Any]]) -> str:
+    """Why the first of those that were distilled is the student.
+
+    Args:
+        after_cut: All candidates by their losses, the lowest first.
+        raced: Those that were distilled by their KL, the lowest first.
+    """
+    first, place = raced[0], after_cut.index(raced[0]) + 1
+    others = ", ".join(_figure(own["kl"]) for own in raced[1:])
+    agreement = max(raced, key=lambda own: own["top1_agreement"] or 0)
+    also = (
+        "its most likely tokens agree with the teacher's most often too"
+        if agreement is first
+        else f"those of {agreement['name']} agree with the teacher's more often"
+    )
+    return (
+        f"{first['name']} has the lowest held-out KL to the teacher after distillation, "
+        f"{_figure(first['kl'])} nats a token{f' (others {others})' if others else ''}; it was "
+        f"number {place} of {len(after_cut)} by loss after the cut; {also}."
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
+
+
+def _last_if_missing(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,124 @@
+"""Candidates of a budget: what transformers counts, and what cannot be."""
+
+import pytest
+import torch
+import transformers
+from tests.tiny_models import make_config
+from transformers import BertConfig, GPT2Config, LlamaConfig
+
+from stillhouse.errors import RecipeError
+from stillhouse.families.registry import FAMILIES
+from stillhouse.race.candidates import TOLERANCE, Candidate, plan_candidates, spread
+from stillhouse.student.settings import BudgetRecipe, RaceRecipe, StudentRecipe
+
+GROUPED = LlamaConfig(
+    vocab_size=4_000,
+    hidden_size=256,
+    intermediate_size=704,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+)
+FAST = ("llama", "gpt2", "bert")
+EVERY = [pytest.param(n, marks=() if n in FAST else pytest.mark.e2e) for n in FAMILIES]
+
+
+def candidates(teacher, *, race: RaceRecipe | None = None, **size: int) -> list[Candidate]:
+    budget = BudgetRecipe(race=race or RaceRecipe(), **size)  # pyright: ignore[reportArgumentType]
+    return plan_candidates(teacher, StudentRecipe(budget=budget))
+
+
+def counted_by_transformers(config) -> int:
+    """On the meta device, by its own method."""
+    with torch.device("meta"):
+        model = getattr(transformers, FAMILIES[config.model_type].model_class)(config)
+    return model.num_parameters()
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_every_candidate_meets_the_budget_as_transformers_counts(family):
+    """At most the budget, at least 98 % of it, in shapes that all differ."""
+    teacher = make_config(family, num_layers=6)
+    limit = round(0.7 * counted_by_transformers(teacher))
+    found = candidates(teacher, parameters=limit)
+    assert len({candidate.name for candidate in found}) == len(found) > 1
+    for candidate in found:
+        assert candidate.num_parameters == counted_by_transformers(candidate.plan.config)
+        assert (1 - TOLERANCE) * limit <= candidate.num_parameters <= limit
+
+
+def test_candidates_trade_layers_for_channels_and_heads():
+    """Deeper ones are narrower, of all heads or fewer; half of the heads at least."""
+    limit = round(0.7 * counted_by_transformers(GROUPED))
+    found = candidates(GROUPED, parameters=limit, race=RaceRecipe(candidates=100))
+    by_heads: dict[tuple[int, int], list[dict[str, int]]] = {}
+    for shape in (candidate.shape for candidate in found):
+        own = (shape["num_heads"], shape["num_key_value_heads"])
+        by_heads.setdefault(own, []).append(shape)
+    assert {(8, 4), (4, 4), (4, 2)} <= set(by_heads)
+    assert min(heads for heads, _ in by_heads) == 4
+    for shapes in by_heads.values():
+        depths = [shape["layers"] for shape in shapes]
+        widths = [shape["feed_forward_size"] for shape in shapes]
+        assert depths == sorted({*depths})
+        assert widths == sorted({*widths}, reverse=True)
+        assert max(widths) <= 704
+
+
+def test_a_race_has_as_many_candidates_as_it_is_given():
+    """Evenly spread over the shapes, the outermost among them."""
+    limit = round(0.7 * counted_by_transformers(GROUPED))
+    every = candidates(GROUPED, parameters=limit, race=RaceRecipe(candidates=100))
+    few = candidates(GROUPED, parameters=limit, race=RaceRecipe(candidates=3))
+    names = [[candidate.name for candidate in found] for found in (every, few)]
+    assert len(names[1]) == 3 < len(names[0])
+    assert (names[1][0], names[1][-1]) == (names[0][0], names[0][-1])
+    assert names[1] == [name for name in names[0] if name in names[1]]
+    assert spread([1, 2, 3], 1) == [1]
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2), (None, 4)])
+def test_a_memory_is_that_of_the_teachers_precision(dtype, width):
+    """Students are stored as their teachers are."""
+    teacher = make_config("llama", num_layers=6)
+    teacher.dtype = dtype
+    limit = round(0.7 * counted_by_transformers(teacher))
+    by_memory = candidates(teacher, memory=width * limit)
+    by_number = candidates(teacher, parameters=limit)
+    assert [each.name for each in by_memory] == [each.name for each in by_number]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "parameters", "message"),
+    [
+        (GPT2Config(), 39_000_000, r"39.0 M parameters, but the embeddings and one narrow layer"),
+        (BertConfig(), 1_000, r"allows 1,000 parameters, but .* Give [\d,]+ to [\d,]+ parameters"),
+        (GPT2Config(), 200_000_000, "all layers of the teacher have 124.4 M already"),
+        (GPT2Config(), 124_439_808, r"Give [\d,]+ to 124,439,807 parameters"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_refused(teacher, parameters, message):
+    """With what there is, and the sizes that there are."""
+    with pytest.raises(RecipeError, match=rf"student\.budget allows .*{message}|{message}"):
+        candidates(teacher, parameters=parameters)
+
+
+def test_a_size_between_two_students_is_refused_with_the_nearest():
+    """A teacher of few channels has gaps; the size that is named is one that there is."""
+    teacher = LlamaConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=1, num_hidden_layers=3,
+        num_attention_heads=1, num_key_value_heads=1,
+    )  # fmt: skip
+    one = counted_by_transformers(candidates_config(teacher, 1))
+    with pytest.raises(RecipeError, match=rf"no student .* 2% fewer\. Give {one:,}\.") as refused:
+        candidates(teacher, parameters=round(1.5 * one))
+    assert str(refused.value).startswith("student.budget allows")
+    (found,) = candidates(teacher, parameters=one)
+    assert found.shape["layers"] == 1
+
+
+def candidates_config(teacher: LlamaConfig, num_layers: int) -> LlamaConfig:
+    """The teacher with fewer layers."""
+    config = LlamaConfig.from_dict(teacher.to_dict())
+    config.num_hidden_layers = num_layers
+    return config
