@@ -21,7 +21,7 @@ from stillhouse.student.width import narrow_config, sizes_of
 TOLERANCE = 0.02  # a candidate has at most the budget's parameters, and at least 98 % of them
 # Of the teacher's: what is narrower still loses more than what is less deep.
 SMALLEST_FEED_FORWARD, SMALLEST_HEADS = 1 / 4, 1 / 2
-MOST_MULTIPLE, STEPS = 64, 64  # of feed-forward widths: a power of two, at least so many steps
+MOST_MULTIPLE, STEPS = 64, 64  # a feed-forward width is a multiple of at most 1/64 of it
 
 Item = TypeVar("Item")
 

@@ -176,7 +176,7 @@ def reason(after_cut: Sequence[Mapping[str, Any]], raced: Sequence[Mapping[str, 
     also = (
         "its most likely tokens agree with the teacher's most often too"
         if agreement is first
-        else f"those of {agreement['name']} agree with the teacher's more often"
+        else f"the most likely tokens of {agreement['name']} agree with the teacher's more often"
     )
     return (
         f"{first['name']} has the lowest held-out KL to the teacher after distillation, "

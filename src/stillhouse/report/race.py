@@ -55,7 +55,7 @@ def _cells(own: Mapping[str, Any], race: Mapping[str, Any]) -> list[Cell]:
         Cell(units.count(own["parameters"])),
         _figure(own, "loss", units.nats, _place(own, race["ranking_after_cut"])),
         _figure(own, "kl", units.nats, _place(own, race["ranking_after_distillation"])),
-        _figure(own, "top1_agreement", units.percent, ""),
+        _figure(own, "top1_agreement", lambda share: f"{share:.1%}", ""),
     ]
 
 
