@@ -56,16 +56,16 @@ def by_hand(teacher, student, source: CausalSequences) -> dict[str, float]:
 def test_agreement_is_the_mean_overlap_over_all_predicted_tokens(source):
     """Against sums written out, of two models that know nothing of each other."""
     teacher, student = make_model(0), make_model(1)
-    found = agreement(teacher, student, source)
+    found = agreement(teacher, {"student": student}, source)["student"]
     assert found == pytest.approx(by_hand(teacher, student, source), rel=1e-5)
     assert found["acceptance_rate"] is not None
     assert 0 < found["acceptance_rate"] < 0.9
 
 
 def test_a_copy_agrees_with_its_teacher(source):
-    assert agreement(make_model(0), make_model(0), source) == pytest.approx(
-        {"acceptance_rate": 1, "top1_agreement": 1}
-    )
+    found = agreement(make_model(0), {"copy": make_model(0), "other": make_model(1)}, source)
+    assert found["copy"] == pytest.approx({"acceptance_rate": 1, "top1_agreement": 1})
+    assert found["other"]["top1_agreement"] < 1
 
 
 def test_models_that_share_nothing_do_not_overlap():

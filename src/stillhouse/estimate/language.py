@@ -203,7 +203,8 @@ def _evaluation_part(plan: LanguagePlan, speeds: MeasuredSpeeds) -> Part:
     students = len(plan.recipe.distillation.models)
     positions = _scored_positions(plan)
     seconds = positions * (per_token["teacher"] + seeds * students * per_token["student"])
-    seconds += seeds * students * _compared_tokens(plan) * sum(per_token.values())
+    compared = per_token["teacher"] + students * per_token["student"]
+    seconds += seeds * _compared_tokens(plan) * compared
     seconds += seeds * min(plan.text.validation_tokens, NUM_TOKENS) * per_token["teacher"]
     seconds += seeds * _generation_seconds(plan, speeds, students)
     if plan.recipe.evaluation.speed:

@@ -9,7 +9,7 @@ Axes: R rows, V vocabulary.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,8 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillhouse import units
-from stillhouse.evaluation.metrics.base import Metric, Model, Subjects
-from stillhouse.evaluation.perplexity import fixed_batches, row_logits
+from stillhouse.evaluation.metrics.base import Metric, Model, Subjects, progress
+from stillhouse.evaluation.perplexity import (
+    fixed_batches,
+    num_fixed_batches,
+    row_logits,
+    sequences_per_batch,
+)
 from stillhouse.tokens.batches import SequenceSource
 
 ROWS = 16_384  # predicted tokens, at least, where the split has as many
@@ -27,36 +32,49 @@ WITH_ITSELF: Mapping[str, float | None] = {"acceptance_rate": 1.0, "top1_agreeme
 
 def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:
     """Each model's agreement with the model `teacher`; nothing without a teacher."""
-    if subjects.validation is None:
+    if (source := subjects.validation) is None:
         return {}
-    teacher = subjects.models["teacher"]
-    return {
-        name: {
-            "agreement": WITH_ITSELF
-            if name == "teacher"
-            else agreement(teacher, model, subjects.validation)
-        }
-        for name, model in subjects.models.items()
-    }
+    others = {name: model for name, model in subjects.models.items() if name != "teacher"}
+    title = f"{subjects.label}agreement with the teacher of {', '.join(others)}"
+    sequences = -(-ROWS // source.sequence_length)
+    total = min(num_fixed_batches(source), -(-sequences // sequences_per_batch(source)))
+    with progress(subjects.reporter, title, total) as tick:
+        found = agreement(subjects.models["teacher"], others, source, tick=tick)
+    return {name: {"agreement": each} for name, each in {"teacher": WITH_ITSELF, **found}.items()}
 
 
 @torch.inference_mode()
-def agreement(teacher: Model, model: Model, source: SequenceSource) -> Mapping[str, float | None]:
-    """The mean overlap of the two distributions (`acceptance_rate`) and the share of tokens with
-    the same most likely prediction (`top1_agreement`), over the first predicted tokens of the
-    source; both None where a model's logits are not finite."""
-    overlap, same, count = 0.0, 0, 0
+def agreement(
+    teacher: Model,
+    models: Mapping[str, Model],
+    source: SequenceSource,
+    *,
+    tick: Callable[[int], None] = lambda _: None,
+) -> dict[str, Mapping[str, float | None]]:
+    """The mean overlap of each model's distribution with the teacher's (`acceptance_rate`) and the
+    share of tokens with the same most likely prediction (`top1_agreement`), over the first
+    predicted tokens of the source; both None where the logits of one of the two are not finite."""
+    overlap, same, count = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0), 0
     for batch in fixed_batches(source):
         if count >= ROWS:
             break
-        for logits in zip(row_logits(*teacher, batch), row_logits(*model, batch), strict=True):
-            overlap += float(overlaps(*logits).double().sum())
-            p, q = (each.argmax(-1) for each in logits)
-            same += int((p == q).sum())
-            count += len(p)
-    if not math.isfinite(overlap):
-        return dict.fromkeys(WITH_ITSELF)
-    return {"acceptance_rate": overlap / max(1, count), "top1_agreement": same / max(1, count)}
+        theirs = [row_logits(*model, batch) for model in models.values()]
+        for expected, *found in zip(row_logits(*teacher, batch), *theirs, strict=True):
+            best = expected.argmax(-1)
+            for name, logits in zip(models, found, strict=True):
+                overlap[name] += float(overlaps(expected, logits).double().sum())
+                same[name] += int((best == logits.argmax(-1)).sum())
+            count += len(best)
+        tick(batch.input_ids.numel())
+    return {
+        name: {
+            "acceptance_rate": overlap[name] / max(1, count),
+            "top1_agreement": same[name] / max(1, count),
+        }
+        if math.isfinite(overlap[name])
+        else dict.fromkeys(WITH_ITSELF)
+        for name in models
+    }
 
 
 def overlaps(p_logits: Float[Tensor, "R V"], q_logits: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
