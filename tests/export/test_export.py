@@ -192,7 +192,7 @@ def test_heads_of_tasks_are_written_as_onnx(tmp_path, family, head, settings, ou
     ("arguments", "code", "message"),
     [
         (("sample", "--to", "onnx"), 4, "cannot be written as onnx: a causal model needs"),
-        (("minilm", "--to", "gguf"), 4, "cannot be written as gguf: only GPT-2"),
+        (("minilm", "--to", "gguf"), 4, "cannot be written as gguf: only decoders"),
         (("sample", "--to", "pt"), 2, "There is no format 'pt'; choose from ctranslate2, gguf"),
         (("sample", "--to", "gguf", "--precision", "int4"), 2, "gguf is not written in int4"),
         (("absent", "--to", "gguf", "--offline"), 7, "'absent' is not on this disk"),

@@ -8,11 +8,18 @@ from tokenizers import Tokenizer
 from transformers import AddedToken
 
 from stillhouse.errors import ModelError
+from stillhouse.export import gguf_tokenizer
 from stillhouse.export.exported import plain, vocabulary_of
 from stillhouse.export.to_ctranslate2 import CTRANSLATE2
 from stillhouse.export.to_gguf import GGUF
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.loaded import LoadedModel
+from stillhouse.models.from_gguf.tokenizer import rules_of
+
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2 = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{REST}"
+LLAMA3 = rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{REST}"
 
 
 def with_state(loaded: LoadedModel, **changes) -> LoadedModel:
@@ -106,9 +113,9 @@ def test_flags_of_added_tokens_that_gguf_has_no_place_for_are_refused(flag):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"normalizer": {"type": "NFC"}}, "tokenizer's normalizer, NFC, has no place"),
+        ({"normalizer": {"type": "NFKC"}}, "tokenizer's normalizer, NFKC, has no place"),
         ({"normalizer": {"type": "Lowercase"}}, "normalizer, Lowercase, has no place"),
-        ({"pre_tokenizer": None}, "pre_tokenizer has the type None"),
+        ({"pre_tokenizer": None}, "its pre_tokenizer is null; convert the model with llama.cpp's"),
         (
             {
                 "pre_tokenizer": {
@@ -118,19 +125,60 @@ def test_flags_of_added_tokens_that_gguf_has_no_place_for_are_refused(flag):
                     "use_regex": True,
                 }
             },
-            "pre_tokenizer has the add_prefix_space True",
+            "(it names gpt-2, smollm, starcoder, llama-bpe, qwen2, deepseek-r1-qwen): its "
+            'pre_tokenizer is {"type": "ByteLevel", "add_prefix_space": true',
         ),
         (
             {"pre_tokenizer": {"type": "Digits", "individual_digits": True}},
-            "pre_tokenizer has the type 'Digits'",
+            'its pre_tokenizer is {"type": "Digits"',
         ),
         ({"model": {"byte_fallback": True}}, "model has the byte_fallback True"),
-        ({"model": {"ignore_merges": True}}, "model has the ignore_merges True"),
+        ({"model": {"ignore_merges": True}}, 'its pre_tokenizer is {"type": "ByteLevel"'),
         ({"model": {"dropout": 0.1}}, "model has the dropout 0.1"),
     ],
 )
 def test_tokenizers_that_llama_cpp_does_not_split_like_are_refused(changes, reason):
     assert reason in refusal(with_state(make_loaded("gpt2"), **changes))
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+def split(pattern: str, behavior: str = "Isolated") -> dict:
+    """A pre-tokenizer as tokenizer.json has it."""
+    return {
+        "type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole_words", "name"),
+    [
+        ([BYTES | {"use_regex": True}], False, "gpt-2"),
+        ([DIGITS, BYTES | {"use_regex": True}], False, "smollm"),
+        ([split(QWEN2), BYTES | {"use_regex": False}], False, "qwen2"),
+        ([split(LLAMA3), BYTES | {"use_regex": False}], True, "llama-bpe"),
+        ([split(LLAMA3), BYTES | {"use_regex": False}], False, None),
+        ([split(QWEN2, "Removed"), BYTES | {"use_regex": False}], False, None),
+        ([split(QWEN2), BYTES | {"use_regex": True}], False, None),
+        ([DIGITS | {"individual_digits": False}, BYTES | {"use_regex": True}], False, None),
+    ],
+)
+def test_rules_for_splitting_text_are_found_by_what_they_do(parts, whole_words, name):
+    """As the published SmolLM2, Qwen 2 and Llama 3 write them; near misses have no name."""
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": parts}
+    state = {"pre_tokenizer": pre_tokenizer, "model": {"ignore_merges": whole_words}}
+    assert rules_of(state) == name
+
+
+def test_composed_characters_are_noted():
+    """Qwen's tokenizers compose them (NFC); llama.cpp does not."""
+    loaded = with_state(make_loaded("gpt2"), normalizer={"type": "NFC"})
+    assert refusal(loaded) == "none"
+    (note,) = gguf_tokenizer.notes(plain(loaded, vocabulary_of("model", loaded)))
+    assert "(NFC)" in note
+    assert not gguf_tokenizer.notes(exported("gpt2"))
 
 
 def test_other_models_than_bpe_are_refused_as_gguf():

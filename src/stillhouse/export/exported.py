@@ -11,7 +11,7 @@ Axes: B texts, T tokens, D size of a head.
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -56,6 +56,20 @@ _ANY_MODEL = frozenset(
     # written
     | {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"}
 )  # fmt: skip
+_DECODER = ConfigKeys(
+    activation="hidden_act",
+    fixed={},
+    others=_ANY_MODEL
+    | {  # written
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "intermediate_size", "max_position_embeddings", "rms_norm_eps",
+        "rope_parameters",
+    }
+    # tested: a window that is shorter than the context is refused
+    | {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"}
+    # without effect
+    | {"attention_dropout"},
+)  # fmt: skip
 _BERT = ConfigKeys(
     activation="hidden_act",
     fixed={"is_decoder": False, "add_cross_attention": False},
@@ -82,6 +96,14 @@ CONFIG_KEYS: Mapping[str, ConfigKeys] = {
             "summary_first_dropout",
         },
     ),
+    "llama": replace(
+        _DECODER,
+        fixed={"pretraining_tp": 1},
+        others=_DECODER.others | {"attention_bias", "mlp_bias"},  # written
+    ),
+    "mistral": _DECODER,
+    "qwen2": _DECODER,
+    "qwen3": replace(_DECODER, fixed={"attention_bias": False}),
     "bert": _BERT,
     "roberta": _BERT,
     "distilbert": ConfigKeys(

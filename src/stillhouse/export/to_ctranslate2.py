@@ -38,7 +38,13 @@ ACTIVATIONS = TANH_GELU | GELU | {"quick_gelu", "relu", "silu", "swish"}
 
 
 def _refusal(exported: Exported) -> str | None:
-    loaded = exported.loaded
+    loaded, model_type = exported.loaded, exported.model.config.model_type
+    if model_type not in LOADERS:
+        other = "gguf" if isinstance(loaded, CausalLM) else "onnx"
+        return (
+            f"this export writes {', '.join(sorted(LOADERS))} for CTranslate2, and this is "
+            f"{model_type}; take {other}"
+        )
     if loaded.pipeline_task not in ("text-generation", "fill-mask", "feature-extraction"):
         return "CTranslate2 has no heads for tasks; take onnx"
     if isinstance(loaded, CausalLM) and not exported.vocabulary.end_ids:

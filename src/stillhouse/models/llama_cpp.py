@@ -37,18 +37,24 @@ class TableGelu(nn.Module):
 class LlamaCpp:
     """A model in llama.cpp's server, in this process."""
 
-    activation = TableGelu()
-
-    def __init__(self, path: Path, context: int, stops: Iterable[int]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        context: int,
+        stops: Iterable[int],
+        activation: nn.Module | None = None,
+    ) -> None:
         """Load a file.
 
         Args:
             context: The longest text, in tokens.
             stops: Tokens that may end a text; each is tested.
+            activation: llama.cpp's variant of the model's activation function, if it has one.
 
         Raises:
             ModelError: llama.cpp does not load it.
         """
+        self.activation = activation
         try:
             self._server = llama.Server(_settings(path, context))
         except Exception as error:  # the bindings raise what C++ threw

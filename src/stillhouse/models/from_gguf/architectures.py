@@ -1,4 +1,5 @@
-"""From llama.cpp's architectures to those of transformers: settings, names and layouts of tensors.
+"""Between llama.cpp's architectures and those of transformers: settings, names and layouts of
+tensors, to read GGUF files and to write them.
 
 Every setting of an architecture is read, or known to change nothing; every tensor has a place. What
 has none is refused by name, since a model without it would compute something else.
@@ -13,6 +14,7 @@ import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
 from stillhouse.errors import ModelError
+from stillhouse.families.base import attention_widths
 from stillhouse.models.from_gguf.file import GGUFFile
 
 # Settings that say nothing about the computation, or repeat another one.
@@ -136,6 +138,18 @@ def config_of(file: GGUFFile) -> PretrainedConfig:
     )
 
 
+def settings_of(config: PretrainedConfig, architecture: Architecture) -> dict[str, Any]:
+    """A configuration as settings of a file: what `config_of` reads, by keys without the name of
+    the architecture."""
+    found = {key: getattr(config, name, None) for key, name in architecture.settings.items()}
+    if architecture.settings is not DECODER:
+        return found | {"feed_forward_length": config.n_inner or 4 * config.n_embd}
+    size = attention_widths(config)[0] // config.num_attention_heads
+    sizes = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    theta = float(config.rope_parameters["rope_theta"])
+    return found | dict.fromkeys(sizes, size) | {"rope.freq_base": theta}
+
+
 def _neutral(file: GGUFFile) -> set[str]:
     """Settings whose value asks for nothing."""
     neutral = {"rope.scaling.type": "none", "attention.causal": True, "expert_count": 0}
@@ -232,3 +246,20 @@ def in_transformers_layout(file: GGUFFile, name: str, stored: str) -> np.ndarray
         pairs = values.reshape(num_heads, -1, 2, *values.shape[1:])
         values = pairs.swapaxes(1, 2).reshape(values.shape)
     return np.require(values, requirements=["C", "W"])
+
+
+def in_llama_cpp_layout(
+    architecture: Architecture, config: PretrainedConfig, name: str, stored: str, values: np.ndarray
+) -> np.ndarray:
+    """The values of a parameter `name` as the tensor `stored` of a file: the inverse of
+    `in_transformers_layout`."""
+    if architecture.transposed and name.endswith(architecture.transposed):
+        values = values.T
+    part = stored.split(".")[-2]
+    if architecture.rotary_pairs and part in ("attn_q", "attn_k"):
+        grouped = part == "attn_k"
+        num_heads = config.num_key_value_heads if grouped else config.num_attention_heads
+        # From (x0, x1, ..., y0, y1, ...) to (x0, y0, x1, y1, ...) in each head.
+        halves = values.reshape(num_heads, 2, -1, *values.shape[1:])
+        values = halves.swapaxes(1, 2).reshape(values.shape)
+    return values

