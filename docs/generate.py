@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from speed import serving_table, speed_table
 from words import NAMES, PHRASES, renamed_table
 
+from families import decoder_table, encoder_table, law_list
 from faults import fault_table
 from stillhouse.cli import app
 from stillhouse.data.formats import SUFFIXES
@@ -165,6 +166,9 @@ TABLES = (
     ("README.md", "losses", losses_and_families),
     ("docs/data.md", "formats", format_table),
     ("docs/correctness.md", "laws", law_table),
+    ("docs/families.md", "laws", law_list),
+    ("docs/families.md", "decoders", decoder_table),
+    ("docs/families.md", "encoders", encoder_table),
     ("docs/renamed.md", "names", lambda: renamed_table(NAMES)),
     ("docs/renamed.md", "phrases", lambda: renamed_table(PHRASES)),
     ("docs/reliability.md", "faults", fault_table),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from docs.families import LAWS, cell
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -92,3 +93,19 @@ def test_references_to_experiments_name_a_section():
         text = re.sub(r"\s+(# )?", " ", page.read_text(encoding="utf-8"))
         for name in re.findall(r'experiments\.md\)?, "([^"]+)"', text):
             assert any(section.startswith(name) for section in sections), f"{page}: {name}"
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_law_of_families_names_tests_that_exist(law):
+    for test in LAWS[law].tests:
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), test
+
+
+def test_the_table_of_families_shows_failures_before_numbers():
+    """A number, how many tasks, what does not apply, and what failed however small the number."""
+    passed = {"tests": 4, "failed": []}
+    assert cell("parity", passed | {"difference": 2.4e-6}) == "2e-6"
+    assert cell("parity", passed | {"difference": 2.4e-6, "failed": ["one"]}) == "NO"
+    assert [cell("tasks", passed), cell("reload", passed)] == ["4", "yes"]
+    assert [cell("gguf", passed | {"refused": "why"}), cell("gguf", None)] == ["", ""]

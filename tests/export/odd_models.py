@@ -12,7 +12,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 import stillhouse
 from stillhouse.export.export import Check
-from stillhouse.export.exported import plain, vocabulary_of
+from stillhouse.export.exported import Exported, Format, plain, vocabulary_of
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model, save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
@@ -41,13 +41,26 @@ def edit_json(path: Path, **values: Any) -> None:
 def parity_of(model: Path, to: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
     """How a model written in float32 compares in its engine, and the notes on it; as `export_model`
     does, without timing it."""
-    form = getattr(importlib.import_module(f"stillhouse.export.to_{to}"), to.upper())
     loaded = stillhouse.load(model)
     exported = plain(loaded, vocabulary_of("model", loaded))
-    assert form.refusal(exported) is None
+    assert format_named(to).refusal(exported) is None
+    return parity_of_exported(exported, to, folder)
+
+
+def format_named(to: str) -> Format:
+    """An export format."""
+    return getattr(importlib.import_module(f"stillhouse.export.to_{to}"), to.upper())
+
+
+def parity_of_exported(
+    exported: Exported, to: str, folder: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """The same of a model in memory."""
+    form = format_named(to)
     folder.mkdir()
     notes = form.write(exported, folder, "fp32")
     engine = form.open(exported, folder)
+    assert engine is not None
     return Check("model", to, "fp32", exported).run(engine), notes
 
 

@@ -1,20 +1,25 @@
-"""What must hold of an architecture before it is believed: `benchmarks/family_laws.py`
-prints the table.
+"""What must hold of an architecture before it is believed: the laws of docs/families.md, for whose
+tables `benchmarks/family_laws.py` runs these tests.
 
 Models are tiny, every parameter is random, heads are grouped and windows short where the
 architecture has them. The reference is transformers with its plain ("eager") attention.
 """
 
+import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tests.tiny_models import CAUSAL, POSITIONS, is_causal, make_config
+from tests.tiny_models import CAUSAL, POSITIONS, VOCABULARY, is_causal, make_config
+from tests.training.jobs import LENGTH as LENGTH_OF_JOBS
+from tests.training.jobs import Silent, make_job
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
-from stillhouse.errors import RecipeError
+from stillhouse.errors import RecipeError, Stopped
 from stillhouse.families.base import Family
 from stillhouse.families.registry import family_named
 from stillhouse.families.settings import FAMILY_NAMES, MASKED
@@ -24,6 +29,12 @@ from stillhouse.models.load import count_parameters, empty_model, load_model, sa
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe
+from stillhouse.tokens.packing import pack
+from stillhouse.tokens.settings import TokensRecipe
+from stillhouse.tokens.shards import TokenSplit
+from stillhouse.training.engine import train
+from stillhouse.training.job import TrainingJob
+from stillhouse.training.ranks import StopRequest
 
 every_decoder = pytest.mark.parametrize("name", CAUSAL)
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
@@ -40,6 +51,11 @@ def reference(model: PreTrainedModel, ids: list[int]) -> Tensor:
         logits = model(input_ids=torch.tensor([ids])).logits[0]
     model.config._attn_implementation = before
     return logits
+
+
+def largest_difference(found: Tensor, expected: Tensor) -> float:
+    """Of any element."""
+    return float((found - expected).abs().max())
 
 
 def cut(teacher: PreTrainedModel, layer_map: list[int]) -> PreTrainedModel:
@@ -91,7 +107,7 @@ def test_skipped_layers(name, tiny_model, words):
 
 
 @every_family
-def test_parity(name, tiny_model, batch_of, words):
+def test_parity(name, tiny_model, batch_of, words, record_property):
     """Body and head as trained equal transformers, past the attention window."""
     model, family = tiny_model(name), family_named(name)
     batch = batch_of([[words(LENGTH)]], LENGTH, causal=is_causal(name))
@@ -99,12 +115,13 @@ def test_parity(name, tiny_model, batch_of, words):
     with torch.no_grad():
         found = head.logits(head.transform(family.run_body(model, batch)[0]))
     expected = reference(model, batch.input_ids[0].tolist())
+    record_property("difference", largest_difference(found, expected))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
 
 @every_family
 @pytest.mark.law("packing")
-def test_packed_alone(name, tiny_model, batch_of, words):
+def test_packed_alone(name, tiny_model, batch_of, words, record_property):
     """Documents in one row, longer and shorter than the window, and one beside padding, have the
     logits they have alone."""
     model, family = tiny_model(name), family_named(name)
@@ -113,19 +130,22 @@ def test_packed_alone(name, tiny_model, batch_of, words):
     head = family.head(model)
     with torch.no_grad():
         found = head.logits(head.transform(family.run_body(model, batch)))
-    for row, number in ((0, 1), (0, 2), (1, 1)):
-        here = batch.segment_ids[row] == number
-        alone = reference(model, batch.input_ids[row][here].tolist())
-        torch.testing.assert_close(found[row][here], alone, atol=2e-5, rtol=2e-5)
+    places = [batch.segment_ids[row] == number for row, number in ((0, 1), (0, 2), (1, 1))]
+    together = [found[row][here] for row, here in zip((0, 0, 1), places, strict=True)]
+    rows = [batch.input_ids[row][here] for row, here in zip((0, 0, 1), places, strict=True)]
+    alone = torch.cat([reference(model, row.tolist()) for row in rows])
+    record_property("difference", largest_difference(torch.cat(together), alone))
+    torch.testing.assert_close(torch.cat(together), alone, atol=2e-5, rtol=2e-5)
 
 
 @every_family
-def test_bf16(name, tiny_model, words):
+def test_bf16(name, tiny_model, words, record_property):
     """In bfloat16 the logits stay within the stated distance, and are not the same."""
     model = tiny_model(name)
     exact = reference(model, words(LENGTH))
     to_precision(model, "bf16")
     error = (reference(model, words(LENGTH)).float() - exact).norm() / exact.norm()
+    record_property("difference", float(error))
     assert 0 < error < BF16_ERROR
 
 
@@ -142,7 +162,7 @@ def test_reload(name, tiny_model, words, tmp_path, tiny_tokenizer):
 
 @every_decoder
 @pytest.mark.parametrize("runner", ["own", "body"])
-def test_generation(name, runner, tiny_model, words):
+def test_generation(name, runner, tiny_model, words, record_property):
     """A prompt in one chunk, then single tokens of two texts in one step each: the logits of
     transformers, by the family's token runner and by the body as a whole."""
     model, family = tiny_model(name), family_named(name)
@@ -150,10 +170,10 @@ def test_generation(name, runner, tiny_model, words):
         family = replace(family, token_runner=None)
     texts = [words(LENGTH), words(LENGTH, 1)]
     first, then = cached_logits(family, model, texts)
-    expected = [reference(model, text) for text in texts]
-    for number in (0, 1):
-        found = torch.cat([first[number], then[number]])
-        torch.testing.assert_close(found, expected[number], atol=1e-4, rtol=1e-4)
+    found = torch.cat([first[0], then[0], first[1], then[1]])
+    expected = torch.cat([reference(model, text) for text in texts])
+    record_property("difference", largest_difference(found, expected))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def cached_logits(family: Family, model: PreTrainedModel, texts: list[list[int]]) -> Any:
@@ -180,6 +200,47 @@ def test_parameters(name, tiny_model):
     )
     for config, model in ((teacher.config, teacher), (plan.config, cut(teacher, [0, 2]))):
         assert count_parameters(empty_model(config))[0] == model.num_parameters()
+
+
+@pytest.mark.e2e
+@every_family
+@pytest.mark.law("resume")
+def test_resume(name, tiny_model, tiny_tokenizer, words, tmp_path):
+    """Distillation stopped after two of four steps and resumed ends with the weights, to the bit,
+    of distillation that was not stopped."""
+    kind = family_named(name).language_modeling
+    if kind == "causal":
+        tiny_tokenizer.eos_token = "[SEP]"
+    documents = [np.array([3, *words(30, seed)]) for seed in range(24)]
+    split = TokenSplit.in_memory(documents, VOCABULARY)
+    tokens = TokensRecipe(language_modeling=kind, sequence_length=LENGTH_OF_JOBS)
+
+    def job(folder: Path) -> TrainingJob:
+        return make_job(
+            folder,
+            model=tiny_model(name, num_layers=2, seed=1),
+            teacher=tiny_model(name, num_layers=2),
+            source=pack(split, tiny_tokenizer, tokens),
+        )
+
+    class StopAfterTwo(Silent):
+        def step(self, step: int, values: dict[str, Any]) -> None:
+            stop.signal_number = signal.SIGTERM if step == 2 else None
+
+    whole, stopped, resumed = job(tmp_path / "a"), job(tmp_path / "b"), job(tmp_path / "b")
+    train(whole, Silent())
+    stop = StopRequest()
+    with pytest.raises(Stopped, match="Step 2 of 4"):
+        train(stopped, StopAfterTwo(), stop)
+    reporter = Silent()
+    assert train(resumed, reporter).step == 4
+    assert "student (seed 3): resuming after step 2" in reporter.said
+    before = tiny_model(name, num_layers=2, seed=1)
+    for parameter, expected in resumed.model.named_parameters():
+        assert torch.equal(expected, whole.model.get_parameter(parameter)), parameter
+    assert not torch.equal(
+        family_named(name).head(before).weight, family_named(name).head(resumed.model).weight
+    )
 
 
 def test_a_first_layer_that_differs_stays_the_first(tiny_model):

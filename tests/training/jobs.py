@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tests.tiny_models import make_config
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from stillhouse.families.registry import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
@@ -70,15 +70,16 @@ def make_source(lengths: Sequence[int] = (50, 7, 90, 33, 120)) -> CausalSequence
 def make_job(
     folder: Path,
     *,
-    model: GPT2LMHeadModel | None = None,
+    model: PreTrainedModel | None = None,
+    teacher: PreTrainedModel | None = None,
     losses: dict[str, Any] | None = None,
     source: SequenceSource | None = None,
     **settings: Any,
 ) -> TrainingJob:
-    """A student of a three-layer teacher, six sequences a step."""
+    """A student of a three-layer teacher by default, six sequences a step."""
     model = model or make_model(1, seed=1)
     family = family_of(model.config)
-    teacher = Teacher(family, make_model(3, seed=0).eval().requires_grad_(False))
+    teaching = (teacher or make_model(3, seed=0)).eval().requires_grad_(False)
     defaults = {"tokens_per_step": 6 * LENGTH, "max_tokens": 24 * LENGTH, "precision": "fp32"}
     recipe = PretrainingRecipe.model_validate({**defaults, **settings})
     source = source or make_source()
@@ -88,7 +89,7 @@ def make_job(
         LanguageModelObjective(
             family,
             LossesRecipe.model_validate(losses or LOSSES),
-            teacher=teacher,
+            teacher=Teacher(family, teaching),
             temperature=2.0,
         ),
         plan_batches(source, recipe, seed=3),
