@@ -231,3 +231,18 @@ def test_a_budget_that_cannot_be_met_is_refused_before_work(with_budget, tmp_pat
 def test_init_without_the_race_names_the_stage(with_budget, tmp_path):
     run = with_budget.copy(tmp_path / "run")
     refused(run.call("init"), 5, "run the stage race first")
+
+
+@pytest.mark.law("ranks")
+def test_two_ranks_hold_the_race_of_one(server, with_budget, raced, tmp_path):
+    """The first one cuts and scores, both distil; up to rounding the figures are the same."""
+    run = with_budget.copy(tmp_path / "run")
+    server.start(run, command="race", ranks=2)
+    assert server.wait() == [0, 0], server.log.read_text()
+    one, two = race_of(raced), race_of(run)
+    assert two["ranking_after_cut"] == one["ranking_after_cut"]
+    assert two["winner"] == one["winner"]
+    for ours, theirs in zip(two["candidates"], one["candidates"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["loss"] == theirs["loss"]
+        assert ours.get("kl", 0) == pytest.approx(theirs.get("kl", 0), rel=1e-3)

@@ -211,6 +211,16 @@ def test_a_nan_never_passes() -> None:
     assert not Check("x", "y", float("nan"), float("inf"), "").passed
 
 
+@pytest.mark.e2e
+def test_a_student_of_a_budget_is_verified(tmp_path: Path) -> None:
+    """One candidate is raced on one sequence, so that there is a student."""
+    text = write_text(tmp_path / "text.txt", num_lines=60)
+    recipe = CAUSAL.format(text=text).replace("{layer_map: 2}", "{budget: {parameters: 12.5k}}")
+    case = language_case(parse_recipe(recipe), tmp_path, offline=True)
+    assert 12_250 <= case.student.num_parameters() <= 12_500
+    assert {name for name, check in checks_of(case).items() if not check.passed} == set()
+
+
 def test_hidden_states_narrower_than_the_layers_are_verified(tmp_path: Path) -> None:
     """OPT's may have the width of its embeddings (facebook/opt-350m), in a cache as well."""
     size: Any = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32}
