@@ -1,5 +1,6 @@
 """Several students cut from one teacher, whose parts are scored once."""
 
+import pytest
 import torch
 
 from stillhouse.models.load import load_model, save_model
@@ -12,6 +13,7 @@ from stillhouse.student.settings import BudgetRecipe, StudentRecipe
 from stillhouse.student.width import choose_widths
 
 
+@pytest.mark.e2e
 def test_scores_are_measured_once_for_all_candidates(
     tiny_model, text_for, tiny_tokenizer, tmp_path
 ):

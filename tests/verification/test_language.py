@@ -213,7 +213,7 @@ def test_a_nan_never_passes() -> None:
 
 @pytest.mark.e2e
 def test_a_student_of_a_budget_is_verified(tmp_path: Path) -> None:
-    """One candidate is raced on one sequence, so that there is a student."""
+    """On one of its candidates, without a race."""
     text = write_text(tmp_path / "text.txt", num_lines=60)
     recipe = CAUSAL.format(text=text).replace("{layer_map: 2}", "{budget: {parameters: 12.5k}}")
     case = language_case(parse_recipe(recipe), tmp_path, offline=True)

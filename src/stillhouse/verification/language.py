@@ -33,9 +33,10 @@ from stillhouse.objectives.language_model import (
 )
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.pipeline import Pipeline
+from stillhouse.race.candidates import plan_candidates
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
-from stillhouse.student.settings import RaceRecipe
+from stillhouse.stages.check import RecipeCheck
 from stillhouse.teacher.settings import TeacherRecipe
 from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource, SparseRows
 from stillhouse.tokens.packing import CausalSequences, open_source
@@ -137,8 +138,12 @@ def language_case(recipe: Recipe, folder: Path, *, offline: bool) -> LanguageCas
     text, run, device = folder / "text.jsonl", RunFolder.at(folder / "run"), pick_device()
     write_first_documents(recipe, text, offline=offline)
     small = small_recipe(recipe, text)
+    if small.student.budget is not None:  # any of its candidates will do
+        teacher = RecipeCheck(small, (), offline).teacher
+        (student, *_) = plan_candidates(teacher, small.student)
+        small = small.model_copy(update={"student": student.recipe})
     pipeline = Pipeline(small, run, QuietReporter(), offline=offline)
-    pipeline.run_stages(["prepare", "teacher", "race", "init"])
+    pipeline.run_stages(["prepare", "teacher", "init"])
     family, student = load_model(run.student_init)
     teacher_family, teacher = load_model(pipeline.models.teacher_folder)
     for model in (student, teacher):
@@ -184,7 +189,7 @@ def write_first_documents(recipe: Recipe, target: Path, *, offline: bool) -> Non
 
 def small_recipe(recipe: Recipe, text: Path) -> Recipe:
     """The recipe on this text alone, for one seed and without tasks; a teacher that it trains is
-    trained for two steps, and of a budget one candidate is distilled on one sequence."""
+    trained for two steps."""
     corpus = recipe.text.model_copy(
         update={"source": str(text), "text_field": "text", "validation_fraction": 0.3}
     )
@@ -195,10 +200,6 @@ def small_recipe(recipe: Recipe, text: Path) -> Recipe:
             update={"tokens_per_step": step, "max_tokens": 2 * step, "precision": "fp32"}
         )
         changes["teacher"] = recipe.teacher.model_copy(update={"training": training})
-    if recipe.student.budget is not None:
-        race = RaceRecipe(candidates=1, finalists=1, tokens=1)
-        budget = recipe.student.budget.model_copy(update={"race": race})
-        changes["student"] = recipe.student.model_copy(update={"budget": budget})
     return recipe.model_copy(update=changes)
 
 
