@@ -12,6 +12,10 @@ from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model, save_model
 from stillhouse.tokens.tokenizer import load_tokenizer
 
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = (
     "--no-sandbox",
@@ -47,12 +51,14 @@ def writing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def make_student(folder: Path) -> Path:
-    """The sample teacher's first half."""
+    """The sample teacher's first half, with a chat template."""
     source = resolve_folder("sample", offline=True)
     _, model = load_model(source)
     del model.transformer.h[3:]  # pyright: ignore
     model.config.n_layer = 3
-    save_model(model, load_tokenizer(source), folder)
+    tokenizer = load_tokenizer(source)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    save_model(model, tokenizer, folder)
     return folder
 
 

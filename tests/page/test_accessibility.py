@@ -35,6 +35,11 @@ def prepared(page: Page, view: str) -> None:
             page.get_by_role("tab", name="Compare").click()
             page.get_by_role("button", name="Speculative decoding").click()
             expect(page.locator("#draft-facts")).to_contain_text("Speed-up")
+        case "chat":
+            page.get_by_role("tab", name="Chat").click()
+            page.get_by_label("Your message").fill("Who are you?")
+            page.get_by_label("Your message").press("Enter")
+            expect(page.locator("#chat-turns li")).to_have_count(2)
         case "story":
             page.get_by_role("tab", name="Story").click()
             page.get_by_label("What happens next").fill("wait")
@@ -58,6 +63,7 @@ VIEWS = (
     "share",
     "heat",
     "compare",
+    "chat",
     "story",
     "tasks",
     "trouble",

@@ -199,6 +199,80 @@ def test_each_turn_of_a_story_is_marked_with_the_model_that_told_it(page):
     assert [mark["model"] for mark in marks] == ["sample", "student"]
 
 
+def talk(page: Page, words: str) -> None:
+    """A message of a conversation, and its answer."""
+    turns = page.locator("#chat-turns .model")
+    number = turns.count()
+    page.get_by_label("Your message").fill(words)
+    page.get_by_label("Your message").press("Enter")
+    expect(turns).to_have_count(number + 1)
+    expect(page.locator("#chat-stop")).to_be_hidden()
+
+
+def test_a_conversation_is_sent_whole_with_its_instructions(page):
+    """Enter sends, Shift+Enter starts a line; the model's answers are the assistant's messages."""
+    keep_settings(page, {"model": "student", "fixedSeed": True, "seed": 5})
+    asked = []
+    page.on("request", lambda request: asked.append(request))
+    page.get_by_role("tab", name="Chat").click()
+    page.get_by_label("Instructions").fill("Be brief.")
+    page.get_by_label("Your message").fill("Who is")
+    page.get_by_label("Your message").press("Shift+Enter")
+    page.keyboard.type("there?")
+    page.keyboard.press("Enter")
+    answers = page.locator("#chat-turns .model")
+    expect(answers).to_have_count(1)
+    expect(page.locator("#chat-stop")).to_be_hidden()
+    talk(page, "And who are you?")
+    sent = [each.post_data_json for each in asked if "/editor/chat" in each.url]
+    assert [message["role"] for message in sent[0]["messages"]] == ["system", "user"]
+    assert sent[0]["messages"][1]["content"] == "Who is\nthere?"
+    roles = ["system", "user", "assistant", "user"]
+    assert [message["role"] for message in sent[1]["messages"]] == roles
+    first = answers.first.text_content() or ""
+    assert sent[1]["messages"][2]["content"].strip() == first.strip()
+
+
+def test_a_conversation_is_retried_undone_and_survives_a_reload(page):
+    keep_settings(page, {"model": "student", "fixedSeed": True, "seed": 5})
+    page.get_by_role("tab", name="Chat").click()
+    page.get_by_role("button", name="Retry").click()  # nothing to retry, and no error
+    expect(page.locator("#trouble")).to_be_hidden()
+    talk(page, "Who is there?")
+    turns = page.locator("#chat-turns li")
+    said = turns.nth(1).text_content() or ""
+    page.get_by_role("button", name="Retry").click()
+    expect(turns.nth(1)).not_to_have_text(said)
+    expect(page.locator("#chat-stop")).to_be_hidden()
+    talk(page, "Who else?")
+    page.get_by_role("button", name="Undo").click()
+    expect(turns).to_have_count(2)
+    kept = turns.all_text_contents()
+    reload(page)
+    page.get_by_role("tab", name="Chat").click()
+    assert turns.all_text_contents() == kept
+    page.get_by_role("button", name="New chat").click()
+    expect(turns).to_have_count(0)
+    page.get_by_role("button", name="Restore previous chat").click()
+    assert turns.all_text_contents() == kept
+
+
+def test_a_model_without_a_chat_template_has_no_chat(page):
+    """The tab comes and goes with the model of the settings."""
+    tab = page.get_by_role("tab", name="Chat")
+    expect(tab).to_be_hidden()  # it is the sample teacher
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Model", exact=True).last.select_option("student")
+    page.get_by_role("button", name="Done").click()
+    tab.click()
+    expect(page.locator("#chat")).to_be_visible()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Model", exact=True).last.select_option("sample")
+    page.get_by_role("button", name="Done").click()
+    expect(tab).to_be_hidden()
+    expect(page.locator("#write")).to_be_visible()
+
+
 @pytest.mark.parametrize("step", [1, -1])
 def test_the_smallest_model_is_the_student_and_the_largest_the_teacher(page, writing, step):
     """In whatever order the server names them."""

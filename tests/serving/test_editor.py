@@ -88,6 +88,7 @@ def test_pinned_text_survives_truncation(ask):
         ),
         ("suggestions", {"best_of": 2}, "Unknown parameter: best_of."),
         ("surprisal", {"model": "minilm"}, "minilm does not generate text."),
+        ("chat", {"text": None, "messages": []}, "messages: List should have at least 1 item"),
     ],
 )
 def test_invalid_editor_request_is_400_or_404(ask, path, body, message):
@@ -136,3 +137,41 @@ def test_server_without_editor_has_no_editor_routes(served_app):
 @pytest.mark.parametrize("name", ["..%2Fapp.py", "none.js", "%2e%2e/app.py"])
 def test_only_files_of_the_page_are_served(http, name):
     assert http.get(f"/web/{name}").status_code == 404
+
+
+def test_a_conversation_is_answered_as_by_openai_s_route(ask, http):
+    """Without a template the messages are paragraphs; the answer ends before the next one."""
+    messages = [
+        {"role": "system", "content": "Answer."},
+        {"role": "user", "content": "The sea"},
+        {"role": "assistant", "content": "is wide."},
+        {"role": "user", "content": "The wind"},
+    ]
+    body = {"model": "sample", "messages": messages, "temperature": 0, "top_p": 1}
+    status, events = ask("/editor/chat", {**body, "max_new_tokens": 30})
+    assert status == 200
+    right = http.post("/v1/chat/completions", json={**body, "max_tokens": 30}).json()
+    text = "".join(event["text"] for event in events)
+    assert text.rstrip() == right["choices"][0]["message"]["content"]
+    assert not text.startswith(" ")
+
+
+def test_the_oldest_messages_of_a_long_conversation_are_left_out(ask):
+    """The instructions stay."""
+    system = {"role": "system", "content": "Answer."}
+    old = {"role": "user", "content": "The wind rose and the sea with it. " * 40}
+    answer = {"role": "assistant", "content": "Yes."}
+    last = {"role": "user", "content": "The sea"}
+    body = {"model": "sample", "temperature": 0, "max_new_tokens": 20}
+    long = ask("/editor/chat", {**body, "messages": [system, old, answer, last]})
+    assert long[0] == 200
+    assert long == ask("/editor/chat", {**body, "messages": [system, last]})
+    assert long != ask("/editor/chat", {**body, "messages": [last]})
+    status, (problem,) = ask("/editor/chat", {**body, "messages": [old]})
+    assert status == 400
+    assert "Shorten the prompt" in problem["error"]
+
+
+def test_the_page_knows_which_models_have_a_chat_template(http):
+    models = http.get("/editor/models").json()["models"]
+    assert [each["name"] for each in models if each["has_chat_template"]] == ["picky"]

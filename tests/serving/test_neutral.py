@@ -183,9 +183,20 @@ def test_text_content_parts_are_concatenated(http):
 
 
 def test_unsupported_role_is_rejected_by_name(http):
-    status, _, error = content_of(http, {"role": "tool", "content": "a", "tool_call_id": "b"})
+    user = {"role": "user", "content": "a"}
+    for message in ({"role": "tool", "content": "a", "tool_call_id": "b"}, {"role": "function"}):
+        status, _, error = content_of(http, user, message)
+        assert status == 400
+        assert error["param"] == "messages.1.role"
+        assert "'system', 'developer', 'user' or 'assistant'" in error["message"]
+
+
+def test_message_that_the_chat_template_leaves_out_is_rejected(http):
+    """`picky`'s template shows the model the first message alone."""
+    user = {"role": "user", "content": "a"}
+    status, _, error = content_of(http, user, user | {"content": "xyz"})
     assert status == 400
-    assert "messages.0" in error["message"]
+    assert "leaves out message 1 ('user': 'xyz')" in error["message"]
 
 
 def test_inference_api_options_have_no_effect(http):

@@ -131,7 +131,7 @@ def predict(
 
 
 GENERATION_HELP = {
-    "max_new_tokens": "Number of tokens to add.",
+    "max_new_tokens": "Number of tokens to add; 50 by default, 256 with --chat.",
     "num_return_sequences": "Number of texts.",
     "temperature": "Below 1 is more predictable, above 1 more random.",
     "top_k": "Sample from the k most probable tokens; 0 samples from all.",
@@ -154,8 +154,14 @@ def _option(name: str, *flags: str, **settings: Any) -> Any:
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Send the prompt as a user's message; the answer alone is printed."
+        ),
+    ] = False,
     seed: Annotated[int | None, _option("seed")] = None,
-    max_new_tokens: Annotated[int, _option("max_new_tokens")] = 50,
+    max_new_tokens: Annotated[int | None, _option("max_new_tokens")] = None,
     num_return_sequences: Annotated[int, _option("num_return_sequences")] = 1,
     temperature: Annotated[float, _option("temperature")] = 1.0,
     top_k: Annotated[int, _option("top_k")] = 50,
@@ -174,13 +180,17 @@ def generate(
 ) -> None:
     """Continue a text with a causal model.
 
-    Prints each text, the prompt included. With --draft, the draft acceptance rate goes to stderr.
+    Prints each text, the prompt included. With --chat, the prompt is put into the model's chat
+    template. With --draft, the draft acceptance rate goes to stderr.
     """
+    from dataclasses import replace
+
+    from stillhouse.inference.chat import Prompt
     from stillhouse.inference.engine.speculative import continue_by_draft
     from stillhouse.inference.generation import Generation
 
     settings = Generation(
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=50 if max_new_tokens is None else max_new_tokens,
         num_return_sequences=num_return_sequences,
         temperature=temperature,
         top_k=top_k,
@@ -195,14 +205,18 @@ def generate(
     )
 
     loaded = _load(model, precision, offline=offline)
+    message = [{"role": "user", "content": prompt}]
+    start = loaded.chat_prompt(message) if chat else Prompt(loaded.prompt_ids(prompt), ())
+    if chat and max_new_tokens is None:
+        settings = replace(settings, max_new_tokens=loaded.answer_tokens(start))
     if draft is None:
-        found = loaded.continuations(prompt, settings)
+        found = loaded.continuations(start, settings)
     else:
         student = _load(draft, precision, offline=offline)
-        text, kept = continue_by_draft(loaded, student, prompt, settings)
+        text, kept = continue_by_draft(loaded, student, start.ids, start.with_stops(settings))
         typer.echo(kept, err=True)
         found = [text]
-    texts = [prompt + rest for rest in found]
+    texts = [text.strip() if chat else prompt + text for text in found]
     as_dicts = [{"generated_text": text} for text in texts]
     print_json(as_dicts) if as_json else print("\n---\n".join(texts))
 

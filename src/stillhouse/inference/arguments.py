@@ -107,6 +107,30 @@ def texts_of(given: Any, name: str) -> tuple[list[str], bool]:
     return items, single
 
 
+def messages_of(given: Any) -> list[dict[str, str]]:
+    """The messages of a conversation; a text is one message of the user.
+
+    Raises:
+        RecipeError: neither a text nor a list of messages.
+    """
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else _as_list(given)
+    for each in items or [given]:
+        if not _is_message(each):
+            raise RecipeError(
+                'messages must be a text or a list of {"role": "user", "content": "..."}; got '
+                f"{_shown(each)}."
+            )
+    return [dict(each) for each in items or ()]
+
+
+def _is_message(given: Any) -> bool:
+    return (
+        isinstance(given, Mapping)
+        and {"role", "content"} <= set(given)
+        and all(isinstance(text, str) for text in given.values())
+    )
+
+
 def _as_list(given: Any) -> list[Any] | None:
     """The items of an ordered iterable; None for anything else, and for tables, which would give
     the names of their columns."""

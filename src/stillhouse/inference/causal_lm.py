@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError
-from stillhouse.inference.arguments import generation_of, texts_of
+from stillhouse.inference.arguments import generation_of, messages_of, texts_of
+from stillhouse.inference.chat import ANSWER_TOKENS, Message, Prompt, conversation_text
 from stillhouse.inference.engine.batcher import Batcher, Ended, Event, Failed, NewToken, Request
 from stillhouse.inference.engine.kv_cache import SlottedModel
 from stillhouse.inference.engine.text_stream import TextStream
@@ -46,23 +47,52 @@ class CausalLM(LoadedModel):
             DataError: the prompt and the new tokens do not fit the model's context.
         """
         prompts, single = texts_of(prompt, "prompt")
-        continuations = self._continue_all(prompts, generation_of(settings))
+        ids = [self.prompt_ids(each) for each in prompts]
+        continuations = self._continue_all(ids, generation_of(settings))
         texts = [
             [each + text for text in own] for each, own in zip(prompts, continuations, strict=True)
         ]
         return texts[0] if single else texts
 
-    def continuations(self, prompt: str, settings: Generation) -> list[str]:
-        """The generated texts without the prompt. An empty prompt starts a new document."""
-        return self._continue_all([prompt], settings)[0]
+    def chat(self, messages: Any, **settings: Any) -> list[str]:
+        """Answers to a conversation in the model's chat template, or in a plain form if it has
+        none: a list of `num_return_sequences`.
 
-    def _continue_all(self, prompts: Sequence[str], settings: Generation) -> list[list[str]]:
-        """The continuations of each prompt, each independent of the other prompts."""
+        Args:
+            messages: A text, which is the user's, or a list of `{"role": ..., "content": ...}`.
+            settings: As of `generate`; `max_new_tokens` is 256, or what the context leaves.
+
+        Raises:
+            RecipeError: messages of another form, or see `generate`.
+            DataError: a chat template that cannot be used, or a conversation that is too long.
+        """
+        prompt = self.chat_prompt(messages_of(messages))
+        settings = {"max_new_tokens": self.answer_tokens(prompt), **settings}
+        return [text.strip() for text in self.continuations(prompt, generation_of(settings))]
+
+    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
+        """The prompt of a conversation; raises DataError as `conversation_text` does."""
+        text, stops = conversation_text(self.tokenizer, messages)
+        return Prompt(tuple(self.encode(text)), stops)
+
+    def answer_tokens(self, prompt: Prompt) -> int:
+        """The number of tokens of an answer, where none is given."""
+        return max(1, min(ANSWER_TOKENS, self.context - len(prompt.ids)))
+
+    def continuations(self, prompt: str | Prompt, settings: Generation) -> list[str]:
+        """The generated texts without the prompt. An empty prompt starts a new document; what
+        answers a conversation ends at its stops."""
+        if isinstance(prompt, str):
+            return self._continue_all([self.prompt_ids(prompt)], settings)[0]
+        return self._continue_all([prompt.ids], prompt.with_stops(settings))[0]
+
+    def _continue_all(
+        self, prompts: Sequence[tuple[int, ...]], settings: Generation
+    ) -> list[list[str]]:
+        """The continuations of each prompt, given as token ids, independent of other prompts."""
         number = settings.num_return_sequences
         batcher = self.batcher(number * max(1, min(len(prompts), PROMPTS_AT_ONCE)))
-        requests = [
-            Request(self.prompt_ids(prompt), settings, settings.drawn_seed()) for prompt in prompts
-        ]
+        requests = [Request(prompt, settings, settings.drawn_seed()) for prompt in prompts]
         for request in requests:
             batcher.check(request)
         if settings.num_beams > 1:

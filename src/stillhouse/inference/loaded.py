@@ -57,6 +57,9 @@ class LoadedModel:
 
     pipeline_task: str
     generate = OtherKind()
+    chat = OtherKind()
+    chat_prompt = OtherKind()
+    answer_tokens = OtherKind()
     continuations = OtherKind()
     prompt_ids = OtherKind()
     slots = OtherKind()

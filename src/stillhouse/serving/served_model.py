@@ -9,10 +9,9 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
-from stillhouse.errors import DataError
 from stillhouse.inference.causal_lm import CausalLM
+from stillhouse.inference.chat import Message, Prompt
 from stillhouse.inference.engine.batcher import (
     Batcher,
     Ended,
@@ -133,34 +132,14 @@ class ServedModel:
         """Run `work` in the model's thread, between two steps of generation."""
         return await asyncio.wrap_future(self._worker.call(partial(work, *arguments)))
 
-    def chat_prompt(
-        self, messages: list[dict[str, str]]
-    ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """The token ids of a conversation, up to where its answer starts, and the stop strings of
-        that answer. For `run`.
+    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
+        """A conversation as a prompt. For `run`.
 
         Raises:
             APIError: 400, the model does not generate text.
             DataError: The model's own template rejects the conversation, or cannot be used.
         """
-        lm = self.causal_lm
-        if lm.tokenizer.chat_template is None:
-            turns = [f"{each['role'].capitalize()}: {each['content']}" for each in messages]
-            text = "\n\n".join([*turns, "Assistant:"])
-            return tuple(lm.encode(text)), ("\n\nUser:", "\n\nSystem:")
-        try:
-            text = lm.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:
-            raise DataError(f"The model's chat template rejects the messages: {error}.") from error
-        except Exception as error:  # the template is a program of the model's folder
-            raise DataError(
-                f"The model's chat template fails ({type(error).__name__}: {error}). Request "
-                "completions instead, or correct chat_template in the model's folder."
-            ) from error
-        assert isinstance(text, str)
-        return tuple(lm.encode(text)), ()
+        return self.causal_lm.chat_prompt(messages)
 
     async def embed(self, inputs: Sequence[str | list[int]]) -> tuple[np.ndarray, int]:
         """Embeddings (N, D) of N texts, each given as text or token ids, and their number of

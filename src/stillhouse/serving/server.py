@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 
 from stillhouse import __version__
 from stillhouse.errors import RecipeError, StillhouseError
+from stillhouse.inference.chat import template_problem
 from stillhouse.inference.engine.worker import Worker
 from stillhouse.inference.quantization import load_at_precision
 from stillhouse.models.hub import resolve_folder
@@ -135,6 +136,8 @@ def serve_models(config: ServerConfig) -> None:
             raise
         for model in models:
             _log(f"{model.name}: {model.loaded.pipeline_task}, ready at {address}")
+            if model.batcher and (problem := template_problem(model.loaded.tokenizer)):
+                _log(f"{model.name}: {problem}")
         if config.open_browser:
             webbrowser.open(address)
         return models

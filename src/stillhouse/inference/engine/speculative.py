@@ -179,7 +179,7 @@ class DraftedText:
 
 
 def continue_by_draft(
-    teacher: CausalLM, student: CausalLM, prompt: str, settings: Generation
+    teacher: CausalLM, student: CausalLM, prompt_ids: tuple[int, ...], settings: Generation
 ) -> tuple[str, str]:
     """The teacher's continuation of the prompt, drafted by the student; and a sentence on how much
     of the draft was accepted.
@@ -187,7 +187,7 @@ def continue_by_draft(
     Raises:
         RecipeError, ModelError, DataError: see `DraftedText`.
     """
-    drafted = DraftedText(teacher, student, teacher.prompt_ids(prompt), settings)
+    drafted = DraftedText(teacher, student, prompt_ids, settings)
     text = "".join(piece for piece, _ in drafted)
     counts = drafted.speculation
     return text, (

@@ -6,11 +6,12 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from importlib.resources import files
 from itertools import accumulate, islice
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import Field
 
+from stillhouse.inference.chat import Prompt
 from stillhouse.inference.engine.batcher import Ended, PrefillDone, ScoredToken
 from stillhouse.inference.engine.speculative import DraftedText
 from stillhouse.inference.generation import Generation
@@ -49,10 +50,9 @@ WINDOW_TOKENS = 512  # of context and scored tokens in one request, at most
 WINDOWS_AT_ONCE = 4
 
 
-class EditorRequest(RequestModel):
-    """The text before the caret, and how to continue it."""
+class SamplingRequest(RequestModel):
+    """How to generate."""
 
-    text: str
     max_new_tokens: int = Field(12, ge=1, le=200)
     temperature: float = Field(1.0, ge=0, le=2, description="0 means greedy decoding.")
     top_p: float = Field(0.9, gt=0, le=1)
@@ -75,6 +75,12 @@ class EditorRequest(RequestModel):
         )
 
 
+class EditorRequest(SamplingRequest):
+    """The text before the caret, and how to continue it."""
+
+    text: str
+
+
 class SuggestionsRequest(EditorRequest):
     """`POST /editor/suggestions`."""
 
@@ -82,6 +88,21 @@ class SuggestionsRequest(EditorRequest):
     num_suggestions: int = Field(3, ge=1, le=MAX_SEQUENCES)
     token_healing: bool = Field(True, description="Complete a word that the caret cuts off.")
     pinned: str = Field("", description="Kept before the text, which is truncated to make room.")
+
+
+class EditorMessage(RequestModel):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class ConversationRequest(SamplingRequest):
+    """`POST /editor/chat`."""
+
+    model: str
+    messages: Annotated[list[EditorMessage], Field(min_length=1, max_length=1_000)]
+    max_new_tokens: int = Field(256, ge=1, le=1_000)
 
 
 class DraftRequest(EditorRequest):
@@ -126,6 +147,7 @@ async def list_models(models: ModelsDep) -> dict[str, Any]:
                 "max_length": model.loaded.context,
                 "vocab_size": model.loaded.model.config.vocab_size,
                 "mask_token": model.loaded.tokenizer.mask_token,
+                "has_chat_template": model.loaded.tokenizer.chat_template is not None,
                 "limitations": model.limitations,
             }
             for model in models
@@ -167,7 +189,31 @@ class _Suggestions(StreamedResponse):
     def chunks(self, output: RequestOutput, event: StreamEvent) -> Iterator[dict[str, Any]]:
         if not isinstance(event, PrefillDone):
             reason = {"finish_reason": event.reason} if isinstance(event, Ended) else {}
-            yield {"index": event.sequence, "text": event.text, **reason}
+            text = output.sequences[event.sequence].new_text
+            yield {"index": event.sequence, "text": text, **reason}
+
+
+@router.post("/editor/chat", responses=STREAMED)
+async def chat(body: ConversationRequest, models: ModelsDep, client: ClientDep) -> Response:
+    """Answer a conversation, in the model's chat template or a plain one. Events are those of
+    suggestions. Of a conversation longer than the context the oldest messages are left out."""
+    model = models.named(body.model)
+    prompt = await model.run(_conversation_prompt, model, body)
+    settings = prompt.with_stops(body.generation())
+    outputs = model.prepare([prompt.ids], settings, is_answer=True)
+    client.count_prompt_tokens(model, outputs)
+    return await client.stream(_Suggestions(model, outputs).stream(), DIALECT)
+
+
+def _conversation_prompt(model: ServedModel, body: ConversationRequest) -> Prompt:
+    """The instructions, and as many of the last messages as fit the context after them."""
+    messages = [message.model_dump() for message in body.messages]
+    first = messages[0]["role"] == "system"
+    system, rest = messages[:first], messages[first:]
+    room = model.causal_lm.context - body.max_new_tokens
+    while len((prompt := model.chat_prompt([*system, *rest])).ids) > room and len(rest) > 2:
+        rest = rest[2:]  # a message and its answer
+    return prompt
 
 
 @router.post("/editor/surprisal", responses=STREAMED)

@@ -8,7 +8,7 @@ import json
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from stillhouse import __version__
+from stillhouse.inference.chat import Prompt
 from stillhouse.inference.generation import Generation
 from stillhouse.serving.dialects.base import (
     FINISH_REASONS,
@@ -62,6 +63,7 @@ STREAMED: dict[int | str, dict[str, Any]] = {
         },
     }
 }
+NO_PROMPT = Prompt((), ())
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
@@ -158,9 +160,8 @@ class GenerationRequest(ModelRequest):
     stream: bool = True
 
     @abstractmethod
-    async def prompt_of(self, model: ServedModel) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """The prompt's token ids, and strings that end its response. Without ids nothing is
-        generated: clients load a model so."""
+    async def prompt_of(self, model: ServedModel) -> Prompt:
+        """The prompt. Without ids nothing is generated: clients load a model so."""
 
     @abstractmethod
     def content(self, text: str) -> dict[str, Any]:
@@ -181,14 +182,15 @@ class GenerateRequest(GenerationRequest):
     system: str = ""
     raw: bool = Field(False, description="Continue the prompt as it is, without a template.")
 
-    async def prompt_of(self, model: ServedModel) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    async def prompt_of(self, model: ServedModel) -> Prompt:
         lm = model.causal_lm
         if self.raw and self.system:
             raise APIError(400, "raw has no system text; put it in the prompt.", param="system")
         if not self.prompt:
-            return (), ()
+            return NO_PROMPT
         if self.raw or lm.tokenizer.chat_template is None:
-            return lm.prompt_ids("\n\n".join(filter(None, (self.system, self.prompt)))), ()
+            text = "\n\n".join(filter(None, (self.system, self.prompt)))
+            return Prompt(lm.prompt_ids(text), ())
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*system, {"role": "user", "content": self.prompt}]
         return await model.run(model.chat_prompt, messages)
@@ -217,9 +219,9 @@ class ChatRequest(GenerationRequest):
 
     messages: list[ChatMessage] = Field(default=[], max_length=1_000)
 
-    async def prompt_of(self, model: ServedModel) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    async def prompt_of(self, model: ServedModel) -> Prompt:
         messages = [message.model_dump() for message in self.messages]
-        return await model.run(model.chat_prompt, messages) if messages else ((), ())
+        return await model.run(model.chat_prompt, messages) if messages else NO_PROMPT
 
     def content(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text}}
@@ -258,12 +260,12 @@ async def chat(body: ChatRequest, models: ModelsDep, client: ClientDep) -> Respo
 
 async def _respond(body: GenerationRequest, models: ServedModels, client: Client) -> Response:
     model = body.named(models, "text-generation")
-    ids, stops = await body.prompt_of(model)
-    if not ids:
+    prompt = await body.prompt_of(model)
+    if not prompt.ids:
         return JSONResponse(_frame(model, body, "") | {"done": True, "done_reason": "load"})
-    settings = body.options.generation(model, len(ids))
-    settings = replace(settings, stop=(*settings.stop, *stops))
-    outputs = model.prepare([ids], settings, is_answer=body.is_answer)
+    settings = body.options.generation(model, len(prompt.ids))
+    settings = prompt.with_stops(settings)
+    outputs = model.prepare([prompt.ids], settings, is_answer=body.is_answer)
     return await client.respond(_Response(model, outputs, body), DIALECT, stream=body.stream)
 
 
@@ -361,6 +363,7 @@ async def show(body: ShowRequest, models: ModelsDep) -> dict[str, Any]:
             "general.parameter_count": model.loaded.num_parameters,
             f"{family}.context_length": model.loaded.context,
         },
+        "template": model.loaded.tokenizer.chat_template or "",
         "capabilities": ["completion" if generates else "embedding"],
     }
 

@@ -5,7 +5,7 @@ import time
 import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -43,7 +43,6 @@ router = APIRouter(tags=["OpenAI"])
 Body = TypeVar("Body", bound=GenerationRequest)
 DONE = "[DONE]"  # the last event of a stream
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-DEFAULT_CHAT_TOKENS = 256
 
 
 def openai_error_body(error: APIError) -> dict[str, Any]:
@@ -250,12 +249,14 @@ async def _chat(model: ServedModel, body: ChatRequest, client: ClientDep) -> Res
     if body.top_logprobs and not body.logprobs:
         raise APIError(400, "top_logprobs requires logprobs=true.", param="top_logprobs")
     messages = [message.for_template() for message in body.messages]
-    ids, stops = await model.run(model.chat_prompt, messages)
-    default = min(model.loaded.context - len(ids), DEFAULT_CHAT_TOKENS)
-    settings = body.generation(max(body.max_completion_tokens or body.max_tokens or default, 1))
-    settings = replace(settings, stop=(*settings.stop, *stops))
+    prompt = await model.run(model.chat_prompt, messages)
+    default = model.causal_lm.answer_tokens(prompt)
+    settings = body.generation(body.max_completion_tokens or body.max_tokens or default)
+    settings = prompt.with_stops(settings)
     num_top_logprobs = body.top_logprobs if body.logprobs else None
-    outputs = model.prepare([ids], settings, is_answer=True, num_top_logprobs=num_top_logprobs)
+    outputs = model.prepare(
+        [prompt.ids], settings, is_answer=True, num_top_logprobs=num_top_logprobs
+    )
     return await client.respond(_ChatResponse(model, outputs, body), DIALECT, stream=body.stream)
 
 

@@ -1,5 +1,6 @@
 // The page: connects its views.
 
+import { Chat } from "./chat.js";
 import { Compare } from "./compare.js";
 import { HeatMap } from "./heatmap.js";
 import {
@@ -133,9 +134,16 @@ const compare = new Compare(
   },
   { announce, onError, textBefore: () => writer.manuscript.text.slice(0, writer.caret) },
 );
+const chat = new Chat(
+  {
+    pinned: $("chat-instructions"), turns: $("chat-turns"), form: $("chat-form"), field: $("chat-message"),
+    stopButton: $("chat-stop"), restoreButton: $("chat-restore"),
+  },
+  { announce, onError },
+);
 const story = new Story(
   {
-    memory: $("memory"), turns: $("turns"), form: $("turn-form"), field: $("turn"),
+    pinned: $("memory"), turns: $("turns"), form: $("turn-form"), field: $("turn"),
     stopButton: $("turn-stop"), restoreButton: $("story-restore"),
   },
   { announce, onError },
@@ -244,6 +252,10 @@ $("compare-draft").addEventListener("click", () => {
   compare.runSpeculative($("compare-student").value, $("compare-teacher").value);
 });
 $("compare-stop").addEventListener("click", () => compare.stop());
+for (const [name, act] of Object.entries({
+  stop: () => chat.stop(), retry: () => chat.retry(), undo: () => chat.undo(),
+  new: () => chat.begin(), restore: () => chat.restore(),
+})) $(`chat-${name}`).addEventListener("click", act);
 $("turn-stop").addEventListener("click", () => story.stop());
 $("turn-retry").addEventListener("click", () => story.retry());
 $("turn-undo").addEventListener("click", () => story.undo());
@@ -280,14 +292,24 @@ function fill(found) {
   const encoders = found.filter(hasForm);
   $("tab-tasks").hidden = !encoders.length;
   $("tasks").replaceChildren(...encoders.map((model) => taskForm(model, { announce, onError })));
-  for (const tab of tabs.slice(0, 4)) tab.hidden = !causal.length;
+  for (const tab of tabs.slice(0, -1)) tab.hidden = !causal.length;
   if (!causal.length) show("tasks");
+  else showChat(causal);
   $("compare-draft").disabled = causal.length < 2;
   bind($("settings-form"), (name) => {
     if (name === "theme") useTheme();
-    if (name === "model") showLimitations(found);
+    if (name !== "model") return;
+    showLimitations(found);
+    showChat(causal);
   });
   showLimitations(found);
+}
+
+// The chat is there where the model has a chat template.
+function showChat(causal) {
+  const tab = $("tab-chat");
+  tab.hidden = !causal.find(({ name }) => name === settings.model).has_chat_template;
+  if (tab.hidden && !$("chat").hidden) show("write");
 }
 
 function showLimitations(found) {
