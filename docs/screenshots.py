@@ -1,8 +1,8 @@
 """Writes docs/pages/*.png: what the writing page looks like, taken in Chromium from a real server.
 
-    python docs/screenshots.py STUDENT TEACHER
+    python docs/screenshots.py smollm2 STUDENT
 
-Both continue text, the student of the teacher; `minilm` (extra `samples`) is shown beside them.
+Both continue text, the student of `smollm2`; `minilm` (extra `samples`) is shown beside them.
 """
 
 import json
@@ -59,6 +59,17 @@ def compare(page: Page) -> None:
     expect(page.locator("#agreement")).not_to_be_empty()
 
 
+def chat(page: Page) -> None:
+    page.get_by_role("tab", name="Chat").click()
+    page.get_by_label("Instructions").fill("Answer in one or two sentences.")
+    field = page.get_by_label("Your message")
+    for number, words in enumerate(("What is the capital of France?", "What is it famous for?")):
+        field.fill(words)
+        field.press("Enter")
+        expect(page.locator("#chat-turns .model")).to_have_count(number + 1)
+        expect(page.locator("#chat-stop")).to_be_hidden()
+
+
 def story(page: Page) -> None:
     page.get_by_role("tab", name="Story").click()
     page.get_by_label("Always remember").fill("The old man kept the lighthouse by the sea.")
@@ -92,6 +103,7 @@ SHOTS: dict[str, tuple[Callable[[Page], None], dict]] = {
     "heat": (heat, {"viewport": WIDE}),
     "rank": (rank, {"viewport": WIDE}),
     "compare": (compare, {"viewport": {"width": 1100, "height": 900}}),
+    "chat": (chat, {"viewport": WIDE}),
     "story": (story, {"viewport": WIDE}),
     "tasks": (tasks, {"viewport": WIDE}),
     "settings": (settings, {"viewport": {"width": 1100, "height": 820}}),

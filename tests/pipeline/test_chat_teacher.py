@@ -23,7 +23,7 @@ student: {{layer_map: {layers}}}
 distillation:
   tokens_per_step: 64
   max_tokens: 128
-  learning_rate: 0.000001
+  optimizer: {{learning_rate: 0.000001}}
   precision: fp32
 """
 TEMPLATE = (

@@ -167,6 +167,8 @@ def test_the_oldest_messages_of_a_long_conversation_are_left_out(ask):
     assert long[0] == 200
     assert long == ask("/editor/chat", {**body, "messages": [system, last]})
     assert long != ask("/editor/chat", {**body, "messages": [last]})
+    full = {**body, "max_new_tokens": 1_000}  # an answer as long as the context leaves
+    assert ask("/editor/chat", {**full, "messages": [old, answer, last]})[0] == 200
     status, (problem,) = ask("/editor/chat", {**body, "messages": [old]})
     assert status == 400
     assert "Shorten the prompt" in problem["error"]

@@ -183,10 +183,6 @@ def generate(
     Prints each text, the prompt included. With --chat, the prompt is put into the model's chat
     template. With --draft, the draft acceptance rate goes to stderr.
     """
-    from dataclasses import replace
-
-    from stillhouse.inference.chat import Prompt
-    from stillhouse.inference.engine.speculative import continue_by_draft
     from stillhouse.inference.generation import Generation
 
     settings = Generation(
@@ -203,29 +199,46 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
-
     loaded = _load(model, precision, offline=offline)
-    message = [{"role": "user", "content": prompt}]
-    start = loaded.chat_prompt(message) if chat else Prompt(loaded.prompt_ids(prompt), ())
-    if chat and max_new_tokens is None:
-        settings = replace(settings, max_new_tokens=loaded.answer_tokens(start))
-    if draft is None:
-        found = loaded.continuations(start, settings)
+    student = _load(draft, precision, offline=offline) if draft is not None else None
+    if chat:
+        texts = _answers(loaded, student, prompt, settings, is_cut=max_new_tokens is None)
     else:
-        student = _load(draft, precision, offline=offline)
-        text, kept = continue_by_draft(loaded, student, start.ids, start.with_stops(settings))
-        typer.echo(kept, err=True)
-        found = [text]
-    texts = [text.strip() if chat else prompt + text for text in found]
+        found = _continued(loaded, student, loaded.start(prompt), settings)
+        texts = [prompt + text for text in found]
     as_dicts = [{"generated_text": text} for text in texts]
     print_json(as_dicts) if as_json else print("\n---\n".join(texts))
 
 
+def _answers(loaded: Any, student: Any, message: str, settings: Any, *, is_cut: bool) -> list[str]:
+    """Answers to a message; `is_cut`: of the default length of an answer."""
+    from dataclasses import replace
+
+    start = loaded.chat_prompt([{"role": "user", "content": message}])
+    if is_cut:
+        settings = replace(settings, max_new_tokens=loaded.answer_tokens(start))
+    return [text.strip() for text in _continued(loaded, student, start, settings)]
+
+
+def _continued(loaded: Any, student: Any, start: Any, settings: Any) -> list[str]:
+    """The new texts after a prompt, drafted by the student if there is one."""
+    if student is None:
+        return loaded.continuations(start, settings)
+    from stillhouse.inference.engine.speculative import continue_by_draft
+
+    text, kept = continue_by_draft(loaded, student, start, settings)
+    typer.echo(kept, err=True)
+    return [text]
+
+
 def _load(name: str, precision: str, *, offline: bool) -> Any:
+    from stillhouse.errors import ModelError
     from stillhouse.inference.quantization import load_at_precision
     from stillhouse.training.device import pick_device
 
     found = load_at_precision(name, precision, offline=offline, device=pick_device())
+    if found.model.pipeline_task != "text-generation":
+        raise ModelError(f"{name} is a model for {found.model.pipeline_task}; it writes no text.")
     if precision != "fp32":
         typer.echo(f"{name}: precision: {found}", err=True)
     return found.model

@@ -134,7 +134,11 @@ def score_by_harness(
                 model=loaded, tasks=list(tasks), task_manager=manager, log_samples=False
             )
     except Exception as error:  # of many libraries: a hub that is not reached, a column not there
-        raise DataError(f"The harness could not run {', '.join(tasks)}: {error}") from error
+        raise DataError(
+            f"The harness could not run {', '.join(tasks)}: {error}. Its data come from the hub, "
+            "or from files that the definitions of --lm-eval-folder name; --task with --data reads "
+            "your own file."
+        ) from error
     return {
         "model": name,
         "harness": found["versions"],

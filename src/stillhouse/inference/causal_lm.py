@@ -79,11 +79,14 @@ class CausalLM(LoadedModel):
         """The number of tokens of an answer, where none is given."""
         return max(1, min(ANSWER_TOKENS, self.context - len(prompt.ids)))
 
+    def start(self, text: str) -> Prompt:
+        """A text as a prompt; see `prompt_ids`."""
+        return Prompt(self.prompt_ids(text), ())
+
     def continuations(self, prompt: str | Prompt, settings: Generation) -> list[str]:
         """The generated texts without the prompt. An empty prompt starts a new document; what
         answers a conversation ends at its stops."""
-        if isinstance(prompt, str):
-            return self._continue_all([self.prompt_ids(prompt)], settings)[0]
+        prompt = self.start(prompt) if isinstance(prompt, str) else prompt
         return self._continue_all([prompt.ids], prompt.with_stops(settings))[0]
 
     def _continue_all(
@@ -123,9 +126,10 @@ class CausalLM(LoadedModel):
         special, ids = find_special_tokens(self.tokenizer), self.encode(prompt)
         if special.document_start not in (special.end_of_text, None):
             return (special.document_start, *ids)
-        starts = (self.model.config.bos_token_id, special.document_start, *sorted(self.end_ids))
-        known = range(self.num_ids)
-        ids = ids or [token for token in starts if token is not None and token in known][:1]
+        if not ids:
+            starts = (self.model.config.bos_token_id, special.document_start, *sorted(self.end_ids))
+            known = range(self.num_ids)
+            ids = [token for token in starts if token is not None and token in known][:1]
         if not ids:
             raise DataError(
                 "The prompt is empty, and this model has no token that starts or ends a text; give "

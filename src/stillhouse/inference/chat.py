@@ -85,8 +85,8 @@ def template_problem(tokenizer: PreTrainedTokenizerFast) -> str:
     if after.startswith(before):
         return ""
     return (
-        "The model's chat template does not preserve prefixes: it changes earlier messages when a "
-        "conversation goes on. Answers are right, but texts in this format cannot be cut by turn."
+        "The model's chat template does not preserve prefixes: it changes earlier messages as a "
+        "conversation grows. Answers are right, but texts in this format cannot be cut by turn."
     )
 
 
@@ -95,11 +95,11 @@ def _rendered(
 ) -> str:
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, **settings)
-    except TemplateError as error:
-        raise DataError(
-            f"The model's chat template rejects the messages: {first_line(error)}."
-        ) from error
     except Exception as error:  # the template is a program of the model's folder
+        if type(error) is TemplateError:  # raised by the template itself, in its own words
+            raise DataError(
+                f"The model's chat template rejects the messages: {first_line(error)}."
+            ) from error
         raise DataError(
             f"The model's chat template fails ({type(error).__name__}: {first_line(error)}). "
             f"{ADVICE}"

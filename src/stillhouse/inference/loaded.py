@@ -60,6 +60,7 @@ class LoadedModel:
     chat = OtherKind()
     chat_prompt = OtherKind()
     answer_tokens = OtherKind()
+    start = OtherKind()
     continuations = OtherKind()
     prompt_ids = OtherKind()
     slots = OtherKind()

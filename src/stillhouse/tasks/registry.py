@@ -159,7 +159,8 @@ def _recipe_of(folder: Path, config: PretrainedConfig) -> TaskRecipe:
         case "Body":
             return EmbeddingsTask(max_length=most)
         case _:
+            kind = (config.architectures or ["model of no class"])[0]
             raise ModelError(
-                f"The model in {folder} has no head for a task: it is a "
-                f"{(config.architectures or ['model of no class'])[0]}. Fine-tune it first."
+                f"The model in {folder} has no head for a task: it is a {kind}. Fine-tune it, or "
+                "name a task that needs none, such as --task piqa (zero-shot, for causal models)."
             )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stillhouse.errors import ModelError, RecipeError
 from stillhouse.inference.causal_lm import CausalLM
+from stillhouse.inference.chat import Prompt
 from stillhouse.inference.engine.batcher import NotFiniteError, Request, are_finite
 from stillhouse.inference.engine.kv_cache import Chunk, Slot, SlottedModel
 from stillhouse.inference.engine.sampling import Candidates, candidates, uniform_at
@@ -179,7 +180,7 @@ class DraftedText:
 
 
 def continue_by_draft(
-    teacher: CausalLM, student: CausalLM, prompt_ids: tuple[int, ...], settings: Generation
+    teacher: CausalLM, student: CausalLM, prompt: Prompt, settings: Generation
 ) -> tuple[str, str]:
     """The teacher's continuation of the prompt, drafted by the student; and a sentence on how much
     of the draft was accepted.
@@ -187,7 +188,7 @@ def continue_by_draft(
     Raises:
         RecipeError, ModelError, DataError: see `DraftedText`.
     """
-    drafted = DraftedText(teacher, student, prompt_ids, settings)
+    drafted = DraftedText(teacher, student, prompt.ids, prompt.with_stops(settings))
     text = "".join(piece for piece, _ in drafted)
     counts = drafted.speculation
     return text, (

@@ -200,17 +200,21 @@ async def chat(body: ConversationRequest, models: ModelsDep, client: ClientDep) 
     model = models.named(body.model)
     prompt = await model.run(_conversation_prompt, model, body)
     settings = prompt.with_stops(body.generation())
+    room = max(1, model.causal_lm.context - len(prompt.ids))
+    settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
     outputs = model.prepare([prompt.ids], settings, is_answer=True)
     client.count_prompt_tokens(model, outputs)
     return await client.stream(_Suggestions(model, outputs).stream(), DIALECT)
 
 
 def _conversation_prompt(model: ServedModel, body: ConversationRequest) -> Prompt:
-    """The instructions, and as many of the last messages as fit the context after them."""
+    """The instructions, and as many of the last messages as fit the context after them, at least
+    half of which is for messages."""
     messages = [message.model_dump() for message in body.messages]
     first = messages[0]["role"] == "system"
     system, rest = messages[:first], messages[first:]
-    room = model.causal_lm.context - body.max_new_tokens
+    context = model.causal_lm.context
+    room = context - min(body.max_new_tokens, context // 2)
     while len((prompt := model.chat_prompt([*system, *rest])).ids) > room and len(rest) > 2:
         rest = rest[2:]  # a message and its answer
     return prompt
