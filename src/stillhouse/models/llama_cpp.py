@@ -43,6 +43,8 @@ class LlamaCpp:
         context: int,
         stops: Iterable[int],
         activation: nn.Module | None = None,
+        *,
+        exact: bool = True,
     ) -> None:
         """Load a file.
 
@@ -50,13 +52,15 @@ class LlamaCpp:
             context: The longest text, in tokens.
             stops: Tokens that may end a text; each is tested.
             activation: llama.cpp's variant of the model's activation function, if it has one.
+            exact: Keep keys and values in float32, without flash attention; otherwise llama.cpp
+                takes its own settings.
 
         Raises:
             ModelError: llama.cpp does not load it.
         """
         self.activation = activation
         try:
-            self._server = llama.Server(_settings(path, context))
+            self._server = llama.Server(_settings(path, context, exact=exact))
         except Exception as error:  # the bindings raise what C++ threw
             raise ModelError(f"llama.cpp does not load {path}: {error}") from error
         self._address = urlsplit(self._server.listening_address).netloc
@@ -80,6 +84,7 @@ class LlamaCpp:
             "temperature": 0,
             "ignore_eos": True,
             "return_tokens": True,
+            "cache_prompt": False,
         }
         return self.post("/completion", request)["tokens"]
 
@@ -116,12 +121,13 @@ class LlamaCpp:
             return json.loads(connection.getresponse().read())
 
 
-def _settings(path: Path, context: int) -> Any:
+def _settings(path: Path, context: int, *, exact: bool) -> Any:
     settings = llama.CommonParams()
     settings.model.path = str(path)
     settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = context, 1, 0
-    settings.cache_type_k = settings.cache_type_v = llama.ggml_type.GGML_TYPE_F32
-    settings.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if exact:
+        settings.cache_type_k = settings.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+        settings.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = torch.get_num_threads()
     settings.fit_params = settings.warmup = settings.ui = False
     settings.cache_ram_mib = 0
