@@ -60,6 +60,9 @@ def compare(page: Page) -> None:
 
 
 def chat(page: Page) -> None:
+    settings(page)
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_role("button", name="Done").click()
     page.get_by_role("tab", name="Chat").click()
     page.get_by_label("Instructions").fill("Answer in one or two sentences.")
     field = page.get_by_label("Your message")
