@@ -205,9 +205,10 @@ def _distillation_cost(
         "losses": {
             name: recipe_part(term) for name, term in recipe.distillation.losses.active().items()
         },
+        "hidden_projection": plan.distillation().projection,
         "temperature": recipe.distillation.temperature,
         "tokens": tokens,
-        "step": _step_memory(recipe, sizes, plan.student),
+        "step": _step_memory(recipe, sizes, plan.student, plan.distillation().projection),
         "teacher_cache": _cache_cost(recipe, plan.teacher, training.step()),
         "flops_per_token": cost.flops,
         "bytes_moved_per_token": cost.bytes_moved,
@@ -275,7 +276,7 @@ def _cache_cost(
 
 
 def _step_memory(
-    recipe: Recipe, sizes: dict[str, dict[str, Any]], student: PretrainedConfig
+    recipe: Recipe, sizes: dict[str, dict[str, Any]], student: PretrainedConfig, projection: int
 ) -> dict[str, Any]:
     """Bytes of one training step: weights, gradients, optimizer, activations, one chunk of
     logits."""
@@ -288,7 +289,7 @@ def _step_memory(
     width = 2 if precision == "bf16" else 4
     activations = tokens * student.num_hidden_layers * 20 * student.hidden_size * width
     teacher_bytes = sizes["teacher"]["parameters"] * width if recipe.cache is None else 0
-    learned = 16 * sizes["student"]["parameters"]
+    learned = 16 * (sizes["student"]["parameters"] + projection)
     chunk = CHUNK_BYTES[device.type]
     return {
         "tokens_per_step": training.tokens_per_step,
@@ -399,6 +400,7 @@ def _distillation_parts(result: dict[str, Any]) -> list[terminal.Part]:
         "body_parameters": ("without the head", units.count),
         "size_bytes": ("size in float32", units.size_bytes),
         "num_layers": ("layers", str),
+        "hidden_size": ("hidden size", str),
         "model_type": ("architecture", str),
     }
     rows = [
@@ -420,6 +422,11 @@ def _distillation_parts(result: dict[str, Any]) -> list[terminal.Part]:
         "power of this machine: unknown",
         f"tokens: {tokens:,}" if tokens else "tokens: known once the text is prepared",
     ]
+    if number := result["hidden_projection"]:
+        lines.append(
+            f"hidden states are compared through a learned projection of {number:,} parameters, "
+            "which the saved student does not have"
+        )
     if cache := result["teacher_cache"]:
         lines.append(
             f"teacher cache: {cache['bytes_per_row']} bytes a row; writing it takes "

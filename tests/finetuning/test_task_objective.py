@@ -12,6 +12,7 @@ from stillhouse.finetuning.data import TaskSource, subsample
 from stillhouse.finetuning.objective import TaskObjective, check_terms
 from stillhouse.finetuning.settings import TaskLossesRecipe
 from stillhouse.models.task_models import load_task_model
+from stillhouse.objectives.projection import add_projection
 from stillhouse.objectives.settings import RelationRecipe
 from stillhouse.tasks.encoded import EncodedExample, TextExample, inputs_of
 from stillhouse.tasks.registry import make_task
@@ -315,6 +316,25 @@ def test_similarity_allows_different_embedding_sizes(make_case):
     objective = TaskObjective(task, losses, teacher=teacher.eval())
     _, values = objective(model, batch, {"similarity": 1.0})
     assert values["similarity"].item() > 0
+
+
+@pytest.mark.parametrize("name", ["embedding_cosine", "embedding_mse"])
+def test_embeddings_of_two_sizes_are_compared_through_a_projection(make_case, name):
+    """The loss of W times the student's embeddings, and the teacher's."""
+    task, model, batch = make_case("embeddings", unit_size=2)
+    teacher = type(model)(type(model.config)(**model.config.to_dict() | {"hidden_size": 32}))
+    add_projection(model, teacher.config, seed=1)
+    losses = TaskLossesRecipe.model_validate({"hard_label": 0, "soft_target": 0, name: 1.0})
+    objective = TaskObjective(task, losses, teacher=teacher.eval())
+    _, values = objective(model, batch, {name: 1.0})
+    with torch.no_grad():
+        ours, theirs = (task.outputs(each, batch).flatten(0, -2) for each in (model, teacher))
+        ours = ours @ model.get_parameter("hidden_projection.weight").T
+    if name == "embedding_mse":
+        expected = (ours - theirs).square().mean(1).sum()
+    else:
+        expected = (1 - (ours * theirs).sum(1) / ours.norm(dim=1) / theirs.norm(dim=1)).sum()
+    torch.testing.assert_close(values[name], expected)
 
 
 def test_unknown_loss_term_is_refused(make_case):

@@ -1,6 +1,7 @@
 """Training on several ranks equals training on one: the same losses, exact resume, no rank waits
 for a lost one."""
 
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import stillhouse
 pytestmark = pytest.mark.e2e
 
 STEPS = 12
+STUDENT = "student/model.safetensors"
 # Seven sequences a step: no number of ranks divides them, and the last step is shorter still.
 SETTINGS = (
     "distillation.tokens_per_step=224",
@@ -60,7 +62,7 @@ def assert_same_result(run: TinyRun, expected: TinyRun) -> None:
     assert run.losses(STEPS) == pytest.approx(expected.losses(STEPS), rel=1e-5)
     tokens, others = ([line["tokens"] for line in each.metrics()] for each in (run, expected))
     assert tokens == others
-    ours, theirs = (load_file(r.folder / "student/model.safetensors") for r in (run, expected))
+    ours, theirs = (load_file(r.folder / STUDENT) for r in (run, expected))
     assert set(ours) == set(theirs)
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-5, msg=name)
@@ -91,6 +93,24 @@ def test_several_ranks_give_the_result_of_one(server, initialized, alone, tmp_pa
     assert "damaged" not in log
     assert runs[1].losses(STEPS) == runs[0].losses(STEPS)
     assert runs[1].weights() == runs[0].weights()
+
+
+@pytest.mark.law("ranks")
+def test_a_projection_of_hidden_states_is_summed_over_ranks(server, ready, tmp_path):
+    """A student half as wide as its teacher: alone, replicated, and sharded after a resume."""
+    narrow = "student.hidden_size=8"
+    assert ready.call("init", "--set", narrow).code == 0
+    runs = [ready.copy(tmp_path / name) for name in ("alone", "replicated", "sharded")]
+    distilled(server, runs[0], narrow)
+    distilled(server, runs[1], narrow, ranks=2)
+    stopped(server, runs[2], narrow, *SHARDED, ranks=2, step=4)
+    distilled(server, runs[2], narrow, *SHARDED, ranks=2)
+    for run in runs[1:]:
+        assert_same_result(run, runs[0])
+    facts = json.loads((ready.folder / "student-init/manifest.json").read_text())["facts"]
+    assert len(facts["kept"]["hidden"]) == 8
+    assert [len(heads) for heads in facts["kept"]["heads"]] == [1, 1, 1]  # of the teacher's layers
+    assert not any("projection" in name for name in load_file(runs[2].folder / STUDENT))
 
 
 @pytest.mark.law("ranks")

@@ -7,12 +7,13 @@ import pytest
 import torch
 from tests.tiny_models import EVERY_FAMILY
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config
 
 from stillhouse.families.registry import family_of
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.tokens.settings import TokensRecipe
-from stillhouse.training.cost import StepShape, count_flops, planned_step
+from stillhouse.training.cost import StepShape, count_flops, planned_step, projection_size
 from stillhouse.training.device import Precision
 from stillhouse.training.settings import OptimizerRecipe, PretrainingRecipe
 from stillhouse.training.step import make_optimizer
@@ -88,6 +89,23 @@ def test_bytes_are_those_of_the_tensors(tiny_model, precision, width):
         "teacher_weights": 3 * width * (2 * 12 * 16**2 + 60 * 16),
     }
     assert {name: POSITIONS * number for name, number in work.items()} == pytest.approx(expected)
+
+
+def test_a_projection_of_hidden_states_is_counted():
+    """Three passes over the rows of each loss that reads it, and a weight for the optimizer."""
+    student, teacher = GPT2Config(n_embd=8, n_head=1), GPT2Config(n_embd=16, n_head=2)
+    losses = LossesRecipe.model_validate(
+        {"hidden_cosine": {"weight": 1.0}, "hidden_mse": {"weight": 1.0, "rows": "predicted"}}
+    )
+    size = projection_size(losses, student, teacher)
+    assert size == 8 * 16
+    assert projection_size(losses, teacher, teacher) == 0
+    step = shape(hidden_rows=POSITIONS + 5)
+    plain, found = (count_flops(step, student, None, projection=n) for n in (0, size))
+    assert found.flops["hidden_projection"] == 3 * 2 * size * (POSITIONS + 5) / POSITIONS
+    assert {**found.flops, "hidden_projection": None} == {**plain.flops, "hidden_projection": None}
+    more = found.bytes_moved["optimizer"] - plain.bytes_moved["optimizer"]
+    assert more == pytest.approx(7 * 4 * size / POSITIONS)
 
 
 def test_a_head_that_no_row_reaches_is_not_read(tiny_config):

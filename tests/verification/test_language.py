@@ -221,6 +221,16 @@ def test_a_student_of_a_budget_is_verified(tmp_path: Path) -> None:
     assert {name for name, check in checks_of(case).items() if not check.passed} == set()
 
 
+def test_a_student_of_a_smaller_hidden_size_is_verified(tmp_path: Path) -> None:
+    """Losses of its hidden states are those of what its projection makes of them."""
+    text = write_text(tmp_path / "text.txt", num_lines=60)
+    recipe = CAUSAL.format(text=text).replace("{layer_map: 2}", "{layer_map: 2, hidden_size: 8}")
+    case = language_case(parse_recipe(recipe), tmp_path, offline=True)
+    found = checks_of(case)
+    assert {name for name, check in found.items() if not check.passed} == set()
+    assert {"hidden_cosine", "hidden_mse"} <= found.keys()
+
+
 def test_hidden_states_narrower_than_the_layers_are_verified(tmp_path: Path) -> None:
     """OPT's may have the width of its embeddings (facebook/opt-350m), in a cache as well."""
     size: Any = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32}

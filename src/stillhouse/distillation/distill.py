@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from stillhouse.distillation.cache import CacheWriter, cache_inputs
+from stillhouse.distillation.cache import CacheWriter, cache_inputs, needs_hidden
 from stillhouse.distillation.settings import ModelName
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.families.base import Family
@@ -25,6 +25,7 @@ from stillhouse.objectives.language_model import (
     LanguageModelObjective,
     Teacher,
 )
+from stillhouse.objectives.projection import add_projection
 from stillhouse.objectives.relation import check_relation
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, read_manifest
@@ -35,7 +36,14 @@ from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
 from stillhouse.tokens.tokenizer import open_tokenizer
 from stillhouse.training.checkpoint import Checkpoints
-from stillhouse.training.cost import DTYPES, Roofline, count_flops, measure_roofline, planned_step
+from stillhouse.training.cost import (
+    DTYPES,
+    Roofline,
+    count_flops,
+    measure_roofline,
+    planned_step,
+    projection_size,
+)
 from stillhouse.training.device import pick_device, pick_precision
 from stillhouse.training.engine import compile_body, train_and_commit
 from stillhouse.training.job import TrainingJob, plan_batches
@@ -130,6 +138,13 @@ class Distillation:
         )
         family, student = load_model(self.run.student_init)
         freeze(student, family, self.recipe.student.freeze)
+        if model == "student" and needs_hidden(recipe.losses):
+            add_projection(
+                student,
+                load_config(self.teacher.folder),
+                kept=kept_hidden(self.run.student_init),
+                seed=self.context.seed,
+            )
         source, objective = self._data_and_objective(family, model)
         num_steps = None
         if model == "control_same_time":
@@ -204,9 +219,11 @@ class Distillation:
         recipe, tokens = self.recipe.distillation, self.recipe.tokens
         losses = recipe.losses if model == "student" else LANGUAGE_MODELING_ALONE
         step = planned_step(losses, tokens, recipe, self.device)
-        live = model == "student" and self.recipe.cache is None
-        teacher = load_config(self.teacher.folder) if live else None
-        return measure_roofline(count_flops(step, student.config, teacher), self.device)
+        teacher = load_config(self.teacher.folder) if model == "student" else None
+        size = projection_size(losses, student.config, teacher)
+        live = teacher if self.recipe.cache is None else None
+        cost = count_flops(step, student.config, live, projection=size)
+        return measure_roofline(cost, self.device)
 
     def _steps_of_same_time(self) -> int:
         """The control's number of steps for the student's training time, by the median step times
@@ -229,6 +246,13 @@ class Distillation:
 def _step_seconds(metrics: Path, model: ModelName) -> list[float]:
     totals = [line["seconds"] for line in read_metrics(metrics, model)]
     return [after - before for before, after in zip([0.0, *totals], totals, strict=False)]
+
+
+def kept_hidden(student_init: Path) -> list[int]:
+    """The teacher's hidden channels that an initial student keeps, by its manifest; empty where it
+    keeps all, or was not cut from its teacher."""
+    manifest = read_manifest(student_init)
+    return [] if manifest is None else manifest.facts.get("kept", {}).get("hidden", [])
 
 
 def freeze(model: PreTrainedModel, family: Family, names: Sequence[str]) -> None:

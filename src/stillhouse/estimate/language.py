@@ -33,7 +33,12 @@ from stillhouse.runs.paths import RunFolder
 from stillhouse.student.settings import RaceRecipe
 from stillhouse.tasks.registry import make_task
 from stillhouse.tokens.tokenizer import text_encoder
-from stillhouse.training.cost import forward_flops, planned_step, sequences_per_step
+from stillhouse.training.cost import (
+    forward_flops,
+    planned_step,
+    projection_size,
+    sequences_per_step,
+)
 from stillhouse.training.device import pick_device
 from stillhouse.training.settings import PretrainingRecipe
 
@@ -89,7 +94,9 @@ class LanguagePlan:
     def trainings(self) -> dict[str, LanguageTraining]:
         """All trainings on text, by model, in order."""
         recipe = self.recipe
-        control = replace(self.distillation(), teacher=None, losses=LANGUAGE_MODELING_ALONE)
+        control = replace(
+            self.distillation(), teacher=None, losses=LANGUAGE_MODELING_ALONE, projection=0
+        )
         found: dict[str, LanguageTraining] = {}
         if not isinstance(recipe.teacher, str):
             found["teacher"] = replace(
@@ -103,7 +110,10 @@ class LanguagePlan:
         recipe = self.recipe
         teacher = self.teacher if recipe.cache is None else None
         losses = recipe.distillation.losses
-        return LanguageTraining(self.student, teacher, losses, recipe.distillation, recipe.tokens)
+        size = projection_size(losses, self.student, self.teacher)
+        return LanguageTraining(
+            self.student, teacher, losses, recipe.distillation, recipe.tokens, size
+        )
 
     def tokens_to_train(self, training: PretrainingRecipe) -> int | None:
         """Number of tokens that a training reads; None where the text is unknown."""
@@ -168,7 +178,7 @@ def _step(
     flops = training.cost().flops_per_token * per_step
     if name == "student" and plan.recipe.cache is not None:
         # A cached teacher's rows cost little beside the student's own passes.
-        training = replace(training, losses=LANGUAGE_MODELING_ALONE)
+        training = replace(training, losses=LANGUAGE_MODELING_ALONE, projection=0)
     return per_step, speeds.training(training).step_seconds(flops, training.model)
 
 

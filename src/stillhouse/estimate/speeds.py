@@ -29,6 +29,7 @@ from stillhouse.inference.reference import greedy_tokens
 from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.models.task_models import random_task_model
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
+from stillhouse.objectives.projection import add_projection
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.recipe import Recipe
 from stillhouse.tasks.encoded import EncodedExample
@@ -68,10 +69,11 @@ class LanguageTraining:
     losses: LossesRecipe
     training: PretrainingRecipe
     tokens: TokensRecipe
+    projection: int = 0  # weights of the projection of hidden states
 
     def cost(self) -> StepCost:
         """The cost of each token."""
-        return count_flops(self.step(), self.model, self.teacher)
+        return count_flops(self.step(), self.model, self.teacher, projection=self.projection)
 
     def step(self) -> StepShape:
         return planned_step(self.losses, self.tokens, self.training, pick_device())
@@ -154,6 +156,8 @@ class MeasuredSpeeds:
         losses = _of_any_layer(part.losses)
         objective = LanguageModelObjective(family_of(part.model), losses, teacher=teacher)
         model = self._random_model(part.model)
+        if part.teacher is not None:
+            add_projection(model, part.teacher)
         batch = _random_batch(micro_batch, tokens, part.model)
         return self._training_speed(
             model, objective, batch, recipe, part.cost().flops_per_token * size

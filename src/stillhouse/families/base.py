@@ -115,6 +115,8 @@ class Family:
         first_layer_differs: Whether the first layer has other parameters than those after it, so
             that it stays the first, and only there.
         layers_give_tuples: Whether a layer gives its hidden states as the first of a tuple.
+        scales_embeddings: Whether embeddings are multiplied by the root of the hidden size, and
+            norms by 1 + their weight.
         ignored_on_load: Patterns of weights in published checkpoints that the model has no use for.
         token_runner: A faster way for a causal model to compute tokens of many sequences in one
             batch than its body as a whole; reads the model's current weights.
@@ -134,6 +136,7 @@ class Family:
     embeddings: Mapping[str, str]
     first_layer_differs: bool
     layers_give_tuples: bool
+    scales_embeddings: bool = False
     config_from_scratch: (
         Callable[[ArchitectureRecipe, Mapping[str, int]], dict[str, Any]] | None
     ) = None

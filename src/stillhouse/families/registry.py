@@ -32,6 +32,7 @@ DIFFERENCES = {
     "qwen3": partial(Family, token_runner=token_runner, tiny={**GROUPED, "head_dim": 6}),
     "gemma2": partial(
         Family,
+        scales_embeddings=True,
         tiny={
             **GROUPED,
             "sliding_window": 7,
@@ -40,7 +41,9 @@ DIFFERENCES = {
         },
     ),
     "gemma3_text": partial(
-        Family, tiny={**GROUPED, "sliding_window": 7, "sliding_window_pattern": 2}
+        Family,
+        scales_embeddings=True,
+        tiny={**GROUPED, "sliding_window": 7, "sliding_window_pattern": 2},
     ),
     "phi3": partial(Family, window=window_in_every_layer, tiny={**GROUPED, "sliding_window": 7}),
     # Its layers flatten their rows before the feed-forward part.

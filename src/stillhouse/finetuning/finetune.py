@@ -31,13 +31,14 @@ from stillhouse.finetuning.models import (
     set_threshold,
     threshold_split,
 )
-from stillhouse.finetuning.objective import HARD_LABEL, TaskObjective
+from stillhouse.finetuning.objective import HARD_LABEL, PROJECTED, TaskObjective
 from stillhouse.finetuning.scores import task_costs, task_scores
 from stillhouse.finetuning.settings import TaskTrainingRecipe
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
 from stillhouse.models.load import save_model
 from stillhouse.models.task_models import task_model_with_num_layers
+from stillhouse.objectives.projection import add_projection
 from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_manifest, sha256_of
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import ModelRef, StageContext
@@ -174,6 +175,8 @@ class Finetuning:
             teacher=None if teacher is None else self._teacher(teacher),
             temperature=self.recipe.temperature,
         )
+        if objective.teacher is not None and set(objective.weights).intersection(PROJECTED):
+            add_projection(model, objective.teacher.config, seed=self.context.seed)
         batches = self._batches(name, model, tokenizer, objective)
         training = self.recipe.training
         checkpoints = Checkpoints(

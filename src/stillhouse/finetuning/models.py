@@ -158,18 +158,7 @@ def resolve_configs(
             teacher = teachers.get(settings.teacher) or found[settings.teacher]
             check_relation(recipe.losses.relation, found[model], teacher)
             check_length(recipe.task, teacher, f"the teacher of {model}")
-            _check_sizes(recipe, model, found[model].hidden_size, teacher.hidden_size)
     return found
-
-
-def _check_sizes(recipe: FinetuningRecipe, model: str, ours: int, theirs: int) -> None:
-    """Refuse terms that compare embeddings of two sizes."""
-    terms = {"embedding_cosine", "embedding_mse"} & set(recipe.losses.active())
-    if ours != theirs and terms:
-        raise RecipeError(
-            f"losses.{min(terms)} compares embeddings of one size, but those of {model} have "
-            f"{ours} dimensions and its teacher's {theirs}. Use similarity."
-        )
 
 
 def check_tokenizers(teacher: Path, student: Path) -> None:

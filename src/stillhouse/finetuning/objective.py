@@ -17,6 +17,7 @@ from stillhouse.finetuning.settings import TaskLossesRecipe
 from stillhouse.objectives.divergences.hidden_cosine import hidden_cosine_loss
 from stillhouse.objectives.divergences.hidden_mse import hidden_mse_loss
 from stillhouse.objectives.divergences.soft_target import soft_target_loss
+from stillhouse.objectives.projection import to_teacher_size
 from stillhouse.objectives.relation import RelationTerm
 from stillhouse.objectives.task_losses import (
     binary_soft_target_loss,
@@ -28,6 +29,7 @@ from stillhouse.tasks.task import Task
 from stillhouse.tokens.batches import IGNORED
 
 HARD_LABEL, RELATION = "hard_label", "relation"
+PROJECTED = ("embedding_cosine", "embedding_mse")  # where the sizes of embeddings differ
 CONTRAST_TEMPERATURE = 0.05  # Gao et al. 2021, section 3
 Loss = Callable[[Tensor, Tensor, TaskBatch, float], Tensor]
 
@@ -79,8 +81,10 @@ class TaskObjective:
                 visible = visible.expand(-1, visible.shape[-1], -1)
                 value = relations(visible, batch.rows(), most_rows=batch.most_rows)
             else:
-                loss = TERMS[self.task.output_kind][name]
-                value = loss(outputs, teacher_outputs, batch, self.temperature)
+                loss, ours = TERMS[self.task.output_kind][name], outputs
+                if name in PROJECTED:
+                    ours = to_teacher_size(model, outputs, teacher_outputs)
+                value = loss(ours, teacher_outputs, batch, self.temperature)
             values[name] = value.detach()
             total = total + coefficient * value
         return total, values

@@ -117,7 +117,8 @@ class TaskModelRecipe(Section):
 class TaskLossesRecipe(Section):
     """The weights of a task's loss terms; teacher terms apply to models with a teacher.
 
-    Embeddings have embedding_cosine, embedding_mse and similarity in place of soft_target.
+    Embeddings have embedding_cosine, embedding_mse and similarity in place of soft_target. If the
+    teacher's have another size, the first two compare them through a learned projection.
     """
 
     hard_label: NonNegativeFloat = 0.5

@@ -21,6 +21,7 @@ from stillhouse.families.base import Family
 from stillhouse.objectives.divergence import LossRecipe
 from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.fused import LOGIT_TERMS, LogitTerm, Projection, fused_losses
+from stillhouse.objectives.projection import to_teacher_size
 from stillhouse.objectives.relation import RelationTerm
 from stillhouse.objectives.settings import HardLossRecipe, LossesRecipe
 from stillhouse.section import Rows
@@ -108,8 +109,9 @@ class LanguageModelObjective:
             if name in HIDDEN_TERMS:
                 assert teacher_hidden is not None
                 places = torch.searchsorted(selected, batch.row_numbers(self.rows[name]))
-                pair = (rows.index_select(0, places) for rows in (hidden, teacher_hidden))
-                values[name] = DIVERGENCES[name].loss(*pair)
+                ours, theirs = (rows.index_select(0, places) for rows in (hidden, teacher_hidden))
+                ours = to_teacher_size(model, ours, theirs)
+                values[name] = DIVERGENCES[name].loss(ours, theirs)
                 total = total + coefficients[name] * values[name]
         if relations is not None and "relation" in coefficients:
             kind = self.rows["relation"]

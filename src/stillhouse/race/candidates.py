@@ -14,9 +14,10 @@ from transformers import PretrainedConfig
 from stillhouse import units
 from stillhouse.errors import RecipeError
 from stillhouse.models.load import count_parameters, empty_model
+from stillhouse.student.axes import sizes_of
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.student.settings import BudgetRecipe, StudentRecipe
-from stillhouse.student.width import narrow_config, sizes_of
+from stillhouse.student.width import narrow_config
 
 TOLERANCE = 0.02  # a candidate has at most the budget's parameters, and at least 98 % of them
 # Of the teacher's: what is narrower still loses more than what is less deep.

@@ -6,7 +6,6 @@ that the recipe does not name are chosen by their importance.
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from stillhouse.student.calibration import calibration_of, text_fingerprint
 from stillhouse.student.importance import choose_layers
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.student.settings import StudentRecipe
-from stillhouse.student.width import Places, choose_widths, narrow_parameters
+from stillhouse.student.width import KeptWidths, choose_widths, narrow_parameters
 from stillhouse.tokens.tokenizer import check_same_tokenizer, check_vocabulary, open_tokenizer
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted
@@ -72,7 +71,8 @@ def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> N
         if parts.layers is not None:
             plan = plan_student(teacher_config, wanted, chosen=parts.layers["kept"])
             facts = {"importance": parts.layers}
-        student = student_from_teacher(teacher, plan, parts.places)
+        facts |= {"kept": parts.widths.facts()} if parts.widths.places else {}
+        student = student_from_teacher(teacher, plan, parts.widths)
     elif wanted.weights == "random":
         student = random_student(plan, context.seed)
     else:
@@ -102,10 +102,10 @@ def raced_student(run: RunFolder) -> tuple[StudentRecipe, dict[str, Any]]:
 @dataclass(frozen=True)
 class MeasuredParts:
     """What is kept of a teacher: its layers with their scores, as plain values, where they are
-    chosen; and the places of each layer, where it becomes narrower."""
+    chosen; and its channels and heads, where it becomes narrower."""
 
     layers: dict[str, Any] | None
-    places: list[Places]
+    widths: KeptWidths
 
 
 def measured_parts(
@@ -122,7 +122,7 @@ def _measure_parts(
 ) -> MeasuredParts:
     recipe, layers = context.recipe, None
     if not plan.is_measured:
-        return MeasuredParts(None, [])
+        return MeasuredParts(None, KeptWidths())
     importance, tokens = recipe.student.importance, context.run.tokens
     text = calibration_of(importance, recipe.tokens, tokens, offline=context.offline)
     context.reporter.say(f"init: measuring the teacher on {counted(text.num_tokens, 'token')}")
@@ -131,21 +131,22 @@ def _measure_parts(
     if plan.choice is not None:
         found = choose_layers(plan.choice, family, teacher, text)
         layers = {**asdict(found), "tokens": text.num_tokens}
-    places = choose_widths(family, teacher, plan.narrow, text)
+    widths = choose_widths(family, teacher, plan.narrow, text)
     teacher.to(device="cpu")  # pyright: ignore[reportCallIssue]
-    return MeasuredParts(layers, places)
+    return MeasuredParts(layers, widths)
 
 
 def student_from_teacher(
-    teacher: PreTrainedModel, plan: StudentPlan, places: Sequence[Places] = ()
+    teacher: PreTrainedModel, plan: StudentPlan, kept: KeptWidths | None = None
 ) -> PreTrainedModel:
     """A student with its teacher's weights, layer i from teacher layer layer_map[i].
 
     Args:
-        places: Of a narrower student, what it keeps of each teacher layer.
+        kept: What a narrower student keeps of its teacher's widths.
     """
     student = random_student(plan, seed=0)
-    theirs = narrow_parameters(family_of(teacher.config), dict(teacher.named_parameters()), places)
+    family = family_of(teacher.config)
+    theirs = narrow_parameters(family, teacher, plan.narrow, kept or KeptWidths())
     weights = plan.kind.weights(theirs, plan.layer_map)
     parameters = dict(student.named_parameters())
     assert set(parameters) == set(weights), sorted(set(parameters) ^ set(weights))

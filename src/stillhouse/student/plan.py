@@ -8,8 +8,9 @@ from transformers import PretrainedConfig
 from stillhouse.errors import RecipeError
 from stillhouse.families.base import Family, StudentMapping
 from stillhouse.families.registry import family_named, family_of
+from stillhouse.student.axes import sizes_of
 from stillhouse.student.settings import LayerChoice, StudentRecipe
-from stillhouse.student.width import narrow_config, sizes_of
+from stillhouse.student.width import narrow_config
 
 
 @dataclass(frozen=True)

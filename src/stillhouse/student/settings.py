@@ -109,6 +109,9 @@ class StudentRecipe(Section):
     ) = None
     """Teacher layers that student layers start from: a list counted from 0, or a number of layers,
     chosen by influence; by default half."""
+    hidden_size: PositiveInt | None = None
+    """Width of the hidden states; by default the teacher's. Where heads divide it, as in GPT-2 and
+    BERT, their number follows."""
     feed_forward_size: PositiveInt | None = None
     """Width of the feed-forward part of each layer; by default the teacher's."""
     num_heads: PositiveInt | None = None
@@ -132,6 +135,11 @@ class StudentRecipe(Section):
     def _check_budget(self) -> Any:
         if self.budget is None:
             return self
+        if self.hidden_size is not None:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}, but the candidates of a budget have the "
+                "teacher's; leave out one or the other"
+            )
         if given := [key for key in SHAPE if getattr(self, key) is not None]:
             raise ValueError(
                 f"budget chooses {' and '.join(given)} by a race; leave out one or the other"
@@ -153,5 +161,6 @@ class StudentRecipe(Section):
     @property
     def is_narrower(self) -> bool:
         """Whether a width is given."""
-        widths = (self.feed_forward_size, self.num_heads, self.num_key_value_heads)
+        widths = (self.hidden_size, self.feed_forward_size, self.num_heads)
+        widths += (self.num_key_value_heads,)
         return any(width is not None for width in widths)

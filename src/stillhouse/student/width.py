@@ -1,15 +1,14 @@
-"""Cutting the width of a model's layers: feed-forward channels, and attention heads.
+"""Cutting the width of a model: hidden size, feed-forward channels, and attention heads.
 
-Where they are in an architecture is found by building it at two sizes on the meta device: an axis
-of a parameter that grows with the size belongs to it. What is kept in their place follows from
-scores of the channels that a layer's output projections read.
+What is kept follows from scores of the channels that a layer's projections read: for hidden
+channels those before attention and feed-forward part, for the others those after them.
 
 Axes: B sequences, T positions, C channels of one module.
 """
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,52 +17,26 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from stillhouse.errors import RecipeError
-from stillhouse.families.base import Family, Parameters, attention_widths, with_layers
+from stillhouse.families.base import Family, Parameters
 from stillhouse.families.registry import family_of
-from stillhouse.models.load import empty_model
+from stillhouse.student.axes import (
+    Axis,
+    Sizes,
+    feed_forward_axes,
+    feed_forward_key,
+    head_axes,
+    heads_divide_hidden_size,
+    hidden_axes,
+    readers,
+    sizes_of,
+    with_heads,
+    with_hidden_size,
+)
 from stillhouse.student.calibration import Calibration
 from stillhouse.student.settings import StudentRecipe
 from stillhouse.wording import counted
-
-# What architectures call the width of the feed-forward part.
-FEED_FORWARD_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim")
-KV_HEADS = "num_key_value_heads"
-
-
-@dataclass(frozen=True)
-class Axis:
-    """An axis of a layer's parameter, `blocks` times as long as the width that it grows with, one
-    block after the other, the first at `start`."""
-
-    parameter: str
-    dim: int
-    blocks: int
-    start: int = 0
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The widths of a layer. Heads of keys and values are as many as of queries, or fewer."""
-
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    head_size: int
-
-
-def sizes_of(config: PretrainedConfig) -> Sizes:
-    """The widths of a configuration's layers."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, KV_HEADS, None) or heads
-    feed_forward = getattr(config, _feed_forward_key(config)) or 4 * config.hidden_size
-    return Sizes(feed_forward, heads, kv_heads, attention_widths(config)[0] // heads)
-
-
-def _feed_forward_key(config: PretrainedConfig) -> str:
-    return next(key for key in FEED_FORWARD_KEYS if key in config.to_dict())
 
 
 def narrow_config(config: PretrainedConfig, recipe: StudentRecipe) -> PretrainedConfig:
@@ -72,17 +45,23 @@ def narrow_config(config: PretrainedConfig, recipe: StudentRecipe) -> Pretrained
     Raises:
         RecipeError: more than the teacher has, or what its architecture cannot have.
     """
-    wanted = recipe.feed_forward_size
     if not recipe.is_narrower:
         return config
     sizes, new = sizes_of(config), copy.deepcopy(config)
-    if wanted is not None:
-        _check_at_most("feed_forward_size", wanted, sizes.feed_forward)
-        setattr(new, _feed_forward_key(config), wanted)
-    if recipe.num_heads is not None or recipe.num_key_value_heads is not None:
+    hidden, divide = recipe.hidden_size, False
+    if hidden is not None and hidden != sizes.hidden:
+        _check_at_most("hidden_size", hidden, sizes.hidden)
+        divide = heads_divide_hidden_size(config)
+        if divide:
+            _check_heads_follow(config, recipe, hidden)
+        new = with_hidden_size(config, hidden)
+    if recipe.feed_forward_size is not None:
+        _check_at_most("feed_forward_size", recipe.feed_forward_size, sizes.feed_forward)
+        setattr(new, feed_forward_key(config), recipe.feed_forward_size)
+    if not divide and (recipe.num_heads is not None or recipe.num_key_value_heads is not None):
         heads, kv_heads = _wanted_heads(recipe, sizes)
-        new = _with_heads(new, heads, kv_heads, sizes.head_size)
-        _check_heads_are_apart(new, heads)
+        _check_heads_are_apart(config, heads)
+        new = with_heads(new, heads, kv_heads)
     _check_is_valid(new)
     return new
 
@@ -92,10 +71,11 @@ def _check_is_valid(config: PretrainedConfig) -> None:
     try:
         config.validate()
     except StrictDataclassClassValidationError as error:
-        sizes = sizes_of(config)
+        heads = counted(sizes_of(config).heads, "head")
         raise RecipeError(
-            f"A {config.model_type} student cannot have {counted(sizes.heads, 'head')} "
-            f"({error.__cause__ or error}). Change student.num_heads, or leave it out."
+            f"A {config.model_type} student cannot have hidden size {config.hidden_size} and "
+            f"{heads} ({error.__cause__ or error}). Change student.num_heads or "
+            "student.hidden_size."
         ) from error
 
 
@@ -124,102 +104,73 @@ def _check_at_most(key: str, wanted: int, size: int) -> None:
         )
 
 
-def _with_heads(
-    config: PretrainedConfig, heads: int, kv_heads: int, head_size: int
-) -> PretrainedConfig:
-    new = copy.deepcopy(config)
-    new.num_attention_heads, new.head_dim = heads, head_size
-    if hasattr(config, KV_HEADS):
-        new.num_key_value_heads = kv_heads
-    return new
-
-
 def _check_heads_are_apart(config: PretrainedConfig, heads: int) -> None:
     """Refuse architectures whose other heads would change with those that are cut."""
-    try:
-        queries, _ = head_axes(config)
-    except (
-        ValueError
-    ):  # from the model's constructor, where the hidden size is no multiple of heads
-        queries = []
-    norms = [axis.parameter for axis in queries if "norm" in axis.parameter]
-    if queries and not norms:
+    size = sizes_of(config).head_size
+    if heads_divide_hidden_size(config):
+        why = "divide its hidden size"
+        advice = f"Give student.hidden_size {heads * size} instead: heads follow from it."
+    elif any("norm" in axis.parameter for axis in head_axes(config)[0]):
+        why, advice = "are normed together", "Leave num_heads and num_key_value_heads out."
+    else:
         return
-    why = "are normed together" if norms else "divide its hidden size"
     raise RecipeError(
         f"student.num_heads is {heads}, but the heads of a {config.model_type} model {why}, so "
-        "they cannot be cut. Leave num_heads and num_key_value_heads out."
+        f"they cannot be cut. {advice}"
     )
 
 
-def _axes(config: PretrainedConfig, wider: PretrainedConfig, size: int) -> list[Axis]:
-    """The axes of a layer's parameters that are longer in `wider`, where the width is twice
-    `size`; other parameters of a layer do not differ."""
-    models = [empty_model(with_layers(each, [0])) for each in (config, wider)]
-    layers = [family_of(config).layers_of(model)[0] for model in models]
-    one, other = (dict(layer.named_parameters()) for layer in layers)
-    return [
-        Axis(name, dim, (other[name].shape[dim] - length) // size)
-        for name, parameter in one.items()
-        for dim, length in enumerate(parameter.shape)
-        if other[name].shape[dim] != length
-    ]
-
-
-def feed_forward_axes(config: PretrainedConfig) -> list[Axis]:
-    """The axes of a layer's parameters along its feed-forward channels."""
-    wider, size = copy.deepcopy(config), sizes_of(config).feed_forward
-    setattr(wider, _feed_forward_key(config), 2 * size)
-    return _axes(config, wider, size)
-
-
-def head_axes(config: PretrainedConfig) -> tuple[list[Axis], list[Axis]]:
-    """The axes of a layer's parameters along its heads of queries, and of keys and values; a block
-    is a channel of each head. Where a parameter has both, queries come first."""
-    sizes = sizes_of(config)
-    heads, kv_heads, size = sizes.heads, sizes.kv_heads, sizes.head_size
-    base = _with_heads(config, heads, kv_heads, size)
-    queries = _axes(base, _with_heads(config, 2 * heads, kv_heads, size), heads * size)
-    if not hasattr(config, KV_HEADS):
-        return queries, []
-    starts = {(axis.parameter, axis.dim): axis.blocks * heads * size for axis in queries}
-    found = _axes(base, _with_heads(config, heads, 2 * kv_heads, size), kv_heads * size)
-    return queries, [
-        replace(axis, start=starts.get((axis.parameter, axis.dim), 0)) for axis in found
-    ]
-
-
-def read_by(layer: nn.Module, axes: Iterable[Axis]) -> str:
-    """The module of a layer whose input lies along these axes: an output projection."""
-    for axis in axes:
-        name, _, kind = axis.parameter.rpartition(".")
-        module = layer.get_submodule(name)
-        if kind == "weight" and axis.dim == (0 if isinstance(module, Conv1D) else 1):
-            return name
-    raise AssertionError(f"no module reads {axes}")
+def _check_heads_follow(config: PretrainedConfig, recipe: StudentRecipe, hidden: int) -> None:
+    """Refuse a hidden size that heads which divide it cannot follow."""
+    size, what = sizes_of(config).head_size, f"student.hidden_size is {hidden}, but"
+    if hidden % size:
+        fitting = max(size, hidden // size * size)
+        raise RecipeError(
+            f"{what} in a {config.model_type} model it is a multiple of the size of its heads, "
+            f"{size}. Give {fitting}, or another multiple."
+        )
+    heads = hidden // size
+    if {recipe.num_heads, recipe.num_key_value_heads} - {None, heads}:
+        raise RecipeError(
+            f"{what} heads of {size} in a {config.model_type} model divide it, so there are "
+            f"{heads}. Leave num_heads and num_key_value_heads out."
+        )
+    for problem, why in (
+        (not family_of(config).attention_projections, "lie side by side with their keys"),
+        (any(not axis.blocks for axis in hidden_axes(config)), "share biases of positions"),
+    ):
+        if problem:
+            raise RecipeError(
+                f"{what} the heads of a {config.model_type} model divide it and {why}, so they "
+                "cannot be cut. Leave hidden_size out, and cut layers or feed_forward_size."
+            )
 
 
 @torch.inference_mode()
 def channel_scores(
-    family: Family, model: PreTrainedModel, text: Calibration, module: str
-) -> list[Float[Tensor, " C"]]:
-    """The scores of the channels that a module of each layer reads, in float64.
+    family: Family, model: PreTrainedModel, text: Calibration, modules: Iterable[str]
+) -> dict[str, list[Float[Tensor, " C"]]]:
+    """The scores of the channels that each of these modules of a layer reads, in float64, for each
+    layer.
 
     With x the module's input (Muralidharan et al. 2024, Minitron, section 2.2):
 
         root of the sum over sequences of (mean over real positions of |x|)^2
     """
     layers = family.layers_of(model)
-    squares: list[Any] = [0.0] * len(layers)
+    squares: dict[str, list[Any]] = {module: [0.0] * len(layers) for module in modules}
     real = torch.empty(0)
 
-    def note(_: nn.Module, args: tuple[Tensor, ...], *, layer: int) -> None:
+    def note(_: nn.Module, args: tuple[Tensor, ...], *, module: str, layer: int) -> None:
         states = args[0].double().abs().view(*real.shape, -1)
         means = (states * real[:, :, None]).sum(1) / real.sum(1).clamp_min(1)[:, None]
-        squares[layer] = squares[layer] + means.square().sum(0)
+        squares[module][layer] = squares[module][layer] + means.square().sum(0)
 
     hooks = [
-        layer.get_submodule(module).register_forward_pre_hook(partial(note, layer=number))
+        layer.get_submodule(module).register_forward_pre_hook(
+            partial(note, module=module, layer=number)
+        )
+        for module in squares
         for number, layer in enumerate(layers)
     ]
     try:
@@ -229,13 +180,47 @@ def channel_scores(
     finally:
         for hook in hooks:
             hook.remove()
-    return [total.sqrt().cpu() for total in squares]
+    return {module: [total.sqrt().cpu() for total in each] for module, each in squares.items()}
 
 
 # Of the channels that a module reads, layer by layer.
 Scores = list[Float[Tensor, " C"]]
-# For an axis of a parameter, given as (name in its layer, dimension): the places that are kept.
+# For an axis of a parameter, given as (name, dimension): the places that are kept.
 Places = dict[tuple[str, int], Int[Tensor, " _"]]
+
+
+@dataclass(frozen=True)
+class KeptWidths:
+    """What is kept of a teacher's widths; a list is empty where all is.
+
+    Attributes:
+        places: The same, for each parameter.
+        hidden: Hidden channels, in order.
+        feed_forward, heads: Channels and heads of each layer.
+    """
+
+    places: Places = field(default_factory=dict)
+    hidden: list[int] = field(default_factory=list)
+    feed_forward: list[list[int]] = field(default_factory=list)
+    heads: list[list[int]] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept, as plain values; feed-forward channels as ranges, such as `0-3 7`."""
+        found = {
+            "hidden": self.hidden,
+            "feed_forward": [as_ranges(channels) for channels in self.feed_forward],
+            "heads": self.heads,
+        }
+        return {name: kept for name, kept in found.items() if kept}
+
+
+def as_ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers as ranges: `0-3 7 9-10`."""
+    known = {*numbers}
+    starts = [number for number in numbers if number - 1 not in known]
+    ends = [number for number in numbers if number + 1 not in known]
+    pairs = zip(starts, ends, strict=True)
+    return " ".join(f"{start}-{end}" if end > start else f"{start}" for start, end in pairs)
 
 
 def choose_widths(
@@ -244,43 +229,56 @@ def choose_widths(
     narrow: PretrainedConfig,
     text: Calibration,
     known: dict[str, Scores] | None = None,
-) -> list[Places]:
-    """The channels and heads of each layer that matter most on a text, as many as `narrow` has.
+) -> KeptWidths:
+    """The channels and heads that matter most on a text, as many as `narrow` has: hidden channels
+    of the whole model, the others of each layer.
 
     Args:
         known: Scores by the module that reads the channels; those measured here are added, so that
             several students of a teacher measure them once.
     """
-    known = {} if known is None else known
-
-    def scores_of(module: str) -> Scores:
-        if module not in known:
-            known[module] = channel_scores(family, model, text, module)
-        return known[module]
-
+    scores = {} if known is None else known
     config, layer = model.config, family.layers_of(model)[0]
     have, wanted = sizes_of(config), sizes_of(narrow)
-    places: list[Places] = [{} for _ in range(config.num_hidden_layers)]
+    axes, keys_values = {}, []
+    if wanted.hidden < have.hidden:
+        axes["hidden"] = hidden_axes(config)
     if wanted.feed_forward < have.feed_forward:
-        axes = feed_forward_axes(config)
-        scores = scores_of(read_by(layer, axes))
-        for own, found in zip(places, scores, strict=True):
-            _add(own, axes, _largest(found, wanted.feed_forward), have.feed_forward)
+        axes["feed_forward"] = feed_forward_axes(config)
     if wanted.heads < have.heads:
-        queries, keys_values = head_axes(config)
-        scores = scores_of(read_by(layer, queries))
-        for own, found in zip(places, scores, strict=True):
-            heads, kv_heads = best_heads(found, have, wanted)
-            _add(own, queries, heads, have.heads * have.head_size)
-            _add(own, keys_values, kv_heads, have.kv_heads * have.head_size)
-    return places
+        axes["heads"], keys_values = head_axes(config)
+    modules = {name: readers(layer, each, f"{family.layers}.0.") for name, each in axes.items()}
+    if unknown := {module for each in modules.values() for module in each} - scores.keys():
+        scores |= channel_scores(family, model, text, unknown)
+    found = KeptWidths()
+    if "hidden" in axes:
+        total = torch.stack([score for name in modules["hidden"] for score in scores[name]]).sum(0)
+        kept = _largest(total, wanted.hidden)
+        _add(found.places, "", axes["hidden"], kept, have.hidden)
+        found.hidden.extend(kept.tolist())
+    for number in range(config.num_hidden_layers):
+        prefix = f"{family.layers}.{number}."
+        if "feed_forward" in axes:
+            (name,) = modules["feed_forward"]
+            kept = _largest(scores[name][number], wanted.feed_forward)
+            _add(found.places, prefix, axes["feed_forward"], kept, have.feed_forward)
+            found.feed_forward.append(kept.tolist())
+        if "heads" in axes:
+            (name,) = modules["heads"]
+            heads, kv_heads = best_heads(scores[name][number], have, wanted)
+            _add(found.places, prefix, axes["heads"], heads, have.heads * have.head_size)
+            _add(found.places, prefix, keys_values, kv_heads, have.kv_heads * have.head_size)
+            found.heads.append((heads[:: have.head_size] // have.head_size).tolist())
+    return found
 
 
-def _add(places: Places, axes: Sequence[Axis], kept: Int[Tensor, " _"], size: int) -> None:
+def _add(
+    places: Places, prefix: str, axes: Sequence[Axis], kept: Int[Tensor, " _"], size: int
+) -> None:
     """Add what is kept of each block of `size` places."""
     for axis in axes:
         blocks = [axis.start + block * size + kept for block in range(axis.blocks)]
-        own = (axis.parameter, axis.dim)
+        own = (f"{prefix}{axis.parameter}", axis.dim)
         places[own] = torch.cat([places[own], *blocks] if own in places else blocks)
 
 
@@ -308,11 +306,30 @@ def _channels_of(heads: Int[Tensor, " _"], head_size: int) -> Int[Tensor, " _"]:
     return (heads[:, None] * head_size + torch.arange(head_size)).flatten()
 
 
-def narrow_parameters(family: Family, teacher: Parameters, places: Sequence[Places]) -> Parameters:
-    """The teacher's parameters with these places alone."""
-    found = dict(teacher)
-    for layer, own in enumerate(places):
-        for (parameter, dim), kept in own.items():
-            name = f"{family.layers}.{layer}.{parameter}"
-            found[name] = found[name].index_select(dim, kept.to(found[name].device))
-    return found
+def narrow_parameters(
+    family: Family, teacher: PreTrainedModel, narrow: PretrainedConfig, kept: KeptWidths
+) -> Parameters:
+    """The teacher's parameters with what is kept alone.
+
+    Of N of H hidden channels the root mean square is sqrt(H / N) times that of H with zeros in
+    place of the others, so the weights of norms are multiplied by this. It is exact for RMSNorm,
+    but for its epsilon, and for LayerNorm where the mean is zero; a better start than weights as
+    they are (docs/experiments.md, "Hidden size"). Where embeddings are multiplied by the root of
+    the hidden size, their weights make up for what that factor loses, and the final norm's for a
+    head that is tied to them.
+    """
+    found: dict[str, Tensor] = dict(teacher.named_parameters())
+    for (name, dim), places in kept.places.items():
+        found[name] = found[name].index_select(dim, places.to(found[name].device))
+    growth = (teacher.config.hidden_size / narrow.hidden_size) ** 0.5
+    if growth == 1:
+        return found
+    norms = [name for name, _ in kept.places if name.endswith(".weight") and found[name].dim() == 1]
+    factors = dict.fromkeys(norms, growth)
+    if family.scales_embeddings:
+        words = family.embeddings["word_embeddings"]
+        found[words] = found[words] * growth
+        if teacher.config.tie_word_embeddings:
+            del factors[f"{family.body}.norm.weight"]
+    added = 1 if family.scales_embeddings else 0  # to a norm's weight
+    return found | {name: (added + found[name]) * each - added for name, each in factors.items()}

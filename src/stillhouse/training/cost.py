@@ -6,9 +6,10 @@ layer is computed only for rows that a loss reads. A row that reaches the head c
 of the projection and of the transform before it. The student does all of this three times (forward,
 gradients of inputs, gradients of weights), the teacher once, or not at all where its outputs are
 cached. A row of the relation term is compared with all T positions, in three kinds of vectors,
-three times for the student and once for the teacher. A causal position attends to (T + 1) / 2
-others on average, a masked one to T: documents packed into one sequence are not counted apart. Not
-counted: norms, activations, softmaxes, losses, embeddings.
+three times for the student and once for the teacher. Where hidden states are projected, each row of
+a loss that compares them costs two per weight of the projection, three times. A causal position
+attends to (T + 1) / 2 others on average, a masked one to T: documents packed into one sequence are
+not counted apart. Not counted: norms, activations, softmaxes, losses, embeddings.
 
 Bytes, to and from memory. AdamW reads weight, gradient and both moments and writes all but the
 gradient, in float32. A gradient is written by the first micro-batch, read and written by each
@@ -26,6 +27,7 @@ stated as its model FLOPs utilization (MFU): FLOPs per second over the rate of a
 Axes: T positions of a sequence.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ from stillhouse.families.base import attention_widths
 from stillhouse.families.registry import family_of
 from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.objectives.fused import LOGIT_TERMS, TEACHER_TERMS
+from stillhouse.objectives.language_model import HIDDEN_TERMS
+from stillhouse.objectives.projection import projection_shape
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.section import Rows
 from stillhouse.tokens.settings import TokensRecipe
@@ -71,6 +75,7 @@ class StepShape:
     micro_batches: int
     precision: Precision
     relation_pairs: int | float = 0  # rows of the relation term times positions
+    hidden_rows: int | float = 0  # rows of each term that compares hidden states
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,9 @@ def planned_step(
         micro_batches=-(-sequences // at_once),
         precision=pick_precision(training.precision, device),
         relation_pairs=length * (counts[relation.rows] if relation else 0),
+        hidden_rows=sum(
+            counts[term.rows] for name, term in losses.active().items() if name in HIDDEN_TERMS
+        ),
     )
 
 
@@ -159,12 +167,31 @@ def sequences_per_step(training: PretrainingRecipe, sequence_length: int) -> int
     return max(1, training.tokens_per_step // sequence_length)
 
 
+def projection_size(
+    losses: LossesRecipe, student: PretrainedConfig, teacher: PretrainedConfig | None
+) -> int:
+    """The weights of the projection of hidden states; 0 where no term has or needs one."""
+    if teacher is None or not set(losses.active()).intersection(HIDDEN_TERMS):
+        return 0
+    return math.prod(projection_shape(student, teacher) or [0])
+
+
 def count_flops(
-    step: StepShape, student: PretrainedConfig, teacher: PretrainedConfig | None
+    step: StepShape,
+    student: PretrainedConfig,
+    teacher: PretrainedConfig | None,
+    *,
+    projection: int = 0,
 ) -> StepCost:
-    """The cost of each token of a step; `teacher` is None where it does not run."""
+    """The cost of each token of a step.
+
+    Args:
+        teacher: None where it does not run.
+        projection: Weights of the projection of hidden states.
+    """
     ours = _matrices(student)
-    parameters, repeats, width = ours.parameters, step.micro_batches, BYTES_OF[step.precision]
+    repeats, width = step.micro_batches, BYTES_OF[step.precision]
+    parameters = ours.parameters + projection
     macs = {
         "student_body": STUDENT_PASSES * _body(ours, step),
         "student_head": STUDENT_PASSES * ours.head * step.student_rows,
@@ -172,8 +199,10 @@ def count_flops(
     bytes_moved = {
         "optimizer": OPTIMIZER_BYTES * parameters,
         "gradients": 8 * repeats * parameters,
-        "student_weights": 2 * repeats * width * _used(ours, step.student_rows),
+        "student_weights": 2 * repeats * width * (_used(ours, step.student_rows) + projection),
     }
+    if projection:
+        macs["hidden_projection"] = STUDENT_PASSES * projection * step.hidden_rows
     if teacher is not None and step.teacher_rows is not None:
         theirs = _matrices(teacher)
         macs["teacher_body"] = _body(theirs, step)

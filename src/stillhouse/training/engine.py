@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stillhouse.families.attention import explicit_attention_mask
+from stillhouse.objectives.projection import drop_projection
 from stillhouse.training.device import (
     autocast,
     explained_memory_errors,
@@ -114,6 +115,7 @@ def train_and_commit(
     """
     with finishing(what, job.ranks) as stop:
         facts = {"training": job.facts(train(job, reporter, stop))}
+        drop_projection(job.model)
         trained = gather_model(job.model, job.ranks)
         job.ranks.on_rank0(lambda: commit(trained, facts))
         job.checkpoints.clear()

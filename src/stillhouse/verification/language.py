@@ -20,17 +20,17 @@ from transformers import PreTrainedModel
 from stillhouse.data.documents import read_documents
 from stillhouse.distillation.cache import CacheWriter, cache_inputs
 from stillhouse.distillation.settings import CacheRecipe
-from stillhouse.families.base import Family, hidden_state_size
+from stillhouse.families.base import Family
 from stillhouse.models.load import load_model
 from stillhouse.objectives.divergences import DIVERGENCES
 from stillhouse.objectives.divergences.soft_target import soft_target_reference
 from stillhouse.objectives.float64 import Row, log_softmax
 from stillhouse.objectives.language_model import (
-    HIDDEN_TERMS,
     LANGUAGE_MODELING_ALONE,
     LanguageModelObjective,
     Teacher,
 )
+from stillhouse.objectives.projection import add_projection
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.pipeline import Pipeline
 from stillhouse.race.candidates import plan_candidates
@@ -116,9 +116,6 @@ class LanguageCase:
         terms: dict[str, Any] = {name: {"weight": 1.0} for name in DIVERGENCES}
         terms["language_modeling"] = {"weight": 1.0}
         terms |= {name: term.model_dump() for name, term in own.active().items()}
-        configs = (self.student.config, self.teacher.model.config)
-        if len(set(map(hidden_state_size, configs))) > 1:
-            terms = {name: term for name, term in terms.items() if name not in HIDDEN_TERMS}
         return LossesRecipe.model_validate(terms)
 
     def objective(
@@ -146,6 +143,7 @@ def language_case(recipe: Recipe, folder: Path, *, offline: bool) -> LanguageCas
     pipeline.run_stages(["prepare", "teacher", "init"])
     family, student = load_model(run.student_init)
     teacher_family, teacher = load_model(pipeline.models.teacher_folder)
+    add_projection(student, teacher.config)
     for model in (student, teacher):
         model.to(device)  # pyright: ignore[reportArgumentType]
     tokenizer = open_tokenizer(run.tokens)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from transformers import PreTrainedModel
 
 from stillhouse.families.base import hidden_state_size
+from stillhouse.objectives.projection import projection_of
 from stillhouse.tokens.batches import IGNORED, Batch
 
 
@@ -91,15 +92,18 @@ def plain_outputs(
     model: PreTrainedModel, batch: Batch, spans: Sequence[Span]
 ) -> dict[str, Float[np.ndarray, "B T _"]]:
     """Logits (B, T, V) and last hidden states (B, T, D) from transformers' own forward pass, one
-    document at a time; zeros at padding."""
+    document at a time; zeros at padding. A student's projection is applied."""
     shape, config = batch.input_ids.shape, model.config
     logits = np.zeros((*shape, config.vocab_size), np.float32)
     hidden = np.zeros((*shape, hidden_state_size(config)), np.float32)
+    projection = projection_of(model)
     for span in spans:
         ids = batch.input_ids[span.row, span.places][None].to(model.device)
         place = span.row, span.places
         logits[place] = model(input_ids=ids).logits[0].float().cpu().numpy()
         hidden[place] = model.base_model(input_ids=ids).last_hidden_state[0].float().cpu().numpy()
+    if projection is not None:
+        hidden = hidden @ projection.get_parameter("weight").float().cpu().numpy().T
     return {"logits": logits, "hidden": hidden}
 
 

@@ -29,6 +29,7 @@ from stillhouse.models.task_models import reads_token_types, task_model_with_num
 from stillhouse.objectives.divergences.hidden_cosine import hidden_cosine_reference
 from stillhouse.objectives.divergences.soft_target import soft_target_reference
 from stillhouse.objectives.float64 import Row, log_softmax, mean_square
+from stillhouse.objectives.projection import add_projection, projection_of
 from stillhouse.recipe import Recipe
 from stillhouse.tasks.encoded import EncodedExample, TaskBatch, collate
 from stillhouse.tasks.registry import task_for_training
@@ -77,8 +78,6 @@ class TaskCase:
         """Every term of this kind of task, each with weight 1, and the recipe's relation."""
         terms: dict[str, Any] = {"hard_label": 0.0, "soft_target": 0.0}
         terms |= dict.fromkeys(TERMS[self.task.output_kind], 1.0)
-        if self.student.config.hidden_size != self.teacher.config.hidden_size:
-            terms = {name: terms[name] for name in terms if not name.startswith("embedding_")}
         return TaskLossesRecipe.model_validate({**terms, "relation": self.recipe.losses.relation})
 
     def objective(self, losses: TaskLossesRecipe | None = None) -> TaskObjective:
@@ -123,6 +122,8 @@ def task_case(
     layers = layer_map_of(name, settings, chosen, student.config)
     if layers is not None:
         student = task_model_with_num_layers(student, layers)
+    if task.output_kind == "embeddings":
+        add_projection(student, teacher.config)
     for model in (student, teacher):
         model.eval().to(pick_device())  # pyright: ignore[reportArgumentType]
     group = min(MOST_COMPARED, group_size(settings.task))
@@ -289,8 +290,9 @@ def _vector_values(
                 scores = np.array([vector @ each for each in right]) / CONTRAST_TEMPERATURE
                 contrast.append(cross_entropy(scores, i))
     values = {"similarity": similarity, HARD_LABEL: contrast}
-    if student.shape == teacher.shape:
-        pairs = list(zip(student, teacher, strict=True))
-        values["embedding_cosine"] = [hidden_cosine_reference(*pair) for pair in pairs]
-        values["embedding_mse"] = [mean_square(*pair) for pair in pairs]
+    if (projection := projection_of(case.student)) is not None:
+        student = student @ projection.get_parameter("weight").detach().double().cpu().numpy().T
+    pairs = list(zip(student, teacher, strict=True))
+    values["embedding_cosine"] = [hidden_cosine_reference(*pair) for pair in pairs]
+    values["embedding_mse"] = [mean_square(*pair) for pair in pairs]
     return values
