@@ -132,6 +132,9 @@ def test_manifest_and_report_show_every_candidate(raced):
     assert facts["race"]["candidates"] == race["candidates"]
     assert facts["race"]["reason"] == race["reason"]
     assert facts["layer_map"] == facts["importance"]["kept"]
+    winner = read_manifest(raced.folder / "candidates" / race["winner"] / "student-init")
+    assert winner is not None
+    assert facts["kept"] == winner.facts["kept"]
     page = html.unescape((raced.folder / "report.html").read_text(encoding="utf-8"))
     assert race["reason"] in page
     assert f"{race['winner']} (student)" in page

@@ -17,7 +17,7 @@ from stillhouse.student.importance import (
 )
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
-from stillhouse.student.width import Scores, choose_widths
+from stillhouse.student.width import KeptWidths, Scores, choose_widths
 from stillhouse.training.device import pick_device
 
 
@@ -40,12 +40,16 @@ class Cuts:
         number = len(candidate.plan.layer_map)
         return most_influential(self.family, self._influence, number)
 
+    def widths(self, candidate: Candidate) -> KeptWidths:
+        """Its channels and heads."""
+        narrow = candidate.plan.narrow
+        return choose_widths(self.family, self.teacher, narrow, self.text, self._widths)
+
     def student(self, candidate: Candidate) -> PreTrainedModel:
         """The candidate with its teacher's weights."""
         kept = self.layers(candidate).kept
         plan = plan_student(self.teacher.config, candidate.recipe, chosen=kept)
-        places = choose_widths(self.family, self.teacher, plan.narrow, self.text, self._widths)
-        student = student_from_teacher(self.teacher, plan, places)
+        student = student_from_teacher(self.teacher, plan, self.widths(candidate))
         take_generation_config(student, self.folder)
         return student
 

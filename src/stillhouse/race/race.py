@@ -133,7 +133,8 @@ class Race:
 
     def _commit_student(self, cuts: MakeCuts, candidate: Candidate, inputs: Inputs) -> None:
         target = self.run.candidate(candidate.name).student_init
-        with commit_folder(target, inputs, overwrite=self.context.overwrite) as folder:
+        facts = {"kept": cuts().widths(candidate).facts()}
+        with commit_folder(target, inputs, facts, overwrite=self.context.overwrite) as folder:
             save_model(cuts().student(candidate), open_tokenizer(self.run.tokens), folder)
 
     def _commit(self, finalists: Sequence[Candidate], inputs: Inputs) -> None:

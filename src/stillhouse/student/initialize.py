@@ -71,7 +71,7 @@ def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> N
         if parts.layers is not None:
             plan = plan_student(teacher_config, wanted, chosen=parts.layers["kept"])
             facts = {"importance": parts.layers}
-        facts |= {"kept": parts.widths.facts()} if parts.widths.places else {}
+        facts |= {"kept": parts.widths.facts()}
         student = student_from_teacher(teacher, plan, parts.widths)
     elif wanted.weights == "random":
         student = random_student(plan, context.seed)
@@ -94,9 +94,10 @@ def raced_student(run: RunFolder) -> tuple[StudentRecipe, dict[str, Any]]:
     verified_fingerprint(run.race, "race")
     race = json.loads(run.race.read_text(encoding="utf-8"))
     folder = run.candidate(race["winner"]).student_init
+    kept = require_output(folder, "race").facts["kept"]
     verified_fingerprint(folder, "race")
     student = StudentRecipe.model_validate({**race.pop("student"), "weights": str(folder)})
-    return student, {"importance": race.pop("importance"), "race": race}
+    return student, {"importance": race.pop("importance"), "kept": kept, "race": race}
 
 
 @dataclass(frozen=True)
