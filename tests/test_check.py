@@ -245,6 +245,19 @@ def test_embeddings_that_the_student_does_not_have_cannot_be_frozen(tmp_path, ca
     assert "token_type_embeddings" in capsys.readouterr().err
 
 
+def test_a_projection_of_hidden_states_is_counted(tmp_path, capsys, monkeypatch):
+    """Where the student's hidden size is not its teacher's; heads of GPT-2 follow."""
+    write_shape(tmp_path / "teacher", GPT2Config())
+    settings = (f"teacher={tmp_path / 'teacher'}", "student.hidden_size=384")
+    arguments = [part for key in settings for part in ("--set", key)]
+    result = json.loads(check(capsys, monkeypatch, "distilgpt2", *arguments, "--json"))
+    assert result["student"]["hidden_size"] == 384
+    assert result["hidden_projection"] == 384 * 768
+    assert result["flops_per_token"]["hidden_projection"] == 3 * 2 * 384 * 768
+    page = check(capsys, monkeypatch, "distilgpt2", *arguments)
+    assert "a learned projection of 294,912 parameters" in page
+
+
 def test_all_trainings_have_their_time(tmp_path, capsys, monkeypatch):
     """Teacher, student and controls, of every seed; the length of a step, and what shortens it."""
     recipe = tmp_path / "here.yaml"
