@@ -127,7 +127,7 @@ def norm_over(norm: nn.LayerNorm, kept) -> nn.Module:
     def forward(hidden):
         return torch.zeros_like(hidden).index_copy(-1, kept, own(hidden[..., kept]))
 
-    norm.forward = forward
+    norm.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     return norm
 
 

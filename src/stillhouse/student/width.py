@@ -325,7 +325,7 @@ def narrow_parameters(
     if growth == 1:
         return found
     norms = [name for name, _ in kept.places if name.endswith(".weight") and found[name].dim() == 1]
-    factors = dict.fromkeys(norms, growth)
+    factors: dict[str, float] = dict.fromkeys(norms, growth)
     if family.scales_embeddings:
         words = family.embeddings["word_embeddings"]
         found[words] = found[words] * growth
