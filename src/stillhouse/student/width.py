@@ -7,6 +7,7 @@ Axes: B sequences, T positions, C channels of one module.
 """
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -321,11 +322,11 @@ def narrow_parameters(
     found: dict[str, Tensor] = dict(teacher.named_parameters())
     for (name, dim), places in kept.places.items():
         found[name] = found[name].index_select(dim, places.to(found[name].device))
-    growth = (teacher.config.hidden_size / narrow.hidden_size) ** 0.5
+    growth = math.sqrt(teacher.config.hidden_size / narrow.hidden_size)
     if growth == 1:
         return found
     norms = [name for name, _ in kept.places if name.endswith(".weight") and found[name].dim() == 1]
-    factors: dict[str, float] = dict.fromkeys(norms, growth)
+    factors = dict.fromkeys(norms, growth)
     if family.scales_embeddings:
         words = family.embeddings["word_embeddings"]
         found[words] = found[words] * growth
