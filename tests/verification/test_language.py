@@ -221,6 +221,7 @@ def test_a_student_of_a_budget_is_verified(tmp_path: Path) -> None:
     assert {name for name, check in checks_of(case).items() if not check.passed} == set()
 
 
+@pytest.mark.e2e
 def test_a_student_of_a_smaller_hidden_size_is_verified(tmp_path: Path) -> None:
     """Losses of its hidden states are those of what its projection makes of them."""
     text = write_text(tmp_path / "text.txt", num_lines=60)
