@@ -159,8 +159,8 @@ def test_an_unknown_key_of_a_trained_teacher_is_refused():
         ("student: {layer_map: 0}", "student.layer_map: .*greater than 0, got 0"),
         ("student: [1]", "student: .*got .1."),
         (
-            "student: {budget: {parameters: 9M}, layer_map: 3, feed_forward_size: 9}",
-            "student: budget chooses layer_map and feed_forward_size by a race; leave out",
+            "student: {budget: {parameters: 9M}, layer_map: 3, hidden_size: 9}",
+            "student: budget chooses layer_map and hidden_size by a race; leave out",
         ),
         (
             "student: {budget: {parameters: 9M}, weights: random}",

@@ -113,7 +113,7 @@ def test_an_initial_student_is_what_its_shape_alone_gives(raced, tmp_path):
     winner = next(own for own in race["candidates"] if own["name"] == race["winner"])
     run = raced.copy(tmp_path / "run")
     text = raced.recipe.read_text(encoding="utf-8")
-    keys = ("feed_forward_size", "num_heads", "num_key_value_heads")
+    keys = ("feed_forward_size", "num_heads", "num_key_value_heads", "hidden_size")
     shape = {"layer_map": winner["layers"], **{key: winner[key] for key in keys}}
     recipe = tmp_path / "shape.yaml"
     recipe.write_text(text.replace(BUDGET, f"student: {json.dumps(shape)}"), encoding="utf-8")

@@ -47,7 +47,7 @@ from stillhouse.training.settings import PretrainingRecipe
 PROCESS_SECONDS = 4.0
 MOST_BYTES = 16 * 10**6  # read; of a longer text the rest is taken to be alike
 BEGINNING, MOST_BEGINNINGS = 2_000, 300  # characters of a document that are tokenized
-SCORES_OF_PARTS = 3  # passes of a teacher over the text: of layers, channels and heads
+SCORES_OF_PARTS = 4  # passes of a teacher over the text: layers, and each kind of width
 MOST_EXAMPLES = 300  # of a zero-shot data set that are tokenized
 PLAIN = {"text"}  # formats whose files are as large as their text
 

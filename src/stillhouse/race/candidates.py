@@ -1,9 +1,11 @@
 """The candidates of a budget: students of one size and of different shapes.
 
-A shape is a number of layers, and widths: of the feed-forward part, and heads where the family's
+A shape is a number of layers, a feed-forward width, and heads or a hidden size where the family's
 can be cut. Sizes are counted on the meta device; no weights are read.
 """
 
+import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ from transformers import PretrainedConfig
 from stillhouse import units
 from stillhouse.errors import RecipeError
 from stillhouse.models.load import count_parameters, empty_model
-from stillhouse.student.axes import sizes_of
+from stillhouse.student.axes import Sizes, heads_divide_hidden_size, sizes_of
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.student.settings import BudgetRecipe, StudentRecipe
 from stillhouse.student.width import narrow_config
@@ -22,6 +24,7 @@ from stillhouse.student.width import narrow_config
 TOLERANCE = 0.02  # a candidate has at most the budget's parameters, and at least 98 % of them
 # Of the teacher's: what is narrower still loses more than what is less deep.
 SMALLEST_FEED_FORWARD, SMALLEST_HEADS = 1 / 4, 1 / 2
+HIDDEN_SIZES = (7 / 8, 3 / 4)
 MOST_MULTIPLE, STEPS = 64, 64  # a feed-forward width is a multiple of at most 1/64 of it
 
 Item = TypeVar("Item")
@@ -44,14 +47,17 @@ class Candidate:
             "feed_forward_size": sizes.feed_forward,
             "num_heads": sizes.heads,
             "num_key_value_heads": sizes.kv_heads,
+            "hidden_size": sizes.hidden,
         }
 
     @property
     def name(self) -> str:
-        """Such as 24-layers-1024-channels-6-3-heads, which is also the name of its folder."""
-        layers, channels, heads, kv_heads = self.shape.values()
+        """Such as 24-layers-1024-channels-6-3-heads, which is also the name of its folder; a hidden
+        size that was cut follows."""
+        layers, channels, heads, kv_heads, _ = self.shape.values()
         shared = "" if heads == kv_heads else f"-{kv_heads}"
-        return f"{layers}-layers-{channels}-channels-{heads}{shared}-heads"
+        hidden = "" if self.recipe.hidden_size is None else f"-{self.recipe.hidden_size}-hidden"
+        return f"{layers}-layers-{channels}-channels-{heads}{shared}-heads{hidden}"
 
 
 def parameter_limit(budget: BudgetRecipe, teacher: PretrainedConfig) -> int:
@@ -74,7 +80,7 @@ def plan_candidates(teacher: PretrainedConfig, recipe: StudentRecipe) -> list[Ca
     limit = parameter_limit(budget, teacher)
     plain = recipe.model_copy(update={"budget": None})
     largest = _num_parameters(teacher, plain, layer_map=teacher.num_hidden_layers)
-    kinds = [_Growth.of(teacher, own) for own in _with_fewer_heads(teacher, plain)]
+    kinds = [_Growth.of(teacher, own) for own in _narrower(teacher, plain)]
     smallest = min(kind.size(1, kind.fewest_channels) for kind in kinds)
     if not smallest <= limit < largest:
         than = f"the embeddings and one narrow layer have {units.count(smallest)}"
@@ -114,21 +120,35 @@ def _num_parameters(teacher: PretrainedConfig, recipe: StudentRecipe, **shape: i
     return _candidate(teacher, recipe.model_copy(update=shape)).num_parameters
 
 
-def _with_fewer_heads(teacher: PretrainedConfig, recipe: StudentRecipe) -> list[StudentRecipe]:
-    """The recipe with all heads, and with fewer, down to half, as far as the family allows."""
+def _narrower(teacher: PretrainedConfig, recipe: StudentRecipe) -> list[StudentRecipe]:
+    """The recipe with all heads and hidden channels, with fewer heads, and with a smaller hidden
+    size, as far as the family allows."""
     sizes, found = sizes_of(teacher), [recipe]
+    for widths in (*_fewer_heads(sizes), *_smaller_hidden_sizes(teacher, sizes)):
+        own = recipe.model_copy(update=widths)
+        with contextlib.suppress(RecipeError):
+            narrow_config(teacher, own)
+            found.append(own)
+    return found
+
+
+def _fewer_heads(sizes: Sizes) -> Iterator[dict[str, int]]:
+    """Fewer groups of heads that share keys and values, and fewer heads in each."""
     for kv_heads in range(sizes.kv_heads, 0, -1):
         for shared_by in range(sizes.heads // sizes.kv_heads, 0, -1):
             heads = kv_heads * shared_by
-            if not SMALLEST_HEADS * sizes.heads <= heads < sizes.heads:
-                continue
-            widths = {"num_heads": heads, "num_key_value_heads": kv_heads}
-            try:
-                narrow_config(teacher, recipe.model_copy(update=widths))
-            except RecipeError:
-                continue
-            found.append(recipe.model_copy(update=widths))
-    return found
+            if SMALLEST_HEADS * sizes.heads <= heads < sizes.heads:
+                yield {"num_heads": heads, "num_key_value_heads": kv_heads}
+
+
+def _smaller_hidden_sizes(teacher: PretrainedConfig, sizes: Sizes) -> Iterator[dict[str, int]]:
+    """Multiples of what heads need, and of 8."""
+    divide = heads_divide_hidden_size(teacher)
+    multiple = sizes.head_size if divide else math.lcm(sizes.heads, 8)
+    for share in HIDDEN_SIZES:
+        size = round(share * sizes.hidden / multiple) * multiple
+        if 0 < size < sizes.hidden:
+            yield {"hidden_size": size}
 
 
 @dataclass(frozen=True)

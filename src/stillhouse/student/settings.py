@@ -90,7 +90,7 @@ def _kind_of_layer_map(value: Any) -> str:
 
 
 # The keys that a budget replaces.
-SHAPE = ("layer_map", "feed_forward_size", "num_heads", "num_key_value_heads")
+SHAPE = ("layer_map", "hidden_size", "feed_forward_size", "num_heads", "num_key_value_heads")
 
 
 class StudentRecipe(Section):
@@ -135,11 +135,6 @@ class StudentRecipe(Section):
     def _check_budget(self) -> Any:
         if self.budget is None:
             return self
-        if self.hidden_size is not None:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size}, but the candidates of a budget have the "
-                "teacher's; leave out one or the other"
-            )
         if given := [key for key in SHAPE if getattr(self, key) is not None]:
             raise ValueError(
                 f"budget chooses {' and '.join(given)} by a race; leave out one or the other"
