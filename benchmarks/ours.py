@@ -63,7 +63,7 @@ SMOLLM2 = functools.partial(
     num_attention_heads=9,
     num_key_value_heads=3,
     tie_word_embeddings=True,
-    rope_theta=100_000,
+    rope_parameters={"rope_type": "default", "rope_theta": 100_000},
     max_position_embeddings=8_192,
 )
 PAIRS = {

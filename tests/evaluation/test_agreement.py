@@ -65,7 +65,7 @@ def test_agreement_is_the_mean_overlap_over_all_predicted_tokens(source):
 def test_a_copy_agrees_with_its_teacher(source):
     found = agreement(make_model(0), {"copy": make_model(0), "other": make_model(1)}, source)
     assert found["copy"] == pytest.approx({"acceptance_rate": 1, "top1_agreement": 1})
-    assert found["other"]["top1_agreement"] < 1
+    assert found["other"]["top1_agreement"] not in (None, 1)
 
 
 def test_models_that_share_nothing_do_not_overlap():

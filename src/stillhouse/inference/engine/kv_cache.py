@@ -268,7 +268,8 @@ class _Group:
 
     def __post_init__(self) -> None:
         self._length = int(self.ends.max())
-        self._visible: dict[int | None, Tensor | None] = {}  # by window
+        self._sees_all = int(self.ends.min()) == self._length
+        self._visible: dict[int | None, Tensor] = {}  # by window
 
     def attend(
         self, query: Float[Tensor, "N Hq D"], cache: KVCache, scores: Scores
@@ -289,12 +290,14 @@ class _Group:
         """The tokens of its slot that each token attends to; None for all."""
         if window is not None and window >= self._length:
             window = None
+        if window is None and self._sees_all:
+            return None
         if window not in self._visible:
             places, ends = torch.arange(self._length), self.ends[:, None, :, None]
             seen = places < ends
             if window is not None:
                 seen &= places >= ends - window
-            self._visible[window] = None if seen.all() else seen.to(self.device)
+            self._visible[window] = seen.to(self.device)
         return self._visible[window]
 
 
@@ -325,10 +328,13 @@ def _attention(
 
 def _singles(singles: Sequence[tuple[int, int, int]], device: torch.device) -> _Group:
     """The sequences that add one token: each one's row, slot and length."""
-    rows, slots, lengths = (torch.tensor(column) for column in zip(*singles, strict=True))
-    first, end = int(slots.min()), int(slots.max()) + 1
+    rows, slots, lengths = zip(*singles, strict=True)
+    used = range(min(slots), max(slots) + 1)
     # Slots in between that add nothing, or a longer chunk, are computed and dropped.
-    ends = torch.ones(end - first, dtype=torch.long).index_copy(0, slots - first, lengths)
-    is_in_order = slots.tolist() == list(range(first, end))
-    places = None if is_in_order else (slots - first).to(device)
-    return _Group(rows.to(device), slice(first, end), ends[:, None], device, places)
+    length_of = dict(zip(slots, lengths, strict=True))
+    ends = torch.tensor([[length_of.get(slot, 1)] for slot in used])
+    places = None
+    if list(slots) != list(used):
+        places = torch.tensor([slot - used.start for slot in slots], device=device)
+    at = torch.tensor(rows, device=device)
+    return _Group(at, slice(used.start, used.stop), ends, device, places)
