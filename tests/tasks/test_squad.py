@@ -179,6 +179,7 @@ def independent(prediction: str, references: Sequence[str]) -> tuple[float, floa
     return float(exact), max(overlap(said, words(text)) for text in references)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("system", ["bert_ensemble", "logreg_baseline"])
 def test_published_predictions_get_their_published_scores(shared_data, system):
     """Two systems' answers to the 4,958 questions of 24 articles, question by question."""
