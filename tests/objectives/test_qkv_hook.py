@@ -15,6 +15,8 @@ from stillhouse.families.registry import family_of
 from stillhouse.objectives.relation import QKVHook
 from stillhouse.tokens.batches import Batch
 
+pytestmark = pytest.mark.e2e
+
 every_family = pytest.mark.parametrize("model", EVERY_FAMILY_WITH_RELATIONS, indirect=True)
 OF_BLOCKS = ("mpnet", "modernbert")
 

@@ -95,6 +95,7 @@ def test_a_memory_is_that_of_the_teachers_precision(dtype, width):
     assert parameter_limit(BudgetRecipe(parameters=1_000_001), teacher) == 1_000_001
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("teacher", "parameters", "message"),
     [

@@ -14,6 +14,8 @@ from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks.encoded import TextExample
 
+pytestmark = pytest.mark.e2e
+
 ROWS = [
     ("le chat dort", "the cat sleeps"),
     ("la mer est froide", "the sea is cold"),

@@ -25,6 +25,8 @@ from stillhouse.verification.checks import Check
 from stillhouse.verification.language import LanguageCase, language_case
 from stillhouse.verification.verify import print_checks, verify_recipe
 
+pytestmark = pytest.mark.e2e
+
 CAUSAL = """
 teacher: {{family: gpt2, num_layers: 3, hidden_size: 16, num_heads: 2, training: {{max_tokens: 1}}}}
 corpus: {{source: {text}, documents: per_line}}
