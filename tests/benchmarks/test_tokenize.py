@@ -22,6 +22,7 @@ def benchmark(monkeypatch, *arguments: object) -> int:
     return tokenize.main()
 
 
+@pytest.mark.e2e
 def test_both_engines_are_timed_in_the_same_rounds(monkeypatch, tmp_path, texts):
     """As many seconds of one as of the other, of the encoders and of the whole stage."""
     output = tmp_path / "result.json"

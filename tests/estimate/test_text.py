@@ -60,6 +60,7 @@ def test_text_that_the_run_would_refuse_is_refused(tmp_path):
         text_size(corpus, None, make_tokenizer("gpt2"), offline=True)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("limit", "expected"), [(None, 400), (10, 10)])
 def test_a_data_set_is_counted_from_a_sample_of_its_examples(tmp_path, limit, expected):
     """Long and short examples in turn: about as many tokens as all of those that are scored."""

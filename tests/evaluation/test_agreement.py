@@ -76,6 +76,7 @@ def test_models_that_share_nothing_do_not_overlap():
     assert overlaps(p, q).tolist() == [0, 1]
 
 
+@pytest.mark.e2e
 def test_overlap_equals_the_measured_draft_acceptance_rate():
     """Of the first token drafted after many prompts, the share that the teacher keeps: within four
     standard errors of the mean overlap on those prompts."""

@@ -50,6 +50,7 @@ def test_every_model_gets_a_rate():
     assert speeds["bert"]["generate_tokens_per_second"] is None
 
 
+@pytest.mark.e2e
 def test_range_of_a_speed_ratio_contains_the_ratio():
     """The reported range never contradicts the quotient of the two rates."""
     models = {"deep": gpt2(num_layers=4), "flat": gpt2()}

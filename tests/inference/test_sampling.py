@@ -78,6 +78,7 @@ def test_greedy_takes_the_most_likely():
     assert next_token(logits, penalized, [1], (0, 0, 0)) == 2
 
 
+@pytest.mark.e2e
 def test_draws_follow_the_distribution():
     """20,000 draws against the exact probabilities: a chi-squared statistic of 4 degrees of freedom
     is above 25 once in 20,000 times."""

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/trainer.md").read_text(), re.DOTALL)
 
 
+@pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore:.pin_memory. argument is set")
 def test_the_examples_run(tiny_model, words, tmp_path, capsys):
     ids = [torch.tensor(words(12, seed)) for seed in range(8)]

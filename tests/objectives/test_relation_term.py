@@ -191,6 +191,7 @@ def test_the_teacher_gets_no_gradient(pair, batch):
     assert all(parameter.grad is None for parameter in pair[1].parameters())
 
 
+@pytest.mark.e2e
 def test_a_compiled_student_learns_the_same(pair, batch):
     """Also where a step begins with other terms alone, as it does to measure their gradients."""
     terms = {"soft_target": {"weight": 1}, "relation": {"weight": 1}}
@@ -210,6 +211,7 @@ def test_steps_do_not_pile_up_hooks(pair, batch):
         assert [len(layer._forward_hooks) for layer in layers] == [1, 1]
 
 
+@pytest.mark.e2e
 def test_nothing_of_a_batch_is_kept(pair, batch):
     """After its backward, a micro-batch's queries, keys and values are gone."""
     traces: list[weakref.ref[Tensor]] = []

@@ -49,6 +49,7 @@ def test_the_whole_vocabulary_is_the_exact_loss(kind, size, logits, student_logi
     torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("size", [1, 3, 12, 39])
 def test_a_sample_is_unbiased(size, logits):
     """Over every value of its one chance, a token's mean weight is its probability."""

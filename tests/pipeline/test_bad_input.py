@@ -437,6 +437,7 @@ def small_files(size: int) -> Iterator[None]:
 FULL = "The disk is full: writing .* failed .*Free some space and run the same command again"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("stage", "size", "output"),
     [
@@ -460,6 +461,7 @@ def test_a_full_disk_leaves_no_partial_output(done, stage, size, output):
     assert path.exists()
 
 
+@pytest.mark.e2e
 def test_training_resumes_after_the_disk_filled_up(ready):
     """Earlier commits stay intact, and training resumes from there once there is space."""
     metrics = ready.folder / "metrics.jsonl"

@@ -156,6 +156,7 @@ def test_a_second_run_does_nothing(done):
     assert rewritten <= {".lock", "report.html", "report.manifest.json", "student/README.md"}
 
 
+@pytest.mark.e2e
 def test_a_changed_key_reruns_the_stages_that_depend_on_it(done):
     """Another temperature trains a new student; what does not depend on it is unchanged."""
     before = snapshot(done.folder)
@@ -217,6 +218,7 @@ def test_until_stops_after_the_named_stage(initialized):
     assert not (initialized.folder / "student").exists()
 
 
+@pytest.mark.e2e
 def test_stages_run_one_by_one(ready):
     """Each stage's command runs that stage on the output of the previous one."""
     for stage, output in (
@@ -247,6 +249,7 @@ def test_a_stage_without_its_input_names_the_stage_to_run(tmp_path, stage, missi
     assert f"un the stage {missing} first (`stillhouse run` does)." in outcome.err
 
 
+@pytest.mark.e2e
 def test_without_a_control_only_the_student_is_trained(ready):
     """`control: none` trains one model, and the evaluation compares with no control."""
     assert ready.call("distill").code == 0

@@ -156,6 +156,7 @@ def test_a_conversation_is_answered_as_by_openai_s_route(ask, http):
     assert not text.startswith(" ")
 
 
+@pytest.mark.e2e
 def test_the_oldest_messages_of_a_long_conversation_are_left_out(ask):
     """The instructions stay."""
     system = {"role": "system", "content": "Answer."}

@@ -232,6 +232,7 @@ def test_a_learning_rate_that_is_far_too_high_is_named(tmp_path, learning_rate, 
     assert f"distillation.optimizer.learning_rate (now {learning_rate:g})" in str(error.value)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("learning_rate", [1e-4, 1e-3, 1e-2])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 30])
 def test_ordinary_training_does_not_diverge(tmp_path, learning_rate, num_steps):
@@ -337,6 +338,7 @@ def test_less_text_than_one_step_is_refused():
         plan_batches(make_source(), recipe, seed=0)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "error",
     [
