@@ -23,8 +23,6 @@ from stillhouse.tokens.tokenizer_training import train_tokenizer
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="int8 is not exact on this machine")
 
-pytestmark = pytest.mark.e2e  # half a second or more each
-
 PROMPT = "def __init__(self"
 
 
@@ -71,6 +69,7 @@ def slower_than_float32(weight, bias):
     return multiply
 
 
+@pytest.mark.e2e
 @needs_int8
 @pytest.mark.e2e
 def test_auto_chooses_int8_if_it_is_faster_and_gives_the_reason(wide):
@@ -88,6 +87,7 @@ def test_auto_chooses_int8_if_it_is_faster_and_gives_the_reason(wide):
     assert min(map(float, speeds.groups()[:2])) >= 1.1
 
 
+@pytest.mark.e2e
 @needs_int8
 def test_auto_keeps_float32_if_int8_is_slower(wide, monkeypatch):
     """With the figure; int8 by name is used, and reported as slower."""
@@ -101,6 +101,7 @@ def test_auto_keeps_float32_if_int8_is_slower(wide, monkeypatch):
     assert "no faster than float32 on this machine" in str(asked)
 
 
+@pytest.mark.e2e
 @needs_int8
 def test_int8_generates_the_text_of_float32():
     """The perplexity changes by less than a percent, and the first tokens are the same."""
@@ -113,6 +114,7 @@ def test_int8_generates_the_text_of_float32():
     assert found.model.num_parameters == plain.model.num_parameters()
 
 
+@pytest.mark.e2e
 @needs_int8
 def test_a_model_that_loses_quality_keeps_float32(fragile, monkeypatch):
     """Auto keeps float32 weights and reports the loss; int8 by name raises."""
@@ -127,6 +129,7 @@ def test_a_model_that_loses_quality_keeps_float32(fragile, monkeypatch):
         load_at_precision(fragile, "int8")
 
 
+@pytest.mark.e2e
 @needs_int8
 def test_int8_is_loaded_in_a_second_of_cpu_time():
     """Choosing, checking and converting the sample teacher; oneDNN's reference kernel took it
@@ -136,6 +139,7 @@ def test_int8_is_loaded_in_a_second_of_cpu_time():
     assert time.process_time() - started < 2
 
 
+@pytest.mark.e2e
 def test_bf16_by_name_is_used():
     """The weights are bfloat16, and text is generated."""
     found = load_at_precision("sample", "bf16", offline=True)
@@ -163,6 +167,7 @@ def test_auto_is_float32_on_a_gpu():
     assert found.model.model.device.type == "meta"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("wanted", ["bf16", pytest.param("int8", marks=needs_int8)])
 def test_a_real_encoder_keeps_its_embeddings_in_lower_precision(wanted):
     """Embeddings keep their direction, and the change is reported."""
@@ -175,6 +180,7 @@ def test_a_real_encoder_keeps_its_embeddings_in_lower_precision(wanted):
     assert cosines.min() > 0.995
 
 
+@pytest.mark.e2e
 @needs_int8
 def test_auto_measures_encoders_too():
     """The fastest precision for whole texts, with both speeds and the change of quality."""

@@ -15,8 +15,6 @@ from stillhouse.families.registry import family_of
 from stillhouse.objectives.relation import QKVHook
 from stillhouse.tokens.batches import Batch
 
-pytestmark = pytest.mark.e2e
-
 every_family = pytest.mark.parametrize("model", EVERY_FAMILY_WITH_RELATIONS, indirect=True)
 OF_BLOCKS = ("mpnet", "modernbert")
 
@@ -85,6 +83,7 @@ def projected(model: PreTrainedModel, batch: Batch, layer: int) -> list[Tensor]:
     ]
 
 
+@pytest.mark.e2e
 @every_family
 @pytest.mark.parametrize("layer", [0, 2])
 def test_queries_keys_and_values_of_the_chosen_layer(model, batch, layer):
@@ -96,6 +95,7 @@ def test_queries_keys_and_values_of_the_chosen_layer(model, batch, layer):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.e2e
 @every_family
 def test_gradients_flow_through_captured_tensors(model, batch):
     """Gradients of the embeddings equal those through the projections."""
@@ -121,6 +121,7 @@ def test_frozen_teacher_is_captured(model, batch, regime):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.e2e
 def test_captured_tensors_have_the_precision_of_autocast(model, batch):
     """Captured tensors are in the precision of autocast and differentiable."""
     hook = QKVHook(family_of(model.config), model, 2)
@@ -144,6 +145,7 @@ def test_hook_keeps_no_reference_to_captured_tensors(model, batch):
     assert not any(trace() is not None for trace in traces)
 
 
+@pytest.mark.e2e
 def test_failed_run_leaves_no_captured_tensors(model, batch):
     """An error closes the hook; its tensors are freed and the next run captures its own."""
     hook, traces = QKVHook(family_of(model.config), model, 0), []
@@ -161,6 +163,7 @@ def test_failed_run_leaves_no_captured_tensors(model, batch):
     assert len(capture(hook, model, batch)) == 3
 
 
+@pytest.mark.e2e
 @pytest.mark.e2e
 def test_compiled_body_is_captured(model, batch):
     """Even if the hook was closed in the first run, whose trace is reused."""

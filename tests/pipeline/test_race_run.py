@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.pipeline.processes import Server, kill
 from tests.pipeline.tiny_run import TinyRun, refused, sha256, write_recipe
 from transformers import AutoModelForCausalLM
 
+from stillhouse.distillation.distill import Distillation
+from stillhouse.errors import TrainingError
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.settings import TokensRecipe
@@ -249,3 +252,41 @@ def test_two_ranks_hold_the_race_of_one(server, with_budget, raced, tmp_path):
         assert ours.keys() == theirs.keys()
         assert ours["loss"] == theirs["loss"]
         assert ours.get("kl", 0) == pytest.approx(theirs.get("kl", 0), rel=1e-3)
+
+
+def test_the_winner_is_cut_again_where_its_folder_is_gone(raced, tmp_path):
+    """Such as for a further seed, with the bits it had."""
+    run = raced.copy(tmp_path / "run")
+    race = race_of(run)
+    before = sha256(run.folder / "student-init/model.safetensors")
+    for gone in (run.folder / "candidates", run.folder / "student-init"):
+        shutil.rmtree(gone)
+    outcome = run.call("run", "--until", "init")
+    assert outcome.code == 0, outcome.err
+    assert sha256(run.folder / "student-init/model.safetensors") == before
+    assert race_of(run) == race
+    assert [each.name for each in (run.folder / "candidates").iterdir() if each.is_dir()] == [
+        race["winner"]
+    ]
+
+
+def test_a_finalist_that_diverges_is_out_of_the_race(with_budget, tmp_path, monkeypatch):
+    """The other one is the student; where all diverge, the race ends with the reason."""
+    run, make, out = with_budget.copy(tmp_path / "run"), Distillation.make, []
+
+    def diverge(self: Distillation, model: str) -> None:
+        out.append(self.run.path.name)
+        if len(out) != 2:
+            raise TrainingError("it diverged")
+        make(self, model)
+
+    monkeypatch.setattr(Distillation, "make", diverge)
+    outcome = run.call("race")
+    assert outcome.code == 0, outcome.err
+    assert f"race: {out[0]} is out of the race: it diverged" in outcome.err
+    assert race_of(run)["ranking_after_distillation"] == out[1:]
+    ruined = with_budget.copy(tmp_path / "ruined")
+    outcome = ruined.call("race")
+    assert outcome.code == TrainingError.exit_code
+    assert "error: it diverged" in outcome.err
+    assert not (ruined.folder / "race.json").exists()

@@ -122,7 +122,9 @@ def test_every_list_of_layers_is_known(family):
 
 def test_a_teacher_of_one_layer_still_has_a_student():
     """Half of one layer is one layer, not none."""
-    assert plan_student(GPT2Config(n_layer=1), StudentRecipe()).layer_map == [0]
+    plan = plan_student(GPT2Config(n_layer=1), StudentRecipe())
+    assert plan.layer_map == [0]
+    assert plan.config.n_layer == 1
 
 
 def test_the_teachers_configuration_is_left_alone():

@@ -14,8 +14,6 @@ from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks.encoded import TextExample
 
-pytestmark = pytest.mark.e2e
-
 ROWS = [
     ("le chat dort", "the cat sleeps"),
     ("la mer est froide", "the sea is cold"),
@@ -38,6 +36,7 @@ def loaded(*settings, name="continuation"):
     return load_for_task(resolve_folder("sample", offline=True), recipe)
 
 
+@pytest.mark.e2e
 def test_continuation_is_independent_of_batching(data):
     """And equals the language model's own generation."""
     model = loaded()
@@ -51,6 +50,7 @@ def test_continuation_is_independent_of_batching(data):
     assert len(set(together)) > 1
 
 
+@pytest.mark.e2e
 def test_shots_precede_the_prompt_and_are_not_scored(data):
     """With what follows each; the prompt keeps its end where the text is too long."""
     model = loaded("prompt='{text} ='", "shots=2", "max_length=80")
@@ -72,6 +72,7 @@ def test_shots_precede_the_prompt_and_are_not_scored(data):
     assert len(whole.input_ids) <= 80 - 12
 
 
+@pytest.mark.e2e
 def test_continuation_ends_at_stop_and_number_of_sentences():
     """At the stop text, then after `sentences` sentences."""
     texts = {"": "One. Two! Three? Four", "stop='!'": "One. Two", "sentences=2": "One. Two!"}
@@ -83,6 +84,7 @@ def test_continuation_ends_at_stop_and_number_of_sentences():
         assert task.predict(ASKED, [sequence], [torch.tensor(ids).float()]) == expected
 
 
+@pytest.mark.e2e
 def test_bleu_and_rouge_equal_their_libraries(data):
     """BLEU of the set and ROUGE's mean, each with an interval that holds it."""
     task = loaded().task
@@ -102,6 +104,7 @@ def test_bleu_and_rouge_equal_their_libraries(data):
         assert interval.low <= interval.value <= interval.high
 
 
+@pytest.mark.e2e
 def test_sampling_is_reproducible_by_seed(data):
     """The same for the same seed, another for another."""
     examples = loaded().task.read(data)

@@ -25,8 +25,6 @@ from stillhouse.verification.checks import Check
 from stillhouse.verification.language import LanguageCase, language_case
 from stillhouse.verification.verify import print_checks, verify_recipe
 
-pytestmark = pytest.mark.e2e
-
 CAUSAL = """
 teacher: {{family: gpt2, num_layers: 3, hidden_size: 16, num_heads: 2, training: {{max_tokens: 1}}}}
 corpus: {{source: {text}, documents: per_line}}
@@ -71,6 +69,7 @@ def failed(case: LanguageCase) -> set[str]:
     return {name for name, check in checks_of(case).items() if not check.passed}
 
 
+@pytest.mark.e2e
 def test_every_check_passes(case: LanguageCase) -> None:
     """And every loss there is has been looked at."""
     checks = checks_of(case)
@@ -85,6 +84,7 @@ def wrapped(change: Callable[[Any], Any], original: Callable[..., Any]) -> Calla
     return lambda *arguments, **more: change(original(*arguments, **more))
 
 
+@pytest.mark.e2e
 @pytest.mark.law("shift")
 def test_labels_shifted_by_one_are_found(
     case: LanguageCase, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +102,7 @@ def test_labels_shifted_by_one_are_found(
         assert "language_modeling" in found
 
 
+@pytest.mark.e2e
 @pytest.mark.law("padding")
 def test_counted_padding_is_found(case: LanguageCase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding positions take part in the losses of all rows."""
@@ -133,6 +134,7 @@ def test_a_dropped_micro_batch_is_found(
     assert failed(case) == {"split of a step"}
 
 
+@pytest.mark.e2e
 @pytest.mark.law("accumulation")
 def test_a_mean_of_micro_batch_means_is_found(
     case: LanguageCase, monkeypatch: pytest.MonkeyPatch
@@ -147,6 +149,7 @@ def test_a_mean_of_micro_batch_means_is_found(
     assert failed(case) == {"split of a step"}
 
 
+@pytest.mark.e2e
 @pytest.mark.law("cache")
 def test_a_cache_of_other_tokens_is_found(
     case: LanguageCase, monkeypatch: pytest.MonkeyPatch
@@ -161,6 +164,7 @@ def test_a_cache_of_other_tokens_is_found(
     assert failed(case) == {"cached vs live (top_k)", "cached vs live (sampled)"}
 
 
+@pytest.mark.e2e
 @pytest.mark.law("packing")
 def test_documents_that_see_each_other_are_found(
     case: LanguageCase, monkeypatch: pytest.MonkeyPatch
@@ -175,6 +179,7 @@ def test_documents_that_see_each_other_are_found(
     assert {"packed vs alone", "language_modeling"} <= failed(case)
 
 
+@pytest.mark.e2e
 @pytest.mark.law("formula")
 def test_a_divergence_in_the_other_direction_is_found(
     case: LanguageCase, monkeypatch: pytest.MonkeyPatch
@@ -190,12 +195,14 @@ def test_a_divergence_in_the_other_direction_is_found(
     assert failed(case) == {"reverse_kl", "jsd", "skew_kl"}
 
 
+@pytest.mark.e2e
 def test_a_step_of_an_odd_number_of_sequences_is_split(case: LanguageCase) -> None:
     """So that the last micro-batch is shorter than the others."""
     assert case.source.num_sequences >= shared.SEQUENCES
     assert shared.SEQUENCES % 2 == 1
 
 
+@pytest.mark.e2e
 def test_a_loss_that_no_formula_checks_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +221,7 @@ def test_a_nan_never_passes() -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.e2e
 def test_a_student_of_a_budget_is_verified(tmp_path: Path) -> None:
     """On one of its candidates, without a race."""
     text = write_text(tmp_path / "text.txt", num_lines=60)
@@ -223,6 +231,7 @@ def test_a_student_of_a_budget_is_verified(tmp_path: Path) -> None:
     assert {name for name, check in checks_of(case).items() if not check.passed} == set()
 
 
+@pytest.mark.e2e
 @pytest.mark.e2e
 def test_a_student_of_a_smaller_hidden_size_is_verified(tmp_path: Path) -> None:
     """Losses of its hidden states are those of what its projection makes of them."""
@@ -234,6 +243,7 @@ def test_a_student_of_a_smaller_hidden_size_is_verified(tmp_path: Path) -> None:
     assert {"hidden_cosine", "hidden_mse"} <= found.keys()
 
 
+@pytest.mark.e2e
 def test_hidden_states_narrower_than_the_layers_are_verified(tmp_path: Path) -> None:
     """OPT's may have the width of its embeddings (facebook/opt-350m), in a cache as well."""
     size: Any = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32}

@@ -232,17 +232,17 @@ def masked_losses(
 
 def fixed_batches(source: SequenceSource) -> Iterator[Batch]:
     """All sequences of a source in order, under one fixed mask."""
-    size = sequences_per_batch(source)
+    size = _sequences_per_batch(source)
     for start in range(0, source.num_sequences, size):
         numbers = np.arange(start, min(start + size, source.num_sequences))
         yield source.batch(numbers, np.zeros_like(numbers), MASK_SEED)
 
 
 def num_fixed_batches(source: SequenceSource) -> int:
-    return -(-source.num_sequences // sequences_per_batch(source))
+    return -(-source.num_sequences // _sequences_per_batch(source))
 
 
-def sequences_per_batch(source: SequenceSource) -> int:
+def _sequences_per_batch(source: SequenceSource) -> int:
     return max(1, TOKENS_PER_BATCH // source.sequence_length)
 
 

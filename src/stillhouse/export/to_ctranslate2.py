@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from transformers.models.bert.modeling_bert import BertPooler
 
 from stillhouse.export.exported import (
+    CONFIG_KEYS,
     GELU,
     TANH_GELU,
     Exported,
@@ -40,10 +41,12 @@ ACTIVATIONS = TANH_GELU | GELU | {"quick_gelu", "relu", "silu", "swish"}
 def _refusal(exported: Exported) -> str | None:
     loaded, model_type = exported.loaded, exported.model.config.model_type
     if model_type not in LOADERS:
-        other = "gguf" if isinstance(loaded, CausalLM) else "onnx"
+        other = "; take onnx"
+        if isinstance(loaded, CausalLM):
+            other = "; take gguf" if model_type in CONFIG_KEYS else ""
         return (
             f"this export writes {', '.join(sorted(LOADERS))} for CTranslate2, and this is "
-            f"{model_type}; take {other}"
+            f"{model_type}{other}"
         )
     if loaded.pipeline_task not in ("text-generation", "fill-mask", "feature-extraction"):
         return "CTranslate2 has no heads for tasks; take onnx"

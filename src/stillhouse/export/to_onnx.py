@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from stillhouse.export.exported import Exported, Format, Precision
+from stillhouse.export.exported import CONFIG_KEYS, Exported, Format, Precision
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.models.task_models import reads_token_types
 
@@ -24,7 +24,8 @@ logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchv
 
 def _refusal(exported: Exported) -> str | None:
     if isinstance(exported.loaded, CausalLM):
-        return "a causal model needs a KV cache, which this export does not write; take gguf"
+        other = "; take gguf" if exported.model.config.model_type in CONFIG_KEYS else ""
+        return f"a causal model needs a KV cache, which this export does not write{other}"
     return None
 
 

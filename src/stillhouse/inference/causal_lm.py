@@ -73,7 +73,9 @@ class CausalLM(LoadedModel):
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
         """The prompt of a conversation; raises DataError as `conversation_text` does."""
         text, stops = conversation_text(self.tokenizer, messages)
-        return Prompt(tuple(self.encode(text)), stops)
+        if self.tokenizer.chat_template is None:
+            return Prompt(self.prompt_ids(text), stops)
+        return Prompt(tuple(self.encode(text)), stops)  # a template starts the document itself
 
     def answer_tokens(self, prompt: Prompt) -> int:
         """The number of tokens of an answer, where none is given."""

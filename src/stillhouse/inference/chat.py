@@ -34,6 +34,13 @@ class Prompt:
         return replace(settings, stop=(*settings.stop, *self.stops))
 
 
+def chat_template(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The template that conversations use, of several the one named `default`; empty if there is
+    none."""
+    template = tokenizer.chat_template
+    return (template.get("default", "") if isinstance(template, dict) else template) or ""
+
+
 def conversation_text(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]
 ) -> tuple[str, tuple[str, ...]]:

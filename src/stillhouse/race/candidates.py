@@ -157,11 +157,13 @@ class _Growth:
 
     Each layer after the first has as many parameters as the next, and each channel of it too.
     `fewest` and `most` are the parameters of the first layer with all that surrounds the layers,
-    then of each further layer, at the fewest channels and at the teacher's.
+    then of each further layer, at the fewest channels and at the teacher's. Narrower layers have
+    `fewest_channels` and a number of times `multiple` more.
     """
 
     recipe: StudentRecipe
     num_layers: int
+    multiple: int
     fewest_channels: int
     most_channels: int
     fewest: tuple[int, int]
@@ -170,7 +172,9 @@ class _Growth:
     @classmethod
     def of(cls, teacher: PretrainedConfig, recipe: StudentRecipe) -> "_Growth":
         layers, channels = teacher.num_hidden_layers, sizes_of(teacher).feed_forward
-        fewest = max(1, round(SMALLEST_FEED_FORWARD * channels))
+        multiple = min(MOST_MULTIPLE, 1 << max(0, (channels // STEPS).bit_length() - 1))
+        fewest = round(SMALLEST_FEED_FORWARD * channels)
+        fewest = max(1, fewest - fewest % multiple)
 
         def parameters(width: int) -> tuple[int, int]:
             one, two = (
@@ -179,7 +183,8 @@ class _Growth:
             )
             return one, two - one
 
-        return cls(recipe, layers, fewest, channels, parameters(fewest), parameters(channels))
+        least, most = parameters(fewest), parameters(channels)
+        return cls(recipe, layers, multiple, fewest, channels, least, most)
 
     def size(self, layers: int, channels: int) -> int:
         """Parameters of a student."""
@@ -189,7 +194,6 @@ class _Growth:
 
     def shapes(self, limit: int) -> Iterator[tuple[StudentRecipe, int]]:
         """For each number of layers the widest student within the limit, and its size."""
-        multiple = min(MOST_MULTIPLE, 1 << max(0, (self.most_channels // STEPS).bit_length() - 1))
         for layers in range(1, self.num_layers + 1):
             low = self.size(layers, self.fewest_channels)
             high = self.size(layers, self.most_channels)
@@ -197,9 +201,7 @@ class _Growth:
                 return
             channels = self.most_channels
             if limit < high:
-                span = self.most_channels - self.fewest_channels
-                channels = self.fewest_channels + (limit - low) * span // (high - low)
-                channels -= channels % multiple
-            if channels >= self.fewest_channels:
-                shape = {"layer_map": layers, "feed_forward_size": channels}
-                yield self.recipe.model_copy(update=shape), self.size(layers, channels)
+                more = (limit - low) * (self.most_channels - self.fewest_channels) // (high - low)
+                channels = self.fewest_channels + more - more % self.multiple
+            shape = {"layer_map": layers, "feed_forward_size": channels}
+            yield self.recipe.model_copy(update=shape), self.size(layers, channels)

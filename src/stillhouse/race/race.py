@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.distillation.distill import Distillation
+from stillhouse.errors import TrainingError
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.load import save_model
 from stillhouse.race.candidates import Candidate, parameter_limit, plan_candidates
@@ -57,16 +58,36 @@ class Race:
         return Inputs("race", settings, self._sources(), self.context.seed)
 
     def hold(self, inputs: Inputs) -> None:
-        """Cut, distil, score, and commit the result; on every rank."""
+        """Cut, distil, score, and commit the result; on every rank.
+
+        Raises:
+            TrainingError: every finalist diverges.
+        """
         context = self.context
         finalists = self._cut()
+        distilled: list[Candidate] = []
         for place, candidate in enumerate(finalists, 1):
             context.reporter.say(f"race: distilling {candidate.name}, {place} of {len(finalists)}")
             own = self.run.candidate(candidate.name)
             short = {"student": candidate.recipe, "distillation": self.distillation}
             recipe = context.recipe.model_copy(update=short)
-            Distillation(replace(context, recipe=recipe, run=own)).make("student")
-        context.ranks.on_rank0(lambda: self._commit(finalists, inputs))
+            try:
+                Distillation(replace(context, recipe=recipe, run=own)).make("student")
+            except TrainingError as error:  # on every rank
+                context.reporter.say(f"race: {candidate.name} is out of the race: {error}")
+                if place == len(finalists) and not distilled:
+                    raise
+            else:
+                distilled.append(candidate)
+        context.ranks.on_rank0(lambda: self._commit(distilled, inputs))
+
+    def restore_winner(self) -> None:
+        """Cut the winner again if its folder is gone: `init` starts from it."""
+        winner = json.loads(self.run.race.read_text(encoding="utf-8"))["winner"]
+        cuts = cache(self._cuts)
+        for candidate in self.candidates:
+            if candidate.name == winner:
+                self._make_student(cuts, candidate)
 
     def _cut(self) -> list[Candidate]:
         """Cut every candidate, and commit the initial weights of those with the lowest losses."""
@@ -81,12 +102,16 @@ class Race:
         ranked = sorted(self.candidates, key=lambda own: _last_if_missing(self._facts(own)["loss"]))
         finalists = ranked[: self.budget.race.finalists]
         for candidate in finalists:
-            self.context.once(
-                self.run.candidate(candidate.name).student_init,
-                partial(self._cut_inputs, candidate),
-                partial(self._commit_student, cuts, candidate),
-            )
+            self._make_student(cuts, candidate)
         return finalists
+
+    def _make_student(self, cuts: MakeCuts, candidate: Candidate) -> None:
+        """Its initial weights, where they are not there yet."""
+        self.context.once(
+            self.run.candidate(candidate.name).student_init,
+            partial(self._cut_inputs, candidate),
+            partial(self._commit_student, cuts, candidate),
+        )
 
     def _cuts(self) -> Cuts:
         recipe, context = self.context.recipe, self.context
@@ -147,6 +172,12 @@ class Race:
         after_cut = sorted(candidates.values(), key=lambda own: _last_if_missing(own["loss"]))
         raced = [own for own in after_cut if "kl" in own]
         raced.sort(key=lambda own: _last_if_missing(own["kl"]))
+        if raced[0]["kl"] is None:
+            raise TrainingError(
+                "race: the logits of every finalist, or of the teacher, are not finite on held-out "
+                "text. Lower distillation.optimizer.learning_rate, or set distillation.precision "
+                "to fp32."
+            )
         winner = next(own for own in finalists if own.name == raced[0]["name"])
         shape = {"layer_map": raced[0]["layer_map"], "weights": "teacher"}
         result = {
@@ -174,11 +205,12 @@ def reason(after_cut: Sequence[Mapping[str, Any]], raced: Sequence[Mapping[str, 
     first, place = raced[0], after_cut.index(raced[0]) + 1
     others = ", ".join(_figure(own["kl"]) for own in raced[1:])
     agreement = max(raced, key=lambda own: own["top1_agreement"] or 0)
-    also = (
-        "its most likely tokens agree with the teacher's most often too"
-        if agreement is first
-        else f"the most likely tokens of {agreement['name']} agree with the teacher's more often"
-    )
+    if len(raced) == 1:
+        also = "no other candidate was distilled to the end"
+    elif agreement is first:
+        also = "its most likely tokens agree with the teacher's most often too"
+    else:
+        also = f"the most likely tokens of {agreement['name']} agree with the teacher's more often"
     return (
         f"{first['name']} has the lowest held-out KL to the teacher after distillation, "
         f"{_figure(first['kl'])} nats a token{f' (others {others})' if others else ''}; it was "

@@ -2,8 +2,7 @@
 
 Top-1 agreement stands for what a student generates: at temperature 0 it writes what its teacher
 writes as long as their most likely tokens agree. It is taken over the second half of each sequence,
-where there is context to copy from. A last word would need data with last words, and be one sample
-a passage; this needs the validation split alone, in any tokenizer, and counts every token.
+where there is context to copy from.
 
 Axes: B sequences, T positions, R rows.
 """
@@ -14,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from stillhouse.evaluation.metrics.agreement import ROWS
-from stillhouse.evaluation.perplexity import fixed_batches, row_logits
+from stillhouse.evaluation.metrics.agreement import compared
 from stillhouse.models.load import load_model
 from stillhouse.objectives.divergences.soft_target import soft_target_loss
 from stillhouse.tokens.batches import SequenceSource
@@ -24,7 +22,8 @@ from stillhouse.training.device import pick_device
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A student's distance from its teacher; None where its logits are not finite.
+    """A student's distance from its teacher; None where its logits are not finite, or no token
+    counts.
 
     Attributes:
         kl: KL(teacher || student) in nats per predicted token.
@@ -38,18 +37,16 @@ class HeldOut:
 
 @torch.inference_mode()
 def score(teacher_folder: Path, student_folder: Path, source: SequenceSource) -> HeldOut:
-    """Both over the first predicted tokens of the source, about `ROWS` of them."""
+    """Both over the tokens of `agreement.compared`."""
     teacher, student = load_model(teacher_folder), load_model(student_folder)
     for _, model in (teacher, student):
         model.to(device=pick_device())  # pyright: ignore[reportCallIssue]
     kl, same, num_rows, num_late = 0.0, 0, 0, 0
-    for batch in fixed_batches(source):
-        if num_rows >= ROWS:
-            break
+    for batch, chunks in compared(teacher, [student], source):
         length = batch.labels.shape[1]
         late = batch.row_numbers("predicted") % length >= length // 2
         start = 0
-        for p, q in zip(row_logits(*teacher, batch), row_logits(*student, batch), strict=True):
+        for p, q in chunks:
             own = late[start : start + len(p)].to(p.device)
             start += len(p)
             kl += float(soft_target_loss(q, p, temperature=1.0))
@@ -58,4 +55,4 @@ def score(teacher_folder: Path, student_folder: Path, source: SequenceSource) ->
         num_rows += start
     if not math.isfinite(kl):
         return HeldOut(None, None)
-    return HeldOut(kl / max(1, num_rows), same / max(1, num_late))
+    return HeldOut(kl / max(1, num_rows), same / num_late if num_late else None)

@@ -32,6 +32,7 @@ def run(context: "StageContext") -> None:
 
     race = Race(context)
     context.once(context.run.race, race.inputs, race.hold, on_all_ranks=True)
+    race.restore_winner()
 
 
 def has_budget(recipe: "Recipe") -> bool:

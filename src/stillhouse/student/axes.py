@@ -183,11 +183,6 @@ def _differing(one: nn.Module, other: nn.Module, size: int) -> list[Axis]:
     ]
 
 
-def read_by(layer: nn.Module, axes: Iterable[Axis]) -> str:
-    """The first module of a layer whose input lies along these axes."""
-    return readers(layer, axes)[0]
-
-
 def readers(layer: nn.Module, axes: Iterable[Axis], prefix: str = "") -> list[str]:
     """The modules of a layer whose input lies along these axes, one of those side by side.
 

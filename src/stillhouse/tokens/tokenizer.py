@@ -339,8 +339,8 @@ def _load_whole(source: Path) -> object:
 
 
 def _text_rules(tokenizer: Tokenizer) -> list[Any]:
-    rules = json.loads(tokenizer.to_str())  # in full; str() of a part shortens it
-    return [rules[name] for name in TEXT_RULES]
+    parts = [getattr(tokenizer, name) for name in TEXT_RULES]
+    return [part and part.__getstate__() for part in parts]  # in full; str() shortens it
 
 
 def _from_vocabulary(source: Path) -> PreTrainedTokenizerFast:

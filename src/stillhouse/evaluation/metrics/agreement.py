@@ -9,7 +9,7 @@ Axes: R rows, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,8 @@ from stillhouse.evaluation.perplexity import (
     fixed_batches,
     num_fixed_batches,
     row_logits,
-    sequences_per_batch,
 )
-from stillhouse.tokens.batches import SequenceSource
+from stillhouse.tokens.batches import Batch, SequenceSource
 
 ROWS = 16_384  # predicted tokens, at least, where the split has as many
 WITH_ITSELF: Mapping[str, float | None] = {"acceptance_rate": 1.0, "top1_agreement": 1.0}
@@ -36,8 +35,8 @@ def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:
         return {}
     others = {name: model for name, model in subjects.models.items() if name != "teacher"}
     title = f"{subjects.label}agreement with the teacher of {', '.join(others)}"
-    sequences = -(-ROWS // source.sequence_length)
-    total = min(num_fixed_batches(source), -(-sequences // sequences_per_batch(source)))
+    rows = next(fixed_batches(source)).num_rows("predicted") if source.num_sequences else 0
+    total = min(num_fixed_batches(source), -(-ROWS // max(1, rows)))
     with progress(subjects.reporter, title, total) as tick:
         found = agreement(subjects.models["teacher"], others, source, tick=tick)
     return {name: {"agreement": each} for name, each in {"teacher": WITH_ITSELF, **found}.items()}
@@ -55,11 +54,8 @@ def agreement(
     share of tokens with the same most likely prediction (`top1_agreement`), over the first
     predicted tokens of the source; both None where the logits of one of the two are not finite."""
     overlap, same, count = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0), 0
-    for batch in fixed_batches(source):
-        if count >= ROWS:
-            break
-        theirs = [row_logits(*model, batch) for model in models.values()]
-        for expected, *found in zip(row_logits(*teacher, batch), *theirs, strict=True):
+    for batch, chunks in compared(teacher, [*models.values()], source):
+        for expected, *found in chunks:
             best = expected.argmax(-1)
             for name, logits in zip(models, found, strict=True):
                 overlap[name] += float(overlaps(expected, logits).double().sum())
@@ -75,6 +71,20 @@ def agreement(
         else dict.fromkeys(WITH_ITSELF)
         for name in models
     }
+
+
+def compared(
+    teacher: Model, models: Sequence[Model], source: SequenceSource
+) -> Iterator[tuple[Batch, Iterator[tuple[Float[Tensor, "R V"], ...]]]]:
+    """The batches of the first predicted tokens of a source, `ROWS` or a few more, each with the
+    logits of its predicted rows: the teacher's and each model's, chunk by chunk."""
+    count = 0
+    for batch in fixed_batches(source):
+        if count >= ROWS:
+            return
+        logits = (row_logits(*model, batch) for model in (teacher, *models))
+        yield batch, zip(*logits, strict=True)
+        count += batch.num_rows("predicted")
 
 
 def overlaps(p_logits: Float[Tensor, "R V"], q_logits: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:

@@ -120,7 +120,7 @@ def _splits_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str | None, ...
     """The patterns of a pre-tokenizer, as in `SPLITS`; None if it does something else."""
     if pre_tokenizer is None:
         return None
-    *parts, last = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    *parts, last = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) or [{"type": "None"}]
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return None
     found: list[str | None] = []

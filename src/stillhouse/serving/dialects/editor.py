@@ -2,6 +2,7 @@
 surprisal of a text, and speculative decoding of a teacher by its student."""
 
 import time
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from importlib.resources import files
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from stillhouse.inference.chat import Prompt
+from stillhouse.inference.chat import ANSWER_TOKENS, Prompt, chat_template
 from stillhouse.inference.engine.batcher import Ended, PrefillDone, ScoredToken
 from stillhouse.inference.engine.speculative import DraftedText
 from stillhouse.inference.generation import Generation
@@ -102,7 +103,7 @@ class ConversationRequest(SamplingRequest):
 
     model: str
     messages: Annotated[list[EditorMessage], Field(min_length=1, max_length=1_000)]
-    max_new_tokens: int = Field(256, ge=1, le=1_000)
+    max_new_tokens: int = Field(ANSWER_TOKENS, ge=1, le=1_000)
 
 
 class DraftRequest(EditorRequest):
@@ -147,7 +148,7 @@ async def list_models(models: ModelsDep) -> dict[str, Any]:
                 "max_length": model.loaded.context,
                 "vocab_size": model.loaded.model.config.vocab_size,
                 "mask_token": model.loaded.tokenizer.mask_token,
-                "has_chat_template": model.loaded.tokenizer.chat_template is not None,
+                "has_chat_template": bool(chat_template(model.loaded.tokenizer)),
                 "limitations": model.limitations,
             }
             for model in models
@@ -215,9 +216,14 @@ def _conversation_prompt(model: ServedModel, body: ConversationRequest) -> Promp
     system, rest = messages[:first], messages[first:]
     context = model.causal_lm.context
     room = context - min(body.max_new_tokens, context // 2)
-    while len((prompt := model.chat_prompt([*system, *rest])).ids) > room and len(rest) > 2:
-        rest = rest[2:]  # a message and its answer
-    return prompt
+
+    def prompt_without(pairs: int) -> Prompt:
+        """Without this many of the first messages and their answers."""
+        return model.chat_prompt([*system, *rest[2 * pairs :]])
+
+    most = (len(rest) - 1) // 2
+    fits = bisect_left(range(most), True, key=lambda n: len(prompt_without(n).ids) <= room)
+    return prompt_without(fits)
 
 
 @router.post("/editor/surprisal", responses=STREAMED)

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from stillhouse import __version__
-from stillhouse.inference.chat import Prompt
+from stillhouse.inference.chat import Prompt, chat_template
 from stillhouse.inference.generation import Generation
 from stillhouse.serving.dialects.base import (
     FINISH_REASONS,
@@ -363,7 +363,7 @@ async def show(body: ShowRequest, models: ModelsDep) -> dict[str, Any]:
             "general.parameter_count": model.loaded.num_parameters,
             f"{family}.context_length": model.loaded.context,
         },
-        "template": model.loaded.tokenizer.chat_template or "",
+        "template": chat_template(model.loaded.tokenizer),
         "capabilities": ["completion" if generates else "embedding"],
     }
 

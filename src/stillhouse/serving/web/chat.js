@@ -3,6 +3,7 @@
 import { Turns } from "./turns.js";
 
 const ANSWER_TOKENS = 256;
+const LAST_TURNS = 200; // that a request has; the server leaves out what its context cannot hold
 
 export class Chat extends Turns {
   constructor(elements, handlers) {
@@ -15,7 +16,14 @@ export class Chat extends Turns {
   }
 
   request(history) {
-    const messages = history.map(({ by, text }) => ({ role: by === "you" ? "user" : "assistant", content: text }));
+    const messages = [];
+    for (const { by, text } of history.slice(-LAST_TURNS)) {
+      const role = by === "you" ? "user" : "assistant";
+      const last = messages.at(-1);
+      // Templates want roles in turn; a message that got no answer becomes a part of the next.
+      if (last?.role === role) last.content += `\n\n${text}`;
+      else if (last || role === "user") messages.push({ role, content: text });
+    }
     if (!messages.length) return null;
     const instructions = this.pinned.value.trim();
     if (instructions) messages.unshift({ role: "system", content: instructions });
