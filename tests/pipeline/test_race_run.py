@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -274,7 +275,7 @@ def test_a_finalist_that_diverges_is_out_of_the_race(with_budget, tmp_path, monk
     """The other one is the student; where all diverge, the race ends with the reason."""
     run, make, out = with_budget.copy(tmp_path / "run"), Distillation.make, []
 
-    def diverge(self: Distillation, model: str) -> None:
+    def diverge(self: Distillation, model: Any) -> None:
         out.append(self.run.path.name)
         if len(out) != 2:
             raise TrainingError("it diverged")
