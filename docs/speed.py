@@ -131,7 +131,11 @@ def _of_rounds(seconds: Mapping[str, Sequence[float]], ours: str, theirs: str, f
 def _peers() -> list[tuple[str, float, str, str]]:
     """Each toolkit's step in its fastest precision here, bfloat16 autocast."""
     rows = []
-    models = {"bert": "", "gpt2": "", "llama": ", SmolLM2's shape to 24 of 30 layers, EPYC without AMX"}
+    models = {
+        "bert": "",
+        "gpt2": "",
+        "llama": ", SmolLM2's shape to 24 of 30 layers, EPYC without AMX",
+    }
     for pair, what in models.items():
         file = f"step-peers-{pair}.json"
         for result in _read(file)["results"]:

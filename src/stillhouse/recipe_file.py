@@ -301,7 +301,7 @@ def explain(error: ValidationError, where: str, root: Any) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{path} is missing.")
         elif problem["type"] == "union_tag_invalid":
-            lines.append(f"{path}: {_unknown_task(**problem['ctx'])}")
+            lines.append(f"{path}: {_unknown_task(**problem.get('ctx', {}))}")
         elif problem["type"] in ("model_type", "model_attributes_type"):
             lines.append(
                 f"{path}: a section is a mapping of keys to values; give some or leave it out, got "

@@ -120,7 +120,10 @@ def _splits_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str | None, ...
     """The patterns of a pre-tokenizer, as in `SPLITS`; None if it does something else."""
     if pre_tokenizer is None:
         return None
-    *parts, last = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) or [{"type": "None"}]
+    steps: list[dict[str, Any]] = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    if not steps:
+        return None
+    *parts, last = steps
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return None
     found: list[str | None] = []
