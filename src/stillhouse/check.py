@@ -18,9 +18,10 @@ from stillhouse.distillation.cache import cache_format
 from stillhouse.estimate.language import (
     LanguagePlan,
     Part,
+    ZeroShotSize,
     language_parts,
     text_size,
-    zero_shot_tokens,
+    zero_shot_size,
 )
 from stillhouse.estimate.speeds import MeasuredSpeeds
 from stillhouse.estimate.tasks import TaskPlan, task_parts
@@ -109,16 +110,16 @@ def check_recipe(
     }
 
 
-def zero_shot_sizes(checked: RecipeCheck) -> tuple[dict[str, int], list[Part]]:
-    """The tokens of the zero-shot data sets, and a part for each that is not fetched yet."""
-    found: dict[str, int] = {}
+def zero_shot_sizes(checked: RecipeCheck) -> tuple[dict[str, ZeroShotSize], list[Part]]:
+    """The sizes of the zero-shot data sets, and a part for each that is not fetched yet."""
+    found: dict[str, ZeroShotSize] = {}
     unknown = []
     for name, each in checked.recipe.evaluation.zero_shot.items():
         file = path_of(each.data, checked.run.task_data if checked.run else Path())
         if not file.exists():
             unknown.append(Part(f"zero-shot {name}", None, NOT_FETCHED))
         elif checked.tokenizer is not None:
-            found[name] = zero_shot_tokens(each, file, checked.tokenizer)
+            found[name] = zero_shot_size(each, file, checked.tokenizer)
     return found, unknown
 
 

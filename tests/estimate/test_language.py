@@ -12,6 +12,7 @@ from stillhouse.estimate.language import (
     LanguagePlan,
     Part,
     TextSize,
+    ZeroShotSize,
     language_parts,
     turns_seconds,
 )
@@ -155,9 +156,15 @@ def test_a_masked_model_is_scored_once_over_the_text():
 
 def test_zero_shot_data_sets_take_the_time_of_their_tokens():
     plan = LanguagePlan(make_recipe(), make_config("gpt2", 2), make_config("gpt2", 1), TEXT, None)
-    without, once, twice = (
+    without, once, twice, generated = (
         language_parts(replace(plan, zero_shot=sets), FixedSpeeds())[-1].seconds or 0
-        for sets in ({}, {"a": 1_000}, {"a": 1_000, "b": 1_000})
+        for sets in (
+            {},
+            {"a": ZeroShotSize(1_000)},
+            {"a": ZeroShotSize(1_000), "b": ZeroShotSize(1_000)},
+            {"a": ZeroShotSize(1_000, 800)},
+        )
     )
     assert once > without
     assert twice - without == pytest.approx(2 * (once - without))
+    assert generated > twice

@@ -10,7 +10,7 @@ from stillhouse.check import zero_shot_sizes
 from stillhouse.data.documents import is_validation
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
-from stillhouse.estimate.language import TextSize, text_size, zero_shot_tokens
+from stillhouse.estimate.language import TextSize, text_size, zero_shot_size
 from stillhouse.evaluation.settings import ZeroShotRecipe
 from stillhouse.recipe import Recipe
 from stillhouse.stages.check import RecipeCheck
@@ -77,7 +77,7 @@ def test_a_data_set_is_counted_from_a_sample_of_its_examples(tmp_path, limit, ex
     examples = task.read(file)[:limit]
     assert len(examples) == expected
     whole = sum(len(each.input_ids) for own in task.encode(examples, tokenizer) for each in own)
-    assert zero_shot_tokens(recipe, file, tokenizer) == pytest.approx(whole, rel=0.02)
+    assert zero_shot_size(recipe, file, tokenizer).read == pytest.approx(whole, rel=0.02)
 
 
 def test_a_data_set_that_is_not_fetched_is_not_estimated(tmp_path):

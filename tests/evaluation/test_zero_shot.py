@@ -106,12 +106,13 @@ def test_every_model_is_scored_on_the_same_examples(task_folder, tmp_path, data)
     assert zero_shot_scores({}, run, folders, models, cache, QuietReporter()) is None
 
 
-@pytest.mark.parametrize("task", ["piqa", "lambada"])
+@pytest.mark.parametrize("task", ["piqa", "lambada", "{kind: gsm8k, shots: 1, max_new_tokens: 4}"])
 def test_a_model_that_diverged_has_no_score(task, task_folder, tmp_path, data):
     """A number that is not finite is no wrong answer: neither an accuracy nor a difference."""
     recipe = parse_recipe(RECIPE.replace("piqa", task).replace("DATA", str(data)))
     rows = [json.loads(line) for line in data.read_text().splitlines()]
-    data.write_text("".join(json.dumps(row | {"text": row["query"]}) + "\n" for row in rows))
+    more = {"question": "How far?", "answer": "#### 5"}
+    data.write_text("".join(json.dumps(row | more | {"text": row["query"]}) + "\n" for row in rows))
     folders = {"teacher": task_folder("gpt2", "CausalLM"), "student": tmp_path / "diverged"}
     copytree(folders["teacher"], folders["student"])
     models = {name: load_model(folder) for name, folder in folders.items()}
@@ -180,6 +181,61 @@ def test_a_task_that_is_not_scored_zero_shot_is_refused(name, kind):
     assert {"piqa", "last_word"} < set(own[0]["enum"])
     assert not {name, kind} & set(own[0]["enum"])
     assert len(own) == 3
+
+
+def test_generated_solutions_are_scored_after_the_shots(task_folder, tmp_path):
+    """Of teacher and student alike; the rows that are shown are none of the examples. A model that
+    copies the shot's answer is right."""
+    path = tmp_path / "problems.jsonl"
+    rows = [{"question": "How far?", "answer": f"It is {n % 2}.\n#### {n % 2}"} for n in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = parse_recipe(
+        RECIPE.replace("piqa", "{kind: gsm8k, shots: 1, max_new_tokens: 4}").replace(
+            "DATA", str(path)
+        )
+    )
+    folder = task_folder("gpt2", "CausalLM")
+    folders = dict.fromkeys(("teacher", "student"), folder)
+    models = {name: load_model(folder) for name, folder in folders.items()}
+    found = zero_shot_scores(
+        recipe.evaluation.zero_shot,
+        RunFolder.at(tmp_path),
+        folders,
+        models,
+        Cache(),
+        QuietReporter(),
+    )
+    assert found is not None
+    own = found["sets"]["choices"]
+    assert (own["num_examples"], own["chance"], own["metric"]) == (3, 0.0, "strict_match")
+    assert set(own["models"]["teacher"]) == {"strict_match", "flexible_match"}
+    assert own["differences"]["student minus teacher"]["strict_match"]["value"] == 0
+    assert own["gain_kept"]["student"] is None  # a random model solves nothing
+
+
+def test_a_large_data_set_is_checked_by_a_sample(tokenizer_of, tmp_path):
+    """Evenly spread: of 900 rows every third is encoded, and all are read."""
+    path, recipe = tmp_path / "rows.jsonl", RECIPE.replace("num_examples: 3", "num_examples: 900")
+    tokenizer = tokenizer_of("gpt2")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" \u200b", "")
+    checked = RecipeCheck(
+        parse_recipe(recipe.replace("DATA", str(path))), ["evaluate"], offline=True
+    )
+    checked.tokenizer = tokenizer
+
+    def write(bad, **change):
+        rows = [{"query": "It is", "choices": ["warm", "cold"], "gold": 0} for _ in range(900)]
+        rows[bad] |= change
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(898, choices=["warm", "\u200b"])
+    check(checked)
+    write(897, choices=["warm", "\u200b"])
+    with pytest.raises(DataError, match=r"row 898: .* adds no token"):
+        check(checked)
+    write(898, gold=2)
+    with pytest.raises(DataError, match="row 899: the column 'gold'"):
+        check(checked)
 
 
 @pytest.mark.parametrize("task", ["piqa", "lambada"])

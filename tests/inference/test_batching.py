@@ -96,6 +96,37 @@ def test_greedy_tokens_are_those_of_transformers(make_batcher, family):
         assert events[-1].reason == "length"
 
 
+def test_shared_tokens_are_computed_once(make_batcher, monkeypatch):
+    """Prompts that begin with them, and others beside, get the tokens that they get alone."""
+    batcher, shared = make_batcher(num_slots=4), prompt(0, 20)
+    prompts = [shared + prompt(seed, seed) for seed in range(1, 6)]
+    prompts += [shared, prompt(7, 9), (*shared[:-1], 1, *prompt(8, 3))]
+    computed = []
+    forward = batcher.model.forward
+    monkeypatch.setattr(
+        batcher.model,
+        "forward",
+        lambda chunks: computed.append(sum(len(each.ids) for each in chunks)) or forward(chunks),
+    )
+    batcher.share(shared)
+    answers = [submit(batcher, each)[0] for each in prompts]
+    batcher.run()
+    for each, events in zip(prompts, answers, strict=True):
+        assert tokens(events) == by_transformers(batcher, each)
+    new = len(prompts) * (12 - 1)  # the last is not read
+    assert sum(computed) == len(shared) + sum(map(len, prompts)) - 5 * len(shared) + new
+
+
+def test_scored_prompts_are_computed_whole(make_batcher):
+    """Their tokens' log-probabilities are asked for, among them those of shared tokens."""
+    batcher, shared = make_batcher(), prompt(0, 20)
+    batcher.share(shared)
+    events, _ = submit(batcher, (*shared, 1, 2), echo=True, num_top_logprobs=0)
+    batcher.run()
+    (done,) = [each for each in events if isinstance(each, PrefillDone)]
+    assert len(done.tokens) == 22
+
+
 def test_a_seed_gives_the_same_text_in_any_company(make_batcher):
     """Alone, and as one of several sequences beside other requests of other lengths."""
     alone, company = make_batcher(), make_batcher(num_slots=8)
@@ -127,6 +158,14 @@ def test_a_long_prompt_is_read_in_pieces_and_holds_nobody_up(make_batcher):
     batcher.run()
     assert tokens(events) == by_transformers(batcher, long_prompt)
     assert tokens(running) == by_transformers(batcher, prompt(1, 4))
+
+
+def test_a_long_prompt_alone_is_read_in_pieces(make_batcher):
+    """Of a step that reads only its beginning no logits are requested."""
+    batcher, long_prompt = make_batcher(positions=2 * PREFILL_TOKENS), prompt(2, PREFILL_TOKENS + 9)
+    events, _ = submit(batcher, long_prompt)
+    batcher.run()
+    assert tokens(events) == by_transformers(batcher, long_prompt)
 
 
 def test_log_probabilities_are_the_model_s_own(make_batcher):

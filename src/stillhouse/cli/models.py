@@ -204,7 +204,7 @@ def generate(
     if chat:
         texts = _answers(loaded, student, prompt, settings, is_cut=max_new_tokens is None)
     else:
-        found = _continued(loaded, student, loaded.start(prompt), settings)
+        found = _continued(loaded, student, loaded.text_prompt(prompt), settings)
         texts = [prompt + text for text in found]
     as_dicts = [{"generated_text": text} for text in texts]
     print_json(as_dicts) if as_json else print("\n---\n".join(texts))

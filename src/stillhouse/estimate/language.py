@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
@@ -25,13 +26,16 @@ from stillhouse.evaluation.samples import NUM_SAMPLES
 from stillhouse.evaluation.settings import ZeroShotRecipe
 from stillhouse.evaluation.teacher_fit import NUM_TOKENS
 from stillhouse.families.registry import family_of
+from stillhouse.inference.causal_lm import PROMPTS_AT_ONCE
 from stillhouse.inference.reference import BATCH, MOST_SECONDS, MOST_TURNS, TURNS
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.student.settings import RaceRecipe
+from stillhouse.tasks.continuation import GenerativeTask
 from stillhouse.tasks.registry import make_task
+from stillhouse.tasks.zero_shot import spread_sample
 from stillhouse.tokens.tokenizer import text_encoder
 from stillhouse.training.cost import (
     forward_flops,
@@ -48,7 +52,6 @@ PROCESS_SECONDS = 4.0
 MOST_BYTES = 16 * 10**6  # read; of a longer text the rest is taken to be alike
 BEGINNING, MOST_BEGINNINGS = 2_000, 300  # characters of a document that are tokenized
 SCORES_OF_PARTS = 4  # passes of a teacher over the text: layers, and each kind of width
-MOST_EXAMPLES = 300  # of a zero-shot data set that are tokenized
 PLAIN = {"text"}  # formats whose files are as large as their text
 
 
@@ -77,18 +80,24 @@ class TextSize:
     document_tokens: int | float
 
 
+class ZeroShotSize(NamedTuple):
+    """About how many tokens a model reads for a zero-shot data set, and generates at most."""
+
+    read: int
+    generated: int = 0
+
+
 @dataclass(frozen=True)
 class LanguagePlan:
-    """The models and the text of a run that trains a student; `zero_shot` are the tokens of the
-    data sets that can be read. `num_candidates` are those of a budget, all of the student's size.
-    """
+    """The models and the text of a run that trains a student; `zero_shot` are the data sets that
+    can be read. `num_candidates` are those of a budget, all of the student's size."""
 
     recipe: Recipe
     teacher: PretrainedConfig
     student: PretrainedConfig
     text: TextSize | str
     tokenizer: PreTrainedTokenizerFast | None
-    zero_shot: Mapping[str, int] = field(default_factory=dict)
+    zero_shot: Mapping[str, ZeroShotSize] = field(default_factory=dict)
     num_candidates: int = 0
 
     def trainings(self) -> dict[str, LanguageTraining]:
@@ -246,7 +255,7 @@ def _scored_positions(plan: LanguagePlan) -> int | float:
                 continue
             number = document = file_tokens(Path(name), plan.tokenizer)
         positions += number * (1 + _window_share(document, context))
-    return positions + sum(plan.zero_shot.values())
+    return positions + sum(each.read for each in plan.zero_shot.values())
 
 
 def _window_share(document: int | float, context: int) -> float:
@@ -258,11 +267,12 @@ def _window_share(document: int | float, context: int) -> float:
 
 
 def _generation_seconds(plan: LanguagePlan, speeds: MeasuredSpeeds, students: int) -> float:
-    """Seconds of the samples."""
+    """Seconds of the samples, and of solutions, of which each step of a model gives several."""
     if plan.recipe.tokens.language_modeling == "masked":
         return 0.0
     per_token = 1 / speeds.generation(plan.teacher) + students / speeds.generation(plan.student)
-    return NUM_SAMPLES * SAMPLE_TOKENS * per_token
+    steps = sum(each.generated for each in plan.zero_shot.values()) / PROMPTS_AT_ONCE
+    return (NUM_SAMPLES * SAMPLE_TOKENS + steps) * per_token
 
 
 def _speed_seconds(
@@ -350,13 +360,16 @@ def bytes_per_token(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) ->
     return sum(len(text.encode()) for text in texts) / max(1, tokens)
 
 
-def zero_shot_tokens(recipe: ZeroShotRecipe, file: Path, tokenizer: PreTrainedTokenizerFast) -> int:
-    """About how many tokens a model reads for a data set, from some of its examples."""
+def zero_shot_size(
+    recipe: ZeroShotRecipe, file: Path, tokenizer: PreTrainedTokenizerFast
+) -> ZeroShotSize:
+    """The size of a data set, from some of its examples."""
     task = make_task(recipe.task)
     examples = task.read(file)[: recipe.num_examples]
-    some = examples[:: -(-len(examples) // MOST_EXAMPLES)]
+    some = spread_sample(examples)
     tokens = sum(len(each.input_ids) for own in task.encode(some, tokenizer) for each in own)
-    return round(tokens * len(examples) / len(some))
+    new = task.generation()["max_new_tokens"] if isinstance(task, GenerativeTask) else 0
+    return ZeroShotSize(round(tokens * len(examples) / len(some)), new * len(examples))
 
 
 def file_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> float:

@@ -37,11 +37,12 @@ def check(check: "RecipeCheck") -> None:
 
 
 def _check_zero_shot(check: "RecipeCheck", sets: "Mapping[str, ZeroShotRecipe]") -> None:
-    """The data sets can be read and encoded, and the models are causal."""
+    """The data sets can be read, a sample of them can be encoded, and the models are causal."""
     from stillhouse.data.rows import check_file, path_of
     from stillhouse.data.sources import check_access, source_of
     from stillhouse.errors import RecipeError
     from stillhouse.tasks.registry import make_task
+    from stillhouse.tasks.zero_shot import spread_sample
 
     if check.recipe.tokens.language_modeling == "masked":
         raise RecipeError(
@@ -58,7 +59,7 @@ def _check_zero_shot(check: "RecipeCheck", sets: "Mapping[str, ZeroShotRecipe]")
             task = make_task(each.task)
             examples = task.read(file)[: each.num_examples]
             if check.tokenizer is not None:
-                task.encode(examples, check.tokenizer)
+                task.encode(spread_sample(examples), check.tokenizer)
 
 
 def run(context: "StageContext") -> None:

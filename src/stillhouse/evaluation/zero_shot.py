@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 from stillhouse.data.rows import path_of
 from stillhouse.evaluation.metrics.base import Cache, Model
 from stillhouse.evaluation.settings import ZeroShotRecipe
-from stillhouse.inference.task_model import TaskModel, cut_text
+from stillhouse.inference.engine.batcher import NotFiniteError
+from stillhouse.inference.task_model import cut_text, task_model
 from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
@@ -100,10 +101,14 @@ def zero_shot_scores(
 def _measure(
     task: LanguageModelTask, model: PreTrainedModel, folder: Path, examples: Sequence[Any]
 ) -> tuple[Mapping[str, MetricSamples], int]:
-    """A model's metrics on the examples of a data set, and the number of truncated texts."""
+    """A model's metrics on the examples of a data set, and the number of truncated texts; of a
+    model that diverged they are not finite."""
     own = task.for_model(folder, model.config)
-    loaded = TaskModel(model, load_model_tokenizer(folder), own)
-    predictions, num_cut = loaded.predictions_and_cuts(examples)
+    loaded = task_model(model, load_model_tokenizer(folder), own)
+    try:
+        predictions, num_cut = loaded.predictions_and_cuts(examples)
+    except NotFiniteError:
+        predictions, num_cut = [None] * len(examples), 0
     return own.metric_samples(predictions, examples), num_cut
 
 

@@ -1,6 +1,7 @@
 """A causal language model: generates text, by sampling, greedily or with beam search."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from stillhouse.tokens.tokenizer import find_special_tokens
 
 MAX_LENGTH = 4_096  # default limit of prompt and new tokens together
 PROMPTS_AT_ONCE = 8  # prompts of a list whose keys and values are in memory together
+MIN_SHARED = 32  # tokens that all prompts of a list begin with, to be prefilled once
 
 
 class CausalLM(LoadedModel):
@@ -48,7 +50,7 @@ class CausalLM(LoadedModel):
         """
         prompts, single = texts_of(prompt, "prompt")
         ids = [self.prompt_ids(each) for each in prompts]
-        continuations = self._continue_all(ids, generation_of(settings))
+        continuations = self.continue_all(ids, generation_of(settings))
         texts = [
             [each + text for text in own] for each, own in zip(prompts, continuations, strict=True)
         ]
@@ -81,27 +83,36 @@ class CausalLM(LoadedModel):
         """The number of tokens of an answer, where none is given."""
         return max(1, min(ANSWER_TOKENS, self.context - len(prompt.ids)))
 
-    def start(self, text: str) -> Prompt:
+    def text_prompt(self, text: str) -> Prompt:
         """A text as a prompt; see `prompt_ids`."""
         return Prompt(self.prompt_ids(text), ())
 
     def continuations(self, prompt: str | Prompt, settings: Generation) -> list[str]:
         """The generated texts without the prompt. An empty prompt starts a new document; what
         answers a conversation ends at its stops."""
-        prompt = self.start(prompt) if isinstance(prompt, str) else prompt
-        return self._continue_all([prompt.ids], prompt.with_stops(settings))[0]
+        prompt = self.text_prompt(prompt) if isinstance(prompt, str) else prompt
+        return self.continue_all([prompt.ids], prompt.with_stops(settings))[0]
 
-    def _continue_all(
+    def continue_all(
         self, prompts: Sequence[tuple[int, ...]], settings: Generation
     ) -> list[list[str]]:
-        """The continuations of each prompt, given as token ids, independent of other prompts."""
+        """The continuations of each prompt, given as token ids, independent of other prompts.
+
+        Raises:
+            DataError: see `generate`.
+            NotFiniteError: the model's logits are not finite.
+        """
         number = settings.num_return_sequences
-        batcher = self.batcher(number * max(1, min(len(prompts), PROMPTS_AT_ONCE)))
+        shared = _common_start(prompts)
+        slots = number * max(1, min(len(prompts), PROMPTS_AT_ONCE))
+        batcher = self.batcher(slots + bool(shared))
         requests = [Request(prompt, settings, settings.drawn_seed()) for prompt in prompts]
         for request in requests:
             batcher.check(request)
         if settings.num_beams > 1:
             return [self._search_beams(request.prompt_ids, settings) for request in requests]
+        if shared:
+            batcher.share(shared)
         continuations = [[""] * number for _ in prompts]
         for texts, request in zip(continuations, requests, strict=True):
             batcher.submit(request, functools.partial(_collect, texts))
@@ -168,6 +179,16 @@ class CausalLM(LoadedModel):
                 break
             text += stream.push(token)
         return text + stream.finish()
+
+
+def _common_start(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens that several prompts begin with, without the last of any; none where few."""
+    if len(prompts) < 2:
+        return ()
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    shared = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+    found = tuple(column[0] for column in shared)
+    return found if len(found) >= MIN_SHARED else ()
 
 
 def _collect(texts: list[str], event: Event) -> None:

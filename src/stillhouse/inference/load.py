@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stillhouse.families.registry import family_of
 from stillhouse.inference.causal_lm import MAX_LENGTH, CausalLM
 from stillhouse.inference.masked_lm import MaskedLM
-from stillhouse.inference.task_model import TASK_MODELS, TaskModel
+from stillhouse.inference.task_model import TaskModel, task_model
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
@@ -71,4 +71,4 @@ def load_for_task(
     task, tokenizer = task_of_model(folder, recipe), load_model_tokenizer(folder)
     model = load_task_model(folder, task.head, {}, tokenizer)
     model.to(device)  # pyright: ignore[reportArgumentType]
-    return TASK_MODELS.get(type(task), TaskModel)(model, tokenizer, task)
+    return task_model(model, tokenizer, task)

@@ -1,4 +1,4 @@
-"""Models with the head of a task: they classify, answer, tag or embed.
+"""Models with a task: they classify, answer, tag or embed, or are prompted.
 
 Axes: D hidden size, N texts.
 """
@@ -12,7 +12,10 @@ from jaxtyping import Float
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.inference.arguments import checked_arguments, examples_of, questions_of, texts_of
+from stillhouse.inference.causal_lm import CausalLM
+from stillhouse.inference.generation import Generation
 from stillhouse.inference.loaded import LoadedModel
+from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings
 from stillhouse.tasks.encoded import TextExample
 from stillhouse.tasks.question_answering import QuestionAnswering
@@ -20,6 +23,7 @@ from stillhouse.tasks.squad import Question
 from stillhouse.tasks.task import Task, predict
 from stillhouse.tasks.text_classification import TextClassification, TextRegression
 from stillhouse.tasks.token_classification import TokenClassification, words_in
+from stillhouse.tasks.word_problem import WordProblem
 from stillhouse.wording import counted
 
 
@@ -139,13 +143,39 @@ class Embedder(TaskModel):
         return embeddings[0] if single else embeddings
 
 
+class PromptedModel(TaskModel):
+    """A causal language model whose generated text is the prediction."""
+
+    def predictions_and_cuts(self, examples: Sequence[Any]) -> tuple[list[Any], int]:
+        """As of `TaskModel`; all prompts share the steps of the model, and their common start.
+
+        Raises:
+            NotFiniteError: the model's logits are not finite.
+        """
+        encoded = self.task.encode(examples, self.tokenizer)
+        prompts = [tuple(sequence.input_ids.tolist()) for (sequence,) in encoded]
+        model = CausalLM(self.model, self.tokenizer, self.task.recipe.max_length)
+        texts = model.continue_all(prompts, Generation(**self.task.generation()))
+        predicted = [
+            self.task.predict(*each) for each in zip(examples, encoded, texts, strict=True)
+        ]
+        return predicted, sum(sequence.is_truncated for (sequence,) in encoded)
+
+
 TASK_MODELS: Mapping[type, type[TaskModel]] = {
     TextClassification: TextClassifier,
     TextRegression: TextClassifier,
     QuestionAnswering: QuestionAnswerer,
     TokenClassification: TokenClassifier,
     Embeddings: Embedder,
+    Continuation: PromptedModel,
+    WordProblem: PromptedModel,
 }
+
+
+def task_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: Task) -> TaskModel:
+    """A model in memory with its tokenizer and task."""
+    return TASK_MODELS.get(type(task), TaskModel)(model, tokenizer, task)
 
 
 def cut_text(number: int, task: Task) -> str:

@@ -172,6 +172,7 @@ LABELS: Mapping[str, str] = {
     "accuracy_and_f1": "accuracy and F1",
     "default": "F1, conlleval",
     "exact_match": "exact match",
+    "flexible_match": "flexible match",
     "last_token": "last token",
     "last_word": "last word",
     "matthews": "Matthews correlation",
@@ -179,6 +180,7 @@ LABELS: Mapping[str, str] = {
     "pearson_and_spearman": "mean of both correlations",
     "spearman": "Spearman correlation",
     "strict": "F1, strict",
+    "strict_match": "strict match",
 }
 CLASS_METRICS: Mapping[str, str] = {"f1": "F1", "accuracy_and_f1": "accuracy and F1"}
 

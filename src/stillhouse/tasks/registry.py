@@ -12,6 +12,7 @@ from stillhouse.models.folder_check import load_config
 from stillhouse.models.task_models import head_of
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.section import recipe_part
+from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings, read_embedding_settings
 from stillhouse.tasks.labels import Labels, labels_of
 from stillhouse.tasks.multiple_choice import MultipleChoice
@@ -27,7 +28,8 @@ from stillhouse.tasks.settings import (
 from stillhouse.tasks.task import Task
 from stillhouse.tasks.text_classification import TextClassification, TextRegression
 from stillhouse.tasks.token_classification import TokenClassification
-from stillhouse.tasks.zero_shot import Continuation, LastWord
+from stillhouse.tasks.word_problem import WordProblem
+from stillhouse.tasks.zero_shot import LastWord
 
 TASKS: Mapping[str, type[Task]] = {
     "classification": TextClassification,
@@ -38,6 +40,7 @@ TASKS: Mapping[str, type[Task]] = {
     "last_word": LastWord,
     "multiple_choice": MultipleChoice,
     "continuation": Continuation,
+    "word_problem": WordProblem,
 }
 
 

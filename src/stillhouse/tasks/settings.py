@@ -253,6 +253,25 @@ class ContinuationTask(Section):
         return prompt
 
 
+class WordProblemTask(Section):
+    """Few-shot solution of math word problems by a causal language model (GSM8K).
+
+    The first `shots` rows precede each prompt as examples and are not scored. Decoding is greedy.
+    `max_length` includes prompt and solution.
+    """
+
+    kind: Literal["word_problem"] = "word_problem"
+    """Kind of task."""
+    shots: NonNegativeInt = 5
+    """Leading rows used as examples in each prompt and not scored."""
+    max_new_tokens: PositiveInt = 256
+    """Longest solution in tokens."""
+    max_length: Length = 2048
+    """Longest sequence in tokens, prompt and solution together."""
+    metric: Literal["strict_match", "flexible_match"] = "strict_match"
+    """Metric that compares models: the number after ####, or the last number."""
+
+
 def _glue(text: str, pair: str | None, target: str = "label", **settings: Any) -> dict[str, Any]:
     columns = {"text": text, "pair": pair, "target": target}
     return {"kind": "classification", "columns": columns, **settings}
@@ -321,6 +340,7 @@ NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
     "lambada": {"kind": "last_word"},
     **{name: _choices(name) for name in ("arc", "piqa", "openbookqa", "hellaswag")},
     **{name: _choices(name, "accuracy") for name in ("winogrande", "copa")},
+    "gsm8k": {"kind": "word_problem"},
     # Radford et al. 2019, sections 3.7 and 3.6.
     "translation": {
         "kind": "continuation",
@@ -361,7 +381,8 @@ TaskRecipe = Annotated[
     | EmbeddingsTask
     | LastWordTask
     | MultipleChoiceTask
-    | ContinuationTask,
+    | ContinuationTask
+    | WordProblemTask,
     Discriminator("kind"),
 ]
 TASK_KINDS: Mapping[str, type[Section]] = {
@@ -370,7 +391,7 @@ TASK_KINDS: Mapping[str, type[Section]] = {
 NamedTaskRecipe = Annotated[TaskRecipe, BeforeValidator(_start_from_the_name)]
 # Those whose metrics are shares of the examples.
 ZeroShotTask = Annotated[
-    Annotated[LastWordTask | MultipleChoiceTask, Discriminator("kind")],
+    Annotated[LastWordTask | MultipleChoiceTask | WordProblemTask, Discriminator("kind")],
     BeforeValidator(_start_from_the_name),
 ]
 

@@ -171,7 +171,7 @@ class Task(ABC, Generic[Settings]):
 
     @abstractmethod
     def predict(
-        self, example: Any, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
+        self, example: Any, sequences: Sequence[EncodedExample], outputs: Sequence[Any]
     ) -> Any:
         """The prediction for an example, from the outputs for each of its sequences."""
 

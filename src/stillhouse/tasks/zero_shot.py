@@ -1,54 +1,36 @@
-"""Zero-shot tasks of causal language models: the last word of a text, and continuations.
+"""Zero-shot tasks of causal language models; of these, the last word of a text.
 
 The last word is that of LAMBADA (Paperno et al. 2016, arXiv:1606.06031), its tokens counted as in
 lm-eval's task `lambada`: those that the word adds to the text before it, without a start token.
-Continuations are translations and summaries, prompted as for GPT-2 (Radford et al. 2019, Language
-Models are Unsupervised Multitask Learners, sections 3.6 and 3.7), and scored by BLEU as in
-sacreBLEU (Post 2018) and ROUGE with stemming (Lin 2004).
 
-Axes: B sequences, T tokens, N new tokens.
+Axes: B sequences, T tokens.
 """
 
-import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from stillhouse.data.rows import Row, read_rows
+from stillhouse.data.rows import read_rows
 from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.families.registry import family_of
-from stillhouse.models.special_ids import end_token_ids, without_generation_defaults
 from stillhouse.models.task_models import head_of
-from stillhouse.tasks.encoded import EncodedExample, TaskBatch, TextExample, forward, read_texts
-from stillhouse.tasks.metrics import (
-    PERCENT,
-    Draws,
-    Metric,
-    MetricSamples,
-    Times,
-    bleu,
-    bleu_counts,
-    mean,
-    rouge_f1,
-)
-from stillhouse.tasks.settings import ContinuationTask, LastWordTask
+from stillhouse.tasks.encoded import EncodedExample, TaskBatch, TextExample, forward
+from stillhouse.tasks.metrics import Draws, Metric, MetricSamples, Times, mean
+from stillhouse.tasks.settings import LastWordTask
 from stillhouse.tasks.task import Settings, Task
 from stillhouse.tokens.batches import IGNORED
-from stillhouse.wording import counted
 
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-NO_TOKEN = -1  # after the end of a continuation
-ROUGE = ("rouge1", "rouge2", "rougeLsum")
 LOG_PROBABILITY, IS_GREEDY = 0, 1
+SAMPLE = 300  # examples of a data set that are encoded before a run
 
 
 @dataclass(frozen=True)
@@ -206,105 +188,6 @@ def _perplexity(nats: np.ndarray, _: np.ndarray, times: Times) -> Draws:
     return np.exp(times @ nats / times.sum(1))
 
 
-class Continuation(LanguageModelTask[ContinuationTask]):
-    """A text that continues a prompt; the first examples of the file may precede it."""
-
-    _shots: Sequence[TextExample] = ()
-
-    def read(self, path: Path, *, labeled: bool = True) -> list[TextExample]:
-        """Texts and their references; the first `shots` rows are shown and not scored."""
-        shots = self.recipe.shots
-        target = Row.text if labeled or shots else None
-        columns, header = self.recipe.columns, self.recipe.header
-        found = read_texts(path, columns, header, target, keep_blank=not labeled)
-        if len(found) <= shots:
-            raise DataError(
-                f"{path} has {counted(len(found), 'row')}, of which {shots} are shown to the "
-                "model; none is left to predict."
-            )
-        self._shots = found[:shots]
-        return found[shots:]
-
-    def _sequences(
-        self, example: TextExample, tokenizer: PreTrainedTokenizerFast
-    ) -> list[EncodedExample]:
-        """The prompt; a text that is too long is truncated, the prompt's end is kept."""
-        before, after = self.recipe.prompt.split("{text}")
-        shown = "".join(f"{before}{each.text}{after} {each.target}\n" for each in self._shots)
-        ids, end = (
-            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            for text in (shown + before + example.text + after, after)
-        )
-        room = self.recipe.max_length - self.recipe.max_new_tokens
-        if room <= len(end):
-            raise RecipeError(
-                f"The sequence holds {self.recipe.max_length} tokens; max_new_tokens, "
-                f"{self.recipe.max_new_tokens}, leaves no room for the prompt. Lower it."
-            )
-        is_truncated = len(ids) > room
-        if is_truncated:
-            ids = [*ids[: max(0, room - len(end))], *end]
-        found = np.array(ids, np.int64)
-        return [
-            EncodedExample(
-                found,
-                np.zeros_like(found),
-                np.array(IGNORED),
-                is_truncated=is_truncated,
-                source=tokenizer,
-            )
-        ]
-
-    def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B N"]:
-        """The ids of the new tokens (float32 is exact up to 16.7 million); NO_TOKEN from an end
-        token on."""
-        ids, mask = _left_padded(batch)
-        top_k = self.recipe.top_k
-        sampled = {"do_sample": True, "top_k": top_k} if top_k > 1 else {"do_sample": False}
-        with torch.random.fork_rng(), without_generation_defaults(model):
-            torch.manual_seed(self.recipe.seed)
-            # transformers types `generate` as a method of a mixin.
-            generated = cast("Any", model).generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=self.recipe.max_new_tokens,
-                **sampled,
-            )
-        new = generated[:, ids.shape[1] :]
-        ends = torch.tensor(sorted(end_token_ids(model)), dtype=new.dtype, device=new.device)
-        ended = torch.isin(new, ends).cumsum(1) > 0
-        missing = self.recipe.max_new_tokens - new.shape[1]  # where all end early
-        return F.pad(new.masked_fill(ended, NO_TOKEN), (0, missing), value=NO_TOKEN).float()
-
-    def predict(
-        self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[Tensor]
-    ) -> str:
-        (sequence,), (output,) = sequences, outputs
-        ids = [id for id in output.long().tolist() if id != NO_TOKEN]
-        text = sequence.source.decode(ids, skip_special_tokens=True).strip()
-        if self.recipe.stop is not None:
-            text = text.partition(self.recipe.stop)[0]
-        if self.recipe.sentences is not None:
-            text = " ".join(SENTENCE_END.split(text)[: self.recipe.sentences])
-        return text.strip()
-
-    def metric_samples(
-        self, predictions: Sequence[str], examples: Sequence[TextExample]
-    ) -> dict[str, MetricSamples]:
-        targets = [str(example.target) for example in examples]
-        counts = bleu_counts(predictions, targets)
-        found = {"bleu": MetricSamples(bleu, counts, counts, PERCENT)}
-        for name, values in zip(ROUGE, rouge_f1(predictions, targets, ROUGE).T, strict=True):
-            found[name] = MetricSamples(mean, values, values, PERCENT)
-        return found
-
-    def result(self, prediction: str) -> Any:
-        return {"generated_text": prediction}
-
-
-def _left_padded(batch: TaskBatch) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """Input ids and attention mask with the padding moved to the left, as generation needs it."""
-    length = batch.input_ids.shape[1]
-    missing = length - batch.attention_mask.sum(1, keepdim=True)
-    places = (torch.arange(length, device=missing.device) - missing) % length
-    return batch.input_ids.gather(1, places), batch.attention_mask.gather(1, places)
+def spread_sample(examples: Sequence[Any]) -> Sequence[Any]:
+    """Up to SAMPLE examples, evenly spread over all."""
+    return examples[:: max(1, -(-len(examples) // SAMPLE))]

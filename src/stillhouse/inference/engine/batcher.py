@@ -166,6 +166,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._waiting: deque[RequestHandle] = deque()
         self._sequences: list[_Sequence] = []  # by arrival, so prefills are the last
+        self._shared: tuple[tuple[int, ...], Slot] | None = None
         self.num_generated = 0
 
     def submit(self, request: Request, listener: Listener) -> RequestHandle:
@@ -179,6 +180,15 @@ class Batcher:
         with self._lock:
             self._waiting.append(handle)
         return handle
+
+    def share(self, ids: Sequence[int]) -> None:
+        """Prefill tokens that prompts begin with, once for all. They keep one slot."""
+        assert self.is_idle
+        assert self._shared is None
+        slot = self.model.open()
+        for first in range(0, len(ids), PREFILL_TOKENS):
+            self.model.forward([Chunk(slot, ids[first : first + PREFILL_TOKENS], 0)])
+        self._shared = tuple(ids), slot
 
     @property
     def num_waiting(self) -> int:
@@ -226,6 +236,7 @@ class Batcher:
             self._waiting.clear()
         self._sequences.clear()
         self.model.clear()
+        self._shared = None
         for handle in dict.fromkeys(handles):
             handle.on_event(Failed(error))
 
@@ -269,8 +280,17 @@ class Batcher:
                 wanted = self._waiting[0].request.settings.num_return_sequences
                 if self.model.num_free - reserved < wanted:
                     break
-                self._sequences.append(_Sequence(self._waiting.popleft(), self.model.open()))
+                handle = self._waiting.popleft()
+                self._sequences.append(_Sequence(handle, self._open(handle.request)))
                 reserved += wanted - 1
+
+    def _open(self, request: Request) -> Slot:
+        """A slot for a prompt, with its shared tokens in it; not where all are scored."""
+        if self._shared is not None and not request.echo:
+            ids, slot = self._shared
+            if len(ids) < len(request.prompt_ids) and request.prompt_ids[: len(ids)] == ids:
+                return self.model.copy(slot)
+        return self.model.open()
 
     def _chunks(self) -> list[tuple[_Sequence, Chunk]]:
         """What each sequence adds in this step: its last token, or a chunk of its prompt."""

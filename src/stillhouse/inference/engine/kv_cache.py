@@ -150,7 +150,7 @@ class SlottedModel:
         ids = torch.tensor([id for chunk in chunks for id in chunk.ids], device=device)
         hidden = self._run_tokens(ids, step.positions + self._offset, step.attend)
         if step.requested != list(range(len(hidden))):
-            hidden = hidden[torch.tensor(step.requested, device=device)]
+            hidden = hidden[torch.tensor(step.requested, dtype=torch.long, device=device)]
         logits = self._head(hidden)[:, : self.num_tokens].float().cpu()
         logits = softcapped(logits, self._softcap)
         for chunk in chunks:
