@@ -93,7 +93,8 @@ def test_harness_errors_are_explained(score, tasks):
 
 def test_one_kind_of_score_is_asked_for_at_a_time(score, tmp_path):
     """Both, or half of one, is refused."""
-    for arguments in ([], ["--task", "lambada"], ["--lm-eval", "x", "--task", "lambada"]):
+    alone = (["--task", "lambada"], ["--precision", "bf16"])
+    for arguments in ([], *alone, *(["--lm-eval", "x", *own] for own in alone)):
         code, _, err = score(*arguments)
         assert code == 2
         assert "or --lm-eval alone" in err

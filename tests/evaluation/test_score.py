@@ -1,5 +1,7 @@
 """`score`: errors for examples on which a metric is undefined."""
 
+import json
+
 import pytest
 from tests.pipeline.tiny_run import call, refused
 
@@ -33,3 +35,18 @@ def test_undefined_metric_is_an_error(task_folder, tmp_path, head, task, name, c
     varied = content + content.replace("\t3\t", "\t2\t").replace("\t1\t\t", "\t0\t\t")
     path.write_text(varied.replace("the O\n", "Rhine B-LOC\n", 1) if task == "conll" else varied)
     assert call("score", model, "--task", task, "--data", path, "--set", "max_length=32").code == 0
+
+
+@pytest.mark.e2e
+def test_a_model_is_scored_in_a_lower_precision(tmp_path):
+    """The result names it; the scores move little."""
+    path = tmp_path / "words.jsonl"
+    path.write_text('{"text": "He said that nobody knew where the road went"}\n')
+    arguments = ("score", "sample", "--task", "lambada", "--data", path, "--offline", "--json")
+    plain, low = (
+        json.loads(call(*arguments, "--precision", precision).out) for precision in ("fp32", "bf16")
+    )
+    assert plain["precision"] == "fp32"
+    assert low["precision"].startswith("bf16 (")
+    ours, theirs = (each["metrics"]["perplexity"]["value"] for each in (plain, low))
+    assert ours != theirs == pytest.approx(ours, rel=0.1)

@@ -180,7 +180,7 @@ def test_a_task_that_is_not_scored_zero_shot_is_refused(name, kind):
     own = recipe_schema()["$defs"]["ZeroShotRecipe"]["properties"]["task"]["anyOf"]
     assert {"piqa", "last_word"} < set(own[0]["enum"])
     assert not {name, kind} & set(own[0]["enum"])
-    assert len(own) == 3
+    assert len(own) == 4
 
 
 def test_generated_solutions_are_scored_after_the_shots(task_folder, tmp_path):
@@ -213,6 +213,7 @@ def test_generated_solutions_are_scored_after_the_shots(task_folder, tmp_path):
     assert own["gain_kept"]["student"] is None  # a random model solves nothing
 
 
+@pytest.mark.e2e
 def test_a_large_data_set_is_checked_by_a_sample(tokenizer_of, tmp_path):
     """Evenly spread: of 900 rows every third is encoded, and all are read."""
     path, recipe = tmp_path / "rows.jsonl", RECIPE.replace("num_examples: 3", "num_examples: 900")

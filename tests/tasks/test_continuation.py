@@ -4,7 +4,6 @@ libraries say."""
 import numpy as np
 import pytest
 import sacrebleu
-import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 import stillhouse
@@ -79,9 +78,8 @@ def test_continuation_ends_at_stop_and_number_of_sentences():
     for setting, expected in texts.items():
         task = loaded(*([setting] if setting else [])).task
         tokenizer = loaded().tokenizer
-        ids = tokenizer("One. Two! Three? Four")["input_ids"]
-        (sequence,) = task.encode([ASKED], tokenizer)[0]
-        assert task.predict(ASKED, [sequence], [torch.tensor(ids).float()]) == expected
+        sequences = task.encode([ASKED], tokenizer)[0]
+        assert task.predict(ASKED, sequences, ["One. Two! Three? Four"]) == expected
 
 
 @pytest.mark.e2e

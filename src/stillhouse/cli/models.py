@@ -55,6 +55,7 @@ def score(
     lm_eval_folder: Annotated[
         Path | None, typer.Option(help="A folder of task definitions (YAML) for the harness.")
     ] = None,
+    precision: PrecisionName = "fp32",
     offline: Offline = False,
     as_json: AsJson = False,
     device: Device = None,
@@ -67,7 +68,8 @@ def score(
     """
     from stillhouse.errors import RecipeError
 
-    if lm_eval is not None and task is None and data is None and not overrides:
+    own = (task, data, overrides, precision != "fp32")
+    if lm_eval is not None and not any(own):
         from stillhouse.evaluation.score import print_harness, score_by_harness
 
         names = [name.strip() for name in lm_eval.split(",")]
@@ -75,11 +77,11 @@ def score(
         print_json(found) if as_json else print_harness(found)
         return
     if lm_eval is not None or data is None:
-        raise RecipeError("Give --data (and --task, --set), or --lm-eval alone.")
+        raise RecipeError("Give --data (and --task, --set, --precision), or --lm-eval alone.")
     from stillhouse.evaluation.score import print_scores, score_model
 
     folder, recipe = _folder_and_task(model, task, overrides, offline=offline)
-    result = score_model(model, folder, recipe, data)
+    result = score_model(model, folder, recipe, data, precision=precision)
     print_json(result) if as_json else print_scores(result)
 
 

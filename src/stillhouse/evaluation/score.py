@@ -14,6 +14,8 @@ from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.extras import require
 from stillhouse.families.registry import family_of
 from stillhouse.inference.load import load_for_task
+from stillhouse.inference.quantization import load_at_precision
+from stillhouse.inference.task_model import TaskModel, task_model
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
 from stillhouse.models.hub import resolve_folder
@@ -21,25 +23,30 @@ from stillhouse.models.load import load_model
 from stillhouse.runs.manifest import sha256_of
 from stillhouse.section import recipe_part
 from stillhouse.tasks.metrics import format_score, metric_label, score_digits
+from stillhouse.tasks.registry import task_of_model
 from stillhouse.tasks.settings import TaskRecipe
 from stillhouse.tasks.task import check_measurable
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted, numbered_rows
 
 
-def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict[str, Any]:
+def score_model(
+    name: str, folder: Path, recipe: TaskRecipe, data: Path, *, precision: str = "fp32"
+) -> dict[str, Any]:
     """The metrics of a task on a file of examples.
 
     Args:
         name: The model's name in the result.
         folder: The model.
+        precision: See `load_at_precision`.
 
     Raises:
+        ModelError: a precision in which the model changes by more than one percent.
         RecipeError: a model trained for another task, or with other labels.
         DataError: an unreadable row, with its file and number; examples on which a metric is
             undefined.
     """
-    model = load_for_task(folder, recipe, pick_device())
+    model, precision_text = _load(folder, recipe, precision)
     examples = model.task.read(data)
     check_measurable(model.task, examples, data)
     predictions, num_cut = model.predictions_and_cuts(examples)
@@ -49,6 +56,7 @@ def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict
         "data": str(data),
         "data_sha256": sha256_of(data),
         "protocol": recipe_part(model.task.recipe),
+        "precision": precision_text,
         "machine": describe_machine(),
         "versions": library_versions(),
         "commit": source_commit(),
@@ -59,6 +67,15 @@ def score_model(name: str, folder: Path, recipe: TaskRecipe, data: Path) -> dict
         "cut_after_tokens": model.task.text_length,
         "metrics": {name: measure.interval().as_json() for name, measure in measures.items()},
     }
+
+
+def _load(folder: Path, recipe: TaskRecipe, precision: str) -> tuple[TaskModel, str]:
+    """The model for the task, and its precision with the reason."""
+    if precision == "fp32":
+        return load_for_task(folder, recipe, pick_device()), precision
+    task = task_of_model(folder, recipe)
+    found = load_at_precision(folder, precision, offline=True, device=pick_device())
+    return task_model(found.model.model, found.model.tokenizer, task), str(found)
 
 
 def print_scores(result: dict[str, Any]) -> None:
@@ -77,6 +94,8 @@ def print_scores(result: dict[str, Any]) -> None:
         terminal.table(["", "value", "95 % interval"], rows),
         f"{result['model']} on {examples} of {result['data']}",
     ]
+    if result["precision"] != "fp32":
+        parts.append(f"Precision: {result['precision']}.")
     if blank := result["blank_rows"]:
         parts.append(f"Skipped: {numbered_rows(blank)} without any field.")
     if result["num_cut"]:

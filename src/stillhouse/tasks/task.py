@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stillhouse.data.rows import blank_rows, name_of
 from stillhouse.errors import DataError
+from stillhouse.families.products import fast_products
 from stillhouse.models.special_ids import padding_id
 from stillhouse.models.task_models import TaskHead
 from stillhouse.tasks.encoded import EncodedExample, OutputKind, TaskBatch, collate, forward
@@ -164,7 +165,7 @@ class Task(ABC, Generic[Settings]):
                 pad_token_id=padding_id(model.config),
                 per_token=self.per_token,
             )
-            with torch.inference_mode():
+            with torch.inference_mode(), fast_products():
                 found = self.outputs(model, batch.to(model.device)).float().cpu()
             outputs |= dict(zip(places, found, strict=True))
         return [outputs[place] for place in range(len(sequences))]

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stillhouse.families.products import fast_products
 from stillhouse.families.registry import family_of
 from stillhouse.tokens.batches import IGNORED, Batch
 
@@ -109,13 +110,15 @@ def log_likelihoods(
     """For each text of each tree the sum of its scored tokens' log-probabilities, in nats."""
     family, batch = family_of(model.config), TreeBatch.of(trees, model.device)
     head = family.head(model)
-    features = head.transform(family.run_rows(model, batch, "predicted"))
+    with fast_products():
+        features = head.transform(family.run_rows(model, batch, "predicted"))
     row_of = torch.full_like(batch.labels, -1).flatten()
     row_of[batch.row_numbers("predicted")] = torch.arange(len(features), device=model.device)
     rows, tokens, texts = _scored(trees, row_of.view(batch.labels.shape).cpu().numpy())
     sums = torch.zeros(sum(tree.num_texts for tree in trees), dtype=torch.float64)
     for first in range(0, len(features), ROWS_AT_ONCE):
-        logits = head.logits(features[first : first + ROWS_AT_ONCE]).float()
+        with fast_products():
+            logits = head.logits(features[first : first + ROWS_AT_ONCE]).float()
         here = slice(*np.searchsorted(rows, (first, first + len(logits))))
         picked = logits[rows[here] - first, tokens[here]] - logits.logsumexp(-1)[rows[here] - first]
         sums.index_add_(0, torch.from_numpy(texts[here]), picked.double().cpu())

@@ -1,0 +1,71 @@
+"""Float32 matrix products of inference on a CPU, by the faster of two libraries.
+
+PyTorch computes them by its BLAS (MKL), which uses the widest instructions of Intel's CPUs only;
+oneDNN, which PyTorch has too, uses them on all. On an AMD EPYC with AVX-512 oneDNN is twice as fast
+(docs/experiments.md, "Multiple choice beside lm-eval"). Both round to float32, in another order of
+sums. Which is faster is measured (`stillhouse.kernels`).
+
+Axes: K inputs, M outputs.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+from stillhouse.kernels import FASTER, FLOAT32, Kernel, Shape, kernel_times
+
+NAME = "fp32, oneDNN"
+MIN_ROWS = 32  # for fewer, reading the weight takes much of the time
+SHAPE = Shape(576, 1536, is_transposed=False, count=1)  # of a small model's feed-forward layer
+
+
+def fast_products() -> AbstractContextManager[Any]:
+    """Within this context products are computed by oneDNN, where that is faster here."""
+    return OneDNNProducts() if _is_onednn_faster() else nullcontext()
+
+
+class OneDNNProducts(TorchFunctionMode):
+    """Within this context linear layers compute float32 products of several rows by oneDNN, on a
+    CPU, without gradients and autocast."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear and _is_for_onednn(args[0]):
+            return _linear(*args, **kwargs)
+        if func is torch.addmm and not kwargs and _is_for_onednn(args[1]):  # Conv1D
+            bias, inputs, weight = args
+            return _linear(inputs, weight.t(), bias)
+        return func(*args, **kwargs)
+
+
+def _linear(
+    input: Float[Tensor, "*rows K"],
+    weight: Float[Tensor, "M K"],
+    bias: Float[Tensor, " M"] | None = None,
+) -> Float[Tensor, "*rows M"]:
+    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+
+
+def _is_for_onednn(inputs: Tensor) -> bool:
+    here = inputs.device.type == "cpu" and inputs.dtype == torch.float32
+    many = inputs.numel() >= MIN_ROWS * inputs.shape[-1]
+    is_plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return here and many and is_plain
+
+
+@lru_cache(1)
+def _is_onednn_faster() -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    onednn = Kernel(lambda weight, bias: partial(_linear, weight=weight, bias=bias))
+    times = kernel_times([SHAPE], {"fp32": FLOAT32, NAME: onednn}, (MIN_ROWS,))
+    return NAME in times.seconds and times.speedups(NAME)[MIN_ROWS] >= FASTER

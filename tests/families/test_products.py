@@ -1,0 +1,58 @@
+"""Float32 products by oneDNN: those of PyTorch, and of nothing else."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from stillhouse.families.products import MIN_ROWS, OneDNNProducts, fast_products
+
+ROWS = 3 * MIN_ROWS
+
+
+def layers(size=48):
+    torch.manual_seed(0)
+    found = [nn.Linear(size, 40), nn.Linear(size, 40, bias=False), Conv1D(40, size)]
+    nn.init.normal_(found[2].bias)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(ROWS,), (3, MIN_ROWS), (2,), ()], ids=str)
+def test_products_equal_those_in_float64(shape):
+    """Of any number of rows, in layers of either layout, with and without a bias."""
+    inputs = torch.randn(*shape, 48)
+    for layer in layers():
+        with torch.inference_mode():
+            with OneDNNProducts():
+                found = layer(inputs)
+            with fast_products():
+                torch.testing.assert_close(found, layer(inputs))
+            expected = layer.double()(inputs.double())
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_inference_in_float32_is_computed_by_onednn():
+    """Gradients flow, and a lower precision keeps its own product to the bit, as in autocast."""
+    for layer in layers():
+        inputs = torch.randn(ROWS, 48, requires_grad=True)
+        with OneDNNProducts():
+            layer(inputs).sum().backward()
+        assert inputs.grad is not None
+        with torch.inference_mode(), torch.autocast("cpu"), OneDNNProducts():
+            assert layer(inputs).dtype == torch.bfloat16
+        low, rows = layer.bfloat16(), torch.randn(ROWS, 48).bfloat16()
+        with torch.inference_mode():
+            expected = low(rows)
+            with OneDNNProducts():
+                assert torch.equal(low(rows), expected)
+
+
+def test_many_rows_are_computed_by_onednn():
+    """Few rows are not."""
+    layer, inputs = layers()[0], torch.randn(ROWS, 48)
+    with torch.inference_mode(), torch.profiler.profile() as profile, OneDNNProducts():
+        layer(inputs)
+        layer(inputs[: MIN_ROWS - 1])
+    (own,) = [event for event in profile.key_averages() if "_linear_pointwise" in event.key]
+    assert own.count == 1
