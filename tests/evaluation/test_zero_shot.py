@@ -184,8 +184,7 @@ def test_a_task_that_is_not_scored_zero_shot_is_refused(name, kind):
 
 
 def test_generated_solutions_are_scored_after_the_shots(task_folder, tmp_path):
-    """Of teacher and student alike; the rows that are shown are none of the examples. A model that
-    copies the shot's answer is right."""
+    """Of teacher and student alike, without the row that is shown."""
     path = tmp_path / "problems.jsonl"
     rows = [{"question": "How far?", "answer": f"It is {n % 2}.\n#### {n % 2}"} for n in range(5)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -195,7 +194,7 @@ def test_generated_solutions_are_scored_after_the_shots(task_folder, tmp_path):
         )
     )
     folder = task_folder("gpt2", "CausalLM")
-    folders = dict.fromkeys(("teacher", "student"), folder)
+    folders = {"teacher": folder, "student": folder}
     models = {name: load_model(folder) for name, folder in folders.items()}
     found = zero_shot_scores(
         recipe.evaluation.zero_shot,

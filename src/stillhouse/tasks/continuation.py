@@ -9,7 +9,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -19,20 +19,20 @@ from stillhouse.errors import DataError, RecipeError
 from stillhouse.tasks.encoded import EncodedExample, TextExample, read_texts
 from stillhouse.tasks.metrics import PERCENT, MetricSamples, bleu, bleu_counts, mean, rouge_f1
 from stillhouse.tasks.settings import ContinuationTask, WordProblemTask
-from stillhouse.tasks.task import Settings, Task
+from stillhouse.tasks.task import Task
 from stillhouse.tasks.zero_shot import LanguageModelTask
 from stillhouse.tokens.batches import IGNORED
 from stillhouse.wording import counted
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 ROUGE = ("rouge1", "rouge2", "rougeLsum")
+Prompted = TypeVar("Prompted", bound=ContinuationTask | WordProblemTask)
 
 
-class GenerativeTask(LanguageModelTask[Settings]):
+class GenerativeTask(LanguageModelTask[Prompted]):
     """A task whose prediction is read from generated text; the first `shots` examples of its file
     are in the prompt and not scored."""
 
-    recipe: ContinuationTask | WordProblemTask
     _shots: Sequence[TextExample] = ()
 
     def for_model(self, folder: Path, config: PretrainedConfig) -> Task:
@@ -94,8 +94,6 @@ def prompt_of(ids: Sequence[int], *, is_truncated: bool) -> list[EncodedExample]
 
 class Continuation(GenerativeTask[ContinuationTask]):
     """A text that continues a prompt; the first examples of the file may precede it."""
-
-    recipe: ContinuationTask
 
     def generation(self) -> dict[str, Any]:
         top_k = self.recipe.top_k

@@ -32,8 +32,6 @@ PREPARED = "chain_of_thought"  # a column of files prepared for scoring
 class WordProblem(GenerativeTask[WordProblemTask]):
     """The number at the end of a generated solution."""
 
-    recipe: WordProblemTask
-
     def generation(self) -> dict[str, Any]:
         return super().generation() | {"stop": STOPS}
 
