@@ -30,6 +30,7 @@ from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.machine import num_cores, processor_name
 from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.models.load import count_parameters, empty_model
+from stillhouse.models.vocabulary import with_vocabulary_size
 from stillhouse.objectives.chunks import CHUNK_BYTES
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
@@ -95,9 +96,10 @@ def check_recipe(
         text = text_size(recipe.text, run, tokenizer, offline=offline)
         sets, unknown = zero_shot_sizes(checked)
         student, number = checked.student.config, len(checked.candidates)
-        plan = LanguagePlan(recipe, checked.teacher, student, text, tokenizer, sets, number)
+        teacher = with_vocabulary_size(checked.teacher, student.vocab_size)
+        plan = LanguagePlan(recipe, teacher, student, text, tokenizer, sets, number)
         *trainings, evaluation = language_parts(plan, speeds)
-        result |= _distillation_cost(plan, checked.student, trainings)
+        result |= _distillation_cost(plan, checked.student, trainings, result["teacher"])
         result |= {"race": _race(recipe, checked.candidates)} if checked.candidates else {}
         parts = [*trainings, *parts, evaluation, *unknown]
         notes += _trainings_below_one_step(plan)
@@ -174,9 +176,10 @@ def _task_models(recipe: FinetuningRecipe, configs: Mapping[str, PretrainedConfi
 
 
 def _distillation_cost(
-    plan: LanguagePlan, student: StudentPlan, parts: Sequence[Part]
+    plan: LanguagePlan, student: StudentPlan, parts: Sequence[Part], whole: dict[str, Any]
 ) -> dict[str, Any]:
-    """The student, and what its training needs and takes."""
+    """The student, and what its training needs and takes; `whole` are the sizes of the teacher with
+    all of its tokens."""
     recipe, training = plan.recipe, plan.distillation()
     sizes = {"teacher": _sizes(plan.teacher), "student": _sizes(plan.student)}
     cost, tokens = training.cost(), plan.tokens_to_train(recipe.distillation)
@@ -199,9 +202,8 @@ def _distillation_cost(
             "family": student.family.model_type,
         },
         "ratio": {
-            "parameters": sizes["student"]["parameters"] / sizes["teacher"]["parameters"],
-            "body_parameters": sizes["student"]["body_parameters"]
-            / sizes["teacher"]["body_parameters"],
+            "parameters": sizes["student"]["parameters"] / whole["parameters"],
+            "body_parameters": sizes["student"]["body_parameters"] / whole["body_parameters"],
         },
         "losses": {
             name: recipe_part(term) for name, term in recipe.distillation.losses.active().items()
@@ -402,6 +404,7 @@ def _distillation_parts(result: dict[str, Any]) -> list[terminal.Part]:
         "size_bytes": ("size in float32", units.size_bytes),
         "num_layers": ("layers", str),
         "hidden_size": ("hidden size", str),
+        "vocabulary_size": ("vocabulary", "{:,}".format),
         "model_type": ("architecture", str),
     }
     rows = [

@@ -66,6 +66,12 @@ class Recipe(Section):
         return not isinstance(self.teacher, str)
 
     @property
+    def makes_its_teacher(self) -> bool:
+        """Whether the stage teacher writes the teacher: it is trained, or keeps a part of its
+        vocabulary."""
+        return self.trains_its_teacher or self.student.vocabulary is not None
+
+    @property
     def named_model(self) -> str | None:
         """The teacher, or the model that it fine-tunes: a folder, a GGUF file or a hub name; None
         for a teacher trained from random weights."""
@@ -113,7 +119,15 @@ class Recipe(Section):
                 "distillation.teacher_outputs is a cache, which needs the same mask in every "
                 "epoch, but tokens.masking.sampling is per_batch; set it to per_sequence"
             )
+        if self.student.vocabulary is not None and self.corpus is None:
+            raise ValueError("student.vocabulary is chosen on the corpus, and there is none")
         if isinstance(self.teacher, TeacherRecipe):
+            if (size := self.student.vocabulary) is not None:
+                raise ValueError(
+                    f"student.vocabulary is {size}, but the recipe trains its teacher from random "
+                    "weights, on the same tokens; give the teacher a tokenizer of this size, as "
+                    "tokens.tokenizer"
+                )
             if self.tokens.tokenizer == "teacher":
                 raise ValueError(
                     "tokens.tokenizer is 'teacher', but the recipe trains the teacher, which has "

@@ -20,6 +20,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.corpus.splits import Splitting, plan_splits
+from stillhouse.corpus.vocabulary import Vocabulary, trim_to_text
 from stillhouse.data.chunks import Chunk, split_text
 from stillhouse.data.documents import (
     ReadSummary,
@@ -45,6 +46,7 @@ from stillhouse.tokens.encoders import (
 from stillhouse.tokens.settings import TrainedTokenizer
 from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
 from stillhouse.tokens.tokenizer import (
+    find_special_tokens,
     load_tokenizer,
     num_ids,
     save_tokenizer,
@@ -53,11 +55,12 @@ from stillhouse.tokens.tokenizer import (
     tokenizer_fingerprint,
     tokenizer_path,
 )
+from stillhouse.tokens.vocabulary import write_kept
 from stillhouse.wording import counted
 
 BATCH_BYTES = 2**20
 PART_CHARACTERS = 2**15  # small enough that a batch keeps every core busy
-TRAINING_BYTES = 200 * 10**6  # the most text that a tokenizer is trained on
+TRAINING_BYTES = 200 * 10**6  # the most text that a tokenizer is trained or trimmed on
 PROGRESS_SECONDS = 5.0
 
 Progress = Callable[[str], None]
@@ -96,6 +99,8 @@ def prepare_inputs(recipe: Recipe, *, teacher_tokenizer: Path | None) -> Inputs:
         "language_modeling": recipe.tokens.language_modeling,
         "tokenizer": recipe_part(tokenizer),
     }
+    if recipe.student.vocabulary is not None:
+        tokens["vocabulary"] = recipe.student.vocabulary
     return Inputs("prepare", {"corpus": recipe_part(recipe.text), "tokens": tokens}, sources)
 
 
@@ -123,12 +128,21 @@ def prepare(
         from stillhouse.tokens.tokenizer_training import train_tokenizer
 
         report(f"training a {chosen.train} tokenizer of {chosen.vocabulary_size:,} entries")
-        texts = _training_texts(recipe.text, splitting, offline=offline)
+        chunks = _training_chunks(recipe.text, splitting, offline=offline)
+        texts = (chunk.text for chunk in chunks)
         modeling = recipe.tokens.language_modeling
         tokenizer = train_tokenizer(chosen.train, chosen.vocabulary_size, texts, modeling)
     else:
         tokenizer = load_tokenizer(tokenizer_path(chosen, teacher_tokenizer))
-    work = _Work(recipe, run, tokenizer, inputs, summary, splitting, offline, overwrite, report)
+    vocabulary, size = None, recipe.student.vocabulary
+    if size is not None:
+        report(f"counting tokens, to keep {size:,} of {len(tokenizer):,}")
+        chunks = _training_chunks(recipe.text, splitting, offline=offline)
+        vocabulary = trim_to_text(tokenizer, size, _with_ids(chunks, text_encoder(tokenizer)))
+        tokenizer = vocabulary.tokenizer
+    work = _Work(
+        recipe, run, tokenizer, vocabulary, inputs, summary, splitting, offline, overwrite, report
+    )
     try:
         encoding = open_fast(tokenizer)
         report(f"tokenizing with {version_of(FAST)}, checked against {REFERENCE}")
@@ -145,6 +159,7 @@ class _Work:
     recipe: Recipe
     run: RunFolder
     tokenizer: PreTrainedTokenizerFast
+    vocabulary: Vocabulary | None
     inputs: Inputs
     summary: ReadSummary
     splitting: Splitting
@@ -203,18 +218,45 @@ def _write_folders(
         }
         text_facts["splits"] = {split: count.facts() for split, count in counts.items()}
         text_facts |= {"read": work.summary.facts(), "splitting": asdict(work.splitting)}
+        if work.vocabulary is not None:
+            write_kept(tokens_folder, work.vocabulary.kept)
+            token_facts["vocabulary"] = _cost_of_cut(work, writers["train"], counts["train"])
         (tokens_folder / COUNTS).write_bytes(writers["train"].counts.tobytes())
         save_tokenizer(tokenizer, tokens_folder / "tokenizer")
         (folder / "sources.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
 
 
-def _training_texts(corpus: CorpusRecipe, splitting: Splitting, *, offline: bool) -> Iterator[str]:
-    """The first texts of the training split."""
+def _cost_of_cut(work: _Work, train: ShardWriter, text: TextCounts) -> dict[str, Any]:
+    """How the training text reads in the trimmed vocabulary, reported and as facts."""
+    assert work.vocabulary is not None
+    special = find_special_tokens(work.tokenizer)
+    prefixes = train.num_documents * len(train.document_prefix)
+    unknown = 0 if special.unk is None else int(train.counts[special.unk])
+    if special.unk in train.document_prefix:  # the same token begins documents
+        unknown -= train.num_documents
+    facts = work.vocabulary.facts(train.num_tokens - prefixes, unknown, text.bytes)
+    per_byte, lost = facts["tokens_per_byte"], facts["unknown_share"]
+    work.report(
+        f"{facts['tokens']:,} of {facts['of']:,} tokens stay, which are {facts['kept_share']:.2%} "
+        f"of the training text's; it has {per_byte['trimmed'] / per_byte['whole'] - 1:+.2%} tokens"
+        + (
+            f", {lost['trimmed']:.3%} of them unknown ({lost['whole']:.3%} before)"
+            if any(lost.values())
+            else ""
+        )
+    )
+    return facts
+
+
+def _training_chunks(
+    corpus: CorpusRecipe, splitting: Splitting, *, offline: bool
+) -> Iterator[Chunk]:
+    """The first chunks of the training split."""
     left = TRAINING_BYTES
     for chunk in splitting.cut(read_documents(corpus, offline=offline)):
         if splitting.is_validation(chunk):
             continue
-        yield chunk.text
+        yield chunk
         left -= len(chunk.text.encode())
         if left <= 0:
             return

@@ -221,7 +221,10 @@ def _evaluation_part(plan: LanguagePlan, speeds: MeasuredSpeeds) -> Part:
     }
     students = len(plan.recipe.distillation.models)
     positions = _scored_positions(plan)
-    seconds = positions * (per_token["teacher"] + seeds * students * per_token["student"])
+    teachers = 1 if plan.recipe.student.vocabulary is None else 2  # and that with all tokens
+    seconds = positions * (
+        teachers * per_token["teacher"] + seeds * students * per_token["student"]
+    )
     compared = per_token["teacher"] + students * per_token["student"]
     seconds += seeds * _compared_tokens(plan) * compared
     seconds += seeds * min(plan.text.validation_tokens, NUM_TOKENS) * per_token["teacher"]

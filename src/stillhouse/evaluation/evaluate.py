@@ -103,6 +103,7 @@ def evaluate(
         "zero_shot": zero_shot_scores(
             recipe.evaluation.zero_shot, run, folders, loaded, cache, reporter
         ),
+        "vocabulary": cache.vocabulary,
         "teacher_fit": _teacher_fit(recipe, run, loaded["teacher"]),
         "samples": text_samples(recipe, run, loaded, diverged),
     }

@@ -67,6 +67,7 @@ def run(context: "StageContext") -> None:
     from stillhouse.data.rows import fetch
     from stillhouse.evaluation.evaluate import evaluate, evaluate_inputs, summarize
     from stillhouse.evaluation.metrics.base import Cache
+    from stillhouse.evaluation.vocabulary import cost_of_vocabulary
     from stillhouse.runs.manifest import verify
     from stillhouse.runs.paths import RunFolder
 
@@ -85,6 +86,9 @@ def run(context: "StageContext") -> None:
         for folder in (run.tokens, *outputs.values()):
             verify(folder)
         measured = context.shared.setdefault("measured", Cache())
+        whole = None if recipe.trains_its_teacher else context.models.start_folder
+        if measured.vocabulary is None:
+            measured.vocabulary = cost_of_vocabulary(recipe, run, whole, context.reporter)
         evaluate(recipe, run, folders, inputs, measured, context.reporter)
 
     context.once(

@@ -49,10 +49,10 @@ class TeacherFit:
 def warning_of_a_weak_teacher(recipe: Recipe, run: RunFolder, folder: Path) -> str | None:
     """A warning for a user whose teacher, in `folder`, models the text poorly.
 
-    None where it models the text well, is trained on it anyway, or cannot be loaded: the stage that
-    needs the teacher reports that error.
+    None where it models the text well, is trained on it anyway, reads other tokens, or cannot be
+    loaded: the stage that needs the teacher reports that error.
     """
-    if recipe.trains_its_teacher or recipe.tokens.tokenizer != "teacher":
+    if recipe.makes_its_teacher or recipe.tokens.tokenizer != "teacher":
         return None
     try:
         check_sequence_length(recipe.tokens, load_config(folder))

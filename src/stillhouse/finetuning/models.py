@@ -65,7 +65,7 @@ def check_task(check: RecipeCheck, name: str) -> CheckedTask:
     made: dict[str, PretrainedConfig] = {}
     if check.student is not None:
         made = dict.fromkeys(MODELS_OF_THE_RUN, check.student.config)
-    if check.recipe.trains_its_teacher:
+    if check.recipe.makes_its_teacher:
         made["teacher"] = check.teacher
     folders = _folders(check, recipe, made)
     configs = {model: load_config(folder) for model, folder in folders.items()} | made

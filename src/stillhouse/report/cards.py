@@ -25,6 +25,7 @@ from stillhouse.report.results import (
     seeds_of,
 )
 from stillhouse.report.tables import by_seed, comparison, metrics
+from stillhouse.report.vocabulary import vocabulary_note
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.metrics import metric_label
@@ -105,6 +106,7 @@ def model_card(
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
         zero_shot=zero_shot.table_of(results),
+        vocabulary=vocabulary_note(result),
         layers=_layers(manifest.facts["layer_map"] if manifest else _named_layers(recipe)),
         initial_weights=Path(recipe.student.weights).name,
         sources=[source_name(source) for source in recipe.text.sources],

@@ -19,6 +19,7 @@ from stillhouse.report.results import (
     spread_of,
 )
 from stillhouse.report.tasks import TaskResult, costs_table, glue_lines, read_tasks
+from stillhouse.report.vocabulary import vocabulary_note
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.metrics import metric_label
 
@@ -40,6 +41,8 @@ def summary(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> str:
         rows = [[label, *(cell.text for cell in cells)] for label, cells in scores.rows]
         titles = [*map(_short, models_of(results)), "difference"]
         parts.append(terminal.table(["zero-shot", *titles], rows, wrap=True))
+    if note := vocabulary_note(results[0]):
+        parts.append(Text(note))
     parts += [
         Text(f"{outcome.title} {outcome.text}"),
         f"\nStudent  {seed_runs[0].student}",

@@ -18,6 +18,7 @@ from stillhouse.report.render import command_line, model_name, render
 from stillhouse.report.results import read_results
 from stillhouse.report.tables import by_seed, comparison
 from stillhouse.report.tasks import read_tasks, scores_file
+from stillhouse.report.vocabulary import vocabulary_note
 from stillhouse.runs.atomic import write_atomic
 from stillhouse.runs.manifest import Inputs, commit_file, sha256_of
 from stillhouse.runs.paths import RunFolder
@@ -103,6 +104,7 @@ def report_page(
         plots=dot_plots(recipe, results),
         layers=layer_charts(results[0]),
         race=race_of(results[0]),
+        vocabulary=vocabulary_note(results[0]),
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
         zero_shot=zero_shot.table_of(results),

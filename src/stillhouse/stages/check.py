@@ -34,6 +34,7 @@ from stillhouse.tokens.tokenizer import (
     special_tokens,
     tokenizer_path,
 )
+from stillhouse.tokens.vocabulary import check_vocabulary_size
 from stillhouse.training.device import pick_device
 
 TRAINED_HERE_IDS = {"end_of_text": 0, "pad": 1, "cls": 0, "sep": 2}
@@ -98,6 +99,8 @@ class RecipeCheck:
             tokenizer = self._tokenizer(tokenizer_path(named, folder))
             check_vocabulary(tokenizer, config.vocab_size, f"the teacher in {folder}")
             check_same_tokenizer(tokenizer, folder)
+            if recipe.student.vocabulary is not None:
+                check_vocabulary_size(tokenizer, recipe.student.vocabulary)
         if self.runs("teacher", "init", "distill", "evaluate") and has_weights:
             load_model(folder, headers_only=True)
         return config

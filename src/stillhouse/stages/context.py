@@ -47,7 +47,7 @@ class Models:
     @property
     def teacher_folder(self) -> Path:
         """The folder of the teacher, which the stage teacher may still have to write."""
-        return self._run.teacher if self._recipe.trains_its_teacher else self.start_folder
+        return self._run.teacher if self._recipe.makes_its_teacher else self.start_folder
 
     @cached_property
     def start_folder(self) -> Path:
@@ -62,7 +62,7 @@ class Models:
         Raises:
             RunError: the stage teacher has not run, or its output is damaged.
         """
-        if self._recipe.trains_its_teacher:
+        if self._recipe.makes_its_teacher:
             return self.committed(self._run.teacher, "teacher")
         assert self._recipe.named_model is not None
         return self.named(self._recipe.named_model)

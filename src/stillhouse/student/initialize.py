@@ -76,7 +76,10 @@ def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> N
     elif wanted.weights == "random":
         student = random_student(plan, context.seed)
     else:
-        student = student_from_folder(Path(wanted.weights).expanduser(), plan)
+        weights = Path(wanted.weights).expanduser()
+        student = student_from_folder(weights, plan)
+        if wanted.vocabulary is not None:  # of equally many tokens, others may have been kept
+            check_same_tokenizer(tokenizer, weights)
     if wanted.weights in ("teacher", "random"):
         take_generation_config(student, teacher_folder)
     facts = {"layer_map": plan.layer_map, **facts}

@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 from stillhouse.errors import RecipeError
 from stillhouse.families.base import Family, StudentMapping
 from stillhouse.families.registry import family_named, family_of
+from stillhouse.models.vocabulary import with_vocabulary_size
 from stillhouse.student.axes import sizes_of
 from stillhouse.student.settings import LayerChoice, StudentRecipe
 from stillhouse.student.width import narrow_config
@@ -46,6 +47,8 @@ def plan_student(
             family its students cannot be of.
     """
     teacher_family = family_of(teacher)
+    if recipe.vocabulary is not None and recipe.vocabulary < teacher.vocab_size:
+        teacher = with_vocabulary_size(teacher, recipe.vocabulary)
     mappings = teacher_family.student_mappings
     wanted = recipe.family or next(iter(mappings))
     if wanted not in mappings:

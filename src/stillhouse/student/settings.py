@@ -119,6 +119,9 @@ class StudentRecipe(Section):
     teacher's."""
     num_key_value_heads: PositiveInt | None = None
     """Key and value heads of each layer, where heads share them; by default the teacher's."""
+    vocabulary: PositiveInt | None = None
+    """Number of tokens of the student, those that the corpus uses most, with all that other text
+    needs; by default the teacher's. The teacher then reads and predicts these alone."""
     budget: BudgetRecipe | None = None
     """Size of the student; replaces the number of layers and all widths, which are then chosen
     among candidates."""

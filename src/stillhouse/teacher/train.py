@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stillhouse.families.registry import check_sequence_length, family_named, family_of
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.load import load_model, save_model
+from stillhouse.models.vocabulary import keep_tokens
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE, LanguageModelObjective
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
@@ -19,6 +20,7 @@ from stillhouse.stages.context import ModelRef, StageContext
 from stillhouse.teacher.settings import TeacherRecipe
 from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.tokenizer import num_ids, open_tokenizer, special_tokens
+from stillhouse.tokens.vocabulary import read_kept
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.cost import count_flops, measure_roofline, planned_step
 from stillhouse.training.device import pick_device
@@ -62,6 +64,8 @@ def train_teacher(context: StageContext, start: ModelRef | None, inputs: Inputs)
     else:
         check_sequence_length(recipe.tokens, load_config(start.folder))
         _, model = load_model(start.folder)
+        if recipe.student.vocabulary is not None:
+            model = keep_tokens(model, read_kept(run.tokens))
     family = family_of(model.config)
     training = recipe.teacher.training
     checkpoints = Checkpoints(

@@ -54,7 +54,7 @@ class ShardWriter:
         self.num_documents = self.empty_documents = 0  # with tokens, and without
         self._folder, self._split = folder, split
         self._dtype = token_dtype(vocabulary_size)
-        self._prefix = np.array(document_prefix, np.int64)
+        self.document_prefix = tuple(document_prefix)
         self._tokens_per_shard = tokens_per_shard
         self._file: BinaryIO | None = None
         self._starts = array("Q")
@@ -77,7 +77,7 @@ class ShardWriter:
             self._file = self._file or self._path("bin").open("wb")
             self._starts.append(self._shard_tokens)
             self.num_documents += 1
-            ids = np.concatenate([self._prefix, ids])
+            ids = np.concatenate([np.array(self.document_prefix, np.int64), ids])
         self._buffer.append(ids)
         self._buffered += len(ids)
         self._shard_tokens += len(ids)

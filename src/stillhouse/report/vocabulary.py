@@ -1,0 +1,35 @@
+"""What a smaller vocabulary costs, in words for page, card and terminal."""
+
+from stillhouse import units
+from stillhouse.evaluation.metrics.base import read
+from stillhouse.report.results import SeedResult
+
+
+def vocabulary_note(result: SeedResult) -> str:
+    """The tokens of a run's models, and the teacher with all of its tokens; empty where the models
+    have all."""
+    found = result.evaluation.get("vocabulary")
+    if not found:
+        return ""
+    per_byte, unknown = found["tokens_per_byte"], found["unknown_share"]
+    more = per_byte["trimmed"] / per_byte["whole"] - 1
+    sentences = [
+        f"All models have {found['tokens']:,} of the teacher's {found['of']:,} tokens, which are "
+        f"{found['kept_share']:.2%} of the training text's: it has {more:+.2%} tokens. Figures per "
+        "token are of these."
+    ]
+    if any(unknown.values()):
+        sentences.append(
+            f"{unknown['trimmed']:.3%} of its tokens are unknown ({unknown['whole']:.3%} with all)."
+        )
+    if whole := found["whole_teacher"]:
+        bits = [
+            read(each, "perplexity.bits_per_byte")
+            for each in (whole, result.evaluation["models"]["teacher"])
+        ]
+        shown = [units.BITS.show(each) if each is not None else "no finite value" for each in bits]
+        sentences.append(
+            f"The teacher with all tokens has {units.count(whole['parameters'])} parameters, and "
+            f"on the same text {shown[0]} per byte ({shown[1]} with these)."
+        )
+    return " ".join(sentences)
