@@ -1,17 +1,21 @@
 """A student that drafts for its teacher: what comes out is the teacher's own."""
 
+import numpy as np
 import pytest
 import torch
+from tests.task_models import make_tokenizer
 from tests.tiny_models import EVERY_CAUSAL_FAMILY, make_config
 from transformers import AutoModelForCausalLM
 
 from stillhouse.errors import ModelError
 from stillhouse.families.registry import family_of
+from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.engine.batcher import NotFiniteError
 from stillhouse.inference.engine.kv_cache import Chunk, SlottedModel
 from stillhouse.inference.engine.sampling import candidates
-from stillhouse.inference.engine.speculative import Speculation
+from stillhouse.inference.engine.speculative import DraftedText, Speculation
 from stillhouse.inference.generation import Generation
+from stillhouse.tokens.vocabulary import trim_tokenizer
 
 VOCABULARY = 12
 PROMPT = (3, 1, 4, 1, 5)
@@ -133,3 +137,15 @@ def test_other_vocabularies_cannot_draft():
     """Both sizes are named."""
     with pytest.raises(ModelError, match="teacher has 12 tokens and the student 13"):
         Speculation(make_model(0), make_model(0, vocabulary=13))
+
+
+def test_as_many_other_tokens_cannot_draft():
+    """Two students of one teacher, trimmed on different texts, have vocabularies of one size."""
+    whole, models = make_tokenizer("gpt2"), []
+    for rare in (280, 281):
+        kept = np.array([id for id in range(len(whole)) if id != rare])
+        tokenizer = trim_tokenizer(whole, kept)
+        models.append(CausalLM(make_model(0, vocabulary=len(kept)).model, tokenizer))
+    with pytest.raises(ModelError, match="not the same ones"):
+        DraftedText(*models, PROMPT, Generation(max_new_tokens=5))
+    DraftedText(models[0], models[0], PROMPT, Generation(max_new_tokens=5))

@@ -1,6 +1,7 @@
 """Students of a smaller vocabulary, from text to evaluation."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 from tests.pipeline.tiny_run import Outcome, TinyRun, call, refused
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tests.task_models import SENTENCES, make_task_folder
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.tokens.vocabulary import read_kept
@@ -61,10 +63,23 @@ def test_a_student_of_a_smaller_vocabulary(distil, tmp_path):
     scored = {each["perplexity"]["tokens_scored"] for each in models.values()}
     assert set(models) == {"teacher", "student", "control"}
     assert len(scored) == 1
+    report = (run.folder / "student" / "README.md").read_text()
+    assert "All models have 300 of the teacher's 320 tokens" in report
+    assert re.search(r"The teacher with all tokens has .* parameters, and .* bits per byte", report)
     again = run.call("run")
     assert again.code == 0
     for name in ("tokens", "teacher", "student-init", "student", "control", "evaluation.json"):
         assert f"{name} is up to date" in again.err
+
+
+def test_models_of_other_tokens_are_compared_per_byte(distil, tmp_path):
+    """The table of `compare` says so where a student has a smaller vocabulary than its teacher."""
+    run, outcome = distil({"layer_map": 2, "vocabulary": 300}, "--until", "init")
+    assert outcome.code == 0, outcome.err
+    (text := tmp_path / "held-out.txt").write_text("the still keeps the spirit\n" * 20)
+    models = (tmp_path / "teacher", run.folder / "student-init")
+    assert "compare them per word and per byte" in call("compare", *models, "--text", text).out
+    assert "per byte." not in call("compare", models[0], models[0], "--text", text).out
 
 
 def test_with_all_tokens_the_student_is_the_same(distil):
@@ -98,6 +113,31 @@ def test_a_race_of_one_vocabulary(distil):
     assert outcome.code == 0, outcome.err
     config = json.loads((run.folder / "student-init" / "config.json").read_text())
     assert config["vocab_size"] == 300
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_an_encoder_of_a_smaller_vocabulary(distil, tmp_path, family):
+    """Its head and bias follow; what becomes unknown is counted."""
+    teacher = make_task_folder(tmp_path / family, family, "MaskedLM")
+    text = tmp_path / "sentences.txt"
+    text.write_text("\n".join(SENTENCES * 30))
+    size = len(AutoTokenizer.from_pretrained(teacher)) - 5
+    run, outcome = distil(
+        {"family": family, "layer_map": 1, "vocabulary": size},
+        teacher=str(teacher),
+        corpus={"source": str(text), "documents": "per_line", "validation_fraction": 0.1},
+        tokens={"language_modeling": "masked", "sequence_length": 32},
+    )
+    assert outcome.code == 0, outcome.err
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "student")
+    model = AutoModelForMaskedLM.from_pretrained(run.folder / "student")
+    assert len(tokenizer) == model.config.vocab_size == size
+    assert model.get_output_embeddings().bias.shape == (size,)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    manifest = read_manifest(run.folder / "tokens")
+    assert manifest is not None
+    unknown = manifest.facts["vocabulary"]["unknown_share"]
+    assert unknown["trimmed"] == unknown["whole"] == 0
 
 
 def test_a_vocabulary_that_cannot_be_is_refused_before_work(distil):

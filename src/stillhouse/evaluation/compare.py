@@ -198,6 +198,8 @@ def print_comparison(result: dict[str, Any]) -> None:
         for name, model in models.items()
         if model["diverged"]
     ]
+    if len({read(model, "perplexity.tokens_scored") for model in models.values()}) > 1:
+        parts.append(Text("The models read other tokens: compare them per word and per byte."))
     intervals = [read(model, each.interval) for model in models.values() for each in METRICS]
     if any(map(is_noisy, intervals)):
         parts.append(Text("noisy: the range of the speed ratio; other work ran on the machine."))

@@ -90,6 +90,11 @@ class LoadedModel:
         return num_ids(self.tokenizer)
 
     @cached_property
+    def token_ids(self) -> dict[str, int]:
+        """The id of each token; reading them takes milliseconds."""
+        return self.tokenizer.get_vocab()
+
+    @cached_property
     def unused_ids(self) -> tuple[int, ...]:
         """Rows of the embedding that no token has."""
         return unused_ids(self.tokenizer, self.model.config.vocab_size)

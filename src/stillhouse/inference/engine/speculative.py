@@ -159,6 +159,12 @@ class DraftedText:
             raise RecipeError(
                 "A student drafts one text at a time; ask for one sequence, no beams."
             )
+        if teacher.token_ids != student.token_ids:
+            raise ModelError(
+                f"The teacher has {len(teacher.token_ids):,} tokens and the student "
+                f"{len(student.token_ids):,}, not the same ones; a student can draft only with its "
+                "teacher's tokenizer. Of a run with student.vocabulary, that is its teacher/."
+            )
         self._teacher, self._prompt_ids, self._settings = teacher, prompt_ids, settings
         self._seed = settings.drawn_seed()
         for model in (teacher, student):
