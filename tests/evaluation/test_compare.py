@@ -10,7 +10,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from stillhouse.__main__ import _run
-from stillhouse.evaluation.compare import SAMPLE_FRACTION
+from stillhouse.evaluation.compare import SAMPLE_FRACTION, print_comparison
 from stillhouse.models.load import save_model
 from stillhouse.recipe_file import load_recipe
 from stillhouse.tokens.tokenizer_training import train_tokenizer
@@ -173,3 +173,13 @@ def test_a_text_that_cannot_be_scored(tmp_path, text, capsys, monkeypatch, conte
     assert code == 3
     assert message in err
     assert "text.txt" in err
+
+
+@pytest.mark.parametrize("tokens", [90, 100])
+def test_losses_per_token_of_other_tokens_are_not_compared_unsaid(capsys, tokens):
+    models = {
+        name: {"perplexity": {"tokens_scored": number}, "diverged": False, "loss_minus_first": None}
+        for name, number in (("whole", 90), ("trimmed", tokens))
+    }
+    print_comparison({"text": "a text", "protocol": {"perplexity_block": 8}, "models": models})
+    assert ("per word and per byte" in capsys.readouterr().out) == (tokens == 100)

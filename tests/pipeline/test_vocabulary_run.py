@@ -72,16 +72,6 @@ def test_a_student_of_a_smaller_vocabulary(distil, tmp_path):
         assert f"{name} is up to date" in again.err
 
 
-def test_models_of_other_tokens_are_compared_per_byte(distil, tmp_path):
-    """The table of `compare` says so where a student has a smaller vocabulary than its teacher."""
-    run, outcome = distil({"layer_map": 2, "vocabulary": 300}, "--until", "init")
-    assert outcome.code == 0, outcome.err
-    (text := tmp_path / "held-out.txt").write_text("the still keeps the spirit\n" * 20)
-    models = (tmp_path / "teacher", run.folder / "student-init")
-    assert "compare them per word and per byte" in call("compare", *models, "--text", text).out
-    assert "per byte." not in call("compare", models[0], models[0], "--text", text).out
-
-
 def test_with_all_tokens_the_student_is_the_same(distil):
     """Trained to the bit like one whose vocabulary was not asked for."""
     students = []
@@ -137,7 +127,8 @@ def test_an_encoder_of_a_smaller_vocabulary(distil, tmp_path, family):
     manifest = read_manifest(run.folder / "tokens")
     assert manifest is not None
     unknown = manifest.facts["vocabulary"]["unknown_share"]
-    assert unknown["trimmed"] == unknown["whole"] == 0
+    # No more than before, of more tokens. (No byte is unknown to RoBERTa.)
+    assert (0 < unknown["trimmed"] <= unknown["whole"]) == (family == "bert")
 
 
 def test_a_vocabulary_that_cannot_be_is_refused_before_work(distil):
