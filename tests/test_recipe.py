@@ -219,6 +219,12 @@ def test_a_wrong_value_is_refused_with_its_path_and_what_was_found(extra, messag
             TRAINED.replace("tokenizer: {train: byte_bpe, vocabulary_size: 400}, ", ""),
             "has no token",
         ),
+        (f"{TRAINED}\nstudent: {{vocabulary: 300}}", "give the teacher a tokenizer of this size"),
+        (
+            "teacher: a\nstudent: {vocabulary: 300}\nfinetuning: {t: {task: {kind: regression}, "
+            "data: {train: a, validation: b}, models: {m: {start: teacher}}}}",
+            r"student.vocabulary is chosen on the corpus",
+        ),
         ("", "a recipe is a mapping of keys to values, got nothing: the file is empty"),
         ("[1, 2]", "got list"),
         ("just words", "got str"),

@@ -60,7 +60,10 @@ def check_vocabulary_size(tokenizer: PreTrainedTokenizerFast, size: int) -> None
         RecipeError: more tokens than there are, or fewer than every text needs.
         DataError: a kind of tokenizer that cannot be trimmed.
     """
-    pieces = pieces_of(tokenizer)
+    _check_size(pieces_of(tokenizer), size)
+
+
+def _check_size(pieces: Pieces, size: int) -> None:
     if not len(pieces.fixed) <= size <= len(pieces.all):
         raise RecipeError(
             f"{KEY} is {size:,}, but the teacher's tokenizer has {len(pieces.all):,} tokens, and "
@@ -80,8 +83,8 @@ def choose_tokens(
     Raises:
         RecipeError, DataError: see `check_vocabulary_size`.
     """
-    check_vocabulary_size(tokenizer, size)
     pieces = pieces_of(tokenizer)
+    _check_size(pieces, size)
     number = defaultdict(int, enumerate(counts.tolist()))
     users = Counter(part for own in pieces.parts.values() for part in own)
     left = set(pieces.all)
