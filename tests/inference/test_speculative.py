@@ -146,6 +146,7 @@ def test_as_many_other_tokens_cannot_draft():
         kept = np.array([id for id in range(len(whole)) if id != rare])
         tokenizer = trim_tokenizer(whole, kept)
         models.append(CausalLM(make_model(0, vocabulary=len(kept)).model, tokenizer))
+    student, other = models
     with pytest.raises(ModelError, match="not the same ones"):
-        DraftedText(*models, PROMPT, Generation(max_new_tokens=5))
-    DraftedText(models[0], models[0], PROMPT, Generation(max_new_tokens=5))
+        DraftedText(student, other, PROMPT, Generation(max_new_tokens=5))
+    DraftedText(student, student, PROMPT, Generation(max_new_tokens=5))

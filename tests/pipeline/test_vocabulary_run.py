@@ -50,7 +50,9 @@ def test_a_student_of_a_smaller_vocabulary(distil, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "student")
     model = AutoModelForCausalLM.from_pretrained(run.folder / "student")
     assert len(tokenizer) == model.config.vocab_size == 300
-    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    outputs = model.get_output_embeddings()
+    assert outputs is not None
+    assert model.get_input_embeddings().weight is outputs.weight
     text = "Stills \u00e9\U0001f642 keep\n"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     kept = read_kept(run.folder / "tokens")
@@ -108,7 +110,7 @@ def test_a_race_of_one_vocabulary(distil):
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_an_encoder_of_a_smaller_vocabulary(distil, tmp_path, family):
     """Its head and bias follow; what becomes unknown is counted."""
-    teacher = make_task_folder(tmp_path / family, family, "MaskedLM")
+    teacher = make_task_folder(tmp_path / family, family, "MaskedLM")  # pyright: ignore[reportArgumentType]
     text = tmp_path / "sentences.txt"
     text.write_text("\n".join(SENTENCES * 30))
     size = len(AutoTokenizer.from_pretrained(teacher)) - 5

@@ -55,7 +55,7 @@ def keep_tokens(model: PreTrainedModel, kept: Integer[ndarray, " K"]) -> PreTrai
     smaller.load_state_dict(weights, strict=False)  # a tied weight has one name there
     if model.can_generate() and (generation := model.generation_config) is not None:
         smaller.generation_config = _generation(generation, new_ids)
-    smaller.num_tokens = len(kept)  # pyright: ignore[reportAttributeAccessIssue]
+    smaller.num_tokens = len(kept)  # pyright: ignore[reportArgumentType]
     return smaller
 
 
