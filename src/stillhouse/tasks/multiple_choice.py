@@ -56,7 +56,8 @@ COLUMNS = {
     ),
 }
 CONNECTORS = {"cause": "because", "effect": "therefore"}  # of COPA
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 65_536}  # more would be padding on a CPU
+# On a CPU the hidden states of a batch stay in its cache: 1,024 take a quarter longer each.
+BATCH_TOKENS = {"cpu": 256, "cuda": 65_536}
 
 
 @dataclass(frozen=True)

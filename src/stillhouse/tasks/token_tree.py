@@ -8,7 +8,7 @@ Axes: B trees, T nodes, P texts, K scored tokens, R rows, D hidden size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from stillhouse.families.attention import softcapped
+from stillhouse.families.base import Head
 from stillhouse.families.products import fast_products
 from stillhouse.families.registry import family_of
 from stillhouse.tokens.batches import IGNORED, Batch
 
-ROWS_AT_ONCE = 256  # whose logits are in memory
+ROWS_AT_ONCE, TOKENS_AT_ONCE = 256, 4_096  # whose logits are in memory: 4 MB, a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -112,26 +114,37 @@ def log_likelihoods(
     head = family.head(model)
     with fast_products():
         features = head.transform(family.run_rows(model, batch, "predicted"))
+        normalizers = torch.cat([_normalizers(head, own) for own in features.split(ROWS_AT_ONCE)])
     row_of = torch.full_like(batch.labels, -1).flatten()
     row_of[batch.row_numbers("predicted")] = torch.arange(len(features), device=model.device)
     rows, tokens, texts = _scored(trees, row_of.view(batch.labels.shape).cpu().numpy())
+    weight = head.weight[tokens].float()
+    logits = (features[rows].float() * weight).sum(-1)
+    if head.bias is not None:
+        logits += head.bias[tokens]
+    log_probabilities = softcapped(logits, head.softcap) - normalizers[rows]
     sums = torch.zeros(sum(tree.num_texts for tree in trees), dtype=torch.float64)
-    for first in range(0, len(features), ROWS_AT_ONCE):
-        with fast_products():
-            logits = head.logits(features[first : first + ROWS_AT_ONCE]).float()
-        here = slice(*np.searchsorted(rows, (first, first + len(logits))))
-        picked = logits[rows[here] - first, tokens[here]] - logits.logsumexp(-1)[rows[here] - first]
-        sums.index_add_(0, torch.from_numpy(texts[here]), picked.double().cpu())
+    sums.index_add_(0, torch.from_numpy(texts), log_probabilities.double().cpu())
     return list(sums.split([tree.num_texts for tree in trees]))
+
+
+def _normalizers(head: Head, features: Float[Tensor, "R D"]) -> Float[Tensor, " R"]:
+    """log sum exp of each row's logits, a part of the vocabulary at a time."""
+    weights = head.weight.split(TOKENS_AT_ONCE)
+    biases = [None] * len(weights) if head.bias is None else head.bias.split(TOKENS_AT_ONCE)
+    parts = (
+        replace(head, weight=weight, bias=bias)
+        for weight, bias in zip(weights, biases, strict=True)
+    )
+    return torch.stack([part.logits(features).float().logsumexp(-1) for part in parts]).logsumexp(0)
 
 
 def _scored(
     trees: Sequence[TokenTree], row_of: Int[np.ndarray, "B T"]
 ) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
-    """The scored tokens of all trees by row: row, token, and text counted over the trees."""
+    """The scored tokens of all trees: row, token, and text counted over the trees."""
     firsts = np.cumsum([0, *(tree.num_texts for tree in trees)])
     rows = np.concatenate([row_of[place, tree.nodes] for place, tree in enumerate(trees)])
     tokens = np.concatenate([tree.tokens for tree in trees])
     texts = np.concatenate([tree.texts + firsts[place] for place, tree in enumerate(trees)])
-    order = np.argsort(rows, kind="stable")
-    return rows[order], tokens[order], texts[order]
+    return rows, tokens, texts
