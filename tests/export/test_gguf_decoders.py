@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from tests.models.gguf_files import metadata_of, sample_tokenizer, tensors_of, tiny, write
@@ -16,10 +17,13 @@ from stillhouse.models.from_gguf import read, tokenizer
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.llama_cpp import LlamaCpp
 from stillhouse.models.load import load_model, save_model
+from stillhouse.models.vocabulary import keep_tokens
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe
 from stillhouse.tokens.encoders import ODD_TEXTS
+from stillhouse.tokens.tokenizer import load_tokenizer
+from stillhouse.tokens.vocabulary import choose_tokens, trim_tokenizer
 
 pytestmark = [
     pytest.mark.e2e,
@@ -51,6 +55,20 @@ def save(folder: Path, model_type: str, **settings) -> Path:
     ends = {"bos_token_id": None, "eos_token_id": own.convert_tokens_to_ids("<|im_end|>")}
     save_model(tiny(model_type, **settings, **ends), own, folder)
     return folder
+
+
+def test_a_trimmed_vocabulary_is_the_same_in_llama_cpp(tmp_path):
+    """The file has the tokens that stay, and the merges between them; llama.cpp's tokenizer gives
+    the same ids on real text."""
+    source = save(tmp_path / "whole", "llama", tie_word_embeddings=True)
+    (_, whole), own = load_model(source), load_tokenizer(source)
+    kept = choose_tokens(own, np.arange(len(own))[::-1], 2_000)
+    save_model(keep_tokens(whole, kept), trim_tokenizer(own, kept), tmp_path / "model")
+    export_model(str(tmp_path / "model"), "gguf", tmp_path / "out", precision="fp32")
+    fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert len(fields["tokenizer.ggml.tokens"].contents()) == 2_000
+    end = fields["tokenizer.ggml.eos_token_id"].contents()
+    assert load_tokenizer(tmp_path / "model").convert_ids_to_tokens(end) == "<|im_end|>"
 
 
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -257,3 +257,21 @@ def test_smollm2_reads_any_text_in_a_smaller_vocabulary(size, shared_data):
         ids: Any = tokenizer.apply_chat_template(chat)
         texts.append(tokenizer.decode(ids["input_ids"]))
     assert texts[0] == texts[1]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [("bert/bert-base-uncased-vocab.txt", 4_096), ("bert/bert-base-cased-vocab.txt", 1_999)],
+)
+def test_bert_knows_as_much_in_a_smaller_vocabulary(source, size, shared_data):
+    """In real text and odd characters no more tokens are unknown, and the text reads the same."""
+    whole = load_tokenizer(shared_data / "vocab" / source)
+    text = (shared_data / "wikitext" / "wikitext-2" / "valid.txt").read_text()[:100_000]
+    small, _ = trimmed(whole, size, text)
+    for each in (text, *odd_texts(50)):
+        own, theirs = (text_encoder(tokenizer)([each])[0] for tokenizer in (small, whole))
+        assert (own == small.unk_token_id).sum() <= (theirs == whole.unk_token_id).sum()
+        if whole.unk_token_id not in theirs:
+            assert small.decode(own) == whole.decode(theirs)
+    assert small.convert_ids_to_tokens(small("a b")["input_ids"]) == ["[CLS]", "a", "b", "[SEP]"]
