@@ -26,9 +26,11 @@ MIN_ROWS = 32  # for fewer, reading the weight takes much of the time
 SHAPE = Shape(576, 1536, is_transposed=False, count=1)  # of a small model's feed-forward layer
 
 
-def fast_products() -> AbstractContextManager[Any]:
-    """Within this context products are computed by oneDNN, where that is faster here."""
-    return OneDNNProducts() if _is_onednn_faster() else nullcontext()
+def fast_products(device: torch.device) -> AbstractContextManager[Any]:
+    """Within this context products on a CPU are computed by oneDNN, where that is faster here."""
+    if device.type == "cpu" and _is_onednn_faster():
+        return OneDNNProducts()
+    return nullcontext()
 
 
 class OneDNNProducts(TorchFunctionMode):
@@ -64,7 +66,9 @@ def _is_for_onednn(inputs: Tensor) -> bool:
 
 @lru_cache(1)
 def _is_onednn_faster() -> bool:
-    if not torch.backends.mkldnn.is_available():
+    if not (
+        torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ):
         return False
     onednn = Kernel(lambda weight, bias: partial(_linear, weight=weight, bias=bias))
     times = kernel_times([SHAPE], {"fp32": FLOAT32, NAME: onednn}, (MIN_ROWS,))

@@ -165,7 +165,7 @@ class Task(ABC, Generic[Settings]):
                 pad_token_id=padding_id(model.config),
                 per_token=self.per_token,
             )
-            with torch.inference_mode(), fast_products():
+            with torch.inference_mode(), fast_products(model.device):
                 found = self.outputs(model, batch.to(model.device)).float().cpu()
             outputs |= dict(zip(places, found, strict=True))
         return [outputs[place] for place in range(len(sequences))]

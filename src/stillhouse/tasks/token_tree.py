@@ -112,7 +112,7 @@ def log_likelihoods(
     """For each text of each tree the sum of its scored tokens' log-probabilities, in nats."""
     family, batch = family_of(model.config), TreeBatch.of(trees, model.device)
     head = family.head(model)
-    with fast_products():
+    with fast_products(model.device):
         features = head.transform(family.run_rows(model, batch, "predicted"))
         normalizers = torch.cat([_normalizers(head, own) for own in features.split(ROWS_AT_ONCE)])
     row_of = torch.full_like(batch.labels, -1).flatten()
