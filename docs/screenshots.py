@@ -82,7 +82,7 @@ def story(page: Page) -> None:
         page.get_by_role("radio", name=kind).check()
         field.fill(words)
         field.press("Enter")
-        expect(page.locator("#turn-stop")).to_be_hidden()
+        expect(page.locator("#story-stop")).to_be_hidden()
 
 
 def tasks(page: Page) -> None:

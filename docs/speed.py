@@ -140,7 +140,7 @@ def _peers() -> list[tuple[str, float, str, str]]:
         file = f"step-peers-{pair}.json"
         for result in _read(file)["results"]:
             peer = result["title"].partition(" against ")[2]
-            name = f"{peer}{what}, in bfloat16, matched losses"
+            name = f"against {peer}{what}, both in bfloat16, matched losses"
             theirs = next(key for key in result["references"] if key.endswith("-bf16"))
             rows.append((name, *_of_rounds(result["seconds"], "bf16", theirs, file)))
     return rows
@@ -150,7 +150,10 @@ def _tokenizing() -> list[tuple[str, float, str, str]]:
     file = "tokenize-novels.json"
     result = _read(file)["result"]
     size = f"{result['size_bytes'] / 1e6:.0f} MB of novels"
-    names = {"encoding": f"GPT-2's BPE, {size}, against tokenizers", "prepare": "all of `prepare`"}
+    names = {
+        "encoding": f"GPT-2's BPE on {size}, against `tokenizers`",
+        "prepare": "all of `prepare` on them, against `tokenizers`",
+    }
     return [
         (name, *_of_rounds(result[part], "gigatoken", "tokenizers", file))
         for part, name in names.items()

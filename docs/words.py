@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SUFFIXES = {".py", ".md", ".js", ".html", ".css", ".yaml"}
-# The page itself, the log of experiments as it was written, and the changelog.
+# The page itself, and the log of experiments as it was written.
 EXEMPT = {
     "docs/renamed.md",
     "docs/words.py",
@@ -383,7 +383,7 @@ WORDS: tuple[Name | Phrase, ...] = (*NAMES, *PHRASES)
 
 def sources() -> Iterator[Source]:
     """Every file that is searched, without the table of renamed keys."""
-    found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    found = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     found += [
         each for part in ("src", "tests", "docs", "benchmarks") for each in (ROOT / part).rglob("*")
     ]

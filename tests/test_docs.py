@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from docs.families import LAWS, cell
 
+from stillhouse.stages.stage import STAGES
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
@@ -22,6 +24,16 @@ every_page = pytest.mark.parametrize(
 def code_blocks(page: str) -> list[str]:
     text = (DOCS / page).read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.M)
+
+
+@pytest.mark.parametrize(
+    ("page", "row"),
+    [("README.md", r"^\| `(\w+)` \|"), ("docs/architecture.md", r"\| stage `(\w+)`:")],
+)
+def test_pages_list_every_stage_in_order(page, row):
+    """The tables of what a stage reads and writes, and of the packages."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert tuple(re.findall(row, text, re.M)) == STAGES
 
 
 @pytest.mark.e2e

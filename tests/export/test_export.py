@@ -1,6 +1,7 @@
 """Models in the formats of other engines: loaded there, they say the same."""
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from tests.export.odd_models import ODD_MODELS, odd_model, parity_of
 from tests.export.test_plain import make_loaded
 from tests.pipeline.test_bad_input import small_files
+from tests.pipeline.tiny_run import call, refused
 from tests.task_models import make_task_folder
 from transformers import AutoModelForCausalLM
 
@@ -207,6 +209,30 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(
     assert _run() == code
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (
+            "gemma2",
+            "of decoders this export writes gpt2, llama, mistral, qwen2, qwen3 as GGUF, and this "
+            "is gemma2; convert the model with llama.cpp's convert_hf_to_gguf.py.",
+        ),
+        (
+            "mistral",
+            "its attention reads the last 7 of 64 positions, and llama.cpp reads all of them in "
+            "this architecture; set max_position_embeddings in its config.json to 7, for texts up "
+            "to that length.",
+        ),
+    ],
+)
+def test_decoders_that_gguf_does_not_hold_are_refused(tmp_path, family, message):
+    loaded = make_loaded(family)
+    save_model(loaded.model, loaded.tokenizer, tmp_path / family)
+    outcome = call("export", tmp_path / family, tmp_path / "out", "--to", "gguf")
+    refused(outcome, 4, re.escape(f"{family} cannot be written as gguf: {message}"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def prepared(page: Page, view: str) -> None:
             page.get_by_role("tab", name="Story").click()
             page.get_by_label("What happens next").fill("wait")
             page.get_by_label("What happens next").press("Enter")
-            expect(page.locator("#turns li")).to_have_count(2)
+            expect(page.locator("#story-turns li")).to_have_count(2)
         case "tasks":
             page.get_by_role("tab", name="Tasks").click()
             page.locator("#tasks button").first.click()

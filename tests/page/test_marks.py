@@ -267,7 +267,7 @@ def test_what_is_said_of_one_view_does_not_stay_on_the_next(page):
     [
         ("Compare", "#student-text", "The student's text"),
         ("Compare", "#teacher-text", "The teacher's text"),
-        ("Story", "#turns", "No story yet"),
+        ("Story", "#story-turns", "No story yet"),
         ("Heat map", "#heat-token", "Point at a token"),
     ],
 )

@@ -126,8 +126,8 @@ def test_a_story_is_told_in_turns(page):
     field = page.get_by_label("What happens next")
     field.fill("light the lamp")
     field.press("Enter")
-    turns = page.locator("#turns li")
-    expect(page.locator("#turn-stop")).to_be_hidden()
+    turns = page.locator("#story-turns li")
+    expect(page.locator("#story-stop")).to_be_hidden()
     expect(turns).to_have_count(2)
     expect(turns.first).to_have_text("> You light the lamp")
     told = turns.nth(1).text_content()
@@ -138,7 +138,7 @@ def test_a_story_is_told_in_turns(page):
     page.get_by_label("Say").check()
     field.fill("Who is there?")
     page.get_by_role("button", name="Go", exact=True).click()
-    expect(page.locator("#turn-stop")).to_be_hidden()
+    expect(page.locator("#story-stop")).to_be_hidden()
     expect(turns.nth(2)).to_have_text('> You say "Who is there?"')
     page.get_by_role("button", name="Undo").click()
     expect(turns).to_have_count(2)
@@ -155,8 +155,8 @@ def tell(page: Page, words: str) -> None:
     page.get_by_role("tab", name="Story").click()
     page.get_by_label("What happens next").fill(words)
     page.get_by_label("What happens next").press("Enter")
-    expect(page.locator("#turns .model").last).to_be_visible()
-    expect(page.locator("#turn-stop")).to_be_hidden()
+    expect(page.locator("#story-turns .model").last).to_be_visible()
+    expect(page.locator("#story-stop")).to_be_hidden()
 
 
 def test_what_is_to_be_remembered_is_pinned_and_the_story_is_the_text(page):
@@ -165,7 +165,7 @@ def test_what_is_to_be_remembered_is_pinned_and_the_story_is_the_text(page):
     tell(page, "wait")
     page.get_by_label("Always remember").fill("You are a lighthouse keeper.")
     page.get_by_role("button", name="Retry").click()
-    expect(page.locator("#turn-stop")).to_be_hidden()
+    expect(page.locator("#story-stop")).to_be_hidden()
     first, second = (each.post_data_json for each in asked if "suggestions" in each.url)
     assert "pinned" not in first
     assert second["pinned"] == "You are a lighthouse keeper.\n"
@@ -175,7 +175,7 @@ def test_what_is_to_be_remembered_is_pinned_and_the_story_is_the_text(page):
 def test_a_new_story_does_not_cost_the_old_one(page):
     """Nor does a reload in between; bringing it back sets the new one aside."""
     tell(page, "light the lamp")
-    turns = page.locator("#turns li")
+    turns = page.locator("#story-turns li")
     told = turns.all_text_contents()
     expect(page.get_by_role("button", name="Restore previous story")).to_be_hidden()
     page.get_by_role("button", name="New story").click()
@@ -231,6 +231,7 @@ def test_a_conversation_is_sent_whole_with_its_instructions(page):
     assert [message["role"] for message in sent[1]["messages"]] == roles
     first = answers.first.text_content() or ""
     assert sent[1]["messages"][2]["content"].strip() == first.strip()
+    assert "max_new_tokens" not in sent[0]  # an answer is longer than a suggestion
 
 
 def test_a_conversation_is_retried_undone_and_survives_a_reload(page):
@@ -320,10 +321,10 @@ def test_texts_and_settings_of_an_earlier_version_are_read(page):
     page.get_by_role("button", name="Restore previous text").click()
     assert text_of(page) == "Older."
     page.get_by_role("tab", name="Story").click()
-    expect(page.locator("#turns li")).to_have_text(["> You wait", "The wind rises."])
+    expect(page.locator("#story-turns li")).to_have_text(["> You wait", "The wind rises."])
     expect(page.get_by_label("Always remember")).to_have_value("A storm is coming.")
     page.get_by_role("button", name="Restore previous story").click()
-    expect(page.locator("#turns li")).to_have_text(["> You sleep"])
+    expect(page.locator("#story-turns li")).to_have_text(["> You sleep"])
     page.get_by_role("button", name="Settings").click()
     expect(page.locator("#set-number")).to_have_value("2")
     expect(page.locator("#set-tokens")).to_have_value("7")

@@ -85,6 +85,34 @@ def test_invalid_settings_are_rejected_with_key_and_value(ready, setting, messag
 
 
 @pytest.mark.parametrize(
+    ("parameters", "channels", "message"),
+    [
+        ("1k", 64, r"1,000 parameters, but the embeddings and one narrow layer have 7,360\. Give"),
+        (
+            "90M",
+            64,
+            r"90\.0 M parameters, but all layers of the teacher have 15\.5 k already\. Give",
+        ),
+        (
+            "7500",
+            2,
+            r"7,500 parameters, but no student of this teacher .* 2% fewer\. Give \d,\d+\.",
+        ),
+    ],
+)
+def test_a_budget_that_no_student_meets_is_rejected_with_sizes_that_do(
+    tmp_path, parameters, channels, message
+):
+    recipe = write_recipe(tmp_path)
+    settings = (
+        f"teacher.intermediate_size={channels}",
+        f"student={{budget: {{parameters: {parameters}}}}}",
+    )
+    outcome = call("check", recipe, *(part for key in settings for part in ("--set", key)))
+    refused(outcome, 2, f"tiny.yaml: student.budget allows {message}")
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("teacher: [", "broken.yaml: line 1, column 11 is not YAML"),

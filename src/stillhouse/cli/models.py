@@ -1,5 +1,6 @@
 """Commands that measure and use models."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -185,6 +186,7 @@ def generate(
     Prints each text, the prompt included. With --chat, the prompt is put into the model's chat
     template. With --draft, the draft acceptance rate goes to stderr.
     """
+    from stillhouse.inference.arguments import messages_of
     from stillhouse.inference.generation import Generation
 
     settings = Generation(
@@ -203,23 +205,13 @@ def generate(
     )
     loaded = _load(model, precision, offline=offline)
     student = _load(draft, precision, offline=offline) if draft is not None else None
-    if chat:
-        texts = _answers(loaded, student, prompt, settings, is_cut=max_new_tokens is None)
-    else:
-        found = _continued(loaded, student, loaded.text_prompt(prompt), settings)
-        texts = [prompt + text for text in found]
+    start = loaded.chat_prompt(messages_of(prompt)) if chat else loaded.text_prompt(prompt)
+    if chat and max_new_tokens is None:
+        settings = replace(settings, max_new_tokens=loaded.answer_tokens(start))
+    found = _continued(loaded, student, start, settings)
+    texts = [text.strip() if chat else prompt + text for text in found]
     as_dicts = [{"generated_text": text} for text in texts]
     print_json(as_dicts) if as_json else print("\n---\n".join(texts))
-
-
-def _answers(loaded: Any, student: Any, message: str, settings: Any, *, is_cut: bool) -> list[str]:
-    """Answers to a message; `is_cut`: of the default length of an answer."""
-    from dataclasses import replace
-
-    start = loaded.chat_prompt([{"role": "user", "content": message}])
-    if is_cut:
-        settings = replace(settings, max_new_tokens=loaded.answer_tokens(start))
-    return [text.strip() for text in _continued(loaded, student, start, settings)]
 
 
 def _continued(loaded: Any, student: Any, start: Any, settings: Any) -> list[str]:

@@ -44,7 +44,7 @@ def serve(
     offline: Offline = False,
     device: Device = None,
 ) -> None:
-    """Serve models over HTTP, with the APIs of OpenAI and Hugging Face.
+    """Serve models over HTTP, with the APIs of OpenAI, Ollama and Hugging Face.
 
     A request that names no model is answered by the first one that does its task. Exits on Ctrl+C,
     after accepted requests have finished. With --replicas it runs under Ray Serve, on the cluster

@@ -25,7 +25,7 @@ from stillhouse.inference.reference import MOST_TURNS, TURNS, shape_key
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.load import load_model
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import Inputs, commit_file, fingerprint, read_manifest, sha256_of
+from stillhouse.runs.manifest import Inputs, commit_json, fingerprint, read_manifest, sha256_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.tokens.packing import open_source
@@ -107,7 +107,7 @@ def evaluate(
         "teacher_fit": _teacher_fit(recipe, run, loaded["teacher"]),
         "samples": text_samples(recipe, run, loaded, diverged),
     }
-    commit_file(run.evaluation, _json(result), inputs, seconds=time.monotonic() - started)
+    commit_json(run.evaluation, result, inputs, seconds=time.monotonic() - started)
 
 
 def _units(losses: Mapping[str, UnitLosses]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def summarize(recipe: Recipe, run: RunFolder, seed_runs: Sequence[RunFolder]) ->
         "runs": results,
     }
     sources = {f"seed {result['seed']}": fingerprint(result) for result in results}
-    commit_file(run.evaluation, _json(content), Inputs("summarize", {}, sources))
+    commit_json(run.evaluation, content, Inputs("summarize", {}, sources))
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
@@ -227,7 +227,3 @@ def _protocol(recipe: Recipe, student: Model) -> dict[str, Any]:
         "forward pass.",
         "texts": recipe.evaluation.perplexity,
     }
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

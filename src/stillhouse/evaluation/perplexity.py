@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 from stillhouse.families.base import Family
 from stillhouse.tasks.metrics import CONFIDENCE, RESAMPLES
 from stillhouse.tokens.batches import IGNORED, Batch, SequenceSource
-from stillhouse.tokens.packing import positions_in_segments
+from stillhouse.tokens.packing import packed_batch
 
 TOKENS_PER_BATCH = 8_192
 ROWS_PER_CHUNK = 2_048
@@ -255,14 +255,7 @@ def _scored_batch(windows: Sequence[tuple[np.ndarray, int]]) -> Batch:
         size = len(ids) - 1
         inputs[row, :size], segments[row, :size] = ids[:-1], 1
         labels[row, size - num_scored : size] = ids[len(ids) - num_scored :]
-    return Batch(
-        torch.from_numpy(inputs),
-        torch.from_numpy(labels),
-        torch.from_numpy(segments),
-        torch.from_numpy(positions_in_segments(segments)),
-        causal=True,
-        uniform=bool(segments.all()),
-    )
+    return packed_batch(inputs, labels, segments, causal=True)
 
 
 def sequence_losses(

@@ -212,15 +212,24 @@ AttentionInterface.register(NAME_OF_TOKENS, _attention_of_tokens)
 
 
 @contextmanager
-def attention_by(config: PretrainedConfig, attend: "Attend") -> Iterator[None]:
-    """Within this context a body computes attention by `attend`; it takes one row of tokens."""
-    before, config._attn_implementation = config._attn_implementation, NAME_OF_TOKENS
-    token = _attend.set(attend)
+def attention_named(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Within this context a model uses the attention function registered under this name."""
+    before, config._attn_implementation = config._attn_implementation, name
     try:
         yield
     finally:
-        _attend.reset(token)
         config._attn_implementation = before
+
+
+@contextmanager
+def attention_by(config: PretrainedConfig, attend: "Attend") -> Iterator[None]:
+    """Within this context a body computes attention by `attend`; it takes one row of tokens."""
+    token = _attend.set(attend)
+    try:
+        with attention_named(config, NAME_OF_TOKENS):
+            yield
+    finally:
+        _attend.reset(token)
 
 
 @contextmanager
@@ -238,8 +247,5 @@ def explicit_attention_mask(config: PretrainedConfig) -> Iterator[None]:
             f"{'chunked' if chunked else before} attention cannot take an explicit attention mask; "
             "only eager and sdpa attention can. Load it with attn_implementation sdpa."
         )
-    config._attn_implementation = NAME
-    try:
+    with attention_named(config, NAME):
         yield
-    finally:
-        config._attn_implementation = before

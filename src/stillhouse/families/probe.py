@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from stillhouse.families.attention import attention_named
 from stillhouse.section import LanguageModeling
 
 NAME = "stillhouse_probe"
@@ -101,13 +102,9 @@ def _noted_attention(config: PretrainedConfig, trace: list[str]) -> Iterator[Non
         trace.append(ATTENTION)
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
-    before = config._attn_implementation
     AttentionInterface.register(NAME, attention)
-    config._attn_implementation = NAME
-    try:
+    with attention_named(config, NAME):
         yield
-    finally:
-        config._attn_implementation = before
 
 
 def _largest_without(names: list[str], others: list[str]) -> tuple[str, ...]:

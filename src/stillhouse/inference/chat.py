@@ -20,6 +20,11 @@ PLAIN_STOPS = ("\n\nUser:", "\n\nSystem:")  # where the answer to a plain conver
 ADVICE = "Continue plain text instead, or correct chat_template in the model's folder."
 ANSWER_TOKENS = 256  # of an answer, where no number is given
 SHOWN = 40  # characters of a message in an error
+SHORT_CONVERSATION = (
+    {"role": "user", "content": "One"},
+    {"role": "assistant", "content": "Two"},
+    {"role": "user", "content": "Three"},
+)
 
 
 @dataclass(frozen=True)
@@ -75,26 +80,13 @@ def conversation_text(
 
 
 def template_problem(tokenizer: PreTrainedTokenizerFast) -> str:
-    """What is wrong with a model's chat template, as a sentence; empty if nothing is, or if there
-    is none.
-
-    A template preserves prefixes if the text of a conversation starts with that of its beginning.
-    """
-    if tokenizer.chat_template is None:
-        return ""
-    first = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]
+    """What a model's chat template does wrong with a short conversation, as a sentence; empty if
+    nothing, or if there is no template."""
     try:
-        conversation_text(tokenizer, first[:1])
-        before = _rendered(tokenizer, first)
-        after = _rendered(tokenizer, [*first, {"role": "user", "content": "Three"}])
+        conversation_text(tokenizer, SHORT_CONVERSATION)
     except DataError as error:
         return str(error)
-    if after.startswith(before):
-        return ""
-    return (
-        "The model's chat template does not preserve prefixes: it changes earlier messages as a "
-        "conversation grows. Answers are right, but texts in this format cannot be cut by turn."
-    )
+    return ""
 
 
 def _rendered(

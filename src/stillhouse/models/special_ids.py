@@ -53,15 +53,23 @@ def read_settings(file: Path) -> dict[str, Any]:
     Raises:
         ModelError: not a JSON object.
     """
-    if not file.is_file():
-        return {}
+    return read_json(file, dict) if file.is_file() else {}
+
+
+def read_json(file: Path, kind: type) -> Any:
+    """The content of a JSON file of a model folder.
+
+    Raises:
+        ModelError: not JSON, or of another kind than `dict` or `list`.
+    """
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read ({error}). Download or save it again.") from error
-    if not isinstance(settings, dict):
-        raise ModelError(f"{file} is not a JSON object. Download or save it again.")
-    return settings
+    if not isinstance(content, kind):
+        name = "object" if kind is dict else "array"
+        raise ModelError(f"{file} is not a JSON {name}. Download or save it again.")
+    return content
 
 
 def padding_id(config: PretrainedConfig) -> int:

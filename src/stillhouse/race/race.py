@@ -20,7 +20,7 @@ from stillhouse.models.load import save_model
 from stillhouse.race.candidates import Candidate, parameter_limit, plan_candidates
 from stillhouse.race.cuts import Cuts
 from stillhouse.race.score import score
-from stillhouse.runs.manifest import Inputs, commit_file, commit_folder, read_manifest
+from stillhouse.runs.manifest import Inputs, commit_folder, commit_json, read_manifest
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import StageContext
 from stillhouse.student.calibration import calibration_of, text_fingerprint
@@ -154,7 +154,7 @@ class Race:
         }
         self.context.reporter.say(f"race: {candidate.name}: loss {loss:.3f} after the cut")
         self.run.candidates.mkdir(exist_ok=True)
-        commit_file(self._cut_file(candidate), _json(facts), inputs)
+        commit_json(self._cut_file(candidate), facts, inputs)
 
     def _commit_student(self, cuts: MakeCuts, candidate: Candidate, inputs: Inputs) -> None:
         target = self.run.candidate(candidate.name).student_init
@@ -192,7 +192,7 @@ class Race:
             "importance": importance[winner.name],
         }
         self.context.reporter.say(f"race: {result['reason']}")
-        commit_file(self.run.race, _json(result), inputs)
+        commit_json(self.run.race, result, inputs)
 
 
 def reason(after_cut: Sequence[Mapping[str, Any]], raced: Sequence[Mapping[str, Any]]) -> str:
@@ -224,7 +224,3 @@ def _figure(value: float | None) -> str:
 
 def _last_if_missing(value: float | None) -> float:
     return math.inf if value is None else value
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -212,6 +212,12 @@ def commit_file(target: Path, content: bytes, inputs: Inputs, *, seconds: float 
         )
 
 
+def commit_json(target: Path, content: Any, inputs: Inputs, *, seconds: float = 0.0) -> None:
+    """`commit_file` of a value as JSON, which has no NaN or infinity."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    commit_file(target, text.encode(), inputs, seconds=seconds)
+
+
 def _manifest_bytes(manifest: Manifest) -> bytes:
     """The manifest as JSON, followed by its digest."""
     data = json.loads(json.dumps(asdict(manifest)))

@@ -189,13 +189,10 @@ def _layer_states(
         after = output[0] if family.layers_give_tuples else output
         found.append((args[0] if args else named["hidden_states"], after))
 
-    layers = family.layers_of(model)
-    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in family.layers_of(model):
+            hooks.enter_context(layer.register_forward_hook(note, with_kwargs=True))
         family.run_body(model, batch.to(model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

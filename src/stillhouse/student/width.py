@@ -7,8 +7,10 @@ Axes: B sequences, T positions, C channels of one module.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -167,20 +169,13 @@ def channel_scores(
         means = (states * real[:, :, None]).sum(1) / real.sum(1).clamp_min(1)[:, None]
         squares[module][layer] = squares[module][layer] + means.square().sum(0)
 
-    hooks = [
-        layer.get_submodule(module).register_forward_pre_hook(
-            partial(note, module=module, layer=number)
-        )
-        for module in squares
-        for number, layer in enumerate(layers)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for module, (number, layer) in itertools.product(squares, enumerate(layers)):
+            read = partial(note, module=module, layer=number)
+            hooks.enter_context(layer.get_submodule(module).register_forward_pre_hook(read))
         for batch in text.batches():
             real = batch.rows("all").double().to(model.device)
             family.run_body(model, batch.to(model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {module: [total.sqrt().cpu() for total in each] for module, each in squares.items()}
 
 

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from stillhouse.data.rows import Row
 from stillhouse.errors import ModelError, RecipeError
+from stillhouse.models.special_ids import read_json, read_settings
 from stillhouse.tasks.encoded import (
     EncodedExample,
     TaskBatch,
@@ -67,7 +68,7 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings | None:
     """
     if not (folder / MODULES).is_file():
         return None
-    modules = [each if isinstance(each, dict) else {} for each in _read(folder / MODULES, list)]
+    modules = [each if isinstance(each, dict) else {} for each in read_json(folder / MODULES, list)]
     steps = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     places = [str(module.get("path", "")) for module in modules]
     if len(steps) < 2 or tuple(steps) != STEPS[: len(steps)] or places[0]:
@@ -76,7 +77,7 @@ def read_embedding_settings(folder: Path) -> EmbeddingSettings | None:
             f"{f' in {places[0]}' if places and places[0] else ''}; Stillhouse supports a "
             "Transformer in the folder itself, then Pooling, then optionally Normalize."
         )
-    settings = _optional(folder / SETTINGS)
+    settings = read_settings(folder / SETTINGS)
     _check_settings(folder, settings)
     prompt = _default_prompt(folder / SETTINGS, settings)
     length, lower_case = _text_settings(folder)
@@ -142,7 +143,7 @@ def write_modules(folder: Path, task: EmbeddingsTask, hidden_size: int) -> None:
 
 
 def _pooling(path: Path, *, has_prompt: bool) -> Literal["mean", "cls"]:
-    settings = _read(path, dict)
+    settings = read_json(path, dict)
     if has_prompt and settings.get("include_prompt") is False:
         raise ModelError(
             f"{path} excludes the prompt from pooling (include_prompt), and {SETTINGS} names a "
@@ -166,8 +167,8 @@ def _pooling(path: Path, *, has_prompt: bool) -> Literal["mean", "cls"]:
 def _text_settings(folder: Path) -> tuple[int | None, bool]:
     """The number of tokens at which texts are truncated, and whether they are lower-cased."""
     files = [folder / TEXTS, *sorted(folder.glob("sentence_*_config.json"))]
-    settings = next((found for file in files if (found := _optional(file))), {})
-    tokenizer = _optional(folder / "tokenizer_config.json").get("model_max_length")
+    settings = next((found for file in files if (found := read_settings(file))), {})
+    tokenizer = read_settings(folder / "tokenizer_config.json").get("model_max_length")
     length = settings.get("max_seq_length") or tokenizer
     if length is not None and (not isinstance(length, int) or length < 1):
         raise ModelError(
@@ -191,7 +192,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             "Stillhouse does not. Remove it, and truncate them yourself, or request `dimensions` "
             "from the server."
         )
-    text = (_optional(folder / TEXTS).get("modality_config") or {}).get("text") or {}
+    text = (read_settings(folder / TEXTS).get("modality_config") or {}).get("text") or {}
     output = text.get("method_output_name", "last_hidden_state")
     if output != "last_hidden_state":
         raise ModelError(
@@ -210,20 +211,6 @@ def _default_prompt(path: Path, settings: Mapping[str, Any]) -> str:
             f"{', '.join(map(repr, prompts)) or 'none'}."
         )
     return prompts[name]
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return _read(path, dict) if path.is_file() else {}
-
-
-def _read(path: Path, kind: type) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read ({error}). Fetch the model again.") from error
-    if not isinstance(content, kind):
-        raise ModelError(f"{path} is not what sentence-transformers writes there.")
-    return content
 
 
 class Embeddings(Task[EmbeddingsTask]):

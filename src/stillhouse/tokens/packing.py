@@ -97,7 +97,7 @@ class CausalSequences:
             segments = real.astype(np.int64)
         else:
             segments = np.where(real, 1 + np.cumsum(inputs == self.document_start, axis=1), 0)
-        return _batch(inputs, labels, segments, causal=True)
+        return packed_batch(inputs, labels, segments, causal=True)
 
 
 class MaskedSequences:
@@ -145,7 +145,7 @@ class MaskedSequences:
                 segments[row, place:stop] = number
                 place = stop
         masked, labels = self.masker.mask(inputs, segments, sequences, epochs, seed)
-        return _batch(masked, labels, segments, causal=False)
+        return packed_batch(masked, labels, segments, causal=False)
 
 
 class Masker:
@@ -249,7 +249,10 @@ def pack_segments(
     )
 
 
-def _batch(inputs: np.ndarray, labels: np.ndarray, segments: np.ndarray, *, causal: bool) -> Batch:
+def packed_batch(
+    inputs: np.ndarray, labels: np.ndarray, segments: np.ndarray, *, causal: bool
+) -> Batch:
+    """A batch of packed sequences, whose positions start at 0 in each segment; all (B, T)."""
     return Batch(
         torch.from_numpy(inputs),
         torch.from_numpy(labels),

@@ -2,7 +2,6 @@
 
 import { Turns } from "./turns.js";
 
-const ANSWER_TOKENS = 256;
 const LAST_TURNS = 200; // that a request has; the server leaves out what its context cannot hold
 
 export class Chat extends Turns {
@@ -27,6 +26,6 @@ export class Chat extends Turns {
     if (!messages.length) return null;
     const instructions = this.pinned.value.trim();
     if (instructions) messages.unshift({ role: "system", content: instructions });
-    return { path: "/editor/chat", body: { messages, max_new_tokens: ANSWER_TOKENS } };
+    return { path: "/editor/chat", body: { messages, max_new_tokens: undefined } }; // the server's default
   }
 }

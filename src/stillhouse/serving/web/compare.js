@@ -3,6 +3,7 @@
 import { lastPart } from "./manuscript.js";
 import { stream } from "./server.js";
 import { sampling } from "./settings.js";
+import { Stoppable } from "./stoppable.js";
 
 const MAX_CHARACTERS = 20_000;
 
@@ -12,26 +13,20 @@ export class Compare {
     this.teacher = teacher;
     this.agreement = agreement;
     this.draft = draft; // {section, text, facts}
-    this.stopButton = stopButton;
+    this.work = new Stoppable(stopButton, onError);
     this.announce = announce;
-    this.onError = onError;
     this.textBefore = textBefore;
   }
 
-  stop() {
-    this.stopping?.abort();
-    this.stopButton.hidden = true;
-  }
-
   async run(student, teacher) {
-    await this.#guarded(() => this.run(student, teacher), async (signal) => {
+    await this.work.run(async (signal) => {
       this.agreement.textContent = "";
       const text = lastPart(this.textBefore(), MAX_CHARACTERS);
       const request = { text, ...sampling(), max_new_tokens: Math.max(40, sampling().max_new_tokens) };
       const generated = await this.#generate(this.student, student, request, signal);
       await this.#generate(this.teacher, teacher, request, signal);
       await this.#showAgreement(teacher, text, generated, signal);
-    });
+    }, () => this.run(student, teacher));
   }
 
   // How many of the student's tokens are the teacher's top choice.
@@ -49,7 +44,7 @@ export class Compare {
 
   // The teacher alone, then with speculative decoding: the same distribution, sooner.
   async runSpeculative(student, teacher) {
-    await this.#guarded(() => this.runSpeculative(student, teacher), async (signal) => {
+    await this.work.run(async (signal) => {
       const { draft } = this;
       draft.section.hidden = false;
       draft.text.replaceChildren();
@@ -65,7 +60,7 @@ export class Compare {
         if ("text" in event) this.#addPiece(event);
         else this.#showDraftFacts(event, (performance.now() - started) / 1000, alone.seconds);
       }
-    });
+    }, () => this.runSpeculative(student, teacher));
   }
 
   #addPiece({ text, drafted }) {
@@ -109,20 +104,6 @@ export class Compare {
       });
     }
     return generated;
-  }
-
-  async #guarded(retry, work) {
-    this.stop();
-    const stopping = new AbortController();
-    this.stopping = stopping;
-    this.stopButton.hidden = false;
-    try {
-      await work(stopping.signal);
-    } catch (error) {
-      if (!stopping.signal.aborted) this.onError(error, retry);
-    } finally {
-      if (this.stopping === stopping) this.stopButton.hidden = true;
-    }
   }
 }
 

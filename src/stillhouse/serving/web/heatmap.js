@@ -1,6 +1,7 @@
 // The surprisal or rank of each token of a text under a model, with the most likely tokens.
 
 import { stream } from "./server.js";
+import { Stoppable } from "./stoppable.js";
 
 const BITS = 1 / Math.LN2;
 // Upper bounds of the color steps, with their labels.
@@ -21,11 +22,10 @@ export class HeatMap {
     this.detail = detail;
     this.legend = legend;
     this.summary = summary;
-    this.stopButton = stopButton;
+    this.work = new Stoppable(stopButton, onError);
     this.source = null; // the scored text
     this.model = null;
     this.announce = announce;
-    this.onError = onError;
     this.continueFrom = continueFrom;
     this.by = "surprisal";
     this.tokens = [];
@@ -41,9 +41,7 @@ export class HeatMap {
   }
 
   async score(source, model) {
-    this.stop();
-    const stopping = new AbortController();
-    this.stopping = stopping;
+    this.work.stop();
     this.source = source;
     this.tokens = [];
     this.active = -1;
@@ -54,26 +52,12 @@ export class HeatMap {
       return;
     }
     this.summary.textContent = "Scoring…";
-    this.stopButton.hidden = false;
-    try {
+    const isLast = await this.work.run(async (signal) => {
       const body = { model, text: source };
-      for await (const { tokens } of stream("/editor/surprisal", body, stopping.signal)) {
-        this.#add(tokens);
-      }
-      if (!stopping.signal.aborted) this.announce(this.summary.textContent, { quietly: true });
-    } catch (error) {
-      if (!stopping.signal.aborted) this.onError(error, () => this.score(source, model));
-    } finally {
-      if (this.stopping === stopping) {
-        this.stopButton.hidden = true;
-        if (!this.tokens.length) this.summary.textContent = "No text was scored.";
-      }
-    }
-  }
-
-  stop() {
-    this.stopping?.abort();
-    this.stopButton.hidden = true;
+      for await (const { tokens } of stream("/editor/surprisal", body, signal)) this.#add(tokens);
+      if (!signal.aborted) this.announce(this.summary.textContent, { quietly: true });
+    }, () => this.score(source, model));
+    if (isLast && this.source === source && !this.tokens.length) this.summary.textContent = "No text was scored.";
   }
 
   colorBy(by) {

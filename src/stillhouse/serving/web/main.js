@@ -134,20 +134,13 @@ const compare = new Compare(
   },
   { announce, onError, textBefore: () => writer.manuscript.text.slice(0, writer.caret) },
 );
-const chat = new Chat(
-  {
-    pinned: $("chat-instructions"), turns: $("chat-turns"), form: $("chat-form"), field: $("chat-message"),
-    stopButton: $("chat-stop"), restoreButton: $("chat-restore"),
-  },
-  { announce, onError },
-);
-const story = new Story(
-  {
-    pinned: $("memory"), turns: $("turns"), form: $("turn-form"), field: $("turn"),
-    stopButton: $("turn-stop"), restoreButton: $("story-restore"),
-  },
-  { announce, onError },
-);
+new Chat(elementsOf("chat"), { announce, onError });
+const story = new Story(elementsOf("story"), { announce, onError });
+
+function elementsOf(view) {
+  const parts = ["pinned", "turns", "form", "field", "stop", "retry", "undo", "begin", "restore"];
+  return Object.fromEntries(parts.map((part) => [part, $(`${view}-${part}`)]));
+}
 
 // The tabs.
 
@@ -238,7 +231,6 @@ $("copy").addEventListener("click", async () => {
 });
 $("heat-run").addEventListener("click", () => heat.score(writer.manuscript.text, $("heat-model").value));
 $("heat-model").addEventListener("change", scoreText);
-$("heat-stop").addEventListener("click", () => heat.stop());
 for (const choice of document.getElementsByName("heat-by")) {
   choice.addEventListener("change", () => heat.colorBy(choice.getAttribute("value")));
 }
@@ -251,16 +243,6 @@ $("compare-draft").addEventListener("click", () => {
   nameColumns();
   compare.runSpeculative($("compare-student").value, $("compare-teacher").value);
 });
-$("compare-stop").addEventListener("click", () => compare.stop());
-for (const [name, act] of Object.entries({
-  stop: () => chat.stop(), retry: () => chat.retry(), undo: () => chat.undo(),
-  new: () => chat.begin(), restore: () => chat.restore(),
-})) $(`chat-${name}`).addEventListener("click", act);
-$("turn-stop").addEventListener("click", () => story.stop());
-$("turn-retry").addEventListener("click", () => story.retry());
-$("turn-undo").addEventListener("click", () => story.undo());
-$("story-new").addEventListener("click", () => story.begin());
-$("story-restore").addEventListener("click", () => story.restore());
 $("story-write").addEventListener("click", () => {
   show("write");
   const marks = [];

@@ -2,20 +2,20 @@
 
 import { stream } from "./server.js";
 import { sampling, settings } from "./settings.js";
+import { Stoppable } from "./stoppable.js";
 import { read, store } from "./storage.js";
 
 // Abstract: a subclass has `request`.
 export class Turns {
-  constructor(name, { pinned, turns, form, field, stopButton, restoreButton }, { announce, onError }) {
+  constructor(name, { pinned, turns, form, field, stop, restore, ...buttons }, { announce, onError }) {
     this.name = name; // in storage
     this.pinned = pinned; // a text field that every request has
     this.turns = turns;
     this.form = form;
     this.field = field;
-    this.stopButton = stopButton;
-    this.restoreButton = restoreButton;
+    this.restoreButton = restore;
+    this.work = new Stoppable(stop, onError);
     this.announce = announce;
-    this.onError = onError;
     this.history = []; // {by: "you", text} or {by: "model", model, text}
     this.previous = []; // the history before this one
     this.attempts = 0; // so that a retry differs, also with a fixed seed
@@ -25,6 +25,9 @@ export class Turns {
       event.preventDefault();
       this.submit(this.field.value.trim());
     });
+    for (const [action, button] of Object.entries({ restore, ...buttons })) {
+      button.addEventListener("click", () => this[action]());
+    }
   }
 
   // Take the text of the form.
@@ -54,7 +57,7 @@ export class Turns {
 
   // Remove the last turn and what was generated for it.
   undo() {
-    this.stop();
+    this.work.stop();
     if (this.history.at(-1)?.by === "model") this.history.pop();
     if (this.history.at(-1)?.by === "you") this.history.pop();
     this.#render();
@@ -62,51 +65,38 @@ export class Turns {
   }
 
   begin() {
-    this.stop();
+    this.work.stop();
     if (this.history.length) [this.history, this.previous] = [[], this.history];
     this.#render();
     this.field.focus();
   }
 
   restore() {
-    this.stop();
+    this.work.stop();
     [this.history, this.previous] = [this.previous, this.history];
     this.#render();
   }
 
-  stop() {
-    this.stopping?.abort();
-    this.stopButton.hidden = true;
-  }
-
   // Generate a turn, in place of `old` if it is given.
   async #continue(old = null) {
-    this.stop();
+    this.work.stop();
     const previous = this.history.filter((each) => each !== old);
     const request = this.request(previous);
     if (!request) return;
-    const stopping = new AbortController();
-    this.stopping = stopping;
-    this.stopButton.hidden = false;
     const { model } = settings;
     const turn = { by: "model", model, text: "" };
     this.attempts += 1;
     const body = { ...sampling(this.attempts), ...request.body, model };
-    try {
-      for await (const { text: more } of stream(request.path, body, stopping.signal)) {
-        if (stopping.signal.aborted) return;
+    await this.work.run(async (signal) => {
+      for await (const { text: more } of stream(request.path, body, signal)) {
+        if (signal.aborted) return;
         turn.text += more;
         if (!turn.text) continue;
         this.history = [...previous, turn];
         this.#render();
       }
-      if (!stopping.signal.aborted) this.announce(turn.text.trim() || "The model generated no text; try again.", { quietly: true });
-    } catch (error) {
-      const retry = () => this.#continue(turn.text ? turn : old);
-      if (!stopping.signal.aborted) this.onError(error, retry);
-    } finally {
-      if (this.stopping === stopping) this.stopButton.hidden = true;
-    }
+      if (!signal.aborted) this.announce(turn.text.trim() || "The model generated no text; try again.", { quietly: true });
+    }, () => this.#continue(turn.text ? turn : old));
   }
 
   #render() {
