@@ -29,6 +29,7 @@ from stillhouse.runs.manifest import (
     Inputs,
     commit_folder,
     commit_parts,
+    fingerprint_of,
     is_up_to_date,
     read_manifest,
     verify,
@@ -75,7 +76,6 @@ def cached_rows(losses: LossesRecipe) -> Rows:
 
 def cache_inputs(recipe: Recipe, run: RunFolder, teacher: str) -> Inputs:
     """The inputs of a cache, which depends neither on the student nor on the seed."""
-    tokens = read_manifest(run.tokens)
     settings = {
         "teacher_outputs": recipe_part(recipe.cache) if recipe.cache else None,
         "temperature": recipe.distillation.temperature,
@@ -85,11 +85,8 @@ def cache_inputs(recipe: Recipe, run: RunFolder, teacher: str) -> Inputs:
         "tokens_per_part": TOKENS_PER_PART,
         "tokens": recipe_part(recipe.tokens),
     }
-    return Inputs(
-        "teacher-cache",
-        settings,
-        {"tokens": tokens.fingerprint if tokens else "", "teacher": teacher},
-    )
+    sources = {"tokens": fingerprint_of(run.tokens), "teacher": teacher}
+    return Inputs("teacher-cache", settings, sources)
 
 
 def needs_hidden(losses: LossesRecipe) -> bool:

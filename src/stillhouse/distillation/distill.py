@@ -28,7 +28,14 @@ from stillhouse.objectives.language_model import (
 from stillhouse.objectives.projection import add_projection
 from stillhouse.objectives.relation import check_relation
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, read_manifest
+from stillhouse.runs.manifest import (
+    Inputs,
+    commit_folder,
+    facts_of,
+    fingerprint_of,
+    is_up_to_date,
+    read_manifest,
+)
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import StageContext
 from stillhouse.tokens.batches import SequenceSource
@@ -72,11 +79,8 @@ class Distillation:
         """The inputs of one trained model; a control does not depend on the teacher or its
         terms."""
         recipe, run = self.recipe, self.run
-        tokens, initial = read_manifest(run.tokens), read_manifest(run.student_init)
-        sources = {
-            "tokens": tokens.fingerprint if tokens else "",
-            "student-init": initial.fingerprint if initial else "",
-        }
+        outputs = {"tokens": run.tokens, "student-init": run.student_init}
+        sources = {name: fingerprint_of(output) for name, output in outputs.items()}
         training = result_settings(recipe.distillation)
         del training["control"]
         if model == "control":
@@ -251,8 +255,7 @@ def _step_seconds(metrics: Path, model: ModelName) -> list[float]:
 def kept_hidden(student_init: Path) -> list[int]:
     """The teacher's hidden channels that an initial student keeps, by its manifest; empty where it
     keeps all, or was not cut from its teacher."""
-    manifest = read_manifest(student_init)
-    return [] if manifest is None else manifest.facts.get("kept", {}).get("hidden", [])
+    return facts_of(student_init).get("kept", {}).get("hidden", [])
 
 
 def freeze(model: PreTrainedModel, family: Family, names: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from stillhouse.inference.reference import MOST_TURNS, TURNS, shape_key
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.load import load_model
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import Inputs, commit_json, fingerprint, read_manifest, sha256_of
+from stillhouse.runs.manifest import Inputs, commit_json, fingerprint, fingerprint_of, sha256_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.tokens.packing import open_source
@@ -38,10 +38,9 @@ def evaluate_inputs(
     recipe: Recipe, run: RunFolder, teacher_fingerprint: str, outputs: Mapping[str, Path], seed: int
 ) -> Inputs:
     """What `evaluation.json` is computed from."""
-    sources = {"teacher": teacher_fingerprint}
-    for name, folder in {"tokens": run.tokens, **outputs}.items():
-        manifest = read_manifest(folder)
-        sources[name] = manifest.fingerprint if manifest else ""
+    made_here = {"tokens": run.tokens, **outputs}
+    own = {name: fingerprint_of(output) for name, output in made_here.items()}
+    sources = {"teacher": teacher_fingerprint, **own}
     settings = {
         "schema": SCHEMA,
         "evaluation": recipe_part(recipe.evaluation),

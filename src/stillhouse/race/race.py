@@ -20,10 +20,10 @@ from stillhouse.models.load import save_model
 from stillhouse.race.candidates import Candidate, parameter_limit, plan_candidates
 from stillhouse.race.cuts import Cuts
 from stillhouse.race.score import score
-from stillhouse.runs.manifest import Inputs, commit_folder, commit_json, read_manifest
+from stillhouse.runs.manifest import Inputs, commit_folder, commit_json
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import StageContext
-from stillhouse.student.calibration import calibration_of, text_fingerprint
+from stillhouse.student.calibration import calibration_of, calibration_sources
 from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.tokenizer import open_tokenizer
 from stillhouse.training.settings import result_settings
@@ -122,15 +122,8 @@ class Race:
         return Cuts(self.teacher.folder, text)
 
     def _sources(self) -> dict[str, str]:
-        tokens = read_manifest(self.run.tokens)
         importance = self.context.recipe.student.importance
-        sources = {
-            "teacher": self.teacher.fingerprint,
-            "tokens": tokens.fingerprint if tokens else "",
-        }
-        if importance.text != "corpus":
-            sources["importance"] = text_fingerprint(importance)
-        return sources
+        return {"teacher": self.teacher.fingerprint, **calibration_sources(importance, self.run)}
 
     def _cut_inputs(self, candidate: Candidate) -> Inputs:
         settings = {"student": recipe_part(candidate.recipe)}

@@ -10,7 +10,7 @@ from stillhouse.report.render import render
 from stillhouse.report.results import SeedResult
 from stillhouse.report.svg import BarChart
 from stillhouse.runs.atomic import write_atomic
-from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.manifest import facts_of
 from stillhouse.wording import counted
 
 TITLES = {
@@ -25,8 +25,7 @@ STYLE = (
 
 def layer_charts(result: SeedResult) -> list[BarChart]:
     """The scores for wide and for narrow screens; none where the recipe names the layers."""
-    manifest = read_manifest(result.run.student_init)
-    found = manifest.facts.get("importance") if manifest else None
+    found = facts_of(result.run.student_init).get("importance")
     if found is None:
         return []
     wide = layer_chart(found)

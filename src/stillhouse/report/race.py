@@ -7,7 +7,7 @@ from typing import Any
 from stillhouse import units
 from stillhouse.report.results import SeedResult
 from stillhouse.report.tables import NOT_FINITE, Cell, Table
-from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.manifest import facts_of
 
 COLUMNS = [
     "Layers",
@@ -32,8 +32,7 @@ class RaceTable:
 
 def race_of(result: SeedResult) -> RaceTable | None:
     """The race of a run; None where the recipe has no budget."""
-    manifest = read_manifest(result.run.student_init)
-    race = manifest.facts.get("race") if manifest else None
+    race = facts_of(result.run.student_init).get("race")
     if race is None:
         return None
     by_name = {own["name"]: own for own in race["candidates"]}

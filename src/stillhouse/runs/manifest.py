@@ -100,6 +100,18 @@ def read_manifest(output: Path) -> Manifest | None:
         ) from error
 
 
+def fingerprint_of(output: Path) -> str:
+    """The fingerprint of a stage's output; empty where the stage has not run."""
+    manifest = read_manifest(output)
+    return "" if manifest is None else manifest.fingerprint
+
+
+def facts_of(output: Path) -> dict[str, Any]:
+    """What a stage noted of its output; empty where the stage has not run."""
+    manifest = read_manifest(output)
+    return {} if manifest is None else manifest.facts
+
+
 def is_up_to_date(output: Path, inputs: Inputs) -> bool:
     """Whether `output` was made from exactly these inputs."""
     manifest = read_manifest(output)

@@ -12,7 +12,8 @@ from stillhouse.data.documents import describe_sources, read_documents
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.sources import check_access
 from stillhouse.errors import DataError
-from stillhouse.runs.manifest import fingerprint
+from stillhouse.runs.manifest import fingerprint, fingerprint_of
+from stillhouse.runs.paths import RunFolder
 from stillhouse.student.settings import ImportanceRecipe
 from stillhouse.tokens.batches import Batch, SequenceSource
 from stillhouse.tokens.packing import open_source, pack
@@ -100,6 +101,18 @@ def read_calibration(
         raise DataError(f"{key} {recipe.text} has no tokens. Give a source with text in it.")
     split = TokenSplit.in_memory([np.concatenate(each) for each in documents], num_ids(tokenizer))
     return Calibration(pack(split, tokenizer, tokens), recipe.tokens)
+
+
+def calibration_sources(recipe: ImportanceRecipe, run: RunFolder) -> dict[str, str]:
+    """Fingerprints of the run's tokens, and of the text if it is another one.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    sources = {"tokens": fingerprint_of(run.tokens)}
+    if recipe.text != "corpus":
+        sources["importance"] = text_fingerprint(recipe)
+    return sources
 
 
 def text_fingerprint(recipe: ImportanceRecipe) -> str:

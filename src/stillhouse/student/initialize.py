@@ -19,11 +19,11 @@ from stillhouse.families.registry import check_sequence_length, family_of
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.load import empty_model, load_model, save_model
 from stillhouse.models.special_ids import take_generation_config
-from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
+from stillhouse.runs.manifest import Inputs, commit_folder
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import ModelRef, StageContext, require_output, verified_fingerprint
-from stillhouse.student.calibration import calibration_of, text_fingerprint
+from stillhouse.student.calibration import calibration_of, calibration_sources
 from stillhouse.student.importance import choose_layers
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.student.settings import StudentRecipe
@@ -43,10 +43,7 @@ def initialize_inputs(context: StageContext, teacher: ModelRef) -> Inputs:
         sources["race"] = require_output(context.run.race, "race").fingerprint
         return Inputs("init", {"student": student}, sources)
     if plan_student(load_config(teacher.folder), recipe).is_measured:
-        tokens = read_manifest(context.run.tokens)
-        sources["tokens"] = tokens.fingerprint if tokens else ""
-        if importance.text != "corpus":
-            sources["importance"] = text_fingerprint(importance)
+        sources |= calibration_sources(importance, context.run)
     else:
         del student["importance"]
     seeded = recipe.weights == "random"

@@ -13,7 +13,7 @@ from stillhouse.models.load import load_model, save_model
 from stillhouse.models.vocabulary import keep_tokens
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE, LanguageModelObjective
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
+from stillhouse.runs.manifest import Inputs, commit_folder, fingerprint_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import ModelRef, StageContext
@@ -34,14 +34,13 @@ SEED = 0  # whatever the students' seeds are, so that all of them learn from one
 def teacher_inputs(recipe: Recipe, run: RunFolder, start: ModelRef | None) -> Inputs:
     """What the trained teacher is made from; `start` is the model that it is fine-tuned from."""
     assert not isinstance(recipe.teacher, str)
-    tokens = read_manifest(run.tokens)
     shape = recipe_part(recipe.teacher)
     shape.pop("start", None)
     settings = {
         "teacher": {**shape, "training": result_settings(recipe.teacher.training)},
         "tokens": recipe_part(recipe.tokens),
     }
-    sources = {"tokens": tokens.fingerprint if tokens else ""}
+    sources = {"tokens": fingerprint_of(run.tokens)}
     if start is not None:
         sources["start"] = start.fingerprint
     return Inputs("teacher", settings, sources, SEED)

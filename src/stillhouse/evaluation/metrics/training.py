@@ -5,15 +5,14 @@ from typing import Any
 
 from stillhouse import units
 from stillhouse.evaluation.metrics.base import Metric, Subjects
-from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.manifest import facts_of
 
 
 def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:
     """None for a model that was not trained in this run."""
-    manifests = {name: read_manifest(folder) for name, folder in subjects.folders.items()}
     return {
-        name: {"training": manifest.facts.get("training") if manifest else None}
-        for name, manifest in manifests.items()
+        name: {"training": facts_of(folder).get("training")}
+        for name, folder in subjects.folders.items()
     }
 
 
