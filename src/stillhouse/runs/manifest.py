@@ -106,7 +106,7 @@ def fingerprint_of(output: Path) -> str:
     return "" if manifest is None else manifest.fingerprint
 
 
-def facts_of(output: Path) -> dict[str, Any]:
+def facts_of(output: Path) -> Mapping[str, Any]:
     """What a stage noted of its output; empty where the stage has not run."""
     manifest = read_manifest(output)
     return {} if manifest is None else manifest.facts
