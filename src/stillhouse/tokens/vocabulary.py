@@ -34,6 +34,7 @@ from stillhouse.tokens.tokenizer import load_tokenizer, save_tokenizer
 KEPT = "kept-tokens.bin"
 BYTES = tuple(f"<0x{number:02X}>" for number in range(256))  # the tokens that a fallback names
 SPACE = "\u2581"  # what stands for a space; decoders do not find it in bytes
+AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # settings of a BPE
 KEY = "student.vocabulary"
 
 
@@ -148,9 +149,6 @@ def pieces_of(tokenizer: PreTrainedTokenizerFast) -> Pieces:
     return Pieces(frozenset(ids.values()), fixed, parts)
 
 
-AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
-
-
 def last_merges(merges: Sequence[tuple[str, str]]) -> dict[str, tuple[str, str]]:
     """For each token that merges produce, the two tokens that become it when it is encoded.
 
@@ -227,7 +225,7 @@ def trim_tokenizer(
 
 
 def _trim_model(model: dict[str, Any], new_ids: Mapping[int, int]) -> None:
-    """Leave the tokens with a new id in the model of a tokenizer.json, and what merges give them"""
+    """Leave, in a tokenizer.json, the tokens with a new id and the merges between them."""
     if model["type"] == "Unigram":  # an id is a place in the list
         model["vocab"] = [each for id, each in enumerate(model["vocab"]) if id in new_ids]
         model["unk_id"] = None if model["unk_id"] is None else new_ids[model["unk_id"]]
