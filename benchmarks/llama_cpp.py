@@ -1,22 +1,31 @@
-"""Throughput of one stream of text from SmolLM2: transformers, the engine of Stillhouse, llama.cpp.
+"""Throughput of one stream of text from SmolLM2: transformers, the engine of Stillhouse, llama.cpp
+alone, and llama.cpp behind `stillhouse serve`.
 
     python -m benchmarks.llama_cpp --save
 
 writes benchmarks/results/llama-cpp-KIND.json, KIND being this CPU's type. Needs the model `smollm2`
 (see docs/serving.md). Greedy, 64 new tokens after a prompt of 17, two threads; all alternate in one
 process (A B C A B C), medians. The weights are those of the file in Q4_1: dequantized for
-transformers (float32) and Stillhouse (float32, bfloat16, int8), written again in Q8_0 for
+transformers (float32) and Stillhouse (float32, bfloat16, int8), written again in Q8_0 and F16 for
 llama.cpp, and as they are. llama.cpp runs with its own settings (keys and values in half precision)
-and with those that Stillhouse verifies exports with (float32, no flash attention).
+and with those that Stillhouse verifies exports with (float32, no flash attention). `serve` is the
+command in a process of its own, asked by /v1/completions for the whole text.
 """
 
 import argparse
+import contextlib
 import copy
 import json
+import os
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,20 +73,58 @@ def ours(loaded: CausalLM, precision: Precision, ids: tuple[int, ...]) -> Tokens
     return run
 
 
-def as_q8_0(source: Path, target: Path) -> Path:
-    """The same file with its matrices in Q8_0."""
+@contextlib.contextmanager
+def served(file: Path, loaded: CausalLM) -> Iterator[Tokens]:
+    """The new tokens by `stillhouse serve --engine llama.cpp`: those of the text that it sends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "stillhouse", "serve", str(file), "--port", str(port)]
+    command += ["--engine", "llama.cpp", "--offline"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+
+    def run() -> list[int]:
+        body = {"prompt": PROMPT, "max_tokens": NEW, "temperature": 0}
+        kind = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), kind)
+        with urllib.request.urlopen(request) as response:
+            found = json.loads(response.read())
+        assert found["usage"]["completion_tokens"] == NEW
+        return loaded.encode(found["choices"][0]["text"])
+
+    try:
+        while not _answers(url):
+            assert process.poll() is None, "the server ended"
+            time.sleep(0.1)
+        yield run
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health"):
+            return True
+    except urllib.error.URLError:
+        return False
+
+
+def written_in(kind: gguf.GGMLQuantizationType, source: Path, target: Path) -> Path:
+    """The same file with its matrices in another type."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, str(reader.fields["general.architecture"].contents()))
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-            kind, *inner = field.types
-            writer.add_key_value(field.name, field.contents(), kind, inner[-1] if inner else None)
+            outer, *inner = field.types
+            writer.add_key_value(field.name, field.contents(), outer, inner[-1] if inner else None)
     for tensor in reader.tensors:
         values = dequantize(tensor.data, tensor.tensor_type)
         if values.ndim == 1:
             writer.add_tensor(tensor.name, values)
         else:
-            kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(tensor.name, quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -101,15 +148,19 @@ def main() -> None:
     }
     precisions: list[Precision] = ["fp32", "bf16", *(["int8"] if has_int8() else [])]
     works |= {f"Stillhouse, {name}": ours(loaded, name, ids) for name in precisions}
-    with tempfile.TemporaryDirectory() as folder:
-        files = {"Q8_0": as_q8_0(file, Path(folder) / "model.gguf"), "Q4_1": file}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as servers:
+        files = {
+            kind.name: written_in(kind, file, Path(folder) / f"{kind.name}.gguf")
+            for kind in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16)
+        }
+        files["Q4_1"] = file
         for name, path in files.items():
             for exact in (False, True):
-                engine = LlamaCpp(path, CONTEXT, (), exact=exact)
+                engine = LlamaCpp(path, CONTEXT, exact=exact)
                 kind = "float32 keys and values" if exact else "its own settings"
                 works[f"llama.cpp, {name}, {kind}"] = partial(engine.generate, ids, NEW)
+            works[f"serve, {name}"] = servers.enter_context(served(path, loaded))
         tokens = {name: work() for name, work in works.items()}
-        assert all(len(each) == NEW for each in tokens.values())
         seconds = measure.interleaved_seconds(works, repeats=options.repeats)  # pyright: ignore
     first = tokens["transformers, fp32"]
     results = {
@@ -136,7 +187,7 @@ def main() -> None:
 
 def _common(tokens: list[int], others: list[int]) -> int:
     """How many tokens are equal from the start."""
-    pairs = enumerate(zip(tokens, others, strict=True))
+    pairs = enumerate(zip(tokens, others, strict=False))
     return next((at for at, (one, other) in pairs if one != other), len(tokens))
 
 

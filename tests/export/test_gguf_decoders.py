@@ -124,7 +124,7 @@ def test_the_file_names_the_rules_that_split_text(tmp_path, monkeypatch, rules):
     fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
     named = fields["tokenizer.ggml.pre"].contents()
     assert tokenizer.SPLITS[named] == tokenizer.SPLITS[rules]
-    engine, loaded = LlamaCpp(tmp_path / "out" / "model.gguf", 64, []), stillhouse.load(source)
+    engine, loaded = LlamaCpp(tmp_path / "out" / "model.gguf", 64), stillhouse.load(source)
     for text in (
         *filter(None, ODD_TEXTS),
         "It's 12345.67, they'LL see\r\n\r\n  1\n x",
@@ -157,7 +157,7 @@ def test_a_student_of_smollm2_is_the_same_in_llama_cpp(smollm2, tmp_path):
     assert isinstance(own, CausalLM)
     fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
     assert fields["tokenizer.ggml.pre"].contents() == "smollm"
-    engine = LlamaCpp(tmp_path / "out" / "model.gguf", 256, own.end_ids)
+    engine = LlamaCpp(tmp_path / "out" / "model.gguf", 256)
     assert engine.end_ids == own.end_ids
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = own.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -28,6 +28,7 @@ from stillhouse.models.from_gguf.agreement import Reference
 from stillhouse.models.from_gguf.file import read_header
 from stillhouse.models.from_gguf.read import folder_of_gguf
 from stillhouse.models.hub import resolve_folder
+from stillhouse.models.llama_cpp import LlamaCpp
 from stillhouse.models.load import load_model
 from stillhouse.runs.manifest import sha256_of
 from stillhouse.tokens.encoders import ODD_TEXTS
@@ -178,7 +179,7 @@ def test_smollm2_names_the_line_that_installs_it(monkeypatch):
 
 def test_reading_gguf_names_the_extra(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(ModelError, match=r"Reading a GGUF file needs xllamacpp.*\[export\]"):
+    with pytest.raises(ModelError, match=r"Reading a GGUF file needs xllamacpp.*\[llama-cpp\]"):
         resolve_folder(str(make()), offline=True)
 
 
@@ -212,7 +213,7 @@ def test_tokens_are_those_of_llama_cpp_by_each_rule(make, shared_data, rules, be
     """Books, tables, code, and every character up to U+1FFFF between others."""
     header = read_header(make({"tokenizer.ggml.pre": rules, "tokenizer.ggml.add_bos_token": begin}))
     own = tokenizer.tokenizer_of(header)
-    reference = Reference(header, own, 128)
+    reference = Reference(header, LlamaCpp(header.path, 128))
     reference.check_tokens(own)
     for text in (*real_texts(shared_data, 4), *every_character()):
         assert own(text)["input_ids"] == tokens_of(reference, text), text[:60]
@@ -226,7 +227,7 @@ def test_other_rules_and_other_weights_are_found(make, tmp_path):
     wrong = tokenizer.tokenizer_of(read_header(make({"tokenizer.ggml.pre": "gpt-2"})))
     path = make({"tokenizer.ggml.pre": "smollm"})
     own = tokenizer.tokenizer_of(header)
-    reference = Reference(header, own, 128)
+    reference = Reference(header, LlamaCpp(header.path, 128))
     with pytest.raises(ModelError, match=r"in llama\.cpp and"):
         reference.check_tokens(wrong)
     other = tiny("llama", rope_parameters={"rope_type": "default", "rope_theta": 500.0})
@@ -351,7 +352,7 @@ def test_an_export_of_an_odd_model_is_read_back(tmp_path, name):
 
 def tokens_of(reference: Reference, text: str) -> list[int]:
     body = {"content": text, "add_special": True, "parse_special": True}
-    return reference._engine.post("/tokenize", body)["tokens"]
+    return reference.engine.post("/tokenize", body)["tokens"]
 
 
 def real_texts(folder: Path, per_file: int) -> list[str]:
@@ -396,7 +397,7 @@ def real_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_smollm2_has_the_tokens_of_llama_cpp(smollm2, real_folder, shared_data):
     """On real text of every kind, on every character, and around each special token."""
     own = AutoTokenizer.from_pretrained(real_folder)
-    reference = Reference(read_header(smollm2), own, 128)
+    reference = Reference(read_header(smollm2), LlamaCpp(smollm2, 128))
     texts = [*real_texts(shared_data, 8), *every_character()]
     assert sum(map(len, texts)) > 500_000
     for text in texts:

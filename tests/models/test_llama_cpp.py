@@ -77,9 +77,9 @@ def own_texts(odd_folder):
     return texts
 
 
-def llama_cpp(folder: Path, model: Path) -> LlamaCpp:
+def llama_cpp(folder: Path) -> LlamaCpp:
     """The exported file in llama.cpp."""
-    return LlamaCpp(folder / "model.gguf", 256, sorted(stillhouse.load(model).end_ids))
+    return LlamaCpp(folder / "model.gguf", 256)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -89,7 +89,7 @@ def test_llama_cpp_gives_stillhouse_tokens_and_log_probabilities(
 ):
     """In float32 the same 64 tokens and log-probabilities to 0.001; else to the stated bounds."""
     export_model(str(odd_folder(name)), "gguf", tmp_path / "out", precision=precision)
-    engine = llama_cpp(tmp_path / "out", odd_folder(name))
+    engine = llama_cpp(tmp_path / "out")
     same, differences = 0, []
     for prompt, tokens, log_probabilities in own_texts(name):
         same += engine.generate(prompt, NEW_TOKENS) == tokens
@@ -110,7 +110,7 @@ def test_llama_cpp_stops_at_an_end_token_named_in_generation_config_alone(tmp_pa
     found = export_model(str(model), "gguf", tmp_path / "out", precision="fp32")
     tokenizer = stillhouse.load(model).tokenizer
     assert found["end_tokens"] == tokenizer.convert_ids_to_tokens([0, END])
-    engine = llama_cpp(tmp_path / "out", model)
+    engine = llama_cpp(tmp_path / "out")
     assert engine.end_ids == {0, END}
     assert len(engine.complete([10, 20, 30, 40], 64)["logprobs"]["content"]) < 16
 
@@ -128,7 +128,7 @@ def test_llama_cpp_stops_at_every_end_token(tmp_path, own, generation, expected)
     model = odd_model(tmp_path / "model", eos_token_id=own)
     edit_json(model / "generation_config.json", eos_token_id=generation)
     export_model(str(model), "gguf", tmp_path / "out", precision="fp16")
-    engine = LlamaCpp(tmp_path / "out" / "model.gguf", 256, [0, 5, 11, 317, 1000])
+    engine = LlamaCpp(tmp_path / "out" / "model.gguf", 256)
     assert engine.end_ids == expected
 
 
@@ -136,7 +136,7 @@ def test_llama_cpp_keeps_added_tokens_whole(tmp_path, odd_folder):
     """One token each, amid other text, and their own text again."""
     model = odd_folder("added tokens")
     export_model(str(model), "gguf", tmp_path / "out")
-    engine, tokenizer = llama_cpp(tmp_path / "out", model), stillhouse.load(model).tokenizer
+    engine, tokenizer = llama_cpp(tmp_path / "out"), stillhouse.load(model).tokenizer
     for token in ("<|user|>", "New York", "<|sep|>"):
         (id,) = tokenizer(token)["input_ids"]
         text = f"Hello{token}, and {token} again."
@@ -172,7 +172,7 @@ def test_ids_that_no_token_has_are_never_generated(tmp_path):
     assert loaded.unused_ids[:7] == tuple(range(6143, 6150))
     for to in ("gguf", "ctranslate2"):
         export_model(str(model), to, tmp_path / to, precision="fp32")
-    engine = llama_cpp(tmp_path / "gguf", model)
+    engine = llama_cpp(tmp_path / "gguf")
     assert not set(engine.generate([10, 20, 30, 40], 64)) & set(range(6143, 6150))
     reader = gguf.GGUFReader(tmp_path / "gguf" / "model.gguf")
     assert reader.fields["tokenizer.ggml.tokens"].contents()[6143] == "<|padding_6143|>"
@@ -194,7 +194,7 @@ def test_the_chat_template_of_a_model_is_the_files(tmp_path):
     own = stillhouse.load(model).tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )
-    engine = llama_cpp(tmp_path / "out", model)
+    engine = llama_cpp(tmp_path / "out")
     assert engine.post("/apply-template", {"messages": messages})["prompt"] == own
     for other in ("ctranslate2",):
         export_model(str(model), other, tmp_path / other)
@@ -235,4 +235,4 @@ def test_a_name_that_llama_cpp_knows_is_said_to_end_a_text(tmp_path):
 def test_a_file_that_llama_cpp_does_not_load_is_an_error_of_the_model(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF, or not")
     with pytest.raises(ModelError, match=r"llama\.cpp does not load .*model\.gguf"):
-        LlamaCpp(tmp_path / "model.gguf", 256, [])
+        LlamaCpp(tmp_path / "model.gguf", 256)

@@ -9,6 +9,7 @@ import typer
 from stillhouse.cli.options import (
     AsJson,
     Device,
+    Engine,
     Model,
     Models,
     Offline,
@@ -176,6 +177,7 @@ def generate(
     num_beams: Annotated[int, _option("num_beams")] = 1,
     stop: Annotated[list[str] | None, _option("stop")] = None,
     precision: PrecisionName = "fp32",
+    engine: Engine = "stillhouse",
     draft: Annotated[str | None, _option("draft", metavar="STUDENT")] = None,
     offline: Offline = False,
     as_json: AsJson = False,
@@ -203,8 +205,10 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    loaded = _load(model, precision, offline=offline)
-    student = _load(draft, precision, offline=offline) if draft is not None else None
+    chosen: dict[str, Any] = {"engine": engine, "precision": precision}
+    chosen["num_slots"] = num_return_sequences
+    loaded = _load(model, **chosen, offline=offline)
+    student = _load(draft, **chosen, offline=offline) if draft is not None else None
     start = loaded.chat_prompt(messages_of(prompt)) if chat else loaded.text_prompt(prompt)
     if chat and max_new_tokens is None:
         settings = replace(settings, max_new_tokens=loaded.answer_tokens(start))
@@ -225,12 +229,12 @@ def _continued(loaded: Any, student: Any, start: Any, settings: Any) -> list[str
     return [text]
 
 
-def _load(name: str, precision: str, *, offline: bool) -> Any:
+def _load(name: str, *, precision: str, **settings: Any) -> Any:
     from stillhouse.errors import ModelError
-    from stillhouse.inference.quantization import load_at_precision
+    from stillhouse.inference.engines import load_with_engine
     from stillhouse.training.device import pick_device
 
-    found = load_at_precision(name, precision, offline=offline, device=pick_device())
+    found = load_with_engine(name, precision=precision, device=pick_device(), **settings)
     if found.model.pipeline_task != "text-generation":
         raise ModelError(f"{name} is a model for {found.model.pipeline_task}; it writes no text.")
     if precision != "fp32":

@@ -59,6 +59,14 @@ PrecisionName = Annotated[
         "the model changes by at most 1 %.",
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        metavar="ENGINE",
+        help="stillhouse, or llama.cpp for GGUF files as they are: quantized, without prompt "
+        "log-probabilities (heat map) and drafts; texts then depend on batching.",
+    ),
+]
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535)]
 ApiKey = Annotated[

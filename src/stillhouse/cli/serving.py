@@ -7,6 +7,7 @@ import typer
 from stillhouse.cli.options import (
     ApiKey,
     Device,
+    Engine,
     Host,
     Insecure,
     Models,
@@ -21,6 +22,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     precision: PrecisionName = "auto",
+    engine: Engine = "stillhouse",
     slots: Annotated[int, typer.Option(min=1, help="Sequences generated at once.")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for a slot.")] = 64,
     request_timeout: Annotated[
@@ -58,6 +60,7 @@ def serve(
         host=host,
         port=port,
         precision=precision,
+        engine=engine,
         api_key=api_key,
         insecure=insecure,
         cors_origins=tuple(cors_origin or ()),
@@ -71,6 +74,7 @@ def write(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     precision: PrecisionName = "auto",
+    engine: Engine = "stillhouse",
     api_key: ApiKey = None,
     insecure: Insecure = False,
     no_browser: Annotated[
@@ -88,6 +92,7 @@ def write(
         host=host,
         port=port,
         precision=precision,
+        engine=engine,
         api_key=api_key,
         insecure=insecure,
         offline=offline,

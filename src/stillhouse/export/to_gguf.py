@@ -40,7 +40,6 @@ TYPES = {
 NAMES = {each.model_type: name for name, each in ARCHITECTURES.items()} | {"mistral": "llama"}
 ROPE_FACTORS = "rope_freqs.weight"
 SCALED_ROPE = ("llama",)  # where llama.cpp reads these factors
-STOPS = 256  # added tokens that are tested for whether llama.cpp stops at them
 
 
 def _refusal(exported: Exported) -> str | None:
@@ -164,14 +163,8 @@ def _open(exported: Exported, folder: Path) -> CausalEngine | None:
         from stillhouse.models.llama_cpp import LlamaCpp, TableGelu
     except ModuleNotFoundError:
         return None
-    vocabulary = exported.vocabulary
-    others = sorted(vocabulary.special | vocabulary.added)[:STOPS]
-    return LlamaCpp(
-        folder / FILE,
-        exported.loaded.context,
-        {*vocabulary.end_ids, *others},
-        TableGelu() if exported.model.config.model_type == "gpt2" else None,
-    )
+    table = TableGelu() if exported.model.config.model_type == "gpt2" else None
+    return LlamaCpp(folder / FILE, exported.loaded.context, table)
 
 
 GGUF = Format(

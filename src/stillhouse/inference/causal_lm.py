@@ -12,6 +12,7 @@ from stillhouse.errors import DataError
 from stillhouse.inference.arguments import generation_of, messages_of, texts_of
 from stillhouse.inference.chat import ANSWER_TOKENS, Message, Prompt, conversation_text
 from stillhouse.inference.engine.batcher import Batcher, Ended, Event, Failed, NewToken, Request
+from stillhouse.inference.engine.interface import RequestBatcher
 from stillhouse.inference.engine.kv_cache import SlottedModel
 from stillhouse.inference.engine.text_stream import TextStream
 from stillhouse.inference.generation import Generation
@@ -119,7 +120,7 @@ class CausalLM(LoadedModel):
         batcher.run()
         return continuations
 
-    def batcher(self, num_slots: int) -> Batcher:
+    def batcher(self, num_slots: int) -> RequestBatcher:
         """A batcher for this model that generates up to `num_slots` sequences at once."""
         return Batcher(self.slots(num_slots), self.tokenizer, self.end_ids)
 

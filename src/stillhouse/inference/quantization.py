@@ -244,6 +244,9 @@ def to_precision(
         body.set_submodule(name, Int8Linear(weight, module.bias, onednn_rows=first))
 
 
+BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "int8": 1}
+
+
 @dataclass(frozen=True)
 class AtPrecision:
     """A model and its precision.
@@ -254,7 +257,7 @@ class AtPrecision:
     """
 
     model: Any  # a CausalLM, a MaskedLM or a TaskModel
-    precision: Precision
+    precision: str  # a Precision, or the type of a GGUF file's weights
     change: float = 0.0
     reason: str = "as requested"
 
@@ -262,6 +265,13 @@ class AtPrecision:
     def measured(self) -> str:
         """The measure of quality."""
         return _measured(self.model)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the weights."""
+        if self.model.size_bytes is not None:
+            return self.model.size_bytes
+        return self.model.num_parameters * BYTES_PER_WEIGHT[self.precision]
 
     def __str__(self) -> str:
         return f"{self.precision} ({self.reason})"

@@ -87,7 +87,7 @@ def _only_gguf(folder: Path) -> Path | None:
 
 
 def _from_gguf(file: Path) -> Path:
-    require("export", "gguf", "xllamacpp", purpose="Reading a GGUF file", error=ModelError)
+    require("llama-cpp", purpose="Reading a GGUF file", error=ModelError)
     from stillhouse.models.from_gguf.read import folder_of_gguf
 
     return folder_of_gguf(file)

@@ -1,13 +1,15 @@
-"""llama.cpp as the engine of a GGUF file: tokens, text, probabilities, and end of text.
+"""llama.cpp with a GGUF file, in this process: tokens, text, probabilities, and end of text.
 
-Keys and values are float32 and flash attention is off, so its numbers differ from the model's only
-by the file's precision and llama.cpp's GELU.
+It is its server that runs, on a port of this machine that takes a random key. To compare with, keys
+and values are float32 and flash attention is off, so its numbers differ from the model's only by
+the file's precision and llama.cpp's GELU; to serve, it has its own settings.
 """
 
 import http.client
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +23,7 @@ from stillhouse.errors import ModelError
 
 llama: Any = xllamacpp  # a C++ module without types
 
+SECONDS = 600  # without a byte from llama.cpp, which reads a prompt before its first token
 FORCED = 1e9  # a logit bias that forces a token; log-probabilities are those without it
 
 
@@ -41,30 +44,33 @@ class LlamaCpp:
         self,
         path: Path,
         context: int,
-        stops: Iterable[int],
         activation: nn.Module | None = None,
         *,
         exact: bool = True,
+        num_slots: int = 1,
     ) -> None:
         """Load a file.
 
         Args:
             context: The longest text, in tokens.
-            stops: Tokens that may end a text; each is tested.
             activation: llama.cpp's variant of the model's activation function, if it has one.
             exact: Keep keys and values in float32, without flash attention; otherwise llama.cpp
                 takes its own settings.
+            num_slots: Texts that are generated at once, each of this context.
 
         Raises:
             ModelError: llama.cpp does not load it.
         """
-        self.activation = activation
+        self.activation, self.context, self.num_slots = activation, context, num_slots
+        self._key = secrets.token_urlsafe()
+        settings = _settings(path, num_slots * context, num_slots, exact=exact)
+        settings.api_keys = [self._key]
         try:
-            self._server = llama.Server(_settings(path, context, exact=exact))
+            self._server = llama.Server(settings)
         except Exception as error:  # the bindings raise what C++ threw
             raise ModelError(f"llama.cpp does not load {path}: {error}") from error
-        self._address = urlsplit(self._server.listening_address).netloc
-        self.end_ids = frozenset(token for token in stops if self._stops_at(token))
+        self.address = urlsplit(self._server.listening_address).netloc
+        self.end_ids = self._end_ids()
 
     def log_probabilities(self, ids: Sequence[int]) -> list[float]:
         found = []
@@ -95,9 +101,12 @@ class LlamaCpp:
     def text_of(self, ids: Sequence[int]) -> str:
         return self.post("/detokenize", {"tokens": list(ids)})["content"]
 
-    def _stops_at(self, token: int) -> bool:
-        found = self.complete([token], 2, logit_bias=[[token, FORCED]])
-        return found["finish_reason"] == "stop"
+    def _end_ids(self) -> frozenset[int]:
+        """The tokens at which llama.cpp ends a text: those that it suppresses where a request says
+        to ignore them."""
+        request = {"prompt": [0], "n_predict": 1, "ignore_eos": True}
+        biases = self.post("/completion", request)["generation_settings"]["logit_bias"]
+        return frozenset(bias["token"] for bias in biases)
 
     def complete(self, ids: Sequence[int], number: int, **settings: Any) -> dict[str, Any]:
         """Greedy next tokens, by default up to the first that ends the text, in the form of
@@ -115,16 +124,39 @@ class LlamaCpp:
 
     def post(self, path: str, body: Any) -> dict[str, Any]:
         """The response of one of llama.cpp's other routes."""
-        with closing(http.client.HTTPConnection(self._address, timeout=60)) as connection:
-            headers = {"Content-Type": "application/json"}
+        with self._response(path, body) as response:
+            return json.loads(response.read())
+
+    def stream(self, body: Any) -> Iterator[dict[str, Any]]:
+        """The chunks of llama.cpp's own route for completions, as they come; an error is one with
+        the key `error`. Closing the iterator ends the work on them.
+
+        Raises:
+            OSError, ValueError: the connection or its content failed.
+        """
+        with self._response("/completion", {**body, "stream": True}) as response:
+            if response.status != http.HTTPStatus.OK:
+                yield json.loads(response.read())
+                return
+            for line in response:
+                kind, _, data = line.partition(b": ")
+                if kind == b"data":
+                    yield json.loads(data)
+                elif kind == b"error":
+                    yield {"error": json.loads(data)}
+
+    @contextmanager
+    def _response(self, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:
+        with closing(http.client.HTTPConnection(self.address, timeout=SECONDS)) as connection:
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
             connection.request("POST", path, json.dumps(body).encode(), headers)
-            return json.loads(connection.getresponse().read())
+            yield connection.getresponse()
 
 
-def _settings(path: Path, context: int, *, exact: bool) -> Any:
+def _settings(path: Path, context: int, num_slots: int, *, exact: bool) -> Any:
     settings = llama.CommonParams()
     settings.model.path = str(path)
-    settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = context, 1, 0
+    settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = context, num_slots, 0
     if exact:
         settings.cache_type_k = settings.cache_type_v = llama.ggml_type.GGML_TYPE_F32
         settings.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED

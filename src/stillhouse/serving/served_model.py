@@ -13,7 +13,6 @@ import numpy as np
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.chat import Message, Prompt
 from stillhouse.inference.engine.batcher import (
-    Batcher,
     Ended,
     Event,
     Failed,
@@ -23,11 +22,11 @@ from stillhouse.inference.engine.batcher import (
     Request,
     ScoredToken,
 )
+from stillhouse.inference.engine.interface import RequestBatcher
 from stillhouse.inference.engine.text_stream import TokenHealer
 from stillhouse.inference.engine.worker import Worker
 from stillhouse.inference.generation import Generation
 from stillhouse.inference.loaded import LoadedModel
-from stillhouse.inference.quantization import Precision
 from stillhouse.serving.config import Limits
 from stillhouse.serving.schemas import MAX_PROMPTS, APIError
 
@@ -96,19 +95,23 @@ class ServedModel:
         limits: Limits,
         worker: Worker,
         *,
-        precision: Precision = "fp32",
+        precision: str = "fp32",
+        size_bytes: int = 0,
         limitations: str = "",
     ) -> None:
-        """Args: limitations: The section of the model card on limits and bias."""
+        """Args:
+        size_bytes: Of the weights.
+        limitations: The section of the model card on limits and bias.
+        """
         self.name = name
         self.loaded = loaded
         self.created = int(time.time())
         self.limits = limits
-        self.precision: Precision = precision
+        self.precision, self.size_bytes = precision, size_bytes
         self.limitations = limitations
         self.is_drafting = False
         self._worker = worker
-        self.batcher: Batcher | None = None
+        self.batcher: RequestBatcher | None = None
         if isinstance(loaded, CausalLM):
             self.batcher = loaded.batcher(limits.num_slots)
             worker.add(self.batcher)
@@ -180,7 +183,7 @@ class ServedModel:
             for at, ids in enumerate(prompts)
         ]
 
-    def _admit(self, requests: Sequence[Request]) -> Batcher:
+    def _admit(self, requests: Sequence[Request]) -> RequestBatcher:
         """The batcher, if it can generate these requests and its queue has room for them.
 
         Raises:
@@ -196,7 +199,7 @@ class ServedModel:
             raise APIError(
                 400, f"{len(requests)} prompts exceed the {limit} that this server can hold."
             )
-        if batcher.num_waiting + len(requests) > self.limits.queue + batcher.model.num_free:
+        if batcher.num_waiting + len(requests) > self.limits.queue + batcher.num_free:
             raise APIError(429, f"The queue is full ({batcher.num_waiting} waiting); retry later.")
         return batcher
 

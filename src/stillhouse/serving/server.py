@@ -27,8 +27,8 @@ from stillhouse import __version__
 from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.inference.chat import template_problem
 from stillhouse.inference.engine.worker import Worker
-from stillhouse.inference.quantization import load_at_precision
-from stillhouse.models.hub import resolve_folder
+from stillhouse.inference.engines import load_with_engine
+from stillhouse.models.hub import gguf_file, resolve_folder
 from stillhouse.serving.config import ServerConfig
 from stillhouse.serving.dialects.registry import DIALECTS, EDITOR, error_body
 from stillhouse.serving.middleware import Metrics, RequestGuard
@@ -162,12 +162,18 @@ def load_models(config: ServerConfig, worker: Worker) -> ServedModels:
     """
     models = []
     for model, name in zip(config.models, config.names, strict=True):
-        found = load_at_precision(
-            model, config.precision, offline=config.offline, device=pick_device()
+        found = load_with_engine(
+            model,
+            config.engine,
+            config.precision,
+            num_slots=config.limits.num_slots,
+            offline=config.offline,
+            device=pick_device(),
         )
         if config.precision != "fp32":
             _log(f"{name}: precision: {found}")
-        card = resolve_folder(model, offline=config.offline) / "README.md"
+        file = gguf_file(model)
+        folder = resolve_folder(model, offline=config.offline) if file is None else file.parent
         models.append(
             ServedModel(
                 name,
@@ -175,7 +181,8 @@ def load_models(config: ServerConfig, worker: Worker) -> ServedModels:
                 config.limits,
                 worker,
                 precision=found.precision,
-                limitations=_limitations(card),
+                size_bytes=found.size_bytes,
+                limitations=_limitations(folder / "README.md"),
             )
         )
     return ServedModels(models)

@@ -201,6 +201,11 @@ class Batcher:
         return len(self._sequences)
 
     @property
+    def num_free(self) -> int:
+        """Slots without a sequence."""
+        return self.model.num_free
+
+    @property
     def is_idle(self) -> bool:
         return not (self._waiting or self._sequences)
 
@@ -246,16 +251,8 @@ class Batcher:
         Raises:
             DataError: see `submit`.
         """
-        num_prompt, num_new = len(request.prompt_ids), request.settings.max_new_tokens
-        context, number = self.model.context, request.settings.num_return_sequences
-        if num_prompt == 0:
-            raise DataError("The prompt has no tokens; give at least one.")
-        check_token_ids(request.prompt_ids, self.model.num_tokens)
-        if num_prompt + num_new > context:
-            raise DataError(
-                f"The prompt has {num_prompt} tokens and {num_new} new ones are requested, but the "
-                f"model takes {context} in total. Shorten the prompt, or request fewer new tokens."
-            )
+        check_request(request, self.model.context, self.model.num_tokens)
+        number = request.settings.num_return_sequences
         if number > self.model.num_slots:
             raise DataError(
                 f"{number} sequences are requested, but at most {self.model.num_slots} fit at "
@@ -395,6 +392,27 @@ class Batcher:
 def are_finite(logits: Float[Tensor, "R V"]) -> bool:
     """Whether no logit is NaN or infinite, in one pass: a sum is finite only if its terms are."""
     return math.isfinite(float(logits.sum()))
+
+
+def check_request(request: Request, context: int, num_tokens: int) -> None:
+    """Reject a prompt that a model cannot continue.
+
+    Args:
+        context: The longest text that the model takes, in tokens.
+        num_tokens: Of its vocabulary.
+
+    Raises:
+        DataError: it is empty, has unknown tokens, or is too long.
+    """
+    num_prompt, num_new = len(request.prompt_ids), request.settings.max_new_tokens
+    if num_prompt == 0:
+        raise DataError("The prompt has no tokens; give at least one.")
+    check_token_ids(request.prompt_ids, num_tokens)
+    if num_prompt + num_new > context:
+        raise DataError(
+            f"The prompt has {num_prompt} tokens and {num_new} new ones are requested, but the "
+            f"model takes {context} in total. Shorten the prompt, or request fewer new tokens."
+        )
 
 
 def check_token_ids(ids: Sequence[int], num_tokens: int) -> None:

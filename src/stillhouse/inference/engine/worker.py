@@ -15,7 +15,8 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from stillhouse.errors import ResourceError
-from stillhouse.inference.engine.batcher import Batcher, Listener, Request, RequestHandle
+from stillhouse.inference.engine.batcher import Listener, Request, RequestHandle
+from stillhouse.inference.engine.interface import RequestBatcher
 
 Result = TypeVar("Result")
 
@@ -24,19 +25,21 @@ class Worker:
     """Runs batchers, and other calls between their steps, in its own thread."""
 
     def __init__(self) -> None:
-        self._batchers: list[Batcher] = []
+        self._batchers: list[RequestBatcher] = []
         self._wake = threading.Condition()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
-    def add(self, batcher: Batcher) -> None:
+    def add(self, batcher: RequestBatcher) -> None:
         """Run this batcher too."""
         with self._wake:
             self._batchers.append(batcher)
 
-    def submit(self, batcher: Batcher, request: Request, listener: Listener) -> RequestHandle:
+    def submit(
+        self, batcher: RequestBatcher, request: Request, listener: Listener
+    ) -> RequestHandle:
         """Submit a request to one of the batchers; the listener is called in the worker's thread.
 
         Raises:
@@ -79,7 +82,7 @@ class Worker:
         return bool(self._calls) or not all(batcher.is_idle for batcher in self._batchers)
 
 
-def _step(batcher: Batcher) -> None:
+def _step(batcher: RequestBatcher) -> None:
     """An error in a step, such as running out of memory, fails the current requests; the thread
     continues with the next ones."""
     try:

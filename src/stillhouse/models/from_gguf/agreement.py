@@ -6,6 +6,7 @@ which for quantized weights rounds the activations too (0.06 to 0.08 nats on Smo
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,29 +26,14 @@ def area(width, height):
 CONTEXT = 128
 MEAN_BOUND, QUANTIZED_MEAN_BOUND = 0.02, 0.2  # nats
 MAX_TOKENS = 256  # added tokens that are tested
-END_KINDS = ("eos", "eot", "eom")  # of end, turn and message
 
 
+@dataclass(frozen=True)
 class Reference:
     """llama.cpp with the file, to compare with."""
 
-    def __init__(self, file: GGUFFile, tokenizer: PreTrainedTokenizerFast, positions: int) -> None:
-        """Load the file; `positions` is the longest text of the model.
-
-        Raises:
-            ModelError: llama.cpp does not load it.
-        """
-        self._file = file
-        self._context = min(CONTEXT, positions)
-        named = [file.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in END_KINDS]
-        tested = dict.fromkeys(id for id in named if id is not None)
-        tested |= dict.fromkeys(sorted(tokenizer.added_tokens_decoder)[:MAX_TOKENS])
-        self._engine = LlamaCpp(file.path, self._context, tested)
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """The tokens at which llama.cpp ends a text, of those the file names and the added ones."""
-        return self._engine.end_ids
+    file: GGUFFile
+    engine: LlamaCpp
 
     def check_tokens(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Compare the tokens of difficult texts.
@@ -57,11 +43,11 @@ class Reference:
         """
         for text in _texts(tokenizer):
             body = {"content": text, "add_special": True, "parse_special": True}
-            expected = self._engine.post("/tokenize", body)["tokens"]
+            expected = self.engine.post("/tokenize", body)["tokens"]
             found = tokenizer(text)["input_ids"]
             if found != expected:
                 raise ModelError(
-                    f"{self._file.path}: the text {text[:40]!r} is {expected[:12]} in llama.cpp "
+                    f"{self.file.path}: the text {text[:40]!r} is {expected[:12]} in llama.cpp "
                     f"and {found[:12]} by the rules in the file. Give the model as a folder with "
                     "tokenizer.json."
                 )
@@ -72,17 +58,17 @@ class Reference:
         Raises:
             ModelError: it is larger than rounding explains.
         """
-        ids = tokenizer(PASSAGE, add_special_tokens=False)["input_ids"][: self._context]
-        expected = torch.tensor(self._engine.log_probabilities(ids))
+        ids = tokenizer(PASSAGE, add_special_tokens=False)["input_ids"][: self.engine.context]
+        expected = torch.tensor(self.engine.log_probabilities(ids))
         _, model = load_model(folder, tokenizer)
         with torch.inference_mode():
             logits = model(torch.tensor([ids[:-1]])).logits[0].float()
         found = logits.log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
         mean = float((found - expected).abs().mean())
-        bound = QUANTIZED_MEAN_BOUND if self._file.is_quantized else MEAN_BOUND
+        bound = QUANTIZED_MEAN_BOUND if self.file.is_quantized else MEAN_BOUND
         if not mean <= bound:
             raise ModelError(
-                f"{self._file.path}: the log-probabilities of a passage differ from llama.cpp's by "
+                f"{self.file.path}: the log-probabilities of a passage differ from llama.cpp's by "
                 f"{mean:.3f} nats on average, where rounding explains {bound}. The file asks for "
                 "something that Stillhouse does not compute; give the model as a folder of "
                 "safetensors."

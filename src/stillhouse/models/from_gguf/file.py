@@ -8,6 +8,7 @@ Source: the specification of the format, ggml/docs/gguf.md.
 
 import mmap
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -76,6 +77,14 @@ class GGUFFile:
         """Whether llama.cpp computes with rounded activations on this file."""
         exact = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
         return any(tensor.kind not in exact for tensor in self.tensors.values())
+
+    @property
+    def main_kind(self) -> str:
+        """The type of most weights, such as Q4_1."""
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.kind.name] += prod(tensor.shape)
+        return sizes.most_common(1)[0][0]
 
     def values(self, name: str) -> np.ndarray:
         """A tensor in float32, as the package `gguf` dequantizes it."""

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.errors import ModelError, ResourceError, RunError
 from stillhouse.models.folder_check import load_model_tokenizer
-from stillhouse.models.from_gguf.agreement import Reference
+from stillhouse.models.from_gguf.agreement import CONTEXT, Reference
 from stillhouse.models.from_gguf.architectures import (
     config_of,
     in_transformers_layout,
@@ -29,6 +29,7 @@ from stillhouse.models.from_gguf.architectures import (
 )
 from stillhouse.models.from_gguf.file import GGUFFile, read_header
 from stillhouse.models.from_gguf.tokenizer import tokenizer_of
+from stillhouse.models.llama_cpp import LlamaCpp
 from stillhouse.models.load import empty_model, save_model
 from stillhouse.runs.atomic import write_atomic
 from stillhouse.runs.manifest import Inputs, commit_folder, is_up_to_date, sha256_of, verify
@@ -87,7 +88,7 @@ def _locked(folder: Path, path: Path) -> Iterator[None]:
 
 
 def _write(file: GGUFFile, target: Path, inputs: Inputs, stamp: Stamp) -> None:
-    config, tokenizer = _described(file)
+    config, tokenizer = described(file)
     model = empty_model(config)
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
     names = stored_names(file, shapes)
@@ -95,7 +96,8 @@ def _write(file: GGUFFile, target: Path, inputs: Inputs, stamp: Stamp) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"reading {file.path.name}, once", total=len(names) + 3)
-        reference = Reference(file, tokenizer, config.max_position_embeddings)
+        context = min(CONTEXT, config.max_position_embeddings)
+        reference = Reference(file, LlamaCpp(file.path, context))
         progress.advance(bar)
         values = {}
         for name, stored in names.items():
@@ -108,7 +110,7 @@ def _write(file: GGUFFile, target: Path, inputs: Inputs, stamp: Stamp) -> None:
             )
         model.load_state_dict(values, strict=False, assign=True)
         model.tie_weights()
-        model.generation_config.eos_token_id = sorted(reference.end_ids)
+        model.generation_config.eos_token_id = sorted(reference.engine.end_ids)
         facts: dict[str, Any] = {"file": file.path.name}
         with commit_folder(target, inputs, facts, overwrite=True) as folder:
             save_model(model, tokenizer, folder / MODEL)
@@ -119,7 +121,12 @@ def _write(file: GGUFFile, target: Path, inputs: Inputs, stamp: Stamp) -> None:
             progress.advance(bar)
 
 
-def _described(file: GGUFFile) -> tuple[PretrainedConfig, PreTrainedTokenizerFast]:
+def described(file: GGUFFile) -> tuple[PretrainedConfig, PreTrainedTokenizerFast]:
+    """The configuration and the tokenizer of a file.
+
+    Raises:
+        ModelError: metadata that cannot be used.
+    """
     try:
         return config_of(file), tokenizer_of(file)
     except ModelError:

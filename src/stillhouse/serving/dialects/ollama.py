@@ -64,7 +64,6 @@ STREAMED: dict[int | str, dict[str, Any]] = {
     }
 }
 NO_PROMPT = Prompt((), ())
-BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 class Options(RequestModel):
@@ -341,7 +340,7 @@ async def list_models(models: ModelsDep) -> dict[str, Any]:
                 "name": model.name,
                 "model": model.name,
                 "modified_at": _modified_at(model),
-                "size": model.loaded.num_parameters * BYTES_PER_WEIGHT[model.precision],
+                "size": model.size_bytes,
                 "details": _details(model),
             }
             for model in models
@@ -371,7 +370,7 @@ async def show(body: ShowRequest, models: ModelsDep) -> dict[str, Any]:
 def _details(model: ServedModel) -> dict[str, Any]:
     family = model.loaded.model.config.model_type
     return {
-        "format": "safetensors",
+        "format": "safetensors" if model.loaded.size_bytes is None else "gguf",
         "family": family,
         "families": [family],
         "parameter_size": f"{model.loaded.num_parameters / 1e6:.1f}M",

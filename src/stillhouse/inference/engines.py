@@ -1,0 +1,49 @@
+"""A model with the engine that runs it: that of this package, or llama.cpp."""
+
+import torch
+
+from stillhouse.errors import ModelError, RecipeError
+from stillhouse.extras import require
+from stillhouse.inference.load import CPU
+from stillhouse.inference.quantization import AtPrecision, load_at_precision
+
+OWN, LLAMA_CPP = "stillhouse", "llama.cpp"
+
+
+def load_with_engine(
+    name: str,
+    engine: str,
+    precision: str,
+    *,
+    num_slots: int,
+    offline: bool = False,
+    device: torch.device = CPU,
+) -> AtPrecision:
+    """A model, ready to generate.
+
+    Args:
+        engine: `stillhouse`, or `llama.cpp` for GGUF files as they are.
+        precision: See `load_at_precision`; llama.cpp has that of the file.
+        num_slots: Sequences that will be generated at once; memory for them is taken at load by
+            llama.cpp, and later by the engine of this package.
+
+    Raises:
+        RecipeError: an unknown engine, or a precision or device that it does not have.
+        ModelError: see `load_at_precision` and `load_llama_cpp`.
+    """
+    if engine == OWN:
+        return load_at_precision(name, precision, offline=offline, device=device)
+    if engine != LLAMA_CPP:
+        raise RecipeError(f"The engine is {engine}; choose from {OWN}, {LLAMA_CPP}.")
+    if precision not in ("auto", "fp32"):  # what the commands have by default
+        raise RecipeError(
+            f"llama.cpp runs a file in the file's own precision, not in {precision}. Omit "
+            "--precision, or --engine."
+        )
+    if device.type != "cpu":
+        raise RecipeError("llama.cpp runs on the CPU here. Add --device cpu, or omit --engine.")
+    require("llama-cpp", purpose="--engine llama.cpp", error=ModelError)
+    from stillhouse.inference.engine.llama_cpp import load_llama_cpp
+
+    model = load_llama_cpp(name, num_slots)
+    return AtPrecision(model, model.precision, reason="the file's, run by llama.cpp")
