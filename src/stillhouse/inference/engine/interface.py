@@ -1,5 +1,6 @@
 """What answers requests with one model: our own `Batcher`, or another engine."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from stillhouse.errors import StillhouseError
@@ -38,6 +39,10 @@ class RequestBatcher(Protocol):
 
     def submit(self, request: Request, listener: Listener) -> RequestHandle:
         """Queue a request; `step` calls the listener with its events; raises as `check` does."""
+        ...
+
+    def share(self, ids: Sequence[int]) -> None:
+        """Prepare for prompts that begin with these tokens."""
         ...
 
     def check(self, request: Request) -> None:

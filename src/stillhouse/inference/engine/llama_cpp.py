@@ -177,6 +177,9 @@ class LlamaCppBatcher:
         """Whether nothing waits or runs."""
         return not (self._waiting or self._sequences)
 
+    def share(self, ids: Sequence[int]) -> None:
+        """Nothing to do: llama.cpp keeps what a slot has read, and reads on from there."""
+
     def check(self, request: Request) -> None:
         """Reject a request that cannot be answered.
 
