@@ -205,8 +205,7 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    chosen: dict[str, Any] = {"engine": engine, "precision": precision}
-    chosen["num_slots"] = num_return_sequences
+    chosen: Any = {"engine": engine, "precision": precision, "num_slots": num_return_sequences}
     loaded = _load(model, **chosen, offline=offline)
     student = _load(draft, **chosen, offline=offline) if draft is not None else None
     start = loaded.chat_prompt(messages_of(prompt)) if chat else loaded.text_prompt(prompt)
