@@ -11,13 +11,16 @@ from typing import Any
 from stillhouse.families.settings import CAUSAL, MASKED
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "family-laws.json"
+NATS = "largest difference of a token's log-probability, in nats"
+RELATIVE = "norm of the difference over norm of the outputs"
 FAMILIES, STUDENTS, EXPORT = "tests/families/test_laws.py", "tests/student", "tests/export"
 
 
 @dataclass(frozen=True)
 class Law:
     """What holds of a family, and its tests, each with a parameter `family` or `name`. A number in
-    the table is the largest `difference` that they record."""
+    the table is the largest `difference` that they record; a test of a refusal records `refused`.
+    """
 
     holds: str
     tests: tuple[str, ...]
@@ -43,8 +46,22 @@ LAWS = {
         ),
     ),
     "heads": Law(
-        "The same of attention heads, where the architecture lets their number change.",
-        (f"{STUDENTS}/test_width.py::test_a_student_with_fewer_heads_is_its_teacher_with_zeros",),
+        "A student with fewer attention heads (`num_heads`) has the logits of its teacher in which "
+        "the others are zero, to 1e-5.",
+        (
+            f"{STUDENTS}/test_width.py::test_a_student_with_fewer_heads_is_its_teacher_with_zeros",
+            f"{STUDENTS}/test_width.py::test_heads_that_cannot_be_cut_are_refused",
+        ),
+    ),
+    "hidden": Law(
+        "A student of a smaller hidden size has the logits of its teacher in which the other "
+        "channels are zero and LayerNorms read the kept ones alone, to 1e-5; and the same logits, "
+        "to the bit, once it is saved and loaded.",
+        (
+            f"{STUDENTS}/test_width.py"
+            "::test_a_student_of_a_smaller_hidden_size_is_its_teacher_with_zeros",
+            f"{STUDENTS}/test_width.py::test_a_hidden_size_that_cannot_be_cut_is_refused",
+        ),
     ),
     "parity": Law(
         "Body and head as they are trained have the logits of transformers, past every window. "
@@ -96,15 +113,17 @@ LAWS = {
     ),
     **{
         to: Law(
-            f"Exported to {title} in float32 and loaded there, the model has the same outputs, and "
-            "is refused by name where there is no export. Number: "
-            + ("relative error of the outputs." if to == "onnx" else "largest difference in nats, "
-               "of encoders the relative error."),
+            f"{engine} computes the outputs of the model that is exported to it in float32. "
+            f"Number: {number}.",
             (f"{EXPORT}/test_families.py::test_export_to_{to}_is_the_model_or_refused",),
         )
-        for to, title in (("gguf", "GGUF"), ("ctranslate2", "CTranslate2"), ("onnx", "ONNX"))
+        for to, engine, number in (
+            ("gguf", "llama.cpp", NATS),
+            ("ctranslate2", "CTranslate2", f"{NATS}; of encoders, {RELATIVE}"),
+            ("onnx", "ONNX Runtime", RELATIVE),
+        )
     },
-}  # fmt: skip
+}
 
 
 def law_list() -> str:
@@ -141,11 +160,13 @@ def _table(names: Sequence[str]) -> str:
 
 
 def cell(law: str, result: Mapping[str, Any] | None) -> str:
-    """How a law's result for a family is shown: its number, or whether it holds."""
-    if result is None or result.get("refused"):
+    """How a law's result for a family is shown: its number, or whether it holds or is refused."""
+    if result is None:
         return ""
     if result["failed"]:
         return "NO"
+    if result.get("refused"):
+        return "refused"
     if law == "tasks":
         return str(result["tests"])
     if "difference" in result:

@@ -115,9 +115,9 @@ def test_a_law_of_families_names_tests_that_exist(law):
 
 
 def test_the_table_of_families_shows_failures_before_numbers():
-    """A number, how many tasks, what does not apply, and what failed however small the number."""
+    """A number, how many tasks, what is refused, and what failed however small the number."""
     passed = {"tests": 4, "failed": []}
     assert cell("parity", passed | {"difference": 2.4e-6}) == "2e-6"
     assert cell("parity", passed | {"difference": 2.4e-6, "failed": ["one"]}) == "NO"
     assert [cell("tasks", passed), cell("reload", passed)] == ["4", "yes"]
-    assert [cell("gguf", passed | {"refused": "why"}), cell("gguf", None)] == ["", ""]
+    assert [cell("gguf", passed | {"refused": "why"}), cell("gguf", None)] == ["refused", ""]

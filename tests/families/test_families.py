@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from tests.tiny_models import EVERY_CAUSAL_FAMILY, EVERY_FAMILY, make_config
 from transformers import (
     BertConfig,
+    DebertaV2Config,
     ElectraConfig,
     Gemma2Config,
     GPT2Config,
@@ -243,6 +244,10 @@ XLM_ROBERTA = XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514, t
 ELECTRA = ElectraConfig(
     embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024
 )
+DEBERTA = DebertaV2Config(
+    **family_named("deberta-v2").published, hidden_size=768, num_hidden_layers=12,
+    num_attention_heads=12, intermediate_size=3072,
+)  # fmt: skip
 MPNET = MPNetConfig(max_position_embeddings=514)
 ROBERTA = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
 
@@ -258,6 +263,7 @@ ROBERTA = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_voca
         pytest.param(ELECTRA, 13.5, 8.8, id="electra-small-generator"),
         pytest.param(MPNET, 109.5, 67.0, id="mpnet-base"),
         pytest.param(ModernBertConfig(), 149.7, 94.5, id="ModernBERT-base"),
+        pytest.param(DEBERTA, 184.5, 142.0, id="deberta-v3-base"),
         pytest.param(bert(119547), 178.0, 135.4, id="bert-base-multilingual-cased"),
     ],
 )

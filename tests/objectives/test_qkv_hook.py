@@ -10,13 +10,12 @@ from tests.tiny_models import EVERY_FAMILY_WITH_RELATIONS
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.families.attention import explicit_attention_mask
 from stillhouse.families.registry import family_of
 from stillhouse.objectives.relation import QKVHook
 from stillhouse.tokens.batches import Batch
 
 every_family = pytest.mark.parametrize("model", EVERY_FAMILY_WITH_RELATIONS, indirect=True)
-OF_BLOCKS = ("mpnet", "modernbert")
+OF_BLOCKS = ("mpnet", "modernbert", "deberta-v2")
 
 
 @pytest.fixture(params=["bert"])
@@ -35,9 +34,10 @@ def projected_by_hand(block: Any, hidden: Tensor) -> list[Tensor]:
     of the encoders `OF_BLOCKS`."""
     if hasattr(block, "attn_norm"):  # ModernBERT
         return [*block.attn.Wqkv(block.attn_norm(hidden)).chunk(3, -1)]
-    if hasattr(block, "attention"):  # MPNet
-        own = block.attention.attn
-        return [each(hidden) for each in (own.q, own.k, own.v)]
+    if hasattr(block, "attention"):
+        own = getattr(block.attention, "attn", None) or block.attention.self
+        names = "qkv" if hasattr(own, "q") else ("query_proj", "key_proj", "value_proj")
+        return [getattr(own, name)(hidden) for name in names]
     for norm in ("input_layernorm", "self_attn_layer_norm"):
         hidden = getattr(block, norm)(hidden) if hasattr(block, norm) else hidden
     attention = block.self_attn
@@ -54,15 +54,14 @@ def capture(hook: QKVHook, model: PreTrainedModel, batch: Batch) -> list[Tensor]
 
 def projected(model: PreTrainedModel, batch: Batch, layer: int) -> list[Tensor]:
     """Queries, keys and values recomputed from the layer's input, by the weights' own names."""
-    family = family_of(model.config)
-    with explicit_attention_mask(model.config):
-        output = model.get_submodule(family.body)(
-            input_ids=batch.input_ids,
-            attention_mask=family.mask_of(model, batch.attention_mask()),
-            position_ids=batch.position_ids + family.position_offset(model.config),
-            output_hidden_states=True,
-        )
-    hidden, weights = output.hidden_states[layer], dict(model.named_parameters())
+    family, seen = family_of(model.config), []
+    hook = family.layers_of(model)[layer].register_forward_pre_hook(
+        lambda _, args, named: seen.append(args[0] if args else named["hidden_states"]),
+        with_kwargs=True,
+    )
+    family.run_body(model, batch)
+    hook.remove()
+    (hidden,), weights = seen, dict(model.named_parameters())
     prefix = f"{family.layers}.{layer}"
     if family.model_type == "gpt2":
         scale, shift = (weights[f"{prefix}.ln_1.{kind}"] for kind in ("weight", "bias"))

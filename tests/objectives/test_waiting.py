@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tests.tiny_models import PAIRS, WITH_RELATIONS, is_causal
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,7 +91,7 @@ whole_attention = pytest.mark.parametrize(
         pair
         for pair in PAIRS
         if not WITHOUT & {*family_named(str(pair.id)).tiny}
-        and not family_named(str(pair.id)).adds_mask
+        and getattr(transformers, family_named(str(pair.id)).model_class)._supports_sdpa
     ],
     indirect=True,
 )

@@ -1,10 +1,11 @@
 """The initial student: which of the teacher's weights it starts from, and that none is lost."""
 
-import inspect
+from typing import Any
 
 import pytest
 import torch
 from tests.tiny_models import is_causal
+from torch import nn
 from transformers import PreTrainedModel
 
 from stillhouse.errors import ModelError
@@ -39,7 +40,7 @@ def test_a_student_with_all_layers_is_its_teacher(family, wanted, tiny_model, wo
 
 
 @every_pair
-def test_each_layer_computes_what_its_teacher_layer_does(family, wanted, tiny_model):
+def test_each_layer_computes_what_its_teacher_layer_does(family, wanted, tiny_model, words):
     """Student layer i gives the output of teacher layer layer_map[i], for any input."""
     teacher = tiny_model(family, num_layers=4)
     layer_map = [0, 3, 1] if family_of(teacher.config).first_layer_differs else [3, 0, 3]
@@ -48,20 +49,21 @@ def test_each_layer_computes_what_its_teacher_layer_does(family, wanted, tiny_mo
     theirs = teacher.get_submodule(family_of(teacher.config).layers)
     assert len(list(ours.children())) == 3
     hidden = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(2))
-    rotary = getattr(teacher.base_model, "rotary_emb", None)
-    by_kind = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
-    by_kind = by_kind and hasattr(teacher.config, "layer_types")
+    given: dict[nn.Module, Any] = {}  # beside hidden states: angles, a mask, relative positions
+    for layer in (*ours.children(), *theirs.children()):
+        layer.register_forward_pre_hook(
+            lambda layer, args, named: given.setdefault(layer, (args[1:], named)), with_kwargs=True
+        )
     with torch.no_grad():
+        for model in (student, teacher):
+            cache = {"use_cache": False} if is_causal(family) else {}
+            model(input_ids=torch.tensor([words(5)]), **cache)
         for new, old in enumerate(layer_map):
-            arguments = {}
-            if rotary is not None:
-                kind = {"layer_type": teacher.config.layer_types[old]} if by_kind else {}
-                angles = rotary(hidden, torch.arange(5)[None], **kind)
-                arguments = {"position_embeddings": angles}
-            pair = [
-                layers.get_submodule(str(number))(hidden, **arguments)
-                for layers, number in ((ours, new), (theirs, old))
-            ]
+            pair = []
+            for layer in (ours.get_submodule(str(new)), theirs.get_submodule(str(old))):
+                args, named = given[layer]
+                named.pop("hidden_states", None)
+                pair.append(layer(hidden, *args, **named))
             one, other = (out[0] if isinstance(out, tuple) else out for out in pair)
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 

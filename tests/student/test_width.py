@@ -40,6 +40,7 @@ from stillhouse.student.settings import StudentRecipe
 from stillhouse.student.width import as_ranges, best_heads, channel_scores, choose_widths
 
 WITHOUT_HIDDEN_SIZE = ("gpt_neox", "mpnet")  # refused: see below
+WITH_HEADS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")
 FAST = ("llama", "phi3", "opt", "gpt2", "bert", "qwen2", "gemma2")
 every_family = pytest.mark.parametrize(
     "family",
@@ -99,8 +100,8 @@ def test_a_student_with_fewer_channels_is_its_teacher_with_zeros(family, tiny_mo
 @pytest.mark.parametrize(
     "family",
     [
-        *("llama", "phi3", "qwen2", "qwen3", "gemma2"),
-        *(pytest.param(name, marks=pytest.mark.e2e) for name in ("mistral", "gemma3_text")),
+        pytest.param(name, marks=() if name in (*FAST, "qwen3") else pytest.mark.e2e)
+        for name in WITH_HEADS
     ],
 )
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (2, 1)])
@@ -113,6 +114,24 @@ def test_a_student_with_fewer_heads_is_its_teacher_with_zeros(family, heads, kv_
     torch.testing.assert_close(cut, zeroed, atol=1e-5, rtol=1e-5)
     found = sizes_of(student.config)
     assert (found.heads, found.kv_heads, found.head_size) == (heads, kv_heads, 4)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in WITH_HEADS])
+def test_heads_that_cannot_be_cut_are_refused(family, record_property):
+    """With the reason, before a weight is read."""
+    with pytest.raises(RecipeError, match="so they cannot be cut") as refused:
+        plan_student(make_config(family), StudentRecipe(layer_map=[0, 1], num_heads=1))
+    record_property("refused", str(refused.value))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("family", WITHOUT_HIDDEN_SIZE)
+def test_a_hidden_size_that_cannot_be_cut_is_refused(family, record_property):
+    """With the reason, before a weight is read."""
+    with pytest.raises(RecipeError, match="so they cannot be cut") as refused:
+        plan_student(make_config(family), StudentRecipe(layer_map=[0, 1], hidden_size=8))
+    record_property("refused", str(refused.value))
 
 
 def norm_over(norm: nn.LayerNorm, kept) -> nn.Module:

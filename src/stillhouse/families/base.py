@@ -114,14 +114,22 @@ class Family:
             others call transformers' attention function.
         first_layer_differs: Whether the first layer has other parameters than those after it, so
             that it stays the first, and only there.
-        layers_give_tuples: Whether a layer gives its hidden states as the first of a tuple.
+        layer_outputs: The length of the tuple that a layer gives, its hidden states first; 0 where
+            it gives those alone.
+        masked_modules: Modules of the body before its layers that are given the mask too, to set
+            padding to zero.
+        published: Keys of the configuration that published models have and transformers' default
+            lacks; the probe and new models have them too.
         scales_embeddings: Whether embeddings are multiplied by the root of the hidden size, and
             norms by 1 + their weight.
         ignored_on_load: Patterns of weights in published checkpoints that the model has no use for.
+        renamed_on_load: Patterns of names of weights in published checkpoints, with the model's.
         token_runner: A faster way for a causal model to compute tokens of many sequences in one
             batch than its body as a whole; reads the model's current weights.
         window: Tokens that a token attends to at most, itself included, in the layers that limit
             them; None where no layer does.
+        relative_macs: MACs of a layer for relative positions that attention scores apart: of each
+            token, and of each forward pass.
         supports: Why a configuration of the family cannot be computed; None if it can.
         tiny: Keys of the configuration with which tests run, beside those of its size.
     """
@@ -135,8 +143,10 @@ class Family:
     position_wise: tuple[str, ...]
     embeddings: Mapping[str, str]
     first_layer_differs: bool
-    layers_give_tuples: bool
+    layer_outputs: int
+    masked_modules: tuple[str, ...]
     scales_embeddings: bool = False
+    published: Mapping[str, Any] = field(default_factory=dict)
     config_from_scratch: (
         Callable[[ArchitectureRecipe, Mapping[str, int]], dict[str, Any]] | None
     ) = None
@@ -145,8 +155,10 @@ class Family:
     position_offset: Callable[[PretrainedConfig], int] = lambda config: 0
     adds_mask: bool = False
     ignored_on_load: tuple[str, ...] = ()
+    renamed_on_load: Mapping[str, str] = field(default_factory=dict)
     token_runner: Callable[[Any], RunTokens] | None = None
     window: Callable[[PretrainedConfig], int | None] = window_by_layer_types
+    relative_macs: Callable[[PretrainedConfig], tuple[int, int]] = lambda config: (0, 0)
     supports: Callable[[PretrainedConfig], str | None] = rotary_reason
     tiny: Mapping[str, Any] = field(default_factory=dict)
 
@@ -189,7 +201,7 @@ class Family:
             num_hidden_layers=size.num_layers,
             num_attention_heads=size.num_heads,
             max_position_embeddings=sequence_length,
-            **{**own(size, special), **settings},
+            **{**own(size, special), **self.published, **settings},
         )
         config.max_position_embeddings += self.position_offset(config)
         return config
@@ -235,10 +247,13 @@ class Family:
         arguments: dict[str, Any] = (
             {"use_cache": False} if self.language_modeling == "causal" else {}
         )
-        with explicit_attention_mask(model.config):
+        masked = [body.get_submodule(name) for name in self.masked_modules]
+        # Without a mask such a body looks for padding, which waits for the device.
+        visible = batch.visible()[:, None] if masked else batch.attention_mask()
+        with explicit_attention_mask(model.config), padding_alone(masked):
             output = body(
                 input_ids=batch.input_ids,
-                attention_mask=self.mask_of(model, batch.attention_mask()),
+                attention_mask=self.mask_of(model, visible),
                 position_ids=positions,
                 **arguments,
             )
@@ -445,3 +460,19 @@ def compute_only_rows(
             hooks.enter_context(module.register_forward_pre_hook(select))
             hooks.enter_context(module.register_forward_hook(spread))
         yield
+
+
+@contextmanager
+def padding_alone(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within this context modules that are given a mask of pairs of positions (B, 1, T, T) get its
+    diagonal (B, T): which position is real."""
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(_take_diagonal, with_kwargs=True))
+        yield
+
+
+def _take_diagonal(
+    module: nn.Module, arguments: tuple[Any, ...], settings: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return arguments, {**settings, "mask": settings["mask"].diagonal(dim1=-2, dim2=-1)[:, 0]}

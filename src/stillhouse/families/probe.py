@@ -1,16 +1,19 @@
 """Where an architecture keeps its parts, found by building a tiny model of it on the meta device.
 
 A tiny forward pass is traced: the matrices of a layer that run before attention give its queries,
-keys and values, those after it are position-wise.
+keys and values, those after it are position-wise. Attention is where transformers' attention
+function is called or, in architectures that compute it themselves, a softmax.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -31,9 +34,15 @@ MODEL_CLASSES = {
 }
 
 
-def probe(model_type: str, language_modeling: LanguageModeling) -> dict[str, Any]:
-    """The fields of a `Family` that follow from the architecture's own modules."""
-    model = _tiny_model(model_type, language_modeling)
+def probe(
+    model_type: str, language_modeling: LanguageModeling, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of a `Family` that follow from the architecture's own modules.
+
+    Args:
+        settings: Keys of the configuration, beside those of its size.
+    """
+    model = _tiny_model(model_type, language_modeling, settings)
     modules = dict(model.named_modules())
     layers = next(
         name
@@ -44,22 +53,30 @@ def probe(model_type: str, language_modeling: LanguageModeling) -> dict[str, Any
     outputs: list[Any] = []
     last.register_forward_hook(lambda *given: outputs.append(given[-1]))
     trace = _trace(model, last)
-    attention = trace.index(ATTENTION) if ATTENTION in trace else len(trace)
+    attention = trace.index(ATTENTION)
+    projections = tuple(dict.fromkeys(trace[:attention]))
     return {
         "model_type": model_type,
         "language_modeling": language_modeling,
         "model_class": type(model).__name__,
         "body": model.base_model_prefix,
         "layers": layers,
-        "attention_projections": tuple(trace[:attention]),
-        "position_wise": _largest_without(trace[attention + 1 :], trace[:attention]),
+        "attention_projections": projections,
+        "position_wise": _largest_without(trace[attention + 1 :], projections),
         "embeddings": _embeddings(model),
         "first_layer_differs": first.state_dict().keys() != last.state_dict().keys(),
-        "layers_give_tuples": isinstance(outputs[0], tuple),
+        "layer_outputs": len(outputs[0]) if isinstance(outputs[0], tuple) else 0,
+        "masked_modules": tuple(
+            name
+            for name, module in model.base_model.named_children()
+            if "mask" in inspect.signature(module.forward).parameters
+        ),
     }
 
 
-def _tiny_model(model_type: str, language_modeling: LanguageModeling) -> PreTrainedModel:
+def _tiny_model(
+    model_type: str, language_modeling: LanguageModeling, settings: Mapping[str, Any]
+) -> PreTrainedModel:
     config = AutoConfig.for_model(
         model_type,
         vocab_size=VOCABULARY,
@@ -68,6 +85,7 @@ def _tiny_model(model_type: str, language_modeling: LanguageModeling) -> PreTrai
         num_attention_heads=HEADS,
         max_position_embeddings=POSITIONS,
         **dict.fromkeys(SPECIAL_IDS, 0),
+        **settings,
     )
     with torch.device("meta"):
         return getattr(transformers, MODEL_CLASSES[language_modeling][model_type])(config).eval()
@@ -75,7 +93,7 @@ def _tiny_model(model_type: str, language_modeling: LanguageModeling) -> PreTrai
 
 def _trace(model: PreTrainedModel, layer: nn.Module) -> list[str]:
     """Names of a layer's modules with a matrix of their own, in the order in which they run, and
-    `ATTENTION` where the attention function is called."""
+    `ATTENTION` where attention is computed."""
     trace: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *_, name=name: trace.append(name))
@@ -93,7 +111,7 @@ def _trace(model: PreTrainedModel, layer: nn.Module) -> list[str]:
 
 @contextmanager
 def _noted_attention(config: PretrainedConfig, trace: list[str]) -> Iterator[None]:
-    """Within this context calls of the attention function are noted in `trace`."""
+    """Within this context calls of the attention function, and softmaxes, are noted in `trace`."""
 
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
@@ -103,11 +121,22 @@ def _noted_attention(config: PretrainedConfig, trace: list[str]) -> Iterator[Non
         return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
     AttentionInterface.register(NAME, attention)
-    with attention_named(config, NAME):
+    with attention_named(config, NAME), _Softmaxes(trace):
         yield
 
 
-def _largest_without(names: list[str], others: list[str]) -> tuple[str, ...]:
+class _Softmaxes(TorchDispatchMode):
+    def __init__(self, trace: list[str]) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten._softmax:
+            self._trace.append(ATTENTION)
+        return func(*args, **(kwargs or {}))
+
+
+def _largest_without(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     """The largest modules that hold the named ones, and none of the others."""
     with_others = {parent for other in others for parent in _parents(other)}
     largest = (next(each for each in _parents(name) if each not in with_others) for name in names)

@@ -7,7 +7,7 @@ from importlib import import_module
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from stillhouse.errors import ModelError, RecipeError
-from stillhouse.families.architectures import roberta
+from stillhouse.families.architectures import deberta_v2, roberta
 from stillhouse.families.architectures.llama import token_runner
 from stillhouse.families.attention import window_in_every_layer
 from stillhouse.families.base import Family
@@ -62,8 +62,6 @@ DIFFERENCES = {
     # Computes its attention itself; the padding id of its positions is 1 whatever the vocabulary's.
     "mpnet": partial(
         Family,
-        attention_projections=tuple(f"attention.attn.{name}" for name in "qkv"),
-        position_wise=("attention.attn.o", "intermediate", "output"),
         head_transform=roberta.head_transform,
         position_offset=lambda config: 2,
         adds_mask=True,
@@ -74,6 +72,7 @@ DIFFERENCES = {
         head_transform=lambda model, hidden: model.head(hidden),
         tiny={"local_attention": 8},
     ),
+    "deberta-v2": deberta_v2.FAMILY,
 }
 
 
@@ -92,7 +91,8 @@ def family_named(model_type: str) -> Family:
     own = DIFFERENCES.get(model_type, partial(Family))
     if model_type in WITH_FILES:
         own = import_module(f"stillhouse.families.architectures.{model_type}").FAMILY
-    found = probe(model_type, "causal" if model_type in CAUSAL else "masked")
+    kind = "causal" if model_type in CAUSAL else "masked"
+    found = probe(model_type, kind, own.keywords.get("published", {}))
     return own(**{name: each for name, each in found.items() if name not in own.keywords})
 
 

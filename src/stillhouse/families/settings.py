@@ -19,6 +19,7 @@ CAUSAL = (
 )  # fmt: skip
 MASKED = (
     "bert", "distilbert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet", "modernbert",
+    "deberta-v2",
 )  # fmt: skip
 FAMILY_NAMES = (*CAUSAL, *MASKED)
 if TYPE_CHECKING:

@@ -34,6 +34,7 @@ NORMAL = {
     "output_attentions": False,
     "output_hidden_states": False,
     "return_dict": True,
+    "legacy": True,  # DeBERTa's head under the names of its class: see `Family.renamed_on_load`
 }
 WEIGHTS = "*.safetensors"
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.h5", "*.msgpack", "*.ckpt*", "consolidated*")
@@ -100,11 +101,13 @@ def _no_safetensors(folder: Path, config: PretrainedConfig) -> str:
     others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
     named = (config.architectures or [""])[0]
     model_class = named if hasattr(transformers, named) else family_of(config).model_class
+    renamed = family_of(config).renamed_on_load
+    mapping = f", key_mapping={dict(renamed)!r}" if renamed else ""
     if not others:
         return (
             f"{folder} has no weights; Stillhouse reads model.safetensors. Save the model with "
             "save_pretrained(). (Of a hub model that has pytorch_model.bin alone nothing is "
-            f"fetched: save {model_class}.from_pretrained(NAME) to a folder of your own.)"
+            f"fetched: save {model_class}.from_pretrained(NAME{mapping}) to a folder of your own.)"
         )
     target = folder.with_name(f"{folder.name}-safetensors")
     return (
@@ -112,7 +115,8 @@ def _no_safetensors(folder: Path, config: PretrainedConfig) -> str:
         "another library; Stillhouse reads model.safetensors. If you trust the file, convert it "
         f"with\n\n"
         f"    from transformers import AutoTokenizer, {model_class}\n"
-        f"    {model_class}.from_pretrained({str(folder)!r}).save_pretrained({str(target)!r})\n"
+        f"    {model_class}.from_pretrained({str(folder)!r}{mapping})"
+        f".save_pretrained({str(target)!r})\n"
         f"    AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(target)!r})\n\n"
         f"and give {target}."
     )
@@ -234,8 +238,8 @@ def _settle(config: PretrainedConfig, family: Family) -> None:
     ):
         if is_refused:
             raise ModelError(reason)
-    for name, value in NORMAL.items():
-        setattr(config, name, value)
+    for name in NORMAL.keys() & vars(config).keys():
+        setattr(config, name, NORMAL[name])
     # Where sdpa lacks a part of the computation, transformers offers eager attention alone.
     has_sdpa = getattr(transformers, family.model_class)._supports_sdpa
     config._attn_implementation = "sdpa" if has_sdpa else "eager"

@@ -118,6 +118,7 @@ def load_weights(
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report
+            key_mapping=dict(family_of(config).renamed_on_load),
             **({"device_map": "meta"} if headers_only else {}),
         )
     except Exception as error:  # a damaged file can raise anything in the library
@@ -192,7 +193,7 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a model folder that transformers and Stillhouse load."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_original_format=False)  # by the model's own names
     if model.can_generate():
         _write_end_tokens(model, folder)
     own = copy.deepcopy(tokenizer)

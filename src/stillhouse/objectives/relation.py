@@ -25,6 +25,7 @@ from stillhouse.families.base import Family, attention_widths
 from stillhouse.families.registry import family_of
 from stillhouse.objectives.settings import RelationRecipe
 
+KINDS = 3  # queries, keys and values
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}  # of one float32 tensor (h, n, T)
 
 
@@ -263,7 +264,8 @@ class QKVHook:
             self._captured = None
 
     def _capture(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self._captured is not None:
+        # DeBERTa projects relative positions too, by the same modules and afterwards.
+        if self._captured is not None and len(self._captured) < KINDS:
             split = [output] if self._widths is None else output.split(self._widths, dim=-1)
             self._captured.extend(split)
 

@@ -19,8 +19,8 @@ from stillhouse.models.load import empty_model
 
 # What architectures call the width of the feed-forward part.
 FEED_FORWARD_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim")
-# Widths of embeddings; where they are the hidden size, no projection lies between.
-EMBEDDING_KEYS = ("word_embed_proj_dim", "embedding_size")
+# Widths of embeddings and of a pooler; where they are the hidden size, they follow it.
+HIDDEN_KEYS = ("word_embed_proj_dim", "embedding_size", "pooler_hidden_size")
 KV_HEADS = "num_key_value_heads"
 
 
@@ -74,7 +74,7 @@ def with_hidden_size(config: PretrainedConfig, size: int) -> PretrainedConfig:
     sizes, divide = sizes_of(config), heads_divide_hidden_size(config)
     new = copy.deepcopy(config) if divide else _with_head_size(config)
     setattr(new, feed_forward_key(config), sizes.feed_forward)
-    for key in EMBEDDING_KEYS:
+    for key in HIDDEN_KEYS:
         if getattr(config, key, None) == sizes.hidden:
             setattr(new, key, size)
     new.hidden_size = size
@@ -184,7 +184,8 @@ def _differing(one: nn.Module, other: nn.Module, size: int) -> list[Axis]:
 
 
 def readers(layer: nn.Module, axes: Iterable[Axis], prefix: str = "") -> list[str]:
-    """The modules of a layer whose input lies along these axes, one of those side by side.
+    """The modules of a layer whose input lies along these axes, the last of those side by side
+    (DeBERTa's queries and keys are projected from its table of positions too).
 
     Args:
         prefix: Of the layer's parameters, where the axes are those of a whole model.
@@ -194,7 +195,7 @@ def readers(layer: nn.Module, axes: Iterable[Axis], prefix: str = "") -> list[st
     for axis in axes:
         name, _, kind = axis.parameter.removeprefix(prefix).rpartition(".")
         if name in known and kind == "weight" and axis.dim == _input_dim(layer.get_submodule(name)):
-            found.setdefault(name.rpartition(".")[0], name)
+            found[name.rpartition(".")[0]] = name
     return [*found.values()]
 
 

@@ -186,7 +186,7 @@ def _layer_states(
     found: list[tuple[States, States]] = []
 
     def note(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        after = output[0] if family.layers_give_tuples else output
+        after = output[0] if family.layer_outputs else output
         found.append((args[0] if args else named["hidden_states"], after))
 
     with ExitStack() as hooks:
@@ -204,8 +204,10 @@ def _always(states: States, *_: Any, **__: Any) -> States:
     return states
 
 
-def _in_tuple(function: Callable[..., Tensor], *args: Any, **named: Any) -> tuple[Tensor]:
-    return (function(*args, **named),)
+def _in_tuple(
+    length: int, function: Callable[..., Tensor], *args: Any, **named: Any
+) -> tuple[Tensor | None, ...]:
+    return (function(*args, **named), *[None] * (length - 1))
 
 
 @contextmanager
@@ -216,7 +218,7 @@ def replaced_layers(
     layers = family.layers_of(model)
     with ExitStack() as stack:
         for layer, function in by.items():
-            in_tuple = partial(_in_tuple, function)
-            layers[layer].forward = in_tuple if family.layers_give_tuples else function
+            length = family.layer_outputs
+            layers[layer].forward = partial(_in_tuple, length, function) if length else function
             stack.callback(delattr, layers[layer], "forward")
         yield

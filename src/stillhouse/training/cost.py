@@ -2,7 +2,9 @@
 
 FLOPs are 2 x MACs. A position costs two per weight of the layers' matrices, and four times the
 hidden size for each position that it attends to, in every layer; what follows attention in the last
-layer is computed only for rows that a loss reads. A row that reaches the head costs two per weight
+layer is computed only for rows that a loss reads. Where attention scores relative positions apart,
+as in DeBERTa, each layer projects a table of them once a forward pass, and compares it with each
+position. A row that reaches the head costs two per weight
 of the projection and of the transform before it. The student does all of this three times (forward,
 gradients of inputs, gradients of weights), the teacher once, or not at all where its outputs are
 cached. A row of the relation term is compared with all T positions, in three kinds of vectors,
@@ -104,6 +106,7 @@ class _Matrices:
     position_wise: int  # of the body: applied only to rows that are read
     head: int
     attention: int  # MACs of a pair
+    relative: tuple[int, int]  # MACs for relative positions: of a position, of a forward pass
     hidden_size: int
     parameters: int
 
@@ -232,11 +235,13 @@ def _matrices(config: PretrainedConfig) -> _Matrices:
     inside = {id(parameter) for parameter in body.parameters()} | {id(projection)}
     transform = [p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in inside]
     layers = family.layers_of(model)
+    of_position, of_pass = family.relative_macs(config)
     return _Matrices(
         body=_weights([layers, *_between(body, layers)]),
         position_wise=_weights(family.last_position_wise(model)),
         head=projection.numel() + sum(transform),
         attention=2 * attention_widths(config)[0] * config.num_hidden_layers,
+        relative=(of_position * config.num_hidden_layers, of_pass * config.num_hidden_layers),
         hidden_size=config.hidden_size,
         parameters=count_parameters(model)[0],
     )
@@ -256,7 +261,10 @@ def _weights(modules: Iterable[nn.Module]) -> int:
 def _body(matrices: _Matrices, step: StepShape) -> int | float:
     """Forward MACs of the layers."""
     everywhere = (matrices.body - matrices.position_wise) * step.positions
-    return everywhere + matrices.position_wise * step.read_rows + matrices.attention * step.pairs
+    of_position, of_pass = matrices.relative
+    relative = of_position * step.positions + of_pass * step.micro_batches
+    rows, pairs = matrices.position_wise * step.read_rows, matrices.attention * step.pairs
+    return everywhere + rows + pairs + relative
 
 
 def _used(matrices: _Matrices, rows: int | float) -> int:
