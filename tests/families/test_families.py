@@ -263,7 +263,7 @@ ROBERTA = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_voca
         pytest.param(ELECTRA, 13.5, 8.8, id="electra-small-generator"),
         pytest.param(MPNET, 109.5, 67.0, id="mpnet-base"),
         pytest.param(ModernBertConfig(), 149.7, 94.5, id="ModernBERT-base"),
-        pytest.param(DEBERTA, 184.5, 142.0, id="deberta-v3-base"),
+        pytest.param(DEBERTA, 184.6, 142.0, id="deberta-v3-base"),
         pytest.param(bert(119547), 178.0, 135.4, id="bert-base-multilingual-cased"),
     ],
 )

@@ -50,10 +50,12 @@ def test_each_layer_computes_what_its_teacher_layer_does(family, wanted, tiny_mo
     assert len(list(ours.children())) == 3
     hidden = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(2))
     given: dict[nn.Module, Any] = {}  # beside hidden states: angles, a mask, relative positions
+
+    def note(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given.setdefault(layer, (args[1:], named))
+
     for layer in (*ours.children(), *theirs.children()):
-        layer.register_forward_pre_hook(
-            lambda layer, args, named: given.setdefault(layer, (args[1:], named)), with_kwargs=True
-        )
+        layer.register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad():
         for model in (student, teacher):
             cache = {"use_cache": False} if is_causal(family) else {}

@@ -62,7 +62,7 @@ FAMILY = partial(
     supports=_supports,
     renamed_on_load={
         r"^lm_predictions\.lm_head\.(dense|LayerNorm)\.": r"cls.predictions.transform.\1.",
-        r"^lm_predictions\.lm_head\.bias$": "cls.predictions.bias",
+        r"^lm_predictions\.lm_head\.bias": "cls.predictions.bias",
     },
     ignored_on_load=(r"^mask_predictions\.", r"\.position_embeddings\.", r"\.position_ids$"),
     tiny={"position_buckets": 4},
