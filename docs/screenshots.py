@@ -1,8 +1,9 @@
 """Writes docs/pages/*.png: what the writing page looks like, taken in Chromium from a real server.
 
-    python docs/screenshots.py smollm2 STUDENT
+    python docs/screenshots.py smollm2 runs/quickstart/student sample
 
-Both continue text, the student of `smollm2`; `minilm` (extra `samples`) is shown beside them.
+The first model writes and chats, the second is compared with its teacher, the third; `minilm`
+(extra `samples`) is shown beside them.
 """
 
 import json
@@ -53,6 +54,7 @@ def rank(page: Page) -> None:
 def compare(page: Page) -> None:
     page.locator("#text").fill(TEXT)
     page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-teacher").select_option(sys.argv[-1])
     page.get_by_role("button", name="Speculative decoding").click()
     expect(page.locator("#draft-facts")).to_contain_text("Speed-up")
     page.get_by_role("button", name="Continue with both").click()
