@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from stillhouse.distillation.distill import Distillation
 from stillhouse.errors import TrainingError
-from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.manifest import read_manifest, sha256_of
 from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.settings import TokensRecipe
 
@@ -197,14 +197,22 @@ def test_seeds_share_one_race(with_budget, tmp_path):
     assert sha256(weights[0]) == sha256(weights[1])
 
 
-def test_a_cached_teacher_serves_the_race_and_the_student(with_budget, tmp_path):
-    """The cache is written once, before the first finalist."""
-    run = with_budget.copy(tmp_path / "run")
+def test_a_cached_teacher_serves_the_race_and_the_student(with_budget, tmp_path, monkeypatch):
+    """The cache is written once, before the first finalist, and hashed once for all of them."""
+    run, hashed = with_budget.copy(tmp_path / "run"), []
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr("stillhouse.runs.manifest.sha256_of", count)
     settings = ("--set", "distillation.teacher_outputs={cache: top_k, size: 8}")
     settings += ("--set", "distillation.losses={soft_target: {weight: 1}}")
     outcome = run.call("race", *settings)
     assert outcome.code == 0, outcome.err
     written = (run.folder / "teacher-cache/manifest.json").stat().st_mtime_ns
+    caches = [path for path in hashed if path.parent.name == "teacher-cache"]
+    assert sorted(caches) == sorted(2 * [*{*caches}])  # written, then verified
     outcome = run.call("run", "--until", "distill", *settings)
     assert outcome.code == 0, outcome.err
     assert (run.folder / "teacher-cache/manifest.json").stat().st_mtime_ns == written

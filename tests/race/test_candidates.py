@@ -10,6 +10,7 @@ from transformers import BertConfig, GPT2Config, LlamaConfig
 
 from stillhouse.errors import RecipeError
 from stillhouse.families.registry import FAMILIES
+from stillhouse.objectives.settings import RelationRecipe
 from stillhouse.race.candidates import (
     TOLERANCE,
     Candidate,
@@ -85,7 +86,21 @@ def test_a_race_has_as_many_candidates_as_it_is_given():
     assert len(names[1]) == 3 < len(names[0])
     assert (names[1][0], names[1][-1]) == (names[0][0], names[0][-1])
     assert names[1] == [name for name in names[0] if name in names[1]]
-    assert spread([1, 2, 3], 1) == [1]
+    assert spread([1, 2, 3], 1) == [2]
+
+
+def test_shapes_that_cannot_have_the_relation_term_are_left_out():
+    """Such as those without the layer that it names; where all are, its refusal is given."""
+    limit = round(0.7 * counted_by_transformers(GROUPED))
+    student = StudentRecipe(budget=BudgetRecipe(parameters=limit))
+    depths = [own.shape["layers"] for own in plan_candidates(GROUPED, student)]
+    assert min(depths) < 7
+    relation = RelationRecipe(weight=1.0, heads=8, student_layer=6)
+    found = plan_candidates(GROUPED, student, relation)
+    assert min(own.shape["layers"] for own in found) == 7
+    nowhere = RelationRecipe(weight=1.0, heads=8, student_layer=8)
+    with pytest.raises(RecipeError, match=r"losses\.relation\.student_layer is 8"):
+        plan_candidates(GROUPED, student, nowhere)
 
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2), (None, 4)])

@@ -140,8 +140,9 @@ def norm_over(norm: nn.LayerNorm, kept) -> nn.Module:
     own = copy.deepcopy(norm)
     for name, parameter in norm.named_parameters():
         setattr(own, name, nn.Parameter(parameter[kept]))
-    own.normalized_shape, own.eps = (len(kept),), 0.0
-    own.weight = nn.Parameter(own.weight * (norm.normalized_shape[0] / len(kept)) ** 0.5)
+    growth = norm.normalized_shape[0] / len(kept)
+    own.normalized_shape, own.eps = (len(kept),), norm.eps * growth
+    own.weight = nn.Parameter(own.weight * growth**0.5)
 
     def forward(hidden):
         return torch.zeros_like(hidden).index_copy(-1, kept, own(hidden[..., kept]))
@@ -188,10 +189,11 @@ def test_a_student_of_a_smaller_hidden_size_is_its_teacher_with_zeros(
     auto = AutoModelForCausalLM if is_causal(family) else AutoModelForMaskedLM
     loaded = auto.from_pretrained(tmp_path)
     zero_what_is_cut(model, kept)
-    for module in (module for each in (student, model, loaded) for module in each.modules()):
-        for name in ("eps", "variance_epsilon"):
-            if hasattr(module, name):
-                setattr(module, name, 0.0)
+    growth = model.config.hidden_size / size  # of the mean square that a norm adds epsilon to
+    for name, module in [*student.named_modules(), *loaded.named_modules()]:
+        for key in ("eps", "variance_epsilon"):
+            if (f"{name}.weight", 0) in kept.places and hasattr(module, key):
+                setattr(module, key, growth * getattr(module, key))
     ids = torch.arange(5, 15)[None]
     with torch.no_grad():
         cut, zeroed, again = (each(input_ids=ids).logits for each in (student, model, loaded))

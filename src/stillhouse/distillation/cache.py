@@ -20,7 +20,7 @@ from stillhouse.distillation.settings import CACHED_LOSSES
 from stillhouse.errors import RunError
 from stillhouse.families.base import hidden_state_size
 from stillhouse.objectives.chunks import rows_per_chunk
-from stillhouse.objectives.language_model import HIDDEN_TERMS, Teacher
+from stillhouse.objectives.language_model import Teacher, needs_hidden
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.objectives.sparse import sparse_kl, sparse_rows
 from stillhouse.recipe import Recipe
@@ -87,11 +87,6 @@ def cache_inputs(recipe: Recipe, run: RunFolder, teacher: str) -> Inputs:
     }
     sources = {"tokens": fingerprint_of(run.tokens), "teacher": teacher}
     return Inputs("teacher-cache", settings, sources)
-
-
-def needs_hidden(losses: LossesRecipe) -> bool:
-    """Whether a term compares last hidden states, which the cache then holds too."""
-    return any(name in HIDDEN_TERMS for name in losses.active())
 
 
 def cache_format(

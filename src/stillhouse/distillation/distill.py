@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from stillhouse.distillation.cache import CacheWriter, cache_inputs, needs_hidden
+from stillhouse.distillation.cache import CacheWriter, cache_inputs
 from stillhouse.distillation.settings import ModelName
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.families.base import Family
@@ -24,6 +24,7 @@ from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
     LanguageModelObjective,
     Teacher,
+    needs_hidden,
 )
 from stillhouse.objectives.projection import add_projection
 from stillhouse.objectives.relation import check_relation

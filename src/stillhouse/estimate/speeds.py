@@ -28,7 +28,7 @@ from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.inference.reference import greedy_tokens
 from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.models.task_models import random_task_model
-from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
+from stillhouse.objectives.language_model import LanguageModelObjective, Teacher, needs_hidden
 from stillhouse.objectives.projection import add_projection
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.recipe import Recipe
@@ -156,7 +156,7 @@ class MeasuredSpeeds:
         losses = _of_any_layer(part.losses)
         objective = LanguageModelObjective(family_of(part.model), losses, teacher=teacher)
         model = self._random_model(part.model)
-        if part.teacher is not None:
+        if part.teacher is not None and needs_hidden(losses):
             add_projection(model, part.teacher)
         batch = _random_batch(micro_batch, tokens, part.model)
         return self._training_speed(

@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
-from stillhouse.distillation.cache import cached_rows, chances, needs_hidden, teacher_rows
+from stillhouse.distillation.cache import cached_rows, chances, teacher_rows
 from stillhouse.distillation.settings import CACHED_LOSSES
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.families.base import hidden_state_size
 from stillhouse.families.registry import family_of
-from stillhouse.objectives.language_model import Teacher
+from stillhouse.objectives.language_model import Teacher, needs_hidden
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
 from stillhouse.section import recipe_part

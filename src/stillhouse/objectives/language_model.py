@@ -31,6 +31,12 @@ HIDDEN_TERMS = tuple(name for name, each in DIVERGENCES.items() if each.reads ==
 LANGUAGE_MODELING_ALONE = LossesRecipe(language_modeling=HardLossRecipe(weight=1.0))
 
 
+def needs_hidden(losses: LossesRecipe) -> bool:
+    """Whether a term compares last hidden states: a cache then holds the teacher's, and a student
+    of another hidden size projects its own."""
+    return any(name in HIDDEN_TERMS for name in losses.active())
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A frozen model whose outputs a student copies."""

@@ -16,6 +16,8 @@ from transformers import PretrainedConfig
 from stillhouse import units
 from stillhouse.errors import RecipeError
 from stillhouse.models.load import count_parameters, empty_model
+from stillhouse.objectives.relation import check_relation
+from stillhouse.objectives.settings import RelationRecipe
 from stillhouse.student.axes import Sizes, heads_divide_hidden_size, sizes_of
 from stillhouse.student.plan import StudentPlan, plan_student
 from stillhouse.student.settings import BudgetRecipe, StudentRecipe
@@ -69,11 +71,17 @@ def parameter_limit(budget: BudgetRecipe, teacher: PretrainedConfig) -> int:
     return budget.memory // stored.itemsize
 
 
-def plan_candidates(teacher: PretrainedConfig, recipe: StudentRecipe) -> list[Candidate]:
+def plan_candidates(
+    teacher: PretrainedConfig, recipe: StudentRecipe, relation: RelationRecipe | None = None
+) -> list[Candidate]:
     """The candidates of the recipe's budget, evenly spread over all shapes of its size.
 
+    Args:
+        relation: The relation term that they are distilled with: shapes that cannot have it are
+            left out.
+
     Raises:
-        RecipeError: no student of the teacher has this size.
+        RecipeError: no student of the teacher has this size, or none of them the relation term.
     """
     budget = recipe.budget
     assert budget is not None
@@ -93,6 +101,8 @@ def plan_candidates(teacher: PretrainedConfig, recipe: StudentRecipe) -> list[Ca
     shapes = [shape for kind in kinds for shape in kind.shapes(limit)]
     least = (1 - TOLERANCE) * limit
     fitting = [own for own, size in shapes if size >= least]
+    if fitting:
+        fitting = _with_relation(teacher, fitting, relation)
     found = [_candidate(teacher, own) for own in spread(fitting, budget.race.candidates)]
     found = [candidate for candidate in found if least <= candidate.num_parameters <= limit]
     if not found:
@@ -103,12 +113,31 @@ def plan_candidates(teacher: PretrainedConfig, recipe: StudentRecipe) -> list[Ca
     return found
 
 
+def _with_relation(
+    teacher: PretrainedConfig, shapes: Sequence[StudentRecipe], relation: RelationRecipe | None
+) -> list[StudentRecipe]:
+    """The shapes that can have the relation term."""
+    found, refusals = [], []
+    for own in shapes:
+        try:
+            check_relation(relation, plan_student(teacher, own).config, teacher)
+            found.append(own)
+        except RecipeError as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return found
+
+
 def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """At most `number` of the items in order, evenly spread, the first and the last among them."""
+    """At most `number` of the items in order, evenly spread, the first and the last among them; of
+    one, that in the middle."""
     if number >= len(items):
         return [*items]
     last = len(items) - 1
-    return [items[round(place * last / max(1, number - 1))] for place in range(number)]
+    if number == 1:
+        return [items[last // 2]]
+    return [items[round(place * last / (number - 1))] for place in range(number)]
 
 
 def _candidate(teacher: PretrainedConfig, recipe: StudentRecipe) -> Candidate:

@@ -40,21 +40,20 @@ class Cuts:
         number = len(candidate.plan.layer_map)
         return most_influential(self.family, self._influence, number)
 
-    def widths(self, candidate: Candidate) -> KeptWidths:
-        """Its channels and heads."""
+    def _widths_of(self, candidate: Candidate) -> KeptWidths:
         narrow = candidate.plan.narrow
         return choose_widths(self.family, self.teacher, narrow, self.text, self._widths)
 
-    def student(self, candidate: Candidate) -> PreTrainedModel:
-        """The candidate with its teacher's weights."""
-        kept = self.layers(candidate).kept
-        plan = plan_student(self.teacher.config, candidate.recipe, chosen=kept)
-        student = student_from_teacher(self.teacher, plan, self.widths(candidate))
+    def student(self, candidate: Candidate) -> tuple[PreTrainedModel, KeptWidths]:
+        """The candidate with its teacher's weights, and the channels and heads that it keeps."""
+        layers, widths = self.layers(candidate).kept, self._widths_of(candidate)
+        plan = plan_student(self.teacher.config, candidate.recipe, chosen=layers)
+        student = student_from_teacher(self.teacher, plan, widths)
         take_generation_config(student, self.folder)
-        return student
+        return student, widths
 
     def loss(self, candidate: Candidate) -> float:
         """Its loss right after the cut, in nats per token."""
-        student = self.student(candidate)
+        student, _ = self.student(candidate)
         student.to(device=pick_device())  # pyright: ignore[reportCallIssue]
         return loss_on(candidate.plan.family, student, self.text)

@@ -43,7 +43,8 @@ class Race:
         self.teacher = context.models.teacher
         self.budget = recipe.student.budget
         self.config = load_config(self.teacher.folder)
-        self.candidates = plan_candidates(self.config, recipe.student)
+        relation = recipe.distillation.losses.relation
+        self.candidates = plan_candidates(self.config, recipe.student, relation)
         short = {"max_tokens": self.budget.race.tokens, "epochs": 1, "control": "none"}
         self.distillation = recipe.distillation.model_copy(update=short)
 
@@ -151,9 +152,10 @@ class Race:
 
     def _commit_student(self, cuts: MakeCuts, candidate: Candidate, inputs: Inputs) -> None:
         target = self.run.candidate(candidate.name).student_init
-        facts = {"kept": cuts().widths(candidate).facts()}
-        with commit_folder(target, inputs, facts, overwrite=self.context.overwrite) as folder:
-            save_model(cuts().student(candidate), open_tokenizer(self.run.tokens), folder)
+        student, widths = cuts().student(candidate)
+        facts, overwrite = {"kept": widths.facts()}, self.context.overwrite
+        with commit_folder(target, inputs, facts, overwrite=overwrite) as folder:
+            save_model(student, open_tokenizer(self.run.tokens), folder)
 
     def _commit(self, finalists: Sequence[Candidate], inputs: Inputs) -> None:
         source = open_source(self.run.tokens, self.context.recipe.tokens, "validation")

@@ -11,17 +11,14 @@ if TYPE_CHECKING:
 
 
 def check(check: "RecipeCheck") -> None:
-    """There are students of the budget's size, each can be distilled as the recipe says, and the
+    """There are students of the budget's size that can be distilled as the recipe says, and the
     text that they are cut on is there."""
-    from stillhouse.objectives.relation import check_relation
     from stillhouse.race.candidates import plan_candidates
     from stillhouse.student.calibration import check_text
 
     recipe = check.recipe
-    check.candidates = plan_candidates(check.teacher, recipe.student)
     relation = recipe.distillation.losses.relation
-    for candidate in check.candidates:
-        check_relation(relation, candidate.plan.config, check.teacher)
+    check.candidates = plan_candidates(check.teacher, recipe.student, relation)
     if check.runs("race"):
         check_text(recipe.student.importance, offline=check.offline)
 

@@ -150,13 +150,21 @@ class StageContext:
         self.ranks.on_rank0(lambda: require_output(output, stage).fingerprint)
 
     def verify(self, *outputs: Path) -> None:
-        """Check every file of some outputs against its manifest.
+        """Check every file of some outputs against its manifest, once in a stage.
 
         Raises:
             RunError: one is missing or damaged.
         """
-        for output in outputs:
-            self.ranks.on_rank0(lambda output=output: verify(output))
+        known = self.shared.setdefault("verified", {})
+
+        def check() -> None:
+            for output in outputs:
+                manifest = read_manifest(output)
+                if manifest is None or known.get(output) != manifest.fingerprint:
+                    verify(output)
+                    known[output] = manifest and manifest.fingerprint
+
+        self.ranks.on_rank0(check)
 
 
 def require_output(output: Path, stage: str) -> Manifest:

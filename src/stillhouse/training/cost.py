@@ -42,7 +42,7 @@ from stillhouse.families.base import attention_widths
 from stillhouse.families.registry import family_of
 from stillhouse.models.load import count_parameters, empty_model
 from stillhouse.objectives.fused import LOGIT_TERMS, TEACHER_TERMS
-from stillhouse.objectives.language_model import HIDDEN_TERMS
+from stillhouse.objectives.language_model import HIDDEN_TERMS, needs_hidden
 from stillhouse.objectives.projection import projection_shape
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.section import Rows
@@ -174,7 +174,7 @@ def projection_size(
     losses: LossesRecipe, student: PretrainedConfig, teacher: PretrainedConfig | None
 ) -> int:
     """The weights of the projection of hidden states; 0 where no term has or needs one."""
-    if teacher is None or not set(losses.active()).intersection(HIDDEN_TERMS):
+    if teacher is None or not needs_hidden(losses):
         return 0
     return math.prod(projection_shape(student, teacher) or [0])
 

@@ -137,7 +137,8 @@ def language_case(recipe: Recipe, folder: Path, *, offline: bool) -> LanguageCas
     small = small_recipe(recipe, text)
     if small.student.budget is not None:  # any of its candidates will do
         teacher = RecipeCheck(small, (), offline).teacher
-        (student, *_) = plan_candidates(teacher, small.student)
+        relation = small.distillation.losses.relation
+        (student, *_) = plan_candidates(teacher, small.student, relation)
         small = small.model_copy(update={"student": student.recipe})
     pipeline = Pipeline(small, run, QuietReporter(), offline=offline)
     pipeline.run_stages(["prepare", "teacher", "init"])
