@@ -100,7 +100,7 @@ def check_recipe(
         plan = LanguagePlan(recipe, teacher, student, text, tokenizer, sets, number)
         *trainings, evaluation = language_parts(plan, speeds)
         result |= _distillation_cost(plan, checked.student, trainings, result["teacher"])
-        result |= {"race": _race(recipe, checked.candidates)} if checked.candidates else {}
+        result |= {"race": _race(checked)} if checked.candidates else {}
         parts = [*trainings, *parts, evaluation, *unknown]
         notes += _trainings_below_one_step(plan)
     return result | {
@@ -192,7 +192,7 @@ def _distillation_cost(
         "training_seconds": {
             name: part.seconds
             for name, part in named.items()
-            if name not in ("teacher cache", "race")
+            if name not in ("teacher cache", "init", "race")
         },
         "step_seconds": step_seconds,
         "student": {
@@ -220,11 +220,20 @@ def _distillation_cost(
     }
 
 
-def _race(recipe: Recipe, candidates: Sequence[Any]) -> dict[str, Any]:
-    """The candidates of a budget, and how many of them are distilled on how many tokens."""
-    assert recipe.student.budget is not None
-    race = recipe.student.budget.race
+def _race(checked: RecipeCheck) -> dict[str, Any]:
+    """The candidates of a budget, how many of them are distilled on how many tokens, and where it
+    is a speed, that of the teacher."""
+    budget, candidates = checked.recipe.student.budget, checked.candidates
+    assert budget is not None
+    race, speed = budget.race, None
+    if checked.times is not None:
+        speed = {
+            "tokens_per_second": budget.tokens_per_second,
+            "teacher_tokens_per_second": 1 / checked.times.of([checked.teacher])[0],
+            **checked.times.precision_facts,
+        }
     return {
+        "speed": speed,
         "candidates": [
             {"name": own.name, **own.shape, "parameters": own.num_parameters} for own in candidates
         ],
@@ -357,17 +366,25 @@ def _race_line(race: dict[str, Any]) -> str:
     """How many candidates there are, and of what size and depth."""
     sizes, layers = ([own[key] for own in race["candidates"]] for key in ("parameters", "layers"))
     depth = f"{min(layers)} to {max(layers)}" if len({*layers}) > 1 else f"{layers[0]}"
+    what, timed = f"up to {max(sizes):,} parameters", ""
+    if speed := race["speed"]:
+        what = f"about {speed['tokens_per_second']:,.1f} tokens/s"
+        timed = (
+            f"; decoding, the teacher has {speed['teacher_tokens_per_second']:,.1f} tokens/s (one "
+            f"sequence, {speed['precision']}: {speed['reason']}), and each candidate is timed "
+            "beside it after the cut"
+        )
     return (
-        f"race: {counted(len(sizes), 'candidate')} of up to {max(sizes):,} parameters and {depth} "
-        f"layers, the first of them in the table; the {race['finalists']} best after the cut are "
-        f"distilled on {race['tokens']:,} tokens each"
+        f"race: {counted(len(sizes), 'candidate')} of {what} and {depth} layers, the first of them "
+        f"in the table; the {race['finalists']} best after the cut are distilled on "
+        f"{race['tokens']:,} tokens each{timed}"
     )
 
 
 def _layer_map(student: dict[str, Any]) -> str:
     if student["layer_map"] is not None:
         return f"layer map: {student['layer_map']}"
-    by = "by influence" if student["layers_by"] == "influence" else "greedily by loss"
+    by = "by influence" if student["layers_by"] == "influence" else "greedily"
     return f"layer map: {counted(student['num_layers'], 'layer')}, chosen {by} at init"
 
 

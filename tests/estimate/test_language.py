@@ -114,9 +114,30 @@ def test_a_teacher_that_is_trained_here_has_its_time():
     assert longer["student"] == trained["student"]
 
 
+def test_the_scores_of_layers_have_their_time():
+    """Block influence is one pass over the text of the scores; greedily for each layer and drop
+    half of one, and a share of the head; named layers are not scored."""
+
+    def seconds(**student: Any) -> float:
+        recipe = make_recipe(student={**student, "importance": {"tokens": 1_000}})
+        teacher, student_config = make_config("gpt2", 8), make_config("gpt2", 6)
+        plan = LanguagePlan(recipe, teacher, student_config, TEXT, None)
+        parts = {part.name: part for part in language_parts(plan, FixedSpeeds())}
+        return parts["init"].seconds or 0.0 if "init" in parts else 0.0
+
+    assert seconds(layer_map=[0, 1, 2, 3, 4, 5]) == 0
+    influence = seconds(layer_map=6)
+    assert influence > 0
+    assert seconds(layer_map=6, feed_forward_size=8) == 2 * influence
+    greedy = seconds(layer_map={"layers": 6, "by": "greedy"})
+    halves = (8 + 7) / 2  # of the two drops
+    assert halves * influence < greedy < 3 * halves * influence
+
+
 def test_what_is_not_known_of_the_text_is_said():
     """A number of tokens in the recipe is enough for trainings, not for the rest."""
     parts = parts_of(make_recipe(), "the text is not there yet")
+    assert parts.pop("init").seconds is not None  # of a number of tokens in the recipe
     assert {(part.seconds, part.reason) for part in parts.values()} == {
         (None, "the text is not there yet")
     }

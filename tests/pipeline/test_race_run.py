@@ -14,11 +14,14 @@ import pytest
 import torch
 from tests.pipeline.processes import Server, kill
 from tests.pipeline.tiny_run import TinyRun, refused, sha256, write_recipe
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from stillhouse.distillation.distill import Distillation
 from stillhouse.errors import TrainingError
+from stillhouse.race import cuts
+from stillhouse.race.speed import DecodingTimes
 from stillhouse.runs.manifest import read_manifest, sha256_of
+from stillhouse.student.axes import sizes_of
 from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.settings import TokensRecipe
 
@@ -299,3 +302,42 @@ def test_a_finalist_that_diverges_is_out_of_the_race(with_budget, tmp_path, monk
     assert outcome.code == TrainingError.exit_code
     assert "error: it diverged" in outcome.err
     assert not (ruined.folder / "race.json").exists()
+
+
+def seconds_of(config: PretrainedConfig) -> float:
+    """A millisecond for the head, and for each layer 100 us and 2 us for each channel."""
+    return 1e-3 + config.num_hidden_layers * (1e-4 + 2e-6 * sizes_of(config).feed_forward)
+
+
+def test_candidates_of_a_speed_are_timed_beside_their_teacher(with_budget, tmp_path, monkeypatch):
+    """Those that are slower than the budget once they are measured are not distilled; where all
+    are, the race is refused with the speed that there is. Times of this machine are replaced."""
+
+    def turns() -> tuple[float, float]:
+        return 600.0, next(speeds)
+
+    speeds = iter([100.0, *8 * [1000.0], *99 * [100.0]])
+    monkeypatch.setattr(DecodingTimes, "of", lambda _, configs: [*map(seconds_of, configs)])
+    monkeypatch.setattr(
+        cuts, "interleaved_rates", lambda works: dict(zip(works, turns(), strict=True))
+    )
+    settings = ("--set", "student.budget.parameters=null")
+    settings += ("--set", "student.budget.tokens_per_second=520")
+    settings += ("--set", "student.budget.race.candidates=9")
+    run = with_budget.copy(tmp_path / "run")
+    said = run.call("check", *settings).out
+    assert "candidates of about 520.0 tokens/s" in said
+    assert "each candidate is timed beside it" in said
+    outcome = run.call("run", *settings)
+    assert outcome.code == 0, outcome.err
+    assert "after the cut, 100.0 tokens/s (teacher 600.0)" in outcome.err
+    race = race_of(run)
+    assert race["speed"]["tokens_per_second"] == 520
+    slow, *_ = [own for own in race["candidates"] if own["tokens_per_second"] == 100]
+    assert "kl" not in slow
+    assert "1,000.0 tokens/s (teacher 600.0)" in race["reason"]
+    page = html.unescape((run.folder / "report.html").read_text(encoding="utf-8"))
+    assert f"Decoding, {race['speed']['precision']}" in page
+    assert "1,000.0 tokens/s" in page
+    other = with_budget.copy(tmp_path / "other")
+    refused(other.call("race", *settings), 2, r"asks for 520\.0 .* Give at most 100\.0")

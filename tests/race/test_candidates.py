@@ -91,16 +91,16 @@ def test_a_race_has_as_many_candidates_as_it_is_given():
 
 def test_shapes_that_cannot_have_the_relation_term_are_left_out():
     """Such as those without the layer that it names; where all are, its refusal is given."""
-    limit = round(0.7 * counted_by_transformers(GROUPED))
+    teacher = make_config("llama", num_layers=6)
+    limit = round(0.7 * counted_by_transformers(teacher))
     student = StudentRecipe(budget=BudgetRecipe(parameters=limit))
-    depths = [own.shape["layers"] for own in plan_candidates(GROUPED, student)]
-    assert min(depths) < 7
-    relation = RelationRecipe(weight=1.0, heads=8, student_layer=6)
-    found = plan_candidates(GROUPED, student, relation)
-    assert min(own.shape["layers"] for own in found) == 7
-    nowhere = RelationRecipe(weight=1.0, heads=8, student_layer=8)
-    with pytest.raises(RecipeError, match=r"losses\.relation\.student_layer is 8"):
-        plan_candidates(GROUPED, student, nowhere)
+    assert min(own.shape["layers"] for own in plan_candidates(teacher, student)) == 5
+    relation = RelationRecipe(weight=1.0, heads=1, student_layer=5)
+    found = plan_candidates(teacher, student, relation)
+    assert min(own.shape["layers"] for own in found) == 6
+    nowhere = RelationRecipe(weight=1.0, heads=1, student_layer=6)
+    with pytest.raises(RecipeError, match=r"losses\.relation\.student_layer is 6"):
+        plan_candidates(teacher, student, nowhere)
 
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2), (None, 4)])

@@ -8,14 +8,18 @@ import torch
 from tests.tiny_models import VOCABULARY
 from tokenizers import normalizers
 from torch import nn
+from transformers import BertConfig, LlamaConfig
 
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, RecipeError
 from stillhouse.families.registry import FAMILIES, family_of
-from stillhouse.student.calibration import Calibration, check_text, read_calibration
+from stillhouse.student.calibration import (
+    Calibration,
+    check_text,
+    read_calibration,
+    sequence_length_of,
+)
 from stillhouse.student.importance import block_influence, choose_layers, loss_on
-from stillhouse.student.initialize import student_from_teacher
-from stillhouse.student.plan import plan_student
-from stillhouse.student.settings import ImportanceRecipe, LayerChoice, StudentRecipe
+from stillhouse.student.settings import ImportanceRecipe, LayerChoice
 from stillhouse.tokens.packing import pack
 from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.tokens.shards import TokenSplit
@@ -65,38 +69,14 @@ def silence(layer: nn.Module) -> None:
 
 @pytest.mark.parametrize("by", ["influence", "greedy"])
 def test_a_layer_that_does_nothing_scores_zero(by, tiny_model, text_for):
-    """It does not turn its input, and the loss without it is the same; influence drops it first."""
+    """It does not turn its input, and predictions without it are the same: it is dropped first."""
     model = tiny_model("llama", num_layers=4)
     own = family_of(model.config)
     silence(own.layers_of(model)[2])
     found = choose_layers(LayerChoice(layers=3, by=by), own, model, text_for(model))
     assert found.scores[2] == pytest.approx(0, abs=1e-6)
     assert min(abs(score) for score in (*found.scores[:2], found.scores[3])) > 1e-3
-    if by == "influence":
-        assert (found.kept, found.dropped) == ([0, 1, 3], [2])
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2", "bert"])
-def test_layers_are_dropped_greedily_by_the_loss_of_the_students(family, tiny_model, text_for):
-    """Each drop is the best of the students without one more layer, which are built and scored."""
-    model = tiny_model(family, num_layers=4)
-    own, text = family_of(model.config), text_for(model)
-    found = choose_layers(LayerChoice(layers=2, by="greedy"), own, model, text)
-    kept = [0, 1, 2, 3]
-    for dropped, loss in zip(found.dropped, found.losses[1:], strict=True):
-        losses = {}
-        for layer in kept:
-            layers = [each for each in kept if each != layer]
-            recipe = StudentRecipe(layer_map=layers, family=family)
-            student = student_from_teacher(model, plan_student(model.config, recipe))
-            losses[layer] = loss_on(own, student, text)
-        assert min(losses, key=lambda layer: losses[layer]) == dropped
-        assert losses[dropped] == pytest.approx(loss, abs=1e-5)
-        kept.remove(dropped)
-    assert found.kept == kept
-    assert found.losses[0] == loss_on(own, model, text)
-    remaining = loss_on(own, model, text, layers=kept)
-    assert remaining == pytest.approx(found.losses[-1], abs=1e-5)
+    assert (found.kept, found.dropped) == ([0, 1, 3], [2])
 
 
 def test_scoring_leaves_the_model_as_it_was(tiny_model, text_for):
@@ -135,7 +115,15 @@ def test_a_text_that_is_not_there_is_refused_by_its_key(tmp_path):
     """Before the run, not after the teacher was trained."""
     importance = ImportanceRecipe(text=str(tmp_path / "none.txt"))
     with pytest.raises(DataError, match=r"student\.importance\.text.*none\.txt"):
-        check_text(importance, offline=True)
+        check_text(importance, LlamaConfig(), offline=True)
+
+
+def test_sequences_that_the_teacher_does_not_take_are_refused():
+    """By default they are as long as it takes, up to 1,024 tokens."""
+    with pytest.raises(RecipeError, match=r"importance\.sequence_length is 2,000, .* at most 512"):
+        sequence_length_of(ImportanceRecipe(sequence_length=2_000), BertConfig())
+    assert sequence_length_of(ImportanceRecipe(), BertConfig()) == 512
+    assert sequence_length_of(ImportanceRecipe(), LlamaConfig()) == 1_024
 
 
 def test_a_text_without_tokens_is_refused(tmp_path, tiny_tokenizer):

@@ -276,7 +276,7 @@ def importance(
     by: Annotated[
         Literal["influence", "greedy"],
         typer.Option(
-            help="How layers are chosen; greedy takes about half a pass for each layer and drop."
+            help="How layers are chosen; greedy takes half a pass for each layer that it tries."
         ),
     ] = "influence",
     output: Annotated[Path | None, typer.Option(help="An .svg file to write a chart to.")] = None,

@@ -29,9 +29,13 @@ from stillhouse.families.registry import family_of
 from stillhouse.inference.causal_lm import PROMPTS_AT_ONCE
 from stillhouse.inference.reference import BATCH, MOST_SECONDS, MOST_TURNS, TURNS
 from stillhouse.objectives.language_model import LANGUAGE_MODELING_ALONE
+from stillhouse.race.speed import NEW_TOKENS as DECODED_TOKENS
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
+from stillhouse.student.calibration import sequence_length_of
+from stillhouse.student.greedy import num_passes
+from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import RaceRecipe
 from stillhouse.tasks.continuation import GenerativeTask
 from stillhouse.tasks.registry import make_task
@@ -137,13 +141,37 @@ def language_parts(plan: LanguagePlan, speeds: MeasuredSpeeds) -> list[Part]:
     for name, training in plan.trainings().items():
         if name == "student" and plan.recipe.cache is not None:
             found["teacher cache"] = _cache_part(plan, speeds)
-        if name == "student" and plan.recipe.student.budget is not None:
-            found["race"] = _race_part(plan, plan.recipe.student.budget.race, speeds)
+        if name == "student":
+            found |= {part.name: part for part in _cut_parts(plan, speeds)}
         if name == "control_same_time":
             found[name] = _same_time(found)
         else:
             found[name] = _training_part(plan, name, training, speeds)
     return [*found.values(), _evaluation_part(plan, speeds)]
+
+
+def _cut_parts(plan: LanguagePlan, speeds: MeasuredSpeeds) -> list[Part]:
+    """The race, or the scores of the teacher's parts, where there is either."""
+    recipe = plan.recipe.student
+    if recipe.budget is not None:
+        return [_race_part(plan, recipe.budget.race, speeds)]
+    student = plan_student(plan.teacher, recipe)
+    if not student.is_measured:
+        return []
+    layers = heads = 0.0  # passes of the teacher over the text
+    if student.choice is not None:
+        layers += 1
+    if student.choice is not None and student.choice.by == "greedy":
+        layers, heads = num_passes(plan.teacher.num_hidden_layers, student.choice.layers)
+    if recipe.is_narrower:
+        layers += 1
+    length = sequence_length_of(recipe.importance, plan.teacher)
+    tokens = plan.recipe.tokens.model_copy(update={"sequence_length": length})
+    step = scoring_step(tokens)
+    whole = forward_flops(step, plan.teacher)
+    body = forward_flops(replace(step, teacher_rows=0), plan.teacher)
+    flops = recipe.importance.tokens * (layers * body + heads * (whole - body))
+    return [Part("init", flops / speeds.scoring(plan.teacher, tokens))]
 
 
 def _race_part(plan: LanguagePlan, race: RaceRecipe, speeds: MeasuredSpeeds) -> Part:
@@ -159,6 +187,9 @@ def _race_part(plan: LanguagePlan, race: RaceRecipe, speeds: MeasuredSpeeds) -> 
     finalist = race.tokens / per_step * step_seconds
     finalist += _compared_tokens(plan) * (teacher + student)
     seconds = recipe.student.importance.tokens * cuts
+    if recipe.student.budget is not None and recipe.student.budget.tokens_per_second is not None:
+        both = sum(1 / speeds.generation(config) for config in (plan.teacher, plan.student))
+        seconds += plan.num_candidates * (1 + TURNS) * DECODED_TOKENS * both
     return Part("race", seconds + min(race.finalists, plan.num_candidates) * finalist)
 
 

@@ -1,13 +1,16 @@
 """Students cut from one teacher, whose layers, channels and heads are scored once for all."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from stillhouse.inference.reference import interleaved_rates
 from stillhouse.models.load import load_model
 from stillhouse.models.special_ids import take_generation_config
 from stillhouse.race.candidates import Candidate
+from stillhouse.race.speed import DecodingTimes, decoder
 from stillhouse.student.calibration import Calibration
 from stillhouse.student.importance import (
     LayerImportance,
@@ -30,6 +33,7 @@ class Cuts:
         self.family, self.teacher = load_model(folder)
         self.teacher.to(device=pick_device())  # pyright: ignore[reportCallIssue]
         self._widths: dict[str, Scores] = {}
+        self._decoder: Callable[[], int] | None = None  # the teacher as it is timed
 
     @cached_property
     def _influence(self) -> list[float]:
@@ -51,6 +55,19 @@ class Cuts:
         student = student_from_teacher(self.teacher, plan, widths)
         take_generation_config(student, self.folder)
         return student, widths
+
+    def decoding_speeds(self, candidate: Candidate, times: DecodingTimes) -> dict[str, float]:
+        """Decoded tokens/s of the candidate and of its teacher, as facts: medians of turns."""
+        if self._decoder is None:
+            self._decoder = decoder(times.converted(load_model(self.folder)[1]))
+        student, _ = self.student(candidate)
+        rates = interleaved_rates(
+            {
+                "teacher_tokens_per_second": self._decoder,
+                "tokens_per_second": decoder(times.converted(student)),
+            }
+        )
+        return dict(reversed(rates.items()))
 
     def loss(self, candidate: Candidate) -> float:
         """Its loss right after the cut, in nats per token."""

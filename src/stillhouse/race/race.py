@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.distillation.distill import Distillation
-from stillhouse.errors import TrainingError
+from stillhouse.errors import RecipeError, TrainingError
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.load import save_model
-from stillhouse.race.candidates import Candidate, parameter_limit, plan_candidates
+from stillhouse.race.candidates import (
+    SPEED_TOLERANCE,
+    Candidate,
+    parameter_limit,
+    plan_candidates,
+)
 from stillhouse.race.cuts import Cuts
 from stillhouse.race.score import score
+from stillhouse.race.speed import DecodingTimes, decoding_times
+from stillhouse.runs.atomic import write_atomic
 from stillhouse.runs.manifest import Inputs, commit_folder, commit_json
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import StageContext
@@ -43,10 +50,32 @@ class Race:
         self.teacher = context.models.teacher
         self.budget = recipe.student.budget
         self.config = load_config(self.teacher.folder)
-        relation = recipe.distillation.losses.relation
-        self.candidates = plan_candidates(self.config, recipe.student, relation)
+        self.times = self._decoding_times()
+        self.candidates = self._plan(self.times)
         short = {"max_tokens": self.budget.race.tokens, "epochs": 1, "control": "none"}
         self.distillation = recipe.distillation.model_copy(update=short)
+
+    def _plan(self, times: DecodingTimes | None) -> list[Candidate]:
+        recipe = self.context.recipe
+        relation = recipe.distillation.losses.relation
+        return plan_candidates(self.config, recipe.student, relation, times)
+
+    def _decoding_times(self) -> DecodingTimes | None:
+        """Where the budget is a speed, the times that the candidates follow from. They are measured
+        on the first rank, and kept: a race that resumes has the same candidates."""
+        if self.budget.tokens_per_second is None:
+            return None
+        saved = self.run.decoding_times
+
+        def measure() -> str:
+            self.context.reporter.say("race: measuring decoding speeds")
+            times = decoding_times(self.config, self.teacher.folder, saved)
+            self._plan(times)
+            found = json.dumps(asdict(times), indent=1)
+            write_atomic(saved, found.encode())
+            return found
+
+        return DecodingTimes(**json.loads(self.context.ranks.on_rank0(measure)))
 
     def inputs(self) -> Inputs:
         """All that decides the race."""
@@ -100,11 +129,36 @@ class Race:
                 partial(self._cut_inputs, candidate),
                 partial(self._commit_cut, cuts, candidate),
             )
-        ranked = sorted(self.candidates, key=lambda own: _last_if_missing(self._facts(own)["loss"]))
+        fast = self._fast_enough()
+        ranked = sorted(fast, key=lambda own: _last_if_missing(self._facts(own)["loss"]))
         finalists = ranked[: self.budget.race.finalists]
         for candidate in finalists:
             self._make_student(cuts, candidate)
         return finalists
+
+    def _fast_enough(self) -> list[Candidate]:
+        """The candidates that were measured to have the budget's speed, where it is one.
+
+        Raises:
+            RecipeError: none has.
+        """
+        wanted = self.budget.tokens_per_second
+        if wanted is None:
+            return self.candidates
+        speeds = [self._facts(own)["tokens_per_second"] for own in self.candidates]
+        fast = [
+            own
+            for own, speed in zip(self.candidates, speeds, strict=True)
+            if speed >= (1 - SPEED_TOLERANCE) * wanted
+        ]
+        if not fast:
+            raise RecipeError(
+                f"student.budget asks for {wanted:,.1f} tokens/s, but the fastest of "
+                f"{counted(len(speeds), 'candidate')} decodes {max(speeds):,.1f}, measured beside "
+                f"its teacher. Give at most {max(speeds):,.1f}, or measure again on a machine "
+                f"without other work: remove {self.run.decoding_times} and {self.run.candidates}."
+            )
+        return fast
 
     def _make_student(self, cuts: MakeCuts, candidate: Candidate) -> None:
         """Its initial weights, where they are not there yet."""
@@ -116,8 +170,10 @@ class Race:
 
     def _cuts(self) -> Cuts:
         recipe, context = self.context.recipe, self.context
-        importance = recipe.student.importance
-        text = calibration_of(importance, recipe.tokens, self.run.tokens, offline=context.offline)
+        importance, tokens = recipe.student.importance, self.run.tokens
+        text = calibration_of(
+            importance, recipe.tokens, tokens, self.config, offline=context.offline
+        )
         number = counted(len(self.candidates), "candidate")
         context.reporter.say(f"race: {number}, on {counted(text.num_tokens, 'token')}")
         return Cuts(self.teacher.folder, text)
@@ -138,15 +194,18 @@ class Race:
 
     def _commit_cut(self, cuts: MakeCuts, candidate: Candidate, inputs: Inputs) -> None:
         loss, layers = cuts().loss(candidate), cuts().layers(candidate)
+        speeds = {} if self.times is None else cuts().decoding_speeds(candidate, self.times)
         facts = {
             "name": candidate.name,
             **candidate.shape,
             "parameters": candidate.num_parameters,
+            **speeds,
             "layer_map": layers.kept,
             "loss": loss if math.isfinite(loss) else None,
             "importance": {**asdict(layers), "tokens": cuts().text.num_tokens},
         }
-        self.context.reporter.say(f"race: {candidate.name}: loss {loss:.3f} after the cut")
+        said = f"race: {candidate.name}: loss {loss:.3f} after the cut"
+        self.context.reporter.say(f"{said}{_speeds(facts)}")
         self.run.candidates.mkdir(exist_ok=True)
         commit_json(self._cut_file(candidate), facts, inputs)
 
@@ -175,8 +234,10 @@ class Race:
             )
         winner = next(own for own in finalists if own.name == raced[0]["name"])
         shape = {"layer_map": raced[0]["layer_map"], "weights": "teacher"}
+        speed, times = self.budget.tokens_per_second, self.times
         result = {
-            "limit": parameter_limit(self.budget, self.config),
+            "limit": None if times else parameter_limit(self.budget, self.config),
+            "speed": times and {"tokens_per_second": speed, **times.precision_facts},
             "tokens": self.budget.race.tokens,
             "candidates": after_cut,
             "ranking_after_cut": [own["name"] for own in after_cut],
@@ -209,8 +270,16 @@ def reason(after_cut: Sequence[Mapping[str, Any]], raced: Sequence[Mapping[str, 
     return (
         f"{first['name']} has the lowest held-out KL to the teacher after distillation, "
         f"{_figure(first['kl'])} nats a token{f' (others {others})' if others else ''}; it was "
-        f"number {place} of {len(after_cut)} by loss after the cut; {also}."
+        f"number {place} of {len(after_cut)} by loss after the cut{_speeds(first)}; {also}."
     )
+
+
+def _speeds(facts: Mapping[str, Any]) -> str:
+    """The speeds of a candidate and of its teacher, where they were measured."""
+    if "tokens_per_second" not in facts:
+        return ""
+    ours, theirs = facts["tokens_per_second"], facts["teacher_tokens_per_second"]
+    return f", {ours:,.1f} tokens/s (teacher {theirs:,.1f})"
 
 
 def _figure(value: float | None) -> str:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from stillhouse.stages.stage import Stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stillhouse.recipe import Recipe
     from stillhouse.stages.check import RecipeCheck
     from stillhouse.stages.context import StageContext
@@ -14,13 +16,28 @@ def check(check: "RecipeCheck") -> None:
     """There are students of the budget's size that can be distilled as the recipe says, and the
     text that they are cut on is there."""
     from stillhouse.race.candidates import plan_candidates
+    from stillhouse.race.speed import decoding_times
     from stillhouse.student.calibration import check_text
 
     recipe = check.recipe
+    assert recipe.student.budget is not None
+    if recipe.student.budget.tokens_per_second is not None:
+        saved = check.run and check.run.decoding_times
+        check.times = decoding_times(check.teacher, _trained_teacher(check), saved)
     relation = recipe.distillation.losses.relation
-    check.candidates = plan_candidates(check.teacher, recipe.student, relation)
+    check.candidates = plan_candidates(check.teacher, recipe.student, relation, check.times)
     if check.runs("race"):
-        check_text(recipe.student.importance, offline=check.offline)
+        check_text(recipe.student.importance, check.teacher, offline=check.offline)
+
+
+def _trained_teacher(check: "RecipeCheck") -> "Path | None":
+    """The folder of the teacher, where its weights are there already."""
+    recipe = check.recipe
+    if recipe.trains_its_teacher:
+        return None
+    assert recipe.named_model is not None
+    folder = check.resolve(recipe.named_model)
+    return folder if check.has_weights(recipe.named_model, folder) else None
 
 
 def run(context: "StageContext") -> None:

@@ -15,7 +15,7 @@ from stillhouse.wording import counted
 
 TITLES = {
     "influence": "Block influence of the teacher's layers",
-    "greedy": "Increase in loss without each layer of the teacher",
+    "greedy": "Distance from the teacher without each of its layers, in nats",
 }
 STYLE = (
     "text{font:12px sans-serif;fill:#6a6258}.grid{stroke:#ded7ca}.axis{stroke:#6a6258}"

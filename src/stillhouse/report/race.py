@@ -39,7 +39,14 @@ def race_of(result: SeedResult) -> RaceTable | None:
     raced = race["ranking_after_distillation"]
     names = [*raced, *(name for name in race["ranking_after_cut"] if name not in raced)]
     rows = [(_label(name, race), _cells(by_name[name], race)) for name in names]
-    return RaceTable(race["reason"], race["tokens"], Table(COLUMNS, rows))
+    columns = [*COLUMNS]
+    if race["speed"] is not None:
+        columns.append(f"Decoding, {race['speed']['precision']}")
+        for name, (_, cells) in zip(names, rows, strict=True):
+            own = by_name[name]
+            teacher = f"teacher {own['teacher_tokens_per_second']:,.1f} tokens/s"
+            cells.append(Cell(f"{own['tokens_per_second']:,.1f} tokens/s", [teacher]))
+    return RaceTable(race["reason"], race["tokens"], Table(columns, rows))
 
 
 def _label(name: str, race: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ class RunFolder:
         self.task_data = shared / "task-data"  # hub datasets of tasks, as JSON lines
         self.race = shared / "race.json"
         self.candidates = shared / "candidates"
+        self.decoding_times = shared / "decoding-times.json"  # of this machine, by shape
         self.student_init = path / "student-init"
         self.student = path / "student"
         self.control = path / "control"

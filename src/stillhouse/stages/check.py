@@ -47,7 +47,8 @@ class RecipeCheck:
     `run` is the run folder where there may be one: hub datasets that were fetched into it need no
     network. With `fetch_weights` the weights of hub names are fetched too, not their configurations
     alone. `student` is the planned student where the recipe has a corpus, `candidates` are those of
-    its budget, `tasks` are the models and examples of each task.
+    its budget, `times` those of decoding where the budget is a speed, `tasks` are the models and
+    examples of each task.
     """
 
     recipe: Recipe
@@ -57,6 +58,7 @@ class RecipeCheck:
     fetch_weights: bool = False
     student: Any = None
     candidates: Any = ()
+    times: Any = None
     tasks: Any = None
 
     def runs(self, *stages: str) -> bool:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.data.documents import describe_sources, read_documents
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.sources import check_access
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.families.registry import family_of
 from stillhouse.runs.manifest import fingerprint, fingerprint_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.student.settings import ImportanceRecipe
@@ -22,6 +23,7 @@ from stillhouse.tokens.shards import TokenSplit
 from stillhouse.tokens.tokenizer import num_ids, open_tokenizer, special_tokens, text_encoder
 
 TOKENS_PER_BATCH = 4_096
+SEQUENCE_LENGTH = 1_024  # by default
 KEY = "student.importance.text"
 SEED = 0  # of the masks of masked language modeling
 
@@ -53,9 +55,14 @@ class Calibration:
 
 
 def calibration_of(
-    recipe: ImportanceRecipe, tokens: TokensRecipe, folder: Path, *, offline: bool
+    recipe: ImportanceRecipe,
+    tokens: TokensRecipe,
+    folder: Path,
+    teacher: PretrainedConfig,
+    *,
+    offline: bool,
 ) -> Calibration:
-    """The recipe's text, with the tokenizer of a run.
+    """The recipe's text, with the tokenizer of a run, in sequences of `sequence_length_of`.
 
     Args:
         folder: The run's tokens.
@@ -63,9 +70,27 @@ def calibration_of(
     Raises:
         DataError: text that cannot be read.
     """
+    tokens = tokens.model_copy(update={"sequence_length": sequence_length_of(recipe, teacher)})
     if recipe.text == "corpus":
         return Calibration(open_source(folder, tokens, "train"), recipe.tokens)
     return read_calibration(recipe, tokens, open_tokenizer(folder), key=KEY, offline=offline)
+
+
+def sequence_length_of(recipe: ImportanceRecipe, teacher: PretrainedConfig) -> int:
+    """Tokens of a sequence.
+
+    Raises:
+        RecipeError: more than the teacher takes.
+    """
+    most = family_of(teacher).num_positions(teacher)
+    if recipe.sequence_length is None:
+        return min(SEQUENCE_LENGTH, most)
+    if recipe.sequence_length > most:
+        raise RecipeError(
+            f"student.importance.sequence_length is {recipe.sequence_length:,}, but the teacher "
+            f"has {most:,} positions. Set it to at most {most:,}."
+        )
+    return recipe.sequence_length
 
 
 def read_calibration(
@@ -125,12 +150,15 @@ def text_fingerprint(recipe: ImportanceRecipe) -> str:
         return fingerprint(describe_sources(CorpusRecipe(source=recipe.text)))
 
 
-def check_text(importance: ImportanceRecipe, *, offline: bool) -> None:
-    """Check that the text to measure on is there, where the recipe names one; reads none.
+def check_text(importance: ImportanceRecipe, teacher: PretrainedConfig, *, offline: bool) -> None:
+    """Check that the text to measure on is there, where the recipe names one, and that the teacher
+    takes its sequences; reads none.
 
     Raises:
         DataError, NetworkError: it cannot be read.
+        RecipeError: sequences that are too long.
     """
+    sequence_length_of(importance, teacher)
     if importance.text != "corpus":
         text_fingerprint(importance)
         check_access(importance.text, KEY, offline=offline)

@@ -125,7 +125,9 @@ def _measure_parts(
     if not plan.is_measured:
         return MeasuredParts(None, KeptWidths())
     importance, tokens = recipe.student.importance, context.run.tokens
-    text = calibration_of(importance, recipe.tokens, tokens, offline=context.offline)
+    text = calibration_of(
+        importance, recipe.tokens, tokens, teacher.config, offline=context.offline
+    )
     context.reporter.say(f"init: measuring the teacher on {counted(text.num_tokens, 'token')}")
     family = family_of(teacher.config)
     teacher.to(device=pick_device())  # pyright: ignore[reportCallIssue]

@@ -8,18 +8,17 @@ from stillhouse.families.base import layers_from
 from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
-from stillhouse.student.calibration import read_calibration
+from stillhouse.student.calibration import read_calibration, sequence_length_of
 from stillhouse.student.importance import choose_layers, loss_on
 from stillhouse.student.settings import ImportanceRecipe, LayerChoice
 from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.training.device import pick_device
 from stillhouse.wording import counted
 
-SEQUENCE_LENGTH = 512
 NAMES = {
     "all": "all",
     "influence": "chosen by influence",
-    "greedy": "chosen greedily by loss",
+    "greedy": "chosen greedily",
     "even": "evenly spread",
 }
 
@@ -45,7 +44,7 @@ def rank_layers(
     tokenizer = load_model_tokenizer(folder)
     family, model = load_model(folder, tokenizer)
     kept = layers_from(num_layers, model.config.num_hidden_layers, key="--layers")
-    length = min(SEQUENCE_LENGTH, family.num_positions(model.config))
+    length = sequence_length_of(text, model.config)
     tokens = TokensRecipe(language_modeling=family.language_modeling, sequence_length=length)
     calibration = read_calibration(text, tokens, tokenizer, key="--text", offline=offline)
     model.to(device=pick_device())  # pyright: ignore[reportCallIssue]
@@ -71,7 +70,7 @@ def print_ranking(result: dict[str, Any]) -> None:
         [str(layer), f"{score:.4f}", "kept" if layer in kept else f"{dropped.index(layer) + 1}"]
         for layer, score in enumerate(result["scores"])
     ]
-    score = "influence" if result["by"] == "influence" else "loss increase without it"
+    score = "influence" if result["by"] == "influence" else "distance without it"
     losses = [
         [NAMES[name], str(len(result["scores"]) if name == "all" else len(kept)), f"{loss:.3f}"]
         for name, loss in result["loss"].items()

@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from stillhouse.families.settings import FamilyName
 from stillhouse.section import Section
@@ -18,16 +26,19 @@ class LayerChoice(Section):
     """Number of layers."""
     by: Literal["influence", "greedy", "even"] = "influence"
     """Keep the layers that change their input most (block influence), drop greedily the layer whose
-    absence raises the loss least, or spread them evenly."""
+    absence moves the teacher's predictions least, or spread them evenly."""
 
 
 class ImportanceRecipe(Section):
-    """The text on which the importance of the teacher's layers is measured."""
+    """The text on which the importance of the teacher's layers, channels and heads is measured."""
 
     tokens: PositiveInt = 32_768
     """Number of tokens."""
     text: str = "corpus"
     """`corpus`, for the training text, or a source as in `corpus.source`."""
+    sequence_length: Annotated[int, Field(ge=8)] | None = None
+    """Length of its sequences in tokens, whatever that of training; by default 1,024, or as many
+    as the teacher takes."""
 
 
 COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9}
@@ -73,13 +84,19 @@ class BudgetRecipe(Section):
     """Number of parameters, such as `90M`."""
     memory: SizeBytes | None = None
     """Bytes of the weights in the teacher's precision, such as `200MB`."""
+    tokens_per_second: PositiveFloat | None = None
+    """Decoding speed on this machine: tokens per second of one sequence, in the precision that
+    `generate` chooses for the teacher."""
     race: RaceRecipe = RaceRecipe()
     """The race of candidates."""
 
     @model_validator(mode="after")
     def _check_one_size(self) -> Any:
-        if (self.parameters is None) == (self.memory is None):
-            raise ValueError("give the size once: either parameters, such as 90M, or memory")
+        given = (self.parameters, self.memory, self.tokens_per_second)
+        if given.count(None) != len(given) - 1:
+            raise ValueError(
+                "give the size once: parameters, such as 90M, memory, or tokens_per_second"
+            )
         return self
 
 

@@ -23,7 +23,7 @@ def check(check: "RecipeCheck") -> None:
     if check.runs("init"):
         check_initial_weights(check.recipe.student.weights, check.student)
         if check.student.is_measured:
-            check_text(check.recipe.student.importance, offline=check.offline)
+            check_text(check.recipe.student.importance, check.teacher, offline=check.offline)
 
 
 def run(context: "StageContext") -> None:

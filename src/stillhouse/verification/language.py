@@ -34,6 +34,7 @@ from stillhouse.objectives.projection import add_projection
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.pipeline import Pipeline
 from stillhouse.race.candidates import plan_candidates
+from stillhouse.race.speed import decoding_times
 from stillhouse.recipe import Recipe
 from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.check import RecipeCheck
@@ -137,8 +138,10 @@ def language_case(recipe: Recipe, folder: Path, *, offline: bool) -> LanguageCas
     small = small_recipe(recipe, text)
     if small.student.budget is not None:  # any of its candidates will do
         teacher = RecipeCheck(small, (), offline).teacher
-        relation = small.distillation.losses.relation
-        (student, *_) = plan_candidates(teacher, small.student, relation)
+        relation, times = small.distillation.losses.relation, None
+        if small.student.budget.tokens_per_second is not None:
+            times = decoding_times(teacher, None, None)
+        (student, *_) = plan_candidates(teacher, small.student, relation, times)
         small = small.model_copy(update={"student": student.recipe})
     pipeline = Pipeline(small, run, QuietReporter(), offline=offline)
     pipeline.run_stages(["prepare", "teacher", "init"])

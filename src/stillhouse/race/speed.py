@@ -1,0 +1,123 @@
+"""Decoding speeds of students, measured on this machine.
+
+One sequence, greedy, by the engine of `generate`: `NEW_TOKENS` tokens, one a step, after a prompt
+of one. Models take turns, and the median of the turns counts. They have the precision that
+`generate` chooses for the teacher by itself (`inference.quantization`).
+"""
+
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+from stillhouse.errors import RecipeError
+from stillhouse.families.registry import family_of
+from stillhouse.inference.engine.kv_cache import Chunk, SlottedModel
+from stillhouse.inference.quantization import Precision, load_at_precision, times_of, to_precision
+from stillhouse.student.axes import sizes_of
+from stillhouse.training.device import pick_device
+
+NEW_TOKENS = 32
+TURNS = 3  # of models of random weights, after one to warm up
+
+
+def decoder(model: PreTrainedModel) -> Callable[[], int]:
+    """A function that decodes `NEW_TOKENS` tokens, and returns their number."""
+    slots = SlottedModel(family_of(model.config), model, 1)
+
+    def decode() -> int:
+        slot, token = slots.open(), 0
+        number = min(NEW_TOKENS, slots.context - 1)
+        for _ in range(number):
+            token = int(slots.forward([Chunk(slot, [token])])[-1].argmax())
+        slots.close(slot)
+        return number
+
+    return decode
+
+
+@dataclass
+class DecodingTimes:
+    """Seconds of a decoded token of models of random weights, by their shape; each is measured
+    once.
+
+    Attributes:
+        reason: Why the models have this precision.
+    """
+
+    precision: Precision
+    reason: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def of(self, configs: Sequence[PretrainedConfig]) -> list[float]:
+        """Seconds of a token of each, those that are not known measured in turns."""
+        keys = [_shape(config) for config in configs]
+        by_key = dict(zip(keys, configs, strict=True))
+        unknown = {key: config for key, config in by_key.items() if key not in self.seconds}
+        works = {key: decoder(self._random_model(config)) for key, config in unknown.items()}
+        turns: dict[str, list[float]] = {key: [] for key in works}
+        for turn in range(1 + TURNS):
+            for key, work in works.items():
+                started = time.perf_counter()
+                number = work()
+                if turn:
+                    turns[key].append((time.perf_counter() - started) / number)
+        self.seconds |= {key: statistics.median(found) for key, found in turns.items()}
+        return [self.seconds[key] for key in keys]
+
+    def _random_model(self, config: PretrainedConfig) -> PreTrainedModel:
+        model = getattr(transformers, family_of(config).model_class)(config).eval()
+        return self.converted(model)
+
+    def converted(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A model in the precision, in place."""
+        times = times_of(model) if self.precision == "int8" else None
+        to_precision(model, self.precision, times=times)
+        return model.to(device=pick_device())  # pyright: ignore[reportCallIssue]
+
+    @property
+    def precision_facts(self) -> dict[str, str]:
+        """The precision, and why."""
+        return {"precision": self.precision, "reason": self.reason}
+
+
+def decoding_times(
+    teacher: PretrainedConfig, folder: Path | None, saved: Path | None
+) -> DecodingTimes:
+    """The times of students of a teacher, those of a run once it has some; in one process each is
+    measured once.
+
+    Args:
+        folder: The teacher; None where it is still to be trained: times are then those of float32.
+        saved: The file of the run's times.
+
+    Raises:
+        RecipeError: the teacher does not generate text.
+    """
+    if family_of(teacher).language_modeling != "causal":
+        raise RecipeError(
+            "student.budget.tokens_per_second is a decoding speed, but a "
+            f"{teacher.model_type} model fills masks. Give parameters or memory instead."
+        )
+    if saved is not None and saved.is_file():
+        return DecodingTimes(**json.loads(saved.read_text(encoding="utf-8")))
+    return _times(teacher.to_json_string(), folder)
+
+
+@functools.cache
+def _times(teacher: str, folder: Path | None) -> DecodingTimes:
+    if folder is None:
+        return DecodingTimes("fp32", "the teacher is still to be trained")
+    found = load_at_precision(folder, "auto", device=pick_device())
+    return DecodingTimes(found.precision, found.reason)
+
+
+def _shape(config: PretrainedConfig) -> str:
+    """What the speed of a teacher's students depends on."""
+    return f"{config.num_hidden_layers} layers, {sizes_of(config)}"
