@@ -12,7 +12,7 @@ from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
 from stillhouse.student import greedy
 from stillhouse.student.calibration import Calibration
-from stillhouse.student.greedy import EVERY, drop_greedily, long_context_rows
+from stillhouse.student.greedy import EVERY, drop_greedily, long_context_rows, repeated_tokens
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe
@@ -93,10 +93,21 @@ def test_layers_are_dropped_by_the_distance_of_the_students(family, tiny_model, 
 
 @torch.no_grad()
 def mean_kl(teacher, student, text) -> float:
-    """Over the rows that are scored: of a causal text every eighth."""
+    """Over the rows that are scored: of a causal text every eighth, and repeated tokens."""
+    batches = [*text.batches()]
+    found = of_rows(teacher, student, batches, EVERY if batches[0].causal else 1)
+    if batches[0].causal:
+        tokens = torch.cat([batch.input_ids[batch.segment_ids > 0] for batch in batches])
+        found += of_rows(teacher, student, [repeated_tokens(tokens, 24)], 1)
+    return found
+
+
+@torch.no_grad()
+def of_rows(teacher, student, batches, every: int) -> float:
+    """The mean over one in `every` predicted rows."""
     own, total, count = family_of(teacher.config), 0.0, 0
-    for batch in text.batches():
-        rows = batch.row_numbers("predicted")[:: EVERY if batch.causal else 1]
+    for batch in batches:
+        rows = batch.row_numbers("predicted")[::every]
         p, q = (
             own.head(each).logits(own.head(each).transform(own.run_body(each, batch)))
             for each in (teacher, student)
@@ -105,6 +116,16 @@ def mean_kl(teacher, student, text) -> float:
         total += float((p.exp() * (p - q)).sum())
         count += len(rows)
     return total / count
+
+
+def test_repeated_tokens_are_predicted_from_the_second_time_on():
+    """All but the first of them; as many as the model takes."""
+    batch = repeated_tokens(torch.arange(5, 50), 24)
+    assert batch.input_ids.shape == (16, 24)
+    for ids, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
+        assert ids[:12] == ids[12:]
+        assert labels == [IGNORED] * 12 + ids[13:] + [IGNORED]
+    assert batch.input_ids.unique().numel() > 30
 
 
 @pytest.mark.e2e

@@ -34,7 +34,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.student.calibration import sequence_length_of
-from stillhouse.student.greedy import num_passes
+from stillhouse.student.greedy import REPEATED, num_passes
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import RaceRecipe
 from stillhouse.tasks.continuation import GenerativeTask
@@ -170,7 +170,8 @@ def _cut_parts(plan: LanguagePlan, speeds: MeasuredSpeeds) -> list[Part]:
     step = scoring_step(tokens)
     whole = forward_flops(step, plan.teacher)
     body = forward_flops(replace(step, teacher_rows=0), plan.teacher)
-    flops = recipe.importance.tokens * (layers * body + heads * (whole - body))
+    number = recipe.importance.tokens + (2 * math.prod(REPEATED) if heads else 0)
+    flops = number * (layers * body + heads * (whole - body))
     return [Part("init", flops / speeds.scoring(plan.teacher, tokens))]
 
 

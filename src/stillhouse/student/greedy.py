@@ -4,14 +4,16 @@ model's predictions least.
 The distance of a model without some layers from the whole one is, with p the predictions of the
 whole one and q the others, in nats:
 
-    mean KL(p || q) over text + mean KL(p || q) over tokens that need a long context
+    mean KL(p || q) over text
+    + mean KL(p || q) over tokens that need a long context
+    + mean KL(p || q) over random tokens that are repeated
 
 The second are the key tokens of LongPPL (Fang et al. 2024, section 3), here with shorter contexts:
 tokens that the whole model finds likely, and far more likely than with the last few tokens alone.
-They are few, so in a mean over all text they hardly count; but a model that has lost the layers
-which copy from its context fails at them.
+The third can only be known by copying (induction, Olsson et al. 2022). In a mean over all text both
+hardly count, but a model that has lost the layers which copy from its context fails at them.
 
-Axes: B sequences, T positions, R rows that are scored, D features.
+Axes: B sequences, T positions, K kinds of rows, R rows that are scored, D features.
 """
 
 from collections.abc import Collection, Sequence
@@ -27,12 +29,13 @@ from transformers import PreTrainedModel
 from stillhouse.families.base import Family
 from stillhouse.student.calibration import Calibration
 from stillhouse.student.layers import always, layer_states, replaced_layers, without
-from stillhouse.tokens.batches import Batch
+from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.device import Precision, autocast
 
 SHORT_CONTEXT = 32  # tokens, itself included; at least half of them
 GAIN, LIKELY = 1.0, -2.0  # in nats: log p with all context less that with a short one; and log p
 EVERY = 8  # of all rows one in eight is scored
+REPEATED = (16, 64)  # sequences, and random tokens of each that are repeated once
 TRIED = 8  # layers that are tried for each drop after the first
 ROWS_PER_CHUNK = 512
 
@@ -54,12 +57,12 @@ class GreedyDrops:
 
 @dataclass(frozen=True)
 class _Scored:
-    """The rows of a batch that are scored, with what the whole model's head reads there."""
+    """The rows of a batch that are scored, with what the whole model's head reads there; `kinds`
+    says of each whether it is of text, needs a long context, is a repeated token."""
 
     batch: Batch
     rows: Int[Tensor, " R"]
-    is_text: Bool[Tensor, " R"]
-    needs_context: Bool[Tensor, " R"]
+    kinds: Bool[Tensor, "K R"]
     features: Float[Tensor, "R D"]
 
 
@@ -84,7 +87,15 @@ def drop_greedily(
 def _drop(
     family: Family, model: PreTrainedModel, text: Calibration, num_layers: int
 ) -> GreedyDrops:
-    scored = [_scored_rows(family, model, batch) for batch in text.batches()]
+    """The same, in the precision of this context."""
+    scored = [_scored_text(family, model, batch) for batch in text.batches()]
+    if scored[0].batch.causal:
+        tokens = torch.cat([own.batch.input_ids[own.batch.rows("all")] for own in scored])
+        repeated = repeated_tokens(tokens, family.num_positions(model.config))
+        rows = repeated.row_numbers("predicted")
+        kinds = torch.tensor([[False], [False], [True]]).expand(3, len(rows))
+        hidden = family.run_body(model, repeated)
+        scored.append(_with_features(family, model, repeated, kinds, rows, hidden))
     kept = [*range(len(family.layers_of(model)))]
     scores = _distances(family, model, scored, kept, kept)
     known = dict(enumerate(scores))
@@ -123,7 +134,7 @@ def _distances(
     Layers before the missing one compute what they always do, so only those after it run.
     """
     absent = without(family, model, kept)
-    sums = torch.zeros(len(tried), 2, dtype=torch.float64)
+    sums = torch.zeros(len(tried), 3, dtype=torch.float64)
     for own in scored:
         with replaced_layers(family, model, absent):
             states = [before for before, _ in layer_states(family, model, own.batch)]
@@ -131,13 +142,13 @@ def _distances(
             known = dict.fromkeys(range(missing + 1), partial(always, states[missing]))
             with replaced_layers(family, model, {**absent, **known}):
                 sums[place] += _divergences(family, model, own)
-    counts = [[int(own.is_text.sum()), int(own.needs_context.sum())] for own in scored]
-    return (sums / torch.tensor(counts).sum(0).clamp_min(1)).sum(1).tolist()
+    counts = torch.stack([own.kinds.sum(1) for own in scored]).sum(0)
+    return (sums / counts.clamp_min(1)).sum(1).tolist()
 
 
-def _divergences(family: Family, model: PreTrainedModel, own: _Scored) -> Float[Tensor, " 2"]:
-    """The sums of KL(whole || model as it is) over text, and over tokens that need context."""
-    head, total = family.head(model), torch.zeros(2, dtype=torch.float64)
+def _divergences(family: Family, model: PreTrainedModel, own: _Scored) -> Float[Tensor, " K"]:
+    """The sum of KL(whole || model as it is) over each kind of rows."""
+    head, total = family.head(model), torch.zeros(len(own.kinds), dtype=torch.float64)
     hidden = family.run_body(model, own.batch).flatten(0, 1).index_select(0, own.rows)
     for part in torch.arange(len(hidden)).split(ROWS_PER_CHUNK):
         p, q = (
@@ -145,20 +156,49 @@ def _divergences(family: Family, model: PreTrainedModel, own: _Scored) -> Float[
             for features in (own.features[part], head.transform(hidden[part]))
         )
         kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1).double().cpu()
-        total += torch.stack([kl[own.is_text[part]].sum(), kl[own.needs_context[part]].sum()])
+        total += own.kinds[:, part].double() @ kl
     return total
 
 
-def _scored_rows(family: Family, model: PreTrainedModel, batch: Batch) -> _Scored:
-    """The rows of a batch that are scored."""
+def _scored_text(family: Family, model: PreTrainedModel, batch: Batch) -> _Scored:
+    """The rows of a batch of text that are scored."""
     here = batch.to(model.device)
-    hidden, rows = family.run_body(model, here).flatten(0, 1), batch.row_numbers("predicted")
-    is_text = torch.zeros(batch.labels.numel(), dtype=torch.bool)
-    is_text[rows[:: EVERY if batch.causal else 1]] = True
-    needs = long_context_rows(family, model, here, hidden).flatten().cpu()
-    rows = (is_text | needs).nonzero().squeeze(1)
-    features = family.head(model).transform(hidden[rows.to(hidden.device)])
-    return _Scored(here, rows.to(hidden.device), is_text[rows], needs[rows], features)
+    hidden, every = family.run_body(model, here), batch.row_numbers("predicted")
+    kinds = torch.zeros(3, batch.labels.numel(), dtype=torch.bool)
+    kinds[0, every[:: EVERY if batch.causal else 1]] = True
+    kinds[1] = long_context_rows(family, model, here, hidden.flatten(0, 1)).flatten().cpu()
+    rows = kinds.any(0).nonzero().squeeze(1)
+    return _with_features(family, model, here, kinds[:, rows], rows, hidden)
+
+
+def _with_features(
+    family: Family,
+    model: PreTrainedModel,
+    batch: Batch,
+    kinds: Bool[Tensor, "K R"],
+    rows: Int[Tensor, " R"],
+    hidden: Float[Tensor, "B T _"],
+) -> _Scored:
+    rows = rows.to(hidden.device)
+    features = family.head(model).transform(hidden.flatten(0, 1)[rows])
+    return _Scored(batch, rows, kinds, features)
+
+
+def repeated_tokens(tokens: Int[Tensor, " N"], num_positions: int) -> Batch:
+    """Sequences of random tokens of a text, each repeated once; those of the second time are
+    predicted, but for the first.
+
+    Args:
+        num_positions: The longest sequence of the model.
+    """
+    number, length = REPEATED[0], min(REPEATED[1], num_positions // 2)
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(len(tokens), (number, length), generator=generator)
+    ids = tokens[places.to(tokens.device)].repeat(1, 2)
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, length:-1] = ids[:, length + 1 :]
+    positions = torch.arange(2 * length, device=ids.device).expand_as(ids)
+    return Batch(ids, labels, torch.ones_like(ids), positions, causal=True, uniform=True)
 
 
 def long_context_rows(
