@@ -119,7 +119,7 @@ def test_the_scores_of_layers_have_their_time():
     half of one, and a share of the head; named layers are not scored."""
 
     def seconds(**student: Any) -> float:
-        recipe = make_recipe(student={**student, "importance": {"tokens": 1_000}})
+        recipe = make_recipe(student={**student, "importance": {"tokens": 100_000}})
         teacher, student_config = make_config("gpt2", 8), make_config("gpt2", 6)
         plan = LanguagePlan(recipe, teacher, student_config, TEXT, None)
         parts = {part.name: part for part in language_parts(plan, FixedSpeeds())}
