@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
@@ -115,7 +116,7 @@ def _times(teacher: str, folder: Path | None) -> DecodingTimes:
     if folder is None:
         return DecodingTimes("fp32", "the teacher is still to be trained")
     found = load_at_precision(folder, "auto", device=pick_device())
-    return DecodingTimes(found.precision, found.reason)
+    return DecodingTimes(cast(Precision, found.precision), found.reason)  # no GGUF file
 
 
 def _shape(config: PretrainedConfig) -> str:
