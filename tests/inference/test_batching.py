@@ -339,3 +339,15 @@ def test_a_masked_model_has_no_slots(tiny_model):
     model = tiny_model("bert")
     with pytest.raises(ModelError, match="bert model fills masks; it does not generate text"):
         SlottedModel(family_of(model.config), model, 1)
+
+
+def test_shared_tokens_keep_a_slot(make_batcher):
+    """So that one sequence less fits; without counting it the request would wait for ever."""
+    batcher = make_batcher(num_slots=3)
+    batcher.share(prompt(0, 4))
+    two, three = (Generation(max_new_tokens=2, num_return_sequences=n) for n in (2, 3))
+    events, _ = submit(batcher, prompt(1, 6), two)
+    batcher.run()
+    assert sum(isinstance(event, Ended) for event in events) == 2
+    with pytest.raises(DataError, match="at most 2 fit"):
+        submit(batcher, prompt(1, 6), three)

@@ -3,9 +3,13 @@ is refused in one sentence."""
 
 import json
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
+from functools import partial
 from importlib.util import find_spec
+from itertools import count
 
 import pytest
 import torch
@@ -14,13 +18,24 @@ from tests.export.odd_models import END, format_named, odd_model
 from tests.serving.conftest import URL, application
 
 import stillhouse
-from stillhouse.errors import DataError, ModelError, RecipeError
+from stillhouse.errors import DataError, ModelError, RecipeError, ResourceError
 from stillhouse.export.export import export_model
 from stillhouse.export.exported import plain, vocabulary_of
-from stillhouse.inference.engine.batcher import Ended, NewToken, Request
-from stillhouse.inference.engine.llama_cpp import LlamaCppLM, _body, load_llama_cpp
+from stillhouse.inference.engine.batcher import Ended, Failed, NewToken, Request
+from stillhouse.inference.engine.llama_cpp import (
+    LlamaCppBatcher,
+    LlamaCppLM,
+    _body,
+    load_llama_cpp,
+)
+from stillhouse.inference.engine.text_stream import RequiredPrefix
+from stillhouse.inference.engine.worker import Worker
 from stillhouse.inference.engines import load_with_engine
 from stillhouse.inference.generation import Generation
+from stillhouse.models.llama_cpp import LlamaCpp
+from stillhouse.serving.config import Limits
+from stillhouse.serving.schemas import APIError
+from stillhouse.serving.served_model import ServedModel
 
 e2e = pytest.mark.e2e
 PROMPT = "def main():"
@@ -111,6 +126,123 @@ def events_of(lm, request, after=None):
 def test_a_request_that_is_canceled_sends_nothing_more(lm):
     settings = Generation(greedy=True, max_new_tokens=100)
     assert len(events_of(lm, Request(lm.prompt_ids(PROMPT), settings, 0), after=5)) == 5
+
+
+class Chunks(LlamaCpp):
+    """llama.cpp as it would send these chunks to each request, the last of them for ever."""
+
+    def __init__(self, *chunks, is_endless=False):
+        self.num_slots = 4
+        self.chunks, self.is_endless = chunks, is_endless
+        self.bodies, self.closed = [], threading.Semaphore(0)
+
+    def stream(self, body):
+        self.bodies.append(body)
+        try:
+            yield from self.chunks
+            for number in count(2) if self.is_endless else ():
+                time.sleep(0.01)
+                yield self.chunks[-1] | {"tokens_predicted": number}
+        finally:
+            self.closed.release()
+
+    def post(self, path, body):
+        self.bodies.append(body)
+        return {"tokens": [1]}
+
+
+def chunk(id, text="", number=1, stop=None):
+    tokens = [] if id is None else [id]
+    known = {"tokens": tokens, "content": text, "tokens_predicted": number}
+    return known | {"stop": stop is not None, "stop_type": stop or "none"}
+
+
+def answered(lm, engine, *requests):
+    """The events of requests."""
+    batcher, events = LlamaCppBatcher(lm, engine), []
+    for request in requests:
+        batcher.submit(request, events.append)
+    batcher.run()
+    return events
+
+
+@pytest.mark.parametrize(
+    ("stop", "reason"), [("eos", "stop"), ("limit", "length"), ("word", "stop")]
+)
+def test_why_a_text_ended_is_what_llama_cpp_says(own, stop, reason):
+    events = answered(own, Chunks(chunk(40), chunk(None, stop=stop)), Request((1,), GREEDY, 0))
+    assert [each.reason for each in events if isinstance(each, Ended)] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "message"),
+    [
+        ((chunk(40, "\ufffda", number=9), chunk(None, stop="eos")), "no character"),
+        ((chunk(40),), "stopped within a text"),
+        (({"error": {"message": "no memory"}},), "no memory"),
+    ],
+    ids=["no character", "cut off", "error"],
+)
+def test_a_text_that_llama_cpp_does_not_finish_fails(own, chunks, message):
+    last = answered(own, Chunks(*chunks), Request((1,), GREEDY, 0))[-1]
+    assert isinstance(last, Failed)
+    assert message in str(last.error)
+
+
+def test_the_queue_counts_requests(own):
+    """With one request of six sequences, and then with more requests than llama.cpp has slots."""
+    engine = Chunks(chunk(40), is_endless=True)
+    batcher = LlamaCppBatcher(own, engine)
+    events = []
+    for _ in range(2):
+        batcher.submit(Request((1,), DRAWN, 0), events.append)
+    assert batcher.num_waiting == 2
+    batcher.step()
+    assert (batcher.num_waiting, batcher.num_running, batcher.num_free) == (1, 4, 0)
+    batcher.abandon(ResourceError("the end"))
+    assert [str(each.error) for each in events if isinstance(each, Failed)] == ["the end"] * 2
+    assert batcher.is_idle
+    assert all(engine.closed.acquire(timeout=5) for _ in range(4))
+
+
+@pytest.mark.parametrize(("number", "status"), [(13, 400), (12, None)])
+def test_more_prompts_than_llama_cpp_can_hold_are_400(own, number, status):
+    """Those in its slots and in the queue, however many slots the server has."""
+    worker = Worker()
+    served = ServedModel("model", own, Limits(num_slots=16, queue=8), worker)
+    served.batcher = LlamaCppBatcher(own, Chunks())
+    admit = partial(served._admit, [Request((1,), GREEDY, 0)] * number)
+    if status is None:
+        assert admit() is served.batcher
+    else:
+        with pytest.raises(APIError, match="13 prompts exceed the 12") as error:
+            admit()
+        assert error.value.status == status
+    worker.close()
+
+
+def test_an_error_ends_the_other_sequences(own):
+    engine = Chunks(chunk(40), is_endless=True)
+    batcher = LlamaCppBatcher(own, engine)
+
+    def fail(event):
+        raise KeyboardInterrupt
+
+    batcher.submit(Request((1,), DRAWN, 0), fail)
+    with pytest.raises(KeyboardInterrupt):
+        batcher.run()
+    assert batcher.num_running == 0
+    assert all(engine.closed.acquire(timeout=5) for _ in range(4))
+
+
+def test_the_tokens_that_a_prefix_excludes_are_listed_once(own):
+    engine = Chunks(chunk(40), chunk(None, stop="limit"))
+    answered(own, engine, Request((1,), DRAWN, 0, prefix=RequiredPrefix("a", (1, 2))))
+    first = [body["logit_bias"] for body in engine.bodies if body["n_predict"] == 1]
+    assert len(first) == 6
+    assert all(each is first[0] for each in first)
+    excluded = {id for id, _ in first[0]}
+    assert excluded == set(range(own.model.config.vocab_size)) - {1, 2}
 
 
 @e2e

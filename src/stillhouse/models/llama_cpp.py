@@ -8,7 +8,7 @@ the file's precision and llama.cpp's GELU; to serve, it has its own settings.
 import http.client
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ class LlamaCpp:
         with self._response(path, body) as response:
             return json.loads(response.read())
 
-    def stream(self, body: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, body: Any) -> Generator[dict[str, Any], None, None]:
         """The chunks of llama.cpp's own route for completions, as they come; an error is one with
         the key `error`. Closing the iterator ends the work on them.
 

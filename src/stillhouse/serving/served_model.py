@@ -194,7 +194,7 @@ class ServedModel:
         assert batcher is not None, "routes ask for causal_lm first"
         for request in requests:
             batcher.check(request)
-        limit = self.limits.queue + self.limits.num_slots
+        limit = self.limits.queue + batcher.num_slots
         if len(requests) > limit:
             raise APIError(
                 400, f"{len(requests)} prompts exceed the {limit} that this server can hold."

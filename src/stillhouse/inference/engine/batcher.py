@@ -206,6 +206,11 @@ class Batcher:
         return self.model.num_free
 
     @property
+    def num_slots(self) -> int:
+        """Sequences that are generated at once; shared tokens keep a slot of the model."""
+        return self.model.num_slots - (self._shared is not None)
+
+    @property
     def is_idle(self) -> bool:
         return not (self._waiting or self._sequences)
 
@@ -253,10 +258,10 @@ class Batcher:
         """
         check_request(request, self.model.context, self.model.num_tokens)
         number = request.settings.num_return_sequences
-        if number > self.model.num_slots:
+        if number > self.num_slots:
             raise DataError(
-                f"{number} sequences are requested, but at most {self.model.num_slots} fit at "
-                "once; request fewer."
+                f"{number} sequences are requested, but at most {self.num_slots} fit at once; "
+                "request fewer."
             )
 
     def _drop_cancelled(self) -> None:

@@ -19,12 +19,17 @@ class RequestBatcher(Protocol):
 
     @property
     def num_waiting(self) -> int:
-        """In the queue."""
+        """Requests in the queue."""
         ...
 
     @property
     def num_running(self) -> int:
         """Sequences that are generated now."""
+        ...
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that are generated at once, at most."""
         ...
 
     @property

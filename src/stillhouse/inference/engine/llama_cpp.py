@@ -14,9 +14,8 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -82,11 +81,6 @@ class LlamaCppLM(CausalLM):
         """The tokens at which llama.cpp ends a text."""
         return self._engine.end_ids
 
-    @cached_property
-    def vocabulary(self) -> Mapping[str, int]:
-        """From a token, in the alphabet of byte-level BPE, to its id."""
-        return self.tokenizer.get_vocab()
-
     def batcher(self, num_slots: int) -> "LlamaCppBatcher":
         """A batcher for this file; it generates as many sequences at once as were given at load."""
         return LlamaCppBatcher(self, self._engine)
@@ -115,9 +109,15 @@ def load_llama_cpp(name: str, num_slots: int = 1) -> LlamaCppLM:
 
 @dataclass(eq=False)
 class _Work:
-    """A request; `has_begun` when its prompt was read."""
+    """A request.
+
+    Attributes:
+        not_first: The tokens that its prefix excludes, for all its sequences.
+        has_begun: Its prompt was read.
+    """
 
     handle: RequestHandle
+    not_first: "list[Bias]"
     has_begun: bool = False
 
 
@@ -131,7 +131,9 @@ class _Sequence:
     is_closed: bool = False
 
 
-Arrival = tuple[_Sequence, ScoredToken | Exception | None]  # a token, an error, or the end
+Arrived = ScoredToken | Exception | Reason  # a token, an error, or why the text ended
+Arrival = tuple[_Sequence, Arrived]
+Bias = tuple[int, Literal[False]]  # excludes a token, in llama.cpp's form
 
 
 class LlamaCppBatcher:
@@ -140,18 +142,23 @@ class LlamaCppBatcher:
     Each running sequence has a thread that reads its tokens; events are sent by `step`.
     """
 
-    def __init__(self, lm: LlamaCppLM, engine: LlamaCpp) -> None:
+    def __init__(self, lm: CausalLM, engine: LlamaCpp) -> None:
         self._lm, self._engine = lm, engine
         self._lock = threading.Lock()
         self._waiting: deque[_Sequence] = deque()
         self._sequences: list[_Sequence] = []
         self._arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._unused = _excluded(lm.unused_ids)
         self.num_generated = 0
 
     def submit(self, request: Request, listener: Listener) -> RequestHandle:
         """Queue a request; `step` calls the listener with its events; raises as `check` does."""
         self.check(request)
-        work = _Work(RequestHandle(request, listener))
+        not_first: list[Bias] = []
+        if request.prefix is not None:
+            rows = range(self._lm.model.config.vocab_size)
+            not_first = _excluded(set(rows).difference(request.prefix.ids))
+        work = _Work(RequestHandle(request, listener), not_first)
         numbers = range(request.settings.num_return_sequences)
         with self._lock:
             self._waiting += [_Sequence(work, number) for number in numbers]
@@ -159,8 +166,9 @@ class LlamaCppBatcher:
 
     @property
     def num_waiting(self) -> int:
-        """Sequences in the queue."""
-        return len(self._waiting)
+        """Requests in the queue, of which no sequence runs."""
+        with self._lock:
+            return sum(each.number == 0 for each in self._waiting)
 
     @property
     def num_running(self) -> int:
@@ -168,9 +176,14 @@ class LlamaCppBatcher:
         return len(self._sequences)
 
     @property
+    def num_slots(self) -> int:
+        """Sequences that llama.cpp runs at once."""
+        return self._engine.num_slots
+
+    @property
     def num_free(self) -> int:
         """Sequences that could start now."""
-        return self._engine.num_slots - len(self._sequences)
+        return self.num_slots - len(self._sequences)
 
     @property
     def is_idle(self) -> bool:
@@ -211,9 +224,13 @@ class LlamaCppBatcher:
             return
 
     def run(self) -> None:
-        """Step until every submitted request is answered."""
-        while not self.is_idle:
-            self.step()
+        """Step until every submitted request is answered; an error or Ctrl+C ends the others."""
+        try:
+            while not self.is_idle:
+                self.step()
+        finally:
+            for each in list(self._sequences):
+                self._close(each)
 
     def abandon(self, error: StillhouseError) -> None:
         """Fail all requests with this error."""
@@ -235,39 +252,48 @@ class LlamaCppBatcher:
 
     def _read(self, sequence: _Sequence) -> None:
         """In a thread: the tokens of a sequence, until it ends or nobody wants it."""
-        request, number = sequence.work.handle.request, sequence.number
         try:
-            with closing(self._tokens(request, number)) as tokens:
-                for token in tokens:
-                    self._arrivals.put((sequence, token))
+            with closing(self._tokens(sequence.work, sequence.number)) as tokens:
+                for found in tokens:
+                    self._arrivals.put((sequence, found))
                     if sequence.is_closed:
                         return
-            self._arrivals.put((sequence, None))
         except Exception as error:  # whatever it is, the request has to be answered
             self._arrivals.put((sequence, error))
 
-    def _tokens(self, request: Request, number: int) -> Generator[ScoredToken, None, None]:
-        """The tokens of a sequence; where there is a prefix, the first one starts with it."""
+    def _tokens(self, work: _Work, number: int) -> Generator[ScoredToken | Reason, None, None]:
+        """The tokens of a sequence, and why it ended; where there is a prefix, the first token
+        starts with it."""
+        request = work.handle.request
         ids, left = list(request.prompt_ids), request.settings.max_new_tokens
         if request.prefix is not None and left:
-            others = set(range(self._lm.model.config.vocab_size)).difference(request.prefix.ids)
-            first = self._engine.post("/completion", _body(request, number, ids, 1, others))
+            body = _body(request, number, ids, 1, work.not_first)
+            first = self._engine.post("/completion", body)
             if "error" in first:
                 raise ResourceError(first["error"]["message"])
             yield ScoredToken(first["tokens"][0])
             ids, left = ids + first["tokens"], left - 1
-        if left:
-            body = _body(request, number, ids, left, self._lm.unused_ids)
-            yield from self._tokens_of(self._engine.stream(body), request.num_top_logprobs)
+        if not left:
+            yield "length"
+            return
+        body = _body(request, number, ids, left, self._unused)
+        with closing(self._engine.stream(body)) as chunks:
+            yield from self._tokens_of(chunks, request.num_top_logprobs)
 
     def _tokens_of(
         self, chunks: Iterator[dict[str, Any]], num_top_logprobs: int | None
-    ) -> Iterator[ScoredToken]:
-        """The tokens of llama.cpp's chunks, with their log-probabilities if they were requested.
+    ) -> Iterator[ScoredToken | Reason]:
+        """The tokens of llama.cpp's chunks, with their log-probabilities if they were requested;
+        at last why it stopped.
 
         A chunk has a token, and the text since the chunk before it. Tokens that end inside a
-        character have no chunk, but are counted: they are those that spell what of the text comes
-        before the token. (They have no log-probability; at the very end of a text they are lost.)
+        character have no chunk, but are counted: in their place comes a spelling, of as many
+        tokens, of what of the text comes before the token. (They have no log-probability; at the
+        very end of a text they are lost.)
+
+        Raises:
+            ResourceError: llama.cpp reports an error or stops answering, or that text has no such
+                spelling, since the tokens make no whole character.
         """
         num_known = 0
         for chunk in chunks:
@@ -275,19 +301,28 @@ class LlamaCppBatcher:
                 raise ResourceError(str(chunk["error"].get("message", chunk["error"])))
             for id in chunk["tokens"]:
                 num_hidden = chunk["tokens_predicted"] - num_known - 1
-                if num_hidden:
+                if num_hidden and id not in self._lm.end_ids:
                     text = "".join(name for name, _ in BYTES.pre_tokenize_str(chunk["content"]))
                     last = str(self._lm.tokenizer.convert_ids_to_tokens(id))
-                    found = _spelled(text.removesuffix(last), num_hidden, self._lm.vocabulary)
-                    yield from map(ScoredToken, found or ())
+                    found = _spelled(text.removesuffix(last), num_hidden, self._lm.token_ids)
+                    if found is None:
+                        raise ResourceError(
+                            f"it wrote bytes that are no character ({chunk['content']!r}). Try "
+                            "another seed, or omit --engine."
+                        )
+                    yield from map(ScoredToken, found)
                 num_known = chunk["tokens_predicted"]
                 yield (
                     ScoredToken(id)
                     if num_top_logprobs is None
                     else _scored(chunk, num_top_logprobs)
                 )
+            if chunk.get("stop"):
+                yield "length" if chunk["stop_type"] == "limit" else "stop"
+                return
+        raise ResourceError("it stopped within a text.")
 
-    def _take(self, sequence: _Sequence, found: ScoredToken | Exception | None) -> None:
+    def _take(self, sequence: _Sequence, found: Arrived) -> None:
         """Send the events of what arrived."""
         work, handle = sequence.work, sequence.work.handle
         if sequence.is_closed or handle.is_cancelled:
@@ -299,8 +334,8 @@ class LlamaCppBatcher:
         if not work.has_begun:
             work.has_begun = True
             handle.on_event(PrefillDone(()))
-        if found is None:
-            self._end(sequence, "length")
+        if not isinstance(found, ScoredToken):
+            self._end(sequence, found)
             return
         self.num_generated += 1
         is_end = found.id in self._lm.end_ids
@@ -324,10 +359,9 @@ class LlamaCppBatcher:
 
 
 def _body(
-    request: Request, number: int, ids: Sequence[int], num_new: int, excluded: Iterable[int]
+    request: Request, number: int, ids: Sequence[int], num_new: int, biases: Sequence[Bias]
 ) -> dict[str, Any]:
-    """A request in the form of llama.cpp's own route: the sequence of this number, after `ids`,
-    without the `excluded` tokens."""
+    """A request in the form of llama.cpp's own route: the sequence of this number, after `ids`."""
     settings = request.settings
     body: dict[str, Any] = {
         "prompt": list(ids),
@@ -341,12 +375,16 @@ def _body(
         "repeat_penalty": settings.repetition_penalty,
         "repeat_last_n": len(ids) + num_new,  # the whole text
         "seed": (request.seed + number) % LAST_SEED,
-        "logit_bias": [[id, False] for id in excluded],
+        "logit_bias": biases,
         "return_tokens": True,
     }
     if request.num_top_logprobs is not None:
         body["n_probs"] = max(1, request.num_top_logprobs)
     return body
+
+
+def _excluded(ids: Iterable[int]) -> list[Bias]:
+    return [(id, False) for id in ids]
 
 
 def _spelled(text: str, number: int, vocabulary: Mapping[str, int]) -> list[int] | None:
