@@ -13,12 +13,13 @@ import gigatoken
 import numpy as np
 import pytest
 
+from stillhouse.corpus import prepare as prepare_module
 from stillhouse.corpus.prepare import TextCounts, prepare, prepare_inputs
 from stillhouse.data.chunks import Chunk
 from stillhouse.data.documents import is_validation, read_documents
 from stillhouse.errors import DataError, NetworkError, RecipeError
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import is_up_to_date, read_manifest, sha256_of, verify
+from stillhouse.runs.manifest import facts_of, is_up_to_date, read_manifest, sha256_of, verify
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import load_tokenizer, special_tokens, text_encoder
@@ -360,3 +361,22 @@ def test_a_long_line_is_prepared_in_bounded_memory(texts, tokenizers, tmp_path):
     (texts / "long.txt").write_text("word and more " * 700_000)
     peak = prepare_in_a_process(texts, tokenizers["causal"], tmp_path / "run")
     assert peak < 700_000
+
+
+def test_a_vocabulary_is_compared_on_the_text_it_was_chosen_on(
+    texts, tokenizers, tmp_path, monkeypatch
+):
+    """With all tokens nothing differs, whatever text comes after it."""
+    monkeypatch.setattr(prepare_module, "TRAINING_BYTES", 500)
+    found = []
+    for size in (300, 260):
+        recipe = recipe_for(texts)
+        recipe = recipe.model_copy(
+            update={"student": recipe.student.model_copy(update={"vocabulary": size})}
+        )
+        run = RunFolder.at(tmp_path / str(size))
+        prepare(recipe, run, teacher_tokenizer=tokenizers["causal"])
+        found.append(facts_of(run.tokens)["vocabulary"])
+    same, fewer = (each["tokens_per_byte"] for each in found)
+    assert same["trimmed"] == same["whole"] == fewer["whole"] < fewer["trimmed"]
+    assert [(each["tokens"], each["of"]) for each in found] == [(300, 300), (260, 300)]

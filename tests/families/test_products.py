@@ -56,3 +56,28 @@ def test_many_rows_are_computed_by_onednn():
         layer(inputs[: MIN_ROWS - 1])
     (own,) = [event for event in profile.key_averages() if "_linear_pointwise" in event.key]
     assert own.count == 1
+
+
+def test_a_layout_is_left_alone_where_its_product_is_slower():
+    """Each of the two by itself."""
+    inputs = torch.randn(ROWS, 48)
+    linear, _, conv = layers()
+    for rows, columns in ((True, False), (False, True)):
+        for layer, is_fast in ((linear, rows), (conv, columns)):
+            with (
+                torch.inference_mode(),
+                torch.profiler.profile() as profile,
+                OneDNNProducts(rows=rows, columns=columns),
+            ):
+                layer(inputs)
+            found = any("_linear_pointwise" in event.key for event in profile.key_averages())
+            assert found == is_fast
+
+
+def test_calls_by_keyword_and_sums_of_matrices_are_as_ever():
+    inputs, weight, added = torch.randn(ROWS, 48), torch.randn(40, 48), torch.randn(ROWS, 40)
+    with torch.inference_mode(), OneDNNProducts():
+        product = nn.functional.linear(input=inputs, weight=weight)
+        total = torch.addmm(added, inputs, weight.t())
+    torch.testing.assert_close(product, inputs @ weight.t(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(total, added + product, rtol=1e-5, atol=1e-4)

@@ -21,7 +21,7 @@ def logits(model, ids: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_logits_of_the_tokens_that_stay(tiny_model, family):
-    """They are the whole model's for the same tokens, to the bit; and with all tokens, all are."""
+    """Close to the whole model's for the same tokens; with all tokens, equal to the bit."""
     whole = tiny_model(family)
     new = torch.randint(5, len(KEPT), (2, 7), generator=torch.Generator().manual_seed(0))
     old = torch.from_numpy(KEPT)[new]
@@ -49,11 +49,13 @@ def test_special_ids_follow(tiny_model):
     whole.config.eos_token_id, whole.config.bos_token_id = [9, 17, 18], 18
     whole.generation_config.eos_token_id = 30
     whole.generation_config.suppress_tokens = [40]
+    whole.generation_config.min_new_tokens = 3
     smaller = keep_tokens(whole, KEPT)
     assert smaller.config.eos_token_id == [6, 8]
     assert smaller.config.bos_token_id is None
     assert smaller.generation_config.eos_token_id == 9
     assert smaller.generation_config.suppress_tokens is None
+    assert smaller.generation_config.min_new_tokens == 3
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])

@@ -15,10 +15,11 @@ from stillhouse.families.registry import CAUSAL
 from stillhouse.inference.load import load_for_task
 from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe_file import parse_task
+from stillhouse.tasks import token_tree
 from stillhouse.tasks.multiple_choice import MultipleChoice, encode_pair
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.settings import ChoiceColumns, MultipleChoiceTask
-from stillhouse.tasks.token_tree import TokenTree
+from stillhouse.tasks.token_tree import TokenTree, log_likelihoods
 
 CHOICES = {
     "choices": {"text": ["a stone", "the distiller", "wind"], "label": ["A", "B", "C"]},
@@ -256,6 +257,33 @@ def test_log_likelihoods_equal_each_choice_alone(task_folder, tmp_path, family):
             assert found == pytest.approx(expected, abs=1e-4)
     window = getattr(model.config, "sliding_window", None)
     assert num_trees == ({1} if window is None or window == 64 else {2})
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_parts_of_rows_and_vocabulary_change_nothing(tiny_model, monkeypatch, family):
+    """The same sums in parts that divide neither."""
+    model, trees = tiny_model(family), some_trees()
+    whole = torch.cat(log_likelihoods(model, trees))
+    monkeypatch.setattr(token_tree, "LOGITS_AT_ONCE", {"cpu": (3, 7)})
+    torch.testing.assert_close(torch.cat(log_likelihoods(model, trees)), whole, rtol=0, atol=1e-5)
+
+
+def test_no_text_is_more_than_certain_in_bfloat16(tiny_model):
+    """A logit and its row's normalizer are rounded alike."""
+    model = tiny_model("gpt2")
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 300
+    sums = torch.cat(log_likelihoods(model.bfloat16(), some_trees()))
+    assert bool((sums <= 0).all())
+    assert bool((sums > -1).any())
+
+
+def some_trees() -> list[TokenTree]:
+    """Questions with every token as a choice."""
+    return [
+        TokenTree.of([[*start, token] for token in range(60)], [1] * 60)
+        for start in ([5, 7, 9], [11, 6], [30, 31, 40, 8], [12])
+    ]
 
 
 def test_tokens_are_split_as_in_the_harness(tokenizer_of):

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.models.hub import resolve_folder
 from stillhouse.tokens.encoders import ODD_TEXTS
 from stillhouse.tokens.tokenizer import (
+    check_same_tokenizer,
     load_tokenizer,
     num_ids,
     save_tokenizer,
@@ -198,6 +199,17 @@ def test_characters_of_a_unigram_model_stay():
     assert small.unk_token_id in encode(["abz"])[0]
 
 
+def test_another_unigram_model_is_not_the_same_tokenizer(tmp_path):
+    """Of equally many tokens, of which others were kept."""
+    whole = unigram()
+    for place, kept in enumerate(([*range(9)], [*range(8), 9])):
+        save_tokenizer(trim_tokenizer(whole, np.array(kept)), tmp_path / str(place))
+    first = load_tokenizer(tmp_path / "0")
+    check_same_tokenizer(first, tmp_path / "0")
+    with pytest.raises(DataError, match="disagree on 1 tokens"):
+        check_same_tokenizer(first, tmp_path / "1")
+
+
 def test_a_wordpiece_trim_knows_the_words_it_knew():
     """A word of known characters never becomes [UNK], in the smallest vocabulary either."""
     whole = train_tokenizer("wordpiece", 79, iter([" ".join(WORDS)] * 5), "masked")
@@ -223,6 +235,18 @@ def test_the_template_and_special_tokens_stay(byte_bpe, tmp_path):
     assert read.decode(read(text)["input_ids"]) == text
     assert len(read(text)["input_ids"]) < len(text)
     assert read.eos_token_id == small.get_vocab()["<|endoftext|>"]
+
+
+def test_tokens_put_around_a_text_stay(byte_bpe):
+    """Also where they are no added tokens, and the text that is counted has none of them."""
+    backend = Tokenizer.from_str(byte_bpe.backend_tokenizer.to_str())
+    tokens = [" spirit".replace(" ", "\u0120"), "\u0120leaves"]
+    first, last = ((token, byte_bpe.get_vocab()[token]) for token in tokens)
+    backend.post_processor = processors.BertProcessing(last, first)
+    whole = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    small, _ = trimmed(whole, len(pieces_of(whole).fixed))
+    ids = small("a")["input_ids"]
+    assert small.convert_ids_to_tokens(ids) == [tokens[0], "a", tokens[1]]
 
 
 def test_a_size_that_would_lose_bytes_is_refused(byte_bpe):

@@ -9,9 +9,10 @@ log and the manifest list the formats that were read, what was skipped, and how 
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.corpus.splits import Splitting, plan_splits
-from stillhouse.corpus.vocabulary import Vocabulary, trim_to_text
+from stillhouse.corpus.vocabulary import TextTokens, Vocabulary, trim_to_text
 from stillhouse.data.chunks import Chunk, split_text
 from stillhouse.data.documents import (
     ReadSummary,
@@ -46,7 +47,6 @@ from stillhouse.tokens.encoders import (
 from stillhouse.tokens.settings import TrainedTokenizer
 from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
 from stillhouse.tokens.tokenizer import (
-    find_special_tokens,
     load_tokenizer,
     num_ids,
     save_tokenizer,
@@ -137,19 +137,37 @@ def prepare(
     vocabulary, size = None, recipe.student.vocabulary
     if size is not None:
         report(f"counting tokens, to keep {size:,} of {len(tokenizer):,}")
-        chunks = _training_chunks(recipe.text, splitting, offline=offline)
-        vocabulary = trim_to_text(tokenizer, size, _with_ids(chunks, text_encoder(tokenizer)))
-        tokenizer = vocabulary.tokenizer
+
+        def count(tokenizer: PreTrainedTokenizerFast) -> TextTokens:
+            def with_engine(_: str, encoding: contextlib.AbstractContextManager[Encode]) -> Any:
+                chunks = _training_chunks(recipe.text, splitting, offline=offline)
+                with encoding as encode:
+                    return TextTokens.of(tokenizer, _with_ids(chunks, encode))
+
+            return _with_fastest(tokenizer, with_engine)
+
+        vocabulary = trim_to_text(tokenizer, size, count)
+        tokenizer = vocabulary.trimmed.tokenizer
+        report(_cost_of_cut(vocabulary.facts()))
     work = _Work(
         recipe, run, tokenizer, vocabulary, inputs, summary, splitting, offline, overwrite, report
     )
+    _with_fastest(tokenizer, partial(_write_folders, work), report)
+
+
+def _with_fastest(
+    tokenizer: PreTrainedTokenizerFast,
+    run: Callable[[str, contextlib.AbstractContextManager[Encode]], Any],
+    report: Progress = lambda message: None,
+) -> Any:
+    """What `run` gives with the fast encoder, or with the reference where that one fails."""
     try:
         encoding = open_fast(tokenizer)
         report(f"tokenizing with {version_of(FAST)}, checked against {REFERENCE}")
-        _write_folders(work, FAST, encoding)
+        return run(FAST, encoding)
     except FastTokenizerMismatchError as reason:
         report(f"tokenizing with {version_of(REFERENCE)}: {reason}")
-        _write_folders(work, REFERENCE, contextlib.nullcontext(text_encoder(tokenizer)))
+        return run(REFERENCE, contextlib.nullcontext(text_encoder(tokenizer)))
 
 
 @dataclass(frozen=True)
@@ -220,32 +238,23 @@ def _write_folders(
         text_facts |= {"read": work.summary.facts(), "splitting": asdict(work.splitting)}
         if work.vocabulary is not None:
             write_kept(tokens_folder, work.vocabulary.kept)
-            token_facts["vocabulary"] = _cost_of_cut(work, writers["train"], counts["train"])
+            token_facts["vocabulary"] = work.vocabulary.facts()
         (tokens_folder / COUNTS).write_bytes(writers["train"].counts.tobytes())
         save_tokenizer(tokenizer, tokens_folder / "tokenizer")
         (folder / "sources.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
 
 
-def _cost_of_cut(work: _Work, train: ShardWriter, text: TextCounts) -> dict[str, Any]:
-    """How the training text reads in the trimmed vocabulary, reported and as facts."""
-    assert work.vocabulary is not None
-    special = find_special_tokens(work.tokenizer)
-    prefixes = train.num_documents * len(train.document_prefix)
-    unknown = 0 if special.unk is None else int(train.counts[special.unk])
-    if special.unk in train.document_prefix:  # the same token begins documents
-        unknown -= train.num_documents
-    facts = work.vocabulary.facts(train.num_tokens - prefixes, unknown, text.bytes)
+def _cost_of_cut(facts: Mapping[str, Any]) -> str:
+    """How a text reads in the vocabulary that was chosen on it."""
     per_byte, lost = facts["tokens_per_byte"], facts["unknown_share"]
-    work.report(
+    cost = (
         f"{facts['tokens']:,} of {facts['of']:,} tokens stay, which are {facts['kept_share']:.2%} "
-        f"of the training text's; it has {per_byte['trimmed'] / per_byte['whole'] - 1:+.2%} tokens"
-        + (
-            f", {lost['trimmed']:.3%} of them unknown ({lost['whole']:.3%} before)"
-            if any(lost.values())
-            else ""
-        )
+        "of those in the text they were chosen on; it has "
+        f"{per_byte['trimmed'] / per_byte['whole'] - 1:+.2%} tokens"
     )
-    return facts
+    if any(lost.values()):
+        cost += f", {lost['trimmed']:.3%} of them unknown ({lost['whole']:.3%} before)"
+    return cost
 
 
 def _training_chunks(

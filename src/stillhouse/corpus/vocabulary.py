@@ -1,7 +1,7 @@
 """The student's vocabulary: the tokens that the training text uses most, and the tokenizer that has
 these alone."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,63 +14,75 @@ from stillhouse.tokens.vocabulary import choose_tokens, trim_tokenizer
 
 
 @dataclass(frozen=True)
+class TextTokens:
+    """A text in a tokenizer's tokens: how often each occurs, by id; and the text's bytes."""
+
+    tokenizer: PreTrainedTokenizerFast
+    counts: Int[np.ndarray, " V"]
+    num_bytes: int
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerFast, encoded: Iterable[tuple[Any, int, np.ndarray]]
+    ) -> "TextTokens":
+        """Count parts of a text: anything, their bytes, and their token ids."""
+        counts, size = np.zeros(num_ids(tokenizer), np.int64), 0
+        for _, num_bytes, ids in encoded:
+            counts += np.bincount(ids, minlength=len(counts))
+            size += num_bytes
+        return cls(tokenizer, counts, size)
+
+    def per_byte(self) -> float:
+        """Tokens per byte of the text."""
+        return int(self.counts.sum()) / max(1, self.num_bytes)
+
+    def unknown_share(self) -> float:
+        """The share of its tokens that are the unknown token."""
+        unknown = find_special_tokens(self.tokenizer).unk
+        number = 0 if unknown is None else int(self.counts[unknown])
+        return number / max(1, int(self.counts.sum()))
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """A part of a tokenizer's tokens.
 
     Attributes:
-        tokenizer: The tokenizer that has these tokens alone.
         kept: Their ids in the whole tokenizer, rising.
-        whole: Counts of the training text in the whole tokenizer's tokens.
+        whole, trimmed: The text they were chosen on, in all tokens and in these alone.
     """
 
-    tokenizer: PreTrainedTokenizerFast
     kept: Int[np.ndarray, " K"]
-    whole: "TextTokens"
+    whole: TextTokens
+    trimmed: TextTokens
 
-    def facts(self, num_tokens: int, num_unknown: int, num_bytes: int) -> dict[str, Any]:
-        """What the cut costs, from the same counts in its own tokens."""
-        whole = self.whole
+    def facts(self) -> dict[str, Any]:
+        """What the cut costs, on the text it was chosen on."""
+        whole, trimmed = self.whole, self.trimmed
         return {
-            "tokens": len(self.kept),
-            "of": len(whole.counts),
+            "tokens": len(trimmed.tokenizer),
+            "of": len(whole.tokenizer),
             "kept_share": float(whole.counts[self.kept].sum() / max(1, whole.counts.sum())),
-            "tokens_per_byte": {
-                "whole": int(whole.counts.sum()) / max(1, whole.num_bytes),
-                "trimmed": num_tokens / max(1, num_bytes),
-            },
-            "unknown_share": {
-                "whole": whole.num_unknown / max(1, int(whole.counts.sum())),
-                "trimmed": num_unknown / max(1, num_tokens),
-            },
+            "tokens_per_byte": {"whole": whole.per_byte(), "trimmed": trimmed.per_byte()},
+            "unknown_share": {"whole": whole.unknown_share(), "trimmed": trimmed.unknown_share()},
         }
 
 
-@dataclass
-class TextTokens:
-    """How often each token of a text occurs, the unknown ones among them, and the text's bytes."""
-
-    counts: Int[np.ndarray, " V"]
-    num_unknown: int = 0
-    num_bytes: int = 0
-
-
 def trim_to_text(
-    tokenizer: PreTrainedTokenizerFast, size: int, encoded: Iterable[tuple[Any, int, np.ndarray]]
+    tokenizer: PreTrainedTokenizerFast,
+    size: int,
+    count: Callable[[PreTrainedTokenizerFast], TextTokens],
 ) -> Vocabulary:
     """The tokenizer's most frequent tokens.
 
     Args:
         size: Number of tokens that stay.
-        encoded: Parts of the text: anything, their bytes, and their token ids.
+        count: Reads the text in a tokenizer's tokens; called with the whole one, then with the
+            trimmed one.
 
     Raises:
         RecipeError, DataError: a vocabulary that cannot have this size.
     """
-    whole = TextTokens(np.zeros(num_ids(tokenizer), np.int64))
-    for _, num_bytes, ids in encoded:
-        whole.counts += np.bincount(ids, minlength=len(whole.counts))
-        whole.num_bytes += num_bytes
-    if (unknown := find_special_tokens(tokenizer).unk) is not None:
-        whole.num_unknown = int(whole.counts[unknown])
+    whole = count(tokenizer)
     kept = choose_tokens(tokenizer, whole.counts, size)
-    return Vocabulary(trim_tokenizer(tokenizer, kept), kept, whole)
+    return Vocabulary(kept, whole, count(trim_tokenizer(tokenizer, kept)))

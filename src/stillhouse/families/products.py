@@ -23,29 +23,40 @@ from stillhouse.kernels import FASTER, FLOAT32, Kernel, Shape, kernel_times
 
 NAME = "fp32, oneDNN"
 MIN_ROWS = 32  # for fewer, reading the weight takes much of the time
-SHAPE = Shape(576, 1536, is_transposed=False, count=1)  # of a small model's feed-forward layer
+SIZES = 576, 1536  # K and M of a small model's feed-forward layer
 
 
 def fast_products(device: torch.device) -> AbstractContextManager[Any]:
     """Within this context products on a CPU are computed by oneDNN, where that is faster here."""
-    if device.type == "cpu" and _is_onednn_faster():
-        return OneDNNProducts()
-    return nullcontext()
+    if device.type != "cpu":
+        return nullcontext()
+    rows, columns = (_is_onednn_faster(is_transposed) for is_transposed in (False, True))
+    return OneDNNProducts(rows=rows, columns=columns) if rows or columns else nullcontext()
 
 
 class OneDNNProducts(TorchFunctionMode):
     """Within this context linear layers compute float32 products of several rows by oneDNN, on a
-    CPU, without gradients and autocast."""
+    CPU, without gradients and autocast.
+
+    Args:
+        rows, columns: Whether those do whose weight is stored M x K, and K x M (transformers'
+            Conv1D).
+    """
+
+    def __init__(self, *, rows: bool = True, columns: bool = True) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear and _is_for_onednn(args[0]):
+        if self.rows and func is F.linear and args and _is_for_onednn(args[0]):
             return _linear(*args, **kwargs)
-        if func is torch.addmm and not kwargs and _is_for_onednn(args[1]):  # Conv1D
+        if self.columns and func is torch.addmm and len(args) == 3 and not kwargs:  # Conv1D
             bias, inputs, weight = args
-            return _linear(inputs, weight.t(), bias)
+            if bias.dim() == 1 and _is_for_onednn(inputs):
+                return _linear(inputs, weight.t(), bias)
         return func(*args, **kwargs)
 
 
@@ -64,12 +75,13 @@ def _is_for_onednn(inputs: Tensor) -> bool:
     return here and many and is_plain
 
 
-@lru_cache(1)
-def _is_onednn_faster() -> bool:
+@lru_cache(2)
+def _is_onednn_faster(is_transposed: bool) -> bool:
     if not (
         torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     ):
         return False
     onednn = Kernel(lambda weight, bias: partial(_linear, weight=weight, bias=bias))
-    times = kernel_times([SHAPE], {"fp32": FLOAT32, NAME: onednn}, (MIN_ROWS,))
+    shape = Shape(*SIZES, is_transposed, count=1)
+    times = kernel_times([shape], {"fp32": FLOAT32, NAME: onednn}, (MIN_ROWS,))
     return NAME in times.seconds and times.speedups(NAME)[MIN_ROWS] >= FASTER

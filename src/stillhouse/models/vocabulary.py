@@ -14,10 +14,9 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from stillhouse.errors import ModelError
 from stillhouse.families.registry import family_of
-from stillhouse.models.special_ids import IGNORED_SETTINGS
 
 ID_KEYS = ("_token_id", "_token_ids")  # endings of keys of configurations that name tokens
-LISTS = tuple(key for key in IGNORED_SETTINGS if key.endswith(("_ids", "_tokens", "_bias")))
+LISTS = ("bad_words_ids", "begin_suppress_tokens", "sequence_bias", "suppress_tokens")
 
 
 def with_vocabulary_size(config: PretrainedConfig, size: int) -> PretrainedConfig:

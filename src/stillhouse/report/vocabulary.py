@@ -15,8 +15,8 @@ def vocabulary_note(result: SeedResult) -> str:
     more = per_byte["trimmed"] / per_byte["whole"] - 1
     sentences = [
         f"All models have {found['tokens']:,} of the teacher's {found['of']:,} tokens, which are "
-        f"{found['kept_share']:.2%} of the training text's: it has {more:+.2%} tokens. Figures per "
-        "token are of these."
+        f"{found['kept_share']:.2%} of those in the text they were chosen on: it has {more:+.2%} "
+        "tokens. Figures per token are of these."
     ]
     if any(unknown.values()):
         sentences.append(

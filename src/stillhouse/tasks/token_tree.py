@@ -7,7 +7,7 @@ and its position is its depth, so each text is computed as if it were alone.
 Axes: B trees, T nodes, P texts, K scored tokens, R rows, D hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stillhouse.families.attention import softcapped
 from stillhouse.families.base import Head
 from stillhouse.families.products import fast_products
 from stillhouse.families.registry import family_of
 from stillhouse.tokens.batches import IGNORED, Batch
 
-ROWS_AT_ONCE, TOKENS_AT_ONCE = 256, 4_096  # whose logits are in memory: 4 MB, a CPU's cache
+# Rows and tokens whose logits are in memory: 4 MB, a CPU's cache; on a GPU all tokens of a row.
+LOGITS_AT_ONCE = {"cpu": (256, 4_096), "cuda": (1_024, 2**20)}
 
 
 @dataclass(frozen=True)
@@ -114,29 +114,45 @@ def log_likelihoods(
     head = family.head(model)
     with fast_products(model.device):
         features = head.transform(family.run_rows(model, batch, "predicted"))
-        normalizers = torch.cat([_normalizers(head, own) for own in features.split(ROWS_AT_ONCE)])
-    row_of = torch.full_like(batch.labels, -1).flatten()
-    row_of[batch.row_numbers("predicted")] = torch.arange(len(features), device=model.device)
-    rows, tokens, texts = _scored(trees, row_of.view(batch.labels.shape).cpu().numpy())
-    weight = head.weight[tokens].float()
-    logits = (features[rows].float() * weight).sum(-1)
-    if head.bias is not None:
-        logits += head.bias[tokens]
-    log_probabilities = softcapped(logits, head.softcap) - normalizers[rows]
+        row_of = torch.full_like(batch.labels, -1).flatten()
+        row_of[batch.row_numbers("predicted")] = torch.arange(len(features), device=model.device)
+        rows, tokens, texts = _scored(trees, row_of.view(batch.labels.shape).cpu().numpy())
+        log_probabilities = _log_probabilities(head, features, rows, tokens)
     sums = torch.zeros(sum(tree.num_texts for tree in trees), dtype=torch.float64)
     sums.index_add_(0, torch.from_numpy(texts), log_probabilities.double().cpu())
     return list(sums.split([tree.num_texts for tree in trees]))
 
 
-def _normalizers(head: Head, features: Float[Tensor, "R D"]) -> Float[Tensor, " R"]:
-    """log sum exp of each row's logits, a part of the vocabulary at a time."""
-    weights = head.weight.split(TOKENS_AT_ONCE)
-    biases = [None] * len(weights) if head.bias is None else head.bias.split(TOKENS_AT_ONCE)
-    parts = (
-        replace(head, weight=weight, bias=bias)
-        for weight, bias in zip(weights, biases, strict=True)
-    )
-    return torch.stack([part.logits(features).float().logsumexp(-1) for part in parts]).logsumexp(0)
+def _log_probabilities(
+    head: Head,
+    features: Float[Tensor, "R D"],
+    rows: Int[np.ndarray, " K"],
+    tokens: Int[np.ndarray, " K"],
+) -> Float[Tensor, " K"]:
+    """Of each scored token, given its row; some rows and a part of the vocabulary at a time.
+
+    Its logit is one of those that are normalized, so that in bfloat16 too none is above zero.
+    """
+    num_rows, num_tokens = LOGITS_AT_ONCE[features.device.type]
+    found = features.new_empty(len(rows), dtype=torch.float32)
+    normalizers = []
+    for at, own in enumerate(features.split(num_rows)):
+        sums = []
+        for place, part in enumerate(_parts(head, num_tokens)):
+            logits = part.logits(own).float()
+            here = np.flatnonzero((rows // num_rows == at) & (tokens // num_tokens == place))
+            found[here] = logits[rows[here] % num_rows, tokens[here] % num_tokens]
+            sums.append(logits.logsumexp(-1))
+        normalizers.append(torch.stack(sums).logsumexp(0))
+    return found - torch.cat(normalizers)[rows]
+
+
+def _parts(head: Head, num_tokens: int) -> Iterator[Head]:
+    """The head for a few tokens at a time."""
+    weights = head.weight.split(num_tokens)
+    biases = [None] * len(weights) if head.bias is None else head.bias.split(num_tokens)
+    for weight, bias in zip(weights, biases, strict=True):
+        yield replace(head, weight=weight, bias=bias)
 
 
 def _scored(

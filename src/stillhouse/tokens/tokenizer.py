@@ -252,17 +252,18 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerFast, teacher_folder: Pat
         return
     try:
         vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
+        if isinstance(vocabulary, list):  # of Unigram: pieces and scores, an id is a place
+            vocabulary = {piece: id for id, (piece, _) in enumerate(vocabulary)}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is not a readable tokenizer ({error!r}).") from error
     ours = tokenizer.get_vocab()
-    if isinstance(vocabulary, dict):
-        differ = [token for token, number in vocabulary.items() if ours.get(token) != number]
-        if differ:
-            raise DataError(
-                f"The run's tokenizer and the teacher's in {teacher_folder} disagree on "
-                f"{len(differ)} tokens, such "
-                f"as {differ[0]!r}. Set tokens.tokenizer to teacher."
-            )
+    differ = [token for token, number in vocabulary.items() if ours.get(token) != number]
+    if differ:
+        raise DataError(
+            f"The run's tokenizer and the teacher's in {teacher_folder} disagree on "
+            f"{len(differ)} tokens, such "
+            f"as {differ[0]!r}. Set tokens.tokenizer to teacher."
+        )
 
 
 def _strip_before_mask(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,10 +1,11 @@
 """Smaller vocabularies: which tokens of a tokenizer stay, and the tokenizer that has only these.
 
-A trimmed tokenizer reads every text that the whole one reads, in more tokens. Each of its tokens is
-one of the whole tokenizer's, in the same order, so `kept[new id]` is the old id, and a sequence of
-the one is a sequence of the other.
+A trimmed tokenizer reads a text in more tokens, without a loss; only WordPiece may lose a few words
+to the unknown token. Each of its tokens is one of the whole tokenizer's, in the same order, so
+`kept[new id]` is the old id, and a sequence of the one is a sequence of the other.
 
-What stays, whatever the counts: added tokens (special ones among them), and what any text may need:
+What stays, whatever the counts: added tokens (special ones among them), those that are put around a
+text, and what any text may need:
 
 - BPE: bytes, or characters where there are none. A token is reached only through the two tokens of
   its last merge, so only leaves of the tree of merges are dropped; their counts go to these two.
@@ -61,15 +62,16 @@ def check_vocabulary_size(tokenizer: PreTrainedTokenizerFast, size: int) -> None
         RecipeError: more tokens than there are, or fewer than every text needs.
         DataError: a kind of tokenizer that cannot be trimmed.
     """
-    _check_size(pieces_of(tokenizer), size)
+    _check_size(tokenizer, pieces_of(tokenizer), size)
 
 
-def _check_size(pieces: Pieces, size: int) -> None:
-    if not len(pieces.fixed) <= size <= len(pieces.all):
+def _check_size(tokenizer: PreTrainedTokenizerFast, pieces: Pieces, size: int) -> None:
+    least, most = len(pieces.fixed), len(tokenizer)
+    if not least <= size <= most:
         raise RecipeError(
-            f"{KEY} is {size:,}, but the teacher's tokenizer has {len(pieces.all):,} tokens, and "
-            f"without {len(pieces.fixed):,} of them (special tokens, bytes, characters) text would "
-            f"be lost. Give {len(pieces.fixed):,} to {len(pieces.all):,}."
+            f"{KEY} is {size:,}, but the teacher's tokenizer has {most:,} tokens, and without "
+            f"{least:,} of them (special tokens, bytes, characters) text would be lost. Give "
+            f"{least:,} to {most:,}."
         )
 
 
@@ -85,7 +87,7 @@ def choose_tokens(
         RecipeError, DataError: see `check_vocabulary_size`.
     """
     pieces = pieces_of(tokenizer)
-    _check_size(pieces, size)
+    _check_size(tokenizer, pieces, size)
     number = defaultdict(int, enumerate(counts.tolist()))
     users = Counter(part for own in pieces.parts.values() for part in own)
     left = set(pieces.all)
@@ -122,7 +124,9 @@ def pieces_of(tokenizer: PreTrainedTokenizerFast) -> Pieces:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model, ids = state["model"], tokenizer.get_vocab()
     added = {token["content"] for token in state["added_tokens"]}
-    named = {model.get("unk_token"), SPACE} & ids.keys()
+    around = {*_ids_in(state["post_processor"])}
+    named = {token for token, id in ids.items() if id in around}
+    named |= {model.get("unk_token"), SPACE} & ids.keys()
     if model["type"] == "Unigram" and model["unk_id"] is not None:
         named.add(model["vocab"][model["unk_id"]][0])
     parts: dict[int, Sequence[int]] = {}
@@ -238,6 +242,19 @@ def _trim_model(model: dict[str, Any], new_ids: Mapping[int, int]) -> None:
             for merge in model["merges"]
             if merge[0] in vocabulary and merge[1] in vocabulary and "".join(merge) in vocabulary
         ]
+
+
+def _ids_in(part: Any) -> Iterator[int]:
+    """The ids that `_renumbered` changes."""
+    if isinstance(part, list):
+        if len(part) == 2 and isinstance(part[0], str) and isinstance(part[1], int):
+            yield part[1]
+        else:
+            for each in part:
+                yield from _ids_in(each)
+    elif isinstance(part, dict):
+        for key, value in part.items():
+            yield from value if key == "ids" else _ids_in(value)
 
 
 def _renumbered(part: Any, new_ids: Mapping[int, int]) -> Any:
