@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import stillhouse
 from stillhouse.errors import ModelError
-from stillhouse.models.folder_check import load_config
+from stillhouse.models.folder_check import load_config, weight_dtype
 from stillhouse.models.load import check_folder, load_model, save_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -99,3 +99,14 @@ def test_tied_embeddings_that_are_said_to_be_none_are_explained(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     refused(folder, "set tie_word_embeddings to true")
+
+
+def test_the_precision_of_weights_is_that_of_the_files(folder):
+    """Not of the configuration; of several the one that holds all."""
+    file, config = folder / WEIGHTS, load_config(folder)
+    weights = {name: weight.half() for name, weight in load_file(file).items()}
+    save_file(weights, file)
+    assert weight_dtype(folder, config) == torch.float16 != config.dtype
+    weights[min(weights)] = weights[min(weights)].bfloat16()
+    save_file(weights, file)
+    assert weight_dtype(folder, config) == torch.float32

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from tests.pipeline.tiny_run import Outcome, TinyRun, call, refused
@@ -14,8 +15,6 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.tokens.vocabulary import read_kept
-
-pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
@@ -41,6 +40,7 @@ def distil(initialized, tmp_path):
     return run
 
 
+@pytest.mark.e2e
 def test_a_student_of_a_smaller_vocabulary(distil, tmp_path):
     """Its folder is one that transformers loads; teacher, student and control share its tokens; a
     second run changes nothing."""
@@ -67,13 +67,40 @@ def test_a_student_of_a_smaller_vocabulary(distil, tmp_path):
     assert len(scored) == 1
     report = (run.folder / "student" / "README.md").read_text()
     assert "All models have 300 of the teacher's 320 tokens" in report
-    assert re.search(r"The teacher with all tokens has .* parameters, and .* bits per byte", report)
+    student = AutoModelForCausalLM.from_pretrained(run.folder / "student").num_parameters()
+    whole_size = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher").num_parameters()
+    share = f"{student / whole_size:.0%}"
+    pattern = rf"The teacher with all tokens has .* parameters, of which the student has {share}; "
+    assert re.search(rf"{pattern}on the same text it has .* bits per byte", report)
     again = run.call("run")
     assert again.code == 0
     for name in ("tokens", "teacher", "student-init", "student", "control", "evaluation.json"):
         assert f"{name} is up to date" in again.err
 
 
+@pytest.mark.e2e
+def test_a_teacher_with_its_tokenizer_elsewhere(distil, tmp_path):
+    """Its tokens are those of `tokens.tokenizer`; it is stored in the precision of its weights,
+    whatever its configuration says."""
+
+    def prepared() -> dict:
+        folder, elsewhere = tmp_path / "teacher", tmp_path / "tokenizer"
+        elsewhere.mkdir()
+        for file in folder.glob("tokenizer*"):
+            shutil.move(file, elsewhere / file.name)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+        return {"language_modeling": "causal", "sequence_length": 32, "tokenizer": str(elsewhere)}
+
+    run, outcome = distil({"layer_map": 2, "vocabulary": 300}, tokens=prepared())
+    assert outcome.code == 0, outcome.err
+    found = json.loads((run.folder / "evaluation.json").read_text())["vocabulary"]
+    assert found["whole_teacher"]["perplexity"]["words"] > 0
+    for weight in load_file(run.folder / "teacher" / "model.safetensors").values():
+        assert weight.dtype == torch.float32
+
+
+@pytest.mark.e2e
 def test_with_all_tokens_the_student_is_the_same(distil):
     """Trained to the bit like one whose vocabulary was not asked for."""
     students = []
@@ -85,6 +112,7 @@ def test_with_all_tokens_the_student_is_the_same(distil):
         assert value.equal(students[1][key]), key
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["sampled", "top_k"])
 def test_a_cache_holds_the_tokens_that_stay(distil, kind):
     """Its rows are of the trimmed teacher, which the check against the live one confirms."""
@@ -98,6 +126,7 @@ def test_a_cache_holds_the_tokens_that_stay(distil, kind):
     assert manifest.facts["format"]["vocabulary_size"] == 300
 
 
+@pytest.mark.e2e
 def test_a_race_of_one_vocabulary(distil):
     """Every candidate of a budget has it, so the budget buys more layers or channels."""
     budget = {"parameters": 12_000, "race": {"candidates": 2, "finalists": 1, "tokens": 512}}
@@ -107,6 +136,7 @@ def test_a_race_of_one_vocabulary(distil):
     assert config["vocab_size"] == 300
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_an_encoder_of_a_smaller_vocabulary(distil, tmp_path, family):
     """Its head and bias follow; what becomes unknown is counted."""
@@ -139,6 +169,7 @@ def test_a_vocabulary_that_cannot_be_is_refused_before_work(distil):
     assert not (run.folder / "tokens").exists()
 
 
+@pytest.mark.e2e
 def test_check_counts_the_smaller_vocabulary(distil, tmp_path):
     distil({"vocabulary": 200})  # writes the recipe, and is refused
     path = tmp_path / "run.yaml"

@@ -9,12 +9,17 @@ from typing import Any
 
 from stillhouse.evaluation.perplexity import ScoredText, score_text
 from stillhouse.evaluation.quality import validation_text
-from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.models.load import load_model
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.manifest import facts_of
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tokens.tokenizer import open_tokenizer, special_tokens, text_encoder
+from stillhouse.tokens.tokenizer import (
+    load_tokenizer,
+    open_tokenizer,
+    special_tokens,
+    text_encoder,
+    tokenizer_path,
+)
 from stillhouse.training.device import pick_device
 from stillhouse.training.progress import Reporter
 
@@ -31,10 +36,9 @@ def cost_of_vocabulary(
     Returns:
         None for a recipe that leaves the vocabulary as it is.
     """
-    manifest = read_manifest(run.tokens)
-    if recipe.student.vocabulary is None or manifest is None:
+    if recipe.student.vocabulary is None:
         return None
-    found = {**manifest.facts["vocabulary"], "whole_teacher": None}
+    found = {**facts_of(run.tokens)["vocabulary"], "whole_teacher": None}
     if whole is not None and recipe.tokens.language_modeling == "causal":
         reporter.say("evaluate: the teacher with all tokens")
         found["whole_teacher"] = _whole_teacher(recipe, run, whole)
@@ -42,7 +46,9 @@ def cost_of_vocabulary(
 
 
 def _whole_teacher(recipe: Recipe, run: RunFolder, folder: Path) -> dict[str, Any]:
-    tokenizer = load_model_tokenizer(folder)
+    chosen = recipe.tokens.tokenizer
+    assert isinstance(chosen, str)  # a trained one is not trimmed
+    tokenizer = load_tokenizer(tokenizer_path(chosen, folder))
     family, model = load_model(folder, tokenizer)
     model.to(device=pick_device())  # pyright: ignore[reportCallIssue]
     start = special_tokens(tokenizer, "causal").document_start

@@ -8,9 +8,11 @@ that it no longer knows, such as relative positions, and would compute another m
 
 import contextlib
 import json
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from tokenizers import processors
@@ -40,7 +42,9 @@ WEIGHTS = "*.safetensors"
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.h5", "*.msgpack", "*.ckpt*", "consolidated*")
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
-FULL_PRECISION = ("F16", "BF16", "F32", "F64")
+FULL_PRECISION = {
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -256,13 +260,30 @@ def differing_shapes(mismatched: Any) -> list[str]:
 
 
 def weight_names(folder: Path, config: PretrainedConfig) -> set[str]:
-    """The names of the weights that transformers would load from a folder, from their headers: in
-    `model.safetensors`, or in the files of its index.
+    """The names of the weights that transformers would load from a folder, from their headers.
 
     Raises:
         ModelError: no safetensors, a file or the index is missing or damaged, the weights are
             quantized, or the folder has an adapter as well.
     """
+    return {name for file in _weight_files(folder, config) for name in _kinds_in(file)}
+
+
+def weight_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
+    """The precision that holds all weights of a folder, from their headers. (The configuration may
+    name another one.)
+
+    Raises:
+        ModelError: as `weight_names`.
+    """
+    files = _weight_files(folder, config)
+    kinds = {kind for file in files for kind in _kinds_in(file).values()}
+    stored = [dtype for kind, dtype in FULL_PRECISION.items() if kind in kinds]
+    return reduce(torch.promote_types, stored)
+
+
+def _weight_files(folder: Path, config: PretrainedConfig) -> list[Path]:
+    """`model.safetensors`, or the files of its index."""
     if not list(folder.glob(WEIGHTS)):
         raise ModelError(_no_safetensors(folder, config))
     if (folder / ADAPTER).is_file():
@@ -271,7 +292,7 @@ def weight_names(folder: Path, config: PretrainedConfig) -> set[str]:
             "into the model (merge_and_unload()) and save that, or move the file away."
         )
     if (folder / WHOLE).is_file():
-        return _names_in(folder / WHOLE)
+        return [folder / WHOLE]
     if not (folder / INDEX).is_file():
         found = ", ".join(sorted(path.name for path in folder.glob(WEIGHTS))[:3])
         raise ModelError(
@@ -289,14 +310,14 @@ def weight_names(folder: Path, config: PretrainedConfig) -> set[str]:
             f"The weights in {folder} are not complete: {', '.join(absent[:3])} is missing, which "
             f"{INDEX} names. Fetch it again."
         )
-    return {name for file in files for name in _names_in(folder / file)}
+    return [folder / file for file in files]
 
 
-def _names_in(file: Path) -> set[str]:
+def _kinds_in(file: Path) -> dict[str, str]:
+    """The weights of a file, and the precision of each."""
     try:
         with safe_open(file, "pt") as weights:
-            names = set(weights.keys())
-            kinds = {name: str(weights.get_slice(name).get_dtype()) for name in names}
+            kinds = {name: str(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(_unreadable(file, error)) from error
     # Buffers may be integers: old checkpoints have masks and positions.
@@ -310,7 +331,7 @@ def _names_in(file: Path) -> set[str]:
             f"{file} holds quantized weights ({quantized[0]} is {kinds[quantized[0]]}); Stillhouse "
             "reads float16, bfloat16, float32 and float64. Give the model before quantization."
         )
-    return names
+    return kinds
 
 
 def _unreadable(file: Path, error: Exception) -> str:

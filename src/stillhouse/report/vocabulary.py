@@ -27,9 +27,11 @@ def vocabulary_note(result: SeedResult) -> str:
             read(each, "perplexity.bits_per_byte")
             for each in (whole, result.evaluation["models"]["teacher"])
         ]
+        share = result.evaluation["models"]["student"]["parameters"] / whole["parameters"]
         shown = [units.BITS.show(each) if each is not None else "no finite value" for each in bits]
         sentences.append(
-            f"The teacher with all tokens has {units.count(whole['parameters'])} parameters, and "
-            f"on the same text {shown[0]} per byte ({shown[1]} with these)."
+            f"The teacher with all tokens has {units.count(whole['parameters'])} parameters, of "
+            f"which the student has {units.percent(share)}; on the same text it has {shown[0]} "
+            f"per byte ({shown[1]} with these)."
         )
     return " ".join(sentences)

@@ -10,12 +10,10 @@ The student has no outcome for the other tokens, whose mass is 1 - P. By the cha
 divergence of the whole distributions is a term that no student changes plus P times this one.
 """
 
-import torch
-
-from stillhouse.models.folder_check import load_config
+from stillhouse.models.folder_check import weight_dtype
 from stillhouse.models.load import load_model, save_model
 from stillhouse.models.vocabulary import keep_tokens
-from stillhouse.runs.manifest import Inputs, commit_folder, read_manifest
+from stillhouse.runs.manifest import Inputs, commit_folder, fingerprint_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.context import ModelRef, StageContext
 from stillhouse.tokens.tokenizer import open_tokenizer
@@ -24,8 +22,7 @@ from stillhouse.tokens.vocabulary import read_kept
 
 def trimmed_inputs(run: RunFolder, start: ModelRef) -> Inputs:
     """What the teacher is made from."""
-    tokens = read_manifest(run.tokens)
-    sources = {"tokens": tokens.fingerprint if tokens else "", "start": start.fingerprint}
+    sources = {"tokens": fingerprint_of(run.tokens), "start": start.fingerprint}
     return Inputs("teacher", {}, sources)
 
 
@@ -36,7 +33,7 @@ def trim_teacher(context: StageContext, start: ModelRef, inputs: Inputs) -> None
     context.verify(run.tokens)
     _, whole = load_model(start.folder)
     teacher = keep_tokens(whole, read_kept(run.tokens))
-    stored = load_config(start.folder).dtype or torch.float32
+    stored = weight_dtype(start.folder, whole.config)
     teacher.to(dtype=stored)  # pyright: ignore[reportCallIssue, reportArgumentType]
     facts = {"parameters": {"whole": whole.num_parameters(), "trimmed": teacher.num_parameters()}}
     with commit_folder(run.teacher, inputs, facts, overwrite=context.overwrite) as folder:
