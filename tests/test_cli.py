@@ -245,6 +245,14 @@ def test_a_student_drafts_and_the_text_stays_the_model_s(capsys, monkeypatch, mo
     assert "drafted tokens were accepted" in said
 
 
+def test_llama_cpp_and_a_draft_are_refused_before_a_model_is_loaded(capsys, monkeypatch):
+    """There is no such model."""
+    asked = ("generate", "none.gguf", "--prompt", "a", "--engine", "llama.cpp", "--draft", "none")
+    code, _, error = call(capsys, monkeypatch, *asked)
+    assert code == 2
+    assert "llama.cpp gives no logits, which drafts need" in error
+
+
 def test_beams_and_stops_reach_the_model(capsys, monkeypatch, model):
     """Beams are transformers' own; a stop ends the text before it."""
     asked = ("generate", model, "--prompt", "The still", "--greedy", "--max-new-tokens", 12)

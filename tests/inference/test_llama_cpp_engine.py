@@ -32,15 +32,18 @@ from stillhouse.inference.engine.text_stream import RequiredPrefix
 from stillhouse.inference.engine.worker import Worker
 from stillhouse.inference.engines import load_with_engine
 from stillhouse.inference.generation import Generation
+from stillhouse.inference.quantization import AtPrecision
 from stillhouse.models.llama_cpp import LlamaCpp
 from stillhouse.serving.config import Limits
 from stillhouse.serving.schemas import APIError
 from stillhouse.serving.served_model import ServedModel
+from stillhouse.serving.server import _limitations
 
 e2e = pytest.mark.e2e
 PROMPT = "def main():"
 QUESTIONS = ("What is the capital of France?", "Why is the sky blue?", "Name three fruits.")
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+SETTINGS = {"default": "fp32", "num_slots": 1}
 GREEDY = Generation(greedy=True, max_new_tokens=24)
 DRAWN = Generation(max_new_tokens=16, num_return_sequences=6, seed=3)
 
@@ -71,7 +74,7 @@ def own():
 
 @pytest.fixture(scope="module")
 def http(exported):
-    app = application((str(exported),), with_editor=True, engine="llama.cpp")
+    app = application((str(exported),), with_editor=True, engine="llama.cpp", precision=None)
     with TestClient(app, base_url=URL) as client:
         yield client
 
@@ -209,7 +212,7 @@ def test_the_queue_counts_requests(own):
 def test_more_prompts_than_llama_cpp_can_hold_are_400(own, number, status):
     """Those in its slots and in the queue, however many slots the server has."""
     worker = Worker()
-    served = ServedModel("model", own, Limits(num_slots=16, queue=8), worker)
+    served = ServedModel("model", AtPrecision(own, "fp32"), Limits(num_slots=16, queue=8), worker)
     served.batcher = LlamaCppBatcher(own, Chunks())
     admit = partial(served._admit, [Request((1,), GREEDY, 0)] * number)
     if status is None:
@@ -298,23 +301,38 @@ def test_what_llama_cpp_does_not_give_is_refused(lm, act, kind, message):
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        (("sample", "llama.cpp", "auto"), ModelError, "sample is not one. Write one with"),
-        (("x.gguf", "llama.cpp", "int8"), RecipeError, "not in int8"),
-        (("sample", "vllm", "auto"), RecipeError, "choose from stillhouse, llama.cpp"),
+        (("sample", "llama.cpp", None), ModelError, "sample is not one. Write one with"),
+        (("x.gguf", "llama.cpp", "fp32"), RecipeError, "not in fp32"),
+        (("x.gguf", "llama.cpp", "auto"), RecipeError, "not in auto"),
+        (("sample", "vllm", None), RecipeError, "choose from stillhouse, llama.cpp"),
     ],
-    ids=["no file", "precision", "engine"],
+    ids=["no file", "float32", "auto", "engine"],
 )
 def test_what_llama_cpp_does_not_run_is_refused(arguments, kind, message):
     with pytest.raises(kind, match=message):
-        load_with_engine(*arguments, num_slots=1)
-    with pytest.raises(RecipeError, match="Add --device cpu"):
-        load_with_engine("x.gguf", "llama.cpp", "auto", num_slots=1, device=torch.device("meta"))
+        load_with_engine(*arguments, **SETTINGS)
+
+
+def test_a_gpu_is_refused_where_somebody_asked_for_it():
+    """Where there is one and nobody did, llama.cpp runs on the CPU beside it."""
+    settings = {**SETTINGS, "device": torch.device("cuda")}
+    with pytest.raises(RecipeError, match="Omit --device"):
+        load_with_engine("sample", "llama.cpp", None, **settings, is_device_given=True)
+    with pytest.raises(ModelError, match="sample is not one"):
+        load_with_engine("sample", "llama.cpp", None, **settings)
+
+
+def test_a_card_beside_a_single_file_is_not_the_model_s(tmp_path):
+    (tmp_path / "README.md").write_text("# A\n\n## Limits\n\nOf what else lies here.\n")
+    (tmp_path / "a.gguf").touch()
+    assert _limitations(str(tmp_path / "a.gguf"), offline=True) == ""
+    assert _limitations(str(tmp_path), offline=True) == "Of what else lies here."
 
 
 def test_a_missing_package_is_named_before_anything_is_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(ModelError, match=r"--engine llama.cpp needs xllamacpp.*\[llama-cpp\]"):
-        load_with_engine("x.gguf", "llama.cpp", "auto", num_slots=1)
+        load_with_engine("x.gguf", "llama.cpp", None, **SETTINGS)
 
 
 @e2e

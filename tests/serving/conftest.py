@@ -74,7 +74,7 @@ def start(
 
 def application(models: tuple[str, ...], **settings: Any) -> FastAPI:
     """The application with these models in float32; entering its lifespan loads them."""
-    config = ServerConfig(models=models, precision="fp32", offline=True, **settings)
+    config = ServerConfig(models=models, offline=True, **{"precision": "fp32", **settings})
     return create_app(partial(load_models, config), config, wait=True)
 
 

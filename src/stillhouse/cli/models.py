@@ -10,6 +10,7 @@ from stillhouse.cli.options import (
     AsJson,
     Device,
     Engine,
+    GivenPrecision,
     Model,
     Models,
     Offline,
@@ -176,7 +177,7 @@ def generate(
     greedy: Annotated[bool, _option("greedy", "--greedy")] = False,
     num_beams: Annotated[int, _option("num_beams")] = 1,
     stop: Annotated[list[str] | None, _option("stop")] = None,
-    precision: PrecisionName = "fp32",
+    precision: GivenPrecision = None,
     engine: Engine = "stillhouse",
     draft: Annotated[str | None, _option("draft", metavar="STUDENT")] = None,
     offline: Offline = False,
@@ -205,9 +206,8 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    chosen: Any = {"engine": engine, "precision": precision, "num_slots": num_return_sequences}
-    loaded = _load(model, **chosen, offline=offline)
-    student = _load(draft, **chosen, offline=offline) if draft is not None else None
+    slots = num_return_sequences
+    loaded, student = _load_both(model, draft, engine, precision, slots, offline=offline)
     start = loaded.chat_prompt(messages_of(prompt)) if chat else loaded.text_prompt(prompt)
     if chat and max_new_tokens is None:
         settings = replace(settings, max_new_tokens=loaded.answer_tokens(start))
@@ -228,15 +228,52 @@ def _continued(loaded: Any, student: Any, start: Any, settings: Any) -> list[str
     return [text]
 
 
-def _load(name: str, *, precision: str, **settings: Any) -> Any:
+def _load_both(
+    model: str,
+    draft: str | None,
+    engine: str,
+    precision: str | None,
+    num_slots: int,
+    *,
+    offline: bool,
+) -> tuple[Any, Any]:
+    """The model, and the student that drafts for it, or None.
+
+    Raises:
+        RecipeError: a draft for llama.cpp; nothing is loaded.
+    """
+    from stillhouse.errors import RecipeError
+    from stillhouse.inference.engines import LLAMA_CPP
+
+    if draft is not None and engine == LLAMA_CPP:
+        raise RecipeError(
+            f"{engine} gives no logits, which drafts need. Omit --engine, or --draft."
+        )
+    loaded, student = (
+        None if name is None else _load(name, engine, precision, num_slots, offline=offline)
+        for name in (model, draft)
+    )
+    return loaded, student
+
+
+def _load(name: str, engine: str, precision: str | None, num_slots: int, *, offline: bool) -> Any:
     from stillhouse.errors import ModelError
     from stillhouse.inference.engines import load_with_engine
-    from stillhouse.training.device import pick_device
+    from stillhouse.training.device import is_device_given, pick_device
 
-    found = load_with_engine(name, precision=precision, device=pick_device(), **settings)
+    found = load_with_engine(
+        name,
+        engine,
+        precision,
+        default="fp32",
+        num_slots=num_slots,
+        offline=offline,
+        device=pick_device(),
+        is_device_given=is_device_given(),
+    )
     if found.model.pipeline_task != "text-generation":
         raise ModelError(f"{name} is a model for {found.model.pipeline_task}; it writes no text.")
-    if precision != "fp32":
+    if found.reason:
         typer.echo(f"{name}: precision: {found}", err=True)
     return found.model
 

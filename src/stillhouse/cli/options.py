@@ -51,12 +51,18 @@ TaskSettings = Annotated[
         "--set", metavar="KEY=VALUE", help="Change a setting, such as columns.text=sentence."
     ),
 ]
-PrecisionName = Annotated[
-    str,
+PRECISION_HELP = (
+    "fp32, bf16, int8, or auto: the fastest on this machine. Lower precision only where the model "
+    "changes by at most 1 %."
+)
+PrecisionName = Annotated[str, typer.Option(metavar="PRECISION", help=PRECISION_HELP)]
+GivenPrecision = Annotated[
+    str | None,
     typer.Option(
+        "--precision",
         metavar="PRECISION",
-        help="fp32, bf16, int8, or auto: the fastest on this machine. Lower precision only where "
-        "the model changes by at most 1 %.",
+        help=f"{PRECISION_HELP} By default fp32 in generate, auto in serve and write, and the "
+        "file's with llama.cpp.",
     ),
 ]
 Engine = Annotated[

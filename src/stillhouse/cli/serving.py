@@ -8,12 +8,12 @@ from stillhouse.cli.options import (
     ApiKey,
     Device,
     Engine,
+    GivenPrecision,
     Host,
     Insecure,
     Models,
     Offline,
     Port,
-    PrecisionName,
 )
 
 
@@ -21,7 +21,7 @@ def serve(
     models: Models,
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    precision: PrecisionName = "auto",
+    precision: GivenPrecision = None,
     engine: Engine = "stillhouse",
     slots: Annotated[int, typer.Option(min=1, help="Sequences generated at once.")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for a slot.")] = 64,
@@ -73,7 +73,7 @@ def write(
     models: Models,
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    precision: PrecisionName = "auto",
+    precision: GivenPrecision = None,
     engine: Engine = "stillhouse",
     api_key: ApiKey = None,
     insecure: Insecure = False,

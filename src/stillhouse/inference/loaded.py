@@ -53,11 +53,9 @@ class LoadedModel:
         pipeline_task: The task in the terms of transformers' pipelines.
         context: The longest sequence the model takes, in tokens.
         num_parameters: Counted before quantization, which hides some of them from PyTorch.
-        size_bytes: Of the weights, where they are those of a file.
     """
 
     pipeline_task: str
-    size_bytes: int | None = None
     generate = OtherKind()
     chat = OtherKind()
     chat_prompt = OtherKind()

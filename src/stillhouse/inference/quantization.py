@@ -59,6 +59,7 @@ from stillhouse.kernels import (
 from stillhouse.models.hub import resolve_folder
 
 Precision = Literal["fp32", "bf16", "int8"]
+BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "int8": 1}
 LARGEST = 127
 ONEDNN = "int8, oneDNN"
 PART = 256  # outputs
@@ -244,22 +245,21 @@ def to_precision(
         body.set_submodule(name, Int8Linear(weight, module.bias, onednn_rows=first))
 
 
-BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "int8": 1}
-
-
 @dataclass(frozen=True)
 class AtPrecision:
     """A model and its precision.
 
     Attributes:
         change: Of what was measured, relative (0.01 is one percent).
-        reason: Why the model has this precision, in one line.
+        reason: Why the model has this precision, in one line; empty for float32 as requested.
+        file: The GGUF file that runs as it is, by another engine.
     """
 
     model: Any  # a CausalLM, a MaskedLM or a TaskModel
     precision: str  # a Precision, or the type of a GGUF file's weights
     change: float = 0.0
-    reason: str = "as requested"
+    reason: str = ""
+    file: Path | None = None
 
     @property
     def measured(self) -> str:
@@ -268,13 +268,13 @@ class AtPrecision:
 
     @property
     def size_bytes(self) -> int:
-        """Of the weights."""
-        if self.model.size_bytes is not None:
-            return self.model.size_bytes
+        """Of the file, or of the weights in memory."""
+        if self.file is not None:
+            return self.file.stat().st_size
         return self.model.num_parameters * BYTES_PER_WEIGHT[self.precision]
 
     def __str__(self) -> str:
-        return f"{self.precision} ({self.reason})"
+        return f"{self.precision} ({self.reason or 'as requested'})"
 
 
 def load_at_precision(

@@ -33,6 +33,7 @@ class ServerConfig:
     Attributes:
         models: Model folders, GGUF files, hub names, `sample`, `minilm` or `smollm2`; the first
             answers requests that name no model.
+        precision: None is `auto`, or with llama.cpp the file's.
         engine: What runs the models: `stillhouse`, or `llama.cpp` for GGUF files as they are.
         api_key: What clients must send as `Authorization: Bearer KEY`.
         insecure: Accept requests without a key from other machines.
@@ -44,7 +45,7 @@ class ServerConfig:
     models: tuple[str, ...]
     host: str = "127.0.0.1"
     port: int = 8000
-    precision: str = "auto"
+    precision: str | None = None
     engine: str = "stillhouse"
     api_key: str | None = None
     insecure: bool = False

@@ -27,6 +27,7 @@ from stillhouse.inference.engine.text_stream import TokenHealer
 from stillhouse.inference.engine.worker import Worker
 from stillhouse.inference.generation import Generation
 from stillhouse.inference.loaded import LoadedModel
+from stillhouse.inference.quantization import AtPrecision
 from stillhouse.serving.config import Limits
 from stillhouse.serving.schemas import MAX_PROMPTS, APIError
 
@@ -91,29 +92,25 @@ class ServedModel:
     def __init__(
         self,
         name: str,
-        loaded: LoadedModel,
+        found: AtPrecision,
         limits: Limits,
         worker: Worker,
         *,
-        precision: str = "fp32",
-        size_bytes: int = 0,
         limitations: str = "",
     ) -> None:
-        """Args:
-        size_bytes: Of the weights.
-        limitations: The section of the model card on limits and bias.
-        """
+        """Args: limitations: The section of the model card on limits and bias."""
         self.name = name
-        self.loaded = loaded
+        self.loaded: LoadedModel = found.model
         self.created = int(time.time())
         self.limits = limits
-        self.precision, self.size_bytes = precision, size_bytes
+        self.precision, self.size_bytes = found.precision, found.size_bytes
+        self.file_format = "safetensors" if found.file is None else "gguf"
         self.limitations = limitations
         self.is_drafting = False
         self._worker = worker
         self.batcher: RequestBatcher | None = None
-        if isinstance(loaded, CausalLM):
-            self.batcher = loaded.batcher(limits.num_slots)
+        if isinstance(self.loaded, CausalLM):
+            self.batcher = self.loaded.batcher(limits.num_slots)
             worker.add(self.batcher)
 
     @property

@@ -34,7 +34,7 @@ from stillhouse.serving.dialects.registry import DIALECTS, EDITOR, error_body
 from stillhouse.serving.middleware import Metrics, RequestGuard
 from stillhouse.serving.schemas import APIError, as_api_error
 from stillhouse.serving.served_model import ServedModel, ServedModels
-from stillhouse.training.device import pick_device
+from stillhouse.training.device import is_device_given, pick_device
 
 SHUTDOWN_SECONDS = 60
 LIMITATIONS = re.compile(
@@ -166,30 +166,27 @@ def load_models(config: ServerConfig, worker: Worker) -> ServedModels:
             model,
             config.engine,
             config.precision,
+            default="auto",
             num_slots=config.limits.num_slots,
             offline=config.offline,
             device=pick_device(),
+            is_device_given=is_device_given(),
         )
-        if config.precision != "fp32":
+        if found.reason:
             _log(f"{name}: precision: {found}")
-        file = gguf_file(model)
-        folder = resolve_folder(model, offline=config.offline) if file is None else file.parent
-        models.append(
-            ServedModel(
-                name,
-                found.model,
-                config.limits,
-                worker,
-                precision=found.precision,
-                size_bytes=found.size_bytes,
-                limitations=_limitations(folder / "README.md"),
-            )
-        )
+        limitations = _limitations(model, offline=config.offline)
+        models.append(ServedModel(name, found, config.limits, worker, limitations=limitations))
     return ServedModels(models)
 
 
-def _limitations(card: Path) -> str:
-    """The section of a model card on limits and bias; empty where there is none."""
+def _limitations(model: str, *, offline: bool) -> str:
+    """The section of a model's card on limits and bias; empty where there is none. What lies beside
+    a model that is a single file belongs to others."""
+    if Path(model).expanduser().is_file():
+        return ""
+    file = gguf_file(model)
+    folder = resolve_folder(model, offline=offline) if file is None else file.parent
+    card = folder / "README.md"
     try:
         section = LIMITATIONS.search(card.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):

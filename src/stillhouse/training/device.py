@@ -43,6 +43,11 @@ def pick_device() -> torch.device:
     return torch.device(wanted)
 
 
+def is_device_given() -> bool:
+    """Whether `--device`, or the variable that it sets, names a device."""
+    return os.environ.get(DEVICE_VARIABLE, "auto") != "auto"
+
+
 @functools.cache
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones.

@@ -54,6 +54,7 @@ class LlamaCppLM(CausalLM):
     """The model of a GGUF file, run by llama.cpp. Its `model` has a configuration, and no weights.
 
     Attributes:
+        path: The file.
         precision: The type of most weights, such as Q4_1.
     """
 
@@ -74,7 +75,7 @@ class LlamaCppLM(CausalLM):
         slots = min(num_slots, SLOTS)
         self._engine = LlamaCpp(path, self.context, exact=False, num_slots=slots)
         Reference(header, self._engine).check_tokens(tokenizer)
-        self.precision, self.size_bytes = header.main_kind, path.stat().st_size
+        self.path, self.precision = path, header.main_kind
 
     @property
     def end_ids(self) -> frozenset[int]:

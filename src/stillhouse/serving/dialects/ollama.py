@@ -370,7 +370,7 @@ async def show(body: ShowRequest, models: ModelsDep) -> dict[str, Any]:
 def _details(model: ServedModel) -> dict[str, Any]:
     family = model.loaded.model.config.model_type
     return {
-        "format": "safetensors" if model.loaded.size_bytes is None else "gguf",
+        "format": model.file_format,
         "family": family,
         "families": [family],
         "parameter_size": f"{model.loaded.num_parameters / 1e6:.1f}M",
