@@ -83,7 +83,7 @@ def test_lines_that_convert_a_checkpoint_keep_its_head(published):
 
 @pytest.mark.e2e
 def test_a_compiled_body_takes_the_mask_of_packed_documents(tiny_model, batch_of, words):
-    """In every run: its embeddings get their padding by a hook."""
+    """In every run: a hook takes the mask from its embeddings."""
     torch.compiler.reset()  # what other tests compiled counts against a limit
     model, family = tiny_model("deberta-v2"), family_named("deberta-v2")
     batches = [

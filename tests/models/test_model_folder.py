@@ -51,6 +51,17 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
+def test_weights_keep_their_published_names(tmp_path, tiny_model, tiny_tokenizer):
+    """Other programs find GPT-NeoX's output matrix by the name it was published with."""
+    folder, model = tmp_path / "published", tiny_model("gpt_neox")
+    save_model(model, tiny_tokenizer, folder)
+    change_config(folder, tie_word_embeddings=False)
+    output = model.get_input_embeddings().weight.detach().clone()
+    change_weights(folder, {"embed_out.weight": output})
+    save_model(load_model(folder)[1], tiny_tokenizer, tmp_path / "saved")
+    assert load_file(tmp_path / "saved" / WEIGHTS).keys() == load_file(folder / WEIGHTS).keys()
+
+
 @every_family
 def test_a_saved_folder_is_an_ordinary_checkpoint(
     name, tmp_path, tiny_model, tiny_tokenizer, words

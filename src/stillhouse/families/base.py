@@ -110,14 +110,14 @@ class Family:
         students: Other families that a student can be of; the first is the default. Without any, a
             student is of its teacher's family.
         position_offset: Row of the position embeddings for position 0.
-        adds_mask: Whether attention is computed by the model itself, which adds the mask to scores;
-            others call transformers' attention function.
+        adds_mask: Whether the body takes a mask to add to scores; others take where a position
+            attends to another.
         first_layer_differs: Whether the first layer has other parameters than those after it, so
             that it stays the first, and only there.
         layer_outputs: The length of the tuple that a layer gives, its hidden states first; 0 where
             it gives those alone.
-        masked_modules: Modules of the body before its layers that are given the mask too, to set
-            padding to zero.
+        masked_modules: Modules of the body before its layers that can set padding to zero by a
+            mask. They compute without: no real position attends to padding.
         published: Keys of the configuration that published models have and transformers' default
             lacks; the probe and new models have them too.
         scales_embeddings: Whether embeddings are multiplied by the root of the hidden size, and
@@ -250,7 +250,7 @@ class Family:
         masked = [body.get_submodule(name) for name in self.masked_modules]
         # Without a mask such a body looks for padding, which waits for the device.
         visible = batch.visible()[:, None] if masked else batch.attention_mask()
-        with explicit_attention_mask(model.config), padding_alone(masked):
+        with explicit_attention_mask(model.config), unmasked(masked):
             output = body(
                 input_ids=batch.input_ids,
                 attention_mask=self.mask_of(model, visible),
@@ -463,16 +463,15 @@ def compute_only_rows(
 
 
 @contextmanager
-def padding_alone(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within this context modules that are given a mask of pairs of positions (B, 1, T, T) get its
-    diagonal (B, T): which position is real."""
+def unmasked(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within this context these modules get no mask."""
     with ExitStack() as hooks:
         for module in modules:
-            hooks.enter_context(module.register_forward_pre_hook(_take_diagonal, with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(_drop_mask, with_kwargs=True))
         yield
 
 
-def _take_diagonal(
+def _drop_mask(
     module: nn.Module, arguments: tuple[Any, ...], settings: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return arguments, {**settings, "mask": settings["mask"].diagonal(dim1=-2, dim2=-1)[:, 0]}
+    return arguments, {**settings, "mask": None}

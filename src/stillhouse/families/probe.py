@@ -53,8 +53,10 @@ def probe(
     outputs: list[Any] = []
     last.register_forward_hook(lambda *given: outputs.append(given[-1]))
     trace = _trace(model, last)
+    assert ATTENTION in trace, f"{model_type}: no layer calls attention or a softmax"
     attention = trace.index(ATTENTION)
     projections = tuple(dict.fromkeys(trace[:attention]))
+    after = [name for name in trace[attention + 1 :] if name != ATTENTION]
     return {
         "model_type": model_type,
         "language_modeling": language_modeling,
@@ -62,7 +64,7 @@ def probe(
         "body": model.base_model_prefix,
         "layers": layers,
         "attention_projections": projections,
-        "position_wise": _largest_without(trace[attention + 1 :], projections),
+        "position_wise": _largest_without(after, projections),
         "embeddings": _embeddings(model),
         "first_layer_differs": first.state_dict().keys() != last.state_dict().keys(),
         "layer_outputs": len(outputs[0]) if isinstance(outputs[0], tuple) else 0,

@@ -193,7 +193,8 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a model folder that transformers and Stillhouse load."""
-    model.save_pretrained(folder, save_original_format=False)  # by the model's own names
+    renamed = family_of(model.config).renamed_on_load
+    model.save_pretrained(folder, save_original_format=not renamed)
     if model.can_generate():
         _write_end_tokens(model, folder)
     own = copy.deepcopy(tokenizer)

@@ -3,15 +3,15 @@
 FLOPs are 2 x MACs. A position costs two per weight of the layers' matrices, and four times the
 hidden size for each position that it attends to, in every layer; what follows attention in the last
 layer is computed only for rows that a loss reads. Where attention scores relative positions apart,
-as in DeBERTa, each layer projects a table of them once a forward pass, and compares it with each
-position. A row that reaches the head costs two per weight
-of the projection and of the transform before it. The student does all of this three times (forward,
-gradients of inputs, gradients of weights), the teacher once, or not at all where its outputs are
-cached. A row of the relation term is compared with all T positions, in three kinds of vectors,
-three times for the student and once for the teacher. Where hidden states are projected, each row of
-a loss that compares them costs two per weight of the projection, three times. A causal position
-attends to (T + 1) / 2 others on average, a masked one to T: documents packed into one sequence are
-not counted apart. Not counted: norms, activations, softmaxes, losses, embeddings.
+as in DeBERTa, each layer projects a table of them once a micro-batch, and compares it with each
+position. A row that reaches the head costs two per weight of the projection and of the transform
+before it. The student does all of this three times (forward, gradients of inputs, gradients of
+weights), the teacher once, or not at all where its outputs are cached. A row of the relation term
+is compared with all T positions, in three kinds of vectors, three times for the student and once
+for the teacher. Where hidden states are projected, each row of a loss that compares them costs two
+per weight of the projection, three times. A causal position attends to (T + 1) / 2 others on
+average, a masked one to T: documents packed into one sequence are not counted apart. Not counted:
+norms, activations, softmaxes, losses, embeddings.
 
 Bytes, to and from memory. AdamW reads weight, gradient and both moments and writes all but the
 gradient, in float32. A gradient is written by the first micro-batch, read and written by each
