@@ -161,6 +161,8 @@ def main() -> None:
                 works[f"llama.cpp, {name}, {kind}"] = partial(engine.generate, ids, NEW)
             works[f"serve, {name}"] = servers.enter_context(served(path, loaded))
         tokens = {name: work() for name, work in works.items()}
+        for name, found in tokens.items():  # a text's own tokens may be others than were chosen
+            assert len(found) == NEW or name.startswith("serve, "), name
         seconds = measure.interleaved_seconds(works, repeats=options.repeats)  # pyright: ignore
     first = tokens["transformers, fp32"]
     results = {

@@ -423,8 +423,8 @@ def test_smollm2_in_half_precision_answers_as_by_our_engine(smollm2, tmp_path):
 
 @e2e
 def test_the_quantized_smollm2_differs_at_near_ties_alone(smollm2):
-    """llama.cpp rounds activations; where its greedy text parts from ours, its token is about as
-    likely."""
+    """llama.cpp rounds activations, which moves a log-probability by 0.06 nats on average; where
+    its greedy text parts from ours, its token is less likely by a few times that at most."""
     lm = load_llama_cpp("smollm2")
     assert lm.precision == "Q4_1"
     for question in QUESTIONS:
@@ -435,7 +435,7 @@ def test_the_quantized_smollm2_differs_at_near_ties_alone(smollm2):
             logits = smollm2.model(torch.tensor([[*prompt.ids, *found]])).logits[0]
         scores = logits[len(prompt.ids) - 1 : -1].log_softmax(-1)
         gaps = scores.amax(1) - scores.gather(1, torch.tensor(found)[:, None])[:, 0]
-        assert gaps.max() < 1.0
+        assert gaps.max() < 0.3
 
 
 @e2e

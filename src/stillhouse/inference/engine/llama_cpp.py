@@ -5,7 +5,8 @@ and nothing else: prompts are tokenized here, and what of the tokens is text, an
 is decided as for the engine of this package.
 
 It gives no log-probabilities of prompts, no hidden states, and no logits to draft with: those are
-refused. A seed repeats a text only in the same batch, since llama.cpp's rounding depends on it.
+refused. A seed repeats a text only in the same batch and with the same part of its prompt in the
+slot's cache, since llama.cpp's rounding depends on both.
 """
 
 import queue

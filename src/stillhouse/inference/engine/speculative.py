@@ -49,20 +49,11 @@ class _Text:
 
 
 class Speculation:
-    """A teacher and the student that drafts for it; counts drafted and accepted tokens."""
+    """A teacher and the student that drafts for it, with the same vocabulary; counts drafted and
+    accepted tokens."""
 
     def __init__(self, teacher: SlottedModel, student: SlottedModel, num_drafted: int = 4) -> None:
-        """Args: num_drafted: Tokens of a draft.
-
-        Raises:
-            ModelError: their vocabularies differ.
-        """
-        sizes = [each.num_tokens for each in (teacher, student)]
-        if sizes[0] != sizes[1]:
-            raise ModelError(
-                f"The teacher has {sizes[0]:,} tokens and the student {sizes[1]:,}; a student can "
-                "draft only with its teacher's tokenizer."
-            )
+        """Args: num_drafted: Tokens of a draft."""
         self._teacher, self._student = teacher, student
         self._num_drafted = num_drafted
         self.num_drafted = 0
