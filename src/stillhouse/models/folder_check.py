@@ -242,9 +242,8 @@ def _settle(config: PretrainedConfig, family: Family) -> None:
     ):
         if is_refused:
             raise ModelError(reason)
-    for name, value in NORMAL.items():
-        if hasattr(config, name):
-            setattr(config, name, value)
+    for name in [name for name in NORMAL if hasattr(config, name)]:
+        setattr(config, name, NORMAL[name])
     # Where sdpa lacks a part of the computation, transformers offers eager attention alone.
     has_sdpa = getattr(transformers, family.model_class)._supports_sdpa
     config._attn_implementation = "sdpa" if has_sdpa else "eager"
