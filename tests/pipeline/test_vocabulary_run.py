@@ -101,6 +101,17 @@ def test_a_teacher_with_its_tokenizer_elsewhere(distil, tmp_path):
 
 
 @pytest.mark.e2e
+def test_a_student_has_the_precision_of_its_teachers_weights(distil, tmp_path):
+    """Whatever the teacher's configuration says."""
+    file = tmp_path / "teacher" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "bfloat16"}))
+    run, outcome = distil({"layer_map": 2}, "--until", "distill")
+    assert outcome.code == 0, outcome.err
+    for weight in load_file(run.folder / "student" / "model.safetensors").values():
+        assert weight.dtype == torch.float32
+
+
+@pytest.mark.e2e
 def test_with_all_tokens_the_student_is_the_same(distil):
     """Trained to the bit like one whose vocabulary was not asked for."""
     students = []

@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel
 
 from stillhouse.distillation.cache import CacheWriter, cache_inputs
 from stillhouse.distillation.settings import ModelName
 from stillhouse.errors import RecipeError, RunError
 from stillhouse.families.base import Family
-from stillhouse.models.folder_check import load_config
+from stillhouse.models.folder_check import load_config, weight_dtype
 from stillhouse.models.load import load_model, save_model
 from stillhouse.objectives.language_model import (
     LANGUAGE_MODELING_ALONE,
@@ -176,7 +175,7 @@ class Distillation:
         if model == "student" and self.recipe.cache is not None:
             facts["training"]["teacher_cache_seconds"] = self._cache_seconds()
         target, overwrite = self.run.model(model), self.context.overwrite
-        stored = load_config(self.teacher.folder).dtype or torch.float32  # the teacher's dtype
+        stored = weight_dtype(self.teacher.folder, load_config(self.teacher.folder))
         trained.to(device="cpu", dtype=stored)  # pyright: ignore[reportCallIssue]
         with commit_folder(target, inputs, facts, overwrite=overwrite) as folder:
             save_model(trained, open_tokenizer(self.run.tokens), folder)
