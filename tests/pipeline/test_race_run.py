@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from stillhouse.distillation.distill import Distillation
 from stillhouse.errors import TrainingError
-from stillhouse.race import cuts
+from stillhouse.race import cuts, speed
 from stillhouse.race.speed import DecodingTimes
 from stillhouse.runs.manifest import read_manifest, sha256_of
 from stillhouse.student.axes import sizes_of
@@ -341,3 +341,48 @@ def test_candidates_of_a_speed_are_timed_beside_their_teacher(with_budget, tmp_p
     assert "1,000.0 tokens/s" in page
     other = with_budget.copy(tmp_path / "other")
     refused(other.call("race", *settings), 2, r"asks for 520\.0 .* Give at most 100\.0")
+
+
+def test_a_race_by_speed_keeps_its_times(with_budget, tmp_path, monkeypatch):
+    """Other stages do not measure them, the next race reads them, a race by parameters in the same
+    folder has no speeds, and a winner that is gone is cut again whatever the times are by then."""
+    slower, measured = [1.0], []
+
+    def measure(self: DecodingTimes, configs: list[PretrainedConfig]) -> list[float]:
+        for config in configs:
+            key = f"{config.num_hidden_layers} {sizes_of(config)}"
+            if key not in self.seconds:
+                measured.append(key)
+                self.seconds[key] = slower[0] * seconds_of(config)
+        return [self.seconds[f"{own.num_hidden_layers} {sizes_of(own)}"] for own in configs]
+
+    monkeypatch.setattr(DecodingTimes, "of", measure)
+    monkeypatch.setattr(cuts, "interleaved_rates", lambda works: dict.fromkeys(works, 520.0))
+    by_speed = ("--set", "student.budget.parameters=null")
+    by_speed += ("--set", "student.budget.tokens_per_second=520")
+    run = with_budget.copy(tmp_path / "run")
+    outcome = run.call("run", "--until", "teacher", *by_speed)
+    assert (outcome.code, measured) == (0, []), outcome.err
+    assert run.call("race").code == 0  # by parameters first
+    outcome = run.call("race", *by_speed)
+    assert outcome.code == 0, outcome.err
+    assert "race: measuring decoding speeds" in outcome.err
+    race, number = race_of(run), len(measured)
+    assert all(own["tokens_per_second"] == 520 for own in race["candidates"])
+    speed._times.cache_clear()  # as in another process
+    outcome = run.call("race", *by_speed)
+    assert "race.json is up to date" in outcome.err
+    assert "measuring" not in outcome.err
+    assert len(measured) == number > 0
+    speed._times.cache_clear()
+    slower[0] = 0.93
+    for name in ("decoding-times.json", "decoding-times.manifest.json"):
+        (run.folder / name).unlink()
+    for name in ("candidates", "student-init"):
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+    outcome = run.call("run", "--until", "init", *by_speed)
+    assert outcome.code == 0, outcome.err
+    assert race_of(run) == race
+    outcome = run.call("race")
+    assert outcome.code == 0, outcome.err
+    assert "tokens/s" not in race_of(run)["reason"]

@@ -10,11 +10,14 @@ import torch
 from tests.tiny_models import make_config
 from transformers import BertConfig, PretrainedConfig
 
-from stillhouse.errors import RecipeError
+from stillhouse.errors import RecipeError, RunError
 from stillhouse.inference.reference import greedy_tokens
+from stillhouse.models.vocabulary import with_vocabulary_size
 from stillhouse.race import speed
 from stillhouse.race.candidates import SPEED_TOLERANCE, plan_candidates
-from stillhouse.race.speed import DecodingTimes, decoder, decoding_times
+from stillhouse.race.speed import DecodingTimes, decoder, decoding_times, times_inputs
+from stillhouse.runs.manifest import commit_json
+from stillhouse.stages.context import ModelRef
 from stillhouse.student.axes import sizes_of
 from stillhouse.student.settings import BudgetRecipe, StudentRecipe
 
@@ -81,7 +84,8 @@ def test_a_decoder_writes_as_transformers_does(tiny_model, monkeypatch):
 
 
 def test_times_are_measured_once_and_kept(tmp_path):
-    """In a process, and with a run."""
+    """In a process, and with a run, for the teacher and the vocabulary that they were measured
+    with; a damaged file is refused."""
     teacher = make_config("llama")
     times = decoding_times(teacher, None, None)
     (seconds,) = times.of([teacher])
@@ -89,10 +93,17 @@ def test_times_are_measured_once_and_kept(tmp_path):
     assert decoding_times(make_config("llama"), None, tmp_path / "none.json").of([teacher]) == [
         seconds
     ]
-    (tmp_path / "times.json").write_text(json.dumps(asdict(times)))
-    kept = decoding_times(teacher, None, tmp_path / "times.json")
-    assert kept is not times
-    assert kept.of([teacher]) == [seconds]
+    saved = tmp_path / "times.json"
+    own = ModelRef(tmp_path / "teacher", "1")
+    marked = DecodingTimes("int8", "as requested", dict.fromkeys(times.seconds, 7.0))
+    commit_json(saved, asdict(marked), times_inputs(own))
+    assert decoding_times(teacher, own, saved).of([teacher]) == [7.0]
+    assert decoding_times(teacher, None, saved).of([teacher]) == [seconds]
+    larger = with_vocabulary_size(teacher, 2 * teacher.vocab_size)
+    assert decoding_times(larger, own, saved).of([larger]) != [7.0]
+    saved.write_text(json.dumps({"precision": "fp32"}))
+    with pytest.raises(RunError, match=r"times\.json is damaged"):
+        decoding_times(teacher, own, saved)
 
 
 def test_a_model_that_generates_nothing_has_no_decoding_speed():

@@ -177,7 +177,7 @@ def plan_candidates(
     fitting = [own for own, size in shapes if size >= least]
     if fitting:
         fitting = _with_relation(teacher, fitting, relation)
-    found = [_candidate(teacher, own) for own in spread(fitting, budget.race.candidates)]
+    found = [candidate_of(teacher, own) for own in spread(fitting, budget.race.candidates)]
     if limit.times is None:
         found = [own for own in found if least <= own.num_parameters <= limit.most]
     if not found:
@@ -212,7 +212,8 @@ def spread(items: Sequence[Item], number: int) -> list[Item]:
     return [items[round(place * last / (number - 1))] for place in range(number)]
 
 
-def _candidate(teacher: PretrainedConfig, recipe: StudentRecipe) -> Candidate:
+def candidate_of(teacher: PretrainedConfig, recipe: StudentRecipe) -> Candidate:
+    """The candidate of a recipe without a budget."""
     plan = plan_student(teacher, recipe)
     return Candidate(recipe, plan, count_parameters(empty_model(plan.config))[0])
 

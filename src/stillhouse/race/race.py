@@ -9,9 +9,11 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
+
+from transformers import PretrainedConfig
 
 from stillhouse.distillation.distill import Distillation
 from stillhouse.errors import RecipeError, TrainingError
@@ -20,17 +22,18 @@ from stillhouse.models.load import save_model
 from stillhouse.race.candidates import (
     SPEED_TOLERANCE,
     Candidate,
+    candidate_of,
     parameter_limit,
     plan_candidates,
 )
 from stillhouse.race.cuts import Cuts
 from stillhouse.race.score import score
-from stillhouse.race.speed import DecodingTimes, decoding_times
-from stillhouse.runs.atomic import write_atomic
-from stillhouse.runs.manifest import Inputs, commit_folder, commit_json
+from stillhouse.race.speed import DecodingTimes, decoding_times, times_inputs
+from stillhouse.runs.manifest import Inputs, commit_folder, commit_json, is_up_to_date
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import StageContext
 from stillhouse.student.calibration import calibration_of, calibration_sources
+from stillhouse.student.settings import StudentRecipe
 from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.tokenizer import open_tokenizer
 from stillhouse.training.settings import result_settings
@@ -50,30 +53,34 @@ class Race:
         self.teacher = context.models.teacher
         self.budget = recipe.student.budget
         self.config = load_config(self.teacher.folder)
-        self.times = self._decoding_times()
-        self.candidates = self._plan(self.times)
         short = {"max_tokens": self.budget.race.tokens, "epochs": 1, "control": "none"}
         self.distillation = recipe.distillation.model_copy(update=short)
+
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """The candidates; to be asked for on every rank first, for their times may be measured."""
+        return self._plan(self.times)
 
     def _plan(self, times: DecodingTimes | None) -> list[Candidate]:
         recipe = self.context.recipe
         relation = recipe.distillation.losses.relation
         return plan_candidates(self.config, recipe.student, relation, times)
 
-    def _decoding_times(self) -> DecodingTimes | None:
+    @cached_property
+    def times(self) -> DecodingTimes | None:
         """Where the budget is a speed, the times that the candidates follow from. They are measured
         on the first rank, and kept: a race that resumes has the same candidates."""
         if self.budget.tokens_per_second is None:
             return None
-        saved = self.run.decoding_times
+        saved, inputs = self.run.decoding_times, times_inputs(self.teacher)
 
         def measure() -> str:
-            self.context.reporter.say("race: measuring decoding speeds")
-            times = decoding_times(self.config, self.teacher.folder, saved)
+            if not is_up_to_date(saved, inputs):
+                self.context.reporter.say("race: measuring decoding speeds")
+            times = decoding_times(self.config, self.teacher, saved)
             self._plan(times)
-            found = json.dumps(asdict(times), indent=1)
-            write_atomic(saved, found.encode())
-            return found
+            commit_json(saved, asdict(times), inputs)
+            return json.dumps(asdict(times))
 
         return DecodingTimes(**json.loads(self.context.ranks.on_rank0(measure)))
 
@@ -94,6 +101,7 @@ class Race:
             TrainingError: every finalist diverges.
         """
         context = self.context
+        context.reporter.say(f"race: {counted(len(self.candidates), 'candidate')}")
         finalists = self._cut()
         distilled: list[Candidate] = []
         for place, candidate in enumerate(finalists, 1):
@@ -113,11 +121,7 @@ class Race:
 
     def restore_winner(self) -> None:
         """Cut the winner again if its folder is gone: `init` starts from it."""
-        winner = json.loads(self.run.race.read_text(encoding="utf-8"))["winner"]
-        cuts = cache(self._cuts)
-        for candidate in self.candidates:
-            if candidate.name == winner:
-                self._make_student(cuts, candidate)
+        self._make_student(cache(self._cuts), raced_candidate(self.run.race, self.config))
 
     def _cut(self) -> list[Candidate]:
         """Cut every candidate, and commit the initial weights of those with the lowest losses."""
@@ -126,7 +130,7 @@ class Race:
         for candidate in self.candidates:
             self.context.once(
                 self._cut_file(candidate),
-                partial(self._cut_inputs, candidate),
+                partial(self._timed_inputs, candidate),
                 partial(self._commit_cut, cuts, candidate),
             )
         fast = self._fast_enough()
@@ -174,8 +178,8 @@ class Race:
         text = calibration_of(
             importance, recipe.tokens, tokens, self.config, offline=context.offline
         )
-        number = counted(len(self.candidates), "candidate")
-        context.reporter.say(f"race: {number}, on {counted(text.num_tokens, 'token')}")
+        number = counted(text.num_tokens, "token")
+        context.reporter.say(f"race: measuring the teacher on {number}")
         return Cuts(self.teacher.folder, text)
 
     def _sources(self) -> dict[str, str]:
@@ -185,6 +189,12 @@ class Race:
     def _cut_inputs(self, candidate: Candidate) -> Inputs:
         settings = {"student": recipe_part(candidate.recipe)}
         return Inputs("cut", settings, self._sources())
+
+    def _timed_inputs(self, candidate: Candidate) -> Inputs:
+        """Those of a cut, and whether and in which precision it is timed."""
+        inputs = self._cut_inputs(candidate)
+        timed = self.times and self.times.precision
+        return replace(inputs, settings={**inputs.settings, "timed": timed})
 
     def _cut_file(self, candidate: Candidate) -> Path:
         return self.run.candidates / f"{candidate.name}.json"
@@ -249,6 +259,13 @@ class Race:
         }
         self.context.reporter.say(f"race: {result['reason']}")
         commit_json(self.run.race, result, inputs)
+
+
+def raced_candidate(race: Path, teacher: PretrainedConfig) -> Candidate:
+    """The winner of a race that was held, as the candidate that it was."""
+    student = json.loads(race.read_text(encoding="utf-8"))["student"]
+    student["layer_map"] = len(student["layer_map"])
+    return candidate_of(teacher, StudentRecipe.model_validate(student))
 
 
 def reason(after_cut: Sequence[Mapping[str, Any]], raced: Sequence[Mapping[str, Any]]) -> str:

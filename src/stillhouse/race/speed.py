@@ -21,6 +21,8 @@ from stillhouse.errors import RecipeError
 from stillhouse.families.registry import family_of
 from stillhouse.inference.engine.kv_cache import Chunk, SlottedModel
 from stillhouse.inference.quantization import Precision, load_at_precision, times_of, to_precision
+from stillhouse.runs.manifest import Inputs, is_up_to_date, verify
+from stillhouse.stages.context import ModelRef
 from stillhouse.student.axes import sizes_of
 from stillhouse.training.device import pick_device
 
@@ -89,36 +91,45 @@ class DecodingTimes:
 
 
 def decoding_times(
-    teacher: PretrainedConfig, folder: Path | None, saved: Path | None
+    config: PretrainedConfig, teacher: ModelRef | None, saved: Path | None
 ) -> DecodingTimes:
     """The times of students of a teacher, those of a run once it has some; in one process each is
     measured once.
 
     Args:
-        folder: The teacher; None where it is still to be trained: times are then those of float32.
+        teacher: None where it is still to be trained: times are then those of float32.
         saved: The file of the run's times.
 
     Raises:
         RecipeError: the teacher does not generate text.
+        RunError: the file is damaged.
     """
-    if family_of(teacher).language_modeling != "causal":
+    if family_of(config).language_modeling != "causal":
         raise RecipeError(
             "student.budget.tokens_per_second is a decoding speed, but a "
-            f"{teacher.model_type} model fills masks. Give parameters or memory instead."
+            f"{config.model_type} model fills masks. Give parameters or memory instead."
         )
-    if saved is not None and saved.is_file():
+    if saved is not None and is_up_to_date(saved, times_inputs(teacher)):
+        verify(saved)
         return DecodingTimes(**json.loads(saved.read_text(encoding="utf-8")))
-    return _times(teacher.to_json_string(), folder)
+    return _times(config.to_json_string(), teacher)
+
+
+def times_inputs(teacher: ModelRef | None) -> Inputs:
+    """All that the times of a run depend on, but for the machine."""
+    settings = {"new_tokens": NEW_TOKENS, "device": pick_device().type}
+    return Inputs("decoding-times", settings, {"teacher": teacher.fingerprint if teacher else ""})
 
 
 @functools.cache
-def _times(teacher: str, folder: Path | None) -> DecodingTimes:
-    if folder is None:
+def _times(config: str, teacher: ModelRef | None) -> DecodingTimes:
+    if teacher is None:
         return DecodingTimes("fp32", "the teacher is still to be trained")
-    found = load_at_precision(folder, "auto", device=pick_device())
+    found = load_at_precision(teacher.folder, "auto", device=pick_device())
     return DecodingTimes(cast(Precision, found.precision), found.reason)  # no GGUF file
 
 
 def _shape(config: PretrainedConfig) -> str:
     """What the speed of a teacher's students depends on."""
-    return f"{config.num_hidden_layers} layers, {sizes_of(config)}"
+    kind = f"{config.model_type}, {config.vocab_size} tokens, {config.num_hidden_layers} layers"
+    return f"{kind}, {sizes_of(config)}"

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 from stillhouse.stages.stage import Stage
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from stillhouse.race.candidates import Candidate
     from stillhouse.recipe import Recipe
     from stillhouse.stages.check import RecipeCheck
-    from stillhouse.stages.context import StageContext
+    from stillhouse.stages.context import ModelRef, StageContext
 
 
 def check(check: "RecipeCheck") -> None:
@@ -22,6 +21,9 @@ def check(check: "RecipeCheck") -> None:
     recipe = check.recipe
     assert recipe.student.budget is not None
     if recipe.student.budget.tokens_per_second is not None:
+        if not check.runs("race"):  # other stages do not pay for times
+            check.candidates = [_any_candidate(check)]
+            return
         saved = check.run and check.run.decoding_times
         check.times = decoding_times(check.teacher, _trained_teacher(check), saved)
     relation = recipe.distillation.losses.relation
@@ -30,14 +32,32 @@ def check(check: "RecipeCheck") -> None:
         check_text(recipe.student.importance, check.teacher, offline=check.offline)
 
 
-def _trained_teacher(check: "RecipeCheck") -> "Path | None":
-    """The folder of the teacher, where its weights are there already."""
+def _any_candidate(check: "RecipeCheck") -> "Candidate":
+    """A student of all layers, which stands for those that the race will choose from."""
+    from stillhouse.race.candidates import candidate_of
+
+    every = {"budget": None, "layer_map": check.teacher.num_hidden_layers}
+    return candidate_of(check.teacher, check.recipe.student.model_copy(update=every))
+
+
+def _trained_teacher(check: "RecipeCheck") -> "ModelRef | None":
+    """The teacher, where its weights are there already; before the run has made it, the model that
+    it is made from."""
+    from stillhouse.runs.manifest import fingerprint_of
+    from stillhouse.stages.context import ModelRef, folder_fingerprint
+
     recipe = check.recipe
+    if recipe.makes_its_teacher and check.run is not None:
+        made = fingerprint_of(check.run.teacher)
+        if made:
+            return ModelRef(check.run.teacher, made)
     if recipe.trains_its_teacher:
         return None
     assert recipe.named_model is not None
     folder = check.resolve(recipe.named_model)
-    return folder if check.has_weights(recipe.named_model, folder) else None
+    if not check.has_weights(recipe.named_model, folder):
+        return None
+    return ModelRef(folder, folder_fingerprint(folder))
 
 
 def run(context: "StageContext") -> None:

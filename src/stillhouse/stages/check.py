@@ -97,13 +97,13 @@ class RecipeCheck:
                 "tokens.tokenizer trains a new vocabulary, but the teacher already has one, and "
                 "its student must read the same tokens. Set tokens.tokenizer to teacher."
             )
-        if self.runs("prepare", "teacher", "init"):
+        if self.runs("prepare", "teacher", "race", "init"):
             tokenizer = self._tokenizer(tokenizer_path(named, folder))
             check_vocabulary(tokenizer, config.vocab_size, f"the teacher in {folder}")
             check_same_tokenizer(tokenizer, folder)
             if recipe.student.vocabulary is not None:
                 check_vocabulary_size(tokenizer, recipe.student.vocabulary)
-        if self.runs("teacher", "init", "distill", "evaluate") and has_weights:
+        if self.runs("teacher", "race", "init", "distill", "evaluate") and has_weights:
             load_model(folder, headers_only=True)
         return config
 
