@@ -13,6 +13,7 @@ from stillhouse.models.load import load_model
 from stillhouse.student import greedy
 from stillhouse.student.calibration import Calibration
 from stillhouse.student.greedy import EVERY, drop_greedily, long_context_rows, repeated_tokens
+from stillhouse.student.importance import loss_on
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import StudentRecipe
@@ -84,6 +85,8 @@ def test_layers_are_dropped_by_the_distance_of_the_students(family, tiny_model, 
             recipe = StudentRecipe(layer_map=layers, family=family)
             student = student_from_teacher(model, plan_student(model.config, recipe))
             distances[layer] = mean_kl(model, student, text)
+            losses = loss_on(own, model, text, layers=layers), loss_on(own, student, text)
+            assert losses[0] == pytest.approx(losses[1])
         assert min(distances, key=distances.__getitem__) == dropped
         assert distances[dropped] == pytest.approx(distance, rel=1e-4)
         if drop == 0:

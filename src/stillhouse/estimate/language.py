@@ -179,14 +179,19 @@ def _race_part(plan: LanguagePlan, race: RaceRecipe, speeds: MeasuredSpeeds) -> 
     """The teacher reads the text for each score of its parts, and every candidate reads it once;
     then come the short distillations, and held-out text for each of them."""
     recipe = plan.recipe
-    teacher, student = (
-        forward_flops(scoring_step(recipe.tokens), config) / speeds.scoring(config, recipe.tokens)
-        for config in (plan.teacher, plan.student)
+    length = sequence_length_of(recipe.student.importance, plan.teacher)
+    importance = recipe.tokens.model_copy(update={"sequence_length": length})
+    (teacher, student), held_out = (
+        [
+            forward_flops(scoring_step(tokens), config) / speeds.scoring(config, tokens)
+            for config in (plan.teacher, plan.student)
+        ]
+        for tokens in (importance, recipe.tokens)
     )
     cuts = SCORES_OF_PARTS * teacher + plan.num_candidates * student
     per_step, step_seconds = _step(plan, "student", plan.distillation(), speeds)
     finalist = race.tokens / per_step * step_seconds
-    finalist += _compared_tokens(plan) * (teacher + student)
+    finalist += _compared_tokens(plan) * sum(held_out)
     seconds = recipe.student.importance.tokens * cuts
     if recipe.student.budget is not None and recipe.student.budget.tokens_per_second is not None:
         both = sum(1 / speeds.generation(config) for config in (plan.teacher, plan.student))

@@ -144,7 +144,8 @@ def _up(speed: float) -> str:
 
 
 def _down(speed: float) -> str:
-    return f"{math.floor(10 * speed) / 10:,.1f}"
+    rounded = math.floor(10 * speed) / 10
+    return f"{rounded:,.1f}" if rounded else f"{speed:.1g}"
 
 
 def plan_candidates(

@@ -40,7 +40,7 @@ def race_of(result: SeedResult) -> RaceTable | None:
     names = [*raced, *(name for name in race["ranking_after_cut"] if name not in raced)]
     rows = [(_label(name, race), _cells(by_name[name], race)) for name in names]
     columns = [*COLUMNS]
-    if race["speed"] is not None:
+    if race.get("speed") is not None:
         columns.append(f"Decoding, {race['speed']['precision']}")
         for name, (_, cells) in zip(names, rows, strict=True):
             own = by_name[name]

@@ -21,7 +21,7 @@ from stillhouse.student.greedy import drop_greedily
 from stillhouse.student.layers import States, layer_states, replaced_layers, without
 from stillhouse.student.settings import LayerChoice
 from stillhouse.tokens.batches import Batch
-from stillhouse.training.device import pick_precision
+from stillhouse.training.device import Precision, pick_precision
 
 ROWS_PER_CHUNK = 1_024
 
@@ -36,6 +36,7 @@ class LayerImportance:
         kept: Layers to keep, in order.
         dropped: The others, the first to be dropped first.
         distances: Of `greedy`: from the whole model after each drop, in nats.
+        precision: Of the model as it was scored.
     """
 
     by: str
@@ -43,6 +44,7 @@ class LayerImportance:
     kept: list[int]
     dropped: list[int]
     distances: list[float]
+    precision: Precision = "fp32"
 
 
 def choose_layers(
@@ -54,7 +56,7 @@ def choose_layers(
     precision = pick_precision("auto", model.device)
     found = drop_greedily(family, model, text, choice.layers, precision=precision)
     kept = sorted({*range(len(found.scores))} - {*found.dropped})
-    return LayerImportance("greedy", found.scores, kept, found.dropped, found.distances)
+    return LayerImportance("greedy", found.scores, kept, found.dropped, found.distances, precision)
 
 
 def most_influential(family: Family, scores: Sequence[float], num_layers: int) -> LayerImportance:
