@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e  # each speed is timed for a tenth of a second
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_every_part_of_a_run_is_timed_for_a_model_of_any_family(family):
-    """Trainings, the cache, the evaluation and a task, in seconds above zero; the generator of
+    """Cuts, trainings, the cache, the evaluation, a task, in seconds above zero; the generator of
     random numbers is left as it was, and a shape is measured once."""
     kind = family_named(family).language_modeling
     recipe = Recipe.model_validate(
@@ -48,9 +48,9 @@ def test_every_part_of_a_run_is_timed_for_a_model_of_any_family(family):
     parts = [*language_parts(cached, speeds), *language_parts(live, speeds)]
     parts += task_parts(classification_plan(family), speeds)
     assert torch.equal(torch.get_rng_state(), state)
-    assert len(parts) == 5 + 4 + 3
+    assert len(parts) == 6 + 5 + 3
     assert all(part.seconds is not None and 0 < part.seconds < math.inf for part in parts)
-    assert language_parts(cached, speeds) == parts[:5]
+    assert language_parts(cached, speeds) == parts[:6]
 
 
 def classification_plan(family: str) -> TaskPlan:
