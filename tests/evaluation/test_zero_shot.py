@@ -106,6 +106,13 @@ def test_every_model_is_scored_on_the_same_examples(task_folder, tmp_path, data)
     assert zero_shot_scores({}, run, folders, models, cache, QuietReporter()) is None
 
 
+def scores_of(recipe, folder, folders, models) -> dict:
+    sets, run = recipe.evaluation.zero_shot, RunFolder.at(folder)
+    found = zero_shot_scores(sets, run, folders, models, Cache(), QuietReporter())
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("task", ["piqa", "lambada", "{kind: gsm8k, shots: 1, max_new_tokens: 4}"])
 def test_a_model_that_diverged_has_no_score(task, task_folder, tmp_path, data):
     """A number that is not finite is no wrong answer: neither an accuracy nor a difference."""
@@ -119,15 +126,7 @@ def test_a_model_that_diverged_has_no_score(task, task_folder, tmp_path, data):
     with torch.no_grad():
         for parameter in models["student"][1].parameters():
             parameter.fill_(math.nan)
-    found = zero_shot_scores(
-        recipe.evaluation.zero_shot,
-        RunFolder.at(tmp_path),
-        folders,
-        models,
-        Cache(),
-        QuietReporter(),
-    )
-    assert found is not None
+    found = scores_of(recipe, tmp_path, folders, models)
     own, nothing = found["sets"]["choices"], {"value": None, "low": None, "high": None}
     assert None not in own["models"]["teacher"][own["metric"]].values()
     for metric in (own["metric"], *own["models"]["student"]):
@@ -196,15 +195,7 @@ def test_generated_solutions_are_scored_after_the_shots(task_folder, tmp_path):
     folder = task_folder("gpt2", "CausalLM")
     folders = {"teacher": folder, "student": folder}
     models = {name: load_model(folder) for name, folder in folders.items()}
-    found = zero_shot_scores(
-        recipe.evaluation.zero_shot,
-        RunFolder.at(tmp_path),
-        folders,
-        models,
-        Cache(),
-        QuietReporter(),
-    )
-    assert found is not None
+    found = scores_of(recipe, tmp_path, folders, models)
     own = found["sets"]["choices"]
     assert (own["num_examples"], own["chance"], own["metric"]) == (3, 0.0, "strict_match")
     assert set(own["models"]["teacher"]) == {"strict_match", "flexible_match"}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tests.export.odd_models import ODD_MODELS, odd_model, parity_of
 from tests.export.test_plain import make_loaded
-from tests.pipeline.test_bad_input import small_files
+from tests.pipeline.test_full_disk import small_files
 from tests.pipeline.tiny_run import call, refused
 from tests.task_models import make_task_folder
 from transformers import AutoModelForCausalLM

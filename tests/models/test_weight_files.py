@@ -107,6 +107,11 @@ def test_the_precision_of_weights_is_that_of_the_files(folder):
     weights = {name: weight.half() for name, weight in load_file(file).items()}
     save_file(weights, file)
     assert weight_dtype(folder, config) == torch.float16 != config.dtype
-    weights[min(weights)] = weights[min(weights)].bfloat16()
+    weights["transformer.h.0.attn.bias"] = torch.zeros(1)  # the model has no use for this one
     save_file(weights, file)
+    assert weight_dtype(folder, config) == torch.float16
+    weights[max(weights)] = weights[max(weights)].bfloat16()
+    save_file(weights, file)
+    assert weight_dtype(folder, config) == torch.float32
+    save_file({name: weight.double() for name, weight in weights.items()}, file)
     assert weight_dtype(folder, config) == torch.float32

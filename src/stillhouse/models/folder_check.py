@@ -8,6 +8,7 @@ that it no longer knows, such as relative positions, and would compute another m
 
 import contextlib
 import json
+import re
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,13 @@ WEIGHTS = "*.safetensors"
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.h5", "*.msgpack", "*.ckpt*", "consolidated*")
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+# As they are read: float64 as float32.
 FULL_PRECISION = {
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-}  # fmt: skip
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float32,
+}
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -270,14 +275,19 @@ def weight_names(folder: Path, config: PretrainedConfig) -> set[str]:
 
 
 def weight_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
-    """The precision that holds all weights of a folder, from their headers. (The configuration may
-    name another one.)
+    """The precision that holds all weights of the model in a folder, from their headers. (The
+    configuration may name another one; weights that the model ignores may have another one.)
 
     Raises:
         ModelError: as `weight_names`.
     """
-    files = _weight_files(folder, config)
-    kinds = {kind for file in files for kind in _kinds_in(file).values()}
+    ignored = family_of(config).ignored_on_load
+    kinds = {
+        kind
+        for file in _weight_files(folder, config)
+        for name, kind in _kinds_in(file).items()
+        if not any(re.search(pattern, name) for pattern in ignored)
+    }
     stored = [dtype for kind, dtype in FULL_PRECISION.items() if kind in kinds]
     return reduce(torch.promote_types, stored)
 
