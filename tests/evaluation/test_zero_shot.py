@@ -13,7 +13,7 @@ from stillhouse.errors import DataError, RecipeError
 from stillhouse.evaluation.evaluate import evaluate_inputs
 from stillhouse.evaluation.metrics.base import Cache
 from stillhouse.evaluation.stage import check
-from stillhouse.evaluation.zero_shot import Gain, gain_kept, zero_shot_scores
+from stillhouse.evaluation.zero_shot import Gain, Scored, gain_kept, zero_shot_scores
 from stillhouse.models.load import load_model
 from stillhouse.recipe_file import parse_recipe, recipe_schema
 from stillhouse.runs.paths import RunFolder
@@ -86,13 +86,18 @@ def data(tmp_path):
     return path
 
 
+def loaded(folders):
+    """The models of these folders, which hold their tokenizers."""
+    return {name: Scored(folder, load_model(folder)[1], folder) for name, folder in folders.items()}
+
+
 def test_every_model_is_scored_on_the_same_examples(task_folder, tmp_path, data):
     """Once per folder: seeds share what is cached."""
     recipe = parse_recipe(RECIPE.replace("DATA", str(data)))
     folders = {name: task_folder("gpt2", "CausalLM") for name in ("teacher", "student")}
-    models = {name: load_model(folder) for name, folder in folders.items()}
+    models = loaded(folders)
     cache, run, sets = Cache(), RunFolder.at(tmp_path), recipe.evaluation.zero_shot
-    found = zero_shot_scores(sets, run, folders, models, cache, QuietReporter())
+    found = zero_shot_scores(sets, run, models, cache, QuietReporter())
     assert found is not None
     own = found["sets"]["choices"]
     assert (own["num_examples"], own["chance"], own["metric"]) == (3, 0.5, "accuracy_norm")
@@ -102,13 +107,16 @@ def test_every_model_is_scored_on_the_same_examples(task_folder, tmp_path, data)
         assert gap["value"] == pytest.approx(values[0] - values[1])
         assert gap["low"] <= gap["value"] <= gap["high"]
     assert json.loads(json.dumps(found)) == found
-    assert zero_shot_scores(sets, run, folders, {}, cache, QuietReporter()) == found
-    assert zero_shot_scores({}, run, folders, models, cache, QuietReporter()) is None
+    with torch.no_grad():
+        for parameter in models["student"].model.parameters():
+            parameter.fill_(math.nan)
+    assert zero_shot_scores(sets, run, models, cache, QuietReporter()) == found
+    assert zero_shot_scores({}, run, models, cache, QuietReporter()) is None
 
 
-def scores_of(recipe, folder, folders, models) -> dict:
+def scores_of(recipe, folder, models) -> dict:
     sets, run = recipe.evaluation.zero_shot, RunFolder.at(folder)
-    found = zero_shot_scores(sets, run, folders, models, Cache(), QuietReporter())
+    found = zero_shot_scores(sets, run, models, Cache(), QuietReporter())
     assert found is not None
     return found
 
@@ -122,11 +130,11 @@ def test_a_model_that_diverged_has_no_score(task, task_folder, tmp_path, data):
     data.write_text("".join(json.dumps(row | more | {"text": row["query"]}) + "\n" for row in rows))
     folders = {"teacher": task_folder("gpt2", "CausalLM"), "student": tmp_path / "diverged"}
     copytree(folders["teacher"], folders["student"])
-    models = {name: load_model(folder) for name, folder in folders.items()}
+    models = loaded(folders)
     with torch.no_grad():
-        for parameter in models["student"][1].parameters():
+        for parameter in models["student"].model.parameters():
             parameter.fill_(math.nan)
-    found = scores_of(recipe, tmp_path, folders, models)
+    found = scores_of(recipe, tmp_path, models)
     own, nothing = found["sets"]["choices"], {"value": None, "low": None, "high": None}
     assert None not in own["models"]["teacher"][own["metric"]].values()
     for metric in (own["metric"], *own["models"]["student"]):
@@ -194,8 +202,8 @@ def test_generated_solutions_are_scored_after_the_shots(task_folder, tmp_path):
     )
     folder = task_folder("gpt2", "CausalLM")
     folders = {"teacher": folder, "student": folder}
-    models = {name: load_model(folder) for name, folder in folders.items()}
-    found = scores_of(recipe, tmp_path, folders, models)
+    models = loaded(folders)
+    found = scores_of(recipe, tmp_path, models)
     own = found["sets"]["choices"]
     assert (own["num_examples"], own["chance"], own["metric"]) == (3, 0.0, "strict_match")
     assert set(own["models"]["teacher"]) == {"strict_match", "flexible_match"}

@@ -81,10 +81,15 @@ def test_a_student_of_a_smaller_vocabulary(distil, tmp_path):
 @pytest.mark.e2e
 def test_a_teacher_with_its_tokenizer_elsewhere(distil, tmp_path):
     """Its tokens are those of `tokens.tokenizer`; it is stored in the precision of its weights,
-    whatever its configuration says."""
+    whatever its configuration says. Zero-shot, the student is compared with all of its tokens."""
+    rows, elsewhere = tmp_path / "words.jsonl", tmp_path / "tokenizer"
+    rows.write_text("".join(json.dumps({"text": each}) + "\n" for each in SENTENCES))
+    shutil.copytree(tmp_path / "teacher", tmp_path / "whole")
+    score = ["score", str(tmp_path / "whole"), "--task", "lambada", "--data", str(rows), "--json"]
+    whole = json.loads(call(*score).out)["metrics"]
 
     def prepared() -> dict:
-        folder, elsewhere = tmp_path / "teacher", tmp_path / "tokenizer"
+        folder = tmp_path / "teacher"
         elsewhere.mkdir()
         for file in folder.glob("tokenizer*"):
             shutil.move(file, elsewhere / file.name)
@@ -92,10 +97,17 @@ def test_a_teacher_with_its_tokenizer_elsewhere(distil, tmp_path):
         (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
         return {"language_modeling": "causal", "sequence_length": 32, "tokenizer": str(elsewhere)}
 
-    run, outcome = distil({"layer_map": 2, "vocabulary": 300}, tokens=prepared())
+    sets = {"words": {"task": "lambada", "data": str(rows)}}
+    run, outcome = distil(
+        {"layer_map": 2, "vocabulary": 300},
+        tokens=prepared(),
+        evaluation={"speed": False, "zero_shot": sets},
+    )
     assert outcome.code == 0, outcome.err
-    found = json.loads((run.folder / "evaluation.json").read_text())["vocabulary"]
-    assert found["whole_teacher"]["perplexity"]["words"] > 0
+    found = json.loads((run.folder / "evaluation.json").read_text())
+    assert found["vocabulary"]["whole_teacher"]["perplexity"]["words"] > 0
+    assert found["zero_shot"]["sets"]["words"]["models"]["teacher"] == whole
+    assert "The teacher's zero-shot scores are those with all tokens." in outcome.out
     for weight in load_file(run.folder / "teacher" / "model.safetensors").values():
         assert weight.dtype == torch.float32
 

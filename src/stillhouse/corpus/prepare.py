@@ -53,6 +53,7 @@ from stillhouse.tokens.tokenizer import (
     special_tokens,
     text_encoder,
     tokenizer_fingerprint,
+    tokenizer_folder,
     tokenizer_path,
 )
 from stillhouse.tokens.vocabulary import write_kept
@@ -240,7 +241,7 @@ def _write_folders(
             write_kept(tokens_folder, work.vocabulary.kept)
             token_facts["vocabulary"] = work.vocabulary.facts()
         (tokens_folder / COUNTS).write_bytes(writers["train"].counts.tobytes())
-        save_tokenizer(tokenizer, tokens_folder / "tokenizer")
+        save_tokenizer(tokenizer, tokenizer_folder(tokens_folder))
         (folder / "sources.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ from stillhouse.evaluation.perplexity import UnitLosses, difference, stride_of
 from stillhouse.evaluation.quality import context_of, has_diverged, run_protocol
 from stillhouse.evaluation.samples import text_samples
 from stillhouse.evaluation.teacher_fit import teacher_fit, warning
-from stillhouse.evaluation.zero_shot import data_files, zero_shot_scores
+from stillhouse.evaluation.zero_shot import Scored, data_files, zero_shot_scores
 from stillhouse.inference.reference import MOST_TURNS, TURNS, shape_key
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.load import load_model
@@ -29,7 +29,7 @@ from stillhouse.runs.manifest import Inputs, commit_json, fingerprint, fingerpri
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.tokens.packing import open_source
-from stillhouse.tokens.tokenizer import open_tokenizer
+from stillhouse.tokens.tokenizer import open_tokenizer, tokenizer_folder, tokenizer_path
 from stillhouse.training.device import pick_device
 from stillhouse.training.progress import Reporter
 
@@ -61,8 +61,15 @@ def evaluate(
     inputs: Inputs,
     cache: Cache,
     reporter: Reporter,
+    *,
+    whole_teacher: Path | None = None,
 ) -> None:
-    """Measure every model and commit `evaluation.json`."""
+    """Measure every model and commit `evaluation.json`.
+
+    Args:
+        whole_teacher: The teacher with all of its tokens, where that of `folders` has some of them.
+            Zero-shot scores do not depend on the tokens, so they are compared with its scores.
+    """
     started = time.monotonic()
     loaded = {name: load_model(folder) for name, folder in folders.items()}
     for _, model in loaded.values():
@@ -99,9 +106,7 @@ def evaluate(
             if name != "student"
         },
         "validation_units": _units(losses),
-        "zero_shot": zero_shot_scores(
-            recipe.evaluation.zero_shot, run, folders, loaded, cache, reporter
-        ),
+        "zero_shot": _zero_shot(recipe, run, folders, loaded, whole_teacher, cache, reporter),
         "vocabulary": cache.vocabulary,
         "teacher_fit": _teacher_fit(recipe, run, loaded["teacher"]),
         "samples": text_samples(recipe, run, loaded, diverged),
@@ -120,6 +125,26 @@ def _units(losses: Mapping[str, UnitLosses]) -> dict[str, Any]:
             for name, own in losses.items()
         },
     }
+
+
+def _zero_shot(
+    recipe: Recipe,
+    run: RunFolder,
+    folders: Mapping[str, Path],
+    models: Mapping[str, Model],
+    whole_teacher: Path | None,
+    cache: Cache,
+    reporter: Reporter,
+) -> dict[str, Any] | None:
+    sets = recipe.evaluation.zero_shot
+    tokenizer = tokenizer_folder(run.tokens)
+    scored = {name: Scored(folders[name], own, tokenizer) for name, (_, own) in models.items()}
+    if sets and whole_teacher is not None:
+        _, whole = load_model(whole_teacher)
+        whole.to(device=pick_device())  # pyright: ignore[reportCallIssue]
+        own = tokenizer_path(str(recipe.tokens.tokenizer), whole_teacher)
+        scored["teacher"] = Scored(whole_teacher, whole, own)
+    return zero_shot_scores(sets, run, scored, cache, reporter)
 
 
 def _teacher_fit(recipe: Recipe, run: RunFolder, teacher: Model) -> dict[str, Any]:

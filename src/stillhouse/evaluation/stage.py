@@ -86,10 +86,11 @@ def run(context: "StageContext") -> None:
         for folder in (run.tokens, *outputs.values()):
             verify(folder)
         measured = context.shared.setdefault("measured", Cache())
-        whole = None if recipe.trains_its_teacher else context.models.start_folder
+        cut = recipe.student.vocabulary is not None and not recipe.trains_its_teacher
+        whole = context.models.start_folder if cut else None
         if measured.vocabulary is None:
             measured.vocabulary = cost_of_vocabulary(recipe, run, whole, context.reporter)
-        evaluate(recipe, run, folders, inputs, measured, context.reporter)
+        evaluate(recipe, run, folders, inputs, measured, context.reporter, whole_teacher=whole)
 
     context.once(
         run.evaluation,

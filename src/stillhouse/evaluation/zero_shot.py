@@ -22,7 +22,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from stillhouse.data.rows import path_of
-from stillhouse.evaluation.metrics.base import Cache, Model
+from stillhouse.evaluation.metrics.base import Cache
 from stillhouse.evaluation.settings import ZeroShotRecipe
 from stillhouse.inference.engine.batcher import NotFiniteError
 from stillhouse.inference.task_model import cut_text, task_model
@@ -49,6 +49,14 @@ class Gain(NamedTuple):
         return cls(measured.value - chance, measured.draws(seed) - chance)
 
 
+class Scored(NamedTuple):
+    """A model, its folder, and where its tokenizer is, which a teacher's folder may lack."""
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: Path
+
+
 def data_files(recipe: Mapping[str, ZeroShotRecipe], run: RunFolder) -> dict[str, Path]:
     """The file of each data set: that of a dataset on the hub is its copy in the run."""
     return {name: path_of(each.data, run.task_data) for name, each in recipe.items()}
@@ -57,8 +65,7 @@ def data_files(recipe: Mapping[str, ZeroShotRecipe], run: RunFolder) -> dict[str
 def zero_shot_scores(
     recipe: Mapping[str, ZeroShotRecipe],
     run: RunFolder,
-    folders: Mapping[str, Path],
-    models: Mapping[str, Model],
+    models: Mapping[str, Scored],
     cache: Cache,
     reporter: Reporter,
 ) -> dict[str, Any] | None:
@@ -66,20 +73,20 @@ def zero_shot_scores(
     if not recipe:
         return None
     sets: dict[str, Any] = {}
-    gains: dict[str, list[Gain]] = {name: [] for name in folders}
+    gains: dict[str, list[Gain]] = {name: [] for name in models}
     for number, (name, path) in enumerate(data_files(recipe, run).items()):
         task, metric = make_task(recipe[name].task), recipe[name].task.metric
         assert isinstance(task, LanguageModelTask)
         examples = task.read(path)[: recipe[name].num_examples]
         chance = task.chance(examples)
-        for model, folder in folders.items():
-            if (folder, name) not in cache.zero_shot:
+        for model, scored in models.items():
+            if (scored.folder, name) not in cache.zero_shot:
                 reporter.say(f"evaluate: {name} of {model}")
-                measured, num_cut = _measure(task, models[model][1], folder, examples)
+                measured, num_cut = _measure(task, scored, examples)
                 if num_cut:
                     reporter.say(f"{name}: {cut_text(num_cut, task)}")
-                cache.zero_shot[folder, name] = measured
-        found = {model: cache.zero_shot[folder, name] for model, folder in folders.items()}
+                cache.zero_shot[scored.folder, name] = measured
+        found = {model: cache.zero_shot[each.folder, name] for model, each in models.items()}
         for model, own in gains.items():
             own.append(Gain.of(found[model][metric], chance, seed=number))
         sets[name] = {
@@ -99,12 +106,13 @@ def zero_shot_scores(
 
 
 def _measure(
-    task: LanguageModelTask, model: PreTrainedModel, folder: Path, examples: Sequence[Any]
+    task: LanguageModelTask, scored: Scored, examples: Sequence[Any]
 ) -> tuple[Mapping[str, MetricSamples], int]:
     """A model's metrics on the examples of a data set, and the number of truncated texts; of a
     model that diverged they are not finite."""
-    own = task.for_model(folder, model.config)
-    loaded = task_model(model, load_model_tokenizer(folder), own)
+    own = task.for_model(scored.folder, scored.model.config)
+    tokenizer = load_model_tokenizer(scored.folder, scored.tokenizer)
+    loaded = task_model(scored.model, tokenizer, own)
     try:
         predictions, num_cut = loaded.predictions_and_cuts(examples)
     except NotFiniteError:

@@ -153,24 +153,27 @@ def no_head(folder: Path, family: Family, config: PretrainedConfig, missing: lis
     )
 
 
-def load_model_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def load_model_tokenizer(folder: Path, source: Path | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a model folder, checked against the model's configuration.
+
+    Args:
+        source: Where the tokenizer is; None for the folder itself.
 
     Raises:
         ModelError: it has token ids without an embedding.
         DataError: no tokenizer, or an unusable one.
     """
-    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    config, tokenizer = load_config(folder), load_tokenizer(source or folder)
     size = num_ids(tokenizer)
     if size > config.vocab_size:
         names = {number: name for name, number in tokenizer.get_vocab().items()}
         extra = [names[number] for number in sorted(names) if number >= config.vocab_size]
         raise ModelError(
-            f"The tokenizer in {folder} has token ids up to {size - 1}, but its model's embeddings "
-            f"end at {config.vocab_size - 1} (vocab_size {config.vocab_size}); such as "
-            f"{', '.join(map(repr, extra[:3]))} they have no embedding. Where tokens were added, "
-            f"call model.resize_token_embeddings({size}) and save the model again; otherwise give "
-            "the model's own tokenizer."
+            f"The tokenizer in {source or folder} has token ids up to {size - 1}, but its "
+            f"model's embeddings end at {config.vocab_size - 1} (vocab_size {config.vocab_size}); "
+            f"such as {', '.join(map(repr, extra[:3]))} they have no embedding. Where tokens were "
+            f"added, call model.resize_token_embeddings({size}) and save the model again; "
+            "otherwise give the model's own tokenizer."
         )
     fit_tokenizer(tokenizer, config)
     return tokenizer

@@ -34,4 +34,6 @@ def vocabulary_note(result: SeedResult) -> str:
             f"which the student has {units.percent(share)}; on the same text it has {shown[0]} "
             f"per byte ({shown[1]} with these)."
         )
+        if result.evaluation.get("zero_shot"):
+            sentences.append("The teacher's zero-shot scores are those with all tokens.")
     return " ".join(sentences)

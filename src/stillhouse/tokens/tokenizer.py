@@ -147,9 +147,14 @@ def tokenizer_path(tokenizer: str, teacher_tokenizer: Path | None) -> Path:
     return teacher_tokenizer
 
 
+def tokenizer_folder(tokens_folder: Path) -> Path:
+    """Where the tokenizer of the shards is."""
+    return tokens_folder / "tokenizer"
+
+
 def open_tokenizer(tokens_folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of the shards, which every model of the run is saved with."""
-    return load_tokenizer(tokens_folder / "tokenizer")
+    return load_tokenizer(tokenizer_folder(tokens_folder))
 
 
 def load_tokenizer(source: Path) -> PreTrainedTokenizerFast:
