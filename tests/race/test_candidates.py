@@ -1,12 +1,13 @@
 """Candidates of a budget: what transformers counts, and what cannot be."""
 
+import json
 import re
 
 import pytest
 import torch
 import transformers
 from tests.tiny_models import make_config
-from transformers import BertConfig, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig
 
 from stillhouse.errors import RecipeError
 from stillhouse.families.registry import FAMILIES
@@ -18,6 +19,9 @@ from stillhouse.race.candidates import (
     plan_candidates,
     spread,
 )
+from stillhouse.race.stage import check
+from stillhouse.recipe import Recipe
+from stillhouse.stages.check import RecipeCheck
 from stillhouse.student.settings import BudgetRecipe, RaceRecipe, StudentRecipe
 
 GROUPED = LlamaConfig(
@@ -110,6 +114,21 @@ def test_a_memory_is_that_of_the_teachers_precision(dtype, width):
     teacher.dtype = dtype
     assert parameter_limit(BudgetRecipe(memory=1_000_001), teacher) == 1_000_000 // width
     assert parameter_limit(BudgetRecipe(parameters=1_000_001), teacher) == 1_000_001
+
+
+def test_a_memory_counts_the_weights_as_they_are_stored(task_folder):
+    """Whatever precision the teacher's configuration names."""
+    folder = task_folder("llama", "CausalLM", num_hidden_layers=6)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    size = AutoModelForCausalLM.from_pretrained(folder).num_parameters()
+    recipe = {"teacher": str(folder), "corpus": {"source": "sample"}}
+    recipe |= {"tokens": {"sequence_length": 16}}
+    recipe |= {"student": {"budget": {"memory": int(4 * 0.9 * size)}}}
+    checked = RecipeCheck(Recipe.model_validate(recipe), ["race"], offline=True)
+    check(checked)
+    sizes = [own.num_parameters for own in checked.candidates]
+    assert 0.85 * size < max(sizes) <= 0.9 * size
 
 
 @pytest.mark.e2e

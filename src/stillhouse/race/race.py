@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from stillhouse.distillation.distill import Distillation
 from stillhouse.errors import RecipeError, TrainingError
-from stillhouse.models.folder_check import load_config
+from stillhouse.models.folder_check import load_config, weight_dtype
 from stillhouse.models.load import save_model
 from stillhouse.race.candidates import (
     SPEED_TOLERANCE,
@@ -53,6 +53,7 @@ class Race:
         self.teacher = context.models.teacher
         self.budget = recipe.student.budget
         self.config = load_config(self.teacher.folder)
+        self.config.dtype = weight_dtype(self.teacher.folder, self.config)
         short = {"max_tokens": self.budget.race.tokens, "epochs": 1, "control": "none"}
         self.distillation = recipe.distillation.model_copy(update=short)
 
@@ -75,11 +76,12 @@ class Race:
         saved, inputs = self.run.decoding_times, times_inputs(self.teacher)
 
         def measure() -> str:
-            if not is_up_to_date(saved, inputs):
+            if fresh := not is_up_to_date(saved, inputs):
                 self.context.reporter.say("race: measuring decoding speeds")
             times = decoding_times(self.config, self.teacher, saved)
             self._plan(times)
-            commit_json(saved, asdict(times), inputs)
+            if fresh:
+                commit_json(saved, asdict(times), inputs)
             return json.dumps(asdict(times))
 
         return DecodingTimes(**json.loads(self.context.ranks.on_rank0(measure)))

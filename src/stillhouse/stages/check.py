@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from stillhouse.errors import RecipeError
 from stillhouse.families.registry import check_sequence_length, family_named
-from stillhouse.models.folder_check import load_config
+from stillhouse.models.folder_check import load_config, weight_dtype
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import check_folder, load_model
 from stillhouse.recipe import Recipe
@@ -78,8 +78,8 @@ class RecipeCheck:
 
     @cached_property
     def teacher(self) -> PretrainedConfig:
-        """The teacher's configuration; its tokenizer, vocabulary and weights are checked where a
-        stage needs them."""
+        """The teacher's configuration, with the precision of its weights where they are there; its
+        tokenizer, vocabulary and weights are checked where a stage needs them."""
         recipe = self.recipe
         if isinstance(recipe.teacher, TeacherRecipe):
             return self._config_from_scratch(recipe.teacher)
@@ -90,6 +90,8 @@ class RecipeCheck:
         config = load_config(folder)
         if recipe.corpus is None:
             return config
+        if has_weights:
+            config.dtype = weight_dtype(folder, config)
         check_sequence_length(recipe.tokens, config)
         named = recipe.tokens.tokenizer
         if isinstance(named, TrainedTokenizer):
