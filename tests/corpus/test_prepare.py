@@ -12,6 +12,7 @@ from typing import Any
 import gigatoken
 import numpy as np
 import pytest
+from tests.byte_fallback import byte_fallback_tokenizer
 
 from stillhouse.corpus import prepare as prepare_module
 from stillhouse.corpus.prepare import TextCounts, prepare, prepare_inputs
@@ -41,10 +42,12 @@ def texts(tmp_path):
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
     """A tiny tokenizer folder for each kind of language modeling."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("causal", "masked")}
+    names = ("causal", "masked", "byte fallback")
+    folders = {name: tmp_path_factory.mktemp(name) for name in names}
     lines = [SENTENCE.format(number, number) for number in range(1000)]
     train_tokenizer("byte_bpe", 300, iter(lines), "causal").save_pretrained(folders["causal"])
     train_tokenizer("wordpiece", 120, iter(lines), "masked").save_pretrained(folders["masked"])
+    byte_fallback_tokenizer().save_pretrained(folders["byte fallback"])
     return folders
 
 
@@ -167,16 +170,18 @@ def test_a_failure_leaves_the_old_tokens_in_place(texts, tokenizers, tmp_path):
     assert sorted(path.name for path in run.path.iterdir()) == ["corpus", "tokens"]
 
 
-def test_long_documents_are_tokenized_as_one(tokenizers, tmp_path):
+@pytest.mark.parametrize("kind", ["causal", "byte fallback"])
+def test_long_documents_are_tokenized_as_one(tokenizers, tmp_path, kind):
     """Pieces and stretches leave no trace in the tokens: they equal those of the uncut text."""
-    text = "".join(SENTENCE.format(number, -number) for number in range(20_000))
+    sentence = SENTENCE.replace(".", "")  # so that pieces begin at line ends, too
+    text = "".join(sentence.format(number, -number) for number in range(20_000))
     (tmp_path / "a.txt").write_text(text)
     for number in range(20):
         (tmp_path / f"b{number}.txt").write_text(SENTENCE)
     run = RunFolder.at(tmp_path / "run")
-    prepare(recipe_for(tmp_path / "*.txt"), run, teacher_tokenizer=tokenizers["causal"])
+    prepare(recipe_for(tmp_path / "*.txt"), run, teacher_tokenizer=tokenizers[kind])
     split = open_split(run.tokens, "validation" if is_validation("a.txt", 0.2) else "train")
-    (ids,) = text_encoder(load_tokenizer(tokenizers["causal"]))([text])
+    (ids,) = text_encoder(load_tokenizer(tokenizers[kind]))([text])
     assert split.read(1, 1 + len(ids)).tolist() == ids.tolist()
 
 

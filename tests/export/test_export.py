@@ -215,9 +215,10 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(
     ("family", "message"),
     [
         (
-            "gemma2",
-            "of decoders this export writes gpt2, llama, mistral, qwen2, qwen3 as GGUF, and this "
-            "is gemma2; convert the model with llama.cpp's convert_hf_to_gguf.py.",
+            "olmo2",
+            "of decoders this export writes gemma2, gemma3_text, gpt2, llama, mistral, phi3, "
+            "qwen2, qwen3 as GGUF, and this is olmo2; convert the model with llama.cpp's "
+            "convert_hf_to_gguf.py.",
         ),
         (
             "mistral",

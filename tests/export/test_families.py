@@ -14,10 +14,12 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
-GGUF = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
-# Without the windows of the smallest models, which llama.cpp does not compute.
-WITHOUT_WINDOW = {
+GGUF = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")
+# Attention windows of the smallest models as llama.cpp computes them.
+WINDOWS = {
     "mistral": {"sliding_window": None},
+    "phi3": {"sliding_window": None},
+    "gemma3_text": {"layer_types": ["sliding_attention"] * 2},
     "qwen2": {"layer_types": ["full_attention"] * 2},
 }
 CTRANSLATE2 = ("gpt2", "bert", "distilbert", "roberta")
@@ -43,7 +45,7 @@ def check_export(
     to: str, name: str, supported: tuple[str, ...], folder: Path, record_property: Any
 ) -> None:
     """Of a tiny random model: written, loaded and compared, as `export` does in float32."""
-    loaded = make_loaded(name, **(WITHOUT_WINDOW.get(name, {}) if to == "gguf" else {}))
+    loaded = make_loaded(name, **(WINDOWS.get(name, {}) if to == "gguf" else {}))
     exported = plain(loaded, vocabulary_of(name, loaded))
     reason = format_named(to).refusal(exported)
     if name not in supported:

@@ -17,7 +17,8 @@ from stillhouse.inference.load import language_model
 from stillhouse.inference.loaded import LoadedModel
 
 CONFIGS = (
-    "GPT2Config", "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config",
+    "GPT2Config", "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config", "Phi3Config",
+    "Gemma2Config", "Gemma3TextConfig",
     "BertConfig", "RobertaConfig", "DistilBertConfig",
 )  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
@@ -90,12 +91,14 @@ def test_the_padding_of_a_vocabulary_is_cut(family):
         (GGUF, "bert", {}, "only decoders are written as GGUF; take onnx"),
         (
             GGUF,
-            "gemma2",
+            "olmo2",
             {},
-            "gpt2, llama, mistral, qwen2, qwen3 as GGUF, and this is gemma2",
+            "gpt2, llama, mistral, phi3, qwen2, qwen3 as GGUF, and this is olmo2",
         ),
         (GGUF, "llama", {"hidden_act": "gelu"}, "hidden_act is gelu"),
         (GGUF, "qwen3", {"attention_bias": True}, "attention_bias is True"),
+        (GGUF, "gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50"),
+        (GGUF, "gemma2", {"hidden_activation": "gelu"}, "hidden_activation is gelu"),
         (
             GGUF,
             "mistral",

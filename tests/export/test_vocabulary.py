@@ -14,7 +14,7 @@ from stillhouse.export.to_ctranslate2 import CTRANSLATE2
 from stillhouse.export.to_gguf import GGUF
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.inference.loaded import LoadedModel
-from stillhouse.models.from_gguf.tokenizer import rules_of
+from stillhouse.models.from_gguf.tokenizer import rules_of, space_prefix
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -132,7 +132,10 @@ def test_flags_of_added_tokens_that_gguf_has_no_place_for_are_refused(flag):
             {"pre_tokenizer": {"type": "Digits", "individual_digits": True}},
             'its pre_tokenizer is {"type": "Digits"',
         ),
-        ({"model": {"byte_fallback": True}}, "model has the byte_fallback True"),
+        (
+            {"model": {"byte_fallback": True}},
+            "changes spaces in a way that the file",
+        ),
         ({"model": {"ignore_merges": True}}, 'its pre_tokenizer is {"type": "ByteLevel"'),
         ({"model": {"dropout": 0.1}}, "model has the dropout 0.1"),
     ],
@@ -170,6 +173,31 @@ def test_rules_for_splitting_text_are_found_by_what_they_do(parts, whole_words, 
     pre_tokenizer = {"type": "Sequence", "pretokenizers": parts}
     state = {"pre_tokenizer": pre_tokenizer, "model": {"ignore_merges": whole_words}}
     assert rules_of(state) == name
+
+
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+PREPEND = {"type": "Prepend", "prepend": "\u2581"}
+METASPACE = {"type": "Metaspace", "replacement": "\u2581", "split": False}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer", "prefix"),
+    [
+        ({"type": "Sequence", "normalizers": [PREPEND, SPACES]}, None, True),
+        (SPACES, None, False),
+        (SPACES, split(" ") | {"pattern": {"String": " "}}, False),
+        (None, METASPACE | {"prepend_scheme": "never"}, False),
+        (None, METASPACE | {"prepend_scheme": "first"}, None),
+        (None, METASPACE | {"prepend_scheme": "never", "split": True}, None),
+        (SPACES, BYTES, None),
+        ({"type": "Sequence", "normalizers": [SPACES, PREPEND]}, None, None),
+        (None, None, None),
+    ],
+)
+def test_spaces_are_understood_by_what_is_done_with_them(normalizer, pre_tokenizer, prefix):
+    """As the published Llama 2, Gemma and others write them; near misses are not understood."""
+    state = {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
+    assert space_prefix(state) is prefix
 
 
 def test_composed_characters_are_noted():

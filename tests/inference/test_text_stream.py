@@ -1,7 +1,10 @@
 """Tokens to text as they come: the whole text in the end, no half characters on the way, and
 nothing of a text that stops it."""
 
+import random
+
 import pytest
+from tests.byte_fallback import byte_fallback_tokenizer
 
 from stillhouse.inference.engine.text_stream import TextStream
 from stillhouse.tokens.tokenizer import load_tokenizer
@@ -67,3 +70,35 @@ def test_a_text_stops_where_the_first_of_these_begins(tokenizer, stop, expected)
     shown, stream = pieces(tokenizer, tokenizer(TEXT)["input_ids"], stop=stop)
     assert "".join(shown) == expected
     assert stream.stopped == (expected != TEXT)
+
+
+@pytest.fixture(scope="module")
+def byte_fallback():
+    """Decoded bytes are characters only where all that stand together are."""
+    return byte_fallback_tokenizer()
+
+
+def test_bytes_of_many_characters_are_the_text(byte_fallback):
+    """From the start, and after a prompt of which the last tokens are bytes."""
+    ids = byte_fallback(TEXT)["input_ids"]
+    shown, _ = pieces(byte_fallback, ids)
+    assert "".join(shown) == byte_fallback.decode(ids) == TEXT
+    assert not any("\ufffd" in piece for piece in shown)
+    ids = byte_fallback("一滴一滴滴一 no")["input_ids"]
+    for length in range(7, len(ids) - 2, 3):  # whole characters, after the space that is added
+        shown, _ = pieces(byte_fallback, ids[length:], prompt_ids=ids[:length])
+        assert byte_fallback.decode(ids[:length]) + "".join(shown) == "一滴一滴滴一 no"
+
+
+def test_any_bytes_can_be_generated(byte_fallback):
+    """A model of random weights, or a high temperature, writes what is no text: the letters between
+    are all shown."""
+
+    def letters(text):
+        return [character for character in text if character != "\ufffd" and character < "\x80"]
+
+    generator = random.Random(0)
+    for _ in range(200):
+        ids = [generator.randrange(2 + 0x80, len(byte_fallback)) for _ in range(24)]
+        shown, _ = pieces(byte_fallback, ids)
+        assert letters("".join(shown)) == letters(byte_fallback.decode(ids))

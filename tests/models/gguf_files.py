@@ -16,7 +16,13 @@ from stillhouse.models.hub import resolve_folder
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-CONTROL, NORMAL = 3, 1
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _, BYTE = range(1, 7)
+MODEL_TYPES = {"gemma3": "gemma3_text"}  # of transformers, where llama.cpp has another name
+OWN: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 24},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 24, "num_hidden_layers": 7},
+    "phi3": {"pad_token_id": None},
+}
 
 
 def sample_tokenizer() -> Any:
@@ -28,14 +34,16 @@ def sample_tokenizer() -> Any:
 
 def tiny(model_type: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
     """A decoder with every parameter random and its logits far from uniform."""
-    size = len(sample_tokenizer())
-    config = AutoConfig.for_model(model_type, **SIZES, vocab_size=size, **settings)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
+    settings.setdefault("vocab_size", len(sample_tokenizer()))
+    own = OWN.get(model_type, {})
+    config = AutoConfig.for_model(model_type, **(SIZES | own | settings))
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    neutral = 0.0 if model_type.startswith("gemma") else 1.0
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             norm = parameter.dim() == 1 and name.endswith("weight")
-            parameter.normal_(1.0 if norm else 0.0, 0.2, generator=generator)
+            parameter.normal_(neutral if norm else 0.0, 0.2, generator=generator)
     return model
 
 
@@ -57,8 +65,16 @@ def metadata_of(architecture: str, model: PreTrainedModel, tokenizer: Any) -> di
         "attention.key_length": SIZES["head_dim"],
         "attention.value_length": SIZES["head_dim"],
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.freq_base": float(config.rope_parameters["rope_theta"]),
     }
+    rotary = config.rope_parameters
+    if architecture == "gemma3":
+        own["rope.freq_base_swa"] = rotary["sliding_attention"]["rope_theta"]
+        rotary = rotary["full_attention"]
+    own["rope.freq_base"] = float(rotary["rope_theta"])
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        own[key] = getattr(config, key, None)
+    if architecture in ("gemma2", "gemma3"):
+        own["attention.sliding_window"] = config.sliding_window
     vocabulary = {
         "model": "gpt2",
         "pre": "gpt-2",
@@ -75,6 +91,32 @@ def metadata_of(architecture: str, model: PreTrainedModel, tokenizer: Any) -> di
     }
 
 
+def sentencepiece_metadata(trained: Any, *, prefix: bool) -> dict[str, Any]:
+    """The tokenizer of a file, from a model of the package sentencepiece."""
+    ids = range(trained.get_piece_size())
+    kinds = {
+        BYTE: trained.is_byte,
+        CONTROL: trained.is_control,
+        UNKNOWN: trained.is_unknown,
+        USER_DEFINED: lambda id: trained.id_to_piece(id) == "<tool>",
+        NORMAL: lambda _: True,
+    }
+    own = {
+        "model": "llama",
+        "pre": "default",
+        "tokens": [trained.id_to_piece(id) for id in ids],
+        "scores": [float(trained.get_score(id)) for id in ids],
+        "token_type": [next(kind for kind, own in kinds.items() if own(id)) for id in ids],
+        "merges": None,
+        "bos_token_id": trained.bos_id(),
+        "eos_token_id": trained.eos_id(),
+        "unknown_token_id": trained.unk_id(),
+        "add_bos_token": None,
+        "add_space_prefix": prefix,
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in own.items()}
+
+
 def tensors_of(architecture: str, model: PreTrainedModel) -> dict[str, np.ndarray]:
     """The model's weights by llama.cpp's names, in its layout."""
     kind = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
@@ -86,6 +128,8 @@ def tensors_of(architecture: str, model: PreTrainedModel) -> dict[str, np.ndarra
             heads = values.shape[0] // SIZES["head_dim"]
             halves = values.reshape(heads, 2, -1, *values.shape[1:])
             values = halves.swapaxes(1, 2).reshape(values.shape)
+        if architecture.startswith("gemma") and stem.endswith("norm"):
+            values = values + 1
         found[f"{table.get_name(stem)}.{suffix}"] = values
     return found
 
@@ -100,7 +144,8 @@ def write(
     """A GGUF file; matrices in the type `kind`. A value of None leaves a key out."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
-        _add(writer, key, value)
+        if value is not None:
+            _add(writer, key, value)
     for name, values in tensors.items():
         own = kind if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, quantize(np.ascontiguousarray(values), own), raw_dtype=own)

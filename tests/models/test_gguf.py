@@ -15,8 +15,17 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize
+from tests.byte_fallback import trained_sentencepiece
 from tests.export.odd_models import ODD_MODELS
-from tests.models.gguf_files import metadata_of, sample_tokenizer, tensors_of, tiny, write
+from tests.models.gguf_files import (
+    MODEL_TYPES,
+    metadata_of,
+    sample_tokenizer,
+    sentencepiece_metadata,
+    tensors_of,
+    tiny,
+    write,
+)
 from transformers import AutoTokenizer
 
 import stillhouse
@@ -119,6 +128,7 @@ def test_other_files_are_refused_by_what_they_are(tmp_path, content, said):
         ({"tokenizer.ggml.pre": "default"}, "the rules 'default' for splitting text"),
         ({"tokenizer.ggml.pre": None}, "the rules None for splitting text"),
         ({"tokenizer.ggml.model": "llama"}, "a tokenizer of the kind 'llama'"),
+        ({"tokenizer.ggml.model": "t5"}, "a tokenizer of the kind 't5'"),
         ({"tokenizer.ggml.token_type": [1, 1]}, "metadata that cannot be used (ValueError"),
         ({"tokenizer.ggml.merges": ["a"]}, "metadata that cannot be used"),
     ],
@@ -188,10 +198,11 @@ e2e = pytest.mark.e2e
 
 @e2e
 @pytest.mark.parametrize("kind", [GGUF_KINDS.F32, GGUF_KINDS.F16, GGUF_KINDS.Q8_0], ids=str)
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"])
 def test_weights_are_those_that_the_package_gguf_dequantizes(tmp_path, name, kind):
-    """To the bit, and llama.cpp computes the same log-probabilities (`check_log_probabilities`)."""
-    original = tiny(name)
+    """To the bit, and llama.cpp computes the same log-probabilities (`check_log_probabilities`).
+    Gemma's norms are stored with 1 added, which rounds them."""
+    original = tiny(MODEL_TYPES.get(name) or name)
     metadata = metadata_of(name, original, sample_tokenizer())
     path = write(tmp_path / "a.gguf", name, metadata, tensors_of(name, original), kind)
     _, found = load_model(folder_of_gguf(path))
@@ -203,7 +214,89 @@ def test_weights_are_those_that_the_package_gguf_dequantizes(tmp_path, name, kin
         if kind != GGUF_KINDS.F32 and expected.ndim > 1:
             rows = gguf.quants.quantize(expected.numpy(), kind)  # each row by itself
             expected = torch.from_numpy(dequantize(rows, kind).reshape(expected.shape).copy())
+        if name.startswith("gemma") and wanted.endswith("norm.weight"):
+            expected = expected + 1 - 1
         assert torch.equal(parameters[wanted], expected), wanted
+
+
+@e2e
+@pytest.mark.parametrize("local_theta", [10_000.0, 500.0])
+@pytest.mark.parametrize("scaling", [{}, {"rope_type": "linear", "factor": 8.0}])
+def test_gemma_3_has_rotary_positions_of_two_kinds(tmp_path, local_theta, scaling):
+    """Those of layers with a window are never scaled; the log-probabilities are llama.cpp's."""
+    rotary = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6} | scaling,
+        "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
+    }
+    original = tiny("gemma3_text", rope_parameters=rotary)
+    metadata = metadata_of("gemma3", original, sample_tokenizer())
+    if scaling:
+        metadata |= {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}
+    path = write(tmp_path / "a.gguf", "gemma3", metadata, tensors_of("gemma3", original))
+    _, found = load_model(folder_of_gguf(path))
+    assert found.config.rope_parameters == rotary
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    """A model of the package sentencepiece, of this package's source."""
+    files = sorted(Path(stillhouse.__file__).parent.glob("inference/*.py"))
+    return trained_sentencepiece("".join(file.read_text() for file in files).splitlines())
+
+
+@pytest.fixture
+def sentencepiece_file(tmp_path: Path, trained: Any) -> Any:
+    """sentencepiece_file(changes, prefix): a llama's file with that tokenizer."""
+    model = tiny("llama", vocab_size=trained.get_piece_size())
+
+    def file(changes: dict[str, Any] | None = None, *, prefix: bool = True) -> Path:
+        metadata = metadata_of("llama", model, sample_tokenizer())
+        metadata |= sentencepiece_metadata(trained, prefix=prefix) | (changes or {})
+        return write(tmp_path / "model.gguf", "llama", metadata, tensors_of("llama", model))
+
+    return file
+
+
+@e2e
+@pytest.mark.parametrize("prefix", [True, False])
+def test_tokens_of_sentencepiece_are_those_of_llama_cpp(
+    sentencepiece_file, shared_data, trained, prefix
+):
+    """And of the package sentencepiece: books, tables, code, every character up to U+1FFFF."""
+    path = sentencepiece_file(prefix=prefix)
+    own = AutoTokenizer.from_pretrained(folder_of_gguf(path))
+    reference = Reference(read_header(path), LlamaCpp(path, 128))
+    for text in (*real_texts(shared_data, 4), *every_character()):
+        ids = own(text)["input_ids"]
+        assert ids == tokens_of(reference, text), text[:60]
+        if not any(token in text for token in own.get_added_vocab()):
+            assert not prefix or ids == [trained.bos_id(), *trained.encode(text)]
+            shown = text.replace("\u2581", " ")  # it stands for the space
+            assert own.decode(ids, skip_special_tokens=True) == shown
+    for text in ("a <|im_start|> b<tool>c <tool> d", "<|im_end|>\n", " <s>"):
+        assert own(text)["input_ids"] == tokens_of(reference, text)
+
+
+@e2e
+def test_phi_3_strips_spaces_after_special_tokens(sentencepiece_file):
+    """As llama.cpp does for models of that name."""
+    path = sentencepiece_file({"general.name": "Phi-3 mini"})
+    own = AutoTokenizer.from_pretrained(folder_of_gguf(path))
+    reference = Reference(read_header(path), LlamaCpp(path, 128))
+    for text in ("a <|im_start|>  b", "<s> b", "</s> c", "x <tool>  y"):
+        assert own(text)["input_ids"] == tokens_of(reference, text)
+    spaced, plain = (own(text)["input_ids"] for text in ("<|im_end|>  b", "<|im_end|>b"))
+    assert spaced == plain
+
+
+@e2e
+def test_a_model_of_sentencepiece_generates(sentencepiece_file):
+    """Text whose tokens are bytes; as many tokens as wanted."""
+    loaded = stillhouse.load(folder_of_gguf(sentencepiece_file()))
+    assert isinstance(loaded, CausalLM)
+    texts = loaded.generate("def 一", num_return_sequences=8, seed=0, max_new_tokens=40)
+    assert all(text.startswith("def 一") for text in texts)
+    assert len(set(texts)) == 8
 
 
 @e2e

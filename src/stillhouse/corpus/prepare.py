@@ -60,6 +60,7 @@ from stillhouse.tokens.vocabulary import write_kept
 from stillhouse.wording import counted
 
 BATCH_BYTES = 2**20
+LETTER = "a"  # tokens end between it and a space or line end
 PART_CHARACTERS = 2**15  # small enough that a batch keeps every core busy
 TRAINING_BYTES = 200 * 10**6  # the most text that a tokenizer is trained or trimmed on
 PROGRESS_SECONDS = 5.0
@@ -299,8 +300,18 @@ def _batches(chunks: Iterator[Chunk]) -> Iterator[list[tuple[Chunk, int]]]:
 
 
 def _encode_batch(batch: list[tuple[Chunk, int]], encode: Encode) -> list[EncodedChunk]:
+    """Encode chunks in parts. Some tokenizers add a space to a text, so a part that continues
+    another one is encoded after a letter, whose tokens are dropped."""
     parts = [list(split_text(chunk.text, PART_CHARACTERS)) for chunk, _ in batch]
-    ids = iter(encode(list(chain.from_iterable(parts))))
+    continued = [
+        (number > 0 or not chunk.starts_document) and part.startswith((" ", "\n"))
+        for (chunk, _), own in zip(batch, parts, strict=True)
+        for number, part in enumerate(own)
+    ]
+    texts = chain.from_iterable(parts)
+    led = [LETTER * after + text for text, after in zip(texts, continued, strict=True)]
+    letter, *found = encode([LETTER, *led])
+    ids = (own[after * len(letter) :] for own, after in zip(found, continued, strict=True))
     return [
         (chunk, size, np.concatenate([next(ids) for _ in own]))
         for (chunk, size), own in zip(batch, parts, strict=True)

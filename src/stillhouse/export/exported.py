@@ -70,6 +70,15 @@ _DECODER = ConfigKeys(
     # without effect
     | {"attention_dropout"},
 )  # fmt: skip
+_GEMMA = replace(
+    _DECODER,
+    activation="hidden_activation",
+    fixed={"attention_bias": False},
+    others=_DECODER.others
+    | {"final_logit_softcapping"}  # written
+    | {"query_pre_attn_scalar"}  # tested
+    | {"use_bidirectional_attention"},  # without effect on a decoder
+)
 _BERT = ConfigKeys(
     activation="hidden_act",
     fixed={"is_decoder": False, "add_cross_attention": False},
@@ -104,6 +113,18 @@ CONFIG_KEYS: Mapping[str, ConfigKeys] = {
     "mistral": _DECODER,
     "qwen2": _DECODER,
     "qwen3": replace(_DECODER, fixed={"attention_bias": False}),
+    "phi3": replace(
+        _DECODER,
+        others=_DECODER.others
+        | {"original_max_position_embeddings"}  # written
+        | {"resid_pdrop", "embd_pdrop"},  # without effect
+    ),
+    "gemma2": replace(_GEMMA, others=_GEMMA.others | {"attn_logit_softcapping"}),  # written
+    "gemma3_text": replace(
+        _GEMMA,
+        fixed={"attention_bias": False, "attn_logit_softcapping": None},
+        others=_GEMMA.others | {"_sliding_window_pattern"},  # the default of layer_types
+    ),
     "bert": _BERT,
     "roberta": _BERT,
     "distilbert": ConfigKeys(

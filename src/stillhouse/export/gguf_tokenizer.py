@@ -1,7 +1,7 @@
-"""The tokenizer in a GGUF file: byte-level BPE, the name of its rules, the tokens around a text.
+"""The tokenizer in a GGUF file, and the tokens around a text.
 
-A file names the rules that split a text into words; `models/from_gguf/tokenizer.py` lists the names
-and what they stand for.
+Of byte-level BPE a file names the rules that split a text into words, which
+`models/from_gguf/tokenizer.py` lists. Of SentencePiece's BPE it has scores instead of merges.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 
 from stillhouse.export.exported import Exported, Vocabulary
-from stillhouse.models.from_gguf.tokenizer import SPLITS, rules_of
+from stillhouse.models.from_gguf.tokenizer import SENTENCEPIECE, SPLITS, rules_of, space_prefix
 
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"  # the package `gguf` does not name it yet
 # Settings of a BPE in tokenizer.json that llama.cpp's assumes; "" and None are equal.
@@ -21,10 +21,10 @@ BPE: Mapping[str, Any] = {
     "dropout": None,
     "continuing_subword_prefix": None,
     "end_of_word_suffix": None,
-    "byte_fallback": False,
 }
 TOKEN_FLAGS = ("lstrip", "rstrip", "single_word")
 NFC = "NFC"
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 OTHERWISE = "convert the model with llama.cpp's convert_hf_to_gguf.py"
 
 
@@ -37,15 +37,22 @@ def refusal(exported: Exported) -> str | None:
             "a GGUF file names one to three tokens that end a text, and the model has "
             f"{len(ends)}; set eos_token_id in its generation_config.json"
         )
-    if (normalizer := _normalizer(state)) not in (None, NFC):
-        return f"its tokenizer's normalizer, {normalizer}, has no place in the file; {OTHERWISE}"
     for key, value in BPE.items():
         if ((found := state["model"].get(key)) or None) != (value or None):
             return (
-                f"its tokenizer's model has the {key} {found!r}, and this export writes byte-level "
-                f"BPE, with {value!r}; {OTHERWISE}"
+                f"its tokenizer's model has the {key} {found!r}, and this export writes BPE, with "
+                f"{value!r}; {OTHERWISE}"
             )
-    if rules_of(state) is None:
+    if state["model"]["byte_fallback"]:
+        if space_prefix(state) is None:
+            return (
+                "its tokenizer changes spaces in a way that the file cannot express: its "
+                f"normalizer is {json.dumps(state['normalizer']):.150}, its pre_tokenizer "
+                f"{json.dumps(state['pre_tokenizer']):.150}; {OTHERWISE}"
+            )
+    elif (normalizer := _normalizer(state)) not in (None, NFC):
+        return f"its tokenizer's normalizer, {normalizer}, has no place in the file; {OTHERWISE}"
+    elif rules_of(state) is None:
         return (
             "its tokenizer splits text by rules that this export cannot name in the "
             f"file (it names {', '.join(SPLITS)}): its pre_tokenizer is "
@@ -76,13 +83,12 @@ def notes(exported: Exported) -> list[str]:
 def add_to(writer: gguf.GGUFWriter, exported: Exported) -> None:
     """Write tokens, merges, special tokens and the chat template."""
     vocabulary, tokenizer, state = exported.vocabulary, exported.loaded.tokenizer, _state(exported)
-    rules, merges = rules_of(state), state["model"]["merges"]
-    assert rules is not None, "refused before"
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(rules)
+    if state["model"]["byte_fallback"]:
+        _add_sentencepiece(writer, vocabulary, state)
+    else:
+        _add_byte_level(writer, state)
     writer.add_token_list(vocabulary.names)
-    writer.add_token_types([_token_type(id, vocabulary) for id in range(len(vocabulary))])
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
+    writer.add_token_types(_token_types(vocabulary, state))
     add_end = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
     for add, id in zip(add_end, vocabulary.end_ids, strict=False):
         add(id)
@@ -119,6 +125,46 @@ def _added_around(exported: Exported) -> tuple[bool, bool] | None:
         if ids == first + own + (list(vocabulary.end_ids[:1]) if ends else []):
             return begins, ends
     return None
+
+
+def _add_byte_level(writer: gguf.GGUFWriter, state: Mapping[str, Any]) -> None:
+    rules = rules_of(state)
+    assert rules is not None, "refused before"
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(rules)
+    writer.add_token_merges([" ".join(pair) for pair in _merges(state)])
+
+
+def _add_sentencepiece(
+    writer: gguf.GGUFWriter, vocabulary: Vocabulary, state: Mapping[str, Any]
+) -> None:
+    """llama.cpp merges neighbours by the score of their union: the earlier a token's first merge
+    comes, the higher it is."""
+    prefix, scores = space_prefix(state), dict[str, float]()
+    assert prefix is not None, "refused before"
+    for number, (left, right) in enumerate(_merges(state), 1):
+        scores.setdefault(left + right, -float(number))
+    writer.add_tokenizer_model(SENTENCEPIECE)
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores([scores.get(name, 0.0) for name in vocabulary.names])
+    writer.add_add_space_prefix(prefix)
+    if (unknown := state["model"]["unk_token"]) is not None:
+        writer.add_unk_token_id(vocabulary.names.index(unknown))
+
+
+def _merges(state: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pairs = (
+        pair.split(" ") if isinstance(pair, str) else pair for pair in state["model"]["merges"]
+    )
+    return [(left, right) for left, right in pairs]
+
+
+def _token_types(vocabulary: Vocabulary, state: Mapping[str, Any]) -> list[gguf.TokenType]:
+    kinds = dict.fromkeys(BYTES, gguf.TokenType.BYTE) if state["model"]["byte_fallback"] else {}
+    kinds |= {state["model"]["unk_token"]: gguf.TokenType.UNKNOWN}
+    return [
+        kinds.get(name) or _token_type(id, vocabulary) for id, name in enumerate(vocabulary.names)
+    ]
 
 
 def _token_type(id: int, vocabulary: Vocabulary) -> gguf.TokenType:

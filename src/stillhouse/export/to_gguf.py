@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import torch
 from gguf.quants import quantize
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from stillhouse.export import gguf_tokenizer
 from stillhouse.export.exported import (
@@ -22,6 +22,7 @@ from stillhouse.export.exported import (
     Precision,
     config_refusal,
 )
+from stillhouse.families.base import attention_widths
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.models.from_gguf.architectures import (
     ARCHITECTURES,
@@ -38,6 +39,7 @@ TYPES = {
 }
 # llama.cpp's name of each of transformers' architectures. Mistral is a Llama to it.
 NAMES = {each.model_type: name for name, each in ARCHITECTURES.items()} | {"mistral": "llama"}
+GELU = ("gpt2", "gemma2", "gemma3_text")
 ROPE_FACTORS = "rope_freqs.weight"
 SCALED_ROPE = ("llama",)  # where llama.cpp reads these factors
 
@@ -51,9 +53,8 @@ def _refusal(exported: Exported) -> str | None:
             f"of decoders this export writes {', '.join(sorted(NAMES))} as GGUF, and this is "
             f"{config.model_type}; {gguf_tokenizer.OTHERWISE}"
         )
-    gelu = config.model_type == "gpt2"
     return (
-        config_refusal(config, TANH_GELU if gelu else {"silu", "swish"})
+        config_refusal(config, TANH_GELU if config.model_type in GELU else {"silu", "swish"})
         or _attention_refusal(loaded, config)
         or gguf_tokenizer.refusal(exported)
     )
@@ -62,6 +63,8 @@ def _refusal(exported: Exported) -> str | None:
 def _attention_refusal(loaded: CausalLM, config: PretrainedConfig) -> str | None:
     """What llama.cpp computes differently in the attention of this architecture."""
     window, positions = loaded.family.window(config), loaded.family.num_positions(config)
+    if ARCHITECTURES[NAMES[config.model_type]].windows:
+        return _gemma_refusal(config)
     if window is not None and window < positions:
         return (
             f"its attention reads the last {window} of {positions} positions, and llama.cpp reads "
@@ -82,6 +85,35 @@ def _attention_refusal(loaded: CausalLM, config: PretrainedConfig) -> str | None
     return None
 
 
+def _gemma_refusal(config: PretrainedConfig) -> str | None:
+    """What llama.cpp does not read from a file of a Gemma, but assumes."""
+    number = config.num_hidden_layers
+    usual = AutoConfig.for_model(config.model_type, num_hidden_layers=number).layer_types
+    if config.layer_types != usual:
+        return (
+            "its layers with and without an attention window are not in the order that llama.cpp "
+            f"assumes ({', '.join(usual[:6])}, ...); keep the teacher's order where you cut layers"
+        )
+    if config.query_pre_attn_scalar != attention_widths(config)[0] // config.num_attention_heads:
+        return (
+            f"its query_pre_attn_scalar is {config.query_pre_attn_scalar}, and llama.cpp takes "
+            f"the size of a head; {gguf_tokenizer.OTHERWISE}"
+        )
+    kinds = {own.get("rope_type") for own in _rotary_parts(config)}
+    if kinds != {"default"}:
+        return (
+            f"its rotary positions are scaled ({', '.join(sorted(map(str, kinds)))}), which this "
+            f"export writes for {', '.join(SCALED_ROPE)} alone; {gguf_tokenizer.OTHERWISE}"
+        )
+    return None
+
+
+def _rotary_parts(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """The rotary positions of all layers, or those of each kind of layer."""
+    parts = config.rope_parameters
+    return list(parts.values()) if "full_attention" in parts else [parts]
+
+
 def _rotary_scale(model: Any) -> float:
     return getattr(getattr(model.base_model, "rotary_emb", None), "attention_scaling", 1.0)
 
@@ -90,7 +122,7 @@ def _rope_factors(model: Any) -> np.ndarray | None:
     """What llama.cpp divides the rotary frequencies by, in each pair of channels: theta^(-2i/D)
     over the model's own. None without rotary positions, and where all are 1."""
     rotary = getattr(model.base_model, "rotary_emb", None)
-    if rotary is None:
+    if rotary is None or ARCHITECTURES[NAMES[model.config.model_type]].windows:
         return None
     own, theta = rotary.inv_freq.double(), model.config.rope_parameters["rope_theta"]
     exponents = torch.arange(len(own), dtype=torch.float64) / len(own)
@@ -163,7 +195,7 @@ def _open(exported: Exported, folder: Path) -> CausalEngine | None:
         from stillhouse.models.llama_cpp import LlamaCpp, TableGelu
     except ModuleNotFoundError:
         return None
-    table = TableGelu() if exported.model.config.model_type == "gpt2" else None
+    table = TableGelu() if exported.model.config.model_type in GELU else None
     return LlamaCpp(folder / FILE, exported.loaded.context, table)
 
 

@@ -163,5 +163,7 @@ def _settings(path: Path, context: int, num_slots: int, *, exact: bool) -> Any:
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = torch.get_num_threads()
     settings.fit_params = settings.warmup = settings.ui = False
     settings.cache_ram_mib = 0
+    # A cache of the window alone is restored wrongly for a second text (xllamacpp 2026.10).
+    settings.swa_full = True
     settings.verbosity = -1
     return settings

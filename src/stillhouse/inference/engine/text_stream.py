@@ -18,11 +18,11 @@ from typing import cast
 
 import torch
 from jaxtyping import Float
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 CONTEXT = 8  # tokens of the prompt that decoding may look back at
+CHARACTER = 4  # bytes, at most
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from bytes that are not a character
 
 
@@ -43,30 +43,37 @@ class TextStream:
         """Args: known: The start of the text, which is not shown."""
         self._tokenizer = tokenizer
         self._stop = stop
-        self._before = list(prompt_ids[-CONTEXT:])
-        self._new: list[int] = []
-        while self._before and self._decode(self._before).endswith(REPLACEMENT_CHARACTER):
-            self._new.insert(0, self._before.pop())  # the prompt's last character is continued
-        self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
-        for token in self._new:
-            self._stream.step(tokenizer.backend_tokenizer, token)
+        last = max(0, len(prompt_ids) - CONTEXT)
+        for start in range(last, max(-1, last - CHARACTER), -1):
+            self._read = list(prompt_ids[start:])  # tokens that the next ones are decoded after
+            if not self._decode(self._read).startswith(REPLACEMENT_CHARACTER):
+                break  # else within a character, and bytes that begin so are no text as a whole
+        self._waiting: list[int] = []
+        while self._read and self._decode(self._read).endswith(REPLACEMENT_CHARACTER):
+            self._waiting.insert(0, self._read.pop())  # the prompt's last character is continued
         self._decoded = ""  # whole characters of the new tokens
         self._shown = len(known)
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that can be shown after this token."""
-        self._new.append(token)
-        self._decoded += self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        self._waiting.append(token)
+        text = self._waiting_text()
+        if text and not text.endswith(REPLACEMENT_CHARACTER):
+            self._decoded += text
+            self._read, self._waiting = self._waiting, []
         return self._show(last=False)
 
     def finish(self) -> str:
         """The text that was held back, at the end of the continuation."""
         if self.stopped:
             return ""
-        before = self._decode(self._before)
-        self._decoded = self._decode(self._before + self._new)[len(before) :]
+        self._decoded += self._waiting_text()
         return self._show(last=True)
+
+    def _waiting_text(self) -> str:
+        """What the tokens that were not decoded yet add to those before them."""
+        return self._decode(self._read + self._waiting)[len(self._decode(self._read)) :]
 
     def _decode(self, ids: list[int]) -> str:
         return cast(str, self._tokenizer.decode(ids, skip_special_tokens=True))

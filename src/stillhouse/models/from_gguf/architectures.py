@@ -5,7 +5,7 @@ Every setting of an architecture is read, or known to change nothing; every tens
 has none is refused by name, since a model without it would compute something else.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,12 +38,99 @@ GPT2 = {
     "attention.head_count": "n_head",
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
-OPTIONAL = frozenset({"attention.head_count_kv", "attention.key_length", "rope.freq_base"})
+LOCAL_THETA = "rope.freq_base_swa"  # of Gemma 3's layers with a window
+GEMMA2 = DECODER | {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "attention.sliding_window": "sliding_window",
+}
+GEMMA3 = DECODER | {
+    LOCAL_THETA: "local_rope_theta",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "attention.sliding_window": "sliding_window",
+}
+PHI3 = DECODER | {
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "attention.sliding_window": "sliding_window",
+}
+# What a file may leave out: llama.cpp and transformers assume the same.
+OPTIONAL = frozenset(
+    {
+        "attention.head_count_kv",
+        "attention.key_length",
+        "rope.freq_base",
+        LOCAL_THETA,
+        "rope.scaling.original_context_length",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "attention.sliding_window",
+    }
+)
+LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers of the model of 27B
 SPECIAL = {
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
     "padding_token_id": "pad_token_id",
 }
+
+
+def _complete(file: GGUFFile, keys: dict[str, Any]) -> None:
+    """Fill in what llama.cpp assumes where a file does not say it."""
+    keys.setdefault("num_key_value_heads", keys["num_attention_heads"])
+    keys.setdefault("head_dim", keys["hidden_size"] // keys["num_attention_heads"])
+    theta = float(_shortest(keys.pop("rope_theta", 10_000.0)))
+    keys["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    if file.get("rope.scaling.type") == "linear":
+        factor = float(_shortest(file.get("rope.scaling.factor", 1.0)))
+        keys["rope_parameters"] |= {"rope_type": "linear", "factor": factor}
+
+
+def _complete_gpt2(file: GGUFFile, keys: dict[str, Any]) -> None:
+    """Nothing: every setting is a key of its own."""
+
+
+def _complete_phi3(file: GGUFFile, keys: dict[str, Any]) -> None:
+    _complete(file, keys)
+    keys["sliding_window"] = keys.get("sliding_window") or None  # 0: none
+
+
+def _complete_gemma2(file: GGUFFile, keys: dict[str, Any]) -> None:
+    """llama.cpp knows the largest model, whose scale of attention is another, by its layers."""
+    _complete(file, keys)
+    keys["query_pre_attn_scalar"] = keys["head_dim"]
+    if keys["num_hidden_layers"] == LARGEST_GEMMA[file.architecture]:
+        keys["query_pre_attn_scalar"] = keys["hidden_size"] // keys["num_attention_heads"]
+
+
+def _complete_gemma3(file: GGUFFile, keys: dict[str, Any]) -> None:
+    """Layers with a window have rotary positions of their own."""
+    _complete_gemma2(file, keys)
+    local = float(_shortest(keys.pop("local_rope_theta", 10_000.0)))
+    keys["rope_parameters"] = {
+        "full_attention": keys["rope_parameters"],
+        "sliding_attention": {"rope_type": "default", "rope_theta": local},
+    }
+
+
+def _derived(config: PretrainedConfig) -> dict[str, Any]:
+    return _head_sizes(config) | {"rope.freq_base": float(config.rope_parameters["rope_theta"])}
+
+
+def _derived_gemma3(config: PretrainedConfig) -> dict[str, Any]:
+    kinds = {"rope.freq_base": "full_attention", LOCAL_THETA: "sliding_attention"}
+    rotary = {key: config.rope_parameters[kind] for key, kind in kinds.items()}
+    return _head_sizes(config) | {key: float(own["rope_theta"]) for key, own in rotary.items()}
+
+
+def _head_sizes(config: PretrainedConfig) -> dict[str, int]:
+    size = attention_widths(config)[0] // config.num_attention_heads
+    return dict.fromkeys(
+        ("attention.key_length", "attention.value_length", "rope.dimension_count"), size
+    )
+
+
+def _derived_gpt2(config: PretrainedConfig) -> dict[str, Any]:
+    return {"feed_forward_length": config.n_inner or 4 * config.n_embd}
 
 
 @dataclass(frozen=True)
@@ -55,26 +142,56 @@ class Architecture:
         names: Of the table of tensor names in the package `gguf`.
         settings: From settings in the file to keys of the configuration.
         fixed: Other keys of the configuration.
+        complete: Fills in keys of the configuration that follow from several settings.
+        derived: Its inverse: settings that follow from several keys.
+        silent: Settings that llama.cpp does not need here, and their only value.
         rotary_pairs: Query and key rows are interleaved, as llama.cpp's rotation takes them.
         transposed: Suffixes of weights that transformers stores as inputs x outputs.
         biases: From a tensor to the key of the configuration that says that it exists.
+        norms_plus_one: The weights of norms are stored with 1 added, by which they multiply.
+        windows: llama.cpp applies the attention window, to the layers that have one by default.
     """
 
     model_type: str
     names: gguf.MODEL_ARCH
     settings: Mapping[str, str] = field(default_factory=lambda: DECODER)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    complete: Callable[[GGUFFile, dict[str, Any]], None] = _complete
+    derived: Callable[[PretrainedConfig], dict[str, Any]] = _derived
+    silent: Mapping[str, Any] = field(default_factory=dict)
     rotary_pairs: bool = False
     transposed: tuple[str, ...] = ()
     biases: Mapping[str, str] = field(default_factory=dict)
+    norms_plus_one: bool = False
+    windows: bool = False
 
 
 ARCHITECTURES = {
+    "gemma2": Architecture(
+        "gemma2",
+        gguf.MODEL_ARCH.GEMMA2,
+        GEMMA2,
+        complete=_complete_gemma2,
+        norms_plus_one=True,
+        windows=True,
+    ),
+    "gemma3": Architecture(
+        "gemma3_text",
+        gguf.MODEL_ARCH.GEMMA3,
+        GEMMA3,
+        complete=_complete_gemma3,
+        derived=_derived_gemma3,
+        silent={"attention.sliding_window_pattern": 6},
+        norms_plus_one=True,
+        windows=True,
+    ),
     "gpt2": Architecture(
         "gpt2",
         gguf.MODEL_ARCH.GPT2,
         GPT2,
         {"activation_function": "gelu_new"},
+        _complete_gpt2,
+        _derived_gpt2,
         transposed=("c_attn.weight", "c_proj.weight", "c_fc.weight"),
     ),
     "llama": Architecture(
@@ -83,6 +200,7 @@ ARCHITECTURES = {
         rotary_pairs=True,
         biases={"blk.0.attn_q.bias": "attention_bias", "blk.0.ffn_up.bias": "mlp_bias"},
     ),
+    "phi3": Architecture("phi3", gguf.MODEL_ARCH.PHI3, PHI3, complete=_complete_phi3),
     "qwen2": Architecture("qwen2", gguf.MODEL_ARCH.QWEN2),
     "qwen3": Architecture("qwen3", gguf.MODEL_ARCH.QWEN3),
 }
@@ -124,8 +242,7 @@ def config_of(file: GGUFFile) -> PretrainedConfig:
             f"{file.path} has no {prefix}{missing[0]} in its metadata. Convert the model again."
         )
     keys = {name: file.get(key) for key, name in architecture.settings.items() if key in found}
-    if architecture.settings is DECODER:
-        _complete(file, keys)
+    architecture.complete(file, keys)
     _check_dimensions(file, keys)
     keys |= {name: file.metadata.get(f"tokenizer.ggml.{key}") for key, name in SPECIAL.items()}
     keys |= {name: tensor in file.tensors for tensor, name in architecture.biases.items()}
@@ -141,28 +258,19 @@ def config_of(file: GGUFFile) -> PretrainedConfig:
 def settings_of(config: PretrainedConfig, architecture: Architecture) -> dict[str, Any]:
     """A configuration as settings of a file: what `config_of` reads, by keys without the name of
     the architecture."""
-    found = {key: getattr(config, name, None) for key, name in architecture.settings.items()}
-    if architecture.settings is not DECODER:
-        return found | {"feed_forward_length": config.n_inner or 4 * config.n_embd}
-    size = attention_widths(config)[0] // config.num_attention_heads
-    sizes = ("attention.key_length", "attention.value_length", "rope.dimension_count")
-    theta = float(config.rope_parameters["rope_theta"])
-    return found | dict.fromkeys(sizes, size) | {"rope.freq_base": theta}
+    named = ((key, getattr(config, name, None)) for key, name in architecture.settings.items())
+    found = {key: value for key, value in named if value is not None}
+    return found | architecture.derived(config)
 
 
 def _neutral(file: GGUFFile) -> set[str]:
     """Settings whose value asks for nothing."""
     neutral = {"rope.scaling.type": "none", "attention.causal": True, "expert_count": 0}
     neutral |= {"expert_used_count": 0, "use_parallel_residual": True}
-    return {key for key, value in neutral.items() if file.get(key) == value}
-
-
-def _complete(file: GGUFFile, keys: dict[str, Any]) -> None:
-    """Fill in what llama.cpp assumes where a file does not say it."""
-    keys.setdefault("num_key_value_heads", keys["num_attention_heads"])
-    keys.setdefault("head_dim", keys["hidden_size"] // keys["num_attention_heads"])
-    theta = float(_shortest(keys.pop("rope_theta", 10_000.0)))
-    keys["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    neutral |= architecture_of(file).silent
+    scaling = {"rope.scaling.type", "rope.scaling.factor"}
+    linear = scaling if file.get("rope.scaling.type") == "linear" else set()
+    return linear | {key for key, value in neutral.items() if file.get(key) == value}
 
 
 def _check_dimensions(file: GGUFFile, keys: Mapping[str, Any]) -> None:
@@ -240,6 +348,8 @@ def in_transformers_layout(file: GGUFFile, name: str, stored: str) -> np.ndarray
         values = values.T
     heads = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
     part = stored.split(".")[-2]
+    if architecture.norms_plus_one and part.endswith("norm"):
+        values = values - 1
     if architecture.rotary_pairs and part in heads:
         num_heads = file.get(heads[part], file.get("attention.head_count"))
         # From (x0, y0, x1, y1, ...) to (x0, x1, ..., y0, y1, ...) in each head.
@@ -256,6 +366,8 @@ def in_llama_cpp_layout(
     if architecture.transposed and name.endswith(architecture.transposed):
         values = values.T
     part = stored.split(".")[-2]
+    if architecture.norms_plus_one and part.endswith("norm"):
+        values = values + 1
     if architecture.rotary_pairs and part in ("attn_q", "attn_k"):
         grouped = part == "attn_k"
         num_heads = config.num_key_value_heads if grouped else config.num_attention_heads

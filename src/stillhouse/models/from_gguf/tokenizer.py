@@ -1,14 +1,24 @@
 """The tokenizer in a GGUF file, with the rules that llama.cpp applies to it.
 
-A file holds vocabulary and merges, and of the rules that split a text into words the name alone
-(`tokenizer.ggml.pre`). Names that are not listed here are refused: another rule gives other tokens,
-with no error.
+Of byte-level BPE (the kind `gpt2`) a file holds vocabulary and merges, and of the rules that split
+a text into words the name alone (`tokenizer.ggml.pre`). Names that are not listed here are refused:
+another rule gives other tokens, with no error. Of SentencePiece's BPE (the kind `llama`) it holds
+vocabulary and scores, by which neighbours are merged.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import ModelError
@@ -30,6 +40,20 @@ SPLITS: dict[str, tuple[str | None, ...]] = {
     "deepseek-r1-qwen": (_QWEN2,),
 }
 WHOLE_WORDS_FIRST = ("llama-bpe",)  # a word that is a token is not made of merges
+SENTENCEPIECE = "llama"
+NEEDED = {"gpt2": "merges", SENTENCEPIECE: "scores"}  # beside the tokens, of each kind
+SPACE = "\u2581"
+# What llama.cpp assumes of SentencePiece's BPE where a file does not say it.
+ASSUMED = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "unknown_token_id": 0,
+    "add_bos_token": True,
+    "add_space_prefix": True,
+}
+# Models of these names lose the spaces after most special tokens.
+STRIPPING = ("phi-3", "phi3")
+NOT_STRIPPED = ("<unk>", "<s>", "<|endoftext|>")
 NAMES = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -47,40 +71,50 @@ def tokenizer_of(file: GGUFFile) -> PreTrainedTokenizerFast:
         ModelError: none, or one whose rules are not known here.
     """
     setting = {key.removeprefix("tokenizer.ggml."): value for key, value in file.metadata.items()}
-    tokens, kinds = setting.get("tokens"), setting.get("token_type")
-    if not tokens or setting.get("model") != "gpt2" or "merges" not in setting:
+    tokens, kind = setting.get("tokens"), setting.get("model")
+    if not tokens or NEEDED.get(str(kind)) not in setting:
         raise ModelError(
-            f"{file.path} has a tokenizer of the kind {setting.get('model')!r}; of GGUF files "
-            "Stillhouse reads byte-level BPE (gpt2). Give the model as a folder with "
-            "tokenizer.json."
+            f"{file.path} has a tokenizer of the kind {kind!r}; of GGUF files Stillhouse reads "
+            "byte-level BPE (gpt2, with merges) and SentencePiece's BPE (llama, with scores). Give "
+            "the model as a folder with tokenizer.json."
         )
-    if setting.get("pre") not in SPLITS:
+    if kind == SENTENCEPIECE:
+        setting = ASSUMED | setting
+    elif setting.get("pre") not in SPLITS:
         raise ModelError(
             f"{file.path} names the rules {setting.get('pre')!r} for splitting text "
             f"(tokenizer.ggml.pre); Stillhouse knows {', '.join(SPLITS)}. Give the model as a "
             "folder with tokenizer.json."
         )
-    kinds = kinds or [NORMAL] * len(tokens)
-    backend = _backend(setting["pre"], tokens, kinds, setting["merges"])
+    kinds = setting.get("token_type") or [NORMAL] * len(tokens)
     ids = {name: setting.get(key) for name, key in NAMES.items()}
     named = {name: tokens[id] for name, id in ids.items() if id is not None and id < len(tokens)}
+    make = _sentencepiece if kind == SENTENCEPIECE else _byte_level
+    backend = make(setting, list(zip(tokens, kinds, strict=True)))
+    strips = any(name in str(setting.get("general.name")).lower() for name in STRIPPING)
+    added = [
+        AddedToken(
+            token,
+            normalized=False,
+            special=kind == CONTROL,
+            rstrip=strips and token not in NOT_STRIPPED,
+        )
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    backend.add_tokens([token for token in added if not token.special])
+    backend.add_special_tokens([token for token in added if token.special])
     backend.post_processor = _around(setting, named, backend)
     found = PreTrainedTokenizerFast(tokenizer_object=backend, **named)
     found.chat_template = _templates(file)
     return found
 
 
-def _backend(
-    rules: str, tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[str]
-) -> Tokenizer:
-    vocabulary = {
-        token: id
-        for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind != UNUSED
-    }
+def _byte_level(setting: Mapping[str, Any], tokens: Sequence[tuple[str, int]]) -> Tokenizer:
+    rules, merges = setting["pre"], setting["merges"]
     backend = Tokenizer(
         models.BPE(
-            vocabulary,
+            {token: id for id, (token, kind) in enumerate(tokens) if kind != UNUSED},
             [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)],
             ignore_merges=rules in WHOLE_WORDS_FIRST,
         )
@@ -93,13 +127,32 @@ def _backend(
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=None in SPLITS[rules])
     backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, last]) if splits else last
     backend.decoder = decoders.ByteLevel()
-    added = [
-        AddedToken(token, normalized=False, special=kind == CONTROL)
-        for token, kind in zip(tokens, kinds, strict=True)
-        if kind in (CONTROL, USER_DEFINED)
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend
+
+
+def _sentencepiece(setting: Mapping[str, Any], tokens: Sequence[tuple[str, int]]) -> Tokenizer:
+    """Neighbours whose union is a token are merged, those of the highest score first; a character
+    that is no token becomes bytes."""
+    vocabulary = {token: id for id, (token, kind) in enumerate(tokens) if kind != UNUSED}
+    scores = dict(zip((token for token, _ in tokens), setting["scores"], strict=True))
+    pieces = [token for token, kind in tokens if kind in (NORMAL, USER_DEFINED)]
+    pieces.sort(key=lambda token: -scores[token])
+    merges = [
+        (token[:place], token[place:])
+        for token in pieces
+        for place in range(1, len(token))
+        if token[:place] in vocabulary and token[place:] in vocabulary
     ]
-    backend.add_tokens([token for token in added if not token.special])
-    backend.add_special_tokens([token for token in added if token.special])
+    unknown = tokens[setting["unknown_token_id"]][0]
+    model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    backend = Tokenizer(model)
+    prefix = bool(setting["add_space_prefix"])
+    spaces = normalizers.Replace(" ", SPACE)
+    begin = normalizers.Prepend(SPACE)
+    backend.normalizer = normalizers.Sequence([begin, spaces]) if prefix else spaces
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])])
     return backend
 
 
@@ -114,6 +167,22 @@ def rules_of(state: Mapping[str, Any]) -> str | None:
         ),
         None,
     )
+
+
+def space_prefix(state: Mapping[str, Any]) -> bool | None:
+    """Whether a tokenizer.json of SentencePiece's BPE puts a space before each text; None if it
+    does anything else with spaces."""
+    normalizer, before = state["normalizer"] or {}, state["pre_tokenizer"] or {}
+    steps: list[dict[str, Any]] = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    if before.get("type") == "Metaspace":
+        plain = not steps and before["replacement"] == SPACE and not before["split"]
+        return False if plain and before["prepend_scheme"] == "never" else None
+    if before and (before["type"], before.get("pattern")) != ("Split", {"String": " "}):
+        return None  # a split at spaces has no effect where none is left
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    if steps == [{"type": "Prepend", "prepend": SPACE}, spaces]:
+        return True
+    return False if steps == [spaces] else None
 
 
 def _splits_of(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str | None, ...] | None:
@@ -146,12 +215,12 @@ def _is_isolating(part: Mapping[str, Any]) -> bool:
 
 def _around(
     setting: dict[str, object], named: dict[str, str], backend: Tokenizer
-) -> processors.PostProcessor:
+) -> processors.PostProcessor | None:
     """The tokens around a text that the file asks for."""
     begin = named.get("bos_token") if setting.get("add_bos_token") else None
     end = named.get("eos_token") if setting.get("add_eos_token") else None
     if begin is None and end is None:
-        return processors.ByteLevel(trim_offsets=False)
+        return backend.post_processor
     around = [token for token in (begin, end) if token is not None]
     return processors.TemplateProcessing(
         single=" ".join([*([begin] if begin else []), "$A", *([end] if end else [])]),
