@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache, partial
 from shutil import copytree
 
 import numpy as np
@@ -88,7 +89,14 @@ def data(tmp_path):
 
 def loaded(folders):
     """The models of these folders, which hold their tokenizers."""
-    return {name: Scored(folder, load_model(folder)[1], folder) for name, folder in folders.items()}
+    return {
+        name: Scored(folder, cache(partial(load_model_alone, folder)), folder)
+        for name, folder in folders.items()
+    }
+
+
+def load_model_alone(folder):
+    return load_model(folder)[1]
 
 
 def test_every_model_is_scored_on_the_same_examples(task_folder, tmp_path, data):
@@ -108,7 +116,7 @@ def test_every_model_is_scored_on_the_same_examples(task_folder, tmp_path, data)
         assert gap["low"] <= gap["value"] <= gap["high"]
     assert json.loads(json.dumps(found)) == found
     with torch.no_grad():
-        for parameter in models["student"].model.parameters():
+        for parameter in models["student"].model().parameters():
             parameter.fill_(math.nan)
     assert zero_shot_scores(sets, run, models, cache, QuietReporter()) == found
     assert zero_shot_scores({}, run, models, cache, QuietReporter()) is None
@@ -132,7 +140,7 @@ def test_a_model_that_diverged_has_no_score(task, task_folder, tmp_path, data):
     copytree(folders["teacher"], folders["student"])
     models = loaded(folders)
     with torch.no_grad():
-        for parameter in models["student"].model.parameters():
+        for parameter in models["student"].model().parameters():
             parameter.fill_(math.nan)
     found = scores_of(recipe, tmp_path, models)
     own, nothing = found["sets"]["choices"], {"value": None, "low": None, "high": None}

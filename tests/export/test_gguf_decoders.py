@@ -1,6 +1,8 @@
 """Decoders of the Llama type as GGUF files: in llama.cpp the same tokens and probabilities, and the
 same tokenizer, chat template and end tokens."""
 
+import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -109,7 +111,9 @@ WINDOWS = ["full_attention", "sliding_attention"]
     ("settings", "message"),
     [
         ({"layer_types": WINDOWS}, "windows? are not in the order that llama.cpp assumes"),
-        ({"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64, and llama.cpp takes"),
+        ({"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64, and llama.cpp takes 16"),
+        ({"attn_logit_softcapping": None}, "attn_logit_softcapping is None, and llama.cpp caps"),
+        ({"final_logit_softcapping": None}, "final_logit_softcapping is None"),
         ({"rope_parameters": LINEAR_ROPE}, r"rotary positions are scaled \(linear\)"),
     ],
 )
@@ -120,17 +124,100 @@ def test_a_gemma_that_llama_cpp_would_compute_differently_is_refused(tmp_path, s
         export_model(str(source), "gguf", tmp_path / "out", precision="fp32")
 
 
-@pytest.mark.parametrize("prefix", [True, False])
-def test_a_tokenizer_of_sentencepiece_is_the_same_in_llama_cpp(tmp_path, monkeypatch, prefix):
-    """And the file is read back as the same tokenizer."""
+def test_the_attention_of_the_largest_gemma_has_another_scale(tmp_path):
+    """llama.cpp knows it by its 46 layers."""
+    settings = {"num_hidden_layers": 46, "head_dim": 8, "query_pre_attn_scalar": 64 // 4}
+    source = save(tmp_path / "model", "gemma2", **settings)
+    found = export_model(str(source), "gguf", tmp_path / "out", precision="fp32")
+    assert found["parity"]["largest_difference_beside_activation_nats"] < 0.05
+    with pytest.raises(ModelError, match=r"query_pre_attn_scalar is 8, and llama\.cpp takes 16"):
+        export_model(
+            str(save(tmp_path / "other", "gemma2", **(settings | {"query_pre_attn_scalar": 8}))),
+            "gguf",
+            tmp_path / "out2",
+        )
+
+
+def test_heads_of_which_a_part_is_turned_are_refused(tmp_path):
+    rotary = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+    source = save(tmp_path / "model", "phi3", rope_parameters=rotary)
+    with pytest.raises(ModelError, match=r"turn a part of each head \(0.5\)"):
+        export_model(str(source), "gguf", tmp_path / "out")
+
+
+@pytest.fixture
+def sentencepiece_folder(tmp_path, monkeypatch):
+    """sentencepiece_folder(prefix, changes): a llama with that tokenizer, and the trained model."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     lines = Path(stillhouse.__file__).with_name("check.py").read_text().splitlines()
     trained = trained_sentencepiece(lines, 700)
     model = tiny("llama", vocab_size=trained.get_piece_size())
-    metadata = metadata_of("llama", model, sample_tokenizer())
-    metadata |= sentencepiece_metadata(trained, prefix=prefix)
-    path = write(tmp_path / "a.gguf", "llama", metadata, tensors_of("llama", model))
-    source = read.folder_of_gguf(path)
+
+    def folder(*, prefix=True, **changes):
+        metadata = metadata_of("llama", model, sample_tokenizer())
+        metadata |= sentencepiece_metadata(trained, prefix=prefix) | changes
+        path = write(tmp_path / "a.gguf", "llama", metadata, tensors_of("llama", model))
+        return read.folder_of_gguf(path), trained
+
+    return folder
+
+
+def test_spaces_that_phi_3_strips_are_stripped_in_llama_cpp(sentencepiece_folder, tmp_path):
+    """After the tokens that have `rstrip`; other sets of tokens have no place in the file."""
+    source, _ = sentencepiece_folder(**{"general.name": "Phi-3"})
+    export_model(str(source), "gguf", tmp_path / "out", precision="fp32")
+    own, engine = stillhouse.load(source), LlamaCpp(tmp_path / "out" / "model.gguf", 64)
+    for text in ("a <|im_start|>  b", "<s> b", "</s> c", "x <tool>  y"):
+        assert engine.tokens_of(text) == own.encode(text)
+    state = source / "tokenizer.json"
+    changed = json.loads(state.read_text())
+    changed["added_tokens"][-1]["rstrip"] ^= True
+    state.write_text(json.dumps(changed))
+    with pytest.raises(ModelError, match="has rstrip set, which has no place in the file"):
+        export_model(str(source), "gguf", tmp_path / "out2")
+
+
+def test_tokens_of_spaces_are_text_in_llama_cpp(sentencepiece_folder, tmp_path):
+    """Gemma's tokenizer.json lists runs of spaces among its added tokens."""
+    source, _ = sentencepiece_folder(prefix=False)
+    folder = tmp_path / "added"
+    shutil.copytree(source, folder)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    spaces = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    number = state["model"]["vocab"]["\u2581\u2581"]
+    spaces |= {"id": number, "content": "\u2581\u2581", "special": False}
+    state["added_tokens"] = sorted([*state["added_tokens"], spaces], key=lambda own: own["id"])
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    found = export_model(str(folder), "gguf", tmp_path / "out", precision="fp32")
+    assert "U+2581" in found["notes"][0]
+    engine, own = LlamaCpp(tmp_path / "out" / "model.gguf", 64), stillhouse.load(folder)
+    for text in ("def f():\n  return", "a  b    c"):
+        assert engine.tokens_of(text) == own.encode(text)
+        assert engine.text_of(own.encode(text)) == text
+
+
+@pytest.mark.parametrize("order", ["missing", "late"])
+def test_merges_that_llama_cpp_would_do_otherwise_are_refused(sentencepiece_folder, order):
+    """It knows tokens and their scores alone: every union of neighbours, each at one place."""
+    source, _ = sentencepiece_folder()
+    file = source / "tokenizer.json"
+    state = json.loads(file.read_text())
+    merges = state["model"]["merges"]
+    twice = next(n for n in range(1, len(merges)) if "".join(merges[n]) == "".join(merges[n - 1]))
+    pair = merges.pop(twice)
+    if order == "late":
+        merges.append(pair)
+    file.write_text(json.dumps(state))
+    with pytest.raises(ModelError, match="its tokenizer does not merge"):
+        export_model(str(source), "gguf", source.parent / "out")
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_tokenizer_of_sentencepiece_is_the_same_in_llama_cpp(
+    sentencepiece_folder, tmp_path, prefix
+):
+    """And the file is read back as the same tokenizer."""
+    source, trained = sentencepiece_folder(prefix=prefix)
     export_model(str(source), "gguf", tmp_path / "out", precision="fp32")
     original, found = stillhouse.load(source), stillhouse.load(tmp_path / "out")
     engine = LlamaCpp(tmp_path / "out" / "model.gguf", 64)

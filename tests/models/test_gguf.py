@@ -237,6 +237,15 @@ def test_gemma_3_has_rotary_positions_of_two_kinds(tmp_path, local_theta, scalin
     assert found.config.rope_parameters == rotary
 
 
+def test_a_gemma_3_without_the_size_of_its_window_is_refused(tmp_path):
+    """llama.cpp then has no window, and transformers has one."""
+    original = tiny("gemma3_text")
+    metadata = metadata_of("gemma3", original, sample_tokenizer())
+    metadata["gemma3.attention.sliding_window"] = None
+    path = write(tmp_path / "a.gguf", "gemma3", metadata, tensors_of("gemma3", original))
+    refused(path, "no gemma3.attention.sliding_window in its metadata")
+
+
 @pytest.fixture(scope="module")
 def trained() -> Any:
     """A model of the package sentencepiece, of this package's source."""

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stillhouse.corpus.splits import Splitting, plan_splits
 from stillhouse.corpus.vocabulary import TextTokens, Vocabulary, trim_to_text
-from stillhouse.data.chunks import Chunk, split_text
+from stillhouse.data.chunks import SAFE_STARTS, Chunk, split_text
 from stillhouse.data.documents import (
     ReadSummary,
     describe_sources,
@@ -301,10 +301,11 @@ def _batches(chunks: Iterator[Chunk]) -> Iterator[list[tuple[Chunk, int]]]:
 
 def _encode_batch(batch: list[tuple[Chunk, int]], encode: Encode) -> list[EncodedChunk]:
     """Encode chunks in parts. Some tokenizers add a space to a text, so a part that continues
-    another one is encoded after a letter, whose tokens are dropped."""
+    another one is encoded after a letter, whose tokens are dropped. (Not where a million characters
+    had no safe place to cut: the space stays there.)"""
     parts = [list(split_text(chunk.text, PART_CHARACTERS)) for chunk, _ in batch]
     continued = [
-        (number > 0 or not chunk.starts_document) and part.startswith((" ", "\n"))
+        (number > 0 or not chunk.starts_document) and part.startswith(SAFE_STARTS)
         for (chunk, _), own in zip(batch, parts, strict=True)
         for number, part in enumerate(own)
     ]

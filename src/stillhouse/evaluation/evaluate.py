@@ -5,13 +5,18 @@
 is null, and its model is listed under `diverged`.
 """
 
+import functools
 import json
 import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from stillhouse.evaluation.metrics.agreement import ROWS
 from stillhouse.evaluation.metrics.base import SCHEMA, Cache, Model, Subjects
@@ -41,11 +46,13 @@ def evaluate_inputs(
     made_here = {"tokens": run.tokens, **outputs}
     own = {name: fingerprint_of(output) for name, output in made_here.items()}
     sources = {"teacher": teacher_fingerprint, **own}
-    settings = {
+    settings: dict[str, Any] = {
         "schema": SCHEMA,
         "evaluation": recipe_part(recipe.evaluation),
         "tokens": recipe_part(recipe.tokens),
     }
+    if recipe.student.vocabulary is not None:
+        settings["zero_shot_teacher"] = "whole"  # it was that with the tokens that stay
     for path in recipe.evaluation.perplexity:
         if path != "validation" and Path(path).is_file():
             sources[path] = sha256_of(Path(path))
@@ -136,14 +143,20 @@ def _zero_shot(
     cache: Cache,
     reporter: Reporter,
 ) -> dict[str, Any] | None:
-    sets = recipe.evaluation.zero_shot
-    tokenizer = tokenizer_folder(run.tokens)
-    scored = {name: Scored(folders[name], own, tokenizer) for name, (_, own) in models.items()}
-    if sets and whole_teacher is not None:
-        _, whole = load_model(whole_teacher)
-        whole.to(device=pick_device())  # pyright: ignore[reportCallIssue]
+    def whole() -> PreTrainedModel:
+        assert whole_teacher is not None
+        _, model = load_model(whole_teacher)
+        model.to(device=pick_device())  # pyright: ignore[reportCallIssue]
+        return model
+
+    sets, tokenizer = recipe.evaluation.zero_shot, tokenizer_folder(run.tokens)
+    scored = {
+        name: Scored(folders[name], partial(itemgetter(1), own), tokenizer)
+        for name, own in models.items()
+    }
+    if whole_teacher is not None:
         own = tokenizer_path(str(recipe.tokens.tokenizer), whole_teacher)
-        scored["teacher"] = Scored(whole_teacher, whole, own)
+        scored["teacher"] = Scored(whole_teacher, functools.cache(whole), own)
     return zero_shot_scores(sets, run, scored, cache, reporter)
 
 

@@ -13,7 +13,7 @@ diverged is None.
 Axes: S data sets, D resamples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -50,10 +50,11 @@ class Gain(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A model, its folder, and where its tokenizer is, which a teacher's folder may lack."""
+    """A model, which is loaded where it is scored, its folder, and where its tokenizer is, which a
+    teacher's folder may lack."""
 
     folder: Path
-    model: PreTrainedModel
+    model: Callable[[], PreTrainedModel]
     tokenizer: Path
 
 
@@ -110,9 +111,9 @@ def _measure(
 ) -> tuple[Mapping[str, MetricSamples], int]:
     """A model's metrics on the examples of a data set, and the number of truncated texts; of a
     model that diverged they are not finite."""
-    own = task.for_model(scored.folder, scored.model.config)
-    tokenizer = load_model_tokenizer(scored.folder, scored.tokenizer)
-    loaded = task_model(scored.model, tokenizer, own)
+    model = scored.model()
+    own = task.for_model(scored.folder, model.config)
+    loaded = task_model(model, load_model_tokenizer(scored.folder, scored.tokenizer), own)
     try:
         predictions, num_cut = loaded.predictions_and_cuts(examples)
     except NotFiniteError:

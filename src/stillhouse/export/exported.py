@@ -77,7 +77,7 @@ _GEMMA = replace(
     others=_DECODER.others
     | {"final_logit_softcapping"}  # written
     | {"query_pre_attn_scalar"}  # tested
-    | {"use_bidirectional_attention"},  # without effect on a decoder
+    | {"use_bidirectional_attention"},  # refused at load
 )
 _BERT = ConfigKeys(
     activation="hidden_act",

@@ -6,13 +6,22 @@ Of byte-level BPE a file names the rules that split a text into words, which
 
 import json
 from collections.abc import Mapping
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 import gguf
 
 from stillhouse.export.exported import Exported, Vocabulary
-from stillhouse.models.from_gguf.tokenizer import SENTENCEPIECE, SPLITS, rules_of, space_prefix
+from stillhouse.models.from_gguf.tokenizer import (
+    NOT_STRIPPED,
+    SENTENCEPIECE,
+    SPACE,
+    SPLITS,
+    STRIPPING,
+    rules_of,
+    space_prefix,
+    splits_of,
+)
 
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"  # the package `gguf` does not name it yet
 # Settings of a BPE in tokenizer.json that llama.cpp's assumes; "" and None are equal.
@@ -44,6 +53,11 @@ def refusal(exported: Exported) -> str | None:
                 f"{value!r}; {OTHERWISE}"
             )
     if state["model"]["byte_fallback"]:
+        if unlisted := _unlisted_merge(state, exported.vocabulary):
+            return (
+                f"its tokenizer does not merge {unlisted}, which is a token, and llama.cpp merges "
+                f"all neighbours that are one, by the order of tokens; {OTHERWISE}"
+            )
         if space_prefix(state) is None:
             return (
                 "its tokenizer changes spaces in a way that the file cannot express: its "
@@ -58,9 +72,10 @@ def refusal(exported: Exported) -> str | None:
             f"file (it names {', '.join(SPLITS)}): its pre_tokenizer is "
             f"{json.dumps(state['pre_tokenizer']):.200}; {OTHERWISE}"
         )
+    strips = _strips_like_phi_3(exported)
     for token in tokenizer.added_tokens_decoder.values():
         for flag in TOKEN_FLAGS:
-            if getattr(token, flag):
+            if getattr(token, flag) and not (flag == "rstrip" and strips):
                 return (
                     f"its added token {token.content!r} has {flag} set, which has no place in the "
                     "file; add the token without it"
@@ -72,17 +87,25 @@ def refusal(exported: Exported) -> str | None:
 
 def notes(exported: Exported) -> list[str]:
     """What llama.cpp does differently from the tokenizer."""
-    if _normalizer(_state(exported)) != NFC:
-        return []
-    return [
-        "The tokenizer composes characters (NFC) and llama.cpp does not: a text with decomposed "
-        "accents has other tokens there."
-    ]
+    found = []
+    if _normalizer(_state(exported)) == NFC:
+        found.append(
+            "The tokenizer composes characters (NFC) and llama.cpp does not: a text with "
+            "decomposed accents has other tokens there."
+        )
+    if any(SPACE in exported.vocabulary.names[id] for id in exported.vocabulary.added):
+        found.append(
+            "Added tokens of spaces are ordinary ones in llama.cpp: a text with the character "
+            "U+2581 itself has other tokens there."
+        )
+    return found
 
 
 def add_to(writer: gguf.GGUFWriter, exported: Exported) -> None:
     """Write tokens, merges, special tokens and the chat template."""
     vocabulary, tokenizer, state = exported.vocabulary, exported.loaded.tokenizer, _state(exported)
+    if _strips_like_phi_3(exported):
+        writer.add_name(STRIPPING[0])
     if state["model"]["byte_fallback"]:
         _add_sentencepiece(writer, vocabulary, state)
     else:
@@ -159,12 +182,44 @@ def _merges(state: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
+def _unlisted_merge(state: Mapping[str, Any], vocabulary: Vocabulary) -> str:
+    """Two neighbours that llama.cpp merges and the tokenizer does not, or later than others that
+    make the same token; empty if there are none."""
+    merges = _merges(state)
+    made = [left + right for left, right in merges]
+    if len(list(groupby(made))) > len(set(made)):
+        return "some neighbours next to others that make the same token"
+    known, names = set(merges), set(vocabulary.names)
+    ordinary = (
+        name
+        for id, name in enumerate(vocabulary.names)
+        if _token_type(id, vocabulary) == gguf.TokenType.NORMAL and name not in BYTES
+    )
+    for name in ordinary:
+        for left, right in splits_of(name, names):
+            if (left, right) not in known:
+                return f"{left!r} and {right!r}"
+    return ""
+
+
+def _strips_like_phi_3(exported: Exported) -> bool:
+    """Whether spaces are lost after exactly those tokens at which llama.cpp drops them for a model
+    of this name."""
+    added = exported.loaded.tokenizer.added_tokens_decoder.values()
+    stripping = {token.content for token in added if token.rstrip}
+    return bool(stripping) and stripping == {token.content for token in added} - {*NOT_STRIPPED}
+
+
 def _token_types(vocabulary: Vocabulary, state: Mapping[str, Any]) -> list[gguf.TokenType]:
-    kinds = dict.fromkeys(BYTES, gguf.TokenType.BYTE) if state["model"]["byte_fallback"] else {}
-    kinds |= {state["model"]["unk_token"]: gguf.TokenType.UNKNOWN}
-    return [
-        kinds.get(name) or _token_type(id, vocabulary) for id, name in enumerate(vocabulary.names)
-    ]
+    kinds: dict[str, gguf.TokenType] = {}
+    if state["model"]["byte_fallback"]:
+        kinds = dict.fromkeys(BYTES, gguf.TokenType.BYTE)
+        kinds |= {state["model"]["unk_token"]: gguf.TokenType.UNKNOWN}
+        # llama.cpp shows an added token as it is, and finds it before spaces are replaced.
+        spaces = (id for id in vocabulary.added if SPACE in vocabulary.names[id])
+        kinds |= {vocabulary.names[id]: gguf.TokenType.NORMAL for id in spaces}
+    names = enumerate(vocabulary.names)
+    return [kinds.get(name) or _token_type(id, vocabulary) for id, name in names]
 
 
 def _token_type(id: int, vocabulary: Vocabulary) -> gguf.TokenType:

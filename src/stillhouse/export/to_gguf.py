@@ -27,6 +27,7 @@ from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.models.from_gguf.architectures import (
     ARCHITECTURES,
     Architecture,
+    attention_scalar,
     in_llama_cpp_layout,
     settings_of,
 )
@@ -40,6 +41,10 @@ TYPES = {
 # llama.cpp's name of each of transformers' architectures. Mistral is a Llama to it.
 NAMES = {each.model_type: name for name, each in ARCHITECTURES.items()} | {"mistral": "llama"}
 GELU = ("gpt2", "gemma2", "gemma3_text")
+GEMMA_CAPS = {
+    "gemma2": ("attn_logit_softcapping", "final_logit_softcapping"),
+    "gemma3": (),
+}
 ROPE_FACTORS = "rope_freqs.weight"
 SCALED_ROPE = ("llama",)  # where llama.cpp reads these factors
 
@@ -71,7 +76,13 @@ def _attention_refusal(loaded: CausalLM, config: PretrainedConfig) -> str | None
             "all of them in this architecture; set max_position_embeddings in its config.json to "
             f"{window}, for texts up to that length"
         )
-    scaling = getattr(config, "rope_parameters", {}).get("rope_type")
+    rotary = getattr(config, "rope_parameters", {})
+    scaling, turned = rotary.get("rope_type"), rotary.get("partial_rotary_factor", 1.0)
+    if turned != 1:
+        return (
+            f"its rotary positions turn a part of each head ({turned:g}), which this export does "
+            f"not write; {gguf_tokenizer.OTHERWISE}"
+        )
     if _rotary_scale(loaded.model) != 1:
         return (
             f"its rotary positions ({scaling}) scale attention too, which this export does not "
@@ -94,11 +105,17 @@ def _gemma_refusal(config: PretrainedConfig) -> str | None:
             "its layers with and without an attention window are not in the order that llama.cpp "
             f"assumes ({', '.join(usual[:6])}, ...); keep the teacher's order where you cut layers"
         )
-    if config.query_pre_attn_scalar != attention_widths(config)[0] // config.num_attention_heads:
+    name, heads = NAMES[config.model_type], config.num_attention_heads
+    size, share = attention_widths(config)[0] // heads, config.hidden_size // heads
+    scalar = attention_scalar(name, number, head_size=size, share=share)
+    if config.query_pre_attn_scalar != scalar:
         return (
             f"its query_pre_attn_scalar is {config.query_pre_attn_scalar}, and llama.cpp takes "
-            f"the size of a head; {gguf_tokenizer.OTHERWISE}"
+            f"{scalar}; {gguf_tokenizer.OTHERWISE}"
         )
+    for key in GEMMA_CAPS[name]:
+        if getattr(config, key) is None:
+            return f"its {key} is None, and llama.cpp caps these logits; {gguf_tokenizer.OTHERWISE}"
     kinds = {own.get("rope_type") for own in _rotary_parts(config)}
     if kinds != {"default"}:
         return (

@@ -97,9 +97,21 @@ def _complete_phi3(file: GGUFFile, keys: dict[str, Any]) -> None:
 def _complete_gemma2(file: GGUFFile, keys: dict[str, Any]) -> None:
     """llama.cpp knows the largest model, whose scale of attention is another, by its layers."""
     _complete(file, keys)
-    keys["query_pre_attn_scalar"] = keys["head_dim"]
-    if keys["num_hidden_layers"] == LARGEST_GEMMA[file.architecture]:
-        keys["query_pre_attn_scalar"] = keys["hidden_size"] // keys["num_attention_heads"]
+    keys["query_pre_attn_scalar"] = attention_scalar(
+        file.architecture,
+        keys["num_hidden_layers"],
+        head_size=keys["head_dim"],
+        share=keys["hidden_size"] // keys["num_attention_heads"],
+    )
+
+
+def attention_scalar(architecture: str, num_layers: int, *, head_size: int, share: int) -> int:
+    """The square of what llama.cpp divides the attention of a Gemma by.
+
+    Args:
+        share: The hidden size over the number of heads.
+    """
+    return share if num_layers == LARGEST_GEMMA[architecture] else head_size
 
 
 def _complete_gemma3(file: GGUFFile, keys: dict[str, Any]) -> None:
@@ -144,6 +156,7 @@ class Architecture:
         fixed: Other keys of the configuration.
         complete: Fills in keys of the configuration that follow from several settings.
         derived: Its inverse: settings that follow from several keys.
+        optional: Settings that a file may leave out.
         silent: Settings that llama.cpp does not need here, and their only value.
         rotary_pairs: Query and key rows are interleaved, as llama.cpp's rotation takes them.
         transposed: Suffixes of weights that transformers stores as inputs x outputs.
@@ -158,6 +171,7 @@ class Architecture:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     complete: Callable[[GGUFFile, dict[str, Any]], None] = _complete
     derived: Callable[[PretrainedConfig], dict[str, Any]] = _derived
+    optional: frozenset[str] = OPTIONAL
     silent: Mapping[str, Any] = field(default_factory=dict)
     rotary_pairs: bool = False
     transposed: tuple[str, ...] = ()
@@ -181,6 +195,7 @@ ARCHITECTURES = {
         GEMMA3,
         complete=_complete_gemma3,
         derived=_derived_gemma3,
+        optional=OPTIONAL - {"attention.sliding_window"},
         silent={"attention.sliding_window_pattern": 6},
         norms_plus_one=True,
         windows=True,
@@ -237,7 +252,7 @@ def config_of(file: GGUFFile) -> PretrainedConfig:
             f"{file.path} asks for {values}, which Stillhouse does not read from GGUF. Give the "
             "model as a folder of safetensors."
         )
-    if missing := sorted(architecture.settings.keys() - found - OPTIONAL):
+    if missing := sorted(architecture.settings.keys() - found - architecture.optional):
         raise ModelError(
             f"{file.path} has no {prefix}{missing[0]} in its metadata. Convert the model again."
         )

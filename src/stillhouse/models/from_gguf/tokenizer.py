@@ -6,7 +6,7 @@ another rule gives other tokens, with no error. Of SentencePiece's BPE (the kind
 vocabulary and scores, by which neighbours are merged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from tokenizers import (
@@ -138,12 +138,7 @@ def _sentencepiece(setting: Mapping[str, Any], tokens: Sequence[tuple[str, int]]
     scores = dict(zip((token for token, _ in tokens), setting["scores"], strict=True))
     pieces = [token for token, kind in tokens if kind in (NORMAL, USER_DEFINED)]
     pieces.sort(key=lambda token: -scores[token])
-    merges = [
-        (token[:place], token[place:])
-        for token in pieces
-        for place in range(1, len(token))
-        if token[:place] in vocabulary and token[place:] in vocabulary
-    ]
+    merges = [split for token in pieces for split in splits_of(token, vocabulary)]
     unknown = tokens[setting["unknown_token_id"]][0]
     model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     backend = Tokenizer(model)
@@ -154,6 +149,12 @@ def _sentencepiece(setting: Mapping[str, Any], tokens: Sequence[tuple[str, int]]
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix else [])])
     return backend
+
+
+def splits_of(token: str, vocabulary: Container[str]) -> list[tuple[str, str]]:
+    """The pairs of tokens that a token consists of."""
+    splits = ((token[:place], token[place:]) for place in range(1, len(token)))
+    return [(left, right) for left, right in splits if left in vocabulary and right in vocabulary]
 
 
 def rules_of(state: Mapping[str, Any]) -> str | None:
