@@ -74,7 +74,7 @@ def test_a_text_stops_where_the_first_of_these_begins(tokenizer, stop, expected)
 
 @pytest.fixture(scope="module")
 def byte_fallback():
-    """Decoded bytes are characters only where all that stand together are."""
+    """A run of bytes is decoded to characters only where the whole run is text."""
     return byte_fallback_tokenizer()
 
 

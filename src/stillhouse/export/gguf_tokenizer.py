@@ -204,10 +204,12 @@ def _unlisted_merge(state: Mapping[str, Any], vocabulary: Vocabulary) -> str:
 
 def _strips_like_phi_3(exported: Exported) -> bool:
     """Whether spaces are lost after exactly those tokens at which llama.cpp drops them for a model
-    of this name."""
+    of this name, of which it needs some."""
     added = exported.loaded.tokenizer.added_tokens_decoder.values()
     stripping = {token.content for token in added if token.rstrip}
-    return bool(stripping) and stripping == {token.content for token in added} - {*NOT_STRIPPED}
+    usual = {token.content for token in added} - {*NOT_STRIPPED}
+    known = {*NOT_STRIPPED} <= {*exported.vocabulary.names}
+    return known and "</s>" in stripping and stripping == usual
 
 
 def _token_types(vocabulary: Vocabulary, state: Mapping[str, Any]) -> list[gguf.TokenType]:
