@@ -9,7 +9,7 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-SPACE = "\u2581"
+from stillhouse.tokens.vocabulary import SPACE
 
 
 def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:

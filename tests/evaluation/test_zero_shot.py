@@ -14,7 +14,7 @@ from stillhouse.errors import DataError, RecipeError
 from stillhouse.evaluation.evaluate import evaluate_inputs
 from stillhouse.evaluation.metrics.base import Cache
 from stillhouse.evaluation.stage import check
-from stillhouse.evaluation.zero_shot import Gain, Scored, gain_kept, zero_shot_scores
+from stillhouse.evaluation.zero_shot import Gain, ScoredModel, gain_kept, zero_shot_scores
 from stillhouse.models.load import load_model
 from stillhouse.recipe_file import parse_recipe, recipe_schema
 from stillhouse.runs.paths import RunFolder
@@ -90,7 +90,7 @@ def data(tmp_path):
 def loaded(folders):
     """The models of these folders, which hold their tokenizers."""
     return {
-        name: Scored(folder, cache(partial(load_model_alone, folder)), folder)
+        name: ScoredModel(folder, cache(partial(load_model_alone, folder)), folder)
         for name, folder in folders.items()
     }
 

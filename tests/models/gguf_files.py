@@ -12,6 +12,8 @@ import torch
 from gguf.quants import quantize
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+import stillhouse
+from stillhouse.models.from_gguf.agreement import Reference
 from stillhouse.models.hub import resolve_folder
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16}
@@ -167,3 +169,27 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, value)
     elif isinstance(value, Sequence):
         writer.add_array(key, value)
+
+
+def tokens_of(reference: Reference, text: str) -> list[int]:
+    body = {"content": text, "add_special": True, "parse_special": True}
+    return reference.engine.post("/tokenize", body)["tokens"]
+
+
+def real_texts(folder: Path, per_file: int) -> list[str]:
+    """Excerpts of every readable file: books, tables, JSON; and of this package's source."""
+    files = [*folder.rglob("*"), *Path(stillhouse.__file__).parent.rglob("*.py")]
+    found = []
+    for file in sorted(files):
+        if file.suffix in (".txt", ".py", ".jsonl", ".md", ".tsv", ".json", ".csv"):
+            with file.open(encoding="utf-8", errors="replace") as content:
+                text = content.read(200_000)
+            step = max(1, len(text) // per_file)
+            found += [text[at : at + 600] for at in range(0, len(text), step)][:per_file]
+    return [text for text in found if text]
+
+
+def every_character() -> list[str]:
+    characters = [chr(point) for point in range(1, 0x20000) if not 0xD800 <= point < 0xE000]
+    groups = [characters[at : at + 64] for at in range(0, len(characters), 64)]
+    return ["".join(f"a{c}b {c} 1{c}{c}" for c in group) for group in groups]

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize
-from tests.byte_fallback import trained_sentencepiece
 from tests.export.odd_models import ODD_MODELS
 from tests.models.gguf_files import (
     MODEL_TYPES,
+    every_character,
     metadata_of,
+    real_texts,
     sample_tokenizer,
-    sentencepiece_metadata,
     tensors_of,
     tiny,
+    tokens_of,
     write,
 )
 from transformers import AutoTokenizer
@@ -246,68 +247,6 @@ def test_a_gemma_3_without_the_size_of_its_window_is_refused(tmp_path):
     refused(path, "no gemma3.attention.sliding_window in its metadata")
 
 
-@pytest.fixture(scope="module")
-def trained() -> Any:
-    """A model of the package sentencepiece, of this package's source."""
-    files = sorted(Path(stillhouse.__file__).parent.glob("inference/*.py"))
-    return trained_sentencepiece("".join(file.read_text() for file in files).splitlines())
-
-
-@pytest.fixture
-def sentencepiece_file(tmp_path: Path, trained: Any) -> Any:
-    """sentencepiece_file(changes, prefix): a llama's file with that tokenizer."""
-    model = tiny("llama", vocab_size=trained.get_piece_size())
-
-    def file(changes: dict[str, Any] | None = None, *, prefix: bool = True) -> Path:
-        metadata = metadata_of("llama", model, sample_tokenizer())
-        metadata |= sentencepiece_metadata(trained, prefix=prefix) | (changes or {})
-        return write(tmp_path / "model.gguf", "llama", metadata, tensors_of("llama", model))
-
-    return file
-
-
-@e2e
-@pytest.mark.parametrize("prefix", [True, False])
-def test_tokens_of_sentencepiece_are_those_of_llama_cpp(
-    sentencepiece_file, shared_data, trained, prefix
-):
-    """And of the package sentencepiece: books, tables, code, every character up to U+1FFFF."""
-    path = sentencepiece_file(prefix=prefix)
-    own = AutoTokenizer.from_pretrained(folder_of_gguf(path))
-    reference = Reference(read_header(path), LlamaCpp(path, 128))
-    for text in (*real_texts(shared_data, 4), *every_character()):
-        ids = own(text)["input_ids"]
-        assert ids == tokens_of(reference, text), text[:60]
-        if not any(token in text for token in own.get_added_vocab()):
-            assert not prefix or ids == [trained.bos_id(), *trained.encode(text)]
-            shown = text.replace("\u2581", " ")  # it stands for the space
-            assert own.decode(ids, skip_special_tokens=True) == shown
-    for text in ("a <|im_start|> b<tool>c <tool> d", "<|im_end|>\n", " <s>"):
-        assert own(text)["input_ids"] == tokens_of(reference, text)
-
-
-@e2e
-def test_phi_3_strips_spaces_after_special_tokens(sentencepiece_file):
-    """As llama.cpp does for models of that name."""
-    path = sentencepiece_file({"general.name": "Phi-3 mini"})
-    own = AutoTokenizer.from_pretrained(folder_of_gguf(path))
-    reference = Reference(read_header(path), LlamaCpp(path, 128))
-    for text in ("a <|im_start|>  b", "<s> b", "</s> c", "x <tool>  y"):
-        assert own(text)["input_ids"] == tokens_of(reference, text)
-    spaced, plain = (own(text)["input_ids"] for text in ("<|im_end|>  b", "<|im_end|>b"))
-    assert spaced == plain
-
-
-@e2e
-def test_a_model_of_sentencepiece_generates(sentencepiece_file):
-    """Text whose tokens are bytes; as many tokens as wanted."""
-    loaded = stillhouse.load(folder_of_gguf(sentencepiece_file()))
-    assert isinstance(loaded, CausalLM)
-    texts = loaded.generate("def 一", num_return_sequences=8, seed=0, max_new_tokens=40)
-    assert all(text.startswith("def 一") for text in texts)
-    assert len(set(texts)) == 8
-
-
 @e2e
 @pytest.mark.parametrize("rules", tokenizer.SPLITS)
 @pytest.mark.parametrize("begin", [False, True])
@@ -450,30 +389,6 @@ def test_an_export_of_an_odd_model_is_read_back(tmp_path, name):
         wanted = original.model(ids).logits[..., : found.model.config.vocab_size]
         torch.testing.assert_close(found.model(ids).logits, wanted, atol=2e-4, rtol=1e-4)
     assert found.tokenizer.chat_template == original.tokenizer.chat_template
-
-
-def tokens_of(reference: Reference, text: str) -> list[int]:
-    body = {"content": text, "add_special": True, "parse_special": True}
-    return reference.engine.post("/tokenize", body)["tokens"]
-
-
-def real_texts(folder: Path, per_file: int) -> list[str]:
-    """Excerpts of every readable file: books, tables, JSON; and of this package's source."""
-    files = [*folder.rglob("*"), *Path(stillhouse.__file__).parent.rglob("*.py")]
-    found = []
-    for file in sorted(files):
-        if file.suffix in (".txt", ".py", ".jsonl", ".md", ".tsv", ".json", ".csv"):
-            with file.open(encoding="utf-8", errors="replace") as content:
-                text = content.read(200_000)
-            step = max(1, len(text) // per_file)
-            found += [text[at : at + 600] for at in range(0, len(text), step)][:per_file]
-    return [text for text in found if text]
-
-
-def every_character() -> list[str]:
-    characters = [chr(point) for point in range(1, 0x20000) if not 0xD800 <= point < 0xE000]
-    groups = [characters[at : at + 64] for at in range(0, len(characters), 64)]
-    return ["".join(f"a{c}b {c} 1{c}{c}" for c in group) for group in groups]
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ MAX_CHUNK_CHARACTERS = 2**20
 
 # Ends at the last position to cut at. Some tokenizers (those of GPT-4 and Llama 3) join punctuation
 # with the newline after it, hence the letter or digit before a newline.
-SAFE_STARTS = (" ", "\n")  # of what follows such a cut
 UP_TO_SAFE_CUT = re.compile(r"(?s:.*)(?:(?<=\S)(?= \S)|(?<=[^\W_])(?=\n\S))")
+SAFE_STARTS = (" ", "\n")  # of what follows a safe cut
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from stillhouse.evaluation.perplexity import UnitLosses, difference, stride_of
 from stillhouse.evaluation.quality import context_of, has_diverged, run_protocol
 from stillhouse.evaluation.samples import text_samples
 from stillhouse.evaluation.teacher_fit import teacher_fit, warning
-from stillhouse.evaluation.zero_shot import Scored, data_files, zero_shot_scores
+from stillhouse.evaluation.zero_shot import ScoredModel, data_files, zero_shot_scores
 from stillhouse.inference.reference import MOST_TURNS, TURNS, shape_key
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.load import load_model
@@ -151,12 +151,12 @@ def _zero_shot(
 
     sets, tokenizer = recipe.evaluation.zero_shot, tokenizer_folder(run.tokens)
     scored = {
-        name: Scored(folders[name], partial(itemgetter(1), own), tokenizer)
+        name: ScoredModel(folders[name], partial(itemgetter(1), own), tokenizer)
         for name, own in models.items()
     }
     if whole_teacher is not None:
         own = tokenizer_path(str(recipe.tokens.tokenizer), whole_teacher)
-        scored["teacher"] = Scored(whole_teacher, functools.cache(whole), own)
+        scored["teacher"] = ScoredModel(whole_teacher, functools.cache(whole), own)
     return zero_shot_scores(sets, run, scored, cache, reporter)
 
 

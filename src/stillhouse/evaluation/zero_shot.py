@@ -49,7 +49,7 @@ class Gain(NamedTuple):
         return cls(measured.value - chance, measured.draws(seed) - chance)
 
 
-class Scored(NamedTuple):
+class ScoredModel(NamedTuple):
     """A model, which is loaded where it is scored, its folder, and where its tokenizer is, which a
     teacher's folder may lack."""
 
@@ -66,7 +66,7 @@ def data_files(recipe: Mapping[str, ZeroShotRecipe], run: RunFolder) -> dict[str
 def zero_shot_scores(
     recipe: Mapping[str, ZeroShotRecipe],
     run: RunFolder,
-    models: Mapping[str, Scored],
+    models: Mapping[str, ScoredModel],
     cache: Cache,
     reporter: Reporter,
 ) -> dict[str, Any] | None:
@@ -107,7 +107,7 @@ def zero_shot_scores(
 
 
 def _measure(
-    task: LanguageModelTask, scored: Scored, examples: Sequence[Any]
+    task: LanguageModelTask, scored: ScoredModel, examples: Sequence[Any]
 ) -> tuple[Mapping[str, MetricSamples], int]:
     """A model's metrics on the examples of a data set, and the number of truncated texts; of a
     model that diverged they are not finite."""

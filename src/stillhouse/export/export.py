@@ -43,6 +43,7 @@ from stillhouse.machine import describe_machine, library_versions
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.task_models import reads_token_types
 from stillhouse.runs.manifest import Inputs, commit_folder, sha256_of
+from stillhouse.tokens.vocabulary import SPACE
 
 FORMATS = {  # each with the modules that writing it needs
     "ctranslate2": ("ctranslate2",),
@@ -52,7 +53,6 @@ FORMATS = {  # each with the modules that writing it needs
 PROMPT, NEW_TOKENS = 32, 64
 TEXTS, LENGTH = 8, 128
 CHARACTERS = 2000  # of a text for the comparison of tokenizers
-SPACE = "\u2581"  # stands for a space in tokens of SentencePiece
 ADDED_TOKENS = 64  # compared inside a text, at most
 # In nats: for the mean loss per token of real text, and for any one log-probability, not counting
 # the effect of the engine's activation function.

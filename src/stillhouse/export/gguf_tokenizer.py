@@ -15,13 +15,13 @@ from stillhouse.export.exported import Exported, Vocabulary
 from stillhouse.models.from_gguf.tokenizer import (
     NOT_STRIPPED,
     SENTENCEPIECE,
-    SPACE,
     SPLITS,
     STRIPPING,
     rules_of,
     space_prefix,
     splits_of,
 )
+from stillhouse.tokens.vocabulary import SPACE
 
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"  # the package `gguf` does not name it yet
 # Settings of a BPE in tokenizer.json that llama.cpp's assumes; "" and None are equal.
@@ -53,11 +53,8 @@ def refusal(exported: Exported) -> str | None:
                 f"{value!r}; {OTHERWISE}"
             )
     if state["model"]["byte_fallback"]:
-        if unlisted := _unlisted_merge(state, exported.vocabulary):
-            return (
-                f"its tokenizer does not merge {unlisted}, which is a token, and llama.cpp merges "
-                f"all neighbours that are one, by the order of tokens; {OTHERWISE}"
-            )
+        if reason := _merges_refusal(state, exported.vocabulary):
+            return f"{reason}; {OTHERWISE}"
         if space_prefix(state) is None:
             return (
                 "its tokenizer changes spaces in a way that the file cannot express: its "
@@ -182,24 +179,27 @@ def _merges(state: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
-def _unlisted_merge(state: Mapping[str, Any], vocabulary: Vocabulary) -> str:
-    """Two neighbours that llama.cpp merges and the tokenizer does not, or later than others that
-    make the same token; empty if there are none."""
+def _merges_refusal(state: Mapping[str, Any], vocabulary: Vocabulary) -> str | None:
+    """A merge that llama.cpp would do otherwise: it merges any two neighbours whose union is a
+    token, first those of the token with the highest score."""
     merges = _merges(state)
     made = [left + right for left, right in merges]
     if len(list(groupby(made))) > len(set(made)):
-        return "some neighbours next to others that make the same token"
+        return (
+            "the merges of its tokenizer that make the same token are not next to each other, and "
+            "llama.cpp has one place for all of them"
+        )
     known, names = set(merges), set(vocabulary.names)
-    ordinary = (
-        name
-        for id, name in enumerate(vocabulary.names)
-        if _token_type(id, vocabulary) == gguf.TokenType.NORMAL and name not in BYTES
-    )
-    for name in ordinary:
-        for left, right in splits_of(name, names):
-            if (left, right) not in known:
-                return f"{left!r} and {right!r}"
-    return ""
+    for id, name in enumerate(vocabulary.names):
+        if _token_type(id, vocabulary) != gguf.TokenType.NORMAL or name in BYTES:
+            continue
+        for pair in splits_of(name, names):
+            if pair not in known:
+                return (
+                    f"its tokenizer does not merge {pair[0]!r} and {pair[1]!r} to the token "
+                    f"{name!r}, and llama.cpp does"
+                )
+    return None
 
 
 def _strips_like_phi_3(exported: Exported) -> bool:

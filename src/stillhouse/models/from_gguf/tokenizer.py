@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stillhouse.errors import ModelError
 from stillhouse.models.from_gguf.file import GGUFFile
+from stillhouse.tokens.vocabulary import SPACE
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -42,7 +43,6 @@ SPLITS: dict[str, tuple[str | None, ...]] = {
 WHOLE_WORDS_FIRST = ("llama-bpe",)  # a word that is a token is not made of merges
 SENTENCEPIECE = "llama"
 NEEDED = {"gpt2": "merges", SENTENCEPIECE: "scores"}  # beside the tokens, of each kind
-SPACE = "\u2581"
 # What llama.cpp assumes of SentencePiece's BPE where a file does not say it.
 ASSUMED = {
     "bos_token_id": 1,
