@@ -17,6 +17,7 @@ from pathlib import Path
 
 DATA = Path("../shared/data")
 PASSAGE_CHARACTERS = 6_000
+NOVEL_CHARACTERS = 6_000_000
 ARTICLE = re.compile(r"^ = [^=].* = $", re.MULTILINE)
 
 
@@ -53,27 +54,32 @@ def passages(path: Path, characters: int) -> Iterator[str]:
         yield passage
 
 
+def write(output: Path, *, data: Path = DATA, novels: int = NOVEL_CHARACTERS) -> None:
+    """Write the mixture as JSON lines, with so many characters of novels."""
+    sources = {
+        "wikitext": articles(data / "wikitext/wikitext-103/wiki.train.prefix.tokens"),
+        "speeches": speeches(data / "us_speeches.jsonl.gz"),
+        "novels": passages(data / "books/en.jsonl.gz", novels),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", encoding="utf-8") as lines:
+        for name, texts in sources.items():
+            count = characters = 0
+            for text in texts:
+                lines.write(json.dumps({"id": f"{name}-{count}", "text": text}) + "\n")
+                count, characters = count + 1, characters + len(text)
+            print(f"{name}: {count:,} documents, {characters:,} characters")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.mixed_text", description="Writes a mixture of real texts."
     )
     parser.add_argument("output", type=Path, help="the JSON lines file to write")
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--novels", type=int, default=6_000_000, help="characters of novels")
+    parser.add_argument("--novels", type=int, default=NOVEL_CHARACTERS, help="characters of novels")
     options = parser.parse_args()
-    sources = {
-        "wikitext": articles(options.data / "wikitext/wikitext-103/wiki.train.prefix.tokens"),
-        "speeches": speeches(options.data / "us_speeches.jsonl.gz"),
-        "novels": passages(options.data / "books/en.jsonl.gz", options.novels),
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", encoding="utf-8") as output:
-        for name, texts in sources.items():
-            count = characters = 0
-            for text in texts:
-                output.write(json.dumps({"id": f"{name}-{count}", "text": text}) + "\n")
-                count, characters = count + 1, characters + len(text)
-            print(f"{name}: {count:,} documents, {characters:,} characters")
+    write(options.output, data=options.data, novels=options.novels)
 
 
 if __name__ == "__main__":

@@ -271,8 +271,9 @@ def test_smollm2_reads_any_text_in_a_smaller_vocabulary(size, smollm2_folder, sh
     whole = load_tokenizer(smollm2_folder)
     text = (shared_data / "wikitext" / "wikitext-2" / "valid.txt").read_text()[:300_000]
     small, kept = trimmed(whole, size, text)
+    encode = [text_encoder(tokenizer) for tokenizer in (small, whole)]
     for each in (text, *odd_texts(100)):
-        own, theirs = (text_encoder(tokenizer)([each])[0] for tokenizer in (small, whole))
+        own, theirs = (encoder([each])[0] for encoder in encode)
         assert small.decode(own) == whole.decode(theirs) == whole.decode(kept[own])
     chat = [{"role": "user", "content": "Which still?"}]
     texts = []
@@ -292,8 +293,9 @@ def test_bert_knows_as_much_in_a_smaller_vocabulary(source, size, shared_data):
     whole = load_tokenizer(shared_data / "vocab" / source)
     text = (shared_data / "wikitext" / "wikitext-2" / "valid.txt").read_text()[:100_000]
     small, _ = trimmed(whole, size, text)
+    encode = [text_encoder(tokenizer) for tokenizer in (small, whole)]
     for each in (text, *odd_texts(50)):
-        own, theirs = (text_encoder(tokenizer)([each])[0] for tokenizer in (small, whole))
+        own, theirs = (encoder([each])[0] for encoder in encode)
         assert (own == small.unk_token_id).sum() <= (theirs == whole.unk_token_id).sum()
         if whole.unk_token_id not in theirs:
             assert small.decode(own) == whole.decode(theirs)
