@@ -55,7 +55,7 @@ def passages(path: Path, characters: int) -> Iterator[str]:
 
 
 def write(output: Path, *, data: Path = DATA, novels: int = NOVEL_CHARACTERS) -> None:
-    """Write the mixture as JSON lines, with so many characters of novels."""
+    """Write the mixture as JSON lines, with `novels` characters of novels."""
     sources = {
         "wikitext": articles(data / "wikitext/wikitext-103/wiki.train.prefix.tokens"),
         "speeches": speeches(data / "us_speeches.jsonl.gz"),

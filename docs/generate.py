@@ -16,6 +16,7 @@ from words import NAMES, PHRASES, renamed_table
 
 from families import decoder_table, encoder_table, law_list
 from faults import fault_table
+from real_teacher import real_teacher_table
 from stillhouse.cli import app
 from stillhouse.data.formats import SUFFIXES
 from stillhouse.distillation.settings import PRESETS
@@ -164,6 +165,7 @@ def losses_and_families() -> str:
 TABLES = (
     ("README.md", "speed", speed_table),
     ("README.md", "losses", losses_and_families),
+    ("docs/cutting.md", "real teacher", real_teacher_table),
     ("docs/data.md", "formats", format_table),
     ("docs/correctness.md", "laws", law_table),
     ("docs/families.md", "laws", law_list),

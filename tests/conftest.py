@@ -29,6 +29,7 @@ FIRST_WORD = 5  # smaller ids are special tokens
 # of different processes are equal to the bit.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["CT2_USE_MKL"] = "1"  # oneDNN's int8 products overflow on CPUs without VNNI
 
 HERE = ("127.0.0.1", "::1", "localhost")
 

@@ -2,12 +2,11 @@
 
 Measured is the CPU time of this process and its finished children, because wall time depends on the
 load of the machine. Fixtures of module or session scope are not counted, as several tests share
-them. Under coverage, which traces every line, the limit is doubled. Tests with a marker of a slower
-tier are exempt.
+them. Where tests of slower tiers run too, they share the caches and units of the cores, and the
+limit is doubled. Tests with a marker of a slower tier are exempt.
 """
 
 import os
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -23,9 +22,10 @@ def cpu_seconds() -> float:
 
 
 class FastTests:
-    """Measures each test, and fails tests of the fast tier that exceed the limit."""
+    """Measures each test, and fails tests of the fast tier that exceed the limit in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
         self.started = 0.0
         self.shared = 0.0  # spent in fixtures that tests share
         self.nested = 0  # number of shared fixtures being set up
@@ -52,10 +52,9 @@ class FastTests:
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         result = yield
         seconds = cpu_seconds() - self.started - self.shared
-        limit = FAST_TEST_SECONDS * (1 if sys.gettrace() is None else 2)
-        if seconds > limit and not any(map(item.get_closest_marker, SLOWER_TIERS)):
+        if seconds > self.limit and not any(map(item.get_closest_marker, SLOWER_TIERS)):
             pytest.fail(
-                f"a fast test used {seconds:.1f} s of CPU time, more than {limit} s: "
+                f"a fast test used {seconds:.1f} s of CPU time, more than {self.limit} s: "
                 "make it smaller, or mark it e2e",
                 pytrace=False,
             )
@@ -63,4 +62,6 @@ class FastTests:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(FastTests(), "fast-tests")
+    is_alone = "not e2e" in config.option.markexpr
+    limit = FAST_TEST_SECONDS * (1 if is_alone else 2)
+    config.pluginmanager.register(FastTests(limit), "fast-tests")

@@ -48,9 +48,9 @@ MAX_SHAPES = 4  # the largest in total elements
 MAX_ELEMENTS = 2**21  # of one matrix; of a larger one some outputs are measured
 MAX_INTERRUPTIONS = 10  # of a pass in several threads; on a quiet machine there are a few
 FASTER = 1.1  # speedup over the kernel that it would replace; less is a tie
-# A kernel is far slower than float32 above this ratio on a small matrix, where a kernel that is
-# fast on large ones still has its fixed cost.
-FAR_SLOWER, FIXED_SECONDS = 20, 2e-4
+# A kernel is far slower than float32 above this ratio. On a small matrix a kernel that is fast on
+# large ones still has its fixed cost; on a large one its first call has to prepare.
+FAR_SLOWER, FIXED_SECONDS, FIRST_SECONDS = 20, 2e-4, 0.02
 SMALL = (64, 256)  # M K
 SMALL_CALLS, SMALL_SECONDS = 4, 0.1  # the first call warms up; for all calls of a kernel
 CACHE_FORMAT = 2
@@ -181,11 +181,11 @@ def _is_undisturbed(best: Sequence[Mapping[str, _Call]]) -> bool:
 
 @dataclass(frozen=True)
 class _Products:
-    """One matrix and number of rows: the product by each kernel."""
+    """One matrix and number of rows: the product by each kernel, until it is excluded."""
 
     rows: int
     times: float
-    calls: Mapping[str, Callable[[], Tensor]]
+    calls: dict[str, Callable[[], Tensor]]
 
 
 def _products(
@@ -225,7 +225,8 @@ def _fastest(
     most_interruptions: int = sys.maxsize,
 ) -> list[dict[str, _Call]]:
     """The fastest call of each product by each kernel, interleaved, until `deadline` but at least
-    `min_rounds`; stops after `most_interruptions`."""
+    `min_rounds`; stops after `most_interruptions`. A kernel that is far slower than float32 is
+    excluded after two calls: where it is emulated, each takes a tenth of a second."""
     last = _interruptions() + most_interruptions
     best: list[dict[str, _Call]] = [{} for _ in products]
     for number in range(MAX_ROUNDS):
@@ -239,7 +240,21 @@ def _fastest(
                     continue
                 new = _timed(product.calls[name])
                 own[name] = min(own.get(name, new), new)
+                # One slow call may be an accident.
+                if _is_far_slower(own, name):
+                    own[name] = min(own[name], _timed(product.calls[name]))
+                if _is_far_slower(own, name):
+                    for each, found in zip(products, best, strict=True):
+                        each.calls.pop(name, None)
+                        found.pop(name, None)
     return best
+
+
+def _is_far_slower(own: Mapping[str, _Call], name: str) -> bool:
+    """Whether the calls of one product show that a kernel is far slower than float32."""
+    if name == "fp32" or "fp32" not in own or own[name].interrupted:
+        return False
+    return own[name].seconds > max(FIRST_SECONDS, FAR_SLOWER * own["fp32"].seconds)
 
 
 def _in_all(

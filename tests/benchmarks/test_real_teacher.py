@@ -19,7 +19,7 @@ def write_data(folder: Path) -> None:
     wikitext = folder / "wikitext"
     (wikitext / "wikitext-103").mkdir(parents=True)
     (wikitext / "wikitext-2").mkdir()
-    article = "".join(f" The {n}th lamp of the harbour burned oil . \n" for n in range(300))
+    article = "".join(f" The {n}th lamp of the harbour burned oil . \n" for n in range(40))
     articles = "".join(f" = Lamp {n} = \n \n{article}" for n in range(12))
     (wikitext / "wikitext-103" / "wiki.train.prefix.tokens").write_text(articles)
     (wikitext / "wikitext-2" / "valid.txt").write_text(article)
@@ -44,8 +44,13 @@ def test_one_command_writes_the_results_of_a_student(tmp_path):
     write_data(tmp_path / "shared" / "data")
     (tmp_path / "here").mkdir()
     output = tmp_path / "found.json"
-    settings = ["teacher=sample", "student.layer_map=2", "distillation.max_tokens=4096"]
-    settings += ["corpus.validation_fraction=0.2", "tokens.sequence_length=64"]
+    settings = ["teacher=sample", "student.layer_map=2", "distillation.max_tokens=1024"]
+    settings += ["corpus.validation_fraction=0.2"]
+    settings += [
+        "tokens.sequence_length=64",
+        "distillation.tokens_per_step=256",
+        "evaluation.speed=false",
+    ]
     command = [sys.executable, "-m", "benchmarks.real_teacher", "20", "--seed", "3"]
     command += ["--output", str(output), "--set", *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -60,7 +65,7 @@ def test_one_command_writes_the_results_of_a_student(tmp_path):
     found = json.loads(outputs[0])
     assert (found["student"], found["seed"]) == ("20", 3)
     assert {*found["trainings"]} == {"student", "control", "control_same_time"}
-    assert found["trainings"]["student"]["tokens"] == 4096
+    assert found["trainings"]["student"]["tokens"] == 1024
     assert {*found["zero_shot"]["sets"]} == {*SHAPE, "winogrande", "lambada"}
     assert all(each["num_examples"] == 4 for each in found["zero_shot"]["sets"].values())
     header, _, teacher, *models = table_of([found]).splitlines()

@@ -37,6 +37,7 @@ def test_undefined_metric_is_an_error(task_folder, tmp_path, head, task, name, c
     assert call("score", model, "--task", task, "--data", path, "--set", "max_length=32").code == 0
 
 
+@pytest.mark.e2e
 def test_a_model_is_scored_in_a_lower_precision(tmp_path):
     """The result names it; the scores move little."""
     path = tmp_path / "words.jsonl"

@@ -59,6 +59,31 @@ def test_numbers_that_are_not_finite_are_refused(sample, shift):
         Check("sample", "gguf", "int8", sample).run(Shifted(sample, shift))
 
 
+@pytest.mark.parametrize(
+    ("flags", "setting", "helps"),
+    [
+        ({"avx2": True}, None, True),
+        ({"avx2": True}, "1", False),
+        ({"avx2": True, "avx512_vnni": True}, None, False),
+        ({"avx2": True, "avx_vnni": True}, None, False),
+        ({}, None, False),  # no x86
+    ],
+)
+def test_ctranslate2_on_a_cpu_without_vnni_has_another_remedy(
+    sample, monkeypatch, flags, setting, helps
+):
+    """Its int8 products overflow there, and MKL's do not; in float32 nothing overflows."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    monkeypatch.delenv("CT2_USE_MKL")
+    if setting is not None:
+        monkeypatch.setenv("CT2_USE_MKL", setting)
+    for precision in ("int8", "fp16"):
+        with pytest.raises(ModelError) as refused:
+            Check("sample", "ctranslate2", precision, sample).run(Shifted(sample, 0.05))
+        assert ("Set CT2_USE_MKL=1" in str(refused.value)) == (helps and precision == "int8")
+        assert str(refused.value).endswith("ake --precision fp32.")
+
+
 def test_another_text_is_refused_where_it_is_less_likely(sample):
     with pytest.raises(ModelError, match=r"generates another text: after \d tokens"):
         Check("sample", "gguf", "fp32", sample).run(Shifted(sample, 0))

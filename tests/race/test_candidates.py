@@ -147,6 +147,7 @@ def test_a_budget_that_cannot_be_met_is_refused(teacher, parameters, message):
         candidates(teacher, parameters=parameters)
 
 
+@pytest.mark.e2e
 def test_the_sizes_that_a_refusal_names_have_students():
     """Also where a quarter of the channels is no multiple of the steps that they are cut in."""
     teacher = LlamaConfig(

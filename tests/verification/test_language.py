@@ -119,6 +119,7 @@ def test_counted_padding_is_found(case: LanguageCase, monkeypatch: pytest.Monkey
     assert "padded vs alone" in failed(case)
 
 
+@pytest.mark.e2e
 @pytest.mark.law("accumulation")
 def test_a_dropped_micro_batch_is_found(
     case: LanguageCase, monkeypatch: pytest.MonkeyPatch

@@ -99,6 +99,8 @@ class Check:
             if self.precision == "fp32"
             else "Take --precision fp32."
         )
+        if remedy := _format(self.to).remedy(self.precision):
+            advice = f"{remedy} Or take --precision fp32."
         return ModelError(f"Written as {self.to} in {self.precision}, {difference}. {advice}")
 
 

@@ -320,6 +320,8 @@ class Format:
         open: Loads the written files into the engine; None if that is not installed.
         engine: The engine's library.
         times: Whether to time the engine: whether the library is used for serving.
+        remedy: What helps on this machine where the engine's outputs in a precision differ, beside
+            another precision; None if nothing is known.
     """
 
     precisions: tuple[Precision, ...]
@@ -328,3 +330,4 @@ class Format:
     open: Callable[[Exported, Path], CausalEngine | EncoderEngine | None]
     engine: str
     times: bool = True
+    remedy: Callable[[Precision], str | None] = lambda precision: None

@@ -1,5 +1,6 @@
 """CTranslate2: fast on CPUs, for causal models and for the bodies of encoders."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,7 @@ LOADERS = {
     "distilbert": DistilBertLoader,
     "roberta": RobertaLoader,
 }
+VNNI = ("avx512_vnni", "avx_vnni")
 ACTIVATIONS = TANH_GELU | GELU | {"quick_gelu", "relu", "silu", "swish"}
 
 
@@ -165,6 +167,18 @@ class _Encoder:
         return {"last_hidden_state": np.array(found.last_hidden_state, np.float32)}
 
 
+def _remedy(precision: Precision) -> str | None:
+    """oneDNN's int8 products overflow on x86 CPUs without VNNI: they add two products of 8 bits in
+    16. MKL's, which CTranslate2 takes by itself on Intel's CPUs alone, do not."""
+    flags, is_set = torch.cpu.get_capabilities(), "CT2_USE_MKL" in os.environ
+    if precision != "int8" or is_set or not flags.get("avx2") or any(map(flags.get, VNNI)):
+        return None
+    return (
+        "This CPU has no VNNI, without which int8 products of oneDNN overflow. Set CT2_USE_MKL=1, "
+        "here and wherever the files are used on such a CPU."
+    )
+
+
 CTRANSLATE2 = Format(
     ("int8", "fp32", "fp16"),
     _refusal,
@@ -173,4 +187,5 @@ CTRANSLATE2 = Format(
         _Causal(exported, folder) if isinstance(exported.loaded, CausalLM) else _Encoder(folder)
     ),
     engine="ctranslate2",
+    remedy=_remedy,
 )
