@@ -183,8 +183,7 @@ def test_a_reference_implementation_is_left_out_in_time(seconds):
     assert time.perf_counter() - started < 4 * seconds + 2
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
-def test_an_emulated_kernel_is_called_twice(num_threads):
+def test_an_emulated_kernel_is_called_twice():
     """A small matrix hides that it is slow; the first large one shows it."""
     calls = []
 
@@ -199,10 +198,10 @@ def test_an_emulated_kernel_is_called_twice(num_threads):
 
         return multiply
 
-    with threads(num_threads):
+    with threads(1):
         found = measure_kernels(SHAPES, {"fp32": FLOAT32, "bf16": Kernel(make)})
     assert set(found.seconds) == {"fp32"}
-    assert len(calls) <= 3  # one of them may have been interrupted
+    assert len(calls) == 2
 
 
 def test_times_grow_with_the_work():
