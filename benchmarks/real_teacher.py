@@ -50,12 +50,10 @@ STUDENTS = {
     "24": Student("24 of 30 layers", BY_INFLUENCE, 1_200_000),
     "20": Student("20 of 30 layers", "{layers: 20, by: influence}", 800_000),
     "15": Student("15 of 30 layers", "{layers: 15, by: influence}", 800_000),
-    # The choice of layers, at equal tokens.
-    "24-short": Student(
-        "24 layers by block influence, fewer tokens", BY_INFLUENCE, 200_000, "none"
-    ),
+    # The choice of layers, at equal tokens: ten minutes on two cores with AVX2.
+    "24-short": Student("24 layers by block influence, 69 steps", BY_INFLUENCE, 70_000, "none"),
     "24-even": Student(
-        "24 layers evenly spread, fewer tokens", "{layers: 24, by: even}", 200_000, "none"
+        "24 layers evenly spread, 69 steps", "{layers: 24, by: even}", 70_000, "none"
     ),
 }
 
