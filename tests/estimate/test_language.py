@@ -130,6 +130,9 @@ def test_the_scores_of_layers_have_their_time():
     assert influence > 0
     assert seconds(layer_map=6, feed_forward_size=8) == 2 * influence
     greedy = seconds(layer_map={"layers": 6, "by": "greedy"})
+    fitted = seconds(layer_map=[0, 1, 2, 3, 4, 5], reconstruct=True)
+    # One pass of the teacher, and three of the student's 6 of 8 layers.
+    assert fitted == pytest.approx((1 + 3 * 6 / 8) * influence, rel=0.02)
     halves = (8 + 7) / 2  # of the two drops
     assert halves * influence < greedy < 3 * halves * influence
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.pipeline.tiny_run import TinyRun, call, sha256, snapshot, write_recipe
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -210,6 +211,28 @@ def test_the_manifest_says_how_layers_were_chosen(ready):
     assert "because student.importance.tokens: 32768 -> 64" in outcome.err
     found = json.loads(path.read_text(encoding="utf-8"))["facts"]["importance"]
     assert found["tokens"] == 64
+
+
+def test_a_student_is_reconstructed(ready):
+    """Nearer to its teacher than the plain cut, by projections alone; the same for every seed, and
+    named with its text in manifest and card."""
+    folder = ready.folder / "student-init"
+    plain = load_file(folder / "model.safetensors")
+    settings = ("--set", "student.reconstruct=true", "--set", "seed=[0,1]")
+    outcome = ready.call("init", *settings)
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("init: fitting the student to its teacher on") == 1
+    folders = [ready.folder / f"seed-{seed}" / "student-init" for seed in (0, 1)]
+    one, other = (load_file(each / "model.safetensors") for each in folders)
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+    changed = {name for name, weight in one.items() if not torch.equal(weight, plain[name])}
+    assert changed
+    assert all(name.endswith("mlp.c_proj.weight") for name in changed)
+    facts = json.loads((folders[0] / "manifest.json").read_text(encoding="utf-8"))["facts"]
+    found = facts["reconstruction"]
+    assert found["error_after"][-1] < found["error_before"][-1]
+    outcome = ready.call("init", "--set", "student.reconstruct=true")
+    assert "because student.reconstruct: False -> True" in outcome.err
 
 
 def test_until_stops_after_the_named_stage(initialized):

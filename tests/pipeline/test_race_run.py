@@ -152,6 +152,23 @@ def test_manifest_and_report_show_every_candidate(raced):
             assert f"{own['kl']:.3f} nats" in page
 
 
+def test_the_finalists_are_reconstructed(raced, tmp_path):
+    """Each before its training, and the winner's weights are the student's; the cuts are ranked as
+    they were."""
+    run = raced.copy(tmp_path / "run")
+    outcome = run.call("run", "--until", "init", "--set", "student.reconstruct=true")
+    assert outcome.code == 0, outcome.err
+    race = race_of(run)
+    assert race["ranking_after_cut"] == race_of(raced)["ranking_after_cut"]
+    assert outcome.err.count("to its teacher") == len(race["ranking_after_distillation"]) == 2
+    manifest = read_manifest(run.folder / "student-init")
+    assert manifest is not None
+    after = manifest.facts["reconstruction"]["error_after"]
+    assert 0 < after[-1] < manifest.facts["reconstruction"]["error_before"][-1]
+    own = run.folder / "candidates" / race["winner"] / "student-init/model.safetensors"
+    assert sha256(run.folder / "student-init/model.safetensors") == sha256(own)
+
+
 def test_a_race_is_held_once(raced, tmp_path):
     """Run again, everything is up to date; more finalists keep what was cut and distilled."""
     run = raced.copy(tmp_path / "run")

@@ -55,6 +55,9 @@ from stillhouse.training.settings import PretrainingRecipe
 PROCESS_SECONDS = 4.0
 MOST_BYTES = 16 * 10**6  # read; of a longer text the rest is taken to be alike
 BEGINNING, MOST_BEGINNINGS = 2_000, 300  # characters of a document that are tokenized
+# Forward passes of a student that is fitted to its teacher: two, and as much for the products of
+# what its projections read.
+RECONSTRUCTION_PASSES = 3
 SCORES_OF_PARTS = 4  # passes of a teacher over the text: layers, and each kind of width
 PLAIN = {"text"}  # formats whose files are as large as their text
 
@@ -165,6 +168,8 @@ def _cut_parts(plan: LanguagePlan, speeds: MeasuredSpeeds) -> list[Part]:
         layers, heads = num_passes(plan.teacher.num_hidden_layers, student.choice.layers)
     if recipe.is_narrower:
         layers += 1
+    if recipe.reconstruct:
+        layers += 1
     length = sequence_length_of(recipe.importance, plan.teacher)
     tokens = plan.recipe.tokens.model_copy(update={"sequence_length": length})
     step = scoring_step(tokens)
@@ -172,6 +177,9 @@ def _cut_parts(plan: LanguagePlan, speeds: MeasuredSpeeds) -> list[Part]:
     body = forward_flops(replace(step, teacher_rows=0), plan.teacher)
     number = recipe.importance.tokens + (2 * math.prod(REPEATED) if heads else 0)
     flops = number * (layers * body + heads * (whole - body))
+    if recipe.reconstruct:
+        student_body = forward_flops(replace(step, teacher_rows=0), plan.student)
+        flops += number * RECONSTRUCTION_PASSES * student_body
     return [Part("init", flops / speeds.scoring(plan.teacher, tokens))]
 
 
@@ -189,6 +197,8 @@ def _race_part(plan: LanguagePlan, race: RaceRecipe, speeds: MeasuredSpeeds) -> 
         for tokens in (importance, recipe.tokens)
     )
     cuts = SCORES_OF_PARTS * teacher + plan.num_candidates * student
+    if recipe.student.reconstruct:
+        cuts += race.finalists * (teacher + RECONSTRUCTION_PASSES * student)
     per_step, step_seconds = _step(plan, "student", plan.distillation(), speeds)
     finalist = race.tokens / per_step * step_seconds
     finalist += _compared_tokens(plan) * sum(held_out)

@@ -96,11 +96,33 @@ def _tiny_model(
 def _trace(model: PreTrainedModel, layer: nn.Module) -> list[str]:
     """Names of a layer's modules with a matrix of their own, in the order in which they run, and
     `ATTENTION` where attention is computed."""
+    return _trace_modules(
+        model,
+        layer,
+        [
+            name
+            for name, module in layer.named_modules()
+            if any(parameter.dim() == 2 for parameter in module.parameters(recurse=False))
+        ],
+    )
+
+
+def last_module(model: PreTrainedModel, layer: nn.Module) -> str:
+    """The module of a layer that runs last of those with parameters of their own.
+
+    Args:
+        model: With this layer, on the meta device.
+    """
+    own = [name for name, module in layer.named_modules() if [*module.parameters(recurse=False)]]
+    return _trace_modules(model, layer, own)[-1]
+
+
+def _trace_modules(model: PreTrainedModel, layer: nn.Module, names: Sequence[str]) -> list[str]:
+    """The same of these modules."""
     trace: list[str] = []
     hooks = [
-        module.register_forward_hook(lambda *_, name=name: trace.append(name))
-        for name, module in layer.named_modules()
-        if any(parameter.dim() == 2 for parameter in module.parameters(recurse=False))
+        layer.get_submodule(name).register_forward_hook(lambda *_, name=name: trace.append(name))
+        for name in names
     ]
     hooks.append(layer.register_forward_pre_hook(lambda *_: trace.clear()))
     with _noted_attention(model.config, trace), torch.device("meta"), torch.no_grad():

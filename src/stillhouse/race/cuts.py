@@ -20,6 +20,7 @@ from stillhouse.student.importance import (
 )
 from stillhouse.student.initialize import student_from_teacher
 from stillhouse.student.plan import plan_student
+from stillhouse.student.reconstruction import Reconstruction, reconstruct
 from stillhouse.student.width import KeptWidths, Scores, choose_widths
 from stillhouse.training.device import pick_device
 
@@ -55,6 +56,16 @@ class Cuts:
         student = student_from_teacher(self.teacher, plan, widths)
         take_generation_config(student, self.folder)
         return student, widths
+
+    def reconstruct(
+        self, candidate: Candidate, student: PreTrainedModel, widths: KeptWidths
+    ) -> Reconstruction:
+        """Fit the candidate's student to its teacher."""
+        student.to(device=pick_device())  # pyright: ignore[reportCallIssue]
+        layers = self.layers(candidate).kept
+        found = reconstruct(self.teacher, student, layers, self.text, hidden=widths.hidden)
+        student.to(device="cpu")  # pyright: ignore[reportCallIssue]
+        return found
 
     def decoding_speeds(self, candidate: Candidate, times: DecodingTimes) -> dict[str, float]:
         """Decoded tokens/s of the candidate and of its teacher, as facts: medians of turns."""

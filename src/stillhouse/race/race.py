@@ -225,6 +225,9 @@ class Race:
         target = self.run.candidate(candidate.name).student_init
         student, widths = cuts().student(candidate)
         facts, overwrite = {"kept": widths.facts()}, self.context.overwrite
+        if candidate.recipe.reconstruct:
+            self.context.reporter.say(f"race: fitting {candidate.name} to its teacher")
+            facts["reconstruction"] = cuts().reconstruct(candidate, student, widths).facts()
         with commit_folder(target, inputs, facts, overwrite=overwrite) as folder:
             save_model(student, open_tokenizer(self.run.tokens), folder)
 

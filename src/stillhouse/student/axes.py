@@ -134,7 +134,7 @@ def _axes_around_attention(config: PretrainedConfig) -> list[Axis]:
     axes = []
     for name in family.attention_projections:
         module = layer.get_submodule(name)
-        axes.append(Axis(f"{name}.weight", 1 - _input_dim(module), 1))
+        axes.append(Axis(f"{name}.weight", 1 - input_dim(module), 1))
         if getattr(module, "bias", None) is not None:
             axes.append(Axis(f"{name}.bias", 0, 1))
     after = family.position_wise[0]
@@ -143,7 +143,7 @@ def _axes_around_attention(config: PretrainedConfig) -> list[Axis]:
         for name, module in layer.get_submodule(after).named_modules()
         if _has_matrix(module)
     )
-    axes.append(Axis(f"{name}.weight", _input_dim(layer.get_submodule(name)), 1))
+    axes.append(Axis(f"{name}.weight", input_dim(layer.get_submodule(name)), 1))
     width = sizes.heads * sizes.head_size
     return [
         replace(axis, blocks=layer.get_parameter(axis.parameter).shape[axis.dim] // width)
@@ -194,7 +194,7 @@ def readers(layer: nn.Module, axes: Iterable[Axis], prefix: str = "") -> list[st
     known = {name for name, module in layer.named_modules() if _has_matrix(module)}
     for axis in axes:
         name, _, kind = axis.parameter.removeprefix(prefix).rpartition(".")
-        if name in known and kind == "weight" and axis.dim == _input_dim(layer.get_submodule(name)):
+        if name in known and kind == "weight" and axis.dim == input_dim(layer.get_submodule(name)):
             found[name.rpartition(".")[0]] = name
     return [*found.values()]
 
@@ -204,6 +204,6 @@ def _has_matrix(module: nn.Module) -> bool:
     return weight is not None and weight.dim() == 2
 
 
-def _input_dim(module: nn.Module) -> int:
+def input_dim(module: nn.Module) -> int:
     """The dimension of a projection's weight that reads its input."""
     return 0 if isinstance(module, Conv1D) else 1

@@ -23,9 +23,11 @@ from stillhouse.runs.manifest import Inputs, commit_folder
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import ModelRef, StageContext, require_output, verified_fingerprint
-from stillhouse.student.calibration import calibration_of, calibration_sources
+from stillhouse.student.axes import sizes_of
+from stillhouse.student.calibration import Calibration, calibration_of, calibration_sources
 from stillhouse.student.importance import choose_layers
 from stillhouse.student.plan import StudentPlan, plan_student
+from stillhouse.student.reconstruction import reconstruct
 from stillhouse.student.settings import StudentRecipe
 from stillhouse.student.width import KeptWidths, choose_widths, narrow_parameters
 from stillhouse.tokens.tokenizer import check_same_tokenizer, check_vocabulary, open_tokenizer
@@ -70,6 +72,8 @@ def initialize(context: StageContext, teacher_folder: Path, inputs: Inputs) -> N
             facts = {"importance": parts.layers}
         facts |= {"kept": parts.widths.facts()}
         student = student_from_teacher(teacher, plan, parts.widths)
+        if wanted.reconstruct:
+            facts |= {"reconstruction": reconstructed(context, teacher, student, plan, parts)}
     elif wanted.weights == "random":
         student = random_student(plan, context.seed)
     else:
@@ -94,10 +98,12 @@ def raced_student(run: RunFolder) -> tuple[StudentRecipe, dict[str, Any]]:
     verified_fingerprint(run.race, "race")
     race = json.loads(run.race.read_text(encoding="utf-8"))
     folder = run.candidate(race["winner"]).student_init
-    kept = require_output(folder, "race").facts["kept"]
+    cut = require_output(folder, "race").facts
+    own_facts = {key: cut[key] for key in ("kept", "reconstruction") if key in cut}
     verified_fingerprint(folder, "race")
-    student = StudentRecipe.model_validate({**race.pop("student"), "weights": str(folder)})
-    return student, {"importance": race.pop("importance"), "kept": kept, "race": race}
+    own = {**race.pop("student"), "weights": str(folder), "reconstruct": False}
+    student = StudentRecipe.model_validate(own)
+    return student, {"importance": race.pop("importance"), **own_facts, "race": race}
 
 
 @dataclass(frozen=True)
@@ -121,13 +127,10 @@ def measured_parts(
 def _measure_parts(
     context: StageContext, teacher: PreTrainedModel, plan: StudentPlan
 ) -> MeasuredParts:
-    recipe, layers = context.recipe, None
-    if not plan.is_measured:
+    layers = None
+    if plan.choice is None and sizes_of(plan.narrow) == sizes_of(teacher.config):
         return MeasuredParts(None, KeptWidths())
-    importance, tokens = recipe.student.importance, context.run.tokens
-    text = calibration_of(
-        importance, recipe.tokens, tokens, teacher.config, offline=context.offline
-    )
+    text = _calibration(context, teacher)
     context.reporter.say(f"init: measuring the teacher on {counted(text.num_tokens, 'token')}")
     family = family_of(teacher.config)
     teacher.to(device=pick_device())  # pyright: ignore[reportCallIssue]
@@ -137,6 +140,40 @@ def _measure_parts(
     widths = choose_widths(family, teacher, plan.narrow, text)
     teacher.to(device="cpu")  # pyright: ignore[reportCallIssue]
     return MeasuredParts(layers, widths)
+
+
+def _calibration(context: StageContext, teacher: PreTrainedModel) -> Calibration:
+    recipe = context.recipe
+    return calibration_of(
+        recipe.student.importance,
+        recipe.tokens,
+        context.run.tokens,
+        teacher.config,
+        offline=context.offline,
+    )
+
+
+def reconstructed(
+    context: StageContext,
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    plan: StudentPlan,
+    parts: MeasuredParts,
+) -> dict[str, Any]:
+    """Reconstruct a student that was cut from its teacher, once for all seeds; the facts of it."""
+    if "reconstruction" not in context.shared:
+        text, device = _calibration(context, teacher), pick_device()
+        number = counted(text.num_tokens, "token")
+        context.reporter.say(f"init: fitting the student to its teacher on {number}")
+        for model in (teacher, student):
+            model.to(device=device)  # pyright: ignore[reportCallIssue]
+        found = reconstruct(teacher, student, plan.layer_map, text, hidden=parts.widths.hidden)
+        for model in (teacher, student):
+            model.to(device="cpu")  # pyright: ignore[reportCallIssue]
+        context.shared["reconstruction"] = found
+    found = context.shared["reconstruction"]
+    student.load_state_dict(found.weights, strict=False)
+    return found.facts()
 
 
 def student_from_teacher(

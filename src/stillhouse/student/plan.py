@@ -21,8 +21,9 @@ class StudentPlan:
 
     `narrow` is the teacher's configuration at the student's widths, with all layers. Where the
     layers are still to be chosen by their importance, `choice` says how, and `layer_map`
-    stands for it: as many layers, evenly spread. `is_measured` says whether the importance of the
-    teacher's parts decides what is kept: there are fewer layers, channels or heads to choose.
+    stands for it: as many layers, evenly spread. `is_measured` says whether the text of
+    `student.importance` decides the initial weights: there are fewer layers, channels or heads to
+    choose, or the cut student is reconstructed.
     """
 
     family: Family
@@ -65,6 +66,7 @@ def plan_student(
     narrow = narrow_config(teacher, recipe)
     is_narrower = sizes_of(narrow) != sizes_of(teacher)
     is_measured = choice is not None or (is_narrower and recipe.weights == "teacher")
+    is_measured = is_measured or recipe.reconstruct
     if choice and chosen is not None:
         choice, layer_map = None, list(chosen)
     config = kind.config(narrow, layer_map)

@@ -146,10 +146,22 @@ class StudentRecipe(Section):
     """Text on which layers, channels and heads are chosen."""
     weights: str = "teacher"
     """Initial weights: `teacher`, `random`, or a model folder."""
+    reconstruct: bool = False
+    """After the cut, fit the last projection of each layer to the teacher's hidden states by least
+    squares, on the text of `importance`."""
     freeze: list[Literal["word_embeddings", "position_embeddings", "token_type_embeddings"]] = (
         Field(default=[])
     )
     """Embeddings that training leaves unchanged."""
+
+    @model_validator(mode="after")
+    def _check_reconstruct(self) -> Any:
+        if self.reconstruct and self.weights != "teacher":
+            raise ValueError(
+                f"weights is {self.weights}, but only a student that starts from its teacher's "
+                "weights can be reconstructed; leave out weights or reconstruct"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_budget(self) -> Any:

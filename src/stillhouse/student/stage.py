@@ -15,12 +15,15 @@ def check(check: "RecipeCheck") -> None:
     from stillhouse.student.calibration import check_text
     from stillhouse.student.initialize import check_initial_weights
     from stillhouse.student.plan import plan_student
+    from stillhouse.student.reconstruction import check_reconstruction
 
     if check.candidates:  # any of them: they are of one family and size
         check.student = check.candidates[0].plan
-        return
-    check.student = plan_student(check.teacher, check.recipe.student)
-    if check.runs("init"):
+    else:
+        check.student = plan_student(check.teacher, check.recipe.student)
+    if check.recipe.student.reconstruct:
+        check_reconstruction(check.teacher, check.student.layer_map)
+    if check.runs("init") and not check.candidates:
         check_initial_weights(check.recipe.student.weights, check.student)
         if check.student.is_measured:
             check_text(check.recipe.student.importance, check.teacher, offline=check.offline)
