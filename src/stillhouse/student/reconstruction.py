@@ -32,7 +32,7 @@ from stillhouse.student.calibration import Calibration
 from stillhouse.student.layers import States, replaced_layers, unchanged
 from stillhouse.tokens.batches import Batch
 
-RIDGE = 1e-2  # of the mean of the Gram matrix's diagonal
+RIDGE = 0.3  # of the mean of the Gram matrix's diagonal
 
 
 @dataclass(frozen=True)
