@@ -83,9 +83,9 @@ def test_each_projection_is_the_ridge_solution(family, tiny_model, text_for):
         wanted = np.concatenate([y, np.zeros((x.shape[1], y.shape[1]))])
         change = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
         assert errors[number][1] == pytest.approx(np.sqrt(np.mean((y - x @ change) ** 2)), rel=1e-3)
-        weight = layers[number].get_submodule(name).weight
+        weight = layers[number].get_parameter(f"{name}.weight")
         before = weight.detach().clone()
-        after = fitted[number].get_submodule(name).weight
+        after = fitted[number].get_parameter(f"{name}.weight")
         change = torch.from_numpy(change).float()
         turned = change if family == "gpt2" else change.T
         torch.testing.assert_close(after, before + turned, atol=2e-4, rtol=2e-3)
@@ -154,7 +154,7 @@ def test_the_layers_that_can_be_fitted_are_linear_in_their_projection(family, ti
         assert norms
         return
     model = tiny_model(family).double()
-    weight = family_of(config).layers_of(model)[-1].get_submodule(name).weight
+    weight = family_of(config).layers_of(model)[-1].get_parameter(f"{name}.weight")
     given = weight.detach().clone()
     outputs = []
     family_of(config).layers_of(model)[-1].register_forward_hook(
