@@ -62,7 +62,7 @@ def recorded(model, text, name: str) -> tuple[list[np.ndarray], list[np.ndarray]
 
 @pytest.mark.parametrize("family", FITTED)
 def test_each_projection_is_the_ridge_solution(family, tiny_model, text_for):
-    """Layer by layer, on the inputs that the layers fitted before give, by a float64 least-squares
+    """Layer by layer, on the inputs that the layers before it give, by a float64 least-squares
     solver; the layer before the first gap reads what it always did. Padding does not count."""
     teacher = tiny_model(family, num_layers=5)
     text = text_for(teacher)
@@ -72,7 +72,7 @@ def test_each_projection_is_the_ridge_solution(family, tiny_model, text_for):
     errors = reconstruct(teacher, student, kept, text).errors
     theirs, _ = recorded(teacher, text, name)
     layers = family_of(own.config).layers_of(own)
-    fitted = family_of(student.config).layers_of(student)
+    solved = family_of(student.config).layers_of(student)
     for number, aim in enumerate([theirs[1], theirs[3], theirs[4]]):
         states, reads = recorded(own, text, name)
         weights = 1 / np.sqrt(np.mean(aim**2, axis=1, keepdims=True))
@@ -85,7 +85,7 @@ def test_each_projection_is_the_ridge_solution(family, tiny_model, text_for):
         assert errors[number][1] == pytest.approx(np.sqrt(np.mean((y - x @ change) ** 2)), rel=1e-3)
         weight = layers[number].get_parameter(f"{name}.weight")
         before = weight.detach().clone()
-        after = fitted[number].get_parameter(f"{name}.weight")
+        after = solved[number].get_parameter(f"{name}.weight")
         change = torch.from_numpy(change).float()
         turned = change if family == "gpt2" else change.T
         torch.testing.assert_close(after, before + turned, atol=2e-4, rtol=2e-3)
