@@ -214,8 +214,8 @@ def test_the_manifest_says_how_layers_were_chosen(ready):
 
 
 def test_a_student_is_reconstructed(ready):
-    """Nearer to its teacher than the plain cut, by projections alone; the same for every seed, and
-    named with its text in manifest and card."""
+    """Nearer to its teacher than the plain cut, by projections alone; the same for every seed, with
+    its errors in the manifest."""
     folder = ready.folder / "student-init"
     plain = load_file(folder / "model.safetensors")
     settings = ("--set", "student.reconstruct=true", "--set", "seed=[0,1]")

@@ -65,8 +65,8 @@ def plan_student(
         choice = layers if isinstance(layers, LayerChoice) else LayerChoice(layers=len(layer_map))
     narrow = narrow_config(teacher, recipe)
     is_narrower = sizes_of(narrow) != sizes_of(teacher)
-    is_measured = choice is not None or (is_narrower and recipe.weights == "teacher")
-    is_measured = is_measured or recipe.reconstruct
+    is_measured = choice is not None or recipe.reconstruct
+    is_measured |= is_narrower and recipe.weights == "teacher"
     if choice and chosen is not None:
         choice, layer_map = None, list(chosen)
     config = kind.config(narrow, layer_map)

@@ -112,18 +112,18 @@ def reconstruct(
     theirs, ours = (
         [_Layers.of(family, model, batch) for batch in batches] for model in (teacher, student)
     )
-    aims, states = ([own.first for own in each] for each in (theirs, ours))
+    targets, states = ([own.first for own in each] for each in (theirs, ours))
     ends = [0, *layer_map[1:], len(family.layers_of(teacher))]
     for number, layer in enumerate(family.layers_of(student)):
-        aims = [
-            own.run(aim, range(ends[number], ends[number + 1]))
-            for own, aim in zip(theirs, aims, strict=True)
+        targets = [
+            own.run(target, range(ends[number], ends[number + 1]))
+            for own, target in zip(theirs, targets, strict=True)
         ]
         fit, before = _Fit(layer.get_submodule(name)), [*states]
-        with fit.noting():
-            for place, (own, aim, real) in enumerate(zip(ours, aims, rows, strict=True)):
+        with fit.recording():
+            for place, (own, target, real) in enumerate(zip(ours, targets, rows, strict=True)):
                 states[place] = own.run(before[place], [number])
-                fit.add(_rows_of(aim, real, kept), _rows_of(states[place], real), real)
+                fit.add(_rows_of(target, real, kept), _rows_of(states[place], real), real)
         result.errors.append(fit.solve())
         path = f"{family.layers}.{number}.{name}.weight"
         result.weights[path] = student.get_parameter(path).detach().cpu().clone()
@@ -190,29 +190,29 @@ class _Fit:
         self._squares, self._values = 0.0, 0
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Within this context it is noted what the projection reads."""
+    def recording(self) -> Iterator[None]:
+        """Within this context the projection's inputs are recorded."""
 
-        def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             self._inputs = args[0]
 
-        with self.projection.register_forward_pre_hook(note):
+        with self.projection.register_forward_pre_hook(record):
             yield
 
     def add(
         self,
-        aims: Float[Tensor, "R D"],
+        targets: Float[Tensor, "R D"],
         states: Float[Tensor, "R D"],
         rows: Int[Tensor, " R"],
     ) -> None:
-        """Add the rows of a batch, whose inputs were noted."""
+        """Add the rows of a batch, whose inputs were recorded."""
         inputs = self._inputs.flatten(0, -2).index_select(0, rows)
-        weights = aims.square().mean(1, keepdim=True).rsqrt()
-        inputs, rest = inputs * weights, (aims - states) * weights
+        weights = targets.square().mean(1, keepdim=True).rsqrt()
+        inputs, residual = inputs * weights, (targets - states) * weights
         self._gram = self._gram + (inputs.T @ inputs).double()
-        self._cross = self._cross + (inputs.T @ rest).double()
-        self._squares += float(rest.double().square().sum())
-        self._values += rest.numel()
+        self._cross = self._cross + (inputs.T @ residual).double()
+        self._squares += float(residual.double().square().sum())
+        self._values += residual.numel()
 
     def solve(self) -> tuple[float, float]:
         """Change the projection; the relative errors before and after.
