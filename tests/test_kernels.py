@@ -353,10 +353,12 @@ def test_one_slow_turn_changes_nothing(slow_turn):
     def is_undisturbed():
         calls.update(dict.fromkeys(kernels.ROWS, 0))
         found = measure_kernels(SHAPES, {"fp32": FLOAT32, "other": Kernel(make)})
-        return all(0.2 < each < 2 for each in found.speedups("other").values())
+        was_kept = "other" in found.seconds
+        return was_kept and all(0.2 < each < 2 for each in found.speedups("other").values())
 
     # The slow turn is about 1000 times as long as the others. Tests that run beside this one may
-    # interrupt further turns of the same product: one of five measurements is enough.
+    # interrupt further turns of the same product, or the second of the two calls that exclude a
+    # kernel: one of five measurements is enough.
     assert any(is_undisturbed() for _ in range(5))
 
 
