@@ -16,15 +16,16 @@ from stillhouse import terminal, units
 from stillhouse.data.rows import path_of
 from stillhouse.distillation.cache import cache_format
 from stillhouse.estimate.language import (
+    DataSetSize,
     LanguagePlan,
     Part,
-    ZeroShotSize,
+    data_set_size,
     language_parts,
     text_size,
-    zero_shot_size,
 )
 from stillhouse.estimate.speeds import MeasuredSpeeds
 from stillhouse.estimate.tasks import TaskPlan, task_parts
+from stillhouse.evaluation.settings import data_sets_of
 from stillhouse.finetuning.models import CheckedTask
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.machine import num_cores, processor_name
@@ -94,7 +95,7 @@ def check_recipe(
         parts += _task_parts(recipe, task, own, tokenizer, speeds)
     if checked.student is not None:
         text = text_size(recipe.text, run, tokenizer, offline=offline)
-        sets, unknown = zero_shot_sizes(checked)
+        sets, unknown = data_set_sizes(checked)
         student, number = checked.student.config, len(checked.candidates)
         teacher = with_vocabulary_size(checked.teacher, student.vocab_size)
         plan = LanguagePlan(recipe, teacher, student, text, tokenizer, sets, number)
@@ -112,16 +113,19 @@ def check_recipe(
     }
 
 
-def zero_shot_sizes(checked: RecipeCheck) -> tuple[dict[str, ZeroShotSize], list[Part]]:
-    """The sizes of the zero-shot data sets, and a part for each that is not fetched yet."""
-    found: dict[str, ZeroShotSize] = {}
+def data_set_sizes(checked: RecipeCheck) -> tuple[dict[str, DataSetSize], list[Part]]:
+    """The sizes of the data sets that models are scored on, and a part for each that is not fetched
+    yet."""
+    found: dict[str, DataSetSize] = {}
     unknown = []
-    for name, each in checked.recipe.evaluation.zero_shot.items():
+    language_modeling = checked.recipe.tokens.language_modeling
+    for key, each in data_sets_of(checked.recipe.evaluation).items():
+        name = key.removeprefix("evaluation.").removesuffix(".data")
         file = path_of(each.data, checked.run.task_data if checked.run else Path())
         if not file.exists():
-            unknown.append(Part(f"zero-shot {name}", None, NOT_FETCHED))
+            unknown.append(Part(name, None, NOT_FETCHED))
         elif checked.tokenizer is not None:
-            found[name] = zero_shot_size(each, file, checked.tokenizer)
+            found[name] = data_set_size(each, file, checked.tokenizer, language_modeling)
     return found, unknown
 
 

@@ -9,10 +9,10 @@ from tests.tiny_models import make_config
 
 from stillhouse.estimate.language import (
     PROCESS_SECONDS,
+    DataSetSize,
     LanguagePlan,
     Part,
     TextSize,
-    ZeroShotSize,
     language_parts,
     turns_seconds,
 )
@@ -181,12 +181,12 @@ def test_a_masked_model_is_scored_once_over_the_text():
 def test_zero_shot_data_sets_take_the_time_of_their_tokens():
     plan = LanguagePlan(make_recipe(), make_config("gpt2", 2), make_config("gpt2", 1), TEXT, None)
     without, once, twice, generated = (
-        language_parts(replace(plan, zero_shot=sets), FixedSpeeds())[-1].seconds or 0
+        language_parts(replace(plan, data_sets=sets), FixedSpeeds())[-1].seconds or 0
         for sets in (
             {},
-            {"a": ZeroShotSize(1_000)},
-            {"a": ZeroShotSize(1_000), "b": ZeroShotSize(1_000)},
-            {"a": ZeroShotSize(1_000, 800)},
+            {"a": DataSetSize(1_000)},
+            {"a": DataSetSize(1_000), "b": DataSetSize(1_000)},
+            {"a": DataSetSize(1_000, 800)},
         )
     )
     assert once > without

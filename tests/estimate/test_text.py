@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from tests.task_models import SENTENCES, make_tokenizer
 
-from stillhouse.check import zero_shot_sizes
+from stillhouse.check import data_set_sizes
 from stillhouse.data.documents import is_validation
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
-from stillhouse.estimate.language import TextSize, text_size, zero_shot_size
+from stillhouse.estimate.language import TextSize, data_set_size, text_size
 from stillhouse.evaluation.settings import ZeroShotRecipe
 from stillhouse.recipe import Recipe
 from stillhouse.stages.check import RecipeCheck
@@ -77,7 +77,7 @@ def test_a_data_set_is_counted_from_a_sample_of_its_examples(tmp_path, limit, ex
     examples = task.read(file)[:limit]
     assert len(examples) == expected
     whole = sum(len(each.input_ids) for own in task.encode(examples, tokenizer) for each in own)
-    assert zero_shot_size(recipe, file, tokenizer).read == pytest.approx(whole, rel=0.02)
+    assert data_set_size(recipe, file, tokenizer, "causal").read == pytest.approx(whole, rel=0.02)
 
 
 def test_a_data_set_that_is_not_fetched_is_not_estimated(tmp_path):
@@ -92,9 +92,9 @@ def test_a_data_set_that_is_not_fetched_is_not_estimated(tmp_path):
         "corpus": {"source": "sample"},
         "evaluation": {"zero_shot": sets},
     }
-    tokens, unknown = zero_shot_sizes(
+    tokens, unknown = data_set_sizes(
         RecipeCheck(Recipe.model_validate(values), ["evaluate"], offline=True)
     )
-    assert list(tokens) == ["here"]
-    assert [(part.name, part.seconds) for part in unknown] == [("zero-shot hub", None)]
+    assert list(tokens) == ["zero_shot.here"]
+    assert [(part.name, part.seconds) for part in unknown] == [("zero_shot.hub", None)]
     assert "not fetched yet" in unknown[0].reason

@@ -23,7 +23,7 @@ from stillhouse.evaluation.perplexity import stride_of
 from stillhouse.evaluation.quality import read_text
 from stillhouse.evaluation.samples import NEW_TOKENS as SAMPLE_TOKENS
 from stillhouse.evaluation.samples import NUM_SAMPLES
-from stillhouse.evaluation.settings import ZeroShotRecipe
+from stillhouse.evaluation.settings import BiasRecipe, ZeroShotRecipe
 from stillhouse.evaluation.teacher_fit import NUM_TOKENS
 from stillhouse.families.registry import family_of
 from stillhouse.inference.causal_lm import PROMPTS_AT_ONCE
@@ -33,13 +33,14 @@ from stillhouse.race.speed import NEW_TOKENS as DECODED_TOKENS
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
+from stillhouse.section import LanguageModeling
 from stillhouse.student.calibration import sequence_length_of
 from stillhouse.student.greedy import REPEATED, num_passes
 from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import RaceRecipe
 from stillhouse.tasks.continuation import GenerativeTask
 from stillhouse.tasks.registry import make_task
-from stillhouse.tasks.zero_shot import spread_sample
+from stillhouse.tasks.zero_shot import LanguageModelTask, spread_sample
 from stillhouse.tokens.tokenizer import text_encoder
 from stillhouse.training.cost import (
     forward_flops,
@@ -87,8 +88,9 @@ class TextSize:
     document_tokens: int | float
 
 
-class ZeroShotSize(NamedTuple):
-    """About how many tokens a model reads for a zero-shot data set, and generates at most."""
+class DataSetSize(NamedTuple):
+    """About how many tokens a model reads for a data set that it is scored on, and generates at
+    most."""
 
     read: int
     generated: int = 0
@@ -96,15 +98,15 @@ class ZeroShotSize(NamedTuple):
 
 @dataclass(frozen=True)
 class LanguagePlan:
-    """The models and the text of a run that trains a student; `zero_shot` are the data sets that
-    can be read. `num_candidates` are those of a budget, all of the student's size."""
+    """The models and the text of a run that trains a student; `data_sets` are those that can be
+    read. `num_candidates` are those of a budget, all of the student's size."""
 
     recipe: Recipe
     teacher: PretrainedConfig
     student: PretrainedConfig
     text: TextSize | str
     tokenizer: PreTrainedTokenizerFast | None
-    zero_shot: Mapping[str, ZeroShotSize] = field(default_factory=dict)
+    data_sets: Mapping[str, DataSetSize] = field(default_factory=dict)
     num_candidates: int = 0
 
     def trainings(self) -> dict[str, LanguageTraining]:
@@ -305,7 +307,7 @@ def _scored_positions(plan: LanguagePlan) -> int | float:
                 continue
             number = document = file_tokens(Path(name), plan.tokenizer)
         positions += number * (1 + _window_share(document, context))
-    return positions + sum(each.read for each in plan.zero_shot.values())
+    return positions + sum(each.read for each in plan.data_sets.values())
 
 
 def _window_share(document: int | float, context: int) -> float:
@@ -321,7 +323,7 @@ def _generation_seconds(plan: LanguagePlan, speeds: MeasuredSpeeds, students: in
     if plan.recipe.tokens.language_modeling == "masked":
         return 0.0
     per_token = 1 / speeds.generation(plan.teacher) + students / speeds.generation(plan.student)
-    steps = sum(each.generated for each in plan.zero_shot.values()) / PROMPTS_AT_ONCE
+    steps = sum(each.generated for each in plan.data_sets.values()) / PROMPTS_AT_ONCE
     return (NUM_SAMPLES * SAMPLE_TOKENS + steps) * per_token
 
 
@@ -410,16 +412,21 @@ def bytes_per_token(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) ->
     return sum(len(text.encode()) for text in texts) / max(1, tokens)
 
 
-def zero_shot_size(
-    recipe: ZeroShotRecipe, file: Path, tokenizer: PreTrainedTokenizerFast
-) -> ZeroShotSize:
+def data_set_size(
+    recipe: ZeroShotRecipe | BiasRecipe,
+    file: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    language_modeling: LanguageModeling,
+) -> DataSetSize:
     """The size of a data set, from some of its examples."""
     task = make_task(recipe.task)
+    assert isinstance(task, LanguageModelTask)
+    task = task.for_language_modeling(language_modeling)
     examples = task.read(file)[: recipe.num_examples]
     some = spread_sample(examples)
     tokens = sum(len(each.input_ids) for own in task.encode(some, tokenizer) for each in own)
     new = task.generation()["max_new_tokens"] if isinstance(task, GenerativeTask) else 0
-    return ZeroShotSize(round(tokens * len(examples) / len(some)), new * len(examples))
+    return DataSetSize(round(tokens * len(examples) / len(some)), new * len(examples))
 
 
 def file_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> float:

@@ -18,6 +18,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from stillhouse.evaluation.bias import bias_scores
+from stillhouse.evaluation.data_sets import ScoredModel, data_files
 from stillhouse.evaluation.metrics.agreement import ROWS
 from stillhouse.evaluation.metrics.base import SCHEMA, Cache, Model, Subjects
 from stillhouse.evaluation.metrics.registry import measure
@@ -25,7 +27,7 @@ from stillhouse.evaluation.perplexity import UnitLosses, difference, stride_of
 from stillhouse.evaluation.quality import context_of, has_diverged, run_protocol
 from stillhouse.evaluation.samples import text_samples
 from stillhouse.evaluation.teacher_fit import teacher_fit, warning
-from stillhouse.evaluation.zero_shot import ScoredModel, data_files, zero_shot_scores
+from stillhouse.evaluation.zero_shot import zero_shot_scores
 from stillhouse.inference.reference import MOST_TURNS, TURNS, shape_key
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.load import load_model
@@ -56,8 +58,12 @@ def evaluate_inputs(
     for path in recipe.evaluation.perplexity:
         if path != "validation" and Path(path).is_file():
             sources[path] = sha256_of(Path(path))
-    for name, file in data_files(recipe.evaluation.zero_shot, run).items():
-        sources[f"zero_shot {name}"] = sha256_of(file)
+    scored = {"zero_shot": recipe.evaluation.zero_shot, "bias": recipe.evaluation.bias}
+    for section, sets in scored.items():
+        for name, files in data_files(sets, run).items():
+            for file in files:
+                key = f"{section} {name}" + (f" {file.name}" if len(files) > 1 else "")
+                sources[key] = sha256_of(file)
     return Inputs("evaluate", settings, sources, seed)
 
 
@@ -75,7 +81,7 @@ def evaluate(
 
     Args:
         whole_teacher: The teacher with all of its tokens, where that of `folders` has some of them.
-            Zero-shot scores do not depend on the tokens, so they are compared with its scores.
+            Scores on data sets do not depend on the tokens, so they are compared with its scores.
     """
     started = time.monotonic()
     loaded = {name: load_model(folder) for name, folder in folders.items()}
@@ -94,6 +100,7 @@ def evaluate(
             cache,
         )
     )
+    scored = _scored_models(recipe, run, folders, loaded, whole_teacher)
     losses = {name: cache.quality[folder][1] for name, folder in folders.items()}
     vocabulary_size = len(open_tokenizer(run.tokens))
     diverged = [name for name, own in losses.items() if has_diverged(own.mean, vocabulary_size)]
@@ -113,7 +120,8 @@ def evaluate(
             if name != "student"
         },
         "validation_units": _units(losses),
-        "zero_shot": _zero_shot(recipe, run, folders, loaded, whole_teacher, cache, reporter),
+        "zero_shot": zero_shot_scores(recipe.evaluation.zero_shot, run, scored, cache, reporter),
+        "bias": bias_scores(recipe.evaluation.bias, run, scored, cache, reporter),
         "vocabulary": cache.vocabulary,
         "teacher_fit": _teacher_fit(recipe, run, loaded["teacher"]),
         "samples": text_samples(recipe, run, loaded, diverged),
@@ -134,22 +142,22 @@ def _units(losses: Mapping[str, UnitLosses]) -> dict[str, Any]:
     }
 
 
-def _zero_shot(
+def _scored_models(
     recipe: Recipe,
     run: RunFolder,
     folders: Mapping[str, Path],
     models: Mapping[str, Model],
     whole_teacher: Path | None,
-    cache: Cache,
-    reporter: Reporter,
-) -> dict[str, Any] | None:
+) -> dict[str, ScoredModel]:
+    """The models as data sets are scored: a teacher that lost tokens with all of them."""
+
     def whole() -> PreTrainedModel:
         assert whole_teacher is not None
         _, model = load_model(whole_teacher)
         model.to(device=pick_device())  # pyright: ignore[reportCallIssue]
         return model
 
-    sets, tokenizer = recipe.evaluation.zero_shot, tokenizer_folder(run.tokens)
+    tokenizer = tokenizer_folder(run.tokens)
     scored = {
         name: ScoredModel(folders[name], partial(itemgetter(1), own), tokenizer)
         for name, own in models.items()
@@ -157,7 +165,7 @@ def _zero_shot(
     if whole_teacher is not None:
         own = tokenizer_path(str(recipe.tokens.tokenizer), whole_teacher)
         scored["teacher"] = ScoredModel(whole_teacher, functools.cache(whole), own)
-    return zero_shot_scores(sets, run, scored, cache, reporter)
+    return scored
 
 
 def _teacher_fit(recipe: Recipe, run: RunFolder, teacher: Model) -> dict[str, Any]:

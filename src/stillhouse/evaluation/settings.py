@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from stillhouse.section import Name, Section
-from stillhouse.tasks.settings import ZeroShotTask
+from stillhouse.tasks.settings import NamedBiasTask, ZeroShotTask
 
 
 class ZeroShotRecipe(Section):
@@ -19,6 +19,17 @@ class ZeroShotRecipe(Section):
     """Number of examples to score, the first of the file; by default all."""
 
 
+class BiasRecipe(Section):
+    """Sentences whose probabilities show a model's bias."""
+
+    task: NamedBiasTask
+    """Data set: `crows_pairs`, `stereoset`, `winobias` or `winogender`, perhaps with settings."""
+    data: str
+    """File of the data set as published, or an `hf://` dataset."""
+    num_examples: PositiveInt | None = None
+    """Number of comparisons, the first of the file; by default all."""
+
+
 class EvaluationRecipe(Section):
     """Measurements: perplexity on the validation split or on files, and speed."""
 
@@ -26,5 +37,17 @@ class EvaluationRecipe(Section):
     """Texts to compute perplexity on: `validation` or files."""
     zero_shot: dict[Name, ZeroShotRecipe] = Field(default={})
     """Data sets to score the causal models on without training for them, by name."""
+    bias: dict[Name, BiasRecipe] = Field(default={})
+    """Data sets to measure the models' bias on, by name."""
     speed: bool = True
     """Measure forward and generation throughput."""
+
+
+def data_sets_of(recipe: EvaluationRecipe) -> dict[str, ZeroShotRecipe | BiasRecipe]:
+    """The data sets that models are scored on, by the key of their `data` in a recipe."""
+    sections = {"zero_shot": recipe.zero_shot, "bias": recipe.bias}
+    return {
+        f"evaluation.{section}.{name}.data": each
+        for section, sets in sections.items()
+        for name, each in sets.items()
+    }

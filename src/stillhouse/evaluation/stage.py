@@ -1,6 +1,5 @@
 """The stage evaluate: teacher, student and controls -> evaluation.json."""
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING
 from stillhouse.stages.stage import Stage
 
 if TYPE_CHECKING:
-    from stillhouse.evaluation.settings import ZeroShotRecipe
     from stillhouse.runs.manifest import Inputs
     from stillhouse.stages.check import RecipeCheck
     from stillhouse.stages.context import StageContext
@@ -22,8 +20,12 @@ def check(check: "RecipeCheck") -> None:
     from stillhouse.evaluation.quality import read_text
     from stillhouse.families.registry import family_of
 
-    if sets := check.recipe.evaluation.zero_shot:
-        _check_zero_shot(check, sets)
+    if check.recipe.evaluation.zero_shot and check.recipe.tokens.language_modeling == "masked":
+        raise RecipeError(
+            "evaluation.zero_shot is for causal models; tokens.language_modeling is masked. Leave "
+            "the key out, and fine-tune the models on tasks (`finetuning`)."
+        )
+    _check_data_sets(check)
     others = [name for name in check.recipe.evaluation.perplexity if name != "validation"]
     if others and family_of(check.teacher).language_modeling == "masked":
         raise RecipeError(
@@ -36,27 +38,23 @@ def check(check: "RecipeCheck") -> None:
             raise DataError(f"{name} holds no words to score.")
 
 
-def _check_zero_shot(check: "RecipeCheck", sets: "Mapping[str, ZeroShotRecipe]") -> None:
-    """The data sets can be read, a sample of them can be encoded, and the models are causal."""
+def _check_data_sets(check: "RecipeCheck") -> None:
+    """The data sets can be read, and a sample of them can be encoded."""
     from stillhouse.data.rows import check_file, path_of
     from stillhouse.data.sources import check_access, source_of
-    from stillhouse.errors import RecipeError
+    from stillhouse.evaluation.settings import data_sets_of
     from stillhouse.tasks.registry import make_task
-    from stillhouse.tasks.zero_shot import spread_sample
+    from stillhouse.tasks.zero_shot import LanguageModelTask, spread_sample
 
-    if check.recipe.tokens.language_modeling == "masked":
-        raise RecipeError(
-            "evaluation.zero_shot is for causal models; tokens.language_modeling is masked. Leave "
-            "the key out, and fine-tune the models on tasks (`finetuning`)."
-        )
-    for name, each in sets.items():
-        where = f"evaluation.zero_shot.{name}.data"
+    for where, each in data_sets_of(check.recipe.evaluation).items():
         check_file(each.data, where)
         file = path_of(each.data, check.run.task_data if check.run else Path())
         if source_of(each.data).is_remote and not file.exists():
             check_access(each.data, where, offline=check.offline)
         else:
             task = make_task(each.task)
+            assert isinstance(task, LanguageModelTask)
+            task = task.for_language_modeling(check.recipe.tokens.language_modeling)
             examples = task.read(file)[: each.num_examples]
             if check.tokenizer is not None:
                 task.encode(spread_sample(examples), check.tokenizer)
@@ -67,6 +65,7 @@ def run(context: "StageContext") -> None:
     from stillhouse.data.rows import fetch
     from stillhouse.evaluation.evaluate import evaluate, evaluate_inputs, summarize
     from stillhouse.evaluation.metrics.base import Cache
+    from stillhouse.evaluation.settings import data_sets_of
     from stillhouse.evaluation.vocabulary import cost_of_vocabulary
     from stillhouse.runs.manifest import verify
     from stillhouse.runs.paths import RunFolder
@@ -75,8 +74,7 @@ def run(context: "StageContext") -> None:
     outputs = {model: run.model(model) for model in recipe.distillation.models}
     for folder in outputs.values():
         context.require(folder, "distill")
-    for name, each in recipe.evaluation.zero_shot.items():
-        where = f"evaluation.zero_shot.{name}.data"
+    for where, each in data_sets_of(recipe.evaluation).items():
         copy = partial(fetch, each.data, run.task_data, where, context.reporter.say)
         context.ranks.on_rank0(partial(copy, offline=context.offline))
     teacher = context.models.teacher

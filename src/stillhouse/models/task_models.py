@@ -24,7 +24,12 @@ from stillhouse.models.load import load_weights
 from stillhouse.models.special_ids import padding_id
 
 TaskHead = Literal[
-    "SequenceClassification", "QuestionAnswering", "TokenClassification", "CausalLM", "Body"
+    "SequenceClassification",
+    "QuestionAnswering",
+    "TokenClassification",
+    "CausalLM",
+    "MaskedLM",
+    "Body",
 ]
 # The architectures for which transformers has each head.
 HEADS: Mapping[str, Mapping[str, str]] = {

@@ -12,8 +12,8 @@ from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.models.hub import HUB_NAME
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
+from stillhouse.report import bias, zero_shot
 from stillhouse.report import tasks as scored
-from stillhouse.report import zero_shot
 from stillhouse.report.outcome import summarize_results
 from stillhouse.report.render import command_line, escape_markdown, model_name, render
 from stillhouse.report.results import (
@@ -106,6 +106,8 @@ def model_card(
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
         zero_shot=zero_shot.table_of(results),
+        bias=bias.table_of(results, main_only=True),
+        bias_warning=bias.WARNING,
         vocabulary=vocabulary_note(result),
         layers=_layers(manifest.facts["layer_map"] if manifest else _named_layers(recipe)),
         initial_weights=Path(recipe.student.weights).name,
@@ -198,7 +200,8 @@ def _quality(recipe: Recipe, result: SeedResult, tag: str) -> list[EvalResult]:
             kind = "perplexity" if is_perplexity else str(metric.key).rpartition(".")[2]
             data = scored_text(recipe)
             found.append(EvalResult(tag, "text", data, kind, value, metric_name=metric.label))
-    for name, own in (result.evaluation.get("zero_shot") or {"sets": {}})["sets"].items():
+    scored = (result.evaluation.get("zero_shot") or {"sets": {}})["sets"]
+    for name, own in {**scored, **(result.evaluation.get("bias") or {})}.items():
         for metric, score in own["models"]["student"].items():
             if score["value"] is not None:
                 kind, label = _hub_metric(metric), metric_label(metric)

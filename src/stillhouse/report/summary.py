@@ -8,7 +8,7 @@ from rich.text import Text
 from stillhouse import terminal, units
 from stillhouse.evaluation.metrics.registry import metrics_of
 from stillhouse.recipe import Recipe
-from stillhouse.report import zero_shot
+from stillhouse.report import bias, zero_shot
 from stillhouse.report.outcome import summarize_results
 from stillhouse.report.results import (
     CONTROLS,
@@ -37,10 +37,14 @@ def summary(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> str:
                 Text("The student's loss minus its control's, with its 95 % interval:"),
                 _seeds("", results, controls, _difference),
             ]
-    if scores := zero_shot.table_of(results, main_only=True):
-        rows = [[label, *(cell.text for cell in cells)] for label, cells in scores.rows]
-        titles = [*map(_short, models_of(results)), "difference"]
-        parts.append(terminal.table(["zero-shot", *titles], rows, wrap=True))
+    models = [*map(_short, models_of(results))]
+    for title, last, table in (
+        ("zero-shot", "difference", zero_shot.table_of(results, main_only=True)),
+        ("bias", "further from ideal by", bias.table_of(results, main_only=True)),
+    ):
+        if table is not None:
+            rows = [[label, *(cell.text for cell in cells)] for label, cells in table.rows]
+            parts.append(terminal.table([title, *models, last], rows, wrap=True))
     if note := vocabulary_note(results[0]):
         parts.append(Text(note))
     parts += [

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
+from stillhouse.report import bias, zero_shot
 from stillhouse.report import results as read
 from stillhouse.report import tasks as scored
-from stillhouse.report import zero_shot
 from stillhouse.report.cards import model_card, task_card
 from stillhouse.report.figures import dot_plots, training_figures
 from stillhouse.report.layers import layer_charts
@@ -108,6 +108,8 @@ def report_page(
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
         zero_shot=zero_shot.table_of(results),
+        bias=bias.table_of(results),
+        bias_warning=bias.WARNING,
         skipped=[(result, *each) for result in results for each in _skipped_steps(result)],
         figures=training_figures(recipe, results),
         folders={

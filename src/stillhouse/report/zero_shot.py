@@ -35,7 +35,9 @@ def table_of(results: Sequence[SeedResult], *, main_only: bool = False) -> Table
             ]
             gaps = [each["differences"]["student minus teacher"][metric] for each in own]
             label = f"{name}, {metric_label(metric)}"
-            rows.append((label, [*cells, _cell(gaps, lambda value: units.signed(value, DIGITS))]))
+            rows.append(
+                (label, [*cells, score_cell(gaps, lambda value: units.signed(value, DIGITS))])
+            )
     kept = [Cell("") if model == "teacher" else _kept(found, model) for model in models]
     rows.append(("Gain over chance kept", [*kept, Cell("")]))
     return Table([*map(label_of, models), f"Student {units.MINUS} teacher"], rows)
@@ -43,7 +45,7 @@ def table_of(results: Sequence[SeedResult], *, main_only: bool = False) -> Table
 
 def _score(own: Sequence[Any], model: str, metric: str, *, with_gain: bool) -> Cell:
     """A model's metric on a data set, beside the share of the gain that it kept."""
-    cell = _cell([each["models"][model][metric] for each in own], _show)
+    cell = score_cell([each["models"][model][metric] for each in own], _show)
     if not with_gain or model == "teacher":
         return cell
     kept = _kept(own, model)
@@ -54,14 +56,14 @@ def _kept(found: Sequence[Any], model: str) -> Cell:
     shares = [each["gain_kept"][model] for each in found]
     if None in shares:
         return Cell(AT_CHANCE)
-    return _cell(shares, units.percent)
+    return score_cell(shares, units.percent)
 
 
 def _show(value: float) -> str:
     return format_score(value, DIGITS)
 
 
-def _cell(found: Sequence[Values], show: Callable[[float], str]) -> Cell:
+def score_cell(found: Sequence[Values], show: Callable[[float], str]) -> Cell:
     """A value with its interval; of several seeds the median with the extremes."""
     values = [each["value"] for each in found]
     known = [value for value in values if value is not None]

@@ -30,6 +30,7 @@ Draws = Float[np.ndarray, " D"]
 
 RESAMPLES = 2_000
 CONFIDENCE = 0.95
+TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)  # quantiles of resamples
 Z = 1.959964  # of the normal distribution, for 95 %
 Bounds = tuple[float, float]
 UNIT, PERCENT, CORRELATION = (0.0, 1.0), (0.0, 100.0), (-1.0, 1.0)
@@ -173,12 +174,19 @@ LABELS: Mapping[str, str] = {
     "default": "F1, conlleval",
     "exact_match": "exact match",
     "flexible_match": "flexible match",
+    "icat": "ICAT",
+    "language_modeling_score": "language modeling score",
     "last_token": "last token",
     "last_word": "last word",
+    "log_likelihood_difference": "difference of log-likelihoods, nats",
+    "male_preference": "preference of male pronouns",
     "matthews": "Matthews correlation",
+    "occupation_correlation": "correlation with shares of women",
     "pearson": "Pearson correlation",
     "pearson_and_spearman": "mean of both correlations",
+    "pronoun_gap": "pronoun gap",
     "spearman": "Spearman correlation",
+    "stereotype_score": "stereotype score",
     "strict": "F1, strict",
     "strict_match": "strict match",
 }
@@ -189,7 +197,9 @@ def metric_label(name: str, positive: str | None = None) -> str:
     """The label of a metric in tables and cards, with its positive class where it has one."""
     if positive is not None and name in CLASS_METRICS:
         return f"{CLASS_METRICS[name]} of class {positive}"
-    return LABELS.get(name, name)
+    metric, _, group = name.partition("/")
+    label = LABELS.get(metric, metric)
+    return f"{label}, {group}" if group else label
 
 
 def score_digits(values: Iterable[int | float]) -> int:
@@ -356,8 +366,7 @@ class MetricSamples:
     def _interval(self, value: float, draws: Sequence[Draws], bounds: Bounds | None) -> Interval:
         """The percentiles of the resamples; where all agree, as wide as Wilson's interval for n of
         n examples."""
-        ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-        low, high = map(float, np.quantile(np.concatenate(draws), ends))
+        low, high = map(float, np.quantile(np.concatenate(draws), TAILS))
         if bounds is not None and high - low <= 1e-12 * self._span:
             margin = self._span * Z**2 / (len(self.right) + Z**2)
             low, high = max(bounds[0], value - margin), min(bounds[1], value + margin)

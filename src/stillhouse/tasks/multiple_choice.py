@@ -30,10 +30,9 @@ from stillhouse.families.registry import family_of
 from stillhouse.tasks.encoded import EncodedExample
 from stillhouse.tasks.metrics import MetricSamples, mean
 from stillhouse.tasks.settings import ChoiceColumns, MultipleChoiceTask
-from stillhouse.tasks.task import Task, batches_by_length
-from stillhouse.tasks.token_tree import TokenTree, log_likelihoods
+from stillhouse.tasks.task import Task
+from stillhouse.tasks.token_tree import all_log_likelihoods, encode_texts
 from stillhouse.tasks.zero_shot import LanguageModelTask
-from stillhouse.tokens.batches import IGNORED
 
 PREPARED = ChoiceColumns(question="query", choices="choices", label="gold")
 # For each format the columns of its data set on the hub, and of files prepared for scoring.
@@ -56,8 +55,6 @@ COLUMNS = {
     ),
 }
 CONNECTORS = {"cause": "because", "effect": "therefore"}  # of COPA
-# On a CPU the hidden states of a batch stay in its cache: 1,024 take a quarter longer each.
-BATCH_TOKENS = {"cpu": 256, "cuda": 65_536}
 
 
 @dataclass(frozen=True)
@@ -104,40 +101,17 @@ class MultipleChoice(LanguageModelTask[MultipleChoiceTask]):
     def _sequences(
         self, example: Question, tokenizer: PreTrainedTokenizerFast
     ) -> list[EncodedExample]:
-        """All choices in one tree; a tree for each where attention has a window that counts the
-        tokens between, as those of other choices are."""
-        longest = self.recipe.max_length + 1  # the last token is not read
         pairs = [
             encode_pair(context, continuation, tokenizer)
             for context, continuation in zip(example.contexts, example.continuations, strict=True)
         ]
-        kept = [ids[-longest:] for ids, _ in pairs]
-        scored = [min(number, longest - 1) for _, number in pairs]
-        whole = TokenTree.of(kept, scored)
-        trees = [whole]
-        if self._window is not None and len(whole.ids) > self._window:
-            trees = [TokenTree.of([ids], [n]) for ids, n in zip(kept, scored, strict=True)]
-        is_truncated = any(len(ids) > longest for ids, _ in pairs)
-        return [
-            EncodedExample(
-                tree.ids,
-                np.zeros_like(tree.ids),
-                np.array(IGNORED),
-                is_truncated=is_truncated and place == 0,
-                source=tree,
-            )
-            for place, tree in enumerate(trees)
-        ]
+        return encode_texts(pairs, self.recipe.max_length, self._window)
 
     def all_outputs(
         self, model: PreTrainedModel, sequences: Sequence[EncodedExample]
     ) -> list[Float[Tensor, " _"]]:
         """The log-likelihoods of each tree's texts."""
-        found: dict[int, Tensor] = {}
-        for places in batches_by_length(sequences, BATCH_TOKENS[model.device.type]):
-            trees = [sequences[place].source for place in places]
-            found |= dict(zip(places, log_likelihoods(model, trees), strict=True))
-        return [found[place] for place in range(len(sequences))]
+        return all_log_likelihoods(model, sequences)
 
     def predict(
         self,

@@ -12,6 +12,7 @@ from stillhouse.models.folder_check import load_config
 from stillhouse.models.task_models import head_of
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.section import recipe_part
+from stillhouse.tasks.bias import Bias
 from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings, read_embedding_settings
 from stillhouse.tasks.labels import Labels, labels_of
@@ -41,6 +42,7 @@ TASKS: Mapping[str, type[Task]] = {
     "multiple_choice": MultipleChoice,
     "continuation": Continuation,
     "word_problem": WordProblem,
+    "bias": Bias,
 }
 
 

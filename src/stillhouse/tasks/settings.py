@@ -212,6 +212,19 @@ class MultipleChoiceTask(Section):
     """Metric that compares models: the most likely choice, or the most likely per character."""
 
 
+class BiasTask(Section):
+    """Sentences that differ in a group, an attribute or a pronoun, by their probability."""
+
+    kind: Literal["bias"] = "bias"
+    """Kind of task."""
+    format: Literal["crows_pairs", "stereoset", "winobias", "winogender"] = "crows_pairs"
+    """Data set whose files, comparisons and metrics are used."""
+    max_length: Length = 1024
+    """Longest sequence in tokens; of a masked model special tokens included."""
+    metric: Literal["stereotype_score"] = "stereotype_score"
+    """Metric that compares models."""
+
+
 class ContinuationTask(Section):
     """Zero-shot or few-shot generation after a prompt by a causal language model.
 
@@ -341,6 +354,10 @@ NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
     **{name: _choices(name) for name in ("arc", "piqa", "openbookqa", "hellaswag")},
     **{name: _choices(name, "accuracy") for name in ("winogrande", "copa")},
     "gsm8k": {"kind": "word_problem"},
+    **{
+        name: {"kind": "bias", "format": name}
+        for name in ("crows_pairs", "stereoset", "winobias", "winogender")
+    },
     # Radford et al. 2019, sections 3.7 and 3.6.
     "translation": {
         "kind": "continuation",
@@ -382,7 +399,8 @@ TaskRecipe = Annotated[
     | LastWordTask
     | MultipleChoiceTask
     | ContinuationTask
-    | WordProblemTask,
+    | WordProblemTask
+    | BiasTask,
     Discriminator("kind"),
 ]
 TASK_KINDS: Mapping[str, type[Section]] = {
@@ -394,6 +412,7 @@ ZeroShotTask = Annotated[
     Annotated[LastWordTask | MultipleChoiceTask | WordProblemTask, Discriminator("kind")],
     BeforeValidator(_start_from_the_name),
 ]
+NamedBiasTask = Annotated[BiasTask, BeforeValidator(_start_from_the_name)]
 
 
 def task_names(kinds: Collection[str]) -> list[str]:

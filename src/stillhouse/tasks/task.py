@@ -31,7 +31,7 @@ MAX_BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 class Task(ABC, Generic[Settings]):
     """A task with its settings. Examples and predictions have types of the task's own."""
 
-    head: ClassVar[TaskHead]
+    head: TaskHead
     output_kind: OutputKind = "classes"
     per_token: ClassVar[bool] = False  # whether each token has its own target
     trainable: ClassVar[bool] = True
@@ -95,6 +95,10 @@ class Task(ABC, Generic[Settings]):
         Raises:
             DataError: what cannot be read, with its file and row.
         """
+
+    def sources(self, path: Path) -> list[Path]:
+        """The files that `read` reads: this one, and those that belong to it."""
+        return [path]
 
     def read_training(self, path: Path) -> list[Any]:
         """The training examples of a file.

@@ -19,10 +19,14 @@ from transformers import PreTrainedModel
 from stillhouse.families.base import Head
 from stillhouse.families.products import fast_products
 from stillhouse.families.registry import family_of
+from stillhouse.tasks.encoded import EncodedExample
+from stillhouse.tasks.task import batches_by_length
 from stillhouse.tokens.batches import IGNORED, Batch
 
 # Rows and tokens whose logits are in memory: 4 MB, a CPU's cache; on a GPU all tokens of a row.
 LOGITS_AT_ONCE = {"cpu": (256, 4_096), "cuda": (1_024, 2**20)}
+# On a CPU the hidden states of a batch stay in its cache: 1,024 take a quarter longer each.
+BATCH_TOKENS = {"cpu": 256, "cuda": 65_536}
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,48 @@ class TreeBatch(Batch):
             uniform=False,
             seen=torch.from_numpy(seen).to(device),
         )
+
+
+def encode_texts(
+    texts: Sequence[tuple[Sequence[int], int]], max_length: int, window: int | None
+) -> list[EncodedExample]:
+    """The texts of an example as sequences that share what they can: all in one tree; a tree for
+    each where attention has a window that counts the tokens between, as those of other texts are.
+
+    Args:
+        texts: The tokens of each, and the number of its last ones that are scored.
+        max_length: Tokens that a model reads; a longer text loses its beginning.
+        window: Of the model's attention.
+    """
+    longest = max_length + 1  # the last token is not read
+    kept = [ids[-longest:] for ids, _ in texts]
+    scored = [min(number, longest - 1) for _, number in texts]
+    whole = TokenTree.of(kept, scored)
+    trees = [whole]
+    if window is not None and len(whole.ids) > window:
+        trees = [TokenTree.of([ids], [n]) for ids, n in zip(kept, scored, strict=True)]
+    is_truncated = any(len(ids) > longest for ids, _ in texts)
+    return [
+        EncodedExample(
+            tree.ids,
+            np.zeros_like(tree.ids),
+            np.array(IGNORED),
+            is_truncated=is_truncated and place == 0,
+            source=tree,
+        )
+        for place, tree in enumerate(trees)
+    ]
+
+
+def all_log_likelihoods(
+    model: PreTrainedModel, sequences: Sequence[EncodedExample]
+) -> list[Float[Tensor, " _"]]:
+    """For each of the sequences of `encode_texts` the log-likelihoods of its texts, in nats."""
+    found: dict[int, Tensor] = {}
+    for places in batches_by_length(sequences, BATCH_TOKENS[model.device.type]):
+        trees = [sequences[place].source for place in places]
+        found |= dict(zip(places, log_likelihoods(model, trees), strict=True))
+    return [found[place] for place in range(len(sequences))]
 
 
 @torch.inference_mode()

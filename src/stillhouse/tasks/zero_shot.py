@@ -23,6 +23,7 @@ from stillhouse.data.rows import read_rows
 from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.families.registry import family_of
 from stillhouse.models.task_models import head_of
+from stillhouse.section import LanguageModeling
 from stillhouse.tasks.encoded import EncodedExample, TaskBatch, TextExample, forward
 from stillhouse.tasks.metrics import Draws, Metric, MetricSamples, Times, mean
 from stillhouse.tasks.settings import LastWordTask
@@ -31,6 +32,22 @@ from stillhouse.tokens.batches import IGNORED
 
 LOG_PROBABILITY, IS_GREEDY = 0, 1
 SAMPLE = 300  # examples of a data set that are encoded before a run
+
+
+def target_log_probabilities(model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 2 T"]:
+    """For each target its log-probability, and 1 where it is the most probable token, or 0."""
+    hidden = forward(model.base_model, batch).last_hidden_state  # pyright: ignore
+    assert batch.output_mask is not None
+    head = family_of(model.config).head(model)
+    transformed = head.transform(hidden[batch.output_mask])
+    logits = head.logits(transformed).float()
+    targets = batch.targets[batch.output_mask]
+    log_probability = -F.cross_entropy(logits, targets, reduction="none")
+    found = logits.new_zeros(2, *batch.output_mask.shape)
+    found[:, batch.output_mask] = torch.stack(
+        [log_probability, (logits.argmax(-1) == targets).float()]
+    )
+    return found.transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,10 @@ class LanguageModelTask(Task[Settings]):
                     f"{example.where}: {error}" if example.where else str(error)
                 ) from error
         return found
+
+    def for_language_modeling(self, language_modeling: LanguageModeling) -> "LanguageModelTask":
+        """The task for models of this kind."""
+        return self
 
     @abstractmethod
     def _sequences(self, example: Any, tokenizer: PreTrainedTokenizerFast) -> list[EncodedExample]:
@@ -131,19 +152,7 @@ class LastWord(LanguageModelTask[LastWordTask]):
         ]
 
     def outputs(self, model: PreTrainedModel, batch: TaskBatch) -> Float[Tensor, "B 2 T"]:
-        """For each target its log-probability, and 1 where it is the most probable token, or 0."""
-        hidden = forward(model.base_model, batch).last_hidden_state  # pyright: ignore
-        assert batch.output_mask is not None
-        head = family_of(model.config).head(model)
-        transformed = head.transform(hidden[batch.output_mask])
-        logits = head.logits(transformed).float()
-        targets = batch.targets[batch.output_mask]
-        log_probability = -F.cross_entropy(logits, targets, reduction="none")
-        found = logits.new_zeros(2, *batch.output_mask.shape)
-        found[:, batch.output_mask] = torch.stack(
-            [log_probability, (logits.argmax(-1) == targets).float()]
-        )
-        return found.transpose(0, 1)
+        return target_log_probabilities(model, batch)
 
     def predict(
         self,

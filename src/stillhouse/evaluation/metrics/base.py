@@ -32,11 +32,11 @@ Group = Literal["size", "speed", "memory", "quality", "agreement", "training"]
 @dataclass
 class Cache:
     """Measurements that several seeds share: quality by model folder, memory by configuration,
-    zero-shot scores by folder and data set, and what a smaller vocabulary costs."""
+    scores by folder, kind of task and data set, and what a smaller vocabulary costs."""
 
     quality: dict[Path, Quality] = field(default_factory=dict)
     memory: dict[str, int | None] = field(default_factory=dict)
-    zero_shot: dict[tuple[Path, str], Mapping[str, MetricSamples]] = field(default_factory=dict)
+    scores: dict[tuple[Path, str, str], Mapping[str, MetricSamples]] = field(default_factory=dict)
     vocabulary: dict[str, Any] | None = None
 
 
