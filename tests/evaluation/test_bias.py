@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stillhouse.check import data_set_sizes
-from stillhouse.errors import DataError
+from stillhouse.errors import DataError, RecipeError
 from stillhouse.evaluation.bias import bias_scores, change
 from stillhouse.evaluation.data_sets import ScoredModel
 from stillhouse.evaluation.evaluate import evaluate_inputs
@@ -101,6 +101,37 @@ def test_every_model_is_measured_on_the_same_sentences(task_folder, tmp_path, da
     assert own["bias_change"][name]["value"] == pytest.approx(student - teacher)
     assert json.loads(json.dumps(found)) == found
     assert bias_scores({}, run, models, Cache(), QuietReporter()) is None
+
+
+def test_a_set_for_causal_models_is_refused_for_masked_ones(tmp_path):
+    """Before the run, not after the training."""
+    path = tmp_path / "bold.json"
+    path.write_text('{"cooks": {"Ann": ["Ann cooks "]}}')
+    text = RECIPE.replace("crows_pairs", "bold").replace("DATA", str(path))
+    check(RecipeCheck(parse_recipe(text), ["evaluate"], offline=True))
+    masked = parse_recipe(text + "tokens: {language_modeling: masked}\n")
+    with pytest.raises(RecipeError, match="gender_polarity is for causal models, and those of"):
+        check(RecipeCheck(masked, ["evaluate"], offline=True))
+
+
+@pytest.mark.parametrize(("family", "head"), [("gpt2", "CausalLM"), ("bert", "MaskedLM")])
+def test_templates_show_words_beside_their_separation(task_folder, tmp_path, family, head):
+    path = tmp_path / "templates.jsonl"
+    path.write_text('{"template": "The {group} still is", "groups": ["old", "new"]}\n')
+    few = "{kind: templates, samples: 100, max_new_tokens: 2}"
+    recipe = parse_recipe(RECIPE.replace("crows_pairs", few).replace("DATA", str(path)))
+    folder = task_folder(family, head)
+    model = ScoredModel(folder, cache(partial(load_alone, folder)), folder)
+    models = {"teacher": model, "student": model}
+    run = RunFolder.at(tmp_path)
+    found = bias_scores(recipe.evaluation.bias, run, models, Cache(), QuietReporter())
+    assert found is not None
+    own = found["pairs"]
+    assert own["ideal"] == {"separation": 0}
+    assert own["bias_change"]["separation"]["value"] == 0
+    prompts = [each["prompt"] for each in own["details"]["student"]]
+    assert prompts == ["The old still is", "The new still is"]
+    assert own["details"]["student"] == own["details"]["teacher"]
 
 
 def load_alone(folder):

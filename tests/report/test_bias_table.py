@@ -3,7 +3,7 @@
 import pytest
 from tests.report.handmade import make_evaluation, make_recipe
 
-from stillhouse.report.bias import WARNING, table_of, verdict
+from stillhouse.report.bias import WARNING, table_of, verdict, words_of
 from stillhouse.report.cards import model_card
 from stillhouse.report.results import SeedResult
 from stillhouse.report.write import report_page
@@ -85,6 +85,23 @@ def test_seeds_are_shown_by_median_and_extremes(results):
     _, student, _, last = cells(table, "crows, stereotype score (ideal 50)")
     assert student == ("66.0", ["64.0 to 69.0"])
     assert last == ("+4.0", ["+2.0 to +7.0"])
+
+
+def test_words_of_templates_are_shown_with_their_shares(results):
+    """Most frequent first; of a model that diverged there are none."""
+    found = scores()
+    prompts = [{"prompt": "The man worked as a", "words": {"doctor": 0.25, "": 0.1}}]
+    found["crows"]["details"] = {"teacher": prompts, "student": prompts, "control": None}
+    table = words_of(results(found))
+    assert table is not None
+    teacher, student, control = cells(table, "The man worked as a")
+    assert teacher == student == ("doctor 25%, no word 10%", [])
+    assert control == ("no finite value", [])
+    assert words_of(results(scores())) is None
+    page = report_page(make_recipe(), results(found)[0].run, results(found), [])
+    assert "doctor 25%, no word 10%" in page
+    card = model_card(make_recipe(), results(found)[0].run, results(found), results(found)[0])
+    assert "| The man worked as a | doctor 25%, no word 10% |" in card
 
 
 def test_a_run_without_sets_has_no_table(results):

@@ -15,7 +15,6 @@ from stillhouse.errors import DataError, ModelError
 from stillhouse.evaluation.score import score_model
 from stillhouse.inference.load import load_for_task
 from stillhouse.recipe_file import parse_task
-from stillhouse.tasks.bias import ideal_of
 from stillhouse.tasks.bias_sets import Comparison, Sentence
 from stillhouse.tasks.metrics import metric_label
 from stillhouse.tasks.registry import make_task
@@ -365,7 +364,7 @@ def test_every_metric_has_a_label_and_an_ideal_value(scored):
     for name in ("crows_pairs", "stereoset", "winobias", "winogender"):
         _, loaded, examples, predictions = scored("gpt2", name)
         for metric in loaded.task.metric_samples(predictions, examples):
-            assert ideal_of(metric) in (0, 50, 100)
+            assert loaded.task.ideals[metric.partition("/")[0]] in (0, 50, 100)
             assert "_" not in metric_label(metric)
     assert metric_label("stereotype_score/age") == "stereotype score, age"
 

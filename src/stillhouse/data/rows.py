@@ -31,11 +31,14 @@ from stillhouse.runs.manifest import (
 
 LARGEST = 3.4028234663852886e38  # of float32
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+PACKAGED = {"templates": Path(__file__).parents[1] / "tasks" / "templates.jsonl"}
 COPY = "data "  # begins the stage in the manifest of a copy, before the dataset's name
 
 
 def path_of(source: str, folder: Path) -> Path:
     """The file with the examples of `source`: its copy in `folder`, fetched or not, if remote."""
+    if source in PACKAGED:
+        return PACKAGED[source]
     if not source_of(source).is_remote:
         return Path(source).expanduser()
     name = re.sub(r"[^A-Za-z0-9.]+", "-", source.partition("://")[2])
@@ -49,7 +52,9 @@ def check_file(source: str, key: str) -> None:
     Raises:
         DataError: there is no such file, or it is a folder or a glob.
     """
-    if source_of(source).is_remote or os.path.isfile(os.path.expanduser(source)):
+    if source in PACKAGED or source_of(source).is_remote:
+        return
+    if os.path.isfile(os.path.expanduser(source)):
         return
     if os.path.isdir(os.path.expanduser(source)) or (glob.has_magic(source) and glob.glob(source)):
         raise DataError(

@@ -425,7 +425,9 @@ def data_set_size(
     examples = task.read(file)[: recipe.num_examples]
     some = spread_sample(examples)
     tokens = sum(len(each.input_ids) for own in task.encode(some, tokenizer) for each in own)
-    new = task.generation()["max_new_tokens"] if isinstance(task, GenerativeTask) else 0
+    new = 0
+    if isinstance(task, GenerativeTask) and task.head == "CausalLM":
+        new = task.recipe.max_new_tokens
     return DataSetSize(round(tokens * len(examples) / len(some)), new * len(examples))
 
 

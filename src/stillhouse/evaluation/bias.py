@@ -19,7 +19,6 @@ from stillhouse.evaluation.data_sets import MeasuredSet, ScoredModel, measured_s
 from stillhouse.evaluation.metrics.base import Cache
 from stillhouse.evaluation.settings import BiasRecipe
 from stillhouse.runs.paths import RunFolder
-from stillhouse.tasks.bias import ideal_of
 from stillhouse.tasks.metrics import TAILS, Interval, MetricSamples
 from stillhouse.training.progress import Reporter
 
@@ -42,7 +41,8 @@ def bias_scores(
 
 def _ideals(measured: MeasuredSet) -> dict[str, Any]:
     student, teacher = measured.models["student"], measured.models["teacher"]
-    ideals = {name: ideal_of(name) for name in student}
+    # A metric of a part of the set, such as stereotype_score/age, has the ideal value of the whole.
+    ideals = {name: measured.task.ideals[name.partition("/")[0]] for name in student}
     return {
         "ideal": ideals,
         "bias_change": {

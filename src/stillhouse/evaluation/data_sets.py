@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from stillhouse.data.rows import path_of
-from stillhouse.evaluation.metrics.base import Cache
+from stillhouse.evaluation.metrics.base import Cache, Scored
 from stillhouse.evaluation.settings import BiasRecipe, ZeroShotRecipe
 from stillhouse.inference.engine.batcher import NotFiniteError
 from stillhouse.inference.task_model import cut_text, task_model
@@ -42,6 +42,7 @@ class MeasuredSet:
     task: LanguageModelTask
     examples: Sequence[Any]
     models: Mapping[str, Samples]
+    details: Mapping[str, Any]  # by model
 
     @property
     def metric(self) -> str:
@@ -68,6 +69,7 @@ class MeasuredSet:
                 for model, found in self.models.items()
                 if model != "student"
             },
+            **({"details": self.details} if any(self.details.values()) else {}),
         }
 
 
@@ -102,14 +104,16 @@ def measured_sets(
         found = {
             model: cache.scores[own.folder, each.task.kind, name] for model, own in models.items()
         }
-        yield MeasuredSet(name, each, task, examples, found)
+        metrics = {model: own.metrics for model, own in found.items()}
+        details = {model: own.details for model, own in found.items()}
+        yield MeasuredSet(name, each, task, examples, metrics, details)
 
 
 def _measure(
     task: LanguageModelTask, scored: ScoredModel, examples: Sequence[Any]
-) -> tuple[Samples, int]:
-    """A model's metrics on the examples of a data set, and the number of truncated texts; of a
-    model that diverged they are not finite."""
+) -> tuple[Scored, int]:
+    """A model's results on the examples of a data set, and the number of truncated texts; of a
+    model that diverged the metrics are not finite."""
     model = scored.model()
     own = task.for_model(scored.folder, model.config)
     loaded = task_model(model, load_model_tokenizer(scored.folder, scored.tokenizer), own)
@@ -117,4 +121,5 @@ def _measure(
         predictions, num_cut = loaded.predictions_and_cuts(examples)
     except NotFiniteError:
         predictions, num_cut = [None] * len(examples), 0
-    return own.metric_samples(predictions, examples), num_cut
+    metrics = own.metric_samples(predictions, examples)
+    return Scored(metrics, own.details(predictions, examples)), num_cut

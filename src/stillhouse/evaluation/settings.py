@@ -1,11 +1,11 @@
 """Evaluation settings of a recipe."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from stillhouse.section import Name, Section
-from stillhouse.tasks.settings import NamedBiasTask, ZeroShotTask
+from stillhouse.tasks.settings import NamedBiasTask, TemplatesTask, ZeroShotTask
 
 
 class ZeroShotRecipe(Section):
@@ -23,11 +23,22 @@ class BiasRecipe(Section):
     """Sentences whose probabilities show a model's bias."""
 
     task: NamedBiasTask
-    """Data set: `crows_pairs`, `stereoset`, `winobias` or `winogender`, perhaps with settings."""
-    data: str
-    """File of the data set as published, or an `hf://` dataset."""
+    """Data set: `crows_pairs`, `stereoset`, `winobias`, `winogender` or `bold`; or `templates`."""
+    data: str = Field(default="", validate_default=True)
+    """File of the data set as published, or an `hf://` dataset; for `templates` by default those of
+    the package."""
     num_examples: PositiveInt | None = None
     """Number of comparisons, the first of the file; by default all."""
+
+    @field_validator("data")
+    @classmethod
+    def _of_the_package(cls, data: str, info: Any) -> str:
+        task = info.data.get("task")
+        if data or task is None:
+            return data
+        if not isinstance(task, TemplatesTask):
+            raise ValueError("is missing: give the file of the data set")
+        return task.kind
 
 
 class EvaluationRecipe(Section):

@@ -95,9 +95,15 @@ class CausalLM(LoadedModel):
         return self.continue_all([prompt.ids], prompt.with_stops(settings))[0]
 
     def continue_all(
-        self, prompts: Sequence[tuple[int, ...]], settings: Generation
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        settings: Generation,
+        seeds: Sequence[int] | None = None,
     ) -> list[list[str]]:
         """The continuations of each prompt, given as token ids, independent of other prompts.
+
+        Args:
+            seeds: One for each prompt; by default that of the settings for all.
 
         Raises:
             DataError: see `generate`.
@@ -107,7 +113,10 @@ class CausalLM(LoadedModel):
         shared = _common_start(prompts)
         slots = number * max(1, min(len(prompts), PROMPTS_AT_ONCE))
         batcher = self.batcher(slots + bool(shared))
-        requests = [Request(prompt, settings, settings.drawn_seed()) for prompt in prompts]
+        seeds = seeds or [settings.drawn_seed() for _ in prompts]
+        requests = [
+            Request(prompt, settings, seed) for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
         for request in requests:
             batcher.check(request)
         if settings.num_beams > 1:

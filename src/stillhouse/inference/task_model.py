@@ -18,9 +18,11 @@ from stillhouse.inference.loaded import LoadedModel
 from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings
 from stillhouse.tasks.encoded import TextExample
+from stillhouse.tasks.gender_polarity import GenderPolarity
 from stillhouse.tasks.question_answering import QuestionAnswering
 from stillhouse.tasks.squad import Question
 from stillhouse.tasks.task import Task, predict
+from stillhouse.tasks.template_prompts import Templates
 from stillhouse.tasks.text_classification import TextClassification, TextRegression
 from stillhouse.tasks.token_classification import TokenClassification, words_in
 from stillhouse.tasks.word_problem import WordProblem
@@ -155,7 +157,8 @@ class PromptedModel(TaskModel):
         encoded = self.task.encode(examples, self.tokenizer)
         prompts = [tuple(sequence.input_ids.tolist()) for (sequence,) in encoded]
         model = CausalLM(self.model, self.tokenizer, self.task.recipe.max_length)
-        texts = model.continue_all(prompts, Generation(**self.task.generation()))
+        settings, seeds = Generation(**self.task.generation()), self.task.seeds(examples)
+        texts = model.continue_all(prompts, settings, seeds)
         predicted = [
             self.task.predict(*each) for each in zip(examples, encoded, texts, strict=True)
         ]
@@ -170,6 +173,8 @@ TASK_MODELS: Mapping[type, type[TaskModel]] = {
     Embeddings: Embedder,
     Continuation: PromptedModel,
     WordProblem: PromptedModel,
+    Templates: PromptedModel,
+    GenderPolarity: PromptedModel,
 }
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 from stillhouse import units
 from stillhouse.report.results import SeedResult, label_of, models_of
-from stillhouse.report.tables import Cell, Table
+from stillhouse.report.tables import NOT_FINITE, Cell, Table
 from stillhouse.report.zero_shot import score_cell
 from stillhouse.tasks.metrics import format_score, metric_label
 
+SHOWN_WORDS = 6  # of a prompt
 WARNING = (
     "These are a few sets of English sentences and stereotypes, most of them of the United States. "
     "A value near the ideal does not show that a model has no bias."
@@ -62,6 +63,37 @@ def _change(own: Sequence[Any], metric: str) -> Cell:
     if len(changes) > 1 or cell.is_missing:
         return cell
     return Cell(cell.text, [*cell.notes, verdict(changes[0])])
+
+
+def words_of(results: Sequence[SeedResult]) -> Table | None:
+    """The most frequent words after each template of the first seed's models, with their shares of
+    the samples; None without templates."""
+    sets = (results[0].evaluation.get("bias") or {}).values()
+    details = [found for each in sets if (found := each.get("details"))]
+    if not details:
+        return None
+    models, rows = models_of(results), []
+    for found in details:
+        prompts = {model: _shown(found.get(model)) for model in models}
+        known = next(own for own in prompts.values() if own)
+        for prompt in known:
+            cells = [
+                Cell(own[prompt]) if own else Cell(NOT_FINITE, is_missing=True)
+                for own in prompts.values()
+            ]
+            rows.append((prompt, cells))
+    return Table([*map(label_of, models)], rows)
+
+
+def _shown(found: Sequence[Any] | None) -> dict[str, str]:
+    """The words of each prompt, as text."""
+    return {
+        each["prompt"]: ", ".join(
+            f"{word or 'no word'} {units.percent(share)}"
+            for word, share in [*each["words"].items()][:SHOWN_WORDS]
+        )
+        for each in found or ()
+    }
 
 
 def verdict(change: Any) -> str:

@@ -108,6 +108,7 @@ def model_card(
         zero_shot=zero_shot.table_of(results),
         bias=bias.table_of(results, main_only=True),
         bias_warning=bias.WARNING,
+        bias_words=bias.words_of(results),
         vocabulary=vocabulary_note(result),
         layers=_layers(manifest.facts["layer_map"] if manifest else _named_layers(recipe)),
         initial_weights=Path(recipe.student.weights).name,

@@ -110,6 +110,7 @@ def report_page(
         zero_shot=zero_shot.table_of(results),
         bias=bias.table_of(results),
         bias_warning=bias.WARNING,
+        bias_words=bias.words_of(results),
         skipped=[(result, *each) for result in results for each in _skipped_steps(result)],
         figures=training_figures(recipe, results),
         folders={

@@ -29,7 +29,7 @@ Axes: P sentences of a comparison, T tokens.
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -64,28 +64,22 @@ from stillhouse.tasks.zero_shot import (
 )
 from stillhouse.tokens.batches import IGNORED
 
-# What an unbiased model has; for those of a language model's quality, the best one.
-IDEAL: Mapping[str, float] = {
-    "stereotype_score": 50.0,
-    "log_likelihood_difference": 0.0,
-    "language_modeling_score": 100.0,
-    "icat": 100.0,
-    "pronoun_gap": 0.0,
-    "male_preference": 50.0,
-    "occupation_correlation": 0.0,
-}
 Scores = Float[np.ndarray, " P"]
-
-
-def ideal_of(metric: str) -> float:
-    """The value of a metric, or of one of its kinds of bias, that an unbiased model has."""
-    return IDEAL[metric.partition("/")[0]]
 
 
 class Bias(LanguageModelTask[BiasTask]):
     """Comparison of sentences by their probability, for causal and masked language models."""
 
     per_token = True
+    ideals: ClassVar[Mapping[str, float]] = {
+        "stereotype_score": 50.0,
+        "log_likelihood_difference": 0.0,
+        "language_modeling_score": 100.0,
+        "icat": 100.0,
+        "pronoun_gap": 0.0,
+        "male_preference": 50.0,
+        "occupation_correlation": 0.0,
+    }
     language_modeling: LanguageModeling = "causal"
     _window: int | None = None  # of the model's attention
 
@@ -212,7 +206,7 @@ class Bias(LanguageModelTask[BiasTask]):
             counts = np.concatenate([np.bincount(tree.texts) for tree in trees])
         else:
             numbers = [each.source for each in sequences]
-            places = [int(np.flatnonzero(each.output_mask)[0]) for each in sequences]
+            places = [int(np.flatnonzero(each.target != IGNORED)[0]) for each in sequences]
             values = [
                 float(output[LOG_PROBABILITY, place].double())
                 for place, output in zip(places, outputs, strict=True)

@@ -18,7 +18,12 @@ from stillhouse.data.rows import Row
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.tasks.encoded import EncodedExample, TextExample, read_texts
 from stillhouse.tasks.metrics import PERCENT, MetricSamples, bleu, bleu_counts, mean, rouge_f1
-from stillhouse.tasks.settings import ContinuationTask, WordProblemTask
+from stillhouse.tasks.settings import (
+    ContinuationTask,
+    GenderPolarityTask,
+    TemplatesTask,
+    WordProblemTask,
+)
 from stillhouse.tasks.task import Task
 from stillhouse.tasks.zero_shot import LanguageModelTask
 from stillhouse.tokens.batches import IGNORED
@@ -26,24 +31,48 @@ from stillhouse.wording import counted
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 ROUGE = ("rouge1", "rouge2", "rougeLsum")
-Prompted = TypeVar("Prompted", bound=ContinuationTask | WordProblemTask)
+Prompted = TypeVar(
+    "Prompted", bound=ContinuationTask | WordProblemTask | TemplatesTask | GenderPolarityTask
+)
+FewShot = TypeVar("FewShot", bound=ContinuationTask | WordProblemTask)
 
 
 class GenerativeTask(LanguageModelTask[Prompted]):
-    """A task whose prediction is read from generated text; the first `shots` examples of its file
-    are in the prompt and not scored."""
+    """A task whose prediction is read from generated text."""
+
+    def generation(self) -> dict[str, Any]:
+        """How the text is generated: settings of `inference.generation.Generation`."""
+        return {"max_new_tokens": self.recipe.max_new_tokens, "greedy": True}
+
+    def seeds(self, examples: Sequence[Any]) -> Sequence[int] | None:
+        """The seed of each example's continuations; by default that of `generation` for all."""
+        return None
+
+    def _room(self, num_needed: int) -> int:
+        """Tokens of the longest prompt.
+
+        Raises:
+            RecipeError: fewer than are needed.
+        """
+        room = self.recipe.max_length - self.recipe.max_new_tokens
+        if room < num_needed:
+            raise RecipeError(
+                f"The sequence holds {self.recipe.max_length} tokens; max_new_tokens, "
+                f"{self.recipe.max_new_tokens}, leaves no room for the prompt. Lower it."
+            )
+        return room
+
+
+class FewShotTask(GenerativeTask[FewShot]):
+    """A task with examples in the prompt: the first `shots` of its file, which are not scored."""
 
     _shots: Sequence[TextExample] = ()
 
     def for_model(self, folder: Path, config: PretrainedConfig) -> Task:
         task = super().for_model(folder, config)
-        assert isinstance(task, GenerativeTask)
+        assert isinstance(task, FewShotTask)
         task._shots = self._shots
         return task
-
-    def generation(self) -> dict[str, Any]:
-        """How the text is generated: settings of `inference.generation.Generation`."""
-        return {"max_new_tokens": self.recipe.max_new_tokens, "greedy": True}
 
     def _without_shots(self, found: Sequence[TextExample], path: Path) -> list[TextExample]:
         """The examples after the shots, which are kept for the prompts.
@@ -59,20 +88,6 @@ class GenerativeTask(LanguageModelTask[Prompted]):
             )
         self._shots = found[:shots]
         return list(found[shots:])
-
-    def _room(self, num_needed: int) -> int:
-        """Tokens of the longest prompt.
-
-        Raises:
-            RecipeError: fewer than are needed.
-        """
-        room = self.recipe.max_length - self.recipe.max_new_tokens
-        if room < num_needed:
-            raise RecipeError(
-                f"The sequence holds {self.recipe.max_length} tokens; max_new_tokens, "
-                f"{self.recipe.max_new_tokens}, leaves no room for the prompt. Lower it."
-            )
-        return room
 
     @abstractmethod
     def predict(
@@ -92,7 +107,7 @@ def prompt_of(ids: Sequence[int], *, is_truncated: bool) -> list[EncodedExample]
     ]
 
 
-class Continuation(GenerativeTask[ContinuationTask]):
+class Continuation(FewShotTask[ContinuationTask]):
     """A text that continues a prompt; the first examples of the file may precede it."""
 
     def generation(self) -> dict[str, Any]:

@@ -174,6 +174,7 @@ LABELS: Mapping[str, str] = {
     "default": "F1, conlleval",
     "exact_match": "exact match",
     "flexible_match": "flexible match",
+    "gender_polarity": "gender polarity",
     "icat": "ICAT",
     "language_modeling_score": "language modeling score",
     "last_token": "last token",

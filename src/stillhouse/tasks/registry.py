@@ -15,6 +15,7 @@ from stillhouse.section import recipe_part
 from stillhouse.tasks.bias import Bias
 from stillhouse.tasks.continuation import Continuation
 from stillhouse.tasks.embeddings import Embeddings, read_embedding_settings
+from stillhouse.tasks.gender_polarity import GenderPolarity
 from stillhouse.tasks.labels import Labels, labels_of
 from stillhouse.tasks.multiple_choice import MultipleChoice
 from stillhouse.tasks.question_answering import QuestionAnswering
@@ -27,6 +28,7 @@ from stillhouse.tasks.settings import (
     TokenClassificationTask,
 )
 from stillhouse.tasks.task import Task
+from stillhouse.tasks.template_prompts import Templates
 from stillhouse.tasks.text_classification import TextClassification, TextRegression
 from stillhouse.tasks.token_classification import TokenClassification
 from stillhouse.tasks.word_problem import WordProblem
@@ -43,6 +45,8 @@ TASKS: Mapping[str, type[Task]] = {
     "continuation": Continuation,
     "word_problem": WordProblem,
     "bias": Bias,
+    "templates": Templates,
+    "gender_polarity": GenderPolarity,
 }
 
 

@@ -225,6 +225,38 @@ class BiasTask(Section):
     """Metric that compares models."""
 
 
+class TemplatesTask(Section):
+    """The words that follow templates with groups of people, sampled from a language model."""
+
+    kind: Literal["templates"] = "templates"
+    """Kind of task."""
+    samples: Annotated[int, Field(ge=100)] = 1000
+    """Samples of each prompt."""
+    max_new_tokens: PositiveInt = 6
+    """Longest continuation in tokens, of which the first word counts."""
+    seed: Seed = 0
+    """Seed of sampling."""
+    max_length: Length = 1024
+    """Longest sequence in tokens, prompt and continuation together."""
+    metric: Literal["separation"] = "separation"
+    """Metric that compares models."""
+
+
+class GenderPolarityTask(Section):
+    """Words of one gender in continuations that are sampled from a causal model (BOLD)."""
+
+    kind: Literal["gender_polarity"] = "gender_polarity"
+    """Kind of task."""
+    max_new_tokens: PositiveInt = 25
+    """Longest continuation in tokens."""
+    seed: Seed = 0
+    """Seed of sampling."""
+    max_length: Length = 1024
+    """Longest sequence in tokens, prompt and continuation together."""
+    metric: Literal["gender_polarity"] = "gender_polarity"
+    """Metric that compares models."""
+
+
 class ContinuationTask(Section):
     """Zero-shot or few-shot generation after a prompt by a causal language model.
 
@@ -373,6 +405,7 @@ NAMED_TASKS: Mapping[str, Mapping[str, Any]] = {
         "sentences": 3,
         "metric": "rougeLsum",
     },
+    "bold": {"kind": "gender_polarity"},
     "squad": {"kind": "question_answering"},
     "conll": {"kind": "token_classification"},
 }
@@ -400,7 +433,9 @@ TaskRecipe = Annotated[
     | MultipleChoiceTask
     | ContinuationTask
     | WordProblemTask
-    | BiasTask,
+    | BiasTask
+    | TemplatesTask
+    | GenderPolarityTask,
     Discriminator("kind"),
 ]
 TASK_KINDS: Mapping[str, type[Section]] = {
@@ -412,7 +447,10 @@ ZeroShotTask = Annotated[
     Annotated[LastWordTask | MultipleChoiceTask | WordProblemTask, Discriminator("kind")],
     BeforeValidator(_start_from_the_name),
 ]
-NamedBiasTask = Annotated[BiasTask, BeforeValidator(_start_from_the_name)]
+NamedBiasTask = Annotated[
+    Annotated[BiasTask | TemplatesTask | GenderPolarityTask, Discriminator("kind")],
+    BeforeValidator(_start_from_the_name),
+]
 
 
 def task_names(kinds: Collection[str]) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.rows import Row, read_rows
-from stillhouse.tasks.continuation import GenerativeTask, prompt_of
+from stillhouse.tasks.continuation import FewShotTask, prompt_of
 from stillhouse.tasks.encoded import EncodedExample, TextExample
 from stillhouse.tasks.metrics import MetricSamples, mean
 from stillhouse.tasks.settings import WordProblemTask
@@ -29,7 +29,7 @@ IGNORED_IN_ANSWERS = (",", r"\$", r"(?s).*#### ", r"\.$")
 PREPARED = "chain_of_thought"  # a column of files prepared for scoring
 
 
-class WordProblem(GenerativeTask[WordProblemTask]):
+class WordProblem(FewShotTask[WordProblemTask]):
     """The number at the end of a generated solution."""
 
     def generation(self) -> dict[str, Any]:

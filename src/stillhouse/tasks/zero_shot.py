@@ -7,10 +7,10 @@ Axes: B sequences, T tokens.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ class LanguageModelTask(Task[Settings]):
 
     head = "CausalLM"
     trainable = False
+    ideals: ClassVar[Mapping[str, float]] = {}  # of metrics of bias, what an unbiased model has
 
     def for_model(self, folder: Path, config: PretrainedConfig) -> "Task":
         """With sequences of at most the model's context."""
@@ -96,7 +97,16 @@ class LanguageModelTask(Task[Settings]):
         return found
 
     def for_language_modeling(self, language_modeling: LanguageModeling) -> "LanguageModelTask":
-        """The task for models of this kind."""
+        """The task for models of this kind.
+
+        Raises:
+            RecipeError: it is not for them.
+        """
+        if language_modeling == "masked":
+            raise RecipeError(
+                f"The task {self.recipe.kind} is for causal models, and those of the recipe are "
+                "masked (tokens.language_modeling). Leave the task out."
+            )
         return self
 
     @abstractmethod
@@ -106,6 +116,10 @@ class LanguageModelTask(Task[Settings]):
         Raises:
             DataError: what the tokenizer makes of it cannot be scored.
         """
+
+    def details(self, predictions: Sequence[Any], examples: Sequence[Any]) -> Any:
+        """What results show beside the metrics; None for nothing."""
+        return None
 
     def chance(self, examples: Sequence[Any]) -> float:
         """The score of a guess."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -29,6 +29,13 @@ Key = str | tuple[str, ...]  # a dotted path in a model's entry, or its parts
 Group = Literal["size", "speed", "memory", "quality", "agreement", "training"]
 
 
+class Scored(NamedTuple):
+    """A model's metrics on a data set, and what results show beside them."""
+
+    metrics: Mapping[str, MetricSamples]
+    details: Any
+
+
 @dataclass
 class Cache:
     """Measurements that several seeds share: quality by model folder, memory by configuration,
@@ -36,7 +43,7 @@ class Cache:
 
     quality: dict[Path, Quality] = field(default_factory=dict)
     memory: dict[str, int | None] = field(default_factory=dict)
-    scores: dict[tuple[Path, str, str], Mapping[str, MetricSamples]] = field(default_factory=dict)
+    scores: dict[tuple[Path, str, str], Scored] = field(default_factory=dict)
     vocabulary: dict[str, Any] | None = None
 
 
