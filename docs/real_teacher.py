@@ -22,19 +22,24 @@ SETS = {
 Result = Mapping[str, Any]
 
 
+def recorded() -> list[Result]:
+    return [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("*.json"))]
+
+
 def real_teacher_table() -> str:
     """The table of all recorded results."""
-    return table_of(
-        [json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("*.json"))]
-    )
+    return table_of(recorded())
+
+
+def real_teacher_summary() -> str:
+    """The short table of the students that were scored."""
+    return summary_of(recorded())
 
 
 def table_of(results: Sequence[Result]) -> str:
     """Markdown: the teacher, then each student and its controls, means over its seeds; the largest
     and longest trained student first."""
-    students: dict[str, list[Result]] = {}
-    for result in sorted(results, key=_size, reverse=True):
-        students.setdefault(result["student"], []).append(result)
+    students = _by_student(results)
     with_scores = [own for own in students.values() if own[0]["zero_shot"]]
     columns = ["", "parameters", "tokens (minutes)", "WikiText-2, nats", *SETS.values()]
     columns += ["gain over chance kept", "generation"]
@@ -50,18 +55,55 @@ def table_of(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def summary_of(results: Sequence[Result]) -> str:
+    """Markdown: the teacher, each student that was scored on the data sets, and its controls: size,
+    speed, loss and the share of the gain over chance, means over seeds."""
+    students = _by_student([each for each in results if each["zero_shot"]])
+    columns = ["", "parameters", "generation throughput", "WikiText-2 loss, nats"]
+    columns += ["gain over chance kept, 5 data sets"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    first = next(iter(students.values()))
+    lines.append(_short_line("teacher: SmolLM2-135M-Instruct", first, "teacher"))
+    for own in students.values():
+        seeds = f", {len(own)} seeds" if len(own) > 1 else ", 1 seed"
+        lines.append(_short_line(f"**student**: {own[0]['title']}{seeds}", own, "student"))
+        lines += [
+            _short_line(label.replace("its control", "control"), own, control)
+            for control, label in CONTROLS.items()
+            if control in own[0]["models"]
+        ]
+    return "\n".join(lines)
+
+
+def _short_line(label: str, results: Sequence[Result], model: str) -> str:
+    cells = [
+        label,
+        _parameters(results, model),
+        "1x" if model == "teacher" else _generation(results, model),
+        _wikitext(results, model),
+        "" if model == "teacher" else _mean_kept(results, model),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _by_student(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The seeds of each student, the largest and longest trained first."""
+    found: dict[str, list[Result]] = {}
+    for result in sorted(results, key=_size, reverse=True):
+        found.setdefault(result["student"], []).append(result)
+    return found
+
+
 def _size(result: Result) -> tuple[int, int]:
     """What rows are sorted by; seeds of one student keep their order."""
     return result["models"]["student"]["parameters"], result["trainings"]["student"]["tokens"]
 
 
 def _line(label: str, results: Sequence[Result], model: str) -> str:
-    first, size = results[0]["models"][model], results[0]["models"]["teacher"]["parameters"]
-    share = "" if model == "teacher" else f" ({first['parameters'] / size:.0%})"
     seeds = f", {len(results)} seeds" if model == "student" and len(results) > 1 else ""
     cells = [
         f"{label}{seeds}",
-        f"{first['parameters'] / 1e6:.1f} M{share}",
+        _parameters(results, model),
         _training(results, model),
         _wikitext(results, model),
         *(_score(results, model, name) for name in SETS),
@@ -69,6 +111,11 @@ def _line(label: str, results: Sequence[Result], model: str) -> str:
         _generation(results, model),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _parameters(results: Sequence[Result], model: str) -> str:
+    own, teacher = (results[0]["models"][name]["parameters"] for name in (model, "teacher"))
+    return f"{own / 1e6:.1f} M" + ("" if model == "teacher" else f" ({own / teacher:.0%})")
 
 
 def _training(results: Sequence[Result], model: str) -> str:
@@ -113,6 +160,15 @@ def _kept(results: Sequence[Result], model: str) -> str:
     return ", ".join(
         f"{each['value']:.0%} ({each['low']:.0%} to {each['high']:.0%})" for each in shares
     )
+
+
+def _mean_kept(results: Sequence[Result], model: str) -> str:
+    """The mean over seeds with their range; of one seed its interval."""
+    shares = [each["zero_shot"]["gain_kept"][model] for each in results]
+    if len(shares) == 1 or None in shares:
+        return _kept(results, model)
+    values = [each["value"] for each in shares]
+    return f"{statistics.mean(values):.0%} ({min(values):.0%} to {max(values):.0%})"
 
 
 def _generation(results: Sequence[Result], model: str) -> str:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from docs.real_teacher import table_of
+from docs.real_teacher import summary_of, table_of
 
 ROOT = Path(__file__).parents[2]
 SHAPE = ("openbookqa", "piqa", "arc_easy")
@@ -117,3 +117,19 @@ def test_the_table_has_means_of_losses_and_each_seeds_share_of_the_gain():
     assert cells[1:5] == ["**24 layers**, 2 seeds", "90.0 M (90%)", "1,000 (2)", "0.040 (+0.040)"]
     assert cells[-3:-1] == ["80% (70% to 90%), 70% (60% to 80%)", "1.50x"]
     assert [cell.strip() for cell in second.split("|")][4:11] == ["0.500 (+0.500)", *[""] * 6]
+
+
+def test_the_summary_has_scored_students_with_the_range_of_their_seeds():
+    """Students without scores are left out; of one seed the interval is shown."""
+    seeds = [result("24", 0, 0.02, 0.8), result("24", 1, 0.06, 0.7), result("20", 0, 0.3, 0.5)]
+    seeds[-1]["models"]["student"]["parameters"] = 8 * 10**7
+    even = {**result("24-even", 0, 0.5, 0), "zero_shot": None}
+    header, _, teacher, *students = summary_of([even, *seeds]).splitlines()
+    assert teacher == "| teacher: SmolLM2-135M-Instruct | 100.0 M | 1x | 0.000 |  |"
+    assert students == [
+        "| **student**: 24 layers, 2 seeds | 90.0 M (90%) | 1.50x | 0.040 (+0.040) "
+        "| 75% (70% to 80%) |",
+        "| **student**: 20 layers, 1 seed | 80.0 M (80%) | 1.50x | 0.300 (+0.300) "
+        "| 50% (40% to 60%) |",
+    ]
+    assert header.count("|") == teacher.count("|")
