@@ -42,6 +42,7 @@ COMMANDS = {
     "export": ["Reads a model folder, writes DIR", "is not kept"],
     "features": ["last hidden states to a file"],
     "recipes": ["List the packaged recipes"],
+    "energy": ["What a run took", "measured by counters", "of generation"],
     "doctor": ["this machine", "intact"],
 }
 TEXT = "The still turns what is thin into what is strong, drop by drop, and then once more. "

@@ -35,6 +35,7 @@ BASE = {
 }
 SHARED = {
     "data",
+    "energy",
     "families",
     "inference",
     "models",
@@ -72,6 +73,7 @@ TOP = {
 # For a shared package, those it may import; for a base module, the base modules it may import.
 ARROWS = {
     "data": set(),
+    "energy": set(),
     "families": {"tokens"},  # a body runs on a batch
     "inference": {"data", "families", "models", "tasks", "tokens"},
     "models": {"families", "tokens"},
@@ -89,7 +91,7 @@ ARROWS = {
     "machine": set(),
     "recipe": {"families", "section", "settings"},
     "recipe_file": {"errors", "recipe", "settings"},
-    "runs": {"errors", "machine"},
+    "runs": {"errors", "extras", "machine", "settings"},  # a manifest has the power of its stage
     "section": set(),
     "settings": {"objectives", "section"},  # the terms of a recipe are the divergences there are
     "terminal": set(),

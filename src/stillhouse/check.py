@@ -219,7 +219,10 @@ def _distillation_cost(
         "teacher_cache": _cache_cost(recipe, plan.teacher, training.step()),
         "flops_per_token": cost.flops,
         "bytes_moved_per_token": cost.bytes_moved,
-        "estimates": [_estimate(hardware, per_token, tokens) for hardware in _hardware(reached)],
+        "estimates": [
+            _estimate(hardware, per_token, tokens)
+            for hardware in _hardware(reached, recipe.energy.watts)
+        ],
         "assumed_utilization": UTILIZATION,
     }
 
@@ -319,13 +322,13 @@ def _step_memory(
     }
 
 
-def _hardware(reached: float) -> list[Hardware]:
-    """Where training may run; `reached` is its FLOP/s on this machine."""
+def _hardware(reached: float, watts: float | None) -> list[Hardware]:
+    """Where training may run; `reached` is its FLOP/s on this machine, `watts` its power."""
     device = pick_device()
     rate = matmul_rate((1024, 768, 3072), DTYPES[pick_precision("auto", device)], device)
     here = f"this machine ({processor_name()}, {num_cores()} cores)"
     source = f"a step timed now, {reached / rate:.0%} of a matrix product measured now"
-    return [Hardware(here, rate, None, source, reached / rate), *REFERENCE_HARDWARE]
+    return [Hardware(here, rate, watts, source, reached / rate), *REFERENCE_HARDWARE]
 
 
 def _estimate(hardware: Hardware, per_token: int | float, tokens: int | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Extra:
 
 
 EXTRAS = {
+    "energy": Extra("Measuring energy", ("codecarbon",)),
     "export": Extra(
         "Export",
         ("ctranslate2", "gguf", "onnx", "onnxruntime", "onnxscript", "xllamacpp"),

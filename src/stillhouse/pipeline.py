@@ -19,10 +19,12 @@ from stillhouse.report.summary import summary, tasks_summary
 from stillhouse.runs.atomic import explained_os_errors, write_atomic
 from stillhouse.runs.manifest import sha256_of
 from stillhouse.runs.paths import RunFolder, locked
+from stillhouse.runs.power import Meter, meter_of, metered
 from stillhouse.runs.seeds import arrange_results
 from stillhouse.stages.check import RecipeCheck, check_stages
 from stillhouse.stages.context import Models, StageContext
 from stillhouse.stages.stage import Stage, stage_named, stages_of
+from stillhouse.training.device import pick_device
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import ALONE, Ranks
 
@@ -60,6 +62,8 @@ class Pipeline:
         with contextlib.ExitStack() as stack, explained_os_errors(self.run.shared):
             # The first rank locks the run for all.
             self.ranks.on_rank0(lambda: stack.enter_context(locked(self.run)))
+            if self.ranks.is_first:
+                stack.enter_context(metered(self._meter()))
             self.ranks.on_rank0(self._keep_recipe)
             self.ranks.on_rank0(self._arrange_results)
             shared: dict[str, dict[str, Any]] = {stage.name: {} for stage in stages}
@@ -70,6 +74,10 @@ class Pipeline:
                 for seed, run in zip(seeds, runs, strict=True):
                     for stage in together:
                         self._run_stage(stage, run, seed, shared[stage.name])
+
+    def _meter(self) -> Meter:
+        say, device = self.reporter.say, pick_device().type
+        return meter_of(self.recipe.energy, device, self.ranks.size, say)
 
     def _run_stage(self, stage: Stage, run: RunFolder, seed: int, shared: dict[str, Any]) -> None:
         context = StageContext(

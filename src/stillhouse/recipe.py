@@ -15,6 +15,7 @@ from pydantic import (
 
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.distillation.settings import CacheRecipe, DistillationRecipe
+from stillhouse.energy.settings import EnergyRecipe
 from stillhouse.evaluation.settings import EvaluationRecipe
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.report.settings import ReportRecipe
@@ -54,6 +55,8 @@ class Recipe(Section):
     """What is measured of each model."""
     report: ReportRecipe = ReportRecipe()
     """Name and license in the model card."""
+    energy: EnergyRecipe = EnergyRecipe()
+    """Power, emissions and price, for the energy of each stage."""
 
     @property
     def seeds(self) -> list[int]:

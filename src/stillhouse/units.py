@@ -32,6 +32,21 @@ def tokens_per_second(value: int | float) -> str:
     return f"{value:,.0f} tokens/s" if value >= 100 else f"{value:.3g} tokens/s"
 
 
+def energy(value: int | float) -> str:
+    """kWh as 403.2 kWh, 12.3 Wh, 0.0412 Wh."""
+    return f"{value:,.1f} kWh" if value >= 1 else f"{1000 * value:.3g} Wh"
+
+
+def joules(value: int | float) -> str:
+    """12.3 kJ, 812 J."""
+    return f"{value / 1000:,.1f} kJ" if value >= 1000 else f"{value:.3g} J"
+
+
+def mass(value: int | float) -> str:
+    """kg as 149.2 kg, 12.3 g."""
+    return f"{value:,.1f} kg" if value >= 1 else f"{1000 * value:.3g} g"
+
+
 def seconds(value: int | float) -> str:
     """0.8 s, 42 s, 12 min 5 s, 3 h 20 min."""
     if value < 10:

@@ -75,6 +75,7 @@ for _command in (
     models.export,
     models.features,
     runs.recipes,
+    runs.energy,
     runs.doctor,
 ):
     app.command()(_command)

@@ -179,6 +179,31 @@ def recipes(
         print(f"{recipe:<36} {first_line}")
 
 
+def energy(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a run took: energy, emissions and cost of each stage, and of generation.
+
+    Power is measured by counters while a run runs (extra energy), or taken from energy.watts; give
+    prices and emissions afterwards with --set energy.price_per_hour=..., energy.kg_per_kwh=...
+    """
+    from stillhouse.energy.account import as_json as account_of
+    from stillhouse.recipe_file import load_recipe
+    from stillhouse.runs.paths import RunFolder
+
+    run = RunFolder.at(run_dir)
+    _, recipe = load_recipe(str(run.recipe), overrides or [])
+    found = account_of(recipe.energy, run.of_seeds(recipe.seeds)[0])
+    if as_json:
+        print_json(found)
+        return
+    from stillhouse.report.energy import print_account
+
+    print_account(recipe, found)
+
+
 def doctor(
     run_dir: Annotated[
         Path | None, typer.Argument(metavar="[RUN_DIR]", help="Check this run instead.")

@@ -116,6 +116,7 @@ def _measure(
     model that diverged the metrics are not finite."""
     model = scored.model()
     own = task.for_model(scored.folder, model.config)
+    assert isinstance(own, LanguageModelTask)
     loaded = task_model(model, load_model_tokenizer(scored.folder, scored.tokenizer), own)
     try:
         predictions, num_cut = loaded.predictions_and_cuts(examples)

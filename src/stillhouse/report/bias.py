@@ -16,6 +16,16 @@ WARNING = (
 )
 
 
+def values_of(results: Sequence[SeedResult], *, main_only: bool = False) -> dict[str, Any]:
+    """What the templates of page and card show.
+
+    Args:
+        main_only: As in `table_of`.
+    """
+    table, words = table_of(results, main_only=main_only), words_of(results)
+    return {"bias": table, "bias_warning": WARNING, "bias_words": words}
+
+
 def table_of(results: Sequence[SeedResult], *, main_only: bool = False) -> Table | None:
     """The metrics with their intervals, and how much further from the ideal value the student is
     than its teacher; of several seeds the median with the smallest and largest value. None without

@@ -13,6 +13,7 @@ from stillhouse.models.hub import HUB_NAME
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import bias, zero_shot
+from stillhouse.report import energy as spent
 from stillhouse.report import tasks as scored
 from stillhouse.report.outcome import summarize_results
 from stillhouse.report.render import command_line, escape_markdown, model_name, render
@@ -95,6 +96,7 @@ def model_card(
             tags=["stillhouse", "distillation"],
             pipeline_tag=tag,
             library_name="transformers",
+            **_emissions(recipe, result),
         ),
         results=results,
         result=result,
@@ -106,9 +108,8 @@ def model_card(
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
         zero_shot=zero_shot.table_of(results),
-        bias=bias.table_of(results, main_only=True),
-        bias_warning=bias.WARNING,
-        bias_words=bias.words_of(results),
+        **bias.values_of(results, main_only=True),
+        **spent.values_of(recipe, result),
         vocabulary=vocabulary_note(result),
         layers=_layers(manifest.facts["layer_map"] if manifest else _named_layers(recipe)),
         initial_weights=Path(recipe.student.weights).name,
@@ -116,6 +117,11 @@ def model_card(
         trained=result.value("student", "training.tokens"),
         scored_text=scored_text(recipe),
     )
+
+
+def _emissions(recipe: Recipe, result: SeedResult) -> dict[str, Any]:
+    found = spent.emissions_metadata(recipe, result)
+    return {} if found is None else {"co2_eq_emissions": found}
 
 
 def task_card(

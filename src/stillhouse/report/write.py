@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import bias, zero_shot
+from stillhouse.report import energy as spent
 from stillhouse.report import results as read
 from stillhouse.report import tasks as scored
 from stillhouse.report.cards import model_card, task_card
@@ -44,7 +45,8 @@ def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> 
         for seed, each in zip(recipe.seeds, seed_runs, strict=True)
     }
     page = report_page(recipe, run, results, tasks)
-    inputs = Inputs("report", {"report": recipe_part(recipe.report)}, sources)
+    settings = {"report": recipe_part(recipe.report), "energy": recipe_part(recipe.energy)}
+    inputs = Inputs("report", settings, sources)
     commit_file(run.report, page.encode(), inputs)
     # A card is not listed in its folder's manifest, so writing it leaves the committed files, their
     # hashes and the folder's fingerprint unchanged.
@@ -108,9 +110,8 @@ def report_page(
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
         zero_shot=zero_shot.table_of(results),
-        bias=bias.table_of(results),
-        bias_warning=bias.WARNING,
-        bias_words=bias.words_of(results),
+        **bias.values_of(results),
+        **spent.values_of(recipe, results[0]),
         skipped=[(result, *each) for result in results for each in _skipped_steps(result)],
         figures=training_figures(recipe, results),
         folders={

@@ -22,6 +22,7 @@ from stillhouse.runs.atomic import (
     temporary_path,
     write_atomic,
 )
+from stillhouse.runs.power import current_power
 
 MANIFEST = "manifest.json"
 
@@ -38,7 +39,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of an output's `manifest.json`."""
+    """The content of an output's `manifest.json`.
+
+    `power` is what the stage drew on average (`energy.power`), and `joules` that times `seconds`;
+    None where it is not known.
+    """
 
     inputs: Inputs
     files: Mapping[str, Mapping[str, Any]]
@@ -46,6 +51,7 @@ class Manifest:
     facts: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)
     commit: str | None = field(default_factory=source_commit)
+    power: Mapping[str, Any] | None = field(default_factory=current_power)
     joules: float | None = None
 
     @property
@@ -184,7 +190,7 @@ def commit_folder(
                 for path in sorted(temporary.rglob("*"))
                 if path.is_file()
             }
-            manifest = Manifest(inputs, files, round(time.monotonic() - started, 3), facts or {})
+            manifest = _manifest(inputs, files, time.monotonic() - started, facts)
             write_atomic(temporary / MANIFEST, _manifest_bytes(manifest))
             fsync_tree(temporary)
             archive_existing(target, overwrite=overwrite)
@@ -206,7 +212,7 @@ def commit_parts(target: Path, inputs: Inputs, facts: dict[str, Any]) -> None:
         for file, described in manifest.files.items()
     }
     seconds = sum(manifest.seconds for manifest in parts.values() if manifest is not None)
-    manifest = Manifest(inputs, files, round(seconds, 3), facts)
+    manifest = _manifest(inputs, files, seconds, facts)
     with explained_os_errors(target):
         write_atomic(target / MANIFEST, _manifest_bytes(manifest))
 
@@ -219,15 +225,26 @@ def commit_file(target: Path, content: bytes, inputs: Inputs, *, seconds: float 
         facts = {
             target.name: {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         }
-        write_atomic(
-            manifest_path(target), _manifest_bytes(Manifest(inputs, facts, round(seconds, 3)))
-        )
+        write_atomic(manifest_path(target), _manifest_bytes(_manifest(inputs, facts, seconds)))
 
 
 def commit_json(target: Path, content: Any, inputs: Inputs, *, seconds: float = 0.0) -> None:
     """`commit_file` of a value as JSON, which has no NaN or infinity."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     commit_file(target, text.encode(), inputs, seconds=seconds)
+
+
+def _manifest(
+    inputs: Inputs,
+    files: Mapping[str, Mapping[str, Any]],
+    seconds: float,
+    facts: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """The manifest of what has just been made, with the power of the running stage."""
+    power = current_power()
+    watts = None if power is None else power["watts"]
+    joules = None if watts is None else round(watts * seconds, 3)
+    return Manifest(inputs, files, round(seconds, 3), facts or {}, power=power, joules=joules)
 
 
 def _manifest_bytes(manifest: Manifest) -> bytes:

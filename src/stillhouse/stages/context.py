@@ -22,6 +22,7 @@ from stillhouse.runs.manifest import (
     verify,
 )
 from stillhouse.runs.paths import RunFolder
+from stillhouse.runs.power import begin_stage
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks
 
@@ -126,6 +127,7 @@ class StageContext:
         if not needed:
             return
         inputs = Inputs(**json.loads(needed))
+        begin_stage()
         if on_all_ranks:
             work(inputs)
         else:
