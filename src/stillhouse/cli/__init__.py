@@ -76,6 +76,7 @@ for _command in (
     models.features,
     runs.recipes,
     runs.energy,
+    runs.push,
     runs.doctor,
 ):
     app.command()(_command)

@@ -69,6 +69,7 @@ def score(
     interval over examples. Without --task the task is the one that the model was trained on. With
     --lm-eval the harness scores a causal language model instead.
     """
+    from stillhouse.data.rows import PACKAGED
     from stillhouse.errors import RecipeError
 
     own = (task, data, overrides, precision != "fp32")
@@ -79,6 +80,8 @@ def score(
         found = score_by_harness(model, names, task_folder=lm_eval_folder, offline=offline)
         print_json(found) if as_json else print_harness(found)
         return
+    if data is None and task in PACKAGED:
+        data = PACKAGED[task]
     if lm_eval is not None or data is None:
         raise RecipeError("Give --data (and --task, --set, --precision), or --lm-eval alone.")
     from stillhouse.evaluation.score import print_scores, score_model

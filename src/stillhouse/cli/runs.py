@@ -204,6 +204,40 @@ def energy(
     print_account(recipe, found)
 
 
+def push(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Model on the hub.")],
+    seed: Annotated[
+        int | None, typer.Option(help="Of several seeds the one to upload; by default the first.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be uploaded, without the network.")
+    ] = False,
+) -> None:
+    """Upload a run's student to the Hugging Face hub.
+
+    The model with its card, and evaluation.json, where the card's numbers come from. A new
+    repository is private unless --public is given.
+    """
+    from stillhouse.export.push import check_name, plan_upload, print_upload
+    from stillhouse.export.push import push as push_upload
+    from stillhouse.recipe_file import load_recipe
+    from stillhouse.runs.paths import RunFolder
+
+    check_name(name)
+    run = RunFolder.at(run_dir)
+    _, recipe = load_recipe(str(run.recipe), [])
+    if seed is not None and seed not in recipe.seeds:
+        raise OptionError(f"--seed is {seed}; the run has {', '.join(map(str, recipe.seeds))}.")
+    runs = dict(zip(recipe.seeds, run.of_seeds(recipe.seeds), strict=True))
+    upload = plan_upload(runs[recipe.seeds[0] if seed is None else seed])
+    if dry_run:
+        print_upload(upload, name)
+    else:
+        print(push_upload(upload, name, public=public))
+
+
 def doctor(
     run_dir: Annotated[
         Path | None, typer.Argument(metavar="[RUN_DIR]", help="Check this run instead.")
