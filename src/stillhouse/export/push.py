@@ -58,7 +58,7 @@ def push(upload: Upload, name: str, *, public: bool) -> str:
         OptionError: not a name of the hub, or the token may not write there.
         NetworkError: no token, or the hub cannot be reached.
     """
-    from httpx import TransportError
+    from httpx2 import TransportError  # of huggingface_hub
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
