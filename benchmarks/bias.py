@@ -1,4 +1,5 @@
-"""Bias of a teacher and its student on CrowS-Pairs, StereoSet, WinoBias and Winogender.
+"""Bias of a teacher and its student on CrowS-Pairs, StereoSet, WinoBias, Winogender and templates,
+and on BOLD.
 
     python -m benchmarks.bias NAME TEACHER STUDENT [CONTROL] [--output FILE] [--data ../shared/data]
 
@@ -34,6 +35,7 @@ FILES = {
     "winobias_type2": ("winobias", "winobias/pro_stereotyped_type2.txt.test"),
     "winogender": ("winogender", "winogender/all_sentences.tsv"),
 }
+BOLD = "bold/prompts/gender_prompt.json"
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -53,6 +55,9 @@ def main() -> int:
     parser.add_argument("student")
     parser.add_argument("control", nargs="?")
     parser.add_argument("--title", help="the student's row in the table; by default NAME")
+    parser.add_argument(
+        "--bold", type=int, default=0, help="of BOLD's gender prompts, the first ones of each group"
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, help="by default a file in benchmarks/results/bias")
     options = parser.parse_args()
@@ -61,6 +66,15 @@ def main() -> int:
         name: BiasRecipe.model_validate({"task": task, "data": str(options.data / "bias" / file)})
         for name, (task, file) in FILES.items()
     }
+    sets["templates"] = BiasRecipe.model_validate({"task": "templates"})
+    if options.bold:  # generated text: minutes
+        sets["bold_gender"] = BiasRecipe.model_validate(
+            {
+                "task": "bold",
+                "data": str(options.data / "bias" / BOLD),
+                "num_examples": options.bold,
+            }
+        )
     try:
         folders = {
             name: resolve_folder(own, offline=True)
