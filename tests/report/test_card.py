@@ -75,10 +75,28 @@ def test_card_states_training_and_limits(make_run, losses):
         "- Training tokens: 2.0 M tokens",
         "- Seed: 0\n",
         "inherits its teacher's errors and biases",
-        "not tested for fairness",
+        "not tested for bias, toxicity",
+        "Meant for drafts and suggestions",
+        "Out of scope: statements that are taken as facts",
         "- Commit: abc123",
     ):
         assert shown in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "head"), [("causal", "gpt2", "CausalLM"), ("masked", "bert", "MaskedLM")]
+)
+def test_the_snippets_run(make_run, losses, task_folder, capsys, kind, family, head):
+    """Verbatim, with the folder in place of the path: generated or filled text, and the last
+    hidden states."""
+    folder, found = task_folder(family, head), {}
+    codes = card(make_run(losses, kind=kind), kind=kind).split("```python\n")[1:]
+    for code in codes:
+        exec(code.split("```")[0].replace("path/to/this/folder", str(folder)), found)
+    assert len(codes) == 2
+    assert capsys.readouterr().out.strip()
+    tokens = found["tokenizer"]("Some text.")["input_ids"]
+    assert found["features"].shape == (1, len(tokens), found["body"].config.hidden_size)
 
 
 def test_card_has_the_table_of_the_page(make_run, losses):
