@@ -12,12 +12,12 @@ from threading import Thread
 import pytest
 
 from stillhouse.errors import OptionError, RunError
-from stillhouse.export.push import check_name, plan_upload
+from stillhouse.export.push import check_name, files_of
 from stillhouse.runs.manifest import Inputs, commit_folder
 from stillhouse.runs.paths import RunFolder
 
 RECIPE = "teacher: sample\ncorpus: {source: sample}\nseed: SEED\n"
-EVALUATION = {"models": {"student": {"path": "/home/someone/student", "loss": 1.5}}}
+MEASUREMENTS = {"evaluations": {"0": {"loss": 1.5}}}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def run(tmp_path):
                 (folder / "model.safetensors").write_bytes(bytes(2000))
                 (folder / "config.json").write_text("{}")
             (own.student / "README.md").write_text(f"---\nlicense: mit\n---\n# {own.path.name}\n")
-            own.evaluation.write_text(json.dumps(EVALUATION))
+            (own.student / "measurements.json").write_text(json.dumps(MEASUREMENTS))
         text = RECIPE.replace("SEED", str(list(seeds) if len(seeds) > 1 else seeds[0]))
         run.recipe.write_text(text)
         return run
@@ -105,8 +105,7 @@ def push(run, *arguments, endpoint="http://127.0.0.1:9", token="hf_test"):
 
 @pytest.mark.e2e
 def test_a_student_goes_to_the_hub_in_one_commit(run, hub):
-    """With its card, its manifest and its measurements, which name no folder of this machine; the
-    repository is private."""
+    """With its card, its manifest and its measurements; the repository is private."""
     handler, endpoint = hub()
     done = push(run(), endpoint=endpoint)
     assert done.returncode == 0, done.stderr
@@ -118,17 +117,17 @@ def test_a_student_goes_to_the_hub_in_one_commit(run, hub):
     files = {each["value"]["path"]: base64.b64decode(each["value"]["content"])
              for each in commit if each["key"] == "file"}  # fmt: skip
     assert {*files} == {
-        *("README.md", "config.json", "evaluation.json", "manifest.json", "model.safetensors")
+        *("README.md", "config.json", "manifest.json", "measurements.json", "model.safetensors")
     }
     assert files["model.safetensors"] == bytes(2000)
-    assert json.loads(files["evaluation.json"]) == {"models": {"student": {"loss": 1.5}}}
+    assert json.loads(files["measurements.json"]) == MEASUREMENTS
 
 
 @pytest.mark.e2e
 def test_a_dry_run_lists_the_files_of_a_seed_without_the_network(run):
     done = push(run((3, 4)), "--seed", "4", "--dry-run", token="")
     assert done.returncode == 0, done.stderr
-    for text in ("to me/still", "model.safetensors", "2.0 kB", "evaluation.json"):
+    for text in ("to me/still", "model.safetensors", "2.0 kB", "measurements.json"):
         assert text in done.stdout
     wrong = push(run((3, 4)), "--seed", "5", "--dry-run")
     assert wrong.returncode == 2
@@ -153,13 +152,13 @@ def test_what_the_hub_refuses_is_one_message(run, hub):
 def test_a_run_half_done_is_not_uploaded(run):
     own = run()
     (own.student / "README.md").unlink()
-    with pytest.raises(RunError, match="has no model card, or was not evaluated"):
-        plan_upload(own)
+    with pytest.raises(RunError, match="has no model card: the run is not finished"):
+        files_of(own)
     (own.student / "model.safetensors").write_bytes(bytes(1999))
     with pytest.raises(RunError, match="is damaged: 1999 bytes, expected 2000"):
-        plan_upload(own)
+        files_of(own)
     with pytest.raises(RunError, match="the stage that writes it has not finished"):
-        plan_upload(RunFolder.at(own.path / "none"))
+        files_of(RunFolder.at(own.path / "none"))
 
 
 @pytest.mark.parametrize("name", ["still", "a/b/c", "me/", "/still", "me/st ill", "me/" + "x" * 97])

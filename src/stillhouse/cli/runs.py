@@ -217,25 +217,25 @@ def push(
 ) -> None:
     """Upload a run's student to the Hugging Face hub.
 
-    The model with its card, and evaluation.json, where the card's numbers come from. A new
+    The model with its card, and measurements.json, where the card's numbers come from. A new
     repository is private unless --public is given.
     """
-    from stillhouse.export.push import check_name, plan_upload, print_upload
-    from stillhouse.export.push import push as push_upload
+    from stillhouse.export import push as uploads
     from stillhouse.recipe_file import load_recipe
     from stillhouse.runs.paths import RunFolder
 
-    check_name(name)
+    uploads.check_name(name)
     run = RunFolder.at(run_dir)
     _, recipe = load_recipe(str(run.recipe), [])
     if seed is not None and seed not in recipe.seeds:
         raise OptionError(f"--seed is {seed}; the run has {', '.join(map(str, recipe.seeds))}.")
     runs = dict(zip(recipe.seeds, run.of_seeds(recipe.seeds), strict=True))
-    upload = plan_upload(runs[recipe.seeds[0] if seed is None else seed])
+    own = runs[recipe.seeds[0] if seed is None else seed]
+    files = uploads.files_of(own)
     if dry_run:
-        print_upload(upload, name)
+        uploads.print_files(files, name)
     else:
-        print(push_upload(upload, name, public=public))
+        print(uploads.push(own.student, files, name, public=public))
 
 
 def doctor(

@@ -29,6 +29,7 @@ from stillhouse.wording import first_line
 
 # The files of a model folder that affect results: downloaded, fingerprinted, copied.
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.bpe", "vocab.txt", "merges.txt")
+MEASUREMENTS = "measurements.json"  # what the numbers of a model card come from
 SUBFOLDERS = ("[0-9]_*", "additional_chat_templates")  # modules of sentence-transformers; templates
 ACTIVATIONS = ("activation_function", "hidden_act", "activation")
 # How a model runs, not what it computes; other values break some caller.
@@ -58,7 +59,7 @@ def result_files(folder: Path) -> list[Path]:
     places = [folder, *(place for pattern in SUBFOLDERS for place in folder.glob(pattern))]
     patterns = (WEIGHTS, *SETTINGS)
     found = {path for place in places for pattern in patterns for path in place.glob(pattern)}
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() and path.name != MEASUREMENTS)
 
 
 def load_config(folder: Path) -> PretrainedConfig:

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 
 from stillhouse import units
+from stillhouse.energy.account import as_json
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.models.hub import HUB_NAME
 from stillhouse.recipe import Recipe
@@ -117,6 +118,30 @@ def model_card(
         trained=result.value("student", "training.tokens"),
         scored_text=scored_text(recipe),
     )
+
+
+def measurements(
+    recipe: Recipe, results: Sequence[SeedResult], result: SeedResult
+) -> dict[str, Any]:
+    """What the numbers of a card come from, without the folders of this machine: the evaluation of
+    each seed, and the energy and the training of this one."""
+    manifest = read_manifest(result.run.student)
+    return {
+        "seed": result.seed,
+        "evaluations": {str(each.seed): _published(each.evaluation) for each in results},
+        "energy": as_json(recipe.energy, result.run),
+        "facts": manifest.facts if manifest else {},
+    }
+
+
+def _published(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Without paths, and without the losses of each document, which are long."""
+    models = {
+        name: {key: value for key, value in own.items() if key != "path"}
+        for name, own in evaluation["models"].items()
+    }
+    kept = {key: value for key, value in evaluation.items() if key != "validation_units"}
+    return kept | {"models": models}
 
 
 def _emissions(recipe: Recipe, result: SeedResult) -> dict[str, Any]:

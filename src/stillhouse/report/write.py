@@ -2,15 +2,17 @@
 model cards.
 """
 
+import json
 from collections.abc import Sequence
 
+from stillhouse.models.folder_check import MEASUREMENTS
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import bias, zero_shot
 from stillhouse.report import energy as spent
 from stillhouse.report import results as read
 from stillhouse.report import tasks as scored
-from stillhouse.report.cards import model_card, task_card
+from stillhouse.report.cards import measurements, model_card, task_card
 from stillhouse.report.figures import dot_plots, training_figures
 from stillhouse.report.layers import layer_charts
 from stillhouse.report.outcome import summarize_results
@@ -48,12 +50,14 @@ def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> 
     settings = {"report": recipe_part(recipe.report), "energy": recipe_part(recipe.energy)}
     inputs = Inputs("report", settings, sources)
     commit_file(run.report, page.encode(), inputs)
-    # A card is not listed in its folder's manifest, so writing it leaves the committed files, their
-    # hashes and the folder's fingerprint unchanged.
+    # A card and its numbers are not listed in the folder's manifest, so writing them leaves the
+    # committed files, their hashes and the folder's fingerprint unchanged.
     for result in results:
         if result.run.student.is_dir():
             card = model_card(recipe, run, results, result)
             write_atomic(result.run.student / "README.md", card.encode())
+            found = json.dumps(measurements(recipe, results, result), indent=1, ensure_ascii=False)
+            write_atomic(result.run.student / MEASUREMENTS, f"{found}\n".encode())
     name = model_name(recipe, run)
     for seed, each in zip(recipe.seeds, seed_runs, strict=True):
         for task in tasks:
