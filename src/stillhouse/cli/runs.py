@@ -179,6 +179,24 @@ def recipes(
         print(f"{recipe:<36} {first_line}")
 
 
+def compare_runs(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of two or more runs.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Compare the students of several runs, and what their recipes do differently.
+
+    Medians over seeds. Where two students were scored on the same text, the difference of their
+    losses has its paired 95 % interval.
+    """
+    from stillhouse.report import runs_compared
+
+    runs = runs_compared.read_runs(folders)
+    found = runs_compared.compare_runs(runs)
+    print_json(found) if as_json else runs_compared.print_comparison(runs, found)
+
+
 def energy(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
     overrides: Overrides = None,

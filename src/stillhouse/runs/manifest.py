@@ -131,7 +131,7 @@ def changed_settings(output: Path, inputs: Inputs) -> list[str]:
     manifest = read_manifest(output)
     if manifest is None:
         return []
-    old, new = _flatten(asdict(manifest.inputs)), _flatten(asdict(inputs))
+    old, new = flattened(asdict(manifest.inputs)), flattened(asdict(inputs))
     return [
         f"{key.removeprefix('sources.')} changed"
         if key.startswith("sources.")
@@ -254,11 +254,12 @@ def _manifest_bytes(manifest: Manifest) -> bytes:
     return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings, by dotted path."""
     if isinstance(value, Mapping):
         return {
             path: leaf
             for key, item in value.items()
-            for path, leaf in _flatten(item, f"{prefix}.{key}" if prefix else str(key)).items()
+            for path, leaf in flattened(item, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     return {prefix: value}
