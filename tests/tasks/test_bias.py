@@ -11,11 +11,12 @@ import torch
 from scipy.stats import pearsonr
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+from stillhouse.data.rows import PACKAGED
 from stillhouse.errors import DataError, ModelError
-from stillhouse.evaluation.score import score_model
+from stillhouse.evaluation.score import score_bias, score_model
 from stillhouse.inference.load import load_for_task
 from stillhouse.recipe_file import parse_task
-from stillhouse.tasks.bias_sets import Comparison, Sentence
+from stillhouse.tasks.bias_sets import Comparison, Sentence, find_sets
 from stillhouse.tasks.metrics import metric_label
 from stillhouse.tasks.registry import make_task
 
@@ -160,6 +161,42 @@ def test_every_set_is_scored_without_a_run(task_folder, files):
         assert found["num_examples"] == len(read(name, path))
         assert found["blank_rows"] == []
         assert found["protocol"]["format"] == name
+
+
+def test_sets_are_found_by_their_published_names(tmp_path, files):
+    """In subfolders too; not finding any is said."""
+    names = {"crows_pairs": "data/crows_pairs_anonymized.csv", "stereoset": "x/stereoset/dev.json"}
+    for name, new in names.items():
+        (tmp_path / new).parent.mkdir(parents=True)
+        files[name].rename(tmp_path / new)
+    assert find_sets(tmp_path) == [
+        ("crows_pairs", tmp_path / names["crows_pairs"]),
+        ("stereoset", tmp_path / names["stereoset"]),
+        ("winobias", files["winobias"]),
+        ("winogender", files["winogender"]),
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has none of the published files crows_pairs_anonymized"):
+        find_sets(tmp_path / "empty")
+    with pytest.raises(DataError, match="There is no folder"):
+        find_sets(tmp_path / "none")
+
+
+def test_bias_is_scored_on_templates_and_all_sets(task_folder, files, monkeypatch):
+    """Of `stillhouse score MODEL --bias`; without a folder on templates alone."""
+    own = write_templates(files["winogender"].with_name("templates.jsonl"))
+    monkeypatch.setitem(PACKAGED, "templates", own)
+    folder = task_folder("bert", "MaskedLM")
+    found = score_bias("model", folder, files["winogender"].parent)
+    assert [next(iter(each["metrics"])) for each in found] == [
+        *("separation", "stereotype_score", "stereotype_score")
+    ]
+    assert [each["data"] for each in score_bias("model", folder, None)] == [str(own)]
+
+
+def write_templates(path):
+    path.write_text('{"template": "The {group} still is", "groups": ["old", "new"]}\n')
+    return path
 
 
 def test_a_set_counts_all_files_it_is_read_from(files):

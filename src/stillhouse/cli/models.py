@@ -58,6 +58,12 @@ def score(
     lm_eval_folder: Annotated[
         Path | None, typer.Option(help="A folder of task definitions (YAML) for the harness.")
     ] = None,
+    bias: Annotated[
+        bool,
+        typer.Option(
+            "--bias", help="Its bias: on templates, and on the published sets in the folder --data."
+        ),
+    ] = False,
     precision: PrecisionName = "fp32",
     offline: Offline = False,
     as_json: AsJson = False,
@@ -72,6 +78,11 @@ def score(
     from stillhouse.data.rows import PACKAGED
     from stillhouse.errors import RecipeError
 
+    if bias:
+        if task or overrides or lm_eval or precision != "fp32":
+            raise RecipeError("Give --bias alone, or with --data.")
+        _score_bias(model, data, offline=offline, as_json=as_json)
+        return
     own = (task, data, overrides, precision != "fp32")
     if lm_eval is not None and not any(own):
         from stillhouse.evaluation.score import print_harness, score_by_harness
@@ -89,6 +100,18 @@ def score(
     folder, recipe = _folder_and_task(model, task, overrides, offline=offline)
     result = score_model(model, folder, recipe, data, precision=precision)
     print_json(result) if as_json else print_scores(result)
+
+
+def _score_bias(model: str, data: Path | None, *, offline: bool, as_json: bool) -> None:
+    from stillhouse.evaluation.score import print_scores, score_bias
+    from stillhouse.models.hub import resolve_folder
+
+    found = score_bias(model, resolve_folder(model, offline=offline), data)
+    if as_json:
+        print_json(found)
+        return
+    for each in found:
+        print_scores(each)
 
 
 def _folder_and_task(

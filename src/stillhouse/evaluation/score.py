@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import terminal
+from stillhouse.data.rows import PACKAGED
 from stillhouse.errors import DataError, ModelError, RecipeError
 from stillhouse.extras import require
 from stillhouse.families.registry import family_of
@@ -20,8 +21,10 @@ from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.folder_check import load_config, load_model_tokenizer
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
+from stillhouse.recipe_file import parse_task
 from stillhouse.runs.manifest import sha256_of
 from stillhouse.section import recipe_part
+from stillhouse.tasks.bias_sets import find_sets
 from stillhouse.tasks.metrics import format_score, metric_label, score_digits
 from stillhouse.tasks.registry import task_of_model
 from stillhouse.tasks.settings import TaskRecipe
@@ -67,6 +70,18 @@ def score_model(
         "cut_after_tokens": model.task.text_length,
         "metrics": {name: measure.interval().as_json() for name, measure in measures.items()},
     }
+
+
+def score_bias(name: str, folder: Path, data: Path | None) -> list[dict[str, Any]]:
+    """The scores of a language model on the packaged templates, and on the published sets in a
+    folder.
+
+    Raises:
+        DataError: there is no set in the folder, or one cannot be read.
+        ModelError: no language model.
+    """
+    sets = [("templates", PACKAGED["templates"])] + ([] if data is None else find_sets(data))
+    return [score_model(name, folder, parse_task(task), file) for task, file in sets]
 
 
 def _load(folder: Path, recipe: TaskRecipe, precision: str) -> tuple[TaskModel, str]:

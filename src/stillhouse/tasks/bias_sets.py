@@ -36,6 +36,14 @@ BLANK = "BLANK"
 NAME = re.compile(r"([^.]+)\.([^.]+)\.([01])\.(male|female|neutral)(?:\.txt)?")
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
 
+# The names of published files, by set; of WinoBias one for each type and split.
+PUBLISHED: Mapping[str, str] = {
+    "crows_pairs": "crows_pairs_anonymized.csv",
+    "stereoset": "stereoset/dev.json",
+    "winobias": f"{PRO}_type*.txt.*",
+    "winogender": "all_sentences.tsv",
+}
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -59,6 +67,23 @@ class Comparison:
     share_of_women: float | None = None
     is_male: bool | None = None
     where: str = field(default="", compare=False)
+
+
+def find_sets(folder: Path) -> list[tuple[str, Path]]:
+    """The published files in a folder and its subfolders, each with its set.
+
+    Raises:
+        DataError: no such folder, or none of them is there.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}. Give one that has the sets' files.")
+    found = [(name, path) for name, own in PUBLISHED.items() for path in sorted(folder.rglob(own))]
+    if not found:
+        raise DataError(
+            f"{folder} has none of the published files {', '.join(PUBLISHED.values())}. Give "
+            "another folder, or a single file as --task and --data."
+        )
+    return found
 
 
 def companion(path: Path, format: str) -> Path | None:
