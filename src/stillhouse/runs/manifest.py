@@ -51,7 +51,7 @@ class Manifest:
     facts: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=library_versions)
     commit: str | None = field(default_factory=source_commit)
-    power: Mapping[str, Any] | None = field(default_factory=current_power)
+    power: Mapping[str, Any] | None = None
     joules: float | None = None
 
     @property

@@ -54,7 +54,7 @@ class Counters:
         """
         self._cpu, self._gpus, self._gpu_ids = None, None, gpu_ids
         self._joules, self._last = 0.0, time.monotonic()
-        if missing_modules("energy"):
+        if missing_modules("energy") or not (gpu_ids or rapl.exists()):
             return
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL + 1)
         from codecarbon.core.cpu import IntelRAPL, is_rapl_available
@@ -65,7 +65,10 @@ class Counters:
             self._cpu.start()
         if gpu_ids:
             self._gpus = AllGPUDevices()
-            self._gpu_start = self._gpu_joules()
+            try:
+                self._gpu_start = self._gpu_joules()
+            except CounterError:  # a GPU without one
+                self._gpus = None
 
     @property
     def names(self) -> list[str]:
