@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from copy import deepcopy
+from typing import Any
 
 from tests.report.handmade import make_recipe
 from tests.report.test_bias_table import scores as bias_scores
@@ -26,7 +27,7 @@ def table_numbers(card):
     return [(label, NUMBER.findall(" ".join(own))) for label, *own in cells if label.strip()]
 
 
-def perturbed(value, path=""):
+def perturbed(value: Any, path: str = "") -> Any:
     """Each number times a factor of its own from 1.2 to 1.9; counts stay whole."""
     if isinstance(value, dict):
         return {key: perturbed(each, f"{path}.{key}") for key, each in value.items()}
