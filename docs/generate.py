@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from bias_results import bias_table
 from laws import law_table
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -17,7 +16,7 @@ from words import NAMES, PHRASES, renamed_table
 
 from families import decoder_table, encoder_table, law_list
 from faults import fault_table
-from real_teacher import real_teacher_table
+from real_teacher import real_teacher_summary, real_teacher_table
 from stillhouse.cli import app
 from stillhouse.data.formats import SUFFIXES
 from stillhouse.distillation.settings import PRESETS
@@ -164,9 +163,9 @@ def losses_and_families() -> str:
 
 
 TABLES = (
+    ("README.md", "real teacher", real_teacher_summary),
     ("README.md", "speed", speed_table),
     ("README.md", "losses", losses_and_families),
-    ("docs/bias.md", "bias", bias_table),
     ("docs/cutting.md", "real teacher", real_teacher_table),
     ("docs/data.md", "formats", format_table),
     ("docs/correctness.md", "laws", law_table),
