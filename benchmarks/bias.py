@@ -55,6 +55,7 @@ def main() -> int:
     parser.add_argument("student")
     parser.add_argument("control", nargs="?")
     parser.add_argument("--title", help="the student's row in the table; by default NAME")
+    parser.add_argument("--rows", type=int, help="of each set, the first ones; by default all")
     parser.add_argument(
         "--bold", type=int, default=0, help="of BOLD's gender prompts, the first ones of each group"
     )
@@ -63,7 +64,13 @@ def main() -> int:
     options = parser.parse_args()
     given = {name: getattr(options, name) for name in ("teacher", "student", "control")}
     sets = {
-        name: BiasRecipe.model_validate({"task": task, "data": str(options.data / "bias" / file)})
+        name: BiasRecipe.model_validate(
+            {
+                "task": task,
+                "data": str(options.data / "bias" / file),
+                "num_examples": options.rows,
+            }
+        )
         for name, (task, file) in FILES.items()
     }
     sets["templates"] = BiasRecipe.model_validate({"task": "templates"})
