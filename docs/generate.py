@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from bias_results import bias_table
 from laws import law_table
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -166,6 +167,7 @@ TABLES = (
     ("README.md", "real teacher", real_teacher_summary),
     ("README.md", "speed", speed_table),
     ("README.md", "losses", losses_and_families),
+    ("docs/bias.md", "bias", bias_table),
     ("docs/cutting.md", "real teacher", real_teacher_table),
     ("docs/data.md", "formats", format_table),
     ("docs/correctness.md", "laws", law_table),
