@@ -16,9 +16,11 @@ from stillhouse.energy.account import (
 from stillhouse.energy.settings import EnergyRecipe
 from stillhouse.errors import RecipeError
 from stillhouse.recipe_file import parse_recipe
+from stillhouse.report.stage import check
 from stillhouse.runs.manifest import Inputs, commit_folder, commit_json
 from stillhouse.runs.paths import RunFolder
 from stillhouse.runs.power import Meter, metered
+from stillhouse.stages.check import RecipeCheck
 
 
 def test_the_calculator_gives_the_published_figure():
@@ -47,7 +49,7 @@ def run(tmp_path):
 
 def test_stages_have_their_time_and_energy(run):
     """That of training, over all processes; the control is not the student's."""
-    student, control, evaluation = stages_of_run(run)
+    student, control, evaluation = stages_of_run(EnergyRecipe(), run)
     assert (student.name, student.seconds, student.is_student) == ("distill", 100.0, True)
     assert (control.name, control.is_student) == ("control", False)
     assert student.kwh == pytest.approx(50 * 100 / 3.6e6)
@@ -57,7 +59,7 @@ def test_stages_have_their_time_and_energy(run):
 
 def test_generation_and_when_the_student_has_paid(run):
     """5 and 2.5 J a token, saved 2.5 J a token; the student took 5,000 J: 2,000 tokens."""
-    found = generation_of(run, stages_of_run(run))
+    found = generation_of(run, stages_of_run(EnergyRecipe(), run))
     assert found is not None
     assert (found.teacher, found.student, found.kind) == (5000.0, 2500.0, "estimated")
     assert found.paid_after == pytest.approx(2000)
@@ -67,7 +69,7 @@ def test_a_student_that_saves_nothing_never_pays(run):
     content = json.loads(run.evaluation.read_text())
     content["models"]["student"]["speed"]["generate_tokens_per_second"] = 10.0
     run.evaluation.write_text(json.dumps(content))
-    found = generation_of(run, stages_of_run(run))
+    found = generation_of(run, stages_of_run(EnergyRecipe(), run))
     assert found is not None
     assert found.paid_after is None
 
@@ -90,6 +92,26 @@ def test_what_is_unknown_is_not_zero(run):
     assert json.loads(json.dumps(found)) == found
 
 
+def test_models_of_tasks_are_stages_of_their_own(run):
+    """They are no part of what the student took."""
+    with commit_folder(run.finetuned("sst2") / "tuned", Inputs("finetune", {}, {})):
+        pass
+    found = stages_of_run(EnergyRecipe(watts=1.0), run)[-1]
+    assert (found.name, found.is_student) == ("finetune sst2, tuned", False)
+
+
+def test_watts_may_be_given_afterwards(run):
+    """For stages whose power is unknown, times their devices; what was recorded stays."""
+    with (
+        metered(Meter(EnergyRecipe(), None, print, devices=8)),
+        commit_folder(run.tokens, Inputs("prepare", {}, {})),
+    ):
+        pass
+    prepare, student, *_ = stages_of_run(EnergyRecipe(watts=300.0), run)
+    assert (prepare.kind, prepare.watts) == ("estimated", 2400.0)
+    assert (student.watts, student.source) == (50.0, "energy.watts of the recipe")
+
+
 def test_costs_are_of_all_devices():
     stage = StageEnergy("distill", 3600.0, "estimated", 2400.0, "", 8, True)
     assert stage.cost(EnergyRecipe(price_per_hour=2.5)) == 20.0
@@ -108,6 +130,12 @@ def test_the_factor_is_the_recipes_or_its_countrys():
     assert 0.01 < france[0] < 0.15 < 0.4 < poland[0] < 1
     with pytest.raises(RecipeError, match=r"energy.country is ZZZ, of which codecarbon has no"):
         factor_of(EnergyRecipe(country="ZZZ"))
+
+
+def test_an_unknown_country_is_refused_before_the_run():
+    text = "teacher: sample\ncorpus: {source: sample}\nenergy: {country: ZZZ}\n"
+    with pytest.raises(RecipeError, match=r"energy.country is ZZZ"):
+        check(RecipeCheck(parse_recipe(text), ["report"], offline=True))
 
 
 @pytest.mark.parametrize(

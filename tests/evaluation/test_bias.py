@@ -103,6 +103,13 @@ def test_every_model_is_measured_on_the_same_sentences(task_folder, tmp_path, da
     assert bias_scores({}, run, models, Cache(), QuietReporter()) is None
 
 
+def test_a_set_of_two_files_is_not_fetched(tmp_path):
+    """Its second file would be missing after the training."""
+    text = RECIPE.replace("crows_pairs", "winobias").replace("DATA", "hf://owner/name")
+    with pytest.raises(RecipeError, match="but the set is two files"):
+        check(RecipeCheck(parse_recipe(text), ["evaluate"], offline=True))
+
+
 def test_a_set_for_causal_models_is_refused_for_masked_ones(tmp_path):
     """Before the run, not after the training."""
     path = tmp_path / "bold.json"

@@ -204,8 +204,8 @@ def energy(
 ) -> None:
     """What a run took: energy, emissions and cost of each stage, and of generation.
 
-    Power is measured by counters while a run runs (extra energy), or taken from energy.watts; give
-    prices and emissions afterwards with --set energy.price_per_hour=..., energy.kg_per_kwh=...
+    Power is measured by counters while a run runs (extra energy), or taken from energy.watts, which
+    may be given afterwards, as emissions and prices may: --set energy.watts=65.
     """
     from stillhouse.energy.account import as_json as account_of
     from stillhouse.recipe_file import load_recipe

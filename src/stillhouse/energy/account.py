@@ -28,7 +28,7 @@ UNKNOWN = "unknown"
 class StageEnergy:
     """The time of a stage, and the energy that it took; None where its power is unknown.
 
-    `is_student`: it is a part of what the student took; a control is not.
+    `is_student`: it is a part of what the student took; controls and models of tasks are not.
     """
 
     name: str
@@ -77,9 +77,9 @@ def factor_of(recipe: EnergyRecipe) -> tuple[float, str] | None:
     return grams / 1000, f"mean of {recipe.country} in codecarbon's table"
 
 
-def stages_of_run(run: RunFolder) -> list[StageEnergy]:
-    """The stages of a seed's run that are there, in order; a stage whose manifest has no power, as
-    of earlier versions, is unknown."""
+def stages_of_run(recipe: EnergyRecipe, run: RunFolder) -> list[StageEnergy]:
+    """The stages of a seed's run that are there, in order. Power that no manifest has is that of
+    the recipe, which may have been given afterwards, or unknown."""
     outputs = {
         "prepare": run.tokens,
         "teacher": run.teacher,
@@ -91,14 +91,21 @@ def stages_of_run(run: RunFolder) -> list[StageEnergy]:
         "control, same time": run.control_same_time,
         "evaluate": run.evaluation,
     }
-    return [found for name, path in outputs.items() if (found := _of_output(name, path))]
+    for path in sorted((run.path / "finetuned").glob("*/*")):
+        if path.is_dir():
+            outputs[f"finetune {path.parent.name}, {path.name}"] = path
+    return [found for name, path in outputs.items() if (found := _of_output(recipe, name, path))]
 
 
-def _of_output(name: str, path: Path) -> StageEnergy | None:
+def _of_output(recipe: EnergyRecipe, name: str, path: Path) -> StageEnergy | None:
     manifest = read_manifest(path)
     if manifest is None:
         return None
     power = manifest.power or {"kind": UNKNOWN, "watts": None, "source": "not recorded"}
+    devices = power.get("devices", 1)
+    if power["watts"] is None and recipe.watts is not None:
+        given = recipe.watts * devices
+        power = {"kind": "estimated", "watts": given, "source": "energy.watts, given afterwards"}
     training = manifest.facts.get("training") or {}
     return StageEnergy(
         name,
@@ -106,8 +113,8 @@ def _of_output(name: str, path: Path) -> StageEnergy | None:
         power["kind"],
         power["watts"],
         power["source"],
-        power.get("devices", 1),
-        not name.startswith(("control", "evaluate")),
+        devices,
+        not name.startswith(("control", "evaluate", "finetune")),
     )
 
 
@@ -148,7 +155,7 @@ def generation_of(run: RunFolder, stages: Sequence[StageEnergy]) -> Generation |
 
 def as_json(recipe: EnergyRecipe, run: RunFolder) -> dict[str, Any]:
     """Everything above as plain values, for one seed."""
-    stages, factor = stages_of_run(run), factor_of(recipe)
+    stages, factor = stages_of_run(recipe, run), factor_of(recipe)
     generation = generation_of(run, stages)
     return {
         "stages": [dict(_stage(recipe, each, factor)) for each in stages],

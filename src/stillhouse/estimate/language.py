@@ -427,7 +427,7 @@ def data_set_size(
     tokens = sum(len(each.input_ids) for own in task.encode(some, tokenizer) for each in own)
     new = 0
     if isinstance(task, GenerativeTask) and task.head == "CausalLM":
-        new = task.recipe.max_new_tokens
+        new = task.recipe.max_new_tokens * task.generation().get("num_return_sequences", 1)
     return DataSetSize(round(tokens * len(examples) / len(some)), new * len(examples))
 
 

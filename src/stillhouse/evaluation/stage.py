@@ -42,6 +42,7 @@ def _check_data_sets(check: "RecipeCheck") -> None:
     """The data sets can be read, and a sample of them can be encoded."""
     from stillhouse.data.rows import check_file, path_of
     from stillhouse.data.sources import check_access, source_of
+    from stillhouse.errors import RecipeError
     from stillhouse.evaluation.settings import data_sets_of
     from stillhouse.tasks.registry import make_task
     from stillhouse.tasks.zero_shot import LanguageModelTask, spread_sample
@@ -49,11 +50,17 @@ def _check_data_sets(check: "RecipeCheck") -> None:
     for where, each in data_sets_of(check.recipe.evaluation).items():
         check_file(each.data, where)
         file = path_of(each.data, check.run.task_data if check.run else Path())
-        if source_of(each.data).is_remote and not file.exists():
+        task = make_task(each.task)
+        assert isinstance(task, LanguageModelTask)
+        is_remote = source_of(each.data).is_remote
+        if is_remote and len(task.sources(file)) > 1:
+            raise RecipeError(
+                f"{where} is {each.data}, but the set is two files. Download both, and give the "
+                "path of the first."
+            )
+        if is_remote and not file.exists():
             check_access(each.data, where, offline=check.offline)
         else:
-            task = make_task(each.task)
-            assert isinstance(task, LanguageModelTask)
             task = task.for_language_modeling(check.recipe.tokens.language_modeling)
             examples = task.read(file)[: each.num_examples]
             if check.tokenizer is not None:

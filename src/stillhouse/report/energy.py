@@ -50,7 +50,8 @@ def sentences(account: Mapping[str, Any]) -> list[str]:
 
 def _sentences(account: Mapping[str, Any]) -> Iterator[str]:
     sources = dict.fromkeys((each["kind"], each["source"]) for each in account["stages"])
-    yield f"Energy: {'; '.join(f'{kind} ({source})' for kind, source in sources)}."
+    shown = "; ".join(f"{kind} ({source})" for kind, source in sources)
+    yield f"Energy: {shown or 'unknown (no stage of the run is there)'}."
     if account["kg_per_kwh"] is not None:
         factor = account["kg_per_kwh"]
         yield f"Emissions: {factor['value']:g} kg of CO2 equivalents per kWh ({factor['source']})."

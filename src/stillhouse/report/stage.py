@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 from stillhouse.stages.stage import Stage
 
 if TYPE_CHECKING:
+    from stillhouse.stages.check import RecipeCheck
     from stillhouse.stages.context import StageContext
+
+
+def check(check: "RecipeCheck") -> None:
+    """The emissions of the country are known."""
+    if check.recipe.energy.country is not None:
+        from stillhouse.energy.account import factor_of
+
+        factor_of(check.recipe.energy)
 
 
 def run(context: "StageContext") -> None:
@@ -23,5 +32,6 @@ STAGE = Stage(
     "Write report.html and the student's model card.\n\nReads evaluation.json and metrics.jsonl.",
     outputs=lambda run: [run.report],
     run=run,
+    check=check,
     applies=lambda recipe: True,
 )

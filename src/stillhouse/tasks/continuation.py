@@ -48,6 +48,13 @@ class GenerativeTask(LanguageModelTask[Prompted]):
         """The seed of each example's continuations; by default that of `generation` for all."""
         return None
 
+    def _plain_prompt(self, text: str, tokenizer: PreTrainedTokenizerFast) -> list[EncodedExample]:
+        """A prompt that is this text alone; one that is too long loses its beginning."""
+        ids = tokenizer(text, split_special_tokens=True)["input_ids"]
+        assert isinstance(ids, list)
+        room = self._room(1)
+        return prompt_of(ids[-room:], is_truncated=len(ids) > room)
+
     def _room(self, num_needed: int) -> int:
         """Tokens of the longest prompt.
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stillhouse.data.rows import read_json
 from stillhouse.errors import DataError
-from stillhouse.tasks.continuation import GenerativeTask, prompt_of
+from stillhouse.tasks.continuation import GenerativeTask
 from stillhouse.tasks.encoded import EncodedExample, TextExample
 from stillhouse.tasks.metrics import CORRELATION, Draws, Metric, MetricSamples, Times
 from stillhouse.tasks.settings import GenderPolarityTask
@@ -80,10 +80,7 @@ class GenderPolarity(GenerativeTask[GenderPolarityTask]):
     def _sequences(
         self, example: TextExample, tokenizer: PreTrainedTokenizerFast
     ) -> list[EncodedExample]:
-        ids = tokenizer(example.text, split_special_tokens=True)["input_ids"]
-        assert isinstance(ids, list)
-        room = self._room(1)
-        return prompt_of(ids[-room:], is_truncated=len(ids) > room)
+        return self._plain_prompt(example.text, tokenizer)
 
     def predict(
         self, example: TextExample, sequences: Sequence[EncodedExample], outputs: Sequence[str]

@@ -32,7 +32,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from stillhouse.data.rows import Row, read_rows
 from stillhouse.errors import DataError
 from stillhouse.families.registry import family_of
-from stillhouse.tasks.continuation import GenerativeTask, prompt_of
+from stillhouse.tasks.continuation import GenerativeTask
 from stillhouse.tasks.encoded import EncodedExample, TaskBatch, forward
 from stillhouse.tasks.metrics import Draws, Metric, MetricSamples, Times
 from stillhouse.tasks.settings import TemplatesTask
@@ -89,10 +89,7 @@ class Templates(GenerativeTask[TemplatesTask]):
     def _sequences(
         self, example: Prompt, tokenizer: PreTrainedTokenizerFast
     ) -> list[EncodedExample]:
-        ids = tokenizer(example.text, split_special_tokens=True)["input_ids"]
-        assert isinstance(ids, list)
-        room = self._room(1)
-        return prompt_of(ids[-room:], is_truncated=len(ids) > room)
+        return self._plain_prompt(example.text, tokenizer)
 
     def predict(
         self, example: Prompt, sequences: Sequence[EncodedExample], outputs: Sequence[Any]
