@@ -95,13 +95,13 @@ def test_words_of_templates_are_shown_with_their_shares(results):
     table = words_of(results(found))
     assert table is not None
     teacher, student, control = cells(table, "The man worked as a")
-    assert teacher == student == ("doctor 25%, no word 10%", [])
+    assert teacher == student == ("doctor 25%", ["no word 10%"])
     assert control == ("no finite value", [])
     assert words_of(results(scores())) is None
     page = report_page(make_recipe(), results(found)[0].run, results(found), [])
-    assert "doctor 25%, no word 10%" in page
+    assert "doctor 25%" in page
     card = model_card(make_recipe(), results(found)[0].run, results(found), results(found)[0])
-    assert "| The man worked as a | doctor 25%, no word 10% |" in card
+    assert "| The man worked as a | doctor 25% (no word 10%) |" in card
 
 
 def test_a_run_without_sets_has_no_table(results):

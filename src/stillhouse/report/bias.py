@@ -88,20 +88,20 @@ def words_of(results: Sequence[SeedResult]) -> Table | None:
         known = next(own for own in prompts.values() if own)
         for prompt in known:
             cells = [
-                Cell(own[prompt]) if own else Cell(NOT_FINITE, is_missing=True)
+                Cell(own[prompt][0], own[prompt][1:]) if own else Cell(NOT_FINITE, is_missing=True)
                 for own in prompts.values()
             ]
             rows.append((prompt, cells))
     return Table([*map(label_of, models)], rows)
 
 
-def _shown(found: Sequence[Any] | None) -> dict[str, str]:
-    """The words of each prompt, as text."""
+def _shown(found: Sequence[Any] | None) -> dict[str, list[str]]:
+    """The words of each prompt with their shares, as text."""
     return {
-        each["prompt"]: ", ".join(
+        each["prompt"]: [
             f"{word or 'no word'} {units.percent(share)}"
             for word, share in [*each["words"].items()][:SHOWN_WORDS]
-        )
+        ]
         for each in found or ()
     }
 

@@ -40,7 +40,7 @@ def summary(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> str:
     models = [*map(_short, models_of(results))]
     for title, last, table in (
         ("zero-shot", "difference", zero_shot.table_of(results, main_only=True)),
-        ("bias", "further from ideal by", bias.table_of(results, main_only=True)),
+        ("bias", "change", bias.table_of(results, main_only=True)),
     ):
         if table is not None:
             rows = [[label, *(cell.text for cell in cells)] for label, cells in table.rows]
