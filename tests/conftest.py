@@ -2,10 +2,11 @@
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -33,6 +34,13 @@ if not torch.cpu.get_capabilities().get("avx512_vnni"):
     os.environ["CT2_USE_MKL"] = "1"  # oneDNN's int8 products overflow without VNNI
 
 HERE = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """What a command sets for its process, such as its device, does not reach the next test."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -57,6 +57,7 @@ from stillhouse.kernels import (
     kernel_times,
 )
 from stillhouse.models.hub import resolve_folder
+from stillhouse.wording import counted
 
 Precision = Literal["fp32", "bf16", "int8"]
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "int8": 1}
@@ -305,7 +306,7 @@ def load_at_precision(
     if wanted == "auto":
         tried = precisions(times, is_causal=is_causal)
     for precision in tried:
-        speed = _speed_text(speedups(times, precision))
+        speed = _speed_text(speedups(times, precision), is_causal=is_causal)
         is_faster = is_faster_than_float32(times, precision, is_causal=is_causal)
         if wanted == "auto" and not is_faster:
             rejected.append(f"{precision} {speed}")
@@ -346,10 +347,13 @@ def _check_request(wanted: str, device: torch.device) -> None:
         )
 
 
-def _speed_text(found: Mapping[int, float] | None) -> str:
+def _speed_text(found: Mapping[int, float] | None, *, is_causal: bool) -> str:
+    """The speeds that decide, at each number of rows that such a model multiplies."""
     if found is None:
         return "far slower than float32"
-    return f"{found[1]:.1f}x float32 at 1 row, {found[64]:.1f}x at 64 rows"
+    rows = sorted(_row_counts(is_causal))
+    speeds = ", ".join(f"{found[each]:.1f}x at {counted(each, 'row')}" for each in rows)
+    return speeds.replace("x at", "x float32 at", 1)
 
 
 def _measured(model: Any) -> str:
