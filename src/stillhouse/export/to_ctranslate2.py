@@ -28,6 +28,7 @@ from stillhouse.export.exported import (
     config_refusal,
 )
 from stillhouse.inference.causal_lm import CausalLM
+from stillhouse.tokens.tokenizer import save_tokenizer
 
 QUANTIZATION = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 LOADERS = {
@@ -99,7 +100,7 @@ def _write(exported: Exported, target: Path, precision: Precision) -> list[str]:
     spec.validate()
     spec.optimize(quantization=QUANTIZATION[precision])
     spec.save(str(target))
-    exported.loaded.tokenizer.save_pretrained(target)
+    save_tokenizer(exported.loaded.tokenizer, target)
     if not isinstance(exported.loaded, CausalLM):
         return []
     vocabulary = exported.vocabulary

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stillhouse.export.exported import CONFIG_KEYS, Exported, Format, Precision
 from stillhouse.inference.causal_lm import CausalLM
 from stillhouse.models.task_models import reads_token_types
+from stillhouse.tokens.tokenizer import save_tokenizer
 
 FILE = "model.onnx"
 OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
@@ -68,7 +69,7 @@ def _write(exported: Exported, target: Path, _: Precision) -> list[str]:
             external_data=False,
             verbose=False,
         )
-    exported.loaded.tokenizer.save_pretrained(target)
+    save_tokenizer(exported.loaded.tokenizer, target)
     model.config.save_pretrained(target)
     return []
 

@@ -6,6 +6,7 @@ No code from a model folder runs. Weights are float32 in memory.
 import copy
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from stillhouse.models.folder_check import (
     no_head,
     weight_names,
 )
+from stillhouse.models.older_names import rotary_settings
 from stillhouse.models.special_ids import (
     CONFIG,
     GENERATION_CONFIG,
@@ -195,6 +197,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     """Write a model folder that transformers and Stillhouse load."""
     renamed = family_of(model.config).renamed_on_load
     model.save_pretrained(folder, save_original_format=not renamed)
+    settings = read_settings(folder / CONFIG)
+    _write_settings(folder / CONFIG, settings | rotary_settings(settings))
     if model.can_generate():
         _write_end_tokens(model, folder)
     own = copy.deepcopy(tokenizer)
@@ -215,4 +219,8 @@ def _write_end_tokens(model: PreTrainedModel, folder: Path) -> None:
             settings.pop("_from_model_config", None)
             settings.setdefault("bos_token_id", model.config.bos_token_id)
             settings.setdefault("pad_token_id", padding_id(model.config))
-        (folder / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        _write_settings(folder / name, settings)
+
+
+def _write_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -23,12 +23,15 @@ from stillhouse.wording import first_line
 
 # Vocabulary and merges of byte-level BPE, under their usual names and under OpenAI's.
 BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+TOKENIZER_CONFIG = "tokenizer_config.json"
 OWN_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
 )
+OLDER_CLASS = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # the name in transformers 4
+LOADING_OPTIONS = ("backend", "is_local", "local_files_only")
 TEMPLATE = "chat_template.jinja"
 TEMPLATES = (TEMPLATE, "additional_chat_templates/*.jinja")  # saved with the tokenizer
 STRANGE = "\u13a0 \ua4d0 \u2d30"  # Cherokee, Lisu and Tifinagh: rare in small vocabularies
@@ -284,10 +287,20 @@ def _strip_before_mask(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a tokenizer and its chat templates, without truncation or padding: those of a task
-    would apply to every text of a program that loads the file without transformers."""
+    would apply to every text of a program that loads the file without transformers.
+
+    The class is named as transformers 4 names it too, and options of loading are left out.
+    """
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
+    file = folder / TOKENIZER_CONFIG
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    named = settings["tokenizer_class"]
+    settings = {key: settings[key] for key in settings if key not in LOADING_OPTIONS}
+    settings["tokenizer_class"] = OLDER_CLASS.get(named, named)
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def tokenizer_files(source: Path) -> list[Path]:

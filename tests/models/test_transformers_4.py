@@ -1,0 +1,152 @@
+"""Model folders are the same models to transformers 4, in PyTorch and in TensorFlow."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny_models import EVERY_FAMILY
+from transformers import AutoConfig, AutoTokenizer
+
+from stillhouse.families.registry import FAMILIES
+from stillhouse.models.load import load_model, save_model
+from stillhouse.models.older_names import rotary_settings
+
+FULL = {"rope_type": "default", "rope_theta": 1e6}
+SLIDING = {"rope_type": "default", "rope_theta": 1e4}
+LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
+PARTIAL = {**FULL, "partial_rotary_factor": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "parameters", "names"),
+    [
+        ("gpt2", None, {}),
+        ("llama", FULL, {"rope_theta": 1e6}),
+        (
+            "llama",
+            LINEAR,
+            {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        ),
+        ("phi3", PARTIAL, {"rope_theta": 1e6, "partial_rotary_factor": 0.25}),
+        ("gpt_neox", PARTIAL, {"rotary_emb_base": 1e6, "rotary_pct": 0.25}),
+        (
+            "gemma3_text",
+            {"full_attention": {**LINEAR, "rope_theta": 1e6}, "sliding_attention": SLIDING},
+            {
+                "rope_theta": 1e6,
+                "rope_local_base_freq": 1e4,
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+            },
+        ),
+        (
+            "modernbert",
+            {"full_attention": FULL, "sliding_attention": SLIDING},
+            {"global_rope_theta": 1e6, "local_rope_theta": 1e4},
+        ),
+    ],
+)
+def test_rotary_positions_have_the_names_of_transformers_4(model_type, parameters, names):
+    """As published models of these types have them."""
+    settings = {"model_type": model_type, "rope_parameters": parameters}
+    assert rotary_settings(settings) == names
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_both_names_are_one_configuration(family, tiny_model, tiny_tokenizer, tmp_path):
+    model = tiny_model(family)
+    save_model(model, tiny_tokenizer, tmp_path)
+    found = AutoConfig.from_pretrained(tmp_path)
+    expected = getattr(model.config, "rope_parameters", None)
+    assert getattr(found, "rope_parameters", None) == expected
+    named = json.loads((tmp_path / "config.json").read_text())
+    assert named == named | rotary_settings(named)
+
+
+def test_the_class_of_a_tokenizer_is_one_of_both(tiny_model, tiny_tokenizer, tmp_path):
+    save_model(tiny_model("gpt2"), tiny_tokenizer, tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"backend", "is_local", "local_files_only"} & set(settings)
+    found = AutoTokenizer.from_pretrained(tmp_path)
+    assert found("w7 w8").input_ids == tiny_tokenizer("w7 w8").input_ids
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoModel, AutoTokenizer
+
+framework, folder = sys.argv[1], Path(sys.argv[2])
+for own in sorted(path for path in folder.iterdir() if path.is_dir()):
+    inputs = AutoTokenizer.from_pretrained(own)("w5 w9 w20 w31 w44", return_tensors=framework)
+    if framework == "tf":
+        from transformers import TFAutoModel
+
+        features = TFAutoModel.from_pretrained(own)(**inputs).last_hidden_state
+    else:
+        features = AutoModel.from_pretrained(own)(**inputs).last_hidden_state.detach()
+    np.save(folder / f"{own.name}-{framework}.npy", features.numpy())
+"""
+
+
+@pytest.fixture(scope="module")
+def other_python(tmp_path_factory):
+    """make(*requirements): the Python of an environment of its own."""
+
+    def make(*requirements):
+        folder = tmp_path_factory.mktemp("environment")
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        python = folder / "bin" / "python"
+        torch_version = metadata.version("torch").partition("+")[0]
+        wanted = ["transformers<5", f"torch=={torch_version}", *requirements]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        return python
+
+    return make
+
+
+def features(python: Path, framework: str, folder: Path) -> dict[str, np.ndarray]:
+    """The last hidden states of each model in `folder`."""
+    environment = {"TF_USE_LEGACY_KERAS": "1", "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    command = [str(python), "-c", SCRIPT, framework, str(folder)]
+    subprocess.run(command, check=True, env=environment)
+    names = folder.glob(f"*-{framework}.npy")
+    return {path.name.removesuffix(f"-{framework}.npy"): np.load(path) for path in names}
+
+
+def save_all(families, tiny_model, tokenizer, folder) -> dict[str, np.ndarray]:
+    """A tiny model of each family, and its last hidden states."""
+    found = {}
+    for family in families:
+        save_model(tiny_model(family), tokenizer, folder / family)
+        own, model = load_model(folder / family)
+        ids = torch.tensor([tokenizer("w5 w9 w20 w31 w44").input_ids])
+        with torch.no_grad():
+            found[family] = model.get_submodule(own.body)(input_ids=ids)[0].numpy()
+    return found
+
+
+@pytest.mark.slow
+def test_every_family_is_the_same_model(other_python, tiny_model, tiny_tokenizer, tmp_path):
+    """Rotary positions of any base, windows and norms."""
+    expected = save_all(FAMILIES, tiny_model, tiny_tokenizer, tmp_path)
+    found = features(other_python(), "pt", tmp_path)
+    assert set(found) == set(expected)
+    for family, features_of in expected.items():
+        np.testing.assert_allclose(found[family], features_of, atol=1e-4, err_msg=family)
+
+
+@pytest.mark.slow
+def test_tensorflow_computes_the_same_features(other_python, tiny_model, tiny_tokenizer, tmp_path):
+    """Of both types of student that transformers 4 has TensorFlow code for."""
+    expected = save_all(["gpt2", "distilbert"], tiny_model, tiny_tokenizer, tmp_path)
+    found = features(other_python("tensorflow-cpu", "tf-keras"), "tf", tmp_path)
+    for family, features_of in expected.items():
+        np.testing.assert_allclose(found[family], features_of, atol=1e-4, err_msg=family)
