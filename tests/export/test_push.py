@@ -134,6 +134,14 @@ def test_a_dry_run_lists_the_files_of_a_seed_without_the_network(run):
     assert "--seed is 5; the run has 3, 4." in wrong.stderr
 
 
+def test_a_license_against_it_is_kept(run):
+    """Nothing is uploaded under a license that forbids it."""
+    own = run()
+    (own.student / "README.md").write_text("---\nlicense: cc-by-nd-4.0\n---\n# run\n")
+    with pytest.raises(RunError, match=r"states the license cc-by-nd-4\.0.*may not be published"):
+        files_of(own)
+
+
 @pytest.mark.e2e
 def test_what_the_hub_refuses_is_one_message(run, hub):
     """No token, a token that may not write, a hub that does not answer."""

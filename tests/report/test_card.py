@@ -37,6 +37,7 @@ def test_front_matter_has_the_metadata_of_the_hub(make_run, losses):
     assert matter == {
         "license": "apache-2.0",
         "base_model": "openai-community/gpt2",
+        "base_model_relation": "finetune",
         "tags": ["stillhouse", "distillation"],
         "pipeline_tag": "text-generation",
         "metrics": ["perplexity"],

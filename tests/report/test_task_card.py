@@ -138,6 +138,7 @@ def test_front_matter_has_the_metadata_of_the_hub(card, kind, tag, metric):
         "metrics": [metric],
         "license": "apache-2.0",
         "base_model": "sentence-transformers/all-MiniLM-L6-v2",
+        "base_model_relation": "finetune",
         "tags": ["stillhouse", "distillation"],
         "pipeline_tag": tag,
         "library_name": "sentence-transformers" if kind == "embeddings" else "transformers",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from stillhouse import terminal, units
 from stillhouse.errors import NetworkError, OptionError, RunError
-from stillhouse.models.folder_check import MEASUREMENTS
+from stillhouse.models.folder_check import CARD, MEASUREMENTS
+from stillhouse.models.license import license_of
 from stillhouse.runs.manifest import verify
 from stillhouse.runs.paths import RunFolder
 
-CARD = "README.md"
 HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 TOKEN_ADVICE = "Run `hf auth login`, or set the variable HF_TOKEN, to a token that may write"
 
@@ -21,13 +21,21 @@ def files_of(run: RunFolder) -> dict[str, int]:
     """The files of a seed's student that go to the hub, with their bytes.
 
     Raises:
-        RunError: the student is not there or damaged, or the report has not run.
+        RunError: the student is not there or damaged, the report has not run, or the license does
+            not let it be published.
     """
     verify(run.student)
     if not all((run.student / name).is_file() for name in (CARD, MEASUREMENTS)):
         raise RunError(
             f"{run.student} has no model card: the run is not finished. Run it to the end, or its "
             "stages `evaluate` and `report`."
+        )
+    stated = license_of(str(run.student))
+    if stated is not None and stated.forbids_derived_models:
+        raise RunError(
+            f"{run.student / CARD} states the license {stated.identifier}, its teacher's, under "
+            "which models made from one may not be published. Nothing was uploaded. If you have "
+            "the owner's permission, set report.license to other and run the stage `report` again."
         )
     return {
         str(path.relative_to(run.student)): path.stat().st_size

@@ -98,6 +98,10 @@ class TaskTrainingRecipe(TrainingRecipe):
     """Split whose metric selects the state to keep; by default the last state is kept."""
 
 
+# Starts that the run itself makes.
+MODELS_OF_A_RUN = ("teacher", "student", "student_init", "control")
+
+
 class TaskModelRecipe(Section):
     """One model of a task: its start and its teacher.
 

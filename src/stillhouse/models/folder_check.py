@@ -29,6 +29,7 @@ from stillhouse.wording import first_line
 
 # The files of a model folder that affect results: downloaded, fingerprinted, copied.
 SETTINGS = ("*.json", "*.jinja", "*.model", "*.bpe", "vocab.txt", "merges.txt")
+CARD = "README.md"
 MEASUREMENTS = "measurements.json"  # what the numbers of a model card come from
 SUBFOLDERS = ("[0-9]_*", "additional_chat_templates")  # modules of sentence-transformers; templates
 ACTIVATIONS = ("activation_function", "hidden_act", "activation")

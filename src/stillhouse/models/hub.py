@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stillhouse.errors import ModelError, NetworkError
 from stillhouse.extras import require
-from stillhouse.models.folder_check import OTHER_WEIGHTS, SETTINGS, WEIGHTS
+from stillhouse.models.folder_check import CARD, OTHER_WEIGHTS, SETTINGS, WEIGHTS
 
 GGUF = ".gguf"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -102,7 +102,9 @@ def _hub_snapshot(name: str, *, offline: bool, weights: bool) -> Path:
         RepositoryNotFoundError,
     )
 
-    patterns = [*SETTINGS, WEIGHTS] if weights else [*SETTINGS]  # * also matches subfolders
+    patterns = [*SETTINGS, CARD]  # * also matches subfolders
+    if weights:
+        patterns.append(WEIGHTS)
     advice = f"Instead of {name!r}, give a folder with config, safetensors and tokenizer files."
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))

@@ -7,15 +7,16 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 
-from stillhouse import units
+from stillhouse import __version__, units
 from stillhouse.energy.account import as_json
-from stillhouse.finetuning.settings import FinetuningRecipe
+from stillhouse.finetuning.settings import MODELS_OF_A_RUN, FinetuningRecipe
 from stillhouse.models.hub import HUB_NAME
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import bias, zero_shot
 from stillhouse.report import energy as spent
 from stillhouse.report import tasks as scored
+from stillhouse.report.license import card_license
 from stillhouse.report.outcome import summarize_results
 from stillhouse.report.render import command_line, escape_markdown, model_name, render
 from stillhouse.report.results import (
@@ -50,8 +51,6 @@ HUB_METRICS: dict[str, str] = {
     "pearson": "pearsonr",
     "spearman": "spearmanr",
 }
-# Starting points of a task that the run itself makes.
-MODELS_OF_A_RUN = ("teacher", "student", "student_init", "control")
 # For each kind of task: the hub's name for it, a description, and a file of inputs.
 KINDS = {
     "classification": ("text-classification", "A text classifier", "examples.jsonl"),
@@ -88,8 +87,7 @@ def model_card(
         name,
         result.evaluation,
         ModelCardData(
-            license=recipe.report.license,
-            base_model=recipe.named_model and hub_name_of(recipe.named_model),
+            **_origin_metadata(recipe, recipe.named_model),
             datasets=_hub_datasets(recipe.text.sources),
             metrics=["perplexity"] if causal else None,
             model_name=name,
@@ -144,6 +142,20 @@ def _published(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"models": models}
 
 
+def _origin_metadata(recipe: Recipe, model: str | None) -> dict[str, Any]:
+    """What the hub reads about the model that a card's own was made from, and the license. The hub
+    has no relation for distilled models; it lists them below their base model as fine-tuned."""
+    base = model and hub_name_of(model)
+    stated = card_license(recipe, model or recipe.named_model)
+    return {
+        "license": stated and stated.identifier,
+        "license_name": stated and stated.name,
+        "license_link": stated and stated.link,
+        "base_model": base,
+        "base_model_relation": "finetune" if base else None,
+    }
+
+
 def _emissions(recipe: Recipe, result: SeedResult) -> dict[str, Any]:
     found = spent.emissions_metadata(recipe, result)
     return {} if found is None else {"co2_eq_emissions": found}
@@ -170,8 +182,7 @@ def task_card(
         name,
         scores,
         ModelCardData(
-            license=recipe.report.license,
-            base_model=start and hub_name_of(start),
+            **_origin_metadata(recipe, start),
             datasets=_hub_datasets(list(settings.data.sources.values())),
             metrics=[_hub_metric(task.metric)],
             model_name=f"{name}-{task.name}-{model}",
@@ -212,6 +223,8 @@ def _render(
         recipe=recipe,
         name=name,
         front_matter=Markup(front_matter.to_yaml()),
+        license=front_matter.license,
+        version=__version__,
         several=len(recipe.seeds) > 1,
         seeds=seeds_of(recipe.seeds),
         measured=measured,

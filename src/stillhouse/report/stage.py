@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def check(check: "RecipeCheck") -> None:
-    """The emissions of the country are known."""
+    """The license is one that the teacher's allows, and the emissions of the country are known."""
+    from stillhouse.report.license import check_license
+
+    check_license(check.recipe)
     if check.recipe.energy.country is not None:
         from stillhouse.energy.account import factor_of
 

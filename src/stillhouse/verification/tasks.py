@@ -22,7 +22,7 @@ from stillhouse.errors import RecipeError
 from stillhouse.finetuning.data import TaskSource, group_size, training_examples
 from stillhouse.finetuning.models import layer_map_of, load_start, load_trained
 from stillhouse.finetuning.objective import HARD_LABEL, TERMS, TaskObjective
-from stillhouse.finetuning.settings import FinetuningRecipe, TaskLossesRecipe
+from stillhouse.finetuning.settings import MODELS_OF_A_RUN, FinetuningRecipe, TaskLossesRecipe
 from stillhouse.models.folder_check import load_config
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.task_models import reads_token_types, task_model_with_num_layers
@@ -137,7 +137,7 @@ def _origin(model: str, settings: FinetuningRecipe, recipe: Recipe) -> str:
     """The name or folder that a model of a task starts from in the end."""
     if model in settings.models:
         model = settings.models[model].start
-    if model in ("teacher", "student", "student_init", "control"):
+    if model in MODELS_OF_A_RUN:
         if recipe.named_model is None:
             raise RecipeError(
                 f"The task's model starts from {model}, which this recipe trains from random "
