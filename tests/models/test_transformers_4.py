@@ -76,6 +76,30 @@ def test_the_class_of_a_tokenizer_is_one_of_both(tiny_model, tiny_tokenizer, tmp
     assert found("w7 w8").input_ids == tiny_tokenizer("w7 w8").input_ids
 
 
+@pytest.mark.parametrize(
+    ("family", "inputs"),
+    [
+        ("bert", ["input_ids", "token_type_ids", "attention_mask"]),
+        ("distilbert", ["input_ids", "attention_mask"]),
+        ("roberta", ["input_ids", "attention_mask"]),
+        ("modernbert", ["input_ids", "attention_mask"]),
+    ],
+)
+def test_a_tokenizer_makes_the_inputs_that_its_model_takes(
+    family, inputs, tiny_model, tiny_tokenizer, tmp_path
+):
+    """Of a pair too: without token types, BERT would read both texts as the first."""
+    save_model(tiny_model(family), tiny_tokenizer, tmp_path)
+    named = json.loads((tmp_path / "tokenizer_config.json").read_text())["model_input_names"]
+    found = AutoTokenizer.from_pretrained(tmp_path)("w7 w8", "w9", return_tensors="pt")
+    assert named == inputs
+    assert set(found) == set(inputs)
+    if "token_type_ids" in inputs:
+        assert found["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
+    _, model = load_model(tmp_path)
+    model(**found)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -12,10 +12,56 @@ from tests.report.test_zero_shot_table import scores as zero_shot_scores
 
 from stillhouse.energy.settings import EnergyRecipe
 from stillhouse.models.folder_check import MEASUREMENTS, result_files
+from stillhouse.recipe_file import parse_recipe
 from stillhouse.report.write import write_report
-from stillhouse.runs.manifest import Inputs, commit_folder
+from stillhouse.runs.manifest import Inputs, commit_file, commit_folder
+from stillhouse.runs.paths import RunFolder
 from stillhouse.runs.power import Meter, metered
 
+TASK = """
+teacher: sample
+finetuning:
+  sst2:
+    task: {kind: classification}
+    data: {train: a.jsonl, validation: b.jsonl}
+    models:
+      teacher: {start: teacher}
+      student: {start: teacher, layer_map: 1}
+      distilled: {start: teacher, layer_map: 1, teacher: teacher}
+"""
+SCORES = {
+    "schema": 2,
+    "metric": "accuracy",
+    "splits": {
+        "validation": {
+            "models": {
+                name: {"accuracy": {"value": value, "low": value - 0.0125, "high": value + 0.0125}}
+                for name, value in (("teacher", 0.45), ("student", 0.41), ("distilled", 0.43))
+            },
+            "differences": {
+                "distilled minus student": {
+                    "accuracy": {"value": 0.02, "low": 0.005, "high": 0.035}
+                }
+            },
+        }
+    },
+    "costs": {
+        name: {
+            "parameters": 1_000_000 + own,
+            "size_bytes": 4_000_000 + 4 * own,
+            "forward_tokens_per_second": 2_000.0 + own,
+        }
+        for name, own in (("teacher", 300_000), ("student", 100_000), ("distilled", 200_000))
+    },
+    "task": {"kind": "classification"},
+    "data": {},
+    "blank_rows": {},
+    "positive_label": None,
+    "seed": 0,
+    "machine": {},
+    "versions": {},
+    "commit": "abc1234",
+}
 NUMBER = re.compile(r"\d[\d,.]*")
 DURATION = re.compile(r"(?<=min) \d+ s")
 
@@ -85,6 +131,38 @@ def test_every_number_of_the_tables_comes_from_the_measurements(make_run, losses
             == (given["models"]["student"]["validation_loss"])
         )
         assert "path" not in own["models"]["student"]
+
+
+def test_every_number_of_a_tasks_card_comes_from_its_scores(tmp_path):
+    """Of the tables, and the tokens of the training."""
+    recipe = parse_recipe(TASK)
+    run = RunFolder.at(tmp_path / "run")
+    scores = run.finetuned("sst2") / "scores.json"
+    cards, measured = [], []
+    for tokens, own in ((1_500_000, SCORES), (3_100_000, perturbed(SCORES))):
+        for model in recipe.finetuning["sst2"].models:
+            facts = {"training": {"tokens": tokens}}
+            folder = run.finetuned("sst2") / model
+            with commit_folder(folder, Inputs("x", {}, {}), facts, overwrite=True):
+                pass
+        commit_file(
+            scores, json.dumps(own | {"schema": SCORES["schema"]}).encode(), Inputs("x", {}, {})
+        )
+        write_report(recipe, run, [run])
+        cards.append((folder / "README.md").read_text())
+        measured.append(json.loads((folder / MEASUREMENTS).read_text()))
+    first, second = map(table_numbers, cards)
+    pairs = [
+        (label, *both)
+        for (label, own), (_, changed) in zip(first, second, strict=True)
+        for both in zip(own, changed, strict=True)
+    ]
+    assert len(pairs) > 12
+    assert [pair for pair in pairs if pair[1] == pair[2]] == []
+    assert "1.5 M tokens" in cards[0]
+    assert "3.1 M tokens" in cards[1]
+    assert measured[0]["scores"]["0"]["splits"] == SCORES["splits"]
+    assert measured[1]["facts"]["training"]["tokens"] == 3_100_000
 
 
 def test_measurements_do_not_change_what_the_model_is(make_run, losses):

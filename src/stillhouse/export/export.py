@@ -40,8 +40,8 @@ from stillhouse.inference.masked_lm import MaskedLM
 from stillhouse.inference.quantization import blocks_of
 from stillhouse.inference.reference import greedy_tokens, interleaved_rates
 from stillhouse.machine import describe_machine, library_versions
+from stillhouse.models.folder_check import reads_token_types
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.task_models import reads_token_types
 from stillhouse.runs.manifest import Inputs, commit_folder, sha256_of
 from stillhouse.tokens.vocabulary import SPACE
 

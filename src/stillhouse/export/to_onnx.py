@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stillhouse.export.exported import CONFIG_KEYS, Exported, Format, Precision
 from stillhouse.inference.causal_lm import CausalLM
-from stillhouse.models.task_models import reads_token_types
+from stillhouse.models.folder_check import reads_token_types
 from stillhouse.tokens.tokenizer import save_tokenizer
 
 FILE = "model.onnx"

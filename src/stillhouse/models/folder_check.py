@@ -182,11 +182,14 @@ def load_model_tokenizer(folder: Path, source: Path | None = None) -> PreTrained
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) -> None:
-    """Set a tokenizer's `model_max_length` to the model's positions, and, for a masked model, the
-    special tokens around a text that it was trained with."""
+    """Set a tokenizer's `model_max_length` to the model's positions, the inputs that it makes to
+    those that the model takes, and, for a masked model, the special tokens around a text that it
+    was trained with."""
     family = family_of(config)
     positions = family.num_positions(config)
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    types = ["token_type_ids"] if reads_token_types(config) else []
+    tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
     cls, sep = tokenizer.cls_token, tokenizer.sep_token
     bare = tokenizer.num_special_tokens_to_add() == 0
     if family.language_modeling == "masked" and bare and cls is not None and sep is not None:
@@ -197,6 +200,11 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig) 
                 (str(token), tokenizer.get_vocab()[str(token)]) for token in (cls, sep)
             ],
         )
+
+
+def reads_token_types(config: PretrainedConfig) -> bool:
+    """Whether the model uses token types to distinguish the two texts of a pair."""
+    return getattr(config, "type_vocab_size", 1) > 1
 
 
 def _settle(config: PretrainedConfig, family: Family) -> None:

@@ -120,11 +120,6 @@ def head_of(config: PretrainedConfig) -> TaskHead | None:
     return "Body" if name.endswith("Model") and "Head" not in name else None
 
 
-def reads_token_types(config: PretrainedConfig) -> bool:
-    """Whether the model uses token types to distinguish the two texts of a pair."""
-    return getattr(config, "type_vocab_size", 1) > 1
-
-
 def check_head(config: PretrainedConfig, head: TaskHead) -> None:
     """Check that transformers has this head for an architecture.
 

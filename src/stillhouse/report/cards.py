@@ -132,6 +132,18 @@ def measurements(
     }
 
 
+def task_measurements(
+    recipe: Recipe, task: scored.TaskResult, seed: int, run: RunFolder, model: str
+) -> dict[str, Any]:
+    """The same for the card of a task's model."""
+    manifest = read_manifest(run.finetuned(task.name) / model)
+    return {
+        "seed": seed,
+        "scores": dict(zip(map(str, recipe.seeds), task.scores, strict=True)),
+        "facts": manifest.facts if manifest else {},
+    }
+
+
 def _published(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Without paths, and without the losses of each document, which are long."""
     models = {

@@ -3,16 +3,18 @@ model cards.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from stillhouse.models.folder_check import MEASUREMENTS
+from stillhouse.models.folder_check import CARD, MEASUREMENTS
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import bias, zero_shot
 from stillhouse.report import energy as spent
 from stillhouse.report import results as read
 from stillhouse.report import tasks as scored
-from stillhouse.report.cards import measurements, model_card, task_card
+from stillhouse.report.cards import measurements, model_card, task_card, task_measurements
 from stillhouse.report.figures import dot_plots, training_figures
 from stillhouse.report.layers import layer_charts
 from stillhouse.report.outcome import summarize_results
@@ -55,15 +57,21 @@ def write_report(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> 
     for result in results:
         if result.run.student.is_dir():
             card = model_card(recipe, run, results, result)
-            write_atomic(result.run.student / "README.md", card.encode())
-            found = json.dumps(measurements(recipe, results, result), indent=1, ensure_ascii=False)
-            write_atomic(result.run.student / MEASUREMENTS, f"{found}\n".encode())
+            _write_card(result.run.student, card, measurements(recipe, results, result))
     name = model_name(recipe, run)
     for seed, each in zip(recipe.seeds, seed_runs, strict=True):
         for task in tasks:
             for model in recipe.finetuning[task.name].models:
                 card = task_card(recipe, name, task, seed, each, model)
-                write_atomic(each.finetuned(task.name) / model / "README.md", card.encode())
+                measured = task_measurements(recipe, task, seed, each, model)
+                _write_card(each.finetuned(task.name) / model, card, measured)
+
+
+def _write_card(folder: Path, card: str, measured: Mapping[str, Any]) -> None:
+    """Write a model card, and beside it what its numbers come from."""
+    write_atomic(folder / CARD, card.encode())
+    text = json.dumps(measured, indent=1, ensure_ascii=False)
+    write_atomic(folder / MEASUREMENTS, f"{text}\n".encode())
 
 
 def report_page(

@@ -21,7 +21,7 @@ from stillhouse.data.rows import Row, read_rows
 from stillhouse.data.text import check_whole_characters
 from stillhouse.families.attention import explicit_attention_mask
 from stillhouse.families.registry import family_of
-from stillhouse.models.task_models import reads_token_types
+from stillhouse.models.folder_check import reads_token_types
 from stillhouse.section import Rows
 from stillhouse.tasks.settings import Columns
 from stillhouse.tokens.batches import IGNORED, move

@@ -289,7 +289,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a tokenizer and its chat templates, without truncation or padding: those of a task
     would apply to every text of a program that loads the file without transformers.
 
-    The class is named as transformers 4 names it too, and options of loading are left out.
+    The class is named as transformers 4 names it too, the inputs are named since the versions'
+    defaults differ, and options of loading are left out.
     """
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -299,6 +300,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     named = settings["tokenizer_class"]
     settings = {key: settings[key] for key in settings if key not in LOADING_OPTIONS}
     settings["tokenizer_class"] = OLDER_CLASS.get(named, named)
+    settings["model_input_names"] = list(tokenizer.model_input_names)
     text = json.dumps(settings, indent=2, ensure_ascii=False)
     file.write_text(text + "\n", encoding="utf-8")
 

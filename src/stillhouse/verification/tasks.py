@@ -23,9 +23,9 @@ from stillhouse.finetuning.data import TaskSource, group_size, training_examples
 from stillhouse.finetuning.models import layer_map_of, load_start, load_trained
 from stillhouse.finetuning.objective import HARD_LABEL, TERMS, TaskObjective
 from stillhouse.finetuning.settings import MODELS_OF_A_RUN, FinetuningRecipe, TaskLossesRecipe
-from stillhouse.models.folder_check import load_config
+from stillhouse.models.folder_check import load_config, reads_token_types
 from stillhouse.models.hub import resolve_folder
-from stillhouse.models.task_models import reads_token_types, task_model_with_num_layers
+from stillhouse.models.task_models import task_model_with_num_layers
 from stillhouse.objectives.divergences.hidden_cosine import hidden_cosine_reference
 from stillhouse.objectives.divergences.soft_target import soft_target_reference
 from stillhouse.objectives.float64 import Row, log_softmax, mean_square
