@@ -44,7 +44,7 @@ notebook: .venv/.dev
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow --timeout=3600
 
-# Every row of docs/reliability.md in full: an hour or two. SECONDS bounds each row.
+# Every row of docs/results/reliability.md in full: an hour or two. SECONDS bounds each row.
 SECONDS ?= 3600
 faults: .venv/.dev
 	$(BIN)/python -m tests.faults --seconds $(SECONDS) --output docs/reliability.json

@@ -1,5 +1,5 @@
-"""Writes docs/cli.md and docs/recipe.md from the code, and the tables of TABLES into their pages.
-With --check it only reports pages that are out of date."""
+"""Writes the pages of PAGES from the code, and the tables of TABLES into their pages. With --check
+it only reports pages that are out of date."""
 
 import sys
 import textwrap
@@ -167,17 +167,17 @@ TABLES = (
     ("README.md", "real teacher", real_teacher_summary),
     ("README.md", "speed", speed_table),
     ("README.md", "losses", losses_and_families),
-    ("docs/bias.md", "bias", bias_table),
-    ("docs/cutting.md", "real teacher", real_teacher_table),
-    ("docs/data.md", "formats", format_table),
-    ("docs/correctness.md", "laws", law_table),
-    ("docs/families.md", "laws", law_list),
-    ("docs/families.md", "decoders", decoder_table),
-    ("docs/families.md", "encoders", encoder_table),
-    ("docs/renamed.md", "names", lambda: renamed_table(NAMES)),
-    ("docs/renamed.md", "phrases", lambda: renamed_table(PHRASES)),
-    ("docs/reliability.md", "faults", fault_table),
-    ("docs/serving.md", "speed", serving_table),
+    ("docs/guides/bias.md", "bias", bias_table),
+    ("docs/guides/cutting.md", "real teacher", real_teacher_table),
+    ("docs/guides/data.md", "formats", format_table),
+    ("docs/concepts/correctness.md", "laws", law_table),
+    ("docs/reference/families.md", "laws", law_list),
+    ("docs/reference/families.md", "decoders", decoder_table),
+    ("docs/reference/families.md", "encoders", encoder_table),
+    ("docs/contributing/renamed.md", "names", lambda: renamed_table(NAMES)),
+    ("docs/contributing/renamed.md", "phrases", lambda: renamed_table(PHRASES)),
+    ("docs/results/reliability.md", "faults", fault_table),
+    ("docs/guides/serving.md", "speed", serving_table),
 )
 
 

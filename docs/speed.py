@@ -1,4 +1,5 @@
-"""The tables of speed in README.md and docs/serving.md, from the raw numbers in benchmarks/results.
+"""The tables of speed in README.md and docs/results/speed.md, from the raw numbers in
+benchmarks/results.
 
 Each row names the file it comes from; a ratio is the median over rounds that hold both sides.
 """

@@ -21,14 +21,17 @@ every_page = pytest.mark.parametrize(
 )
 
 
-def code_blocks(page: str) -> list[str]:
+def code_blocks(page: str | Path) -> list[str]:
     text = (DOCS / page).read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.M)
 
 
 @pytest.mark.parametrize(
     ("page", "row"),
-    [("README.md", r"^\| `(\w+)` \|"), ("docs/architecture.md", r"\| stage `(\w+)`:")],
+    [
+        ("README.md", r"^\| `(\w+)` \|"),
+        ("docs/contributing/architecture.md", r"\| stage `(\w+)`:"),
+    ],
 )
 def test_pages_list_every_stage_in_order(page, row):
     """The tables of what a stage reads and writes, and of the packages."""
@@ -41,7 +44,7 @@ def test_python_page_runs_in_order(tmp_path, monkeypatch):
     """Its blocks form one program, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for number, block in enumerate(code_blocks("python.md"), 1):
+    for number, block in enumerate(code_blocks("guides/python.md"), 1):
         exec(compile(block, f"python.md, block {number}", "exec"), names)
 
 
@@ -51,7 +54,7 @@ def test_files_of_the_extending_page_are_found_by_their_registries(tmp_path):
     for name in ("src/stillhouse", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    *files, program = code_blocks("extending.md")
+    *files, program = code_blocks("contributing/extending.md")
     for block in files:
         first, _, content = block.partition("\n")
         path = tmp_path / first.removeprefix("# ")
@@ -75,7 +78,7 @@ def test_files_of_the_extending_page_are_found_by_their_registries(tmp_path):
 
 def test_every_page_with_python_code_is_run():
     """By the tests above; trainer.md by those of `tests/integrations`."""
-    shown = {page.name for page in DOCS.glob("*.md") if code_blocks(page.name)}
+    shown = {page.name for page in PAGES if page.parent != ROOT and code_blocks(page)}
     assert shown == {"python.md", "extending.md", "trainer.md"}
 
 
@@ -90,7 +93,7 @@ def test_links_to_files_exist(page):
 @pytest.mark.parametrize("page", ["architecture.md", "extending.md"])
 def test_modules_named_on_a_page_exist(page):
     """In the package, or from the top of the repository."""
-    named = set(re.findall(r"`([\w/]+/\w+\.py)`", (DOCS / page).read_text(encoding="utf-8")))
+    named = set(re.findall(r"`([\w/]+/\w+\.py)`", (DOCS / "contributing" / page).read_text()))
     folders = (ROOT, ROOT / "src" / "stillhouse")
     wanted = {name for name in named if not re.search("NAME|MODEL_TYPE", name)}
     assert wanted
@@ -98,7 +101,7 @@ def test_modules_named_on_a_page_exist(page):
 
 
 def test_references_to_experiments_name_a_section():
-    sections = re.findall(r"^#+ (.*)$", (DOCS / "experiments.md").read_text(), re.M)
+    sections = re.findall(r"^#+ (.*)$", (DOCS / "results" / "experiments.md").read_text(), re.M)
     assert len(sections) == len(set(sections))
     pages = [*ROOT.joinpath("src").rglob("*.py"), *PAGES]
     for page in pages:
