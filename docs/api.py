@@ -81,12 +81,17 @@ def _signature(name: str, member: Callable[..., object]) -> str:
         elif each.kind == kinds.KEYWORD_ONLY and not star:
             star = True
             lines.append("    *,")
-        lines.append(f"    {_plain(str(each))},")
+        lines.append(f"    {_parameter(each)},")
     result = "" if found.return_annotation is inspect.Signature.empty else _returns(found)
     short = name.rpartition(".")[2] if not name.startswith("Distillation") else name
     if len(lines) < 2:
         return f"{short}({' '.join(line.strip().rstrip(',') for line in lines)}){result}"
     return "\n".join([f"{short}(", *lines, f"){result}"])
+
+
+def _parameter(each: inspect.Parameter) -> str:
+    text = _plain(str(each.replace(default=inspect.Parameter.empty)))
+    return text if each.default is inspect.Parameter.empty else f"{text} = {each.default!r}"
 
 
 def _returns(found: inspect.Signature) -> str:

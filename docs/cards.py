@@ -32,10 +32,10 @@ def _card(result: Result) -> str:
         ("student", f"{result['title']}, {_millions(result, 'student')}"),
         ("data", _data(result)),
         ("training", _training(result)),
-        ("roofline", _roofline(result)),
+        ("utilization", _utilization(result)),
         ("memory", _memory(result)),
         ("held-out text", _loss(result)),
-        *((f"against the {name}", _difference(result, name)) for name in result["intervals"]),
+        *((f"minus the {_words(name)}", _difference(result, name)) for name in result["intervals"]),
         ("WikiText-2, nats per token", _wikitext(result)),
         ("zero-shot", _zero_shot(result)),
         ("gain over chance kept", _kept(result)),
@@ -68,7 +68,7 @@ def _training(result: Result) -> str:
     return f"{own['steps']:,} steps in {own['seconds'] / 60:.0f} min"
 
 
-def _roofline(result: Result) -> str:
+def _utilization(result: Result) -> str:
     own = result["trainings"]["student"]
     return f"MFU {own['mfu']:.0%}" if "mfu" in own else ""
 

@@ -1,6 +1,6 @@
 """The table of docs/reference/exit-codes.md, from the exceptions of the package."""
 
-from collections.abc import Iterator
+import inspect
 
 from stillhouse import errors
 
@@ -8,20 +8,15 @@ from stillhouse import errors
 def exit_code_table() -> str:
     """One row for each kind of error, in the order of the codes."""
     rows = ["| exit code | error | when |", "|---|---|---|"]
-    found = sorted(_below(errors.StillhouseError), key=lambda kind: kind.exit_code)
-    rows += [
-        f"| {kind.exit_code} | `{kind.__name__}` | {_first(kind)} |"
-        for kind in found
-        if kind is not errors.Stopped
+    kinds = [
+        kind
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if kind not in (errors.StillhouseError, errors.Stopped)
     ]
+    kinds.sort(key=lambda kind: (kind.exit_code, len(kind.__mro__)))
+    rows += [f"| {kind.exit_code} | `{kind.__name__}` | {_first(kind)} |" for kind in kinds]
     rows.append(f"| 130, 143 | `Stopped` | SIGINT, SIGTERM: {_first(errors.Stopped)} |")
     return "\n".join(rows)
-
-
-def _below(kind: type[errors.StillhouseError]) -> Iterator[type[errors.StillhouseError]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from _below(each)
 
 
 def _first(kind: type[errors.StillhouseError]) -> str:

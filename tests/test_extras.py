@@ -24,9 +24,9 @@ def requirements() -> dict[str, set[str]]:
 
 
 def test_extras_are_those_of_the_package():
-    """The table has each extra of pyproject.toml but `dev`."""
+    """The table has each extra of pyproject.toml but those for developers."""
     names = {name for name, extra in EXTRAS.items() if not extra.command}
-    assert {*names, "dev"} == set(requirements())
+    assert {*names, "dev", "docs"} == set(requirements())
 
 
 def test_smollm2_is_installed_without_its_requirements():
