@@ -35,7 +35,10 @@ def _card(result: Result) -> str:
         ("utilization", _utilization(result)),
         ("memory", _memory(result)),
         ("held-out text", _loss(result)),
-        *((f"minus the {_words(name)}", _difference(result, name)) for name in result["intervals"]),
+        *(
+            (f"student minus {_words(name)}", _difference(result, name))
+            for name in result["intervals"]
+        ),
         ("WikiText-2, nats per token", _wikitext(result)),
         ("zero-shot", _zero_shot(result)),
         ("gain over chance kept", _kept(result)),
