@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv quickstart test test-all coverage notebook test-slow faults audit check check-all lint types web docs clean
+.PHONY: .venv quickstart test test-all coverage notebook test-slow faults audit check check-all lint types web docs site clean
 
 # The environment, rebuilt when the constraints or the project's own requirements change.
 .venv: .venv/.dev
@@ -44,7 +44,7 @@ notebook: .venv/.dev
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow --timeout=3600
 
-# Every row of docs/reliability.md in full: an hour or two. SECONDS bounds each row.
+# Every row of docs/results/reliability.md in full: an hour or two. SECONDS bounds each row.
 SECONDS ?= 3600
 faults: .venv/.dev
 	$(BIN)/python -m tests.faults --seconds $(SECONDS) --output docs/reliability.json
@@ -66,17 +66,22 @@ web:
 docs: .venv/.dev
 	$(BIN)/python docs/generate.py
 
+# The documentation site, in site/. A link or an anchor that leads nowhere, and a page without a place in
+# the navigation, are errors. To read it: python3 -m http.server --directory site
+site: .venv/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # Known vulnerabilities of the pinned libraries; needs the network and `pip install pip-audit`.
 audit: .venv/.dev
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-check: lint types test
+check: lint types test site
 	$(BIN)/python docs/generate.py --check
 
 # All that a change must pass: at most forty minutes on two cores.
-check-all: lint types web test-all notebook
+check-all: lint types web test-all notebook site
 	$(BIN)/python docs/generate.py --check
 
 # What can be rebuilt. Trained models (runs/) are the user's: no target removes them.
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site

@@ -4,7 +4,7 @@ and on BOLD.
     python -m benchmarks.bias NAME TEACHER STUDENT [CONTROL] [--output FILE] [--data ../shared/data]
 
 Scores all models on the same sentences, with the paired differences, in float32, and writes a JSON
-file to benchmarks/results/bias; `make docs` makes the table of docs/bias.md.
+file to benchmarks/results/bias; `make docs` makes the table of docs/guides/bias.md.
 """
 
 import argparse

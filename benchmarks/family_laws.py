@@ -1,4 +1,4 @@
-"""Which laws of docs/families.md hold for which family, by running their tests.
+"""Which laws of docs/reference/families.md hold for which family, by running their tests.
 
     python -m benchmarks.family_laws --output benchmarks/results/family-laws.json
 

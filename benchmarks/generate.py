@@ -16,7 +16,8 @@ requests get the tokens that they get alone. Then, alternating (A B A B), tokens
   takes alone), compared with the same requests one at a time;
 - an encoder of DistilBERT's shape, 8 texts of 128 tokens: its last hidden states.
 
-CTranslate2 has no such steps; its throughput with one and eight texts is in docs/experiments.md.
+CTranslate2 has no such steps; its throughput with one and eight texts is in
+docs/results/experiments.md.
 """
 
 import argparse

@@ -4,8 +4,8 @@ alone, and llama.cpp behind `stillhouse serve`.
     python -m benchmarks.llama_cpp --save
 
 writes benchmarks/results/llama-cpp-KIND.json, KIND being this CPU's type. Needs the model `smollm2`
-(see docs/serving.md). Greedy, 64 new tokens after a prompt of 17, two threads; all alternate in one
-process (A B C A B C), medians. The weights are those of the file in Q4_1: dequantized for
+(see docs/guides/serving.md). Greedy, 64 new tokens after a prompt of 17, two threads; all alternate
+in one process (A B C A B C), medians. The weights are those of the file in Q4_1: dequantized for
 transformers (float32) and Stillhouse (float32, bfloat16, int8), written again in Q8_0 and F16 for
 llama.cpp, and as they are. llama.cpp runs with its own settings (keys and values in half precision)
 and with those that Stillhouse verifies exports with (float32, no flash attention). `serve` is the

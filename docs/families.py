@@ -1,5 +1,5 @@
-"""The laws of docs/families.md: what holds, the tests that show it, and the tables of what
-`benchmarks/family_laws.py` measured.
+"""The laws of docs/reference/families.md: what holds, the tests that show it, and the tables of
+what `benchmarks/family_laws.py` measured.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The table of faults in docs/reliability.md, from the raw results in docs/reliability.json."""
+"""The table of faults in docs/results/reliability.md, from the results in docs/reliability.json."""
 
 import json
 from pathlib import Path

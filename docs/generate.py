@@ -1,5 +1,5 @@
-"""Writes docs/cli.md and docs/recipe.md from the code, and the tables of TABLES into their pages.
-With --check it only reports pages that are out of date."""
+"""Writes the pages of PAGES from the code, and the tables of TABLES into their pages. With --check
+it only reports pages that are out of date."""
 
 import sys
 import textwrap
@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from api import integrations, model_methods, package_functions
 from bias_results import bias_table
+from cache_results import cache_table
+from cards import cards
+from exit_codes import exit_code_table
 from laws import law_table
+from losses import loss_list
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from site_index import decision_list, llms_page
 from speed import serving_table, speed_table
 from words import NAMES, PHRASES, renamed_table
 
@@ -21,6 +27,7 @@ from real_teacher import real_teacher_summary, real_teacher_table
 from stillhouse.cli import app
 from stillhouse.data.formats import SUFFIXES
 from stillhouse.distillation.settings import PRESETS
+from stillhouse.extras import EXTRAS, install_command
 from stillhouse.families.settings import FAMILY_NAMES
 from stillhouse.objectives.settings import LossesRecipe
 from stillhouse.recipe import Recipe
@@ -32,7 +39,12 @@ DOCS = Path(__file__).parent
 def cli_page() -> str:
     """Every command with its arguments and options."""
     group = typer.main.get_command(app)
-    lines = ["# Commands", "", "Generated from the code; `make docs` writes this page.", ""]
+    lines = [
+        "# The command line",
+        "",
+        "Every command with its arguments and options, generated from the code by `make docs`.",
+        "",
+    ]
     for name, command in group.commands.items():  # pyright: ignore[reportAttributeAccessIssue]
         context = typer.Context(command, info_name=f"stillhouse {name}")
         lines += [f"## `stillhouse {name}`", "", command.help or "", ""]
@@ -51,7 +63,8 @@ def recipe_page() -> str:
     lines = [
         "# The recipe",
         "",
-        "Generated from the code; `make docs` writes this page. Unknown keys are rejected.",
+        "Every key of a recipe with its type and default, generated from the code by `make docs`.",
+        "Unknown keys are rejected.",
         "`stillhouse recipes --schema` prints the JSON schema, for editors.",
         "",
         "| key | type | default | |",
@@ -154,6 +167,12 @@ def format_table() -> str:
     return "\n".join(lines)
 
 
+def extras_table() -> str:
+    """The optional dependencies: what each is for, and the command that installs it."""
+    rows = [f"| {extra.purpose} | `{install_command(name)}` |" for name, extra in EXTRAS.items()]
+    return "\n".join(["| for | install |", "|---|---|", *rows])
+
+
 def losses_and_families() -> str:
     """The names of the losses and of the families, in sentences."""
     lists = {"Losses": LossesRecipe.model_fields, "Families": FAMILY_NAMES}
@@ -165,19 +184,29 @@ def losses_and_families() -> str:
 
 TABLES = (
     ("README.md", "real teacher", real_teacher_summary),
-    ("README.md", "speed", speed_table),
+    ("README.md", "speed", lambda: speed_table("benchmarks/results")),
     ("README.md", "losses", losses_and_families),
-    ("docs/bias.md", "bias", bias_table),
-    ("docs/cutting.md", "real teacher", real_teacher_table),
-    ("docs/data.md", "formats", format_table),
-    ("docs/correctness.md", "laws", law_table),
-    ("docs/families.md", "laws", law_list),
-    ("docs/families.md", "decoders", decoder_table),
-    ("docs/families.md", "encoders", encoder_table),
-    ("docs/renamed.md", "names", lambda: renamed_table(NAMES)),
-    ("docs/renamed.md", "phrases", lambda: renamed_table(PHRASES)),
-    ("docs/reliability.md", "faults", fault_table),
-    ("docs/serving.md", "speed", serving_table),
+    ("docs/concepts/objectives.md", "losses", loss_list),
+    ("docs/concepts/teacher-cache.md", "cache", cache_table),
+    ("docs/contributing/decisions/README.md", "decisions", decision_list),
+    ("docs/guides/bias.md", "bias", bias_table),
+    ("docs/guides/cutting.md", "real teacher", real_teacher_table),
+    ("docs/guides/data.md", "formats", format_table),
+    ("docs/concepts/correctness.md", "laws", law_table),
+    ("docs/reference/families.md", "laws", law_list),
+    ("docs/reference/families.md", "decoders", decoder_table),
+    ("docs/reference/families.md", "encoders", encoder_table),
+    ("docs/contributing/renamed.md", "names", lambda: renamed_table(NAMES)),
+    ("docs/contributing/renamed.md", "phrases", lambda: renamed_table(PHRASES)),
+    ("docs/results/reliability.md", "faults", fault_table),
+    ("docs/start/quickstart.md", "extras", extras_table),
+    ("docs/results/cards.md", "cards", cards),
+    ("docs/results/speed.md", "training", lambda: speed_table("../../benchmarks/results")),
+    ("docs/results/speed.md", "serving", serving_table),
+    ("docs/reference/api.md", "functions", package_functions),
+    ("docs/reference/api.md", "models", model_methods),
+    ("docs/reference/api.md", "integrations", integrations),
+    ("docs/reference/exit-codes.md", "codes", exit_code_table),
 )
 
 
@@ -195,11 +224,13 @@ def with_table(text: str, name: str, table: str) -> str:
 
 
 def main() -> None:
-    pages = {DOCS / "cli.md": cli_page(), DOCS / "recipe.md": recipe_page()}
+    reference = DOCS / "reference"
+    pages = {reference / "cli.md": cli_page(), reference / "recipe.md": recipe_page()}
     for name, mark, table in TABLES:
         page = DOCS.parent / name
         text = pages.get(page) or page.read_text(encoding="utf-8")
         pages[page] = with_table(text, mark, table())
+    pages[DOCS / "llms.txt"] = llms_page(pages)
     if "--check" in sys.argv:
         stale = [
             str(page)

@@ -1,4 +1,4 @@
-"""The laws of docs/correctness.md, and the tests that are marked with them."""
+"""The laws of docs/concepts/correctness.md, and the tests that are marked with them."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""The tables of speed in README.md and docs/serving.md, from the raw numbers in benchmarks/results.
+"""The tables of speed in README.md and docs/results/speed.md, from the raw numbers in
+benchmarks/results.
 
 Each row names the file it comes from; a ratio is the median over rounds that hold both sides.
 """
@@ -12,8 +13,12 @@ from typing import Any
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
-def speed_table() -> str:
-    """Markdown: the comparison, its speedup, its times and its file."""
+def speed_table(results: str) -> str:
+    """Markdown: the comparison, its speedup, its times and its file.
+
+    Args:
+        results: The folder of the files, as the page links to it.
+    """
     step = "step-bert.json"
     gpt2 = "step-gpt2.json"
     rows = [
@@ -36,7 +41,7 @@ def speed_table() -> str:
     ]
     lines = ["| | speedup | seconds | file |", "|---|---|---|---|"]
     lines += [
-        f"| {name} | **{ratio:.2f}** | {seconds} | [{file}](benchmarks/results/{file}) |"
+        f"| {name} | **{ratio:.2f}** | {seconds} | [{file}]({results}/{file}) |"
         for name, ratio, seconds, file in rows
     ]
     return "\n".join(lines)
@@ -81,7 +86,7 @@ def _serving_table(kind: str) -> str:
     if (RESULTS / f"serve-{kind}.json").exists():
         files.append(f"serve-{kind}.json")
         lines += _http_lines(_read(files[-1])["results"])
-    links = ", ".join(f"[{file}](../benchmarks/results/{file})" for file in files)
+    links = ", ".join(f"[{file}](../../benchmarks/results/{file})" for file in files)
     instructions = machine.get("instruction_set", kind.rpartition("-")[2].upper())
     name = machine["processor"].replace("(R)", "")
     title = f"{machine['cores']} cores of {name}, {instructions} ({links}):"

@@ -1,5 +1,5 @@
-"""The words of docs/renamed.md: what a thing was called, what it is called, and how the old word
-is found. tests/test_words.py keeps the old words out.
+"""The words of docs/contributing/renamed.md: what a thing was called, what it is called, and how
+the old word is found. tests/test_words.py keeps the old words out.
 
     python docs/words.py [PATH ...]
 
@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 SUFFIXES = {".py", ".md", ".js", ".html", ".css", ".yaml"}
 # The page itself, and the log of experiments as it was written.
 EXEMPT = {
-    "docs/renamed.md",
+    "docs/contributing/renamed.md",
     "docs/words.py",
-    "docs/experiments.md",
+    "docs/results/experiments.md",
     "tests/test_words.py",
 }
 

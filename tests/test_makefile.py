@@ -10,7 +10,7 @@ import pytest
 import stillhouse
 
 MAKEFILE = Path(stillhouse.__file__).parents[2] / "Makefile"
-DEVELOPERS = ("test", "test-slow", "lint", "types", "docs", "audit")
+DEVELOPERS = ("test", "test-slow", "lint", "types", "docs", "site", "audit")
 
 
 def planned(folder: Path, target: str) -> str:

@@ -172,7 +172,7 @@ def test_imports_go_down_and_stages_meet_only_through_files(path):
 
 
 def test_the_architecture_page_explains_every_part():
-    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    page = (ROOT.parents[1] / "docs/contributing/architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert (BASE | SHARED | STAGES | TOP) - {"__init__", "__main__"} == named

@@ -1,4 +1,4 @@
-"""The old words of docs/renamed.md stay out of code, tests, documentation and --help."""
+"""The old words of docs/contributing/renamed.md stay out of code, tests, pages and --help."""
 
 import re
 
@@ -56,10 +56,10 @@ def test_help_uses_no_old_word():
         context = typer.Context(command, info_name=name)
         records = [each.get_help_record(context) for each in command.get_params(context)]
         lines += [command.help or "", *(" ".join(record) for record in records if record)]
-    assert old_words(Source("docs/cli.md", "\n".join(lines))) == set()
+    assert old_words(Source("docs/reference/cli.md", "\n".join(lines))) == set()
 
 
 def test_the_page_lists_every_word():
-    page = (ROOT / "docs" / "renamed.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "contributing" / "renamed.md").read_text(encoding="utf-8")
     assert renamed_table(NAMES) in page
     assert renamed_table(PHRASES) in page

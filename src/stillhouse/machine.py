@@ -72,7 +72,7 @@ def memory_bytes() -> int:
 def sharing_cores(every_seconds: float = 2.0) -> Iterator[None]:
     """Inside, waiting OpenMP threads sleep instead of spin while other processes use the same
     cores: spinning takes time from the thread that the others wait for. On idle cores they spin,
-    which is faster (docs/experiments.md, "Training beside other work").
+    which is faster (docs/results/experiments.md, "Training beside other work").
 
     The user's own OpenMP settings take precedence.
     """

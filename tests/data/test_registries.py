@@ -30,7 +30,7 @@ ROWS = [{"text": "one"}, {"text": "two"}]
 def test_every_format_is_registered_and_documented():
     """Found by listing the folder, and listed by the documentation."""
     assert set(FORMATS) >= {"text", "HTML", "JSON lines", "JSON", "CSV", "TSV", "Parquet"}
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
     assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in page] == [], "run `make docs`"
     assert [name for name, format in FORMATS.items() if not format.documents] == []
     suffixes = [suffix for format in FORMATS.values() for suffix in format.suffixes]

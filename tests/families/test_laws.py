@@ -1,5 +1,5 @@
-"""What must hold of an architecture before it is believed: the laws of docs/families.md, for whose
-tables `benchmarks/family_laws.py` runs these tests.
+"""What must hold of an architecture before it is believed: the laws of docs/reference/families.md,
+for whose tables `benchmarks/family_laws.py` runs these tests.
 
 Models are tiny, every parameter is random, heads are grouped and windows short where the
 architecture has them. The reference is transformers with its plain ("eager") attention.

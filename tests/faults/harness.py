@@ -1,7 +1,7 @@
 """Faults: each row injects one kind many times, and says what must hold every time.
 
-`python -m tests.faults` runs all rows in full and writes the table of docs/reliability.md; the
-default suite runs a few trials of each.
+`python -m tests.faults` runs all rows in full and writes the table of docs/results/reliability.md;
+the default suite runs a few trials of each.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""The examples of docs/trainer.md run as they are printed, one after the other."""
+"""The examples of docs/guides/trainer.md run as they are printed, one after the other."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/trainer.md").read_text(), re.DOTALL)
+PAGE = ROOT / "docs/guides/trainer.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 @pytest.mark.e2e

@@ -107,7 +107,7 @@ def test_a_divergence_is_its_reference(name, temperature, pair):
 
 @pytest.mark.parametrize("name", [name for name in DIVERGENCES if name in LOGIT_LOSSES])
 def test_gradient_keeps_its_size_when_the_temperature_changes(name, pair):
-    """Thanks to the factor temperature^2 (docs/extending.md), or without any temperature."""
+    """Thanks to the factor temperature^2 (docs/concepts/objectives.md), or without any."""
 
     def norm(temperature: float) -> float:
         student = pair[0].clone().requires_grad_()

@@ -237,7 +237,7 @@ def test_two_launchers_survive_the_loss_of_one(server, initialized, tmp_path):
     assert code == 0, log
     source = str(Path(stillhouse.__file__).parents[1])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
-    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/ranks.md says
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as docs/guides/ranks.md says
     port = free_port()
 
     def launch(node: int) -> subprocess.Popen:

@@ -39,7 +39,7 @@ CACHED_LOSSES = tuple(name for name, divergence in DIVERGENCES.items() if diverg
 DEFAULT_PRESET = "fast"
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # What reached a given validation loss soonest (docs/experiments.md, "Time to quality").
+    # What reached a given validation loss soonest (docs/results/experiments.md, "Time to quality").
     "fast": {
         "temperature": 1.0,
         "losses": {

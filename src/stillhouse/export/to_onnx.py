@@ -46,7 +46,7 @@ class _Outputs(nn.Module):
 
 
 def _write(exported: Exported, target: Path, _: Precision) -> list[str]:
-    """In float32 only: for quantized MiniLM see docs/experiments.md."""
+    """In float32 only: for quantized MiniLM see docs/results/experiments.md."""
     model, ids = exported.model, torch.zeros((2, 8), dtype=torch.long)
     outputs = [name for name in OUTPUTS if name in model(input_ids=ids)]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

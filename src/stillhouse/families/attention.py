@@ -6,7 +6,7 @@ kernels reject. Our batches know whether they are packed. transformers builds no
 attention function that is registered without a mask function, hence our own registration.
 
 On a CPU two batched products and a softmax take a third to two thirds of the time of PyTorch's own
-attention, forward and backward, for short sequences (docs/experiments.md, "Attention on a
+attention, forward and backward, for short sequences (docs/results/experiments.md, "Attention on a
 CPU").
 
 Axes: B sequences, H heads, T positions, D size of a head.

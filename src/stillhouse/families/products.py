@@ -2,8 +2,8 @@
 
 PyTorch computes them by its BLAS (MKL), which uses the widest instructions of Intel's CPUs only;
 oneDNN, which PyTorch has too, uses them on all. On an AMD EPYC with AVX-512 oneDNN is twice as fast
-(docs/experiments.md, "Multiple choice beside lm-eval"). Both round to float32, in another order of
-sums. Which is faster is measured (`stillhouse.kernels`).
+(docs/results/experiments.md, "Multiple choice beside lm-eval"). Both round to float32, in another
+order of sums. Which is faster is measured (`stillhouse.kernels`).
 
 Axes: K inputs, M outputs.
 """

@@ -49,7 +49,7 @@ class DistillationLoss:
         temperature: float = 1.0,
     ) -> None:
         """Args:
-            losses: The terms, as in a recipe's `distillation.losses` (docs/recipe.md).
+            losses: The terms, as in a recipe's `distillation.losses` (docs/reference/recipe.md).
             teacher: A live teacher with the student's vocabulary. It is set to evaluation mode.
             cache: The outputs of a teacher, written by `write_teacher_cache`; batches then carry
                 the number of each example as `cache_index`.

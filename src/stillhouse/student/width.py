@@ -310,9 +310,9 @@ def narrow_parameters(
     Of N of H hidden channels the root mean square is sqrt(H / N) times that of H with zeros in
     place of the others, so the weights of norms are multiplied by this. It is exact for RMSNorm,
     but for its epsilon, and for LayerNorm where the mean is zero; a better start than weights as
-    they are (docs/experiments.md, "Hidden size"). Where embeddings are multiplied by the root of
-    the hidden size, their weights make up for what that factor loses, and the final norm's for a
-    head that is tied to them.
+    they are (docs/results/experiments.md, "Hidden size"). Where embeddings are multiplied by the
+    root of the hidden size, their weights make up for what that factor loses, and the final norm's
+    for a head that is tied to them.
     """
     found: dict[str, Tensor] = dict(teacher.named_parameters())
     for (name, dim), places in kept.places.items():

@@ -5,7 +5,7 @@ between two steps.
 
 There is one thread for all models: GNU OpenMP keeps workers for each thread that multiplies
 matrices, and once there are more of them than cores, it lets them sleep between any two products.
-A second thread cost a third of the speed (docs/experiments.md, "A second thread").
+A second thread cost a third of the speed (docs/results/experiments.md, "A second thread").
 """
 
 import threading
