@@ -55,6 +55,7 @@ STAGES = {
     "finetuning",
     "evaluation",
     "export",
+    "inspection",
     "report",
     "serving",
 }
@@ -85,6 +86,7 @@ ARROWS = {
     "training": {"families", "models", "objectives", "tokens"},
     "race": {"student", "distillation", "evaluation"},  # it runs them on each candidate
     "report": {"evaluation"},  # the list of metrics
+    "inspection": {"student"},  # where channels are, and the text they are measured on
     "errors": set(),
     "extras": {"errors"},
     "kernels": {"machine", "runs"},
