@@ -76,6 +76,7 @@ for _command in (
     models.features,
     inspection.inspect,
     inspection.inspect_text,
+    inspection.inspect_student,
     runs.recipes,
     runs.compare_runs,
     runs.energy,

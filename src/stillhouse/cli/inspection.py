@@ -83,3 +83,36 @@ def inspect_text(
     loaded, *others = [load_language_model(name, offline=offline) for name in names]
     found = inspect_pair(loaded, others[0] if others else None, prompt)
     print_json(found) if as_json else print_text(found, names)
+
+
+def inspect_student(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="A model, as in inspect.")],
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="Its teacher.")],
+    control: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A model to show beside the student.")
+    ] = None,
+    text: Text = None,
+    tokens: Annotated[
+        int,
+        typer.Option(min=64, max=10**7, help="Number of its tokens: half to fit, half to test."),
+    ] = 8_192,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    device: Device = None,
+) -> None:
+    """Find which layers and units of its teacher a student lost.
+
+    For each teacher layer: the held-out R2 of a linear map from the best student layer, and the
+    correlation of each unit with the student's nearest one; a control and a student with random
+    weights show what these numbers are without a teacher. Both models need the same tokenizer.
+    """
+    from stillhouse.inspection import student as students
+    from stillhouse.training.progress import ConsoleReporter
+
+    names = {"student": student, "teacher": teacher}
+    if control is not None:
+        names["control"] = control
+    found = students.inspect_student(
+        names, text or "sample", tokens, ConsoleReporter(), offline=offline
+    )
+    print_json(found) if as_json else students.print_student(found)

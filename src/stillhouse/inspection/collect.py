@@ -4,15 +4,15 @@
     progress.safetensors   the statistics so far, while the pass runs
     units/                 the statistics, and layers.json
 
-`tokens/` and `units/` have manifests with the hashes of their files. A pass that was stopped resumes
-from its progress and gives what an uninterrupted one gives, to the bit.
+`tokens/` and `units/` have manifests with the hashes of their files. A pass that was stopped
+resumes from its progress and gives what an uninterrupted one gives, to the bit.
 """
 
+import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,10 @@ class _Pass:
 
     def _state(self, number: int, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
         """What identifies a state: the text it is of, its batches, and its content."""
-        content = {name: tensor.numpy().tobytes().hex() for name, tensor in tensors.items()}
+        content = {
+            name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+            for name, tensor in tensors.items()
+        }
         return {
             "tokens": fingerprint_of(self.folder / "tokens"),
             "batches": str(number),
@@ -306,10 +309,10 @@ def print_summary(found: dict[str, Any]) -> None:
         ]
         for row in found["layers"]
     ]
-    title = (
-        f"{counted(len(rows), 'layer')} of {counted(found['layers'][0]['neurons'], 'neuron')} on "
-        f"{counted(found['tokens'], 'token')}, {units.tokens_per_second(found['tokens_per_second'])}"
-    )
+    neurons = counted(found["layers"][0]["neurons"], "neuron")
+    speed = units.tokens_per_second(found["tokens_per_second"])
+    tokens = counted(found["tokens"], "token")
+    title = f"{counted(len(rows), 'layer')} of {neurons} on {tokens}, {speed}"
     columns = ["layer", "positive", "standard deviation", "constant", "strongest", "activation"]
     terminal.show(
         terminal.table(columns, rows, title=title),

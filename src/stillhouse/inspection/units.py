@@ -96,6 +96,11 @@ def written_by(projection: Any, number: int) -> Float[Tensor, " D"]:
     return projection.weight.select(input_dim(projection), number)
 
 
+def norms_written_by(projection: Any) -> Float[Tensor, " C"]:
+    """The norm of what each neuron of activation 1 adds."""
+    return projection.weight.norm(dim=1 - input_dim(projection))
+
+
 @contextmanager
 def observed_units(loaded: LoadedModel, on_layer: OnLayer) -> Iterator[None]:
     """Within this context every layer that runs gives its activations, one row per position."""
