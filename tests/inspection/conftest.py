@@ -62,6 +62,7 @@ def plant(model: PreTrainedModel, layer: int, neuron: int, token: int, raised: i
         each.post_attention_layernorm.weight.fill_(1)
     model.model.norm.weight.fill_(1)  # pyright: ignore
     own = model.model.embed_tokens.weight  # pyright: ignore
+    own[raised] *= 2  # so that no token gains more
     mlp = model.model.layers[layer].mlp  # pyright: ignore
     mlp.gate_proj.weight[neuron] = 4 * own[token] / own[token].norm()
     mlp.up_proj.weight[neuron] = own[token] / own[token].norm()
@@ -69,9 +70,7 @@ def plant(model: PreTrainedModel, layer: int, neuron: int, token: int, raised: i
 
 
 @torch.no_grad()
-def plant_in_gpt2(
-    model: PreTrainedModel, layer: int, neuron: int, token: int, raised: int
-) -> None:
+def plant_in_gpt2(model: PreTrainedModel, layer: int, neuron: int, token: int, raised: int) -> None:
     """The same in GPT-2, whose feed-forward part has no gate."""
     for each in model.transformer.h:  # pyright: ignore
         for projection in (each.attn.c_proj, each.mlp.c_proj):
@@ -85,6 +84,7 @@ def plant_in_gpt2(
     body.ln_f.bias.zero_()
     own = body.wte.weight
     own -= own.mean(1, keepdim=True)
+    own[raised] *= 2
     mlp = body.h[layer].mlp
     mlp.c_fc.weight[:, neuron] = 4 * own[token] / own[token].norm()
     mlp.c_fc.bias[neuron] = 0

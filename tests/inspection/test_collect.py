@@ -56,14 +56,10 @@ def _neurons(family: str, layer, states: torch.Tensor) -> torch.Tensor:
     """The formula of each architecture's feed-forward part, up to its last projection."""
     if family == "llama":
         mlp = layer.mlp
-        return nn.functional.silu(states @ mlp.gate_proj.weight.T) * (
-            states @ mlp.up_proj.weight.T
-        )
+        return nn.functional.silu(states @ mlp.gate_proj.weight.T) * (states @ mlp.up_proj.weight.T)
     if family == "gpt2":
         mlp = layer.mlp
-        return nn.functional.gelu(
-            states @ mlp.c_fc.weight + mlp.c_fc.bias, approximate="tanh"
-        )
+        return nn.functional.gelu(states @ mlp.c_fc.weight + mlp.c_fc.bias, approximate="tanh")
     dense = layer.fc1 if family == "opt" else layer.intermediate.dense
     function = nn.functional.relu if family == "opt" else nn.functional.gelu
     return function(states @ dense.weight.T + dense.bias)
@@ -120,7 +116,7 @@ def test_a_damaged_progress_is_refused(loaded, request_for, tmp_path, monkeypatc
     content[-5] ^= 1
     for damaged in (content, content[:-9]):
         progress.write_bytes(damaged)
-        with pytest.raises(RunError, match="progress.safetensors is damaged .*Remove it"):
+        with pytest.raises(RunError, match=r"progress.safetensors is damaged .*Remove it"):
             collect(model, tmp_path / "out", request_for, QuietReporter())
 
 
@@ -130,7 +126,7 @@ def test_a_folder_is_refused_for_another_model_or_text(loaded, request_for, tmp_
     with pytest.raises(RunError, match="the neurons of another model"):
         collect(model, tmp_path / "out", CollectRequest("another"), QuietReporter())
     other = replace(request_for, tokens=500)
-    with pytest.raises(RecipeError, match="--tokens is 500, but .* was made with 400"):
+    with pytest.raises(RecipeError, match=r"--tokens is 500, but .* was made with 400"):
         collect(model, tmp_path / "out", other, QuietReporter())
     again = collect(model, tmp_path / "out", CollectRequest("the model"), QuietReporter())
     assert summary(again)["tokens"] == again.statistics.num_rows
@@ -139,12 +135,12 @@ def test_a_folder_is_refused_for_another_model_or_text(loaded, request_for, tmp_
 def test_a_folder_that_is_damaged_or_not_one_is_refused(loaded, request_for, tmp_path):
     model, out = loaded("gpt2"), tmp_path / "out"
     with pytest.raises(RunError, match="not a folder of `stillhouse inspect`"):
-        open_inspection(tmp_path, model, "the model")
+        open_inspection(tmp_path, "the model")
     collect(model, out, request_for, QuietReporter())
     units = out / "units" / "units.safetensors"
     units.write_bytes(units.read_bytes()[:-1] + b"\1")
     with pytest.raises(RunError, match=r"units.safetensors is damaged"):
-        open_inspection(out, model, "the model")
+        open_inspection(out, "the model")
 
 
 def test_the_layers_are_written_as_json(loaded, request_for, tmp_path):

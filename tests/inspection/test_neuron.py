@@ -57,8 +57,9 @@ def test_ablation_is_the_change_without_what_the_neuron_writes(family, loaded, d
     change = (found["mean"] - activations)[:, None] * weight
     logs = []
     for added in (0, change):
-        with torch.inference_mode(), projection.register_forward_hook(
-            lambda *given, added=added: given[2] + added
+        with (
+            torch.inference_mode(),
+            projection.register_forward_hook(lambda *given, added=added: given[2] + added),
         ):
             logits = model.model(input_ids=ids[None]).logits[0, context["at"]]
             logs.append(logits.double().log_softmax(0))
@@ -96,7 +97,7 @@ def test_the_direct_path_is_what_the_norm_and_the_head_make_of_it(loaded, descri
 
 @pytest.mark.parametrize("text", ["12", "a.b", "-1.2", "1.2.3", ""])
 def test_a_neuron_that_is_no_pair_of_numbers_is_refused(text):
-    with pytest.raises(RecipeError, match="such as 12.345"):
+    with pytest.raises(RecipeError, match=r"such as 12\.345"):
         Neuron.parse(text)
 
 

@@ -62,5 +62,5 @@ def test_activations_that_are_not_finite_are_refused(activations):
     damaged = torch.from_numpy(activations).clone()
     damaged[3, 4] = torch.nan
     found = UnitStatistics(1, UNITS, torch.device("cpu"))
-    with pytest.raises(ModelError, match="Layer 0 .* NaN or infinite"):
+    with pytest.raises(ModelError, match=r"Layer 0 .* NaN or infinite"):
         found.add(0, damaged, torch.arange(ROWS))

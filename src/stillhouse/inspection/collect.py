@@ -72,7 +72,21 @@ class Inspection:
     facts: Mapping[str, Any]
 
 
-def open_inspection(folder: Path, loaded: LoadedModel, model_fingerprint: str) -> Inspection:
+def fingerprint_in(folder: Path) -> str:
+    """The fingerprint of the model that a folder is of.
+
+    Raises:
+        RunError: it is no such folder.
+    """
+    manifest = read_manifest(folder / "tokens")
+    if manifest is None:
+        raise RunError(
+            f"{folder} is not a folder of `stillhouse inspect`: it has no tokens/manifest.json."
+        )
+    return manifest.inputs.sources["model"]
+
+
+def open_inspection(folder: Path, model_fingerprint: str) -> Inspection:
     """A complete folder of this model.
 
     Raises:
@@ -84,23 +98,14 @@ def open_inspection(folder: Path, loaded: LoadedModel, model_fingerprint: str) -
             verify(folder / part)
     manifest = read_manifest(folder / "units")
     assert manifest is not None
-    text = PackedText.load(folder / "tokens", causal=_is_causal(loaded))
+    text = PackedText.load(folder / "tokens")
     tensors = load_file(folder / "units" / "units.safetensors")
     statistics = UnitStatistics.from_tensors(tensors, torch.device("cpu"))
     return Inspection(folder, text, statistics, manifest.facts)
 
 
-def _is_causal(loaded: LoadedModel) -> bool:
-    return loaded.family.language_modeling == "causal"
-
-
 def _check_model(folder: Path, model_fingerprint: str) -> None:
-    manifest = read_manifest(folder / "tokens")
-    if manifest is None:
-        raise RunError(
-            f"{folder} is not a folder of `stillhouse inspect`: it has no tokens/manifest.json."
-        )
-    if manifest.inputs.sources.get("model") != model_fingerprint:
+    if fingerprint_in(folder) != model_fingerprint:
         raise RunError(
             f"{folder} has the neurons of another model. Give that model, or another --output."
         )
@@ -124,7 +129,7 @@ def collect(
         if read_manifest(folder / "units") is None:
             verify(folder / "tokens")
             _Pass(loaded, folder, reporter).run()
-        return open_inspection(folder, loaded, request.fingerprint)
+        return open_inspection(folder, request.fingerprint)
 
 
 @contextmanager
@@ -170,7 +175,7 @@ class _Pass:
     statistics: UnitStatistics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.text = PackedText.load(self.folder / "tokens", causal=_is_causal(self.loaded))
+        self.text = PackedText.load(self.folder / "tokens")
         self.statistics = UnitStatistics(*num_units(self.loaded), self.loaded.model.device)
 
     @property

@@ -71,12 +71,15 @@ class PackedText:
         )
 
     def save(self, folder: Path) -> None:
+        """Write `tokens.safetensors`."""
         tensors = {"input_ids": self.input_ids, "segments": self.segments, "counted": self.counted}
-        save_file(tensors, folder / "tokens.safetensors")
+        save_file(tensors | {"causal": torch.tensor(self.causal)}, folder / "tokens.safetensors")
 
     @classmethod
-    def load(cls, folder: Path, *, causal: bool) -> "PackedText":
-        return cls(**load_file(folder / "tokens.safetensors"), causal=causal)
+    def load(cls, folder: Path) -> "PackedText":
+        """Read it again."""
+        tensors = load_file(folder / "tokens.safetensors")
+        return cls(**tensors | {"causal": bool(tensors["causal"])})  # pyright: ignore[reportArgumentType]
 
 
 def batch_of(input_ids: Int[Tensor, "B T"], segments: Int[Tensor, "B T"], *, causal: bool) -> Batch:
