@@ -66,7 +66,7 @@ def plant(model: PreTrainedModel, layer: int, neuron: int, token: int, raised: i
     mlp = model.model.layers[layer].mlp  # pyright: ignore
     mlp.gate_proj.weight[neuron] = 4 * own[token] / own[token].norm()
     mlp.up_proj.weight[neuron] = own[token] / own[token].norm()
-    mlp.down_proj.weight[:, neuron] = model.lm_head.weight[raised]  # pyright: ignore
+    mlp.down_proj.weight[:, neuron] = 0.03 * own[raised]  # it fires at 64 for the token
 
 
 @torch.no_grad()
@@ -88,4 +88,4 @@ def plant_in_gpt2(model: PreTrainedModel, layer: int, neuron: int, token: int, r
     mlp = body.h[layer].mlp
     mlp.c_fc.weight[:, neuron] = 4 * own[token] / own[token].norm()
     mlp.c_fc.bias[neuron] = 0
-    mlp.c_proj.weight[neuron] = own[raised]
+    mlp.c_proj.weight[neuron] = 0.1 * own[raised]  # it fires at 16

@@ -85,7 +85,9 @@ def attention_of(loaded: LoadedModel, text: ReadText) -> Attention:
     return torch.stack([each[0].float().cpu() for each in found.attentions])
 
 
-def head_distances(one: Attention, other: Attention, *, causal: bool) -> Float[Tensor, "Lh Kh"]:
+def head_distances(
+    one: Attention, other: Float[Tensor, "K G T T"], *, causal: bool
+) -> Float[Tensor, "_ _"]:
     """How differently the heads of two models attend: the Jensen-Shannon divergence of their
     weights, in bits, averaged over positions (Clark et al. 2019, section 6). 0 for equal heads, at
     most 1.

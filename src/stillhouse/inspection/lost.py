@@ -220,7 +220,7 @@ class Residuals:
 
 
 def _match(
-    student: list[Float[Tensor, "R S _"]], teacher: list[Float[Tensor, "R T C"]]
+    student: list[Float[Tensor, "_ S _"]], teacher: list[Float[Tensor, "_ T C"]]
 ) -> tuple[Float[Tensor, "T C"], Int[Tensor, "T C"], Float[Tensor, "T C"]]:
     """Correlations, nearest neurons and spreads; see `Comparison`. One pair of layers at a time."""
     (ours, held_ours), (theirs, held_theirs) = (

@@ -176,10 +176,10 @@ def print_student(found: dict[str, Any]) -> None:
         ]
         for row in found["layers"]
     ]
-    columns = ["layer", *(f"R2, {role}" for role in roles), *(f"units, {role}" for role in roles)]
+    columns = ["layer", *(f"R2 {role}" for role in roles), *(f"r {role}" for role in roles)]
     title = (
         f"layers of {found['teacher']} on {counted(found['tokens'], 'token')}: held-out R2 of the "
-        "best layer (its number), median correlation of units"
+        "best layer (its number), median correlation r of units"
     )
     units = [
         [row["neuron"], row["nearest"], f"{row['correlation']:.2f}", f"{row['lost']:.3g}"]
