@@ -20,6 +20,7 @@ def call(capsys, monkeypatch):
     return run
 
 
+@pytest.mark.e2e  # it loads the model three times
 def test_inspect_prints_layers_and_then_a_neuron(call, saved, words_file, tmp_path):
     """The pass runs once; another call reads its folder, without the text."""
     model, out = saved("model", "llama"), tmp_path / "out"
