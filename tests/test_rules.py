@@ -55,6 +55,7 @@ STAGES = {
     "finetuning",
     "evaluation",
     "export",
+    "inspection",
     "report",
     "serving",
 }
@@ -85,6 +86,8 @@ ARROWS = {
     "training": {"families", "models", "objectives", "tokens"},
     "race": {"student", "distillation", "evaluation"},  # it runs them on each candidate
     "report": {"evaluation"},  # the list of metrics
+    "serving": {"inspection"},  # a tab of its page
+    "inspection": {"student"},  # where channels are, and the text they are measured on
     "errors": set(),
     "extras": {"errors"},
     "kernels": {"machine", "runs"},

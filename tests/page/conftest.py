@@ -8,9 +8,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.serving.conftest import Server, start, stop
 
+from stillhouse.inspection.collect import CollectRequest, collect
+from stillhouse.inspection.units import load_language_model
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model, save_model
+from stillhouse.stages.context import folder_fingerprint
 from stillhouse.tokens.tokenizer import load_tokenizer
+from stillhouse.training.progress import QuietReporter
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -43,9 +47,8 @@ def browser() -> Iterator[Browser]:
 def writing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A student beside its teacher, and an encoder with real weights."""
     student = make_student(tmp_path_factory.mktemp("page") / "student")
-    started = start(
-        str(student), "sample", "minilm", "--no-browser", "--precision", "fp32", command="write"
-    )
+    models = (str(student), "sample", "minilm", "--inspection", str(inspected(student)))
+    started = start(*models, "--no-browser", "--precision", "fp32", command="write")
     yield started
     stop(started)
 
@@ -59,6 +62,14 @@ def make_student(folder: Path) -> Path:
     tokenizer = load_tokenizer(source)
     tokenizer.chat_template = CHAT_TEMPLATE
     save_model(model, tokenizer, folder)
+    return folder
+
+
+def inspected(model: Path) -> Path:
+    """The folder of a model's neurons, on a short text."""
+    request = CollectRequest(folder_fingerprint(model), "sample", 512)
+    folder = model.with_name("inspection")
+    collect(load_language_model(str(model), offline=True), folder, request, QuietReporter())
     return folder
 
 

@@ -45,6 +45,12 @@ def prepared(page: Page, view: str) -> None:
             page.get_by_label("What happens next").fill("wait")
             page.get_by_label("What happens next").press("Enter")
             expect(page.locator("#story-turns li")).to_have_count(2)
+        case "inspect":
+            page.get_by_role("tab", name="Inspect").click()
+            page.locator("#inspect-strongest button").last.click()
+            expect(page.locator("#inspect-contexts li")).to_have_count(10)
+            page.get_by_role("button", name="Layers on my text").click()
+            expect(page.locator("#inspect-layers tr")).to_have_count(4)
         case "tasks":
             page.get_by_role("tab", name="Tasks").click()
             page.locator("#tasks button").first.click()
@@ -65,6 +71,7 @@ VIEWS = (
     "compare",
     "chat",
     "story",
+    "inspect",
     "tasks",
     "trouble",
 )

@@ -335,3 +335,31 @@ def test_texts_and_settings_of_an_earlier_version_are_read(page):
         if isinstance(value, dict):
             assert json.loads(stored[name]).keys() >= value.keys()
     assert json.loads(stored["stillhouse.settings"])["number"] == 4
+
+
+def test_the_strongest_neuron_of_a_layer_is_shown(open_page):
+    """Its contexts with their strongest token marked, and what it does to predictions; a neuron
+    that the model lacks is an alert."""
+    page = open_page()
+    page.get_by_role("tab", name="Inspect").click()
+    page.locator("#inspect-strongest button").first.click()
+    expect(page.locator("#inspect-neuron")).to_contain_text("Neuron 0.")
+    expect(page.locator("#inspect-contexts li")).to_have_count(10)
+    expect(page.locator("#inspect-contexts .strongest")).to_have_count(10)
+    expect(page.locator("#inspect-direct ol").first.locator("li")).to_have_count(10)
+    page.get_by_label("Neuron", exact=True).fill("999999")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("#trouble")).to_contain_text("There is no neuron 0.999999")
+
+
+def test_the_layers_predict_each_token_of_the_text(open_page):
+    """A row for each layer; a model without collected neurons has them too."""
+    page = open_page()
+    page.locator("#text").fill("def main():")
+    page.get_by_role("tab", name="Inspect").click()
+    page.locator("#inspect-model").select_option("sample")
+    expect(page.locator("#inspect-strongest button")).to_have_count(0)
+    page.get_by_role("button", name="Layers on my text").click()
+    expect(page.locator("#inspect-layers tr")).to_have_count(7)
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("#trouble")).to_contain_text("Collect them with `stillhouse inspect`")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stillhouse.cli import models, runs, serving
+from stillhouse.cli import inspection, models, runs, serving
 from stillhouse.stages.stage import STAGES, stage_named
 
 
@@ -74,6 +74,9 @@ for _command in (
     serving.write,
     models.export,
     models.features,
+    inspection.inspect,
+    inspection.inspect_text,
+    inspection.inspect_student,
     runs.recipes,
     runs.compare_runs,
     runs.energy,

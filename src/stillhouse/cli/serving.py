@@ -1,5 +1,6 @@
 """Commands that serve models over HTTP."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -80,6 +81,10 @@ def write(
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Print the address of the page only.")
     ] = False,
+    inspection: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="The neurons of a model, as `inspect` wrote them."),
+    ] = None,
     offline: Offline = False,
     device: Device = None,
 ) -> None:
@@ -98,6 +103,7 @@ def write(
         offline=offline,
         with_editor=True,
         open_browser=not no_browser,
+        inspections=tuple(inspection or ()),
     )
 
 

@@ -11,6 +11,7 @@ from stillhouse import __version__, units
 from stillhouse.energy.account import as_json
 from stillhouse.finetuning.settings import MODELS_OF_A_RUN, FinetuningRecipe
 from stillhouse.models.hub import HUB_NAME
+from stillhouse.models.special_ids import CONFIG, read_settings
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
 from stillhouse.report import bias, zero_shot
@@ -41,6 +42,8 @@ ON_THE_HUB = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
+# Types of students that transformers 4 has tested TensorFlow code for.
+TENSORFLOW = ("gpt2", "bert", "distilbert", "roberta")
 # Metrics that have another name on the hub.
 HUB_METRICS: dict[str, str] = {
     "strict": "f1",
@@ -112,6 +115,7 @@ def model_card(
         vocabulary=vocabulary_note(result),
         layers=_layers(manifest.facts["layer_map"] if manifest else _named_layers(recipe)),
         initial_weights=Path(recipe.student.weights).name,
+        tensorflow=read_settings(result.run.student / CONFIG).get("model_type") in TENSORFLOW,
         sources=[source_name(source) for source in recipe.text.sources],
         trained=result.value("student", "training.tokens"),
         scored_text=scored_text(recipe),

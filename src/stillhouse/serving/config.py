@@ -40,6 +40,7 @@ class ServerConfig:
         cors_origins: Sites whose pages may use this server, such as https://example.com; * for all.
         with_editor: Serve the writing page too.
         open_browser: Open the page once the models are loaded.
+        inspections: Folders of `stillhouse inspect`, each of one of the models.
     """
 
     models: tuple[str, ...]
@@ -54,6 +55,7 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
     with_editor: bool = False
     open_browser: bool = False
+    inspections: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.is_local and self.api_key is None and not self.insecure:

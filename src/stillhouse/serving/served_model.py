@@ -28,6 +28,7 @@ from stillhouse.inference.engine.worker import Worker
 from stillhouse.inference.generation import Generation
 from stillhouse.inference.loaded import LoadedModel
 from stillhouse.inference.quantization import AtPrecision
+from stillhouse.inspection.collect import Inspection
 from stillhouse.serving.config import Limits
 from stillhouse.serving.schemas import MAX_PROMPTS, APIError
 
@@ -97,8 +98,12 @@ class ServedModel:
         worker: Worker,
         *,
         limitations: str = "",
+        inspection: Inspection | None = None,
     ) -> None:
-        """Args: limitations: The section of the model card on limits and bias."""
+        """Args:
+        limitations: The section of the model card on limits and bias.
+        inspection: Its neurons, where they were collected.
+        """
         self.name = name
         self.loaded: LoadedModel = found.model
         self.created = int(time.time())
@@ -106,6 +111,7 @@ class ServedModel:
         self.precision, self.size_bytes = found.precision, found.size_bytes
         self.file_format = "safetensors" if found.file is None else "gguf"
         self.limitations = limitations
+        self.inspection = inspection
         self.is_drafting = False
         self._worker = worker
         self.batcher: RequestBatcher | None = None

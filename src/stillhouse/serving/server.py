@@ -28,12 +28,14 @@ from stillhouse.errors import RecipeError, StillhouseError
 from stillhouse.inference.chat import template_problem
 from stillhouse.inference.engine.worker import Worker
 from stillhouse.inference.engines import load_with_engine
+from stillhouse.inspection.collect import fingerprint_in, open_inspection
 from stillhouse.models.hub import gguf_file, resolve_folder
 from stillhouse.serving.config import ServerConfig
 from stillhouse.serving.dialects.registry import DIALECTS, EDITOR, error_body
 from stillhouse.serving.middleware import Metrics, RequestGuard
 from stillhouse.serving.schemas import APIError, as_api_error
 from stillhouse.serving.served_model import ServedModel, ServedModels
+from stillhouse.stages.context import folder_fingerprint
 from stillhouse.training.device import is_device_given, pick_device
 
 SHUTDOWN_SECONDS = 60
@@ -160,7 +162,7 @@ def load_models(config: ServerConfig, worker: Worker) -> ServedModels:
     Raises:
         ModelError: A model cannot be loaded.
     """
-    models = []
+    models, folders = [], find_inspections(config)
     for model, name in zip(config.models, config.names, strict=True):
         found = load_with_engine(
             model,
@@ -175,8 +177,42 @@ def load_models(config: ServerConfig, worker: Worker) -> ServedModels:
         if found.reason:
             _log(f"{name}: precision: {found}")
         limitations = _limitations(model, offline=config.offline)
-        models.append(ServedModel(name, found, config.limits, worker, limitations=limitations))
+        inspection = open_inspection(*folders[model]) if model in folders else None
+        models.append(
+            ServedModel(
+                name,
+                found,
+                config.limits,
+                worker,
+                limitations=limitations,
+                inspection=inspection,
+            )
+        )
     return ServedModels(models)
+
+
+def find_inspections(config: ServerConfig) -> dict[str, tuple[Path, str]]:
+    """For each model with a folder of its neurons, this and the model's fingerprint.
+
+    Raises:
+        RecipeError: a folder of none of the models.
+    """
+    if not config.inspections:
+        return {}
+    prints = {
+        model: folder_fingerprint(resolve_folder(model, offline=config.offline))
+        for model in config.models
+    }
+    found = {}
+    for folder in config.inspections:
+        own = [model for model, each in prints.items() if each == fingerprint_in(folder)]
+        if not own:
+            raise RecipeError(
+                f"--inspection {folder} has the neurons of none of the models: "
+                f"{', '.join(config.models)}. Give a folder that `stillhouse inspect` made of one."
+            )
+        found |= {model: (folder, prints[model]) for model in own}
+    return found
 
 
 def _limitations(model: str, *, offline: bool) -> str:

@@ -16,6 +16,7 @@ from stillhouse.inference.chat import ANSWER_TOKENS, Prompt, chat_template
 from stillhouse.inference.engine.batcher import Ended, PrefillDone, ScoredToken
 from stillhouse.inference.engine.speculative import DraftedText
 from stillhouse.inference.generation import Generation
+from stillhouse.serving.dialects import inspector
 from stillhouse.serving.dialects.base import (
     STREAMED,
     ClientDep,
@@ -27,6 +28,7 @@ from stillhouse.serving.schemas import MAX_SEQUENCES, APIError, RequestModel, Se
 from stillhouse.serving.served_model import RequestOutput, ServedModel, StreamEvent
 
 router = APIRouter(tags=["The writing page"])
+router.include_router(inspector.router)
 DIALECT = Dialect(router)
 
 WEB = files("stillhouse.serving") / "web"
@@ -150,6 +152,7 @@ async def list_models(models: ModelsDep) -> dict[str, Any]:
                 "mask_token": model.loaded.tokenizer.mask_token,
                 "has_chat_template": bool(chat_template(model.loaded.tokenizer)),
                 "limitations": model.limitations,
+                "inspected_layers": inspector.described(model),
             }
             for model in models
         ]

@@ -3,6 +3,7 @@
 import { Chat } from "./chat.js";
 import { Compare } from "./compare.js";
 import { HeatMap } from "./heatmap.js";
+import { Inspect } from "./inspect.js";
 import {
   MANUSCRIPT_KEY, backUp, download, fromLink, isLink, linkTo, nextBackup, save, saved, swapWithBackup,
 } from "./persistence.js";
@@ -135,6 +136,13 @@ const compare = new Compare(
   { announce, onError, textBefore: () => writer.manuscript.text.slice(0, writer.caret) },
 );
 new Chat(elementsOf("chat"), { announce, onError });
+const inspect = new Inspect(
+  {
+    neuron: $("inspect-neuron"), strongest: $("inspect-strongest"), contexts: $("inspect-contexts"), layers: $("inspect-layers"),
+    effects: { ablation: $("inspect-ablation"), direct: $("inspect-direct") },
+  },
+  { announce, onError, text: () => writer.manuscript.text.slice(0, writer.caret) },
+);
 const story = new Story(elementsOf("story"), { announce, onError });
 
 function elementsOf(view) {
@@ -243,6 +251,11 @@ $("compare-draft").addEventListener("click", () => {
   nameColumns();
   compare.runSpeculative($("compare-student").value, $("compare-teacher").value);
 });
+$("inspect-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  inspect.showNeuron($("inspect-model").value, $("inspect-layer").valueAsNumber, $("inspect-number").valueAsNumber);
+});
+$("inspect-layers-run").addEventListener("click", () => inspect.showLayers($("inspect-model").value));
 $("story-write").addEventListener("click", () => {
   show("write");
   const marks = [];
@@ -269,6 +282,9 @@ function fill(found) {
   }
   if (!causal.some(({ name }) => name === settings.model)) settings.model = causal[0]?.name ?? null;
   const bySize = causal.toSorted((a, b) => a.num_parameters - b.num_parameters);
+  const offer = () => inspect.offer(causal.find(({ name }) => name === $("inspect-model").value));
+  $("inspect-model").addEventListener("change", offer);
+  if (causal.length) offer();
   $("compare-student").value = bySize[0]?.name;
   $("compare-teacher").value = bySize.at(-1)?.name;
   const encoders = found.filter(hasForm);
