@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 from bias_results import bias_table
+from detect_results import detect_table, single_table
 from laws import law_table
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -171,6 +172,8 @@ TABLES = (
     ("docs/cutting.md", "real teacher", real_teacher_table),
     ("docs/data.md", "formats", format_table),
     ("docs/correctness.md", "laws", law_table),
+    ("docs/detect.md", "rates", detect_table),
+    ("docs/detect.md", "single features", single_table),
     ("docs/families.md", "laws", law_list),
     ("docs/families.md", "decoders", decoder_table),
     ("docs/families.md", "encoders", encoder_table),

@@ -40,6 +40,8 @@ COMMANDS = {
     "serve": ["over HTTP", "answered by the first one that does its task", "finished"],
     "write": ["a page to write with them", "stay in the browser"],
     "export": ["Reads a model folder, writes DIR", "is not kept"],
+    "detect": ["Reads text files", "probability of machine text", "cannot tell"],
+    "fit-detector": ["Reads human and machine texts", "writes a file for `detect --detector`"],
     "features": ["last hidden states to a file"],
     "recipes": ["List the packaged recipes"],
     "compare-runs": ["what their recipes do differently", "paired 95 % interval"],

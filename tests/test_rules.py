@@ -48,6 +48,7 @@ SHARED = {
 }
 STAGES = {
     "corpus",
+    "detection",
     "teacher",
     "race",
     "student",
@@ -85,6 +86,7 @@ ARROWS = {
     "training": {"families", "models", "objectives", "tokens"},
     "race": {"student", "distillation", "evaluation"},  # it runs them on each candidate
     "report": {"evaluation"},  # the list of metrics
+    "detection": {"evaluation"},  # windows over a text, as of perplexity
     "errors": set(),
     "extras": {"errors"},
     "kernels": {"machine", "runs"},

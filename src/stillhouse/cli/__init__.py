@@ -74,6 +74,8 @@ for _command in (
     serving.write,
     models.export,
     models.features,
+    models.detect,
+    models.fit_detector,
     runs.recipes,
     runs.compare_runs,
     runs.energy,
