@@ -197,7 +197,7 @@ def make_texts(
     options: argparse.Namespace, own: Mapping[str, Mapping[str, Sequence[Excerpt]]]
 ) -> dict[str, list[str]]:
     """Generate what is missing, a generator after the other; the texts of each cell."""
-    folders = {"smollm2": "smollm2", "sample": "sample"}
+    folders = {"smollm2": SCORING_MODEL, "sample": "sample"}
     folders |= {"student": options.student, "control": options.control}
     for name, folder in folders.items():
         work = [
@@ -225,16 +225,33 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], Detector]:
     model = load_at_precision(folder, options.precision, offline=True).model
     assert isinstance(model, CausalLM)
     own = human_excerpts(options.data, options.human, model)
-    texts = human_texts(own)
+    texts = {**human_texts(own), **make_texts(options, own)}
+    texts |= replaced_texts(texts)
     scores = FeatureFile(options.folder / f"features-{options.precision}.jsonl")
     for name, some in texts.items():
         scores.add(model, some)
         print(f"{name}: {len(some)} texts scored", flush=True)
-    texts |= make_texts(options, own)
-    texts |= replaced_texts(texts)
-    for some in texts.values():
-        scores.add(model, some)
     sets = {name: scores.of(some) for name, some in texts.items()}
+    facts = {
+        "command": " ".join(["python -m benchmarks.detect", *sys.argv[1:]]),
+        "precision": options.precision,
+        **measure.environment(),
+    }
+    detector = fitted(
+        sets, texts["human-fit"], model_sha256=sha256_of_model(folder, model), protocol=facts
+    )
+    found = {
+        **facts,
+        "scoring_model": SCORING_MODEL,
+        "fits": [each.model_dump(include=COUNTS) for each in detector.fits],
+        "tests": test_results(detector, sets),
+        "refused": refusals(detector, texts | foreign_texts(options.data, options.human, model)),
+    }
+    return found, detector
+
+
+def fitted(sets: Mapping[str, Features], human_texts: Sequence[str], **facts: Any) -> Detector:
+    """The detector of the human and machine texts that are for the fit."""
     machine = [cell.name for cell in CELLS if cell.split == "fit"]
     pairs = {
         length: (
@@ -243,27 +260,14 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], Detector]:
         )
         for length in LENGTHS
     }
-    environment = measure.environment()
-    command = " ".join(["python -m benchmarks.detect", *sys.argv[1:]])
-    detector = make_detector(
+    return make_detector(
         pairs,
-        texts["human-fit"],
+        human_texts,
         model=SCORING_MODEL,
-        model_sha256=sha256_of_model(folder, model),
         language="English",
         sources={"human": FITTED_GENRES, "machine": machine},
-        protocol={"command": command, "precision": options.precision, **environment},
+        **facts,
     )
-    found = {
-        "command": command,
-        **environment,
-        "precision": options.precision,
-        "scoring_model": SCORING_MODEL,
-        "fits": [each.model_dump(include=COUNTS) for each in detector.fits],
-        "tests": test_results(detector, sets),
-        "refused": refusals(detector, texts | foreign_texts(options.data, options.human, model)),
-    }
-    return found, detector
 
 
 COUNTS = {"tokens", "num_human", "num_machine", "threshold"}

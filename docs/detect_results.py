@@ -12,6 +12,7 @@ SINGLE = {
     "log_probability": "mean log-probability",
     "curvature": "curvature (Fast-DetectGPT)",
 }
+NOTHING = "No run is recorded yet."
 LENGTH = "150"  # of the table of single features
 
 
@@ -32,6 +33,8 @@ def single_table() -> str:
 
 def rates_of(results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: AUROC with its interval, true and false positives, calibration error."""
+    if not results:
+        return NOTHING
     columns = ["machine text", "tokens", "texts, human + machine", "AUROC (95 % interval)"]
     columns += ["true positives", "false positives", "calibration error"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -54,6 +57,8 @@ def rates_of(results: Sequence[Mapping[str, Any]]) -> str:
 
 def single_of(results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: AUROC and true positives of the detector and of each feature alone."""
+    if not results:
+        return NOTHING
     columns = ["machine text", "detector", *SINGLE.values()]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for result in results:

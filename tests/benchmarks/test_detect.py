@@ -74,8 +74,12 @@ def test_single_feature_tells_in_its_own_direction():
 
 def test_tables_have_each_test_and_length():
     own = {
-        **{"num_human": 200, "num_machine": 40, "true_positives": 0.75, "false_positives": 0.01},
-        **{"auroc": {"value": 0.9, "low": 0.85, "high": 0.95}, "calibration_error": 0.04},
+        "num_human": 200,
+        "num_machine": 40,
+        "true_positives": 0.75,
+        "false_positives": 0.01,
+        "auroc": {"value": 0.9, "low": 0.85, "high": 0.95},
+        "calibration_error": 0.04,
     }
     own["single"] = {name: {**own, "true_positives": 0.5} for name in SINGLE}
     found = [{"tests": {"as fitted": {"50": own, "150": own}}}]

@@ -118,11 +118,20 @@ def detector_file(tmp_path):
     """A valid detector; the model is not loaded."""
     fit = {
         **{name: [1.0] * 8 for name in ("mean", "scale", "coefficients")},
-        **{"tokens": 50, "intercept": 0, "threshold": 1, "num_human": 99, "num_machine": 20},
+        "tokens": 50,
+        "intercept": 0,
+        "threshold": 1,
+        "num_human": 99,
+        "num_machine": 20,
     }
     content = {
-        **{"model": "sample", "model_sha256": "0", "language": "English", "fits": [fit]},
-        **{"common_words": ["the"], "fewest_common": 0.1, "protocol": {}},
+        "model": "sample",
+        "model_sha256": "0",
+        "language": "English",
+        "fits": [fit],
+        "common_words": ["the"],
+        "fewest_common": 0.1,
+        "protocol": {},
         "sources": {"human": [], "machine": []},
     }
     file = tmp_path / "detector.json"

@@ -1,4 +1,4 @@
-"""What a causal language model says of a text, in numbers that differ between human and machine
+"""What a causal language model predicts of a text, in numbers that differ between human and machine
 text: all from one forward pass.
 
 With p_t the model's distribution at token t of T, x_t the token, r_t = 1 + the number of tokens
@@ -114,7 +114,7 @@ def token_statistics(model: CausalLM, texts: Sequence[str]) -> list[TokenStatist
         own = list(windows_of([ids], context, stride_of(context), start))
         cut += own
         owners += [owner] * len(own)
-    rows: list[Float[Tensor, "R 4"]] = []
+    rows: list[Tensor] = []
     unused = torch.tensor(model.unused_ids, dtype=torch.long, device=model.model.device)
 
     def keep(logits: Float[Tensor, "R V"], labels: Tensor) -> None:
@@ -138,7 +138,7 @@ def _rows(logits: Float[Tensor, "R V"], labels: Tensor) -> Float[Tensor, "R 4"]:
 
 
 def _by_text(
-    rows: Sequence[Float[Tensor, "R 4"]],
+    rows: Sequence[Float[Tensor, "_ 4"]],
     windows: Sequence[tuple[np.ndarray, int]],
     owners: Sequence[int],
     num_texts: int,
