@@ -12,6 +12,7 @@ from api import integrations, model_methods, package_functions
 from bias_results import bias_table
 from cache_results import cache_table
 from cards import cards
+from detect_results import detect_table, single_table
 from exit_codes import exit_code_table
 from laws import law_table
 from losses import loss_list
@@ -207,6 +208,8 @@ TABLES = (
     ("docs/reference/api.md", "models", model_methods),
     ("docs/reference/api.md", "integrations", integrations),
     ("docs/reference/exit-codes.md", "codes", exit_code_table),
+    ("docs/guides/detect.md", "rates", detect_table),
+    ("docs/guides/detect.md", "single features", single_table),
 )
 
 

@@ -43,6 +43,8 @@ COMMANDS = {
     "inspect": ["of all neurons to the folder", "resumes where it was stopped"],
     "inspect-text": ["the predictions of every layer", "attention weights"],
     "inspect-student": ["held-out R2 of a linear map", "a student with random weights"],
+    "detect": ["Reads text files", "probability of machine text", "cannot tell"],
+    "fit-detector": ["Reads human and machine texts", "writes a file for `detect --detector`"],
     "features": ["last hidden states to a file"],
     "recipes": ["List the packaged recipes"],
     "compare-runs": ["what their recipes do differently", "paired 95 % interval"],

@@ -48,6 +48,7 @@ SHARED = {
 }
 STAGES = {
     "corpus",
+    "detection",
     "teacher",
     "race",
     "student",
@@ -88,6 +89,7 @@ ARROWS = {
     "report": {"evaluation"},  # the list of metrics
     "serving": {"inspection"},  # a tab of its page
     "inspection": {"student"},  # where channels are, and the text they are measured on
+    "detection": {"evaluation"},  # windows over a text, as of perplexity
     "errors": set(),
     "extras": {"errors"},
     "kernels": {"machine", "runs"},

@@ -77,6 +77,8 @@ for _command in (
     inspection.inspect,
     inspection.inspect_text,
     inspection.inspect_student,
+    models.detect,
+    models.fit_detector,
     runs.recipes,
     runs.compare_runs,
     runs.energy,

@@ -385,3 +385,75 @@ def features(
     states = load(model, offline=offline, device=pick_device()).features(text)
     save_features(states, output)
     print(f"{output}: {counted(states.shape[0], 'token')} x {states.shape[1]}")
+
+
+def detect(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="TEXT_FILE...", help="Files of plain text, one text each."),
+    ],
+    detector: Annotated[Path, typer.Option(help="The file that fit-detector wrote.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The detector's scoring model, where it has moved."),
+    ] = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
+    device: Device = None,
+) -> None:
+    """Tell machine text from human text, at 1 % false positives.
+
+    Reads text files; prints for each the probability of machine text and the verdict, or that it
+    cannot tell: a text too short, in another language, or another scoring model than fitted.
+    Measured rates and limits: docs/guides/detect.md.
+    """
+    from stillhouse.detection.detect import detect_files, print_judgments
+    from stillhouse.detection.detector import read_detector
+
+    own = read_detector(detector)
+    found = detect_files(files, own, model, offline=offline)
+    print_json(found) if as_json else print_judgments(found, own)
+
+
+def fit_detector(
+    model: Model,
+    human: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SOURCE",
+            help="Human texts, as corpus.source: each file or record is one. May be repeated.",
+        ),
+    ],
+    machine: Annotated[
+        list[str], typer.Option(metavar="SOURCE", help="Machine texts. May be repeated.")
+    ],
+    language: Annotated[str, typer.Option(help="The language of the texts, for messages.")],
+    output: Annotated[Path, typer.Option(help="The .json file to write.")],
+    lengths: Annotated[
+        str, typer.Option(help="Lengths in tokens of MODEL; texts are cut to them.")
+    ] = "50,150,500",
+    offline: Offline = False,
+    device: Device = None,
+) -> None:
+    """Fit a detector of machine text on your own sources.
+
+    Reads human and machine texts, scores them under MODEL, and writes a file for
+    `detect --detector`. Each length needs 99 human and 20 machine texts.
+    """
+    from stillhouse.detection.fit import fit_detector, parse_lengths
+    from stillhouse.inference.predict import check_output
+    from stillhouse.runs.atomic import explained_os_errors, write_atomic
+
+    check_output(output)
+    found = fit_detector(
+        {"human": human, "machine": machine},
+        model,
+        lengths=parse_lengths(lengths),
+        language=language,
+        offline=offline,
+    )
+    with explained_os_errors(output):
+        write_atomic(output, f"{found.model_dump_json(indent=1)}\n".encode())
+    for each in found.fits:
+        texts = f"{counted(each.num_human, 'human text')}, {each.num_machine} of machines"
+        print(f"{each.tokens} tokens: {texts}")

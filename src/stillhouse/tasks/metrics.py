@@ -89,6 +89,20 @@ def spearman(predicted: Values, right: Values, times: Times) -> Draws:
     return _correlation(_ranks(predicted, times), _ranks(right, times), times)
 
 
+@Metric
+def auroc(predicted: Values, right: Values, times: Times) -> Draws:
+    """Probability that an example of the class 1 has a higher score than one of the class 0, ties
+    counted as half (Hanley and McNeil 1982); 1/2 where one class is missing."""
+    different, group = np.unique(predicted, return_inverse=True)
+    sides = [np.zeros((len(times), len(different))) for _ in range(2)]  # (D, G) each
+    for label, side in enumerate(sides):
+        np.add.at(side.T, group[right == label], times[:, right == label].T)
+    below = sides[0].cumsum(1) - sides[0] / 2
+    pairs = sides[0].sum(1) * sides[1].sum(1)
+    wins = (below * sides[1]).sum(1)
+    return np.where(pairs > 0, wins / np.maximum(pairs, 1), 0.5)
+
+
 def _correlation(
     one: Float[np.ndarray, "*D N"], other: Float[np.ndarray, "*D N"], times: Times
 ) -> Draws:

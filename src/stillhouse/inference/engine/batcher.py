@@ -25,6 +25,7 @@ from stillhouse.inference.engine.kv_cache import Chunk, Slot, SlottedModel
 from stillhouse.inference.engine.sampling import next_token
 from stillhouse.inference.engine.text_stream import RequiredPrefix, TextStream
 from stillhouse.inference.generation import Generation
+from stillhouse.inference.token_scores import score_tokens
 
 PREFILL_TOKENS = 256  # prompt tokens of a step; bounds how long running sequences wait for it
 
@@ -436,16 +437,14 @@ def _scored(
 ) -> list[ScoredToken]:
     """Each token with its log-probability given those before it, from the model itself (without
     temperature or any other setting)."""
-    log_probabilities = logits.log_softmax(-1)
-    chosen = log_probabilities.gather(1, torch.tensor(list(ids))[:, None])
-    ranks = (log_probabilities > chosen).sum(1).tolist()
+    values, ranks, log_probabilities = score_tokens(logits, torch.tensor(list(ids)))
     best = log_probabilities.topk(min(num_top_logprobs or 0, logits.shape[1]))
     return [
         ScoredToken(id, value, rank, tuple(zip(top_ids, top_values, strict=True)))
         for id, value, rank, top_ids, top_values in zip(
             ids,
-            chosen[:, 0].tolist(),
-            ranks,
+            values.tolist(),
+            ranks.tolist(),
             best.indices.tolist(),
             best.values.tolist(),
             strict=True,
