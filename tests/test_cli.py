@@ -42,6 +42,7 @@ COMMANDS = {
     "export": ["Reads a model folder, writes DIR", "is not kept"],
     "features": ["last hidden states to a file"],
     "recipes": ["List the packaged recipes"],
+    "watch": ["until it ends", "Reads the run folder only", "on this machine only"],
     "compare-runs": ["what their recipes do differently", "paired 95 % interval"],
     "push": ["to the Hugging Face hub", "without the network", "private unless --public"],
     "energy": ["What a run took", "measured by counters", "of generation"],

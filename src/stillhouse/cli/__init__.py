@@ -75,6 +75,7 @@ for _command in (
     models.export,
     models.features,
     runs.recipes,
+    runs.watch,
     runs.compare_runs,
     runs.energy,
     runs.push,
