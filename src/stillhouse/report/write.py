@@ -12,10 +12,12 @@ from stillhouse.report import bias, zero_shot
 from stillhouse.report import energy as spent
 from stillhouse.report import results as read
 from stillhouse.report import tasks as scored
+from stillhouse.report.agreement import agreement_tables
 from stillhouse.report.cards import measurements, model_card, task_card
 from stillhouse.report.figures import dot_plots, training_figures
 from stillhouse.report.layers import layer_charts
 from stillhouse.report.outcome import summarize_results
+from stillhouse.report.pareto import pareto_charts
 from stillhouse.report.race import race_of
 from stillhouse.report.render import command_line, model_name, render
 from stillhouse.report.results import read_results
@@ -112,6 +114,8 @@ def report_page(
         race=race_of(results[0]),
         vocabulary=vocabulary_note(results[0]),
         comparison=comparison(recipe, results),
+        pareto=pareto_charts(recipe, results),
+        agreement=agreement_tables(results),
         by_seed=by_seed(results),
         zero_shot=zero_shot.table_of(results),
         **bias.values_of(results),

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 
 from stillhouse import units
 from stillhouse.report.curves import Figure, figure, lines_of
@@ -15,6 +15,7 @@ from stillhouse.watch import show
 from stillhouse.watch.state import RunState, Training, read_state
 
 HOST = "127.0.0.1"
+TOGETHER = ("student", "control", "control_same_time")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'"
 
 
@@ -80,7 +81,7 @@ def _environment() -> Environment:
     )
 
 
-def template(name: str):
+def template(name: str) -> Template:
     """A template of the page."""
     return _environment().get_template(name)
 
@@ -105,8 +106,7 @@ def figures_of(trainings: Sequence[Training]) -> list[Figure]:
     groups = {"Loss over tokens": shared}
     for each in trainings:
         if each not in shared:
-            name = each.model.replace("_", " ").replace("-", " ")
-            groups.setdefault(f"Loss of the {name}", []).append(each)
+            groups.setdefault(f"Loss of {each.model}", []).append(each)
     found = [
         figure(
             title,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stillhouse.errors import OptionError
 from stillhouse.runs.paths import RunFolder, is_locked
 from stillhouse.training.metrics import read_metrics
 from stillhouse.training.progress_file import read_progress
@@ -96,7 +97,13 @@ class RunState:
 
 
 def read_state(folder: Path) -> RunState:
-    """The state of a run; that of a folder which is not there yet has not begun."""
+    """The state of a run; that of a folder which is not there yet has not begun.
+
+    Raises:
+        OptionError: the path is a file.
+    """
+    if folder.is_file():
+        raise OptionError(f"{folder} is a file. Give the folder of a run, such as runs/quickstart.")
     run = RunFolder.at(folder)
     found = read_progress(run.progress)
     trainings = [
