@@ -88,7 +88,7 @@ def from_tensorboard(folder: Path) -> tuple[dict, dict[str, list]]:
 
 def from_wandb(folder: Path) -> tuple[dict, dict[str, list]]:
     """The records of every offline file of the one run, in order of time."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.parent)
     assert len({file.name for file in files}) == 1, "one run in several files"

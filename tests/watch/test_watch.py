@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> RunFolder:
 def test_a_folder_without_a_run_has_not_begun(tmp_path):
     """A watcher may be started first, and waits."""
     state = read_state(tmp_path / "later")
-    assert (state.status, state.is_over) == ("not begun", False)
+    assert (state.status, state.is_over) == ("not started", False)
     assert not (tmp_path / "later").exists()
 
 
@@ -160,7 +160,7 @@ def fetch(watcher: Watcher, path: str, **headers: str) -> str:
 
 
 def test_the_page_shows_what_the_terminal_does(watcher, run):
-    """Steps and losses of each training, and a curve; the news are fetched, not loaded anew."""
+    """Steps and losses of each training, and a curve; the news are fetched without a reload."""
     page = fetch(watcher, "")
     assert "some run" in page
     assert "2.0000" in page

@@ -116,11 +116,7 @@ def evaluate(
         "models": models,
         "diverged": diverged,
         "comparison": _comparison(models),
-        "intervals": {
-            name: {**difference(losses["student"], own), "units": len(own.tokens), "unit": own.unit}
-            for name, own in losses.items()
-            if name != "student"
-        },
+        "intervals": _intervals(losses),
         "validation_units": _units(losses),
         "zero_shot": zero_shot_scores(recipe.evaluation.zero_shot, run, scored, cache, reporter),
         "bias": bias_scores(recipe.evaluation.bias, run, scored, cache, reporter),
@@ -129,6 +125,15 @@ def evaluate(
         "samples": text_samples(recipe, run, loaded, diverged),
     }
     commit_json(run.evaluation, result, inputs, seconds=time.monotonic() - started)
+
+
+def _intervals(losses: Mapping[str, UnitLosses]) -> dict[str, Any]:
+    """The student's loss minus each other model's, with its interval."""
+    return {
+        name: {**difference(losses["student"], own), "units": len(own.tokens), "unit": own.unit}
+        for name, own in losses.items()
+        if name != "student"
+    }
 
 
 def _units(losses: Mapping[str, UnitLosses]) -> dict[str, Any]:

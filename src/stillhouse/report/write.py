@@ -114,10 +114,8 @@ def report_page(
         race=race_of(results[0]),
         vocabulary=vocabulary_note(results[0]),
         comparison=comparison(recipe, results),
-        pareto=pareto_charts(recipe, results),
-        agreement=agreement_tables(results),
         by_seed=by_seed(results),
-        zero_shot=zero_shot.table_of(results),
+        **_measured(recipe, results),
         **bias.values_of(results),
         **spent.values_of(recipe, results[0]),
         skipped=[(result, *each) for result in results for each in _skipped_steps(result)],
@@ -129,6 +127,15 @@ def report_page(
         has_metrics=any(result.metrics for result in results),
         **values,
     )
+
+
+def _measured(recipe: Recipe, results: Sequence[read.SeedResult]) -> dict[str, object]:
+    """Pictures and tables of what the evaluation has measured besides the comparison."""
+    return {
+        "pareto": pareto_charts(recipe, results),
+        "agreement": agreement_tables(results),
+        "zero_shot": zero_shot.table_of(results),
+    }
 
 
 def _skipped_steps(result: read.SeedResult) -> list[tuple[str, int]]:

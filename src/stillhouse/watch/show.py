@@ -1,4 +1,4 @@
-"""A run's state on the terminal: a table that is drawn anew, or a line from time to time where the
+"""A run's state on the terminal: a table that is redrawn, or a line from time to time where the
 output is not a terminal.
 """
 

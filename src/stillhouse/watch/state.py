@@ -13,7 +13,7 @@ from stillhouse.runs.paths import RunFolder, is_locked
 from stillhouse.training.metrics import read_metrics
 from stillhouse.training.progress_file import read_progress
 
-Status = Literal["not begun", "running", "finished", "failed", "stopped", "not running"]
+Status = Literal["not started", "running", "finished", "failed", "stopped", "not running"]
 
 # In the order in which they are trained; models of tasks follow.
 MODELS = ("teacher", "student", "control", "control_same_time")
@@ -72,7 +72,7 @@ class RunState:
     @property
     def is_over(self) -> bool:
         """Whether nothing will change until a command is given."""
-        return self.status not in ("not begun", "running")
+        return self.status not in ("not started", "running")
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ class RunState:
     def sentence(self) -> str:
         """What the run is doing, or how it ended."""
         stage = self.progress.get("stage")
-        if self.status == "not begun":
+        if self.status == "not started":
             return f"There is no run in {self.folder} yet."
         if self.status == "running":
             return f"Stage {stage}." if stage else "Starting."
@@ -97,7 +97,7 @@ class RunState:
 
 
 def read_state(folder: Path) -> RunState:
-    """The state of a run; that of a folder which is not there yet has not begun.
+    """The state of a run; that of a folder which is not there yet has not started.
 
     Raises:
         OptionError: the path is a file.
@@ -119,7 +119,7 @@ def read_state(folder: Path) -> RunState:
 
 def _status(run: RunFolder, progress: Mapping[str, Any] | None) -> Status:
     if not run.recipe.exists() and progress is None:
-        return "not begun"
+        return "not started"
     if is_locked(run):
         return "running"
     if progress is not None:

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 from stillhouse.training.sinks.base import SinkRun, Values
 from stillhouse.training.sinks.registry import SINKS, open_sink
 
-CLOSE_SECONDS = 60.0  # a sink that takes longer goes on by itself
+CLOSE_SECONDS = 60.0  # a sink that takes longer ends by itself
 
 Say = Callable[[str], None]
 
@@ -45,7 +45,7 @@ def open_feeds(names: Sequence[str], run: SinkRun, say: Say) -> list[Feed]:
 def failure(name: str, run: SinkRun, reason: object) -> str:
     """The message of a sink that fails."""
     return (
-        f"{run.name}: metrics are no longer sent to {name} ({reason}); training goes on, and "
+        f"{run.name}: metrics are no longer sent to {name} ({reason}); training continues, and "
         f"{run.metrics} has all of them"
     )
 
