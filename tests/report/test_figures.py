@@ -2,7 +2,7 @@
 
 import pytest
 
-from stillhouse.report.figures import NUM_POINTS, figure, smooth, thin
+from stillhouse.report.curves import NUM_POINTS, figure, smooth, thin
 from stillhouse.report.svg import Line, spread_out, ticks
 
 

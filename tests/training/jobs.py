@@ -21,6 +21,7 @@ from stillhouse.tokens.shards import TokenSplit
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.cost import Rates, Roofline, StepCost
 from stillhouse.training.job import Objective, TrainingJob, plan_batches
+from stillhouse.training.metrics import MetricsFile
 from stillhouse.training.settings import PretrainingRecipe
 
 VOCABULARY, LENGTH = 40, 16
@@ -97,7 +98,7 @@ def make_job(
         Checkpoints(
             folder / "checkpoints", Inputs("test", {}, {}), recipe.checkpoint, Silent().say
         ),
-        folder / "metrics.jsonl",
+        MetricsFile(folder / "metrics.jsonl", folder),
         torch.device("cpu"),
         ROOFLINE,
     )

@@ -48,7 +48,7 @@ class HalfLabeled:
 
 
 def lines(job: TrainingJob) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in job.metrics.read_text().splitlines()]
+    return [json.loads(line) for line in job.metrics.path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 4])

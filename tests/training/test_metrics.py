@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from stillhouse.training.metrics import metrics_log, read_metrics
+from stillhouse.training.metrics import MetricsFile, metrics_log, read_metrics
 
 
 def write(path, model, steps, *, next_step=1, **values):
-    with metrics_log(path, model, next_step) as write_step:
+    with metrics_log(MetricsFile(path, path.parent), model, next_step, print) as write_step:
         for step in steps:
             write_step(step, {"loss": step / 2, **values})
 
@@ -21,7 +21,7 @@ def steps_of(path, model):
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     """A reader beside a running training sees each step at once, with model, step and values."""
     path = tmp_path / "metrics.jsonl"
-    with metrics_log(path, "student", 1) as write_step:
+    with metrics_log(MetricsFile(path, tmp_path), "student", 1, print) as write_step:
         write_step(1, {"loss": 2.5, "tokens": 256})
         expected = {"model": "student", "step": 1, "loss": 2.5, "tokens": 256}
         assert json.loads(path.read_text(encoding="utf-8")) == expected
@@ -53,12 +53,6 @@ def test_a_value_that_is_not_finite_is_null(tmp_path, value):
     path = tmp_path / "metrics.jsonl"
     write(path, "student", [1], grad_norm=value)
     assert '"grad_norm": null' in path.read_text(encoding="utf-8")
-
-
-def test_tensorboard_is_written_beside(tmp_path):
-    """Each model has its own folder of events."""
-    write(tmp_path / "metrics.jsonl", "student", [1])
-    assert list((tmp_path / "tensorboard/student").glob("events.*"))
 
 
 def test_no_file_is_no_line(tmp_path):

@@ -80,6 +80,7 @@ for _command in (
     models.detect,
     models.fit_detector,
     runs.recipes,
+    runs.watch,
     runs.compare_runs,
     runs.energy,
     runs.push,

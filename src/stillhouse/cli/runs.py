@@ -1,7 +1,7 @@
 """Commands that run a recipe or check one, list recipes, and examine this machine or a run."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -177,6 +177,32 @@ def recipes(
     for recipe in recipe_names():
         first_line = recipe_text(recipe)[1].splitlines()[0].removeprefix("# ")
         print(f"{recipe:<36} {first_line}")
+
+
+def watch(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
+    browser: Annotated[
+        bool, typer.Option("--browser", help="Show a page in the browser instead.")
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve that page here, without opening a browser."),
+    ] = None,
+) -> None:
+    """Watch a run: stage, steps, time left, speed and losses, until it ends.
+
+    Reads the run folder only, from any terminal, before, during and after the run. Ctrl-C leaves
+    the run alone. The page is served on this machine only.
+    """
+    with suppress(KeyboardInterrupt):
+        if browser or port is not None:
+            from stillhouse.watch.serve import serve
+
+            serve(run_dir, port or 0, open_browser=browser)
+        else:
+            from stillhouse.watch.show import watch as show
+
+            show(run_dir)
 
 
 def compare_runs(

@@ -160,7 +160,7 @@ class Distillation:
             plan_batches(source, recipe, seed=self.context.seed, num_steps=num_steps),
             recipe,
             checkpoints,
-            self.run.metrics,
+            self.context.metrics,
             self.device,
             self._roofline(student, model),
             self.ranks,

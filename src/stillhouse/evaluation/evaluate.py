@@ -36,6 +36,7 @@ from stillhouse.runs.manifest import Inputs, commit_json, fingerprint, fingerpri
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.tokens.packing import open_source
+from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import open_tokenizer, tokenizer_folder, tokenizer_path
 from stillhouse.training.device import pick_device
 from stillhouse.training.progress import Reporter
@@ -95,6 +96,7 @@ def evaluate(
             {name: shape_key(folder) for name, folder in folders.items()},
             reporter,
             open_source(run.tokens, recipe.tokens, "validation"),
+            open_split(run.tokens, "train").counts,
             recipe.evaluation.speed,
             "evaluate: ",
             cache,
@@ -114,11 +116,7 @@ def evaluate(
         "models": models,
         "diverged": diverged,
         "comparison": _comparison(models),
-        "intervals": {
-            name: {**difference(losses["student"], own), "units": len(own.tokens), "unit": own.unit}
-            for name, own in losses.items()
-            if name != "student"
-        },
+        "intervals": _intervals(losses),
         "validation_units": _units(losses),
         "zero_shot": zero_shot_scores(recipe.evaluation.zero_shot, run, scored, cache, reporter),
         "bias": bias_scores(recipe.evaluation.bias, run, scored, cache, reporter),
@@ -127,6 +125,15 @@ def evaluate(
         "samples": text_samples(recipe, run, loaded, diverged),
     }
     commit_json(run.evaluation, result, inputs, seconds=time.monotonic() - started)
+
+
+def _intervals(losses: Mapping[str, UnitLosses]) -> dict[str, Any]:
+    """The student's loss minus each other model's, with its interval."""
+    return {
+        name: {**difference(losses["student"], own), "units": len(own.tokens), "unit": own.unit}
+        for name, own in losses.items()
+        if name != "student"
+    }
 
 
 def _units(losses: Mapping[str, UnitLosses]) -> dict[str, Any]:
@@ -261,7 +268,8 @@ def _protocol(recipe: Recipe, student: Model) -> dict[str, Any]:
         "agreement": "With the teacher, over the predicted tokens of the first validation "
         f"sequences, at most {ROWS:,} or a few more. Draft acceptance rate: the mean of the sum of "
         "min(p, q) over the vocabulary, at temperature 1. Top-1 agreement: the share of tokens "
-        "with the same most likely prediction.",
+        "with the same most likely prediction. Its bins: how often the predicted token occurs in "
+        "the training text, and its position in the sequence; KL from the teacher, in nats.",
         "perplexity_block": context,
         "stride": stride_of(context),
         "speed": "float32, forward over 8 sequences with the head and greedy generation of one; "

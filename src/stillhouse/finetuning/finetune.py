@@ -195,7 +195,7 @@ class Finetuning:
             batches,
             training,
             checkpoints,
-            self.context.run.metrics,
+            self.context.metrics,
             self.device,
             measure_roofline(self._cost(batches, model, objective.teacher), self.device),
             self.context.ranks,

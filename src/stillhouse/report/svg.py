@@ -173,6 +173,96 @@ class BarChart:
         return math.ceil(22 * len(self.values) / (self.width - self.left))
 
 
+@dataclass(frozen=True)
+class Dot:
+    """One model: its place, its label, and the CSS class of its color."""
+
+    x: float
+    y: float
+    label: str
+    color: str
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Models as dots in a plane where lower is better, with those that no other one beats in both
+    directions joined by a line.
+
+    Attributes:
+        more_is_better: Whether a greater x is better.
+    """
+
+    title: str
+    description: str
+    dots: Sequence[Dot]
+    x_label: str
+    show_x: Callable[[float], str]
+    show_y: Callable[[float], str]
+    more_is_better: bool = False
+    width: int = 300
+    height: int = 220
+    identifier: str = "scatter"
+
+    left, margin_top = LEFT, TOP
+
+    @property
+    def floor(self) -> int:
+        return self.height - BOTTOM
+
+    @property
+    def right(self) -> int:
+        return self.width - 12
+
+    @cached_property
+    def x_range(self) -> Point:
+        high = max(dot.x for dot in self.dots)
+        return 0.0, high * 1.08 or 1.0
+
+    @cached_property
+    def y_range(self) -> Point:
+        ys = [dot.y for dot in self.dots]
+        pad = (max(ys) - min(ys)) * 0.18 or abs(max(ys)) * 0.1 or 1.0
+        return min(ys) - pad, max(ys) + pad
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return self.floor - (value - low) / (high - low) * (self.floor - self.margin_top)
+
+    def x_ticks(self) -> list[float]:
+        return ticks(*self.x_range, (self.right - self.left) // 80)
+
+    def y_ticks(self) -> list[float]:
+        return ticks(*self.y_range, 5)
+
+    def frontier(self) -> list[Dot]:
+        """The dots that no other one beats: better in one direction, and no worse in the other."""
+
+        def beats(one: Dot, other: Dot) -> bool:
+            gain = one.x - other.x if self.more_is_better else other.x - one.x
+            return gain >= 0 and one.y <= other.y and (gain > 0 or one.y < other.y)
+
+        best = [dot for dot in self.dots if not any(beats(other, dot) for other in self.dots)]
+        return sorted(best, key=lambda dot: (dot.x, dot.y))
+
+    def labels(self) -> list[tuple[float, float, str, Dot]]:
+        """Position and anchor of each dot's label: beside it, towards the middle, moved apart where
+        labels of one side would overlap."""
+        middle, found = (self.left + self.right) / 2, []
+        for anchor in ("start", "end"):
+            own = [dot for dot in self.dots if (self.x(dot.x) < middle) == (anchor == "start")]
+            own.sort(key=lambda dot: self.y(dot.y))
+            places = spread_out([self.y(dot.y) + 4 for dot in own], TOP + 4, self.floor - 6, 17)
+            gap = 11 if anchor == "start" else -11
+            found += [
+                (self.x(dot.x) + gap, y, anchor, dot) for dot, y in zip(own, places, strict=True)
+            ]
+        return found
+
+
 def ticks(low: float, high: float, num: int) -> list[float]:
     """Round numbers (1, 2, 2.5, 5 times a power of ten) from low to high, about `num` of them."""
     step = (high - low) / max(1, num)

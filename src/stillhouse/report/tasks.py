@@ -12,7 +12,7 @@ from stillhouse import units
 from stillhouse.errors import RunError
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.recipe import Recipe
-from stillhouse.report.figures import Figure, figure, lines_of
+from stillhouse.report.curves import Figure, figure, lines_of
 from stillhouse.report.results import Difference, Outcome, Verdict, check_schema, judge
 from stillhouse.report.tables import Cell, Table, ratio_note
 from stillhouse.runs.manifest import read_manifest, verify

@@ -14,10 +14,12 @@ from stillhouse.report import bias, zero_shot
 from stillhouse.report import energy as spent
 from stillhouse.report import results as read
 from stillhouse.report import tasks as scored
+from stillhouse.report.agreement import agreement_tables
 from stillhouse.report.cards import measurements, model_card, task_card, task_measurements
 from stillhouse.report.figures import dot_plots, training_figures
 from stillhouse.report.layers import layer_charts
 from stillhouse.report.outcome import summarize_results
+from stillhouse.report.pareto import pareto_charts
 from stillhouse.report.race import race_of
 from stillhouse.report.render import command_line, model_name, render
 from stillhouse.report.results import read_results
@@ -121,7 +123,7 @@ def report_page(
         vocabulary=vocabulary_note(results[0]),
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
-        zero_shot=zero_shot.table_of(results),
+        **_measured(recipe, results),
         **bias.values_of(results),
         **spent.values_of(recipe, results[0]),
         skipped=[(result, *each) for result in results for each in _skipped_steps(result)],
@@ -133,6 +135,15 @@ def report_page(
         has_metrics=any(result.metrics for result in results),
         **values,
     )
+
+
+def _measured(recipe: Recipe, results: Sequence[read.SeedResult]) -> dict[str, object]:
+    """Pictures and tables of what the evaluation has measured besides the comparison."""
+    return {
+        "pareto": pareto_charts(recipe, results),
+        "agreement": agreement_tables(results),
+        "zero_shot": zero_shot.table_of(results),
+    }
 
 
 def _skipped_steps(result: read.SeedResult) -> list[tuple[str, int]]:

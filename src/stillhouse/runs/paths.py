@@ -3,11 +3,15 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from stillhouse.errors import RunError
 from stillhouse.runs.atomic import FULL, full_disk_error, unusable_path
+
+TRIES = 3  # to lock a run
 
 
 class RunFolder:
@@ -31,6 +35,7 @@ class RunFolder:
         self.control = path / "control"
         self.control_same_time = path / "control-same-time"
         self.metrics = path / "metrics.jsonl"
+        self.progress = shared / "progress.json"
         self.evaluation = path / "evaluation.json"
         self.report = path / "report.html"
 
@@ -77,6 +82,27 @@ def user_cache() -> Path | None:
     return base / "stillhouse"
 
 
+def is_locked(run: RunFolder) -> bool:
+    """Whether a process runs stages of this run."""
+    try:
+        with (run.shared / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _lock(lock: TextIO) -> None:
+    """Lock a file. Who asks whether it is locked holds it for a moment, so it is tried again."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.1)
+    return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextlib.contextmanager
 def locked(run: RunFolder) -> Iterator[None]:
     """Lock a run, so that two commands cannot write the same folder.
@@ -93,7 +119,7 @@ def locked(run: RunFolder) -> Iterator[None]:
         raise unusable_path(run.shared, error) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
         except BlockingIOError as error:
             raise RunError(
                 f"{run.shared} is in use by another stillhouse process. Wait for it, or give "

@@ -54,7 +54,7 @@ def _results(run: RunFolder) -> Iterator[Path]:
     """Every output of one seed."""
     yield from _outputs(run)
     yield run.finetuned("")
-    for folder in (run.checkpoints(""), run.path / "tensorboard"):
+    for folder in (run.checkpoints(""), run.path / "tensorboard", run.path / "sinks"):
         yield from (path for path in sorted(folder.glob("*")) if path.name != SHARED)
     for file in (run.evaluation, run.report):
         yield from (file, manifest_path(file))
@@ -109,7 +109,7 @@ def _is_shared(line: str) -> bool:
 
 
 def _remove_if_empty(source: RunFolder) -> None:
-    folders = [source.checkpoints(""), source.path / "tensorboard"]
+    folders = [source.checkpoints(""), source.path / "tensorboard", source.path / "sinks"]
     folders += [] if source.path == source.shared else [source.path]
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):

@@ -36,6 +36,7 @@ from stillhouse.tokens.tokenizer import (
 )
 from stillhouse.tokens.vocabulary import check_vocabulary_size
 from stillhouse.training.device import pick_device
+from stillhouse.training.sinks.registry import check_sinks
 
 TRAINED_HERE_IDS = {"end_of_text": 0, "pad": 1, "cls": 0, "sep": 2}
 
@@ -145,6 +146,7 @@ def check_stages(check: RecipeCheck) -> RecipeCheck:
         RecipeError, ModelError, DataError, NetworkError: what the stages would refuse.
     """
     pick_device()
+    check_sinks(check.recipe.metrics)
     for name in stages_of(check.recipe):
         stage_named(name).check(check)
     return check

@@ -16,6 +16,7 @@ from stillhouse.runs.manifest import (
     Manifest,
     changed_settings,
     fingerprint,
+    flattened,
     is_up_to_date,
     read_manifest,
     sha256_of,
@@ -23,6 +24,8 @@ from stillhouse.runs.manifest import (
 )
 from stillhouse.runs.paths import RunFolder
 from stillhouse.runs.power import begin_stage
+from stillhouse.section import recipe_part
+from stillhouse.training.metrics import MetricsFile
 from stillhouse.training.progress import Reporter
 from stillhouse.training.ranks import Ranks
 
@@ -142,6 +145,12 @@ class StageContext:
             kept = "" if self.overwrite or not output.is_dir() else "; the old one is in replaced/"
             self.reporter.say(f"{self.stage}: running again, because {', '.join(changes)}{kept}")
         return True
+
+    @property
+    def metrics(self) -> MetricsFile:
+        """Where a training of this stage logs its metrics."""
+        settings = flattened(recipe_part(self.recipe))
+        return MetricsFile(self.run.metrics, self.run.shared, self.recipe.metrics, settings)
 
     def require(self, output: Path, stage: str) -> None:
         """Check that an earlier stage has written its output.

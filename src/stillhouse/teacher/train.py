@@ -85,7 +85,7 @@ def train_teacher(context: StageContext, start: ModelRef | None, inputs: Inputs)
         plan_batches(source, training, seed=SEED),
         training,
         checkpoints,
-        run.metrics,
+        context.metrics,
         device,
         measure_roofline(count_flops(step, model.config, None), device),
         ranks,

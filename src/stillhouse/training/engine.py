@@ -63,7 +63,7 @@ def train(job: TrainingJob, reporter: Reporter, stop: StopRequest = NEVER) -> Pr
     precision = pick_precision(job.recipe.precision, job.device)
     steps = TrainStep(job, model_with_loss, optimizer, progress, precision, reporter)
     reporter.start(job.label, progress.step, job.batches.num_steps)
-    own_log = metrics_log(job.metrics, job.name, progress.step + 1)
+    own_log = metrics_log(job.metrics, job.name, progress.step + 1, reporter.say)
     log = own_log if job.ranks.is_first else nullcontext()
     try:
         with log as write_metrics:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +13,7 @@ from stillhouse.tokens.batches import SequenceSource, StepBatches
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.cost import Roofline, sequences_per_step
 from stillhouse.training.device import micro_batch_sequences
+from stillhouse.training.metrics import MetricsFile
 from stillhouse.training.progress import Progress
 from stillhouse.training.ranks import ALONE, Ranks
 from stillhouse.training.settings import PretrainingRecipe, TrainingRecipe
@@ -44,7 +44,7 @@ class TrainingJob:
     batches: StepBatches
     recipe: TrainingRecipe
     checkpoints: Checkpoints
-    metrics: Path
+    metrics: MetricsFile
     device: torch.device
     roofline: Roofline
     ranks: Ranks = ALONE

@@ -11,6 +11,8 @@ from pydantic import (
 
 from stillhouse.section import Fraction, Section, recipe_part
 
+SinkName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+
 
 class OptimizerRecipe(Section):
     """AdamW, with the 2019 settings as defaults."""

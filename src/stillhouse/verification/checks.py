@@ -18,6 +18,7 @@ from stillhouse.tokens.batches import AnyBatch, AnySource, StepBatches
 from stillhouse.training.checkpoint import Checkpoints
 from stillhouse.training.cost import Rates, Roofline, StepCost
 from stillhouse.training.job import Objective, TrainingJob
+from stillhouse.training.metrics import MetricsFile
 from stillhouse.training.parallel import ModelWithLoss
 from stillhouse.training.progress import Progress, QuietReporter
 from stillhouse.training.ranks import NEVER
@@ -138,7 +139,7 @@ def gradient_of(
             batches,
             recipe,
             Checkpoints(Path(temporary), inputs, recipe.checkpoint, reporter.say),
-            Path(temporary) / "metrics.jsonl",
+            MetricsFile(Path(temporary) / "metrics.jsonl", Path(temporary)),
             model.device,
             UNMEASURED,
         )

@@ -12,11 +12,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from stillhouse import units
+from stillhouse.evaluation.agreement_bins import (
+    RowAgreement,
+    frequency_edges,
+    position_edges,
+)
 from stillhouse.evaluation.metrics.base import Metric, Model, Subjects, progress
 from stillhouse.evaluation.perplexity import (
     fixed_batches,
@@ -38,7 +44,9 @@ def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:
     rows = next(fixed_batches(source)).num_rows("predicted") if source.num_sequences else 0
     total = min(num_fixed_batches(source), -(-ROWS // max(1, rows)))
     with progress(subjects.reporter, title, total) as tick:
-        found = agreement(subjects.models["teacher"], others, source, tick=tick)
+        found = agreement(
+            subjects.models["teacher"], others, source, subjects.token_counts, tick=tick
+        )
     return {name: {"agreement": each} for name, each in {"teacher": WITH_ITSELF, **found}.items()}
 
 
@@ -47,25 +55,47 @@ def agreement(
     teacher: Model,
     models: Mapping[str, Model],
     source: SequenceSource,
+    token_counts: Integer[np.ndarray, " V"] | None = None,
     *,
     tick: Callable[[int], None] = lambda _: None,
-) -> dict[str, Mapping[str, float | None]]:
+) -> dict[str, Mapping[str, Any]]:
     """The mean overlap of each model's distribution with the teacher's (`acceptance_rate`) and the
     share of tokens with the same most likely prediction (`top1_agreement`), over the first
-    predicted tokens of the source; both None where the logits of one of the two are not finite."""
+    predicted tokens of the source; both None where the logits of one of the two are not finite.
+
+    With `token_counts` of a text also `by_frequency` and `by_position` (`agreement_bins`).
+    """
     overlap, same, count = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0), 0
+    rows = {name: RowAgreement() for name in models}
+    labels, positions = [], []
     for batch, chunks in compared(teacher, [*models.values()], source):
+        labels.append(batch.labels[batch.rows("predicted")].numpy())
+        positions.append(batch.row_numbers("predicted").numpy() % batch.labels.shape[1])
         for expected, *found in chunks:
             best = expected.argmax(-1)
             for name, logits in zip(models, found, strict=True):
                 overlap[name] += float(overlaps(expected, logits).double().sum())
                 same[name] += int((best == logits.argmax(-1)).sum())
+                if token_counts is not None:
+                    rows[name].add(expected, logits)
             count += len(best)
         tick(batch.input_ids.numel())
+
+    def bins(name: str) -> dict[str, Any]:
+        if token_counts is None or not count:
+            return {}
+        counts, places = token_counts[np.concatenate(labels)], np.concatenate(positions)
+        counts = counts.astype(np.int64)
+        return {
+            "by_frequency": rows[name].by_bin(counts, frequency_edges(counts)),
+            "by_position": rows[name].by_bin(places, position_edges(source.sequence_length)),
+        }
+
     return {
         name: {
             "acceptance_rate": overlap[name] / max(1, count),
             "top1_agreement": same[name] / max(1, count),
+            **bins(name),
         }
         if math.isfinite(overlap[name])
         else dict.fromkeys(WITH_ITSELF)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Integer
 from transformers import PreTrainedModel
 
 from stillhouse.evaluation.perplexity import Observer, UnitLosses
@@ -71,6 +73,7 @@ class Subjects:
         configurations: A key for each model; models with equal keys are timed once.
         validation: Sequences on which models are compared with the model `teacher`; None without
             a teacher.
+        token_counts: Of the training text, for agreement by frequency.
         label: Prefix of progress lines.
     """
 
@@ -80,6 +83,7 @@ class Subjects:
     configurations: Mapping[str, str]
     reporter: Reporter
     validation: SequenceSource | None = None
+    token_counts: Integer[np.ndarray, " V"] | None = None
     speed: bool = True
     label: str = ""
     cache: Cache = field(default_factory=Cache)
