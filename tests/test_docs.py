@@ -38,7 +38,7 @@ def code_blocks(page: str | Path) -> list[str]:
 @pytest.mark.parametrize(
     ("page", "row"),
     [
-        ("docs/reference/run-folder.md", r"^\| `(\w+)` \|"),
+        ("docs/reference/run-folder.md", r"^\| `(\w+)` \| [^|\n]+ \| [^|\n]+ \|$"),
         ("docs/contributing/architecture.md", r"\| stage `(\w+)`:"),
     ],
 )

@@ -185,7 +185,8 @@ def test_every_file_that_changes_results_is_part_of_the_fingerprint(folder_of):
 
 
 def test_a_hub_snapshot_has_every_file_that_changes_results(monkeypatch):
-    """Whatever is part of a fingerprint is fetched, in subfolders too."""
+    """Whatever is part of a fingerprint is fetched, in subfolders too; and the card, which states
+    the license."""
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
@@ -198,7 +199,8 @@ def test_a_hub_snapshot_has_every_file_that_changes_results(monkeypatch):
         *("config.json", "generation_config.json", "model.safetensors", "vocab.txt", "merges.txt"),
         *("chat_template.jinja", "additional_chat_templates/tool.jinja", "tokenizer.model"),
         *("encoder.json", "vocab.bpe", "1_Pooling/config.json", "2_Dense/model.safetensors"),
+        "README.md",
     ]
-    unwanted = ["pytorch_model.bin", "modeling_own.py", "README.md", "tf_model.h5"]
+    unwanted = ["pytorch_model.bin", "modeling_own.py", "tf_model.h5"]
     found = filter_repo_objects([*wanted, *unwanted], allow_patterns=asked["allow_patterns"])
     assert list(found) == wanted

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,13 +152,11 @@ def outputs(python: Path, kind: str, folder: Path) -> dict[str, np.ndarray]:
     """What each model in `folder` computes there: logits in PyTorch (`pt`), the last hidden states
     in TensorFlow (`tf`)."""
     environment = {"TF_USE_LEGACY_KERAS": "1", "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
-    card = (
-        _environment(True)
-        .get_template("card_macros.md")
-        .make_module({"tensorflow": True})
-        .features()
+    template = _environment(True).get_template("card_macros.md")
+    macros: Any = template.make_module({"tensorflow": True})
+    snippet = (
+        str(macros.features()).split("```python\n")[2].split("```")[0].replace("Some text.", TEXT)
     )
-    snippet = str(card).split("```python\n")[2].split("```")[0].replace("Some text.", TEXT)
     subprocess.run([python, "-c", SCRIPT, folder, kind, snippet], check=True, env=environment)
     return {path.stem: np.load(path) for path in folder.glob("*.npy")}
 

@@ -105,7 +105,7 @@ def test_a_projection_is_trained_and_resumed_to_the_bit(tmp_path):
     train(resumed, Silent())
     for name, parameter in whole.model.named_parameters():
         assert torch.equal(parameter, resumed.model.get_parameter(name)), name
-    lines = [json.loads(line) for line in whole.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in whole.metrics.path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[-1]["hidden_cosine"] < lines[0]["hidden_cosine"]
 

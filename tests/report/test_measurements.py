@@ -142,13 +142,15 @@ def test_every_number_of_a_tasks_card_comes_from_its_scores(tmp_path):
     for tokens, own in ((1_500_000, SCORES), (3_100_000, perturbed(SCORES))):
         for model in recipe.finetuning["sst2"].models:
             facts = {"training": {"tokens": tokens}}
-            folder = run.finetuned("sst2") / model
-            with commit_folder(folder, Inputs("x", {}, {}), facts, overwrite=True):
+            with commit_folder(
+                run.finetuned("sst2") / model, Inputs("x", {}, {}), facts, overwrite=True
+            ):
                 pass
         commit_file(
             scores, json.dumps(own | {"schema": SCORES["schema"]}).encode(), Inputs("x", {}, {})
         )
         write_report(recipe, run, [run])
+        folder = run.finetuned("sst2") / "distilled"
         cards.append((folder / "README.md").read_text())
         measured.append(json.loads((folder / MEASUREMENTS).read_text()))
     first, second = map(table_numbers, cards)

@@ -106,7 +106,8 @@ class UnitStatistics:
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device) -> "UnitStatistics":
         """The state that was saved."""
-        found = cls(*tensors["sums"].shape, device)
+        num_layers, num_units = tensors["sums"].shape
+        found = cls(num_layers, num_units, device)
         for name in ("sums", "squares", "positives", "keys"):
             setattr(found, name, tensors[name].to(device))
         found.num_rows = int(tensors["num_rows"])
