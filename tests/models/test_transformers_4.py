@@ -34,6 +34,11 @@ PARTIAL = {**FULL, "partial_rotary_factor": 0.25}
         (
             "llama",
             LINEAR,
+            {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        ),
+        (
+            "olmo2",
+            LINEAR,
             {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
         ),
         ("phi3", PARTIAL, {"rope_theta": 1e6, "partial_rotary_factor": 0.25}),
@@ -44,7 +49,7 @@ PARTIAL = {**FULL, "partial_rotary_factor": 0.25}
             {
                 "rope_theta": 1e6,
                 "rope_local_base_freq": 1e4,
-                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
             },
         ),
         (

@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import get_args
@@ -155,6 +156,8 @@ def test_a_sink_has_every_step_once_after_a_kill(sink, server: Server, ready: Ti
     (ready.folder / "metrics.jsonl").unlink()
     processes = server.start(ready, chosen)
     wait_for_step(server, ready, 7)
+    while not list(ready.folder.glob("checkpoints/student/step-*/manifest.json")):
+        time.sleep(0.002)  # it is written in the background
     kill(processes, signal.SIGKILL)
     server.wait()
     repeated = range(RESUMED_AT + 1, len(ready.metrics()) + 1)

@@ -33,5 +33,6 @@ def rotary_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         found[FRACTIONS.get(kind, FRACTION)] = full[FRACTION]
     if full["rope_type"] != "default":
         numbers = {key: full[key] for key in full if key not in (BASE, FRACTION, "rope_type")}
-        found["rope_scaling"] = {"type": full["rope_type"], **numbers}  # OLMo 2 refuses rope_type
+        key = "type" if kind == "olmo2" else "rope_type"  # which OLMo 2 refuses
+        found["rope_scaling"] = {key: full["rope_type"], **numbers}
     return found

@@ -2,6 +2,7 @@
 and is given no more.
 """
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Protocol, runtime_checkable
+from typing import IO, Protocol, runtime_checkable
 
 from stillhouse.training.sinks.base import SinkRun, Values
 from stillhouse.training.sinks.registry import SINKS, open_sink
@@ -85,8 +86,6 @@ class ProcessFeed:
         self._log = run.metrics.parent / "sinks" / run.model / f"{name}.log"
         self._thread = Thread(target=self._feed, daemon=True)
         self._thread.start()
-        self._put({"sink": name, **asdict(run), "metrics": str(run.metrics.resolve()),
-                   "store": str(run.store.resolve())})  # fmt: skip
 
     def log(self, step: int, values: Values) -> None:
         self._put({"step": step, "values": dict(values)})
@@ -114,8 +113,10 @@ class ProcessFeed:
     def _run_process(self) -> str:
         """Returns why the process failed; empty where it did not."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "stillhouse.training.sinks.process"]
+        run, command = self._run, [sys.executable, "-m", "stillhouse.training.sinks.process"]
+        places = {"metrics": str(run.metrics.resolve()), "store": str(run.store.resolve())}
         with (
+            (run.store / f".{self._name}.lock").open("w") as lock,
             self._log.open("wb") as log,
             subprocess.Popen(
                 command,
@@ -124,15 +125,28 @@ class ProcessFeed:
                 stderr=log,
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the training
+                pass_fds=[_locked(lock)],
             ) as process,
         ):
+            first = {"sink": self._name, "lock": lock.fileno(), **asdict(run), **places}
+            lock.close()
             assert process.stdin is not None
             with suppress(BrokenPipeError), process.stdin as pipe:
+                pipe.write(json.dumps(first) + "\n")
                 for line in iter(self._lines.get, None):
                     pipe.write(line)
                     pipe.flush()
             code = process.wait()
         return _last_line(self._log) or f"exit code {code}" if code else ""
+
+
+def _locked(file: IO[str]) -> int:
+    """The descriptor of a sink's lock, which its process inherits. The lock is taken here, so that
+    processes have it in the order of their trainings, however long each takes to start. Where the
+    process of a killed training still has it, the new one waits for it."""
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file.fileno()
 
 
 def _last_line(log: Path) -> str:

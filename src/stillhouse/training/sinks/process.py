@@ -1,8 +1,8 @@
 """The process of a sink: `python -m stillhouse.training.sinks.process`.
 
-It reads lines of JSON from stdin: the sink's name and its `SinkRun`, then what is logged, step by
-step, at last whether the training was completed. Where that line is missing, the training's process
-was killed; what it had logged is still written.
+It reads lines of JSON from stdin: the sink's name, the descriptor of its lock and its `SinkRun`,
+then what is logged, step by step, at last whether the training was completed. Where that line is
+missing, the training's process was killed; what it had logged is still written.
 """
 
 import fcntl
@@ -33,19 +33,18 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to whole groups; stdin says when to end
         signal.signal(number, signal.SIG_IGN)
     first = json.loads(sys.stdin.readline())
-    name = first.pop("sink")
+    name, lock = first.pop("sink"), first.pop("lock")
     run = SinkRun(**{**first, "metrics": Path(first["metrics"]), "store": Path(first["store"])})
     waiting: SimpleQueue[Message | None] = SimpleQueue()
     # A thread reads, so that the training never waits, and what it logged is here if it is killed.
     Thread(target=_read, args=(waiting,), daemon=True).start()
     # The process of a killed training may still write what it was given, in the same place.
-    with (run.store / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            _copy(name, run, waiting)
-        except Exception as error:
-            traceback.print_exc()
-            sys.exit(f"{type(error).__name__}: {str(error).partition(NEW_LINE)[0]}")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        _copy(name, run, waiting)
+    except Exception as error:
+        traceback.print_exc()
+        sys.exit(f"{type(error).__name__}: {str(error).partition(NEW_LINE)[0]}")
 
 
 def _copy(name: str, run: SinkRun, waiting: "SimpleQueue[Message | None]") -> None:
