@@ -8,6 +8,7 @@ from stillhouse.report.agreement import agreement_tables
 from stillhouse.report.pareto import pareto_charts
 from stillhouse.report.results import SeedResult
 from stillhouse.report.svg import Dot, Scatter
+from stillhouse.runs.manifest import Inputs, commit_folder
 from stillhouse.runs.paths import RunFolder
 
 
@@ -61,6 +62,30 @@ def test_each_model_is_at_its_size_and_quality(tmp_path):
 def test_without_speeds_there_is_the_picture_of_sizes_alone(tmp_path):
     models = {"teacher": entry(100, 20.0, None), "student": entry(50, 25.0, None)}
     assert len(pareto_charts(make_recipe(), [result_of(models, tmp_path)])) == 1
+
+
+def test_candidates_of_a_race_have_a_picture_of_their_own(tmp_path):
+    """Those that were distilled, by their rows in the table; the winner has the student's color."""
+    run = RunFolder.at(tmp_path)
+    candidates = [
+        {"name": "wide", "parameters": 90, "kl": 0.4},
+        {"name": "deep", "parameters": 80, "kl": 0.3},
+        {"name": "small", "parameters": 70},
+    ]
+    race = {
+        "candidates": candidates,
+        "winner": "deep",
+        "ranking_after_distillation": ["deep", "wide"],
+    }
+    with commit_folder(run.student_init, Inputs("init", {}, {}), {"race": race}):
+        pass
+    models = {"teacher": entry(100, 20.0, None), "student": entry(50, 25.0, None)}
+    _, chart = pareto_charts(make_recipe(), [SeedResult(0, run, {"models": models}, [])])
+    assert chart.title == "Candidates: KL from the teacher against parameters"
+    assert {(dot.label, dot.x, dot.y, dot.color) for dot in chart.dots} == {
+        ("Row 1", 80.0, 0.3, "student"),
+        ("Row 2", 90.0, 0.4, "other"),
+    }
 
 
 def test_labels_beside_one_another_do_not_overlap():

@@ -4,7 +4,7 @@ Candidates were compared with their teacher on held-out text, and not scored as 
 are, so they have a picture of their own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stillhouse import units
@@ -49,16 +49,19 @@ def _dots(results: Sequence[SeedResult], quality: Key, key: Key) -> list[Dot]:
 
 
 def _race_chart(result: SeedResult) -> Scatter | None:
-    """The candidates that were distilled; the teacher has no divergence from itself."""
+    """The candidates that were distilled, by their row in the table of candidates."""
     race = facts_of(result.run.student_init).get("race")
     if race is None:
         return None
+    ranking = race["ranking_after_distillation"]
     raced = [own for own in race["candidates"] if own.get("kl") is not None]
     timed = race.get("speed") is not None
     key, label = (
         ("tokens_per_second", "decoded tokens/s") if timed else ("parameters", "parameters")
     )
-    dots = [Dot(own[key], own["kl"], own["name"], _color(own, race)) for own in raced]
+    dots = [
+        Dot(float(own[key]), own["kl"], _number(own, ranking), _color(own, race)) for own in raced
+    ]
     return _chart(
         f"Candidates: KL from the teacher against {label}",
         dots,
@@ -68,7 +71,12 @@ def _race_chart(result: SeedResult) -> Scatter | None:
     )
 
 
-def _color(own: dict[str, Any], race: dict[str, Any]) -> str:
+def _number(own: Mapping[str, Any], ranking: Sequence[str]) -> str:
+    """Its row in the table of candidates: names are too long for a picture."""
+    return f"Row {ranking.index(own['name']) + 1}"
+
+
+def _color(own: Mapping[str, Any], race: Mapping[str, Any]) -> str:
     return "student" if own["name"] == race["winner"] else "other"
 
 
