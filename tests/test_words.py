@@ -49,6 +49,7 @@ def test_a_name_is_found_in_code_and_in_backticks_only():
     assert not word.search(Source("src/module.py", '"""Encoded text."""  # Encoded'))
 
 
+@pytest.mark.e2e
 def test_help_uses_no_old_word():
     group = typer.main.get_command(app)
     lines = []
