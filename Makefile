@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv quickstart test test-all coverage notebook test-slow faults audit check check-all lint types web docs site clean
+.PHONY: .venv quickstart test test-all coverage notebook test-slow faults audit check check-all lint types web docs site dist clean
 
 # The environment, rebuilt when the constraints or the project's own requirements change.
 .venv: .venv/.dev
@@ -70,6 +70,13 @@ docs: .venv/.dev
 # the navigation, are errors. To read it: python3 -m http.server --directory site
 site: .venv/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# Wheel and sdist of a release, in dist/: of a tagged commit without changes.
+dist: .venv/.dev
+	@test -z "$$(git status --porcelain)" || { echo "There are changes that are not committed." >&2; exit 1; }
+	@git describe --tags --exact-match > /dev/null || { echo "Tag the commit first: docs/contributing/releasing.md" >&2; exit 1; }
+	rm -rf dist
+	$(BIN)/uv build --quiet
 
 # Known vulnerabilities of the pinned libraries; needs the network and `pip install pip-audit`.
 audit: .venv/.dev

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_curve
 
 from benchmarks import measure
 from benchmarks.detect_texts import (
@@ -158,8 +159,16 @@ def test_results(detector: Detector, sets: Mapping[str, Features]) -> dict[str, 
                 name: single_rates(name, sets["human-fit"][fit.tokens], ours, machine)
                 for name in SINGLE
             }
-            found[title][str(fit.tokens)] = {**own, "single": single}
+            curve = roc(fit.log_odds(ours), fit.log_odds(machine))
+            found[title][str(fit.tokens)] = {**own, "roc": curve, "single": single}
     return found
+
+
+def roc(human: np.ndarray, machine: np.ndarray) -> list[list[float]]:
+    """The receiver operating characteristic: false and true positives at every threshold."""
+    is_machine = np.repeat([0, 1], [len(human), len(machine)])
+    false, true, _ = roc_curve(is_machine, np.concatenate([human, machine]))
+    return np.stack([false, true], axis=1).round(4).tolist()
 
 
 def single_rates(

@@ -12,7 +12,7 @@ from api import integrations, model_methods, package_functions
 from bias_results import bias_table
 from cache_results import cache_table
 from cards import cards
-from detect_results import detect_table, single_table
+from detect_results import detect_table, roc_picture, single_table
 from exit_codes import exit_code_table
 from laws import law_table
 from losses import loss_list
@@ -234,6 +234,7 @@ def main() -> None:
         text = pages.get(page) or page.read_text(encoding="utf-8")
         pages[page] = with_table(text, mark, table())
     pages[DOCS / "llms.txt"] = llms_page(pages)
+    pages[DOCS / "pages" / "detect-roc.svg"] = roc_picture()
     if "--check" in sys.argv:
         stale = [
             str(page)

@@ -3,6 +3,7 @@
 The public Python API. Heavy libraries are imported when a function is called.
 """
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from stillhouse.inference.masked_lm import MaskedLM
     from stillhouse.inference.task_model import TaskModel
 
-__version__ = "0.1.0"
+__version__ = version("stillhouse")
 __all__ = ["StillhouseError", "__version__", "load", "run", "set_seed"]
 
 

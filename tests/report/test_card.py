@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from tests.report.handmade import make_recipe
 
 from stillhouse import units
@@ -43,6 +44,19 @@ def test_front_matter_has_the_metadata_of_the_hub(make_run, losses):
         "metrics": ["perplexity"],
         "library_name": "transformers",
     }
+
+
+def test_the_library_of_the_hub_loads_the_card(make_run, losses):
+    """With its results, and writes what it read. (What the hub checks beyond that, it checks on its
+    own servers.)"""
+    run = make_run(losses)
+    text = card(run)
+    found = ModelCard.load(run.student / "README.md", ignore_metadata_errors=False)
+    values = {each.metric_name: each.metric_value for each in found.data.eval_results or []}
+    assert values["Validation loss per token"] == losses["student"]
+    assert found.data.model_name == "tiny-still"
+    assert front_matter(str(found)) == front_matter(text)
+    assert found.text.strip() == text.split("---\n", 2)[2].strip()
 
 
 def test_masked_student_has_the_fill_mask_pipeline(make_run, losses):

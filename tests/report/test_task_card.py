@@ -4,6 +4,7 @@ import re
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from stillhouse.recipe_file import parse_recipe
 from stillhouse.report.cards import task_card
@@ -144,6 +145,9 @@ def test_front_matter_has_the_metadata_of_the_hub(card, kind, tag, metric):
         "library_name": "sentence-transformers" if kind == "embeddings" else "transformers",
     }
     assert front_matter(card(kind, "student"))["tags"] == ["stillhouse"]
+    loaded = ModelCard(card(kind), ignore_metadata_errors=False)
+    assert [each.metric_type for each in loaded.data.eval_results or []] == [metric]
+    assert front_matter(str(loaded)) == front_matter(card(kind))
 
 
 def test_card_has_scores_and_differences_of_every_seed(card):

@@ -169,3 +169,44 @@ def test_extreme_repetition_penalty_is_rejected(http, penalty):
     assert answer.status_code == 400
     assert "repetition_penalty" in answer.json()["error"]["message"]
     assert text_of(http, **{**DRAWN, "repetition_penalty": 0.01, "typical_p": 0.5})
+
+MODELS = ("sample", "minilm", "masked", "classifier", "tagger", "answerer", "picky")
+MESSAGES = [{"role": "user", "content": "Hi"}]
+BODIES = {
+    COMPLETIONS: {"prompt": "def ", "max_tokens": 2},
+    CHATS: {"messages": MESSAGES, "max_tokens": 2},
+    "/v1/embeddings": {"input": "def "},
+    "/models/{model_id}": {"inputs": "def "},
+    "/models/{model_id}/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 2},
+    "/autocomplete/{model_id}": {"context": "def "},
+    "/score": {"input_data": ["def "]},
+    "/tokenize": {"prompt": "def "},
+    "/": {"inputs": "def "},
+    "/api/generate": {"prompt": "def ", "options": {"num_predict": 2}},
+    "/api/chat": {"messages": MESSAGES, "options": {"num_predict": 2}},
+    "/api/embed": {"input": "def "},
+    "/api/show": {},
+    "/editor/suggestions": {"text": "def ", "max_new_tokens": 2},
+    "/editor/chat": {"messages": MESSAGES, "max_new_tokens": 2},
+    "/editor/surprisal": {"text": "def "},
+    "/editor/draft": {"text": "def ", "max_new_tokens": 2},
+    "/editor/neuron": {"layer": 0, "number": 0},
+    "/editor/layers": {"text": "def "},
+}
+
+
+@pytest.mark.e2e  # seven models at nineteen routes
+def test_every_kind_of_model_is_answered_or_refused_by_every_route(http):
+    """Of whatever kind a model is, no route fails on it: it answers, or says what the model is."""
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {path for path, methods in paths.items() if "post" in methods} == {*BODIES}
+    for path, body in BODIES.items():
+        answered = []
+        for model in MODELS:
+            named = {} if "{" in path or path in ("/", "/score") else {"model": model}
+            if path == "/editor/draft":
+                named = {"teacher": model, "student": model}
+            found = http.post(path.replace("{model_id}", model), json={**body, **named})
+            assert found.status_code in (200, 400, 404), (path, model, found.text)
+            answered.append(found.status_code == 200)
+        assert any(answered) or path == "/editor/neuron", path

@@ -392,7 +392,13 @@ def detect(
         list[Path],
         typer.Argument(metavar="TEXT_FILE...", help="Files of plain text, one text each."),
     ],
-    detector: Annotated[Path, typer.Option(help="The file that fit-detector wrote.")],
+    detector: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file that fit-detector wrote; by default that of the package, which was "
+            "fitted on text of smollm2."
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="The detector's scoring model, where it has moved."),

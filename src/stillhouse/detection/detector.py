@@ -29,6 +29,7 @@ from stillhouse.detection.logistic import Logistic, fit_logistic, sigmoid
 from stillhouse.errors import DataError
 from stillhouse.wording import counted
 
+PACKAGED = Path(__file__).with_name("smollm2.json")
 FALSE_POSITIVES = 0.01
 # Texts of a length: with fewer human ones, no threshold for 1 % can be given.
 FEWEST = {"human": 99, "machine": 20}
@@ -116,12 +117,13 @@ class Judgment:
     fitted_tokens: int | None = None
 
 
-def read_detector(path: Path) -> Detector:
-    """A detector's file.
+def read_detector(path: Path | None) -> Detector:
+    """A detector's file; the packaged one of smollm2 where none is given.
 
     Raises:
         DataError: no such file, or not a detector of this version.
     """
+    path = path or PACKAGED
     try:
         found = Detector.model_validate_json(path.read_bytes())
     except OSError as error:

@@ -28,6 +28,7 @@ from stillhouse.inference.engine.worker import Worker
 from stillhouse.inference.generation import Generation
 from stillhouse.inference.loaded import LoadedModel
 from stillhouse.inference.quantization import AtPrecision
+from stillhouse.inference.task_model import TaskModel
 from stillhouse.inspection.collect import Inspection
 from stillhouse.serving.config import Limits
 from stillhouse.serving.schemas import MAX_PROMPTS, APIError
@@ -128,6 +129,20 @@ class ServedModel:
         """
         if not isinstance(self.loaded, CausalLM):
             raise APIError(400, f"{self.name} does not generate text.")
+        return self.loaded
+
+    @property
+    def language_model(self) -> LoadedModel:
+        """The model, where it predicts tokens.
+
+        Raises:
+            APIError: 400, it does not.
+        """
+        if isinstance(self.loaded, TaskModel):
+            raise APIError(
+                400,
+                f"{self.name} is a model for {self.loaded.pipeline_task}; it predicts no tokens.",
+            )
         return self.loaded
 
     @cached_property

@@ -59,14 +59,14 @@ async def neuron(body: NeuronRequest, models: ModelsDep) -> dict[str, Any]:
             "and give its folder to `stillhouse write` as --inspection.",
         )
     wanted = Neuron(body.layer, body.number)
-    return await model.run(describe_neuron, model.loaded, model.inspection, wanted)
+    return await model.run(describe_neuron, model.language_model, model.inspection, wanted)
 
 
 @router.post("/editor/layers")
 async def layers(body: LayersRequest, models: ModelsDep) -> dict[str, Any]:
     """The predictions of every layer at every token of a text (the logit lens)."""
     model = _float_model(models, body.model)
-    return await model.run(inspect_text, model.loaded, body.text)
+    return await model.run(inspect_text, model.language_model, body.text)
 
 
 def described(model: ServedModel) -> list[dict[str, Any]]:
