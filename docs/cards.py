@@ -1,8 +1,10 @@
-"""The cards of docs/results/cards.md: one for each student in benchmarks/results/real-teacher.
+"""The cards of docs/results/cards.md: one for each packaged recipe in benchmarks/results/recipes,
+and one for each student in benchmarks/results/real-teacher that was scored.
 
 A card states what the file records, and leaves out what it does not.
 """
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,14 +18,107 @@ from real_teacher import CONTROLS, RESULTS, SETS, recorded
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "benchmarks" / "recipes" / "smollm2.yaml"
 PAGE = ROOT / "docs" / "results"
-AT_MOST = 5
+RECIPES = ROOT / "benchmarks" / "results" / "recipes"
+TIMES = ROOT / "benchmarks" / "results" / "time-to-teacher"
 Result = Mapping[str, Any]
 
 
 def cards() -> str:
-    """Markdown: a table for each student, the longest trained first."""
-    order = sorted(recorded(), key=lambda each: -each["trainings"]["student"]["tokens"])
-    return "\n\n".join(_card(result) for result in order[:AT_MOST])
+    """Markdown: a table for each packaged recipe, then for each student of the real teacher, the
+    longest trained first."""
+    files = sorted(RECIPES.glob("*.json"), key=lambda file: (file.stem != "quickstart", file.stem))
+    own = [recipe_card(json.loads(file.read_text("utf-8")), file) for file in files]
+    scored = [each for each in recorded() if each["zero_shot"]]
+    order = sorted(scored, key=lambda each: -each["trainings"]["student"]["tokens"])
+    return "\n\n".join([*own, *(_card(result) for result in order)])
+
+
+def leaderboard() -> str:
+    """Markdown: the shortest training that reaches the wanted share of the teacher, by machine."""
+    columns = ["recipe", "machine", "time", "tokens", "teacher's loss over student's", "commit"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    found = [json.loads(file.read_text("utf-8")) for file in sorted(TIMES.glob("*.json"))]
+    order = sorted(found, key=lambda each: (each["recipe"], each["trials"][-1]["seconds"]))
+    for result in order:
+        best = result["trials"][-1]
+        reached = best["share"] >= result["wanted"]
+        minutes = f"{best['seconds'] / 60:.1f} min"
+        cells = [
+            f"`{result['recipe']}`",
+            _machine(result),
+            minutes if reached else f"not in {minutes}",
+            f"{best['tokens']:,}",
+            f"{best['share']:.3f}",
+            f"`{result['commit'][:12]}`",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def recipe_card(result: Result, file: Path) -> str:
+    """The card of a packaged recipe."""
+    title = f"`{result['recipe']}`, seed {result['seed']}"
+    rows = [("teacher", f"`{result['teacher']}`")] if result["teacher"] else []
+    for name, own in result["tasks"].items():
+        rows += _task_rows(name, own)
+    if "models" in result:
+        tokens = result["trainings"]["student"]["tokens"]
+        size = f"{_millions(result, 'student')}, teacher {_millions(result, 'teacher')}"
+        rows += [
+            ("student", size),
+            ("data", f"{', '.join(result['data'])}; {tokens:,} tokens"),
+            *_text_rows(result),
+        ]
+    peak = f"{result['peak_memory_bytes'] / 1e9:.1f} GB, peak of the process"
+    return _table(title, [*rows, ("memory", peak), *_origin_rows(result, file)])
+
+
+def _task_rows(name: str, task: Result) -> list[tuple[str, str]]:
+    """A task's data, trainings, and the scores of its models on each split."""
+    data, metric = task["data"], task["metric"]
+    examples = f", {data['examples']:,} of its examples" if data["examples"] else ""
+    unlabeled = f", labels ignored for {data['unlabeled']:,} more" if data["unlabeled"] else ""
+    rows = [("data", f"{data['train']}{examples}{unlabeled}")]
+    for model, own in task["trainings"].items():
+        costs = task["costs"].get(model)
+        size = f"{costs['parameters'] / 1e6:.1f} M parameters; " if costs else ""
+        training = f"{size}{own['steps']:,} steps in {own['seconds'] / 60:.1f} min"
+        rows.append((f"{name}, {model}", training))
+    for split, found in task["splits"].items():
+        for kind in ("models", "differences"):
+            for label, own in found[kind].items():
+                value = own[metric]
+                interval = f"{value['low']:.3f} to {value['high']:.3f}"
+                rows.append((f"{metric} on {split}, {label}", f"{value['value']:.3f} ({interval})"))
+    return rows
+
+
+def _text_rows(result: Result) -> list[tuple[str, str]]:
+    """Training and scores of a language model."""
+    return [
+        ("training", _training(result)),
+        ("utilization", _utilization(result)),
+        ("held-out text", _loss(result)),
+        *(
+            (f"student minus {_words(name)}", _difference(result, name))
+            for name in result["intervals"]
+        ),
+        ("generation", _generation(result)),
+    ]
+
+
+def _origin_rows(result: Result, file: Path) -> list[tuple[str, str]]:
+    return [
+        ("machine", _machine(result)),
+        ("command", f"`{result['command']}`"),
+        ("commit", f"`{result['commit'][:12]}`"),
+        ("raw numbers", f"[{file.name}]({os.path.relpath(file, PAGE)})"),
+    ]
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    lines = [f"### {title}", "", "| | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows if value)])
 
 
 def _card(result: Result) -> str:
@@ -31,25 +126,14 @@ def _card(result: Result) -> str:
         ("teacher", f"SmolLM2-135M-Instruct, {_millions(result, 'teacher')}"),
         ("student", f"{result['title']}, {_millions(result, 'student')}"),
         ("data", _data(result)),
-        ("training", _training(result)),
-        ("utilization", _utilization(result)),
+        *_text_rows(result),
         ("memory", _memory(result)),
-        ("held-out text", _loss(result)),
-        *(
-            (f"student minus {_words(name)}", _difference(result, name))
-            for name in result["intervals"]
-        ),
         ("WikiText-2, nats per token", _wikitext(result)),
         ("zero-shot", _zero_shot(result)),
         ("gain over chance kept", _kept(result)),
-        ("generation", _generation(result)),
-        ("machine", _machine(result)),
-        ("command", f"`{result['command']}`"),
-        ("commit", f"`{result['commit'][:12]}`"),
-        ("raw numbers", _link(result)),
+        *_origin_rows(result, _files()[result["command"]]),
     ]
-    lines = [f"### {result['title']}, seed {result['seed']}", "", "| | |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows if value)])
+    return _table(f"{result['title']}, seed {result['seed']}", rows)
 
 
 def _millions(result: Result, model: str) -> str:
@@ -148,11 +232,6 @@ def _machine(result: Result) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _link(result: Result) -> str:
-    file = _files()[result["command"]]
-    return f"[{file.name}]({os.path.relpath(file, PAGE)})"
 
 
 def _files() -> dict[str, Path]:

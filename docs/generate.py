@@ -11,7 +11,7 @@ import typer
 from api import integrations, model_methods, package_functions
 from bias_results import bias_table
 from cache_results import cache_table
-from cards import cards
+from cards import cards, leaderboard
 from detect_results import detect_table, roc_picture, single_table
 from exit_codes import exit_code_table
 from laws import law_table
@@ -202,6 +202,7 @@ TABLES = (
     ("docs/results/reliability.md", "faults", fault_table),
     ("docs/start/quickstart.md", "extras", extras_table),
     ("docs/results/cards.md", "cards", cards),
+    ("docs/results/cards.md", "leaderboard", leaderboard),
     ("docs/results/speed.md", "training", lambda: speed_table("../../benchmarks/results")),
     ("docs/results/speed.md", "serving", serving_table),
     ("docs/reference/api.md", "functions", package_functions),

@@ -1,0 +1,88 @@
+"""How long a recipe trains until its student has 95 % of the teacher.
+
+    python -m benchmarks.time_to_teacher quickstart --tokens 100000 150000 200000 300000
+
+The share is the teacher's held-out loss over the student's. A training with each number of tokens,
+the smallest first, until one reaches the share: each has the whole schedule of learning rates, so
+a checkpoint of a longer one would not do. Writes a JSON file for this machine to
+benchmarks/results/time-to-teacher; `make docs` makes the table of docs/results/cards.md.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+from stillhouse.errors import StillhouseError
+from stillhouse.pipeline import Pipeline
+from stillhouse.recipe_file import load_recipe
+from stillhouse.runs.manifest import facts_of
+from stillhouse.runs.paths import RunFolder
+from stillhouse.stages.stage import stages_of
+from stillhouse.training.progress import ConsoleReporter
+
+RESULTS = Path(__file__).parent / "results" / "time-to-teacher"
+SETTINGS = ("distillation.control=none", "evaluation.speed=false")
+SHARE = 0.95
+
+
+def trial(name: str, tokens: int, seed: int, folder: Path) -> dict[str, Any]:
+    """One training: its tokens, seconds, and the share of the teacher."""
+    settings = (f"seed={seed}", f"distillation.max_tokens={tokens}", *SETTINGS)
+    _, recipe = load_recipe(name, settings)
+    run = RunFolder.at(folder / f"{name}-{tokens}-seed-{seed}")
+    Pipeline(recipe, run, ConsoleReporter(), offline=True).run_stages(stages_of(recipe))
+    models = json.loads(run.evaluation.read_text(encoding="utf-8"))["models"]
+    training = facts_of(run.student)["training"]
+    teacher, student = (models[each]["validation_loss"] for each in ("teacher", "student"))
+    return {
+        "tokens": training["tokens"],
+        "seconds": training["seconds"],
+        "teacher_loss": teacher,
+        "student_loss": student,
+        "share": teacher / student,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.time_to_teacher",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="the name of a packaged recipe of a language model")
+    parser.add_argument("--tokens", nargs="+", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/time-to-teacher"))
+    parser.add_argument("--output", type=Path, help="by default a file named after the processor")
+    options = parser.parse_args()
+    trials: list[dict[str, Any]] = []
+    try:
+        for tokens in sorted(options.tokens):
+            trials.append(trial(options.recipe, tokens, options.seed, options.folder))
+            if trials[-1]["share"] >= SHARE:
+                break
+    except StillhouseError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    found = {
+        "command": " ".join(["python -m benchmarks.time_to_teacher", *sys.argv[1:]]),
+        **measure.environment(),
+        "recipe": options.recipe,
+        "seed": options.seed,
+        "wanted": SHARE,
+        "trials": trials,
+    }
+    machine = found["machine"]
+    words = machine["gpus"][:1] or [machine["processor"], machine.get("instruction_set", "")]
+    own = "-".join("".join(each if each.isalnum() else " " for each in str(words)).lower().split())
+    output = options.output or RESULTS / f"{options.recipe}-{own}-{machine['threads']}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
