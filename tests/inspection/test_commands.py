@@ -1,6 +1,7 @@
 """The commands, on tiny models."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -34,6 +35,22 @@ def test_inspect_prints_layers_and_then_a_neuron(call, saved, words_file, tmp_pa
     assert "by ablation, in nats" in page
     code, page, _ = call("inspect", model, "--output", out, "--neuron", "1.3", "--json")
     assert json.loads(page)["neuron"] == "1.3"
+
+
+def test_a_short_text_is_said_and_a_missing_one_comes_before_the_model(
+    call, saved, words_file, tmp_path
+):
+    model = saved("model", "llama")
+    line = ("inspect", model, "--output", tmp_path / "out", "--tokens", 100_000)
+    code, _, err = call(*line, "--text", words_file)
+    assert code == 0
+    assert re.search(rf"{re.escape(str(words_file))}: [\d,]+ tokens, of 100,000 asked for", err)
+    missing = ("--text", tmp_path / "none.txt")
+    for command in (("inspect", "nowhere"), ("inspect-student", "nowhere", "nowhere")):
+        code, _, err = call(*command, *missing)
+        assert code == 3
+        assert "No file matches --text" in err
+    assert call("importance", "nowhere", *missing)[0] == 3
 
 
 def test_inspect_text_prints_both_models(call, saved):

@@ -7,6 +7,7 @@ import torch
 from stillhouse.inspection import lost
 from stillhouse.inspection.lost import LinearFit, Residuals, compare
 from stillhouse.inspection.text import read_text
+from stillhouse.training.progress import QuietReporter
 
 RNG = np.random.default_rng(0)
 
@@ -52,7 +53,7 @@ def test_r2_is_one_less_the_share_of_squared_errors():
 
 @pytest.fixture
 def text(loaded, words_file):
-    return read_text(loaded("llama"), str(words_file), 400, offline=True)
+    return read_text(loaded("llama"), str(words_file), 400, QuietReporter(), offline=True)
 
 
 def test_a_rotated_copy_has_lost_nothing(loaded, tiny_model, text):

@@ -170,6 +170,7 @@ def test_extreme_repetition_penalty_is_rejected(http, penalty):
     assert "repetition_penalty" in answer.json()["error"]["message"]
     assert text_of(http, **{**DRAWN, "repetition_penalty": 0.01, "typical_p": 0.5})
 
+
 MODELS = ("sample", "minilm", "masked", "classifier", "tagger", "answerer", "picky")
 MESSAGES = [{"role": "user", "content": "Hi"}]
 BODIES = {

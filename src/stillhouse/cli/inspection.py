@@ -46,6 +46,7 @@ def inspect(
 
     wanted = None if neuron is None else Neuron.parse(neuron)
     folder = output or Path("inspection") / Path(model).name
+    collect.check_text(folder, text, offline=offline)
     loaded = load_language_model(model, offline=offline)
     if wanted is not None:
         wanted.check(*num_units(loaded))

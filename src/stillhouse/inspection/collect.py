@@ -38,6 +38,7 @@ from stillhouse.runs.manifest import (
     verify,
 )
 from stillhouse.runs.paths import RunFolder, locked
+from stillhouse.student.calibration import check_source
 from stillhouse.tokens.batches import Batch
 from stillhouse.training.progress import Reporter
 from stillhouse.wording import counted
@@ -111,6 +112,16 @@ def _check_model(folder: Path, model_fingerprint: str) -> None:
         )
 
 
+def check_text(folder: Path, text: str | None, *, offline: bool) -> None:
+    """Check that the text is there, if the folder does not have it already.
+
+    Raises:
+        DataError, NetworkError: it cannot be read.
+    """
+    if text is not None and read_manifest(folder / "tokens") is None:
+        check_source(text, "--text", offline=offline)
+
+
 def collect(
     loaded: LoadedModel, folder: Path, request: CollectRequest, reporter: Reporter
 ) -> Inspection:
@@ -123,7 +134,7 @@ def collect(
     """
     with _option_named(), locked(RunFolder.at(folder)):
         if read_manifest(folder / "tokens") is None:
-            _write_text(loaded, folder, request)
+            _write_text(loaded, folder, request, reporter)
         _check_model(folder, request.fingerprint)
         _check_request(folder, request)
         if read_manifest(folder / "units") is None:
@@ -141,9 +152,11 @@ def _option_named() -> Iterator[None]:
         raise RunError(str(error).replace("--run-dir", "--output")) from error
 
 
-def _write_text(loaded: LoadedModel, folder: Path, request: CollectRequest) -> None:
+def _write_text(
+    loaded: LoadedModel, folder: Path, request: CollectRequest, reporter: Reporter
+) -> None:
     source, num_tokens = request.text or "sample", request.tokens or NUM_TOKENS
-    text = read_text(loaded, source, num_tokens, offline=request.offline)
+    text = read_text(loaded, source, num_tokens, reporter, offline=request.offline)
     settings = {"text": source, "tokens": num_tokens}
     with commit_folder(
         folder / "tokens", Inputs(STAGE, settings, {"model": request.fingerprint})

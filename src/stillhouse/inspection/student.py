@@ -20,6 +20,7 @@ from stillhouse.inspection.units import (
     norms_written_by,
     num_units,
 )
+from stillhouse.student.calibration import check_source
 from stillhouse.training.progress import Reporter
 from stillhouse.wording import counted
 
@@ -68,6 +69,7 @@ def inspect_student(
     Raises:
         ModelError, DataError: models or text that cannot be compared.
     """
+    check_source(source, "--text", offline=offline)
     models = {role: load_language_model(name, offline=offline) for role, name in names.items()}
     teacher = models.pop("teacher")
     for role, model in models.items():
@@ -77,7 +79,7 @@ def inspect_student(
         [*models.values(), teacher],
         key=lambda each: each.family.num_positions(each.model.config),
     )
-    text = read_text(shortest, source, num_tokens, offline=offline)
+    text = read_text(shortest, source, num_tokens, reporter, offline=offline)
     _check_length(text, max(each.model.config.hidden_size for each in models.values()), source)
     found = {}
     for role, model in models.items():

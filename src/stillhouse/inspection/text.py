@@ -22,6 +22,7 @@ from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.packing import packed_batch
 from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.tokens.tokenizer import special_tokens
+from stillhouse.training.progress import Reporter
 
 SEQUENCE_LENGTH = 256  # tokens; an ablation runs the model on whole contexts
 TOKENS_PER_BATCH = 4_096
@@ -88,8 +89,11 @@ def batch_of(input_ids: Int[Tensor, "B T"], segments: Int[Tensor, "B T"], *, cau
     return packed_batch(ids, np.full_like(ids, IGNORED), own, causal=causal)
 
 
-def read_text(loaded: LoadedModel, source: str, num_tokens: int, *, offline: bool) -> PackedText:
-    """The first tokens of a source. Sequences for a masked model are masked as in its training.
+def read_text(
+    loaded: LoadedModel, source: str, num_tokens: int, reporter: Reporter, *, offline: bool
+) -> PackedText:
+    """The first tokens of a source; that it has fewer is said. Sequences for a masked model are
+    masked as in its training.
 
     Raises:
         DataError: text that cannot be read, or that is too short.
@@ -118,4 +122,6 @@ def read_text(loaded: LoadedModel, source: str, num_tokens: int, *, offline: boo
             f"--text {source} has {text.num_counted} tokens of the {num_tokens:,} asked for; at "
             f"least {FEWEST_TOKENS} are needed. Give a longer text."
         )
+    if len(calibration.sequences) < num_tokens // length:
+        reporter.say(f"{source}: {text.num_counted:,} tokens, of {num_tokens:,} asked for")
     return text

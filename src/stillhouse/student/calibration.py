@@ -160,8 +160,21 @@ def check_text(importance: ImportanceRecipe, teacher: PretrainedConfig, *, offli
     """
     sequence_length_of(importance, teacher)
     if importance.text != "corpus":
-        text_fingerprint(importance)
-        check_access(importance.text, KEY, offline=offline)
+        check_source(importance.text, KEY, offline=offline)
+
+
+def check_source(source: str, key: str, *, offline: bool) -> None:
+    """Check that a source is there, before a model is loaded; reads no text.
+
+    Args:
+        key: What errors call the source.
+
+    Raises:
+        DataError, NetworkError: it cannot be read.
+    """
+    with _source_called(key):
+        describe_sources(CorpusRecipe(source=source))
+    check_access(source, key, offline=offline)
 
 
 @contextmanager

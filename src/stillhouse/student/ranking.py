@@ -8,7 +8,7 @@ from stillhouse.families.base import layers_from
 from stillhouse.models.folder_check import load_model_tokenizer
 from stillhouse.models.hub import resolve_folder
 from stillhouse.models.load import load_model
-from stillhouse.student.calibration import read_calibration, sequence_length_of
+from stillhouse.student.calibration import check_source, read_calibration, sequence_length_of
 from stillhouse.student.importance import choose_layers, loss_on
 from stillhouse.student.settings import ImportanceRecipe, LayerChoice
 from stillhouse.tokens.settings import TokensRecipe
@@ -40,6 +40,7 @@ def rank_layers(
         RecipeError: more layers than the model has.
         DataError: text that cannot be read.
     """
+    check_source(text.text, "--text", offline=offline)
     folder = resolve_folder(name, offline=offline)
     tokenizer = load_model_tokenizer(folder)
     family, model = load_model(folder, tokenizer)
