@@ -4,12 +4,12 @@ BIN := .venv/bin
 
 .PHONY: .venv quickstart test test-all coverage notebook test-slow faults audit check check-all lint types web docs site dist clean
 
-# The environment, rebuilt when the constraints or the project's own requirements change.
+# The environment, updated when the constraints or the project's own requirements change.
 .venv: .venv/.dev
 
 .venv/.installed: constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Stillhouse needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv --clear .venv
+	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@
 

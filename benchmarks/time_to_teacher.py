@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--tokens", nargs="+", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/time-to-teacher"))
-    parser.add_argument("--output", type=Path, help="by default a file named after the processor")
+    parser.add_argument("--output", type=Path, help="by default a file named after the CPU")
     options = parser.parse_args()
     trials: list[dict[str, Any]] = []
     try:

@@ -147,7 +147,7 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Served:
+class PageServer:
     """A server, as the command that starts it, and its pictures.
 
     Attributes:
@@ -159,7 +159,7 @@ class Served:
     ready: str = "/"
 
 
-def servers(run: Path, inspection: Path) -> list[Served]:
+def servers(run: Path, inspection: Path) -> list[PageServer]:
     """The servers, with all their pictures."""
     own = (sys.executable, "-m", "stillhouse")
     port = ("--port", str(PORT))
@@ -167,7 +167,7 @@ def servers(run: Path, inspection: Path) -> list[Served]:
     wide, high = {"viewport": WIDE}, {"viewport": HIGH}
     files = (sys.executable, "-m", "http.server", str(PORT), "--bind", "127.0.0.1", "--directory")
     return [
-        Served(
+        PageServer(
             (*writing, "smollm2", run / "student", "sample", "minilm"),
             {
                 "write": Shot(write, wide),
@@ -184,7 +184,7 @@ def servers(run: Path, inspection: Path) -> list[Served]:
             },
             "/health",
         ),
-        Served(
+        PageServer(
             (*writing, "smollm2", "--precision", "fp32", "--inspection", inspection),
             {
                 "neuron": Shot(neuron, high),
@@ -193,7 +193,7 @@ def servers(run: Path, inspection: Path) -> list[Served]:
             },
             "/health",
         ),
-        Served(
+        PageServer(
             (*files, run),
             {
                 "report": Shot(still, high, "/report.html"),
@@ -203,11 +203,11 @@ def servers(run: Path, inspection: Path) -> list[Served]:
                 "report-phone": Shot(still, PHONE, "/report.html"),
             },
         ),
-        Served(
+        PageServer(
             (*own, "watch", run, *port),
             {"watch": Shot(still, wide), "watch-phone": Shot(still, PHONE)},
         ),
-        Served(
+        PageServer(
             (*files, ROOT / "site"),
             {
                 "site": Shot(still, wide),
@@ -234,7 +234,7 @@ def take(browser: Browser, name: str, shot: Shot) -> None:
 
 
 @contextmanager
-def started(served: Served) -> Iterator[None]:
+def started(served: PageServer) -> Iterator[None]:
     """The server while this context lasts."""
     process = subprocess.Popen([*map(str, served.command)], stdout=subprocess.DEVNULL)
     try:

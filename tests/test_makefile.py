@@ -46,3 +46,14 @@ def test_clean_keeps_trained_models(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "Makefile", "constraints.txt", "pyproject.toml", "runs",
     ]  # fmt: skip
+
+
+def test_an_environment_that_is_there_keeps_what_is_installed(tmp_path):
+    """Such as extras that were installed by hand."""
+    own = tmp_path / ".venv" / "lib" / "mine.py"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    first = planned(tmp_path, "quickstart").splitlines()
+    made = next(line for line in first if "-m venv" in line)
+    subprocess.run(f"{made} --without-pip", shell=True, cwd=tmp_path, check=True)
+    assert own.exists()

@@ -7,7 +7,7 @@ import time
 import traceback
 from pathlib import Path
 
-from stillhouse.errors import ResourceError, StillhouseError
+from stillhouse.errors import ResourceError, StillhouseError, Stopped
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     try:
         sys.exit(_run())
     except KeyboardInterrupt:  # outside of a training, which commits first
-        _complain("Interrupted.")
+        _say("Interrupted.")
         sys.exit(130)
 
 
@@ -37,6 +37,9 @@ def _run() -> int:
                 raise
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
+    except Stopped as stopped:
+        _say(str(stopped))
+        return stopped.exit_code
     except StillhouseError as error:
         _complain(str(error))
         return error.exit_code
@@ -52,9 +55,13 @@ def _run() -> int:
 
 
 def _complain(message: str) -> None:
+    _say(f"error: {message}")
+
+
+def _say(message: str) -> None:
     rank = os.environ.get("RANK", "0")
     who = "" if rank == "0" else f"rank {rank}: "
-    text = f"{who}error: {message}".encode("utf-8", "backslashreplace").decode()
+    text = f"{who}{message}".encode("utf-8", "backslashreplace").decode()
     print(text, file=sys.stderr)
 
 

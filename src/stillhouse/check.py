@@ -303,6 +303,7 @@ def _step_memory(
     training, length = recipe.distillation, recipe.tokens.sequence_length
     precision = pick_precision(training.precision, device)
     tokens = micro_batch_sequences(training.micro_batch_tokens, device, length) * length
+    tokens = min(tokens, training.tokens_per_step)
     # Per token and layer about 16 hidden-size activations are kept for backward, plus attention
     # inputs.
     width = 2 if precision == "bf16" else 4
@@ -327,7 +328,7 @@ def _hardware(reached: float, watts: float | None) -> list[Hardware]:
     device = pick_device()
     rate = matmul_rate((1024, 768, 3072), DTYPES[pick_precision("auto", device)], device)
     here = f"this machine ({processor_name()}, {num_cores()} cores)"
-    source = f"a step timed now, {reached / rate:.0%} of a matrix product measured now"
+    source = f"a step timed now, at {reached / rate:.0%} of the speed of a matrix product"
     return [Hardware(here, rate, watts, source, reached / rate), *REFERENCE_HARDWARE]
 
 
@@ -461,11 +462,14 @@ def _distillation_parts(result: dict[str, Any]) -> list[terminal.Part]:
             f"{cache['flops_per_token'] / 1e6:,.1f} MFLOPs per token of all the text, once, "
             "which the figures below leave out"
         )
+    own, *others = result["estimates"]
+    others = [each for each in others if (each["seconds"] or 1) >= 1]  # no news of a short run
+    shown_estimates, assumed = [own, *others], f"{result['assumed_utilization']:.0%}"
     return [
         terminal.table(["", "teacher", "student", "ratio"], rows),
         *lines,
-        *(f"on {_estimate_line(estimate)}" for estimate in result["estimates"]),
-        f"Where this is not measured, {result['assumed_utilization']:.0%} of the rate is assumed.",
+        *(f"on {_estimate_line(estimate)}" for estimate in shown_estimates),
+        *([f"On other machines {assumed} of the rate is assumed."] if others else []),
     ]
 
 

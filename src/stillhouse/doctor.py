@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from stillhouse import units
 from stillhouse.errors import RunError, StillhouseError
 from stillhouse.extras import EXTRAS, install_command, missing_modules
 from stillhouse.machine import library_versions, memory_bytes, num_cores, processor_name
@@ -94,7 +95,7 @@ def _examine(output: Path, folder: Path) -> dict[str, str]:
     size = sum(facts["size_bytes"] for facts in manifest.files.values())
     training = manifest.facts.get("training") or {}
     seconds = manifest.seconds + training.get("seconds", 0)
-    return _finding(name, f"intact, {size / 1e6:.1f} MB, made in {duration(seconds)}")
+    return _finding(name, f"intact, {units.size_bytes(size)}, made in {duration(seconds)}")
 
 
 def _examine_metrics(path: Path, folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Students of several runs side by side."""
 
 import json
+import re
 
 import pytest
 from tests.report.handmade import make_evaluation
@@ -69,7 +70,19 @@ def test_the_comparison_is_printed(make, capsys):
     assert "first" in out
     assert "second" in out
     assert "Gain over chance kept 70% -" in out
-    assert f"second minus first: {MINUS}0.200 nats per token, 95 % interval" in out
+    assert "second is better than first: on the same text its loss is lower by 0.200 nats" in out
+    assert re.search(r"per token \(95 % interval 0\.\d{3} to 0\.\d{3}\)\.", out)
+
+
+def test_students_that_hardly_differ_are_said_not_to(make, capsys):
+    """With digits that show the difference."""
+    runs = read_runs([make("first", 3.3), make("second", 3.3, unit_sums=(30.001, 31.0, 33.0))])
+    gap = compare_runs(runs)["differences"][0]["value"]
+    print_comparison(runs, compare_runs(runs))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "second and first do not differ significantly" in out
+    assert 0 < abs(gap) < 0.0005
+    assert f"second minus first is {'+' if gap > 0 else MINUS}{abs(gap):.5f} nats" in out
 
 
 def test_runs_that_cannot_be_compared_are_refused(make, tmp_path):

@@ -172,7 +172,7 @@ def _against(recipe: Recipe, results: Sequence[SeedResult], control: str, verdic
         return f"{start}."
     middle = median(known)
     gap, size = f"{units.signed(middle)} nats per token", f"{abs(middle):.3f} nats per token"
-    certainty = _certainty(results, control, paired)
+    certainty = _certainty(results, control, paired, verdict)
     if verdict == "unclear":
         return f"{start}: no significant difference ({gap}, {certainty})."
     ending = {
@@ -183,10 +183,14 @@ def _against(recipe: Recipe, results: Sequence[SeedResult], control: str, verdic
     return f"{start}: {ending} ({certainty})."
 
 
-def _certainty(results: Sequence[SeedResult], control: str, paired: Sequence[Difference]) -> str:
+def _certainty(
+    results: Sequence[SeedResult], control: str, paired: Sequence[Difference], verdict: Verdict
+) -> str:
     """The interval of a difference, or why there is none; of several seeds, how many agree."""
     if len(paired) == 1:
-        if interval := paired[0].interval():
+        (only,) = paired
+        sided = verdict in ("better", "worse")
+        if interval := only.size_interval() if sided else only.interval():
             return f"95 % interval {interval}"
         found = (results[0].evaluation.get("intervals") or {}).get(control)
         return "evaluated without intervals" if found is None else "the text is too short"

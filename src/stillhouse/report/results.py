@@ -57,6 +57,14 @@ class Difference:
             return "unclear"
         return "better" if (self.high < 0) == lower_is_better else "worse"
 
+    def size_interval(self) -> str:
+        """Of a difference whose interval excludes zero, the interval of its size: 0.002 to 0.004
+        for -0.004 to -0.002."""
+        if self.low is None or self.high is None:
+            return ""
+        low, high = sorted((abs(self.low), abs(self.high)))
+        return f"{low:.3f} to {high:.3f}"
+
     def interval(self, digits: int = 3) -> str:
         """Such as -0.004 to +0.002; empty where the interval is unknown."""
         if self.low is None or self.high is None:

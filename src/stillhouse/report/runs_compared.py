@@ -14,7 +14,13 @@ from stillhouse.evaluation.perplexity import UnitLosses, difference
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import load_recipe
 from stillhouse.report import bias, zero_shot
-from stillhouse.report.results import SeedResult, read_results, spread_of
+from stillhouse.report.results import (
+    SMALLEST_DIFFERENCE,
+    Difference,
+    SeedResult,
+    read_results,
+    spread_of,
+)
 from stillhouse.report.tables import metrics
 from stillhouse.runs.manifest import flattened
 from stillhouse.runs.paths import RunFolder
@@ -144,8 +150,19 @@ def _students(table: Any) -> dict[str, str]:
 
 
 def _sentence(name: str, first: str, gap: Mapping[str, float | None]) -> str:
-    text = f"{name} minus {first}: {units.signed(gap['value'] or 0.0)} nats per token"
-    if gap["low"] is None or gap["high"] is None:
-        return f"{text} (too few units for an interval)"
-    interval = units.between(gap["low"], gap["high"], units.signed)
-    return f"{text}, 95 % interval {interval}, on the same text"
+    """Which student is better, or that there is no significant difference."""
+    own = Difference(gap["value"], gap["low"], gap["high"])
+    digits = 3 if abs(own.value or 0.0) >= SMALLEST_DIFFERENCE else 5
+    size = f"{units.signed(own.value or 0.0, digits)} nats per token"
+    if own.low is None or own.high is None:
+        return f"{name} minus {first}: {size} (too few units for an interval)"
+    verdict = own.verdict(lower_is_better=True)
+    if verdict == "unclear":
+        interval = f"95 % interval {own.interval(digits)}"
+        ending = f"{name} minus {first} is {size}, {interval}"
+        return f"{name} and {first} do not differ significantly: on the same text {ending}."
+    return (
+        f"{name} is {verdict} than {first}: on the same text its loss is "
+        f"{'lower' if verdict == 'better' else 'higher'} by {abs(own.value or 0.0):.3f} nats per "
+        f"token (95 % interval {own.size_interval()})."
+    )
