@@ -26,8 +26,16 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 UV = Path(sys.executable).with_name("uv")
-CONSTRAINTS = ("--constraints", str(ROOT / "constraints.txt"))
-SHORT = ("--set", "distillation.max_tokens=4096", "--set", "distillation.checkpoint=null")
+CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
+SHORT = tuple(
+    part
+    for setting in (
+        "distillation.max_tokens=4096",
+        "corpus.validation_fraction=0.002",
+        "evaluation.speed=false",
+    )
+    for part in ("--set", setting)
+)
 SECONDS = 300  # until a server answers
 
 
@@ -170,7 +178,7 @@ def files(tmp_path_factory) -> Path:
     make_task_folder(folder / "tagger", "bert", "TokenClassification", **labels)
     (folder / "words.conll").write_text("The O\nsea B-LOC\n\nThe O\nhouse O\n\n")
     ours = (sys.executable, "-m", "stillhouse")
-    done(*ours, "export", "sample", "--to", "gguf", "--output", "gguf", folder=folder)
+    done(*ours, "export", "sample", "gguf", "--to", "gguf", folder=folder)
     (found,) = (folder / "gguf").glob("*.gguf")
     found.rename(folder / "sample.gguf")
     return folder
@@ -185,8 +193,7 @@ def with_sink(name: str) -> list[str]:
 EXTRA_COMMANDS: dict[str, list[str]] = {
     "energy": ["check quickstart --set energy.country=FRA"],
     "export": [
-        f"export sample --to {format} --output {format}"
-        for format in ("gguf", "onnx", "ctranslate2")
+        f"export sample {format} --to {format}" for format in ("gguf", "onnx", "ctranslate2")
     ],
     "hub": ["check quickstart --set corpus.source=hf://nobody/nothing --offline"],
     "llama-cpp": ["generate sample.gguf --engine llama.cpp --prompt a --max-new-tokens 2"],
