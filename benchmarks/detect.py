@@ -41,8 +41,8 @@ from benchmarks.detect_texts import (
 )
 from stillhouse.detection.detector import (
     Detector,
-    common_share,
     threshold_of,
+    unlike_reason,
 )
 from stillhouse.detection.features import FEATURES, features_of, token_statistics
 from stillhouse.detection.fit import WORDS_PER_TOKEN, make_detector, sha256_of_model
@@ -182,14 +182,13 @@ def single_rates(
 
 
 def refusals(detector: Detector, texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Of each set the fraction of texts, cut to the shortest length, that do not seem to be of the
-    fitted language; and of German and French novels."""
+    """Of each set the fraction of texts, cut to the shortest length, that are not judged: of
+    another language, or unlike the fitted ones; and of German and French novels."""
     words = round(WORDS_PER_TOKEN * detector.fits[0].tokens)
     found = {}
     for name, own in texts.items():
         starts = [" ".join(text.split()[:words]) for text in own]
-        shares = [common_share(start, detector.common_words) for start in starts]
-        refused = sum(share < detector.fewest_common for share in shares)
+        refused = sum(bool(unlike_reason(detector, start)) for start in starts)
         found[name] = {"num_texts": len(own), "refused": refused / len(own)}
     return found
 
@@ -273,7 +272,6 @@ def fitted(sets: Mapping[str, Features], human_texts: Sequence[str], **facts: An
         pairs,
         human_texts,
         model=SCORING_MODEL,
-        language="English",
         sources={"human": FITTED_GENRES, "machine": machine},
         **facts,
     )

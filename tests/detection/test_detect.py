@@ -50,7 +50,7 @@ def detector(texts, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [
             "stillhouse", "fit-detector", "sample", "--human", f"{folder / 'human.jsonl'}",
-            "--machine", f"{folder / 'machine.jsonl'}", "--language", "English",
+            "--machine", f"{folder / 'machine.jsonl'}",
             "--lengths", f"{LENGTH}", "--output", f"{folder / 'detector.json'}",
         ])  # fmt: skip
         assert _run() == 0
@@ -91,7 +91,7 @@ def test_what_it_cannot_tell_is_said_with_the_reason(capsys, monkeypatch, detect
     assert code == 0
     assert page.count("cannot tell: ") == 2
     assert f"the shortest fitted texts have {LENGTH}" in page
-    assert "does not read like the fitted language (English)" in page
+    assert "its language seems to be de, and the detector was fitted on en" in page
     assert "Not evidence against a person." in page
 
 
@@ -127,7 +127,7 @@ def detector_file(tmp_path):
     content = {
         "model": "sample",
         "model_sha256": "0",
-        "language": "English",
+        "language": "en",
         "fits": [fit],
         "common_words": ["the"],
         "fewest_common": 0.1,
@@ -177,7 +177,7 @@ def test_too_few_texts_to_fit_are_one_message(capsys, monkeypatch, tmp_path):
     output = tmp_path / "detector.json"
     code, out, err = call(
         capsys, monkeypatch, "fit-detector", "no/model", "--human", tmp_path / "few.jsonl",
-        "--machine", tmp_path / "few.jsonl", "--language", "English", "--output", output,
+        "--machine", tmp_path / "few.jsonl", "--output", output,
     )  # fmt: skip
     assert (code, out) == (3, "")
     assert "2 human texts have" in err

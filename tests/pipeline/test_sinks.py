@@ -181,6 +181,37 @@ def test_a_sink_has_every_step_once_after_a_kill(sink, server: Server, ready: Ti
         assert facts.get("status", "FINISHED") == "FINISHED"
 
 
+READ_EVERY_RUN = """
+import json, sys
+from mlflow.tracking import MlflowClient
+client = MlflowClient(f"sqlite:///{sys.argv[1]}/mlflow.db")
+experiment = client.get_experiment_by_name("run")
+found = {
+    run.info.run_name: [
+        (each.step, each.value) for each in client.get_metric_history(run.info.run_id, "loss")
+    ]
+    for run in client.search_runs([experiment.experiment_id])
+}
+print(json.dumps([{}, found]))
+"""
+
+
+@pytest.mark.e2e
+def test_every_seed_and_model_is_a_run_of_a_sink(ready: TinyRun):
+    """Of one experiment, with the losses of its own metrics.jsonl."""
+    seeds = ("--set", "seed=[0,1]", "--set", "distillation.control=same_tokens")
+    outcome = ready.call("run", "--until", "distill", *seeds, "--set", "metrics=[mlflow]")
+    assert outcome.code == 0, outcome.err
+    _, found = read_by(READ_EVERY_RUN, ready.folder)
+    expected = {}
+    for seed in (0, 1):
+        for line in read_metrics(ready.folder / f"seed-{seed}" / "metrics.jsonl"):
+            own = expected.setdefault(f"seed-{seed}/{line['model']}", [])
+            own.append([line["step"], line["loss"]])
+    assert len(expected) == 4
+    assert found == expected
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("sink", ["wandb", "tensorboard"])
 def test_a_sink_that_cannot_write_does_not_stop_a_training(sink, server: Server, ready: TinyRun):

@@ -433,7 +433,6 @@ def fit_detector(
     machine: Annotated[
         list[str], typer.Option(metavar="SOURCE", help="Machine texts. May be repeated.")
     ],
-    language: Annotated[str, typer.Option(help="The language of the texts, for messages.")],
     output: Annotated[Path, typer.Option(help="The .json file to write.")],
     lengths: Annotated[
         str, typer.Option(help="Lengths in tokens of MODEL; texts are cut to them.")
@@ -455,7 +454,6 @@ def fit_detector(
         {"human": human, "machine": machine},
         model,
         lengths=parse_lengths(lengths),
-        language=language,
         offline=offline,
     )
     with explained_os_errors(output):

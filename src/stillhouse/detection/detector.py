@@ -6,8 +6,9 @@ log-odds that at most 1 % of human texts like the fitted ones exceed: of n human
 by a regression of the other folds, the one of rank ceil(0.99 * (n + 1)) (split conformal
 prediction: Vovk et al. 2005, section 4.2), so at least 99 are needed.
 
-It answers "cannot tell" of a text that is too short, or of another language than the fitted human
-texts: too few of its words are among their most frequent ones, such as "the" and "of".
+It answers "cannot tell" of a text that is too short, of another language than the fitted human
+texts, or unlike them, such as code: too few of its words are among their most frequent ones, such
+as "the" and "of".
 
 Axes: N texts, H human texts, M machine texts, F features.
 """
@@ -24,6 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stillhouse.data.language import language_of
 from stillhouse.detection.features import FEATURES, TokenStatistics, features_of
 from stillhouse.detection.logistic import Logistic, fit_logistic, sigmoid
 from stillhouse.errors import DataError
@@ -73,6 +75,7 @@ class Detector(_File):
     Attributes:
         model: Name of the scoring model.
         model_sha256: Of its weights and vocabulary.
+        language: Of the human texts (ISO 639-1); None where it is not known, as of code.
         common_words: The most frequent words of the human texts.
         fewest_common: Fraction of a text's words that must be among them.
         fits: By ascending length.
@@ -83,7 +86,7 @@ class Detector(_File):
     version: Literal[1] = 1
     model: str
     model_sha256: str
-    language: str
+    language: str | None
     features: tuple[str, ...] = FEATURES
     common_words: tuple[str, ...]
     fewest_common: float
@@ -154,19 +157,30 @@ def judge(detector: Detector, text: str, tokens: TokenStatistics) -> Judgment:
             len(tokens),
             f"it has {counted(len(tokens), 'token')}; the shortest fitted texts have {shortest}",
         )
-    share = common_share(text, detector.common_words)
-    if share < detector.fewest_common:
-        return Judgment(
-            "cannot tell",
-            len(tokens),
-            f"it does not read like the fitted language ({detector.language}): {share:.0%} of its "
-            f"words are among the {len(detector.common_words)} most frequent ones of the fitted "
-            f"texts, and {detector.fewest_common:.0%} are needed",
-        )
+    if reason := unlike_reason(detector, text):
+        return Judgment("cannot tell", len(tokens), reason)
     log_odds = float(fit.log_odds(features_of(tokens)[None])[0])
     probability, threshold = sigmoid(np.array([log_odds, fit.threshold])).tolist()
     verdict = "machine" if log_odds > fit.threshold else "not machine"
     return Judgment(verdict, len(tokens), "", probability, threshold, fit.tokens)
+
+
+def unlike_reason(detector: Detector, text: str) -> str:
+    """Why a text is not like the fitted ones; empty if it is."""
+    language = language_of(text)
+    if None not in (language, detector.language) and language != detector.language:
+        return (
+            f"its language seems to be {language}, and the detector was fitted on "
+            f"{detector.language}"
+        )
+    share = common_share(text, detector.common_words)
+    if share < detector.fewest_common:
+        return (
+            f"it does not read like the fitted texts: {share:.0%} of its words are among their "
+            f"{len(detector.common_words)} most frequent ones, and {detector.fewest_common:.0%} "
+            "are needed"
+        )
+    return ""
 
 
 def fit_length(tokens: int, human: np.ndarray, machine: np.ndarray) -> LengthFit:

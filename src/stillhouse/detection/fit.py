@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.data.documents import read_documents
+from stillhouse.data.language import main_language
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.detection.detector import (
     Detector,
@@ -59,7 +60,7 @@ def make_detector(
     """A detector from the features of human and machine texts at each length.
 
     Args:
-        human_texts: Their language is the fitted one.
+        human_texts: Their language and frequent words are the fitted ones.
         facts: The other attributes of the detector.
 
     Raises:
@@ -69,7 +70,13 @@ def make_detector(
     common = common_words_of(human_texts)
     num_words = round(WORDS_PER_TOKEN * fits[0].tokens)
     fewest = fewest_common(human_texts, common, num_words)
-    return Detector(common_words=common, fewest_common=fewest, fits=fits, **facts)
+    return Detector(
+        language=main_language(human_texts),
+        common_words=common,
+        fewest_common=fewest,
+        fits=fits,
+        **facts,
+    )
 
 
 def fit_detector(
@@ -77,7 +84,6 @@ def fit_detector(
     model_name: str,
     *,
     lengths: Sequence[int],
-    language: str,
     offline: bool,
 ) -> Detector:
     """Fit a detector on the documents of files, each cut to the lengths that it has.
@@ -111,7 +117,6 @@ def fit_detector(
         texts["human"],
         model=model_name,
         model_sha256=sha256_of_model(folder, model),
-        language=language,
         sources={kind: list(own) for kind, own in sources.items()},
         protocol={
             "commit": source_commit(),
