@@ -212,8 +212,8 @@ def servers(run: Path, inspection: Path) -> list[PageServer]:
             {
                 "site": Shot(still, wide),
                 "site-phone": Shot(still, PHONE),
-                "site-detect": Shot(to_heading("Measured"), high, "/guides/detect/"),
-                "site-card": Shot(still, high, "/results/model-cards/smollm2-24/"),
+                "site-detect": Shot(to_heading("Measured"), high, "/guides/detect.html"),
+                "site-card": Shot(still, high, "/results/model-cards/smollm2-24.html"),
             },
         ),
     ]
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="a run of the quickstart")
     parser.add_argument("--inspection", type=Path, required=True, help="the neurons of smollm2")
     options = parser.parse_args()
-    expect.set_options(timeout=60_000)  # milliseconds: models may be slow here
+    expect.set_options(timeout=240_000)  # milliseconds: models may be slow here
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]

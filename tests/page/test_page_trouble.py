@@ -88,6 +88,18 @@ def test_no_spinner_turns_for_ever(page):
     assert text_of(page) == TEXT
 
 
+def test_layers_may_take_minutes(page):
+    """What is computed in one go has no events to hear; after ten minutes it is given up."""
+    page.clock.install()
+    page.get_by_role("tab", name="Inspect").click()
+    page.route("**/editor/layers", lambda route: None)
+    page.get_by_role("button", name="Layers on my text").click()
+    page.clock.fast_forward(590_000)
+    expect(page.locator("#trouble")).to_be_hidden()
+    page.clock.fast_forward(20_000)
+    expect(page.locator("#trouble")).to_contain_text("has not responded for 600 seconds")
+
+
 def test_stop_keeps_what_has_come(page):
     page.evaluate(
         "localStorage.setItem('stillhouse.settings', JSON.stringify({tokens: 120, number: 8}))"

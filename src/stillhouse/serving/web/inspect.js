@@ -6,6 +6,7 @@ import { fetchJson } from "./server.js";
 const MAX_CHARACTERS = 200;
 const COLUMNS = 10; // the last tokens of the text
 const STEPS = 4; // of color, as in the heat map
+const TIMEOUT_MS = 600_000; // the model reads ten contexts twice, or every layer predicts
 
 export class Inspect {
   constructor({ neuron, strongest, contexts, effects, layers }, { announce, onError, text }) {
@@ -35,10 +36,11 @@ export class Inspect {
   async showNeuron(model, layer, number) {
     this.announce("Running the model on the neuron’s contexts…");
     try {
-      const found = await fetchJson("/editor/neuron", { model, layer, number });
+      const found = await fetchJson("/editor/neuron", { model, layer, number }, TIMEOUT_MS);
       this.#fill(found);
       this.announce(`Neuron ${found.neuron}: ${found.contexts.length} contexts.`);
     } catch (error) {
+      this.announce("");
       this.onError(error, () => this.showNeuron(model, layer, number));
     }
   }
@@ -58,7 +60,7 @@ export class Inspect {
     const text = lastPart(this.text(), MAX_CHARACTERS);
     if (!text.trim()) return this.announce("There is no text yet; write something first.");
     try {
-      this.#table(await fetchJson("/editor/layers", { model, text }));
+      this.#table(await fetchJson("/editor/layers", { model, text }, TIMEOUT_MS));
       this.announce("Done.");
     } catch (error) {
       this.onError(error, () => this.showLayers(model));

@@ -18,15 +18,15 @@ export function setKey(given) {
   store(API_KEY, given, "sessionStorage");
 }
 
-// A signal that also aborts TIMEOUT_MS after the last call of `heard`.
-function withTimeout(signal) {
+// A signal that also aborts `milliseconds` after the last call of `heard`.
+function withTimeout(signal, milliseconds = TIMEOUT_MS) {
   const timeout = new AbortController();
-  const error = new ServerError(`The server has not responded for ${TIMEOUT_MS / 1000} seconds.`);
+  const error = new ServerError(`The server has not responded for ${milliseconds / 1000} seconds.`);
   let timer = null;
   const end = () => clearTimeout(timer);
   const heard = () => {
     end();
-    timer = setTimeout(() => timeout.abort(error), TIMEOUT_MS);
+    timer = setTimeout(() => timeout.abort(error), milliseconds);
   };
   heard();
   return { either: AbortSignal.any([signal, timeout.signal].filter(Boolean)), heard, end };
@@ -54,9 +54,9 @@ async function send(path, body, signal) {
   throw error;
 }
 
-// The JSON response to a body, or to a GET without one.
-export async function fetchJson(path, body) {
-  const { either, end } = withTimeout();
+// The JSON response to a body, or to a GET without one, within `milliseconds`.
+export async function fetchJson(path, body, milliseconds) {
+  const { either, end } = withTimeout(null, milliseconds);
   try {
     return await (await send(path, body, either)).json();
   } catch (error) {
