@@ -28,11 +28,11 @@ SETTINGS = ("distillation.control=none", "evaluation.speed=false")
 SHARE = 0.95
 
 
-def trial(name: str, tokens: int, seed: int, folder: Path) -> dict[str, Any]:
+def trial(options: argparse.Namespace, tokens: int) -> dict[str, Any]:
     """One training: its tokens, seconds, and the share of the teacher."""
-    settings = (f"seed={seed}", f"distillation.max_tokens={tokens}", *SETTINGS)
-    _, recipe = load_recipe(name, settings)
-    run = RunFolder.at(folder / f"{name}-{tokens}-seed-{seed}")
+    own = (f"seed={options.seed}", f"distillation.max_tokens={tokens}")
+    _, recipe = load_recipe(options.recipe, (*own, *SETTINGS, *options.settings))
+    run = RunFolder.at(options.folder / f"{options.recipe}-{tokens}-seed-{options.seed}")
     Pipeline(recipe, run, ConsoleReporter(), offline=True).run_stages(stages_of(recipe))
     models = json.loads(run.evaluation.read_text(encoding="utf-8"))["models"]
     training = facts_of(run.student)["training"]
@@ -55,13 +55,14 @@ def main() -> int:
     parser.add_argument("recipe", help="the name of a packaged recipe of a language model")
     parser.add_argument("--tokens", nargs="+", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--folder", type=Path, default=Path("runs/time-to-teacher"))
     parser.add_argument("--output", type=Path, help="by default a file named after the CPU")
     options = parser.parse_args()
     trials: list[dict[str, Any]] = []
     try:
         for tokens in sorted(options.tokens):
-            trials.append(trial(options.recipe, tokens, options.seed, options.folder))
+            trials.append(trial(options, tokens))
             if trials[-1]["share"] >= SHARE:
                 break
     except StillhouseError as error:

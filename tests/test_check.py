@@ -66,8 +66,21 @@ def test_the_page_for_people_says_the_same(tmp_path, capsys, monkeypatch):
         "layer map: [0, 2, 4, 7, 9, 11]",
     ):
         assert part in page
-    assert "matrix product measured now" in page
+    assert "of the speed of a matrix product" in page
     assert "vendor's figures" in page
+
+
+def test_other_machines_are_no_news_of_a_run_of_a_second(tmp_path, capsys, monkeypatch):
+    """And no micro-batch is larger than the step."""
+    write_shape(tmp_path / "teacher", GPT2Config())
+    settings = ("distillation.max_tokens=51200", "distillation.tokens_per_step=1024")
+    given = [part for setting in settings for part in ("--set", setting)]
+    page = check(
+        capsys, monkeypatch, "distilgpt2", "--set", f"teacher={tmp_path / 'teacher'}", *given
+    )
+    assert "vendor's figures" not in page
+    assert "on this machine" in page
+    assert "a step: 1,024 tokens in micro-batches of 1,024" in page
 
 
 FAMILIES = {
