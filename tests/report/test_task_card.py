@@ -1,6 +1,7 @@
 """What a reader of a task model's README.md sees, and what its code does."""
 
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -146,7 +147,8 @@ def test_front_matter_has_the_metadata_of_the_hub(card, kind, tag, metric):
     }
     assert front_matter(card(kind, "student"))["tags"] == ["stillhouse"]
     loaded = ModelCard(card(kind), ignore_metadata_errors=False)
-    assert [each.metric_type for each in loaded.data.eval_results or []] == [metric]
+    data: Any = loaded.data
+    assert [each.metric_type for each in data.eval_results] == [metric]
     assert front_matter(str(loaded)) == front_matter(card(kind))
 
 
