@@ -8,7 +8,6 @@ file to benchmarks/results/bias; `make docs` makes the table of docs/guides/bias
 """
 
 import argparse
-import json
 import sys
 from functools import cache, partial
 from pathlib import Path
@@ -105,8 +104,7 @@ def main() -> int:
         "bias": scores,
     }
     output = options.output or RESULTS / f"{options.name}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    measure.write_result(output, found)
     return 0
 
 

@@ -301,8 +301,7 @@ def main() -> int:
     except StillhouseError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    measure.write_result(options.output, found)
     if options.detector is not None:
         options.detector.write_text(detector.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return 0

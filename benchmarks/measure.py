@@ -4,6 +4,7 @@ The models and steps to measure are defined elsewhere; this module is independen
 """
 
 import contextlib
+import json
 import multiprocessing
 import platform
 import re
@@ -57,6 +58,12 @@ def cpu_kind() -> str:
     """The kind of CPU, for the name of a file of results: `amd-epyc-avx512-vnni`."""
     name = re.sub(r"\(\w+\)|\bprocessor\b|\bcpu\b|@.*", "", processor_name().lower())
     return re.sub(r"[^a-z0-9]+", "-", f"{name} {instruction_set()}".lower()).strip("-")
+
+
+def write_result(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of results, in a folder that is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def interleaved_seconds(

@@ -129,8 +129,7 @@ def main() -> int:
         **result_of(recipe, run),
     }
     output = options.output or RESULTS / f"{name}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    measure.write_result(output, found)
     return 0
 
 

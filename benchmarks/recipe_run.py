@@ -86,8 +86,7 @@ def main() -> int:
         **record(recipe, run),
     }
     output = options.output or RESULTS / f"{options.recipe}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    measure.write_result(output, found)
     return 0
 
 

@@ -21,6 +21,7 @@ from stillhouse.recipe_file import load_recipe
 from stillhouse.runs.manifest import facts_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.stage import stages_of
+from stillhouse.training.device import keep_freed_memory
 from stillhouse.training.progress import ConsoleReporter
 
 RESULTS = Path(__file__).parent / "results" / "time-to-teacher"
@@ -59,6 +60,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/time-to-teacher"))
     parser.add_argument("--output", type=Path, help="by default a file named after the CPU")
     options = parser.parse_args()
+    keep_freed_memory()
     trials: list[dict[str, Any]] = []
     try:
         for tokens in sorted(options.tokens):
@@ -76,12 +78,9 @@ def main() -> int:
         "wanted": SHARE,
         "trials": trials,
     }
-    machine = found["machine"]
-    words = machine["gpus"][:1] or [machine["processor"], machine.get("instruction_set", "")]
-    own = "-".join("".join(each if each.isalnum() else " " for each in str(words)).lower().split())
-    output = options.output or RESULTS / f"{options.recipe}-{own}-{machine['threads']}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    name = f"{options.recipe}-{measure.cpu_kind()}-{found['machine']['threads']}.json"
+    output = options.output or RESULTS / name
+    measure.write_result(output, found)
     return 0
 
 

@@ -38,6 +38,8 @@ def leaderboard() -> str:
     columns = ["recipe", "machine", "time", "tokens", "teacher's loss over student's", "commit"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     found = [json.loads(file.read_text("utf-8")) for file in sorted(TIMES.glob("*.json"))]
+    if not found:
+        return "No run is recorded yet."
     order = sorted(found, key=lambda each: (each["recipe"], each["trials"][-1]["seconds"]))
     for result in order:
         best = result["trials"][-1]

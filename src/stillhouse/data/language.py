@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 MOST_CHARACTERS = 20_000  # of a long text, the first ones say it
-SURE = 0.5  # probability above which a language counts as known
+KNOWN_ABOVE = 0.5  # the probability above which a language counts as known
 
 
 @cache
@@ -20,7 +20,7 @@ def _identifier() -> Any:
 def language_of(text: str) -> str | None:
     """The ISO 639-1 code of a text's language, or None where none is likely, as of code."""
     code, probability = _identifier().classify(text[:MOST_CHARACTERS])
-    return code if probability > SURE else None
+    return code if probability > KNOWN_ABOVE else None
 
 
 def main_language(texts: Iterable[str]) -> str | None:
