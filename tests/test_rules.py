@@ -47,6 +47,7 @@ SHARED = {
     "training",
 }
 STAGES = {
+    "cleaning",
     "corpus",
     "detection",
     "teacher",
@@ -99,7 +100,11 @@ ARROWS = {
     "recipe_file": {"errors", "recipe", "settings"},
     "runs": {"errors", "extras", "machine", "settings"},  # a manifest has the power of its stage
     "section": set(),
-    "settings": {"objectives", "section"},  # the terms of a recipe are the divergences there are
+    "settings": {
+        "cleaning",
+        "objectives",
+        "section",
+    },  # keys are the steps and divergences there are
     "terminal": set(),
     "units": set(),
     "wording": set(),

@@ -94,7 +94,7 @@ def check_recipe(
     for task, own in tasks.items():
         parts += _task_parts(recipe, task, own, tokenizer, speeds)
     if checked.student is not None:
-        text = text_size(recipe.text, run, tokenizer, offline=offline)
+        text = text_size(recipe, run, tokenizer, offline=offline)
         sets, unknown = data_set_sizes(checked)
         student, number = checked.student.config, len(checked.candidates)
         teacher = with_vocabulary_size(checked.teacher, student.vocab_size)

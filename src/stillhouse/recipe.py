@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from stillhouse.cleaning.settings import CleaningRecipe
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.distillation.settings import CacheRecipe, DistillationRecipe
 from stillhouse.energy.settings import EnergyRecipe
@@ -42,6 +43,8 @@ class Recipe(Section):
     that trains one: a new model of `family`, or a model to fine-tune, `start`."""
     corpus: CorpusRecipe | None = None
     """Text to distill on; without it only the tasks run."""
+    cleaning: CleaningRecipe | None = None
+    """Steps that clean the text before it is tokenized; by default it is taken as it is."""
     tokens: TokensRecipe = TokensRecipe()
     """Tokenizer, sequences and masking."""
     student: StudentRecipe = StudentRecipe()
@@ -119,6 +122,8 @@ class Recipe(Section):
             raise ValueError(f"metrics lists {', '.join(self.metrics)}; name each once")
         if self.corpus is None and not self.finetuning:
             raise ValueError("there is neither a corpus to distill on nor a task in finetuning")
+        if self.corpus is None and self.cleaning is not None:
+            raise ValueError("cleaning needs a corpus, and there is none")
         if self.corpus is None and self.trains_its_teacher:
             raise ValueError("training a teacher needs a corpus")
         self._check_starts()

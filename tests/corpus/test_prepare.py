@@ -148,7 +148,7 @@ def test_inputs_change_only_with_what_the_tokens_depend_on(texts, tokenizers, tm
     prepare(recipe, run, teacher_tokenizer=tokenizers["causal"])
 
     def up_to_date(recipe=recipe, tokenizer=tokenizers["causal"]):
-        return is_up_to_date(run.tokens, prepare_inputs(recipe, teacher_tokenizer=tokenizer))
+        return is_up_to_date(run.tokens, prepare_inputs(recipe, run, teacher_tokenizer=tokenizer))
 
     longer = recipe.tokens.model_copy(update={"sequence_length": 64})
     assert up_to_date()
@@ -267,7 +267,9 @@ def test_the_shards_do_not_depend_on_the_encoder(texts, tokenizers, tmp_path, mo
         zip(runs, runs, strict=True)
     )
     assert shards_of(runs["gigatoken"]) == shards_of(runs["tokenizers"])
-    inputs = prepare_inputs(recipe_for(texts), teacher_tokenizer=tokenizers["causal"])
+    inputs = prepare_inputs(
+        recipe_for(texts), RunFolder.at(Path()), teacher_tokenizer=tokenizers["causal"]
+    )
     assert is_up_to_date(runs["gigatoken"].tokens, inputs)
 
 

@@ -205,7 +205,7 @@ def test_hub_rows_are_streamed(folder, tmp_path):
     (tmp_path / "data").mkdir()
     shutil.move(tmp_path / "train.parquet", tmp_path / "data" / "train.parquet")
     found = hub.documents(f"hf://{tmp_path / 'data'}", CorpusRecipe(source="hf://x/y"))
-    assert {name: "".join(parts) for name, parts in found} == {"r": "red", "b": "blue"}
+    assert {document.id: "".join(document.parts) for document in found} == {"r": "red", "b": "blue"}
 
 
 def test_offline_refuses_hub_sources():

@@ -90,7 +90,7 @@ def test_the_scheme_decides_the_source(name, scheme):
 def test_a_new_source_serves_the_corpus_and_tasks_alike(tmp_path, monkeypatch):
     """What one module defines is all that both need."""
 
-    def documents(corpus):
+    def documents(corpus, on_damage=None):
         records = [Record(f"memo row {n}", n, row) for n, row in enumerate(ROWS, start=1)]
         return record_documents("memo", records, corpus)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.task_models import SENTENCES, make_tokenizer
@@ -18,11 +19,15 @@ from stillhouse.tasks.registry import make_task
 from stillhouse.tokens.tokenizer import text_encoder
 
 
-def write_corpus(folder: Path, number: int) -> CorpusRecipe:
+def recipe_of(corpus: CorpusRecipe, **sections: Any) -> Recipe:
+    return Recipe(teacher="sample", corpus=corpus, **sections)
+
+
+def write_corpus(folder: Path, number: int) -> Recipe:
     """Records of one to three sentences."""
     lines = [json.dumps({"text": " ".join(SENTENCES[: 1 + n % 3])}) for n in range(number)]
     (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return CorpusRecipe(source=str(folder / "text.jsonl"), validation_fraction=0.25)
+    return recipe_of(CorpusRecipe(source=str(folder / "text.jsonl"), validation_fraction=0.25))
 
 
 def test_a_text_is_counted_before_it_is_tokenized(tmp_path):
@@ -48,14 +53,16 @@ def test_what_cannot_be_known_is_said(tmp_path):
     assert trained == (
         "the tokenizer is trained by the run, so the number of tokens is known only then"
     )
-    hub = CorpusRecipe(source="hf://owner/name")
+    hub = recipe_of(CorpusRecipe(source="hf://owner/name"))
     assert "dataset of the hub" in str(text_size(hub, None, make_tokenizer("gpt2"), offline=True))
+    cleaned = recipe_of(write_corpus(tmp_path, 20).text, cleaning={"length": {}})
+    assert "is cleaned first" in str(text_size(cleaned, None, make_tokenizer("gpt2"), offline=True))
 
 
 def test_text_that_the_run_would_refuse_is_refused(tmp_path):
     """A record without the field is found while the text is counted."""
     (tmp_path / "text.jsonl").write_text('{"body": "a"}\n', encoding="utf-8")
-    corpus = CorpusRecipe(source=str(tmp_path / "text.jsonl"))
+    corpus = recipe_of(CorpusRecipe(source=str(tmp_path / "text.jsonl")))
     with pytest.raises(DataError, match="has no field 'text'"):
         text_size(corpus, None, make_tokenizer("gpt2"), offline=True)
 

@@ -7,6 +7,7 @@ log and the manifest list the formats that were read, what was skipped, and how 
 """
 
 import contextlib
+import glob
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,8 +33,8 @@ from stillhouse.data.documents import (
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import Inputs, commit_folder, fingerprint
-from stillhouse.runs.paths import RunFolder
+from stillhouse.runs.manifest import Inputs, commit_folder, fingerprint, fingerprint_of
+from stillhouse.runs.paths import DOCUMENTS, RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.tokens.encoders import (
     FAST,
@@ -91,9 +92,20 @@ class TextCounts:
         return {"documents": self.documents, "bytes": self.bytes, "words": self.words}
 
 
-def prepare_inputs(recipe: Recipe, *, teacher_tokenizer: Path | None) -> Inputs:
+def text_to_tokenize(recipe: Recipe, run: RunFolder) -> CorpusRecipe:
+    """The recipe's text, or what the stage clean has made of it."""
+    if recipe.cleaning is None:
+        return recipe.text
+    cleaned = {"source": f"{glob.escape(str(run.clean))}/part-*/{DOCUMENTS}", "text_field": "text"}
+    return recipe.text.model_copy(update=cleaned)
+
+
+def prepare_inputs(recipe: Recipe, run: RunFolder, *, teacher_tokenizer: Path | None) -> Inputs:
     """What the tokens depend on, from the sizes and times of the files; reads no text."""
-    sources = {"text": fingerprint(describe_sources(recipe.text))}
+    if recipe.cleaning is None:
+        sources = {"text": fingerprint(describe_sources(recipe.text))}
+    else:
+        sources = {"text": fingerprint_of(run.clean)}
     tokenizer = recipe.tokens.tokenizer
     if not isinstance(tokenizer, TrainedTokenizer):
         sources["tokenizer"] = tokenizer_fingerprint(tokenizer_path(tokenizer, teacher_tokenizer))
@@ -122,7 +134,8 @@ def prepare(
         NetworkError: a hub dataset while offline or without a connection.
     """
     report = progress or (lambda message: None)
-    inputs = prepare_inputs(recipe, teacher_tokenizer=teacher_tokenizer)
+    inputs = prepare_inputs(recipe, run, teacher_tokenizer=teacher_tokenizer)
+    recipe = recipe.model_copy(update={"corpus": text_to_tokenize(recipe, run)})
     summary = summarize_sources(recipe.text)
     splitting = plan_splits(recipe.text, offline=offline)
     chosen = recipe.tokens.tokenizer

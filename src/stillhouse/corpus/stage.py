@@ -37,6 +37,8 @@ def run(context: "StageContext") -> None:
     from stillhouse.corpus.prepare import prepare, prepare_inputs
 
     recipe = context.recipe
+    if recipe.cleaning is not None:
+        context.require(context.run.clean, "clean")
     tokenizer = context.models.start_folder if recipe.tokens.tokenizer == "teacher" else None
 
     def write_tokens(inputs: "Inputs") -> None:
@@ -51,7 +53,7 @@ def run(context: "StageContext") -> None:
 
     context.once(
         context.run.tokens,
-        lambda: prepare_inputs(recipe, teacher_tokenizer=tokenizer),
+        lambda: prepare_inputs(recipe, context.run, teacher_tokenizer=tokenizer),
         write_tokens,
     )
 

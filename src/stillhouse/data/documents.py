@@ -68,10 +68,10 @@ def read_documents(
         NetworkError: a hub dataset while offline or without a connection.
     """
     is_empty = True
-    for content in _contents(corpus, offline=offline):
-        for name, parts in content.documents(corpus):
+    for _, content in contents_of(corpus, offline=offline):
+        for document in content.documents(corpus, None):
             is_blank = True
-            for chunk in chunk_document(name, parts):
+            for chunk in chunk_document(document.id, document.parts):
                 is_blank = is_empty = False
                 yield chunk
             if is_blank and summary is not None:
@@ -83,10 +83,15 @@ def read_documents(
         )
 
 
-def _contents(
+def contents_of(
     corpus: CorpusRecipe, *, offline: bool = False, skipped: Counter[str] | None = None
-) -> Iterator[Content]:
-    """What the sources name, in order and each file once; counts what they leave out."""
+) -> Iterator[tuple[str, Content]]:
+    """Each source with what it names, in order and each file once; counts what they leave out.
+
+    Raises:
+        DataError: a source that names no file that can be read.
+        NetworkError: a hub dataset while offline.
+    """
     seen: set[Path] = set()
     for source in corpus.sources:
         check_online(source, "corpus.source", offline=offline)
@@ -95,7 +100,7 @@ def _contents(
             skipped.update(left_out)
         for content in contents:
             if content.path not in seen:
-                yield content
+                yield source, content
             if content.path is not None:
                 seen.add(content.path)
 
@@ -121,7 +126,8 @@ def summarize_sources(corpus: CorpusRecipe) -> ReadSummary:
         DataError: a source that names no file that can be read.
     """
     summary = ReadSummary()
-    summary.files.update(content.format for content in _contents(corpus, skipped=summary.skipped))
+    contents = contents_of(corpus, skipped=summary.skipped)
+    summary.files.update(content.format for _, content in contents)
     return summary
 
 

@@ -17,9 +17,15 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
+def identify(text: str) -> tuple[str, float]:
+    """The ISO 639-1 code of a text's most probable language, and its probability."""
+    code, probability = _identifier().classify(text[:MOST_CHARACTERS])
+    return code, float(probability)
+
+
 def language_of(text: str) -> str | None:
     """The ISO 639-1 code of a text's language, or None where none is likely, as of code."""
-    code, probability = _identifier().classify(text[:MOST_CHARACTERS])
+    code, probability = identify(text)
     return code if probability > KNOWN_ABOVE else None
 
 

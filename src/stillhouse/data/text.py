@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -72,17 +72,19 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_blocks(path: Path, unit: str | None = None) -> Iterator[str]:
+def read_blocks(path: Path, unit: str | None = None, *, lenient: bool = False) -> Iterator[str]:
     """A file's text in blocks, without a byte order mark.
 
     Args:
         unit: What errors call a line of the file; without it, an error that is not UTF-8 gives
             the position in bytes alone.
+        lenient: Give bytes that are not UTF-8 as lone surrogates, and NUL characters as they are,
+            for a caller that leaves out the records that have them.
 
     Raises:
         DataError: the file is missing or damaged, is not UTF-8, or holds a NUL character.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape" if lenient else "strict")
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset = 0  # of the block's first byte
     line = 1
@@ -96,7 +98,7 @@ def read_blocks(path: Path, unit: str | None = None) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 raise _not_utf_8(path, unit, line, offset + len(block), error) from error
             translated = newlines.decode(text, final=not block)
-            if "\0" in text:
+            if "\0" in text and not lenient:
                 line += translated.count("\n", 0, translated.index("\0"))
                 raise DataError(
                     f"{path} holds a NUL character in {unit or 'line'} {line}: it looks like a "
@@ -123,23 +125,36 @@ def _not_utf_8(
     )
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(
+    path: Path, on_damage: Callable[[DataError], None] | None = None
+) -> Iterator[tuple[int, str]]:
     """The lines of a text file, numbered from 1, with their ends: `\\n`, `\\r\\n` or `\\r`.
+
+    Args:
+        on_damage: Makes reading lenient (`read_blocks`), and is called with the error of a line
+            that is too long, which is then left out.
 
     Raises:
         DataError: as `read_blocks`, or a line that is too long for memory.
     """
     number = size = 0
     held: list[str] = []  # what follows the last complete line
-    for block in chain(read_blocks(path, "row"), [""]):
+    too_long = False  # the line that it begins
+    for block in chain(read_blocks(path, "row", lenient=on_damage is not None), [""]):
         held.append(block)
         size += len(block)
         if block and "\n" not in block and "\r" not in block:
-            if size > MAX_LINE_CHARACTERS:
-                raise DataError(
+            if size > MAX_LINE_CHARACTERS and not too_long:
+                error = DataError(
                     f"{path} row {number + 1} is longer than {MAX_LINE_CHARACTERS // 2**20} "
                     "MiB. Store a text of this length as a plain text file."
                 )
+                if on_damage is None:
+                    raise error
+                on_damage(error)
+                too_long = True
+            if too_long:
+                held.clear()
             continue
         lines = io.StringIO("".join(held), newline="").readlines()
         # A \r at the end of a block may be the first half of a \r\n.
@@ -147,7 +162,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         size = sum(map(len, held))
         for line in lines:
             number += 1
-            yield number, line
+            if not too_long:
+                yield number, line
+            too_long = False
 
 
 def check_characters(text: str, where: str) -> None:

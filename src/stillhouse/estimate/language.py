@@ -350,7 +350,7 @@ def turns_seconds(turn: int | float) -> float:
 
 
 def text_size(
-    corpus: CorpusRecipe,
+    recipe: Recipe,
     run: RunFolder | None,
     tokenizer: PreTrainedTokenizerFast | None,
     *,
@@ -366,11 +366,13 @@ def text_size(
         train, validation = (manifest.facts["splits"][name] for name in ("train", "validation"))
         mean = validation["tokens"] / max(1, validation["documents"])
         return TextSize(train["tokens"], validation["tokens"], mean)
-    if any(source_of(source).is_remote for source in corpus.sources):
+    if recipe.cleaning is not None:
+        return "the text is cleaned first, so its size is known once it is prepared"
+    if any(source_of(source).is_remote for source in recipe.text.sources):
         return "the text is a dataset of the hub, whose size is known once it is prepared"
     if tokenizer is None:
         return "the tokenizer is trained by the run, so the number of tokens is known only then"
-    return _estimated_size(corpus, tokenizer, offline=offline)
+    return _estimated_size(recipe.text, tokenizer, offline=offline)
 
 
 def _estimated_size(

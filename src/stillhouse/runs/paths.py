@@ -11,6 +11,7 @@ from typing import TextIO
 from stillhouse.errors import RunError
 from stillhouse.runs.atomic import FULL, full_disk_error, unusable_path
 
+DOCUMENTS = "documents.parquet"  # of each part of the cleaned text
 TRIES = 3  # to lock a run
 
 
@@ -22,6 +23,7 @@ class RunFolder:
         self.path = path
         self.shared = shared
         self.recipe = shared / "recipe.yaml"
+        self.clean = shared / "clean"
         self.corpus = shared / "corpus"
         self.tokens = shared / "tokens"
         self.teacher = shared / "teacher"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Each stage with the folder whose module `stage` exports it, in the order in which they run.
 FOLDERS: Mapping[str, str] = {
+    "clean": "cleaning",
     "prepare": "corpus",
     "teacher": "teacher",
     "race": "race",

@@ -19,6 +19,7 @@ from stillhouse.data.text import COMPRESSED
 from stillhouse.errors import DataError
 
 Fields = Mapping[str, Any]
+OnDamage = Callable[[DataError], None]
 
 
 class Record(NamedTuple):
@@ -27,6 +28,16 @@ class Record(NamedTuple):
     where: str
     number: int
     fields: Fields | None
+
+
+class WebPage(NamedTuple):
+    """A page: its number in the file, its address, and its content: HTML in bytes with the charset
+    that its server named, or the text that a crawler has made of it."""
+
+    number: int
+    url: str
+    content: bytes | str
+    charset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class TableFile:
         column: The column of the text, which tells the table in a file of several.
         header: The names of the first columns of a CSV or TSV file whose first line has none.
         columns: Of a Parquet file that has the first of these, only these are read.
+        on_damage: Called with the error of a record that cannot be read, which is then left out;
+            without it the error is raised.
     """
 
     path: Path
@@ -45,15 +58,28 @@ class TableFile:
     column: str = "text"
     header: Sequence[str] | None = None
     columns: Sequence[str] = ()
+    on_damage: OnDamage | None = None
+
+    def damaged(self, error: DataError) -> None:
+        """Leave out a record that cannot be read.
+
+        Raises:
+            DataError: `error`, unless `on_damage` takes it.
+        """
+        if self.on_damage is None:
+            raise error
+        self.on_damage(error)
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file format, which gives either text in blocks or records.
+    """A file format, which gives text in blocks, records, or web pages.
 
     Each module of this package lists its own in FORMATS, and the registry finds them there.
 
     Args:
+        read_pages: Reads web pages as they are; of a format that also gives text, this is what
+            cleaning reads.
         by_line: Whether records are lines or elements of a file, of which some may be blank.
         has_lists: Whether a value may be a list, such as the words of a sentence.
         documents: What a corpus makes of a file, for the documentation.
@@ -64,6 +90,7 @@ class Format:
     suffixes: tuple[str, ...]
     read_text: Callable[[Path], Iterable[str]] | None = None
     read_records: Callable[[TableFile], Iterator[Record]] | None = None
+    read_pages: Callable[[TableFile], Iterator[WebPage]] | None = None
     by_line: bool = True
     has_lists: bool = False
     documents: str = ""

@@ -4,13 +4,14 @@ Contract: the text of the page in order, with a blank line between paragraphs, w
 as in a browser. The article is not told apart from the rest of the page.
 """
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-from stillhouse.data.formats import Format
-from stillhouse.data.text import read_blocks
+from stillhouse.data.formats import Format, TableFile, WebPage
+from stillhouse.data.text import opened, read_blocks
 
 # Elements whose content is not shown as text of the page; each has an end tag.
 HIDDEN = {
@@ -30,6 +31,15 @@ SEPARATORS = {
     **dict.fromkeys(("td", "th"), "\t"),
 }
 SPACES = re.compile(r"\s+")
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+META_CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w:.-]+)""", re.IGNORECASE)
+META_BYTES = 1024  # a page names its charset within these
+# Labels that stand for a larger charset, which pages that use them are written in.
+LARGER = dict.fromkeys(("ascii", "iso8859-1", "iso-8859-1", "latin-1", "latin1"), "cp1252")
 
 
 def visible_text(blocks: Iterable[str]) -> Iterator[str]:
@@ -45,6 +55,44 @@ def visible_text(blocks: Iterable[str]) -> Iterator[str]:
 def read_html(path: Path) -> Iterator[str]:
     """The visible text of a file."""
     return visible_text(read_blocks(path))
+
+
+def decode_page(content: bytes, charset: str | None = None) -> str:
+    """A page as text: by its byte order mark, else by the charset that its server names, else by
+    that which the page names, else as UTF-8 where it is that, else as Windows-1252. Bytes that are
+    not of the charset become U+FFFD.
+
+    Source: WHATWG HTML, section 13.2.3.2, "Determining the character encoding".
+    """
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            return content.removeprefix(mark).decode(encoding, "replace")
+    named = META_CHARSET.search(content, 0, META_BYTES)
+    for label in (charset, named and named[1].decode("ascii", "replace")):
+        if (encoding := _encoding(label)) is not None:
+            return content.decode(encoding, "replace")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", "replace")
+
+
+def _encoding(label: str | None) -> str | None:
+    """Python's name of a charset; None for one that is unknown or not of text."""
+    try:
+        codec = codecs.lookup(label or "")
+    except (LookupError, ValueError):
+        return None
+    is_text = getattr(codec, "_is_text_encoding", True)
+    # A page that can be read up to the name of its charset is not in UTF-16.
+    name = "utf-8" if codec.name.startswith(("utf-16", "utf-32")) else codec.name
+    return LARGER.get(name, name) if is_text else None
+
+
+def read_pages(file: TableFile) -> Iterator[WebPage]:
+    """The page of a file."""
+    with opened(file.path) as content:
+        yield WebPage(1, "", content.read())
 
 
 class _Page(HTMLParser):
@@ -108,6 +156,7 @@ FORMATS = (
         "HTML",
         (".html", ".htm", ".xhtml"),
         read_text=read_html,
+        read_pages=read_pages,
         documents="the visible text, without markup, scripts, styles or navigation",
     ),
 )

@@ -26,16 +26,25 @@ def read_json(file: TableFile) -> Iterator[Record]:
 
 def read_json_lines(file: TableFile) -> Iterator[Record]:
     """One object a line."""
-    for number, line in read_lines(file.path):
+    for number, line in read_lines(file.path, file.on_damage):
         where = f"{file.name} row {number}"
         try:
-            fields = json.loads(line) if line.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where} is not JSON ({error}). Each line must be one JSON object; a .json file "
-                "may also be one array of objects."
-            ) from error
-        yield Record(where, number, _checked(fields, where))
+            record = Record(where, number, _fields_of(line, where))
+        except DataError as error:
+            file.damaged(error)
+        else:
+            yield record
+
+
+def _fields_of(line: str, where: str) -> Fields | None:
+    try:
+        fields = json.loads(line) if line.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{where} is not JSON ({error}). Each line must be one JSON object; a .json file may "
+            "also be one array of objects."
+        ) from error
+    return _checked(fields, where)
 
 
 def _checked(fields: Any, where: str) -> Fields | None:

@@ -7,17 +7,27 @@ import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillhouse.data.chunks import MAX_CHUNK_CHARACTERS
-from stillhouse.data.formats import Fields, Record
+from stillhouse.data.formats import Fields, OnDamage, Record, WebPage
+from stillhouse.data.formats.html import decode_page, visible_text
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError, NetworkError
 
-Document = tuple[str, Iterable[str]]  # its id, and its text in parts
+
+class Document(NamedTuple):
+    """A document: its id, its text in parts, its address where that is known, and what gives its
+    HTML where it is a web page, whose text is then the visible one."""
+
+    id: str
+    parts: Iterable[str]
+    url: str = ""
+    read_html: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -27,13 +37,14 @@ class Content:
     Args:
         format: What the logs count it as.
         facts: What changes where the content does; for fingerprints.
-        documents: Reads its documents.
+        documents: Reads its documents; with a second argument, which is called with the error of
+            a record that cannot be read and is left out.
         path: Where two sources name this path, it is read once.
     """
 
     format: str
     facts: Mapping[str, Any]
-    documents: Callable[[CorpusRecipe], Iterator[Document]]
+    documents: Callable[[CorpusRecipe, OnDamage | None], Iterator[Document]]
     path: Path | None = None
 
 
@@ -63,11 +74,26 @@ class Source:
 def text_documents(name: str, blocks: Iterable[str], corpus: CorpusRecipe) -> Iterator[Document]:
     """The documents of a text file: `corpus.documents` defines what one is."""
     if corpus.documents == "per_file":
-        yield name, blocks
+        yield Document(name, blocks)
         return
     parts = _lines(blocks) if corpus.documents == "per_line" else _paragraphs(_lines(blocks))
     for number, group in groupby(parts, key=lambda part: part[0]):
-        yield f"{name}:{number}", (text for _, text in group)
+        yield Document(f"{name}:{number}", (text for _, text in group))
+
+
+def page_documents(name: str, pages: Iterable[WebPage]) -> Iterator[Document]:
+    """The documents of a file of web pages: their visible text."""
+    for page in pages:
+        own_id = f"{name}:{page.number}"
+        if isinstance(page.content, str):
+            yield Document(own_id, [page.content], page.url)
+        else:
+            html = partial(decode_page, page.content, page.charset)
+            yield Document(own_id, _visible(html), page.url, html)
+
+
+def _visible(read_html: Callable[[], str]) -> Iterator[str]:
+    yield from visible_text([read_html()])
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -102,24 +128,42 @@ def _paragraphs(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 
 def record_documents(
-    name: str, records: Iterable[Record], corpus: CorpusRecipe
+    name: str,
+    records: Iterable[Record],
+    corpus: CorpusRecipe,
+    on_damage: OnDamage | None = None,
 ) -> Iterator[Document]:
     """The documents of a table: the text of `corpus.text_field`, under the record's own id or its
     number.
 
     Raises:
-        DataError: a record without that field, or one that does not hold text.
+        DataError: a record without that field, or one that does not hold text, unless `on_damage`
+            takes it.
     """
-    for where, number, fields in records:
-        default_id = f"{name}:{number}"
-        if fields is None:
-            yield default_id, []
+    for record in records:
+        try:
+            document = _document_of(name, record, corpus.text_field)
+        except DataError as error:
+            if on_damage is None:
+                raise
+            on_damage(error)
         else:
-            text, own_id = _text_of(fields, corpus.text_field, where), fields.get("id")
-            if isinstance(own_id, str):
-                check_characters(own_id, f"{where}: the field 'id'")
-            is_id = isinstance(own_id, (str, int)) and not isinstance(own_id, bool)
-            yield str(own_id) if is_id and own_id != "" else default_id, [text]
+            yield document
+
+
+def _document_of(name: str, record: Record, text_field: str) -> Document:
+    where, number, fields = record
+    default_id = f"{name}:{number}"
+    if fields is None:
+        return Document(default_id, [])
+    text, own_id, url = _text_of(fields, text_field, where), fields.get("id"), fields.get("url")
+    if isinstance(own_id, str):
+        check_characters(own_id, f"{where}: the field 'id'")
+    is_id = isinstance(own_id, (str, int)) and not isinstance(own_id, bool)
+    is_url = isinstance(url, str) and url.isprintable()
+    return Document(
+        str(own_id) if is_id and own_id != "" else default_id, [text], url if is_url else ""
+    )
 
 
 def _text_of(fields: Fields, text_field: str, where: str) -> str:

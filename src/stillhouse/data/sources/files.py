@@ -16,24 +16,27 @@ from stillhouse.data.formats import (
     SUFFIXES,
     UNKNOWN,
     Format,
+    OnDamage,
     TableFile,
     format_of,
     named_format,
     suffix_of,
 )
+from stillhouse.data.formats.html import decode_page
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.sources import (
     Content,
     Document,
     Source,
+    page_documents,
     record_documents,
     text_documents,
 )
 from stillhouse.data.text import COMPRESSED
 from stillhouse.errors import DataError
 
-# Files of text: their paths and formats by their names within their source.
-Files = dict[str, tuple[Path, Format]]
+# Files of text: their paths by their names within their source.
+Files = dict[str, Path]
 
 
 def find(source: str) -> tuple[list[Content], Counter[str]]:
@@ -44,29 +47,49 @@ def find(source: str) -> tuple[list[Content], Counter[str]]:
         DataError: nothing matches, or none of it can be read.
     """
     files, skipped = _find_files(source)
-    return [_content(name, *files[name]) for name in sorted(files)], skipped
+    return [content_of(name, path) for name, path in sorted(files.items())], skipped
 
 
-def _content(name: str, path: Path, format: Format) -> Content:
+def content_of(name: str, path: Path) -> Content:
     """A file, which counts as changed with its size or its time of modification."""
-    stat = path.stat()
+    stat, format = path.stat(), named_format(path)
     facts = {"name": name, "size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     return Content(format.name, facts, partial(_documents, name, path, format), path.resolve())
 
 
-def _documents(name: str, path: Path, format: Format, corpus: CorpusRecipe) -> Iterator[Document]:
-    if format.read_text is not None:
-        return text_documents(name, format.read_text(path), corpus)
-    assert format.read_records is not None
+def _documents(
+    name: str,
+    path: Path,
+    format: Format,
+    corpus: CorpusRecipe,
+    on_damage: OnDamage | None = None,
+) -> Iterator[Document]:
     column = corpus.text_field
-    file = TableFile(path, str(path), column, columns=(column, "id"))
-    return record_documents(name, format.read_records(file), corpus)
+    file = TableFile(path, str(path), column, columns=(column, "id", "url"), on_damage=on_damage)
+    if format.read_text is not None:
+        is_page = format.read_pages is not None and corpus.documents == "per_file"
+        html = partial(_html_of, file, format) if is_page else None
+        for document in text_documents(name, format.read_text(path), corpus):
+            yield document._replace(read_html=html)
+    elif format.read_pages is not None:
+        yield from page_documents(name, format.read_pages(file))
+    else:
+        assert format.read_records is not None
+        yield from record_documents(name, format.read_records(file), corpus, on_damage)
+
+
+def _html_of(file: TableFile, format: Format) -> str:
+    assert format.read_pages is not None
+    (page,) = format.read_pages(file)
+    assert isinstance(page.content, bytes)
+    return decode_page(page.content)
 
 
 def _find_files(source: str) -> tuple[Files, Counter[str]]:
     path = Path(source).expanduser()
     if path.is_file():
-        return {path.name: (path, named_format(path))}, Counter()
+        named_format(path)
+        return {path.name: path}, Counter()
     if path.is_dir():
         found, skipped = _known(_files_below(path), path, "")
         if not found:
@@ -111,7 +134,7 @@ def _known(paths: Iterable[Path], root: Path, named_suffix: str) -> tuple[Files,
         elif format is UNKNOWN:
             skipped[suffix or "without a suffix"] += 1
         else:
-            found[path.relative_to(root).as_posix()] = path, format
+            found[path.relative_to(root).as_posix()] = path
     return found, skipped
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from stillhouse.data.formats import Record, class_names, with_class_names
+from stillhouse.data.formats import OnDamage, Record, class_names, with_class_names
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.sources import Content, Document, Source, record_documents
 from stillhouse.errors import DataError, NetworkError, StillhouseError
@@ -53,12 +53,14 @@ def stream(source: str) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def documents(source: str, corpus: CorpusRecipe) -> Iterator[Document]:
+def documents(
+    source: str, corpus: CorpusRecipe, on_damage: OnDamage | None = None
+) -> Iterator[Document]:
     """The documents of a dataset, by their own ids or their numbers."""
     name, _, _ = _parts_of(source)
     rows = enumerate(stream(source), start=1)
     records = (Record(f"{name} row {number}", number, row) for number, row in rows)
-    return record_documents(name, records, corpus)
+    return record_documents(name, records, corpus, on_damage)
 
 
 def _parts_of(source: str) -> tuple[str, str, str]:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from stillhouse.data.formats import OnDamage
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.data.sources import Content, Source
+from stillhouse.data.sources import Content, Document, Source
 from stillhouse.errors import DataError
 
 # Not part of every installation, or not written for people to read.
@@ -45,14 +46,17 @@ def sample_files(library: Path | None = None) -> list[tuple[str, Path]]:
 def sample_documents(library: Path | None = None) -> Iterator[tuple[str, str]]:
     """Name and text of each sample file; the few files that are not UTF-8 are left out."""
     for name, path in sample_files(library):
-        yield from ((name, text) for _, (text,) in _documents(name, path))
+        yield from ((name, "".join(document.parts)) for document in _documents(name, path))
 
 
 def _documents(
-    name: str, path: Path, corpus: CorpusRecipe | None = None
-) -> Iterator[tuple[str, list[str]]]:
+    name: str,
+    path: Path,
+    corpus: CorpusRecipe | None = None,
+    on_damage: OnDamage | None = None,
+) -> Iterator[Document]:
     try:
-        yield name, [path.read_bytes().decode("utf-8-sig")]
+        yield Document(name, [path.read_bytes().decode("utf-8-sig")])
     except UnicodeDecodeError:
         return
     except OSError as error:

@@ -1,0 +1,1 @@
+"""Cleans text before it is tokenized: steps that judge one document, deduplication over all."""

@@ -1,0 +1,166 @@
+"""Cleans the text of a corpus: one pass of the steps over each shard, then deduplication over all.
+
+Contract: the output is the same for any number of processes, and whether or not it was interrupted.
+A shard appears under its name when it is complete, so a process that is killed leaves nothing half
+written, and the next one goes on where it stopped. Memory is bounded by a shard and by the
+signatures of one step. Of the cleaned text there is one copy, and of one more shard.
+
+    clean/divided-00007/        the pieces of a large file, and what was counted while reading it
+    clean/cleaned-00007-00003/  documents after the steps, their signatures, what was left out
+    clean/removed/              which documents and lines repeat earlier ones
+    clean/part-00007-00003/     the documents that are left: the output; the others are removed
+"""
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from stillhouse.cleaning.counts import TextShape, summed
+from stillhouse.cleaning.executors import run_tasks
+from stillhouse.cleaning.job import Cleaning
+from stillhouse.cleaning.reading import ReadCounts
+from stillhouse.cleaning.repeats import find_duplicates
+from stillhouse.cleaning.shard_work import clean_shard, divide, finish_shard
+from stillhouse.cleaning.shards import PLAN, Group, Shard
+from stillhouse.errors import DataError
+from stillhouse.runs.atomic import archive_existing, write_atomic
+from stillhouse.runs.manifest import (
+    commit_parts,
+    facts_of,
+    fingerprint,
+    is_up_to_date,
+    read_manifest,
+)
+from stillhouse.wording import counted
+
+Say = Callable[[str], None]
+TODO = "todo.json"  # the shards of the tasks that run
+
+
+def clean(cleaning: Cleaning, say: Say, *, overwrite: bool = False) -> None:
+    """Clean all of the text.
+
+    Raises:
+        DataError: nothing is left of the text.
+    """
+    begin(cleaning, overwrite=overwrite)
+    started = time.monotonic()
+    clean_groups(cleaning, cleaning.groups, say)
+    shards = cleaning.shards(cleaning.groups)
+    find_duplicates(cleaning, shards, say)
+    unfinished = [shard for shard in shards if not cleaning.is_finished(shard)]
+    _run(cleaning, finish_shard, unfinished, "finished", say)
+    facts = _facts(cleaning, shards)
+    if not facts["text"]["documents"]:
+        steps = ", ".join(
+            f"{name} {own['documents_in'] - own['documents_out']:,}"
+            for name, own in facts["steps"].items()
+        )
+        raise DataError(
+            f"Cleaning leaves nothing of {facts['read']['documents']:,} documents. Left out by "
+            f"{steps}. Give other text, or fewer steps."
+        )
+    facts["wall_seconds"] = round(time.monotonic() - started, 3)
+    commit_parts(cleaning.folder, cleaning.inputs, facts)
+    remove_work(cleaning.folder)
+
+
+def remove_work(folder: Path) -> None:
+    """Remove what a finished folder was made from."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.name.startswith("part-"):
+            shutil.rmtree(path)
+    for name in (TODO, PLAN):
+        (folder / name).unlink(missing_ok=True)
+
+
+def begin(cleaning: Cleaning, *, overwrite: bool = False) -> None:
+    """Keep an unfinished folder, whose shards tell whether they are of the same inputs; archive a
+    finished one."""
+    if read_manifest(cleaning.folder) is not None:
+        archive_existing(cleaning.folder, overwrite=overwrite)
+    cleaning.folder.mkdir(parents=True, exist_ok=True)
+
+
+def clean_groups(cleaning: Cleaning, groups: list[Group], say: Say) -> None:
+    """Divide the large files of some groups, and run the steps over their shards."""
+    undivided = [
+        Shard(group)
+        for group in groups
+        if group.is_divided
+        and not is_up_to_date(cleaning.divided(group), cleaning.inputs_of(group))
+    ]
+    _run(cleaning, divide, undivided, "divided", say)
+    unclean = [
+        shard
+        for shard in cleaning.shards(groups)
+        if not is_up_to_date(cleaning.cleaned(shard), cleaning.inputs_of(shard.group))
+        and not cleaning.is_finished(shard)
+    ]
+    _run(cleaning, clean_shard, unclean, "cleaned", say)
+
+
+def _run(
+    cleaning: Cleaning,
+    work: Callable[[Cleaning, Shard], None],
+    shards: Sequence[Shard],
+    done: str,
+    say: Say,
+) -> None:
+    """Call `work` with each shard, in several processes."""
+    if not shards:
+        return
+    recipe, number = cleaning.recipe, len(shards)
+    todo = [[shard.group.number, shard.piece] for shard in shards]
+    write_atomic(cleaning.folder / TODO, json.dumps(todo).encode())
+    run_tasks(
+        partial(_do, work, cleaning, fingerprint(todo)),
+        number,
+        executor="ray" if recipe.executor == "ray" else "local",
+        workers=recipe.workers,
+        log=cleaning.folder / "log",
+        report=lambda count: say(f"{count:,} of {counted(number, 'shard')} {done}"),
+    )
+
+
+def _do(work: Callable[[Cleaning, Shard], None], cleaning: Cleaning, todo: str, task: int) -> None:
+    group, piece = _load_todo(cleaning.folder / TODO, todo)[task]
+    work(cleaning, Shard(cleaning.groups[group], piece))
+
+
+@lru_cache(maxsize=1)
+def _load_todo(path: Path, digest: str) -> list[tuple[int, int]]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _facts(cleaning: Cleaning, shards: list[Shard]) -> dict[str, Any]:
+    """The counts of all shards."""
+    parts = [facts_of(cleaning.part(shard)) for shard in shards]
+    read, text = ReadCounts(), TextShape()
+    divided = [facts_of(cleaning.divided(group)) for group in cleaning.groups if group.is_divided]
+    for facts in [*parts, *divided]:
+        read.add(facts["read"])
+    for facts in parts:
+        text.add(facts["text"])
+    signing = Counter[str]()
+    for facts in parts:
+        signing.update(facts["signing"])
+    steps = summed(facts["steps"] for facts in parts)
+    found = facts_of(cleaning.removed)
+    for name, own in found.items():
+        steps[name].seconds += signing[name] + own["seconds"]
+    return {
+        "read": read.facts(),
+        "steps": {name: own.facts() for name, own in steps.items()},
+        "repeats": {
+            name: {key: own[key] for key in ("removed", "group_sizes", "examples")}
+            for name, own in found.items()
+        },
+        "text": text.facts(),
+        "shards": len(shards),
+    }

@@ -1,0 +1,78 @@
+"""Which documents and lines repeat earlier ones, from the signatures of all shards."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillhouse.cleaning.counts import SAMPLE_CHARACTERS
+from stillhouse.cleaning.deduplication import DEDUPLICATIONS, Found, Signatures
+from stillhouse.cleaning.job import Cleaning
+from stillhouse.cleaning.shards import Shard
+from stillhouse.cleaning.tables import read_rows
+from stillhouse.runs.manifest import commit_folder, is_up_to_date
+from stillhouse.runs.paths import DOCUMENTS
+
+EXAMPLES_OF_A_GROUP = 3
+
+
+def find_duplicates(cleaning: Cleaning, shards: list[Shard], say: Callable[[str], None]) -> None:
+    """Write which documents and lines of each shard repeat earlier ones."""
+    if is_up_to_date(cleaning.removed, cleaning.inputs):
+        return
+    facts: dict[str, Any] = {}
+    with commit_folder(cleaning.removed, cleaning.inputs, facts, overwrite=True) as folder:
+        kept: list[np.ndarray] | None = None
+        for name, own in cleaning.recipe.deduplications().items():
+            step = DEDUPLICATIONS[name]
+            say(f"comparing the documents: {name.replace('_', ' ')}")
+            begun = time.process_time()
+            signatures = [_signatures(cleaning.cleaned(shard), name) for shard in shards]
+            if kept is None:
+                kept = [np.ones(len(each.starts) - 1, bool) for each in signatures]
+            rows_kept = [
+                np.repeat(own_kept, np.diff(each.starts))
+                for own_kept, each in zip(kept, signatures, strict=True)
+            ]
+            found = step.find(own, signatures, rows_kept)
+            if step.unit == "document":
+                kept = [a & ~b for a, b in zip(kept, found.removed, strict=True)]
+            for shard, removed in zip(shards, found.removed, strict=True):
+                np.save(folder / f"{name}-{shard.name}.npy", removed)
+            facts[name] = _found_facts(cleaning, shards, found) | {
+                "seconds": time.process_time() - begun
+            }
+
+
+def _signatures(folder: Path, name: str) -> Signatures:
+    return Signatures(
+        np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}-starts.npy")
+    )
+
+
+def _found_facts(cleaning: Cleaning, shards: list[Shard], found: Found) -> dict[str, Any]:
+    """What a report says of a step that compares documents, with the beginnings of some groups."""
+    wanted: dict[int, set[int]] = {}
+    for place in (place for group in found.examples for place in group[:EXAMPLES_OF_A_GROUP]):
+        wanted.setdefault(place[0], set()).add(place[1])
+    texts = {
+        (shard, row): [id, text[:SAMPLE_CHARACTERS]]
+        for shard, rows in wanted.items()
+        for row, (id, _, _, text) in enumerate(
+            read_rows(cleaning.cleaned(shards[shard]) / DOCUMENTS)
+        )
+        if row in rows
+    }
+    return {
+        "removed": sum(int(own.sum()) for own in found.removed),
+        "group_sizes": {str(size): number for size, number in sorted(found.sizes.items())},
+        "examples": [
+            {
+                "documents": len(group),
+                "texts": [texts[place] for place in group[:EXAMPLES_OF_A_GROUP]],
+            }
+            for group in found.examples
+        ],
+    }

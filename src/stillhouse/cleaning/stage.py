@@ -1,0 +1,58 @@
+"""The stage clean: the recipe's text -> clean/ and cleaning.html, where the recipe cleans it."""
+
+from typing import TYPE_CHECKING
+
+from stillhouse.stages.stage import Stage
+
+if TYPE_CHECKING:
+    from stillhouse.recipe import Recipe
+    from stillhouse.runs.manifest import Inputs
+    from stillhouse.stages.check import RecipeCheck
+    from stillhouse.stages.context import StageContext
+
+
+def applies(recipe: "Recipe") -> bool:
+    return recipe.cleaning is not None
+
+
+def check(check: "RecipeCheck") -> None:
+    """The extra is installed, and the files that the steps name exist."""
+    recipe = check.recipe.cleaning
+    if not check.runs("clean") or recipe is None:
+        return
+    from stillhouse.cleaning.job import named_files
+    from stillhouse.extras import require
+
+    require("text", purpose="The section cleaning")
+    if recipe.executor == "ray":
+        require("ray", "ray", purpose="cleaning.executor ray")
+    named_files(recipe)
+
+
+def run(context: "StageContext") -> None:
+    """Write clean/ and its report."""
+    from stillhouse.cleaning.clean import clean, remove_work
+    from stillhouse.cleaning.job import Cleaning
+
+    recipe = context.recipe
+    assert recipe.cleaning is not None
+    cleaning = Cleaning.of(context.run.clean, recipe.text, recipe.cleaning, offline=context.offline)
+
+    def say(sentence: str) -> None:
+        context.reporter.say(f"clean: {sentence}")
+
+    def work(inputs: "Inputs") -> None:
+        clean(cleaning, say, overwrite=context.overwrite)
+
+    context.once(context.run.clean, lambda: cleaning.inputs, work)
+    context.ranks.on_rank0(lambda: remove_work(context.run.clean))
+
+
+STAGE = Stage(
+    "clean",
+    "Clean the recipe's text: filters, deduplication. Writes clean/ and its report.",
+    outputs=lambda run: [run.clean],
+    run=run,
+    check=check,
+    applies=applies,
+)

@@ -1,0 +1,67 @@
+"""Keep documents of some languages, as the model inside the package py3langid finds them, or a
+fastText model that the recipe names."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pydantic import Field
+
+from stillhouse.cleaning.step import Judge, Page, Step
+from stillhouse.data.language import identify
+from stillhouse.errors import DataError, RecipeError
+from stillhouse.section import Section, UnitInterval
+
+NONE = "none"  # the language of a text of which no language is probable enough
+
+
+class LanguageRecipe(Section):
+    """Languages that are kept."""
+
+    keep: list[str] = Field(default=["en"], min_length=1)
+    """ISO 639-1 codes."""
+    min_probability: UnitInterval = 0.65
+    """Lowest probability of the language."""
+    model: str | None = None
+    """A fastText model (`lid.176.bin`), which needs the package fasttext; by default py3langid."""
+
+
+def make(settings: LanguageRecipe) -> Judge:
+    identifier = identify if settings.model is None else _fasttext(Path(settings.model))
+    kept = {*settings.keep}
+
+    def judge(page: Page) -> str | None:
+        page.language, probability = identifier(page.text)
+        if probability < settings.min_probability:
+            page.language = ""
+            return "no language is probable enough"
+        return None if page.language in kept else f"language {page.language}"
+
+    return judge
+
+
+def _fasttext(path: Path) -> Callable[[str], tuple[str, float]]:
+    try:
+        import fasttext  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise RecipeError(
+            "cleaning.language.model needs the package fasttext. Install it with `pip install "
+            "fasttext-numpy2-wheel`, or leave the key out to use py3langid."
+        ) from error
+    model = fasttext.load_model(str(path.expanduser()))
+
+    def identify(text: str) -> tuple[str, float]:
+        labels, probabilities = model.predict(" ".join(text.split())[:20_000])
+        return labels[0].removeprefix("__label__"), float(probabilities[0])
+
+    return identify
+
+
+def files(settings: LanguageRecipe) -> Iterable[Path]:
+    if settings.model is not None:
+        path = Path(settings.model).expanduser()
+        if not path.is_file():
+            raise DataError(f"cleaning.language.model: there is no file {settings.model!r:.200}.")
+        yield path
+
+
+STEP = Step(LanguageRecipe, make, files)
