@@ -40,7 +40,19 @@ if __name__ == "__main__":
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
 """
-WORDS = "river stone window letter garden morning carriage answer silence evening paper".split()
+WORDS = [
+    "river",
+    "stone",
+    "window",
+    "letter",
+    "garden",
+    "morning",
+    "carriage",
+    "answer",
+    "silence",
+    "evening",
+    "paper",
+]
 
 
 def write_text(folder: Path) -> None:

@@ -40,6 +40,7 @@ from stillhouse.runs.manifest import (
 from stillhouse.wording import counted
 
 Say = Callable[[str], None]
+ShardWork = Callable[[Cleaning, Shard], None]
 
 
 def clean(cleaning: Cleaning, say: Say, *, overwrite: bool = False) -> None:
@@ -93,9 +94,9 @@ def _require_cleaned(cleaning: Cleaning) -> None:
         return
     script = write_script(cleaning, cleaning.folder.parent / "clean.sbatch")
     raise RunError(
-        f"{counted(len(missing), 'part')} of the text's {len(cleaning.groups):,} must be cleaned by "
-        f"Slurm first: submit `sbatch {script}`, and run the same command again when its jobs have "
-        "ended, such as in a job with `--dependency=afterok:JOB`."
+        f"{len(missing):,} of {counted(len(cleaning.groups), 'part')} of the text must be cleaned "
+        f"by Slurm first: submit `sbatch {script}`, and run the same command again when its jobs "
+        "have ended, such as in a job with `--dependency=afterok:JOB`."
     )
 
 
@@ -139,7 +140,7 @@ def unclean_shards(cleaning: Cleaning, groups: Sequence[Group]) -> list[Shard] |
 
 def _run(
     cleaning: Cleaning,
-    work: Callable[[Cleaning, Shard], None],
+    work: ShardWork,
     shards: Sequence[Shard],
     done: str,
     say: Say,
@@ -160,13 +161,13 @@ def _run(
     )
 
 
-def _do(work: Callable[[Cleaning, Shard], None], cleaning: Cleaning, todo: Path, task: int) -> None:
+def _do(work: ShardWork, cleaning: Cleaning, todo: Path, task: int) -> None:
     group, piece = _load_todo(todo)[task]
     work(cleaning, Shard(cleaning.groups[group], piece))
 
 
 @lru_cache(maxsize=1)
-def _load_todo(file: Path) -> list[tuple[int, int]]:
+def _load_todo(file: Path) -> list[list[int]]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 

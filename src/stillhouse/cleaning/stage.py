@@ -64,7 +64,7 @@ def run_share(recipe: "Recipe", run: "RunFolder", share: str, *, offline: bool) 
 
 def run(context: "StageContext") -> None:
     """Write clean/ and its report."""
-    from stillhouse.cleaning.clean import clean, remove_work
+    from stillhouse.cleaning.clean import clean
     from stillhouse.cleaning.job import Cleaning
 
     recipe = context.recipe
@@ -78,13 +78,24 @@ def run(context: "StageContext") -> None:
         clean(cleaning, say, overwrite=context.overwrite)
 
     context.once(context.run.clean, lambda: cleaning.inputs, work)
-    context.ranks.on_rank0(lambda: remove_work(context.run.clean))
+    context.ranks.on_rank0(lambda: finish(context))
+
+
+def finish(context: "StageContext") -> None:
+    """Remove what a finished folder was made from, and say where its report is."""
+    from stillhouse.cleaning.clean import remove_work
+    from stillhouse.report.cleaning import write_cleaning_report
+
+    remove_work(context.run.clean)
+    if context.run.clean in context.written or not context.run.cleaning_report.exists():
+        write_cleaning_report(context.recipe, context.run)
+        context.reporter.say(f"clean: {context.run.cleaning_report}")
 
 
 STAGE = Stage(
     "clean",
     "Clean the recipe's text: filters, deduplication. Writes clean/ and its report.",
-    outputs=lambda run: [run.clean],
+    outputs=lambda run: [run.clean, run.cleaning_report],
     run=run,
     check=check,
     applies=applies,
