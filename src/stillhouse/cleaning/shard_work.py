@@ -67,8 +67,8 @@ def _write_pieces(pages: Iterator[Page], folder: Path, shard_bytes: int) -> int:
 def clean_shard(cleaning: Cleaning, shard: Shard) -> None:
     """Run the steps over the documents of a shard."""
     counts = ReadCounts()
+    file = cleaning.divided(shard.group) / f"{shard.piece:05d}.arrow"
     if shard.group.is_divided:
-        file = cleaning.divided(shard.group) / f"{shard.piece:05d}.arrow"
         pages = map(page_of_piece, read_rows(file))
     else:
         pages = (

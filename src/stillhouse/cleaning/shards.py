@@ -72,13 +72,13 @@ def plan_shards(corpus: CorpusRecipe, shard_bytes: int, *, offline: bool) -> lis
         size = 0
 
     for source, content in contents_of(corpus, offline=offline):
-        num_bytes = content.facts.get("size_bytes")
         if content.path is None:  # a dataset, or one of the parts of a source that is no file
             if held != [(source, "")]:
                 close()
             held[:] = [(source, "")]
             facts.append({"source": source, **content.facts})
             continue
+        num_bytes = content.facts["size_bytes"]
         is_divided = num_bytes > DIVIDED * shard_bytes
         if is_divided or size + num_bytes > shard_bytes or (held and not held[-1][1]):
             close()

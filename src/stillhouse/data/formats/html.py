@@ -39,7 +39,9 @@ BYTE_ORDER_MARKS = {
 META_CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w:.-]+)""", re.IGNORECASE)
 META_BYTES = 1024  # a page names its charset within these
 # Labels that stand for a larger charset, which pages that use them are written in.
-LARGER = dict.fromkeys(("ascii", "iso8859-1", "iso-8859-1", "latin-1", "latin1"), "cp1252")
+LARGER: dict[str, str] = dict.fromkeys(
+    ("ascii", "iso8859-1", "iso-8859-1", "latin-1", "latin1"), "cp1252"
+)
 
 
 def visible_text(blocks: Iterable[str]) -> Iterator[str]:
