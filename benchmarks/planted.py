@@ -10,6 +10,7 @@ from pathlib import Path
 
 HEADING = re.compile(r"^\s*chapter\b.*$", re.IGNORECASE | re.MULTILINE)
 FEWEST_WORDS = 500  # of a chapter; shorter ones are lines of a table of contents
+MOST_WORDS = 20_000  # longer ones are books whose chapters have other headings
 KINDS = {"chapters": None, "passages of 1,000 words": 1000, "passages of 200 words": 200}
 
 
@@ -21,7 +22,9 @@ def read_books(path: Path) -> list[str]:
 
 def chapters_of(book: str) -> list[str]:
     """The parts between lines that begin with "chapter"."""
-    return [part for part in HEADING.split(book) if len(part.split()) >= FEWEST_WORDS]
+    return [
+        part for part in HEADING.split(book) if FEWEST_WORDS <= len(part.split()) <= MOST_WORDS
+    ]
 
 
 def passages_of(book: str, num_words: int) -> list[str]:

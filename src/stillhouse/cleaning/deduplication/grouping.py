@@ -116,6 +116,8 @@ def equal_rows(
     for low, high in zip(bounds, bounds[1:], strict=False):
         numbers, found = [], []
         for (start, block), own in zip(rows.blocks(), kept, strict=True):
+            if not own.any():
+                continue
             first = block[:, 0]
             chosen = own & (first >= np.uint64(low)) & (first <= np.uint64(high - 1))
             if admit is not None:
