@@ -20,15 +20,13 @@ docs/guides/corpus.md.
 """
 
 import argparse
-import contextlib
-import io
 import os
 import random
 import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -37,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
+from benchmarks.datatrove_minhash import read_clusters, write_clusters, write_signatures
 from benchmarks.planted import KINDS, documents_of, edited, read_books
 from stillhouse.cleaning.deduplication import Signatures
 from stillhouse.cleaning.deduplication.grouping import Rows
@@ -123,66 +122,19 @@ def our_rates(settings: NearDuplicatesRecipe, texts: Planted) -> dict[float, dic
     return found
 
 
-class Spaces:
-    """A tokenizer of datatrove that splits at white space."""
-
-    def word_tokenize(self, text: str) -> list[str]:
-        return text.split()
-
-
-def datatrove_signs(folder: Path, shards: Mapping[int, Sequence[str]]) -> None:
-    """Run datatrove's first stage on each shard."""
-    from datatrove.data import Document
-    from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
-
-    stage = MinhashDedupSignature(str(folder))
-    stage.word_tokenizer = Spaces()  # pyright: ignore[reportAttributeAccessIssue]
-    for rank, texts in shards.items():
-        documents = (Document(text, str(number)) for number, text in enumerate(texts))
-        stage.run(documents, rank)  # pyright: ignore[reportArgumentType]
-
-
-def datatrove_finds(signatures: Path, folder: Path) -> None:
-    """Run datatrove's second and third stage, in one process."""
-    from datatrove.pipeline.dedup.minhash import (
-        MinhashConfig,
-        MinhashDedupBuckets,
-        MinhashDedupCluster,
-    )
-
-    buckets = MinhashConfig().num_buckets
-    stage = MinhashDedupBuckets(str(signatures), str(folder / "buckets"))
-    with contextlib.redirect_stderr(io.StringIO()):  # bars of progress
-        for rank in range(buckets):
-            stage.run(None, rank, buckets)  # pyright: ignore[reportArgumentType]
-        MinhashDedupCluster(
-            str(folder / "buckets"), str(folder / "removed"), save_cluster_id=True
-        ).run(None, 0, 1)  # pyright: ignore[reportArgumentType]
-
-
 def datatrove_rates(texts: Planted) -> dict[float, dict[str, Any]]:
     """Recall and precision of datatrove at each edit rate."""
     found = {}
     with tempfile.TemporaryDirectory() as name:
         signatures = Path(name, "signatures")
-        datatrove_signs(signatures, {0: texts.originals})
+        write_signatures(signatures, {0: texts.originals})
         for rate, copies in texts.copies.items():
-            datatrove_signs(signatures, {1: copies})
+            write_signatures(signatures, {1: copies})
             folder = Path(name, str(rate))
-            datatrove_finds(signatures, folder)
-            clusters = _datatrove_clusters(folder / "removed", len(texts.originals))
-            found[rate] = rates_of(clusters, len(texts.originals), len(copies))
+            write_clusters(signatures, folder)
+            sizes = len(texts.originals), len(copies)
+            found[rate] = rates_of(read_clusters(folder, sizes), *sizes)
     return found
-
-
-def _datatrove_clusters(folder: Path, num_originals: int) -> Clusters:
-    clusters = defaultdict(list)
-    for shard, offset in ((0, 0), (1, num_originals)):
-        file = folder / f"{shard:06d}.clusters"
-        rows = np.fromfile(file, "<u4").reshape(-1, 2) if file.exists() else np.zeros((0, 2), int)
-        for number, cluster in rows.tolist():
-            clusters[cluster].append(number + offset)
-    return list(clusters.values())
 
 
 def plain_signature(settings: NearDuplicatesRecipe, text: str) -> list[int]:
@@ -222,10 +174,10 @@ def speeds(books: Sequence[str], documents: int, repeats: int) -> dict[str, Any]
     texts = planted(books, "passages of 1,000 words", documents, documents // 10)
     every = [*texts.originals, *texts.copies[0.1]]
     some = every[::PLAIN_SHARE]
-    with tempfile.TemporaryDirectory() as name, _quiet():
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         signatures = [plain_signature(LIKE_DATATROVE, text) for text in some]
-        datatrove_signs(folder / "signatures", {0: every})
+        write_signatures(folder / "signatures", {0: every})
         ours = {
             "default": SETTINGS["default"],
             "settings of datatrove": LIKE_DATATROVE,
@@ -235,7 +187,7 @@ def speeds(books: Sequence[str], documents: int, repeats: int) -> dict[str, Any]
         number = iter(range(10**6))
         signing = {
             **{key: lambda own=own: signed(own, every) for key, own in ours.items()},
-            DATATROVE: lambda: datatrove_signs(folder / f"s{next(number)}", {0: every}),
+            DATATROVE: lambda: write_signatures(folder / f"s{next(number)}", {0: every}),
             PLAIN: lambda: [plain_signature(LIKE_DATATROVE, text) for text in some],
         }
         finding = {
@@ -243,7 +195,7 @@ def speeds(books: Sequence[str], documents: int, repeats: int) -> dict[str, Any]
                 key: lambda key=key, own=own: find(own, [files[key]], kept)
                 for key, own in ours.items()
             },
-            DATATROVE: lambda: datatrove_finds(folder / "signatures", folder / f"f{next(number)}"),
+            DATATROVE: lambda: write_clusters(folder / "signatures", folder / f"f{next(number)}"),
             PLAIN: lambda: plain_finds(signatures, *bands_of(LIKE_DATATROVE)),
         }
         size = {key: _size(some if key == PLAIN else every) for key in signing}
@@ -272,25 +224,13 @@ def _size(texts: Sequence[str]) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    from loguru import logger
-
-    logger.disable(DATATROVE)
-    yield
-    logger.enable(DATATROVE)
-
-
 def quality(books: Sequence[str], documents: int, copies: int) -> dict[str, Any]:
     """Recall and precision of each kind of documents, by settings."""
     found = {}
     for kind in KINDS:
         texts = planted(books, kind, documents, copies)
-        with _quiet():
-            rates = {
-                **{name: our_rates(own, texts) for name, own in SETTINGS.items()},
-                DATATROVE: datatrove_rates(texts),
-            }
+        rates = {name: our_rates(own, texts) for name, own in SETTINGS.items()}
+        rates[DATATROVE] = datatrove_rates(texts)
         found[kind] = {
             "documents": len(texts.originals),
             "copies": len(texts.copies[RATES[0]]),

@@ -22,9 +22,7 @@ def read_books(path: Path) -> list[str]:
 
 def chapters_of(book: str) -> list[str]:
     """The parts between lines that begin with "chapter"."""
-    return [
-        part for part in HEADING.split(book) if FEWEST_WORDS <= len(part.split()) <= MOST_WORDS
-    ]
+    return [part for part in HEADING.split(book) if FEWEST_WORDS <= len(part.split()) <= MOST_WORDS]
 
 
 def passages_of(book: str, num_words: int) -> list[str]:

@@ -6,6 +6,7 @@ not depend on where the shards begin or end.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
@@ -42,7 +43,7 @@ class Rows:
         bounds = np.searchsorted(rising, np.append(self._starts, len(self))).tolist()
         parts = [
             self._shards[shard].rows[rising[low:high] - self._starts[shard]]
-            for shard, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False))
+            for shard, (low, high) in enumerate(pairwise(bounds))
             if low < high
         ]
         taken = np.concatenate(parts)
@@ -80,9 +81,7 @@ class Grouping:
         self._sizes.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
         largest = np.lexsort((numbers[starts], -sizes))[:MOST_EXAMPLES]
         for start, size in zip(starts[largest].tolist(), sizes[largest].tolist(), strict=True):
-            self._largest.append(
-                (size, numbers[start : start + min(size, MOST_PLACES)].tolist())
-            )
+            self._largest.append((size, numbers[start : start + min(size, MOST_PLACES)].tolist()))
         self._largest = sorted(self._largest, key=lambda group: (-group[0], group[1]))
         del self._largest[MOST_EXAMPLES:]
 
@@ -113,7 +112,7 @@ def equal_rows(
     grouping = Grouping(rows)
     num_parts = max(1, -(-len(rows) // ROWS_AT_ONCE))
     bounds = [(2**64 * part) // num_parts for part in range(num_parts + 1)]
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in pairwise(bounds):
         numbers, found = [], []
         for (start, block), own in zip(rows.blocks(), kept, strict=True):
             if not own.any():

@@ -127,8 +127,7 @@ def clusters_of(
     place among these."""
     num_bands, rows_of_band = bands_of(settings)
     compared = [
-        own & (block != 0).any(axis=1)
-        for (_, block), own in zip(rows.blocks(), kept, strict=True)
+        own & (block != 0).any(axis=1) for (_, block), own in zip(rows.blocks(), kept, strict=True)
     ]
     numbers = np.flatnonzero(np.concatenate(compared)) if compared else np.zeros(0, np.int64)
     clusters = Clusters(len(numbers))
