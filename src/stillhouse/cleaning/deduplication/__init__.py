@@ -30,7 +30,7 @@ class Signatures:
     """
 
     file: Path
-    starts: Int[np.ndarray, " D+1"]
+    starts: Int[np.ndarray, " S"]  # one more than there are documents
 
     @property
     def num_rows(self) -> int:
@@ -61,7 +61,7 @@ class Found:
         examples: Some of the groups, the largest first.
     """
 
-    removed: list[Bool[np.ndarray, " R"]]
+    removed: list[Bool[np.ndarray, " _"]]
     sizes: dict[int, int] = field(default_factory=dict)
     examples: list[Group] = field(default_factory=list)
 
@@ -81,7 +81,7 @@ class Deduplication:
     unit: Literal["document", "line"]
     settings: type[Section]
     sign: Callable[[Any], Callable[[str], UInt64[np.ndarray, "K W"]]]
-    find: Callable[[Any, Sequence[Signatures], Sequence[Bool[np.ndarray, " R"]]], Found]
+    find: Callable[[Any, Sequence[Signatures], Sequence[Bool[np.ndarray, " _"]]], Found]
 
 
 ORDER = ("duplicates", "near_duplicates", "duplicate_lines")

@@ -47,7 +47,7 @@ def _hash(line: str) -> int:
 def find(
     settings: DuplicateLinesRecipe,
     shards: Sequence[Signatures],
-    kept: Sequence[Bool[np.ndarray, " R"]],
+    kept: Sequence[Bool[np.ndarray, " _"]],
 ) -> Found:
     return equal_rows(shards, kept, lambda rows: rows[:, 0] != NOT_COMPARED)
 

@@ -27,7 +27,7 @@ def sign(settings: DuplicatesRecipe) -> Callable[[str], UInt64[np.ndarray, "1 2"
 def find(
     settings: DuplicatesRecipe,
     shards: Sequence[Signatures],
-    kept: Sequence[Bool[np.ndarray, " R"]],
+    kept: Sequence[Bool[np.ndarray, " _"]],
 ) -> Found:
     return equal_rows(shards, kept)
 

@@ -15,7 +15,7 @@ from stillhouse.cleaning.deduplication import Found, Group, Place, Signatures
 
 MOST_EXAMPLES = 20  # groups
 MOST_PLACES = 3  # of a group
-ROWS_AT_ONCE = 2**25  # that are sorted; about 40 bytes each
+ROWS_AT_ONCE = 2**24  # that are sorted, at up to 80 bytes each
 
 Admit = Callable[[UInt64[np.ndarray, "R W"]], Bool[np.ndarray, " R"]]
 
@@ -56,7 +56,7 @@ class Rows:
         shard = int(np.searchsorted(self._ends, number, side="right"))
         return shard, number - int(self._starts[shard])
 
-    def split(self, values: Bool[np.ndarray, " R"]) -> list[Bool[np.ndarray, " r"]]:
+    def split(self, values: Bool[np.ndarray, " R"]) -> list[Bool[np.ndarray, " _"]]:
         """The part of each shard."""
         return np.split(values, self._ends[:-1]) if len(self._ends) else []
 
@@ -96,7 +96,7 @@ class Grouping:
 
 def equal_rows(
     shards: Sequence[Signatures],
-    kept: Sequence[Bool[np.ndarray, " R"]],
+    kept: Sequence[Bool[np.ndarray, " _"]],
     admit: Admit | None = None,
 ) -> Found:
     """Groups of rows that are equal.
