@@ -105,12 +105,12 @@ def test_documents_with_few_edits_are_removed_and_the_first_is_kept(find):
 
 
 def test_documents_below_the_threshold_are_kept(find):
-    """Similarity 0.54: above 0.4, below 0.7."""
-    text = text_of(range(200))
-    other = text_of(range(60, 260))
-    assert jaccard(text, other, 3) == pytest.approx(0.54, abs=0.01)
-    assert removed_rows(find([text, other])) == [1]
-    assert removed_rows(find([text, other], threshold=0.7)) == []
+    """Twenty pairs of similarity 0.54: above 0.4, below 0.7."""
+    texts = [text_of(range(start, start + 200)) for start in range(0, 20_000, 1000)]
+    others = [text_of(range(start + 60, start + 260)) for start in range(0, 20_000, 1000)]
+    assert jaccard(texts[0], others[0], 3) == pytest.approx(0.54, abs=0.01)
+    assert removed_rows(find(texts, others)) == list(range(20, 40))
+    assert removed_rows(find(texts, others, threshold=0.7)) == []
 
 
 def test_identical_documents_are_always_found(find):
