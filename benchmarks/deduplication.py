@@ -54,7 +54,7 @@ RATES = (0.05, 0.1, 0.2, 0.4)
 SEED = 0
 DATATROVE = "datatrove"
 PLAIN = "plain Python"
-PLAIN_SHARE = 20  # one document in so many
+PLAIN_SHARE = 20  # every twentieth document
 SETTINGS = {
     "default": NearDuplicatesRecipe(),
     "OpenWebText": NearDuplicatesRecipe(threshold=0.5, run_words=5),

@@ -26,7 +26,7 @@ def chapters_of(book: str) -> list[str]:
 
 
 def passages_of(book: str, num_words: int) -> list[str]:
-    """Parts of so many words, one after another."""
+    """Consecutive parts of `num_words` words."""
     words = book.split()
     starts = range(0, len(words) - num_words + 1, num_words)
     return [" ".join(words[start : start + num_words]) for start in starts]

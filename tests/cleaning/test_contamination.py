@@ -18,7 +18,7 @@ TEN = "What is the capital of the largest country of Africa?"
 
 @pytest.fixture
 def judge(tmp_path):
-    """What is said of a text, given the rows of an evaluation set."""
+    """The step's answer for a text, given the rows of an evaluation set."""
 
     def made(*rows, **settings):
         file = tmp_path / "set.jsonl"

@@ -23,7 +23,7 @@ def find(tmp_path):
 
 
 def edited(text: str, number: int, seed: int = 0) -> str:
-    """A text of which so many words are others."""
+    """A text with `number` of its words replaced."""
     words = text.split()
     draw = random.Random(seed)
     for place in draw.sample(range(len(words)), number):
