@@ -12,6 +12,7 @@ from api import integrations, model_methods, package_functions
 from bias_results import bias_table
 from cache_results import cache_table
 from cards import cards, leaderboard
+from deduplication_results import deduplication_tables
 from detect_results import detect_table, roc_picture, single_table
 from exit_codes import exit_code_table
 from laws import law_table
@@ -191,6 +192,7 @@ TABLES = (
     ("docs/concepts/teacher-cache.md", "cache", cache_table),
     ("docs/contributing/decisions/README.md", "decisions", decision_list),
     ("docs/guides/bias.md", "bias", bias_table),
+    ("docs/guides/corpus.md", "deduplication", deduplication_tables),
     ("docs/guides/cutting.md", "real teacher", real_teacher_table),
     ("docs/guides/data.md", "formats", format_table),
     ("docs/concepts/correctness.md", "laws", law_table),

@@ -2,6 +2,7 @@
 earlier."""
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from stillhouse.runs.manifest import commit_folder, facts_of
 from stillhouse.runs.paths import DOCUMENTS
 
 REPEATED = "repeats an earlier document"
+BLANK_LINES = re.compile(r"\n{3,}")
 
 
 def divide(cleaning: Cleaning, shard: Shard) -> None:
@@ -210,4 +212,5 @@ class _Repeats:
         if unit == "document":
             return ""
         lines = zip(text.split("\n"), own, strict=True)
-        return "\n".join(line for line, is_removed in lines if not is_removed)
+        left = "\n".join(line for line, is_removed in lines if not is_removed)
+        return BLANK_LINES.sub("\n\n", left).strip("\n")  # those around a paragraph that is gone
