@@ -20,7 +20,8 @@ class LanguageRecipe(Section):
     keep: list[str] = Field(default=["en"], min_length=1)
     """ISO 639-1 codes."""
     min_probability: UnitInterval = 0.65
-    """Lowest probability of the language."""
+    """Lowest probability of the language; a higher one costs more short documents than it finds
+    wrong ones (docs/guides/corpus.md)."""
     model: str | None = None
     """A fastText model (`lid.176.bin`), which needs the package fasttext; by default py3langid."""
 
