@@ -88,6 +88,7 @@ ARROWS = {
     "tokens": set(),
     "training": {"families", "models", "objectives", "tokens"},
     "race": {"student", "distillation", "evaluation"},  # it runs them on each candidate
+    "cleaning": {"report"},  # which makes a page of its own
     "report": {"evaluation"},  # the list of metrics
     "serving": {"inspection"},  # a tab of its page
     "inspection": {"student"},  # where channels are, and the text they are measured on

@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from tests.faults import files, ranks, server, training  # noqa: F401 (they register their rows)
+from tests.faults import cleaning, files, ranks, server, training  # noqa: F401 (they register their rows)
 from tests.faults.harness import ROWS, Row, randomness
 
 from stillhouse.machine import describe_machine, library_versions, source_commit

@@ -1,7 +1,7 @@
 """A few trials of every row of faults; `make faults` runs all of them."""
 
 import pytest
-from tests.faults import files, ranks, server, training  # noqa: F401 (they register their rows)
+from tests.faults import cleaning, files, ranks, server, training  # noqa: F401 (they register their rows)
 from tests.faults.harness import ROWS, Row, randomness
 
 pytestmark = pytest.mark.e2e  # most rows start processes, or train and prepare again and again

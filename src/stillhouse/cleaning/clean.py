@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.cleaning.counts import TextShape, summed
-from stillhouse.cleaning.executors import run_tasks
+from stillhouse.cleaning.executors import cluster, run_tasks
 from stillhouse.cleaning.job import Cleaning
 from stillhouse.cleaning.reading import ReadCounts
 from stillhouse.cleaning.repeats import find_duplicates
 from stillhouse.cleaning.shard_work import clean_shard, divide, finish_shard
-from stillhouse.cleaning.shards import PLAN, Group, Shard
-from stillhouse.errors import DataError
+from stillhouse.cleaning.shards import PLAN, Group, Shard, save_plan
+from stillhouse.cleaning.slurm import write_script
+from stillhouse.errors import DataError, RunError
 from stillhouse.runs.atomic import archive_existing, write_atomic
 from stillhouse.runs.manifest import (
     commit_parts,
@@ -39,7 +40,7 @@ from stillhouse.runs.manifest import (
 from stillhouse.wording import counted
 
 Say = Callable[[str], None]
-TODO = "todo.json"  # the shards of the tasks that run
+ShardWork = Callable[[Cleaning, Shard], None]
 
 
 def clean(cleaning: Cleaning, say: Say, *, overwrite: bool = False) -> None:
@@ -50,11 +51,14 @@ def clean(cleaning: Cleaning, say: Say, *, overwrite: bool = False) -> None:
     """
     begin(cleaning, overwrite=overwrite)
     started = time.monotonic()
-    clean_groups(cleaning, cleaning.groups, say)
-    shards = cleaning.shards(cleaning.groups)
-    find_duplicates(cleaning, shards, say)
-    unfinished = [shard for shard in shards if not cleaning.is_finished(shard)]
-    _run(cleaning, finish_shard, unfinished, "finished", say)
+    with cluster(cleaning.recipe.executor):
+        if cleaning.recipe.executor == "slurm":
+            _require_cleaned(cleaning)
+        clean_groups(cleaning, cleaning.groups, say)
+        shards = cleaning.shards(cleaning.groups)
+        find_duplicates(cleaning, shards, say)
+        unfinished = [shard for shard in shards if not cleaning.is_finished(shard)]
+        _run(cleaning, finish_shard, unfinished, "finished", say)
     facts = _facts(cleaning, shards)
     if not facts["text"]["documents"]:
         steps = ", ".join(
@@ -70,44 +74,73 @@ def clean(cleaning: Cleaning, say: Say, *, overwrite: bool = False) -> None:
     remove_work(cleaning.folder)
 
 
+def clean_share(cleaning: Cleaning, share: int, shares: int, say: Say) -> None:
+    """Run the steps over every `shares`-th group of files from number `share` on, for jobs that
+    divide the text among themselves; `clean` then does the rest."""
+    if is_up_to_date(cleaning.folder, cleaning.inputs):
+        say("clean is up to date")
+        return
+    clean_groups(cleaning, cleaning.groups[share::shares], say)
+
+
+def _require_cleaned(cleaning: Cleaning) -> None:
+    """Refuse to go on before Slurm has cleaned all shards.
+
+    Raises:
+        RunError: it has not; the script that does it is written.
+    """
+    missing = [group for group in cleaning.groups if unclean_shards(cleaning, [group]) != []]
+    if not missing:
+        return
+    script = write_script(cleaning, cleaning.folder.parent / "clean.sbatch")
+    raise RunError(
+        f"{len(missing):,} of {counted(len(cleaning.groups), 'part')} of the text must be cleaned "
+        f"by Slurm first: submit `sbatch {script}`, and run the same command again when its jobs "
+        "have ended, such as in a job with `--dependency=afterok:JOB`."
+    )
+
+
 def remove_work(folder: Path) -> None:
     """Remove what a finished folder was made from."""
     for path in folder.iterdir():
         if path.is_dir() and not path.name.startswith("part-"):
             shutil.rmtree(path)
-    for name in (TODO, PLAN):
-        (folder / name).unlink(missing_ok=True)
+    for path in [folder / PLAN, *folder.glob("todo-*.json")]:
+        path.unlink(missing_ok=True)
 
 
 def begin(cleaning: Cleaning, *, overwrite: bool = False) -> None:
     """Keep an unfinished folder, whose shards tell whether they are of the same inputs; archive a
     finished one."""
     if read_manifest(cleaning.folder) is not None:
+        groups = cleaning.groups
         archive_existing(cleaning.folder, overwrite=overwrite)
-    cleaning.folder.mkdir(parents=True, exist_ok=True)
+        save_plan(cleaning.folder, groups)
 
 
-def clean_groups(cleaning: Cleaning, groups: list[Group], say: Say) -> None:
+def clean_groups(cleaning: Cleaning, groups: Sequence[Group], say: Say) -> None:
     """Divide the large files of some groups, and run the steps over their shards."""
-    undivided = [
-        Shard(group)
-        for group in groups
-        if group.is_divided
-        and not is_up_to_date(cleaning.divided(group), cleaning.inputs_of(group))
-    ]
+    undivided = [Shard(group) for group in groups if not cleaning.is_divided(group)]
     _run(cleaning, divide, undivided, "divided", say)
-    unclean = [
+    _run(cleaning, clean_shard, unclean_shards(cleaning, groups) or [], "cleaned", say)
+
+
+def unclean_shards(cleaning: Cleaning, groups: Sequence[Group]) -> list[Shard] | None:
+    """The shards of groups that the steps have not run over; None where that is not known yet,
+    since a large file is not divided."""
+    if not all(map(cleaning.is_divided, groups)):
+        return None
+    return [
         shard
         for shard in cleaning.shards(groups)
         if not is_up_to_date(cleaning.cleaned(shard), cleaning.inputs_of(shard.group))
         and not cleaning.is_finished(shard)
     ]
-    _run(cleaning, clean_shard, unclean, "cleaned", say)
 
 
 def _run(
     cleaning: Cleaning,
-    work: Callable[[Cleaning, Shard], None],
+    work: ShardWork,
     shards: Sequence[Shard],
     done: str,
     say: Say,
@@ -117,25 +150,25 @@ def _run(
         return
     recipe, number = cleaning.recipe, len(shards)
     todo = [[shard.group.number, shard.piece] for shard in shards]
-    write_atomic(cleaning.folder / TODO, json.dumps(todo).encode())
+    file = cleaning.folder / f"todo-{fingerprint(todo)[:16]}.json"  # a name of its own for each job
+    write_atomic(file, json.dumps(todo).encode())
     run_tasks(
-        partial(_do, work, cleaning, fingerprint(todo)),
+        partial(_do, work, cleaning, file),
         number,
         executor="ray" if recipe.executor == "ray" else "local",
         workers=recipe.workers,
-        log=cleaning.folder / "log",
         report=lambda count: say(f"{count:,} of {counted(number, 'shard')} {done}"),
     )
 
 
-def _do(work: Callable[[Cleaning, Shard], None], cleaning: Cleaning, todo: str, task: int) -> None:
-    group, piece = _load_todo(cleaning.folder / TODO, todo)[task]
+def _do(work: ShardWork, cleaning: Cleaning, todo: Path, task: int) -> None:
+    group, piece = _load_todo(todo)[task]
     work(cleaning, Shard(cleaning.groups[group], piece))
 
 
 @lru_cache(maxsize=1)
-def _load_todo(path: Path, digest: str) -> list[tuple[int, int]]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _load_todo(file: Path) -> list[list[int]]:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _facts(cleaning: Cleaning, shards: list[Shard]) -> dict[str, Any]:

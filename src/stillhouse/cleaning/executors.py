@@ -1,44 +1,33 @@
-"""Runs the tasks of cleaning in several processes, by the executors of datatrove.
+"""Runs tasks in several processes: of this machine, or of a Ray cluster.
 
-Contract: each task commits its own output, so one that is repeated does no harm; what datatrove
-notes of completed tasks is ignored.
+Contract: each task commits its own output, so one that is repeated does no harm. The processes are
+kept from task to task. One that is killed is noticed, and none outlives the one that started it.
 """
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from multiprocessing import get_context
 
-from stillhouse.errors import RunError
-from stillhouse.extras import require
+from stillhouse.errors import ResourceError
 
 REPORT_SECONDS = 10.0
+WATCH_SECONDS = 0.5
 
-
-class _Task:
-    """A task as a step of a datatrove pipeline; it notes in the folder `log` that it is done."""
-
-    def __init__(self, work: Callable[[int], None], log: Path) -> None:
-        self._work = work
-        self._log = log
-
-    def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        self._work(rank)
-        (self._log / f"done-{rank}").touch()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Task":
-        return self  # the local executor copies the pipeline for each task
+Work = Callable[[int], None]
 
 
 def run_tasks(
-    work: Callable[[int], None],
+    work: Work,
     number: int,
     *,
     executor: str,
     workers: int | None,
-    log: Path,
     report: Callable[[int], None],
 ) -> None:
     """Call `work` with each number below `number`.
@@ -46,72 +35,95 @@ def run_tasks(
     Args:
         work: Is sent to other processes for each task, so it must be small.
         executor: `local` or `ray`.
-        workers: Tasks that run at once; by default as many as there are cores.
-        log: A folder that all processes can write, for the time of the call.
-        report: Called from time to time with the number of tasks that are done.
+        workers: Processes; by default as many as there are cores.
+        report: Called from time to time, and at the end, with the number of tasks that are done.
 
     Raises:
-        StillhouseError: of a task.
+        StillhouseError: of a task; the others that run are finished, and no more are begun.
+        ResourceError: a process was killed.
     """
-    from loguru import logger
-
-    logger.disable("datatrove")
     workers = min(workers or len(os.sched_getaffinity(0)), number)
-    log.mkdir(exist_ok=True)
-    for old in log.glob("done-*"):
-        old.unlink()
-    task = _Task(work, log)
-    with _reporting(log, report):
-        if executor == "ray":
-            _run_by_ray(task, number, workers, log)
-        else:
-            from stillhouse.cleaning.local_executor import LocalExecutor
-
-            LocalExecutor([task], number, workers, str(log), skip_completed=False).run()
-    report(number)
+    last = time.monotonic()
+    by_ray = executor == "ray"
+    results = _by_ray(work, number, workers) if by_ray else _by_processes(work, number, workers)
+    for done, _ in enumerate(results, start=1):
+        if time.monotonic() - last >= REPORT_SECONDS or done == number:
+            report(done)
+            last = time.monotonic()
 
 
-def _run_by_ray(task: _Task, number: int, workers: int, log: Path) -> None:
-    require("ray", "ray", purpose="cleaning.executor ray")
-    import ray
-    from datatrove.executor.ray import RayPipelineExecutor
-
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(log_to_driver=False, include_dashboard=False)  # RAY_ADDRESS names a cluster
+def _by_processes(work: Work, number: int, workers: int) -> Iterator[None]:
+    if workers == 1:
+        yield from map(work, range(number))
+        return
+    # A fork would copy locks that threads of this process hold.
+    context = get_context("forkserver")
+    pool = ProcessPoolExecutor(workers, context, _begin_worker, (os.getpid(),))
     try:
-        RayPipelineExecutor(
-            [task],
-            number,
-            workers,
-            skip_completed=False,
-            logging_dir=str(log),
-            mem_per_cpu_gb=1,
-        ).run()
+        for future in as_completed([pool.submit(work, task) for task in range(number)]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise _killed() from error
     finally:
-        if is_ours:
-            ray.shutdown()
-    missing = number - len(list(log.glob("done-*")))
-    if missing:
-        raise RunError(
-            f"{missing} of {number} shards were not cleaned by Ray; the logs of its workers say "
-            "why (`ray logs`). Run the same command again; it goes on with these."
-        )
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(parent: int) -> None:
+    """End with the process that started this one, so as not to write what its next run writes, and
+    at once when the user interrupts it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def watch() -> None:
+        while _is_alive(parent):
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _by_ray(work: Work, number: int, workers: int) -> Iterator[None]:
+    from ray.exceptions import RayActorError, WorkerCrashedError
+    from ray.util.multiprocessing import Pool
+
+    pool = Pool(workers)
+    try:
+        yield from pool.imap_unordered(work, range(number), chunksize=1)
+    except (RayActorError, WorkerCrashedError) as error:
+        raise _killed() from error
+    finally:
+        pool.terminate()
+
+
+def _killed() -> ResourceError:
+    return ResourceError(
+        "A process that cleaned a shard was killed, probably since memory ran out. The shards that "
+        "are done are kept. Run the same command again, with fewer cleaning.workers or a smaller "
+        "cleaning.shard_bytes."
+    )
 
 
 @contextmanager
-def _reporting(log: Path, report: Callable[[int], None]) -> Iterator[None]:
-    """Report the tasks that are done from time to time."""
-    is_over = threading.Event()
+def cluster(executor: str) -> Iterator[None]:
+    """Connect to the Ray cluster that RAY_ADDRESS names, or start one on this machine, where the
+    executor is `ray`."""
+    if executor != "ray":
+        yield
+        return
+    import ray
 
-    def watch() -> None:
-        while not is_over.wait(REPORT_SECONDS):
-            report(sum(1 for _ in log.glob("done-*")))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     try:
         yield
     finally:
-        is_over.set()
-        watcher.join()
+        if is_ours:
+            ray.shutdown()

@@ -52,7 +52,7 @@ class Cleaning:
             DataError: a source or a file of a step that is not there.
             NetworkError: a hub dataset while offline.
         """
-        groups = plan_shards(corpus, offline=offline)
+        groups = plan_shards(corpus, recipe.shard_bytes, offline=offline)
         return cls(
             folder,
             corpus,
@@ -79,6 +79,10 @@ class Cleaning:
 
     def divided(self, group: Group) -> Path:
         return self.folder / f"divided-{group.name}"
+
+    def is_divided(self, group: Group) -> bool:
+        """Whether a group needs no dividing, or has been divided."""
+        return not group.is_divided or is_up_to_date(self.divided(group), self.inputs_of(group))
 
     def cleaned(self, shard: Shard) -> Path:
         return self.folder / f"cleaned-{shard.name}"

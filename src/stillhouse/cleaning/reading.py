@@ -24,7 +24,7 @@ class ReadCounts:
 
     Attributes:
         bytes: Of the documents' text, or of their HTML.
-        damaged: Left out by kind: a record, a document, or the rest of a file.
+        damaged: Left out by kind: records, documents, or ends of files.
         messages: The first errors.
     """
 
@@ -61,7 +61,7 @@ def read_pages(content: Content, corpus: CorpusRecipe, counts: ReadCounts) -> It
     """The documents of a file or dataset, each whole in memory."""
 
     def damaged_record(error: DataError) -> None:
-        counts.damage("record", error)
+        counts.damage("records", error)
 
     documents = content.documents(corpus, damaged_record)
     while (document := _next(documents, counts)) is not None:
@@ -81,7 +81,7 @@ def _next(documents: Iterator[Document], counts: ReadCounts) -> Document | None:
     try:
         return next(documents, None)
     except (DataError, OSError) as error:
-        counts.damage("rest of a file", error)
+        counts.damage("ends of files", error)
         return None
 
 
@@ -91,7 +91,7 @@ def _page_of(document: Document, counts: ReadCounts) -> Page | None:
         text = read()
         check_characters(text, document.id)
     except (DataError, OSError) as error:
-        counts.damage("document", error)
+        counts.damage("documents", error)
         return None
     if document.read_html is None:
         return Page(document.id, text, document.url)

@@ -35,6 +35,9 @@ class CleaningRecipe(_Steps):
     executor: Literal["local", "ray", "slurm"] = "local"
     """Where the shards are cleaned: by processes of this machine, by a Ray cluster, or by an array
     of Slurm jobs."""
+    shard_bytes: PositiveInt = 16 * 2**20
+    """Size of a shard, the part of the text that a process cleans at a time and that is not lost
+    when it is interrupted: of the files as they are stored, or of the text of larger ones."""
     workers: PositiveInt | None = None
     """Shards that are cleaned at once; by default as many as this machine has cores."""
 

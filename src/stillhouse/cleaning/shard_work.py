@@ -15,7 +15,7 @@ from stillhouse.cleaning.counts import StepCounts, TextShape
 from stillhouse.cleaning.deduplication import DEDUPLICATIONS
 from stillhouse.cleaning.job import Cleaning
 from stillhouse.cleaning.reading import ReadCounts, read_pages
-from stillhouse.cleaning.shards import SHARD_BYTES, Shard, contents_of_group
+from stillhouse.cleaning.shards import Shard, contents_of_group
 from stillhouse.cleaning.step import Judge, Page
 from stillhouse.cleaning.tables import (
     KEPT_COLUMNS,
@@ -46,17 +46,17 @@ def divide(cleaning: Cleaning, shard: Shard) -> None:
     )
     target = cleaning.divided(group)
     with commit_folder(target, cleaning.inputs_of(group), facts, overwrite=True) as folder:
-        facts["pieces"] = _write_pieces(pages, folder)
+        facts["pieces"] = _write_pieces(pages, folder, cleaning.recipe.shard_bytes)
         facts["read"] = counts.facts()
 
 
-def _write_pieces(pages: Iterator[Page], folder: Path) -> int:
+def _write_pieces(pages: Iterator[Page], folder: Path, shard_bytes: int) -> int:
     number = 0
     page = next(pages, None)
     while page is not None:
         size = 0
         with TableWriter(folder / f"{number:05d}.arrow", PIECE_COLUMNS) as piece:
-            while page is not None and size < SHARD_BYTES:
+            while page is not None and size < shard_bytes:
                 piece.add(piece_row(page))
                 size += len(page.text if page.html is None else page.html)
                 page = next(pages, None)

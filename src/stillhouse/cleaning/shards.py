@@ -1,12 +1,11 @@
 """Shards: the parts of the text that are cleaned one by one, by as many processes as there are.
 
 Contract: the shards follow from the files alone, their names, order and sizes. A shard is a run of
-files of about `SHARD_BYTES`. The documents of a larger file, and those of a dataset that is no
-file, are first written to pieces of that size, one shard each, which are removed when they are
-clean.
-
+files of about one size. The documents of a larger file, and those of a dataset that is no file, are
+first written to pieces of that size, one shard each, which are removed when they are clean.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from stillhouse.data.sources.files import content_of
 from stillhouse.runs.atomic import write_atomic
 from stillhouse.runs.manifest import fingerprint
 
-SHARD_BYTES = 32 * 2**20  # of files as they are stored, or of text
 PLAN = "plan.json"
-DIVIDED_BYTES = 2 * SHARD_BYTES  # a larger file is divided
+DIVIDED = 2  # times the size of a shard, above which a file is divided
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class Shard:
         return f"{self.group.name}-{self.piece:05d}"
 
 
-def plan_shards(corpus: CorpusRecipe, *, offline: bool) -> list[Group]:
-    """The groups of files, in the order of the text.
+def plan_shards(corpus: CorpusRecipe, shard_bytes: int, *, offline: bool) -> list[Group]:
+    """The groups of files, each of about `shard_bytes`, in the order of the text.
 
     Raises:
         DataError: a source that names no file that can be read.
@@ -67,7 +65,7 @@ def plan_shards(corpus: CorpusRecipe, *, offline: bool) -> list[Group]:
     def close() -> None:
         nonlocal size
         if held:
-            is_divided = size > DIVIDED_BYTES or not held[0][1]
+            is_divided = size > DIVIDED * shard_bytes or not held[0][1]
             groups.append(Group(len(groups), tuple(held), is_divided, fingerprint(facts)))
         held.clear()
         facts.clear()
@@ -81,8 +79,8 @@ def plan_shards(corpus: CorpusRecipe, *, offline: bool) -> list[Group]:
             held[:] = [(source, "")]
             facts.append({"source": source, **content.facts})
             continue
-        is_divided = num_bytes > DIVIDED_BYTES
-        if is_divided or size + num_bytes > SHARD_BYTES or (held and not held[-1][1]):
+        is_divided = num_bytes > DIVIDED * shard_bytes
+        if is_divided or size + num_bytes > shard_bytes or (held and not held[-1][1]):
             close()
         held.append((content.facts["name"], str(content.path)))
         facts.append({"source": source, **content.facts})
@@ -104,10 +102,15 @@ def contents_of_group(group: Group) -> Iterator[Content]:
 
 def save_plan(folder: Path, groups: list[Group]) -> str:
     """Write the groups to `folder`; returns their hash."""
+    digest = fingerprint([group.fingerprint for group in groups])
     rows = [[group.contents, group.is_divided, group.fingerprint] for group in groups]
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / PLAN, json.dumps(rows).encode())
-    return fingerprint([group.fingerprint for group in groups])
+    content = json.dumps(rows).encode()
+    with contextlib.suppress(FileNotFoundError):
+        if (folder / PLAN).read_bytes() == content:  # of several jobs, one writes it
+            return digest
+    write_atomic(folder / PLAN, content)
+    return digest
 
 
 @lru_cache(maxsize=1)

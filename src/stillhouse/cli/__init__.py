@@ -63,7 +63,8 @@ def _main(
 for _command in (runs.quickstart, runs.run, runs.check, runs.verify):
     app.command()(_command)
 for _name in STAGES:
-    app.command(_name, help=stage_named(_name).help)(runs.stage_command(_name))
+    _command = runs.clean if _name == "clean" else runs.stage_command(_name)
+    app.command(_name, help=stage_named(_name).help)(_command)
 for _command in (
     models.importance,
     models.compare,

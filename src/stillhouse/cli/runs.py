@@ -115,6 +115,39 @@ def stage_command(name: str) -> Callable[..., None]:
     return command
 
 
+def clean(
+    recipe: RecipeName,
+    run_dir: RunDir = None,
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one for each core.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Clean only part I of N (0/N to N-1/N), as one of several jobs; the command "
+            "without it then finishes the work.",
+        ),
+    ] = None,
+    offline: Offline = False,
+    overwrite: Overwrite = "",
+) -> None:
+    overrides = [*(overrides or []), *([f"cleaning.workers={workers}"] if workers else [])]
+    if shard is None:
+        _run_stages(recipe, run_dir, overrides, overwrite, offline=offline, only="clean")
+        return
+    from stillhouse.recipe_file import load_recipe
+
+    name, parsed = load_recipe(recipe, overrides)
+    from stillhouse.cleaning.stage import run_share
+    from stillhouse.runs.paths import RunFolder
+
+    folder = RunFolder.at(run_dir or Path("runs") / name)
+    with _naming(recipe):
+        run_share(parsed, folder, shard, offline=offline)
+
+
 @contextmanager
 def _naming(recipe: str) -> Iterator[None]:
     """Errors in a recipe name its file, whether its parser or a stage finds them; those in options

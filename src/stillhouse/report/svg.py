@@ -135,8 +135,13 @@ class BarChart:
     width: int = 880
     height: int = 260
     identifier: str = "bars"
+    labels: Sequence[str] = ()
 
     left, margin_top = LEFT, TOP
+
+    def label(self, number: int) -> str:
+        """What is written below a bar: its number, unless bars have labels of their own."""
+        return self.labels[number] if self.labels else str(number)
 
     @property
     def floor(self) -> int:

@@ -24,6 +24,7 @@ class RunFolder:
         self.shared = shared
         self.recipe = shared / "recipe.yaml"
         self.clean = shared / "clean"
+        self.cleaning_report = shared / "cleaning.html"
         self.corpus = shared / "corpus"
         self.tokens = shared / "tokens"
         self.teacher = shared / "teacher"

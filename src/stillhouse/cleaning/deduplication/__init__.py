@@ -25,7 +25,7 @@ class Signatures:
     on documents has one each, a step on lines one for each line."""
 
     rows: UInt64[np.ndarray, "R W"]
-    starts: Int[np.ndarray, " D+1"]
+    starts: Int[np.ndarray, " S"]
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Found:
         examples: Some of the groups, the largest first.
     """
 
-    removed: list[Bool[np.ndarray, " R"]]
+    removed: list[Bool[np.ndarray, " _"]]
     sizes: dict[int, int] = field(default_factory=dict)
     examples: list[list[Place]] = field(default_factory=list)
 
@@ -59,7 +59,7 @@ class Deduplication:
     unit: Literal["document", "line"]
     settings: type[Section]
     sign: Callable[[Any], Callable[[str], UInt64[np.ndarray, "K W"]]]
-    find: Callable[[Any, Sequence[Signatures], Sequence[Bool[np.ndarray, " R"]]], Found]
+    find: Callable[[Any, Sequence[Signatures], Sequence[Bool[np.ndarray, " _"]]], Found]
 
 
 ORDER = ("duplicates",)

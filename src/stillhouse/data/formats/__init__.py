@@ -31,8 +31,9 @@ class Record(NamedTuple):
 
 
 class WebPage(NamedTuple):
-    """A page: its number in the file, its address, and its content: HTML in bytes with the charset
-    that its server named, or the text that a crawler has made of it."""
+    """A page: its number in the file, counted from 1, or 0 for the only one; its address; and its
+    content: HTML in bytes with the charset that its server named, or the text that a crawler has
+    made of it."""
 
     number: int
     url: str

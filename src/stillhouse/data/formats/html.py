@@ -92,7 +92,7 @@ def _encoding(label: str | None) -> str | None:
 def read_pages(file: TableFile) -> Iterator[WebPage]:
     """The page of a file."""
     with opened(file.path) as content:
-        yield WebPage(1, "", content.read())
+        yield WebPage(0, "", content.read())
 
 
 class _Page(HTMLParser):

@@ -37,8 +37,8 @@ class Content:
     Args:
         format: What the logs count it as.
         facts: What changes where the content does; for fingerprints.
-        documents: Reads its documents; with a second argument, which is called with the error of
-            a record that cannot be read and is left out.
+        documents: Reads its documents. With a second argument it reads for cleaning: web pages
+            are whole, and a record that cannot be read is left out and its error given to that.
         path: Where two sources name this path, it is read once.
     """
 
@@ -84,7 +84,7 @@ def text_documents(name: str, blocks: Iterable[str], corpus: CorpusRecipe) -> It
 def page_documents(name: str, pages: Iterable[WebPage]) -> Iterator[Document]:
     """The documents of a file of web pages: their visible text."""
     for page in pages:
-        own_id = f"{name}:{page.number}"
+        own_id = f"{name}:{page.number}" if page.number else name
         if isinstance(page.content, str):
             yield Document(own_id, [page.content], page.url)
         else:

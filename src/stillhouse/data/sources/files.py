@@ -22,7 +22,6 @@ from stillhouse.data.formats import (
     named_format,
     suffix_of,
 )
-from stillhouse.data.formats.html import decode_page
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.sources import (
     Content,
@@ -66,23 +65,13 @@ def _documents(
 ) -> Iterator[Document]:
     column = corpus.text_field
     file = TableFile(path, str(path), column, columns=(column, "id", "url"), on_damage=on_damage)
-    if format.read_text is not None:
-        is_page = format.read_pages is not None and corpus.documents == "per_file"
-        html = partial(_html_of, file, format) if is_page else None
-        for document in text_documents(name, format.read_text(path), corpus):
-            yield document._replace(read_html=html)
-    elif format.read_pages is not None:
+    if format.read_pages is not None and (format.read_text is None or on_damage is not None):
         yield from page_documents(name, format.read_pages(file))
+    elif format.read_text is not None:
+        yield from text_documents(name, format.read_text(path), corpus)
     else:
         assert format.read_records is not None
         yield from record_documents(name, format.read_records(file), corpus, on_damage)
-
-
-def _html_of(file: TableFile, format: Format) -> str:
-    assert format.read_pages is not None
-    (page,) = format.read_pages(file)
-    assert isinstance(page.content, bytes)
-    return decode_page(page.content)
 
 
 def _find_files(source: str) -> tuple[Files, Counter[str]]:
