@@ -1,4 +1,4 @@
-"""How often the language of a text is found, by language and length, and how fast.
+"""How often the language of a text is found, by language and length.
 
     python -m benchmarks.language_id [--data ../shared/data] [--texts 300]
         [--output benchmarks/results/cleaning/language-id.json]
@@ -8,7 +8,7 @@ of novels. The probability that the step `language` asks for is judged by two sh
 those whose language is found with it, and those of which another one is. What is read of a long
 text is judged on passages of novels after a beginning in another language.
 
-Seconds are of processor time of one core, on a machine that does nothing else.
+How fast it is, benchmarks/cleaning_steps.py measures.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import json
 import random
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,7 @@ BOOKS = ("de", "en", "fr")
 LENGTHS = (20, 50, 100, 200, 500, 1000, 2000)  # characters
 THRESHOLDS = (0.5, 0.65, 0.8, 0.9, 0.95, 0.99)
 FOREIGN_STARTS = (500, 1000, 2000)  # characters of another language
-LONG = 20_000  # characters of a passage for what is read of it
-TIMED = (500, 2000, 5000, 20_000)
-REPEATS = 5
+LONG = 6000  # characters of a passage that follow them
 Texts = Mapping[str, Sequence[str]]  # of each language
 
 
@@ -106,7 +103,7 @@ def starts_of_another(books: Texts, length: int, number: int) -> list[tuple[str,
     found = []
     for place, code in enumerate(codes):
         other = books[codes[(place + 1) % len(codes)]]
-        starts, own = passages(other, length, number, 1), passages(books[code], 6000, number, 2)
+        starts, own = passages(other, length, number, 1), passages(books[code], LONG, number, 2)
         found += [(code, f"{start} {text}") for start, text in zip(starts, own, strict=True)]
     return found
 
@@ -134,29 +131,6 @@ def reading(books: Texts, number: int) -> dict[str, Any]:
     return found
 
 
-def speed(books: Texts) -> dict[str, Any]:
-    """Megabytes of processor seconds by length, of ours and of py3langid over the whole text."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    whole = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    engines = {"stillhouse": identify, "py3langid": whole.classify}
-    found: dict[str, Any] = {}
-    for length in TIMED:
-        texts = passages(books["en"], length, max(20, 200_000 // length), 3)
-        size = sum(len(text.encode()) for text in texts)
-        seconds: dict[str, list[float]] = {name: [] for name in engines}
-        for _ in range(REPEATS):
-            for name, classify in engines.items():
-                begun = time.process_time()
-                for text in texts:
-                    classify(text)
-                seconds[name].append(time.process_time() - begun)
-        found[str(length)] = {
-            name: size / 1e6 / statistics.median(own) for name, own in seconds.items()
-        }
-    return found
-
-
 def measured(data: Path, number: int) -> dict[str, Any]:
     sentences = {code: premises(data, code) for code in XNLI}
     books = {code: novels(data, code) for code in BOOKS}
@@ -174,7 +148,6 @@ def measured(data: Path, number: int) -> dict[str, Any]:
             for length in LENGTHS
         },
         "reading": reading(books, number),
-        "megabytes_per_second": speed(books),
     }
 
 

@@ -26,6 +26,11 @@ def identify(text: str) -> tuple[str, float]:
     return code, float(probability)
 
 
+def known_languages() -> set[str]:
+    """The ISO 639-1 codes of the languages that `identify` tells apart."""
+    return {*_identifier().labels}
+
+
 def sample_of(text: str) -> str:
     """A text, or `PARTS` parts of a longer one: its start, its end, and between them."""
     if len(text) <= PARTS * PART_CHARACTERS:
