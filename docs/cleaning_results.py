@@ -1,4 +1,4 @@
-"""The tables of what the steps of cleaning were measured to do, from benchmarks/results/cleaning."""
+"""The tables of what cleaning was measured to do, from benchmarks/results/cleaning."""
 
 import json
 from collections.abc import Mapping, Sequence

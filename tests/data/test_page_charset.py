@@ -10,7 +10,9 @@ GERMAN, RUSSIAN, JAPANESE, CHINESE = "Größe für 5 €", "Привет, мир
 
 
 def named(charset: str, text: str, encoding: str) -> bytes:
-    return f'<html><head><meta charset="{charset}"></head><body>{text}</body></html>'.encode(encoding)
+    return f'<html><head><meta charset="{charset}"></head><body>{text}</body></html>'.encode(
+        encoding
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,9 @@ def test_a_page_is_in_the_charset_that_it_names(charset, text, encoding):
 
 @pytest.mark.parametrize("mark", [codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
 def test_a_byte_order_mark_comes_first(mark):
-    encoding = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(mark, "utf-8")
+    encoding = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}.get(
+        mark, "utf-8"
+    )
     assert decode_page(mark + GERMAN.encode(encoding), "iso-8859-1") == GERMAN
 
 

@@ -18,8 +18,8 @@ IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){3,7}(?![\w:
 # International (+49 30 1234567; no country's code begins with 0, as time zones do), or with an area
 # code in a form of North America.
 PHONE = re.compile(
-    r"(?<![\w+.])(?:\+[1-9]\d{0,2}(?:[ .\-/]?\(?\d{1,5}\)?){2,6}|\(\d{3}\) ?\d{3}[ .-]\d{4}"
-    r"|\d{3}[.-]\d{3}[.-]\d{4})(?![\w-])"
+    r"(?<![\w+.])(?:\+[1-9]\d{0,2}(?:[ .\-/]?(?:\(\d{1,5}\)|\d{1,5})){2,6}"
+    r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4})(?![\w-])"
 )
 PHONE_DIGITS = range(8, 16)  # ITU-T E.164 allows 15
 
