@@ -6,15 +6,20 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+AGAIN_SECONDS = 0.5  # an exception that is raised in a destructor or a callback is lost
 
-class TookTooLongError(Exception):
-    """A block has used up its processor time."""
+
+class TookTooLongError(BaseException):
+    """A block has used up its processor time. Not an `Exception`, so that a library that goes on
+    after any error of a part of its work does not go on after this one."""
 
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
     """Stop a block of Python code that uses more than `seconds` of processor time, which does not
     depend on what else runs on the machine. Only the main thread of a process can have a limit.
+
+    A call into C is stopped when it returns, so what is called must be bounded by its input.
 
     Raises:
         TookTooLongError: the block was stopped.
@@ -26,10 +31,10 @@ def limited(seconds: float) -> Iterator[None]:
     def stop(signal_number: int, frame: FrameType | None) -> None:
         raise TookTooLongError
 
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds, AGAIN_SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

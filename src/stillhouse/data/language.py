@@ -6,21 +6,38 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-MOST_CHARACTERS = 20_000  # of a long text, the first ones say it
+# Of a longer text this many parts say it, which are as far from each other as they can be: its
+# start alone may be of another language, such as a quotation or a menu.
+PARTS = 4
+PART_CHARACTERS = 500
 KNOWN_ABOVE = 0.5  # the probability above which a language counts as known
 
 
 @cache
 def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    from stillhouse.data.language_identifier import FastIdentifier
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return FastIdentifier.load()
 
 
 def identify(text: str) -> tuple[str, float]:
     """The ISO 639-1 code of a text's most probable language, and its probability."""
-    code, probability = _identifier().classify(text[:MOST_CHARACTERS])
+    code, probability = _identifier().classify(sample_of(text))
     return code, float(probability)
+
+
+def known_languages() -> set[str]:
+    """The ISO 639-1 codes of the languages that `identify` tells apart."""
+    return {*_identifier().labels}
+
+
+def sample_of(text: str) -> str:
+    """A text, or `PARTS` parts of a longer one: its start, its end, and between them."""
+    if len(text) <= PARTS * PART_CHARACTERS:
+        return text
+    step = (len(text) - PART_CHARACTERS) / (PARTS - 1)
+    starts = [round(number * step) for number in range(PARTS)]
+    return " ".join(text[start : start + PART_CHARACTERS] for start in starts)
 
 
 def language_of(text: str) -> str | None:

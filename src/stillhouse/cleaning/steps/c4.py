@@ -1,7 +1,9 @@
 """Rules of C4: lines without terminal punctuation and the like are removed, and pages with few
 sentences, code or placeholder text left out (Raffel et al. 2020, section 2.2).
 
-Words are those between white space, sentences end at `.`, `!` or `?` before white space.
+Words are those between white space; sentences end at `.`, `!` or `?` before white space, and at the
+end of a line. Typographic quotation marks end a line, too. The list of offensive words is not
+applied.
 """
 
 import re
@@ -42,12 +44,18 @@ def make(settings: C4Recipe) -> Judge:
         lines = [CITATION.sub("", line).strip() for line in page.text.splitlines()]
         kept = [line for line in lines if not line or _is_kept(line, settings)]
         text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
-        if sum(1 for _ in SENTENCE_END.finditer(text)) < settings.min_sentences:
+        if not text:
+            return "no line is left"
+        if sum(map(_num_sentences, text.splitlines())) < settings.min_sentences:
             return f"under {settings.min_sentences} sentences"
         page.text = text
         return None
 
     return judge
+
+
+def _num_sentences(line: str) -> int:
+    return sum(not part.isspace() for part in SENTENCE_END.split(line) if part)
 
 
 def _is_kept(line: str, settings: C4Recipe) -> bool:

@@ -3,11 +3,12 @@ fastText model that the recipe names."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from stillhouse.cleaning.step import Judge, Page, Step
-from stillhouse.data.language import identify
+from stillhouse.data.language import identify, known_languages, sample_of
 from stillhouse.errors import DataError, RecipeError
 from stillhouse.section import Section, UnitInterval
 
@@ -17,17 +18,26 @@ NONE = "none"  # the language of a text of which no language is probable enough
 class LanguageRecipe(Section):
     """Languages that are kept."""
 
-    keep: list[str] = Field(default=["en"], min_length=1)
+    keep: list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]] = Field(default=["en"], min_length=1)
     """ISO 639-1 codes."""
     min_probability: UnitInterval = 0.65
-    """Lowest probability of the language."""
+    """Lowest probability of the language; a higher one costs more short documents than it finds
+    wrong ones (docs/guides/corpus.md)."""
     model: str | None = None
     """A fastText model (`lid.176.bin`), which needs the package fasttext; by default py3langid."""
 
 
 def make(settings: LanguageRecipe) -> Judge:
-    identifier = identify if settings.model is None else _fasttext(Path(settings.model))
     kept = {*settings.keep}
+    if settings.model is None:
+        identifier = identify
+        if unknown := sorted(kept - known_languages()):
+            raise RecipeError(
+                f"cleaning.language.keep names {', '.join(unknown)}, which py3langid does not "
+                f"know. It knows {', '.join(sorted(known_languages()))}."
+            )
+    else:
+        identifier = _fasttext(Path(settings.model))
 
     def judge(page: Page) -> str | None:
         page.language, probability = identifier(page.text)
@@ -50,7 +60,7 @@ def _fasttext(path: Path) -> Callable[[str], tuple[str, float]]:
     model = fasttext.load_model(str(path.expanduser()))
 
     def identify(text: str) -> tuple[str, float]:
-        labels, probabilities = model.predict(" ".join(text.split())[:20_000])
+        labels, probabilities = model.predict(" ".join(sample_of(text).split()))
         return labels[0].removeprefix("__label__"), float(probabilities[0])
 
     return identify

@@ -4,14 +4,11 @@ OpenWebText left out those under 128 tokens of GPT-2 (Gokaslan and Cohen 2019). 
 run of letters and digits or a punctuation mark, which needs no tokenizer.
 """
 
-import re
-
 from pydantic import NonNegativeInt, PositiveInt
 
 from stillhouse.cleaning.step import Judge, Page, Step
+from stillhouse.cleaning.words import TOKEN
 from stillhouse.section import Section
-
-TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class LengthRecipe(Section):

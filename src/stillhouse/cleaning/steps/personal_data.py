@@ -1,7 +1,8 @@
 """Replace e-mail addresses, telephone numbers and IP addresses by placeholders.
 
 Found by their form: an address that is written out ("mail at example dot com") stays, and so do
-names. Private and reserved IP addresses are not personal data and stay, too.
+names, and national telephone numbers of other forms than those of North America. Private and
+reserved IP addresses are not personal data and stay, too.
 """
 
 import ipaddress
@@ -11,11 +12,14 @@ from stillhouse.cleaning.step import Judge, Page, Step
 from stillhouse.section import Section
 
 MAIL = re.compile(r"\b[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b")
-IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)")
-# International (+49 30 1234567), or with an area code in a form of North America.
+# Not of a version ("v1.2.3.4", "version 1.2.3.4") or of a number with more parts.
+IPV4 = re.compile(r"(?<![\w.])(?<!ersion )(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)")
+IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){3,7}(?![\w:])")
+# International (+49 30 1234567; no country's code begins with 0, as time zones do), or with an area
+# code in a form of North America.
 PHONE = re.compile(
-    r"(?<![\w+.])(?:\+\d{1,3}(?:[ .\-/]?\(?\d{1,5}\)?){2,6}|\(\d{3}\) ?\d{3}[ .-]\d{4}"
-    r"|\d{3}[.-]\d{3}[.-]\d{4})(?![\w-])"
+    r"(?<![\w+.])(?:\+[1-9]\d{0,2}(?:[ .\-/]?(?:\(\d{1,5}\)|\d{1,5})){2,6}"
+    r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4})(?![\w-])"
 )
 PHONE_DIGITS = range(8, 16)  # ITU-T E.164 allows 15
 
@@ -49,12 +53,13 @@ def masked(text: str, settings: PersonalDataRecipe) -> str:
     def address(found: re.Match[str]) -> str:
         try:
             return settings.ip if ipaddress.ip_address(found[0]).is_global else found[0]
-        except ValueError:  # a number above 255
+        except ValueError:  # such as a number above 255, or a time
             return found[0]
 
     if "@" in text:
         text = MAIL.sub(lambda _: settings.mail, text)
-    return IPV4.sub(address, PHONE.sub(phone, text))
+    text = IPV4.sub(address, PHONE.sub(phone, text))
+    return IPV6.sub(address, text) if ":" in text else text
 
 
 STEP = Step(PersonalDataRecipe, make)

@@ -1,11 +1,12 @@
 """Leave out pages by their address: sites such as Wikipedia, and block lists.
 
-A site stands for its subdomains too. A document without an address is kept.
+A site stands for its subdomains too, and an address for those below it. Schemes, ports, a leading
+`www.` and the case of a host make no difference. A document without an address is kept.
 """
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field
 
@@ -14,6 +15,8 @@ from stillhouse.data.text import read_lines
 from stillhouse.errors import DataError
 from stillhouse.section import Section
 
+NAMED_SITES = 20  # above this many, the reason does not name the site
+
 
 class UrlsRecipe(Section):
     """Sites whose pages are left out."""
@@ -21,15 +24,13 @@ class UrlsRecipe(Section):
     block: list[str] = Field(default=[])
     """Sites, such as `wikipedia.org`, or addresses, such as `example.com/ads`."""
     block_lists: list[str] = Field(default=[])
-    """Files with one site or address in each line; lines that begin with `#` are comments."""
+    """Files with one site or address in each line, or a hosts file; `#` begins a comment."""
 
 
 def host_of(url: str) -> str:
-    """The host of an address in lower case, without its port; empty where there is none."""
-    try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return ""
+    """The host of an address in lower case and in ASCII (IDNA), without its port; empty where there
+    is none."""
+    return _host(_split(url))
 
 
 def make(settings: UrlsRecipe) -> Judge:
@@ -46,35 +47,70 @@ def blocker(entries: Iterable[str]) -> Callable[[str], str | None]:
     sites: set[str] = set()
     addresses: set[str] = set()
     for entry in entries:
-        bare = _without_scheme(entry).rstrip("/")
-        (addresses if "/" in bare else sites).add(bare.lower() if "/" not in bare else bare)
+        parts = _split(entry)
+        host = _without_www(_host(parts))
+        if host and (parts.path.strip("/") or parts.query):
+            addresses.add(_address(host, parts))
+        elif host:
+            sites.add(host)
 
     def reason(url: str) -> str | None:
-        host = host_of(url)
+        parts = _split(url)
+        host = _host(parts)
         labels = host.split(".")
         for start in range(len(labels)):
             if (site := ".".join(labels[start:])) in sites:
-                return f"site {site}" if len(sites) <= 20 else "site in a block list"
-        if addresses:
-            parts = _without_scheme(url).split("/")
-            if any("/".join(parts[:end]) in addresses for end in range(2, len(parts) + 1)):
-                return "address in a block list"
+                return f"site {site}" if len(sites) <= NAMED_SITES else "site in a block list"
+        if addresses and any(each in addresses for each in _addresses_above(host, parts)):
+            return "address in a block list"
         return None
 
     return reason
 
 
-def _without_scheme(url: str) -> str:
-    bare = url.strip().partition("://")[2] or url.strip()
-    host, slash, path = bare.partition("/")
-    return f"{host.lower().removeprefix('www.')}{slash}{path}"
+def _split(url: str) -> SplitResult:
+    """The parts of an address, with or without a scheme; all empty for one that is malformed."""
+    url = url.strip()
+    try:
+        return urlsplit(url if "://" in url or url.startswith("//") else f"//{url}")
+    except ValueError:  # such as a bracket without its other
+        return urlsplit("")
+
+
+def _host(parts: SplitResult) -> str:
+    host = (parts.hostname or "").rstrip(".")
+    if host.isascii():
+        return host
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:
+        return host
+
+
+def _without_www(host: str) -> str:
+    return host.removeprefix("www.")
+
+
+def _address(host: str, parts: SplitResult) -> str:
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{host}{parts.path.rstrip('/')}{query}"
+
+
+def _addresses_above(host: str, parts: SplitResult) -> Iterable[str]:
+    """An address as it is, and those of which it is a part."""
+    host = _without_www(host)
+    yield _address(host, parts)
+    names = parts.path.rstrip("/").split("/")
+    for end in range(len(names), 1, -1):
+        yield "/".join([host, *names[1:end]])
 
 
 def _listed(settings: UrlsRecipe) -> Iterable[str]:
     for path in files(settings):
         for _, line in read_lines(path):
-            if (entry := line.strip()) and not entry.startswith("#"):
-                yield entry
+            fields = f" {line}".partition(" #")[0].split()
+            if fields:
+                yield fields[-1]  # a hosts file has an IP address before the site
 
 
 def files(settings: UrlsRecipe) -> Iterable[Path]:

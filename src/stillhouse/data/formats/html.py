@@ -5,6 +5,7 @@ as in a browser. The article is not told apart from the rest of the page.
 """
 
 import codecs
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
@@ -37,11 +38,35 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 META_CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([\w:.-]+)""", re.IGNORECASE)
-META_BYTES = 1024  # a page names its charset within these
-# Labels that stand for a larger charset, which pages that use them are written in.
-LARGER: dict[str, str] = dict.fromkeys(
-    ("ascii", "iso8859-1", "iso-8859-1", "latin-1", "latin1"), "cp1252"
+XML_CHARSET = re.compile(rb"""\s*<\?xml[^>]+encoding\s*=\s*["']([\w:.-]+)""")
+NAMED_BYTES = 1024  # a page names its charset within these
+# The charsets that a page may name, by Python's names, and the larger one of which each is a part,
+# which pages that name it are written in. Python knows more, such as of escapes and of host names.
+CHARSETS = re.compile(
+    r"utf-8|ascii|iso8859-\d+|cp(125\d|866|874|932|949)|koi8-[ru]|mac-(roman|cyrillic)|tis-620"
+    r"|gb2312|gbk|gb18030|hz|big5(hkscs)?|euc_(jp|kr)|shift_jis|iso2022_jp"
 )
+LARGER = {
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+}
+LABELS = {  # that Python does not know
+    "windows-31j": "cp932",
+    "windows-874": "cp874",
+    "x-euc-jp": "euc_jp",
+    "x-gbk": "gb18030",
+    "x-mac-cyrillic": "mac-cyrillic",
+    "x-sjis": "cp932",
+}
+SEVEN_BIT = {"hz", "iso2022_jp"}  # charsets whose bytes are ASCII
 
 
 def visible_text(blocks: Iterable[str]) -> Iterator[str]:
@@ -60,35 +85,38 @@ def read_html(path: Path) -> Iterator[str]:
 
 
 def decode_page(content: bytes, charset: str | None = None) -> str:
-    """A page as text: by its byte order mark, else by the charset that its server names, else by
-    that which the page names, else as UTF-8 where it is that, else as Windows-1252. Bytes that are
-    not of the charset become U+FFFD.
+    """A page as text: by its byte order mark; else as UTF-8 where its bytes are that, whatever
+    it is said to be, since text of another charset almost never is; else by the charset that its
+    server names, else by that which the page names, else as Windows-1252. Bytes that are not of the
+    charset become U+FFFD.
 
-    Source: WHATWG HTML, section 13.2.3.2, "Determining the character encoding".
+    Source: but for the place of UTF-8, WHATWG HTML, section 13.2.3.2, "Determining the character
+    encoding", and WHATWG Encoding, section 4.2, "Names and labels".
     """
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if content.startswith(mark):
             return content.removeprefix(mark).decode(encoding, "replace")
-    named = META_CHARSET.search(content, 0, META_BYTES)
-    for label in (charset, named and named[1].decode("ascii", "replace")):
-        if (encoding := _encoding(label)) is not None:
-            return content.decode(encoding, "replace")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", "replace")
+    named = XML_CHARSET.match(content, 0, NAMED_BYTES) or META_CHARSET.search(
+        content, 0, NAMED_BYTES
+    )
+    labels = (charset, named and named[1].decode("ascii", "replace"))
+    encoding = next(filter(None, map(_encoding, labels)), "cp1252")
+    if encoding not in SEVEN_BIT:
+        with contextlib.suppress(UnicodeDecodeError):
+            return content.decode("utf-8")
+    return content.decode(encoding, "replace")
 
 
 def _encoding(label: str | None) -> str | None:
-    """Python's name of a charset; None for one that is unknown or not of text."""
+    """Python's name of a charset; None for one that is unknown."""
+    label = (label or "").strip().lower()
     try:
-        codec = codecs.lookup(label or "")
+        name = codecs.lookup(LABELS.get(label, label)).name
     except (LookupError, ValueError):
         return None
-    is_text = getattr(codec, "_is_text_encoding", True)
-    # A page that can be read up to the name of its charset is not in UTF-16.
-    name = "utf-8" if codec.name.startswith(("utf-16", "utf-32")) else codec.name
-    return LARGER.get(name, name) if is_text else None
+    if not CHARSETS.fullmatch(name):
+        return None
+    return LARGER.get(name, name)
 
 
 def read_pages(file: TableFile) -> Iterator[WebPage]:

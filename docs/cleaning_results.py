@@ -1,0 +1,157 @@
+"""The tables of what cleaning was measured to do, from benchmarks/results/cleaning."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cleaning"
+NOTHING = "No run is recorded yet."
+THRESHOLDS = ("0.5", "0.65", "0.8", "0.9")  # of those that were measured
+# What a person found who read the text of a page beside the gold text.
+REASONS = {
+    "2f42ef1d": "The article is in several blocks with advertisements between them; only the first "
+    "is taken.",
+    "51d066b0": "The gold text has the captions of videos and the headlines of other articles "
+    "inside the article.",
+    "cc03ddb5": "The headline, date and tags are kept; most of the page is a table, whose cells "
+    "run on in the gold text.",
+    "3f65af7b": "The posts of Twitter inside the article are left out; the last lines ask for tips "
+    "and subscriptions.",
+    "232a43fb": "The first paragraph, bare text in a `div`, is left out; a teaser of a guide is "
+    "taken.",
+    "4a44ab3e": "The first paragraph is outside the article's block; the headline and a link to "
+    "another article are kept.",
+    "94fbcc26": "The headlines of five related articles and the copyright line follow the text.",
+    "6ebac05f": "Hidden lists of headlines follow each person's name inside the paragraphs.",
+    "c69e539d": "Two paragraphs about the company at the end, which the gold text leaves out.",
+    "287e4d9f": "A list of offers: the introduction and the links to the shops are left out.",
+}
+
+
+def extraction_table() -> str:
+    """F1, precision and recall of the main text in each setting."""
+    result = _recorded("extraction")
+    return extraction_of(result) if result else NOTHING
+
+
+def worst_table() -> str:
+    """The pages of the lowest F1, and why."""
+    result = _recorded("extraction")
+    return worst_of(result["worst"]) if result else NOTHING
+
+
+def language_table() -> str:
+    """How often the language is found, by length."""
+    result = _recorded("language-id")
+    return languages_of(result) if result else NOTHING
+
+
+def reading_table() -> str:
+    """What is read of a long text."""
+    result = _recorded("language-id")
+    return reading_of(result["reading"]) if result else NOTHING
+
+
+def step_speed_table() -> str:
+    """Megabytes per second of each step."""
+    result = _recorded("steps")
+    return step_speeds_of(result["steps"]) if result else NOTHING
+
+
+def extraction_of(result: Mapping[str, Any]) -> str:
+    """Markdown: a row for each setting, the best first."""
+    settings = result["settings"]
+    columns = ["", "F1 (95 % interval)", "precision", "recall"]
+    rows = [
+        [
+            name if name.startswith(("main_text", "all")) else _of_trafilatura(name),
+            "{value:.3f} ({low:.3f} to {high:.3f})".format(**own["f1"]),
+            f"{own['precision']['value']:.3f}",
+            f"{own['recall']['value']:.3f}",
+        ]
+        for name, own in sorted(settings.items(), key=lambda item: -item[1]["f1"]["value"])
+    ]
+    return _table(columns, rows)
+
+
+def worst_of(pages: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: address, F1, precision, recall, and what was seen."""
+    columns = ["page", "F1", "precision", "recall", "why"]
+    rows = [
+        [
+            page["url"].split("/")[2].removeprefix("www."),
+            *(f"{page[name]:.2f}" for name in ("f1", "precision", "recall")),
+            REASONS.get(page["page"], "Not looked at."),
+        ]
+        for page in pages
+    ]
+    return _table(columns, rows)
+
+
+def languages_of(result: Mapping[str, Any]) -> str:
+    """Markdown: of each length the accuracy, and the shares kept at each threshold."""
+    columns = ["texts", "characters", "accuracy", "lowest of a language"]
+    columns += [f"kept at {least}, wrong" for least in THRESHOLDS]
+    rows = []
+    for name, title in (("xnli", "XNLI, 7 languages"), ("novels", "novels, 3 languages")):
+        for length, own in result[name].items():
+            accuracy = own["accuracy"]
+            worst = min(accuracy, key=accuracy.__getitem__)
+            rows.append(
+                [
+                    title if length == next(iter(result[name])) else "",
+                    f"{int(length):,}",
+                    _percent(sum(accuracy.values()) / len(accuracy)),
+                    f"{_percent(accuracy[worst])} ({worst})",
+                    *(
+                        f"{_percent(kept['kept'])}, {_percent(kept['wrong'], 2)}"
+                        for kept in map(own["thresholds"].__getitem__, THRESHOLDS)
+                    ),
+                ]
+            )
+    return _table(columns, rows)
+
+
+def reading_of(ways: Mapping[str, Mapping[str, float]]) -> str:
+    """Markdown: accuracy by what is read and by characters of another language at the start."""
+    lengths = list(next(iter(ways.values())))
+    columns = ["read", *(f"after {int(length):,} characters" for length in lengths)]
+    rows = [[name, *map(_percent, own.values())] for name, own in ways.items()]
+    return _table(columns, rows)
+
+
+def step_speeds_of(steps: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: of each step and each text the speed of each engine."""
+    columns = ["step", "text", "ours, MB/s", "beside it, MB/s"]
+    rows = []
+    for name, texts in steps.items():
+        for text, speeds in texts.items():
+            others = {engine: own for engine, own in speeds.items() if engine != "stillhouse"}
+            rows.append(
+                [
+                    f"`{name}`" if text == next(iter(texts)) else "",
+                    text,
+                    f"{speeds['stillhouse']:.1f}",
+                    ", ".join(f"{engine} {own:.1f}" for engine, own in others.items()) or "-",
+                ]
+            )
+    return _table(columns, rows)
+
+
+def _recorded(name: str) -> dict[str, Any] | None:
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _of_trafilatura(name: str) -> str:
+    return "trafilatura, default" if name == "trafilatura" else f"trafilatura, {name}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _percent(fraction: float, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f} %"
