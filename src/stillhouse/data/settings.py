@@ -12,8 +12,8 @@ class MixtureRecipe(Section):
     """How often each part of the text is drawn: by its size, or by given weights."""
 
     exponent: UnitInterval | None = None
-    """Parts are drawn in proportion to their tokens to this power: at 1 as often as they occur, at 0
-    equally often."""
+    """Parts are drawn in proportion to their tokens to this power: 1 keeps their shares, 0 makes
+    them equal."""
     weights: dict[Name, PositiveFloat] | None = None
     """Parts are drawn in proportion to these numbers, one for each part."""
 

@@ -4,8 +4,8 @@ Part i of n_i tokens is drawn in proportion to its weight, or to a power of its 
 
     p_i = n_i^exponent / sum over j of n_j^exponent    (Lample and Conneau 2019, section 3.1)
 
-At exponent 1 parts have the shares of the text, at 0 equal ones. No part loses text: an epoch has the
-part that is drawn least for its size once, and each part
+At exponent 1 parts have the shares of the text, at 0 equal ones. No part loses text: an epoch has
+the part that is drawn least for its size once, and each part
 
     r_i = (p_i / n_i) / min over j of (p_j / n_j)
 
@@ -55,6 +55,14 @@ def drawn_parts(
     }
 
 
+def mean_repeats(parts: Mapping[str, Mapping[str, Any]]) -> float:
+    """How often an epoch has a token of the text on average; `parts` as of `drawn_parts`."""
+    if not parts:
+        return 1.0
+    drawn = sum(own["repeats"] * own["tokens"] for own in parts.values())
+    return drawn / sum(own["tokens"] for own in parts.values())
+
+
 class MixedSequences:
     """A source, each of whose epochs has the sequences of a part as often as a mixture says."""
 
@@ -82,8 +90,7 @@ class MixedSequences:
         return ranges_of(self.source.parts, self._bounds)
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
-        """The drawn sequences as a batch; each time that an epoch repeats one it has other masks, as
-        in other epochs."""
+        """The drawn sequences as a batch; each time that an epoch repeats one, its masks differ."""
         return self.source.batch(*self.drawn(sequences, epochs, seed), seed)
 
     def drawn(
@@ -94,8 +101,9 @@ class MixedSequences:
         parts = np.searchsorted(self._bounds, sequences, side="right") - 1
         rounds, places = np.divmod(sequences - self._bounds[parts], self._own[parts])
         whole, more = np.divmod(np.diff(self._bounds), self._own)
+        sizes, numbers = tuple(self._own.tolist()), tuple(more.tolist())
         for row in np.flatnonzero(rounds == whole[parts]).tolist():
-            chosen = _choices(seed, int(epochs[row]), tuple(self._own), tuple(more))
+            chosen = _choices(seed, int(epochs[row]), sizes, numbers)
             places[row] = chosen[parts[row]][places[row]]
         return self._first[parts] + places, epochs * self._rounds + rounds
 
@@ -105,12 +113,12 @@ def _choices(
     seed: int, epoch: int, sizes: tuple[int, ...], numbers: tuple[int, ...]
 ) -> list[np.ndarray]:
     """Of each part the sequences that an epoch repeats once more than the others."""
-    return [
-        # The key is not that of the epoch's order.
-        np.random.Generator(np.random.Philox(key=sample_key(seed, epoch, 2**64 - 2 - part)))
-        .permutation(size)[:number]
-        for part, (size, number) in enumerate(zip(sizes, numbers, strict=True))
-    ]  # fmt: skip
+    chosen = []
+    for part, (size, number) in enumerate(zip(sizes, numbers, strict=True)):
+        key = sample_key(seed, epoch, 2**64 - 2 - part)  # not that of the epoch's order
+        generator = np.random.Generator(np.random.Philox(key=key))
+        chosen.append(generator.permutation(size)[:number])
+    return chosen
 
 
 def as_drawn(source: SequenceSource, tokens_folder: Path) -> SequenceSource:

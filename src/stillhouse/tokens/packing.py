@@ -230,9 +230,7 @@ class Masker:
 
 def ranges_of(names: Iterable[str], first: np.ndarray) -> dict[str, range]:
     """The numbers of each part, from its first one to the first of the next."""
-    return {
-        name: range(*map(int, own)) for name, own in zip(names, pairwise(first), strict=False)
-    }
+    return {name: range(*map(int, own)) for name, own in zip(names, pairwise(first), strict=False)}
 
 
 def pack_parts(
