@@ -16,8 +16,8 @@ Confidence intervals of the difference of two models' losses are paired bootstra
 of a document is common to both models, so documents are resampled with both losses together (Efron
 1979; Koehn 2004 for text).
 
-Axes: B sequences, T positions, R rows, V vocabulary, W windows, U units of text (documents, or
-blocks where these are few).
+Axes: B sequences, N all of a source, T positions, R rows, V vocabulary, W windows, U units of text
+(documents, or blocks where these are few).
 """
 
 import math
@@ -249,11 +249,14 @@ def masked_losses(
     return replace(_pooled(unit, sums, counts), parts=parts)
 
 
-def fixed_batches(source: SequenceSource) -> Iterator[Batch]:
-    """All sequences of a source in order, under one fixed mask."""
+def fixed_batches(
+    source: SequenceSource, order: Int[np.ndarray, " N"] | None = None
+) -> Iterator[Batch]:
+    """All sequences of a source under one fixed mask, by default in the order of the text."""
     size = _sequences_per_batch(source)
+    order = np.arange(source.num_sequences) if order is None else order
     for start in range(0, source.num_sequences, size):
-        numbers = np.arange(start, min(start + size, source.num_sequences))
+        numbers = order[start : start + size]
         yield source.batch(numbers, np.zeros_like(numbers), MASK_SEED)
 
 
