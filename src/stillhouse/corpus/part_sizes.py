@@ -42,7 +42,7 @@ def check_length(drawn: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse weights that make an epoch very much longer than the text.
 
     Args:
-        drawn: Of each part its tokens, and how often an epoch has them.
+        drawn: Of each part its tokens (or bytes), and how often an epoch has them.
 
     Raises:
         DataError: with the sizes of the parts.
@@ -53,6 +53,6 @@ def check_length(drawn: Mapping[str, Mapping[str, Any]]) -> None:
     sizes = ", ".join(f"{name} {own['tokens']:,}" for name, own in drawn.items())
     raise DataError(
         f"corpus.mixture repeats the part {most} {drawn[most]['repeats']:,.0f} times in an epoch, "
-        "so that every other part is drawn at all. Give weights that are closer to the numbers of "
-        f"tokens: {sizes}."
+        "so that every other part is drawn at all. Give weights that are closer to the parts' own "
+        f"sizes: {sizes}."
     )

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from stillhouse.corpus.part_sizes import check_length
 from stillhouse.corpus.splits import Splitting, plan_splits
 from stillhouse.data.chunks import Chunk, safe_cut
 from stillhouse.data.documents import ReadSummary, read_documents
 from stillhouse.data.settings import CorpusRecipe, MixtureRecipe
 from stillhouse.errors import DataError
-from stillhouse.tokens.mixture import repeats_of
+from stillhouse.tokens.mixture import drawn_parts, repeats_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ def text_of_training(
     parts: Sequence[Part], mixture: MixtureRecipe | None, most_bytes: int
 ) -> Iterator[Chunk]:
     """About the first `most_bytes` of the training split; of a text with parts as much of each as
-    the mixture draws, with their sizes in bytes for those in tokens, which are not known yet."""
+    the mixture draws, with their sizes in bytes for those in tokens, which are not known yet.
+
+    Raises:
+        DataError: weights that draw far more than the text has.
+    """
     if [part.name for part in parts] == [""]:
         yield from _first(parts[0], most_bytes)
         return
@@ -74,6 +79,7 @@ def text_of_training(
         part.name: sum(len(chunk.text.encode()) for chunk in part.training_chunks())
         for part in parts
     }
+    check_length(drawn_parts(sizes, mixture))
     wanted = wanted_bytes(sizes, mixture, most_bytes)
     for part in parts:
         yield from _drawn(part, wanted[part.name])
@@ -104,10 +110,12 @@ def _drawn(part: Part, num_bytes: int) -> Iterator[Chunk]:
     while left > 0:
         for chunk in part.training_chunks():
             size = len(chunk.text.encode())
-            if size >= left:
+            if size > left:
                 cut = len(chunk.text) * left // size
-                cut = safe_cut(chunk.text, cut) or cut
-                yield Chunk(chunk.document_id, chunk.text[:cut], chunk.starts_document)
+                text = chunk.text[: safe_cut(chunk.text, cut) or cut]
+                yield Chunk(chunk.document_id, text, chunk.starts_document)
                 return
             yield chunk
             left -= size
+            if not left:
+                return
