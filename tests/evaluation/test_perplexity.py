@@ -330,4 +330,4 @@ def test_masked_sequences_are_scored_by_part():
     numbers = np.array([source.parts["fr"].start])
     batch = source.batch(numbers, np.zeros_like(numbers), MASK_SEED)
     output = bert(batch.input_ids, batch.attention_mask(), labels=batch.labels)
-    assert losses.parts["fr"].mean == pytest.approx(float(output.loss), rel=1e-4)
+    assert losses.parts["fr"].mean == pytest.approx(output.loss.item(), rel=1e-4)
