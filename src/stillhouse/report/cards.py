@@ -14,7 +14,7 @@ from stillhouse.models.hub import HUB_NAME
 from stillhouse.models.special_ids import CONFIG, read_settings
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
-from stillhouse.report import bias, zero_shot
+from stillhouse.report import bias, text_parts, zero_shot
 from stillhouse.report import energy as spent
 from stillhouse.report import tasks as scored
 from stillhouse.report.license import card_license
@@ -109,6 +109,7 @@ def model_card(
         resampled=resampled(results),
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
+        parts=text_parts.table_of(results),
         zero_shot=zero_shot.table_of(results),
         **bias.values_of(results, main_only=True),
         **spent.values_of(recipe, result),
