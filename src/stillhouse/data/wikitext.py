@@ -24,12 +24,10 @@ RAW = (
     "imagemap", "indicator", "inputbox", "mapframe", "maplink", "math", "pre", "ref", "references",
     "score", "source", "syntaxhighlight", "templatedata", "templatestyles", "timeline",
 )  # fmt: skip
-RAW_OR_COMMENT = re.compile(
-    rf"<!--|<(nowiki|{'|'.join(RAW)})(?=[\s/>])[^<>]*>", re.IGNORECASE
-)
+RAW_OR_COMMENT = re.compile(rf"<!--|<(nowiki|{'|'.join(RAW)})(?=[\s/>])[^<>]*>", re.IGNORECASE)
 BLOCKS = ("table", "ul", "ol", "dl")
 PAIRED = re.compile(
-    rf"\{{{{+|}}}}+|^[:\s]*\{{\||^\s*\|}}(?!}})|<(/?)({'|'.join(BLOCKS)})(?=[\s/>])[^<>]*>",
+    rf"\{{{{+|}}}}+|^[: \t]*\{{\||^[ \t]*\|}}(?!}})|<(/?)({'|'.join(BLOCKS)})(?=[\s/>])[^<>]*>",
     re.IGNORECASE | re.MULTILINE,
 )
 LINK = re.compile(r"\[\[([^\[\]]*(?:(?:\[(?!\[)|\](?!\]))[^\[\]]*)*)\]\]")
@@ -53,7 +51,7 @@ GAPS = re.compile(rf"{GAP}(?: ?{GAP})+")
 EMPTY_BRACKETS = re.compile(rf"\([\s,;:/{GAP}]*\)")
 AROUND_GAPS = (
     (re.compile(rf"\((?:[ ,;:]{{0,4}}{GAP})+[ ,;:]*"), "("),
-    (re.compile(rf"(?:[ ,;:]{{0,4}}{GAP})+[ ,;:]{{0,4}}\)"), ")"),
+    (re.compile(rf"(?:[ ,;:]{{0,4}}{GAP}){{1,4}}[ ,;:]{{0,4}}\)"), ")"),
     (re.compile(rf"([,;])(?: ?{GAP} ?[,;])+"), r"\1"),
     (re.compile(rf" ?{GAP} ?(?=[,.;:])"), ""),
 )
@@ -192,7 +190,7 @@ MAX_TEMPLATE_DEPTH = 5  # of templates in the arguments of those that give text
 
 def _rendered(template: str, depth: int) -> str:
     """The text of a template in curly brackets."""
-    name, *arguments = template.strip("{}").split("|", 1)
+    name, *arguments = template[2:-2].split("|", 1)
     render = INLINE.get(name.strip().lower().replace("_", " "))
     if render is None and name.strip().lower().startswith("lang-"):
         render = _first
@@ -280,28 +278,20 @@ def _mended(text: str) -> str:
     return text.replace(GAP, "")
 
 
-def _paragraphs(text: str) -> Iterator[str]:
+def _paragraphs(text: str) -> list[str]:
     """Blocks of lines, without those that are no running text, and without a line such as "Novels:"
-    before a list."""
-    lines: list[str] = []
-    held = ""  # a line that stays where no list follows
-    for line in [*text.split("\n"), ""]:
+    before a list or a heading."""
+    blocks: list[list[str]] = [[]]
+    for line in text.split("\n"):
         spaced = " ".join(line.split())
-        if not spaced:
-            if lines:
-                yield "\n".join(lines)
-                lines.clear()
-            continue
         is_heading = spaced.startswith("=") and spaced.endswith("=")
-        if is_heading or spaced.startswith(NOT_PROSE):
-            held = ""
-            continue
-        if held:
-            lines.append(held)
-        held = ""
-        if spaced.endswith(":") and not SENTENCE_END.search(spaced):
-            held = spaced
+        if not spaced:
+            if blocks[-1]:
+                blocks.append([])
+        elif is_heading or spaced.startswith(NOT_PROSE):
+            last = blocks[-1] or blocks[-2:][0]
+            if last and last[-1].endswith(":") and not SENTENCE_END.search(last[-1]):
+                last.pop()
         else:
-            lines.append(spaced)
-    if lines:
-        yield "\n".join(lines)
+            blocks[-1].append(spaced)
+    return ["\n".join(block) for block in blocks if block]

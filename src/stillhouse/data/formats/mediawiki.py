@@ -37,15 +37,17 @@ def read_dump(file: TableFile) -> Iterator[Record]:
     """
     dump = _Dump(file)
     with opened(file.path) as content:
-        start = content.read(BLOCK_BYTES)
-        check_signature(file.path, start[:16], "an XML file")
-        block = start
-        while block:
-            dump.feed(block)
-            yield from dump.take()
-            block = content.read(BLOCK_BYTES)
-        dump.feed(b"", is_last=True)
-        yield from dump.take()
+        block = content.read(BLOCK_BYTES)
+        check_signature(file.path, block, "an XML file")
+        try:
+            while block:
+                dump.feed(block)
+                yield from dump.take()
+                block = content.read(BLOCK_BYTES)
+            dump.feed(b"", is_last=True)
+        except DataError:
+            yield from dump.take()  # the pages before
+            raise
 
 
 class _Dump:
@@ -93,8 +95,8 @@ class _Dump:
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         if not self._open and name != "mediawiki":
             raise DataError(
-                f"{self._file.name} is XML, but no dump of a MediaWiki: it begins with <{name:.40}>, "
-                "not with <mediawiki>. Convert it to text or HTML."
+                f"{self._file.name} is XML, but no dump of a MediaWiki: it begins with "
+                f"<{name:.40}>, not with <mediawiki>. Convert it to text or HTML."
             )
         parent = self._open[-1] if self._open else ""
         self._open.append(name)
@@ -156,7 +158,9 @@ class _Dump:
         fields = {
             "id": f"{wiki}:{page.get('id', self._number)}",
             "title": title,
-            "url": f"{base.rpartition('/')[0]}/{quote(title.replace(' ', '_'), _SAFE)}" if host else "",
+            "url": f"{base.rpartition('/')[0]}/{quote(title.replace(' ', '_'), _SAFE)}"
+            if host
+            else "",
             self._file.column: self._wikitext.prose(source),
         }
         self._records.append(Record(where, self._number, fields))
@@ -169,11 +173,12 @@ _SAFE = "/:;@!*(),~$"
 
 FORMATS = (
     Format(
-        "MediaWiki XML",
+        "MediaWiki",
         (".xml",),
         read_records=read_dump,
         by_line=False,
         documents="dumps of Wikipedia and other wikis: one document per article, its prose without "
         "lists, tables and headings",
+        rows="one example per article",
     ),
 )

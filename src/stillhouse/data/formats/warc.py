@@ -12,8 +12,8 @@ import io
 import logging
 import re
 import zlib
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from stillhouse.data.formats import Format, TableFile, WebPage
 from stillhouse.data.text import DAMAGE, check_characters, check_signature, opened
@@ -44,7 +44,7 @@ def read_pages(file: TableFile) -> Iterator[WebPage]:
     _check_beginning(file)
     number = 0
     with opened(file.path) as content:
-        records = _records(content)
+        records = _records(content.read)
         try:
             for number, record in enumerate(records, start=1):
                 page, problem = None, ""
@@ -79,26 +79,26 @@ class _Content:
     """The bytes of a file. Of its errors, those of a decompressor are a damaged archive's: warcio
     takes an EOFError for the end of the file."""
 
-    def __init__(self, content: BinaryIO) -> None:
-        self._content = content
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
 
     def read(self, size: int) -> bytes:
         from warcio.exceptions import ArchiveLoadFailed
 
         try:
-            return self._content.read(size)
+            return self._read(size)
         except tuple(DAMAGE) as error:
             if getattr(error, "errno", None) is not None:
                 raise
             raise ArchiveLoadFailed(f"it is damaged or cut short: {error}") from error
 
 
-def _records(content: BinaryIO) -> Any:
-    """warcio's iterator over the records, which does not parse what is in them."""
+def _records(read: Callable[[int], bytes]) -> Any:
+    """warcio's iterator over the records of a file, which does not parse what is in them."""
     from warcio.archiveiterator import WARCIterator
 
     logging.getLogger("warcio").setLevel(logging.CRITICAL)
-    records = WARCIterator(_Content(content), no_record_parse=True)
+    records = WARCIterator(_Content(read), no_record_parse=True)
     records.INC_RECORD = ""  # what it prints of a record that nothing follows; `_finish` checks
     read_line = records.reader.readline
 
@@ -112,19 +112,21 @@ def _records(content: BinaryIO) -> Any:
 def _finish(records: Any) -> str:
     """Read up to the beginning of the next record; what is wrong with the end of this one."""
     record, problem = records.record, ""
-    if record.length is None:
+    if not (record.rec_headers.get_header("Content-Length") or "").isdecimal():
         record.raw_stream = io.BytesIO()
-        problem = "has no Content-Length"
+        problem = "has no Content-Length that is a number"
     while record.raw_stream.read(READ_BYTES):
         pass
     if not problem and record.raw_stream.limit > 0:
         problem = "is cut short, or its Content-Length is too large"
     num_errors = records.err_count
     records.read_to_end()
-    if records.err_count > num_errors:
-        problem = problem or "has a wrong Content-Length: something follows it"
+    is_followed = records.err_count > num_errors
     while records.next_line and not records.next_line.startswith(BEGINNING):
+        is_followed = True
         records.next_line = records.reader.readline()
+    if is_followed and not problem:
+        problem = "has a wrong Content-Length, or the file is damaged: what follows is no record"
     return problem
 
 
@@ -226,7 +228,7 @@ def _unbrotlied(content: bytes) -> bytes:
         found = decompressor.process(content, output_buffer_limit=MAX_PAGE_BYTES)
     except brotli.error as error:
         raise ValueError(f"cannot be decompressed ({error})") from error
-    if not decompressor.can_accept_more_data():
+    if len(found) >= MAX_PAGE_BYTES:
         raise ValueError(TOO_LONG)
     return found
 
@@ -236,7 +238,7 @@ FORMATS = (
         "WARC",
         (".warc", ".wet"),
         read_pages=read_pages,
-        documents="one document per page: the visible text of a `response` with HTML, the text of a "
-        "`conversion` (WET); needs the extra `text`",
+        documents="one document per page: the visible text of a `response` with HTML, the text of "
+        "a `conversion` (WET); needs the extra `text`",
     ),
 )
