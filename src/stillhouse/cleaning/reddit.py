@@ -51,7 +51,7 @@ class LinkRules:
         block_lists: Files with such.
     """
 
-    min_score: float = 3
+    min_score: int = 3
     block: Sequence[str] = ()
     block_lists: Sequence[Path] = ()
 
@@ -162,7 +162,7 @@ def _posts(path: Path, counts: LinkCounts) -> Iterator[dict[str, Any]]:
         counts.damage("rest of a file", error)
 
 
-def _why_not(post: dict[str, Any], min_score: float) -> str | None:
+def _why_not(post: dict[str, Any], min_score: int) -> str | None:
     """Why a post gives no link, whatever its address; None where it may."""
     if post.get("is_self"):
         return "self post"
@@ -176,7 +176,7 @@ def _why_not(post: dict[str, Any], min_score: float) -> str | None:
         score = float(post["score"])
     except (KeyError, TypeError, ValueError):
         return "no score"
-    return None if score >= min_score else f"score under {min_score:g}"
+    return None if score >= min_score else f"score under {min_score}"
 
 
 def link_of(address: object) -> Link | str:

@@ -15,7 +15,7 @@ def links(
     ],
     output: Annotated[Path, typer.Option(help="The text file to write, one address per line.")],
     min_score: Annotated[
-        float, typer.Option(help="Lowest score of a post; by default WebText's.")
+        int, typer.Option(help="Lowest score of a post; by default WebText's.")
     ] = 3,
     block: Annotated[
         list[str] | None,

@@ -52,23 +52,20 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     suffix = path.suffix.lower()
     with reading(path), contextlib.ExitStack() as stack:
         if suffix in (".zst", ".zstd"):  # of the standard library only from Python 3.14 on
-            yield _opened_zstd(path, stack)
+            file = stack.enter_context(path.open("rb"))
+            window = _window_bytes(file.read(6))
+            file.seek(0)
+            if window > ARROW_WINDOW_BYTES:
+                require("text", "zstandard", purpose=f"Reading {path}, which has a large window,")
+                yield io.BufferedReader(_Zstd(file), BLOCK_BYTES)
+                return
+            import pyarrow
+
+            compressed = pyarrow.PythonFile(file, "r")
+            yield stack.enter_context(pyarrow.CompressedInputStream(compressed, "zstd"))
         else:
             module = importlib.import_module(MODULES.get(suffix, "io"))
             yield stack.enter_context(module.open(path, "rb"))
-
-
-def _opened_zstd(path: Path, stack: contextlib.ExitStack) -> BinaryIO:
-    file = stack.enter_context(path.open("rb"))
-    window = _window_bytes(file.read(6))
-    file.seek(0)
-    if window > ARROW_WINDOW_BYTES:
-        require("text", "zstandard", purpose=f"Reading {path}, which has a window of 2 GiB,")
-        return io.BufferedReader(_Zstd(file), BLOCK_BYTES)
-    import pyarrow
-
-    compressed = pyarrow.PythonFile(file, "r")
-    return stack.enter_context(pyarrow.CompressedInputStream(compressed, "zstd"))
 
 
 def _window_bytes(header: bytes) -> int:

@@ -46,14 +46,15 @@ POWER = re.compile(r"<sup(?:\s[^<>]*)?>(?=\s*[-+\u2212]?\d)", re.IGNORECASE)
 TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
 QUOTES = re.compile("'{2,}")
 SWITCH = re.compile(r"__[^\W\d_]+__")  # such as __NOTOC__, in any language
-SPACES = re.compile(r"[ \t]+")
+SPACES = re.compile("  +")
 GAPS = re.compile(rf"{GAP}(?: ?{GAP})+")
 EMPTY_BRACKETS = re.compile(rf"\([\s,;:/{GAP}]*\)")
 AROUND_GAPS = (
     (re.compile(rf"\((?:[ ,;:]{{0,4}}{GAP})+[ ,;:]*"), "("),
-    (re.compile(rf"(?:[ ,;:]{{0,4}}{GAP}){{1,4}}[ ,;:]{{0,4}}\)"), ")"),
+    (re.compile(rf"{GAP}[ ,;:{GAP}]{{0,9}}\)"), f"{GAP})"),
+    (re.compile(rf"[,;:] ?{GAP}\)"), ")"),
     (re.compile(rf"([,;])(?: ?{GAP} ?[,;])+"), r"\1"),
-    (re.compile(rf" ?{GAP} ?(?=[,.;:])"), ""),
+    (re.compile(rf" ?{GAP} ?(?=[,.;:)])"), ""),
 )
 SENTENCE_END = re.compile(r"[.!?] ")
 NOT_PROSE = ("*", "#", ":", ";", "|", "!", "{|", "----")
@@ -271,7 +272,7 @@ def _mended(text: str) -> str:
     """Text without what gaps leave around them: empty brackets, spaces before commas."""
     if GAP not in text:
         return text
-    text = GAPS.sub(GAP, SPACES.sub(" ", text))
+    text = GAPS.sub(GAP, SPACES.sub(" ", text.replace("\t", " ")))
     text = EMPTY_BRACKETS.sub(lambda found: GAP if GAP in found[0] else found[0], text)
     for pattern, replacement in AROUND_GAPS:
         text = pattern.sub(replacement, text)
