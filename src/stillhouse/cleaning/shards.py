@@ -106,7 +106,7 @@ def contents_of_group(group: Group) -> Iterator[Content]:
 
 def save_plan(folder: Path, groups: list[Group]) -> str:
     """Write the groups to `folder`; returns their hash."""
-    digest = fingerprint([group.fingerprint for group in groups])
+    digest = fingerprint([[each.fingerprint, each.part] for each in groups])
     rows = [[each.contents, each.is_divided, each.fingerprint, each.part] for each in groups]
     folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps(rows).encode()
