@@ -123,7 +123,12 @@ def test_an_address_is_normalized(address, written):
 
 def test_the_first_of_addresses_of_one_page_is_written(dump):
     """Whatever scheme, www., fragment, tracking and slash; other paths and parameters are others."""
-    same = ["http://www.a.org/b/", "https://a.org/b", "http://A.org/b/?utm_id=1#c", "http://a.org/b"]
+    same = [
+        "http://www.a.org/b/",
+        "https://a.org/b",
+        "http://A.org/b/?utm_id=1#c",
+        "http://a.org/b",
+    ]
     others = ["http://a.org/B", "http://a.org/b?c", "http://b.a.org/b", "http://a.org:81/b"]
     found, counts = links(dump, map(post, [*same, *others]))
     assert found == [same[0], *others]
@@ -136,7 +141,9 @@ def test_links_are_unique_over_files_and_batches(tmp_path, monkeypatch):
     numbers = random.Random(0).choices(range(60), k=200)
     paths = [tmp_path / "a.jsonl", tmp_path / "b.gz", tmp_path / "c.zst"]
     parts = [lines(post(f"http://a.org/{n}") for n in numbers[k::3]) for k in range(3)]
-    for path, content in zip(paths, [parts[0], gzip.compress(parts[1]), zst(parts[2])], strict=True):
+    for path, content in zip(
+        paths, [parts[0], gzip.compress(parts[1]), zst(parts[2])], strict=True
+    ):
         path.write_bytes(content)
     write_links(paths, tmp_path / "urls.txt", LinkRules(), lambda line: None)
     expected = dict.fromkeys(n for k in range(3) for n in numbers[k::3])
