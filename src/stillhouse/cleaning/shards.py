@@ -75,13 +75,13 @@ def plan_shards(corpus: CorpusRecipe, *, offline: bool) -> list[Group]:
 
     for part, own in corpus.parts.items():
         for source, content in contents_of(own, offline=offline):
-            num_bytes = content.facts.get("size_bytes")
             if content.path is None:  # a dataset, or one of the parts of a source that is no file
                 if held != [(source, "")]:
                     close(part)
                 held[:] = [(source, "")]
                 facts.append({"source": source, **content.facts})
                 continue
+            num_bytes = content.facts["size_bytes"]
             is_divided = num_bytes > DIVIDED_BYTES
             if is_divided or size + num_bytes > SHARD_BYTES or (held and not held[-1][1]):
                 close(part)
