@@ -134,7 +134,7 @@ def _do(work: Callable[[Cleaning, Shard], None], cleaning: Cleaning, todo: str, 
 
 
 @lru_cache(maxsize=1)
-def _load_todo(path: Path, digest: str) -> list[tuple[int, int]]:
+def _load_todo(path: Path, digest: str) -> list[list[int]]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
