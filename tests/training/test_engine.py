@@ -27,6 +27,8 @@ from stillhouse.distillation.distill import freeze
 from stillhouse.errors import DataError, ResourceError, Stopped, TrainingError
 from stillhouse.families.registry import family_of
 from stillhouse.tokens.batches import IGNORED, Batch
+from stillhouse.tokens.mixture import MixedSequences
+from stillhouse.tokens.packing import CausalSequences
 from stillhouse.training.engine import train
 from stillhouse.training.job import TrainingJob, plan_batches
 from stillhouse.training.ranks import StopRequest
@@ -39,12 +41,25 @@ class HalfLabeled:
     def __init__(self) -> None:
         self.whole = make_source()
         self.num_sequences, self.sequence_length = self.whole.num_sequences, LENGTH
+        self.parts = self.whole.parts
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         batch = self.whole.batch(sequences, epochs, seed)
         labels = batch.labels.clone()
         labels[:, ::2] = IGNORED
         return replace(batch, labels=labels)
+
+
+class Impatient(Silent):
+    """Asks to stop after a step."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
+
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        if step == self.last:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def lines(job: TrainingJob) -> list[dict[str, Any]]:
@@ -262,18 +277,13 @@ def test_a_signal_stops_after_a_whole_step_even_the_last(tmp_path, last):
     uninterrupted = make_job(tmp_path / "uninterrupted")
     train(uninterrupted, Silent())
 
-    class Impatient(Silent):
-        def step(self, step: int, values: dict[str, Any]) -> None:
-            if step == last:
-                os.kill(os.getpid(), signal.SIGTERM)
-
     with (
         StopRequest() as stop,
         pytest.raises(
             Stopped, match=f"Step {last} of 4 of student \\(seed 3\\) is committed"
         ) as stopped,
     ):
-        train(make_job(tmp_path / "stopped"), Impatient(), stop)
+        train(make_job(tmp_path / "stopped"), Impatient(last), stop)
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     resumed = make_job(tmp_path / "stopped")
     assert train(resumed, Silent()).step == 4
@@ -428,3 +438,21 @@ def test_an_error_that_only_speaks_of_memory_is_not_one_of_memory(tmp_path):
     error = RuntimeError("an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
         train(replace(job, objective=Failing(job.objective, 1, error)), Silent())
+
+
+def test_a_mixture_resumes_in_the_middle_of_an_epoch(tmp_path):
+    """Stopped after a step and resumed, training on a repeated part ends as if nothing had
+    happened."""
+    split = make_source().split
+    split = replace(split, parts={"large": 3, "small": 2})
+    source = CausalSequences(split, LENGTH, 0, attend_across_documents=False)
+    drawing = MixedSequences(source, {"large": 1.4, "small": 1.0})
+    assert drawing.num_sequences > source.num_sequences
+    whole = make_job(tmp_path / "whole", source=drawing)
+    train(whole, Silent())
+    with StopRequest() as stop, pytest.raises(Stopped):
+        train(make_job(tmp_path / "stopped", source=drawing), Impatient(2), stop)
+    resumed = make_job(tmp_path / "stopped", source=drawing)
+    train(resumed, Silent())
+    for name, parameter in whole.model.named_parameters():
+        assert torch.equal(parameter, resumed.model.get_parameter(name)), name

@@ -135,7 +135,7 @@ def score_text(
 
 
 def _unit_losses(block: str, sizes: list[int], sums: np.ndarray, counts: np.ndarray) -> UnitLosses:
-    """The losses on documents of so many blocks each, or on these where documents are few."""
+    """The losses on documents, each of `sizes` blocks, or on these where documents are few."""
     sizes = [size for size in sizes if size]
     if len(sizes) < FEWEST_DOCUMENTS:
         return _pooled(block, sums, counts)
