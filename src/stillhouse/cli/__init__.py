@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stillhouse.cli import inspection, models, runs, serving
+from stillhouse.cli import inspection, models, runs, serving, text
 from stillhouse.stages.stage import STAGES, stage_named
 
 
@@ -65,6 +65,7 @@ for _command in (runs.quickstart, runs.run, runs.check, runs.verify):
 for _name in STAGES:
     app.command(_name, help=stage_named(_name).help)(runs.stage_command(_name))
 for _command in (
+    text.links,
     models.importance,
     models.compare,
     models.score,
