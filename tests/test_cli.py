@@ -31,6 +31,7 @@ COMMANDS = {
     "finetune": ["alone or under a teacher", "writes finetuned/TASK/MODEL/ and scores.json"],
     "evaluate": ["all models of a run", "into evaluation.json"],
     "report": ["Write report.html", "Reads evaluation.json and metrics.jsonl"],
+    "links": ["Reads dumps of submissions", "each once", "Prints how many for each reason"],
     "importance": ["score of each layer", "beside evenly spread ones"],
     "compare": ["size, speed, memory and perplexity", "same text"],
     "score": ["Reads a table, a file in SQuAD's format", "each metric with its 95 % interval"],

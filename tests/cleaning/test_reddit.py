@@ -122,7 +122,7 @@ def test_an_address_is_normalized(address, written):
 
 
 def test_the_first_of_addresses_of_one_page_is_written(dump):
-    """Whatever scheme, www., fragment, tracking and slash; other paths and parameters are others."""
+    """Whatever scheme, www., fragment, tracking and slash; other paths and parameters count."""
     same = [
         "http://www.a.org/b/",
         "https://a.org/b",
@@ -178,7 +178,7 @@ def test_damage_is_counted_and_reading_goes_on(tmp_path):
     ends early."""
     bad = b'{"url": \n[1]\n\xff\xfe\0\n\n'
     (tmp_path / "a.jsonl").write_bytes(lines([post()]) + bad + lines([post("http://a.org/2")]))
-    whole = zst(lines(post(f"http://b.org/{n}", filler=str(n) * 99) for n in range(20_000)))
+    whole = zst(lines(post(f"http://b.org/{n}", filler=str(n) * 99) for n in range(5_000)))
     (tmp_path / "b.zst").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "c.jsonl").write_bytes(lines([post("http://c.org/")]))
     paths = sorted(tmp_path.iterdir())
@@ -189,7 +189,7 @@ def test_damage_is_counted_and_reading_goes_on(tmp_path):
     found = (tmp_path / "urls.txt").read_text().split()
     assert found[:2] == ["http://a.org/1", "http://a.org/2"]
     assert found[-1] == "http://c.org/"
-    assert 100 < len(found) < 20_003
+    assert 100 < len(found) < 5_003
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"no posts\n", zst(b"")], ids=repr)
@@ -206,11 +206,11 @@ def test_without_a_post_nothing_is_written(tmp_path, content):
 
 def test_a_missing_file_or_folder_is_named_first(tmp_path):
     path = tmp_path / "a"
-    with pytest.raises(DataError, match="There is no file .*a'"):
+    with pytest.raises(DataError, match=r"There is no file .*a'"):
         write_links([path], tmp_path / "urls.txt", LinkRules(), lambda line: None)
     path.write_bytes(lines([post()]))
+    rules = LinkRules(block_lists=[tmp_path / "list.txt"])
     with pytest.raises(DataError, match=r"There is no file .*list\.txt'"):
-        rules = LinkRules(block_lists=[tmp_path / "list.txt"])
         write_links([path], tmp_path / "urls.txt", rules, lambda line: None)
     with pytest.raises(RunError, match="cannot be used"):
         write_links([path], path / "urls.txt", LinkRules(), lambda line: None)

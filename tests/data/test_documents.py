@@ -95,6 +95,34 @@ def test_a_single_file_is_known_by_its_name_whatever_its_ending(tmp_path):
     assert read(tmp_path / "server.log") == {"server.log": "started"}
 
 
+def write_large_window(path: Path, content: bytes) -> bytes:
+    """A zstd file as the dumps of Reddit are."""
+    settings = zstandard.ZstdCompressionParameters(window_log=31, write_checksum=True)
+    stream = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    path.write_bytes(stream.compress(content) + stream.flush())
+    return path.read_bytes()
+
+
+def test_zstd_with_a_window_of_two_gibibytes_is_read(tmp_path):
+    """In several frames, one of which is empty."""
+    path = tmp_path / "a.txt.zst"
+    lines = "".join(f"line {number}\n" for number in range(50_000))
+    frames = write_large_window(path, lines.encode())
+    frames += write_large_window(path, b"") + zstandard.compress(b"the end")
+    path.write_bytes(frames)
+    assert read(path) == {"a.txt.zst": f"{lines}the end"}
+
+
+def test_zstd_with_a_large_window_that_is_damaged_is_named(tmp_path):
+    """Cut short anywhere, or broken."""
+    path = tmp_path / "a.txt.zst"
+    whole = write_large_window(path, b"".join(b"%d" % number**3 for number in range(20_000)))
+    for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:900] + bytes(99) + whole[999:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.txt\.zst is damaged or cut short"):
+            read(path)
+
+
 def test_relative_paths_start_in_the_current_folder(folder, monkeypatch):
     """A recipe's relative path is seen from where the command is given."""
     monkeypatch.chdir(folder)

@@ -15,8 +15,8 @@ from stillhouse.errors import DataError
 SITE = """<siteinfo><sitename>Wikipedia</sitename><dbname>dewiki</dbname>
 <base>https://de.wikipedia.org/wiki/Wikipedia:Hauptseite</base><namespaces>
 <namespace key="0" case="first-letter" /><namespace key="1">Diskussion</namespace>
-<namespace key="6">Datei</namespace><namespace key="14">Kategorie</namespace></namespaces></siteinfo>
-"""
+<namespace key="6">Datei</namespace><namespace key="14">Kategorie</namespace></namespaces>
+</siteinfo>"""
 HEAD = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11">'
 
 

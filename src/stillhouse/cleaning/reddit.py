@@ -180,7 +180,7 @@ def _why_not(post: dict[str, Any], min_score: int) -> str | None:
 
 
 def link_of(address: object) -> Link | str:
-    """The normalized address of a post, or why it is none that can be fetched."""
+    """The normalized address of a post, or why it cannot be fetched."""
     if not isinstance(address, str) or not address.strip():
         return "no address"
     # The interface of Reddit writes & as &amp; and nothing else in this way.

@@ -28,9 +28,10 @@ def links(
 ) -> None:
     """Write the links of Reddit posts that users have voted for, each once, to fetch as WebText.
 
-    Reads dumps of submissions. Leaves out posts under the score, self posts, crossposts, deleted and
-    removed ones, those over 18, and addresses on Reddit; removes tracking parameters and fragments.
-    Prints how many for each reason. Lines that cannot be read are counted, and reading goes on.
+    Reads dumps of submissions. Leaves out posts under the score, self posts, crossposts, deleted
+    and removed ones, those over 18, and addresses on Reddit; removes tracking parameters and
+    fragments. Prints how many for each reason. Lines that cannot be read are counted, and reading
+    continues.
     """
     from stillhouse.cleaning.reddit import LinkRules, print_links, write_links
 

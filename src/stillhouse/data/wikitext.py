@@ -2,8 +2,8 @@
 
 Contract: paragraphs of running text, a blank line between them. Left out are headings, lists,
 tables, templates, references, files, categories, formulas, code, galleries and comments. Of a link
-its label is left, of bold and italic text the text. A few templates that stand in the middle of
-sentences, such as numbers with units, give their text. Time is linear in the length of the page,
+its label is left, of bold and italic text the text. Of a few templates in the middle of
+sentences, such as numbers with units, the text is left. Time is linear in the length of the page,
 whatever its markup; markup that nothing closes is taken as text.
 
 Source: https://www.mediawiki.org/wiki/Help:Formatting and Markup spec.
@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-# Stands where something was taken out of a sentence, until the marks around it are mended. XML
-# cannot hold it.
+# Marks where something was taken out of a sentence, until what is around it is mended. XML cannot
+# hold it.
 GAP = "\0"
 
 # Elements whose content is not running text.
@@ -150,8 +150,8 @@ def _without_templates(text: str, depth: int) -> str:
 
 
 def _spans(text: str) -> list[tuple[int, int, bool]]:
-    """The outermost templates and tables, as (start, end, whether it is a template); what is opened
-    and not closed, or closed and not opened, is none."""
+    """The outermost templates and tables, as (start, end, whether it is a template); not what is
+    opened and not closed, or closed and not opened."""
     stack: list[tuple[str, int]] = []  # what is open: its kind, and where it starts
     numbers: dict[str, int] = {}  # of what is open, by kind
     spans: list[tuple[int, int, bool]] = []
@@ -238,15 +238,17 @@ def _fraction(values: Sequence[str]) -> str:
     return "/".join(values[-2:]) if len(values) < 3 else f"{values[0]} {values[1]}/{values[2]}"
 
 
-RANGES = {"-": "\u2013", "\u2013": "\u2013", "to": " to ", "and": " and ", "or": " or ", "by": " by ",
-          "x": " x ", "to(-)": " to "}  # fmt: skip
+RANGES = {
+    "-": "\u2013", "\u2013": "\u2013", "to": " to ", "and": " and ", "or": " or ", "by": " by ",
+    "x": " x ", "to(-)": " to ",
+}  # fmt: skip
 INLINE: dict[str, Callable[[Sequence[str]], str]] = {
     **dict.fromkeys(("convert", "cvt"), _quantity),
     **dict.fromkeys(("frac", "sfrac", "fraction"), _fraction),
     **dict.fromkeys(("lang", "transl", "transliteration", "rtl-lang"), _last),
     **dict.fromkeys(
         ("abbr", "angbr", "big", "em", "ipa", "linktext", "midsize", "nihongo", "nobold", "nobr",
-         "nowrap", "sc", "small", "smaller", "smallcaps", "strong", "val", "vanchor", "visible anchor"),
+         "nowrap", "sc", "small", "smaller", "smallcaps", "strong", "val", "vanchor"),
         _first,
     ),
     **dict.fromkeys(("blockquote", "cquote", "quote"), lambda values: f"\n\n{_first(values)}\n\n"),

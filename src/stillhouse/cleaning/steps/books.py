@@ -28,8 +28,8 @@ END = re.compile(
 )
 BREAK = re.compile(r"\n(?:[ \t]*\n)+")  # between paragraphs
 CREDIT = re.compile(
-    r"[\[(_*\s]*(?:(?:this |the )?(?:e-?text|e-?book|(?:html|online) (?:version|edition)) (?:was |is )?"
-    r"(?:prepared|produced|created|transcribed|typed|scanned|converted|edited)"
+    r"[\[(_*\s]*(?:(?:this |the )?(?:e-?text|e-?book|(?:html|online) (?:version|edition)) "
+    r"(?:was |is )?(?:prepared|produced|created|transcribed|typed|scanned|converted|edited)"
     r"|(?:produced|prepared|transcribed|scanned|digiti[sz]ed|proof-?read|typed|"
     r"scanned and proof-?(?:ed|read)) (?:by|from)\b)",
     re.IGNORECASE,
@@ -41,8 +41,7 @@ NOTE_HEADING = re.compile(rf"{NOTE.pattern}[\s:.\])_*=+|]*", re.IGNORECASE)
 
 CONTENTS = re.compile(
     r"[_*=\s]*(?:the |table of )?(?:contents|illustrations|list of illustrations|inhalt|"
-    r"inhaltsverzeichni(?:s|\u00df)|inhalts-verzeichni(?:s|\u00df)|table des mati[e\u00e8]res|table|"
-    r"sommaire)[_*=.:\s]*",
+    r"inhalts-?verzeichni(?:s|\u00df)|table des mati[e\u00e8]res|table|sommaire)[_*=.:\s]*",
     re.IGNORECASE,
 )
 ROMAN = r"(?=[IVXLC])(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
@@ -67,8 +66,8 @@ ADVERTISEMENTS = re.compile(
 )
 # Sizes and bindings of books, prices, and whom to order from.
 SALE = re.compile(
-    r"\b(?:crown|demy|post|royal|large|small) 8vo\b|\b(?:8vo|12mo|16mo)\b|\bcloth\b|\bpaper covers?\b|"
-    r"\bpostage\b|\bpost[- ]?(?:free|paid)\b|\bnet\b|\bper volume\b|\d\s?s\.|\$\s?\d|\bprix\b|"
+    r"\b(?:8vo|12mo|16mo)\b|\bcloth\b|\bpaper covers?\b|\bpostage\b|\bnet\b|\bper volume\b|"
+    r"\bpost[- ]?(?:free|paid)\b|\d\s?s\.|\$\s?\d|\bprix\b|"
     r"\bbrosch\.|\bgeh\.|\bgeb\.|\bM(?:k|ark)\.? \d",
     re.IGNORECASE,
 )
@@ -162,7 +161,10 @@ def _without_contents(text: str) -> str:
     for number in reversed(range(min(len(lines), MAX_FRONT_LINES))):
         if CONTENTS.fullmatch(lines[number]):
             headings = headings or _headings(lines)
-            del lines[number : _end_of_contents(lines, number, headings)]
+            end = _end_of_contents(lines, number, headings)
+            while number < end < len(lines) and not lines[end].strip():
+                end += 1
+            del lines[number:end]
     return "\n".join(lines)
 
 

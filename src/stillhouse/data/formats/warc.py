@@ -66,9 +66,9 @@ def read_pages(file: TableFile) -> Iterator[WebPage]:
 
 def _check_beginning(file: TableFile) -> None:
     with opened(file.path) as content:
-        start = content.read(len(BEGINNING))
+        start = content.read(16)
     check_signature(file.path, start, "a WARC file")
-    if start and start != BEGINNING:
+    if start and not start.startswith(BEGINNING):
         raise DataError(
             f"{file.name} is not a WARC file: its first bytes are {start!r}, not {BEGINNING!r}. "
             "Leave it out, or rename it."
@@ -98,7 +98,7 @@ def _records(read: Callable[[int], bytes]) -> Any:
     from warcio.archiveiterator import WARCIterator
 
     logging.getLogger("warcio").setLevel(logging.CRITICAL)
-    records = WARCIterator(_Content(read), no_record_parse=True)
+    records: Any = WARCIterator(_Content(read), no_record_parse=True)
     records.INC_RECORD = ""  # what it prints of a record that nothing follows; `_finish` checks
     read_line = records.reader.readline
 
@@ -112,12 +112,14 @@ def _records(read: Callable[[int], bytes]) -> Any:
 def _finish(records: Any) -> str:
     """Read up to the beginning of the next record; what is wrong with the end of this one."""
     record, problem = records.record, ""
-    if not (record.rec_headers.get_header("Content-Length") or "").isdecimal():
+    has_length = (record.rec_headers.get_header("Content-Length") or "").isdecimal()
+    if not has_length:
         record.raw_stream = io.BytesIO()
         problem = "has no Content-Length that is a number"
-    while record.raw_stream.read(READ_BYTES):
+    stream: Any = record.raw_stream
+    while stream.read(READ_BYTES):
         pass
-    if not problem and record.raw_stream.limit > 0:
+    if has_length and stream.limit > 0:
         problem = "is cut short, or its Content-Length is too large"
     num_errors = records.err_count
     records.read_to_end()
@@ -161,7 +163,7 @@ def _html_page(record: Any, number: int, url: str) -> WebPage | None:
     from warcio.statusandheaders import StatusAndHeadersParser
 
     try:
-        headers = StatusAndHeadersParser([], verify=False).parse(record.raw_stream)
+        headers: Any = StatusAndHeadersParser([], verify=False).parse(record.raw_stream)
     except EOFError:  # a record without anything
         return None
     content_type = headers.get_header("Content-Type") or ""
