@@ -156,7 +156,7 @@ def others() -> dict[str, dict[str, Engine]]:
         "language": {"py3langid": over(lambda page: py3langid.classify(page.text[:20_000]))},
         "gopher": {"datatrove": datatrove_filter(GopherRepetitionFilter(), GopherQualityFilter())},
         "c4": {"datatrove": datatrove_filter(C4QualityFilter())},
-        "fineweb": {"datatrove": datatrove_filter(FineWebQualityFilter())},
+        "fineweb": {"datatrove": datatrove_filter(FineWebQualityFilter(char_duplicates_ratio=0.1))},
         "personal_data": {"datatrove": over(lambda page: formatter.format(page.text))},
     }
 
