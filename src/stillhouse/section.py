@@ -22,7 +22,8 @@ class Section(BaseModel):
             return data
         for name, field in cls.model_fields.items():
             value = data.get(name)
-            values = value if isinstance(value, list) else [value]
+            values = value.values() if isinstance(value, Mapping) else value
+            values = values if isinstance(value, (list, Mapping)) else [value]
             found = [each for each in values if isinstance(each, bool)]
             if found and bool not in (kinds := _kinds(field.annotation)) and kinds & {int, float}:
                 raise ValueError(f"{name} is {str(found[0]).lower()}, which is not a number")

@@ -148,15 +148,15 @@ def test_slurm_gets_a_script_and_its_jobs_are_required(tmp_path, sources, cleane
     target = tmp_path / "a run" / "clean"
     target.parent.mkdir()
     with pytest.raises(RunError, match=r"part.*must be cleaned by Slurm first: submit `sbatch"):
-        run(target, sources, executor="slurm", workers=7)
+        run(target, sources, executor="slurm")
     script = (target.parent / "clean.sbatch").read_text()
     number = len(job_for(target, sources).groups)
-    assert f"#SBATCH --array=0-{number - 1}%7\n" in script
+    assert f"#SBATCH --array=0-{number - 1}%1\n" in script
     assert f"--run-dir '{target.parent}'" in script
     assert f'--shard "$SLURM_ARRAY_TASK_ID/{number}" --workers "$SLURM_CPUS_PER_TASK"' in script
     for share in range(number):
         clean_share(job_for(target, sources, executor="local"), share, number, lambda line: None)
-    run(target, sources, executor="slurm", workers=7)
+    run(target, sources, executor="slurm")
     assert fingerprint(target) == fingerprint(cleaned)
 
 

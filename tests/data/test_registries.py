@@ -43,13 +43,14 @@ def test_every_format_is_registered_and_documented():
 def test_a_format_gives_text_or_records_and_names_a_bad_file(tmp_path, suffix):
     """A missing file and one of binary data are DataErrors with the file's name."""
     format, path = SUFFIXES[suffix], tmp_path / f"a{suffix}"
-    assert (format.read_text is None) != (format.read_records is None)
+    assert format.read_text is None or format.read_records is None
+    read_file = format.read_records or format.read_pages
 
     def read() -> list[object]:
         if format.read_text is not None:
             return list(format.read_text(path))
-        assert format.read_records is not None
-        return list(format.read_records(TableFile(path, str(path))))
+        assert read_file is not None
+        return list(read_file(TableFile(path, str(path))))
 
     for content in (None, b"\xff\xfe\0\x01 not text"):
         if content is not None:
@@ -75,7 +76,7 @@ def test_a_table_serves_the_corpus_and_tasks_alike(tmp_path, suffix):
         pytest.fail(f"{own_test} is missing: its write_rows(path, rows) writes a {suffix} file")
     chunks = read_documents(CorpusRecipe(source=str(path)), offline=True)
     assert [chunk.text for chunk in chunks] == ["one", "two"]
-    assert [row.fields for row in read_rows(path)] == ROWS
+    assert [{key: row.fields[key] for key in ROWS[0]} for row in read_rows(path)] == ROWS
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Perplexity and masked loss: every token scored, equal to an independent computation."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +290,44 @@ def test_masked_model_with_damaged_weights_gives_none(bert, masked):
     with torch.no_grad():
         bert.bert.embeddings.word_embeddings.weight[7] = math.nan
     assert masked_losses(family_of(bert.config), bert, masked).mean is None
+
+
+def test_parts_of_a_text_are_scored_as_if_alone(model, text):
+    """Their losses are those of their documents, and those of all parts are the whole."""
+    family = family_of(model.config)
+    parts = {"short": range(4), "long": range(4, 6)}
+    named = ScoredText(text.documents, text.words, text.bytes, parts)
+    _, losses = score_text(family, model, named, document_start=END)
+    for name, own in parts.items():
+        alone = ScoredText([text.documents[number] for number in own], 1, 1)
+        _, expected = score_text(family, model, alone, document_start=END)
+        assert losses.parts[name].tokens.sum() == sum(map(len, alone.documents))
+        assert losses.parts[name].mean == pytest.approx(expected.mean, rel=1e-6)
+    total = sum(own.sums.sum() for own in losses.parts.values())
+    assert total == pytest.approx(losses.sums.sum(), rel=1e-9)
+
+
+def test_masked_sequences_are_scored_by_part():
+    """Each part has the losses of its own sequences."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=POSITIONS,
+    )  # fmt: skip
+    bert = BertForMaskedLM(config).eval()
+    draw = np.random.default_rng(0)
+    documents = [draw.integers(5, VOCABULARY, size) for size in (30, 25, 7)]
+    whole = TokenSplit.in_memory(documents, VOCABULARY)
+    split = replace(whole, parts={"en": 2, "fr": 1})
+    special = SpecialTokens(None, None, 2, 3, 4, 0, 1, (0, 1, 2, 3, 4))
+    source = MaskedSequences(
+        split, POSITIONS, special, MaskingRecipe(), vocabulary_size=VOCABULARY, counts=split.counts
+    )
+    losses = masked_losses(family_of(config), bert, source)
+    assert len(losses.parts["fr"].sums) == 1
+    joined = np.concatenate([own.sums for own in losses.parts.values()])
+    np.testing.assert_array_equal(joined, losses.sums)
+    numbers = np.array([source.parts["fr"].start])
+    batch = source.batch(numbers, np.zeros_like(numbers), MASK_SEED)
+    output = bert(batch.input_ids, batch.attention_mask(), labels=batch.labels)
+    assert losses.parts["fr"].mean == pytest.approx(output.loss.item(), rel=1e-4)

@@ -4,6 +4,7 @@ Contract: each task commits its own output, so one that is repeated does no harm
 kept from task to task. One that is killed is noticed, and none outlives the one that started it.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -121,7 +122,7 @@ def cluster(executor: str) -> Iterator[None]:
 
     is_ours = not ray.is_initialized()
     if is_ours:
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from stillhouse.runs.manifest import (
     is_up_to_date,
     sha256_of,
 )
+from stillhouse.runs.paths import part_folder_name
 from stillhouse.section import recipe_part
 
 NOT_OF_THE_RESULT = {"executor", "workers"}  # settings of how, not of what
@@ -88,7 +89,7 @@ class Cleaning:
         return self.folder / f"cleaned-{shard.name}"
 
     def part(self, shard: Shard) -> Path:
-        return self.folder / f"part-{shard.name}"
+        return self.folder / part_folder_name(shard.group.part, shard.name)
 
     @property
     def removed(self) -> Path:

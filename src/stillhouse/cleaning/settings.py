@@ -17,14 +17,11 @@ def _summary(step: Step | Deduplication) -> str:
     return " ".join(text.split())
 
 
-_Steps: type[Section] = create_model(
-    "_Steps",
-    __base__=Section,
-    **{
-        name: (step.settings | None, Field(default=None, description=_summary(step)))
-        for name, step in (STEPS | DEDUPLICATIONS).items()
-    },
-)
+_KEYS: dict[str, Any] = {
+    name: (step.settings | None, Field(default=None, description=_summary(step)))
+    for name, step in (STEPS | DEDUPLICATIONS).items()
+}
+_Steps: type[Section] = create_model("_Steps", __base__=Section, **_KEYS)
 
 
 class CleaningRecipe(_Steps):

@@ -2,6 +2,7 @@
 earlier."""
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from stillhouse.runs.manifest import commit_folder, facts_of
 from stillhouse.runs.paths import DOCUMENTS
 
 REPEATED = "repeats an earlier document"
+BLANK_LINES = re.compile(r"\n{3,}")
 
 
 def divide(cleaning: Cleaning, shard: Shard) -> None:
@@ -67,8 +69,8 @@ def _write_pieces(pages: Iterator[Page], folder: Path, shard_bytes: int) -> int:
 def clean_shard(cleaning: Cleaning, shard: Shard) -> None:
     """Run the steps over the documents of a shard."""
     counts = ReadCounts()
+    file = cleaning.divided(shard.group) / f"{shard.piece:05d}.arrow"
     if shard.group.is_divided:
-        file = cleaning.divided(shard.group) / f"{shard.piece:05d}.arrow"
         pages = map(page_of_piece, read_rows(file))
     else:
         pages = (
@@ -110,7 +112,8 @@ def _write_cleaned(cleaning: Cleaning, pages: Iterator[Page], folder: Path) -> d
                 own.seconds += time.thread_time() - begun
     for name, own in rows.items():
         starts = np.concatenate([[0], np.cumsum([len(each) for each in own], dtype=np.int64)])
-        np.save(folder / f"{name}.npy", np.concatenate(own) if own else np.zeros((0, 1), "<u8"))
+        none = signing[name][0]("")[:0]
+        np.save(folder / f"{name}.npy", np.concatenate([none, *own]))
         np.save(folder / f"{name}-starts.npy", starts.astype(np.int64))
     return {
         "steps": {name: own.facts() for name, own in steps.items()},
@@ -209,4 +212,5 @@ class _Repeats:
         if unit == "document":
             return ""
         lines = zip(text.split("\n"), own, strict=True)
-        return "\n".join(line for line, is_removed in lines if not is_removed)
+        left = "\n".join(line for line, is_removed in lines if not is_removed)
+        return BLANK_LINES.sub("\n\n", left).strip("\n")  # those around a paragraph that is gone

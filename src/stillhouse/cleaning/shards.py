@@ -1,8 +1,9 @@
 """Shards: the parts of the text that are cleaned one by one, by as many processes as there are.
 
 Contract: the shards follow from the files alone, their names, order and sizes. A shard is a run of
-files of about one size. The documents of a larger file, and those of a dataset that is no file, are
-first written to pieces of that size, one shard each, which are removed when they are clean.
+files of about one size, all of one part of the text. The documents of a larger file, and those of a
+dataset that is no file, are first written to pieces of that size, one shard each, which are removed
+when they are clean.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ class Group:
     contents: tuple[tuple[str, str], ...]  # names and paths; of a source without files, no path
     is_divided: bool
     fingerprint: str
+    part: str = ""  # of the text
 
     @property
     def name(self) -> str:
@@ -62,32 +64,34 @@ def plan_shards(corpus: CorpusRecipe, shard_bytes: int, *, offline: bool) -> lis
     facts: list[Any] = []
     size = 0
 
-    def close() -> None:
+    def close(part: str) -> None:
         nonlocal size
         if held:
             is_divided = size > DIVIDED * shard_bytes or not held[0][1]
-            groups.append(Group(len(groups), tuple(held), is_divided, fingerprint(facts)))
+            groups.append(Group(len(groups), tuple(held), is_divided, fingerprint(facts), part))
         held.clear()
         facts.clear()
         size = 0
 
-    for source, content in contents_of(corpus, offline=offline):
-        num_bytes = content.facts.get("size_bytes")
-        if content.path is None:  # a dataset, or one of the parts of a source that is no file
-            if held != [(source, "")]:
-                close()
-            held[:] = [(source, "")]
-            facts.append({"source": source, **content.facts})
-            continue
-        is_divided = num_bytes > DIVIDED * shard_bytes
-        if is_divided or size + num_bytes > shard_bytes or (held and not held[-1][1]):
-            close()
-        held.append((content.facts["name"], str(content.path)))
-        facts.append({"source": source, **content.facts})
-        size += num_bytes
-        if is_divided:
-            close()
-    close()
+    for part, own in corpus.parts.items():
+        for source, content in contents_of(own, offline=offline):
+            facts_of_content = {"source": source, **content.facts}
+            if content.path is None:  # a dataset, or one of the parts of a source that is no file
+                if held != [(source, "")]:
+                    close(part)
+                held[:] = [(source, "")]
+                facts.append(facts_of_content)
+                continue
+            num_bytes = content.facts["size_bytes"]
+            is_divided = num_bytes > DIVIDED * shard_bytes
+            if is_divided or size + num_bytes > shard_bytes or (held and not held[-1][1]):
+                close(part)
+            held.append((content.facts["name"], str(content.path)))
+            facts.append(facts_of_content)
+            size += num_bytes
+            if is_divided:
+                close(part)
+        close(part)
     return groups
 
 
@@ -102,8 +106,8 @@ def contents_of_group(group: Group) -> Iterator[Content]:
 
 def save_plan(folder: Path, groups: list[Group]) -> str:
     """Write the groups to `folder`; returns their hash."""
-    digest = fingerprint([group.fingerprint for group in groups])
-    rows = [[group.contents, group.is_divided, group.fingerprint] for group in groups]
+    digest = fingerprint([[each.fingerprint, each.part] for each in groups])
+    rows = [[each.contents, each.is_divided, each.fingerprint, each.part] for each in groups]
     folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps(rows).encode()
     with contextlib.suppress(FileNotFoundError):
@@ -118,6 +122,6 @@ def load_plan(folder: Path, digest: str) -> list[Group]:
     """The groups that `save_plan` has written under this hash, once in a process."""
     rows = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     return [
-        Group(number, tuple((name, path) for name, path in contents), is_divided, own)
-        for number, (contents, is_divided, own) in enumerate(rows)
+        Group(number, tuple((name, path) for name, path in contents), is_divided, own, part)
+        for number, (contents, is_divided, own, part) in enumerate(rows)
     ]

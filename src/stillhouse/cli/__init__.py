@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stillhouse.cli import inspection, models, runs, serving
+from stillhouse.cli import inspection, models, runs, serving, text
 from stillhouse.stages.stage import STAGES, stage_named
 
 
@@ -66,6 +66,7 @@ for _name in STAGES:
     _command = runs.clean if _name == "clean" else runs.stage_command(_name)
     app.command(_name, help=stage_named(_name).help)(_command)
 for _command in (
+    text.links,
     models.importance,
     models.compare,
     models.score,

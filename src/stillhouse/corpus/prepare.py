@@ -21,20 +21,24 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from stillhouse.corpus.splits import Splitting, plan_splits
+from stillhouse.corpus.part_sizes import (
+    SPLITS,
+    Sizes,
+    check_length,
+    of_text,
+    of_tokens,
+    sizes_in_all,
+    text_size,
+)
+from stillhouse.corpus.parts import Part, plan_parts, text_of_training
 from stillhouse.corpus.vocabulary import TextTokens, Vocabulary, trim_to_text
 from stillhouse.data.chunks import SAFE_STARTS, Chunk, split_text
-from stillhouse.data.documents import (
-    ReadSummary,
-    describe_sources,
-    read_documents,
-    summarize_sources,
-)
+from stillhouse.data.documents import ReadSummary, describe_sources, summarize_sources
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
 from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import Inputs, commit_folder, fingerprint, fingerprint_of
-from stillhouse.runs.paths import DOCUMENTS, RunFolder
+from stillhouse.runs.paths import DOCUMENTS, RunFolder, part_folder_name
 from stillhouse.section import recipe_part
 from stillhouse.tokens.encoders import (
     FAST,
@@ -45,6 +49,7 @@ from stillhouse.tokens.encoders import (
     version_of,
     word_starts,
 )
+from stillhouse.tokens.mixture import drawn_parts
 from stillhouse.tokens.settings import TrainedTokenizer
 from stillhouse.tokens.shards import COUNTS, ShardWriter, token_dtype
 from stillhouse.tokens.tokenizer import (
@@ -96,8 +101,12 @@ def text_to_tokenize(recipe: Recipe, run: RunFolder) -> CorpusRecipe:
     """The recipe's text, or what the stage clean has made of it."""
     if recipe.cleaning is None:
         return recipe.text
-    cleaned = {"source": f"{glob.escape(str(run.clean))}/part-*/{DOCUMENTS}", "text_field": "text"}
-    return recipe.text.model_copy(update=cleaned)
+    folder = glob.escape(str(run.clean))
+    found = {
+        name: f"{folder}/{part_folder_name(name, '*')}/{DOCUMENTS}" for name in recipe.text.parts
+    }
+    source = found.get("", found)
+    return recipe.text.model_copy(update={"source": source, "text_field": "text"})
 
 
 def prepare_inputs(recipe: Recipe, run: RunFolder, *, teacher_tokenizer: Path | None) -> Inputs:
@@ -137,14 +146,17 @@ def prepare(
     inputs = prepare_inputs(recipe, run, teacher_tokenizer=teacher_tokenizer)
     recipe = recipe.model_copy(update={"corpus": text_to_tokenize(recipe, run)})
     summary = summarize_sources(recipe.text)
-    splitting = plan_splits(recipe.text, offline=offline)
+    parts = plan_parts(recipe.text, offline=offline)
+
+    def training_chunks() -> Iterator[Chunk]:
+        return text_of_training(parts, recipe.text.mixture, TRAINING_BYTES)
+
     chosen = recipe.tokens.tokenizer
     if isinstance(chosen, TrainedTokenizer):
         from stillhouse.tokens.tokenizer_training import train_tokenizer
 
         report(f"training a {chosen.train} tokenizer of {chosen.vocabulary_size:,} entries")
-        chunks = _training_chunks(recipe.text, splitting, offline=offline)
-        texts = (chunk.text for chunk in chunks)
+        texts = (chunk.text for chunk in training_chunks())
         modeling = recipe.tokens.language_modeling
         tokenizer = train_tokenizer(chosen.train, chosen.vocabulary_size, texts, modeling)
     else:
@@ -155,18 +167,15 @@ def prepare(
 
         def count(tokenizer: PreTrainedTokenizerFast) -> TextTokens:
             def with_engine(_: str, encoding: contextlib.AbstractContextManager[Encode]) -> Any:
-                chunks = _training_chunks(recipe.text, splitting, offline=offline)
                 with encoding as encode:
-                    return TextTokens.of(tokenizer, _with_ids(chunks, encode))
+                    return TextTokens.of(tokenizer, _with_ids(training_chunks(), encode))
 
             return _with_fastest(tokenizer, with_engine)
 
         vocabulary = trim_to_text(tokenizer, size, count)
         tokenizer = vocabulary.trimmed.tokenizer
         report(_cost_of_cut(vocabulary.facts()))
-    work = _Work(
-        recipe, run, tokenizer, vocabulary, inputs, summary, splitting, offline, overwrite, report
-    )
+    work = _Work(recipe, run, tokenizer, vocabulary, inputs, summary, parts, overwrite, report)
     _with_fastest(tokenizer, partial(_write_folders, work), report)
 
 
@@ -195,8 +204,7 @@ class _Work:
     vocabulary: Vocabulary | None
     inputs: Inputs
     summary: ReadSummary
-    splitting: Splitting
-    offline: bool
+    parts: list[Part]
     overwrite: bool
     report: Progress
 
@@ -206,8 +214,9 @@ def _write_folders(
 ) -> None:
     """Write both folders with one encoder; neither is written if it raises an error."""
     work.report(f"reading {work.summary}")
-    if work.splitting.note:
-        work.report(work.splitting.note)
+    for part in work.parts:
+        if note := part.splitting.note:
+            work.report(f"{part.name}: {note}" if part.name else note)
     corpus, tokenizer = work.recipe.text, work.tokenizer
     language_modeling = work.recipe.tokens.language_modeling
     special = special_tokens(tokenizer, language_modeling)
@@ -230,18 +239,17 @@ def _write_folders(
             split: ShardWriter(
                 tokens_folder, split, vocabulary_size=num_ids(tokenizer), document_prefix=prefix
             )
-            for split in ("train", "validation")
+            for split in SPLITS
         }
         with writers["train"], writers["validation"], encoding as encode:
             work.summary.blank_documents = 0
-            chunks = read_documents(corpus, offline=work.offline, summary=work.summary)
-            encoded = _with_ids(work.splitting.cut(chunks), encode)
-            counts = _write_tokens(encoded, writers, work.splitting, work.report)
+            parts = {part.name: _write_part(work, part, writers, encode) for part in work.parts}
             if number := work.summary.blank_documents:
                 work.report(f"left out {counted(number, 'blank document')}")
+        totals = sizes_in_all(parts.values())
         token_facts["splits"] = {
             split: {
-                **counts[split].facts(),
+                **of_text(totals[split]),
                 "documents": writer.num_documents,
                 "tokens": writer.num_tokens,
                 "empty_documents": writer.empty_documents,
@@ -249,8 +257,12 @@ def _write_folders(
             }
             for split, writer in writers.items()
         }
-        text_facts["splits"] = {split: count.facts() for split, count in counts.items()}
-        text_facts |= {"read": work.summary.facts(), "splitting": asdict(work.splitting)}
+        text_facts["splits"] = {split: of_text(own) for split, own in totals.items()}
+        text_facts["read"] = work.summary.facts()
+        if "" in parts:
+            text_facts["splitting"] = asdict(work.parts[0].splitting)
+        else:
+            _add_parts(work, parts, token_facts, text_facts)
         if work.vocabulary is not None:
             write_kept(tokens_folder, work.vocabulary.kept)
             token_facts["vocabulary"] = work.vocabulary.facts()
@@ -270,20 +282,6 @@ def _cost_of_cut(facts: Mapping[str, Any]) -> str:
     if any(lost.values()):
         cost += f", {lost['trimmed']:.3%} of them unknown ({lost['whole']:.3%} before)"
     return cost
-
-
-def _training_chunks(
-    corpus: CorpusRecipe, splitting: Splitting, *, offline: bool
-) -> Iterator[Chunk]:
-    """The first chunks of the training split."""
-    left = TRAINING_BYTES
-    for chunk in splitting.cut(read_documents(corpus, offline=offline)):
-        if splitting.is_validation(chunk):
-            continue
-        yield chunk
-        left -= len(chunk.text.encode())
-        if left <= 0:
-            return
 
 
 def _with_ids(chunks: Iterator[Chunk], encode: Encode) -> Iterator[EncodedChunk]:
@@ -332,34 +330,79 @@ def _encode_batch(batch: list[tuple[Chunk, int]], encode: Encode) -> list[Encode
     ]
 
 
-def _write_tokens(
-    encoded: Iterator[EncodedChunk],
-    writers: dict[str, ShardWriter],
-    splitting: Splitting,
-    report: Progress,
-) -> dict[str, TextCounts]:
+def _write_part(work: _Work, part: Part, writers: dict[str, ShardWriter], encode: Encode) -> Sizes:
+    """Write the tokens of a part of the text, after those of the parts before it."""
+    before = {split: (each.num_documents, each.num_tokens) for split, each in writers.items()}
     counts = {split: TextCounts() for split in writers}
     last = time.monotonic()
-    for chunk, size, ids in encoded:
-        split = "validation" if splitting.is_validation(chunk) else "train"
+    for chunk, size, ids in _with_ids(part.chunks(work.summary), encode):
+        split = "validation" if part.splitting.is_validation(chunk) else "train"
         counts[split].add(chunk, size)
         writers[split].add(ids, starts_document=chunk.starts_document)
         if time.monotonic() - last >= PROGRESS_SECONDS:
-            report(_progress(counts, writers))
+            work.report(_progress(part.name, counts, before, writers))
             last = time.monotonic()
-    report(_progress(counts, writers))
+    work.report(_progress(part.name, counts, before, writers))
     for split, writer in writers.items():
-        if not writer.num_documents:
+        if writer.num_documents == before[split][0]:
+            of_part = f" of the part {part.name}" if part.name else ""
             raise DataError(
-                f"The {split} split is empty: the tokenizer gives no token for any of its "
+                f"The {split} split{of_part} is empty: the tokenizer gives no token for any of its "
                 f"{counts[split].documents} documents. Give other text, or another tokenizer."
             )
-    return counts
+    return {
+        split: {
+            **counts[split].facts(),
+            "stored": writer.num_documents - before[split][0],
+            "tokens": writer.num_tokens - before[split][1],
+        }
+        for split, writer in writers.items()
+    }
 
 
-def _progress(counts: dict[str, TextCounts], writers: dict[str, ShardWriter]) -> str:
+def _progress(
+    part: str,
+    counts: dict[str, TextCounts],
+    before: dict[str, tuple[int, int]],
+    writers: dict[str, ShardWriter],
+) -> str:
     documents = sum(count.documents for count in counts.values())
     size = sum(count.bytes for count in counts.values())
-    text = f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
-    tokens = sum(writer.num_tokens for writer in writers.values())
-    return f"{counted(documents, 'document')}, {text} of text, {counted(tokens, 'token')}"
+    tokens = sum(each.num_tokens - before[split][1] for split, each in writers.items())
+    written = f"{counted(documents, 'document')}, {text_size(size)}, {counted(tokens, 'token')}"
+    return f"{part}: {written}" if part else written
+
+
+def _add_parts(
+    work: _Work, parts: dict[str, Sizes], token_facts: dict[str, Any], text_facts: dict[str, Any]
+) -> None:
+    """Note the size of each part, and how often it is drawn.
+
+    Raises:
+        DataError: weights that draw far more than the text has.
+    """
+    tokens = {name: own["train"]["tokens"] for name, own in parts.items()}
+    drawn = drawn_parts(tokens, work.recipe.text.mixture)
+    check_length(drawn)
+    for split, facts in token_facts["splits"].items():
+        facts["parts"] = {name: of_tokens(own[split]) for name, own in parts.items()}
+    token_facts["parts"] = drawn
+    text_facts["parts"] = {
+        part.name: {
+            "splits": {
+                split: {**of_text(own), "tokens": own["tokens"]}
+                for split, own in parts[part.name].items()
+            },
+            "repeats": drawn[part.name]["repeats"],
+            "share": drawn[part.name]["share"],
+            "splitting": asdict(part.splitting),
+        }
+        for part in work.parts
+    }
+    for name, own in drawn.items():
+        train = parts[name]["train"]
+        work.report(
+            f"{name}: {counted(train['documents'], 'document')} to train on, "
+            f"{text_size(train['bytes'])}, {counted(own['tokens'], 'token')}; an epoch has them "
+            f"{own['repeats']:.3g} times, {own['share']:.1%} of what it draws"
+        )

@@ -106,17 +106,27 @@ def contents_of(
 
 
 def describe_sources(corpus: CorpusRecipe) -> list[dict[str, Any]]:
-    """The files that the sources name, with the facts that tell whether they changed; reads no
-    text.
+    """The files that the sources name, with their part of the text, if it has any, and the facts
+    that tell whether they changed; reads no text.
 
     Raises:
-        DataError: a source that names no file that can be read.
+        DataError: a source that names no file that can be read, or a file that is in two parts.
     """
-    return [
-        {"source": source, **content.facts}
-        for source in corpus.sources
-        for content in source_of(source).find(source)[0]
-    ]
+    found: list[dict[str, Any]] = []
+    part_of: dict[Path | None, str] = {}
+    for part, own in corpus.parts.items():
+        for source in own.sources:
+            for content in source_of(source).find(source)[0]:
+                other = part_of.setdefault(content.path, part)
+                if content.path is not None and other != part:
+                    raise DataError(
+                        f"{content.path} is in two parts of corpus.source, {other} and {part}. A "
+                        "file belongs to one part; name it in one of them."
+                    )
+                found.append(
+                    {"source": source, **({"part": part} if part else {}), **content.facts}
+                )
+    return found
 
 
 def summarize_sources(corpus: CorpusRecipe) -> ReadSummary:

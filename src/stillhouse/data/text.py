@@ -11,9 +11,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from stillhouse.errors import DataError
+from stillhouse.extras import require
 
 MODULES = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 COMPRESSED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
@@ -25,6 +26,8 @@ with contextlib.suppress(ImportError):  # a Python that was built without liblzm
     DAMAGE.append(LZMAError)
 
 BLOCK_BYTES = 2**20
+ARROW_WINDOW_BYTES = 2**27  # the largest window that pyarrow decompresses
+ZSTD_READ_BYTES = 2**10  # of which no more than 32 MiB can come: 128 KiB of every 4 bytes
 MAX_LINE_CHARACTERS = 64 * 2**20
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # The first bytes of files that are often misnamed, and what to do about each.
@@ -49,13 +52,73 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     suffix = path.suffix.lower()
     with reading(path), contextlib.ExitStack() as stack:
         if suffix in (".zst", ".zstd"):  # of the standard library only from Python 3.14 on
+            file = stack.enter_context(path.open("rb"))
+            window = _window_bytes(file.read(6))
+            file.seek(0)
+            if window > ARROW_WINDOW_BYTES:
+                require("text", "zstandard", purpose=f"Reading {path}, which has a large window,")
+                yield io.BufferedReader(_Zstd(file), BLOCK_BYTES)
+                return
             import pyarrow
 
-            compressed = pyarrow.PythonFile(stack.enter_context(path.open("rb")), "r")
+            compressed = pyarrow.PythonFile(file, "r")
             yield stack.enter_context(pyarrow.CompressedInputStream(compressed, "zstd"))
         else:
             module = importlib.import_module(MODULES.get(suffix, "io"))
             yield stack.enter_context(module.open(path, "rb"))
+
+
+def _window_bytes(header: bytes) -> int:
+    """The window that a zstd frame needs, from its first bytes (RFC 8878, section 3.1.1.1); 0 where
+    that is its content, or where it is no such frame."""
+    if len(header) < 6 or not header.startswith(b"\x28\xb5\x2f\xfd") or header[4] & 0x20:
+        return 0
+    size = 1 << (10 + (header[5] >> 3))
+    return size + size // 8 * (header[5] & 7)
+
+
+class _Zstd(io.RawIOBase):
+    """The content of zstd frames with windows of up to 2 GiB, such as the dumps of Reddit, of which
+    zstandard's own reader does not say where they are cut short."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        import zstandard
+
+        self._file = file
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._frame: Any = None
+        self._given = b""  # read from the file, but not yet decompressed
+        self._held = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._held and self._has_more():
+            self._held = memoryview(self._next_part())
+        size = min(len(buffer), len(self._held))
+        buffer[:size] = self._held[:size]
+        self._held = self._held[size:]
+        return size
+
+    def _has_more(self) -> bool:
+        self._given = self._given or self._file.read(ZSTD_READ_BYTES)
+        if not self._given and self._frame is not None:
+            raise EOFError("the last frame is not complete")
+        return bool(self._given)
+
+    def _next_part(self) -> bytes:
+        import zstandard
+
+        self._frame = self._frame or self._decompressor.decompressobj()
+        try:
+            part = self._frame.decompress(self._given)
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+        self._given = self._frame.unused_data
+        if self._frame.eof:
+            self._frame = None
+        return part
 
 
 @contextlib.contextmanager
@@ -90,9 +153,8 @@ def read_blocks(path: Path, unit: str | None = None, *, lenient: bool = False) -
     line = 1
     with opened(path) as content:
         for block in chain(iter(lambda: content.read(BLOCK_BYTES), b""), [b""]):
-            kinds = (kind for start, kind in SIGNATURES.items() if block.startswith(start))
-            if offset == 0 and (kind := next(kinds, None)):
-                raise DataError(f"{path} is not text: its first bytes show that it is {kind}.")
+            if offset == 0:
+                check_signature(path, block)
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
@@ -108,6 +170,20 @@ def read_blocks(path: Path, unit: str | None = None, *, lenient: bool = False) -
                 yield text
             offset += len(block)
             line += translated.count("\n")
+
+
+def check_signature(path: Path, start: bytes, wanted: str = "text") -> None:
+    """Refuse a file whose first bytes are those of another format or of a compression.
+
+    Args:
+        wanted: What it is read as.
+
+    Raises:
+        DataError: they are.
+    """
+    kinds = (kind for signature, kind in SIGNATURES.items() if start.startswith(signature))
+    if kind := next(kinds, None):
+        raise DataError(f"{path} is not {wanted}: its first bytes show that it is {kind}.")
 
 
 def _not_utf_8(

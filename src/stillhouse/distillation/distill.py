@@ -39,6 +39,7 @@ from stillhouse.runs.manifest import (
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import StageContext
 from stillhouse.tokens.batches import SequenceSource
+from stillhouse.tokens.mixture import as_drawn
 from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.teacher_cache import FixedMaskSource, TeacherCache
 from stillhouse.tokens.tokenizer import open_tokenizer
@@ -150,6 +151,7 @@ class Distillation:
                 seed=self.context.seed,
             )
         source, objective = self._data_and_objective(family, model)
+        source = as_drawn(source, self.run.tokens)
         num_steps = None
         if model == "control_same_time":
             num_steps = self.ranks.on_rank0(self._steps_of_same_time)

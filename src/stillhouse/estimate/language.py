@@ -41,6 +41,7 @@ from stillhouse.student.settings import RaceRecipe
 from stillhouse.tasks.continuation import GenerativeTask
 from stillhouse.tasks.registry import make_task
 from stillhouse.tasks.zero_shot import LanguageModelTask, spread_sample
+from stillhouse.tokens.mixture import drawn_parts, mean_repeats
 from stillhouse.tokens.tokenizer import text_encoder
 from stillhouse.training.cost import (
     forward_flops,
@@ -81,11 +82,13 @@ class Part:
 
 @dataclass(frozen=True)
 class TextSize:
-    """Tokens of the splits, and of a document of the validation split on average."""
+    """Tokens of the splits, and of a document of the validation split on average; and how often an
+    epoch has a token of the training split on average, which differs from 1 in a mixture."""
 
     train_tokens: int
     validation_tokens: int
     document_tokens: int | float
+    repeats: float = 1.0
 
 
 class DataSetSize(NamedTuple):
@@ -137,7 +140,9 @@ class LanguagePlan:
         """Number of tokens that a training reads; None where the text is unknown."""
         if training.max_tokens is not None:
             return training.max_tokens
-        return None if isinstance(self.text, str) else training.epochs * self.text.train_tokens
+        if isinstance(self.text, str):
+            return None
+        return training.epochs * round(self.text.repeats * self.text.train_tokens)
 
 
 def language_parts(plan: LanguagePlan, speeds: MeasuredSpeeds) -> list[Part]:
@@ -365,14 +370,41 @@ def text_size(
     if manifest is not None:
         train, validation = (manifest.facts["splits"][name] for name in ("train", "validation"))
         mean = validation["tokens"] / max(1, validation["documents"])
-        return TextSize(train["tokens"], validation["tokens"], mean)
+        repeats = mean_repeats(manifest.facts.get("parts", {}))
+        return TextSize(train["tokens"], validation["tokens"], mean, repeats)
     if recipe.cleaning is not None:
         return "the text is cleaned first, so its size is known once it is prepared"
     if any(source_of(source).is_remote for source in recipe.text.sources):
         return "the text is a dataset of the hub, whose size is known once it is prepared"
     if tokenizer is None:
         return "the tokenizer is trained by the run, so the number of tokens is known only then"
-    return _estimated_size(recipe.text, tokenizer, offline=offline)
+    return _size_of_parts(recipe.text, tokenizer, offline=offline)
+
+
+def _size_of_parts(
+    corpus: CorpusRecipe, tokenizer: PreTrainedTokenizerFast, *, offline: bool
+) -> TextSize | str:
+    """The parts of the text together, which for a text without parts are all of it."""
+    parts: dict[str, TextSize] = {}
+    for name, own in corpus.parts.items():
+        size = _estimated_size(own, tokenizer, offline=offline)
+        if isinstance(size, str):
+            return size
+        parts[name] = size
+    if "" in parts:
+        return parts[""]
+    train, validation = (
+        {name: getattr(size, key) for name, size in parts.items()}
+        for key in ("train_tokens", "validation_tokens")
+    )
+    documents = sum(size.validation_tokens / size.document_tokens for size in parts.values())
+    drawn = drawn_parts({name: max(1, size) for name, size in train.items()}, corpus.mixture)
+    return TextSize(
+        sum(train.values()),
+        sum(validation.values()),
+        sum(validation.values()) / documents,
+        mean_repeats(drawn),
+    )
 
 
 def _estimated_size(

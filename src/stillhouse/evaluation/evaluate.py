@@ -32,7 +32,14 @@ from stillhouse.inference.reference import MOST_TURNS, TURNS, shape_key
 from stillhouse.machine import describe_machine, library_versions, source_commit
 from stillhouse.models.load import load_model
 from stillhouse.recipe import Recipe
-from stillhouse.runs.manifest import Inputs, commit_json, fingerprint, fingerprint_of, sha256_of
+from stillhouse.runs.manifest import (
+    Inputs,
+    commit_json,
+    facts_of,
+    fingerprint,
+    fingerprint_of,
+    sha256_of,
+)
 from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.tokens.packing import open_source
@@ -124,16 +131,24 @@ def evaluate(
         "teacher_fit": _teacher_fit(recipe, run, loaded["teacher"]),
         "samples": text_samples(recipe, run, loaded, diverged),
     }
+    if parts := facts_of(run.tokens).get("parts"):
+        result["parts"] = parts
     commit_json(run.evaluation, result, inputs, seconds=time.monotonic() - started)
 
 
 def _intervals(losses: Mapping[str, UnitLosses]) -> dict[str, Any]:
-    """The student's loss minus each other model's, with its interval."""
-    return {
-        name: {**difference(losses["student"], own), "units": len(own.tokens), "unit": own.unit}
-        for name, own in losses.items()
-        if name != "student"
-    }
+    """The student's loss minus each other model's, with its interval; also on each part."""
+    student = losses["student"]
+
+    def with_parts(own: UnitLosses) -> dict[str, Any]:
+        found = {**difference(student, own), "units": len(own.tokens), "unit": own.unit}
+        if own.parts:
+            found["parts"] = {
+                part: difference(student.parts[part], each) for part, each in own.parts.items()
+            }
+        return found
+
+    return {name: with_parts(own) for name, own in losses.items() if name != "student"}
 
 
 def _units(losses: Mapping[str, UnitLosses]) -> dict[str, Any]:

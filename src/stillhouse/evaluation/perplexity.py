@@ -16,13 +16,13 @@ Confidence intervals of the difference of two models' losses are paired bootstra
 of a document is common to both models, so documents are resampled with both losses together (Efron
 1979; Koehn 2004 for text).
 
-Axes: B sequences, T positions, R rows, V vocabulary, W windows, U units of text (documents, or
-blocks where these are few).
+Axes: B sequences, N all of a source, T positions, R rows, V vocabulary, W windows, U units of text
+(documents, or blocks where these are few).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -70,16 +70,18 @@ class ScoredText:
     documents: Sequence[np.ndarray]
     words: int
     bytes: int
+    parts: Mapping[str, range] = field(default_factory=dict)  # the documents of each part
 
 
 @dataclass(frozen=True)
 class UnitLosses:
     """A model's losses on the units of a text (documents, or blocks where these are few), in nats:
-    the input of the interval of a difference."""
+    the input of the interval of a difference; and those on each part of the text, if it has any."""
 
     unit: str
     sums: Float[np.ndarray, " U"]
     tokens: Int[np.ndarray, " U"]
+    parts: "Mapping[str, UnitLosses]" = field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:
@@ -120,13 +122,25 @@ def score_text(
         "words": text.words,
         "bytes": text.bytes,
     }
-    sizes = [-(-len(ids) // (context - 1)) for ids in text.documents if len(ids)]
+    sizes = [-(-len(ids) // (context - 1)) for ids in text.documents]
+    block = f"blocks of {context - 1} tokens"
+    whole = _unit_losses(block, sizes, sums, counts)
+    first = np.cumsum([0, *sizes])  # block of each document
+    parts = {
+        name: _unit_losses(block, sizes[own.start : own.stop], sums[blocks], counts[blocks])
+        for name, own in text.parts.items()
+        for blocks in [slice(first[own.start], first[own.stop])]
+    }
+    return figures, replace(whole, parts=parts)
+
+
+def _unit_losses(block: str, sizes: list[int], sums: np.ndarray, counts: np.ndarray) -> UnitLosses:
+    """The losses on documents of so many blocks each, or on these where documents are few."""
+    sizes = [size for size in sizes if size]
     if len(sizes) < FEWEST_DOCUMENTS:
-        return figures, _pooled(f"blocks of {context - 1} tokens", sums, counts)
+        return _pooled(block, sums, counts)
     first = np.cumsum([0, *sizes[:-1]])
-    return figures, _pooled(
-        "documents", np.add.reduceat(sums, first), np.add.reduceat(counts, first)
-    )
+    return _pooled("documents", np.add.reduceat(sums, first), np.add.reduceat(counts, first))
 
 
 def cut_text(
@@ -221,20 +235,28 @@ def masked_losses(
     (Of a causal source, a sequence's first tokens are predicted with little context; for text, use
     `score_text`.)
     """
-    sums, counts = [np.zeros(0)], [np.zeros(0, np.int64)]
+    found, numbers = [np.zeros(0)], [np.zeros(0, np.int64)]
     for batch in fixed_batches(source):
-        sums.append(sequence_losses(family, model, batch, observer))
-        counts.append(batch.rows("predicted").sum(1).numpy())
+        found.append(sequence_losses(family, model, batch, observer))
+        numbers.append(batch.rows("predicted").sum(1).numpy())
         observer.tick(batch.input_ids.numel())
     unit = f"sequences of {source.sequence_length} tokens"
-    return _pooled(unit, np.concatenate(sums), np.concatenate(counts))
+    sums, counts = np.concatenate(found), np.concatenate(numbers)
+    parts = {
+        name: _pooled(unit, sums[own.start : own.stop], counts[own.start : own.stop])
+        for name, own in source.parts.items()
+    }
+    return replace(_pooled(unit, sums, counts), parts=parts)
 
 
-def fixed_batches(source: SequenceSource) -> Iterator[Batch]:
-    """All sequences of a source in order, under one fixed mask."""
+def fixed_batches(
+    source: SequenceSource, order: Int[np.ndarray, " N"] | None = None
+) -> Iterator[Batch]:
+    """All sequences of a source under one fixed mask, by default in the order of the text."""
     size = _sequences_per_batch(source)
+    order = np.arange(source.num_sequences) if order is None else order
     for start in range(0, source.num_sequences, size):
-        numbers = np.arange(start, min(start + size, source.num_sequences))
+        numbers = order[start : start + size]
         yield source.batch(numbers, np.zeros_like(numbers), MASK_SEED)
 
 

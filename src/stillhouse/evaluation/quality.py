@@ -29,7 +29,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.batches import SequenceSource
-from stillhouse.tokens.packing import open_source
+from stillhouse.tokens.packing import open_source, ranges_of
 from stillhouse.tokens.shards import open_split
 from stillhouse.tokens.tokenizer import open_tokenizer, special_tokens, text_encoder
 
@@ -135,7 +135,8 @@ def validation_text(tokens_folder: Path) -> ScoredText:
     manifest = read_manifest(tokens_folder)
     assert manifest is not None
     facts = manifest.facts["splits"]["validation"]
-    return ScoredText(documents, facts["words"], facts["bytes"])
+    parts = ranges_of(split.parts, split.part_bounds)
+    return ScoredText(documents, facts["words"], facts["bytes"], parts)
 
 
 def file_text(path: Path, tokenizer: PreTrainedTokenizerFast) -> ScoredText:

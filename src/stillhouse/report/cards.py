@@ -14,7 +14,7 @@ from stillhouse.models.hub import HUB_NAME
 from stillhouse.models.special_ids import CONFIG, read_settings
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
-from stillhouse.report import bias, zero_shot
+from stillhouse.report import bias, text_parts, zero_shot
 from stillhouse.report import energy as spent
 from stillhouse.report import tasks as scored
 from stillhouse.report.license import card_license
@@ -30,7 +30,7 @@ from stillhouse.report.results import (
 )
 from stillhouse.report.tables import by_seed, comparison, metrics
 from stillhouse.report.vocabulary import vocabulary_note
-from stillhouse.runs.manifest import read_manifest
+from stillhouse.runs.manifest import facts_of, read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.metrics import metric_label
 from stillhouse.teacher.settings import TeacherRecipe, TunedTeacherRecipe
@@ -109,6 +109,7 @@ def model_card(
         resampled=resampled(results),
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
+        parts=text_parts.table_of(results),
         zero_shot=zero_shot.table_of(results),
         **bias.values_of(results, main_only=True),
         **spent.values_of(recipe, result),
@@ -117,6 +118,7 @@ def model_card(
         initial_weights=Path(recipe.student.weights).name,
         tensorflow=read_settings(result.run.student / CONFIG).get("model_type") in TENSORFLOW,
         sources=[source_name(source) for source in recipe.text.sources],
+        cleaning=cleaning_counts(run),
         trained=result.value("student", "training.tokens"),
         scored_text=scored_text(recipe),
     )
@@ -133,6 +135,27 @@ def measurements(
         "evaluations": {str(each.seed): _published(each.evaluation) for each in results},
         "energy": as_json(recipe.energy, result.run),
         "facts": manifest.facts if manifest else {},
+        "cleaning": cleaning_counts(result.run),
+    }
+
+
+def cleaning_counts(run: RunFolder) -> Mapping[str, Any]:
+    """What the cleaning of the text read, left out and kept, without samples; empty where it was
+    not cleaned."""
+    facts = facts_of(run.clean)
+    if not facts:
+        return {}
+    counts = ("documents_in", "bytes_in", "documents_out", "bytes_out", "reasons")
+    left_out = {
+        name: own["documents_in"] - own["documents_out"] for name, own in facts["steps"].items()
+    }
+    return {
+        "read": {key: facts["read"][key] for key in ("documents", "bytes", "blank", "damaged")},
+        "steps": {
+            name: {key: own[key] for key in counts} | {"left_out": left_out[name]}
+            for name, own in facts["steps"].items()
+        },
+        "text": facts["text"],
     }
 
 

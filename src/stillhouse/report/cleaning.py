@@ -97,7 +97,7 @@ def lengths_chart(lengths: Mapping[str, int]) -> BarChart | None:
     if not lengths:
         return None
     classes = range(min(map(int, lengths)), max(map(int, lengths)) + 1)
-    values = [lengths.get(str(number), 0) for number in classes]
+    values = [float(lengths.get(str(number), 0)) for number in classes]
     return BarChart(
         "Documents by length",
         f"Number of documents by their number of words, from {2 ** classes[0]:,} up",

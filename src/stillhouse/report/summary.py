@@ -1,6 +1,6 @@
 """The result of a run in a terminal: a column for each model, the outcome, where the files are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +19,7 @@ from stillhouse.report.results import (
     spread_of,
 )
 from stillhouse.report.tasks import TaskResult, costs_table, glue_lines, read_tasks
+from stillhouse.report.text_parts import loss_of, parts_of
 from stillhouse.report.vocabulary import vocabulary_note
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tasks.metrics import metric_label
@@ -38,6 +39,8 @@ def summary(recipe: Recipe, run: RunFolder, seed_runs: list[RunFolder]) -> str:
                 _seeds("", results, controls, _difference),
             ]
     models = [*map(_short, models_of(results))]
+    if named := parts_of(results):
+        parts.append(terminal.table(["loss by part", *models], _by_part(results, named)))
     for title, last, table in (
         ("zero-shot", "difference", zero_shot.table_of(results, main_only=True)),
         ("bias", "change", bias.table_of(results, main_only=True)),
@@ -93,6 +96,15 @@ def _seeds(
         [f"seed {result.seed}", *(cell(result, model) for model in models)] for result in results
     ]
     return terminal.table([title, *map(_short, models)], rows)
+
+
+def _by_part(results: Sequence[SeedResult], parts: Iterable[str]) -> list[list[str]]:
+    """A row for each part of the text: the loss of each model."""
+    rows = []
+    for part in parts:
+        found = [loss_of(results, model, part) for model in models_of(results)]
+        rows.append([part, *(units.short_nats(each.median) if each else "" for each in found)])
+    return rows
 
 
 def _loss(result: SeedResult, model: str) -> str:

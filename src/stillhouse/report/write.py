@@ -10,7 +10,7 @@ from typing import Any
 from stillhouse.models.folder_check import CARD, MEASUREMENTS
 from stillhouse.recipe import Recipe
 from stillhouse.recipe_file import dump_recipe
-from stillhouse.report import bias, zero_shot
+from stillhouse.report import bias, text_parts, zero_shot
 from stillhouse.report import energy as spent
 from stillhouse.report import results as read
 from stillhouse.report import tasks as scored
@@ -141,6 +141,7 @@ def _measured(recipe: Recipe, results: Sequence[read.SeedResult]) -> dict[str, o
     """Pictures and tables of what the evaluation has measured besides the comparison."""
     return {
         "pareto": pareto_charts(recipe, results),
+        "parts": text_parts.table_of(results),
         "agreement": agreement_tables(results),
         "zero_shot": zero_shot.table_of(results),
     }

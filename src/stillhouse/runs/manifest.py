@@ -211,7 +211,7 @@ def commit_parts(target: Path, inputs: Inputs, facts: dict[str, Any]) -> None:
         if manifest is not None
         for file, described in manifest.files.items()
     }
-    seconds = sum(manifest.seconds for manifest in parts.values() if manifest is not None)
+    seconds = sum((each.seconds for each in parts.values() if each is not None), start=0.0)
     manifest = _manifest(inputs, files, seconds, facts)
     with explained_os_errors(target):
         write_atomic(target / MANIFEST, _manifest_bytes(manifest))

@@ -15,6 +15,12 @@ DOCUMENTS = "documents.parquet"  # of each part of the cleaned text
 TRIES = 3  # to lock a run
 
 
+def part_folder_name(part: str, shard: str) -> str:
+    """The folder of a shard of the cleaned text, which names its part of the text, if it has any;
+    no name of a part has a period."""
+    return f"part-{part}.{shard}" if part else f"part-{shard}"
+
+
 class RunFolder:
     """Paths of one run, which are not changed. `shared` is the run itself, or the parent of one
     seed's run."""

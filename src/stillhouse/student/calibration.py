@@ -17,6 +17,7 @@ from stillhouse.runs.manifest import fingerprint, fingerprint_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.student.settings import ImportanceRecipe
 from stillhouse.tokens.batches import Batch, SequenceSource
+from stillhouse.tokens.mixture import as_drawn
 from stillhouse.tokens.packing import open_source, pack
 from stillhouse.tokens.settings import TokensRecipe
 from stillhouse.tokens.shards import TokenSplit
@@ -72,7 +73,8 @@ def calibration_of(
     """
     tokens = tokens.model_copy(update={"sequence_length": sequence_length_of(recipe, teacher)})
     if recipe.text == "corpus":
-        return Calibration(open_source(folder, tokens, "train"), recipe.tokens)
+        source = as_drawn(open_source(folder, tokens, "train"), folder)
+        return Calibration(source, recipe.tokens)
     return read_calibration(recipe, tokens, open_tokenizer(folder), key=KEY, offline=offline)
 
 

@@ -18,6 +18,7 @@ from stillhouse.runs.paths import RunFolder
 from stillhouse.section import recipe_part
 from stillhouse.stages.context import ModelRef, StageContext
 from stillhouse.teacher.settings import TeacherRecipe
+from stillhouse.tokens.mixture import as_drawn
 from stillhouse.tokens.packing import open_source
 from stillhouse.tokens.tokenizer import num_ids, open_tokenizer, special_tokens
 from stillhouse.tokens.vocabulary import read_kept
@@ -75,7 +76,7 @@ def train_teacher(context: StageContext, start: ModelRef | None, inputs: Inputs)
         ranks,
         overwrite=context.overwrite,
     )
-    source = open_source(run.tokens, recipe.tokens, "train")
+    source = as_drawn(open_source(run.tokens, recipe.tokens, "train"), run.tokens)
     device = pick_device()
     step = planned_step(LANGUAGE_MODELING_ALONE, recipe.tokens, training, device)
     job = TrainingJob(

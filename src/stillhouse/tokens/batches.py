@@ -229,6 +229,11 @@ class AnySource(Protocol):
 class SequenceSource(AnySource, Protocol):
     """The packed sequences of one split."""
 
+    @property
+    def parts(self) -> Mapping[str, range]:
+        """The sequences of each part of the text; none of a text without parts."""
+        ...
+
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         """The given sequences, each as in its epoch, as one batch."""
         ...

@@ -3,7 +3,8 @@
 Causal: documents, each after its start token, form one stream; sequence i is the window of T tokens
 from i*T, and its labels are the window one token later, so that every token but the first of the
 stream is predicted exactly once. Masked: documents are cut into segments between CLS and SEP, and
-consecutive segments fill a sequence without attending to each other.
+consecutive segments fill a sequence without attending to each other. No sequence has tokens of two
+parts of the text.
 
 Masking: a fraction of the positions is sampled without replacement, with weights
 count^-rarity_exponent that favor rare tokens (Sanh et al. 2019, after XLM). Special tokens are
@@ -14,6 +15,8 @@ Axes: B sequences, T positions.
 """
 
 import math
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +78,18 @@ class CausalSequences:
         self.end_of_text = end_of_text
         self.document_start = end_of_text if document_start is None else document_start
         self.attend_across_documents = attend_across_documents
+        # The first token and the first sequence of each part, with their numbers at the end.
+        self._bounds = split.document_starts[split.part_bounds].astype(np.int64)
+        self._first = np.cumsum([0, *-(-np.diff(self._bounds) // sequence_length)])
 
     @property
     def num_sequences(self) -> int:
-        return -(-self.split.num_tokens // self.sequence_length)
+        return int(self._first[-1])
+
+    @property
+    def parts(self) -> dict[str, range]:
+        """The sequences of each part of the text."""
+        return ranges_of(self.split.parts, self._first)
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         """The windows as a batch; they are the same for every epoch and seed."""
@@ -86,10 +97,13 @@ class CausalSequences:
         inputs = np.full((len(sequences), length), self.end_of_text, np.int64)
         labels = np.full((len(sequences), length), IGNORED, np.int64)
         real = np.zeros((len(sequences), length), bool)
-        for row, sequence in enumerate(sequences.tolist()):
-            stop = min((sequence + 1) * length, self.split.num_tokens)
-            window = self.split.read(sequence * length, min(stop + 1, self.split.num_tokens))
-            if stop == self.split.num_tokens:  # the last document ends here
+        parts = np.searchsorted(self._first, sequences, side="right") - 1
+        starts = self._bounds[parts] + (sequences - self._first[parts]) * length
+        ends = self._bounds[parts + 1]
+        for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            stop = min(start + length, end)
+            window = self.split.read(start, min(stop + 1, end))
+            if stop == end:  # the last document ends here
                 window = np.append(window, self.end_of_text)
             size = len(window) - 1
             inputs[row, :size], labels[row, :size], real[row, :size] = window[:-1], window[1:], True
@@ -119,13 +133,18 @@ class MaskedSequences:
         self._wrapping = [id for id in wrapping if id is not None]
         assert len(self._wrapping) == 3
         self.masker = Masker(masking, special, vocabulary_size, counts)
-        self._starts, self._lengths, self._first_segment = pack_segments(
-            np.diff(split.document_starts.astype(np.int64)), sequence_length
+        self._starts, self._lengths, self._first_segment, self._first = pack_parts(
+            np.diff(split.document_starts.astype(np.int64)), split.part_bounds, sequence_length
         )
 
     @property
     def num_sequences(self) -> int:
         return len(self._first_segment) - 1
+
+    @property
+    def parts(self) -> dict[str, range]:
+        """The sequences of each part of the text."""
+        return ranges_of(self.split.parts, self._first)
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         """The sequences, with the masks of (seed, epoch, sequence)."""
@@ -207,6 +226,39 @@ class Masker:
         masked[sampled[to_mask]] = self.mask_id
         masked[sampled[to_word]] = words[to_word]
         return masked, labels
+
+
+def ranges_of(names: Iterable[str], first: np.ndarray) -> dict[str, range]:
+    """The numbers of each part, from its first one to the first of the next."""
+    return {name: range(*map(int, own)) for name, own in zip(names, pairwise(first), strict=False)}
+
+
+def pack_parts(
+    document_lengths: np.ndarray, part_bounds: np.ndarray, sequence_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pack each part of a text on its own.
+
+    Args:
+        part_bounds: The number of the first document of each part, with that of documents at the
+            end.
+
+    Returns:
+        As `pack_segments`; and the number of the first sequence of each part, with the number of
+        sequences at the end.
+    """
+    parts = [
+        pack_segments(document_lengths[first:stop], sequence_length)
+        for first, stop in pairwise(part_bounds)
+    ]
+    token = np.cumsum([0, *(lengths.sum() for _, lengths, _ in parts)])
+    segment = np.cumsum([0, *(len(starts) for starts, _, _ in parts)])
+    firsts = [own[:-1] + offset for (_, _, own), offset in zip(parts, segment, strict=False)]
+    return (
+        np.concatenate([own + offset for (own, _, _), offset in zip(parts, token, strict=False)]),
+        np.concatenate([lengths for _, lengths, _ in parts]),
+        np.concatenate([*firsts, segment[-1:]]),
+        np.cumsum([0, *map(len, firsts)]),
+    )
 
 
 def pack_segments(

@@ -8,12 +8,13 @@ Files of a tokens folder, all little-endian:
     train-counts.bin   uint64[vocabulary_size]: how often each token occurs in the training split
 
 A causal document is stored as [*document_prefix, t1, ..., tn], a masked one as [t1, ..., tn].
-Contract: a document never spans two shards; one without tokens is counted, but not stored.
+Contract: a document never spans two shards; one without tokens is counted, but not stored. The
+documents of a part of the text follow each other; the manifest has the number of each part.
 """
 
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -128,6 +129,8 @@ class TokenSplit:
         document_starts: One more entry than there are documents: the last is the number of tokens.
         counts: Token counts of the training split, whichever split this is.
         paths: The file of each shard; none of a split in memory.
+        parts: The number of documents of each part of the text, in order; none of a text without
+            parts.
     """
 
     vocabulary_size: int
@@ -135,6 +138,7 @@ class TokenSplit:
     document_starts: np.ndarray
     counts: np.ndarray
     paths: tuple[Path, ...] | None = None
+    parts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def in_memory(cls, documents: Sequence[np.ndarray], vocabulary_size: int) -> "TokenSplit":
@@ -152,6 +156,12 @@ class TokenSplit:
     @property
     def num_documents(self) -> int:
         return len(self.document_starts) - 1
+
+    @property
+    def part_bounds(self) -> np.ndarray:
+        """The number of the first document of each part, with the number of documents at the end;
+        a text without parts is one."""
+        return np.cumsum([0, *(self.parts.values() or [self.num_documents])])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start` to `stop` (not included) as int64.
@@ -189,7 +199,8 @@ def open_split(tokens_folder: Path, split: str) -> TokenSplit:
     facts = manifest.facts
     opened: list[np.ndarray] = []
     starts = [np.zeros(1, np.uint64)]
-    paths = tuple(tokens_folder / f"{name}.bin" for name in facts["splits"][split]["shards"])
+    own = facts["splits"][split]
+    paths = tuple(tokens_folder / f"{name}.bin" for name in own["shards"])
     for path in paths:
         tokens = _sized_file(path, np.dtype(facts["dtype"]).newbyteorder("<"), manifest)
         index = _sized_file(path.with_suffix(".idx"), np.dtype("<u8"), manifest)
@@ -197,8 +208,9 @@ def open_split(tokens_folder: Path, split: str) -> TokenSplit:
         opened.append(tokens)
         starts.append(index[1:] + starts[-1][-1])
     counts = np.array(_sized_file(tokens_folder / COUNTS, np.dtype("<u8"), manifest))
+    parts = {name: part["documents"] for name, part in own.get("parts", {}).items()}
     size = facts["vocabulary_size"]
-    return TokenSplit(size, tuple(opened), np.concatenate(starts), counts, paths)
+    return TokenSplit(size, tuple(opened), np.concatenate(starts), counts, paths, parts)
 
 
 def _sized_file(path: Path, dtype: np.dtype, manifest: Manifest) -> np.ndarray:

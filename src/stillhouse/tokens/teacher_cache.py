@@ -11,6 +11,7 @@ All little-endian. Each part is committed atomically, so that writing resumes wh
 `teacher-cache/manifest.json` is written last and lists the files of every part.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -151,6 +152,10 @@ class FixedMaskSource:
     @property
     def sequence_length(self) -> int:
         return self.source.sequence_length
+
+    @property
+    def parts(self) -> Mapping[str, range]:
+        return self.source.parts
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         """The sequences with the masks of the cache and, where it is given, its rows."""

@@ -193,7 +193,12 @@ def small_recipe(recipe: Recipe, text: Path) -> Recipe:
     """The recipe on this text alone, for one seed and without tasks; a teacher that it trains is
     trained for two steps."""
     corpus = recipe.text.model_copy(
-        update={"source": str(text), "text_field": "text", "validation_fraction": 0.3}
+        update={
+            "source": str(text),
+            "mixture": None,
+            "text_field": "text",
+            "validation_fraction": 0.3,
+        }
     )
     changes: dict[str, object] = {"corpus": corpus, "seed": recipe.seeds[0], "finetuning": {}}
     if isinstance(recipe.teacher, TeacherRecipe):

@@ -11,6 +11,7 @@ from stillhouse.cleaning.step import Step
 ORDER = (
     "urls",
     "main_text",
+    "books",
     "length",
     "language",
     "gopher",

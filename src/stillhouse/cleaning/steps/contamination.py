@@ -6,13 +6,15 @@ counts as found where all of it occurs, if it has at least `min_words` words.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from stillhouse.cleaning.hash_set import HashSet
 from stillhouse.cleaning.step import Judge, Page, Step
 from stillhouse.cleaning.words import hash_runs, hash_words, words_of
 from stillhouse.data.formats import TableFile, named_format
@@ -31,36 +33,76 @@ class ContaminationRecipe(Section):
     """Fewest words of a text that is shorter than a run."""
 
 
+@dataclass(frozen=True)
+class EvaluationTexts:
+    """Hashes of the texts of evaluation sets.
+
+    Attributes:
+        runs: Of each run of `run_words` words.
+        heads: Of the first `min_words` words of each text that is shorter than a run.
+        short: Of each such text, by its number of words.
+    """
+
+    settings: ContaminationRecipe
+    runs: HashSet
+    heads: HashSet
+    short: dict[int, HashSet]
+
+    def occur_in(self, words: Sequence[str]) -> bool:
+        """Whether a document of these words shares a run, or contains a short text."""
+        hashes = hash_words(words)
+        if self.runs.contains(hash_runs(hashes, self.settings.run_words)).any():
+            return True
+        if not self.short:
+            return False
+        starts = np.flatnonzero(self.heads.contains(hash_runs(hashes, self.settings.min_words)))
+        return any(
+            texts.contains(hash_runs(hashes[start : start + length], length)).any()
+            for start in starts.tolist()
+            for length, texts in self.short.items()
+        )
+
+
 def make(settings: ContaminationRecipe) -> Judge:
-    known = known_runs(settings)
+    texts = evaluation_texts(settings)
 
     def judge(page: Page) -> str | None:
-        hashes = hash_words(words_of(page.text))
-        for length, runs in known.items():
-            found = hash_runs(hashes, length)
-            place = np.searchsorted(runs, found)
-            if (runs[np.minimum(place, len(runs) - 1)] == found).any():
-                return "contains a part of an evaluation set"
+        if texts.occur_in(words_of(page.text)):
+            return "contains a part of an evaluation set"
         return None
 
     return judge
 
 
-def known_runs(settings: ContaminationRecipe) -> dict[int, np.ndarray]:
-    """The hashes of the runs of the evaluation sets by their length, rising."""
-    found: dict[int, list[np.ndarray]] = defaultdict(list)
+def evaluation_texts(settings: ContaminationRecipe) -> EvaluationTexts:
+    """The texts of the files.
+
+    Raises:
+        DataError: a file that is not there or cannot be read, or no text that is long enough.
+    """
+    runs: list[np.ndarray] = []
+    heads: list[np.ndarray] = []
+    short: dict[int, list[np.ndarray]] = defaultdict(list)
     for path in files(settings):
         for text in _texts_of(path):
             hashes = hash_words(words_of(text))
-            length = min(len(hashes), settings.run_words)
-            if length >= min(settings.min_words, settings.run_words):
-                found[length].append(np.unique(hash_runs(hashes, length)))
-    if not found:
+            if len(hashes) >= settings.run_words:
+                runs.append(hash_runs(hashes, settings.run_words))
+            elif len(hashes) >= settings.min_words:
+                heads.append(hash_runs(hashes[: settings.min_words], settings.min_words))
+                short[len(hashes)].append(hash_runs(hashes, len(hashes)))
+    if not runs and not short:
+        least = min(settings.min_words, settings.run_words)
         raise DataError(
             f"cleaning.contamination.files {', '.join(settings.files)!r:.200} hold no text of at "
-            f"least {settings.min_words} words. Give files with the texts of evaluation sets."
+            f"least {least} words. Give files with the texts of evaluation sets."
         )
-    return {length: np.unique(np.concatenate(runs)) for length, runs in found.items()}
+    by_length = {length: _set_of(texts) for length, texts in sorted(short.items())}
+    return EvaluationTexts(settings, _set_of(runs), _set_of(heads), by_length)
+
+
+def _set_of(hashes: Sequence[np.ndarray]) -> HashSet:
+    return HashSet(np.concatenate(hashes) if hashes else np.zeros(0, np.uint64))
 
 
 def _texts_of(path: Path) -> Iterator[str]:

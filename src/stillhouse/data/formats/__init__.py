@@ -10,6 +10,7 @@ plain text only where the user names it: directly, or by a glob that ends in its
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,9 @@ SUFFIXES: dict[str, Format] = {
 UNKNOWN = Format("", ())
 TABLE_SUFFIXES = [suffix for suffix, format in SUFFIXES.items() if format.read_records is not None]
 
+# Wikimedia names a part of a dump by its pages: .xml-p1p41242.
+PART_OF_DUMP = re.compile(r"(\.xml)-p\d+p\d+.*")
+
 # Formats that users name and that are not text; reading them as text would learn their markup.
 CONVERT = {
     ".pdf": "to text, such as with `pdftotext`",
@@ -146,7 +150,6 @@ CONVERT = {
     ),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), "to CSV"),
     **dict.fromkeys((".arrow", ".feather", ".avro", ".orc"), "to Parquet or JSON lines"),
-    **dict.fromkeys((".xml", ".warc"), "to text or HTML"),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "by unpacking it into a folder"),
 }
 
@@ -156,7 +159,7 @@ def suffix_of(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    return PART_OF_DUMP.sub(r"\1", suffixes[-1]) if suffixes else ""
 
 
 def format_of(path: Path) -> Format:

@@ -160,9 +160,10 @@ def _document_of(name: str, record: Record, text_field: str) -> Document:
     if isinstance(own_id, str):
         check_characters(own_id, f"{where}: the field 'id'")
     is_id = isinstance(own_id, (str, int)) and not isinstance(own_id, bool)
-    is_url = isinstance(url, str) and url.isprintable()
     return Document(
-        str(own_id) if is_id and own_id != "" else default_id, [text], url if is_url else ""
+        str(own_id) if is_id and own_id != "" else default_id,
+        [text],
+        url if isinstance(url, str) and url.isprintable() else "",
     )
 
 

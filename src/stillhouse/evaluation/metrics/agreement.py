@@ -25,11 +25,12 @@ from stillhouse.evaluation.agreement_bins import (
 )
 from stillhouse.evaluation.metrics.base import Metric, Model, Subjects, progress
 from stillhouse.evaluation.perplexity import (
+    MASK_SEED,
     fixed_batches,
     num_fixed_batches,
     row_logits,
 )
-from stillhouse.tokens.batches import Batch, SequenceSource
+from stillhouse.tokens.batches import Batch, SequenceSource, epoch_order
 
 ROWS = 16_384  # predicted tokens, at least, where the split has as many
 WITH_ITSELF: Mapping[str, float | None] = {"acceptance_rate": 1.0, "top1_agreement": 1.0}
@@ -107,9 +108,13 @@ def compared(
     teacher: Model, models: Sequence[Model], source: SequenceSource
 ) -> Iterator[tuple[Batch, Iterator[tuple[Float[Tensor, "R V"], ...]]]]:
     """The batches of the first predicted tokens of a source, `ROWS` or a few more, each with the
-    logits of its predicted rows: the teacher's and each model's, chunk by chunk."""
+    logits of its predicted rows: the teacher's and each model's, chunk by chunk.
+
+    Of a text with parts, whose first tokens are those of one part, sequences are drawn at random.
+    """
+    order = epoch_order(MASK_SEED, 0, source.num_sequences) if source.parts else None
     count = 0
-    for batch in fixed_batches(source):
+    for batch in fixed_batches(source, order):
         if count >= ROWS:
             return
         logits = (row_logits(*model, batch) for model in (teacher, *models))

@@ -20,6 +20,11 @@ def measure(subjects: Subjects) -> dict[str, dict[str, Any]]:
             calibration = CalibrationError()
             found, losses = subjects.protocol.score(name, Observer(tick, calibration.add))
             found["calibration_error"] = calibration.value()
+            if losses.parts:
+                found["loss_by_part"] = {
+                    part: {"tokens": int(own.tokens.sum()), "loss": own.mean}
+                    for part, own in losses.parts.items()
+                }
             scored[subjects.folders[name]] = found, losses
     return {name: scored[folder][0] for name, folder in subjects.folders.items()}
 
