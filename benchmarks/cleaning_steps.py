@@ -4,7 +4,7 @@
         [--steps gopher c4] [--output benchmarks/results/cleaning/steps.json]
 
 Texts are English novels cut to lengths of web pages, WikiText, and the main texts of the gold
-pages; `main_text` reads the sources of these. Engines alternate, each in processor time, on one core of a
+pages; `main_text` reads the sources of these. Engines alternate, each in CPU time, on one core of a
 machine that does nothing else; a figure is the median.
 
 datatrove's filters take words from nltk or spaCy, whose models are not in their packages, and so
@@ -156,7 +156,7 @@ def others() -> dict[str, dict[str, Engine]]:
         "language": {"py3langid": over(lambda page: py3langid.classify(page.text[:20_000]))},
         "gopher": {"datatrove": datatrove_filter(GopherRepetitionFilter(), GopherQualityFilter())},
         "c4": {"datatrove": datatrove_filter(C4QualityFilter())},
-        "fineweb": {"datatrove": datatrove_filter(FineWebQualityFilter())},
+        "fineweb": {"datatrove": datatrove_filter(FineWebQualityFilter(char_duplicates_ratio=0.1))},
         "personal_data": {"datatrove": over(lambda page: formatter.format(page.text))},
     }
 
@@ -181,7 +181,7 @@ def settings_of(name: str) -> Mapping[str, Any]:
 
 
 def speeds(engines: Mapping[str, Engine], pages: Sequence[Page], repeats: int) -> dict[str, float]:
-    """Megabytes of text, or of source, per second of processor time."""
+    """Megabytes of text, or of source, per second of CPU time."""
     size = sum(len((page.html or page.text).encode("utf-8", "replace")) for page in pages) / 1e6
     steps = {name: (lambda run=run: run(pages)) for name, run in engines.items()}
     seconds = measure.interleaved_seconds(steps, repeats=repeats, clock="cpu")

@@ -15,13 +15,15 @@ and 97.5 percentiles over pages drawn with replacement; differences are of the s
 it is, benchmarks/cleaning_steps.py measures.
 
 How far the choice of a setting fits these pages: it is chosen on one half of them and scored on the
-other, for random halves.
+other, for random halves; and F1 is given for other limits of what counts as little text. What was
+tried without use: leaving out lines that point to other pages.
 """
 
 import argparse
 import gzip
 import json
 import logging
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +36,7 @@ from jaxtyping import Float
 
 from benchmarks import measure
 from benchmarks.bag_of_runs import precision_and_recall
-from stillhouse.cleaning.steps.main_text import MainTextRecipe, extractor
+from stillhouse.cleaning.steps.main_text import SHOWN, MainTextRecipe, extractor
 from stillhouse.data.formats.html import decode_page, visible_text
 
 RESULTS = Path(__file__).parent / "results" / "cleaning" / "extraction.json"
@@ -43,6 +45,8 @@ OURS = "main_text"
 DRAWS = 2000
 HALVES = 200
 WORST = 10
+LIMITS = ((0, 0.0), (150, 0.02), (250, 0.05), (250, 0.15), (800, 0.05), (1200, 0.05), (10**9, 0.0))
+POINTER = re.compile(r"[-\s]*(read more|related|see also|also on|follow|subscribe|sign up)\b", re.I)
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     OURS: {},
     f"{OURS}, balance": {"favor": "balance"},
@@ -137,6 +141,26 @@ def chosen_on_halves(scores: Mapping[str, Scores], seed: int = 0) -> dict[str, A
     return {"halves": HALVES, "chosen": dict(chosen), "f1_held_out": float(np.mean(held_out))}
 
 
+def other_limits(
+    texts: Mapping[str, Sequence[str]], scores: Mapping[str, Scores], html: Sequence[str]
+) -> list[dict[str, float]]:
+    """F1 where less than so many characters, or such a share of the page's, are little text."""
+    lengths = np.array([len(text) for text in texts["fast, precision"]])
+    shown = np.array([sum(map(len, trafilatura.load_html(page).xpath(SHOWN))) for page in html])
+    found = []
+    for characters, share in LIMITS:
+        is_little = (lengths < np.maximum(characters, share * shown))[:, None]
+        own = np.where(is_little, scores["precision"], scores["fast, precision"])
+        (values,) = measures(own, np.arange(len(own))[None])
+        again = float(is_little.mean())
+        found.append({"characters": characters, "share": share, "f1": values[0], "again": again})
+    return found
+
+
+def without_pointers(text: str) -> str:
+    return "\n".join(line for line in text.split("\n") if not POINTER.match(line))
+
+
 def worst_pages(pages: Sequence[Mapping[str, str]], scores: Scores) -> list[dict[str, Any]]:
     """The pages of the lowest F1."""
     precision, recall = np.nan_to_num(scores).T
@@ -156,15 +180,19 @@ def worst_pages(pages: Sequence[Mapping[str, str]], scores: Scores) -> list[dict
 def measured(pages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     gold = [page["gold"] for page in pages]
     draws = np.random.default_rng(0).integers(0, len(pages), (DRAWS, len(pages)))
-    scores: dict[str, Scores] = {}
-    for name, extract in extractors().items():
-        scores[name] = scores_of([extract(page["html"]) for page in pages], gold)
+    texts = {
+        name: [extract(page["html"]) for page in pages] for name, extract in extractors().items()
+    }
+    scores = {name: scores_of(own, gold) for name, own in texts.items()}
+    pointed = scores_of([*map(without_pointers, texts[OURS])], gold)
     best = max(TRAFILATURA, key=lambda name: summary(scores[name], draws[:1])["f1"]["value"])
     return {
         "pages": len(pages),
         "settings": {name: summary(own, draws) for name, own in scores.items()},
         "best_of_trafilatura": {"name": best, **difference(scores[OURS], scores[best], draws)},
         "halves": chosen_on_halves({name: scores[name] for name in [*SETTINGS, *TRAFILATURA]}),
+        "limits": other_limits(texts, scores, [page["html"] for page in pages]),
+        "without_pointers": summary(pointed, draws),
         "worst": worst_pages(pages, scores[OURS]),
     }
 

@@ -12,10 +12,9 @@ THRESHOLDS = ("0.5", "0.65", "0.8", "0.9")  # of those that were measured
 REASONS = {
     "2f42ef1d": "The article is in several blocks with advertisements between them; only the first "
     "is taken.",
-    "51d066b0": "The gold text has the captions of videos and the headlines of other articles "
-    "inside the article.",
-    "cc03ddb5": "The headline, date and tags are kept; most of the page is a table, whose cells "
-    "run on in the gold text.",
+    "51d066b0": "The gold text has the captions of videos and the headlines of other articles, "
+    "which are left out.",
+    "cc03ddb5": "A short list of races; the headline, the date and a list of tags are kept.",
     "3f65af7b": "The posts of Twitter inside the article are left out; the last lines ask for tips "
     "and subscriptions.",
     "232a43fb": "The first paragraph, bare text in a `div`, is left out; a teaser of a guide is "
@@ -23,7 +22,7 @@ REASONS = {
     "4a44ab3e": "The first paragraph is outside the article's block; the headline and a link to "
     "another article are kept.",
     "94fbcc26": "The headlines of five related articles and the copyright line follow the text.",
-    "6ebac05f": "Hidden lists of headlines follow each person's name inside the paragraphs.",
+    "6ebac05f": "Pop-up lists of headlines follow the names of persons inside the paragraphs.",
     "c69e539d": "Two paragraphs about the company at the end, which the gold text leaves out.",
     "287e4d9f": "A list of offers: the introduction and the links to the shops are left out.",
 }
@@ -98,12 +97,13 @@ def languages_of(result: Mapping[str, Any]) -> str:
         for length, own in result[name].items():
             accuracy = own["accuracy"]
             worst = min(accuracy, key=accuracy.__getitem__)
+            name_of_it = f" ({worst})" if accuracy[worst] < 1 else ""
             rows.append(
                 [
                     title if length == next(iter(result[name])) else "",
                     f"{int(length):,}",
                     _percent(sum(accuracy.values()) / len(accuracy)),
-                    f"{_percent(accuracy[worst])} ({worst})",
+                    f"{_percent(accuracy[worst])}{name_of_it}",
                     *(
                         f"{_percent(kept['kept'])}, {_percent(kept['wrong'], 2)}"
                         for kept in map(own["thresholds"].__getitem__, THRESHOLDS)

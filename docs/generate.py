@@ -12,6 +12,13 @@ from api import integrations, model_methods, package_functions
 from bias_results import bias_table
 from cache_results import cache_table
 from cards import cards, leaderboard
+from cleaning_results import (
+    extraction_table,
+    language_table,
+    reading_table,
+    step_speed_table,
+    worst_table,
+)
 from deduplication_results import deduplication_tables
 from detect_results import detect_table, roc_picture, single_table
 from exit_codes import exit_code_table
@@ -195,6 +202,11 @@ TABLES = (
     ("docs/concepts/teacher-cache.md", "cache", cache_table),
     ("docs/contributing/decisions/README.md", "decisions", decision_list),
     ("docs/guides/bias.md", "bias", bias_table),
+    ("docs/guides/corpus.md", "throughput", step_speed_table),
+    ("docs/guides/corpus.md", "extraction", extraction_table),
+    ("docs/guides/corpus.md", "worst pages", worst_table),
+    ("docs/guides/corpus.md", "languages", language_table),
+    ("docs/guides/corpus.md", "reading", reading_table),
     ("docs/guides/corpus.md", "deduplication", deduplication_tables),
     ("docs/guides/corpus.md", "multilingual", multilingual_table),
     ("docs/guides/cutting.md", "real teacher", real_teacher_table),

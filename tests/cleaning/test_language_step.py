@@ -1,4 +1,4 @@
-"""The step that keeps documents of some languages; how languages are told, tests/data has."""
+"""The step that keeps documents of some languages; how languages are identified, tests/data has."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""Personal data that is masked, and numbers that are none."""
+"""Personal data that is masked, and other numbers, which stay."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Reading lines of a damaged file: what is damaged is left out, and reading goes on."""
+"""Reading lines of a damaged file: what is damaged is left out, the rest is read."""
 
 import pytest
 

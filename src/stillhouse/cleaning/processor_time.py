@@ -1,4 +1,4 @@
-"""A limit on the processor time of a block of code."""
+"""A limit on the CPU time of a block of code."""
 
 import contextlib
 import signal
@@ -10,13 +10,13 @@ AGAIN_SECONDS = 0.5  # an exception that is raised in a destructor or a callback
 
 
 class TookTooLongError(BaseException):
-    """A block has used up its processor time. Not an `Exception`, so that a library that goes on
-    after any error of a part of its work does not go on after this one."""
+    """A block has used up its CPU time. Not an `Exception`, so that a library that handles
+    every error of a part of its work does not handle this one."""
 
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Stop a block of Python code that uses more than `seconds` of processor time, which does not
+    """Stop a block of Python code that uses more than `seconds` of CPU time, which does not
     depend on what else runs on the machine. Only the main thread of a process can have a limit.
 
     A call into C is stopped when it returns, so what is called must be bounded by its input.

@@ -39,8 +39,10 @@ def make(settings: FinewebRecipe) -> Judge:
         repeated = sum((count - 1) * len(line) for line, count in counts.items())
         if repeated > settings.max_repeated_characters * sum(map(len, lines)):
             return f"characters of repeated lines over {settings.max_repeated_characters:g}"
-        if page.text.count("\n") > settings.max_lines_per_word * len(tokens_of(page.text)):
-            return f"lines per word over {settings.max_lines_per_word:g}"
+        ends, most = page.text.count("\n"), settings.max_lines_per_word
+        # There are at least as many words and marks as parts between white space.
+        if ends > most * len(page.text.split()) and ends > most * len(tokens_of(page.text)):
+            return f"lines per word over {most:g}"
         return None
 
     return judge

@@ -63,7 +63,7 @@ def _problems(text: str, settings: GopherRecipe) -> Iterator[str]:
         yield "lines with a bullet over 0.9"
     if sum(line.endswith(ELLIPSES) for line in lines) > 0.3 * len(lines):
         yield "lines that end with an ellipsis over 0.3"
-    if sum(LETTER.search(word) is not None for word in spaced) < 0.8 * len(spaced):
+    if sum(word[0].isalpha() or bool(LETTER.search(word)) for word in spaced) < 0.8 * len(spaced):
         yield "words with a letter under 0.8"
     if settings.stop_words and len(STOP_WORDS.intersection(words)) < 2:
         yield "fewer than 2 stop words"
@@ -82,9 +82,12 @@ def _repetitions(text: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 def _repeated_runs(words: Sequence[str]) -> Iterator[str]:
+    """The rules of runs; no more lengths are looked at than can break one."""
     hashes = hash_words(words)
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     ends = np.concatenate([[0], np.cumsum(lengths)])
+    longest = max(LARGEST_TOP_RUN)
+    largest = (ends[longest:] - ends[:-longest]).max(initial=0)  # characters of a run
     for length, most in LARGEST_TOP_RUN.items():
         _, first, counts = np.unique(
             hash_runs(hashes, length), return_index=True, return_counts=True
@@ -94,12 +97,17 @@ def _repeated_runs(words: Sequence[str]) -> Iterator[str]:
         sizes = counts * (ends[first + length] - ends[first])
         if sizes[counts == counts.max()].max() > most * ends[-1]:
             yield f"most frequent run of {length} words over {most}"
+        # A longer run is no more frequent than the most frequent one of this length.
+        if counts.max() * largest <= min(LARGEST_TOP_RUN.values()) * ends[-1]:
+            break
     for length, most in LARGEST_REPEATED_RUNS.items():
         covered = repeated_words(hash_runs(hashes, length), length, len(words))
-        if not covered.any():
-            return
-        if lengths[covered].sum() > most * ends[-1]:
+        characters = lengths[covered].sum()
+        if characters > most * ends[-1]:
             yield f"repeated runs of {length} words over {most}"
+        # Longer repeated runs cover no other words.
+        if characters <= min(LARGEST_REPEATED_RUNS.values()) * ends[-1]:
+            return
 
 
 def repeated_words(

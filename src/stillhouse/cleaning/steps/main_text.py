@@ -15,7 +15,7 @@ from stillhouse.section import Section
 
 MAX_CHARACTERS = 10 * 2**20  # of a page's source
 MAX_TAGS = 200_000
-MAX_SECONDS = 20.0  # of processor time for a page
+MAX_SECONDS = 20.0  # of CPU time for a page
 # The parser compares each attribute of a tag with all before it: 10,000 take it 0.2 s, 80,000 a
 # minute, and it cannot be stopped.
 MAX_ATTRIBUTES = 10_000
@@ -53,7 +53,7 @@ def make(settings: MainTextRecipe) -> Judge:
                     return reason
                 text = extract(html)
         except TookTooLongError:
-            return f"took over {MAX_SECONDS:g} s of processor time"
+            return f"took over {MAX_SECONDS:g} s of CPU time"
         except Exception as error:  # of a parser, whatever a page may do to it
             return f"extraction failed: {type(error).__name__}"
         page.html = None

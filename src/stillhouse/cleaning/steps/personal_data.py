@@ -12,14 +12,20 @@ from stillhouse.cleaning.step import Judge, Page, Step
 from stillhouse.section import Section
 
 MAIL = re.compile(r"\b[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b")
+# Patterns begin with a character that text has few of, and then look back at what is before it:
+# that is several times as fast as looking back at each character.
 # Not of a version ("v1.2.3.4", "version 1.2.3.4") or of a number with more parts.
-IPV4 = re.compile(r"(?<![\w.])(?<!ersion )(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)")
+IPV4 = re.compile(
+    r"\d(?<![\w.].)(?<!ersion .)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?![\d.]*\d)", re.DOTALL
+)
+COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")  # are in each IPv6 address
 IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){3,7}(?![\w:])")
 # International (+49 30 1234567; no country's code begins with 0, as time zones do), or with an area
 # code in a form of North America.
 PHONE = re.compile(
-    r"(?<![\w+.])(?:\+[1-9]\d{0,2}(?:[ .\-/]?(?:\(\d{1,5}\)|\d{1,5})){2,6}"
-    r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4})(?![\w-])"
+    r"[+(\d](?<![\w+.].)(?:(?<=\+)[1-9]\d{0,2}(?:[ .\-/]?(?:\(\d{1,5}\)|\d{1,5})){2,6}"
+    r"|(?<=\()\d{3}\) ?\d{3}[ .-]\d{4}|(?<=\d)\d{2}[.-]\d{3}[.-]\d{4})(?![\w-])",
+    re.DOTALL,
 )
 PHONE_DIGITS = range(8, 16)  # ITU-T E.164 allows 15
 
@@ -59,7 +65,7 @@ def masked(text: str, settings: PersonalDataRecipe) -> str:
     if "@" in text:
         text = MAIL.sub(lambda _: settings.mail, text)
     text = IPV4.sub(address, PHONE.sub(phone, text))
-    return IPV6.sub(address, text) if ":" in text else text
+    return IPV6.sub(address, text) if COLONS.search(text) else text
 
 
 STEP = Step(PersonalDataRecipe, make)
