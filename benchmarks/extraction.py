@@ -144,7 +144,7 @@ def chosen_on_halves(scores: Mapping[str, Scores], seed: int = 0) -> dict[str, A
 def other_limits(
     texts: Mapping[str, Sequence[str]], scores: Mapping[str, Scores], html: Sequence[str]
 ) -> list[dict[str, float]]:
-    """F1 where less than so many characters, or such a share of the page's, are little text."""
+    """F1 where less than this many characters, or such a share of the page's, are little text."""
     lengths = np.array([len(text) for text in texts["fast, precision"]])
     shown = np.array([sum(map(len, trafilatura.load_html(page).xpath(SHOWN))) for page in html])
     found = []

@@ -144,7 +144,7 @@ def test_shares_of_several_jobs_make_the_same(tmp_path, sources, cleaned):
 
 
 def test_slurm_gets_a_script_and_its_jobs_are_required(tmp_path, sources, cleaned):
-    """Without them the run stops and names the script; after them it goes on."""
+    """Without them the run stops and names the script; after them it continues."""
     target = tmp_path / "a run" / "clean"
     target.parent.mkdir()
     with pytest.raises(RunError, match=r"part.*must be cleaned by Slurm first: submit `sbatch"):

@@ -2,7 +2,7 @@
 
 Contract: the output is the same for any number of processes, and whether or not it was interrupted.
 A shard appears under its name when it is complete, so a process that is killed leaves nothing half
-written, and the next one goes on where it stopped. Memory is bounded by a shard and by the
+written, and the next one resumes where it stopped. Memory is bounded by a shard and by the
 signatures of one step. Of the cleaned text there is one copy, and of one more shard.
 
     clean/divided-00007/        the pieces of a large file, and what was counted while reading it
@@ -84,7 +84,7 @@ def clean_share(cleaning: Cleaning, share: int, shares: int, say: Say) -> None:
 
 
 def _require_cleaned(cleaning: Cleaning) -> None:
-    """Refuse to go on before Slurm has cleaned all shards.
+    """Refuse to continue before Slurm has cleaned all shards.
 
     Raises:
         RunError: it has not; the script that does it is written.

@@ -17,7 +17,7 @@ SAMPLE_CHARACTERS = 400
 @dataclass
 class StepCounts:
     """One step: documents and bytes of text before and after it, what it left out by reason, and
-    its processor time in seconds."""
+    its CPU time in seconds."""
 
     documents_in: int = 0
     bytes_in: int = 0

@@ -20,11 +20,11 @@ from stillhouse.errors import ResourceError
 REPORT_SECONDS = 10.0
 WATCH_SECONDS = 0.5
 
-Work = Callable[[int], None]
+ShardWork = Callable[[int], None]
 
 
 def run_tasks(
-    work: Work,
+    work: ShardWork,
     number: int,
     *,
     executor: str,
@@ -40,7 +40,7 @@ def run_tasks(
         report: Called from time to time, and at the end, with the number of tasks that are done.
 
     Raises:
-        StillhouseError: of a task; the others that run are finished, and no more are begun.
+        StillhouseError: of a task; the others that run are finished, and no more are started.
         ResourceError: a process was killed.
     """
     workers = min(workers or len(os.sched_getaffinity(0)), number)
@@ -53,7 +53,7 @@ def run_tasks(
             last = time.monotonic()
 
 
-def _by_processes(work: Work, number: int, workers: int) -> Iterator[None]:
+def _by_processes(work: ShardWork, number: int, workers: int) -> Iterator[None]:
     if workers == 1:
         yield from map(work, range(number))
         return
@@ -90,7 +90,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _by_ray(work: Work, number: int, workers: int) -> Iterator[None]:
+def _by_ray(work: ShardWork, number: int, workers: int) -> Iterator[None]:
     from ray.exceptions import RayActorError, WorkerCrashedError
     from ray.util.multiprocessing import Pool
 

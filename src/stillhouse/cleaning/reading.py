@@ -1,4 +1,4 @@
-"""Reading for cleaning: what cannot be read is left out and counted, and reading goes on.
+"""Reading for cleaning: what cannot be read is left out and counted, and reading continues.
 
 Contract: a record that is damaged is left out alone, where the format allows it; otherwise the rest
 of the file is. Documents keep the order of the files and of their records.

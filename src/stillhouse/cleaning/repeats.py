@@ -26,7 +26,7 @@ def find_duplicates(cleaning: Cleaning, shards: list[Shard], say: Callable[[str]
         for name, own in cleaning.recipe.deduplications().items():
             step = DEDUPLICATIONS[name]
             say(f"comparing the documents: {name.replace('_', ' ')}")
-            begun = time.process_time()
+            started = time.process_time()
             signatures = [_signatures(cleaning.cleaned(shard), name) for shard in shards]
             if kept is None:
                 kept = [np.ones(len(each.starts) - 1, bool) for each in signatures]
@@ -40,7 +40,7 @@ def find_duplicates(cleaning: Cleaning, shards: list[Shard], say: Callable[[str]
             for shard, removed in zip(shards, found.removed, strict=True):
                 np.save(folder / f"{name}-{shard.name}.npy", removed)
             facts[name] = _found_facts(cleaning, shards, signatures, found) | {
-                "seconds": time.process_time() - begun
+                "seconds": time.process_time() - started
             }
 
 

@@ -107,9 +107,9 @@ def _write_cleaned(cleaning: Cleaning, pages: Iterator[Page], folder: Path) -> d
                 continue
             documents.add((page.id, page.url, page.language, page.text))
             for name, (sign, own) in signing.items():
-                begun = time.thread_time()
+                started = time.thread_time()
                 rows[name].append(sign(page.text))
-                own.seconds += time.thread_time() - begun
+                own.seconds += time.thread_time() - started
     for name, own in rows.items():
         starts = np.concatenate([[0], np.cumsum([len(each) for each in own], dtype=np.int64)])
         none = signing[name][0]("")[:0]
@@ -130,9 +130,9 @@ def _judged(
         own, before = steps[name], page.text
         own.documents_in += 1
         own.bytes_in += size
-        begun = time.thread_time()
+        started = time.thread_time()
         reason = judge(page)
-        own.seconds += time.thread_time() - begun
+        own.seconds += time.thread_time() - started
         if reason is not None:
             own.reject(reason, page.id, page.url, page.text or page.html or "")
             return name, reason
