@@ -3,9 +3,10 @@ for (Radford et al. 2019, section 2.1). Fetching the pages is left to a crawler.
 
 Contract: dumps of submissions (JSON lines, in any compression) -> a text file with one address per
 line, in the order of the posts. Each post is counted once: as a link, or by the first reason for
-which it is left out. Memory is bounded by 8 bytes for each different link. Two addresses are the
-same where they differ in nothing but scheme, `www.`, case of the host, default port, fragment,
-tracking parameters or a slash at the end; the first one is written.
+which it is left out. Memory is bounded by the window of a zstd file, 2 GiB for published dumps, and
+8 bytes for each different link, at times 16. Two addresses are the same where they differ in
+nothing but scheme, `www.`, case of the host, default port, fragment, tracking parameters or a slash
+at the end; the first one is written.
 """
 
 import hashlib
