@@ -61,7 +61,9 @@ def wikitext(data: Path) -> list[str]:
     """Articles of WikiText-103's validation set."""
     path = data / "wikitext" / "wikitext-103" / "wiki.valid.tokens"
     text = path.read_text(encoding="utf-8")
-    return [each.strip() for each in re.split(r"\n(?= = [^=])", text)]
+    articles = re.split(r"\n(?= = [^=])", text)
+    # datatrove's rules take a space at the end of a line for one without punctuation.
+    return ["\n".join(map(str.strip, each.splitlines())) for each in articles]
 
 
 def texts_of(data: Path) -> dict[str, list[Page]]:

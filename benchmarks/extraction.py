@@ -144,9 +144,10 @@ def chosen_on_halves(scores: Mapping[str, Scores], seed: int = 0) -> dict[str, A
 def other_limits(
     texts: Mapping[str, Sequence[str]], scores: Mapping[str, Scores], html: Sequence[str]
 ) -> list[dict[str, float]]:
-    """F1 where less than this many characters, or such a share of the page's, are little text."""
+    """F1 for other limits, in characters and as a share of the page, of what is little text."""
     lengths = np.array([len(text) for text in texts["fast, precision"]])
-    shown = np.array([sum(map(len, trafilatura.load_html(page).xpath(SHOWN))) for page in html])
+    trees = [trafilatura.load_html(page) for page in html]
+    shown = np.array([0 if tree is None else sum(map(len, tree.xpath(SHOWN))) for tree in trees])
     found = []
     for characters, share in LIMITS:
         is_little = (lengths < np.maximum(characters, share * shown))[:, None]
