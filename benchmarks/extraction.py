@@ -146,7 +146,7 @@ def other_limits(
 ) -> list[dict[str, float]]:
     """F1 for other limits, in characters and as a share of the page, of what is little text."""
     lengths = np.array([len(text) for text in texts["fast, precision"]])
-    trees = [trafilatura.load_html(page) for page in html]
+    trees: list[Any] = [trafilatura.load_html(page) for page in html]
     shown = np.array([0 if tree is None else sum(map(len, tree.xpath(SHOWN))) for tree in trees])
     found = []
     for characters, share in LIMITS:

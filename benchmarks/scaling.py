@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ class RandomSequences:
 
     num_sequences = 10_000
     sequence_length = LENGTH
+    parts: ClassVar[dict[str, range]] = {}
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         rows = [np.random.default_rng(int(n)).integers(0, 50_257, LENGTH) for n in sequences]

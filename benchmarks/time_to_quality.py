@@ -24,7 +24,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -113,6 +113,10 @@ class FirstSequences:
     @property
     def sequence_length(self) -> int:
         return self.source.sequence_length
+
+    @property
+    def parts(self) -> Mapping[str, range]:
+        return {}
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         return self.source.batch(sequences, epochs, seed)

@@ -23,6 +23,7 @@ COMMANDS = {
     "quickstart": ["Needs no download", "Writes student, control, table and report"],
     "run": ["from text to report", "Writes the run folder: tokens, student, control"],
     "check": ["Reads configurations, task files", "writes nothing"],
+    "clean": ["Clean the recipe's text", "Writes clean/ and its report"],
     "prepare": ["Read the recipe's text", "write corpus/ and tokens/"],
     "teacher": ["tokens/ to teacher/"],
     "race": ["under a budget", "writes candidates/ and race.json"],

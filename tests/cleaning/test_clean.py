@@ -86,6 +86,14 @@ def test_what_is_left_keeps_its_order(cleaned):
     assert found[PAGES][1] == f"Number 0. {SENTENCE * 4}"
 
 
+def test_pages_without_a_step_that_extracts_give_their_visible_text(tmp_path, sources):
+    """The steps that read the text have some to read."""
+    run(tmp_path / "clean", sources[:1], main_text=None)
+    texts = [text for _, text in documents(tmp_path / "clean")]
+    assert len(texts) == PAGES
+    assert all(SENTENCE.strip() in text and "<p>" not in text for text in texts)
+
+
 def test_every_document_is_accounted_for(cleaned):
     """Each step's documents are those that the one before it has kept; reasons add up."""
     manifest = read_manifest(cleaned)

@@ -41,10 +41,10 @@ def folder(tmp_path):
 def test_no_shard_has_files_of_two_parts(folder):
     """Small files of one part share a shard; the plan keeps the part of each."""
     names = [str(folder / "en.jsonl"), str(folder / "fr.jsonl")]
-    listed = plan_shards(CorpusRecipe(source=names), offline=True)
+    listed = plan_shards(CorpusRecipe(source=names), 2**24, offline=True)
     assert [(len(group.contents), group.part) for group in listed] == [(2, "")]
     named = CorpusRecipe.model_validate({"source": {"en": names[0], "fr": names[1]}})
-    groups = plan_shards(named, offline=True)
+    groups = plan_shards(named, 2**24, offline=True)
     assert [(len(group.contents), group.part) for group in groups] == [(1, "en"), (1, "fr")]
     digest = save_plan(folder / "clean", groups)
     assert load_plan(folder / "clean", digest) == groups

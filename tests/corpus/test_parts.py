@@ -104,9 +104,9 @@ def test_a_text_without_parts_is_described_as_before(sources):
 
 def test_parts_hold_the_text_of_a_list_of_their_files(sources, tmp_path):
     """Whole documents in the same order: parts change where sequences end, not the tokens."""
-    settings = {"validation_fraction": 0.4}
-    named, _ = prepared(recipe_for(sources, **settings), tmp_path / "named")
-    listed, _ = prepared(recipe_for([*sources.values()], **settings), tmp_path / "listed")
+    named, _ = prepared(recipe_for(sources, validation_fraction=0.4), tmp_path / "named")
+    whole = recipe_for([*sources.values()], validation_fraction=0.4)
+    listed, _ = prepared(whole, tmp_path / "listed")
     for split in ("train", "validation"):
         one, other = (open_split(run.tokens, split) for run in (named, listed))
         assert one.read(0, one.num_tokens).tolist() == other.read(0, other.num_tokens).tolist()

@@ -125,6 +125,8 @@ def _judged(
     page: Page, judges: list[tuple[str, Judge]], steps: dict[str, StepCounts]
 ) -> tuple[str, str] | None:
     """The step that leaves a page out, and why; None where all keep it."""
+    if page.html is not None and "main_text" not in steps:
+        page.text, page.html = "".join(visible_text([page.html])), None
     size = len((page.text if page.html is None else page.html).encode())
     for name, judge in judges:
         own, before = steps[name], page.text
@@ -140,8 +142,6 @@ def _judged(
             size = len(page.text.encode())
         own.documents_out += 1
         own.bytes_out += size
-    if page.html is not None:  # no step has extracted its text
-        page.text, page.html = "".join(visible_text([page.html])), None
     return None
 
 
