@@ -18,8 +18,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -52,7 +52,10 @@ class RandomSequences:
 
     num_sequences = 10_000
     sequence_length = LENGTH
-    parts: ClassVar[dict[str, range]] = {}
+
+    @property
+    def parts(self) -> Mapping[str, range]:
+        return {}
 
     def batch(self, sequences: np.ndarray, epochs: np.ndarray, seed: int) -> Batch:
         rows = [np.random.default_rng(int(n)).integers(0, 50_257, LENGTH) for n in sequences]
