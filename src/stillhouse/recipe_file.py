@@ -326,6 +326,9 @@ def _unknown_key(path: str, key: str, known: Sequence[str]) -> str:
     renamed = RENAMED_KEYS.get(key)
     if renamed in known:
         return f"{path} was renamed to {renamed}; write {path.removesuffix(key)}{renamed}."
+    if not known:
+        section = path.removesuffix(f".{key}")
+        return f"{path} is not a key of a recipe. {section} has none; write `{{}}`."
     return f"{path} is not a key of a recipe.{_nearest(key, known)}"
 
 

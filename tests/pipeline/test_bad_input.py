@@ -135,7 +135,7 @@ def test_malformed_recipe_files_are_rejected_with_position(tmp_path, content, me
     ("arguments", "message"),
     [
         (("run", "quikstart"), "There is no recipe 'quikstart'.*Did you mean 'quickstart'"),
-        (("run", "quickstart", "--until", "distil"), "there is no such stage; stages are prepare"),
+        (("run", "quickstart", "--until", "distil"), "there is no such stage; stages are clean"),
         (("distill", "quickstart", "--overwrite", "distil"), "--overwrite names distil; stages"),
     ],
 )
