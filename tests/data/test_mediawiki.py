@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from stillhouse.data.documents import read_documents
+from stillhouse.data.documents import read_documents, summarize_sources
 from stillhouse.data.formats import Record, TableFile, format_of, mediawiki
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.errors import DataError
@@ -126,6 +126,17 @@ def test_compressed_parts_are_documents_of_a_corpus(tmp_path):
     corpus = CorpusRecipe(source=str(tmp_path))
     found = [(chunk.document_id, chunk.text) for chunk in read_documents(corpus, offline=True)]
     assert found == [("dewiki:1", "one"), ("dewiki:2", "zwei ä")]
+
+
+def test_other_xml_in_a_folder_is_skipped_and_counted(tmp_path):
+    """A site map beside the text does no harm; where it is named, it is refused."""
+    (tmp_path / "a.txt").write_text("Some text.")
+    (tmp_path / "sitemap.xml").write_text("<?xml version='1.0'?><urlset/>")
+    summary = summarize_sources(CorpusRecipe(source=str(tmp_path)))
+    assert str(summary) == "1 file as text; skipped 1: 1 .xml"
+    corpus = CorpusRecipe(source=str(tmp_path / "sitemap.xml"))
+    with pytest.raises(DataError, match="urlset"):
+        list(read_documents(corpus, offline=True))
 
 
 def test_a_dump_in_utf_16(path):

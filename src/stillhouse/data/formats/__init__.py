@@ -82,6 +82,8 @@ class Format:
     Args:
         read_pages: Reads web pages as they are; of a format that also gives text, this is what
             cleaning reads.
+        is_one: Whether a file with one of the suffixes is of this format, for a suffix that other
+            formats share; of a file that a folder holds. By default it is.
         by_line: Whether records are lines or elements of a file, of which some may be blank.
         has_lists: Whether a value may be a list, such as the words of a sentence.
         documents: What a corpus makes of a file, for the documentation.
@@ -93,6 +95,7 @@ class Format:
     read_text: Callable[[Path], Iterable[str]] | None = None
     read_records: Callable[[TableFile], Iterator[Record]] | None = None
     read_pages: Callable[[TableFile], Iterator[WebPage]] | None = None
+    is_one: Callable[[Path], bool] = lambda path: True
     by_line: bool = True
     has_lists: bool = False
     documents: str = ""

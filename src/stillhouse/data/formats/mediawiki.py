@@ -10,6 +10,7 @@ Source: https://www.mediawiki.org/xml/export-0.11.xsd and the versions before it
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote, urlsplit
 from xml.parsers import expat
@@ -19,6 +20,7 @@ from stillhouse.data.text import BLOCK_BYTES, check_signature, opened
 from stillhouse.data.wikitext import HIDDEN_NAMESPACES, Wikitext
 from stillhouse.errors import DataError
 
+BEGINNING_BYTES = 4096  # in which the first element of a dump is
 MAX_PAGE_CHARACTERS = 64 * 2**20
 HIDDEN_KEYS = ("-2", "6", "14")  # of the namespaces Media, File and Category
 REDIRECT = re.compile(r"\s*#[^\W\d_]+\s*:?\s*\[\[")  # in dumps that do not mark it, in any language
@@ -48,6 +50,16 @@ def read_dump(file: TableFile) -> Iterator[Record]:
         except DataError:
             yield from dump.take()  # the pages before
             raise
+
+
+def is_dump(path: Path) -> bool:
+    """Whether an XML file begins as a dump does; true for one that is damaged, whose error says
+    so when it is read."""
+    try:
+        with opened(path) as content:
+            return b"<mediawiki" in content.read(BEGINNING_BYTES).replace(b"\0", b"")  # of UTF-16
+    except DataError:
+        return True
 
 
 class _Dump:
@@ -176,6 +188,7 @@ FORMATS = (
         "MediaWiki",
         (".xml",),
         read_records=read_dump,
+        is_one=is_dump,
         by_line=False,
         documents="dumps of Wikipedia and other wikis: one document per article, its prose without "
         "lists, tables and headings",

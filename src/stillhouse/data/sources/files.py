@@ -120,7 +120,7 @@ def _known(paths: Iterable[Path], root: Path, named_suffix: str) -> tuple[Files,
             skipped["folder"] += 1
         elif not path.is_file():
             skipped["special file" if path.exists() else "broken link"] += 1
-        elif format is UNKNOWN:
+        elif format is UNKNOWN or not (is_named or format.is_one(path)):
             skipped[suffix or "without a suffix"] += 1
         else:
             found[path.relative_to(root).as_posix()] = path
