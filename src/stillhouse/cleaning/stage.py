@@ -19,14 +19,17 @@ def applies(recipe: "Recipe") -> bool:
 
 
 def check(check: "RecipeCheck") -> None:
-    """The extra is installed, and the files that the steps name exist."""
+    """What the steps need is installed, and the files that they name exist."""
     recipe = check.recipe.cleaning
     if not check.runs("clean") or recipe is None:
         return
     from stillhouse.cleaning.job import named_files
+    from stillhouse.cleaning.steps import STEPS
     from stillhouse.extras import require
 
-    require("text", purpose="The section cleaning")
+    for name in recipe.steps():
+        if modules := STEPS[name].modules:
+            require("text", *modules, purpose=f"cleaning.{name}")
     if recipe.executor == "ray":
         require("ray", "ray", purpose="cleaning.executor ray")
     named_files(recipe)
