@@ -177,7 +177,9 @@ def files(tmp_path_factory) -> Path:
     (folder / "tasks" / "last_word.yaml").write_text(definition)
     labels = {"id2label": {0: "O", 1: "B-LOC", 2: "I-LOC"}}
     make_task_folder(folder / "tagger", "bert", "TokenClassification", **labels)
-    (folder / "page.html").write_text(f"<article><p>{' '.join(PASSAGES[:3])}</p></article>")
+    (folder / "page.html").write_text(
+        "<article>" + f"<p>{' '.join(PASSAGES)}</p>" * 3 + "</article>"
+    )
     recipe = {"teacher": "sample", "corpus": {"source": "page.html"}, "cleaning": {"main_text": {}}}
     (folder / "pages.yaml").write_text(json.dumps(recipe | {"tokens": {"sequence_length": 128}}))
     (folder / "words.conll").write_text("The O\nsea B-LOC\n\nThe O\nhouse O\n\n")

@@ -65,9 +65,10 @@ def clean(cleaning: Cleaning, say: Say, *, overwrite: bool = False) -> None:
             f"{name} {own['documents_in'] - own['documents_out']:,}"
             for name, own in facts["steps"].items()
         )
+        number = counted(facts["read"]["documents"], "document")
         raise DataError(
-            f"Cleaning leaves nothing of {facts['read']['documents']:,} documents. Left out by "
-            f"{steps}. Give other text, or fewer steps."
+            f"Cleaning leaves nothing of {number}. Left out by {steps}. Give other text, or fewer "
+            "steps."
         )
     facts["wall_seconds"] = round(time.monotonic() - started, 3)
     commit_parts(cleaning.folder, cleaning.inputs, facts)
