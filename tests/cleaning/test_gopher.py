@@ -5,6 +5,7 @@ import random
 import re
 import sysconfig
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -169,8 +170,8 @@ def test_repetition_of_real_text_by_an_independent_count():
 @pytest.fixture
 def datatrove_filters(monkeypatch):
     """datatrove's filters; its tokenizers of words need models that are not installed."""
-    quality = pytest.importorskip("datatrove.pipeline.filters.gopher_quality_filter")
-    repetition = pytest.importorskip("datatrove.pipeline.filters.gopher_repetition_filter")
+    quality = import_module("datatrove.pipeline.filters.gopher_quality_filter")
+    repetition = import_module("datatrove.pipeline.filters.gopher_repetition_filter")
     for module in (quality, repetition):
         monkeypatch.setattr(module, "split_into_words", lambda text, language: text.split())
     return quality.GopherQualityFilter(min_stop_words=None), repetition.GopherRepetitionFilter()

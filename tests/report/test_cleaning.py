@@ -34,7 +34,7 @@ FACTS = {
     "repeats": {
         "near_duplicates": {
             "removed": 10, "group_sizes": {"3": 5},
-            "examples": [{"documents": 3, "texts": [["first", "Once upon"], ["copy", "Once up"]]}],
+            "examples": [{"size": 3, "texts": [["first", "Once upon"], ["copy", "Once up"]]}],
         }
     },
     "text": {
@@ -72,7 +72,7 @@ def test_the_page_says_what_each_step_did(run):
     assert "Length 100 40 40.0% 2.0 MB 1.5 MB 4 MB/s" in text
     assert "Near duplicates 60 10 16.7% 1.5 MB 1.0 MB" in text
     assert "Length: under 128 tokens 40 id-7 https://a.example/x &lt;script&gt;hi" in text
-    assert "3 documents 5 10" in text
+    assert "3 alike 5 10" in text
     assert "first Once upon copy Once up" in text
     assert "128 256 512" in text  # classes of lengths; the one without documents, too
     assert "en 40 80.0% de 10 20.0%" in text

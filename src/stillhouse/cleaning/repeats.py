@@ -64,7 +64,7 @@ def _found_facts(
         "removed": sum(int(own.sum()) for own in found.removed),
         "group_sizes": {str(size): number for size, number in sorted(found.sizes.items())},
         "examples": [
-            {"documents": group.size, "texts": [texts[place] for place in group.places]}
+            {"size": group.size, "texts": [texts[place] for place in group.places]}
             for group in found.examples
         ],
     }

@@ -32,7 +32,11 @@ from stillhouse.data.formats.html import visible_text
 from stillhouse.runs.manifest import commit_folder, facts_of
 from stillhouse.runs.paths import DOCUMENTS
 
-REPEATED = "repeats an earlier document"
+# Why nothing is left of a document, by what a step removes.
+REPEATED = {
+    "document": "repeats an earlier document",
+    "line": "every line repeats an earlier one",
+}
 BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -181,13 +185,14 @@ def _write_finished(
             left = text
             for name, own in steps.items():
                 before, size = left, len(left.encode())
-                left = repeats[name].without(number, left, DEDUPLICATIONS[name].unit)
+                unit = DEDUPLICATIONS[name].unit
+                left = repeats[name].without(number, left, unit)
                 own.documents_in += 1
                 own.bytes_in += size
                 if not left.strip():
-                    own.reject(REPEATED, id, url, before)
+                    own.reject(REPEATED[unit], id, url, before)
                     if rejected is not None:
-                        rejected.add((name, REPEATED, id, url, before))
+                        rejected.add((name, REPEATED[unit], id, url, before))
                     break
                 own.documents_out += 1
                 own.bytes_out += len(left.encode())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillhouse.errors import DataError
 from stillhouse.section import Section
 
 
@@ -22,6 +23,18 @@ class Page:
     url: str = ""
     html: str | None = None
     language: str = ""
+
+
+def existing_file(name: str, key: str) -> Path:
+    """The file that a key of a recipe names.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise DataError(f"{key}: there is no file {name!r:.200} (seen from {Path.cwd()}).")
+    return path
 
 
 # Returns why a page is left out, in a few words that are the same for all such pages, or None.

@@ -127,10 +127,10 @@ def groups_tables(repeats: Mapping[str, Mapping[str, Any]]) -> dict[str, Table]:
     """For each step that compares documents, how many groups have which size."""
     return {
         name: Table(
-            ["Groups", "Documents removed"],
+            ["Groups", "Removed"],
             [
                 (
-                    f"{int(size):,} documents",
+                    f"{int(size):,} alike",
                     [Cell(f"{number:,}"), Cell(f"{number * (int(size) - 1):,}")],
                 )
                 for size, number in own["group_sizes"].items()

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from stillhouse.cleaning.hash_set import HashSet
-from stillhouse.cleaning.step import Judge, Page, Step
+from stillhouse.cleaning.step import Judge, Page, Step, existing_file
 from stillhouse.cleaning.words import hash_runs, hash_words, words_of
 from stillhouse.data.formats import TableFile, named_format
 from stillhouse.errors import DataError
@@ -130,11 +130,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def files(settings: ContaminationRecipe) -> Iterable[Path]:
-    for name in settings.files:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise DataError(f"cleaning.contamination.files: there is no file {name!r:.200}.")
-        yield path
+    return [existing_file(name, "cleaning.contamination.files") for name in settings.files]
 
 
 STEP = Step(ContaminationRecipe, make, files)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stillhouse.cleaning.step import Judge, Page, Step
+from stillhouse.cleaning.step import Judge, Page, Step, existing_file
 from stillhouse.data.language import identify, known_languages, sample_of
-from stillhouse.errors import DataError, RecipeError
+from stillhouse.errors import RecipeError
 from stillhouse.section import Section, UnitInterval
 
 NONE = "none"  # the language of a text of which no language is probable enough
@@ -67,11 +67,8 @@ def _fasttext(path: Path) -> Callable[[str], tuple[str, float]]:
 
 
 def files(settings: LanguageRecipe) -> Iterable[Path]:
-    if settings.model is not None:
-        path = Path(settings.model).expanduser()
-        if not path.is_file():
-            raise DataError(f"cleaning.language.model: there is no file {settings.model!r:.200}.")
-        yield path
+    model = settings.model
+    return [] if model is None else [existing_file(model, "cleaning.language.model")]
 
 
 STEP = Step(LanguageRecipe, make, files)

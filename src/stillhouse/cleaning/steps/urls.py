@@ -10,9 +10,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field
 
-from stillhouse.cleaning.step import Judge, Page, Step
+from stillhouse.cleaning.step import Judge, Page, Step, existing_file
 from stillhouse.data.text import read_lines
-from stillhouse.errors import DataError
 from stillhouse.section import Section
 
 NAMED_SITES = 20  # above this many, the reason does not name the site
@@ -114,11 +113,7 @@ def _listed(settings: UrlsRecipe) -> Iterable[str]:
 
 
 def files(settings: UrlsRecipe) -> Iterable[Path]:
-    for name in settings.block_lists:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise DataError(f"cleaning.urls.block_lists: there is no file {name!r:.200}.")
-        yield path
+    return [existing_file(name, "cleaning.urls.block_lists") for name in settings.block_lists]
 
 
 STEP = Step(UrlsRecipe, make, files)
