@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from benchmarks import measure
 from benchmarks.cached import KIND, SIZE, CachedTeacher, teacher_logits
+from stillhouse.allocator import keep_freed_memory
 from stillhouse.data.documents import is_validation
 from stillhouse.data.sources.sample import sample_documents
 from stillhouse.errors import DataError, StillhouseError
@@ -50,7 +51,7 @@ from stillhouse.student.settings import LayerChoice, StudentRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.tokens.settings import CacheKind
 from stillhouse.tokens.tokenizer import load_tokenizer, text_encoder
-from stillhouse.training.device import autocast, keep_freed_memory, pick_precision
+from stillhouse.training.device import autocast, pick_precision
 from stillhouse.training.settings import OptimizerRecipe
 from stillhouse.training.step import make_optimizer
 

@@ -203,7 +203,12 @@ def measured(data: Path, names: Sequence[str], repeats: int) -> dict[str, Any]:
         own = source if name == "main_text" else texts
         found[name] = {kind: speeds(engines, pages, repeats) for kind, pages in own.items()}
         print(name, found[name], flush=True)
-    return {"steps": found, "settings": {"repeats": repeats, "text_bytes": TEXT_BYTES}}
+    html = [len((page.html or "").encode("utf-8", "replace")) for page in source["web pages"]]
+    return {
+        "steps": found,
+        "web_pages": {"pages": len(html), "bytes": sum(html)},
+        "settings": {"repeats": repeats, "text_bytes": TEXT_BYTES},
+    }
 
 
 def main() -> None:

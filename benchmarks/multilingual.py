@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.real_teacher import result_of
+from stillhouse.allocator import keep_freed_memory
 from stillhouse.errors import StillhouseError
 from stillhouse.pipeline import Pipeline
 from stillhouse.recipe import Recipe
@@ -28,7 +29,6 @@ from stillhouse.recipe_file import parse_recipe
 from stillhouse.runs.manifest import facts_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.stage import stages_of
-from stillhouse.training.device import keep_freed_memory
 from stillhouse.training.progress import ConsoleReporter
 
 RECIPE = Path(__file__).parent / "recipes" / "multilingual.yaml"

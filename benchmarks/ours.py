@@ -17,6 +17,7 @@ from transformers import BertConfig, GPT2Config, LlamaConfig, PretrainedConfig, 
 from benchmarks import measure, reference_2019
 from benchmarks.cached import CachedTeacher
 from benchmarks.equality import Outcome, outcome_of
+from stillhouse.allocator import keep_freed_memory
 from stillhouse.families.base import Family
 from stillhouse.families.registry import family_of
 from stillhouse.objectives.language_model import LanguageModelObjective, Teacher
@@ -27,7 +28,7 @@ from stillhouse.student.plan import plan_student
 from stillhouse.student.settings import LayerChoice, StudentRecipe
 from stillhouse.tokens.batches import IGNORED, Batch
 from stillhouse.training.cost import StepShape, head_rows, read_rows
-from stillhouse.training.device import Precision, autocast, has_bf16, keep_freed_memory
+from stillhouse.training.device import Precision, autocast, has_bf16
 from stillhouse.training.settings import OptimizerRecipe
 from stillhouse.training.step import learning_parameters, make_optimizer
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import measure, mixed_text
+from stillhouse.allocator import keep_freed_memory
 from stillhouse.errors import StillhouseError
 from stillhouse.pipeline import Pipeline
 from stillhouse.recipe import Recipe
@@ -23,7 +24,6 @@ from stillhouse.recipe_file import parse_recipe
 from stillhouse.runs.manifest import facts_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.stage import stages_of
-from stillhouse.training.device import keep_freed_memory
 from stillhouse.training.progress import ConsoleReporter
 
 RECIPE = Path(__file__).parent / "recipes" / "smollm2.yaml"

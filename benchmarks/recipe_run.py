@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks import measure
 from benchmarks.real_teacher import result_of
+from stillhouse.allocator import keep_freed_memory
 from stillhouse.errors import StillhouseError
 from stillhouse.finetuning.settings import FinetuningRecipe
 from stillhouse.pipeline import Pipeline
@@ -25,7 +26,6 @@ from stillhouse.report.cards import source_name
 from stillhouse.runs.manifest import facts_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.stage import stages_of
-from stillhouse.training.device import keep_freed_memory
 from stillhouse.training.progress import ConsoleReporter
 
 RESULTS = Path(__file__).parent / "results" / "recipes"

@@ -35,6 +35,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from benchmarks import measure, reference_2019
+from stillhouse.allocator import keep_freed_memory
 from stillhouse.errors import StillhouseError
 from stillhouse.evaluation.perplexity import masked_losses
 from stillhouse.families.registry import family_of
@@ -46,7 +47,7 @@ from stillhouse.runs.manifest import read_manifest
 from stillhouse.runs.paths import RunFolder
 from stillhouse.tokens.batches import Batch, SequenceSource
 from stillhouse.tokens.packing import open_source
-from stillhouse.training.device import keep_freed_memory, pick_device
+from stillhouse.training.device import pick_device
 from stillhouse.training.job import plan_batches
 from stillhouse.training.progress import ConsoleReporter
 from stillhouse.training.step import learning_rate_factor, set_learning_rate

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
+from stillhouse.allocator import keep_freed_memory
 from stillhouse.errors import StillhouseError
 from stillhouse.pipeline import Pipeline
 from stillhouse.recipe_file import load_recipe
 from stillhouse.runs.manifest import facts_of
 from stillhouse.runs.paths import RunFolder
 from stillhouse.stages.stage import stages_of
-from stillhouse.training.device import keep_freed_memory
 from stillhouse.training.progress import ConsoleReporter
 
 RESULTS = Path(__file__).parent / "results" / "time-to-teacher"

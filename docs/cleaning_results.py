@@ -1,6 +1,7 @@
 """The tables of what cleaning was measured to do, from benchmarks/results/cleaning."""
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,12 @@ from typing import Any
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cleaning"
 NOTHING = "No run is recorded yet."
 THRESHOLDS = ("0.5", "0.65", "0.8", "0.9")  # of those that were measured
+# Documents and bytes of text; OpenWebText's by Gokaslan and Cohen (2019).
+CORPORA = {
+    "OpenWebText, 8.01 million documents, 38 GB": (8.01e6, 38e9),
+    "1 TB of such documents, 211 million": (1e12 / 38e9 * 8.01e6, 1e12),
+}
+BYTES_COMPARED = 130  # of memory for each document, in stillhouse.cleaning.deduplication
 # What a person found who read the text of a page beside the gold text.
 REASONS = {
     "2f42ef1d": "The article is in several blocks with advertisements between them; only the first "
@@ -56,6 +63,24 @@ def step_speed_table() -> str:
     """Megabytes per second of each step."""
     result = _recorded("steps")
     return step_speeds_of(result["steps"]) if result else NOTHING
+
+
+def runs_table() -> str:
+    """Time and memory of whole runs, by the size of the text."""
+    result = _recorded("runs")
+    return runs_of(result) if result else NOTHING
+
+
+def scaling_line() -> str:
+    """How much faster two processes are than one."""
+    result = _recorded("runs")
+    return scaling_of(result) if result else NOTHING
+
+
+def projection_table() -> str:
+    """What the measured rates make of large corpora."""
+    runs, steps = _recorded("runs"), _recorded("steps")
+    return projection_of(runs, steps) if runs and steps else NOTHING
 
 
 def extraction_of(result: Mapping[str, Any]) -> str:
@@ -137,6 +162,60 @@ def step_speeds_of(steps: Mapping[str, Mapping[str, Any]]) -> str:
                 ]
             )
     return _table(columns, rows)
+
+
+def runs_of(result: Mapping[str, Any]) -> str:
+    """Markdown: a row for each size of the text, of cleaning and of the stage that reads it."""
+    columns = ["text", "documents", "command", "time", "MB/s", "most memory", "of one process"]
+    rows = []
+    for size, stages in result["sizes"].items():
+        for stage, own in stages.items():
+            rows.append(
+                [
+                    f"{int(size):,} MB" if stage == "clean" else "",
+                    f"{own['text']['documents']:,}" if stage == "clean" else "",
+                    f"`{stage}`",
+                    f"{own['wall_seconds']:,.0f} s",
+                    f"{int(size) / own['wall_seconds']:.1f}",
+                    _megabytes(own["peak_bytes"]),
+                    _megabytes(own["peak_bytes_of_one_process"]),
+                ]
+            )
+    return _table(columns, rows)
+
+
+def scaling_of(result: Mapping[str, Any]) -> str:
+    """Markdown: the wall time of one process and of two, and their ratio."""
+    own = result["scaling"]
+    one, two = (statistics.median(own["wall_seconds"][workers]) for workers in ("1", "2"))
+    return (
+        f"Two processes clean {own['megabytes']:,} MB {own['ratio']:.2f} times as fast as one "
+        f"({one:.0f} s and {two:.0f} s, medians of {len(own['wall_seconds']['1'])})."
+    )
+
+
+def projection_of(runs: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
+    """Markdown: hours, memory and disk for large corpora, in proportion to the largest run."""
+    largest = runs["sizes"][max(runs["sizes"], key=int)]["clean"]
+    documents, size = largest["text"]["documents"], largest["text"]["bytes"]
+    finding = sum(largest["finding_seconds"].values()) / documents
+    cleaning = (largest["cpu_seconds"] - finding * documents) / size
+    pages, rate = steps["web_pages"], steps["steps"]["main_text"]["web pages"]["stillhouse"]
+    page = pages["bytes"] / pages["pages"] / rate / 1e6
+    columns = ["corpus", "`main_text`, core hours", "other steps, core hours", "comparing, hours"]
+    columns += ["whole, 64 cores", "memory while comparing"]
+    rows = []
+    for name, (number, total) in CORPORA.items():
+        parallel = [page * number / 3600, cleaning * total / 3600]
+        serial = finding * number / 3600
+        cells = [f"{own:,.0f}" for own in parallel] + [f"{serial:.1f}"]
+        whole = f"{sum(parallel) / 64 + serial:.1f} hours"
+        rows.append([name, *cells, whole, f"{BYTES_COMPARED * number / 1e9:.1f} GB"])
+    return _table(columns, rows)
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:,.0f} MB"
 
 
 def _recorded(name: str) -> dict[str, Any] | None:

@@ -15,7 +15,10 @@ from cards import cards, leaderboard
 from cleaning_results import (
     extraction_table,
     language_table,
+    projection_table,
     reading_table,
+    runs_table,
+    scaling_line,
     step_speed_table,
     worst_table,
 )
@@ -203,6 +206,9 @@ TABLES = (
     ("docs/contributing/decisions/README.md", "decisions", decision_list),
     ("docs/guides/bias.md", "bias", bias_table),
     ("docs/guides/corpus.md", "throughput", step_speed_table),
+    ("docs/guides/corpus.md", "runs", runs_table),
+    ("docs/guides/corpus.md", "scaling", scaling_line),
+    ("docs/guides/corpus.md", "projection", projection_table),
     ("docs/guides/corpus.md", "extraction", extraction_table),
     ("docs/guides/corpus.md", "worst pages", worst_table),
     ("docs/guides/corpus.md", "languages", language_table),

@@ -7,6 +7,7 @@ import time
 import traceback
 from pathlib import Path
 
+from stillhouse.allocator import keep_freed_memory
 from stillhouse.errors import ResourceError, StillhouseError, Stopped
 
 
@@ -17,6 +18,7 @@ def main() -> None:
     # torch and transformers create 365,000 permanent objects. Collecting garbage after every few
     # hundred takes a fifth of their import time.
     gc.set_threshold(50_000)
+    keep_freed_memory()
     try:
         sys.exit(_run())
     except KeyboardInterrupt:  # outside of a training, which commits first

@@ -192,7 +192,7 @@ def _facts(cleaning: Cleaning, shards: list[Shard]) -> dict[str, Any]:
         "read": read.facts(),
         "steps": {name: own.facts() for name, own in steps.items()},
         "repeats": {
-            name: {key: own[key] for key in ("removed", "group_sizes", "examples")}
+            name: {key: own[key] for key in ("removed", "group_sizes", "examples", "seconds")}
             for name, own in found.items()
         },
         "text": text.facts(),

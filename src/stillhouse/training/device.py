@@ -1,6 +1,5 @@
 """Where training runs, in which precision, and what it does about memory."""
 
-import ctypes
 import functools
 import os
 from collections.abc import Iterator
@@ -17,10 +16,6 @@ from stillhouse.kernels import FASTER, Kernel, Product, Shape, kernel_times, one
 Precision = Literal["fp32", "bf16"]
 DEVICE_VARIABLE = "STILLHOUSE_DEVICE"  # read by every process of a run
 ROWS, SHAPE = 256, Shape(512, 512, is_transposed=False, count=1)  # of what is timed
-# Parameters of mallopt in glibc's malloc.h.
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
-EVERYTHING = 2**31 - 1
-GROWTH_BYTES = 64 * 2**20
 
 
 def pick_device() -> torch.device:
@@ -147,17 +142,3 @@ def explained_memory_errors(
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(sequences, sequence_length, section) from error
-
-
-def keep_freed_memory() -> None:
-    """Keep memory that a step frees in the process, for the next step: malloc uses no mmap and
-    returns nothing to the system. Does nothing without glibc.
-
-    glibc returns large blocks immediately; the next step allocates them again, with a page fault
-    for every 4 KiB, about 100,000 in a step of BERT-base.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(MMAP_MAX, 0)
-        library.mallopt(TRIM_THRESHOLD, EVERYTHING)
-        library.mallopt(TOP_PAD, GROWTH_BYTES)

@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from stillhouse.allocator import keep_freed_memory
 from stillhouse.families.attention import explicit_attention_mask
 from stillhouse.objectives.projection import drop_projection
 from stillhouse.training.device import (
     autocast,
     explained_memory_errors,
-    keep_freed_memory,
     pick_precision,
 )
 from stillhouse.training.job import TrainingJob

@@ -4,9 +4,11 @@ Contract: rows are numbered over all shards, in their order; the first of a grou
 not depend on where the shards begin or end.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from tempfile import TemporaryFile
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
@@ -15,7 +17,8 @@ from stillhouse.cleaning.deduplication import Found, Group, Place, Signatures
 
 MOST_EXAMPLES = 20  # groups
 MOST_PLACES = 3  # of a group
-ROWS_AT_ONCE = 2**24  # that are sorted, at up to 80 bytes each
+ROWS_AT_ONCE = 2**21  # that are sorted, at up to 80 bytes each
+MOST_PARTS = 128  # each an open file; above that many times ROWS_AT_ONCE, a part has more rows
 
 Admit = Callable[[UInt64[np.ndarray, "R W"]], Bool[np.ndarray, " R"]]
 
@@ -102,7 +105,7 @@ def equal_rows(
     """Groups of rows that are equal.
 
     Rows are spread by their first word, which must be a hash, over parts that are sorted one after
-    another; each part is a pass over the files.
+    another. A part is a file without a name beside the signatures, with the rows and their numbers.
 
     Args:
         kept: Of each shard, the rows that are compared,
@@ -110,32 +113,38 @@ def equal_rows(
     """
     rows = Rows(shards)
     grouping = Grouping(rows)
-    num_parts = max(1, -(-len(rows) // ROWS_AT_ONCE))
-    bounds = [(2**64 * part) // num_parts for part in range(num_parts + 1)]
-    for low, high in pairwise(bounds):
-        numbers, found = [], []
+    num_bits = (min(MOST_PARTS, -(-len(rows) // ROWS_AT_ONCE) or 1) - 1).bit_length()
+    with contextlib.ExitStack() as stack:
+        parts = [
+            stack.enter_context(TemporaryFile(dir=shards[0].file.parent))
+            for _ in range(2**num_bits if shards else 0)
+        ]
+        width = 0
         for (start, block), own in zip(rows.blocks(), kept, strict=True):
-            if not own.any():
-                continue
-            first = block[:, 0]
-            chosen = own & (first >= np.uint64(low)) & (first <= np.uint64(high - 1))
-            if admit is not None:
-                chosen &= admit(block)
-            numbers.append(start + np.flatnonzero(chosen))
-            found.append(block[chosen])
-        if found:
-            grouping.add(*_sorted_groups(np.concatenate(numbers), np.concatenate(found)))
+            chosen = own if admit is None else own & admit(block)
+            numbers = start + np.flatnonzero(chosen)
+            numbered = np.column_stack([numbers.astype(np.uint64), block[chosen]])
+            width = numbered.shape[1]
+            part = (numbered[:, 1] >> np.uint64(63 - num_bits)) >> np.uint64(1)
+            order = np.argsort(part, kind="stable")
+            bounds = np.searchsorted(part[order], np.arange(len(parts) + 1)).tolist()
+            for file, (low, high) in zip(parts, pairwise(bounds), strict=True):
+                file.write(numbered[order[low:high]])
+        for file in parts:
+            file.seek(0)
+            grouping.add(*_sorted_groups(np.fromfile(file, np.uint64).reshape(-1, width)))
     return grouping.found()
 
 
 def _sorted_groups(
-    numbers: Int[np.ndarray, " N"], rows: UInt64[np.ndarray, "N W"]
+    numbered: UInt64[np.ndarray, "N V"],
 ) -> tuple[Int[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    order = np.lexsort(rows.T[::-1])  # stable: equal rows stay in the order of the text
-    rows = rows[order]
-    is_first = np.ones(len(rows), bool)
-    is_first[1:] = (rows[1:] != rows[:-1]).any(axis=1)
-    return numbers[order], is_first
+    """The numbers of rows, group by group, and which begin a group; `numbered` has the number of a
+    row before its words."""
+    numbered = numbered[np.lexsort(numbered.T[:0:-1])]  # stable: equal rows stay in order
+    is_first = np.ones(len(numbered), bool)
+    is_first[1:] = (numbered[1:, 1:] != numbered[:-1, 1:]).any(axis=1)
+    return numbered[:, 0].astype(np.int64), is_first
 
 
 class Clusters:

@@ -1,0 +1,205 @@
+"""Whole runs of cleaning on generated text: speed by processes, and memory by the size of the text.
+
+    python -m benchmarks.cleaning_runs [--megabytes 100 500 2000] [--scaling 200] [--repeats 3]
+        [--data ../shared/data] [--folder FOLDER] [--output benchmarks/results/cleaning/runs.json]
+
+Documents are made of sentences of the English novels, drawn at random from a seed, so that nothing
+repeats and deduplication removes hardly any: 20 to 60 sentences, in paragraphs of five. The text is
+one JSON Lines file, which cleaning divides. Every run is `stillhouse clean` as a user calls it, in
+a process of its own, with one thread for each of its processes.
+
+Scaling compares `--workers 1` with `--workers 2` on the same file, alternating, by wall time.
+Memory is what cannot be given back (RssAnon), summed over the processes of a run, read every
+0.2 s; pages of files that are mapped, which the system drops when it needs them, are not in it.
+Then the stage that reads the cleaned text, `prepare`, runs on the smallest and the largest text.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from benchmarks import measure
+from benchmarks.planted import read_books
+from stillhouse.runs.manifest import facts_of
+
+RESULTS = Path(__file__).parent / "results" / "cleaning" / "runs.json"
+BOOKS = Path("books", "en.jsonl.gz")
+STEPS = ("length", "language", "gopher", "duplicates", "near_duplicates", "duplicate_lines")
+SEED = 0
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+CHARACTERS = 40, 400  # of a sentence
+SENTENCES, PARAGRAPH = (20, 60), 5
+SAMPLE_SECONDS = 0.2
+
+
+def sentences_of(books: Sequence[str]) -> list[str]:
+    """The sentences of novels, without line breaks."""
+    parts = (" ".join(part.split()) for book in books for part in SENTENCE.split(book))
+    return sorted({part for part in parts if CHARACTERS[0] <= len(part) <= CHARACTERS[1]})
+
+
+def documents(sentences: Sequence[str], size: int) -> Iterator[str]:
+    """Documents of `size` bytes together."""
+    draw = random.Random(SEED)
+    while size > 0:
+        chosen = draw.choices(sentences, k=draw.randint(*SENTENCES))
+        starts = range(0, len(chosen), PARAGRAPH)
+        text = "\n\n".join(" ".join(chosen[start : start + PARAGRAPH]) for start in starts)
+        size -= len(text.encode())
+        yield text
+
+
+def write_text(sentences: Sequence[str], megabytes: int, file: Path) -> None:
+    with file.open("w", encoding="utf-8") as lines:
+        for text in documents(sentences, megabytes * 10**6):
+            lines.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def write_recipe(text: Path, file: Path) -> None:
+    """A recipe that cleans a file; only what `prepare` needs is given beside it."""
+    steps: dict[str, Any] = {name: {} for name in STEPS} | {"language": {"keep": ["en"]}}
+    recipe = {"teacher": "sample", "corpus": {"source": str(text)}, "cleaning": steps}
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run the command: wall time, CPU time, and the peak of memory.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    command = [sys.executable, "-m", "stillhouse", *arguments]
+    before, started = os.times(), time.monotonic()
+    with tempfile.TemporaryFile("w+") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        peak = _Peak(process.pid)
+        code = process.wait()
+        wall, after = time.monotonic() - started, os.times()
+        if code:
+            log.seek(0)
+            raise subprocess.CalledProcessError(code, command, log.read())
+    own = "children_user", "children_system"
+    cpu = sum(getattr(after, key) - getattr(before, key) for key in own)
+    return {"wall_seconds": wall, "cpu_seconds": cpu, **peak.stop()}
+
+
+class _Peak:
+    """The most memory that a process and those it started held at once."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._most, self._most_of_one = 0, 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            try:
+                family = [self._process, *self._process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
+            held = [_anonymous_bytes(own.pid) for own in family]
+            self._most = max(self._most, sum(held))
+            self._most_of_one = max(self._most_of_one, *held)
+
+    def stop(self) -> dict[str, int]:
+        self._ended.set()
+        self._thread.join()
+        return {"peak_bytes": self._most, "peak_bytes_of_one_process": self._most_of_one}
+
+
+def _anonymous_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+    return 1024 * int(found.group(1)) if found else 0
+
+
+def clean(folder: Path, recipe: Path, workers: int) -> dict[str, Any]:
+    """One run of `stillhouse clean`, with what is left of the text."""
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    options = ["--run-dir", str(folder / "run"), "--workers", str(workers), "--offline"]
+    found = run(["clean", str(recipe), *options])
+    facts = facts_of(folder / "run" / "clean")
+    finding = {name: own["seconds"] for name, own in facts["repeats"].items()}
+    counts = {name: facts["text"][name] for name in ("documents", "bytes")}
+    return {**found, "workers": workers, "finding_seconds": finding, "text": counts}
+
+
+def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All runs."""
+    sentences = sentences_of(read_books(options.data / BOOKS))
+    text, recipe = folder / "text.jsonl", folder / "recipe.yaml"
+    write_recipe(text, recipe)
+    write_text(sentences, options.scaling, text)
+    clean(folder, recipe, 2)  # a warm-up: bytecode, pages of libraries
+    scaling = [clean(folder, recipe, workers) for _ in range(options.repeats) for workers in (1, 2)]
+    print("scaling", [round(own["wall_seconds"], 1) for own in scaling], flush=True)
+    sizes, ends = {}, (min(options.megabytes), max(options.megabytes))
+    for megabytes in sorted(options.megabytes):
+        write_text(sentences, megabytes, text)
+        sizes[megabytes] = {"clean": clean(folder, recipe, 2)}
+        if megabytes in ends:
+            options_of_run = ["--run-dir", str(folder / "run"), "--offline"]
+            sizes[megabytes]["prepare"] = run(["prepare", str(recipe), *options_of_run])
+        print(megabytes, sizes[megabytes], flush=True)
+    walls = {
+        workers: [own["wall_seconds"] for own in scaling if own["workers"] == workers]
+        for workers in (1, 2)
+    }
+    medians = {workers: statistics.median(own) for workers, own in walls.items()}
+    return {
+        "sentences": len(sentences),
+        "scaling": {
+            "megabytes": options.scaling,
+            "wall_seconds": walls,
+            "ratio": medians[1] / medians[2],
+        },
+        "sizes": sizes,
+    }
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cleaning_runs", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[100, 500, 2000])
+    parser.add_argument("--scaling", type=int, default=200, help="megabytes of the text")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each number of processes")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--folder", type=Path, help="of the runs; by default a temporary one")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse_options()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        found = measured(options, Path(name))
+    command = " ".join(["python -m benchmarks.cleaning_runs", *sys.argv[1:]])
+    load = os.getloadavg()
+    result = {"command": command, "seed": SEED, **measure.environment(), "steps": list(STEPS)}
+    measure.write_result(options.output, {**result, "load_average": load, **found})
+
+
+if __name__ == "__main__":
+    main()
