@@ -73,7 +73,8 @@ def write_text(sentences: Sequence[str], megabytes: int, file: Path) -> None:
 def write_recipe(text: Path, file: Path) -> None:
     """A recipe that cleans a file; only what `prepare` needs is given beside it."""
     steps: dict[str, Any] = {name: {} for name in STEPS} | {"language": {"keep": ["en"]}}
-    recipe = {"teacher": "sample", "corpus": {"source": str(text)}, "cleaning": steps}
+    corpus, tokens = {"source": str(text)}, {"sequence_length": 256}
+    recipe = {"teacher": "sample", "corpus": corpus, "tokens": tokens, "cleaning": steps}
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
 

@@ -220,15 +220,15 @@ def test_parquet_classes_are_given_by_name(tmp_path):
     assert second.fields == {"text": "b", "label": None, "ner_tags": []}
 
 
-@pytest.mark.parametrize(
-    ("ending", "compress"),
-    [
-        (".gz", gzip.compress),
-        (".zst", zstandard.compress),
-        (".bz2", bz2.compress),
-        (".xz", lzma.compress),
-    ],
-)
+COMPRESSIONS = [
+    (".gz", gzip.compress),
+    (".zst", zstandard.compress),
+    (".bz2", bz2.compress),
+    (".xz", lzma.compress),
+]
+
+
+@pytest.mark.parametrize(("ending", "compress"), COMPRESSIONS)
 def test_compressed_files_are_read_and_damage_is_named(tmp_path, ending, compress):
     """Whatever the compression; a file that is cut short is not taken for a whole one."""
     content = json.dumps([{"text": f"{number} {hash(str(number))}"} for number in range(999)])
@@ -238,6 +238,22 @@ def test_compressed_files_are_read_and_damage_is_named(tmp_path, ending, compres
         write(path, damaged)
         with pytest.raises(DataError, match=rf"a\.json{ending} is damaged or cut short"):
             read_rows(path)
+
+
+@pytest.mark.parametrize(("ending", "compress"), COMPRESSIONS)
+def test_a_decompression_bomb_ends_before_it_fills_memory_or_time(
+    tmp_path, monkeypatch, ending, compress
+):
+    """Text that is as repetitive as text can be is read, whatever its size."""
+    monkeypatch.setattr(text, "FREE_BYTES", 2**16)
+    rows = (json.dumps({"text": f"The same words, line {number % 100}."}) for number in range(4000))
+    fair = write(tmp_path / f"fair.jsonl{ending}", compress("\n".join(rows).encode()))
+    assert len(records(fair)) == 4000
+    bomb = write(tmp_path / f"bomb.jsonl{ending}", compress(b" " * 2**22))
+    with pytest.raises(
+        DataError, match=rf"bomb\.jsonl{ending} is a decompression bomb: its [\d,]+"
+    ):
+        records(bomb)
 
 
 @pytest.mark.parametrize(

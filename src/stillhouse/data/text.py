@@ -29,6 +29,8 @@ BLOCK_BYTES = 2**20
 ARROW_WINDOW_BYTES = 2**27  # the largest window that pyarrow decompresses
 ZSTD_READ_BYTES = 2**10  # of which no more than 32 MiB can come: 128 KiB of every 4 bytes
 MAX_LINE_CHARACTERS = 64 * 2**20
+# What a compressed file may give: text of no kind is so repetitive, a decompression bomb is.
+FREE_BYTES, MAX_RATIO = 64 * 2**20, 500
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # The first bytes of files that are often misnamed, and what to do about each.
 SIGNATURES = {
@@ -47,25 +49,56 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading bytes, decompressed as its suffix says.
 
     Raises:
-        DataError: the file cannot be read or decompressed.
+        DataError: the file cannot be read or decompressed, or is a decompression bomb.
     """
     suffix = path.suffix.lower()
     with reading(path), contextlib.ExitStack() as stack:
-        if suffix in (".zst", ".zstd"):  # of the standard library only from Python 3.14 on
-            file = stack.enter_context(path.open("rb"))
-            window = _window_bytes(file.read(6))
-            file.seek(0)
-            if window > ARROW_WINDOW_BYTES:
-                require("text", "zstandard", purpose=f"Reading {path}, which has a large window,")
-                yield io.BufferedReader(_Zstd(file), BLOCK_BYTES)
-                return
-            import pyarrow
-
-            compressed = pyarrow.PythonFile(file, "r")
-            yield stack.enter_context(pyarrow.CompressedInputStream(compressed, "zstd"))
+        if suffix not in COMPRESSED:
+            yield stack.enter_context(path.open("rb"))
+            return
+        if suffix in MODULES:
+            content = stack.enter_context(importlib.import_module(MODULES[suffix]).open(path, "rb"))
         else:
-            module = importlib.import_module(MODULES.get(suffix, "io"))
-            yield stack.enter_context(module.open(path, "rb"))
+            content = _opened_zstd(path, stack)
+        yield io.BufferedReader(_Limited(content, path), BLOCK_BYTES)
+
+
+def _opened_zstd(path: Path, stack: contextlib.ExitStack) -> Any:
+    """The content of zstd frames; the standard library has them only from Python 3.14 on."""
+    file = stack.enter_context(path.open("rb"))
+    window = _window_bytes(file.read(6))
+    file.seek(0)
+    if window > ARROW_WINDOW_BYTES:
+        require("text", "zstandard", purpose=f"Reading {path}, which has a large window,")
+        return _Zstd(file)
+    import pyarrow
+
+    compressed = pyarrow.PythonFile(file, "r")
+    return stack.enter_context(pyarrow.CompressedInputStream(compressed, "zstd"))
+
+
+class _Limited(io.RawIOBase):
+    """What a decompressor gives, up to a limit that no text reaches."""
+
+    def __init__(self, content: Any, path: Path) -> None:
+        self._content = content
+        self._path = path
+        self._size = path.stat().st_size
+        self._left = FREE_BYTES + MAX_RATIO * self._size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._content.read(len(buffer))
+        self._left -= len(part)
+        if self._left < 0:
+            raise DataError(
+                f"{self._path} is a decompression bomb: its {self._size:,} bytes give over "
+                f"{MAX_RATIO} times as many. Leave it out; if it is right, decompress it yourself."
+            )
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def _window_bytes(header: bytes) -> int:
