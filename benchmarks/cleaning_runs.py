@@ -1,6 +1,6 @@
 """Whole runs of cleaning on generated text: speed by processes, and memory by the size of the text.
 
-    python -m benchmarks.cleaning_runs [--megabytes 100 500 2000] [--scaling 200] [--repeats 3]
+    python -m benchmarks.cleaning_runs [--megabytes 100 500 2000] [--scaling 300] [--repeats 3]
         [--data ../shared/data] [--folder FOLDER] [--output benchmarks/results/cleaning/runs.json]
 
 Documents are made of sentences of the English novels, drawn at random from a seed, so that nothing
@@ -15,6 +15,7 @@ Then the stage that reads the cleaned text, `prepare`, runs on the smallest and 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -85,27 +86,30 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         CalledProcessError: it failed.
     """
     command = [sys.executable, "-m", "stillhouse", *arguments]
-    before, started = os.times(), time.monotonic()
+    started = time.monotonic()
     with tempfile.TemporaryFile("w+") as log:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        peak = _Peak(process.pid)
+        watched = _Watched(process.pid)
         code = process.wait()
-        wall, after = time.monotonic() - started, os.times()
+        wall = time.monotonic() - started
         if code:
             log.seek(0)
             raise subprocess.CalledProcessError(code, command, log.read())
-    own = "children_user", "children_system"
-    cpu = sum(getattr(after, key) - getattr(before, key) for key in own)
-    return {"wall_seconds": wall, "cpu_seconds": cpu, **peak.stop()}
+    return {"wall_seconds": wall, **watched.stop()}
 
 
-class _Peak:
-    """The most memory that a process and those it started held at once."""
+class _Watched:
+    """The CPU time of a process and those it started, and the most memory that they held at once.
+
+    The time is what each had used when it was last seen: those that serve a pool are waited for by
+    a process that is not the one that started them, so that none counts their time.
+    """
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
         self._most, self._most_of_one = 0, 0
+        self._seconds: dict[int, float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -117,13 +121,21 @@ class _Peak:
             except psutil.NoSuchProcess:
                 return
             held = [_anonymous_bytes(own.pid) for own in family]
+            for own in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = own.cpu_times()
+                    self._seconds[own.pid] = times.user + times.system
             self._most = max(self._most, sum(held))
             self._most_of_one = max(self._most_of_one, *held)
 
-    def stop(self) -> dict[str, int]:
+    def stop(self) -> dict[str, float]:
         self._ended.set()
         self._thread.join()
-        return {"peak_bytes": self._most, "peak_bytes_of_one_process": self._most_of_one}
+        return {
+            "cpu_seconds": sum(self._seconds.values()),
+            "peak_bytes": self._most,
+            "peak_bytes_of_one_process": self._most_of_one,
+        }
 
 
 def _anonymous_bytes(pid: int) -> int:
@@ -184,7 +196,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.cleaning_runs", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--megabytes", type=int, nargs="+", default=[100, 500, 2000])
-    parser.add_argument("--scaling", type=int, default=200, help="megabytes of the text")
+    parser.add_argument("--scaling", type=int, default=300, help="megabytes of the text")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each number of processes")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--folder", type=Path, help="of the runs; by default a temporary one")

@@ -1,18 +1,20 @@
 """Cleaning as a whole: what is left, in which order, counted how, and the same whatever happens."""
 
+import bz2
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from stillhouse.cleaning.clean import clean, clean_share
 from stillhouse.cleaning.job import Cleaning
 from stillhouse.cleaning.settings import CleaningRecipe
 from stillhouse.cleaning.tables import read_rows
 from stillhouse.data.settings import CorpusRecipe
-from stillhouse.errors import DataError, RunError
+from stillhouse.errors import DataError, NetworkError, RunError
 from stillhouse.runs.manifest import read_manifest, verify
 
 PAGES, ROWS = 3, 9
@@ -37,10 +39,12 @@ def write_text(folder: Path) -> list[str]:
     return [str(pages), str(folder / "large.jsonl")]
 
 
-def job_for(target: Path, sources: Sequence[str], **settings: Any) -> Cleaning:
+def job_for(
+    target: Path, sources: Sequence[str], *, offline: bool = True, **settings: Any
+) -> Cleaning:
     steps = {"main_text": {}, "length": {"min_tokens": 20}, "duplicates": {}}
     recipe = CleaningRecipe(**{**steps, "shard_bytes": 1500, "workers": 1, **settings})
-    return Cleaning.of(target, CorpusRecipe(source=list(sources)), recipe, offline=True)
+    return Cleaning.of(target, CorpusRecipe(source=list(sources)), recipe, offline=offline)
 
 
 def run(target: Path, sources: Sequence[str], **settings: Any) -> list[str]:
@@ -178,6 +182,20 @@ def test_only_what_changed_is_cleaned_again(tmp_path):
     assert len(list((tmp_path / "replaced").iterdir())) == 1
 
 
+def test_a_dataset_of_the_hub_is_streamed(tmp_path, sources):
+    """It is divided like a large file; what is left is what is left of its rows in a file."""
+    run(tmp_path / "file", sources[1:])
+    lines = Path(sources[1]).read_text().splitlines()
+    dataset = Dataset.from_list([json.loads(line) for line in lines])
+    (tmp_path / "dataset").mkdir()
+    dataset.to_parquet(tmp_path / "dataset" / "train-00000-of-00001.parquet")
+    run(tmp_path / "hub", [f"hf://{tmp_path / 'dataset'}"], offline=False)
+    assert documents(tmp_path / "hub") == documents(tmp_path / "file")
+    assert len(list((tmp_path / "hub").glob("part-*"))) > 1
+    with pytest.raises(NetworkError, match="hf://.*--offline forbids"):
+        run(tmp_path / "other", [f"hf://{tmp_path / 'dataset'}"])
+
+
 def test_an_interrupted_run_goes_on(tmp_path, sources, cleaned, monkeypatch):
     """Shards that are clean are not cleaned again."""
     target = tmp_path / "clean"
@@ -200,6 +218,7 @@ def test_what_cannot_be_read_is_counted(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}\n' + rows[0].encode() + b"\n")
     (tmp_path / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08\0cut")
+    (tmp_path / "bomb.jsonl.bz2").write_bytes(bz2.compress(b" " * 2**27))
     (tmp_path / "empty.html").write_bytes(b"")
     target = tmp_path / "run" / "clean"
     run(target, [str(tmp_path)], duplicates=None)
@@ -207,9 +226,10 @@ def test_what_cannot_be_read_is_counted(tmp_path):
     manifest = read_manifest(target)
     assert manifest is not None
     read = manifest.facts["read"]
-    assert read["damaged"] == {"ends of files": 1, "records": 4}
+    assert read["damaged"] == {"ends of files": 2, "records": 4}
     assert read["blank"] == 2
-    assert "cut.jsonl.gz is damaged" in read["messages"][0]
+    assert "bomb.jsonl.bz2 is a decompression bomb" in read["messages"][0]
+    assert "cut.jsonl.gz is damaged" in read["messages"][1]
     assert sum("rows.jsonl" in message for message in read["messages"]) == 3
     assert "latin.jsonl row 1" in " ".join(read["messages"])
 

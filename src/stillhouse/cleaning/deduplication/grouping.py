@@ -129,7 +129,7 @@ def equal_rows(
             order = np.argsort(part, kind="stable")
             bounds = np.searchsorted(part[order], np.arange(len(parts) + 1)).tolist()
             for file, (low, high) in zip(parts, pairwise(bounds), strict=True):
-                file.write(numbered[order[low:high]])
+                file.write(numbered[order[low:high]].tobytes())
         for file in parts:
             file.seek(0)
             grouping.add(*_sorted_groups(np.fromfile(file, np.uint64).reshape(-1, width)))
