@@ -1,17 +1,19 @@
 """Whole runs of cleaning on generated text: speed by processes, and memory by the size of the text.
 
-    python -m benchmarks.cleaning_runs [--megabytes 100 500 2000] [--scaling 300] [--repeats 3]
-        [--data ../shared/data] [--folder FOLDER] [--output benchmarks/results/cleaning/runs.json]
+    python -m benchmarks.cleaning_runs scaling [--megabytes 300] [--repeats 3]
+    python -m benchmarks.cleaning_runs sizes [--megabytes 100 500 2000]
 
 Documents are made of sentences of the English novels, drawn at random from a seed, so that nothing
 repeats and deduplication removes hardly any: 20 to 60 sentences, in paragraphs of five. The text is
 one JSON Lines file, which cleaning divides. Every run is `stillhouse clean` as a user calls it, in
 a process of its own, with one thread for each of its processes.
 
-Scaling compares `--workers 1` with `--workers 2` on the same file, alternating, by wall time.
-Memory is what cannot be given back (RssAnon), summed over the processes of a run, read every
-0.2 s; pages of files that are mapped, which the system drops when it needs them, are not in it.
-Then the stage that reads the cleaned text, `prepare`, runs on the smallest and the largest text.
+`scaling` compares `--workers 1` with `--workers 2` on the same file, alternating, by wall time.
+`sizes` measures time and memory of two processes on files of several sizes, and then of the stage
+that reads the cleaned text, `prepare`, on the smallest and the largest. Memory is what cannot be
+given back (RssAnon), summed over the processes of a run, read every 0.2 s; pages of files that are
+mapped, which the system drops when it needs them, are not in it. Each writes a file to
+benchmarks/results/cleaning.
 """
 
 import argparse
@@ -38,7 +40,7 @@ from benchmarks import measure
 from benchmarks.planted import read_books
 from stillhouse.runs.manifest import facts_of
 
-RESULTS = Path(__file__).parent / "results" / "cleaning" / "runs.json"
+RESULTS = Path(__file__).parent / "results" / "cleaning"
 BOOKS = Path("books", "en.jsonl.gz")
 STEPS = ("length", "language", "gopher", "duplicates", "near_duplicates", "duplicate_lines")
 SEED = 0
@@ -158,60 +160,67 @@ def clean(folder: Path, recipe: Path, workers: int) -> dict[str, Any]:
     return {**found, "workers": workers, "finding_seconds": finding, "text": counts}
 
 
-def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All runs."""
+def scaling(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Wall time of one process and of two, alternating."""
+    text, recipe = folder / "text.jsonl", folder / "recipe.yaml"
+    write_recipe(text, recipe)
+    write_text(sentences_of(read_books(options.data / BOOKS)), min(options.megabytes), text)
+    clean(folder, recipe, 2)  # a warm-up: bytecode, pages of libraries
+    walls: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(options.repeats):
+        for workers, seconds in walls.items():
+            seconds.append(clean(folder, recipe, workers)["wall_seconds"])
+    ratio = statistics.median(walls[1]) / statistics.median(walls[2])
+    return {"megabytes": min(options.megabytes), "wall_seconds": walls, "ratio": ratio}
+
+
+def sizes(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time and memory of two processes, by the size of the text."""
     sentences = sentences_of(read_books(options.data / BOOKS))
     text, recipe = folder / "text.jsonl", folder / "recipe.yaml"
     write_recipe(text, recipe)
-    write_text(sentences, options.scaling, text)
-    clean(folder, recipe, 2)  # a warm-up: bytecode, pages of libraries
-    scaling = [clean(folder, recipe, workers) for _ in range(options.repeats) for workers in (1, 2)]
-    print("scaling", [round(own["wall_seconds"], 1) for own in scaling], flush=True)
-    sizes, ends = {}, (min(options.megabytes), max(options.megabytes))
+    found: dict[int, Any] = {}
     for megabytes in sorted(options.megabytes):
         write_text(sentences, megabytes, text)
-        sizes[megabytes] = {"clean": clean(folder, recipe, 2)}
-        if megabytes in ends:
+        found[megabytes] = {"clean": clean(folder, recipe, 2)}
+        if megabytes in (min(options.megabytes), max(options.megabytes)):
             options_of_run = ["--run-dir", str(folder / "run"), "--offline"]
-            sizes[megabytes]["prepare"] = run(["prepare", str(recipe), *options_of_run])
-        print(megabytes, sizes[megabytes], flush=True)
-    walls = {
-        workers: [own["wall_seconds"] for own in scaling if own["workers"] == workers]
-        for workers in (1, 2)
-    }
-    medians = {workers: statistics.median(own) for workers, own in walls.items()}
-    return {
-        "sentences": len(sentences),
-        "scaling": {
-            "megabytes": options.scaling,
-            "wall_seconds": walls,
-            "ratio": medians[1] / medians[2],
-        },
-        "sizes": sizes,
-    }
+            found[megabytes]["prepare"] = run(["prepare", str(recipe), *options_of_run])
+        print(megabytes, found[megabytes], flush=True)
+    return {"sizes": found}
+
+
+MEASURES = {"scaling": (scaling, [300]), "sizes": (sizes, [100, 500, 2000])}
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cleaning_runs", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[100, 500, 2000])
-    parser.add_argument("--scaling", type=int, default=300, help="megabytes of the text")
+    parser.add_argument("measure", choices=MEASURES)
+    parser.add_argument("--megabytes", type=int, nargs="+", help="sizes of the text")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each number of processes")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--folder", type=Path, help="of the runs; by default a temporary one")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, help="by default a file in benchmarks/results")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     options = parse_options()
+    measured, megabytes = MEASURES[options.measure]
+    options.megabytes = options.megabytes or megabytes
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         found = measured(options, Path(name))
-    command = " ".join(["python -m benchmarks.cleaning_runs", *sys.argv[1:]])
-    load = os.getloadavg()
-    result = {"command": command, "seed": SEED, **measure.environment(), "steps": list(STEPS)}
-    measure.write_result(options.output, {**result, "load_average": load, **found})
+    result = {
+        "command": " ".join(["python -m benchmarks.cleaning_runs", *sys.argv[1:]]),
+        "seed": SEED,
+        **measure.environment(),
+        "steps": list(STEPS),
+        "load_average": os.getloadavg(),
+        **found,
+    }
+    measure.write_result(options.output or RESULTS / f"{options.measure}.json", result)
 
 
 if __name__ == "__main__":

@@ -67,19 +67,19 @@ def step_speed_table() -> str:
 
 def runs_table() -> str:
     """Time and memory of whole runs, by the size of the text."""
-    result = _recorded("runs")
+    result = _recorded("sizes")
     return runs_of(result) if result else NOTHING
 
 
 def scaling_line() -> str:
     """How much faster two processes are than one."""
-    result = _recorded("runs")
+    result = _recorded("scaling")
     return scaling_of(result) if result else NOTHING
 
 
 def projection_table() -> str:
     """What the measured rates make of large corpora."""
-    runs, steps = _recorded("runs"), _recorded("steps")
+    runs, steps = _recorded("sizes"), _recorded("steps")
     return projection_of(runs, steps) if runs and steps else NOTHING
 
 
@@ -186,11 +186,11 @@ def runs_of(result: Mapping[str, Any]) -> str:
 
 def scaling_of(result: Mapping[str, Any]) -> str:
     """Markdown: the wall time of one process and of two, and their ratio."""
-    own = result["scaling"]
-    one, two = (statistics.median(own["wall_seconds"][workers]) for workers in ("1", "2"))
+    walls = result["wall_seconds"]
+    one, two = (statistics.median(walls[workers]) for workers in ("1", "2"))
     return (
-        f"Two processes clean {own['megabytes']:,} MB {own['ratio']:.2f} times as fast as one "
-        f"({one:.0f} s and {two:.0f} s, medians of {len(own['wall_seconds']['1'])})."
+        f"Two processes clean {result['megabytes']:,} MB {result['ratio']:.2f} times as fast as "
+        f"one ({one:.0f} s and {two:.0f} s, medians of {len(walls['1'])})."
     )
 
 

@@ -1,10 +1,12 @@
 """Writes docs/pages/*.png: what the pages look like, taken in Chromium from real servers.
 
-    python docs/screenshots.py --run runs/quickstart --inspection inspection/smollm2 [NAME ...]
+    python docs/screenshots.py --run runs/quickstart --inspection inspection/smollm2
+        --cleaned runs/openwebtext [NAME ...]
 
 The writing page with smollm2, the run's student beside its teacher `sample`, and `minilm`; its tab
 Inspect with the neurons of smollm2 (`stillhouse inspect smollm2`); the report of the run, and the
-page of `stillhouse watch`; the site (`make site`). With names: those pictures alone.
+page of `stillhouse watch`; the report of cleaning; the site (`make site`). With names: those
+pictures alone.
 """
 
 import argparse
@@ -159,7 +161,7 @@ class PageServer:
     ready: str = "/"
 
 
-def servers(run: Path, inspection: Path) -> list[PageServer]:
+def servers(run: Path, inspection: Path, cleaned: Path) -> list[PageServer]:
     """The servers, with all their pictures."""
     own = (sys.executable, "-m", "stillhouse")
     port = ("--port", str(PORT))
@@ -201,6 +203,13 @@ def servers(run: Path, inspection: Path) -> list[PageServer]:
                     to_heading("Quality, size and speed"), high, "/report.html"
                 ),
                 "report-phone": Shot(still, PHONE, "/report.html"),
+            },
+        ),
+        PageServer(
+            (*files, cleaned),
+            {
+                "cleaning": Shot(still, high, "/cleaning.html"),
+                "cleaning-phone": Shot(still, PHONE, "/cleaning.html"),
             },
         ),
         PageServer(
@@ -257,13 +266,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="pictures, such as write or report-phone")
     parser.add_argument("--run", type=Path, required=True, help="a run of the quickstart")
     parser.add_argument("--inspection", type=Path, required=True, help="the neurons of smollm2")
+    parser.add_argument("--cleaned", type=Path, required=True, help="a run whose text was cleaned")
     options = parser.parse_args()
     expect.set_options(timeout=240_000)  # milliseconds: models may be slow here
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
         )
-        for served in servers(options.run, options.inspection):
+        for served in servers(options.run, options.inspection, options.cleaned):
             shots = served.shots.items()
             wanted = {
                 name: shot for name, shot in shots if name in options.names or not options.names

@@ -192,7 +192,7 @@ def test_a_dataset_of_the_hub_is_streamed(tmp_path, sources):
     run(tmp_path / "hub", [f"hf://{tmp_path / 'dataset'}"], offline=False)
     assert documents(tmp_path / "hub") == documents(tmp_path / "file")
     assert len(list((tmp_path / "hub").glob("part-*"))) > 1
-    with pytest.raises(NetworkError, match="hf://.*--offline forbids"):
+    with pytest.raises(NetworkError, match=r"hf://.*--offline forbids"):
         run(tmp_path / "other", [f"hf://{tmp_path / 'dataset'}"])
 
 
