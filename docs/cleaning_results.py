@@ -157,8 +157,8 @@ def step_speeds_of(steps: Mapping[str, Mapping[str, Any]]) -> str:
                 [
                     f"`{name}`" if text == next(iter(texts)) else "",
                     text,
-                    f"{speeds['stillhouse']:.1f}",
-                    ", ".join(f"{engine} {own:.1f}" for engine, own in others.items()) or "-",
+                    _speed(speeds["stillhouse"]),
+                    ", ".join(f"{engine} {_speed(own)}" for engine, own in others.items()) or "-",
                 ]
             )
     return _table(columns, rows)
@@ -212,6 +212,10 @@ def projection_of(runs: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
         whole = f"{sum(parallel) / 64 + serial:.1f} hours"
         rows.append([name, *cells, whole, f"{BYTES_COMPARED * number / 1e9:.1f} GB"])
     return _table(columns, rows)
+
+
+def _speed(megabytes: float) -> str:
+    return f"{megabytes:,.0f}" if megabytes >= 100 else f"{megabytes:.1f}"
 
 
 def _megabytes(number: int) -> str:
