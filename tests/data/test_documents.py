@@ -268,6 +268,8 @@ ZSTD = zstandard.compress(os.urandom(5000))
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl row 2 is not JSON"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl row 1 is not JSON"),
         ("a.jsonl", b'["x"]', r"a\.jsonl row 1 is a JSON list, not an object"),
+        ("a.jsonl", json.dumps({f"f{n}": n for n in range(99)}).encode(),
+         r"its fields are 'f0', .*'f19' and 79 more\. Give"),
         ("a.jsonl", b'{"body": "x"}', r"row 1 has no field 'text'; its fields are 'body'"),
         ("a.jsonl", b'{"text": null}', r"a\.jsonl holds no text: every document is empty or blank"),
         ("a.jsonl", b'{"text": "a", "id": "\\ud83d"}', r"1: the field 'id' holds a lone surrogate"),

@@ -69,9 +69,9 @@ def test_the_page_says_what_each_step_did(run):
     )
     text = text_of(run.cleaning_report)
     assert "50 documents of 100 are left (50.0%)" in text
-    assert "Length 100 40 40.0% 2.0 MB 1.5 MB 4 MB/s" in text
-    assert "Near duplicates 60 10 16.7% 1.5 MB 1.0 MB" in text
-    assert "Length: under 128 tokens 40 id-7 https://a.example/x &lt;script&gt;hi" in text
+    assert "length 100 40 40.0% 2.0 MB 1.5 MB 4 MB/s" in text
+    assert "near_duplicates 60 10 16.7% 1.5 MB 1.0 MB" in text
+    assert "length: under 128 tokens 40 id-7 https://a.example/x &lt;script&gt;hi" in text
     assert "3 alike 5 10" in text
     assert "first Once upon copy Once up" in text
     assert "128 256 512" in text  # classes of lengths; the one without documents, too

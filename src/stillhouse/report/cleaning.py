@@ -75,7 +75,7 @@ def steps_table(steps: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for each step, in the order in which they ran."""
     return Table(
         ["Documents in", "Left out", "Text in", "Text out", "Speed, one core"],
-        [(name.replace("_", " ").capitalize(), _cells(own)) for name, own in steps.items()],
+        [(name, _cells(own)) for name, own in steps.items()],
     )
 
 

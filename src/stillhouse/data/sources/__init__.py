@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from stillhouse.data.formats.html import decode_page, visible_text
 from stillhouse.data.settings import CorpusRecipe
 from stillhouse.data.text import check_characters
 from stillhouse.errors import DataError, NetworkError
+
+MOST_FIELDS = 20  # of a record, that a message lists
 
 
 class Document(NamedTuple):
@@ -169,7 +171,8 @@ def _document_of(name: str, record: Record, text_field: str) -> Document:
 
 def _text_of(fields: Fields, text_field: str, where: str) -> str:
     if text_field not in fields:
-        found = ", ".join(map(repr, fields)) or "none"
+        more = f" and {len(fields) - MOST_FIELDS:,} more" if len(fields) > MOST_FIELDS else ""
+        found = ", ".join(map(repr, islice(fields, MOST_FIELDS))) + more or "none"
         raise DataError(
             f"{where} has no field {text_field!r}; its fields are {found}. "
             "Give the field with the text as corpus.text_field."
