@@ -133,7 +133,10 @@ def _rows(
             known = default if isinstance(default, each) else None
             part = each, f"{key}.NAME." if by_name else f"{key}.", known
             is_above = {*_rows(*part)} <= {*above}
-            form = [f"| `{key}.*` | | | As above. |"] if is_above else _rows(*part, form)
+            if not each.model_fields:
+                form = [f"| `{key}` | section | | {_cell(field.description or '')} |"]
+            else:
+                form = [f"| `{key}.*` | | | As above. |"] if is_above else _rows(*part, form)
             rows += form
     return rows
 

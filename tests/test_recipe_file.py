@@ -291,7 +291,14 @@ def test_a_label_or_name_stays_the_text_that_was_written(text):
         ("distillation: {optimizer: {learning_rate: true}}", "learning_rate is true, which is n"),
         ("distillation: {max_tokens: 1e6}", "max_tokens: .*got '1e6'. Write it as 1000000"),
         ("distillation: {max_tokens: '1,000'}", "max_tokens: .*got '1,000'. Write it as 1000"),
-        ("tokens:", "tokens: a section is a mapping of keys to values; give some or leave it out"),
+        (
+            "cleaning:\n  near_duplicates:",
+            r"line \d, column 3 .*'near_duplicates' has no value; write \{\}",
+        ),
+        (
+            "tokens: null",
+            "tokens: a section is a mapping of keys to values; give some or leave it out",
+        ),
         ('report: {license: "\\ud83d"}', "report.license contains a lone surrogate"),
         (
             "finetuning: {a: {task: sst-2, data: {train: a, validation: b}}}",

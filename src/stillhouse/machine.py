@@ -14,7 +14,7 @@ from typing import Any
 
 LIBRARIES = (
     "stillhouse", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow",
-    "seqeval", "sacrebleu", "rouge-score", "lm-eval",
+    "trafilatura", "py3langid", "seqeval", "sacrebleu", "rouge-score", "lm-eval",
     "ctranslate2", "gguf", "onnxruntime", "xllamacpp",
 )  # fmt: skip
 

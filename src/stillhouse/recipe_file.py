@@ -196,7 +196,8 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without duplicate keys and aliases (a few lines of which can fill memory).
+    """Safe YAML without duplicate keys, aliases (a few lines of which can fill memory) and keys
+    without a value, of which a reader cannot tell whether they switch something on or off.
 
     As in YAML 1.2, `no` and `on`, `1:30`, `010` and dates are strings. Everything else resolves as
     in YAML 1.1, which `dump_recipe` writes.
@@ -217,12 +218,20 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise ConstructorError(None, None, "a key is a single word", key.start_mark)
             if key.value in seen:
                 raise ConstructorError(
                     None, None, f"the key {key.value!r} appears twice", key.start_mark
+                )
+            if isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None:
+                raise ConstructorError(
+                    None,
+                    None,
+                    f"the key {key.value!r} has no value; write {{}} for a section with its "
+                    "defaults, null for none, or leave the key out",
+                    key.start_mark,
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -182,6 +182,51 @@ def test_only_what_changed_is_cleaned_again(tmp_path):
     assert len(list((tmp_path / "replaced").iterdir())) == 1
 
 
+def test_what_is_done_with_the_text_later_does_not_clean_it_again(tmp_path, sources):
+    """The share of held-out documents, which only the next stage looks at."""
+    run(tmp_path / "clean", sources)
+    job = job_for(tmp_path / "clean", sources)
+    corpus = CorpusRecipe(source=list(sources), validation_fraction=0.5)
+    assert Cleaning.of(job.folder, corpus, job.recipe, offline=True).inputs == job.inputs
+
+
+def test_the_result_is_said(tmp_path, sources):
+    said = run(tmp_path / "clean", sources)
+    assert said[-1] == (
+        "12 of 14 documents are left; left out by length 1 (under 20 tokens), duplicates 1 "
+        "(repeats an earlier document)"
+    )
+
+
+def test_what_is_changed_is_shown(tmp_path):
+    """Up to three documents of each step, at their first change; of a page, its visible text."""
+    page = PAGE.format(f"<p>{SENTENCE * 9}Write to me@home.example.</p>")
+    (tmp_path / "a.html").write_text(page)
+    target = tmp_path / "run" / "clean"
+    run(target, [str(tmp_path / "a.html")], personal_data={}, duplicates=None)
+    manifest = read_manifest(target)
+    assert manifest is not None
+    text, masks = (manifest.facts["steps"][name] for name in ("main_text", "personal_data"))
+    assert (text["changed"], masks["changed"]) == (1, 1)
+    assert text["changes"][0][1] == "a.html"
+    assert "the people of the town" in text["changes"][0][2]
+    assert "<p>" not in text["changes"][0][2]
+    before, after = masks["changes"][0][2:]
+    assert before.endswith("Write to me@home.example.")
+    assert "me@home" not in after
+    assert after.startswith(before[:60])
+
+
+def test_a_part_of_which_nothing_is_left_is_named(tmp_path, sources):
+    corpus = CorpusRecipe(source={"en": sources[0], "de": sources[1]})
+    recipe = CleaningRecipe.model_validate({"urls": {"block": ["x"]}, "length": {"min_tokens": 90}})
+    job = Cleaning.of(tmp_path / "clean", corpus, recipe, offline=True)
+    with pytest.raises(
+        DataError, match=r"the part de: of 11 documents, left out by length 11 \(un"
+    ):
+        clean(job, lambda line: None)
+
+
 def test_a_dataset_of_the_hub_is_streamed(tmp_path, sources):
     """It is divided like a large file; what is left is what is left of its rows in a file."""
     run(tmp_path / "file", sources[1:])
@@ -248,5 +293,5 @@ def test_rejected_documents_are_kept_where_asked(tmp_path, sources):
 
 def test_cleaning_everything_away_is_an_error(tmp_path, sources):
     """Which says what each step left out."""
-    with pytest.raises(DataError, match=r"leaves nothing of 14 documents.*length 14"):
+    with pytest.raises(DataError, match=r"nothing of the text: of 14 .*length 14 \(under 10000 t"):
         run(tmp_path / "clean", sources, length={"min_tokens": 10_000})

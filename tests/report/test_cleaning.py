@@ -11,7 +11,10 @@ from stillhouse.report.cleaning import write_cleaning_report
 from stillhouse.runs.manifest import Inputs, commit_parts
 from stillhouse.runs.paths import RunFolder
 
-STEP = {"documents_in": 0, "bytes_in": 0, "documents_out": 0, "bytes_out": 0, "seconds": 0.0}
+STEP = {
+    "documents_in": 0, "bytes_in": 0, "documents_out": 0, "bytes_out": 0, "seconds": 0.0,
+    "changed": 0, "changes": [],
+}  # fmt: skip
 FACTS = {
     "read": {
         "documents": 100,
@@ -29,6 +32,11 @@ FACTS = {
         "near_duplicates": {
             **STEP, "documents_in": 60, "bytes_in": 1_500_000, "documents_out": 50,
             "bytes_out": 1_000_000, "reasons": {}, "samples": {},
+        },
+        "personal_data": {
+            **STEP, "documents_in": 50, "bytes_in": 1_000_000, "documents_out": 50,
+            "bytes_out": 1_000_000, "reasons": {}, "samples": {}, "changed": 7,
+            "changes": [["0", "id-9", "mail a@b.example", "mail [email]"]],
         },
     },
     "repeats": {
@@ -69,8 +77,9 @@ def test_the_page_says_what_each_step_did(run):
     )
     text = text_of(run.cleaning_report)
     assert "50 documents of 100 are left (50.0%)" in text
-    assert "length 100 40 40.0% 2.0 MB 1.5 MB 4 MB/s" in text
-    assert "near_duplicates 60 10 16.7% 1.5 MB 1.0 MB" in text
+    assert "length 100 40 40.0% 0 2.0 MB 1.5 MB 4.0 MB/s" in text
+    assert "near_duplicates 60 10 16.7% 0 1.5 MB 1.0 MB" in text
+    assert "personal_data 7 documents id-9 before mail a@b.example id-9 after mail [email]" in text
     assert "length: under 128 tokens 40 id-7 https://a.example/x &lt;script&gt;hi" in text
     assert "3 alike 5 10" in text
     assert "first Once upon copy Once up" in text
@@ -85,7 +94,7 @@ def test_the_card_has_the_same_counts(run):
     """What each step left out, without the samples, which are text of others."""
     counts = cleaning_counts(run)
     assert {name: own["left_out"] for name, own in counts["steps"].items()} == {
-        "length": 40, "near_duplicates": 10,
+        "length": 40, "near_duplicates": 10, "personal_data": 0,
     }  # fmt: skip
     assert "samples" not in str(counts)
     assert cleaning_counts(RunFolder.at(run.path / "none")) == {}

@@ -15,12 +15,12 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from stillhouse.cleaning.counts import TextShape, summed
+from stillhouse.cleaning.counts import TextShape, left_out, summed
 from stillhouse.cleaning.executors import cluster, run_tasks
 from stillhouse.cleaning.job import Cleaning
 from stillhouse.cleaning.reading import ReadCounts
@@ -60,19 +60,36 @@ def clean(cleaning: Cleaning, say: Say, *, overwrite: bool = False) -> None:
         unfinished = [shard for shard in shards if not cleaning.is_finished(shard)]
         _run(cleaning, finish_shard, unfinished, "finished", say)
     facts = _facts(cleaning, shards)
-    if not facts["text"]["documents"]:
-        steps = ", ".join(
-            f"{name} {own['documents_in'] - own['documents_out']:,}"
-            for name, own in facts["steps"].items()
-        )
-        number = counted(facts["read"]["documents"], "document")
-        raise DataError(
-            f"Cleaning leaves nothing of {number}. Left out by {steps}. Give other text, or fewer "
-            "steps."
-        )
+    _refuse_nothing(cleaning, shards)
     facts["wall_seconds"] = round(time.monotonic() - started, 3)
     commit_parts(cleaning.folder, cleaning.inputs, facts)
     remove_work(cleaning.folder)
+    read = counted(facts["read"]["documents"], "document")
+    say(
+        f"{facts['text']['documents']:,} of {read} are left; left out by {left_out(facts['steps'])}"
+    )
+
+
+def _refuse_nothing(cleaning: Cleaning, shards: Sequence[Shard]) -> None:
+    """Refuse text of which nothing is left, or of one of whose parts.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    of_part: dict[str, list[Mapping[str, Any]]] = {}
+    for shard in shards:
+        of_part.setdefault(shard.group.part, []).append(facts_of(cleaning.part(shard)))
+    for part, facts in of_part.items():
+        if any(own["text"]["documents"] for own in facts):
+            continue
+        steps = {name: own.facts() for name, own in summed(each["steps"] for each in facts).items()}
+        first = next(iter(steps.values()))
+        whose = f"the part {part}" if part else "the text"
+        raise DataError(
+            f"Cleaning leaves nothing of {whose}: of "
+            f"{counted(first['documents_in'], 'document')}, left out by {left_out(steps)}. Give "
+            "other text, fewer steps, or other settings of these."
+        )
 
 
 def clean_share(cleaning: Cleaning, share: int, shares: int, say: Say) -> None:

@@ -6,12 +6,13 @@ documents have the lowest hashes of their ids, whatever the shards.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 SAMPLES = 3  # of what is left out, for each reason
 SAMPLE_CHARACTERS = 400
+CHANGE_CONTEXT = 80  # characters before a change that are shown with it
 
 
 @dataclass
@@ -26,6 +27,17 @@ class StepCounts:
     reasons: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     samples: dict[str, list[list[str]]] = field(default_factory=dict)
+    changed: int = 0
+    changes: list[list[str]] = field(default_factory=list)
+
+    def change(self, id: str, before: Callable[[], str], after: str) -> None:
+        """Count a document whose text was changed; of some, keep what stood at the first change,
+        and what stands there."""
+        self.changed += 1
+        own = _hash(id)
+        if len(self.changes) < SAMPLES or own < self.changes[-1][0]:
+            sample = [own, id, *_around_change(before(), after)]
+            self.changes = sorted([*self.changes, sample])[:SAMPLES]
 
     def reject(self, reason: str, id: str, url: str, text: str) -> None:
         self.reasons[reason] += 1
@@ -34,8 +46,9 @@ class StepCounts:
 
     def add(self, other: Mapping[str, Any]) -> None:
         """Add the facts of another shard."""
-        for key in ("documents_in", "bytes_in", "documents_out", "bytes_out", "seconds"):
+        for key in ("documents_in", "bytes_in", "documents_out", "bytes_out", "seconds", "changed"):
             setattr(self, key, getattr(self, key) + other[key])
+        self.changes = sorted([*self.changes, *other["changes"]])[:SAMPLES]
         self.reasons.update(other["reasons"])
         for reason, samples in other["samples"].items():
             own = self.samples.get(reason, [])
@@ -50,7 +63,31 @@ class StepCounts:
             "reasons": dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))),
             "seconds": round(self.seconds, 3),
             "samples": dict(sorted(self.samples.items())),
+            "changed": self.changed,
+            "changes": self.changes,
         }
+
+
+def left_out(steps: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many documents each step left out, with the reasons: "length 6 (under 128 tokens)"."""
+    parts = []
+    for name, own in steps.items():
+        number = own["documents_in"] - own["documents_out"]
+        if number:
+            reasons = [*own["reasons"]]
+            others = f" and {len(reasons) - 1} other reasons" if len(reasons) > 2 else ""
+            shown = " or ".join(reasons if len(reasons) < 3 else reasons[:1])
+            parts.append(f"{name} {number:,} ({shown}{others})")
+    return ", ".join(parts) or "no step"
+
+
+def _around_change(before: str, after: str) -> tuple[str, str]:
+    """The passage of each text at the first character in which they differ."""
+    pairs = zip(before, after, strict=False)
+    shorter = min(len(before), len(after))
+    first = next((place for place, (a, b) in enumerate(pairs) if a != b), shorter)
+    part = slice(max(0, first - CHANGE_CONTEXT), first + SAMPLE_CHARACTERS - CHANGE_CONTEXT)
+    return before[part], after[part]
 
 
 def _hash(id: str) -> str:

@@ -1,6 +1,6 @@
 """What is cleaned into which folder: the settings, the shards, their paths and inputs."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from stillhouse.runs.paths import part_folder_name
 from stillhouse.section import recipe_part
 
 NOT_OF_THE_RESULT = {"executor", "workers"}  # settings of how, not of what
+NOT_OF_THE_TEXT = {"validation_fraction", "mixture"}  # settings of what is done with it later
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ class Cleaning:
             folder,
             corpus,
             recipe,
-            {"corpus": recipe_part(corpus), "cleaning": settings_of(recipe)},
+            {
+                "corpus": _without(recipe_part(corpus), NOT_OF_THE_TEXT),
+                "cleaning": settings_of(recipe),
+            },
             fingerprint([sha256_of(path) for path in named_files(recipe)]),
             save_plan(folder, groups),
         )
@@ -126,8 +130,11 @@ def _judges_of(recipe: str) -> list[tuple[str, Judge]]:
 
 def settings_of(recipe: CleaningRecipe) -> dict[str, Any]:
     """The settings that change the result."""
-    kept = recipe_part(recipe)
-    return {key: value for key, value in kept.items() if key not in NOT_OF_THE_RESULT}
+    return _without(recipe_part(recipe), NOT_OF_THE_RESULT)
+
+
+def _without(settings: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in keys}
 
 
 def named_files(recipe: CleaningRecipe) -> list[Path]:

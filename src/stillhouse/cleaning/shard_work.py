@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _judged(
         page.text, page.html = "".join(visible_text([page.html])), None
     size = len((page.text if page.html is None else page.html).encode())
     for name, judge in judges:
-        own, before = steps[name], page.text
+        own, before, source = steps[name], page.text, page.html
         own.documents_in += 1
         own.bytes_in += size
         started = time.thread_time()
@@ -144,9 +145,15 @@ def _judged(
             return name, reason
         if page.text is not before:
             size = len(page.text.encode())
+            own.change(page.id, partial(_text_before, before, source), page.text)
         own.documents_out += 1
         own.bytes_out += size
     return None
+
+
+def _text_before(text: str, html: str | None = None) -> str:
+    """What a step changed; of a web page, the visible text."""
+    return text if html is None else "".join(visible_text([html]))
 
 
 def finish_shard(cleaning: Cleaning, shard: Shard) -> None:
@@ -196,6 +203,8 @@ def _write_finished(
                     break
                 own.documents_out += 1
                 own.bytes_out += len(left.encode())
+                if left is not before:
+                    own.change(id, partial(_text_before, before), left)
             else:
                 documents.add((id, url, language, left))
                 shape.add_text(left, language)

@@ -40,6 +40,7 @@ def write_cleaning_report(recipe: Recipe, run: RunFolder) -> None:
         name=model_name(recipe, run),
         outcome=outcome(facts),
         facts=facts,
+        changed={name: own for name, own in facts["steps"].items() if own["changed"]},
         steps=steps_table(facts["steps"]),
         lengths=lengths_chart(facts["text"]["lengths"]),
         languages=languages_table(facts["text"]),
@@ -74,7 +75,7 @@ def outcome(facts: Mapping[str, Any]) -> Outcome:
 def steps_table(steps: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for each step, in the order in which they ran."""
     return Table(
-        ["Documents in", "Left out", "Text in", "Text out", "Speed, one core"],
+        ["Documents in", "Left out", "Changed", "Text in", "Text out", "Speed, one core"],
         [(name, _cells(own)) for name, own in steps.items()],
     )
 
@@ -83,12 +84,14 @@ def _cells(own: Mapping[str, Any]) -> list[Cell]:
     documents, left_out = own["documents_in"], own["documents_in"] - own["documents_out"]
     share = [f"{left_out / documents:.1%}"] if documents else []
     speed = own["bytes_in"] / own["seconds"] / 1e6 if own["seconds"] else None
+    rate = "" if speed is None else f"{speed:,.1f}" if speed < 100 else f"{speed:,.0f}"
     return [
         Cell(f"{documents:,}"),
         Cell(f"{left_out:,}", share),
+        Cell(f"{own['changed']:,}"),
         Cell(units.size_bytes(own["bytes_in"])),
         Cell(units.size_bytes(own["bytes_out"])),
-        Cell("", is_missing=True) if speed is None else Cell(f"{speed:,.3g} MB/s"),
+        Cell(f"{rate} MB/s") if rate else Cell("", is_missing=True),
     ]
 
 

@@ -274,9 +274,9 @@ class StepBatches:
                 f"The training text gives {source.num_sequences} sequences of "
                 f"{source.sequence_length} tokens, "
                 f"fewer than the {self.sequences_per_step} of one optimizer step. Add text, or "
-                "lower tokens_per_step "
-                f"(to at most {source.num_sequences * source.sequence_length}) or "
-                "tokens.sequence_length."
+                "lower the tokens_per_step of this training, such as distillation.tokens_per_step "
+                f"(to at most {source.num_sequences * source.sequence_length}; a tenth of that "
+                "gives ten steps), or tokens.sequence_length."
             )
 
     @property

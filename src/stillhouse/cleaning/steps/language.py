@@ -1,24 +1,32 @@
 """Keep documents of some languages, as the model inside the package py3langid finds them, or a
 fastText model that the recipe names."""
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from stillhouse.cleaning.step import Judge, Page, Step, existing_file
 from stillhouse.data.language import identify, known_languages, sample_of
 from stillhouse.errors import RecipeError
 from stillhouse.section import Section, UnitInterval
 
+CODE = re.compile("[a-z]{2,3}")
 NONE = "none"  # the language of a text of which no language is probable enough
+
+
+def _code(name: str) -> str:
+    if not CODE.fullmatch(name):
+        raise ValueError(f"{name!r} is no language; give a code of ISO 639-1, such as en")
+    return name
 
 
 class LanguageRecipe(Section):
     """Languages that are kept."""
 
-    keep: list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]] = Field(default=["en"], min_length=1)
+    keep: list[Annotated[str, AfterValidator(_code)]] = Field(default=["en"], min_length=1)
     """ISO 639-1 codes."""
     min_probability: UnitInterval = 0.65
     """Lowest probability of the language; a higher one costs more short documents than it finds

@@ -15,7 +15,7 @@ class LengthRecipe(Section):
     """Shortest and longest documents that are kept."""
 
     min_tokens: NonNegativeInt = 128
-    """Fewest tokens of a document."""
+    """Fewest tokens of a document; here a token is a run of letters and digits, or a mark."""
     max_characters: PositiveInt = 20_000_000
     """Most characters of a document."""
 
