@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.report.handmade import make_recipe
 
 from stillhouse.recipe import Recipe
 from stillhouse.report.cards import cleaning_counts
 from stillhouse.report.cleaning import write_cleaning_report
+from stillhouse.report.write import write_report
 from stillhouse.runs.manifest import Inputs, commit_parts
 from stillhouse.runs.paths import RunFolder
 
@@ -98,3 +100,15 @@ def test_the_card_has_the_same_counts(run):
     }  # fmt: skip
     assert "samples" not in str(counts)
     assert cleaning_counts(RunFolder.at(run.path / "none")) == {}
+
+
+def test_the_report_leads_to_the_page(make_run):
+    """Where the text was cleaned; elsewhere it says nothing of cleaning."""
+    run = make_run({"teacher": 3.0, "student": 3.1, "control": 3.2})
+    write_report(make_recipe(), run, [run])
+    assert "Cleaned text" not in text_of(run.report)
+    run.clean.mkdir(parents=True)
+    commit_parts(run.clean, Inputs("clean", {}, {}), FACTS)
+    write_report(make_recipe(), run, [run])
+    assert "50 of 100 documents are left" in text_of(run.report)
+    assert '<a href="cleaning.html">' in run.report.read_text(encoding="utf-8")

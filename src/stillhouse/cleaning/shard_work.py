@@ -145,7 +145,8 @@ def _judged(
             return name, reason
         if page.text is not before:
             size = len(page.text.encode())
-            own.change(page.id, partial(_text_before, before, source), page.text)
+            if page.text != before:
+                own.change(page.id, partial(_text_before, before, source), page.text)
         own.documents_out += 1
         own.bytes_out += size
     return None

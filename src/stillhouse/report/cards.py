@@ -145,7 +145,7 @@ def cleaning_counts(run: RunFolder) -> Mapping[str, Any]:
     facts = facts_of(run.clean)
     if not facts:
         return {}
-    counts = ("documents_in", "bytes_in", "documents_out", "bytes_out", "reasons")
+    counts = ("documents_in", "bytes_in", "documents_out", "bytes_out", "reasons", "changed")
     left_out = {
         name: own["documents_in"] - own["documents_out"] for name, own in facts["steps"].items()
     }

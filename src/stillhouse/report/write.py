@@ -15,7 +15,13 @@ from stillhouse.report import energy as spent
 from stillhouse.report import results as read
 from stillhouse.report import tasks as scored
 from stillhouse.report.agreement import agreement_tables
-from stillhouse.report.cards import measurements, model_card, task_card, task_measurements
+from stillhouse.report.cards import (
+    cleaning_counts,
+    measurements,
+    model_card,
+    task_card,
+    task_measurements,
+)
 from stillhouse.report.figures import dot_plots, training_figures
 from stillhouse.report.layers import layer_charts
 from stillhouse.report.outcome import summarize_results
@@ -120,6 +126,7 @@ def report_page(
         plots=dot_plots(recipe, results),
         layers=layer_charts(results[0]),
         race=race_of(results[0]),
+        cleaning=cleaning_counts(run),
         vocabulary=vocabulary_note(results[0]),
         comparison=comparison(recipe, results),
         by_seed=by_seed(results),
