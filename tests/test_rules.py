@@ -20,6 +20,7 @@ ROOT = Path(stillhouse.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
 BASE = {
+    "allocator",
     "errors",
     "extras",
     "kernels",
@@ -93,6 +94,7 @@ ARROWS = {
     "serving": {"inspection"},  # a tab of its page
     "inspection": {"student"},  # where channels are, and the text they are measured on
     "detection": {"evaluation"},  # windows over a text, as of perplexity
+    "allocator": set(),
     "errors": set(),
     "extras": {"errors"},
     "kernels": {"machine", "runs"},

@@ -191,7 +191,7 @@ def test_text_smaller_than_one_step_is_rejected(ready):
     """The size of the text, the size of a step, and the keys to change."""
     outcome = ready.call("distill", "--set", "distillation.tokens_per_step=1_000_000")
     message = r"gives \d+ sequences of 32 tokens, fewer than the 31250 of one optimizer step"
-    refused(outcome, 3, message, r"lower tokens_per_step \(to at most \d+\)")
+    refused(outcome, 3, message, r"such as distillation\.tokens_per_step \(to at most \d+;")
 
 
 def test_text_too_small_for_the_tokenizer_is_rejected(tiny):

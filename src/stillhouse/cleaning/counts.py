@@ -31,8 +31,8 @@ class StepCounts:
     changes: list[list[str]] = field(default_factory=list)
 
     def change(self, id: str, before: Callable[[], str], after: str) -> None:
-        """Count a document whose text was changed; of some, keep what stood at the first change,
-        and what stands there."""
+        """Count a document whose text was changed; of some, keep the passage at the first change,
+        before and after it."""
         self.changed += 1
         own = _hash(id)
         if len(self.changes) < SAMPLES or own < self.changes[-1][0]:
