@@ -69,7 +69,8 @@ class StepCounts:
 
 
 def left_out(steps: Mapping[str, Mapping[str, Any]]) -> str:
-    """How many documents each step left out, with the reasons: "length 6 (under 128 tokens)"."""
+    """The end of a sentence: how many documents each step left out, with the reasons, such as
+    "; left out by length 6 (under 128 tokens)"."""
     parts = []
     for name, own in steps.items():
         number = own["documents_in"] - own["documents_out"]
@@ -78,7 +79,7 @@ def left_out(steps: Mapping[str, Mapping[str, Any]]) -> str:
             others = f" and {len(reasons) - 1} other reasons" if len(reasons) > 2 else ""
             shown = " or ".join(reasons if len(reasons) < 3 else reasons[:1])
             parts.append(f"{name} {number:,} ({shown}{others})")
-    return ", ".join(parts) or "no step"
+    return f"; left out by {', '.join(parts)}" if parts else ""
 
 
 def _around_change(before: str, after: str) -> tuple[str, str]:
