@@ -222,7 +222,7 @@ def test_a_part_of_which_nothing_is_left_is_named(tmp_path, sources):
     recipe = CleaningRecipe.model_validate({"urls": {"block": ["x"]}, "length": {"min_tokens": 90}})
     job = Cleaning.of(tmp_path / "clean", corpus, recipe, offline=True)
     with pytest.raises(
-        DataError, match=r"the part de: of 11 documents, left out by length 11 \(un"
+        DataError, match=r"the part de: of 11 documents; left out by length 11 \(un"
     ):
         clean(job, lambda line: None)
 

@@ -65,9 +65,7 @@ def clean(cleaning: Cleaning, say: Say, *, overwrite: bool = False) -> None:
     commit_parts(cleaning.folder, cleaning.inputs, facts)
     remove_work(cleaning.folder)
     read = counted(facts["read"]["documents"], "document")
-    say(
-        f"{facts['text']['documents']:,} of {read} are left; left out by {left_out(facts['steps'])}"
-    )
+    say(f"{facts['text']['documents']:,} of {read} are left{left_out(facts['steps'])}")
 
 
 def _refuse_nothing(cleaning: Cleaning, shards: Sequence[Shard]) -> None:
@@ -87,7 +85,7 @@ def _refuse_nothing(cleaning: Cleaning, shards: Sequence[Shard]) -> None:
         whose = f"the part {part}" if part else "the text"
         raise DataError(
             f"Cleaning leaves nothing of {whose}: of "
-            f"{counted(first['documents_in'], 'document')}, left out by {left_out(steps)}. Give "
+            f"{counted(first['documents_in'], 'document')}{left_out(steps)}. Give "
             "other text, fewer steps, or other settings of these."
         )
 
